@@ -1,0 +1,1 @@
+"""Pure rules: no I/O; time and randomness are passed in."""

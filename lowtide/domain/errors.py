@@ -1,0 +1,106 @@
+"""Every error a caller can meet.
+
+LowtideError
+├── InvalidRequest        400  the caller must change the request
+├── Unauthenticated       401  no key, or an unknown one
+├── NotFound              404  unknown id, or another tenant's
+├── Conflict              409  not in this state
+├── PayloadTooLarge       413  over a configured limit
+├── UnsupportedMediaType  415  not the content type this call takes
+├── MethodNotAllowed      405  the path exists, the method does not
+├── TooManyRequests       429  a tenant limit
+└── Unavailable           503  a dependency does not answer; retry
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LowtideError(Exception):
+    """An error with OpenAI's four fields; `status` and `type` are fixed per class.
+
+    `message` tells what is wrong and how to fix it; `param` names the request field, `code` is
+    for machines.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+
+class InvalidRequest(LowtideError):
+    """The caller must change the request."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthenticated(LowtideError):
+    """No API key was sent, or an unknown or revoked one."""
+
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class NotFound(LowtideError):
+    """The id is unknown to this tenant; another tenant's id looks the same."""
+
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class MethodNotAllowed(LowtideError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+
+
+class Conflict(LowtideError):
+    """The object is not in a state that allows this."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "conflict"
+
+
+class PayloadTooLarge(LowtideError):
+    """The body is over a configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    default_code = "payload_too_large"
+
+
+class UnsupportedMediaType(LowtideError):
+    """The body is not of the content type that this call takes."""
+
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_media_type"
+
+
+class TooManyRequests(LowtideError):
+    """A tenant's limit is reached; retry later."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+
+class Unavailable(LowtideError):
+    """A dependency does not answer at the moment; retry."""
+
+    status = 503
+    type = "server_error"
+    default_code = "unavailable"

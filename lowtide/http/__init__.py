@@ -1,0 +1,1 @@
+"""OpenAI-shaped HTTP over the services."""

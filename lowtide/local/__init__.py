@@ -1,0 +1,1 @@
+"""The local runtime behind `lowtide up`: the manifests, run on one machine."""

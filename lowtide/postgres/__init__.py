@@ -1,0 +1,1 @@
+"""PostgreSQL adapters: store, queue and outbox."""

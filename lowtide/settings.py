@@ -1,0 +1,169 @@
+"""Every setting of every process, read once from `LOWTIDE_*` environment variables."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from functools import lru_cache
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lowtide.domain.lines import ENDPOINTS
+
+PREFIX = "LOWTIDE_"
+
+
+class EngineKind(StrEnum):
+    """Which engine runs the lines."""
+
+    SIMULATED = "simulated"
+    OPENAI = "openai"
+    NOOP = "noop"
+
+
+class LogFormat(StrEnum):
+    """How a process writes its log."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class Settings(BaseSettings):
+    """One frozen object; times are in seconds unless the type says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="PostgreSQL, as `postgresql://user:password@host/db`."
+    )
+    database_pool_size: int = Field(default=8, ge=1, description="Connections a process may hold.")
+    database_connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
+    object_store_url: str = Field(
+        default="", description="`file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`."
+    )
+    api_key_pepper: SecretStr = Field(
+        default=SecretStr(""), description="Secret key of the hash that API keys are stored as."
+    )
+    anonymous_tenant: str | None = Field(
+        default=None,
+        description="Name of the tenant that requests without a key act for. Unset: 401. "
+        "For a trusted network only.",
+    )
+    event_sink: str | None = Field(
+        default=None,
+        validation_alias="K_SINK",
+        description="Where CloudEvents are sent; Knative's SinkBinding sets it.",
+    )
+    event_sink_timeout: float = Field(default=3.0, gt=0, description="Seconds for one event.")
+
+    max_file_bytes: int = Field(default=200_000_000, gt=0, description="Largest upload, in bytes.")
+    max_batch_lines: int = Field(default=50_000, gt=0, description="Most requests a file.")
+    max_line_bytes: int = Field(default=4_194_304, gt=0, description="Largest request, in bytes.")
+    endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=ENDPOINTS, description="Endpoints that batches may name, comma-separated."
+    )
+    shortest_window: int = Field(default=60, ge=1, description="Shortest completion window.")
+    longest_window: int = Field(default=604_800, ge=1, description="Longest completion window.")
+    cancel_grace: float = Field(
+        default=10.0, ge=0, description="Seconds that running lines of a cancelled batch get."
+    )
+
+    health_port: int = Field(default=8081, description="Port of `/health/*` and `/metrics`.")
+    log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
+
+    engine: EngineKind = Field(default=EngineKind.SIMULATED, description="What runs the lines.")
+    engine_url: str = Field(
+        default="http://127.0.0.1:8000", description="OpenAI-compatible upstream, without `/v1`."
+    )
+    engine_api_key: SecretStr = Field(
+        default=SecretStr(""), description="Key that the upstream wants, if any."
+    )
+    engine_timeout: float = Field(default=600.0, gt=0, description="Seconds for one request.")
+    simulated_seed: int = Field(default=0, description="Seed of the simulated engine.")
+    simulated_latency: float = Field(
+        default=0.2, ge=0, description="Mean seconds of a simulated request."
+    )
+    simulated_tokens: int = Field(default=64, ge=1, description="Mean tokens of a response.")
+    simulated_failure_rate: float = Field(
+        default=0.0, ge=0, le=1, description="Share of attempts that answer 500."
+    )
+    simulated_interruption_rate: float = Field(
+        default=0.0, ge=0, le=1, description="Share of spot attempts that are interrupted."
+    )
+
+    worker_concurrency: int = Field(default=32, ge=1, description="Requests in flight a worker.")
+    worker_prefetch: int = Field(
+        default=16, ge=0, description="Lines a worker holds ready beyond those in flight."
+    )
+    worker_claim_size: int = Field(default=200, ge=1, description="Most lines of one claim.")
+    worker_flush_lines: int = Field(default=100, ge=1, description="Results of one write.")
+    worker_flush_interval: float = Field(default=0.1, gt=0, description="Seconds between writes.")
+    worker_poll_initial: float = Field(default=0.25, gt=0, description="First wait when idle.")
+    worker_poll_cap: float = Field(default=10.0, gt=0, description="Longest wait when idle.")
+    worker_grace: float = Field(
+        default=20.0, ge=0, description="Seconds for work in hand after SIGTERM."
+    )
+    lease_duration: float = Field(
+        default=30.0, gt=0, description="Seconds a silent worker keeps its lines."
+    )
+    max_attempts: int = Field(default=5, ge=1, description="Tries of a line that keeps failing.")
+    max_lost_leases: int = Field(
+        default=5, ge=1, description="Workers that one line may take down before it is set aside."
+    )
+    retry_base: float = Field(default=1.0, gt=0, description="First retry waits up to this.")
+    retry_cap: float = Field(default=60.0, gt=0, description="No retry waits longer than this.")
+
+    dedicated_rate: float = Field(
+        default=2.0, gt=0, description="Lines a second of one dedicated replica."
+    )
+    dedicated_replicas: int = Field(default=2, ge=0, description="Most dedicated replicas.")
+    spot_replicas: int = Field(default=4, ge=0, description="Most spot replicas.")
+    spot_rows_per_replica: int = Field(default=5, ge=1, description="KEDA's target for spot.")
+    dedicated_rows_per_replica: int = Field(
+        default=10, ge=1, description="KEDA's target for dedicated."
+    )
+    cold_start: float = Field(
+        default=180.0, ge=0, description="Seconds until a new dedicated replica works."
+    )
+    safety_margin: float = Field(default=30.0, ge=0, description="Seconds kept before deadlines.")
+    tick: float = Field(default=10.0, gt=0, description="Seconds between scheduler ticks.")
+    stalled_after: float = Field(
+        default=30.0, gt=0, description="Seconds until a step without progress is started again."
+    )
+
+    portal_secret: SecretStr = Field(
+        default=SecretStr(""), description="Signs the portal's session cookies."
+    )
+    portal_host: str = Field(default="127.0.0.1", description="Address the portal listens on.")
+    portal_port: int = Field(default=8090, description="Port the portal listens on.")
+    api_url: str = Field(
+        default="http://127.0.0.1:8080", description="Base URL that the portal shows and probes."
+    )
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
+    """Return the `LOWTIDE_*` variables that no setting reads: typing errors, all of them."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in (os.environ if environment is None else environment)
+        if name.startswith(PREFIX) and name not in known
+    )
+
+
+@lru_cache(maxsize=1)
+def read_settings() -> Settings:
+    """Read the environment; raises ValueError for a bad value or an unknown variable."""
+    if unknown := unknown_variables():
+        raise ValueError(
+            f"Unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "
+            "see docs/settings.md for the names."
+        )
+    return Settings()
