@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from lowtide.domain.batches import Batch, NewBatch
+    from lowtide.domain.claims import Claim, Finished, Returned, Settled
+    from lowtide.domain.files import StoredFile
+    from lowtide.domain.ids import BatchId, FileId, LeaseId, TenantId
     from lowtide.domain.outcomes import Outcome
+    from lowtide.domain.pools import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,8 @@ class EngineRequest:
     """One request for an engine.
 
     `key` is the caller's own and comes back with the outcome; `body` is exact JSON; `spot` says
-    that the capacity may be interrupted; `attempt` counts from 1.
+    that the capacity may be interrupted; `attempt` counts from 1; `interruptions` is how often it
+    was interrupted before.
     """
 
     key: int
@@ -27,6 +33,7 @@ class EngineRequest:
     body: bytes
     attempt: int
     spot: bool
+    interruptions: int = 0
 
 
 class Engine(Protocol):
@@ -108,4 +115,100 @@ class EventSink(Protocol):
 
     def publish(self, event: Event) -> bool:
         """Send one event; return whether the sink accepted it. Never raises."""
+        ...
+
+
+class FileCatalog(Protocol):
+    """The records of stored files, for one tenant at a time."""
+
+    def add(self, file: StoredFile) -> None:
+        """Record a file whose object is complete."""
+        ...
+
+    def get(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Return a file; raises NotFound."""
+        ...
+
+    def page(
+        self, tenant: TenantId, *, after: FileId | None, limit: int, newest_first: bool, purpose: str | None
+    ) -> Sequence[StoredFile]:
+        """Return up to `limit` files behind `after`."""
+        ...
+
+    def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Forget a file; raises NotFound, or Conflict while an active batch reads it."""
+        ...
+
+
+class BatchLedger(Protocol):
+    """The records of batches as users see them, for one tenant at a time."""
+
+    def create(self, batch: NewBatch, event: Event) -> tuple[Batch, bool]:
+        """Record a batch and its event together.
+
+        Returns the batch and whether it is new: the same idempotency key returns the first one.
+        Raises NotFound for an unknown input file.
+        """
+        ...
+
+    def get(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound."""
+        ...
+
+    def page(self, tenant: TenantId, *, after: BatchId | None, limit: int) -> Sequence[Batch]:
+        """Return up to `limit` batches behind `after`, newest first."""
+        ...
+
+    def cancel(self, tenant: TenantId, batch: BatchId, event: Event) -> tuple[Batch, bool]:
+        """Start cancelling: drop what waits, let running lines end.
+
+        Returns the batch and whether nothing was running, in which case `event` was recorded.
+        Raises NotFound, or Conflict when the batch is already over.
+        """
+        ...
+
+
+class Queue(Protocol):
+    """The workers' side of the queue. Everything is fenced by the lease."""
+
+    def open_lease(self, pool: Pool, worker: str) -> LeaseId:
+        """Register a worker."""
+        ...
+
+    def renew(self, lease: LeaseId) -> bool:
+        """Extend the lease; False when it was given away, with all its lines."""
+        ...
+
+    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
+        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+        ...
+
+    def settle(
+        self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
+    ) -> Settled:
+        """End or give back lines in one transaction; lines that are not the lease's are skipped."""
+        ...
+
+    def close_lease(self, lease: LeaseId) -> None:
+        """Leave; lines still held go back to the queue."""
+        ...
+
+    def reap(self) -> int:
+        """Give lines of expired leases back; return how many."""
+        ...
+
+    def ready(self) -> None:
+        """Raise when the database does not answer."""
+        ...
+
+
+class Outbox(Protocol):
+    """CloudEvents that are recorded but not yet accepted by the sink."""
+
+    def waiting(self, limit: int, ids: Sequence[str] | None = None) -> Sequence[Event]:
+        """Return events, oldest first; only these ids when given."""
+        ...
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop events that were accepted."""
         ...
