@@ -1,0 +1,141 @@
+"""An engine without a model: seeded latency, answers, failures and spot interruptions."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from lowtide.domain.outcomes import Answered, Interrupted
+from lowtide.engines.answers import answer, failure
+from lowtide.engines.arrivals import Arrivals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from lowtide.domain.outcomes import Outcome
+    from lowtide.ports import EngineRequest
+
+INTERRUPTION: Final = "Simulated spot interruption"
+
+_DRAWS = Struct("<6Q")
+_FIXED_SHARE = 0.25
+"""Part of the mean latency that every request takes; the rest is exponential."""
+
+
+@dataclass(slots=True)
+class _Call:
+    arrivals: Arrivals
+    timers: dict[int, asyncio.TimerHandle] = field(default_factory=dict)
+    over: bool = False
+
+
+class SimulatedEngine:
+    """Behaves like an OpenAI-compatible server on capacity that may be taken away.
+
+    What becomes of a request depends on the seed and the request alone (endpoint, body, attempt,
+    spot, interruptions), never on the order or the time of calls. `latency` is the mean in
+    seconds, 0 answers at once; `tokens` is the mean of a response; the rates are shares of
+    attempts, and only spot requests are interrupted.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        latency: float = 0.0,
+        tokens: int = 64,
+        failure_rate: float = 0.0,
+        interruption_rate: float = 0.0,
+        concurrency: int = 32,
+    ) -> None:
+        self._seed = blake2b(str(seed).encode(), digest_size=32).digest()
+        self._latency = latency
+        self._tokens = tokens
+        self._failure_rate = failure_rate
+        self._interruption_rate = interruption_rate
+        self._free = concurrency
+        self._waiting: deque[tuple[_Call, EngineRequest]] = deque()
+        self._calls: list[_Call] = []
+
+    async def run(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
+        """Yield outcomes as their time comes; without latency, all in one group."""
+        if not requests:
+            return
+        if not self._latency:
+            yield [(request.key, self._simulate(request)[0]) for request in requests]
+            return
+        call = _Call(Arrivals(len(requests)))
+        self._calls.append(call)
+        self._waiting.extend((call, request) for request in requests)
+        try:
+            self._start_waiting()
+            async for group in call.arrivals.groups():
+                yield group
+        finally:
+            self._calls.remove(call)
+            self._end(call)
+
+    async def models(self) -> Sequence[str]:
+        """Return nothing: any model name is served."""
+        return ()
+
+    async def close(self) -> None:
+        """Abandon what is in flight; running calls end without the missing outcomes."""
+        for call in self._calls:
+            self._end(call)
+            call.arrivals.abandon()
+
+    def _start_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._free and self._waiting:
+            call, request = self._waiting.popleft()
+            if call.over:
+                continue
+            outcome, delay = self._simulate(request)
+            self._free -= 1
+            call.timers[request.key] = loop.call_later(
+                delay, self._finish, call, request.key, outcome
+            )
+
+    def _finish(self, call: _Call, key: int, outcome: Outcome) -> None:
+        del call.timers[key]
+        call.arrivals.add(key, outcome)
+        self._free += 1
+        self._start_waiting()
+
+    def _end(self, call: _Call) -> None:
+        call.over = True
+        for timer in call.timers.values():
+            timer.cancel()
+        self._free += len(call.timers)
+        call.timers.clear()
+        self._start_waiting()
+
+    def _simulate(self, request: EngineRequest) -> tuple[Outcome, float]:
+        """Return the outcome and the seconds until it is known."""
+        digest = self._digest(request)
+        interrupted, failed, delay, length, age, part = (
+            (draw >> 11) / 2**53 for draw in _DRAWS.unpack(digest)
+        )
+        seconds = self._latency * (_FIXED_SHARE + (1 - _FIXED_SHARE) * -math.log1p(-delay))
+        if request.spot and interrupted < self._interruption_rate:
+            return Interrupted(INTERRUPTION), seconds * part
+        request_id = f"req_{digest.hex()[:32]}"
+        if failed < self._failure_rate:
+            return Answered(500, failure("The simulated server failed."), request_id), seconds
+        tokens = 1 + int(-math.log1p(-length) * (self._tokens - 1))
+        status, body, usage = answer(request.endpoint, request.body, digest, tokens, age)
+        return Answered(status, body, request_id, usage), seconds
+
+    def _digest(self, request: EngineRequest) -> bytes:
+        head = f"{request.endpoint} {request.attempt} {request.spot:d} {request.interruptions}\n"
+        state = blake2b(head.encode(), key=self._seed, digest_size=_DRAWS.size)
+        state.update(request.body)
+        return state.digest()

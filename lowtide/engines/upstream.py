@@ -1,0 +1,152 @@
+"""Any OpenAI-compatible HTTP server as an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from lowtide.domain.outcomes import Unanswered
+from lowtide.engines.arrivals import Arrivals
+from lowtide.engines.connection import BrokenReplyError, Connection, Origin
+from lowtide.engines.replies import outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from lowtide.domain.outcomes import Outcome
+    from lowtide.engines.replies import Reply
+    from lowtide.ports import EngineRequest
+
+MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+
+_CONNECT_TIMEOUT = 10.0
+# uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
+_KEEP_ALIVE = 4.0
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class UpstreamEngine:
+    """Posts each request to `base_url` + endpoint, over connections that are kept.
+
+    `timeout` is in seconds for one request, connecting included; waiting for one of the
+    `concurrency` slots does not count. Redirects are answers like any other, and proxies are not
+    used. Raises ValueError for a URL that is not http(s).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str = "",
+        timeout: float = 600.0,
+        concurrency: int = 32,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self._origin = Origin.parse(base_url, api_key.strip())
+        self._tls = ssl.create_default_context() if self._origin.encrypted else None
+        self._timeout = timeout
+        self._concurrency = concurrency
+        self._max_response_bytes = max_response_bytes
+        self._slots = asyncio.Semaphore(concurrency)
+        self._idle: list[Connection] = []
+        self._calls: list[tuple[Arrivals, list[asyncio.Task[None]]]] = []
+
+    async def run(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
+        """Yield outcomes as the upstream answers; closing the iterator cancels the rest."""
+        arrivals = Arrivals(len(requests))
+        queue = iter(requests)
+        tasks = [
+            asyncio.create_task(self._work(queue, arrivals))
+            for _ in range(min(len(requests), self._concurrency))
+        ]
+        call = (arrivals, tasks)
+        self._calls.append(call)
+        try:
+            async for group in arrivals.groups():
+                yield group
+        finally:
+            self._calls.remove(call)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def models(self) -> Sequence[str]:
+        """Return the ids that `GET /v1/models` lists; empty when it fails."""
+        try:
+            reply = await self._exchange(self._origin.get("/v1/models"))
+            if reply.status != 200:
+                return ()
+            return [model.id for model in msgspec.json.decode(reply.body, type=_Models).data]
+        except (OSError, BrokenReplyError, msgspec.MsgspecError, UnicodeError):
+            return ()
+
+    async def close(self) -> None:
+        """Close the connections; running calls end without the missing outcomes."""
+        for arrivals, tasks in self._calls:
+            for task in tasks:
+                task.cancel()
+            arrivals.abandon()
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _work(self, queue: Iterator[EngineRequest], arrivals: Arrivals) -> None:
+        """Send requests of one call until none is left; a call has several of these."""
+        for request in queue:
+            async with self._slots:
+                outcome = await self._ask(request)
+            arrivals.add(request.key, outcome)
+
+    async def _ask(self, request: EngineRequest) -> Outcome:
+        try:
+            return outcome_of(
+                await self._exchange(self._origin.post(request.endpoint, request.body))
+            )
+        except TimeoutError:
+            return Unanswered("timeout", f"The upstream gave no answer in {self._timeout:g} s.")
+        except BrokenReplyError as error:
+            return Unanswered("invalid_response", f"The upstream's answer is unusable: {error}.")
+        except OSError as error:
+            return Unanswered("connection_error", f"The upstream was not reached: {error}")
+        # A line without an outcome would never end, so whatever else goes wrong is one.
+        except Exception as error:  # noqa: BLE001
+            return Unanswered("engine_error", f"The request failed: {error!r}")
+
+    async def _exchange(self, request: bytes) -> Reply:
+        async with asyncio.timeout(self._timeout):
+            connection = self._kept() or await self._connect()
+            reply = await connection.exchange(request)
+        if connection.reusable:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return reply
+
+    def _kept(self) -> Connection | None:
+        """Return the connection that was used last, when it still is good."""
+        oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable and connection.idle_since > oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self) -> Connection:
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                return await Connection.open(self._origin, self._tls, self._max_response_bytes)
+        except TimeoutError as error:
+            raise ConnectionError(f"no connection in {_CONNECT_TIMEOUT:g} s") from error
