@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.engines.replies import Reply, outcome_of, parse_retry_after
+
+NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("", None),
+        ("7", 7.0),
+        (" 0.5 ", 0.5),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:27:30 GMT", 0.0),
+        ("-3", None),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        ("Wed, 99 Oct 2015 07:28:30 GMT", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+@given(st.text(max_size=40))
+def test_any_retry_after_is_read_or_ignored(value: str) -> None:
+    seconds = parse_retry_after(value, NOW)
+    assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (b'{"prompt_tokens":3,"completion_tokens":4}', Usage(3, 4)),
+        (b'{"input_tokens":5,"output_tokens":6}', Usage(5, 6)),
+        (b'{"prompt_tokens":8,"total_tokens":8}', Usage(8, 0)),
+        (b'{"prompt_tokens":-1,"completion_tokens":true}', Usage()),
+        (b'{"prompt_tokens":1e30,"completion_tokens":99999999999999999999}', Usage()),
+        (b'{"prompt_tokens":1e999}', Usage()),
+        (b"null", Usage()),
+        (b"[]", Usage()),
+    ],
+)
+def test_usage(usage: bytes, expected: Usage) -> None:
+    outcome = outcome_of(Reply(200, "OK", b'{"usage":%b}' % usage))
+    assert isinstance(outcome, Answered)
+    assert outcome.usage == expected
+
+
+KEPT = [
+    b'{"a":1,"a":2}',
+    b'{"big":123456789012345678901234567890,"small":1.10e-400,"x":1E400}',
+    b'{"text":"\\u00e9 \\ud83d\\ude00 \\/ \xc3\xa9 \\n\\u0000"}',
+    b' {"spaced" :  [1 , 2]} ',
+    '"\u2028\x85"'.encode(),
+    b"[]",
+    b"null",
+]
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("body", KEPT)
+def test_json_is_kept_byte_for_byte(body: bytes, status: int) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    assert isinstance(outcome, Answered)
+    assert outcome.body.encode() == body
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_pretty_printed_json_fits_on_one_line(value: object, newline: str) -> None:
+    pretty = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", newline)
+    outcome = outcome_of(Reply(200, "OK", pretty.encode()))
+    assert isinstance(outcome, Answered)
+    assert outcome.body == pretty.replace("\n", " ").replace("\r", " ")
+    assert json.loads(outcome.body) == value
+
+
+GARBAGE = [
+    b"",
+    b"<html>oops</html>",
+    b'{"a":',
+    b'{"a":NaN}',
+    b'{"a":"\xff"}',
+    b'{"a":"line\nbreak"}',
+    b"{} {}",
+    b"[" * 100_000,
+    b"\x00",
+]
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=lambda body: repr(body[:12]))
+def test_garbage_is_unusable_with_success_and_wrapped_with_an_error(body: bytes) -> None:
+    unusable = outcome_of(Reply(200, "OK", body))
+    assert isinstance(unusable, Unanswered)
+    assert unusable.code == "invalid_response"
+    wrapped = outcome_of(Reply(502, "Bad Gateway", body, "id", "3"))
+    assert isinstance(wrapped, Answered)
+    assert (wrapped.status_code, wrapped.retry_after, wrapped.request_id) == (502, 3.0, "id")
+    error = json.loads(wrapped.body)["error"]
+    assert error["type"] == "upstream_error"
+    assert error["message"]
+    assert "\\u0000" not in wrapped.body
+
+
+@given(st.binary(max_size=60), st.integers(200, 599))
+def test_any_reply_has_an_outcome(body: bytes, status: int) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    if isinstance(outcome, Answered):
+        json.loads(outcome.body)
+        assert "\n" not in outcome.body

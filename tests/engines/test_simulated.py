@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.domain.lines import ENDPOINTS
+from lowtide.domain.outcomes import Answered, Interrupted, Usage
+from lowtide.engines.simulated import SimulatedEngine
+from lowtide.ports import EngineRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.domain.outcomes import Outcome
+
+
+def request(body: Any, endpoint: str = ENDPOINTS[0], **more: Any) -> EngineRequest:
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return EngineRequest(0, endpoint, text, **({"attempt": 1, "spot": True} | more))
+
+
+def run(engine: SimulatedEngine, requests: Sequence[EngineRequest]) -> dict[int, Outcome]:
+    async def collect() -> dict[int, Outcome]:
+        return {key: outcome async for group in engine.run(requests) for key, outcome in group}
+
+    return asyncio.run(collect())
+
+
+def many(count: int, **more: Any) -> list[EngineRequest]:
+    return [replace(request({"model": "m", "n": n}, **more), key=n) for n in range(count)]
+
+
+def answered(body: Any, endpoint: str) -> tuple[dict[str, Any], Answered]:
+    outcome = run(SimulatedEngine(seed=5), [request(body, endpoint)])[0]
+    assert isinstance(outcome, Answered)
+    return json.loads(outcome.body), outcome
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.001])
+def test_outcomes_do_not_depend_on_the_order_of_calls(latency: float) -> None:
+    rates: dict[str, Any] = {"failure_rate": 0.3, "interruption_rate": 0.3, "latency": latency}
+    requests = many(60)
+    forward = run(SimulatedEngine(seed=7, concurrency=3, **rates), requests)
+    backward = run(SimulatedEngine(seed=7, concurrency=50, **rates), requests[::-1])
+    assert forward == backward
+    assert forward != run(SimulatedEngine(seed=8, **rates), requests)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attempt": 2},
+        {"spot": False},
+        {"interruptions": 1},
+        {"endpoint": "/v1/completions"},
+        {"body": b'{"model":"n"}'},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_each_part_of_a_request_matters(changed: dict[str, Any]) -> None:
+    first = request({"model": "m"})
+    engine = SimulatedEngine()
+    assert run(engine, [first]) != run(engine, [replace(first, **changed)])
+
+
+def test_rates_are_met_and_only_spot_is_interrupted() -> None:
+    engine = SimulatedEngine(failure_rate=0.2, interruption_rate=0.1)
+    spot = list(run(engine, many(4000)).values())
+    dedicated = list(run(engine, many(4000, spot=False)).values())
+    interrupted = [outcome for outcome in spot if isinstance(outcome, Interrupted)]
+    assert {outcome.reason for outcome in interrupted} == {"Simulated spot interruption"}
+    assert len(interrupted) / 4000 == pytest.approx(0.1, abs=0.03)
+    assert not any(isinstance(outcome, Interrupted) for outcome in dedicated)
+    failed = [o for o in dedicated if isinstance(o, Answered) and o.status_code == 500]
+    assert len(failed) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert json.loads(failed[0].body)["error"]["type"] == "server_error"
+
+
+def test_an_interrupted_request_gets_through_in_the_end() -> None:
+    engine = SimulatedEngine(interruption_rate=0.5)
+    tries = [replace(request({"model": "m"}), key=n, interruptions=n) for n in range(40)]
+    kinds = {type(outcome) for outcome in run(engine, tries).values()}
+    assert kinds == {Interrupted, Answered}
+
+
+def test_tokens_and_latency_have_the_mean_that_was_asked_for() -> None:
+    engine = SimulatedEngine(tokens=40, latency=2.0)
+    drawn = [engine._simulate(each) for each in many(4000)]
+    tokens = [o.usage.output_tokens for o, _ in drawn if isinstance(o, Answered)]
+    assert fmean(tokens) == pytest.approx(40, rel=0.1)
+    assert fmean(seconds for _, seconds in drawn) == pytest.approx(2.0, rel=0.1)
+    assert min(seconds for _, seconds in drawn) >= 0.5
+
+
+def test_no_more_than_the_slots_run_at_once() -> None:
+    async def most_timers() -> int:
+        engine = SimulatedEngine(latency=0.002, concurrency=3)
+        most = 0
+
+        async def consume() -> None:
+            nonlocal most
+            async for _ in engine.run(many(15)):
+                most = max(most, sum(len(call.timers) for call in engine._calls))
+
+        await asyncio.gather(consume(), consume())
+        assert engine._free == 3
+        return most
+
+    assert asyncio.run(most_timers()) == 3
+
+
+def test_closing_ends_running_calls() -> None:
+    async def work() -> int:
+        engine = SimulatedEngine(latency=3600.0, concurrency=2)
+
+        async def consume() -> int:
+            return len([pair async for group in engine.run(many(5)) for pair in group])
+
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0)
+        await engine.close()
+        return await task
+
+    assert asyncio.run(work()) == 0
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "tell me of"}, {"text": "seals"}]}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "path", "text"),
+    [
+        ("/v1/chat/completions", {"messages": PARTS}, "choices.0.message.content", "seals"),
+        ("/v1/completions", {"prompt": ["of", "tides"]}, "choices.0.text", "of tides"),
+        ("/v1/responses", {"input": "of moons"}, "output.0.content.0.text", "of moons"),
+        ("/v1/responses", {"input": PARTS}, "output.0.content.0.text", "seals"),
+    ],
+    ids=["chat", "completion", "response", "response-items"],
+)
+def test_texts_echo_the_request(endpoint: str, body: Any, path: str, text: str) -> None:
+    made, outcome = answered({"model": "tiny", **body}, endpoint)
+    assert made["model"] == "tiny"
+    assert made["usage"]["total_tokens"] == (
+        outcome.usage.input_tokens + outcome.usage.output_tokens
+    )
+    value: Any = made
+    for step in path.split("."):
+        value = value[int(step)] if step.isdigit() else value[step]
+    assert value.startswith("Simulated answer to:")
+    assert text in value
+
+
+def test_limits_cut_the_answer() -> None:
+    made, outcome = answered({"model": "m", "max_tokens": 1}, "/v1/chat/completions")
+    assert made["choices"][0]["finish_reason"] == "length"
+    assert outcome.usage.output_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [("one", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2]], 2)], ids=str
+)
+def test_every_input_has_its_embedding(given: Any, count: int) -> None:
+    made, outcome = answered({"model": "m", "input": given, "dimensions": 8}, "/v1/embeddings")
+    assert [len(each["embedding"]) for each in made["data"]] == [8] * count
+    assert sum(x * x for x in made["data"][0]["embedding"]) == pytest.approx(1.0)
+    assert outcome.usage == Usage(input_tokens=made["usage"]["prompt_tokens"])
+
+
+def test_moderations_flag_nothing() -> None:
+    made, _ = answered({"model": "m", "input": ["a", "b"]}, "/v1/moderations")
+    assert [result["flagged"] for result in made["results"]] == [False, False]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+FIELDS = ["model", "messages", "input", "prompt", "max_tokens", "dimensions", "encoding_format"]
+
+
+@given(
+    body=st.dictionaries(st.sampled_from(FIELDS), JSON).map(lambda body: json.dumps(body).encode())
+    | st.binary(max_size=40),
+    endpoint=st.sampled_from([*ENDPOINTS, "/v1/other"]),
+)
+def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
+    outcome = run(SimulatedEngine(), [request(body, endpoint)])[0]
+    assert isinstance(outcome, Answered)
+    assert isinstance(json.loads(outcome.body), dict)

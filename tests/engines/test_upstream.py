@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.engines.upstream import UpstreamEngine
+from lowtide.ports import EngineRequest
+
+if TYPE_CHECKING:
+    from conftest import Script, ScriptedUpstream
+
+    from lowtide.domain.outcomes import Outcome
+
+CHAT = "/v1/chat/completions"
+
+
+def ask(url: str, *bodies: bytes, **options: Any) -> list[Outcome]:
+    """Run the bodies as one call, and return the outcomes in their order."""
+
+    async def main() -> list[Outcome]:
+        engine = UpstreamEngine(url, **options)
+        requests = [EngineRequest(n, CHAT, body, 1, spot=False) for n, body in enumerate(bodies)]
+        found = {key: outcome async for group in engine.run(requests) for key, outcome in group}
+        await engine.close()
+        return [found[n] for n in range(len(bodies))]
+
+    return asyncio.run(main())
+
+
+def script(upstream: ScriptedUpstream, data: bytes, then: str = "keep") -> None:
+    upstream.reply("m", b"")
+    made: Script = upstream.scripts["m"]
+    made.data, made.then = data, then
+
+
+def test_a_request_is_sent_as_it_is(upstream: ScriptedUpstream) -> None:
+    body = b'{"model":"m" ,"n":1.10, "n":2, "text":"\xc3\xa9\\u00e9"}'
+    head = "X-Request-Id: req_1\r\n"
+    upstream.reply("m", b'{"usage":{"input_tokens":1,"output_tokens":2}}', head=head)
+    [outcome] = ask(upstream.url + "/v1/", body, api_key="secret")
+    assert outcome == Answered(
+        200, '{"usage":{"input_tokens":1,"output_tokens":2}}', "req_1", Usage(1, 2)
+    )
+    [(sent, received)] = upstream.requests
+    assert received == body
+    lines = sent.decode().split("\r\n")
+    assert lines[0] == f"POST {CHAT} HTTP/1.1"
+    assert "Authorization: Bearer secret" in lines
+    assert "Content-Type: application/json" in lines
+
+
+def test_no_key_means_no_authorization(upstream: ScriptedUpstream) -> None:
+    ask(upstream.url, b'{"model":"m"}')
+    assert b"authorization" not in upstream.requests[0][0].lower()
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [("12", 12, 12), ("Fri, 31 Dec 2999 23:59:59 GMT", 1e9, 1e11), ("never", None, None)],
+)
+def test_a_rate_limit_says_when_to_retry(
+    upstream: ScriptedUpstream, value: str, low: float | None, high: float
+) -> None:
+    body = b'{"error":{"message":"slow down"}}'
+    upstream.reply("m", body, status="429 Too Many", head=f"retry-after: {value}\r\n")
+    [outcome] = ask(upstream.url, b'{"model":"m"}')
+    assert isinstance(outcome, Answered)
+    assert (outcome.status_code, outcome.body) == (429, body.decode())
+    if low is None:
+        assert outcome.retry_after is None
+    else:
+        assert outcome.retry_after is not None
+        assert low <= outcome.retry_after <= high
+
+
+@pytest.mark.parametrize("status", [302, 404, 500, 503])
+def test_other_statuses_are_answers_with_json(upstream: ScriptedUpstream, status: int) -> None:
+    upstream.reply("m", b"<h1>no</h1>", status=f"{status} Oops", head="Location: /elsewhere\r\n")
+    [outcome] = ask(upstream.url, b'{"model":"m"}')
+    assert isinstance(outcome, Answered)
+    assert outcome.status_code == status
+    assert json.loads(outcome.body)["error"]["message"] == "<h1>no</h1>"
+    assert len(upstream.requests) == 1
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+FAULTS = {
+    "closed without a word": (b"", "close", "connection_error"),
+    "closed in the head": (OK + b"Content-Le", "close", "invalid_response"),
+    "closed in the body": (OK + b'Content-Length: 50\r\n\r\n{"a":1}', "close", "invalid_response"),
+    "closed in a chunk": (
+        OK + b'Transfer-Encoding: chunked\r\n\r\n7\r\n{"a":1}\r\n',
+        "close",
+        "invalid_response",
+    ),
+    "cut short without a length": (
+        OK + b'Connection: close\r\n\r\n{"a":',
+        "close",
+        "invalid_response",
+    ),
+    "bad chunk size": (
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "keep",
+        "invalid_response",
+    ),
+    "not HTTP": (b"SSH-2.0-OpenSSH\r\n", "keep", "invalid_response"),
+    "not JSON": (OK + b"Content-Length: 2\r\n\r\nhi", "keep", "invalid_response"),
+    "no body": (b"HTTP/1.1 204 No Content\r\n\r\n", "keep", "invalid_response"),
+    "another protocol": (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        "close",
+        "invalid_response",
+    ),
+    "hangs": (b"", "hang", "timeout"),
+    "hangs in the body": (OK + b'Content-Length: 50\r\n\r\n{"a"', "hang", "timeout"),
+    "endless": (
+        OK + b"Content-Length: 9000000\r\n\r\n" + b"[" * 70_000,
+        "hang",
+        "invalid_response",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "then", "code"), FAULTS.values(), ids=FAULTS.keys())
+def test_faults_are_outcomes_and_do_not_spread(
+    upstream: ScriptedUpstream, data: bytes, then: str, code: str
+) -> None:
+    script(upstream, data, then)
+    outcomes = ask(
+        upstream.url,
+        b'{"model":"fine"}',
+        b'{"model":"m"}',
+        b'{"model":"fine"}',
+        timeout=0.3,
+        concurrency=1,
+        max_response_bytes=65_536,
+    )
+    assert isinstance(outcomes[1], Unanswered), outcomes[1]
+    assert (outcomes[1].code, bool(outcomes[1].message)) == (code, True)
+    assert all(isinstance(each, Answered) for each in (outcomes[0], outcomes[2]))
+
+
+REPLIES = {
+    "chunked": OK + b'Transfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n',
+    "until the end": OK + b'Connection: close\r\n\r\n{"a":1}',
+    "after 100 and 103": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    + OK
+    + b'Content-Length: 7\r\n\r\n{"a":1}',
+    "HTTP/1.0": b'HTTP/1.0 200 OK\r\n\r\n{"a":1}',
+}
+
+
+@pytest.mark.parametrize("data", REPLIES.values(), ids=REPLIES.keys())
+def test_every_way_to_frame_a_reply(upstream: ScriptedUpstream, data: bytes) -> None:
+    script(upstream, data, "keep" if b"ength" in data or b"chunked" in data else "close")
+    outcomes = ask(upstream.url, *[b'{"model":"m"}'] * 3, concurrency=1)
+    assert outcomes == [Answered(200, '{"a":1}')] * 3
+
+
+def test_an_unasked_reply_is_never_taken_for_the_next(upstream: ScriptedUpstream) -> None:
+    one = OK + b'Content-Length: 7\r\n\r\n{"a":1}'
+    script(upstream, one + one.replace(b"1}", b"2}"))
+    outcomes = ask(upstream.url, b'{"model":"m"}', b'{"model":"fine"}', concurrency=1)
+    assert outcomes[0] == Answered(200, '{"a":1}')
+    assert isinstance(outcomes[1], Answered)
+    assert '"a":2' not in outcomes[1].body
+
+
+def test_a_large_request_and_answer_arrive_whole(upstream: ScriptedUpstream) -> None:
+    body = b'{"model":"m","text":"%b"}' % (b"x" * 3_000_000)
+    upstream.reply("m", body)
+    assert ask(upstream.url, body) == [Answered(200, body.decode())]
+    assert upstream.requests[0][1] == body
+
+
+def test_connections_are_kept_and_bounded(upstream: ScriptedUpstream) -> None:
+    async def main() -> int:
+        engine = UpstreamEngine(upstream.url, concurrency=4)
+        body = b'{"model":"m"}'
+        requests = [EngineRequest(n, CHAT, body, 1, spot=False) for n in range(20)]
+
+        async def call() -> int:
+            return sum([len(group) async for group in engine.run(requests)])
+
+        counts = await asyncio.gather(call(), call(), call())
+        await engine.close()
+        return sum(counts)
+
+    upstream.awaited = 4
+    assert asyncio.run(main()) == 60
+    assert upstream.most_in_flight == 4
+    assert upstream.connections == 4
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        [outcome] = ask(f"http://127.0.0.1:{port}", b'{"model":"m"}')
+    assert isinstance(outcome, Unanswered)
+    assert outcome.code == "connection_error"
+
+
+def test_closing_ends_running_calls(upstream: ScriptedUpstream) -> None:
+    async def main() -> int:
+        engine = UpstreamEngine(upstream.url)
+        bodies = [b'{"model":"fine"}', b'{"model":"m"}']
+        requests = [EngineRequest(n, CHAT, body, 1, spot=False) for n, body in enumerate(bodies)]
+        count = 0
+        async for group in engine.run(requests):
+            count += len(group)
+            await engine.close()
+        return count
+
+    script(upstream, b"", "hang")
+    assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "names"),
+    [
+        ("200 OK", b'{"object":"list","data":[{"id":"a"},{"id":"b","x":1}]}', ["a", "b"]),
+        ("200 OK", b'{"data":"?"}', []),
+        ("200 OK", b"\xff", []),
+        ("404 Not Found", b'{"data":[{"id":"a"}]}', []),
+    ],
+)
+def test_models(upstream: ScriptedUpstream, status: str, body: bytes, names: list[str]) -> None:
+    async def main() -> list[str]:
+        engine = UpstreamEngine(upstream.url)
+        try:
+            return list(await engine.models())
+        finally:
+            await engine.close()
+
+    upstream.reply("models", body, status=status)
+    assert asyncio.run(main()) == names
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://"])
+def test_a_bad_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="must be http"):
+        UpstreamEngine(url)
+
+
+def test_a_key_cannot_carry_headers() -> None:
+    with pytest.raises(ValueError, match="printable"):
+        UpstreamEngine("http://host", api_key="a\r\nX: y")
