@@ -1,0 +1,226 @@
+"""Files in a local folder or a cloud bucket, through obstore."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from lowtide.domain.errors import NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+CHUNK: Final = 1024 * 1024
+
+# A part in hand and two on the way: 24 MiB, and 10,000 parts of a bucket hold 80 GB.
+_PART: Final = 8 * CHUNK
+_PARTS_IN_FLIGHT: Final = 2
+_WINDOW: Final = 4 * CHUNK
+# Lines of a claim often lie apart: reading larger gaps would cost more than a second request.
+_GAP: Final = 64 * 1024
+_FAILURES: Final = (BaseError, OSError)
+_PROBE: Final = "lowtide-probe"
+_CLOUDS: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+
+
+class ObstoreObjects:
+    """The object store behind a URL.
+
+    `file:///path` is a folder, created when missing; `s3://bucket/prefix`, `gs://…` and `az://…`
+    are buckets that exist, with credentials from the clouds' usual environment variables;
+    `memory://` is for tests. Raises ValueError for another URL. An absent key is NotFound; any
+    other failure is Unavailable, after a few retries where the store is remote.
+
+    Not for use before a fork: obstore's threads do not survive one.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme = urlsplit(url).scheme
+        self._folder: Path | None = None
+        self._store: Any
+        if scheme == "file":
+            self._folder = _folder_of(url)
+            self._store = LocalStore(self._folder, mkdir=True)
+        elif scheme == "memory":
+            self._store = MemoryStore()
+        elif scheme in _CLOUDS:
+            self._store = _remote(url, os.environ)
+        else:
+            raise ValueError(
+                f"The object store URL {url!r} must start with file:///, s3://, gs:// or az://."
+            )
+
+    def open_writer(self, key: str) -> ObstoreWriter:
+        """Start an object, in parts of 8 MiB; readers see it only once it is complete."""
+        return ObstoreWriter(self._store, key, self._folder)
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to `end`, or the object's end, in pieces of 1 MiB.
+
+        A reader may take its time: no request to the store is open between pieces. Raises
+        Unavailable when the object is replaced meanwhile.
+        """
+        with _errors(key):
+            head = obstore.head(self._store, key)
+        size = head["size"]
+        end = size if end is None else min(end, size)
+        for position in range(start, end, _WINDOW):
+            upto = min(position + _WINDOW, end)
+            options: Any = {"range": (position, upto), "if_match": head["e_tag"]}
+            with _errors(key):
+                window = memoryview(obstore.get(self._store, key, options=options).bytes())
+            _expect(key, upto - position, len(window))
+            for offset in range(0, len(window), CHUNK):
+                yield bytes(window[offset : offset + CHUNK])
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Return the bytes of each (offset, length); ranges up to 64 KiB apart are read as one."""
+        wanted = [(offset, length) for offset, length in ranges if length]
+        found: list[bytes] = []
+        if wanted:
+            starts, lengths = zip(*wanted, strict=True)
+            with _errors(key):
+                parts = obstore.get_ranges(
+                    self._store, key, starts=starts, lengths=lengths, coalesce=_GAP
+                )
+            found = [part.to_bytes() for part in parts]
+        for (_, length), part in zip(wanted, found, strict=True):
+            _expect(key, length, len(part))
+        rest = iter(found)
+        return [next(rest) if length else b"" for _, length in ranges]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; unknown keys are fine."""
+        if not keys:
+            return
+        try:
+            obstore.delete(self._store, list(keys))
+        except FileNotFoundError:
+            # A folder stops at the first missing file, with others perhaps not removed yet.
+            for key in keys:
+                self._delete_one(key)
+        except _FAILURES as error:
+            raise _unavailable(error) from error
+
+    def check(self) -> None:
+        """Raise Unavailable when the store does not answer, or a folder cannot be written to."""
+        if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
+            raise Unavailable("The object store's folder is missing or cannot be written to.")
+        with _errors():
+            obstore.list_with_delimiter(self._store, _PROBE)
+
+    def _delete_one(self, key: str) -> None:
+        with suppress(NotFound), _errors(key):
+            obstore.delete(self._store, key)
+
+
+class ObstoreWriter:
+    """An object being written; an exception inside the block leaves nothing of it.
+
+    A process that is killed leaves nothing under the key either, but a staging file (`key#1` in
+    a folder) or an open multipart upload, which the bucket's lifecycle rule should expire.
+    """
+
+    def __init__(self, store: Any, key: str, folder: Path | None) -> None:
+        self._key = key
+        self._folder = folder
+        self._file = obstore.open_writer(
+            store, key, buffer_size=_PART, max_concurrency=_PARTS_IN_FLIGHT
+        )
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        with _errors():
+            self._file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._abort(kind, error, trace)
+            return
+        with _errors():
+            self._file.close()
+            if self._folder is not None:
+                _sync(self._folder, self._key)
+
+    def _abort(
+        self,
+        kind: type[BaseException],
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.__exit__(kind, error, trace)
+        except _FAILURES as failure:
+            if error is not None:
+                error.add_note(f"The upload could not be aborted: {failure}")
+
+
+@contextmanager
+def _errors(read: str | None = None) -> Iterator[None]:
+    """Turn obstore's errors into ours; addresses stay in the cause, for the log.
+
+    A key that is `read` may be absent: NotFound. Where none is, the store itself is missing.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        if read is not None and isinstance(error, FileNotFoundError):
+            raise NotFound(f"There is no object {read!r}.") from error
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    name = type(error).__name__
+    return Unavailable(f"The object store did not answer as expected ({name}): try again.")
+
+
+def _expect(key: str, wanted: int, got: int) -> None:
+    if got != wanted:
+        raise Unavailable(f"Object {key!r} was cut short: {got} of {wanted} bytes.")
+
+
+def _folder_of(url: str) -> Path:
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
+    if parts.netloc not in {"", "localhost"} or not path.is_absolute():
+        raise ValueError(f"The object store URL {url!r} must name an absolute path: file:///path.")
+    return path
+
+
+def _remote(url: str, environment: Mapping[str, str]) -> Any:
+    options: Any = {"connect_timeout": "5s", "timeout": "60s"}
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
+    if endpoint.startswith("http://"):
+        options["allow_http"] = True
+    retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+    return from_url(url, client_options=options, retry_config=retries)
+
+
+def _sync(folder: Path, key: str) -> None:
+    """Make a new file survive a power failure: obstore renames it into place, but never syncs."""
+    path = folder / key
+    parents = path.parents
+    for each in (path, *parents[: parents.index(folder) + 1]):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,264 @@
+"""What the `ObjectStore` port promises, of a folder, of memory and of an S3 server."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.errors import NotFound, Unavailable
+from lowtide.objects import store as store_module
+from lowtide.objects.store import CHUNK, ObstoreObjects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowtide.ports import ObjectStore
+
+KEY = "0190/file-abc"
+LARGE = random.Random(1).randbytes(20 * CHUNK + 3)  # noqa: S311
+
+
+def put(objects: ObjectStore, data: bytes, key: str = KEY, piece: int = 3 * CHUNK) -> None:
+    with objects.open_writer(key) as writer:
+        for start in range(0, len(data), piece):
+            writer.write(data[start : start + piece])
+
+
+def read(objects: ObjectStore, key: str = KEY) -> bytes:
+    return b"".join(objects.stream(key))
+
+
+def fail_after(objects: ObjectStore, look: Callable[[], None], size: int = len(LARGE)) -> None:
+    """Write some bytes, look, and raise inside the block."""
+
+    def work() -> None:
+        with objects.open_writer(KEY) as writer:
+            writer.write(LARGE[:size])
+            look()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("data", [b"", b"a", LARGE], ids=["empty", "small", "parts"])
+def test_what_is_written_is_read(objects: ObjectStore, data: bytes) -> None:
+    put(objects, data)
+    assert read(objects) == data
+
+
+def test_a_stream_comes_in_pieces(objects: ObjectStore) -> None:
+    put(objects, LARGE)
+    assert [len(piece) for piece in objects.stream(KEY)] == [CHUNK] * 20 + [3]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0, None), (5, 9), (5, 5), (9, 5), (5, 10**9), (10**9, None), (4 * CHUNK - 1, 4 * CHUNK + 1)],
+)
+def test_a_part_is_streamed(objects: ObjectStore, start: int, end: int | None) -> None:
+    put(objects, LARGE)
+    assert b"".join(objects.stream(KEY, start, end)) == LARGE[start:end]
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [],
+        [(0, 3)],
+        [(3, 0)],
+        [(7, 3), (0, 2), (0, 2), (5 * CHUNK, 4), (1, 0), (20 * CHUNK, 3)],
+        [(n * 1000, 1000) for n in range(300)],
+    ],
+    ids=["none", "one", "empty", "mixed", "lines"],
+)
+def test_ranges(objects: ObjectStore, ranges: list[tuple[int, int]]) -> None:
+    put(objects, LARGE)
+    expected = [LARGE[offset : offset + length] for offset, length in ranges]
+    assert list(objects.read_ranges(KEY, ranges)) == expected
+
+
+@pytest.mark.parametrize("wanted", [(len(LARGE) - 2, 5), (len(LARGE) + 5, 5)])
+def test_a_range_beyond_the_end_is_an_error(objects: ObjectStore, wanted: tuple[int, int]) -> None:
+    put(objects, LARGE)
+    with pytest.raises(Unavailable):
+        objects.read_ranges(KEY, [wanted])
+
+
+def test_an_unknown_key_is_not_found(objects: ObjectStore) -> None:
+    put(objects, b"x", "0190/another")
+    with pytest.raises(NotFound):
+        read(objects)
+    with pytest.raises(NotFound):
+        objects.read_ranges(KEY, [(0, 1)])
+
+
+@pytest.mark.parametrize("size", [0, 10, 20 * CHUNK], ids=["nothing", "little", "parts"])
+def test_an_exception_leaves_nothing(objects: ObjectStore, size: int) -> None:
+    fail_after(objects, lambda: None, size)
+    with pytest.raises(NotFound):
+        read(objects)
+
+
+def test_an_object_appears_when_it_is_complete(objects: ObjectStore) -> None:
+    put(objects, b"old")
+    with objects.open_writer(KEY) as writer:
+        writer.write(LARGE)
+        assert read(objects) == b"old"
+    assert read(objects) == LARGE
+
+
+def test_a_stream_never_mixes_two_versions(objects: ObjectStore) -> None:
+    put(objects, LARGE)
+    stream = objects.stream(KEY)
+    first = next(stream)
+    put(objects, b"y" * (len(LARGE) + 1))
+    with pytest.raises(Unavailable):
+        list(stream)
+    assert first == LARGE[:CHUNK]
+
+
+def test_two_writers_of_one_key_leave_one_whole_object(objects: ObjectStore) -> None:
+    with objects.open_writer(KEY) as first, objects.open_writer(KEY) as second:
+        for start in range(0, len(LARGE), CHUNK):
+            first.write(LARGE[start : start + CHUNK])
+            second.write(LARGE[start : start + CHUNK][::-1])
+    assert read(objects) == LARGE
+
+
+def test_many_are_deleted_and_missing_ones_are_fine(objects: ObjectStore) -> None:
+    keys = [f"0190/file-{n}" for n in range(20)]
+    for key in keys:
+        put(objects, b"x", key)
+    objects.delete(["0190/missing", *keys[:-1], "0190/missing"])
+    objects.delete([])
+    for key in keys[:-1]:
+        with pytest.raises(NotFound):
+            read(objects, key)
+    assert read(objects, keys[-1]) == b"x"
+
+
+def test_check_passes(objects: ObjectStore) -> None:
+    objects.check()
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_a_missing_bucket_is_unavailable() -> None:
+    missing = ObstoreObjects("s3://nowhere/here")
+    with pytest.raises(Unavailable):
+        missing.check()
+    with pytest.raises(Unavailable):
+        put(missing, LARGE)
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_an_aborted_upload_is_gone_from_the_server(s3_endpoint: str) -> None:
+    objects = ObstoreObjects("s3://bucket/aborted")
+    url = f"{s3_endpoint}/bucket?uploads"
+
+    def uploads() -> int:
+        with urllib.request.urlopen(url) as response:  # noqa: S310
+            return response.read().count(b"<Key>aborted/")
+
+    seen: list[int] = []
+    fail_after(objects, lambda: seen.append(uploads()))
+    assert [*seen, uploads()] == [1, 0]
+
+
+def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
+    objects = ObstoreObjects((tmp_path / "gone").as_uri())
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(Unavailable):
+        objects.check()
+
+
+def test_a_path_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    objects = ObstoreObjects(tmp_path.as_uri())
+    (tmp_path / "0190").write_bytes(b"a file where a folder has to be")
+    with pytest.raises(Unavailable):
+        put(objects, LARGE)
+    assert files_in(tmp_path) == ["0190"]
+
+
+def test_no_staging_files_stay_in_a_folder(tmp_path: Path) -> None:
+    objects = ObstoreObjects(tmp_path.as_uri())
+    seen: list[int] = []
+    fail_after(objects, lambda: seen.append(len(files_in(tmp_path))))
+    assert [*seen, *files_in(tmp_path)] == [1]
+    put(objects, LARGE)
+    assert files_in(tmp_path) == [KEY]
+
+
+def test_files_and_their_folders_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(store_module.os, "fsync", record)
+    put(ObstoreObjects(tmp_path.as_uri()), b"x")
+    assert synced == [str(tmp_path / KEY), str(tmp_path / "0190"), str(tmp_path)]
+
+
+WRITE_AND_WAIT = """
+import sys
+from lowtide.objects.store import ObstoreObjects
+with ObstoreObjects(sys.argv[1]).open_writer(sys.argv[2]) as writer:
+    for _ in range(40):
+        writer.write(b"x" * 1024 * 1024)
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_killed_writer_leaves_the_old_object(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = tmp_path.as_uri()
+    if kind == "s3":
+        request.getfixturevalue("s3_environment")
+        url = "s3://bucket/killed"
+    objects = ObstoreObjects(url)
+    put(objects, b"old")
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_AND_WAIT, url, KEY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert read(objects) == b"old"
+    put(objects, b"new")
+    assert read(objects) == b"new"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "relative/path", "file:relative", "file://host/x", "ftp://h/x"]
+)
+def test_a_bad_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="object store URL"):
+        ObstoreObjects(url)
+
+
+def test_a_folder_with_a_space_in_its_name(tmp_path: Path) -> None:
+    put(ObstoreObjects((tmp_path / "a b#c").as_uri()), b"x")
+    assert (tmp_path / "a b#c" / KEY).read_bytes() == b"x"
