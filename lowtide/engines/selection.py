@@ -15,7 +15,7 @@ def build_engine(settings: Settings) -> Engine:
     """Return the engine of `settings.engine`; only that one's libraries are imported."""
     match settings.engine:
         case EngineKind.SIMULATED:
-            from lowtide.engines.simulated import SimulatedEngine  # noqa: PLC0415
+            from lowtide.engines.simulated import SimulatedEngine
 
             return SimulatedEngine(
                 seed=settings.simulated_seed,
@@ -26,7 +26,7 @@ def build_engine(settings: Settings) -> Engine:
                 concurrency=settings.worker_concurrency,
             )
         case EngineKind.OPENAI:
-            from lowtide.engines.upstream import UpstreamEngine  # noqa: PLC0415
+            from lowtide.engines.upstream import UpstreamEngine
 
             return UpstreamEngine(
                 settings.engine_url,
@@ -35,7 +35,7 @@ def build_engine(settings: Settings) -> Engine:
                 concurrency=settings.worker_concurrency,
             )
         case EngineKind.NOOP:
-            from lowtide.engines.noop import NoopEngine  # noqa: PLC0415
+            from lowtide.engines.noop import NoopEngine
 
             return NoopEngine()
         case _:
