@@ -1,0 +1,38 @@
+"""The daemon that `lowtide up --detach` starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lowtide.local.errors import LocalError
+from lowtide.local.options import Options
+from lowtide.local.runtime import up
+
+
+def main() -> None:
+    """Run the stack; exits with 1 and a message for an error that a person can mend."""
+    parser = argparse.ArgumentParser(description="Run the local stack in the foreground.")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--portal-port", type=int, required=True)
+    parser.add_argument("--ready-timeout", type=float, required=True)
+    found = parser.parse_args()
+    try:
+        up(
+            Options(
+                root=found.root,
+                data_dir=found.data_dir,
+                port=found.port,
+                portal_port=found.portal_port,
+                ready_timeout=found.ready_timeout,
+            )
+        )
+    except LocalError as error:
+        sys.exit(f"lowtide: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Replica counts as KEDA and the HPA decide them: pure, with time and metric passed in.
+
+KEDA owns 0 <-> 1 (activation, cooldown), the HPA 1..max (target, tolerance, stabilization,
+policies). Here both are evaluated at once, every `pollingInterval`, where a cluster has the HPA
+follow within its own 15 s; the counts that result are the same.
+Sources: KEDA `pkg/scaling/executor`, `pkg/fallback`; Kubernetes `podautoscaler/horizontal.go`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lowtide.local.errors import BadManifest
+from lowtide.local.manifests import ScalingPolicy, ScalingRules
+
+if TYPE_CHECKING:
+    from lowtide.local.manifests import Fallback, ScaledObject
+
+_DEFAULT_TOLERANCE = 0.1
+_DEFAULT_UP = [
+    ScalingPolicy(type="Pods", value=4, period_seconds=15),
+    ScalingPolicy(type="Percent", value=100, period_seconds=15),
+]
+_DEFAULT_DOWN = [ScalingPolicy(type="Percent", value=100, period_seconds=15)]
+_DEFAULT_DOWN_WINDOW = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one ScaledObject asks for; times in seconds."""
+
+    query: str
+    target: float
+    activation: float
+    interval: float
+    cooldown: float
+    least: int
+    most: int
+    up: ScalingRules
+    down: ScalingRules
+    fallback: Fallback | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the decisions so far leave behind; times are of the caller's monotonic clock.
+
+    `proposals` are the counts the metric asked for, `moves` the changes that were made.
+    """
+
+    replicas: int = 0
+    last_active: float | None = None
+    failures: int = 0
+    proposals: tuple[tuple[float, int], ...] = ()
+    moves: tuple[tuple[float, int], ...] = ()
+
+
+def policy(scaler: ScaledObject) -> Policy:
+    """Return the policy of a ScaledObject with one postgresql trigger; else BadManifest."""
+    spec, name = scaler.spec, scaler.metadata.name
+    if [trigger.type for trigger in spec.triggers] != ["postgresql"]:
+        raise BadManifest(f"ScaledObject {name}: exactly one postgresql trigger can be run here")
+    metadata = spec.triggers[0].metadata
+    behavior = spec.advanced.horizontal_pod_autoscaler_config.behavior
+    try:
+        return Policy(
+            query=metadata["query"],
+            target=float(metadata["targetQueryValue"]),
+            activation=float(metadata.get("activationTargetQueryValue", "0")),
+            interval=spec.polling_interval,
+            cooldown=spec.cooldown_period,
+            least=spec.min_replica_count,
+            most=spec.max_replica_count,
+            up=behavior.scale_up,
+            down=behavior.scale_down,
+            fallback=spec.fallback,
+        )
+    except (KeyError, ValueError) as error:
+        raise BadManifest(f"ScaledObject {name}: bad trigger metadata: {error}") from error
+
+
+def decide(rules: Policy, memory: Memory, value: float | None, now: float) -> Memory:
+    """Return the memory after one poll; its `replicas` is the decision.
+
+    `value` is the query's answer, None when it could not be read: then the count is held, and
+    after `failureThreshold` failures in a row it is the fallback's.
+    """
+    if value is None:
+        return _without_metric(rules, replace(memory, failures=memory.failures + 1))
+    memory = replace(memory, failures=0)
+    if value > rules.activation:
+        # KEDA's own step is to one (or the minimum); the HPA takes over from there.
+        woken = memory.replicas or max(1, rules.least)
+        memory = replace(memory, last_active=now, replicas=woken)
+    elif memory.replicas == 0:
+        return replace(memory, replicas=rules.least)
+    elif rules.least == 0 and _cooled_down(rules, memory, now):
+        return replace(memory, replicas=0, proposals=(), moves=())
+    return _follow_metric(rules, memory, value, now)
+
+
+def _cooled_down(rules: Policy, memory: Memory, now: float) -> bool:
+    return memory.last_active is None or now - memory.last_active > rules.cooldown
+
+
+def _without_metric(rules: Policy, memory: Memory) -> Memory:
+    fallback, current = rules.fallback, memory.replicas
+    # The fallback goes through the HPA, which does not act on a Deployment at zero.
+    if fallback is None or memory.failures <= fallback.failure_threshold or current == 0:
+        return memory
+    wanted = {
+        "static": fallback.replicas,
+        "currentReplicas": current,
+        "currentReplicasIfHigher": max(current, fallback.replicas),
+        "currentReplicasIfLower": min(current, fallback.replicas),
+    }[fallback.behavior]
+    return replace(memory, replicas=_clamp(rules, wanted))
+
+
+def _follow_metric(rules: Policy, memory: Memory, value: float, now: float) -> Memory:
+    """Return the HPA's decision, between one (or the minimum) and the maximum."""
+    current = memory.replicas
+    ratio = value / (rules.target * current)
+    within = 1 - _tolerance(rules.down) <= ratio <= 1 + _tolerance(rules.up)
+    proposal = _clamp(rules, current if within else math.ceil(value / rules.target))
+    memory = _remember(rules, memory, proposal, now)
+    wanted = _stabilized(rules, memory, proposal, now)
+    if wanted > current:
+        wanted = min(wanted, max(current, _limit(rules.up, memory, now, up=True)))
+    elif wanted < current:
+        wanted = max(wanted, min(current, _limit(rules.down, memory, now, up=False)))
+    if wanted == current:
+        return memory
+    return replace(memory, replicas=wanted, moves=(*memory.moves, (now, wanted - current)))
+
+
+def _clamp(rules: Policy, count: int) -> int:
+    return max(1, rules.least, min(rules.most, count))
+
+
+def _stabilized(rules: Policy, memory: Memory, proposal: int, now: float) -> int:
+    """Return the count that the whole window agrees on: the least upwards, the most downwards."""
+    lowest = highest = proposal
+    for at, count in memory.proposals:
+        if now - at < (rules.up.stabilization_window_seconds or 0):
+            lowest = min(lowest, count)
+        if now - at < _down_window(rules):
+            highest = max(highest, count)
+    return min(max(memory.replicas, lowest), highest)
+
+
+def _limit(rules: ScalingRules, memory: Memory, now: float, *, up: bool) -> int:
+    """Return how far the rate policies allow the count to go in one direction."""
+    if rules.select_policy == "Disabled":
+        return memory.replicas
+    policies = (_DEFAULT_UP if up else _DEFAULT_DOWN) if rules.policies is None else rules.policies
+    limits = []
+    for rule in policies:
+        start = memory.replicas - sum(
+            change for at, change in memory.moves if now - at < rule.period_seconds
+        )
+        step = rule.value if up else -rule.value
+        if rule.type == "Pods":
+            limits.append(start + step)
+        else:
+            limits.append((math.ceil if up else math.floor)(start * (1 + step / 100)))
+    furthest = up == (rules.select_policy == "Max")
+    return max(limits) if furthest else min(limits)
+
+
+def _remember(rules: Policy, memory: Memory, proposal: int, now: float) -> Memory:
+    window = max(_down_window(rules), rules.up.stabilization_window_seconds or 0)
+    policies = [*_DEFAULT_UP, *(rules.up.policies or ()), *(rules.down.policies or ())]
+    period = max(rule.period_seconds for rule in policies)
+    return replace(
+        memory,
+        proposals=(
+            *(kept for kept in memory.proposals if now - kept[0] < window),
+            (now, proposal),
+        ),
+        moves=tuple(kept for kept in memory.moves if now - kept[0] < period),
+    )
+
+
+def _down_window(rules: Policy) -> int:
+    window = rules.down.stabilization_window_seconds
+    return _DEFAULT_DOWN_WINDOW if window is None else window
+
+
+def _tolerance(rules: ScalingRules) -> float:
+    return _DEFAULT_TOLERANCE if rules.tolerance is None else float(rules.tolerance)

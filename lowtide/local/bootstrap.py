@@ -1,0 +1,68 @@
+"""From an empty cluster to a database that the functions can use; safe to repeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.local.database import engine
+from lowtide.local.secrets import LOGIN_ROLES, OWNER, SUPERUSER
+
+if TYPE_CHECKING:
+    from lowtide.local.database import Cluster
+    from lowtide.local.secrets import Secrets
+
+DATABASE = "lowtide"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The database's address as each role; `by_role` covers the login roles."""
+
+    migration: str
+    by_role: dict[str, str]
+
+
+def addresses(cluster: Cluster, port: int, secrets: Secrets) -> Addresses:
+    """Return the addresses of the database served on `port`."""
+
+    def url(role: str) -> str:
+        return cluster.url(port, role, secrets.passwords[role], DATABASE)
+
+    return Addresses(migration=url(OWNER), by_role={role: url(role) for role in LOGIN_ROLES})
+
+
+def bootstrap(cluster: Cluster, port: int, secrets: Secrets) -> None:
+    """Create owner and database, migrate, and make sure of the default tenant and its key."""
+    from lowtide.postgres.bootstrap import ensure_default_tenant
+    from lowtide.postgres.migrate import migrate
+
+    ensure_database(
+        cluster.url(port, SUPERUSER, secrets.passwords[SUPERUSER], "postgres"),
+        secrets.passwords[OWNER],
+    )
+    url = addresses(cluster, port, secrets).migration
+    migrate(url, {role: secrets.passwords[role] for role in LOGIN_ROLES})
+    ensure_default_tenant(url, secrets.api_key_pepper, secrets.api_key)
+
+
+def ensure_database(superuser_url: str, owner_password: str) -> None:
+    """Create the owner, who may create the other roles, and the database it owns."""
+    with engine(superuser_url).connect() as connection:
+        roles = connection.scalars(text("SELECT rolname FROM pg_roles"))
+        verb = "ALTER" if OWNER in set(roles) else "CREATE"
+        # Utility statements take no parameters; the server does the quoting.
+        statement = connection.scalar(
+            text("SELECT format(:template, cast(:owner AS text), cast(:password AS text))"),
+            {
+                "template": f"{verb} ROLE %I LOGIN CREATEROLE PASSWORD %L",
+                "owner": OWNER,
+                "password": owner_password,
+            },
+        )
+        connection.exec_driver_sql(str(statement).replace("%", "%%"))
+        databases = connection.scalars(text("SELECT datname FROM pg_database"))
+        if DATABASE not in set(databases):
+            connection.execute(text(f"CREATE DATABASE {DATABASE} OWNER {OWNER}"))

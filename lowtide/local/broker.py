@@ -1,0 +1,117 @@
+"""Broker, Triggers and PingSources on one machine: `python -m lowtide.local.broker`.
+
+An event is stored once per matching Trigger before 202 is answered, so that it survives a crash
+of any process; deliveries are at least once and unordered, as Knative's are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import ClientSession, TCPConnector, web
+from cloudevents.conversion import to_binary
+from cloudevents.exceptions import GenericException
+from cloudevents.http import from_http
+from sqlalchemy.exc import SQLAlchemyError
+
+from lowtide.local.arguments import runtime_arguments
+from lowtide.local.deliveries import Deliveries
+from lowtide.local.dispatcher import Sender, TriggerLoop
+from lowtide.local.endpoints import Endpoints
+from lowtide.local.kustomize import load
+from lowtide.local.manifests import PingSource, Trigger
+from lowtide.local.pings import tick
+from lowtide.local.ports import HOST
+from lowtide.postgres.connections import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+DATABASE_VARIABLE = "BROKER_DATABASE_URL"
+_LARGEST_EVENT = 1 << 20
+logger = logging.getLogger(__name__)
+
+
+class Ingress:
+    """Takes events over HTTP, in binary or structured mode."""
+
+    def __init__(self, deliveries: Deliveries, loops: Sequence[TriggerLoop]) -> None:
+        self._deliveries = deliveries
+        self._loops = loops
+
+    async def accept(self, request: web.Request) -> web.Response:
+        """Answer 202 once the event is stored, 400 for no event, 503 without a database."""
+        try:
+            event = from_http(dict(request.headers), await request.read())
+            headers, body = to_binary(event)
+        except (GenericException, ValueError, KeyError, TypeError) as error:
+            return web.Response(status=400, text=f"Not a CloudEvent: {error}")
+        attributes = {name: str(value) for name, value in event.get_attributes().items()}
+        loops = [loop for loop in self._loops if loop.accepts(attributes)]
+        try:
+            await asyncio.to_thread(
+                self._deliveries.add,
+                attributes["id"],
+                attributes["source"],
+                msgspec.json.encode(headers).decode(),
+                body if isinstance(body, bytes) else str(body or "").encode(),
+                [loop.name for loop in loops],
+            )
+        except SQLAlchemyError as error:
+            logger.warning("event %s not stored: %s", attributes["id"], error)
+            return web.Response(status=503, text="The database does not answer; send it again.")
+        for loop in loops:
+            loop.wake()
+        return web.Response(status=202)
+
+
+async def _ready(_: web.Request) -> web.Response:
+    return web.Response(text="ok")
+
+
+async def serve(root: Path, data_dir: Path, port: int, database_url: str) -> None:
+    """Serve until SIGTERM."""
+    manifests = load(root)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    deliveries = Deliveries(connect(database_url, application="lowtide-broker"))
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(
+            ClientSession(connector=TCPConnector(limit=0, force_close=True))
+        )
+        sender = Sender(session, Endpoints(data_dir))
+        loops = [TriggerLoop(trigger, deliveries, sender) for trigger in manifests.all(Trigger)]
+        await asyncio.to_thread(deliveries.create)
+        await asyncio.to_thread(deliveries.discard_unknown, [loop.name for loop in loops])
+        application = web.Application(client_max_size=_LARGEST_EVENT)
+        application.router.add_post("/", Ingress(deliveries, loops).accept)
+        application.router.add_get("/health/ready", _ready)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, HOST, port, reuse_address=True, shutdown_timeout=2).start()
+        tasks = [asyncio.create_task(loop.run()) for loop in loops]
+        tasks += [asyncio.create_task(tick(ping, sender)) for ping in manifests.all(PingSource)]
+        stopping = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        if failed := done - {stopping}:
+            # A loop never ends by itself: let the supervisor start the whole process again.
+            raise SystemExit(f"broker: {failed.pop().exception()!r}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
+    arguments = runtime_arguments("The CloudEvents broker of the local runtime.")
+    asyncio.run(
+        serve(arguments.root, arguments.data_dir, arguments.port, os.environ[DATABASE_VARIABLE])
+    )

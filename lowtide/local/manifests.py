@@ -1,0 +1,377 @@
+"""The files in `knative/` and `keda/` as typed objects: the fields that one machine can honour.
+
+Fields that only a cluster understands (images, probes, security contexts) are ignored here; the
+API server's own validation covers them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+
+class Part(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A piece of a manifest; unknown fields are ignored."""
+
+
+class Metadata(Part, frozen=True):
+    """Name, and the annotations that carry scaling bounds."""
+
+    name: str
+    namespace: str = "default"
+    annotations: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class KeyReference(Part, frozen=True):
+    """One key of a Secret or ConfigMap."""
+
+    name: str
+    key: str
+    optional: bool = False
+
+
+class ValueSource(Part, frozen=True):
+    """Where a variable's value comes from."""
+
+    secret_key_ref: KeyReference | None = None
+    config_map_key_ref: KeyReference | None = None
+
+
+class Variable(Part, frozen=True):
+    """One environment variable."""
+
+    name: str
+    value: str = ""
+    value_from: ValueSource | None = None
+
+
+class ObjectName(Part, frozen=True):
+    """A reference by name alone."""
+
+    name: str
+
+
+class WholeObject(Part, frozen=True):
+    """A ConfigMap or Secret by name; an optional one may be missing."""
+
+    name: str
+    optional: bool = False
+
+
+class VariablesSource(Part, frozen=True):
+    """A whole ConfigMap or Secret as variables."""
+
+    config_map_ref: WholeObject | None = None
+    secret_ref: WholeObject | None = None
+
+
+class HttpGet(Part, frozen=True):
+    """A probe by HTTP."""
+
+    path: str = "/"
+
+
+class Probe(Part, frozen=True):
+    """How readiness is asked for; without `http_get`, by connecting."""
+
+    http_get: HttpGet | None = None
+
+
+class Container(Part, frozen=True):
+    """What is run, and with which environment."""
+
+    readiness_probe: Probe = Probe()
+    command: list[str] = []
+    args: list[str] = []
+    env: list[Variable] = []
+    env_from: list[VariablesSource] = []
+
+
+class PodSpec(Part, frozen=True):
+    """The containers of a pod; the first is ours."""
+
+    containers: Annotated[list[Container], msgspec.Meta(min_length=1)]
+    termination_grace_period_seconds: float = 30.0
+    timeout_seconds: float = 300.0
+
+
+class TemplateMetadata(Part, frozen=True):
+    """Labels select pods, annotations carry Knative's scaling bounds."""
+
+    annotations: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class PodTemplate(Part, frozen=True):
+    """A pod's template."""
+
+    spec: PodSpec
+    metadata: TemplateMetadata = TemplateMetadata()
+
+
+class KnativeServiceSpec(Part, frozen=True):
+    """The one revision template of a Knative Service."""
+
+    template: PodTemplate
+
+
+class DeploymentSpec(Part, frozen=True):
+    """A Deployment; `replicas` is absent where a ScaledObject owns the count."""
+
+    template: PodTemplate
+    replicas: int | None = None
+
+
+class CoreServiceSpec(Part, frozen=True):
+    """A Service selects pods by label."""
+
+    selector: dict[str, str] = {}
+
+
+class Reference(Part, frozen=True):
+    """A reference to an object that events can be sent to."""
+
+    kind: str
+    name: str
+    api_version: str = "v1"
+
+
+class Destination(Part, frozen=True):
+    """Where events go: an object, or an address."""
+
+    ref: Reference | None = None
+    uri: str | None = None
+
+
+class Delivery(Part, frozen=True):
+    """How hard to try; durations are ISO 8601, such as `PT0.5S`."""
+
+    retry: int = 0
+    backoff_policy: str = "exponential"
+    backoff_delay: str = "PT0.2S"
+    timeout: str = "PT30S"
+    dead_letter_sink: Destination | None = None
+
+
+class TriggerFilter(Part, frozen=True):
+    """Attributes that an event must carry, exactly."""
+
+    attributes: dict[str, str] = {}
+
+
+class TriggerSpec(Part, frozen=True):
+    """Which events go to whom."""
+
+    broker: str
+    subscriber: Destination
+    filter: TriggerFilter = TriggerFilter()
+    delivery: Delivery = Delivery()
+
+
+class PingSourceSpec(Part, frozen=True):
+    """A cron schedule of five fields, or six with seconds first."""
+
+    sink: Destination
+    schedule: str = "* * * * *"
+    timezone: str = "UTC"
+    content_type: str = ""
+    data: str = ""
+
+
+class Selector(Part, frozen=True):
+    """Labels that a subject must carry."""
+
+    match_labels: dict[str, str] = {}
+
+
+class Subject(Part, frozen=True):
+    """Which workloads a SinkBinding covers: one by name, or all with these labels."""
+
+    kind: str
+    name: str | None = None
+    selector: Selector | None = None
+
+
+class SinkBindingSpec(Part, frozen=True):
+    """Gives its subject the address of a sink, as `K_SINK`."""
+
+    sink: Destination
+    subject: Subject
+
+
+class PathMatch(Part, frozen=True):
+    """`Exact`, or `PathPrefix` by whole segments."""
+
+    value: str = "/"
+    type: str = "PathPrefix"
+
+
+class RouteMatch(Part, frozen=True):
+    """A path and, if given, a method."""
+
+    path: PathMatch = PathMatch()
+    method: str | None = None
+
+
+class RouteRule(Part, frozen=True):
+    """Requests that match any of `matches` go to the first backend."""
+
+    matches: list[RouteMatch] = msgspec.field(default_factory=lambda: [RouteMatch()])
+    backend_refs: list[ObjectName] = []
+
+
+class RouteSpec(Part, frozen=True):
+    """The rules of an HTTPRoute."""
+
+    rules: list[RouteRule]
+
+
+class ScalingPolicy(Part, frozen=True):
+    """At most `value` pods or percent within `period_seconds`."""
+
+    type: str
+    value: int
+    period_seconds: int
+
+
+class ScalingRules(Part, frozen=True):
+    """How the HPA may move in one direction; None means the HPA's default."""
+
+    stabilization_window_seconds: int | None = None
+    select_policy: str = "Max"
+    policies: list[ScalingPolicy] | None = None
+    tolerance: str | float | None = None
+
+
+class Behavior(Part, frozen=True):
+    """The HPA's behaviour in both directions."""
+
+    scale_up: ScalingRules = ScalingRules()
+    scale_down: ScalingRules = ScalingRules()
+
+
+class HpaConfig(Part, frozen=True):
+    """What KEDA passes on to the HPA."""
+
+    behavior: Behavior = Behavior()
+
+
+class Advanced(Part, frozen=True):
+    """Wraps the HPA's configuration."""
+
+    horizontal_pod_autoscaler_config: HpaConfig = HpaConfig()
+
+
+class ScaleTrigger(Part, frozen=True):
+    """One scaler; its metadata are strings, as KEDA wants them."""
+
+    type: str
+    metadata: dict[str, str]
+    authentication_ref: ObjectName | None = None
+
+
+class Fallback(Part, frozen=True):
+    """What to do once the scaler failed `failure_threshold` times in a row."""
+
+    failure_threshold: int
+    replicas: int
+    behavior: str = "static"
+
+
+class ScaledObjectSpec(Part, frozen=True):
+    """A ScaledObject, with KEDA's defaults; times in seconds."""
+
+    scale_target_ref: ObjectName
+    triggers: list[ScaleTrigger]
+    polling_interval: float = 30.0
+    cooldown_period: float = 300.0
+    min_replica_count: int = 0
+    max_replica_count: int = 100
+    fallback: Fallback | None = None
+    advanced: Advanced = Advanced()
+
+
+class SecretParameter(Part, frozen=True):
+    """Takes one scaler parameter from a Secret."""
+
+    parameter: str
+    name: str
+    key: str
+
+
+class AuthenticationSpec(Part, frozen=True):
+    """A TriggerAuthentication's parameters."""
+
+    secret_target_ref: list[SecretParameter] = []
+
+
+class KnativeService(Part, frozen=True):
+    """`serving.knative.dev/v1` Service."""
+
+    metadata: Metadata
+    spec: KnativeServiceSpec
+
+
+class CoreService(Part, frozen=True):
+    """`v1` Service."""
+
+    metadata: Metadata
+    spec: CoreServiceSpec
+
+
+class Deployment(Part, frozen=True):
+    """`apps/v1` Deployment."""
+
+    metadata: Metadata
+    spec: DeploymentSpec
+
+
+class ConfigMap(Part, frozen=True):
+    """`v1` ConfigMap."""
+
+    metadata: Metadata
+    data: dict[str, str] = {}
+
+
+class Trigger(Part, frozen=True):
+    """`eventing.knative.dev/v1` Trigger."""
+
+    metadata: Metadata
+    spec: TriggerSpec
+
+
+class SinkBinding(Part, frozen=True):
+    """`sources.knative.dev/v1` SinkBinding."""
+
+    metadata: Metadata
+    spec: SinkBindingSpec
+
+
+class PingSource(Part, frozen=True):
+    """`sources.knative.dev/v1` PingSource."""
+
+    metadata: Metadata
+    spec: PingSourceSpec
+
+
+class HttpRoute(Part, frozen=True):
+    """`gateway.networking.k8s.io/v1` HTTPRoute."""
+
+    metadata: Metadata
+    spec: RouteSpec
+
+
+class ScaledObject(Part, frozen=True):
+    """`keda.sh/v1alpha1` ScaledObject."""
+
+    metadata: Metadata
+    spec: ScaledObjectSpec
+
+
+class TriggerAuthentication(Part, frozen=True):
+    """`keda.sh/v1alpha1` TriggerAuthentication."""
+
+    metadata: Metadata
+    spec: AuthenticationSpec

@@ -1,0 +1,51 @@
+"""What a person chooses about a stack."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from platformdirs import user_data_dir
+
+import lowtide
+
+
+def default_root() -> Path:
+    """Return the checkout that this package is part of: it holds `knative/` and `functions/`."""
+    return Path(lowtide.__file__).resolve().parent.parent
+
+
+def default_data_dir() -> Path:
+    """Return `DATA_DIR` of the environment, or the user's own data directory."""
+    return Path(os.environ.get("DATA_DIR") or user_data_dir("lowtide")).expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One stack. `quiet` keeps the processes' output off the terminal, in `lowtide.log`.
+
+    `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds.
+    """
+
+    root: Path = field(default_factory=default_root)
+    data_dir: Path = field(default_factory=default_data_dir)
+    port: int = 8080
+    portal_port: int | None = None
+    quiet: bool = False
+    ready_timeout: float = 60.0
+
+    @property
+    def base_url(self) -> str:
+        """Where the API answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def portal_url(self) -> str:
+        """Where the portal answers."""
+        return f"http://127.0.0.1:{self.portal}"
+
+    @property
+    def portal(self) -> int:
+        """The portal's port."""
+        return self.port + 10 if self.portal_port is None else self.portal_port

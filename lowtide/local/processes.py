@@ -1,0 +1,211 @@
+"""Supervised processes: started, watched, restarted with backoff, stopped with grace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import psutil
+
+from lowtide.local.state import ProcessStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from lowtide.local.log import Log
+    from lowtide.local.users import Credentials
+
+FIRST_BACKOFF = 0.2
+LONGEST_BACKOFF = 5.0
+STABLE_AFTER = 10.0
+_PROBE_INTERVAL = 0.05
+
+
+class State(StrEnum):
+    """Where a process stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a process; ports are chosen anew for each."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+    ready: Callable[[], Awaitable[bool]]
+    port: int | None = None
+    health_port: int | None = None
+    credentials: Credentials | None = None
+    before: Callable[[], None] = lambda: None
+
+
+class Process:
+    """Keeps one command running until it is stopped.
+
+    `plan` makes each launch; `changed` is called after every change of state. The child leads a
+    session of its own, so that Ctrl-C reaches only the supervisor, and its whole group can be
+    ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: Callable[[], Launch],
+        log: Log,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        grace: float = 10.0,
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self.name = name
+        self.grace = grace
+        self.restarts = 0
+        self.state = State.STARTING
+        self.launch: Launch | None = None
+        self.pid: int | None = None
+        self._created = 0.0
+        self._plan = plan
+        self._log = log
+        self._changed = changed
+        self._stop_signal = stop_signal
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start, and keep running in the background."""
+        self._task = asyncio.create_task(self._run(), name=self.name)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Ask the process to end, wait up to `grace` seconds, then kill; returns once it is gone."""
+        self._stop.set()
+        if self._task is not None:
+            limit = self.grace if grace is None else min(grace, self.grace)
+            done, _ = await asyncio.wait([self._task], timeout=limit)
+            if not done:
+                self._log.line(self.name, f"still running after {limit:g} s: killed")
+                self.kill()
+                await self._task
+        self._move(State.STOPPED)
+
+    def kill(self) -> None:
+        """End the whole process group at once; it is not started again after `stop`."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def status(self) -> ProcessStatus:
+        """Return what the state file says of this process."""
+        return ProcessStatus(
+            name=self.name,
+            pid=self.pid,
+            created=self._created,
+            port=self.launch.port if self.launch else None,
+            health_port=self.launch.health_port if self.launch else None,
+            state=str(self.state),
+            restarts=self.restarts,
+        )
+
+    async def _run(self) -> None:
+        backoff = FIRST_BACKOFF
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                code = await self._once()
+            except OSError as error:
+                code = None
+                self._log.line(self.name, f"cannot be started: {error}")
+            if self._stop.is_set():
+                break
+            if time.monotonic() - began >= STABLE_AFTER:
+                backoff = FIRST_BACKOFF
+            self.restarts += 1
+            self._move(State.RESTARTING)
+            self._log.line(self.name, f"{_ending(code)}: starting again in {backoff:g} s")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff)
+            backoff = min(backoff * 2, LONGEST_BACKOFF)
+
+    async def _once(self) -> int:
+        launch = self.launch = self._plan()
+        await asyncio.to_thread(launch.before)
+        child = await asyncio.create_subprocess_exec(
+            *_tied_to_us(launch.command, self._stop_signal),
+            env=dict(launch.environment),
+            cwd=launch.folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            **(launch.credentials or {}),
+        )
+        self.pid = child.pid
+        with suppress(psutil.Error):
+            self._created = psutil.Process(child.pid).create_time()
+        self._move(State.STARTING)
+        helpers = [
+            asyncio.create_task(self._probe(launch)),
+            asyncio.create_task(self._end_when_stopped(child)),
+        ]
+        output = asyncio.create_task(
+            self._log.follow(self.name, child.stdout or asyncio.StreamReader())
+        )
+        try:
+            code = await child.wait()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            # A killed parent leaves its workers behind, holding ports and pipes.
+            self.kill()
+            self.pid = None
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await asyncio.wait([output], timeout=1)
+        output.cancel()
+        return code
+
+    async def _probe(self, launch: Launch) -> None:
+        while True:
+            if await launch.ready():
+                break
+            await asyncio.sleep(_PROBE_INTERVAL)
+        if not self._stop.is_set():
+            self._move(State.READY)
+
+    async def _end_when_stopped(self, child: asyncio.subprocess.Process) -> None:
+        await self._stop.wait()
+        self._move(State.STOPPING)
+        with suppress(ProcessLookupError):
+            child.send_signal(self._stop_signal)
+
+    def _move(self, state: State) -> None:
+        self.state = state
+        self._changed()
+
+
+def _tied_to_us(command: tuple[str, ...], stop_signal: signal.Signals) -> tuple[str, ...]:
+    # The kernel then ends the child when the supervisor is killed.
+    if sys.platform == "linux" and (setpriv := shutil.which("setpriv")):
+        return (setpriv, "--pdeathsig", stop_signal.name.removeprefix("SIG"), "--", *command)
+    return command
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "not started"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exited with {code}"

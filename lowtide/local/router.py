@@ -1,0 +1,228 @@
+"""One port for the whole API: `python -m lowtide.local.router`, driven by the route manifest.
+
+Bodies stream both ways in constant memory; headers pass through as they are, but for the
+hop-by-hop ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import (
+    ClientConnectionError,
+    ClientConnectorError,
+    ClientSession,
+    ClientTimeout,
+    TCPConnector,
+    web,
+)
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from lowtide.local.arguments import runtime_arguments
+from lowtide.local.endpoints import Endpoints
+from lowtide.local.kustomize import load
+from lowtide.local.manifests import HttpRoute
+from lowtide.local.ports import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from aiohttp import ClientResponse
+
+    from lowtide.local.manifests import RouteMatch, RouteRule
+
+PATIENCE = 3.0  # seconds that a request waits for a backend that restarts
+_RETRY_INTERVAL = 0.05
+_BUFFER = 1 << 20
+_HOP_BY_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "expect",
+        "proxy-connection",
+    ]
+)
+# aiohttp would add these where the caller or the backend sent none.
+_NOT_OURS_TO_ADD = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+
+
+class Routes:
+    """Chooses a backend by path and method, with the Gateway API's precedence."""
+
+    def __init__(self, rules: list[RouteRule]) -> None:
+        self._matches = sorted(
+            (
+                (match, rule.backend_refs[0].name)
+                for rule in rules
+                for match in rule.matches
+                if rule.backend_refs
+            ),
+            key=lambda found: _precedence(found[0]),
+        )
+
+    def find(self, method: str, path: str) -> str | int:
+        """Return the backend's name, or the status to answer: 404, or 405 for other methods."""
+        known = False
+        for match, backend in self._matches:
+            if _path_matches(match, path):
+                known = True
+                if match.method in (None, method):
+                    return backend
+        return 405 if known else 404
+
+
+def _precedence(match: RouteMatch) -> tuple[bool, int, bool]:
+    return (match.path.type != "Exact", -len(match.path.value), match.method is None)
+
+
+def _path_matches(match: RouteMatch, path: str) -> bool:
+    value = match.path.value
+    if match.path.type == "Exact":
+        return path == value
+    prefix = value.rstrip("/")
+    return path == prefix or path.startswith(prefix + "/")
+
+
+class Router:
+    """The proxy's request handler."""
+
+    def __init__(self, routes: Routes, endpoints: Endpoints, patience: float = PATIENCE) -> None:
+        self._routes = routes
+        self._endpoints = endpoints
+        self._patience = patience
+        self._session: ClientSession | None = None
+
+    async def __aenter__(self) -> Router:
+        self._session = ClientSession(
+            # A kept connection may be closed by its backend just as a request is sent on it.
+            connector=TCPConnector(limit=0, force_close=True),
+            timeout=ClientTimeout(total=None, sock_connect=5),
+            auto_decompress=False,
+            skip_auto_headers=_NOT_OURS_TO_ADD,
+            read_bufsize=_BUFFER,
+            max_line_size=65_536,
+            max_field_size=65_536,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request with its backend's response."""
+        path = request.raw_path.partition("?")[0]
+        backend = self._routes.find(request.method, path)
+        if backend == 404:
+            return _error(404, "invalid_request_error", "not_found", f"Nothing is at {path}.")
+        if backend == 405:
+            message = f"{request.method} is not allowed at {path}."
+            return _error(405, "invalid_request_error", "method_not_allowed", message)
+        try:
+            upstream = await self._send(request, str(backend))
+        except (ClientConnectionError, TimeoutError):
+            upstream = None
+        if upstream is None:
+            message = f"The service {backend} does not answer; try again."
+            response = _error(503, "server_error", "unavailable", message)
+            response.headers["Retry-After"] = "1"
+            return response
+        async with upstream:
+            return await _relay(request, upstream)
+
+    async def _send(self, request: web.BaseRequest, backend: str) -> ClientResponse | None:
+        """Send to a replica; waits for one that takes connections, while nothing was sent."""
+        deadline = asyncio.get_running_loop().time() + self._patience
+        headers = _end_to_end(request.headers)
+        headers["X-Forwarded-For"] = request.remote or ""
+        if self._session is None:
+            raise RuntimeError("The router is not open.")
+        while True:
+            address = self._endpoints.pick(backend)
+            if address is not None:
+                with suppress(ClientConnectorError):
+                    return await self._session.request(
+                        request.method,
+                        URL(address + request.raw_path, encoded=True),
+                        headers=headers,
+                        data=_body(request) if request.body_exists else None,
+                        allow_redirects=False,
+                    )
+            if asyncio.get_running_loop().time() >= deadline:
+                return None
+            await asyncio.sleep(_RETRY_INTERVAL)
+
+
+async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        # Only now has a backend been reached, so only now should the caller send.
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    while chunk := await request.content.readany():
+        yield chunk
+
+
+async def _relay(request: web.BaseRequest, upstream: ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=upstream.status, reason=upstream.reason, headers=_end_to_end(upstream.headers)
+    )
+    await response.prepare(request)
+    try:
+        while chunk := await upstream.content.readany():
+            await response.write(chunk)
+    except ClientConnectionError:
+        # The status is sent already: only a broken connection can still say that bytes are missing.
+        if request.transport is not None:
+            request.transport.abort()
+        raise
+    await response.write_eof()
+    return response
+
+
+def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if name.lower() not in _HOP_BY_HOP and name.lower() not in named
+    )
+
+
+def _error(status: int, kind: str, code: str, message: str) -> web.Response:
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return web.Response(
+        status=status, body=msgspec.json.encode(body), content_type="application/json"
+    )
+
+
+async def serve(root: Path, data_dir: Path, port: int) -> None:
+    """Serve until SIGTERM."""
+    routes = Routes([rule for route in load(root).all(HttpRoute) for rule in route.spec.rules])
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with Router(routes, Endpoints(data_dir)) as router:
+        server = web.Server(
+            router.handle, read_bufsize=_BUFFER, auto_decompress=False, access_log=None
+        )
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        await web.TCPSite(runner, HOST, port, reuse_address=True, shutdown_timeout=5).start()
+        await stop.wait()
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    arguments = runtime_arguments("The path router of the local runtime.")
+    asyncio.run(serve(arguments.root, arguments.data_dir, arguments.port))

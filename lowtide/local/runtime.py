@@ -1,0 +1,211 @@
+"""Starts, stops and describes the stack: what `lowtide up`, `down` and `status` call.
+
+Example:
+    status = up_detached(Options(port=8080))
+    print(status.base_url, status.api_key)
+    down(Path(status.data_dir))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import psutil
+
+from lowtide.local import state
+from lowtide.local.environment import check_user
+from lowtide.local.errors import AlreadyRunning, StartFailed
+from lowtide.local.log import Log
+from lowtide.local.options import Options
+from lowtide.local.ports import require_free
+from lowtide.local.stack import Stack
+from lowtide.local.state import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Options", "Status", "down", "status", "up", "up_detached"]
+
+LOG_NAME = "lowtide.log"
+_LARGEST_LOG = 20_000_000
+_TAIL = 4_000
+_POLL = 0.05
+
+
+def up(options: Options) -> None:
+    """Run the stack in the foreground until SIGINT or SIGTERM, then stop it cleanly.
+
+    A second signal kills at once. Raises AlreadyRunning, PortInUse, BadManifest or StartFailed.
+    """
+    check_user(os.environ)
+    data_dir = _prepared(options.data_dir)
+    with _locked(data_dir), _log(options, data_dir) as log:
+        for name in state.reap(data_dir):
+            log.line("lowtide", f"{name} was left by an earlier run: ended")
+        require_free(options.port, "choose another: PORT=8090 make up")
+        require_free(options.portal, "choose another port for the portal")
+        asyncio.run(_run(options, log))
+
+
+def up_detached(options: Options) -> Status:
+    """Start the stack as a daemon and return once it is ready.
+
+    Its log is `lowtide.log` in the data directory. Raises AlreadyRunning, PortInUse or, with the
+    end of the log, StartFailed.
+    """
+    data_dir = _prepared(options.data_dir)
+    if running := status(data_dir):
+        raise _already_running(data_dir, running.pid)
+    check_user(os.environ)
+    require_free(options.port, "choose another: PORT=8090 make up")
+    log = _rotated(data_dir / LOG_NAME)
+    began = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # noqa: S603 - our own interpreter
+            _command(options),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + options.ready_timeout + 10
+    while time.monotonic() < deadline and child.poll() is None:
+        found = status(data_dir)
+        if found is not None and found.ready and found.pid == child.pid:
+            return found
+        time.sleep(_POLL)
+    if child.poll() is None:
+        child.terminate()
+    raise StartFailed(f"The stack did not start. The end of {log}:\n{_end_of(log, began)}")
+
+
+def down(data_dir: Path, timeout: float = 45.0) -> bool:
+    """Stop the stack of `data_dir` gracefully, or kill what is left after `timeout` seconds.
+
+    Returns whether anything was running.
+    """
+    last = state.read(data_dir)
+    if last is None:
+        return False
+    process = state.supervisor(last)
+    if process is not None:
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + timeout
+        # A supervisor that was started by this very process stays as a zombie.
+        while state.supervisor(last) is not None and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        if state.supervisor(last) is not None:
+            with suppress(psutil.Error):
+                process.kill()
+    leftovers = state.reap(data_dir)
+    state.forget(data_dir)
+    return process is not None or bool(leftovers)
+
+
+def status(data_dir: Path) -> Status | None:
+    """Return the running stack of `data_dir`; None when there is none."""
+    found = state.read(data_dir)
+    return found if found is not None and state.supervisor(found) is not None else None
+
+
+async def _run(options: Options, log: Log) -> None:
+    stack = Stack(options, log)
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            log.line("lowtide", "killing everything")
+            stack.kill()
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    starting = asyncio.create_task(stack.start())
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _announce(stack.status(), log)
+            await waiting
+        else:
+            starting.cancel()
+    finally:
+        await stack.stop()
+
+
+def _announce(ready: Status, log: Log) -> None:
+    log.line("lowtide", f"ready: {ready.base_url}/v1  key {ready.api_key}")
+    log.line("lowtide", f"portal: {ready.portal_url}  stop with Ctrl-C or `lowtide down`")
+
+
+def _command(options: Options) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "lowtide.local",
+        *("--root", str(options.root)),
+        *("--data-dir", str(options.data_dir.resolve())),
+        *("--port", str(options.port)),
+        *("--portal-port", str(options.portal)),
+        *("--ready-timeout", str(options.ready_timeout)),
+    ]
+
+
+def _prepared(data_dir: Path) -> Path:
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (data_dir / "objects").mkdir(exist_ok=True)
+    return data_dir.resolve()
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    with (data_dir / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise _already_running(data_dir, lock.read().strip() or "unknown") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _already_running(data_dir: Path, pid: int | str) -> AlreadyRunning:
+    return AlreadyRunning(
+        f"A stack runs on {data_dir} already (pid {pid}): stop it with `lowtide down`, "
+        "or choose another data directory: DATA_DIR=… make up"
+    )
+
+
+@contextmanager
+def _log(options: Options, data_dir: Path) -> Iterator[Log]:
+    if not options.quiet:
+        yield Log(1, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        return
+    with _rotated(data_dir / LOG_NAME).open("ab", buffering=0) as file:
+        yield Log(file.fileno())
+
+
+def _rotated(log: Path) -> Path:
+    if log.exists() and log.stat().st_size > _LARGEST_LOG:
+        log.replace(log.with_suffix(".log.1"))
+    return log
+
+
+def _end_of(log: Path, began: int) -> str:
+    with log.open("rb") as file:
+        file.seek(max(began, log.stat().st_size - _TAIL))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,298 @@
+"""The whole stack: what runs, in which order it starts and stops, and what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from lowtide.local import endpoints, environment, state
+from lowtide.local.bootstrap import addresses, bootstrap
+from lowtide.local.broker import DATABASE_VARIABLE
+from lowtide.local.database import Cluster
+from lowtide.local.errors import StartFailed
+from lowtide.local.kustomize import load
+from lowtide.local.manifests import ConfigMap, ScaledObject
+from lowtide.local.ports import HOST, free_port
+from lowtide.local.processes import Launch, Process, State
+from lowtide.local.replicas import ReplicaSet
+from lowtide.local.scaling import Scaler, connection_of
+from lowtide.local.secrets import SUPERUSER, read_or_create
+from lowtide.local.sinks import sink_of
+from lowtide.local.users import postgres_credentials
+from lowtide.local.workloads import workloads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lowtide.local.log import Log
+    from lowtide.local.options import Options
+    from lowtide.local.workloads import Workload
+
+_HOPELESS = 4  # crashes before it was ever ready
+_POLL = 0.05
+
+
+class Stack:
+    """One running stack; `start`, then `stop`. `kill` ends everything at once."""
+
+    def __init__(self, options: Options, log: Log) -> None:
+        self._options = options
+        self._log = log
+        self._manifests = load(options.root)
+        self._secrets = read_or_create(options.data_dir)
+        self._cluster = Cluster(options.data_dir / "postgres", self._secrets.passwords[SUPERUSER])
+        self._postgres_port = free_port()
+        self._broker_port = free_port()
+        self._config_maps = {
+            found.metadata.name: found.data for found in self._manifests.all(ConfigMap)
+        }
+        self._secret_values = self._kubernetes_secrets()
+        self._postgres = self._process("postgres", self._plan_postgres, stop=signal.SIGINT)
+        self._helpers = [
+            self._process("broker", self._plan_broker),
+            self._process("router", self._plan_router),
+        ]
+        self._replicas = [
+            ReplicaSet(workload, self._maker(workload)) for workload in workloads(self._manifests)
+        ]
+        self._scaling: list[asyncio.Task[None]] = []
+        self._ready = False
+        self._session: ClientSession | None = None
+        self._me = psutil.Process()
+
+    async def start(self) -> None:
+        """Start everything and wait until it is ready; raises StartFailed when it does not."""
+        self._session = ClientSession(timeout=ClientTimeout(total=2))
+        self._changed()
+        await asyncio.to_thread(self._cluster.prepare)
+        self._postgres.start()
+        await self._wait_for([self._postgres])
+        await asyncio.to_thread(bootstrap, self._cluster, self._postgres_port, self._secrets)
+        for process in self._helpers:
+            process.start()
+        for replicas in self._replicas:
+            replicas.scale(replicas.workload.replicas)
+        await self._wait_for(
+            [*self._helpers, *(one for replicas in self._replicas for one in replicas.active)]
+        )
+        self._scaling = [asyncio.create_task(scaler.run()) for scaler in self._scalers()]
+        self._ready = True
+        self._changed()
+
+    async def stop(self) -> None:
+        """Stop in order: workers and functions, then the ways in, PostgreSQL last."""
+        self._ready = False
+        for task in self._scaling:
+            task.cancel()
+        functions = [one for one in self._replicas if not _is_front(one.workload)]
+        fronts = [one for one in self._replicas if _is_front(one.workload)]
+        count = sum(len(one.processes) for one in functions)
+        self._log.line("lowtide", f"stopping {count} functions and workers")
+        await asyncio.gather(*(replicas.stop() for replicas in functions))
+        self._log.line("lowtide", "stopping portal, router and broker")
+        await asyncio.gather(
+            *(replicas.stop() for replicas in fronts),
+            *(process.stop() for process in self._helpers),
+        )
+        self._log.line("lowtide", "stopping PostgreSQL")
+        await self._postgres.stop()
+        if self._session is not None:
+            await self._session.close()
+        state.forget(self._options.data_dir)
+        (self._options.data_dir / endpoints.NAME).unlink(missing_ok=True)
+        self._log.line("lowtide", "stopped")
+
+    def kill(self) -> None:
+        """End every process at once; what was in hand is taken up after the next start."""
+        for process in self._processes():
+            process.kill()
+
+    def status(self) -> state.Status:
+        """Return what runs at the moment."""
+        return state.Status(
+            base_url=self._options.base_url,
+            portal_url=self._options.portal_url,
+            data_dir=str(self._options.data_dir),
+            pid=self._me.pid,
+            created=self._me.create_time(),
+            ready=self._ready,
+            processes=[process.status() for process in self._processes()],
+            api_key=self._secrets.api_key,
+        )
+
+    def _processes(self) -> list[Process]:
+        replicas = [process for one in self._replicas for process in one.processes]
+        return [self._postgres, *self._helpers, *replicas]
+
+    def _changed(self) -> None:
+        state.write(self._options.data_dir, self.status())
+        found: dict[str, list[str]] = {}
+        for replicas in self._replicas:
+            for service in replicas.workload.services:
+                found.setdefault(service, []).extend(replicas.addresses())
+        endpoints.write(self._options.data_dir, found)
+
+    async def _wait_for(self, processes: list[Process]) -> None:
+        deadline = asyncio.get_running_loop().time() + self._options.ready_timeout
+        while waiting := [one for one in processes if one.state is not State.READY]:
+            hopeless = [one.name for one in waiting if one.restarts >= _HOPELESS]
+            if hopeless:
+                raise StartFailed(f"{', '.join(hopeless)} keeps crashing: see the log above.")
+            if asyncio.get_running_loop().time() > deadline:
+                names = ", ".join(one.name for one in waiting)
+                raise StartFailed(f"Not ready in {self._options.ready_timeout:g} s: {names}.")
+            await asyncio.sleep(_POLL)
+
+    def _scalers(self) -> list[Scaler]:
+        by_name = {replicas.name: replicas for replicas in self._replicas}
+        return [
+            Scaler(
+                scaler,
+                connection_of(scaler, self._manifests, self._secret_values),
+                by_name[scaler.spec.scale_target_ref.name],
+                self._log,
+            )
+            for scaler in self._manifests.all(ScaledObject)
+        ]
+
+    def _kubernetes_secrets(self) -> environment.Values:
+        urls = addresses(self._cluster, self._postgres_port, self._secrets)
+        return {
+            "lowtide-database": {
+                "migration-url": urls.migration,
+                **{
+                    f"{role.removeprefix('lowtide_')}-url": url
+                    for role, url in urls.by_role.items()
+                },
+            },
+            "lowtide-keys": {
+                "api-key-pepper": self._secrets.api_key_pepper,
+                "portal-secret": self._secrets.portal_secret,
+            },
+        }
+
+    def _process(
+        self,
+        name: str,
+        plan: Callable[[], Launch],
+        *,
+        grace: float = 10.0,
+        stop: signal.Signals = signal.SIGTERM,
+    ) -> Process:
+        return Process(name, plan, self._log, changed=self._changed, grace=grace, stop_signal=stop)
+
+    def _maker(self, workload: Workload) -> Callable[[str], Process]:
+        def make(name: str) -> Process:
+            return self._process(name, lambda: self._plan(workload), grace=workload.grace)
+
+        return make
+
+    def _plan_postgres(self) -> Launch:
+        async def ready() -> bool:
+            return await asyncio.to_thread(self._cluster.answers, self._postgres_port)
+
+        return Launch(
+            command=self._cluster.command(self._postgres_port),
+            environment={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            folder=self._cluster.folder.parent,
+            ready=ready,
+            port=self._postgres_port,
+            credentials=postgres_credentials(),
+            before=self._cluster.reap,
+        )
+
+    def _plan_broker(self) -> Launch:
+        urls = addresses(self._cluster, self._postgres_port, self._secrets)
+        return self._plan_helper(
+            "broker",
+            self._broker_port,
+            {DATABASE_VARIABLE: urls.migration},
+            self._answers_http(self._broker_port, "/health/ready"),
+        )
+
+    def _plan_router(self) -> Launch:
+        port = self._options.port
+        return self._plan_helper("router", port, {}, _accepts(port))
+
+    def _plan_helper(
+        self, name: str, port: int, extra: dict[str, str], ready: Callable[[], Awaitable[bool]]
+    ) -> Launch:
+        paths = ["--root", str(self._options.root), "--data-dir", str(self._options.data_dir)]
+        module = f"lowtide.local.{name}"
+        return Launch(
+            command=(sys.executable, "-m", module, *paths, "--port", str(port)),
+            environment={**os.environ, "PYTHONUNBUFFERED": "1", **extra},
+            folder=self._options.root,
+            ready=ready,
+            port=port,
+        )
+
+    def _plan(self, workload: Workload) -> Launch:
+        container = workload.container
+        port = self._options.portal if _is_front(workload) else free_port()
+        health_port = free_port()
+        fixed = {
+            "PORT": str(port),
+            "LOWTIDE_HEALTH_PORT": str(health_port),
+            "LOWTIDE_PORTAL_PORT": str(self._options.portal),
+            "LOWTIDE_PORTAL_HOST": HOST,
+        }
+        if sink_of(workload, self._manifests):
+            fixed["K_SINK"] = f"http://{HOST}:{self._broker_port}/"
+        defaults = {
+            "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
+            "LOWTIDE_LOG_FORMAT": "text",
+            "LOWTIDE_API_URL": self._options.base_url,
+            "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
+            "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
+        }
+        manifest = environment.manifest_environment(
+            container, self._config_maps, self._secret_values
+        )
+        if workload.ready_path is None:
+            ready = _accepts(port)
+        else:
+            ready = self._answers_http(health_port, workload.ready_path)
+        return Launch(
+            command=(*container.command, *container.args),
+            environment=environment.merge(os.environ, manifest, defaults, fixed),
+            folder=self._options.root,
+            ready=ready,
+            port=port,
+            health_port=health_port,
+        )
+
+    def _answers_http(self, port: int, path: str) -> Callable[[], Awaitable[bool]]:
+        async def ready() -> bool:
+            if self._session is None:
+                return False
+            try:
+                async with self._session.get(f"http://{HOST}:{port}{path}") as response:
+                    return response.status == 200
+            except (ClientError, OSError, TimeoutError):
+                return False
+
+        return ready
+
+
+def _is_front(workload: Workload) -> bool:
+    """Whether people reach this workload at a port of its own: the portal."""
+    return workload.name == "portal"
+
+
+def _accepts(port: int) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(HOST, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return ready

@@ -1,0 +1,134 @@
+"""What runs at the moment, in a file that outlives the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+import psutil
+
+from lowtide.local import secrets
+from lowtide.local.files import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "state.json"
+POSTGRES = "postgres"
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process; `created` is its start in Unix seconds, which tells a reused pid."""
+
+    name: str
+    pid: int | None
+    created: float
+    port: int | None
+    health_port: int | None
+    state: str
+    restarts: int
+
+    def running(self) -> psutil.Process | None:
+        """Return the live process, unless it ended or the pid is another's by now."""
+        return _same(self.pid, self.created)
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole stack; `api_key` is the local default's."""
+
+    base_url: str
+    portal_url: str
+    data_dir: str
+    pid: int
+    created: float
+    ready: bool
+    processes: list[ProcessStatus]
+    api_key: str = ""
+
+    def to_json(self) -> str:
+        """Return the status as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self)).decode()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the status as plain values."""
+        return cast("dict[str, object]", msgspec.to_builtins(self))
+
+
+def write(data_dir: Path, status: Status) -> None:
+    """Replace the state file; the API key is left out."""
+    content = msgspec.json.encode(msgspec.structs.replace(status, api_key=""))
+    write_atomically(data_dir / NAME, content, mode=0o600)
+
+
+def read(data_dir: Path) -> Status | None:
+    """Return the last state written, whether or not anything of it still runs."""
+    path = data_dir / NAME
+    try:
+        status = msgspec.json.decode(path.read_bytes(), type=Status)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    known = secrets.read(data_dir)
+    return msgspec.structs.replace(status, api_key=known.api_key if known else "")
+
+
+def forget(data_dir: Path) -> None:
+    """Remove the state file after a clean stop."""
+    (data_dir / NAME).unlink(missing_ok=True)
+
+
+def supervisor(status: Status) -> psutil.Process | None:
+    """Return the live supervisor of this state."""
+    return _same(status.pid, status.created)
+
+
+def reap(data_dir: Path, grace: float = 5.0) -> list[str]:
+    """End what an earlier, killed supervisor left running; returns the names.
+
+    PostgreSQL goes last, so that the others can hand their work back.
+    """
+    status = read(data_dir)
+    if status is None:
+        return []
+    ended: list[str] = []
+    for group in (
+        [process for process in status.processes if process.name != POSTGRES],
+        [process for process in status.processes if process.name == POSTGRES],
+    ):
+        ended += _end(group, written=(data_dir / NAME).stat().st_mtime, grace=grace)
+    return ended
+
+
+def _end(recorded: list[ProcessStatus], *, written: float, grace: float) -> list[str]:
+    alive = {process.name: found for process in recorded if (found := process.running())}
+    for name, process in alive.items():
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGINT if name == POSTGRES else signal.SIGTERM)
+    psutil.wait_procs(list(alive.values()), timeout=grace)
+    for one in recorded:
+        if one.pid is not None:
+            _kill_group(one.pid, written)
+    psutil.wait_procs(list(alive.values()), timeout=grace)
+    return list(alive)
+
+
+def _kill_group(leader: int, written: float) -> None:
+    """Kill members of the group that were there when the state was written, and no others."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == leader and process.create_time() <= written + 1:
+                process.kill()
+
+
+def _same(pid: int | None, created: float) -> psutil.Process | None:
+    if pid is None:
+        return None
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created) > 0.5 or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.Error:
+        return None
+    return process
