@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
     from typing import Self
 
     from lowtide.domain.batches import Batch, NewBatch
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
+    from lowtide.domain.escalation import Escalation, OpenBatch
+    from lowtide.domain.events import Event
     from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import BatchId, FileId, LeaseId, TenantId
+    from lowtide.domain.jobs import FinalJob, SplitJob
+    from lowtide.domain.lines import InputLine, Problem
     from lowtide.domain.outcomes import Outcome
-    from lowtide.domain.pools import Pool
+    from lowtide.domain.outputs import FinishedLine
+    from lowtide.domain.pools import Depth, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +105,6 @@ class ObjectStore(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A CloudEvent: `type` is reverse-DNS, `subject` the public id it is about."""
-
-    id: str
-    type: str
-    subject: str
-    data: Mapping[str, object]
-    time: datetime
-
-
 class EventSink(Protocol):
     """Where CloudEvents go."""
 
@@ -130,7 +125,13 @@ class FileCatalog(Protocol):
         ...
 
     def page(
-        self, tenant: TenantId, *, after: FileId | None, limit: int, newest_first: bool, purpose: str | None
+        self,
+        tenant: TenantId,
+        *,
+        after: FileId | None,
+        limit: int,
+        newest_first: bool,
+        purpose: str | None,
     ) -> Sequence[StoredFile]:
         """Return up to `limit` files behind `after`."""
         ...
@@ -193,22 +194,116 @@ class Queue(Protocol):
         """Leave; lines still held go back to the queue."""
         ...
 
-    def reap(self) -> int:
-        """Give lines of expired leases back; return how many."""
-        ...
-
     def ready(self) -> None:
         """Raise when the database does not answer."""
+        ...
+
+
+class WorkerMeter(Protocol):
+    """What a worker counts."""
+
+    def dequeued(self, lines: int) -> None:
+        """Lines were claimed."""
+        ...
+
+    def settled(self, completed: int, failed: int) -> None:
+        """Lines left the worker; going back to the queue counts as failed."""
+        ...
+
+    def idle(self, seconds: float) -> None:
+        """The worker waited with nothing in hand."""
+        ...
+
+
+class Split(Protocol):
+    """The transaction of one split."""
+
+    job: SplitJob
+
+    def write(self, lines: Iterable[InputLine]) -> int:
+        """Store requests as they come; return how many."""
+        ...
+
+    def start(self, total: int, model: str | None, event: Event) -> bool:
+        """Queue what was written and record the event; False when the batch was cancelled."""
+        ...
+
+    def discard(self) -> None:
+        """Undo what was written."""
+        ...
+
+
+class Splits(Protocol):
+    """Batches whose files wait to be split."""
+
+    def open(self, batch: BatchId) -> AbstractContextManager[Split | None]:
+        """Open the transaction of a split; None when there is nothing to split."""
+        ...
+
+    def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
+        """Fail a batch whose file cannot be run."""
+        ...
+
+
+class Finals(Protocol):
+    """Drained batches."""
+
+    def job(self, batch: BatchId) -> FinalJob | None:
+        """Return what to finalize; None when there is nothing (more) to do."""
+        ...
+
+    def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
+        """Yield every line in input order; those without a result carry code and message given."""
+        ...
+
+    def close(
+        self,
+        job: FinalJob,
+        *,
+        completed: int,
+        failed: int,
+        output: StoredFile | None,
+        error: StoredFile | None,
+        event: Event,
+    ) -> bool:
+        """Record files, final state and event; False when the batch has moved on meanwhile."""
+        ...
+
+
+class Ticks(Protocol):
+    """What one tick of the scheduler reads and changes. Everything may run twice at once."""
+
+    def snapshot(self) -> tuple[datetime | None, Sequence[OpenBatch]]:
+        """Return the database's time and the batches with open lines; no time without batches."""
+        ...
+
+    def escalate(self, escalations: Sequence[Escalation]) -> Sequence[Event]:
+        """Move lines to dedicated; return the recorded events that wake its workers."""
+        ...
+
+    def mark_at_risk(self, batches: frozenset[BatchId]) -> None:
+        """Make exactly these running batches at risk."""
+        ...
+
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> int:
+        """Give expired leases back, end what is due, announce again what stalled.
+
+        Times in seconds. Returns how many lines of expired leases were given back.
+        """
+        ...
+
+    def depths(self) -> Mapping[Pool, Depth]:
+        """Return how much waits and runs in each pool."""
         ...
 
 
 class Outbox(Protocol):
     """CloudEvents that are recorded but not yet accepted by the sink."""
 
-    def waiting(self, limit: int, ids: Sequence[str] | None = None) -> Sequence[Event]:
-        """Return events, oldest first; only these ids when given."""
+    def waiting(self, limit: int, older_than: float) -> Sequence[Event]:
+        """Return events recorded more than `older_than` seconds ago, oldest first."""
         ...
 
-    def forget(self, ids: Sequence[str]) -> None:
-        """Drop events that were accepted."""
+    def forget(self, event: Event) -> None:
+        """Drop an event that was accepted."""
         ...

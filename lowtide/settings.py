@@ -39,7 +39,9 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="PostgreSQL, as `postgresql://user:password@host/db`."
     )
     database_pool_size: int = Field(default=8, ge=1, description="Connections a process may hold.")
-    database_connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
+    database_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds without an answer until a connection is given up."
+    )
     object_store_url: str = Field(
         default="", description="`file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`."
     )

@@ -66,14 +66,17 @@ class RetryPolicy:
     base: float = 1.0
     cap: float = 60.0
 
+    @staticmethod
+    def is_transient(outcome: Answered | Unanswered) -> bool:
+        """Whether the same request may succeed later."""
+        return isinstance(outcome, Unanswered) or outcome.status_code in TRANSIENT_STATUSES
+
     def delay(self, outcome: Answered | Unanswered, attempts: int, rng: Random) -> float | None:
         """Return the seconds until the next attempt, or None when this failure is the last.
 
         `attempts` counts the attempt that just failed.
         """
-        if isinstance(outcome, Answered) and outcome.status_code not in TRANSIENT_STATUSES:
-            return None
-        if attempts >= self.max_attempts:
+        if not self.is_transient(outcome) or attempts >= self.max_attempts:
             return None
         retry_after = outcome.retry_after if isinstance(outcome, Answered) else None
         return retry_delay(attempts - 1, rng, base=self.base, cap=self.cap, retry_after=retry_after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -10,3 +11,11 @@ class Pool(StrEnum):
 
     SPOT = "spot"
     DEDICATED = "dedicated"
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Lines of a pool that wait and that run."""
+
+    queued: int
+    running: int

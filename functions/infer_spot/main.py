@@ -1,0 +1,21 @@
+"""`dev.lowtide.requests.queued`: wake this spot worker; its pull loop does the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import functions_framework
+
+from lowtide.domain.pools import Pool
+from lowtide.pull_loop import PULL_LOOP
+
+if TYPE_CHECKING:
+    from cloudevents.http import CloudEvent
+
+PULL_LOOP.serve(Pool.SPOT)
+
+
+@functions_framework.cloud_event
+def infer_spot(event: CloudEvent) -> None:  # noqa: ARG001
+    """Handle one event."""
+    PULL_LOOP.wake()

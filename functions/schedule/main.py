@@ -1,0 +1,19 @@
+"""A PingSource's tick: one round of the scheduler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import functions_framework
+
+from lowtide import wiring
+from lowtide.metrics import scheduler as metrics
+
+if TYPE_CHECKING:
+    from cloudevents.http import CloudEvent
+
+
+@functions_framework.cloud_event
+def schedule(event: CloudEvent) -> None:  # noqa: ARG001
+    """Handle one tick."""
+    metrics.ticked(wiring.scheduler().tick())

@@ -1,0 +1,21 @@
+"""`dev.lowtide.batch.created`: split the batch's file into queued requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import functions_framework
+
+from lowtide import wiring
+from lowtide.events.inbox import batch_of
+
+if TYPE_CHECKING:
+    from cloudevents.http import CloudEvent
+
+
+@functions_framework.cloud_event
+def split(event: CloudEvent) -> None:
+    """Handle one event."""
+    batch = batch_of(event)
+    if batch is not None:
+        wiring.splitter().split(batch)

@@ -1,0 +1,84 @@
+"""Batches, as they are stored and shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus, SlaState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.domain.ids import BatchId, FileId, TenantId
+    from lowtide.domain.lines import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be created."""
+
+    id: BatchId
+    tenant: TenantId
+    user: str
+    input_file: FileId
+    endpoint: str
+    completion_window: str
+    created_at: datetime
+    deadline: datetime
+    metadata: Mapping[str, str] | None
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it stands. Counts add up: completed + failed <= total, equal when final."""
+
+    id: BatchId
+    tenant: TenantId
+    user: str
+    input_file: FileId
+    input_key: str
+    endpoint: str
+    model: str | None
+    completion_window: str
+    status: BatchStatus
+    created_at: datetime
+    deadline: datetime
+    in_progress_at: datetime | None
+    finalizing_at: datetime | None
+    completed_at: datetime | None
+    failed_at: datetime | None
+    expired_at: datetime | None
+    cancelling_at: datetime | None
+    cancelled_at: datetime | None
+    at_risk: bool
+    total: int
+    completed: int
+    failed: int
+    output_file: FileId | None
+    error_file: FileId | None
+    errors: tuple[Problem, ...]
+    metadata: Mapping[str, str] | None
+    input_tokens: int
+    output_tokens: int
+    interruptions: int
+    retries: int
+    escalations: int
+    finished_on_dedicated: int
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the batch reached its final state."""
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
+
+    @property
+    def sla_state(self) -> SlaState:
+        """Where the batch stands against its deadline; a failed file breaks no promise."""
+        if self.status is BatchStatus.EXPIRED:
+            return SlaState.BREACHED
+        if self.status in FINAL_STATUSES:
+            late = self.ended_at is not None and self.ended_at > self.deadline
+            return SlaState.BREACHED if late else SlaState.MET
+        return SlaState.AT_RISK if self.at_risk else SlaState.IN_PROGRESS

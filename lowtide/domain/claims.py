@@ -1,0 +1,73 @@
+"""Lines in a worker's hands, and how they leave them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowtide.domain.events import Event
+    from lowtide.domain.ids import BatchId
+    from lowtide.domain.outcomes import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One line, held under a lease. `start` and `length` locate it in the input object."""
+
+    batch: BatchId
+    line: int
+    endpoint: str
+    input_key: str
+    start: int
+    length: int
+    attempts: int
+    interruptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A line that ended for good, in success or failure.
+
+    `attempts` counts every try; `dead_letter` sets a failure aside for an operator.
+    """
+
+    batch: BatchId
+    line: int
+    succeeded: bool
+    attempts: int
+    usage: Usage
+    status_code: int | None = None
+    request_id: str = ""
+    body: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    dead_letter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A line that goes back to the queue after `delay` seconds.
+
+    `failed` counts it as an attempt; `interrupted` records a spot interruption; neither is a line
+    that was never started.
+    """
+
+    batch: BatchId
+    line: int
+    reason: str
+    delay: float = 0.0
+    failed: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement changed; lines missing from the counts were no longer this lease's.
+
+    `drained` are the batches whose last line this ended; their events are in the outbox.
+    """
+
+    finished: int
+    returned: int
+    drained: tuple[Event, ...]

@@ -1,0 +1,41 @@
+"""The CloudEvents that chain the functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from lowtide.domain.ids import TenantId, format_batch_id
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Mapping
+
+    from lowtide.domain.ids import BatchId
+
+
+class EventType(StrEnum):
+    """What happened; the `type` attribute of a CloudEvent."""
+
+    BATCH_CREATED = "dev.lowtide.batch.created"
+    REQUESTS_QUEUED = "dev.lowtide.requests.queued"
+    BATCH_DRAINED = "dev.lowtide.batch.drained"
+    BATCH_COMPLETED = "dev.lowtide.batch.completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event about one batch; `id` makes a second delivery recognisable."""
+
+    id: uuid.UUID
+    type: EventType
+    tenant: TenantId
+    subject: str
+    data: Mapping[str, object]
+
+
+def batch_event(id_: uuid.UUID, type_: EventType, tenant: TenantId, batch: BatchId) -> Event:
+    """Return an event about a batch."""
+    public_id = format_batch_id(batch)
+    return Event(id_, type_, tenant, public_id, {"batch_id": public_id})

@@ -1,0 +1,55 @@
+"""What an engine's outcome means for a line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowtide.domain.claims import Claim, Finished, Returned
+from lowtide.domain.outcomes import Answered, Interrupted, Usage
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from lowtide.domain.outcomes import Outcome, RetryPolicy
+
+
+def settle_line(
+    claim: Claim, outcome: Outcome, policy: RetryPolicy, rng: Random
+) -> Finished | Returned:
+    """Return how the line ends, or why and when it is tried again."""
+    if isinstance(outcome, Interrupted):
+        return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
+    attempts = claim.attempts + 1
+    succeeded = isinstance(outcome, Answered) and outcome.succeeded
+    if not succeeded:
+        delay = policy.delay(outcome, attempts, rng)
+        if delay is not None:
+            reason = (
+                f"The engine answered HTTP {outcome.status_code}"
+                if isinstance(outcome, Answered)
+                else outcome.message
+            )
+            return Returned(claim.batch, claim.line, reason, delay=delay, failed=True)
+    exhausted = not succeeded and policy.is_transient(outcome)
+    if isinstance(outcome, Answered):
+        return Finished(
+            claim.batch,
+            claim.line,
+            succeeded,
+            attempts,
+            outcome.usage,
+            status_code=outcome.status_code,
+            request_id=outcome.request_id,
+            body=outcome.body,
+            dead_letter=exhausted,
+        )
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=attempts,
+        usage=Usage(),
+        error_code=outcome.code,
+        error_message=outcome.message,
+        dead_letter=exhausted,
+    )

@@ -1,0 +1,151 @@
+"""What every HTTP function shares: routes, the caller, request ids, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from flask import Response
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
+from werkzeug.exceptions import NotFound as NoSuchRoute
+from werkzeug.routing import Map, Rule
+
+from lowtide import wiring
+from lowtide.domain.errors import (
+    InvalidRequest,
+    LowtideError,
+    MethodNotAllowed,
+    NotFound,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+)
+from lowtide.metrics import api as metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flask import Request
+
+    from lowtide.domain.ids import TenantId
+    from lowtide.postgres.tenants import Caller
+
+_log = logging.getLogger(__name__)
+_DRAIN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of an authenticated caller."""
+
+    request: Request
+    caller: Caller
+
+    @property
+    def tenant(self) -> TenantId:
+        """Whose objects this call may see."""
+        return self.caller.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path pattern (werkzeug's syntax), and what answers it.
+
+    The handler gets a Call and the path's values, or just the values when `public`.
+    """
+
+    method: str
+    path: str
+    handler: Callable[..., Response]
+    public: bool = False
+
+
+class Application:
+    """Answers the requests of one function."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._map = Map(
+            [Rule(route.path, methods=[route.method], endpoint=route) for route in routes],
+            strict_slashes=False,
+        )
+
+    def __call__(self, request: Request) -> Response:
+        """Answer a request; never raises."""
+        began = perf_counter()
+        request_id = f"req_{uuid.uuid4().hex}"
+        pattern = "unmatched"
+        try:
+            route, values = self._match(request)
+            pattern = route.path
+            response = self._answer(route, request, values)
+        except LowtideError as error:
+            response = _error(error)
+        except HTTPException as error:
+            response = _error(_translated(error))
+        except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
+            _log.exception("request.failed", extra={"request_id": request_id, "route": pattern})
+            response = _error(LowtideError("The server failed: this is a bug, please report it."))
+        if response.status_code >= 400:
+            _discard_body(request)
+        response.headers["x-request-id"] = request_id
+        metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
+        return response
+
+    def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
+        adapter = self._map.bind_to_environ(request.environ)
+        return adapter.match()  # type: ignore[return-value]
+
+    @staticmethod
+    def _answer(route: Route, request: Request, values: dict[str, Any]) -> Response:
+        if route.public:
+            return route.handler(**values)
+        caller = wiring.tenants().caller(request.headers.get("Authorization"))
+        return route.handler(Call(request, caller), **values)
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """Return a JSON response."""
+    return Response(msgspec.json.encode(value), status, mimetype="application/json")
+
+
+def _error(error: LowtideError) -> Response:
+    body = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+    response = json_response(body, error.status)
+    if isinstance(error, (Unavailable, TooManyRequests)):
+        response.headers["Retry-After"] = "1"
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _translated(error: HTTPException) -> LowtideError:
+    if isinstance(error, NoSuchRoute):
+        return NotFound("No such path: see /openapi.json for those there are.", code="unknown_url")
+    if isinstance(error, NoSuchMethod):
+        return MethodNotAllowed(f"This path takes {', '.join(error.valid_methods or ())}.")
+    return InvalidRequest(error.description or "The request could not be read.")
+
+
+def _discard_body(request: Request) -> None:
+    """Read what the client is still sending: it would miss an answer sent before.
+
+    The framework would otherwise read it too, but all into memory.
+    """
+    left = _DRAIN_BYTES
+    try:
+        while left > 0 and (chunk := request.stream.read(65536)):
+            left -= len(chunk)
+    except (HTTPException, OSError):
+        return

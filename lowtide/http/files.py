@@ -1,0 +1,155 @@
+"""`/v1/files`."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from flask import Response
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from lowtide import wiring
+from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from lowtide.domain.ids import FileId, parse_file_id
+from lowtide.http.application import json_response
+from lowtide.http.objects import deleted_file, file_not_named, file_object, page_object
+from lowtide.http.paging import page_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask import Request
+
+    from lowtide.domain.files import StoredFile
+    from lowtide.http.application import Call
+    from lowtide.services.files import Files
+
+_CHUNK_BYTES = 1 << 18
+_FORM_SLACK_BYTES = 1 << 16
+_MAX_FIELD_BYTES = 4096
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+def upload(call: Call) -> Response:
+    """`POST /v1/files`: take a multipart form, streaming."""
+    service = wiring.files()
+    boundary = _boundary(call.request)
+    length = call.request.content_length
+    if length is not None and length > service.max_bytes + _FORM_SLACK_BYTES:
+        raise PayloadTooLarge(
+            f"The file is larger than {service.max_bytes} bytes: split it into several.",
+            param="file",
+        )
+    return json_response(file_object(_receive(call, service, boundary)))
+
+
+def get(call: Call, file_id: str) -> Response:
+    """`GET /v1/files/{file_id}`."""
+    return json_response(file_object(wiring.files().get(call.tenant, _id(file_id))))
+
+
+def content(call: Call, file_id: str) -> Response:
+    """`GET /v1/files/{file_id}/content`, whole or one byte range."""
+    service = wiring.files()
+    file = service.get(call.tenant, _id(file_id))
+    start, end = 0, file.size
+    status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
+    wanted = _RANGE.fullmatch(call.request.headers.get("Range", ""))
+    if wanted is not None and (wanted[1] or wanted[2]):
+        start, end = _range(wanted[1], wanted[2], file.size)
+        if start >= end:
+            return Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    body: Iterator[bytes] = iter(())
+    if call.request.method != "HEAD" and file.size:
+        body = service.content(call.tenant, file.id, start, end)
+    headers["Content-Length"] = str(end - start)
+    return Response(body, status, headers, mimetype="application/jsonl")
+
+
+def page(call: Call) -> Response:
+    """`GET /v1/files`."""
+    arguments = page_arguments(call.request, most=10_000, default=10_000)
+    after = None if arguments.after is None else _id(arguments.after, "after")
+    files, more = wiring.files().page(
+        call.tenant,
+        after=after,
+        limit=arguments.limit,
+        newest_first=arguments.newest_first,
+        purpose=call.request.args.get("purpose"),
+    )
+    return json_response(page_object([file_object(file) for file in files], has_more=more))
+
+
+def delete(call: Call, file_id: str) -> Response:
+    """`DELETE /v1/files/{file_id}`."""
+    wiring.files().delete(call.tenant, _id(file_id))
+    return json_response(deleted_file(file_id))
+
+
+def _id(text: str, param: str = "file_id") -> FileId:
+    file = parse_file_id(text)
+    if file is None:
+        raise file_not_named(text, param)
+    return file
+
+
+def _boundary(request: Request) -> str:
+    kind, options = parse_options_header(request.headers.get("Content-Type", ""))
+    if kind != "multipart/form-data" or not options.get("boundary"):
+        raise UnsupportedMediaType(
+            "Send the file as multipart/form-data with the fields 'file' and 'purpose'."
+        )
+    return str(options["boundary"])
+
+
+def _receive(call: Call, service: Files, boundary: str) -> StoredFile:
+    """Pass the form's file part to an upload as it arrives; fields may come before or after it."""
+    fields: dict[str, str] = {}
+    filename: str | None = None
+    with ExitStack() as block:
+        upload_ = None
+        try:
+            for segment, data in _parts(call.request, boundary):
+                if segment.name != "file":
+                    fields[segment.name] = fields.get(segment.name, "") + data.decode()
+                    if len(fields[segment.name]) > _MAX_FIELD_BYTES:
+                        raise InvalidRequest("A form field is too long.", param=segment.name)
+                elif filename is None or upload_ is None:
+                    filename = segment.filename or "file"
+                    upload_ = block.enter_context(service.upload(call.tenant))
+                if segment.name == "file" and upload_ is not None:
+                    upload_.write(data)
+        except (MultipartError, UnicodeDecodeError) as error:
+            raise InvalidRequest(
+                f"The form could not be read ({error}): send complete multipart/form-data.",
+                param="file",
+            ) from error
+        if upload_ is None or filename is None:
+            raise InvalidRequest("The form has no file: add the field 'file'.", param="file")
+        return upload_.finish(filename, fields.get("purpose"))
+
+
+def _parts(request: Request, boundary: str) -> Iterator[tuple[MultipartSegment, bytes]]:
+    """Yield each part with its data, piece by piece; a part starts with an empty piece."""
+    with PushMultipartParser(boundary, max_segment_count=16) as parser:
+        segment: MultipartSegment | None = None
+        while not parser.closed:
+            chunk = request.stream.read(_CHUNK_BYTES)
+            for event in parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    segment = event
+                    yield segment, b""
+                elif event and segment is not None:
+                    yield segment, bytes(event)
+            if not chunk:
+                return
+
+
+def _range(first: str, last: str, size: int) -> tuple[int, int]:
+    """Return the half-open range that `bytes=first-last` names (RFC 9110, section 14.1.2)."""
+    if not first:
+        return max(0, size - int(last)), size
+    return int(first), min(size, int(last) + 1 if last else size)

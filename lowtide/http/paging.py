@@ -1,0 +1,31 @@
+"""Cursor paging, as OpenAI's lists have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.domain.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from flask import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PageArguments:
+    """Which page of a list is wanted."""
+
+    after: str | None
+    limit: int
+    newest_first: bool
+
+
+def page_arguments(request: Request, *, most: int, default: int) -> PageArguments:
+    """Read `after`, `limit` and `order`; raises InvalidRequest."""
+    text = request.args.get("limit", str(default))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+        raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
+    order = request.args.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order must be 'asc' or 'desc'.", param="order")
+    return PageArguments(request.args.get("after"), int(text), order == "desc")

@@ -1,0 +1,14 @@
+"""The API's metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+_REQUESTS = Counter("api_requests_total", "HTTP requests answered.", ["route", "method", "status"])
+_SECONDS = Histogram("api_request_seconds", "Seconds to answer.", ["route", "method"])
+
+
+def answered(route: str, method: str, status: int, seconds: float) -> None:
+    """Count one answer; `route` is the pattern, never the path, so that series stay few."""
+    _REQUESTS.labels(route, method, str(status)).inc()
+    _SECONDS.labels(route, method).observe(seconds)

@@ -1,0 +1,77 @@
+"""Connections: the engine, and transactions that act for one tenant."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from lowtide.domain.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.ids import TenantId
+
+_SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
+
+# Classes of SQLSTATE after which the same transaction may succeed: lost connections, serialization
+# failures and deadlocks, exhausted resources, a server that starts or stops.
+_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
+
+
+def connect(
+    url: str, *, pool_size: int = 8, timeout: float = 30.0, application: str = "lowtide"
+) -> Engine:
+    """Return an engine for `postgresql://…`; nothing is opened before the first use.
+
+    `timeout` is in seconds without an answer, for connecting, for waiting for a free connection
+    and for each statement.
+    """
+    return create_engine(
+        make_url(url).set(drivername="postgresql+pg8000"),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout,
+        pool_pre_ping=True,
+        connect_args={"timeout": timeout, "application_name": application},
+    )
+
+
+@contextmanager
+def begin(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction; raises Unavailable for failures that another try may not meet."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (DBAPIError, PoolTimeout, OSError) as error:
+        if not _is_transient(error):
+            raise
+        raise Unavailable("The database does not answer at the moment: try again.") from error
+
+
+@contextmanager
+def acting_for(engine: Engine, tenant: TenantId) -> Iterator[Connection]:
+    """Open a transaction in which row-level security shows just this tenant's rows.
+
+    The setting is local to the transaction, so that a pooled connection never carries it over.
+    """
+    with begin(engine) as connection:
+        connection.execute(_SET_TENANT, {"tenant": str(tenant)})
+        yield connection
+
+
+def _is_transient(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return True
+    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    if isinstance(details, dict):
+        return str(details.get("C", "")).startswith(_TRANSIENT_CLASSES)
+    # The driver's own errors carry no SQLSTATE; those about the connection are InterfaceErrors.
+    return type(error).__name__ == "InterfaceError"

@@ -1,0 +1,142 @@
+"""The records of stored files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.domain.errors import Conflict, NotFound
+from lowtide.domain.files import FileStatus, Purpose, StoredFile
+from lowtide.domain.ids import FileId, TenantId, format_batch_id, format_file_id
+from lowtide.postgres.connections import acting_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Engine
+
+_COLUMNS = (
+    "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
+    "created_at, endpoint, expires_at"
+)
+_ADD = text(f"""
+INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
+  :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at)
+ON CONFLICT (id) DO NOTHING
+""")  # noqa: S608
+_GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
+_PAGE = {
+    newest_first: text(f"""
+SELECT {_COLUMNS} FROM files
+WHERE tenant_id = :tenant AND (cast(:purpose AS text) IS NULL OR purpose = :purpose)
+  AND (cast(:after AS uuid) IS NULL OR id {"<" if newest_first else ">"} :after)
+ORDER BY id {"DESC" if newest_first else ""} LIMIT :limit
+""")  # noqa: S608
+    for newest_first in (True, False)
+}
+# The lock order is file, then batch, as in creating a batch: neither can slip past the other.
+_LOCK = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id FOR UPDATE")  # noqa: S608
+_READER = text("""
+SELECT id FROM batches WHERE input_file_id = :id
+  AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
+""")
+_REMOVE = text("DELETE FROM files WHERE id = :id")
+
+
+def add_file(connection: Connection, file: StoredFile) -> None:
+    """Record a file in the caller's transaction; recording it again changes nothing."""
+    connection.execute(
+        _ADD,
+        {
+            "id": file.id,
+            "tenant_id": file.tenant,
+            "purpose": file.purpose.value,
+            "filename": file.filename,
+            "bytes": file.size,
+            "lines": file.lines,
+            "sha256": file.sha256,
+            "object_key": file.object_key,
+            "status": file.status.value,
+            "status_details": file.status_details,
+            "created_at": file.created_at,
+            "endpoint": file.endpoint,
+            "expires_at": file.expires_at,
+        },
+    )
+
+
+def file_not_found(file: FileId) -> NotFound:
+    """Return the error for an id that this tenant does not have."""
+    return NotFound(f"No file {format_file_id(file)!r}: check the id.", param="id")
+
+
+class PostgresFiles:
+    """Port FileCatalog."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, file: StoredFile) -> None:
+        """Record a file whose object is complete."""
+        with acting_for(self._engine, file.tenant) as connection:
+            add_file(connection, file)
+
+    def get(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Return a file; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            row = connection.execute(_GET, {"id": file}).one_or_none()
+        if row is None:
+            raise file_not_found(file)
+        return _file(row)
+
+    def page(
+        self,
+        tenant: TenantId,
+        *,
+        after: FileId | None,
+        limit: int,
+        newest_first: bool,
+        purpose: str | None,
+    ) -> Sequence[StoredFile]:
+        """Return up to `limit` files behind `after`."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(
+                _PAGE[newest_first],
+                {"tenant": tenant, "after": after, "limit": limit, "purpose": purpose},
+            )
+            return [_file(row) for row in rows]
+
+    def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Forget a file; raises NotFound, or Conflict while a batch reads it."""
+        with acting_for(self._engine, tenant) as connection:
+            row = connection.execute(_LOCK, {"id": file}).one_or_none()
+            if row is None:
+                raise file_not_found(file)
+            reader = connection.execute(_READER, {"id": file}).scalar_one_or_none()
+            if reader is not None:
+                raise Conflict(
+                    f"File {format_file_id(file)} is being read by {format_batch_id(reader)}: "
+                    "cancel that batch or wait until it ends.",
+                    code="file_in_use",
+                )
+            connection.execute(_REMOVE, {"id": file})
+        return _file(row)
+
+
+def _file(row: Any) -> StoredFile:
+    return StoredFile(
+        id=FileId(row.id),
+        tenant=TenantId(row.tenant_id),
+        purpose=Purpose(row.purpose),
+        filename=row.filename,
+        size=row.bytes,
+        lines=row.lines,
+        sha256=row.sha256,
+        object_key=row.object_key,
+        status=FileStatus(row.status),
+        status_details=row.status_details,
+        created_at=row.created_at,
+        endpoint=row.endpoint,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,157 @@
+"""Writing a batch's requests and queueing them, all in one transaction."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.domain.ids import TenantId
+from lowtide.domain.jobs import SplitJob
+from lowtide.postgres.connections import begin
+from lowtide.postgres.outbox import add_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.events import Event
+    from lowtide.domain.ids import BatchId
+    from lowtide.domain.lines import InputLine, Problem
+
+_JOB = text("""
+SELECT tenant_id, input_key, endpoint FROM batches WHERE id = :batch AND status = 'validating'
+""")
+# COPY cannot write to a table with row-level security, hence the detour.
+_INCOMING = text("""
+CREATE TEMPORARY TABLE incoming (line integer, start bigint, length integer, custom_id text)
+ON COMMIT DROP
+""")
+_COPY = "COPY incoming FROM STDIN"
+_STORE = text("""
+INSERT INTO requests (batch_id, tenant_id, line, start, length, custom_id)
+SELECT :batch, :tenant, line, start, length, custom_id FROM incoming
+""")
+_QUEUE = text("""
+INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
+SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, 'spot'
+FROM incoming i, batches b WHERE b.id = :batch
+""")
+_START = text("""
+UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = now(),
+  total = :total, model = :model
+WHERE id = :batch AND status = 'validating'
+""")
+_REJECT = text("""
+UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
+WHERE id = :batch AND status = 'validating'
+""")
+_BLOCK_BYTES = 65536
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+
+
+class SplitTransaction:
+    """A split under way; nothing of it is visible before the block ends without an exception."""
+
+    def __init__(self, connection: Connection, job: SplitJob) -> None:
+        self._connection = connection
+        self.job = job
+
+    def write(self, lines: Iterable[InputLine]) -> int:
+        """Take requests as they come; return how many."""
+        source = _CopySource(lines)
+        self._connection.execute(_INCOMING)
+        cursor = self._connection.connection.cursor()
+        try:
+            cursor.execute(_COPY, stream=source.blocks())  # type: ignore[call-arg]
+        finally:
+            cursor.close()
+        if source.failure is not None:
+            raise source.failure
+        return source.count
+
+    def start(self, total: int, model: str | None, event: Event) -> bool:
+        """Store and queue what was written; False when the batch was cancelled meanwhile."""
+        self._connection.execute(_STORE, {"batch": self.job.batch, "tenant": self.job.tenant})
+        self._connection.execute(_QUEUE, {"batch": self.job.batch})
+        started = self._connection.execute(
+            _START, {"batch": self.job.batch, "total": total, "model": model}
+        )
+        if started.rowcount != 1:
+            return False
+        add_event(self._connection, event)
+        return True
+
+    def discard(self) -> None:
+        """Undo what was written."""
+        self._connection.rollback()
+
+
+class _CopySource:
+    """Rows of COPY's text format. A failing source ends the copy cleanly and is kept for later:
+
+    an exception inside the driver's copy loop would leave the connection in copy mode.
+    """
+
+    def __init__(self, lines: Iterable[InputLine]) -> None:
+        self._lines = lines
+        self.count = 0
+        self.failure: Exception | None = None
+
+    def blocks(self) -> Iterator[bytes]:
+        try:
+            yield from self._encoded()
+        except Exception as failure:  # noqa: BLE001
+            self.failure = failure
+
+    def _encoded(self) -> Iterator[bytes]:
+        block: list[str] = []
+        size = 0
+        for line in self._lines:
+            custom_id = line.custom_id.translate(_ESCAPES)
+            row = f"{line.number}\t{line.offset}\t{line.length}\t{custom_id}\n"
+            self.count += 1
+            block.append(row)
+            size += len(row)
+            if size >= _BLOCK_BYTES:
+                yield "".join(block).encode()
+                block.clear()
+                size = 0
+        yield "".join(block).encode()
+
+
+class PostgresSplits:
+    """Splits, one at a time for each batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def open(self, batch: BatchId) -> Iterator[SplitTransaction | None]:
+        """Open the transaction of a split; None when there is nothing (more) to split.
+
+        Two deliveries of the same event wait for each other here, and the second finds it done.
+        """
+        with begin(self._engine) as connection:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
+                {"key": f"split {batch}"},
+            )
+            row = connection.execute(_JOB, {"batch": batch}).one_or_none()
+            if row is None:
+                yield None
+            else:
+                tenant = TenantId(row.tenant_id)
+                yield SplitTransaction(
+                    connection, SplitJob(batch, tenant, row.input_key, row.endpoint)
+                )
+
+    def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
+        """Fail a batch whose file cannot be run."""
+        errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
+        with begin(self._engine) as connection:
+            connection.execute(_REJECT, {"batch": batch, "errors": errors})

@@ -1,0 +1,247 @@
+"""The scheduler's statements: each does its part in sets, and may run twice at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.domain.escalation import OpenBatch
+from lowtide.domain.events import Event, EventType, batch_event
+from lowtide.domain.ids import BatchId, TenantId
+from lowtide.domain.pools import Depth, Pool
+from lowtide.postgres.connections import begin
+from lowtide.postgres.draining import note_drained
+from lowtide.postgres.outbox import add_event
+from lowtide.postgres.queue import requeue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.escalation import Escalation
+
+_SNAPSHOT = text("""
+SELECT b.id, b.deadline, now() AS now,
+  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'spot') AS spot,
+  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'dedicated') AS dedicated,
+  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'spot') AS running_spot,
+  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'dedicated')
+    AS running_dedicated
+FROM batches b WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+""")
+_MARK_RISK = text("""
+UPDATE batches SET at_risk = (id = ANY(:at_risk))
+WHERE status = 'in_progress' AND at_risk IS DISTINCT FROM (id = ANY(:at_risk))
+""")
+ESCALATE = """
+WITH moved AS (
+  UPDATE queue SET pool = 'dedicated', escalated = true
+  WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'spot'
+    ORDER BY line LIMIT :lines FOR UPDATE SKIP LOCKED))
+  RETURNING tenant_id
+), counted AS (
+  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
+  SELECT tenant_id, :batch, lines, 'escalated', 'dedicated',
+    'Moved to dedicated to meet the deadline' FROM counted
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
+SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+RETURNING tenant_id
+"""
+_ESCALATE = text(ESCALATE)
+_EXPIRE = text("""
+UPDATE batches SET expiring = true
+WHERE status = 'in_progress' AND NOT expiring AND drained_at IS NULL AND deadline <= now()
+RETURNING id
+""")
+_CANCEL_DUE = text("""
+SELECT id FROM batches WHERE status = 'cancelling' AND drained_at IS NULL
+  AND cancelling_at <= now() - make_interval(secs => :grace)
+ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
+_DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = ANY(:batches)")
+# What somebody is settling this very moment is left to them; they look for the drained batch too.
+_DROP_RUNNING = text("""
+DELETE FROM claims WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM claims WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
+""")
+_SILENT = text("""
+SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
+  AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
+""")
+_STALLED = text("""
+UPDATE batches SET nudged_at = now()
+WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_progress')
+    AND drained_at IS NOT NULL)
+  AND nudged_at <= now() - make_interval(secs => :age)
+RETURNING id, tenant_id, status
+""")
+_EXPIRED_LEASES = text("""
+DELETE FROM workers WHERE id = ANY(ARRAY(
+  SELECT id FROM workers WHERE expires_at <= now() FOR UPDATE SKIP LOCKED))
+""")
+# Any claim without a living lease: also what an earlier reaper skipped or a crash left behind.
+_ORPHANS = text("""
+DELETE FROM claims WHERE ctid = ANY(ARRAY(
+  SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
+  FOR UPDATE OF c SKIP LOCKED))
+RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+  (lost_leases + 1)::smallint AS lost_leases, escalated, pool, claimed_at,
+  'The worker stopped answering' AS reason, 0 AS delay, false AS failed, true AS interrupted
+""")
+_POISON = text("""
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
+    batch_id uuid, tenant_id uuid, lease_id uuid, claimed_at timestamptz, line integer,
+    attempts smallint, interruptions smallint, lost_leases smallint, escalated boolean, pool text)
+), stored AS (
+  INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+    output_tokens, attempts, interruptions, succeeded, escalated, dead_lettered, pool, request_id,
+    error_code, error_message)
+  SELECT batch_id, tenant_id, lease_id, claimed_at, now(), line, 0, 0, attempts, interruptions,
+    false, escalated, true, pool, '', 'worker_lost', :message FROM given
+), buried AS (
+  INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_code, error_message)
+  SELECT batch_id, line, tenant_id, attempts, 'worker_lost', :message FROM given
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
+  SELECT tenant_id, batch_id, line, 'dead_lettered', pool, lease_id, :message FROM given
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed)
+SELECT batch_id, pool, lease_id, tenant_id, count(*) FROM given
+GROUP BY batch_id, pool, lease_id, tenant_id
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed
+""")
+_DEPTH = text("""
+SELECT pool, (SELECT count(*) FROM queue q WHERE q.pool = p.pool) AS queued,
+  (SELECT count(*) FROM claims c WHERE c.pool = p.pool) AS running
+FROM (VALUES ('spot'), ('dedicated')) AS p (pool)
+""")
+
+
+class PostgresTicks:
+    """What one tick of the scheduler does to the database."""
+
+    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID], max_lost_leases: int) -> None:
+        self._engine = engine
+        self._new_id = new_id
+        self._max_lost_leases = max_lost_leases
+
+    def snapshot(self) -> tuple[datetime | None, list[OpenBatch]]:
+        """Return the database's time and the batches with open lines; no time without batches."""
+        with begin(self._engine) as connection:
+            rows = connection.execute(_SNAPSHOT).all()
+        batches = [
+            OpenBatch(
+                id=BatchId(row.id),
+                deadline=row.deadline,
+                spot=row.spot,
+                running_spot=row.running_spot,
+                dedicated=row.dedicated + row.running_dedicated,
+            )
+            for row in rows
+        ]
+        return (rows[0].now if rows else None), batches
+
+    def escalate(self, escalations: Sequence[Escalation]) -> tuple[Event, ...]:
+        """Move lines to dedicated; return the events that wake its workers."""
+        events: list[Event] = []
+        with begin(self._engine) as connection:
+            for escalation in escalations:
+                parameters = {"batch": escalation.batch, "lines": escalation.lines}
+                for row in connection.execute(_ESCALATE, parameters):
+                    tenant = TenantId(row.tenant_id)
+                    events.append(self._event(EventType.REQUESTS_QUEUED, tenant, escalation.batch))
+            for event in events:
+                add_event(connection, event)
+        return tuple(events)
+
+    def mark_at_risk(self, batches: frozenset[BatchId]) -> None:
+        """Make exactly these running batches at risk."""
+        with begin(self._engine) as connection:
+            connection.execute(_MARK_RISK, {"at_risk": list(batches)})
+
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> int:
+        """Give expired leases back, end what is due, announce again what stalled."""
+        reaped = self._reap()
+        self._expire()
+        self._finish_cancelling(cancel_grace)
+        self._drain_silent()
+        self._restart_stalled(stalled_after)
+        return reaped
+
+    def depths(self) -> dict[Pool, Depth]:
+        """Return how much waits and runs in each pool."""
+        with begin(self._engine) as connection:
+            rows = connection.execute(_DEPTH)
+            return {Pool(row.pool): Depth(row.queued, row.running) for row in rows}
+
+    def _reap(self) -> int:
+        """Give lines of expired leases back.
+
+        A line that has cost several workers in a row is set aside instead: it may be what kills
+        them.
+        """
+        with begin(self._engine) as connection:
+            connection.execute(_EXPIRED_LEASES)
+            orphans = connection.execute(_ORPHANS).all()
+            poison = [row for row in orphans if row.lost_leases >= self._max_lost_leases]
+            alive = [row for row in orphans if row.lost_leases < self._max_lost_leases]
+            ending = requeue(connection, alive)
+            if poison:
+                _bury(connection, poison)
+                ending += [BatchId(row.batch_id) for row in poison]
+            note_drained(connection, sorted(set(ending)), self._new_id)
+        return len(orphans)
+
+    def _expire(self) -> None:
+        """End batches past their deadline: what waits or runs is dropped."""
+        with begin(self._engine) as connection:
+            self._drop(connection, connection.execute(_EXPIRE).scalars().all())
+
+    def _finish_cancelling(self, grace: float) -> None:
+        """Drop what still runs `grace` seconds after a cancel."""
+        with begin(self._engine) as connection:
+            due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
+            self._drop(connection, due)
+
+    def _drain_silent(self) -> None:
+        """Move on batches whose last line was settled while they were being dropped."""
+        with begin(self._engine) as connection:
+            silent = [BatchId(batch) for batch in connection.execute(_SILENT).scalars()]
+            note_drained(connection, silent, self._new_id)
+
+    def _restart_stalled(self, age: float) -> None:
+        """Announce again what has waited `age` seconds for a split or for finalizing."""
+        with begin(self._engine) as connection:
+            for row in connection.execute(_STALLED, {"age": age}).all():
+                waits_for_split = row.status == "validating"
+                type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
+                event = self._event(type_, TenantId(row.tenant_id), BatchId(row.id))
+                add_event(connection, event)
+
+    def _drop(self, connection: Connection, batches: Sequence[Any]) -> None:
+        if not batches:
+            return
+        connection.execute(_DROP_QUEUED, {"batches": list(batches)})
+        connection.execute(_DROP_RUNNING, {"batches": list(batches)})
+        note_drained(connection, [BatchId(batch) for batch in batches], self._new_id)
+
+    def _event(self, type_: EventType, tenant: TenantId, batch: BatchId) -> Event:
+        return batch_event(self._new_id(), type_, tenant, batch)
+
+
+def _bury(connection: Connection, poison: Sequence[Any]) -> None:
+    rows = msgspec.json.encode([row._asdict() for row in poison]).decode()
+    message = f"{poison[0].lost_leases} workers in a row were lost while running this line."
+    connection.execute(_POISON, {"rows": rows, "message": message})

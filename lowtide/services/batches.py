@@ -1,0 +1,136 @@
+"""Creating, reading and cancelling batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.domain.batches import NewBatch
+from lowtide.domain.errors import InvalidRequest
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.ids import BatchId, parse_file_id
+from lowtide.domain.windows import parse_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from lowtide.domain.batches import Batch
+    from lowtide.domain.ids import FileId, TenantId
+    from lowtide.ports import BatchLedger, FileCatalog
+    from lowtide.services.publishing import Publisher
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What a caller asks for; None takes the default."""
+
+    input_file_id: str
+    user: str
+    endpoint: str | None = None
+    completion_window: str | None = None
+    metadata: Mapping[str, str] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """What this server takes; windows in seconds."""
+
+    endpoints: tuple[str, ...]
+    shortest_window: int
+    longest_window: int
+
+
+class Batches:
+    """The batches of tenants."""
+
+    def __init__(
+        self,
+        ledger: BatchLedger,
+        files: FileCatalog,
+        publisher: Publisher,
+        rules: BatchRules,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._ledger = ledger
+        self._files = files
+        self._publisher = publisher
+        self._rules = rules
+        self._new_id = new_id
+        self._clock = clock
+
+    def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
+        """Create a batch, or return the one that has the same idempotency key.
+
+        Raises InvalidRequest, or NotFound for an unknown file.
+        """
+        file = parse_file_id(wanted.input_file_id)
+        if file is None:
+            raise InvalidRequest(
+                f"input_file_id {wanted.input_file_id!r} is not a file id: use the id that "
+                "uploading a file returned, like 'file-…'.",
+                param="input_file_id",
+            )
+        window_text = wanted.completion_window or "24h"
+        window = parse_window(
+            window_text,
+            shortest=timedelta(seconds=self._rules.shortest_window),
+            longest=timedelta(seconds=self._rules.longest_window),
+        )
+        now = self._clock()
+        batch = NewBatch(
+            id=BatchId(self._new_id()),
+            tenant=tenant,
+            user=wanted.user,
+            input_file=file,
+            endpoint=self._endpoint(tenant, file, wanted.endpoint),
+            completion_window=window_text,
+            created_at=now,
+            deadline=now + window,
+            metadata=wanted.metadata,
+            idempotency_key=wanted.idempotency_key,
+        )
+        event = batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, batch.id)
+        created, new = self._ledger.create(batch, event)
+        if new:
+            self._publisher.publish([event])
+        return created
+
+    def get(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound."""
+        return self._ledger.get(tenant, batch)
+
+    def page(
+        self, tenant: TenantId, *, after: BatchId | None, limit: int
+    ) -> tuple[Sequence[Batch], bool]:
+        """Return up to `limit` batches behind `after`, newest first, and whether there are more."""
+        found = self._ledger.page(tenant, after=after, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    def cancel(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Start cancelling a batch; cancelling it again changes nothing.
+
+        Raises NotFound, or Conflict when it is over.
+        """
+        event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
+        cancelled, drained = self._ledger.cancel(tenant, batch, event)
+        if drained:
+            self._publisher.publish([event])
+        return cancelled
+
+    def _endpoint(self, tenant: TenantId, file: FileId, wanted: str | None) -> str:
+        if wanted is None:
+            return self._files.get(tenant, file).endpoint or self._rules.endpoints[0]
+        if wanted not in self._rules.endpoints:
+            raise InvalidRequest(
+                f"endpoint {wanted!r} is not supported: use one of "
+                f"{', '.join(self._rules.endpoints)}.",
+                param="endpoint",
+                code="invalid_endpoint",
+            )
+        return wanted

@@ -1,0 +1,194 @@
+"""Uploading, listing, reading and deleting files."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.domain.errors import InvalidRequest, PayloadTooLarge
+from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
+from lowtide.domain.ids import FileId
+from lowtide.domain.lines import Limits, LineReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Self
+    from uuid import UUID
+
+    from lowtide.domain.ids import TenantId
+    from lowtide.domain.lines import Problem
+    from lowtide.ports import FileCatalog, ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """Bounds on an upload; `endpoints` are the urls that lines may name."""
+
+    max_bytes: int
+    lines: Limits
+    endpoints: tuple[str, ...]
+
+
+class Upload:
+    """A file on its way in: stored, hashed and checked in one pass.
+
+    Leaving the block without `finish`, or with an exception, leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        catalog: FileCatalog,
+        objects: ObjectStore,
+        limits: UploadLimits,
+        *,
+        tenant: TenantId,
+        file: FileId,
+        now: datetime,
+    ) -> None:
+        self._catalog = catalog
+        self._objects = objects
+        self._limits = limits
+        self._tenant = tenant
+        self._file = file
+        self._now = now
+        self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._block = ExitStack()
+        self._writer = objects.open_writer(object_key(file))
+
+    def __enter__(self) -> Self:
+        self._block.enter_context(self._writer)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._block.__exit__(kind, error, trace)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes; raises PayloadTooLarge."""
+        self._size += len(chunk)
+        if self._size > self._limits.max_bytes:
+            raise PayloadTooLarge(
+                f"The file is larger than {self._limits.max_bytes} bytes: split it into several.",
+                param="file",
+            )
+        self._sha256.update(chunk)
+        for _ in self._reader.feed(chunk):
+            pass
+        self._writer.write(chunk)
+
+    def finish(self, filename: str, purpose: str | None) -> StoredFile:
+        """Complete the object and record the file; an absent purpose means `batch`."""
+        if purpose not in (None, Purpose.BATCH):
+            raise InvalidRequest(
+                f"purpose {purpose!r} is not supported: use 'batch'.",
+                param="purpose",
+                code="invalid_purpose",
+            )
+        for _ in self._reader.finish():
+            pass
+        problems = self._reader.problems
+        self._block.close()
+        file = StoredFile(
+            id=self._file,
+            tenant=self._tenant,
+            purpose=Purpose.BATCH,
+            filename=filename.replace("\\", "/").rsplit("/", 1)[-1].replace("\x00", "") or "file",
+            size=self._size,
+            lines=self._reader.requests,
+            sha256=self._sha256.digest(),
+            object_key=object_key(self._file),
+            status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
+            status_details=_summary(problems) if problems else None,
+            created_at=self._now,
+            endpoint=self._reader.endpoint,
+        )
+        try:
+            self._catalog.add(file)
+        except BaseException:
+            self._objects.delete([file.object_key])
+            raise
+        return file
+
+
+class Files:
+    """The files of tenants."""
+
+    def __init__(
+        self,
+        catalog: FileCatalog,
+        objects: ObjectStore,
+        limits: UploadLimits,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._catalog = catalog
+        self._objects = objects
+        self._limits = limits
+        self._new_id = new_id
+        self._clock = clock
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest upload, in bytes."""
+        return self._limits.max_bytes
+
+    def upload(self, tenant: TenantId) -> Upload:
+        """Start an upload; use it as a context manager."""
+        return Upload(
+            self._catalog,
+            self._objects,
+            self._limits,
+            tenant=tenant,
+            file=FileId(self._new_id()),
+            now=self._clock(),
+        )
+
+    def get(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Return a file; raises NotFound."""
+        return self._catalog.get(tenant, file)
+
+    def content(
+        self, tenant: TenantId, file: FileId, start: int = 0, end: int | None = None
+    ) -> Iterator[bytes]:
+        """Yield a file's bytes from `start` up to `end`; raises NotFound."""
+        return self._objects.stream(self._catalog.get(tenant, file).object_key, start, end)
+
+    def page(
+        self,
+        tenant: TenantId,
+        *,
+        after: FileId | None,
+        limit: int,
+        newest_first: bool,
+        purpose: str | None,
+    ) -> tuple[Sequence[StoredFile], bool]:
+        """Return up to `limit` files behind `after`, and whether there are more."""
+        found = self._catalog.page(
+            tenant, after=after, limit=limit + 1, newest_first=newest_first, purpose=purpose
+        )
+        return found[:limit], len(found) > limit
+
+    def delete(self, tenant: TenantId, file: FileId) -> None:
+        """Delete a file; raises NotFound, or Conflict while a batch reads it."""
+        removed = self._catalog.remove(tenant, file)
+        self._objects.delete([removed.object_key])
+
+
+def _summary(problems: Sequence[Problem]) -> str:
+    shown = [
+        problem.message if problem.line is None else f"line {problem.line}: {problem.message}"
+        for problem in problems[:5]
+    ]
+    more = len(problems) - len(shown)
+    return " ".join(shown) + (f" (and {more} more)" if more else "")

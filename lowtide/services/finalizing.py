@@ -1,0 +1,143 @@
+"""Writing the output and error files of a drained batch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
+from lowtide.domain.ids import derived_file_id, format_batch_id
+from lowtide.domain.outputs import NEVER_RAN, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from lowtide.domain.ids import BatchId
+    from lowtide.domain.jobs import FinalJob
+    from lowtide.ports import Finals, ObjectStore
+    from lowtide.services.publishing import Publisher
+
+_log = logging.getLogger(__name__)
+_BLOCK_BYTES = 1 << 20
+
+
+class Finalizer:
+    """Closes drained batches.
+
+    Repeatable: the files' ids and bytes depend on the batch alone, so that a second run, even at
+    the same time, writes the same objects, and only one of them changes the batch.
+    """
+
+    def __init__(
+        self,
+        finals: Finals,
+        objects: ObjectStore,
+        publisher: Publisher,
+        *,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._finals = finals
+        self._objects = objects
+        self._publisher = publisher
+        self._new_id = new_id
+
+    def finalize(self, batch: BatchId) -> None:
+        """Write both files and close the batch; one that is not drained is left as it is."""
+        job = self._finals.job(batch)
+        if job is None:
+            return
+        never_ran = NEVER_RAN.get(job.final_status, ("not_executed", "The request never ran."))
+        with ExitStack() as block:
+            output = block.enter_context(_OutputFile(self._objects, job, "output"))
+            error = block.enter_context(_OutputFile(self._objects, job, "error"))
+            for line in self._finals.lines(job, never_ran):
+                (output if line.succeeded else error).add(render(batch, line))
+        event = batch_event(self._new_id(), EventType.BATCH_COMPLETED, job.tenant, batch)
+        closed = self._finals.close(
+            job,
+            completed=output.lines,
+            failed=error.lines,
+            output=output.stored(),
+            error=error.stored(),
+            event=event,
+        )
+        if closed:
+            _log.info(
+                "batch.finalized",
+                extra={
+                    "batch": batch,
+                    "status": job.final_status.value,
+                    "completed": output.lines,
+                    "failed": error.lines,
+                },
+            )
+            self._publisher.publish([event])
+
+
+class _OutputFile:
+    """A file of results; the object is only made once there is a line for it."""
+
+    def __init__(self, objects: ObjectStore, job: FinalJob, role: str) -> None:
+        self.lines = 0
+        self._objects = objects
+        self._job = job
+        self._role = role
+        self._id = derived_file_id(job.batch, role)
+        self._bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._block = ExitStack()
+        self._write: Callable[[bytes], None] | None = None
+
+    def __enter__(self) -> _OutputFile:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._flush()
+            self._block.close()
+        else:
+            self._block.__exit__(*failure)  # type: ignore[arg-type]
+
+    def add(self, line: bytes) -> None:
+        self.lines += 1
+        self._pending.append(line)
+        self._pending_bytes += len(line)
+        if self._pending_bytes >= _BLOCK_BYTES:
+            self._flush()
+
+    def stored(self) -> StoredFile | None:
+        """Return the record of the file; None when it has no lines."""
+        if self.lines == 0:
+            return None
+        return StoredFile(
+            id=self._id,
+            tenant=self._job.tenant,
+            purpose=Purpose.BATCH_OUTPUT,
+            filename=f"{format_batch_id(self._job.batch)}_{self._role}.jsonl",
+            size=self._bytes,
+            lines=self.lines,
+            sha256=self._sha256.digest(),
+            object_key=object_key(self._id),
+            status=FileStatus.PROCESSED,
+            status_details=None,
+            created_at=self._job.drained_at,
+        )
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._write is None:
+            writer = self._block.enter_context(self._objects.open_writer(object_key(self._id)))
+            self._write = writer.write
+        block = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._bytes += len(block)
+        self._sha256.update(block)
+        self._write(block)

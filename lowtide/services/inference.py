@@ -1,0 +1,265 @@
+"""A worker: claims lines, keeps the engine full, and hands on what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from lowtide.domain.claims import Finished, Returned
+from lowtide.domain.errors import LowtideError, NotFound
+from lowtide.domain.lines import body_of
+from lowtide.domain.outcomes import Usage
+from lowtide.domain.pools import Pool
+from lowtide.domain.settlement import settle_line
+from lowtide.ports import EngineRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from random import Random
+
+    from lowtide.domain.backoff import Backoff
+    from lowtide.domain.claims import Claim
+    from lowtide.domain.outcomes import RetryPolicy
+    from lowtide.ports import Engine, ObjectStore, Queue, WorkerMeter
+    from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.settling import Settler
+
+_log = logging.getLogger(__name__)
+_UNREADABLE_DELAY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRules:
+    """Settings of a worker; `grace` in seconds.
+
+    It holds up to `concurrency + prefetch` unfinished lines, and claims more once a quarter of that
+    is free.
+    """
+
+    pool: Pool
+    concurrency: int
+    prefetch: int
+    claim_size: int
+    grace: float
+
+    @property
+    def capacity(self) -> int:
+        """Most unfinished lines held."""
+        return self.concurrency + self.prefetch
+
+    @property
+    def refill_at(self) -> int:
+        """Free places worth a claim."""
+        return max(1, self.capacity // 4)
+
+
+class Worker:
+    """One replica of a pool. `run` it in an event loop; `wake` and `stop` work from any thread."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        engine: Engine,
+        objects: ObjectStore,
+        keeper: LeaseKeeper,
+        settler: Settler,
+        meter: WorkerMeter,
+        backoff: Backoff,
+        *,
+        rules: WorkerRules,
+        policy: RetryPolicy,
+        rng: Random,
+    ) -> None:
+        self._queue = queue
+        self._engine = engine
+        self._objects = objects
+        self._keeper = keeper
+        self._settler = settler
+        self._meter = meter
+        self._backoff = backoff
+        self._rules = rules
+        self._policy = policy
+        self._rng = rng
+        self._keys = count()
+        self._held: dict[int, Claim] = {}
+        self._sets: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._room = asyncio.Event()
+        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wake(self) -> None:
+        """Look for work now: there is some."""
+        self._backoff.reset()
+        self._notify()
+
+    def stop(self) -> None:
+        """Claim nothing more, let work in hand finish within the grace period, then leave."""
+        self._stopping = True
+        self._notify()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        self._loop = asyncio.get_running_loop()
+        await self._keeper.open()
+        background = [
+            asyncio.create_task(self._keeper.keep(self._abandon)),
+            asyncio.create_task(self._settler.run(self._room.set)),
+        ]
+        try:
+            await self._pull()
+            await self._finish_in_hand()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._keeper.close()
+            await self._engine.close()
+
+    async def _pull(self) -> None:
+        while not self._stopping:
+            free = self._rules.capacity - len(self._held)
+            if free < self._rules.refill_at or self._settler.is_congested:
+                await self._pause(self._room, 1.0)
+                continue
+            claims = await self._claim(min(free, self._rules.claim_size))
+            if claims:
+                self._backoff.reset()
+                self._start(claims)
+            else:
+                began = monotonic()
+                await self._pause(self._work, self._backoff.next_delay())
+                if not self._held:
+                    self._meter.idle(monotonic() - began)
+
+    async def _claim(self, lines: int) -> Sequence[Claim]:
+        if self._keeper.lease is None:
+            return ()
+        try:
+            return await asyncio.to_thread(
+                self._queue.claim, self._keeper.lease, self._rules.pool, lines
+            )
+        except LowtideError as error:
+            _log.warning("claim.failed", extra={"reason": error.message})
+            return ()
+
+    def _start(self, claims: Sequence[Claim]) -> None:
+        self._meter.dequeued(len(claims))
+        held = {next(self._keys): claim for claim in claims}
+        self._held |= held
+        task = asyncio.create_task(self._run_set(held))
+        self._sets.add(task)
+        task.add_done_callback(self._sets.discard)
+
+    async def _run_set(self, held: Mapping[int, Claim]) -> None:
+        try:
+            requests = await asyncio.to_thread(self._load, held)
+        except NotFound:
+            self._end(held, [_lost_input(claim) for claim in held.values()])
+            return
+        except LowtideError as error:
+            _log.warning("input.unreadable", extra={"reason": error.message})
+            self._end(held, [_unread(claim, error.message) for claim in held.values()])
+            return
+        try:
+            async for group in self._engine.run(requests):
+                self._end(
+                    [key for key, _ in group],
+                    [settle_line(held[key], out, self._policy, self._rng) for key, out in group],
+                )
+        except Exception:  # noqa: BLE001
+            # The lease is renewed as long as the worker lives: a line that an engine's fault left
+            # in its hands would never be run again.
+            _log.exception("engine.failed")
+            left = [key for key in held if key in self._held]
+            self._end(left, [_unread(held[key], "The engine failed") for key in left])
+
+    def _end(
+        self, keys: Sequence[int] | Mapping[int, Claim], lines: Sequence[Finished | Returned]
+    ) -> None:
+        for key in keys:
+            self._held.pop(key, None)
+        self._settler.add(lines)
+        self._room.set()
+
+    def _load(self, held: Mapping[int, Claim]) -> list[EngineRequest]:
+        """Read the bodies, with one call to the store for each input file."""
+        by_input: dict[str, list[int]] = {}
+        for key, claim in held.items():
+            by_input.setdefault(claim.input_key, []).append(key)
+        requests: list[EngineRequest] = []
+        for input_key, keys in by_input.items():
+            ranges = [(held[key].start, held[key].length) for key in keys]
+            lines = self._objects.read_ranges(input_key, ranges)
+            requests += [
+                EngineRequest(
+                    key=key,
+                    endpoint=held[key].endpoint,
+                    body=body_of(line),
+                    attempt=held[key].attempts + 1,
+                    spot=self._rules.pool is Pool.SPOT,
+                    interruptions=held[key].interruptions,
+                )
+                for key, line in zip(keys, lines, strict=True)
+            ]
+        return requests
+
+    def _abandon(self) -> None:
+        """Forget lines that were given to somebody else."""
+        for task in self._sets:
+            task.cancel()
+        self._held.clear()
+        self._settler.discard()
+
+    async def _finish_in_hand(self) -> None:
+        if self._sets:
+            await asyncio.wait(self._sets, timeout=self._rules.grace)
+        for task in list(self._sets):
+            task.cancel()
+        await asyncio.gather(*self._sets, return_exceptions=True)
+        if self._held:
+            _log.info("worker.gives_back", extra={"lines": len(self._held)})
+        spot = self._rules.pool is Pool.SPOT
+        self._settler.add(
+            [
+                Returned(claim.batch, claim.line, "The worker was stopped", interrupted=spot)
+                for claim in self._held.values()
+            ]
+        )
+        self._held.clear()
+        await self._settler.drain(self._rules.grace)
+
+    async def _pause(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for an event, for at most `seconds`; stopping ends every wait."""
+        event.clear()
+        if self._stopping:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+
+    def _notify(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._room.set)
+            self._loop.call_soon_threadsafe(self._work.set)
+
+
+def _lost_input(claim: Claim) -> Finished:
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=claim.attempts,
+        usage=Usage(),
+        error_code="input_missing",
+        error_message="The input file is no longer in the object store.",
+    )
+
+
+def _unread(claim: Claim, reason: str) -> Returned:
+    return Returned(claim.batch, claim.line, reason, delay=_UNREADABLE_DELAY_SECONDS)

@@ -1,0 +1,67 @@
+"""A worker's lease: opened, renewed, and opened anew when it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from lowtide.domain.errors import LowtideError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowtide.domain.ids import LeaseId
+    from lowtide.domain.pools import Pool
+    from lowtide.ports import Queue
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.5
+
+
+class LeaseKeeper:
+    """Holds the lease under which a worker claims and settles. `duration` is in seconds."""
+
+    def __init__(self, queue: Queue, *, pool: Pool, worker: str, duration: float) -> None:
+        self._queue = queue
+        self._pool = pool
+        self._worker = worker
+        self._duration = duration
+        self.lease: LeaseId | None = None
+
+    async def open(self) -> None:
+        """Open a lease, waiting for the database as long as it takes."""
+        while self.lease is None:
+            try:
+                self.lease = await asyncio.to_thread(
+                    self._queue.open_lease, self._pool, self._worker
+                )
+            except LowtideError as error:
+                _log.warning("lease.unopened", extra={"reason": error.message})
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def keep(self, on_lost: Callable[[], None]) -> None:
+        """Renew the lease until cancelled; call `on_lost` once it was given away."""
+        while True:
+            await asyncio.sleep(self._duration / 3)
+            if self.lease is None:
+                continue
+            try:
+                if await asyncio.to_thread(self._queue.renew, self.lease):
+                    continue
+            except LowtideError as error:
+                _log.warning("lease.unrenewed", extra={"reason": error.message})
+                continue
+            _log.warning("lease.lost", extra={"lease": self.lease})
+            self.lease = None
+            on_lost()
+            await self.open()
+
+    async def close(self) -> None:
+        """Leave; the database gives whatever is still held back to the queue."""
+        if self.lease is None:
+            return
+        try:
+            await asyncio.to_thread(self._queue.close_lease, self.lease)
+        except LowtideError as error:
+            _log.warning("lease.unclosed", extra={"reason": error.message})

@@ -1,0 +1,91 @@
+"""One tick of the scheduler."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.domain.escalation import plan_escalations
+from lowtide.domain.replicas import desired_replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowtide.domain.escalation import Capacity
+    from lowtide.domain.pools import Pool
+    from lowtide.ports import Ticks
+    from lowtide.services.publishing import Publisher
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScale:
+    """How KEDA scales a pool: queued rows a replica, and the bound."""
+
+    rows_per_replica: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class TickRules:
+    """Settings of a tick; times in seconds."""
+
+    capacity: Capacity
+    scales: Mapping[Pool, PoolScale]
+    cancel_grace: float
+    stalled_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class TickReport:
+    """What a tick did and saw."""
+
+    reaped: int
+    escalated: int
+    at_risk: int
+    queued: Mapping[Pool, int]
+    desired_replicas: Mapping[Pool, int]
+
+
+class Scheduler:
+    """Keeps promises: gives lost work back, ends what is due, escalates what would be late."""
+
+    def __init__(self, ticks: Ticks, publisher: Publisher, rules: TickRules) -> None:
+        self._ticks = ticks
+        self._publisher = publisher
+        self._rules = rules
+
+    def tick(self) -> TickReport:
+        """Do one round. Idempotent; two at once do no harm."""
+        reaped = self._ticks.sweep(
+            cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
+        )
+        now, batches = self._ticks.snapshot()
+        escalated = at_risk = 0
+        if now is not None:
+            plan = plan_escalations(batches, now, self._rules.capacity)
+            self._ticks.escalate(plan.escalations)
+            self._ticks.mark_at_risk(plan.at_risk)
+            escalated = sum(escalation.lines for escalation in plan.escalations)
+            at_risk = len(plan.at_risk)
+        self._publisher.resend()
+        depths = self._ticks.depths()
+        report = TickReport(
+            reaped=reaped,
+            escalated=escalated,
+            at_risk=at_risk,
+            queued={pool: depth.queued for pool, depth in depths.items()},
+            desired_replicas={
+                pool: desired_replicas(
+                    depth.queued,
+                    self._rules.scales[pool].rows_per_replica,
+                    most=self._rules.scales[pool].replicas,
+                )
+                for pool, depth in depths.items()
+            },
+        )
+        if reaped or escalated or at_risk:
+            _log.info("tick", extra={"reaped": reaped, "escalated": escalated, "at_risk": at_risk})
+        return report

@@ -1,0 +1,149 @@
+"""Writing outcomes back in micro-batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.domain.claims import Finished, Returned
+from lowtide.domain.errors import LowtideError
+from lowtide.domain.outcomes import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowtide.domain.ids import LeaseId
+    from lowtide.ports import Queue, WorkerMeter
+    from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.publishing import Publisher
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FlushRules:
+    """Write once `lines` have ended, or `interval` seconds after the first of them."""
+
+    lines: int
+    interval: float
+
+    @property
+    def backlog(self) -> int:
+        """Unwritten lines from which on no more should be claimed."""
+        return 10 * self.lines
+
+
+class Settler:
+    """Collects ended lines and settles them together, until the database has taken them.
+
+    After a commit whose outcome is unknown the same lines are settled again: those it did take are
+    no longer held by the lease and are skipped.
+    """
+
+    def __init__(
+        self,
+        keeper: LeaseKeeper,
+        queue: Queue,
+        publisher: Publisher,
+        meter: WorkerMeter,
+        rules: FlushRules,
+    ) -> None:
+        self._keeper = keeper
+        self._queue = queue
+        self._publisher = publisher
+        self._meter = meter
+        self._rules = rules
+        self._waiting: list[Finished | Returned] = []
+        self._some = asyncio.Event()
+        self._enough = asyncio.Event()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether writing is so far behind that no more lines should be claimed."""
+        return len(self._waiting) >= self._rules.backlog
+
+    def add(self, lines: Sequence[Finished | Returned]) -> None:
+        """Take lines that ended or go back."""
+        if not lines:
+            return
+        self._waiting.extend(lines)
+        self._some.set()
+        if len(self._waiting) >= self._rules.lines:
+            self._enough.set()
+
+    def discard(self) -> None:
+        """Drop everything: the lease is lost, and with it the lines."""
+        self._waiting.clear()
+
+    async def run(self, on_written: Callable[[], None]) -> None:
+        """Write until cancelled; `on_written` is called after each write."""
+        while True:
+            await self._some.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._rules.interval):
+                    await self._enough.wait()
+            await self.flush()
+            on_written()
+
+    async def flush(self) -> None:
+        """Write what waits now; on failure it goes on waiting."""
+        self._some.clear()
+        self._enough.clear()
+        lines, self._waiting = self._waiting, []
+        if not lines or self._keeper.lease is None:
+            return
+        try:
+            await asyncio.shield(self._settle(self._keeper.lease, lines))
+        except LowtideError as error:
+            _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
+            await asyncio.sleep(_RETRY_SECONDS)
+            self.add(lines)
+
+    async def drain(self, seconds: float) -> None:
+        """Write everything, for at most `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._waiting:
+                    await self.flush()
+        except TimeoutError:
+            _log.warning("settle.abandoned", extra={"lines": len(self._waiting)})
+
+    async def _settle(self, lease: LeaseId, lines: Sequence[Finished | Returned]) -> None:
+        finished = [line for line in lines if isinstance(line, Finished)]
+        returned = [line for line in lines if isinstance(line, Returned)]
+        try:
+            settled = await asyncio.to_thread(self._queue.settle, lease, finished, returned)
+        except LowtideError:
+            raise
+        except Exception:  # noqa: BLE001 - the line that the database refuses must be found
+            if len(lines) > 1:
+                for line in lines:
+                    await self._settle(lease, [line])
+                return
+            _log.exception("settle.rejected", extra={"line": lines[0].line})
+            await asyncio.to_thread(self._queue.settle, lease, [_unstorable(lines[0])], [])
+            return
+        if (gone := len(lines) - settled.finished - settled.returned) > 0:
+            _log.warning("settle.fenced", extra={"lines": gone})
+        completed = sum(line.succeeded for line in finished)
+        self._meter.settled(completed, len(lines) - completed)
+        if settled.drained:
+            await asyncio.to_thread(self._publisher.publish, settled.drained)
+
+
+def _unstorable(line: Finished | Returned) -> Finished:
+    """Return the failure that stands for a result which the database refuses."""
+    return Finished(
+        line.batch,
+        line.line,
+        succeeded=False,
+        attempts=1,
+        usage=Usage(),
+        error_code="result_not_storable",
+        error_message="The engine's answer could not be stored.",
+        dead_letter=True,
+    )

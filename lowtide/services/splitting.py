@@ -1,0 +1,61 @@
+"""Turning a batch's file into queued requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.lines import Limits, LineReader, read_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from lowtide.domain.ids import BatchId
+    from lowtide.ports import ObjectStore, Splits
+    from lowtide.services.publishing import Publisher
+
+_log = logging.getLogger(__name__)
+
+
+class Splitter:
+    """Splits files. One transaction a file: whoever dies half-way leaves nothing, and the event's
+    next delivery starts over."""
+
+    def __init__(
+        self,
+        splits: Splits,
+        objects: ObjectStore,
+        publisher: Publisher,
+        limits: Limits,
+        *,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._splits = splits
+        self._objects = objects
+        self._publisher = publisher
+        self._limits = limits
+        self._new_id = new_id
+
+    def split(self, batch: BatchId) -> None:
+        """Queue every line of a batch's file, or fail the batch with all problems found.
+
+        A batch that was split, failed or cancelled before is left as it is.
+        """
+        with self._splits.open(batch) as split:
+            if split is None:
+                return
+            reader = LineReader(self._limits, endpoint=split.job.endpoint)
+            lines = split.write(read_lines(self._objects.stream(split.job.input_key), reader))
+            event = batch_event(self._new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch)
+            if reader.problems:
+                split.discard()
+            elif not split.start(lines, reader.model, event):
+                return
+        if reader.problems:
+            self._splits.reject(batch, reader.problems)
+            _log.info("batch.rejected", extra={"batch": batch, "problems": len(reader.problems)})
+            return
+        _log.info("batch.split", extra={"batch": batch, "lines": lines})
+        self._publisher.publish([event])

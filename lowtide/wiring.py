@@ -1,0 +1,209 @@
+"""The one place that builds adapters from the settings and hands them to the services."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lowtide.domain.backoff import ExponentialBackoff
+from lowtide.domain.escalation import Capacity
+from lowtide.domain.ids import uuid7
+from lowtide.domain.lines import Limits
+from lowtide.domain.outcomes import RetryPolicy
+from lowtide.domain.pools import Pool
+from lowtide.events.sink import HttpSink, NoSink
+from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.connections import connect
+from lowtide.postgres.outbox import PostgresOutbox
+from lowtide.services.publishing import Publisher
+from lowtide.settings import read_settings
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from lowtide.postgres.tenants import PostgresTenants
+    from lowtide.services.batches import Batches
+    from lowtide.services.files import Files
+    from lowtide.services.finalizing import Finalizer
+    from lowtide.services.inference import Worker
+    from lowtide.services.scheduling import Scheduler
+    from lowtide.services.splitting import Splitter
+
+
+def now() -> datetime:
+    """Return the current time."""
+    return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    """Return a time-ordered id."""
+    return uuid7(now(), os.urandom)
+
+
+@lru_cache(maxsize=1)
+def database() -> Engine:
+    """Return the process's connections."""
+    settings = read_settings()
+    return connect(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.database_pool_size,
+        timeout=settings.database_timeout,
+        application=f"lowtide {os.environ.get('FUNCTION_TARGET', '')}".strip(),
+    )
+
+
+@lru_cache(maxsize=1)
+def objects() -> ObstoreObjects:
+    """Return the object store."""
+    return ObstoreObjects(read_settings().object_store_url)
+
+
+@lru_cache(maxsize=1)
+def publisher() -> Publisher:
+    """Return the way events go out."""
+    settings = read_settings()
+    source = f"/lowtide/{os.environ.get('FUNCTION_TARGET', 'cli')}"
+    sink = (
+        NoSink()
+        if settings.event_sink is None
+        else HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
+    )
+    return Publisher(sink, PostgresOutbox(database()))
+
+
+def line_limits() -> Limits:
+    """Return the bounds on input files."""
+    settings = read_settings()
+    return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
+
+
+@lru_cache(maxsize=1)
+def tenants() -> PostgresTenants:
+    """Return who may call."""
+    from lowtide.postgres.tenants import PostgresTenants
+
+    settings = read_settings()
+    return PostgresTenants(
+        database(),
+        pepper=settings.api_key_pepper.get_secret_value(),
+        anonymous=settings.anonymous_tenant,
+    )
+
+
+@lru_cache(maxsize=1)
+def files() -> Files:
+    """Return the service of files."""
+    from lowtide.postgres.files import PostgresFiles
+    from lowtide.services.files import Files, UploadLimits
+
+    settings = read_settings()
+    limits = UploadLimits(settings.max_file_bytes, line_limits(), settings.endpoints)
+    return Files(PostgresFiles(database()), objects(), limits, new_id=new_id, clock=now)
+
+
+@lru_cache(maxsize=1)
+def batches() -> Batches:
+    """Return the service of batches."""
+    from lowtide.postgres.batches import PostgresBatches
+    from lowtide.postgres.files import PostgresFiles
+    from lowtide.services.batches import Batches, BatchRules
+
+    settings = read_settings()
+    rules = BatchRules(settings.endpoints, settings.shortest_window, settings.longest_window)
+    return Batches(
+        PostgresBatches(database()),
+        PostgresFiles(database()),
+        publisher(),
+        rules,
+        new_id=new_id,
+        clock=now,
+    )
+
+
+@lru_cache(maxsize=1)
+def splitter() -> Splitter:
+    """Return the service that splits files."""
+    from lowtide.postgres.splits import PostgresSplits
+    from lowtide.services.splitting import Splitter
+
+    return Splitter(
+        PostgresSplits(database()), objects(), publisher(), line_limits(), new_id=new_id
+    )
+
+
+@lru_cache(maxsize=1)
+def finalizer() -> Finalizer:
+    """Return the service that writes output files."""
+    from lowtide.postgres.finals import PostgresFinals
+    from lowtide.services.finalizing import Finalizer
+
+    return Finalizer(PostgresFinals(database()), objects(), publisher(), new_id=new_id)
+
+
+@lru_cache(maxsize=1)
+def scheduler() -> Scheduler:
+    """Return the service behind a tick."""
+    from lowtide.postgres.ticks import PostgresTicks
+    from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
+
+    settings = read_settings()
+    rules = TickRules(
+        capacity=Capacity(
+            rate=settings.dedicated_rate,
+            replicas=settings.dedicated_replicas,
+            cold_start=settings.cold_start,
+            margin=settings.safety_margin,
+            tick=settings.tick,
+        ),
+        scales={
+            Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
+            Pool.DEDICATED: PoolScale(
+                settings.dedicated_rows_per_replica, settings.dedicated_replicas
+            ),
+        },
+        cancel_grace=settings.cancel_grace,
+        stalled_after=settings.stalled_after,
+    )
+    ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
+    return Scheduler(ticks, publisher(), rules)
+
+
+def build_worker(pool: Pool) -> Worker:
+    """Return a worker of a pool, with an engine of its own."""
+    from lowtide.engines.selection import build_engine
+    from lowtide.metrics.worker import PrometheusMeter
+    from lowtide.postgres.queue import PostgresQueue
+    from lowtide.services.inference import Worker, WorkerRules
+    from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.settling import FlushRules, Settler
+
+    settings = read_settings()
+    queue = PostgresQueue(database(), new_id=new_id, lease_duration=settings.lease_duration)
+    name = f"{socket.gethostname()}/{os.getpid()}"
+    keeper = LeaseKeeper(queue, pool=pool, worker=name, duration=settings.lease_duration)
+    meter = PrometheusMeter()
+    flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
+    return Worker(
+        queue,
+        build_engine(settings),
+        objects(),
+        keeper,
+        Settler(keeper, queue, publisher(), meter, flush),
+        meter,
+        ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
+        rules=WorkerRules(
+            pool=pool,
+            concurrency=settings.worker_concurrency,
+            prefetch=settings.worker_prefetch,
+            claim_size=settings.worker_claim_size,
+            grace=settings.worker_grace,
+        ),
+        policy=RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap),
+        rng=random.Random(),  # noqa: S311
+    )
