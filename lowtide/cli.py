@@ -1,0 +1,291 @@
+"""The `lowtide` command."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import Batch
+
+    from lowtide.client import Summary
+    from lowtide.local.options import Options
+    from lowtide.local.state import Status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Batch inference on your own spot and dedicated GPUs.",
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+DataDir = Annotated[
+    Path | None, typer.Option(envvar="DATA_DIR", help="Where the local stack keeps its state.")
+]
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="OPENAI_BASE_URL", help="The server; default: the local stack."),
+]
+Key = Annotated[
+    str | None, typer.Option(envvar="OPENAI_API_KEY", help="The key; default: the local stack's.")
+]
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(envvar="PORT", help="Port of the API.")] = 8080,
+    portal_port: Annotated[
+        int | None, typer.Option(envvar="PORTAL_PORT", help="Port of the portal; default PORT+10.")
+    ] = None,
+    data_dir: DataDir = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
+    from lowtide.local import runtime
+    from lowtide.local.errors import LocalError
+
+    options = _options(data_dir, port, portal_port)
+    try:
+        if not detach:
+            runtime.up(options)
+            return
+        status_ = runtime.up_detached(options)
+    except LocalError as error:
+        _fail(str(error))
+    _show_status(status_, as_json=as_json)
+
+
+@app.command()
+def down(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Stop the local stack; unfinished batches carry on at the next `up`."""
+    from lowtide.local import runtime
+
+    stopped = runtime.down(_options(data_dir).data_dir)
+    if as_json:
+        _print_json({"stopped": stopped})
+    else:
+        _out.print("Stopped." if stopped else "Nothing was running.")
+
+
+@app.command()
+def status(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show where the local stack answers and what runs."""
+    _show_status(_running(data_dir), as_json=as_json)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")],
+    window: Annotated[str, typer.Option(help="Completion window: 30m, 24h, 7d.")] = "24h",
+    user: Annotated[str | None, typer.Option(help="Shown in the portal.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to the end.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Follow it, and save the output file here.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a file and create a batch."""
+    from lowtide import client as api
+
+    client = _client(url, key, data_dir)
+    began = time.monotonic()
+    with _api_errors():
+        batch = api.submit(client, file, window=window, user=user)
+        if not (watch or out):
+            _print_json(batch.to_dict()) if as_json else _out.print(batch.id)
+            return
+        batch = _follow(client, batch, quiet=as_json)
+        summary = api.summarize(batch, time.monotonic() - began)
+        files = _save(client, batch, out)
+    if as_json:
+        _print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
+    else:
+        _show_summary(batch, summary, files)
+    if batch.status != "completed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def batches(
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the newest batches."""
+    with _api_errors():
+        found = _client(url, key, data_dir).batches.list(limit=limit).data
+    if as_json:
+        _print_json([batch.to_dict() for batch in found])
+        return
+    table = Table("id", "status", "done", "failed", "total", "window")
+    for batch in found:
+        counts = batch.request_counts
+        row = (counts.completed, counts.failed, counts.total) if counts else (0, 0, 0)
+        table.add_row(batch.id, batch.status, *map(str, row), batch.completion_window)
+    _out.print(table)
+
+
+@app.command()
+def cancel(
+    batch_id: str,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel a batch; what is finished stays downloadable."""
+    with _api_errors():
+        batch = _client(url, key, data_dir).batches.cancel(batch_id)
+    _print_json(batch.to_dict()) if as_json else _out.print(f"{batch.id} is {batch.status}")
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")],
+    as_json: Json = False,
+) -> None:
+    """Check a batch file offline, as the server would."""
+    from lowtide.domain.lines import LineReader, read_lines
+    from lowtide.settings import read_settings
+    from lowtide.wiring import line_limits
+
+    reader = LineReader(line_limits(), endpoints=read_settings().endpoints)
+    with file.open("rb") as stream:
+        for _ in read_lines(iter(lambda: stream.read(1 << 20), b""), reader):
+            pass
+    if as_json:
+        problems = [asdict(problem) for problem in reader.problems]
+        _print_json({"valid": not problems, "requests": reader.requests, "problems": problems})
+    else:
+        for problem in reader.problems:
+            where = f"line {problem.line}: " if problem.line else ""
+            _out.print(f"{file}: {where}{problem.message}", markup=False, soft_wrap=True)
+        if not reader.problems:
+            _out.print(f"{file}: {reader.requests} requests, no problems", markup=False)
+    if reader.problems:
+        raise typer.Exit(1)
+
+
+def _options(data_dir: Path | None, port: int = 8080, portal_port: int | None = None) -> Options:
+    from lowtide.local.options import Options, default_data_dir
+
+    return Options(data_dir=data_dir or default_data_dir(), port=port, portal_port=portal_port)
+
+
+def _running(data_dir: Path | None) -> Status:
+    from lowtide.local import runtime
+
+    found = runtime.status(_options(data_dir).data_dir)
+    if found is None:
+        _fail("No local stack is running: start it with `lowtide up`.")
+    return found
+
+
+def _client(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
+    from lowtide.client import open_client
+
+    if url is not None and key is not None:
+        return open_client(url.removesuffix("/").removesuffix("/v1"), key)
+    found = _running(data_dir)
+    return open_client(url or found.base_url, key or found.api_key)
+
+
+def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
+    from lowtide.client import follow
+    from lowtide.progress import BatchProgress
+
+    with BatchProgress(Console(quiet=quiet)) as progress:
+        return follow(client, batch, progress.show)
+
+
+def _save(client: OpenAI, batch: Batch, out: Path | None) -> dict[str, str]:
+    from lowtide.client import download
+
+    saved: dict[str, str] = {}
+    if out is None:
+        return saved
+    errors = out.with_suffix(".errors.jsonl")
+    for role, file_id, target in (
+        ("output", batch.output_file_id, out),
+        ("errors", batch.error_file_id, errors),
+    ):
+        if file_id:
+            download(client, file_id, target)
+            saved[role] = str(target)
+    return saved
+
+
+def _show_status(found: Status, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    _out.print(f"API     {found.base_url}/v1", highlight=False)
+    _out.print(f"key     {found.api_key}", highlight=False)
+    _out.print(f"portal  {found.portal_url}", highlight=False)
+    table = Table("process", "state", "pid", "port", "restarts")
+    for process in found.processes:
+        table.add_row(
+            process.name, process.state, str(process.pid), str(process.port), str(process.restarts)
+        )
+    _out.print(table)
+
+
+def _show_summary(batch: Batch, summary: Summary, files: dict[str, str]) -> None:
+    by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
+    rows = {
+        "batch": f"{batch.id} ({batch.status})",
+        "lines": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
+        "throughput": f"{summary.lines_per_second:.1f} lines/s over {summary.seconds:.1f} s",
+        "by pool": by_pool or "none",
+        "interruptions": f"{summary.interruptions} (each line was run again)",
+        "retries": str(summary.retries),
+        "escalations": str(summary.escalations),
+        **files,
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    _out.print(table)
+    for problem in (batch.errors.data if batch.errors and batch.errors.data else [])[:5]:
+        where = f"line {problem.line}: " if problem.line else ""
+        _out.print(f"  {where}{problem.message}", markup=False)
+
+
+class _api_errors:  # noqa: N801
+    """Turns the client's errors into a message and exit code 1."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from openai import APIConnectionError, APIStatusError
+
+        if isinstance(error, APIConnectionError):
+            _fail("The server cannot be reached: is it running, and is --url right?")
+        if isinstance(error, APIStatusError):
+            detail = error.body.get("message") if isinstance(error.body, dict) else None
+            _fail(str(detail or error.message))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(msgspec.json.encode(value).decode())
+
+
+def _fail(message: str) -> NoReturn:
+    _err.print(message, style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
