@@ -1,0 +1,89 @@
+"""A real PostgreSQL for the whole run, and a fresh, migrated database for each test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.database import EmbeddedPostgres, engine
+from lowtide.local.secrets import LOGIN_ROLES, OWNER
+from lowtide.postgres.bootstrap import ensure_default_tenant
+from lowtide.postgres.connections import connect
+from lowtide.postgres.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+PASSWORD = "test"
+PEPPER = "test pepper"
+API_KEY = "lt_test"
+_TEMPLATE = "template_lowtide"
+_names = count()
+
+
+@dataclass(frozen=True)
+class Database:
+    """One test's own database, with the tenant `default` and its key `lt_test`."""
+
+    server: EmbeddedPostgres
+    name: str
+    engines: dict[str, Engine]
+
+    def url(self, role: str) -> str:
+        """Return its address as `api`, `worker`, `operator`, `autoscaler` or `owner`."""
+        return self.server.url(f"lowtide_{role}", PASSWORD, self.name)
+
+    def engine(self, role: str) -> Engine:
+        """Return connections as a role; closed with the test."""
+        if role not in self.engines:
+            self.engines[role] = connect(self.url(role), pool_size=16)
+        return self.engines[role]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """The server; it need not survive a power failure."""
+    server = EmbeddedPostgres(
+        tmp_path_factory.mktemp("postgres"),
+        settings={"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"},
+    )
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database to copy."""
+    with engine(postgres.superuser_url).connect() as connection:
+        connection.execute(text(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD '{PASSWORD}'"))
+        connection.execute(text(f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}"))
+    url = postgres.url(OWNER, PASSWORD, _TEMPLATE)
+    migrate(url, dict.fromkeys(LOGIN_ROLES, PASSWORD))
+    ensure_default_tenant(url, PEPPER, API_KEY)
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """A fresh database; dropped after the test."""
+    name = f"test_{next(_names)}"
+    admin = engine(postgres.superuser_url)
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+    made = Database(postgres, name, {})
+    try:
+        yield made
+    finally:
+        for engine_ in made.engines.values():
+            engine_.dispose()
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
