@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
-    from lowtide.client import Summary
     from lowtide.local.options import Options
     from lowtide.local.state import Status
 
@@ -100,6 +99,7 @@ def submit(
 ) -> None:
     """Upload a file and create a batch."""
     from lowtide import client as api
+    from lowtide.reports import show_summary
 
     client = _client(url, key, data_dir)
     began = time.monotonic()
@@ -110,11 +110,11 @@ def submit(
             return
         batch = _follow(client, batch, quiet=as_json)
         summary = api.summarize(batch, time.monotonic() - began)
-        files = _save(client, batch, out)
+        files = {} if out is None else api.save(client, batch, out)
     if as_json:
         _print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
     else:
-        _show_summary(batch, summary, files)
+        show_summary(_out, batch, summary, files)
     if batch.status != "completed":
         raise typer.Exit(1)
 
@@ -214,23 +214,6 @@ def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
         return follow(client, batch, progress.show)
 
 
-def _save(client: OpenAI, batch: Batch, out: Path | None) -> dict[str, str]:
-    from lowtide.client import download
-
-    saved: dict[str, str] = {}
-    if out is None:
-        return saved
-    errors = out.with_suffix(".errors.jsonl")
-    for role, file_id, target in (
-        ("output", batch.output_file_id, out),
-        ("errors", batch.error_file_id, errors),
-    ):
-        if file_id:
-            download(client, file_id, target)
-            saved[role] = str(target)
-    return saved
-
-
 def _show_status(found: Status, *, as_json: bool) -> None:
     if as_json:
         _print_json(found.to_dict())
@@ -244,27 +227,6 @@ def _show_status(found: Status, *, as_json: bool) -> None:
             process.name, process.state, str(process.pid), str(process.port), str(process.restarts)
         )
     _out.print(table)
-
-
-def _show_summary(batch: Batch, summary: Summary, files: dict[str, str]) -> None:
-    by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
-    rows = {
-        "batch": f"{batch.id} ({batch.status})",
-        "lines": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
-        "throughput": f"{summary.lines_per_second:.1f} lines/s over {summary.seconds:.1f} s",
-        "by pool": by_pool or "none",
-        "interruptions": f"{summary.interruptions} (each line was run again)",
-        "retries": str(summary.retries),
-        "escalations": str(summary.escalations),
-        **files,
-    }
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    _out.print(table)
-    for problem in (batch.errors.data if batch.errors and batch.errors.data else [])[:5]:
-        where = f"line {problem.line}: " if problem.line else ""
-        _out.print(f"  {where}{problem.message}", markup=False)
 
 
 class _api_errors:  # noqa: N801

@@ -70,6 +70,23 @@ def download(client: OpenAI, file_id: str, target: Path) -> int:
     return written
 
 
+def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
+    """Download a batch's output file to `out`, and its error file beside it; return what is where.
+
+    An output file without lines is left empty, so that `out` always exists.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(b"")
+    saved = {"output": str(out)}
+    if batch.output_file_id:
+        download(client, batch.output_file_id, out)
+    if batch.error_file_id:
+        errors = out.with_name(f"{out.stem}.errors{out.suffix}")
+        download(client, batch.error_file_id, errors)
+        saved["errors"] = str(errors)
+    return saved
+
+
 def extension(batch: Batch) -> dict[str, Any]:
     """Return what Lowtide tells of a batch beyond OpenAI."""
     found = (batch.model_extra or {}).get("x_lowtide")

@@ -1,0 +1,60 @@
+# Everything a person or CI does. Each target makes its own virtual environment from pinned files.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -r requirements/build.txt -r $<
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(VENV)/.local ## Run the main job once: FILE=path OUT=path make demo
+	@$(BIN)/python -m lowtide.demo
+
+up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= LOWTIDE_*=
+	@$(BIN)/lowtide up --detach
+
+down: $(VENV)/.local ## Stop the local stack
+	@$(BIN)/lowtide down
+
+test: $(VENV)/.dev ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Lint, types, import rules, dead code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+fmt: $(VENV)/.dev ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
+	@$(BIN)/python bench/imports.py
+
+docs: $(VENV)/.local ## Regenerate the generated reference pages
+	@$(BIN)/python docs/generate.py
+
+pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	for extra in local dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --extra $$extra \
+		--output-file requirements/$$extra.txt pyproject.toml; done
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help demo up down test check fmt bench-import docs pins clean
