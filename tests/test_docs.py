@@ -1,0 +1,46 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.generate import DOCS, PAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKDOWN = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "functions/*/*.md", "knative/*.md", "keda/*.md")
+    for path in ROOT.glob(pattern)
+)
+LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_pages_are_current(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), "run: make docs"
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_make_target_named_in_the_readme_exists() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert named <= targets
+
+
+def test_each_function_has_its_three_files() -> None:
+    folders = [path for path in (ROOT / "functions").iterdir() if path.is_dir()]
+    folders = [path for path in folders if path.name != "__pycache__"]
+    assert len(folders) == 9
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} >= {"main.py", "func.yaml", "README.md"}
