@@ -188,6 +188,8 @@ class EmbeddedPostgres:
 
     def start(self, timeout: float = 30.0) -> None:
         """Start and wait until connections are taken; the port stays the same over restarts."""
+        if self._process is not None and self._process.poll() is None:
+            return
         self.cluster.prepare()
         self.port = self.port or free_port()
         log = self.cluster.folder.with_name("postgres.log")
@@ -206,6 +208,12 @@ class EmbeddedPostgres:
                 self.stop()
                 raise StartFailed(f"PostgreSQL did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End the server as kill -9 does; `start` recovers it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self, timeout: float = 10.0) -> None:
         """Stop at once but cleanly (fast shutdown); kill after `timeout` seconds."""

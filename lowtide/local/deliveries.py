@@ -56,8 +56,6 @@ _POSTPONE = text("""
     WHERE id = :id
 """)
 
-_WAITING = text("SELECT trigger, count(*) FROM local_broker.deliveries GROUP BY trigger")
-
 _DISCARD = text(
     "DELETE FROM local_broker.deliveries WHERE trigger <> ALL (cast(:triggers AS text[]))"
 )
@@ -129,11 +127,6 @@ class Deliveries:
         """Count an attempt, and make the delivery due again after `seconds`."""
         with self._engine.begin() as connection:
             connection.execute(_POSTPONE, {"id": delivery, "seconds": seconds})
-
-    def waiting(self) -> dict[str, int]:
-        """Return the number of deliveries by Trigger."""
-        with self._engine.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(_WAITING)}
 
     def discard_unknown(self, triggers: Sequence[str]) -> None:
         """Drop deliveries of Triggers that exist no more, as deleting a Trigger does."""

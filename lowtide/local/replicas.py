@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 
 class ReplicaSet:
-    """Starts and stops replicas; those on their way out stay listed until they are gone."""
+    """Starts and stops replicas; those on their way out stay listed until they are gone.
 
-    def __init__(self, workload: Workload, make: Callable[[str], Process]) -> None:
+    `make` makes a replica of a name, `changed` is called when one has left the list.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        make: Callable[[str], Process],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.workload = workload
         self.name = workload.name
         self.active: list[Process] = []
         self.leaving: list[Process] = []
         self._make = make
+        self._changed = changed
         self._stops: set[asyncio.Task[None]] = set()
 
     @property
@@ -65,6 +74,7 @@ class ReplicaSet:
             await process.stop()
         finally:
             self.leaving.remove(process)
+            self._changed()
 
     def _free_name(self) -> str:
         if not self.workload.scaled and self.workload.replicas <= 1:

@@ -40,6 +40,10 @@ _LARGEST_LOG = 20_000_000
 _TAIL = 4_000
 _POLL = 0.05
 
+# Stacks that this process started: kept, because Python warns of a child forgotten while it
+# runs, and asked now and then, because an ended one stays a zombie until it is.
+_daemons: list[subprocess.Popen[bytes]] = []
+
 
 def up(options: Options) -> None:
     """Run the stack in the foreground until SIGINT or SIGTERM, then stop it cleanly.
@@ -68,7 +72,7 @@ def up_detached(options: Options) -> Status:
     check_user(os.environ)
     require_free(options.port, "choose another: PORT=8090 make up")
     log = _rotated(data_dir / LOG_NAME)
-    began = log.stat().st_size if log.exists() else 0
+    began = log.stat().st_size
     with log.open("ab") as output:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
             _command(options),
@@ -77,14 +81,15 @@ def up_detached(options: Options) -> Status:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _daemons.append(child)
     deadline = time.monotonic() + options.ready_timeout + 10
     while time.monotonic() < deadline and child.poll() is None:
         found = status(data_dir)
         if found is not None and found.ready and found.pid == child.pid:
             return found
         time.sleep(_POLL)
-    if child.poll() is None:
-        child.terminate()
+    child.terminate()
+    child.wait(options.ready_timeout)
     raise StartFailed(f"The stack did not start. The end of {log}:\n{_end_of(log, began)}")
 
 
@@ -101,12 +106,12 @@ def down(data_dir: Path, timeout: float = 45.0) -> bool:
         with suppress(psutil.Error):
             process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        # A supervisor that was started by this very process stays as a zombie.
         while state.supervisor(last) is not None and time.monotonic() < deadline:
             time.sleep(_POLL)
         if state.supervisor(last) is not None:
             with suppress(psutil.Error):
                 process.kill()
+    _daemons[:] = [child for child in _daemons if child.poll() is None]
     leftovers = state.reap(data_dir)
     state.forget(data_dir)
     return process is not None or bool(leftovers)
@@ -202,6 +207,7 @@ def _log(options: Options, data_dir: Path) -> Iterator[Log]:
 def _rotated(log: Path) -> Path:
     if log.exists() and log.stat().st_size > _LARGEST_LOG:
         log.replace(log.with_suffix(".log.1"))
+    log.touch(mode=0o600)  # it names the API key
     return log
 
 

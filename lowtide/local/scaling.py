@@ -46,7 +46,7 @@ class Scaler:
         """Poll until cancelled."""
         memory = autoscaler.Memory(replicas=self._replicas.wanted)
         while True:
-            value = await asyncio.to_thread(self._read)
+            value = await asyncio.to_thread(self.read)
             if value is None and memory.failures == 0:
                 self._log.line("autoscaler", f"{self._replicas.name}: no metric, replicas held")
             memory = autoscaler.decide(self.policy, memory, value, time.monotonic())
@@ -63,7 +63,8 @@ class Scaler:
         """Close the connection."""
         self._engine.dispose()
 
-    def _read(self) -> float | None:
+    def read(self) -> float | None:
+        """Return the metric; None when the database does not answer."""
         try:
             with self._engine.connect() as connection:
                 value = connection.scalar(self._query)

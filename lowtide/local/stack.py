@@ -59,7 +59,8 @@ class Stack:
             self._process("router", self._plan_router),
         ]
         self._replicas = [
-            ReplicaSet(workload, self._maker(workload)) for workload in workloads(self._manifests)
+            ReplicaSet(workload, self._maker(workload), self._changed)
+            for workload in workloads(self._manifests)
         ]
         self._scaling: list[asyncio.Task[None]] = []
         self._ready = False

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.database import EmbeddedPostgres, engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+_NUMBERS = itertools.count()
+
+
+def eventually(
+    ask: Callable[[], T], accept: Callable[[T], object] = bool, *, within: float = 10.0
+) -> T:
+    """Ask again and again until the answer is accepted, and return it."""
+    deadline = time.monotonic() + within
+    while True:
+        answer = ask()
+        if accept(answer):
+            return answer
+        assert time.monotonic() < deadline, f"still {answer!r} after {within} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("cluster"), settings={"fsync": "off"})
+    server.start()
+    yield server
+    server.stop()
+
+
+def new_database(server: EmbeddedPostgres) -> str:
+    """Create an empty database, and return its address as the superuser."""
+    name = f"test_{next(_NUMBERS)}"
+    with engine(server.superuser_url).connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return server.url("postgres", server.cluster.password, name)

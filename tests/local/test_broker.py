@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from lowtide.local import endpoints
+from lowtide.local.broker import DATABASE_VARIABLE
+from lowtide.local.database import engine
+from lowtide.local.ports import free_port
+
+from .conftest import eventually, new_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from lowtide.local.database import EmbeddedPostgres
+
+TRIGGERS = """
+apiVersion: eventing.knative.dev/v1
+kind: Trigger
+metadata: {name: work}
+spec:
+  broker: default
+  filter: {attributes: {type: work}}
+  subscriber: {ref: {apiVersion: v1, kind: Service, name: worker}}
+  delivery: {retry: 20, backoffPolicy: linear, backoffDelay: PT0.05S, timeout: PT5S}
+---
+apiVersion: eventing.knative.dev/v1
+kind: Trigger
+metadata: {name: all}
+spec:
+  broker: default
+  subscriber: {ref: {apiVersion: v1, kind: Service, name: observer}}
+---
+apiVersion: eventing.knative.dev/v1
+kind: Trigger
+metadata: {name: doomed}
+spec:
+  broker: default
+  filter: {attributes: {type: doomed}}
+  subscriber: {ref: {apiVersion: v1, kind: Service, name: worker}}
+  delivery:
+    retry: 2
+    backoffDelay: PT0.05S
+    deadLetterSink: {ref: {apiVersion: v1, kind: Service, name: morgue}}
+---
+apiVersion: sources.knative.dev/v1
+kind: PingSource
+metadata: {name: tick, namespace: lowtide}
+spec:
+  schedule: "*/1 * * * * *"
+  contentType: application/json
+  data: '{"a": 1}'
+  sink: {ref: {apiVersion: v1, kind: Service, name: ticked}}
+"""
+
+
+class Subscriber:
+    """Collects events by service, and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[tuple[dict[str, str], bytes]]] = {}
+        self.answer: Callable[[str, int], int] = lambda _service, _count: 200
+        self.address = ""
+
+    def take(self, service: str, headers: dict[str, str], body: bytes) -> int:
+        taken = self.events.setdefault(service, [])
+        taken.append((headers, body))
+        return self.answer(service, len(taken))
+
+    def ids(self, service: str) -> list[str]:
+        return [headers["ce-id"] for headers, _ in self.events.get(service, [])]
+
+
+@contextmanager
+def subscribing() -> Iterator[Subscriber]:
+    subscriber = Subscriber()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.send_response(subscriber.take(self.path.strip("/"), headers, body))
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        subscriber.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield subscriber
+        server.shutdown()
+        thread.join()
+
+
+class Broker:
+    """A real broker process that can be killed and started again."""
+
+    def __init__(self, root: Path, database_url: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.root = root
+        self._environment = {**os.environ, DATABASE_VARIABLE: database_url}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "lowtide.local.broker", "--root", str(self.root)),
+                *("--data-dir", str(self.root), "--port", str(self.port)),
+            ],
+            env=self._environment,
+        )
+        eventually(self._ready, within=20)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        assert self._process.wait(10) in {0, -9}
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def send(self, kind: str, event_id: str | None = None, data: object = None) -> str:
+        event_id = event_id or str(uuid.uuid4())
+        headers = {
+            "ce-specversion": "1.0",
+            "ce-id": event_id,
+            "ce-type": kind,
+            "ce-source": "/lowtide/test",
+            "ce-traceparent": "00-1-2-00",
+            "content-type": "application/json",
+        }
+        response = httpx.post(self.url, headers=headers, content=json.dumps(data).encode())
+        assert response.status_code == 202
+        return event_id
+
+
+@pytest.fixture(scope="module")
+def every_subscriber() -> Iterator[Subscriber]:
+    with subscribing() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def database(server: EmbeddedPostgres) -> Iterator[Engine]:
+    made = engine(new_database(server))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
+    tmp_path = tmp_path_factory.mktemp("broker")
+    for folder, files in (("knative", ["triggers.yaml"]), ("keda", [])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "kustomization.yaml").write_text(f"resources: {json.dumps(files)}\n")
+    (tmp_path / "knative" / "triggers.yaml").write_text(TRIGGERS)
+    made = Broker(tmp_path, database.url.render_as_string(hide_password=False))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def subscriber(every_subscriber: Subscriber) -> Subscriber:
+    every_subscriber.events.clear()
+    every_subscriber.answer = lambda _service, _count: 200
+    return every_subscriber
+
+
+@pytest.fixture
+def broker(running: Broker, subscriber: Subscriber, database: Engine) -> Iterator[Broker]:
+    services = ("worker", "observer", "morgue", "ticked")
+    endpoints.write(running.root, {name: [f"{subscriber.address}/{name}"] for name in services})
+    yield running
+    subscriber.answer = lambda _service, _count: 200
+    eventually(lambda: waiting(database), lambda count: count == 0)
+
+
+def waiting(database: Engine) -> int:
+    with database.connect() as connection:
+        return int(connection.scalar(text("SELECT count(*) FROM local_broker.deliveries")) or 0)
+
+
+def test_events_reach_every_matching_trigger(
+    broker: Broker, subscriber: Subscriber, database: Engine
+) -> None:
+    work = broker.send("work", data={"batch": 1})
+    other = broker.send("other")
+    eventually(lambda: set(subscriber.ids("observer")) == {work, other})
+    eventually(lambda: subscriber.ids("worker") == [work])
+    headers, body = subscriber.events["worker"][0]
+    assert headers["ce-type"] == "work"
+    assert headers["ce-source"] == "/lowtide/test"
+    assert headers["ce-traceparent"] == "00-1-2-00"
+    assert headers["content-type"] == "application/json"
+    assert json.loads(body) == {"batch": 1}
+    eventually(lambda: waiting(database), lambda count: count == 0)
+
+
+def test_structured_mode_is_taken_and_bad_events_are_refused(
+    broker: Broker, subscriber: Subscriber
+) -> None:
+    event = {"specversion": "1.0", "id": "s1", "type": "work", "source": "/x", "data": {"a": "ü"}}
+    structured = {"content-type": "application/cloudevents+json"}
+    assert httpx.post(broker.url, json=event, headers=structured).status_code == 202
+    eventually(lambda: subscriber.ids("worker") == ["s1"])
+    assert json.loads(subscriber.events["worker"][0][1]) == {"a": "ü"}
+    for content, headers in (
+        (b"{}", {}),
+        (b"{", structured),
+        (b'{"specversion": "1.0"}', structured),
+        (b"{}", {"ce-id": "1", "ce-specversion": "1.0"}),
+        (b"{}", {"ce-id": "1", "ce-specversion": "9", "ce-type": "a", "ce-source": "b"}),
+    ):
+        assert httpx.post(broker.url, content=content, headers=headers).status_code == 400
+
+
+def test_a_failing_subscriber_is_tried_again(
+    broker: Broker, subscriber: Subscriber, database: Engine
+) -> None:
+    subscriber.answer = lambda service, count: 500 if service == "worker" and count < 4 else 200
+    sent = broker.send("work")
+    eventually(lambda: subscriber.ids("worker") == [sent] * 4)
+    eventually(lambda: waiting(database), lambda count: count == 0)
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 3), (400, 1)], ids=["retried", "refused"])
+def test_what_is_given_up_goes_to_the_dead_letter_sink(
+    broker: Broker, subscriber: Subscriber, database: Engine, status: int, tries: int
+) -> None:
+    subscriber.answer = lambda service, _count: status if service == "worker" else 200
+    sent = broker.send("doomed")
+    eventually(lambda: subscriber.ids("morgue") == [sent])
+    assert subscriber.ids("worker") == [sent] * tries
+    eventually(lambda: waiting(database), lambda count: count == 0)
+
+
+def test_a_duplicate_is_absorbed_while_the_first_waits(
+    broker: Broker, subscriber: Subscriber
+) -> None:
+    release = threading.Event()
+
+    def answer(service: str, _count: int) -> int:
+        if service == "worker":
+            release.wait(10)
+        return 200
+
+    subscriber.answer = answer
+    for _ in range(3):
+        broker.send("work", event_id="same")
+    eventually(lambda: subscriber.ids("worker"))
+    release.set()
+    last = broker.send("work")
+    eventually(lambda: last in subscriber.ids("worker"))
+    assert subscriber.ids("worker") == ["same", last]
+
+
+def test_kill_9_loses_nothing(broker: Broker, subscriber: Subscriber, database: Engine) -> None:
+    subscriber.answer = lambda _service, _count: 503
+    sent = {broker.send("work") for _ in range(20)}
+    broker.kill()
+    assert waiting(database) >= 20
+    subscriber.answer = lambda _service, _count: 200
+    broker.start()
+    eventually(lambda: waiting(database), lambda count: count == 0)
+    assert set(subscriber.ids("worker")) == sent
+
+
+def test_a_subscriber_that_appears_late_gets_its_events(
+    broker: Broker, subscriber: Subscriber
+) -> None:
+    endpoints.write(broker.root, {"observer": [f"{subscriber.address}/observer"]})
+    sent = broker.send("work")
+    endpoints.write(broker.root, {"worker": [f"{subscriber.address}/worker"]})
+    eventually(lambda: subscriber.ids("worker") == [sent])
+
+
+def test_pings_arrive_on_schedule(broker: Broker, subscriber: Subscriber) -> None:
+    assert broker.port
+    eventually(lambda: len(subscriber.ids("ticked")) >= 2)
+    headers, body = subscriber.events["ticked"][0]
+    assert headers["ce-type"] == "dev.knative.sources.ping"
+    assert headers["ce-source"] == "/apis/v1/namespaces/lowtide/pingsources/tick"
+    assert json.loads(body) == {"a": 1}
+    assert len(set(subscriber.ids("ticked"))) == len(subscriber.ids("ticked"))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from lowtide.local.database import EmbeddedPostgres, engine, sqlstate
+from lowtide.local.errors import StartFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_data_survives_kill_and_restart_on_the_same_port(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path)
+    server.start()
+    try:
+        port = server.port
+        database = engine(server.superuser_url)
+        with database.connect() as connection:
+            connection.execute(text("CREATE TABLE kept AS SELECT 42 AS answer"))
+        server.kill()
+        server.start()
+        assert server.port == port
+        with database.connect() as connection:
+            assert connection.scalar(text("SELECT answer FROM kept")) == 42
+    finally:
+        server.stop()
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in _command(p)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("fsync", "off"),
+        ("synchronous_commit", "on"),
+        ("max_connections", "200"),
+        ("jit", "off"),
+        ("listen_addresses", "127.0.0.1"),
+        ("unix_socket_directories", ""),
+    ],
+)
+def test_settings_reach_the_server(server: EmbeddedPostgres, setting: str, value: str) -> None:
+    with engine(server.superuser_url).connect() as connection:
+        assert connection.scalar(text("SELECT current_setting(:s)"), {"s": setting}) == value
+
+
+def test_every_role_needs_its_password(server: EmbeddedPostgres) -> None:
+    with (
+        pytest.raises(DBAPIError) as caught,
+        engine(server.url("postgres", "wrong", "postgres")).connect(),
+    ):
+        pass
+    assert sqlstate(caught.value) == "28P01"
+
+
+def test_a_password_of_another_stack_is_told(server: EmbeddedPostgres) -> None:
+    cluster, right = server.cluster, server.cluster.password
+    cluster.password = "wrong"
+    try:
+        with pytest.raises(StartFailed, match="not of the same stack"):
+            cluster.answers(server.port)
+    finally:
+        cluster.password = right
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user")
+def test_root_runs_the_server_as_another_user(server: EmbeddedPostgres) -> None:
+    assert psutil.Process(server.pid).uids().real != 0

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from lowtide.local.errors import BadManifest
+from lowtide.local.kustomize import Manifests, load
+from lowtide.local.manifests import (
+    ConfigMap,
+    CoreService,
+    Deployment,
+    HttpRoute,
+    KnativeService,
+    PingSource,
+    ScaledObject,
+    Trigger,
+)
+from lowtide.local.sinks import sink_of
+from lowtide.local.workloads import Workload, workloads
+from lowtide.settings import unknown_variables
+
+from .conftest import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FUNCTIONS = {"upload", "create-batch", "cancel-batch", "read", "split", "finalize", "schedule"}
+
+
+@pytest.fixture(scope="module")
+def manifests() -> Manifests:
+    return load(ROOT)
+
+
+@pytest.fixture(scope="module")
+def by_name(manifests: Manifests) -> dict[str, Workload]:
+    return {workload.name: workload for workload in workloads(manifests)}
+
+
+def test_every_function_worker_and_the_portal_are_there(by_name: dict[str, Workload]) -> None:
+    assert set(by_name) == {*FUNCTIONS, "infer-spot", "infer-dedicated", "portal"}
+    assert all(by_name[name].replicas == 1 for name in {*FUNCTIONS, "portal"})
+    assert by_name["infer-spot"].scaled
+    assert by_name["infer-spot"].replicas == 0
+
+
+def test_every_yaml_file_is_listed_by_a_kustomization() -> None:
+    for folder in ("knative", "keda"):
+        listed = (ROOT / folder / "kustomization.yaml").read_text()
+        for path in (ROOT / folder).rglob("*.yaml"):
+            name = str(path.relative_to(ROOT / folder))
+            if "overlays" not in path.parts:
+                assert name == "kustomization.yaml" or f"- {name}\n" in listed, name
+
+
+def test_everything_that_is_sent_somewhere_has_a_receiver(manifests: Manifests) -> None:
+    services = {s.metadata.name for s in manifests.all(KnativeService)}
+    core = {s.metadata.name for s in manifests.all(CoreService)}
+    for trigger in manifests.all(Trigger):
+        reference = trigger.spec.subscriber.ref
+        assert reference is not None
+        assert reference.name in (core if reference.api_version == "v1" else services)
+    for ping in manifests.all(PingSource):
+        assert ping.spec.sink.ref is not None
+        assert ping.spec.sink.ref.name in services
+    for route in manifests.all(HttpRoute):
+        for rule in route.spec.rules:
+            assert rule.backend_refs[0].name in services
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | {"infer-spot", "infer-dedicated"}))
+def test_function_sources_exist_and_settings_are_known(
+    by_name: dict[str, Workload], manifests: Manifests, name: str
+) -> None:
+    environment = {v.name: v.value for v in by_name[name].container.env}
+    assert (ROOT / environment["FUNCTION_SOURCE"]).exists()
+    config = {k: v for m in manifests.all(ConfigMap) for k, v in m.data.items()}
+    assert unknown_variables(environment | config) == []
+
+
+def test_threads_concurrency_and_pool_are_one_number(manifests: Manifests) -> None:
+    for service in manifests.all(KnativeService):
+        name = service.metadata.name
+        document = yaml.safe_load((ROOT / f"knative/functions/{name}.yaml").read_text())
+        environment = {v.name: v.value for v in service.spec.template.spec.containers[0].env}
+        limit = str(document["spec"]["template"]["spec"]["containerConcurrency"])
+        assert {environment["THREADS"], environment["LOWTIDE_DATABASE_POOL_SIZE"]} == {limit}
+
+
+def test_the_scheduler_is_told_what_the_scalers_and_the_ping_do(manifests: Manifests) -> None:
+    config = {k: v for m in manifests.all(ConfigMap) for k, v in m.data.items()}
+    for scaler in manifests.all(ScaledObject):
+        pool = scaler.metadata.name.removeprefix("infer-").upper()
+        metadata = scaler.spec.triggers[0].metadata
+        assert config[f"LOWTIDE_{pool}_REPLICAS"] == str(scaler.spec.max_replica_count)
+        assert config[f"LOWTIDE_{pool}_ROWS_PER_REPLICA"] == metadata["targetQueryValue"]
+        limit = scaler.spec.max_replica_count * int(metadata["targetQueryValue"])
+        assert metadata["query"].count(f"LIMIT {limit})") == 2
+    (ping,) = manifests.all(PingSource)
+    assert ping.spec.schedule == f"*/{config['LOWTIDE_TICK']} * * * * *"
+
+
+def test_workers_leave_their_count_to_keda(manifests: Manifests) -> None:
+    scaled = {scaler.spec.scale_target_ref.name for scaler in manifests.all(ScaledObject)}
+    for deployment in manifests.all(Deployment):
+        assert (deployment.spec.replicas is None) == (deployment.metadata.name in scaled)
+
+
+@pytest.mark.parametrize(
+    ("name", "publishes"),
+    [("create-batch", True), ("split", True), ("infer-spot", True), ("read", False)],
+)
+def test_sink_bindings_cover_the_publishers(
+    by_name: dict[str, Workload], manifests: Manifests, name: str, publishes: bool
+) -> None:
+    assert (sink_of(by_name[name], manifests) == "default") is publishes
+
+
+def write(root: Path, knative: dict[str, str]) -> None:
+    for folder in ("knative", "keda"):
+        (root / folder).mkdir()
+        files = knative if folder == "knative" else {}
+        listed = "".join(f"\n  - {name}" for name in files) or " []"
+        (root / folder / "kustomization.yaml").write_text(f"resources:{listed}\n")
+        for name, content in files.items():
+            (root / folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("kind: Service\napiVersion: v1\nspec: {}\n", r"a\.yaml: .*`metadata`"),
+        ("kind: [", r"a\.yaml: while parsing"),
+        (
+            "kind: ConfigMap\napiVersion: v1\nmetadata: {name: c}\ndata: {a: 1}\n",
+            r"a\.yaml: Expected `str`, got `int` - at `\$\.data",
+        ),
+    ],
+    ids=["missing-field", "not-yaml", "wrong-type"],
+)
+def test_a_bad_manifest_names_file_and_field(tmp_path: Path, content: str, message: str) -> None:
+    write(tmp_path, {"a.yaml": content})
+    with pytest.raises(BadManifest, match=message):
+        load(tmp_path)
+
+
+def test_a_folder_without_manifests_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadManifest, match=r"kustomization\.yaml is missing"):
+        load(tmp_path)
+
+
+def test_a_missing_resource_says_so(tmp_path: Path) -> None:
+    write(tmp_path, {})
+    (tmp_path / "knative" / "kustomization.yaml").write_text("resources: [gone.yaml]\n")
+    with pytest.raises(BadManifest, match=r"gone\.yaml"):
+        load(tmp_path)

@@ -1,0 +1,296 @@
+"""The runtime on a small system of its own: two workloads, real PostgreSQL, real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.database import engine
+from lowtide.local.errors import AlreadyRunning, PortInUse, StartFailed
+from lowtide.local.ports import free_port
+from lowtide.local.runtime import Options, Status, down, status, up, up_detached
+from lowtide.local.secrets import SUPERUSER, read_or_create
+
+from .conftest import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lowtide.local.state import ProcessStatus
+
+SERVER = """
+import os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{os.environ['GREETING']} {os.environ.get('K_SINK')}".encode())
+
+    def log_message(self, *_):
+        pass
+
+for name in ("LOWTIDE_HEALTH_PORT", "PORT"):
+    server = ThreadingHTTPServer(("127.0.0.1", int(os.environ[name])), Handler)
+    threading.Thread(target=server.serve_forever).start()
+print("serving", flush=True)
+"""
+KNATIVE = """
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: hello}
+spec:
+  template:
+    spec:
+      timeoutSeconds: 2
+      containers:
+        - command: [python, server.py]
+          readinessProbe: {httpGet: {path: /health/ready}}
+          env: [{name: GREETING, value: hello}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: worker}
+spec:
+  template:
+    metadata: {labels: {app: worker}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers:
+        - command: [python, server.py]
+          readinessProbe: {httpGet: {path: /health/ready}}
+          env: [{name: GREETING, value: work}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: worker}
+spec: {selector: {app: worker}}
+---
+apiVersion: sources.knative.dev/v1
+kind: SinkBinding
+metadata: {name: b}
+spec:
+  subject: {kind: Service, name: hello}
+  sink: {ref: {kind: Broker, name: default}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  rules:
+    - matches: [{path: {type: Exact, value: /hello}}]
+      backendRefs: [{name: hello}]
+    - matches: [{path: {value: /work}}]
+      backendRefs: [{name: worker}]
+"""
+KEDA = """
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata: {name: worker}
+spec:
+  scaleTargetRef: {name: worker}
+  pollingInterval: 0.1
+  cooldownPeriod: 0
+  maxReplicaCount: 2
+  advanced:
+    horizontalPodAutoscalerConfig:
+      behavior: {scaleDown: {stabilizationWindowSeconds: 0}}
+  triggers:
+    - type: postgresql
+      metadata: {query: SELECT wanted FROM wish, targetQueryValue: "1"}
+      authenticationRef: {name: a}
+---
+apiVersion: keda.sh/v1alpha1
+kind: TriggerAuthentication
+metadata: {name: a}
+spec:
+  secretTargetRef: [{parameter: connection, name: lowtide-database, key: autoscaler-url}]
+"""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    root = tmp_path_factory.mktemp("root")
+    for folder, content in (("knative", KNATIVE), ("keda", KEDA)):
+        (root / folder).mkdir()
+        (root / folder / "kustomization.yaml").write_text("resources: [all.yaml]\n")
+        (root / folder / "all.yaml").write_text(content)
+    (root / "server.py").write_text(SERVER)
+    port, portal_port = free_port(), free_port()
+    return Options(
+        root=root, data_dir=root / "data", port=port, portal_port=portal_port, ready_timeout=30
+    )
+
+
+@pytest.fixture
+def stack(options: Options) -> Status:
+    return status(options.data_dir) or up_detached(options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stopped_at_the_end(options: Options) -> Iterator[None]:
+    yield
+    down(options.data_dir)
+
+
+def process(options: Options, name: str) -> ProcessStatus:
+    found = status(options.data_dir)
+    assert found is not None
+    return next(one for one in found.processes if one.name == name)
+
+
+def alive(found: Status) -> list[str]:
+    return [one.name for one in found.processes if one.running()]
+
+
+def wish(options: Options, wanted: int) -> None:
+    secrets = read_or_create(options.data_dir)
+    port = process(options, "postgres").port
+    password = secrets.passwords[SUPERUSER]
+    with engine(f"postgresql://postgres:{password}@127.0.0.1:{port}/lowtide").connect() as one:
+        one.execute(text("CREATE TABLE IF NOT EXISTS wish (wanted int)"))
+        one.execute(text("GRANT SELECT ON wish TO PUBLIC"))
+        one.execute(text("TRUNCATE wish"))
+        one.execute(text("INSERT INTO wish VALUES (:wanted)"), {"wanted": wanted})
+
+
+def test_status_tells_what_runs(stack: Status, options: Options) -> None:
+    assert stack.ready
+    assert stack.base_url == f"http://127.0.0.1:{options.port}"
+    assert stack.api_key.startswith("lt_")
+    assert {one.name for one in stack.processes} == {"postgres", "broker", "router", "hello"}
+    assert all(one.state == "ready" and one.running() for one in stack.processes)
+    assert '"api_key": "lt_' in stack.to_json()
+    for private in ("secrets.json", "state.json", "endpoints.json", "lowtide.log"):
+        assert (options.data_dir / private).stat().st_mode & 0o077 == 0, private
+
+
+def test_the_ports_stay_on_the_loopback_interface(stack: Status) -> None:
+    if sys.platform != "linux":
+        pytest.skip("reads the addresses of sockets")
+    for one in stack.processes:
+        running = one.running()
+        assert running is not None
+        for connection in running.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr[0] == "127.0.0.1", one.name
+                assert connection.family == socket.AF_INET
+
+
+def test_requests_go_through_the_router(stack: Status) -> None:
+    sink = next(one.port for one in stack.processes if one.name == "broker")
+    text = httpx.get(f"{stack.base_url}/hello").text
+    assert text == f"hello http://127.0.0.1:{sink}/"
+
+
+@pytest.mark.parametrize("name", ["hello", "router", "broker", "postgres"])
+def test_a_killed_process_comes_back(stack: Status, options: Options, name: str) -> None:
+    before = process(options, name)
+    assert before.pid is not None
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(
+        lambda: process(options, name),
+        lambda now: now.pid not in {None, before.pid} and now.state == "ready",
+        within=20,
+    )
+    assert eventually(lambda: _get(f"{stack.base_url}/hello")) == 200
+
+
+def _get(url: str) -> int:
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_workers_go_from_zero_to_many_and_back(stack: Status, options: Options) -> None:
+    assert _get(f"{stack.base_url}/work") == 503
+
+    def workers() -> list[str]:
+        found = status(options.data_dir)
+        assert found is not None
+        return [one.name for one in found.processes if one.name.startswith("worker")]
+
+    wish(options, 5)
+    eventually(workers, lambda names: names == ["worker-1", "worker-2"])
+    assert httpx.get(f"{stack.base_url}/work/a", timeout=10).text == "work None"
+    wish(options, 0)
+    eventually(workers, lambda names: names == [])
+
+
+def test_a_second_stack_on_the_same_data_is_refused(stack: Status, options: Options) -> None:
+    for start in (up, up_detached):
+        with pytest.raises(AlreadyRunning, match=rf"pid {stack.pid}.*lowtide down"):
+            start(options)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(
+    stack: Status, options: Options, tmp_path: Path
+) -> None:
+    other = Options(root=options.root, data_dir=tmp_path, port=options.port)
+    for start in (up, up_detached):
+        with pytest.raises(PortInUse, match=rf"Port {options.port} is in use by pid \d+"):
+            start(other)
+    assert stack.ready
+    assert not (tmp_path / "postgres").exists()
+
+
+def test_kill_9_of_the_supervisor_leaves_nothing_behind(stack: Status, options: Options) -> None:
+    os.kill(stack.pid, signal.SIGKILL)
+    eventually(lambda: status(options.data_dir), lambda found: found is None)
+    again = up_detached(options)
+    assert alive(stack) == []
+    assert again.api_key == stack.api_key
+    assert _get(f"{again.base_url}/hello") == 200
+
+
+def test_down_ends_everything_in_order(stack: Status, options: Options) -> None:
+    assert down(options.data_dir) is True
+    assert status(options.data_dir) is None
+    assert alive(stack) == []
+    assert down(options.data_dir) is False
+    log = (options.data_dir / "lowtide.log").read_text()
+    steps = [
+        log.rindex(f"lowtide      | {step}") for step in ("stopping 1", "stopping P", "stopped")
+    ]
+    assert steps == sorted(steps)
+
+
+def test_a_stack_that_cannot_start_shows_the_end_of_its_log(
+    options: Options, tmp_path: Path
+) -> None:
+    for folder, content in (("knative", KNATIVE), ("keda", KEDA)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "kustomization.yaml").write_text("resources: [all.yaml]\n")
+        (tmp_path / folder / "all.yaml").write_text(content)
+    (tmp_path / "server.py").write_text("raise SystemExit('no luck today')")
+    broken = Options(root=tmp_path, data_dir=options.data_dir, port=free_port())
+    with pytest.raises(StartFailed, match="no luck today") as caught:
+        up_detached(broken)
+    assert "hello keeps crashing" in str(caught.value)
+    assert status(options.data_dir) is None
+
+
+def test_ctrl_c_twice_kills_at_once(options: Options) -> None:
+    server = options.root / "server.py"
+    server.write_text("import signal; signal.signal(signal.SIGTERM, lambda *_: None)\n" + SERVER)
+    manifest = options.root / "knative" / "all.yaml"
+    manifest.write_text(KNATIVE.replace("timeoutSeconds: 2", "timeoutSeconds: 25"))
+    found = up_detached(options)
+    supervisor = psutil.Process(found.pid)
+    supervisor.send_signal(signal.SIGINT)
+    log = options.data_dir / "lowtide.log"
+    eventually(lambda: log.read_text().rstrip().endswith("stopping 1 functions and workers"))
+    supervisor.send_signal(signal.SIGINT)
+    eventually(lambda: alive(found), lambda names: names == [], within=5)
+    eventually(lambda: status(options.data_dir) is None, within=5)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.autoscaler import Memory, decide
+from lowtide.local.bootstrap import addresses, bootstrap
+from lowtide.local.database import engine
+from lowtide.local.kustomize import Manifests, load
+from lowtide.local.log import Log
+from lowtide.local.manifests import ScaledObject
+from lowtide.local.replicas import ReplicaSet
+from lowtide.local.scaling import Scaler, connection_of
+from lowtide.local.secrets import SUPERUSER, read_or_create
+from lowtide.local.workloads import workloads
+
+from .conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.local.database import EmbeddedPostgres
+    from lowtide.local.processes import Process
+
+
+@pytest.fixture(scope="module")
+def manifests() -> Manifests:
+    return load(ROOT)
+
+
+@pytest.fixture(scope="module")
+def scalers(
+    server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory, manifests: Manifests
+) -> Iterator[dict[str, Scaler]]:
+    """The real ScaledObjects on the real schema, asking as the role that KEDA gets."""
+    data_dir: Path = tmp_path_factory.mktemp("stack")
+    secrets = read_or_create(data_dir)
+    secrets.passwords[SUPERUSER] = server.cluster.password
+    bootstrap(server.cluster, server.port, secrets)
+    bootstrap(server.cluster, server.port, secrets)  # as every start does
+    url = addresses(server.cluster, server.port, secrets).by_role["lowtide_autoscaler"]
+    found = {}
+    for scaler in manifests.all(ScaledObject):
+        name = scaler.spec.scale_target_ref.name
+        connection = connection_of(scaler, manifests, {"lowtide-database": {"autoscaler-url": url}})
+        workload = next(one for one in workloads(manifests) if one.name == name)
+        found[name] = Scaler(scaler, connection, ReplicaSet(workload, _none), Log(os.dup(1)))
+    yield found
+    for made in found.values():
+        made.close()
+
+
+def _none(name: str) -> Process:
+    raise AssertionError(name)
+
+
+@pytest.fixture(scope="module")
+def database(server: EmbeddedPostgres, scalers: dict[str, Scaler]) -> Engine:
+    assert scalers
+    return engine(server.url("postgres", server.cluster.password, "lowtide"))
+
+
+def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
+    """Insert rows of one pool, with some valid value in every other required column."""
+    columns = connection.execute(
+        text(
+            "SELECT column_name AS name, data_type AS type FROM information_schema.columns "
+            "WHERE table_name = :table AND is_nullable = 'NO' AND column_default IS NULL "
+            "AND is_identity = 'NO' AND is_generated = 'NEVER' AND column_name <> 'pool'"
+        ),
+        {"table": table},
+    ).all()
+    values = {
+        "uuid": "gen_random_uuid()",
+        "text": "'x'",
+        "timestamp with time zone": "now()",
+        "boolean": "false",
+        "interval": "interval '1 minute'",
+    }
+    names = ", ".join(["pool", *(column.name for column in columns)])
+    chosen = ", ".join([f"'{pool}'", *(values.get(column.type, "n") for column in columns)])
+    connection.execute(text("SET session_replication_role = replica"))  # no foreign keys
+    connection.execute(
+        text(
+            f"INSERT INTO {table} ({names}) "  # noqa: S608 - names from the catalogue
+            f"SELECT {chosen} FROM generate_series(1, {rows}) n"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("pool", "queued", "claimed", "value", "replicas"),
+    [
+        ("spot", 0, 0, 0, 0),
+        ("spot", 1, 0, 1, 1),
+        ("spot", 0, 1, 1, 1),
+        ("spot", 5, 0, 5, 1),
+        ("spot", 5, 1, 6, 2),
+        ("spot", 15, 1, 16, 4),
+        ("spot", 1000, 0, 20, 4),
+        ("spot", 1000, 1000, 40, 4),
+        ("dedicated", 10, 0, 10, 1),
+        ("dedicated", 10, 1, 11, 2),
+        ("dedicated", 1000, 0, 20, 2),
+    ],
+)
+def test_our_queries_on_the_real_schema(
+    scalers: dict[str, Scaler],
+    database: Engine,
+    pool: str,
+    queued: int,
+    claimed: int,
+    value: int,
+    replicas: int,
+) -> None:
+    other = {"spot": "dedicated", "dedicated": "spot"}[pool]
+    with database.connect() as connection:
+        connection.execute(text("TRUNCATE queue, claims"))
+        fill(connection, "queue", pool, queued)
+        fill(connection, "claims", pool, claimed)
+    scaler = scalers[f"infer-{pool}"]
+    assert scaler.read() == value
+    assert scalers[f"infer-{other}"].read() == 0
+    assert decide(scaler.policy, Memory(), scaler.read(), 0.0).replicas == replicas
+
+
+def test_a_database_that_does_not_answer_is_no_metric(manifests: Manifests) -> None:
+    scaler = next(iter(manifests.all(ScaledObject)))
+    workload = workloads(manifests)[0]
+    made = Scaler(scaler, "postgresql://a:b@127.0.0.1:9/c", ReplicaSet(workload, _none), Log(1))
+    assert made.read() is None
