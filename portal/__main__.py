@@ -1,0 +1,34 @@
+"""Run the portal: `python -m portal`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from lowtide import wiring
+from lowtide.logs import configure
+from lowtide.postgres.overview import PostgresOverview
+from lowtide.services.overview import Watch
+from lowtide.settings import read_settings
+from portal.application import build, serve
+from portal.probes import ApiProbe
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Serve the portal until it is told to stop."""
+    settings = read_settings()
+    configure(settings.log_format)
+    source = PostgresOverview(wiring.database())
+    build(Watch(source, ApiProbe(settings.api_url), clock=wiring.now), settings)
+    address = f"http://{settings.portal_host}:{settings.portal_port}"
+    _log.info("portal.starting", extra={"address": address})
+    serve(settings)
+    # A query that hangs holds its thread, and an ordinary exit would wait for it.
+    logging.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The portal put together: pages, the poller behind them, and the server."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from nicegui import app, ui
+
+from portal import theme
+from portal.pages import landing
+from portal.polling import Poller
+
+if TYPE_CHECKING:
+    from lowtide.services.overview import Watch
+    from lowtide.settings import Settings
+
+
+def build(watch: Watch, settings: Settings) -> None:
+    """Register every page and what runs beside them."""
+    poller = Poller(watch)
+    app.on_startup(poller.start)
+    app.on_shutdown(poller.stop)
+    app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
+    theme.install()
+    landing.install(poller, api_url=settings.api_url)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    ui.run(
+        host=settings.portal_host,
+        port=settings.portal_port,
+        title="Lowtide",
+        favicon=theme.FAVICON,
+        dark=None,
+        language="en-US",
+        # Without a configured secret, sessions end with the process.
+        storage_secret=settings.portal_secret.get_secret_value() or secrets.token_urlsafe(32),
+        session_middleware_kwargs={"same_site": "strict"},
+        tailwind=False,
+        show=False,
+        reload=False,
+        show_welcome_message=False,
+        uvicorn_logging_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+
+
+async def _healthz() -> dict[str, str]:
+    """Answer probes; asking for a page would build one."""
+    return {"status": "ok"}

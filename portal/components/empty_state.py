@@ -1,0 +1,24 @@
+"""What a list shows while there is nothing to list."""
+
+from __future__ import annotations
+
+from nicegui import ui
+
+
+def empty_state(title: str, hint: str, command: str) -> ui.element:
+    """Show what is missing, and the command that brings it, ready to copy."""
+    with ui.element("div").classes("empty") as shown:
+        ui.label(title).style("font-size: 16px; font-weight: 600")
+        ui.label(hint).classes("muted")
+        with ui.element("div").classes("command"):
+            with ui.element("code").classes("mono"):
+                ui.label(command)
+            ui.button(icon="content_copy", on_click=lambda: _copy(command)).props(
+                'flat dense size=sm aria-label="Copy the command"'
+            )
+    return shown
+
+
+def _copy(command: str) -> None:
+    ui.clipboard.write(command)
+    ui.notify("Copied", type="positive", position="bottom")

@@ -1,0 +1,86 @@
+"""What stands around every page."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from nicegui import app, ui
+
+from portal import theme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+REFRESH_INTERVALS: Final[Mapping[int, str]] = {
+    0: "Paused", 1: "1 s", 2: "2 s", 5: "5 s", 10: "10 s",
+}  # fmt: skip
+DEFAULT_INTERVAL: Final = 2
+
+# None follows the browser's own preference.
+_NEXT_MODE: Final[Mapping[bool | None, bool | None]] = {None: False, False: True, True: None}
+_MODES: Final[Mapping[bool | None, tuple[str, str]]] = {
+    None: ("brightness_auto", "as the browser"),
+    False: ("light_mode", "light"),
+    True: ("dark_mode", "dark"),
+}
+
+
+def chosen_interval() -> int:
+    """Return the seconds between refreshes that this visitor chose; 0 is a pause."""
+    chosen = app.storage.user.get("refresh", DEFAULT_INTERVAL)
+    return chosen if chosen in REFRESH_INTERVALS else DEFAULT_INTERVAL
+
+
+@contextmanager
+def frame(title: str, *, api_url: str, on_interval: Callable[[int], None]) -> Iterator[None]:
+    """Open a page with its bar, its heading and its footer."""
+    theme.paint()
+    ui.page_title(f"{title} · Lowtide")
+    with ui.header(elevated=False).classes("topbar"):
+        _brand()
+        ui.element("div").classes("spacer")
+        _refresh_choice(on_interval)
+        _mode_choice()
+    with ui.element("div").classes("page"):
+        yield
+        with ui.element("footer").classes("footer"):
+            ui.label(f"Lowtide {version('lowtide')}")
+            ui.label(f"API {api_url}")
+
+
+def _brand() -> None:
+    with ui.element("a").classes("brand").props('href="/" aria-label="Lowtide, overview"'):
+        ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
+        ui.label("Lowtide")
+
+
+def _refresh_choice(on_interval: Callable[[int], None]) -> None:
+    def choose(interval: int) -> None:
+        app.storage.user["refresh"] = interval
+        on_interval(interval)
+
+    ui.select(
+        dict(REFRESH_INTERVALS),
+        value=chosen_interval(),
+        label="Refresh",
+        on_change=lambda event: choose(event.value),
+    ).props("dense outlined options-dense")
+
+
+def _mode_choice() -> None:
+    mode = ui.dark_mode(value=app.storage.user.get("dark"))
+
+    def advance() -> None:
+        mode.value = app.storage.user["dark"] = _NEXT_MODE[mode.value]
+        show()
+
+    def show() -> None:
+        icon, name = _MODES[mode.value]
+        button.icon = icon
+        button.props["aria-label"] = f"Colours: {name}. Change"
+        button.props["title"] = f"Colours: {name}"
+
+    button = ui.button(icon="brightness_auto", on_click=advance).props("flat round dense")
+    show()

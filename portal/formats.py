@@ -1,0 +1,53 @@
+"""How numbers and times read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+
+
+def number(value: int) -> str:
+    """Return a count with thousands separators, from ten million on in millions.
+
+    Example: `1319 -> "1,319"`, `12345678 -> "12.3 M"`.
+    """
+    if value < 10_000_000:
+        return f"{value:,}"
+    if value < 1_000_000_000:
+        return f"{value / 1e6:,.1f} M"
+    return f"{value / 1e9:,.1f} G"
+
+
+def counted(value: int, noun: str) -> str:
+    """Return a count with its noun: `1 worker`, `2 workers`."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def duration(span: timedelta) -> str:
+    """Return a span in its largest unit, rounded down; under a minute in seconds."""
+    seconds = max(int(span.total_seconds()), 0)
+    for unit, length in _UNITS:
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Return how long ago a moment was; the first minute is `just now`, so that rows stay still."""
+    if (now - moment).total_seconds() < 60:
+        return "just now"
+    return f"{duration(now - moment)} ago"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a latency in milliseconds."""
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+
+
+def absolute(moment: datetime) -> str:
+    """Return a moment in UTC, to the second."""
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,179 @@
+"""Colours, type and spacing of every page: the one place that looks are decided."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from nicegui import ui
+
+PRIMARY: Final = "#1e4f8f"
+
+FAVICON: Final = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
+    f'<rect width="32" height="32" rx="8" fill="{PRIMARY}"/>'
+    '<g fill="none" stroke="#fff" stroke-width="2.6" stroke-linecap="round">'
+    '<path d="M6 13.5c3.3-3 6.7-3 10 0s6.7 3 10 0"/>'
+    '<path d="M6 20.5c3.3-3 6.7-3 10 0s6.7 3 10 0" opacity=".6"/></g></svg>'
+)
+
+
+class Tone(StrEnum):
+    """What a colour says; it never says it alone, a word always stands beside it."""
+
+    NEUTRAL = "neutral"
+    INFO = "info"
+    GOOD = "good"
+    WARN = "warn"
+    BAD = "bad"
+    SPOT = "spot"
+    DEDICATED = "dedicated"
+
+
+_CSS = """
+body {
+  --ink: #16202e; --muted: #526073; --line: #dfe5ed; --card: #ffffff; --page: #f4f6fa;
+  --track: #e4e9f1; --accent: #1e4f8f; --code: #eef2f8;
+  --neutral: #e8ecf2; --neutral-ink: #3b4757;
+  --info: #e0ebfa; --info-ink: #1b4a88;
+  --good: #ddf2e3; --good-ink: #14532d; --good-fill: #2e8b57;
+  --warn: #fdeccb; --warn-ink: #7a3e03; --warn-fill: #c77700;
+  --bad: #fce2e1; --bad-ink: #94201c; --bad-fill: #c9342e;
+  --spot: #d8f1f1; --spot-ink: #0d4f55; --spot-fill: #23858d;
+  --dedicated: #e9e4fa; --dedicated-ink: #4a2f95; --dedicated-fill: #7257c9;
+  --info-fill: #2f6fc0; --neutral-fill: #8593a8;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Ubuntu, Cantarell,
+    "Helvetica Neue", Arial, sans-serif;
+  font-size: 14px; line-height: 1.45; color: var(--ink); background: var(--page);
+  font-variant-numeric: tabular-nums; -webkit-font-smoothing: antialiased;
+}
+body.body--dark {
+  --ink: #e7edf5; --muted: #a2b0c3; --line: #2a3749; --card: #17212f; --page: #0e151f;
+  --track: #2a3749; --accent: #8db9f2; --code: #0e151f;
+  --neutral: #2c394b; --neutral-ink: #cfd8e4;
+  --info: #17355c; --info-ink: #b5d3f8;
+  --good: #12392a; --good-ink: #a3e2bb; --good-fill: #43a871;
+  --warn: #46300c; --warn-ink: #fbd38a; --warn-fill: #d99a2b;
+  --bad: #4d1d1f; --bad-ink: #fdb8b4; --bad-fill: #e0625c;
+  --spot: #10393d; --spot-ink: #9de0e3; --spot-fill: #39a3ab;
+  --dedicated: #30265a; --dedicated-ink: #d0c4fb; --dedicated-fill: #9580e0;
+  --info-fill: #5b98e2; --neutral-fill: #74839a;
+  color: var(--ink); background: var(--page);
+}
+.q-layout, .q-page-container { background: transparent; }
+.nicegui-content { padding: 0; }
+h1, h2, p, dl, dd { margin: 0; }
+.muted { color: var(--muted); }
+.small { font-size: 12.5px; }
+.mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.ellipsis { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+
+.q-header.topbar {
+  flex-direction: row; align-items: center; gap: 12px; height: 56px;
+  padding: 0 max(24px, calc((100% - 1280px) / 2 + 24px));
+  background: var(--card); color: var(--ink); border-bottom: 1px solid var(--line);
+}
+.brand { display: flex; align-items: center; gap: 10px; color: inherit; text-decoration: none;
+  font-weight: 650; font-size: 17px; letter-spacing: -.01em; }
+.brand img { width: 28px; height: 28px; display: block; }
+.spacer { flex: 1; }
+.topbar .q-field { width: 116px; }
+.topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal,
+.topbar .q-btn { color: var(--muted); }
+.topbar .q-field__native { color: var(--ink); }
+
+.page { width: 100%; max-width: 1280px; margin: 0 auto; padding: 24px; display: flex;
+  flex-direction: column; gap: 20px; }
+.titlebar { display: flex; align-items: baseline; gap: 4px 16px; flex-wrap: wrap; }
+h1 { font-size: 24px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; }
+h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 18px 20px; min-width: 0; }
+.cards { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 16px; }
+.halves { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
+.stat { display: flex; flex-direction: column; gap: 2px; }
+.stat .value { font-size: 30px; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; }
+.stat .value.bad { color: var(--bad-ink); }
+.section { display: flex; flex-direction: column; gap: 14px; }
+.footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
+
+.badge { display: inline-block; padding: 2px 9px; border-radius: 999px; font-size: 12.5px;
+  line-height: 18px; font-weight: 600; white-space: nowrap; }
+.badges { display: inline-flex; gap: 4px; flex-wrap: wrap; }
+TONES
+.bar { display: flex; height: 6px; border-radius: 3px; background: var(--track); overflow: hidden; }
+.bar > div { height: 100%; transition: width .4s ease; }
+@media (prefers-reduced-motion: reduce) { .bar > div { transition: none; } }
+
+.pool { display: flex; flex-direction: column; gap: 8px; }
+.pool + .pool, .probe + .probe { border-top: 1px solid var(--line); padding-top: 14px; }
+.pool-head { display: flex; align-items: center; gap: 10px; justify-content: space-between; }
+.pool-figures { display: flex; gap: 4px 20px; flex-wrap: wrap; }
+.pool-figures b, .probe b { font-weight: 650; }
+.probe { display: flex; gap: 4px 12px; align-items: center; flex-wrap: wrap; }
+.probe .name { font-weight: 600; min-width: 84px; }
+.banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
+  font-weight: 550; }
+
+.batches { padding: 0; overflow: hidden; }
+.batches > .section-head { padding: 16px 20px; border-bottom: 1px solid var(--line);
+  display: flex; align-items: baseline; gap: 12px; }
+.batches .q-table__card { background: transparent; color: inherit; box-shadow: none; width: 100%; }
+.batches .nicegui-table { width: 100%; }
+.batches .q-table th { font-size: 12.5px; font-weight: 600; color: var(--muted); }
+.batches .q-table th, .batches .q-table td { border-color: var(--line); padding: 10px 12px; }
+.batches .q-table td { font-size: 13.5px; height: auto; }
+.batches .q-table th:first-child, .batches .q-table td:first-child { padding-left: 20px; }
+.batches .q-table th:last-child, .batches .q-table td:last-child { padding-right: 20px; }
+.batches .q-table tbody tr:hover { background: color-mix(in srgb, var(--track) 35%, transparent); }
+.stack { display: flex; flex-direction: column; gap: 3px; align-items: flex-start; }
+.user { max-width: 190px; }
+.zero { color: var(--muted); }
+.nowrap { white-space: nowrap; }
+.progress { width: 190px; display: flex; flex-direction: column; gap: 6px; }
+.progress-text { display: flex; justify-content: space-between; gap: 8px; }
+.failures { color: var(--bad-ink); font-weight: 600; }
+.batch-item { width: 100%; padding: 14px 20px; border-bottom: 1px solid var(--line); display: flex;
+  flex-direction: column; gap: 8px; min-width: 0; }
+.batch-item .progress { width: 100%; }
+.batch-item .user { max-width: 100%; font-weight: 600; }
+.batch-line { display: flex; justify-content: space-between; gap: 12px; align-items: center;
+  min-width: 0; }
+.batch-notes { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
+.q-table--grid .q-table__grid-content { margin: 0; }
+.empty { padding: 44px 20px; display: flex; flex-direction: column; gap: 12px; align-items: center;
+  text-align: center; }
+.command { display: flex; align-items: center; gap: 4px; max-width: 100%; padding: 6px 6px 6px 14px;
+  border: 1px solid var(--line); border-radius: 8px; background: var(--code); }
+.command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+@media (max-width: 860px) {
+  .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .halves { grid-template-columns: minmax(0, 1fr); }
+}
+@media (max-width: 600px) {
+  .page { padding: 16px; gap: 14px; }
+  .cards, .halves { gap: 12px; }
+  .card { padding: 14px 16px; }
+  .batches { padding: 0; }
+  .batches > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
+  .q-header.topbar { padding: 0 16px; }
+  .stat .value { font-size: 25px; }
+}
+"""
+
+_TONES = "\n".join(
+    f".badge-{tone} {{ background: var(--{tone}); color: var(--{tone}-ink); }}\n"
+    f".fill-{tone} {{ background: var(--{tone}-fill); }}"
+    for tone in Tone
+)
+
+
+def install() -> None:
+    """Give every page the theme."""
+    ui.add_css(_CSS.replace("TONES", _TONES), shared=True)
+
+
+def paint() -> None:
+    """Set this page's Quasar colours."""
+    ui.colors(primary=PRIMARY, dark="#17212f", dark_page="#0e151f")
