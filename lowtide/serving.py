@@ -20,6 +20,7 @@ from lowtide.domain.errors import LowtideError
 from lowtide.http.service import check_database
 from lowtide.logs import configure
 from lowtide.pull_loop import PULL_LOOP
+from lowtide.services.inference import DRAIN_SECONDS
 from lowtide.settings import read_settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ workers = 1
 threads = int(os.environ.get("THREADS", "8"))
 worker_class = "gthread"
 timeout = 0
-graceful_timeout = int(2 * read_settings().worker_grace) + 10
+# Work in hand may take its grace, then the last results are written and the lease is closed.
+graceful_timeout = int(read_settings().worker_grace + DRAIN_SECONDS) + 5
 keepalive = 75
 loglevel = "warning"
 limit_request_line = 0

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _UNREADABLE_DELAY_SECONDS = 1.0
+DRAIN_SECONDS = 10.0
+"""Longest time that a stopping worker spends on writing its last results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +108,19 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped."""
         self._loop = asyncio.get_running_loop()
-        await self._keeper.open()
-        background = [
-            asyncio.create_task(self._keeper.keep(self._abandon)),
-            asyncio.create_task(self._settler.run(self._room.set)),
-        ]
         try:
-            await self._pull()
-            await self._finish_in_hand()
+            await self._keeper.open(lambda: self._stopping)
+            # A failure of either ends the worker: its lease expires and others take over.
+            async with asyncio.TaskGroup() as background:
+                beside = [
+                    background.create_task(self._keeper.keep(self._abandon)),
+                    background.create_task(self._settler.run(self._room.set)),
+                ]
+                await self._pull()
+                await self._finish_in_hand()
+                for task in beside:
+                    task.cancel()
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
             await self._keeper.close()
             await self._engine.close()
 
@@ -232,7 +235,7 @@ class Worker:
             ]
         )
         self._held.clear()
-        await self._settler.drain(self._rules.grace)
+        await self._settler.drain(DRAIN_SECONDS)
 
     async def _pause(self, event: asyncio.Event, seconds: float) -> None:
         """Wait for an event, for at most `seconds`; stopping ends every wait."""
@@ -244,7 +247,10 @@ class Worker:
                 await event.wait()
 
     def _notify(self) -> None:
-        if self._loop is not None:
+        if self._loop is None:
+            return
+        # The loop may have ended meanwhile: then there is nobody left to notify.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._room.set)
             self._loop.call_soon_threadsafe(self._work.set)
 

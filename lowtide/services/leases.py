@@ -29,9 +29,9 @@ class LeaseKeeper:
         self._duration = duration
         self.lease: LeaseId | None = None
 
-    async def open(self) -> None:
-        """Open a lease, waiting for the database as long as it takes."""
-        while self.lease is None:
+    async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Open a lease, waiting for the database until `given_up`."""
+        while self.lease is None and not given_up():
             try:
                 self.lease = await asyncio.to_thread(
                     self._queue.open_lease, self._pool, self._worker
