@@ -76,4 +76,7 @@ def _notes(batch: Batch) -> str:
         )
         if count
     ]
+    counts = batch.request_counts
+    if batch.status == "in_progress" and counts and not counts.completed + counts.failed:
+        parts.insert(0, "waiting for workers")
     return ", ".join(parts)
