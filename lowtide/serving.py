@@ -37,6 +37,8 @@ graceful_timeout = int(read_settings().worker_grace + DRAIN_SECONDS) + 5
 keepalive = 75
 loglevel = "warning"
 limit_request_line = 0
+# Its file would be one for all functions of a user, and needs a writable home.
+control_socket_disable = True
 
 _exporter = make_wsgi_app()
 

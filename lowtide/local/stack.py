@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOPELESS = 4  # crashes before it was ever ready
 _POLL = 0.05
+_COLD_START_SECONDS = "15"  # KEDA's poll and a process start, where a cluster boots a node
 
 
 class Stack:
@@ -250,6 +251,7 @@ class Stack:
             "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
             "LOWTIDE_LOG_FORMAT": "text",
             "LOWTIDE_API_URL": self._options.base_url,
+            "LOWTIDE_COLD_START": _COLD_START_SECONDS,
             "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
             "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
         }
