@@ -83,7 +83,8 @@ def plan_escalations(batches: Sequence[OpenBatch], now: datetime, capacity: Capa
         # of the demand must still fit into the time that is left after it.
         excess = math.ceil(demand - escalated - speed * max(left - capacity.tick, 0.0))
         for earlier in by_deadline[: position + 1]:
-            if excess <= 0:
+            # Without any dedicated replica, a line that moved there would never run.
+            if excess <= 0 or speed <= 0:
                 break
             movable = earlier.spot - escalations.get(earlier.id, 0)
             moved = min(movable, excess)

@@ -1,0 +1,79 @@
+"""Output and error lines, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.domain.ids import BatchId
+from lowtide.domain.outputs import NEVER_RAN, FinishedLine, render
+from lowtide.domain.statuses import BatchStatus
+
+BATCH = BatchId(uuid.UUID(int=0xABC))
+ID = "batch_req_00000000000000000000000000000abc00000007"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        pytest.param(
+            FinishedLine(7, "a", 200, "req_1", '{ "n": 1.0 }'),
+            '{"id":"%s","custom_id":"a","response":{"status_code":200,"request_id":"req_1",'
+            '"body":{ "n": 1.0 }},"error":null}\n',
+            id="success",
+        ),
+        pytest.param(
+            FinishedLine(7, "a", 400, "", '{"error":null}'),
+            '{"id":"%s","custom_id":"a","response":{"status_code":400,"request_id":"",'
+            '"body":{"error":null}},"error":null}\n',
+            id="refused",
+        ),
+        pytest.param(
+            FinishedLine(7, "a", error_code="timeout", error_message='say "when"'),
+            '{"id":"%s","custom_id":"a","response":null,"error":{"code":"timeout",'
+            '"message":"say \\"when\\""}}\n',
+            id="no answer",
+        ),
+        pytest.param(
+            FinishedLine(7, '"\\\u2028</script>é', 200, "r", '"é"'),
+            '{"id":"%s","custom_id":"\\"\\\\\u2028</script>é","response":{"status_code":200,'
+            '"request_id":"r","body":"é"},"error":null}\n',
+            id="odd characters",
+        ),
+    ],
+)
+def test_exact_bytes(line: FinishedLine, text: str) -> None:
+    assert render(BATCH, line) == text.replace("%s", ID).encode()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(_TEXT, st.integers(100, 599), _TEXT, _JSON)
+def test_every_line_is_one_json_object(
+    custom_id: str, status: int, request: str, body: object
+) -> None:
+    line = FinishedLine(1, custom_id, status, request, json.dumps(body))
+    rendered = render(BATCH, line)
+    assert rendered.count(b"\n") == 1
+    parsed = json.loads(rendered)
+    assert parsed["custom_id"] == custom_id
+    assert parsed["response"] == {"status_code": status, "request_id": request, "body": body}
+    assert line.succeeded is (200 <= status < 300)
+
+
+def test_lines_without_an_answer_are_no_success() -> None:
+    assert not FinishedLine(1, "a").succeeded
+    assert {status: code for status, (code, _) in NEVER_RAN.items()} == {
+        BatchStatus.CANCELLED: "batch_cancelled",
+        BatchStatus.EXPIRED: "batch_expired",
+    }
