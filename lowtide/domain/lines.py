@@ -74,8 +74,8 @@ def body_of(line: bytes) -> bytes:
 class LineReader:
     """Turns chunks of a file into its requests, and collects what is wrong with it.
 
-    Feed it the file once, in order, in chunks of any size; memory is bounded by one line and the
-    custom_ids. It goes on after a bad line, so that a user sees every problem at once.
+    Feed it the file once, in order, in chunks of any size; memory is bounded by one line and
+    `max_lines` custom_ids. It goes on after a bad line, so that a user sees every problem at once.
 
     `endpoint` is what each line's url must be; None takes the first line's.
     """
@@ -137,8 +137,11 @@ class LineReader:
         if not stripped:
             return
         self.requests += 1
+        if self.requests > self.limits.max_lines:
+            # The file is refused anyway: these are counted, and neither checked nor remembered.
+            return
         custom_id = self._check(stripped)
-        if custom_id is not None and self.requests <= self.limits.max_lines:
+        if custom_id is not None:
             start += piece.index(stripped[:1])
             yield InputLine(self.requests, custom_id, start, len(stripped))
 

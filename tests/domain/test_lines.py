@@ -1,0 +1,336 @@
+"""Input files: every way a line can be wrong, and that chunking never matters."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.domain.lines import (
+    MAX_CUSTOM_ID,
+    InputLine,
+    Limits,
+    LineReader,
+    Problem,
+    body_of,
+    read_lines,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CHAT = "/v1/chat/completions"
+
+
+def _line(custom_id: object = "a", **changes: Any) -> bytes:
+    whole = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": CHAT,
+        "body": {"model": "m", "messages": []},
+    }
+    kept = {key: value for key, value in (whole | changes).items() if value is not ...}
+    return json.dumps(kept, ensure_ascii=False).encode()
+
+
+def _read(
+    chunks: Iterable[bytes], limits: Limits | None = None, endpoint: str | None = CHAT
+) -> tuple[list[InputLine], LineReader]:
+    reader = LineReader(limits or Limits(), endpoint=endpoint)
+    return list(read_lines(chunks, reader)), reader
+
+
+def _codes(reader: LineReader) -> list[tuple[str, str | None, int | None]]:
+    return [(problem.code, problem.param, problem.line) for problem in reader.problems]
+
+
+GOOD = _line("a")
+
+BAD_LINES = [
+    pytest.param(b"[]", "invalid_json_line", None, id="an array"),
+    pytest.param(b'"text"', "invalid_json_line", None, id="a string"),
+    pytest.param(b"null", "invalid_json_line", None, id="null"),
+    pytest.param(b"{", "invalid_json_line", None, id="cut off"),
+    pytest.param(GOOD + b" {}", "invalid_json_line", None, id="two objects"),
+    pytest.param(GOOD[:-1] + b', "x": NaN}', "invalid_json_line", None, id="NaN"),
+    pytest.param(GOOD[:-1] + b', "x": -Infinity}', "invalid_json_line", None, id="Infinity"),
+    pytest.param(GOOD[:-1] + b', "x": "\x01"}', "invalid_json_line", None, id="control character"),
+    pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', "invalid_json_line", None, id="lone surrogate"),
+    pytest.param(
+        GOOD[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "invalid_json_line",
+        None,
+        id="nested too deeply",
+    ),
+    pytest.param(GOOD.replace(b'"m"', b'"\xff"'), "invalid_utf8", None, id="not UTF-8"),
+    pytest.param(
+        GOOD.replace(b'"m"', b'"\xed\xa0\x80"'), "invalid_utf8", None, id="UTF-8 surrogate"
+    ),
+    pytest.param(b"\xff\xfe{\x00}\x00", "invalid_utf8", None, id="UTF-16"),
+    pytest.param(_line(...), "missing_custom_id", "custom_id", id="no custom_id"),
+    pytest.param(_line(None), "missing_custom_id", "custom_id", id="null custom_id"),
+    pytest.param(_line(""), "missing_custom_id", "custom_id", id="empty custom_id"),
+    pytest.param(_line(7), "invalid_custom_id", "custom_id", id="numeric custom_id"),
+    pytest.param(_line({"a": 1}), "invalid_custom_id", "custom_id", id="object as custom_id"),
+    pytest.param(_line("x\x00"), "invalid_custom_id", "custom_id", id="NUL in custom_id"),
+    pytest.param(
+        _line("x" * (MAX_CUSTOM_ID + 1)), "invalid_custom_id", "custom_id", id="long custom_id"
+    ),
+    pytest.param(_line(method=...), "invalid_method", "method", id="no method"),
+    pytest.param(_line(method="GET"), "invalid_method", "method", id="GET"),
+    pytest.param(_line(method="post"), "invalid_method", "method", id="lower-case method"),
+    pytest.param(_line(url=...), "invalid_url", "url", id="no url"),
+    pytest.param(_line(url="/v1/embeddings"), "invalid_url", "url", id="another endpoint"),
+    pytest.param(_line(url="https://example.com"), "invalid_url", "url", id="whole url"),
+    pytest.param(_line(url=[CHAT]), "invalid_url", "url", id="url in a list"),
+    pytest.param(_line(body=...), "missing_body", "body", id="no body"),
+    pytest.param(_line(body=None), "invalid_body", "body", id="null body"),
+    pytest.param(_line(body=[]), "invalid_body", "body", id="body a list"),
+    pytest.param(_line(body="{}"), "invalid_body", "body", id="body a string"),
+    pytest.param(_line(body={}), "missing_model", "body.model", id="no model"),
+    pytest.param(_line(body={"model": ""}), "missing_model", "body.model", id="empty model"),
+    pytest.param(_line(body={"model": 1}), "missing_model", "body.model", id="numeric model"),
+    pytest.param(_line(body={"model": "\x00"}), "missing_model", "body.model", id="NUL in model"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "param"), BAD_LINES)
+def test_a_bad_line_is_named_and_the_rest_still_read(
+    line: bytes, code: str, param: str | None
+) -> None:
+    first, last = _line("first"), _line("last")
+    found, reader = _read([first + b"\n" + line + b"\n" + last + b"\n"])
+    assert _codes(reader) == [(code, param, 2)]
+    assert reader.problems[0].message
+    assert [(line.number, line.custom_id) for line in found] == [(1, "first"), (3, "last")]
+    assert reader.requests == 3
+
+
+def test_all_problems_of_a_line_are_reported() -> None:
+    _, reader = _read([b"{}"])
+    assert [code for code, _, _ in _codes(reader)] == [
+        "missing_custom_id",
+        "invalid_method",
+        "invalid_url",
+        "missing_body",
+    ]
+
+
+def test_a_custom_id_may_not_come_twice() -> None:
+    _, reader = _read([b"\n".join([_line("a"), b"", _line("b"), _line("a"), _line("a")])])
+    assert _codes(reader) == [("duplicate_custom_id", "custom_id", line) for line in (4, 5)]
+    assert "line 1" in reader.problems[0].message
+
+
+def test_one_model_a_file() -> None:
+    other = _line("b", body={"model": "other"})
+    _, reader = _read([b"\n".join([_line("a"), other, _line("c")])])
+    assert _codes(reader) == [("mismatched_model", "body.model", 2)]
+    assert reader.model == "m"
+
+
+def test_without_an_endpoint_the_first_good_url_decides() -> None:
+    lines = [_line("a", url="/nowhere"), _line("b", url="/v1/responses"), _line("c")]
+    found, reader = _read([b"\n".join(lines)], endpoint=None)
+    assert reader.endpoint == "/v1/responses"
+    assert _codes(reader) == [("invalid_url", "url", 1), ("invalid_url", "url", 3)]
+    assert [line.custom_id for line in found] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\n\n \t\r\n", id="blank lines"),
+        pytest.param(b"\xef\xbb\xbf", id="BOM"),
+        pytest.param(b"\xef\xbb\xbf\r\n", id="BOM and a line end"),
+    ],
+)
+def test_a_file_without_requests_is_empty(content: bytes) -> None:
+    found, reader = _read([content])
+    assert found == []
+    assert _codes(reader) == [("empty_file", None, None)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\xef\xbb\xbf%s\n%s\n", id="BOM"),
+        pytest.param(b"%s\r\n%s\r\n", id="CRLF"),
+        pytest.param(b"\n\n%s\n\r\n \t\n%s\n\n", id="blank lines"),
+        pytest.param(b"%s\n%s", id="no last newline"),
+        pytest.param(b"  %s\t \n\t%s \r\n", id="space around"),
+    ],
+)
+def test_accepted_shapes(content: bytes) -> None:
+    whole = content % (_line("a"), _line("b"))
+    found, reader = _read([whole])
+    assert reader.problems == []
+    assert [(line.number, line.custom_id) for line in found] == [(1, "a"), (2, "b")]
+    for line in found:
+        assert whole[line.offset : line.offset + line.length] == _line(line.custom_id)
+
+
+def test_a_bom_belongs_only_at_the_start() -> None:
+    _, reader = _read([_line("a") + b"\n\xef\xbb\xbf" + _line("b")])
+    assert _codes(reader) == [("invalid_json_line", None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("count", "codes"),
+    [pytest.param(5, [], id="the most"), pytest.param(6, ["too_many_requests"], id="one more")],
+)
+def test_the_number_of_lines_is_bounded(count: int, codes: list[str]) -> None:
+    content = b"\n".join(_line(str(number)) for number in range(count))
+    found, reader = _read([content], Limits(max_lines=5))
+    assert [problem.code for problem in reader.problems] == codes
+    assert len(found) == min(count, 5)
+    assert reader.requests == count
+
+
+@pytest.mark.parametrize(
+    ("extra", "codes"),
+    [
+        pytest.param(0, [], id="the longest"),
+        pytest.param(1, [("line_too_long", None, 1)], id="longer"),
+    ],
+)
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\nx"], ids=["end", "newline", "more"])
+def test_the_length_of_a_line_is_bounded(
+    extra: int, codes: list[tuple[str, str | None, int | None]], ending: bytes
+) -> None:
+    content = _line("a").ljust(200 + extra)
+    _, reader = _read([content + ending], Limits(max_line_bytes=200))
+    assert [code for code in _codes(reader) if code[0] == "line_too_long"] == codes
+
+
+def test_the_line_after_a_too_long_one_is_read_where_it_lies() -> None:
+    content = b"x" * 1000 + b"\n" + _line("b")
+    found, _ = _read(
+        [content[i : i + 7] for i in range(0, len(content), 7)], Limits(max_line_bytes=200)
+    )
+    assert [(line.custom_id, line.number, line.offset) for line in found] == [("b", 2, 1001)]
+
+
+def test_problems_stop_at_a_hundred_but_the_files_own_is_kept() -> None:
+    content = b"{}\n" * 200
+    _, reader = _read([content])
+    assert len(reader.problems) == 100
+    assert {problem.code for problem in reader.problems} >= {"missing_custom_id"}
+    _, reader = _read([content], Limits(max_lines=150))
+    assert len(reader.problems) == 100
+    assert reader.problems[-1].code == "too_many_requests"
+
+
+def test_an_endless_line_takes_no_memory() -> None:
+    reader = LineReader(Limits(max_line_bytes=100_000))
+    chunk = b"x" * 65536
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            assert list(reader.feed(chunk)) == []
+        list(reader.finish())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert _codes(reader) == [("line_too_long", None, 1)]
+    assert reader.requests == 1
+
+
+def test_endless_lines_take_no_memory() -> None:
+    reader = LineReader(Limits(max_lines=100))
+    tracemalloc.start()
+    try:
+        for block in range(200):
+            lines = [b'{"custom_id":"%020d"}\n' % (block * 100 + i) for i in range(100)]
+            list(reader.feed(b"".join(lines)))
+        list(reader.finish())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 500_000
+    assert reader.requests == 20_000
+    assert reader.problems[-1].code == "too_many_requests"
+
+
+_PIECES = st.sampled_from(
+    [
+        GOOD,
+        _line("b"),
+        _line("ü€𝄞"),
+        _line("", method="GET"),
+        _line("c", body={"model": "other"}),
+        b"",
+        b" \t",
+        b"\r",
+        b"{}",
+        b"\xff\xfe",
+        b"not json",
+        b"\xef\xbb\xbf",
+        b"x" * 300,
+        GOOD + b"\r",
+        b"  " + _line("d") + b" ",
+    ]
+)
+
+
+@given(
+    st.lists(_PIECES, max_size=8),
+    st.booleans(),
+    st.lists(st.integers(0, 2000), max_size=12),
+    st.sampled_from([None, CHAT]),
+)
+def test_chunking_never_matters(
+    pieces: list[bytes],
+    bom: bool,
+    cuts: list[int],
+    endpoint: str | None,  # noqa: FBT001
+) -> None:
+    content = (b"\xef\xbb\xbf" if bom else b"") + b"\n".join(pieces)
+    limits = Limits(max_lines=5, max_line_bytes=250, max_problems=6)
+    edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
+    chunks = [content[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    whole, at_once = _read([content], limits, endpoint)
+    parts, in_chunks = _read(chunks, limits, endpoint)
+    assert parts == whole
+    assert in_chunks.problems == at_once.problems
+    assert in_chunks.requests == at_once.requests
+    assert (in_chunks.model, in_chunks.endpoint) == (at_once.model, at_once.endpoint)
+    for line in whole:
+        again, alone = _read([content[line.offset : line.offset + line.length]])
+        assert [found.custom_id for found in again] == [line.custom_id]
+        assert (again[0].offset, again[0].length) == (0, line.length)
+        assert not [problem for problem in alone.problems if problem.param != "url"]
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_any_bytes_are_judged_alike_in_any_chunks(content: bytes, size: int) -> None:
+    limits = Limits(max_line_bytes=100)
+    whole = _read([content], limits)
+    parts = _read([content[i : i + size] for i in range(0, len(content), size)], limits)
+    assert parts[0] == whole[0] == []
+    assert parts[1].problems == whole[1].problems
+    assert all(isinstance(problem, Problem) for problem in whole[1].problems)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m"}',
+        b'{ "model" : "m" , "n": 123456789012345678901234567890, "f": 1e400, "d": 0.10 }',
+        '{"model":"m","é":"\\u0000 \\ud83d\\ude00 é"}'.encode(),
+        b'{"model":"m","model":"m"}',
+    ],
+    ids=["plain", "numbers", "escapes", "duplicate keys"],
+)
+def test_bodies_are_kept_byte_for_byte(body: bytes) -> None:
+    line = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":' + body + b"}"
+    found, reader = _read([line])
+    assert reader.problems == []
+    assert len(found) == 1
+    assert body_of(line) == body
