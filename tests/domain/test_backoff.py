@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from lowtide.domain.backoff import ExponentialBackoff, retry_delay
 from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered
 
+
+def _seeded(seed: int) -> Random:
+    return Random(seed)  # noqa: S311
+
+
 ORIGINAL = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
@@ -44,14 +49,14 @@ def test_the_ceiling_doubles_up_to_the_cap(attempt: int, ceiling: float) -> None
 @given(st.integers(0, 100), st.integers(), st.floats(0, 600))
 def test_full_jitter_unless_retry_after_is_longer(attempt: int, seed: int, after: float) -> None:
     ceiling = min(60.0, 2.0**attempt)
-    plain = retry_delay(attempt, Random(seed), base=1.0, cap=60.0)
+    plain = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0)
     assert 0.0 <= plain <= ceiling
-    told = retry_delay(attempt, Random(seed), base=1.0, cap=60.0, retry_after=after)
+    told = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0, retry_after=after)
     assert told == max(plain, after)
 
 
 def test_jitter_spreads_over_the_whole_range() -> None:
-    rng = Random(7)
+    rng = _seeded(7)
     delays = [retry_delay(4, rng, base=1.0, cap=60.0) for _ in range(2000)]
     assert min(delays) < 0.5
     assert max(delays) > 15.5
@@ -76,10 +81,10 @@ def test_only_transient_failures_are_tried_again(
     outcome: Answered | Unanswered, *, again: bool
 ) -> None:
     policy = RetryPolicy(max_attempts=3)
-    assert (policy.delay(outcome, 2, Random(0)) is not None) is again
-    assert policy.delay(outcome, 3, Random(0)) is None
+    assert (policy.delay(outcome, 2, _seeded(0)) is not None) is again
+    assert policy.delay(outcome, 3, _seeded(0)) is None
 
 
 def test_a_longer_retry_after_is_kept() -> None:
     outcome = Answered(429, "{}", retry_after=90.0)
-    assert RetryPolicy().delay(outcome, 1, Random(0)) == 90.0
+    assert RetryPolicy().delay(outcome, 1, _seeded(0)) == 90.0

@@ -16,8 +16,8 @@ EARLY, LATE = DEADLINE - timedelta(seconds=1), DEADLINE + timedelta(seconds=1)
 
 
 def _batch(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None = None) -> Batch:
-    ends = {name: None for name in ("completed", "failed", "expired", "cancelled")}
-    ends |= {status.value: ended} if status.value in ends else {}
+    names = ("completed", "failed", "expired", "cancelled")
+    ends = {name: ended if name == status else None for name in names}
     return Batch(
         id=BatchId(uuid.UUID(int=1)), tenant=DEFAULT_TENANT, user="u",
         input_file=FileId(uuid.UUID(int=2)), input_key="k", endpoint="/v1/embeddings", model=None,

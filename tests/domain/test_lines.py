@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -289,12 +290,12 @@ def test_chunking_never_matters(
     pieces: list[bytes],
     bom: bool,
     cuts: list[int],
-    endpoint: str | None,  # noqa: FBT001
+    endpoint: str | None,
 ) -> None:
     content = (b"\xef\xbb\xbf" if bom else b"") + b"\n".join(pieces)
     limits = Limits(max_lines=5, max_line_bytes=250, max_problems=6)
     edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
-    chunks = [content[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [content[a:b] for a, b in pairwise(edges)]
     whole, at_once = _read([content], limits, endpoint)
     parts, in_chunks = _read(chunks, limits, endpoint)
     assert parts == whole

@@ -28,8 +28,10 @@ def test_windows_within_bounds(text: str, length: timedelta) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "24", "h", "0h", "01h", "-1h", "+1h", "1.5h", "24H", "24 h", " 24h", "24h\n", "59s", "8d"]
-    + ["169h", "99999d", "999999h", "1h1m", "٢h", "1w", "24h\x00"],
+    [
+        *("", "24", "h", "0h", "01h", "-1h", "+1h", "1.5h", "24H", "24 h", " 24h", "24h\n", "59s"),
+        *("8d", "169h", "99999d", "999999h", "1h1m", "\u0662h", "1w", "24h\x00"),
+    ],
 )
 def test_others_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
