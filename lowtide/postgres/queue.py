@@ -36,7 +36,8 @@ WHERE id = :lease
 _CLOSE = text("DELETE FROM workers WHERE id = :lease")
 
 # KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
-# once it was. The ARRAY form keeps the plan a Tid Scan whatever the planner's estimates.
+# once it was. Whatever the planner's estimates, the ARRAY form keeps the plan a Tid Scan, and OFFSET 0
+# keeps the join a look-up of each line by key.
 CLAIM = """
 WITH lease AS MATERIALIZED (
   SELECT id FROM workers WHERE id = :lease FOR KEY SHARE
@@ -55,8 +56,9 @@ WITH lease AS MATERIALIZED (
 )
 SELECT t.batch_id, t.line, t.attempts, t.interruptions, r.start, r.length, b.endpoint, b.input_key
 FROM taken t
-JOIN requests r ON r.batch_id = t.batch_id AND r.line = t.line
 JOIN batches b ON b.id = t.batch_id
+CROSS JOIN LATERAL (
+  SELECT start, length FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
 ORDER BY t.deadline, t.batch_id, t.line
 """
 _CLAIM = text(CLAIM)
