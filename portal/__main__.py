@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 
 from lowtide import wiring
 from lowtide.logs import configure
@@ -24,7 +25,8 @@ def main() -> None:
     build(Watch(source, ApiProbe(settings.api_url), clock=wiring.now), settings)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})
-    serve(settings)
+    with suppress(KeyboardInterrupt):
+        serve(settings)
     # A query that hangs holds its thread, and an ordinary exit would wait for it.
     logging.shutdown()
     os._exit(0)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 IDLE_INTERVAL = 10.0
 PROBE_INTERVAL = 5.0
+FRESH_FOR = 1.0
 # A reading that takes long is repeated that much less often: the portal must not be the load.
 DUTY_CYCLE = 0.1
 
@@ -50,8 +51,8 @@ class Poller:
         self._followers.pop(follower, None)
 
     async def fresh(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Wait until there is a reading younger than IDLE_INTERVAL, at most `timeout` seconds."""
-        if time.monotonic() - self._looked_at < IDLE_INTERVAL:
+        """Wait until there is a reading of the last second, at most `timeout` seconds."""
+        if time.monotonic() - self._looked_at < FRESH_FOR:
             return
         self._looked.clear()
         self._wake.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from nicegui import ui
+from nicegui import app, ui
 
 PRIMARY: Final = "#1e4f8f"
 
@@ -78,8 +78,7 @@ h1, h2, p, dl, dd { margin: 0; }
 .brand img { width: 28px; height: 28px; display: block; }
 .spacer { flex: 1; }
 .topbar .q-field { width: 116px; }
-.topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal,
-.topbar .q-btn { color: var(--muted); }
+.topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal { color: var(--muted); }
 .topbar .q-field__native { color: var(--ink); }
 
 .page { width: 100%; max-width: 1280px; margin: 0 auto; padding: 24px; display: flex;
@@ -127,10 +126,10 @@ TONES
 .batches .q-table th:last-child, .batches .q-table td:last-child { padding-right: 20px; }
 .batches .q-table tbody tr:hover { background: color-mix(in srgb, var(--track) 35%, transparent); }
 .stack { display: flex; flex-direction: column; gap: 3px; align-items: flex-start; }
-.user { max-width: 190px; }
+.user { max-width: 180px; }
 .zero { color: var(--muted); }
 .nowrap { white-space: nowrap; }
-.progress { width: 190px; display: flex; flex-direction: column; gap: 6px; }
+.progress { width: 168px; display: flex; flex-direction: column; gap: 6px; }
 .progress-text { display: flex; justify-content: space-between; gap: 8px; }
 .failures { color: var(--bad-ink); font-weight: 600; }
 .batch-item { width: 100%; padding: 14px 20px; border-bottom: 1px solid var(--line); display: flex;
@@ -140,11 +139,13 @@ TONES
 .batch-line { display: flex; justify-content: space-between; gap: 12px; align-items: center;
   min-width: 0; }
 .batch-notes { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
-.q-table--grid .q-table__grid-content { margin: 0; }
+.batches .q-table__grid-content { margin: 0; display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); }
 .empty { padding: 44px 20px; display: flex; flex-direction: column; gap: 12px; align-items: center;
   text-align: center; }
 .command { display: flex; align-items: center; gap: 4px; max-width: 100%; padding: 6px 6px 6px 14px;
   border: 1px solid var(--line); border-radius: 8px; background: var(--code); }
+.q-btn { color: var(--muted); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media (max-width: 860px) {
@@ -171,6 +172,8 @@ _TONES = "\n".join(
 
 def install() -> None:
     """Give every page the theme."""
+    # The bar announces itself on every request without a name; live data needs none.
+    app.config.quasar_config["loadingBar"]["skipHijack"] = True
     ui.add_css(_CSS.replace("TONES", _TONES), shared=True)
 
 

@@ -128,7 +128,7 @@ class BatchTable:
             for name, label in _LABELS.items()
         ]
         self._table = ui.table(rows=[], columns=columns, row_key="id").props(
-            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.lt.md"'
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1240"'
         )
         for name, cell in _CELLS.items():
             self._table.add_slot(

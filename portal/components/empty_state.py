@@ -13,7 +13,7 @@ def empty_state(title: str, hint: str, command: str) -> ui.element:
         with ui.element("div").classes("command"):
             with ui.element("code").classes("mono"):
                 ui.label(command)
-            ui.button(icon="content_copy", on_click=lambda: _copy(command)).props(
+            ui.button(icon="content_copy", on_click=lambda: _copy(command), color=None).props(
                 'flat dense size=sm aria-label="Copy the command"'
             )
     return shown

@@ -82,5 +82,7 @@ def _mode_choice() -> None:
         button.props["aria-label"] = f"Colours: {name}. Change"
         button.props["title"] = f"Colours: {name}"
 
-    button = ui.button(icon="brightness_auto", on_click=advance).props("flat round dense")
+    button = ui.button(icon="brightness_auto", on_click=advance, color=None).props(
+        "flat round dense"
+    )
     show()

@@ -92,7 +92,7 @@ class Landing:
         self._show_age(now)
 
     def _show_age(self, now: datetime) -> None:
-        overview = self._poller.seen.overview if self._interval else None
+        overview = self._poller.seen.overview
         at = overview.at if overview is not None and self._interval else self._shown_at
         age = max(now - at, timedelta())
         text = f"Updated {duration(age)} ago" if age.total_seconds() >= 1 else "Updated just now"

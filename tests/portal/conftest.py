@@ -1,0 +1,230 @@
+"""The portal as a process of its own, and a real browser to look at it with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.database import engine
+from lowtide.local.ports import free_port
+from tests.conftest import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+    from lowtide.local.database import EmbeddedPostgres
+
+CHROMIUM = Path("/usr/bin/chromium")
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Portal:
+    """A portal that runs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass
+class StubApi:
+    """Answers `/health/ready` with `status`."""
+
+    url: str = ""
+    status: int = 200
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[StubApi]:
+    """A stand-in for the API's health."""
+    stub = StubApi()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(stub.status if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield stub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def start_portal(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str, str], Portal]]:
+    """Start portals on a database and an API; all end with the module."""
+    started: list[Portal] = []
+    tmp_path = tmp_path_factory.mktemp("portal")
+
+    def start(database_url: str, api_url: str) -> Portal:
+        port = free_port()
+        log = tmp_path / f"portal-{port}.log"
+        # PYTEST_*: NiceGUI behaves differently where it finds them.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("LOWTIDE_", "PYTEST_"))
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "portal"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment
+                | {
+                    "LOWTIDE_DATABASE_URL": database_url,
+                    "LOWTIDE_PORTAL_PORT": str(port),
+                    "LOWTIDE_PORTAL_SECRET": "test secret",
+                    "LOWTIDE_API_URL": api_url,
+                    "LOWTIDE_LOG_FORMAT": "text",
+                    "NICEGUI_STORAGE_PATH": str(tmp_path / "storage"),
+                },
+            )
+        portal = Portal(f"http://127.0.0.1:{port}", process, log)
+        started.append(portal)
+        _wait_until_served(portal)
+        return portal
+
+    yield start
+    for portal in started:
+        portal.process.terminate()
+    for portal in started:
+        portal.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """One database for the tests of a module, as a portal takes seconds to start."""
+    name = "shared_portal"
+    admin = engine(postgres.superuser_url)
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    made = Database(postgres, name, {})
+    yield made
+    for engine_ in made.engines.values():
+        engine_.dispose()
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="module")
+def shared_portal(
+    shared: Database, api: StubApi, start_portal: Callable[[str, str], Portal]
+) -> Portal:
+    """A portal on the shared database."""
+    return start_portal(shared.url("operator"), api.url)
+
+
+@pytest.fixture
+def portal(shared: Database, shared_portal: Portal) -> Portal:
+    """A portal that has no batches to show."""
+    with shared.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE batches, tallies, queue, claims, workers")
+    return shared_portal
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
+    with playwright.sync_playwright() as runner:
+        launched = runner.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_OPTIONS)
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Visit:
+    """A page and everything that went wrong on it."""
+
+    page: Page
+    context: BrowserContext
+    problems: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Open a page of a portal, in any width and colour scheme."""
+    contexts: list[BrowserContext] = []
+
+    def open_page(url: str, *, width: int = 1440, scheme: str = "light") -> Visit:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if scheme == "dark" else "light",
+        )
+        contexts.append(context)
+        made = Visit(context.new_page(), context)
+        _watch(made, url)
+        made.page.goto(url)
+        made.page.get_by_role("heading", level=1).wait_for()
+        return made
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def _watch(visit: Visit, url: str) -> None:
+    own = (url, "data:", "blob:")
+    visit.page.on(
+        "console",
+        lambda message: (
+            visit.problems.append(message.text) if message.type in {"error", "warning"} else None
+        ),
+    )
+    visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
+    visit.page.on("dialog", lambda dialog: visit.problems.append(f"dialog {dialog.message}"))
+    visit.page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(own)
+            else visit.problems.append(f"external {request.url}")
+        ),
+    )
+
+
+def _wait_until_served(portal: Portal) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if portal.process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{portal.url}/healthz", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError(f"the portal did not start:\n{portal.log.read_text()}")

@@ -1,0 +1,153 @@
+"""Rows as the functions and workers leave them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from sqlalchemy import text
+
+from lowtide.domain.ids import DEFAULT_TENANT, uuid7
+from lowtide.domain.statuses import BatchStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_NEVER_RUN = UUID(int=0)
+_STAMPS = {
+    "in_progress": ("in_progress_at",),
+    "finalizing": ("in_progress_at", "finalizing_at"),
+    "cancelling": ("in_progress_at", "cancelling_at"),
+    "completed": ("in_progress_at", "finalizing_at", "completed_at"),
+    "expired": ("in_progress_at", "expired_at"),
+    "cancelled": ("cancelling_at", "cancelled_at"),
+    "failed": ("failed_at",),
+}
+
+
+@dataclass
+class SeedBatch:
+    """One batch; `age` and `window` are from its creation, `took` until its last state."""
+
+    user: str = "ana"
+    status: BatchStatus = BatchStatus.IN_PROGRESS
+    age: timedelta = timedelta(minutes=5)
+    window: timedelta = timedelta(hours=24)
+    took: timedelta = timedelta(minutes=4)
+    model: str | None = "llama-3.1-8b"
+    total: int = 100
+    completed: int = 0
+    failed: int = 0
+    on_dedicated: int = 0
+    interrupted: int = 0
+    escalated: int = 0
+    at_risk: bool = False
+
+
+def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
+    """Store a batch with its tallies; returns its id."""
+    created = datetime.now(UTC) - seed.age
+    batch = uuid7(created, lambda size: uuid4().bytes[:size])
+    stamps = dict.fromkeys(_STAMPS.get(seed.status.value, ()), created + seed.took)
+    values = {
+        "id": batch,
+        "tenant_id": DEFAULT_TENANT,
+        "user_id": seed.user,
+        "input_file_id": uuid4(),
+        "input_key": "input",
+        "endpoint": "/v1/chat/completions",
+        "model": seed.model,
+        "completion_window": "24h",
+        "status": seed.status.value,
+        "created_at": created,
+        "deadline": created + seed.window,
+        "at_risk": seed.at_risk,
+        "total": seed.total,
+        "completed": seed.completed,
+        "failed": seed.failed,
+        **stamps,
+    }
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                f"INSERT INTO batches ({', '.join(values)}) "  # noqa: S608 - names of our own
+                f"VALUES ({', '.join(f':{name}' for name in values)})"
+            ),
+            values,
+        )
+        for pool, completed, failed, escalated in (
+            ("spot", seed.completed - seed.on_dedicated, seed.failed, 0),
+            ("dedicated", seed.on_dedicated, 0, seed.escalated),
+        ):
+            connection.execute(
+                text(
+                    "INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, "
+                    "interrupted, escalated) VALUES (:batch, :pool, :lease, :tenant, :completed, "
+                    ":failed, :interrupted, :escalated)"
+                ),
+                {
+                    "batch": batch,
+                    "pool": pool,
+                    "lease": _NEVER_RUN,
+                    "tenant": DEFAULT_TENANT,
+                    "completed": completed,
+                    "failed": failed,
+                    "interrupted": seed.interrupted if pool == "spot" else 0,
+                    "escalated": escalated,
+                },
+            )
+    return batch
+
+
+def add_queued(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
+    """Queue lines of a batch."""
+    _add_lines(
+        engine,
+        "INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool) "
+        "SELECT :batch, :tenant, now(), now(), now(), line, :pool",
+        batch,
+        pool,
+        lines,
+    )
+
+
+def add_claimed(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
+    """Let a worker hold lines of a batch."""
+    _add_lines(
+        engine,
+        "INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, "
+        "attempts, interruptions, lost_leases, escalated, pool) "
+        "SELECT :batch, :tenant, :lease, now(), now(), now(), line, 0, 0, 0, false, :pool",
+        batch,
+        pool,
+        lines,
+    )
+
+
+def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> None:
+    """Register a worker whose lease ends in so many seconds."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO workers (id, pool, name, expires_at) "
+                "VALUES (:id, :pool, 'host/1', now() + make_interval(secs => :expires_in))"
+            ),
+            {"id": uuid4(), "pool": pool, "expires_in": expires_in},
+        )
+
+
+def _add_lines(engine: Engine, insert: str, batch: UUID, pool: str, lines: range) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"{insert} FROM generate_series(cast(:first AS int), :last) line"),
+            {
+                "batch": batch,
+                "tenant": DEFAULT_TENANT,
+                "lease": _NEVER_RUN,
+                "pool": pool,
+                "first": lines[0],
+                "last": lines[-1],
+            },
+        )

@@ -1,0 +1,103 @@
+"""The landing page in a real browser."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.statuses import BatchStatus
+from tests.portal.seeds import SeedBatch, add_batch, add_queued
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal, StubApi, Visit
+
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
+
+
+def test_an_empty_installation_names_the_first_command(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    visited = visit(portal.url)
+    visited.page.get_by_text("No batches yet").wait_for()
+    assert visited.page.get_by_text("lowtide submit requests.jsonl").is_visible()
+    assert visited.problems == []
+
+
+def test_it_shows_what_is_there_and_what_changes(
+    shared: Database, portal: Portal, api: StubApi, visit: Callable[..., Visit]
+) -> None:
+    worker = shared.engine("worker")
+    first = add_batch(worker, SeedBatch(total=1319, completed=1200, failed=3, interrupted=130))
+    add_batch(
+        worker,
+        SeedBatch(user=HOSTILE, model=HOSTILE, status=BatchStatus.EXPIRED, age=timedelta(hours=2)),
+    )
+    page = (visited := visit(portal.url)).page
+    page.get_by_text("1,203 / 1,319").wait_for()
+    assert page.get_by_text(HOSTILE).count() == 2
+    assert page.get_by_role("cell", name="Running").count() == 1
+    assert page.get_by_role("cell", name="Breached").count() == 1
+    progress = page.get_by_role("progressbar", name="Requests done, batch of ana")
+    assert progress.get_attribute("aria-valuenow") == "91"
+
+    add_queued(worker, first, "spot", range(1, 42))
+    page.get_by_text("41 queued · 0 running").wait_for(timeout=6000)
+    api.status = 503
+    page.get_by_text("Answers HTTP 503").wait_for(timeout=9000)
+    api.status = 200
+    assert visited.problems == []
+
+
+def test_a_pause_holds_the_page_still_and_is_remembered(
+    shared: Database, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(portal.url)).page
+    page.get_by_text("No batches yet").wait_for()
+    page.get_by_label("Refresh").click()
+    page.get_by_role("option", name="Paused").click()
+    page.get_by_text("Paused · updated").wait_for()
+    add_batch(shared.engine("worker"), SeedBatch())
+    page.wait_for_timeout(2500)
+    assert page.get_by_text("No batches yet").is_visible()
+    page.reload()
+    page.get_by_text("Paused · updated").wait_for()
+    page.get_by_text("0 / 100").wait_for()
+    page.get_by_label("Refresh").click()
+    page.get_by_role("option", name="1 s", exact=True).click()
+    page.get_by_text("Updated").wait_for()
+    assert visited.problems == []
+
+
+def test_the_colours_are_remembered(portal: Portal, visit: Callable[..., Visit]) -> None:
+    page = visit(portal.url).page
+    page.get_by_role("button", name="Colours: as the browser. Change").click()
+    page.get_by_role("button", name="Colours: light. Change").click()
+    page.get_by_role("button", name="Colours: dark. Change").wait_for()
+    page.reload()
+    page.locator("body.body--dark").wait_for()
+
+
+@pytest.mark.parametrize("filled", [True, False], ids=["filled", "empty"])
+def test_it_is_accessible_and_fits(
+    shared: Database, portal: Portal, visit: Callable[..., Visit], *, filled: bool
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    if filled:
+        for status in BatchStatus:
+            add_batch(shared.engine("worker"), SeedBatch(status=status, failed=5, escalated=9))
+    for scheme in ("light", "dark"):
+        page = (visited := visit(portal.url, scheme=scheme)).page
+        for width in (1440, 1000, 390) if filled else (390,):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(250)
+            if width != 1000:
+                found = axe.run(page).response
+                assert [problem["id"] for problem in found["violations"]] == [], (scheme, width)
+            overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, (scheme, width)
+        assert visited.problems == []

@@ -1,0 +1,101 @@
+"""One poller, however many pages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from lowtide.domain.overview import Overview, Totals
+from lowtide.services.overview import Watch
+from portal.polling import Poller
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import pytest
+
+OVERVIEW = Overview(datetime(2026, 1, 2, tzinfo=UTC), Totals(0, 0, 0, 0, 0, 0), (), ())
+
+
+class Source:
+    """Counts what is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.fails = False
+
+    def check(self) -> None:
+        """Answer."""
+
+    def read(self, *, recent: int) -> Overview:  # noqa: ARG002
+        self.reads += 1
+        if self.fails:
+            raise RuntimeError("a bug")
+        return OVERVIEW
+
+
+def _run(scenario: Callable[[Poller, Source], Awaitable[None]]) -> None:
+    async def main() -> None:
+        source = Source()
+        poller = Poller(Watch(source, lambda: None, clock=lambda: datetime.now(UTC)))
+        poller.start()
+        try:
+            await scenario(poller, source)
+        finally:
+            poller.stop()
+
+    asyncio.run(main())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def test_the_first_reading_comes_at_once_and_then_it_rests() -> None:
+    async def scenario(poller: Poller, source: Source) -> None:
+        await poller.fresh(timeout=5)
+        assert poller.seen.overview is OVERVIEW
+        await asyncio.sleep(0.2)
+        assert source.reads == 1
+
+    _run(scenario)
+
+
+def test_a_new_follower_wakes_it_and_fifty_cost_as_much_as_one() -> None:
+    async def scenario(poller: Poller, source: Source) -> None:
+        await poller.fresh(timeout=5)
+        for page in range(50):
+            poller.follow(f"page {page}", 0.1)
+        await _until(lambda: source.reads >= 2)
+        first = source.reads
+        await asyncio.sleep(0.55)
+        assert 2 <= source.reads - first <= 7
+
+    _run(scenario)
+
+
+def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
+    async def scenario(poller: Poller, source: Source) -> None:
+        poller.follow("paused", 0)
+        poller.follow("gone", 0.05)
+        poller.unfollow("gone")
+        await poller.fresh(timeout=5)
+        await asyncio.sleep(0.3)
+        assert source.reads <= 2
+
+    _run(scenario)
+
+
+def test_a_bug_in_a_reading_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(poller: Poller, source: Source) -> None:
+        source.fails = True
+        poller.follow("page", 0.05)
+        await _until(lambda: source.reads >= 2)
+
+    _run(scenario)
+    assert "portal.poll_failed" in caplog.text
