@@ -1,0 +1,336 @@
+"""A database with batches in it, and ways to look at them: shared by a package, emptied per test."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from sqlalchemy import event, text
+
+from lowtide.domain.batches import NewBatch
+from lowtide.domain.claims import Finished
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId
+from lowtide.domain.lines import InputLine
+from lowtide.domain.outcomes import Usage
+from lowtide.local.database import engine as admin_engine
+from lowtide.postgres.batches import PostgresBatches
+from lowtide.postgres.connections import connect
+from lowtide.postgres.files import PostgresFiles
+from lowtide.postgres.finals import PostgresFinals
+from lowtide.postgres.outbox import PostgresOutbox
+from lowtide.postgres.queue import PostgresQueue
+from lowtide.postgres.splits import PostgresSplits
+from lowtide.postgres.ticks import PostgresTicks
+from lowtide.wiring import new_id
+from tests.conftest import API_KEY, PEPPER, Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Engine
+
+    from lowtide.domain.claims import Claim
+    from lowtide.local.database import EmbeddedPostgres
+
+TABLES = (
+    "files", "batches", "requests", "queue", "workers", "claims", "results", "tallies",
+    "request_events", "dead_letters", "outbox", "audit_log",
+)  # fmt: skip
+PATIENCE = 20.0
+MAX_LOST_LEASES = 3
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], *, within: float = PATIENCE) -> T:
+    """Return the first true value of `look`; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "It never happened."
+        threading.Event().wait(0.01)
+
+
+class Running:
+    """A call in a thread of its own; `result` waits for it and raises what it raised."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # noqa: BLE001 - raised again in `result`
+            self._error = error
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert self.is_over, "It never ended."
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def together(*work: Callable[[], Any]) -> list[Any]:
+    """Call everything at the same moment, each in a thread; return the results in order."""
+    barrier = threading.Barrier(len(work))
+
+    def started(each: Callable[[], Any]) -> Any:
+        barrier.wait(PATIENCE)
+        return each()
+
+    calls = [Running(lambda each=each: started(each)) for each in work]
+    return [call.result() for call in calls]
+
+
+@dataclass
+class Gate:
+    """Holds one thread just before a statement, or before its commit."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self) -> None:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+
+    def wait(self) -> None:
+        assert self.reached.wait(PATIENCE)
+
+
+@contextmanager
+def gate(engine: Engine, *, before: str) -> Iterator[Gate]:
+    """Stop the first transaction of `engine` that is to run `before`, or to "COMMIT"."""
+    made = Gate()
+
+    def on_execute(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if before in statement:
+            made.hold()
+
+    def on_commit(_: Any) -> None:
+        made.hold()
+
+    kind, hook = (
+        ("commit", on_commit) if before == "COMMIT" else ("before_cursor_execute", on_execute)
+    )
+    event.listen(engine, kind, hook)
+    try:
+        yield made
+    finally:
+        made.opened.set()
+        event.remove(engine, kind, hook)
+
+
+class World:
+    """Everything the adapters do, by short names, as the roles that do it in production."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.worker = database.engine("worker")
+        self.api = database.engine("api")
+        self.queue = self.queue_on(self.worker)
+        self.ticks = PostgresTicks(self.worker, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
+        self.files = PostgresFiles(self.api)
+        self.batches = PostgresBatches(self.api)
+        self.splits = PostgresSplits(self.worker)
+        self.finals = PostgresFinals(self.worker)
+        self.outbox = PostgresOutbox(self.worker)
+
+    @staticmethod
+    def queue_on(engine: Engine, lease_duration: float = 30.0) -> PostgresQueue:
+        return PostgresQueue(engine, new_id=new_id, lease_duration=lease_duration)
+
+    def own_engine(self, role: str) -> Engine:
+        """Return connections that nobody else uses, for a gate to stop."""
+        name = f"{role} {len(self.database.engines)}"
+        self.database.engines[name] = connect(self.database.url(role), pool_size=4)
+        return self.database.engines[name]
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    def tenant(self, name: str) -> TenantId:
+        made = TenantId(new_id())
+        with self.database.engine("owner").begin() as connection:
+            connection.execute(
+                text("INSERT INTO tenants (id, name) VALUES (:id, :name)"),
+                {"id": made, "name": name},
+            )
+        return made
+
+    def file(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> StoredFile:
+        id_ = FileId(new_id())
+        whole: dict[str, Any] = {
+            "id": id_, "tenant": tenant, "purpose": Purpose.BATCH, "filename": "in.jsonl",
+            "size": 10, "lines": 1, "sha256": b"x" * 32, "object_key": object_key(id_),
+            "status": FileStatus.PROCESSED, "status_details": None, "created_at": datetime.now(UTC),
+            "endpoint": "/v1/embeddings",
+        }  # fmt: skip
+        made = StoredFile(**(whole | changes))
+        self.files.add(made)
+        return made
+
+    def new_batch(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> BatchId:
+        """Create a batch that is not split yet."""
+        now = datetime.now(UTC)
+        whole: dict[str, Any] = {
+            "id": BatchId(new_id()), "tenant": tenant, "user": "u",
+            "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
+            "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None,
+        }  # fmt: skip
+        if "input_file" not in changes:
+            changes["input_file"] = self.file(tenant).id
+        batch = NewBatch(**(whole | changes))
+        self.batches.create(batch, batch_event(new_id(), EventType.BATCH_CREATED, tenant, batch.id))
+        return batch.id
+
+    def split(self, batch: BatchId, lines: int) -> bool:
+        with self.splits.open(batch) as split:
+            if split is None:
+                return False
+            total = split.write(input_lines(lines))
+            queued = batch_event(new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch)
+            return split.start(total, "m", queued)
+
+    def batch(
+        self,
+        lines: int,
+        *,
+        tenant: TenantId = DEFAULT_TENANT,
+        due_in: float = 86400.0,
+        pool: str = "spot",
+    ) -> BatchId:
+        """Create a batch with its lines queued; `due_in` seconds from now, or ago."""
+        deadline = datetime.now(UTC) + timedelta(seconds=due_in)
+        made = self.new_batch(tenant, deadline=deadline)
+        assert self.split(made, lines)
+        if pool != "spot":
+            self.run("UPDATE queue SET pool = :pool WHERE batch_id = :batch", pool=pool, batch=made)
+        return made
+
+    def cancel(self, batch: BatchId, tenant: TenantId = DEFAULT_TENANT) -> bool:
+        drained = batch_event(new_id(), EventType.BATCH_DRAINED, tenant, batch)
+        return self.batches.cancel(tenant, batch, drained)[1]
+
+    def expire_lease(self, lease: object) -> None:
+        self.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
+
+    def sweep(self, *, cancel_grace: float = 1e6, stalled_after: float = 1e6) -> int:
+        return self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def run(self, sql: str, **parameters: Any) -> None:
+        with self.worker.begin() as connection:
+            connection.execute(text(sql), parameters)
+
+    def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        with self.worker.begin() as connection:
+            return list(connection.execute(text(sql), parameters).all())
+
+    def value(self, sql: str, **parameters: Any) -> Any:
+        with self.worker.begin() as connection:
+            return connection.execute(text(sql), parameters).scalar_one()
+
+    def lines(self, table: str, batch: BatchId) -> list[int]:
+        """Return the lines of a batch in `queue`, `claims`, `results`, …, in order."""
+        sql = f"SELECT line FROM {table} WHERE batch_id = :batch ORDER BY line"  # noqa: S608
+        return [row.line for row in self.rows(sql, batch=batch)]
+
+    def contents(self) -> dict[str, list[Any]]:
+        """Return every row of every table, to see that nothing changed."""
+        return {
+            table: self.rows(f"SELECT t::text AS row FROM {table} t ORDER BY 1")  # noqa: S608
+            for table in TABLES
+            if table != "audit_log"
+        }
+
+    def row(self, batch: BatchId) -> Any:
+        (row,) = self.rows("SELECT * FROM batch_states WHERE id = :batch", batch=batch)
+        return row
+
+    def events(self, batch: BatchId) -> Counter[str]:
+        """Return how often each event of a batch is in the outbox."""
+        rows = self.rows("SELECT type, data->>'batch_id' AS b FROM outbox")
+        return Counter(row.type for row in rows if row.b == f"batch_{batch.hex}")
+
+    def drained(self, batch: BatchId) -> int:
+        """Return how many `batch.drained` events of a batch are in the outbox."""
+        return self.events(batch)[EventType.BATCH_DRAINED.value]
+
+    def blocked(self, sessions: int = 1) -> None:
+        """Wait until that many sessions of this database wait for a lock."""
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = :name AND wait_event_type = 'Lock'"
+        )
+        with admin_engine(self.database.server.superuser_url).connect() as connection:
+            name = {"name": self.database.name}
+            eventually(lambda: connection.execute(waiting, name).scalar_one() >= sessions)
+
+
+def input_lines(count: int) -> list[InputLine]:
+    """Return lines `1`..`count`; each has its number as custom_id and lies at 100 times it."""
+    return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
+
+
+def done(claim: Claim, *, succeeded: bool = True, body: str = "{}") -> Finished:
+    """Return a result of a claimed line: 3 tokens in, 5 out."""
+    return Finished(
+        claim.batch, claim.line, succeeded=succeeded, attempts=claim.attempts + 1,
+        usage=Usage(3, 5), status_code=200 if succeeded else 400, request_id="r", body=body,
+    )  # fmt: skip
+
+
+def numbers(claims: Sequence[Claim]) -> list[int]:
+    """Return the lines of claims."""
+    return [claim.line for claim in claims]
+
+
+@pytest.fixture(scope="session")
+def shared_database(
+    postgres: EmbeddedPostgres, template: str, worker_id_of_package: str
+) -> Iterator[Database]:
+    """One database for all tests of a package."""
+    name = f"shared_{worker_id_of_package}"
+    with admin_engine(postgres.superuser_url).connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+    made = Database(postgres, name, {})
+    yield made
+    for engine in made.engines.values():
+        engine.dispose()
+
+
+@pytest.fixture
+def world(shared_database: Database) -> Iterator[World]:
+    """The package's database, with nothing in it but the tenant `default` and its key."""
+    with shared_database.engine("owner").begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
+        connection.execute(
+            text("DELETE FROM api_keys WHERE tenant_id <> :kept"), {"kept": DEFAULT_TENANT}
+        )
+        connection.execute(text("DELETE FROM tenants WHERE id <> :kept"), {"kept": DEFAULT_TENANT})
+    yield World(shared_database)
+    for name in [name for name in shared_database.engines if " " in name]:
+        shared_database.engines.pop(name).dispose()
+
+
+__all__ = ["API_KEY", "PEPPER", "shared_database", "world"]
