@@ -41,9 +41,10 @@ ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 _BY_IDEMPOTENCY_KEY = text("""
 SELECT * FROM batch_states WHERE tenant_id = :tenant AND idempotency_key = :key
 """)
+# Not an expiring batch: two finalizers would write its error file with different reasons.
 _CANCEL = text("""
 UPDATE batches SET status = 'cancelling', cancelling_at = now()
-WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing')
+WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
 _RUNNING = text("SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)")

@@ -270,7 +270,24 @@ def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
     if not rows:
         return []
     batches = sorted({row.batch_id for row in rows})
-    still_open = connection.execute(_LOCK_OPEN, {"batches": batches}).scalars().all()
+    still_open = _lock_open(connection, batches)
     encoded = _encode([row._asdict() for row in rows]).decode()
-    connection.execute(_REQUEUE, {"rows": encoded, "open": still_open})
+    connection.execute(_REQUEUE, {"rows": encoded, "open": list(still_open)})
     return [BatchId(batch) for batch in batches if batch not in set(still_open)]
+
+
+def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID]:
+    """Return which batches are open, locked so that none ends before this transaction does.
+
+    A batch that ended while its lock was waited for is locked too, though not returned. Two that
+    share such a lock would wait for each other in `note_drained`, so it is let go.
+    """
+    while batches:
+        attempt = connection.begin_nested()
+        found = connection.execute(_LOCK_OPEN, {"batches": list(batches)}).scalars().all()
+        if len(found) == len(batches):
+            attempt.commit()
+            return found
+        attempt.rollback()
+        batches = found
+    return ()
