@@ -120,7 +120,7 @@ TONES
 .batches .q-table__card { background: transparent; color: inherit; box-shadow: none; width: 100%; }
 .batches .nicegui-table { width: 100%; }
 .batches .q-table th { font-size: 12.5px; font-weight: 600; color: var(--muted); }
-.batches .q-table th, .batches .q-table td { border-color: var(--line); padding: 10px 12px; }
+.batches .q-table th, .batches .q-table td { border-color: var(--line); padding: 10px 10px; }
 .batches .q-table td { font-size: 13.5px; height: auto; }
 .batches .q-table th:first-child, .batches .q-table td:first-child { padding-left: 20px; }
 .batches .q-table th:last-child, .batches .q-table td:last-child { padding-right: 20px; }
@@ -129,8 +129,9 @@ TONES
 .user { max-width: 180px; }
 .zero { color: var(--muted); }
 .nowrap { white-space: nowrap; }
-.progress { width: 168px; display: flex; flex-direction: column; gap: 6px; }
+.progress { width: 192px; display: flex; flex-direction: column; gap: 6px; }
 .progress-text { display: flex; justify-content: space-between; gap: 8px; }
+.progress-text { white-space: nowrap; }
 .failures { color: var(--bad-ink); font-weight: 600; }
 .batch-item { width: 100%; padding: 14px 20px; border-bottom: 1px solid var(--line); display: flex;
   flex-direction: column; gap: 8px; min-width: 0; }

@@ -52,8 +52,8 @@ _LABELS: Final = {
     "pools": "Pool",
     "sla": "SLA",
     "requests": "Requests",
-    "interruptions": "Interruptions",
-    "escalations": "Escalations",
+    "interruptions": "Interrupted",
+    "escalations": "Escalated",
 }
 _NUMERIC: Final = ("interruptions", "escalations")
 

@@ -83,10 +83,10 @@ class Landing:
         self._shown_at = now = datetime.now(UTC)
         parts = self._parts
         parts.health.show(seen.database, seen.api, now)
-        problem = seen.database.problem if seen.database else None
-        parts.problem.set_visibility(problem is not None)
-        if problem is not None:
-            parts.problem.text = _explain(problem, seen.overview, now)
+        unreadable = seen.database is not None and not seen.database.reachable
+        parts.problem.set_visibility(unreadable)
+        if unreadable:
+            parts.problem.text = _explain(seen.overview, now)
         if seen.overview is not None:
             _show_overview(parts, seen.overview, now)
         self._show_age(now)
@@ -145,7 +145,7 @@ def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
     cards["All batches"].show(number(totals.batches), "since the beginning")
 
 
-def _explain(problem: str, overview: Overview | None, now: datetime) -> str:
+def _explain(overview: Overview | None, now: datetime) -> str:
     if overview is None:
-        return problem
-    return f"{problem} What you see is from {ago(overview.at, now)}."
+        return "The database cannot be read, so there is nothing to show yet."
+    return f"The database cannot be read. What you see is from {ago(overview.at, now)}."
