@@ -82,6 +82,7 @@ class SplitTransaction:
             _START, {"batch": self.job.batch, "total": total, "model": model}
         )
         if started.rowcount != 1:
+            self.discard()
             return False
         add_event(self._connection, event)
         return True

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.domain.claims import Claim
+    from lowtide.domain.events import Event
     from lowtide.local.database import EmbeddedPostgres
 
 TABLES = (
@@ -96,7 +98,7 @@ def together(*work: Callable[[], Any]) -> list[Any]:
         barrier.wait(PATIENCE)
         return each()
 
-    calls = [Running(lambda each=each: started(each)) for each in work]
+    calls = [Running(partial(started, each)) for each in work]
     return [call.result() for call in calls]
 
 
@@ -289,6 +291,11 @@ class World:
 def input_lines(count: int) -> list[InputLine]:
     """Return lines `1`..`count`; each has its number as custom_id and lies at 100 times it."""
     return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
+
+
+def queued_event(batch: BatchId) -> Event:
+    """Return the event that announces a split."""
+    return batch_event(new_id(), EventType.REQUESTS_QUEUED, DEFAULT_TENANT, batch)
 
 
 def done(claim: Claim, *, succeeded: bool = True, body: str = "{}") -> Finished:
