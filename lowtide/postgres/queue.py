@@ -138,7 +138,8 @@ WITH given AS (
   INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
     interruptions, lost_leases, escalated, pool)
   SELECT batch_id, tenant_id, deadline, now() + make_interval(secs => delay), queued_at, line,
-    attempts + failed::integer, interruptions + interrupted::integer, lost_leases, escalated, pool
+    attempts + failed::integer, least(interruptions + interrupted::integer, 32767), lost_leases,
+    escalated, pool
   FROM given WHERE batch_id = ANY(:open)
 ), noted AS (
   INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)

@@ -138,11 +138,7 @@ def test_lines_given_back_while_a_batch_ends_wait_for_nobody_but_it(world: World
         ended = Running(lambda: ENDS[end](ender, batch))
         ending.wait()
         settlements = [
-            Running(
-                lambda lease=lease, claim=claim: world.queue.settle(
-                    lease, [], [_interrupted(claim)]
-                )
-            )
+            Running(partial(world.queue.settle, lease, [], [_interrupted(claim)]))
             for lease, claim in held
         ]
         world.blocked(len(held))

@@ -1,0 +1,264 @@
+"""What a tick does: reaping, poison, expiry, cancelling, restarts, escalation, risk."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lowtide.domain.escalation import Escalation
+from lowtide.domain.events import EventType
+from lowtide.domain.ids import BatchId
+from lowtide.domain.pools import Depth, Pool
+from tests.postgres.worlds import MAX_LOST_LEASES, World, done, numbers, together
+
+
+def _lose(world: World, lines: int, pool: Pool = Pool.SPOT) -> list[int]:
+    """Let a worker die with lines in its hands; the tick's part is left to the test."""
+    lease = world.queue.open_lease(pool, "doomed")
+    claims = world.queue.claim(lease, pool, lines)
+    world.expire_lease(lease)
+    return numbers(claims)
+
+
+def test_lines_of_a_silent_worker_go_back_and_are_counted(world: World) -> None:
+    batch = world.batch(3)
+    living = world.queue.open_lease(Pool.SPOT, "living")
+    (kept,) = world.queue.claim(living, Pool.SPOT, 1)
+    assert _lose(world, 2) == [2, 3]
+    assert world.sweep() == 2
+    assert world.lines("claims", batch) == [kept.line]
+    assert [
+        (row.line, row.attempts, row.interruptions, row.lost_leases, row.pool)
+        for row in world.rows("SELECT * FROM queue ORDER BY line")
+    ] == [(2, 0, 1, 1, "spot"), (3, 0, 1, 1, "spot")]
+    row = world.row(batch)
+    assert (row.interrupted, row.retried) == (2, 0)
+    kinds = world.rows("SELECT kind, detail FROM request_events ORDER BY line")
+    assert [(row.kind, row.detail) for row in kinds] == [
+        ("interrupted", "The worker stopped answering")
+    ] * 2
+    assert world.value("SELECT count(*) FROM workers") == 1
+    assert world.sweep() == 0
+
+
+def test_claims_without_a_worker_are_orphans(world: World) -> None:
+    batch = world.batch(2)
+    _lose(world, 2)
+    world.run("DELETE FROM workers")
+    assert world.sweep() == 2
+    assert world.lines("queue", batch) == [1, 2]
+
+
+def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
+    batch = world.batch(2)
+    healthy = world.queue.open_lease(Pool.SPOT, "w")
+    for lost in range(1, MAX_LOST_LEASES):
+        assert _lose(world, 1) == [1]
+        world.sweep()
+        assert world.value("SELECT lost_leases FROM queue WHERE line = 1") == lost
+    assert _lose(world, 1) == [1]
+    assert world.sweep() == 1
+    assert world.lines("queue", batch) == [2]
+    (row,) = world.rows("SELECT * FROM results")
+    assert (row.line, row.succeeded, row.dead_lettered, row.error_code) == (
+        1,
+        False,
+        True,
+        "worker_lost",
+    )
+    assert (
+        row.error_message
+        == f"{MAX_LOST_LEASES} workers in a row were lost while running this line."
+    )
+    assert row.status_code is None
+    assert world.lines("dead_letters", batch) == [1]
+    assert world.row(batch).tallied_failed == 1
+    assert world.drained(batch) == 0
+    (other,) = world.queue.claim(healthy, Pool.SPOT, 5)
+    world.queue.settle(healthy, [done(other)], [])
+    assert world.drained(batch) == 1
+
+
+def test_a_poisonous_last_line_drains_the_batch(world: World) -> None:
+    batch = world.batch(1)
+    for _ in range(MAX_LOST_LEASES):
+        _lose(world, 1)
+        world.sweep()
+    assert world.drained(batch) == 1
+    assert world.row(batch).status == "finalizing"
+
+
+def test_a_worker_that_gives_a_line_back_clears_its_name(world: World) -> None:
+    world.batch(1)
+    for _ in range(MAX_LOST_LEASES + 2):
+        _lose(world, 1)
+        world.sweep()
+        lease = world.queue.open_lease(Pool.SPOT, "w")
+        world.queue.claim(lease, Pool.SPOT, 1)
+        world.queue.close_lease(lease)
+    assert world.value("SELECT lost_leases FROM queue") == 0
+
+
+def test_endless_interruptions_do_not_stop_the_ticks(world: World) -> None:
+    world.batch(2)
+    world.run("UPDATE queue SET interruptions = 32767 WHERE line = 1")
+    _lose(world, 2)
+    assert world.sweep() == 2
+    assert world.value("SELECT interruptions FROM queue WHERE line = 1") == 32767
+
+
+def test_two_reapers_at_once_give_each_line_back_once(world: World) -> None:
+    for _ in range(5):
+        batch = world.batch(20)
+        _lose(world, 20)
+        assert sum(together(*[world.sweep] * 3)) == 20
+        assert world.row(batch).interrupted == 20
+        assert world.lines("queue", batch) == list(range(1, 21))
+        world.cancel(batch)
+
+
+def test_a_batch_past_its_deadline_ends(world: World) -> None:
+    batch, later = world.batch(3, due_in=-1), world.batch(1, due_in=60)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 2)
+    assert world.queue.settle(lease, [done(claims[0])], []).finished == 1
+    world.sweep()
+    assert (world.lines("queue", batch), world.lines("claims", batch)) == ([], [])
+    assert world.lines("results", batch) == [1]
+    row = world.row(batch)
+    assert (row.status, row.expiring, row.drained_at is not None) == ("in_progress", True, True)
+    assert world.drained(batch) == 1
+    assert world.queue.settle(lease, [done(claims[1])], []).finished == 0
+    world.sweep()
+    assert world.drained(batch) == 1
+    assert (world.lines("queue", later), world.row(later).expiring) == ([1], False)
+
+
+def test_running_lines_of_a_cancelled_batch_get_their_grace(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 2)
+    assert world.cancel(batch) is False
+    world.sweep(cancel_grace=60)
+    assert world.lines("claims", batch) == [1, 2]
+    assert world.queue.settle(lease, [done(claims[0])], []).finished == 1
+    world.run("UPDATE batches SET cancelling_at = cancelling_at - interval '61 s'")
+    world.sweep(cancel_grace=60)
+    assert world.lines("claims", batch) == []
+    assert world.drained(batch) == 1
+    assert world.row(batch).status == "cancelling"
+    assert world.queue.settle(lease, [done(claims[1])], []).finished == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "announced"),
+    [
+        pytest.param("validating", EventType.BATCH_CREATED, id="waits for its split"),
+        pytest.param("finalizing", EventType.BATCH_DRAINED, id="waits to be finalized"),
+        pytest.param("cancelling", EventType.BATCH_DRAINED, id="cancelled, drained"),
+        pytest.param("expired", EventType.BATCH_DRAINED, id="expired, drained"),
+        pytest.param("running", None, id="runs"),
+        pytest.param("cancelled", None, id="is over"),
+    ],
+)
+def test_what_stalls_is_announced_again(
+    world: World, state: str, announced: EventType | None
+) -> None:
+    if state == "validating":
+        batch = world.new_batch()
+    else:
+        batch = world.batch(1, due_in=-1 if state == "expired" else 60)
+        if state in {"cancelling", "cancelled"}:
+            world.cancel(batch)
+        elif state == "finalizing":
+            lease = world.queue.open_lease(Pool.SPOT, "w")
+            world.queue.settle(lease, [done(*world.queue.claim(lease, Pool.SPOT, 1))], [])
+        if state == "cancelled":
+            world.run("UPDATE batches SET status = 'cancelled'")
+    world.sweep(stalled_after=30)
+    world.run("DELETE FROM outbox")
+    world.sweep(stalled_after=30)
+    assert sum(world.events(batch).values()) == 0
+    world.run("UPDATE batches SET nudged_at = now() - interval '31 s'")
+    world.sweep(stalled_after=30)
+    world.sweep(stalled_after=30)
+    assert dict(world.events(batch)) == ({announced.value: 1} if announced else {})
+
+
+def test_escalation_moves_just_so_many_lines(world: World) -> None:
+    batch, other = world.batch(5), world.batch(5)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(lease, Pool.SPOT, 1)
+    events = world.ticks.escalate([Escalation(batch, 2)])
+    assert [(event.type, event.subject) for event in events] == [
+        (EventType.REQUESTS_QUEUED, f"batch_{batch.hex}")
+    ]
+    assert [
+        (row.line, row.pool, row.escalated)
+        for row in world.rows("SELECT * FROM queue WHERE batch_id = :b ORDER BY line", b=batch)
+    ] == [(2, "dedicated", True), (3, "dedicated", True), (4, "spot", False), (5, "spot", False)]
+    assert (
+        world.value("SELECT count(*) FROM queue WHERE batch_id = :b AND pool = 'spot'", b=other)
+        == 5
+    )
+    assert world.row(batch).escalated == 2
+    (noted,) = world.rows("SELECT lines, kind, pool FROM request_events")
+    assert tuple(noted) == (2, "escalated", "dedicated")
+    assert world.ticks.escalate([Escalation(batch, 99)])
+    assert world.row(batch).escalated == 4
+    assert world.ticks.escalate([Escalation(batch, 99), Escalation(BatchId(uuid.uuid4()), 1)]) == ()
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    claims = world.queue.claim(dedicated, Pool.DEDICATED, 9)
+    assert numbers(claims) == [2, 3, 4, 5]
+    world.queue.settle(dedicated, [done(claim) for claim in claims], [])
+    assert world.row(batch).on_dedicated == 4
+    assert world.value("SELECT bool_and(escalated) FROM results")
+
+
+def test_lines_being_claimed_are_not_escalated(world: World) -> None:
+    batch = world.batch(40)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims, _ = together(
+        lambda: world.queue.claim(lease, Pool.SPOT, 20),
+        lambda: world.ticks.escalate([Escalation(batch, 20)]),
+    )
+    waiting = world.rows("SELECT line, pool FROM queue")
+    assert len(waiting) + len(claims) == 40
+    assert {row.line for row in waiting}.isdisjoint(numbers(claims))
+    assert world.row(batch).escalated == sum(row.pool == "dedicated" for row in waiting)
+
+
+def test_at_risk_is_exactly_what_the_tick_says(world: World) -> None:
+    first, second, done_ = (world.batch(1) for _ in range(3))
+    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=done_)
+    world.ticks.mark_at_risk(frozenset({first, done_}))
+    assert [world.row(batch).at_risk for batch in (first, second, done_)] == [True, False, False]
+    world.ticks.mark_at_risk(frozenset({second}))
+    assert [world.row(batch).at_risk for batch in (first, second)] == [False, True]
+    world.ticks.mark_at_risk(frozenset())
+    assert not world.value("SELECT bool_or(at_risk) FROM batches")
+
+
+def test_the_snapshot_counts_by_pool_and_place(world: World) -> None:
+    assert world.ticks.snapshot() == (None, [])
+    batch = world.batch(10)
+    world.new_batch()
+    world.cancel(world.batch(2))
+    world.batch(2, due_in=-1)
+    world.ticks.escalate([Escalation(batch, 4)])
+    dedicated, spot = (world.queue.open_lease(pool, "w") for pool in (Pool.DEDICATED, Pool.SPOT))
+    world.queue.claim(dedicated, Pool.DEDICATED, 1)
+    world.sweep()
+    world.queue.claim(spot, Pool.SPOT, 2)
+    now, open_ = world.ticks.snapshot()
+    assert now is not None
+    assert abs(now - datetime.now(UTC)) < timedelta(seconds=30)
+    ((id_, counts),) = [(each.id, (each.spot, each.running_spot, each.dedicated)) for each in open_]
+    assert (id_, counts) == (batch, (4, 2, 4))
+    assert world.ticks.depths() == {Pool.SPOT: Depth(4, 2), Pool.DEDICATED: Depth(3, 1)}
+
+
+def test_depths_of_nothing(world: World) -> None:
+    assert world.ticks.depths() == {Pool.SPOT: Depth(0, 0), Pool.DEDICATED: Depth(0, 0)}
