@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Serve the portal until it is told to stop."""
+    # NiceGUI takes a process that inherits this, as every child of a test does, for a test of its own.
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format)
     source = PostgresOverview(wiring.database())

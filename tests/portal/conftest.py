@@ -90,11 +90,8 @@ def start_portal(
     def start(database_url: str, api_url: str) -> Portal:
         port = free_port()
         log = tmp_path / f"portal-{port}.log"
-        # PYTEST_*: NiceGUI behaves differently where it finds them.
         environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("LOWTIDE_", "PYTEST_"))
+            name: value for name, value in os.environ.items() if not name.startswith("LOWTIDE_")
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
