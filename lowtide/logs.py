@@ -25,6 +25,8 @@ def configure(log_format: LogFormat) -> None:
     # These narrate every request at INFO.
     for chatty in ("httpx", "httpcore", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It prints a traceback for every pooled connection that a restarting database drops.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

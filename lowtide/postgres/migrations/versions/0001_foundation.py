@@ -82,6 +82,10 @@ CREATE INDEX batches_by_input ON batches (input_file_id);
 CREATE INDEX batches_active ON batches (deadline)
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
 
+CREATE INDEX batches_ended
+  ON batches (coalesce(completed_at, failed_at, expired_at, cancelled_at))
+  WHERE status IN ('completed', 'failed', 'expired', 'cancelled');
+
 CREATE TABLE requests (
   batch_id uuid NOT NULL,
   line integer NOT NULL,
