@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 _SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 
 # Classes of SQLSTATE after which the same transaction may succeed: lost connections, serialization
-# failures and deadlocks, exhausted resources, a server that starts or stops.
-_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
+# failures and deadlocks, a transaction ended for doing nothing, exhausted resources, a server that
+# starts or stops.
+_TRANSIENT_CLASSES = ("08", "25P03", "40", "53", "55", "57", "58")
 
 # The queue goes from empty to a million rows between two looks of autovacuum. Taken for small, it
 # would be sorted whole at every claim; this way rows come in an index's order wherever one has it.
@@ -36,8 +37,10 @@ def connect(
     """Return an engine for `postgresql://…`; nothing is opened before the first use.
 
     `timeout` is in seconds without an answer, for connecting, for waiting for a free connection
-    and for each statement.
+    and for each statement. The server waits as long for the next statement of a transaction: a
+    process that freezes in one would keep its locks for ever, and nobody could take its lines over.
     """
+    waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
     return create_engine(
         make_url(url).set(drivername="postgresql+pg8000"),
         pool_size=pool_size,
@@ -47,7 +50,7 @@ def connect(
         connect_args={
             "timeout": timeout,
             "application_name": application,
-            "startup_params": _PLANNER,
+            "startup_params": _PLANNER | waits,
         },
     )
 
