@@ -1,0 +1,72 @@
+"""Whole stacks for tests that use the product as its users do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.stacks import LocalStack, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+    from openai import OpenAI
+
+    StackFactory = Callable[[Mapping[str, str]], LocalStack]
+
+SETTINGS = {
+    "LOWTIDE_SIMULATED_INTERRUPTION_RATE": "0.1",
+    "LOWTIDE_SIMULATED_LATENCY": "0.05",
+    "LOWTIDE_WORKER_POLL_CAP": "1",
+}
+_LOG_LINES = 80
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these are slow."""
+    for item in items:
+        if item.path.is_relative_to(__file__.rpartition("/")[0]):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the stacks' logs with a failure."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for name, value in item.funcargs.items():
+            if isinstance(value, LocalStack):
+                tail = "\n".join(value.log().splitlines()[-_LOG_LINES:])
+                report.sections.append((f"the end of {name}'s log", tail))
+    return report
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """One stack that all tests share: simulated engine, every tenth spot attempt interrupted."""
+    with running(tmp_path_factory.mktemp("stack"), SETTINGS) as shared:
+        yield shared
+
+
+@pytest.fixture
+def client(stack: LocalStack) -> OpenAI:
+    """The official client of the shared stack."""
+    return stack.client
+
+
+@pytest.fixture(scope="module")
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackFactory]:
+    """Start a stack with settings of its own; it runs until the module's last test."""
+    started = []
+
+    def start(settings: Mapping[str, str]) -> LocalStack:
+        block = running(tmp_path_factory.mktemp("stack"), settings)
+        started.append(block)
+        return block.__enter__()
+
+    yield start
+    for block in started:
+        block.__exit__(None, None, None)

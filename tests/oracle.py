@@ -1,0 +1,202 @@
+"""What must hold of every batch, whatever was broken on the way to its end.
+
+Reads bytes as a user gets them, with the standard library alone: nothing of the product is used to
+check the product.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    ResponseCheck = Callable[["InputLine", Any], None]
+
+_SETTLED = {
+    "completed": ("created_at", "in_progress_at", "finalizing_at", "completed_at"),
+    "expired": ("created_at", "in_progress_at", "expired_at"),
+    "cancelled": ("created_at", "cancelling_at", "cancelled_at"),
+    "failed": ("created_at", "failed_at"),
+}
+"""The timestamps that a final status must have, in the order in which they must lie."""
+_ENDINGS = {path[-1] for path in _SETTLED.values()}
+_TIMES = {name for path in _SETTLED.values() for name in path} | {"expires_at"}
+_NEXT = {
+    "validating": ("failed", "in_progress", "cancelling"),
+    "in_progress": ("finalizing", "expired", "cancelling"),
+    "finalizing": ("completed", "cancelling"),
+    "cancelling": ("cancelled",),
+    "failed": (),
+    "completed": (),
+    "expired": (),
+    "cancelled": (),
+}
+"""OpenAI's status machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputLine:
+    """One request of the input file; `raw` is the whole line without its line break."""
+
+    custom_id: str
+    body: Any
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One line of the output or error file; `body` is None where no answer ever came."""
+
+    custom_id: str
+    request_id: str
+    status_code: int | None
+    body: Any
+    error: dict[str, Any] | None
+    raw: bytes
+
+
+def input_lines(data: bytes) -> list[InputLine]:
+    """Return the requests of a valid input file; BOM, CRLF and blank lines are fine."""
+    found = []
+    for raw in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        if line := raw.strip(b" \t\r"):
+            decoded = json.loads(line)
+            found.append(InputLine(decoded["custom_id"], decoded["body"], line))
+    return found
+
+
+def outcomes(data: bytes) -> list[Outcome]:
+    """Return the lines of an output or error file; each must have OpenAI's exact shape."""
+    assert not data or data.endswith(b"\n"), "the last line is cut off"
+    found = []
+    for raw in data.split(b"\n")[:-1]:
+        line = json.loads(raw)
+        assert set(line) == {"id", "custom_id", "response", "error"}, raw
+        assert line["id"].startswith("batch_req_"), raw
+        response, error = line["response"], line["error"]
+        assert (response is None) != (error is None), raw
+        if response is None:
+            assert set(error) == {"code", "message"}, raw
+            assert error["code"], raw
+            assert error["message"], raw
+            found.append(Outcome(line["custom_id"], line["id"], None, None, error, raw))
+        else:
+            assert set(response) == {"status_code", "request_id", "body"}, raw
+            status, body = response["status_code"], response["body"]
+            found.append(Outcome(line["custom_id"], line["id"], status, body, None, raw))
+    return found
+
+
+def check(
+    batch: Mapping[str, Any],
+    source: bytes,
+    output: bytes,
+    errors: bytes = b"",
+    *,
+    answers: ResponseCheck,
+    status: str = "completed",
+) -> None:
+    """Assert that a batch that is over did what it promised.
+
+    `batch` is the Batch object as JSON; `answers` is called with each request and the body in the
+    output file, and asserts that the one answers the other.
+    """
+    assert batch["status"] == status
+    wanted, succeeded, failed = input_lines(source), outcomes(output), outcomes(errors)
+    _check_completeness(wanted, succeeded, failed)
+    _check_counts(batch, len(wanted), len(succeeded), len(failed))
+    _check_times(batch)
+    _check_usage(batch, succeeded, failed)
+    assert bool(batch["output_file_id"]) == bool(succeeded)
+    assert bool(batch["error_file_id"]) == bool(failed)
+    by_id = {line.custom_id: line for line in wanted}
+    for outcome in succeeded:
+        assert outcome.status_code is not None, outcome.raw
+        assert 200 <= outcome.status_code < 300, outcome.raw
+        answers(by_id[outcome.custom_id], outcome.body)
+    for outcome in failed:
+        assert outcome.status_code is None or not 200 <= outcome.status_code < 300, outcome.raw
+        if outcome.status_code is not None:
+            assert "error" in outcome.body, outcome.raw
+
+
+def check_progress(batch: Mapping[str, Any]) -> None:
+    """Assert what must hold of a batch at every single read."""
+    counts = batch["request_counts"]
+    assert min(counts.values()) >= 0, counts
+    assert counts["completed"] + counts["failed"] <= counts["total"], counts
+    usage = batch["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
+    assert (batch["in_progress_at"] is None) <= (counts["total"] == 0), batch
+    reached = [name for name in _ENDINGS if batch[name] is not None]
+    assert len(reached) == (batch["status"] in _SETTLED), batch
+
+
+def check_history(seen: Sequence[Mapping[str, Any]]) -> None:
+    """Assert that a batch, as read again and again, only ever moved forward."""
+    for batch in seen:
+        check_progress(batch)
+    for before, after in pairwise(seen):
+        assert after["status"] in _reachable(before["status"]), (before, after)
+        for name in ("total", "completed", "failed"):
+            assert after["request_counts"][name] >= before["request_counts"][name], (before, after)
+        moved = [name for name in _TIMES if before[name] not in (None, after[name])]
+        assert not moved, f"timestamps moved: {moved}"
+
+
+def _reachable(status: str) -> set[str]:
+    found = {status}
+    for following in _NEXT[status]:
+        found |= _reachable(following)
+    return found
+
+
+def _check_completeness(
+    wanted: list[InputLine], succeeded: list[Outcome], failed: list[Outcome]
+) -> None:
+    expected = [line.custom_id for line in wanted]
+    seen = Counter(outcome.custom_id for outcome in [*succeeded, *failed])
+    lost = [custom_id for custom_id in expected if custom_id not in seen]
+    assert not lost, f"{len(lost)} lines lost, the first: {lost[:5]}"
+    twice = [custom_id for custom_id, times in seen.items() if times > 1]
+    assert not twice, f"{len(twice)} lines more than once, the first: {twice[:5]}"
+    assert len(seen) == len(expected), f"never sent: {sorted(set(seen) - set(expected))[:5]}"
+    ids = {outcome.request_id for outcome in [*succeeded, *failed]}
+    assert len(ids) == len(expected), "request ids are not unique"
+    place = {custom_id: number for number, custom_id in enumerate(expected)}
+    for name, lines in (("output", succeeded), ("error", failed)):
+        places = [place[outcome.custom_id] for outcome in lines]
+        assert places == sorted(places), f"the {name} file is not in input order"
+
+
+def _check_counts(batch: Mapping[str, Any], total: int, completed: int, failed: int) -> None:
+    assert batch["request_counts"] == {"total": total, "completed": completed, "failed": failed}
+
+
+def _check_times(batch: Mapping[str, Any]) -> None:
+    path = _SETTLED[batch["status"]]
+    times = [batch[name] for name in path]
+    assert None not in times, dict(zip(path, times, strict=True))
+    assert times == sorted(times), dict(zip(path, times, strict=True))
+    others = _ENDINGS - {path[-1]}
+    assert all(batch[name] is None for name in others), batch
+    assert batch["expires_at"] > batch["created_at"]
+
+
+def _check_usage(batch: Mapping[str, Any], succeeded: list[Outcome], failed: list[Outcome]) -> None:
+    spent: Counter[str] = Counter()
+    for outcome in [*succeeded, *failed]:
+        used = outcome.body.get("usage") if isinstance(outcome.body, dict) else None
+        for name, value in (used or {}).items():
+            if isinstance(value, int):
+                spent[name] += value
+    usage = batch["usage"]
+    # Each API has its own names: prompt and completion, or input and output.
+    assert usage["input_tokens"] == spent["prompt_tokens"] + spent["input_tokens"], usage
+    assert usage["output_tokens"] == spent["completion_tokens"] + spent["output_tokens"], usage
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
