@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId
 from lowtide.domain.lines import InputLine
 from lowtide.domain.outcomes import Usage
 from lowtide.local.database import engine as admin_engine
+from lowtide.local.secrets import SUPERUSER
 from lowtide.postgres.batches import PostgresBatches
 from lowtide.postgres.connections import connect
 from lowtide.postgres.files import PostgresFiles
@@ -36,16 +37,14 @@ from tests.conftest import API_KEY, PEPPER, Database
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from lowtide.domain.claims import Claim
     from lowtide.domain.events import Event
     from lowtide.local.database import EmbeddedPostgres
 
-TABLES = (
-    "files", "batches", "requests", "queue", "workers", "claims", "results", "tallies",
-    "request_events", "dead_letters", "outbox", "audit_log",
-)  # fmt: skip
+KEPT = {"tenants", "api_keys", "alembic_version"}
+_CONTENTS = "SELECT t::text FROM {} t ORDER BY 1"
 PATIENCE = 20.0
 MAX_LOST_LEASES = 3
 T = TypeVar("T")
@@ -166,6 +165,12 @@ class World:
         self.database.engines[name] = connect(self.database.url(role), pool_size=4)
         return self.database.engines[name]
 
+    @property
+    def _superuser(self) -> Engine:
+        server = self.database.server
+        url = server.url(SUPERUSER, server.cluster.password, self.database.name)
+        return self.database.engines.setdefault("superuser", connect(url, pool_size=2))
+
     # -- what there is ---------------------------------------------------------------------------
 
     def tenant(self, name: str) -> TenantId:
@@ -192,7 +197,7 @@ class World:
     def new_batch(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> BatchId:
         """Create a batch that is not split yet."""
         now = datetime.now(UTC)
-        whole: dict[str, Any] = {
+        whole: dict[str, Any] = dict.fromkeys(field.name for field in fields(NewBatch)) | {
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
             "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
             "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None,
@@ -258,11 +263,11 @@ class World:
 
     def contents(self) -> dict[str, list[Any]]:
         """Return every row of every table, to see that nothing changed."""
-        return {
-            table: self.rows(f"SELECT t::text AS row FROM {table} t ORDER BY 1")  # noqa: S608
-            for table in TABLES
-            if table != "audit_log"
-        }
+        with self._superuser.begin() as connection:
+            return {
+                table: list(connection.execute(text(_CONTENTS.format(table))).scalars())
+                for table in tables(connection)
+            }
 
     def row(self, batch: BatchId) -> Any:
         (row,) = self.rows("SELECT * FROM batch_states WHERE id = :batch", batch=batch)
@@ -283,9 +288,19 @@ class World:
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE datname = :name AND wait_event_type = 'Lock'"
         )
-        with admin_engine(self.database.server.superuser_url).connect() as connection:
-            name = {"name": self.database.name}
-            eventually(lambda: connection.execute(waiting, name).scalar_one() >= sessions)
+        name = {"name": self.database.name}
+
+        def look() -> bool:
+            with self._superuser.begin() as connection:
+                return bool(connection.execute(waiting, name).scalar_one() >= sessions)
+
+        eventually(look)
+
+
+def tables(connection: Connection) -> list[str]:
+    """Return every table of the schema."""
+    sql = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+    return list(connection.execute(text(sql)).scalars())
 
 
 def input_lines(count: int) -> list[InputLine]:
@@ -330,7 +345,8 @@ def world(shared_database: Database) -> Iterator[World]:
     """The package's database, with nothing in it but the tenant `default` and its key."""
     with shared_database.engine("owner").begin() as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-        connection.execute(text(f"TRUNCATE {', '.join(TABLES)}"))
+        emptied = set(tables(connection)) - KEPT
+        connection.execute(text(f"TRUNCATE {', '.join(sorted(emptied))}"))
         connection.execute(
             text("DELETE FROM api_keys WHERE tenant_id <> :kept"), {"kept": DEFAULT_TENANT}
         )

@@ -1,0 +1,178 @@
+"""The plans of the hot statements: an index each, no scan of a big table, no sort for a claim."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from sqlalchemy import text
+
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId
+from lowtide.postgres import batches, draining, files, finals, queue, ticks
+from lowtide.wiring import new_id
+from tests.postgres.worlds import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from tests.conftest import Database
+
+LINES = 5000
+BATCHES = 8
+BIG = {"queue", "claims", "requests", "results", "batches", "files"}
+KEDA = Path(__file__).parents[2] / "keda"
+
+
+@pytest.fixture(scope="module")
+def loaded(shared_database: Database) -> Iterator[World]:
+    """Eight batches of 5,000 lines, half of them run, among 2,000 old batches and files."""
+    world = World(shared_database)
+    with shared_database.engine("owner").begin() as connection:
+        connection.execute(
+            text("TRUNCATE files, batches, requests, queue, claims, results, workers")
+        )
+    file = world.file()
+    new = [str(new_id()) for _ in range(BATCHES)]
+    values = {"tenant": DEFAULT_TENANT, "ids": new, "lines": LINES, "file": file.id}
+    for statement in (
+        """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+             completion_window, status, created_at, deadline, total)
+           SELECT id, :tenant, 'u', :file, 'k', '/v1/embeddings', '24h', 'in_progress', now(),
+             now() + n * interval '1 h', :lines
+           FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS b (id, n)""",
+        """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+             completion_window, status, created_at, deadline)
+           SELECT gen_random_uuid(), :tenant, 'u', :file, 'k', '/v1/embeddings', '24h', 'completed',
+             now(), now() FROM generate_series(1, 2000)""",
+        """INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, sha256, object_key,
+             status, created_at)
+           SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
+           FROM generate_series(1, 2000)""",
+        """INSERT INTO requests SELECT id, line, :tenant, line * 100, 90, line::text
+           FROM unnest(cast(:ids AS uuid[])) AS id, generate_series(1, :lines) AS line""",
+        """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
+           SELECT r.batch_id, r.tenant_id, b.deadline, now(), now(), r.line,
+             CASE WHEN mod(r.line, 10) = 0 THEN 'dedicated' ELSE 'spot' END
+           FROM requests r JOIN batches b ON b.id = r.batch_id WHERE mod(r.line, 2) = 0""",
+        """INSERT INTO results SELECT batch_id, tenant_id, batch_id, now(), now(), line, 1, 1, 200, 1,
+             0, true, false, false, 'spot', 'r', '{}' FROM requests WHERE mod(line, 2) = 1""",
+        """INSERT INTO claims SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 0, 0, 0,
+             false, 'spot' FROM requests WHERE mod(line, 20) = 1""",
+    ):
+        world.run(statement, **values)
+    with shared_database.engine("owner").begin() as connection:
+        connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
+    yield world
+    with shared_database.engine("owner").begin() as connection:
+        connection.execute(
+            text("TRUNCATE files, batches, requests, queue, claims, results, workers")
+        )
+
+
+def _nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the plan's nodes, as planned with these very values, as the driver's statements are."""
+    with engine.connect() as connection:
+        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {sql}"), parameters).scalar_one()
+        connection.rollback()
+    found: list[dict[str, Any]] = []
+    pending = [(plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]]
+    while pending:
+        node = pending.pop()
+        found.append(node)
+        pending += node.get("Plans", [])
+    return found
+
+
+def _kinds(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Node Type"] for node in nodes}
+
+
+def _scanned(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
+
+
+def _indexes(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in nodes if "Index Name" in node}
+
+
+def _a_batch(world: World) -> BatchId:
+    return BatchId(world.value("SELECT min(batch_id::text)::uuid FROM queue"))
+
+
+@pytest.mark.parametrize("lines", [1, 50, 200])
+def test_a_claim_walks_its_index(loaded: World, lines: int) -> None:
+    nodes = _nodes(loaded.worker, queue.CLAIM, lease=new_id(), pool="spot", lines=lines)
+    assert _scanned(nodes) == set()
+    assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
+    # The only sort is of the few lines that were taken, for their order in the answer.
+    sorts = [node for node in nodes if node["Node Type"] in {"Sort", "Incremental Sort"}]
+    assert all("Parent Relationship" not in node for node in sorts)
+    of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert {node["Node Type"] for node in of_queue} <= {
+        "Index Scan",
+        "Index Only Scan",
+        "Tid Scan",
+        "ModifyTable",
+    }
+    assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {"queue_claim"}
+
+
+@pytest.mark.parametrize("lines", [10, 2000])
+def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
+    nodes = _nodes(loaded.worker, ticks.ESCALATE, batch=_a_batch(loaded), lines=lines)
+    assert _scanned(nodes) == set()
+    assert "Sort" not in _kinds(nodes)
+    assert "queue_pkey" in _indexes(nodes)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, count: int) -> None:
+    ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
+    ids[0] = _a_batch(loaded)
+    nodes = _nodes(loaded.worker, str(draining._NOTHING_QUEUED), batches=ids)
+    assert _scanned(nodes) == set()
+    (look,) = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert "batch_id" in look["Index Cond"]
+    nodes = _nodes(loaded.worker, str(draining._DRAIN), batches=ids)
+    assert _scanned(nodes) == set()
+
+
+@pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
+def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
+    nodes = _nodes(loaded.worker, finals.LINES, batch=_a_batch(loaded), after=after, limit=2000)
+    assert _scanned(nodes) == set()
+    assert {"requests_pkey", "results_pkey"} <= _indexes(nodes)
+
+
+@pytest.mark.parametrize("after", [None, "01000000-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize("what", ["batches", "files, newest first", "files, oldest first"])
+def test_a_page_is_read_off_its_index(loaded: World, what: str, after: str | None) -> None:
+    values: dict[str, Any] = {"tenant": DEFAULT_TENANT, "after": after, "limit": 21}
+    sql = str(batches._PAGE)
+    if what != "batches":
+        values["purpose"] = None
+        sql = str(files._PAGE["newest" in what])
+    nodes = _nodes(loaded.worker, sql, **values)
+    assert _scanned(nodes) == set()
+    assert "Sort" not in _kinds(nodes)
+    table = "batches" if what == "batches" else "files"
+    assert _indexes(nodes) & {f"{table}_newest", f"{table}_pkey"}
+
+
+@pytest.mark.parametrize("file", ["infer-spot.yaml", "infer-dedicated.yaml"])
+def test_the_autoscalers_poll_is_bounded(loaded: World, file: str) -> None:
+    trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
+    sql = trigger["metadata"]["query"]
+    engine = loaded.database.engine("autoscaler")
+    nodes = _nodes(engine, sql.replace(":", r"\:"))
+    # However much waits, the poll reads no more rows than its limits.
+    assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 2
+    whole = _nodes(engine, "SELECT count(*) FROM queue")
+    assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 10
+    with engine.connect() as connection:
+        assert 0 < connection.execute(text(sql)).scalar_one() <= 40
