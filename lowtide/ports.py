@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lowtide.domain.outcomes import Outcome
     from lowtide.domain.outputs import FinishedLine
     from lowtide.domain.pools import Depth, Pool
+    from lowtide.domain.requests import RequestState, ResultCursor, ResultPage
+    from lowtide.domain.statuses import RequestStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,10 @@ class EventSink(Protocol):
 class FileCatalog(Protocol):
     """The records of stored files, for one tenant at a time."""
 
+    def expect(self, tenant: TenantId, object_key: str) -> None:
+        """Note an object before it is written, so that a crash cannot leave it behind unseen."""
+        ...
+
     def add(self, file: StoredFile) -> None:
         """Record a file whose object is complete."""
         ...
@@ -138,6 +144,10 @@ class FileCatalog(Protocol):
 
     def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Forget a file; raises NotFound, or Conflict while an active batch reads it."""
+        ...
+
+    def removed(self, tenant: TenantId, object_key: str) -> None:
+        """Note that the object of a forgotten file is gone from the store."""
         ...
 
 
@@ -166,6 +176,41 @@ class BatchLedger(Protocol):
         Returns the batch and whether nothing was running, in which case `event` was recorded.
         Raises NotFound, or Conflict when the batch is already over.
         """
+        ...
+
+
+class RequestCatalog(Protocol):
+    """The lines of batches as users see them, for one tenant at a time."""
+
+    def page(
+        self,
+        tenant: TenantId,
+        batch: BatchId,
+        *,
+        after: int,
+        limit: int,
+        status: RequestStatus | None,
+        pool: Pool | None,
+    ) -> Sequence[RequestState]:
+        """Return up to `limit` lines behind line `after`, in input order."""
+        ...
+
+    def results(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> ResultPage:
+        """Return up to `limit` results committed behind `cursor`."""
+        ...
+
+
+class ModelCatalog(Protocol):
+    """The models that engines serve or served."""
+
+    def names(self, tenant: TenantId) -> Sequence[tuple[str, datetime]]:
+        """Return each model that is served or that a tenant's batches named, and since when."""
+        ...
+
+    def note(self, names: Sequence[str]) -> None:
+        """Add models that an engine serves."""
         ...
 
 
@@ -290,6 +335,14 @@ class Ticks(Protocol):
 
         Times in seconds. Returns how many lines of expired leases were given back.
         """
+        ...
+
+    def strays(self, limit: int) -> Sequence[str]:
+        """Forget expired files; return keys of objects that belong to no file (any more)."""
+        ...
+
+    def forget_strays(self, keys: Sequence[str]) -> None:
+        """Note that these objects are gone."""
         ...
 
     def depths(self) -> Mapping[Pool, Depth]:

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     event_sink_timeout: float = Field(default=3.0, gt=0, description="Seconds for one event.")
 
     max_file_bytes: int = Field(default=200_000_000, gt=0, description="Largest upload, in bytes.")
+    file_expiry: int = Field(
+        default=2_592_000, gt=0, description="Seconds that an uploaded file is kept."
+    )
     max_batch_lines: int = Field(default=50_000, gt=0, description="Most requests a file.")
     max_line_bytes: int = Field(default=4_194_304, gt=0, description="Largest request, in bytes.")
     endpoints: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from lowtide.postgres.models import PostgresModels
     from lowtide.postgres.tenants import PostgresTenants
     from lowtide.services.batches import Batches
     from lowtide.services.files import Files
     from lowtide.services.finalizing import Finalizer
     from lowtide.services.inference import Worker
+    from lowtide.services.requests import Requests
     from lowtide.services.scheduling import Scheduler
     from lowtide.services.splitting import Splitter
 
@@ -103,7 +105,9 @@ def files() -> Files:
     from lowtide.services.files import Files, UploadLimits
 
     settings = read_settings()
-    limits = UploadLimits(settings.max_file_bytes, line_limits(), settings.endpoints)
+    limits = UploadLimits(
+        settings.max_file_bytes, settings.file_expiry, line_limits(), settings.endpoints
+    )
     return Files(PostgresFiles(database()), objects(), limits, new_id=new_id, clock=now)
 
 
@@ -124,6 +128,24 @@ def batches() -> Batches:
         new_id=new_id,
         clock=now,
     )
+
+
+@lru_cache(maxsize=1)
+def requests() -> Requests:
+    """Return the service that looks into batches."""
+    from lowtide.postgres.batches import PostgresBatches
+    from lowtide.postgres.requests import PostgresRequests
+    from lowtide.services.requests import Requests
+
+    return Requests(PostgresBatches(database()), PostgresRequests(database()))
+
+
+@lru_cache(maxsize=1)
+def models() -> PostgresModels:
+    """Return the models that are served."""
+    from lowtide.postgres.models import PostgresModels
+
+    return PostgresModels(database())
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +193,7 @@ def scheduler() -> Scheduler:
         stalled_after=settings.stalled_after,
     )
     ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
-    return Scheduler(ticks, publisher(), rules)
+    return Scheduler(ticks, objects(), publisher(), rules)
 
 
 def build_worker(pool: Pool) -> Worker:

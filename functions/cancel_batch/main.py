@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide.http import batches
-from lowtide.http.application import Application, Route
+from lowtide.http import routes
+from lowtide.http.application import Application
 
 if TYPE_CHECKING:
     from flask import Request, Response
 
-application = Application([Route("POST", "/v1/batches/<batch_id>/cancel", batches.cancel)])
+application = Application(routes.CANCEL_BATCH)
 
 
 @functions_framework.http

@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide.http import files
-from lowtide.http.application import Application, Route
+from lowtide.http import routes
+from lowtide.http.application import Application
 
 if TYPE_CHECKING:
     from flask import Request, Response
 
-application = Application(
-    [
-        Route("POST", "/v1/files", files.upload),
-        Route("DELETE", "/v1/files/<file_id>", files.delete),
-    ]
-)
+application = Application(routes.UPLOAD)
 
 
 @functions_framework.http

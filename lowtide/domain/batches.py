@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch about to be created."""
+    """A batch about to be created; `output_expires_after` is in seconds, None keeps its files."""
 
     id: BatchId
     tenant: TenantId
@@ -29,6 +29,7 @@ class NewBatch:
     deadline: datetime
     metadata: Mapping[str, str] | None
     idempotency_key: str | None
+    output_expires_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

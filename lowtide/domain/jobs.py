@@ -24,9 +24,10 @@ class SplitJob:
 
 @dataclass(frozen=True, slots=True)
 class FinalJob:
-    """A drained batch to close; `final_status` is how it ends."""
+    """A drained batch to close; `final_status` is how it ends, `files_expire_at` when its files do."""
 
     batch: BatchId
     tenant: TenantId
     final_status: BatchStatus
     drained_at: datetime
+    files_expire_at: datetime | None

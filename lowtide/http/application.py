@@ -28,11 +28,12 @@ from lowtide.domain.errors import (
 from lowtide.metrics import api as metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from flask import Request
 
     from lowtide.domain.ids import TenantId
+    from lowtide.http.operations import Route
     from lowtide.postgres.tenants import Caller
 
 _log = logging.getLogger(__name__)
@@ -50,19 +51,6 @@ class Call:
     def tenant(self) -> TenantId:
         """Whose objects this call may see."""
         return self.caller.tenant
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A method and a path pattern (werkzeug's syntax), and what answers it.
-
-    The handler gets a Call and the path's values, or just the values when `public`.
-    """
-
-    method: str
-    path: str
-    handler: Callable[..., Response]
-    public: bool = False
 
 
 class Application:

@@ -6,14 +6,16 @@ import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
 from flask import Response
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from lowtide import wiring
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from lowtide.domain.ids import FileId, parse_file_id
+from lowtide.http import types
 from lowtide.http.application import json_response
-from lowtide.http.objects import deleted_file, file_not_named, file_object, page_object
+from lowtide.http.objects import file_not_named, file_object, file_page
 from lowtide.http.paging import page_arguments
 
 if TYPE_CHECKING:
@@ -80,13 +82,13 @@ def page(call: Call) -> Response:
         newest_first=arguments.newest_first,
         purpose=call.request.args.get("purpose"),
     )
-    return json_response(page_object([file_object(file) for file in files], has_more=more))
+    return json_response(file_page(files, has_more=more))
 
 
 def delete(call: Call, file_id: str) -> Response:
     """`DELETE /v1/files/{file_id}`."""
     wiring.files().delete(call.tenant, _id(file_id))
-    return json_response(deleted_file(file_id))
+    return json_response(types.DeletedFile(file_id))
 
 
 def _id(text: str, param: str = "file_id") -> FileId:
@@ -129,7 +131,25 @@ def _receive(call: Call, service: Files, boundary: str) -> StoredFile:
             ) from error
         if upload_ is None or filename is None:
             raise InvalidRequest("The form has no file: add the field 'file'.", param="file")
-        return upload_.finish(filename, fields.get("purpose"))
+        return upload_.finish(filename, fields.get("purpose"), _expires_after(fields))
+
+
+def _expires_after(fields: dict[str, str]) -> int | None:
+    """Return the seconds of the form's `expires_after[…]` fields, if it has them."""
+    given = {
+        name: fields[f"expires_after[{name}]"]
+        for name in ("anchor", "seconds")
+        if f"expires_after[{name}]" in fields
+    }
+    if not given:
+        return None
+    try:
+        return msgspec.convert(given, types.ExpiresAfter, strict=False).seconds
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"expires_after needs the anchor 'created_at' and seconds from 3600 to 2592000: {error}.",
+            param="expires_after",
+        ) from error
 
 
 def _parts(request: Request, boundary: str) -> Iterator[tuple[MultipartSegment, bytes]]:

@@ -22,10 +22,16 @@ class PageArguments:
 
 def page_arguments(request: Request, *, most: int, default: int) -> PageArguments:
     """Read `after`, `limit` and `order`; raises InvalidRequest."""
-    text = request.args.get("limit", str(default))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
-        raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
+    limit = limit_argument(request, most=most, default=default)
     order = request.args.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be 'asc' or 'desc'.", param="order")
-    return PageArguments(request.args.get("after"), int(text), order == "desc")
+    return PageArguments(request.args.get("after"), limit, order == "desc")
+
+
+def limit_argument(request: Request, *, most: int, default: int) -> int:
+    """Read `limit`; raises InvalidRequest."""
+    text = request.args.get("limit", str(default))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+        raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
+    return int(text)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from lowtide import wiring
+from lowtide.domain.errors import NotFound
+from lowtide.http import types
 from lowtide.http.application import json_response
 from lowtide.postgres.connections import begin
 
@@ -27,9 +29,24 @@ def ready() -> Response:
     return json_response({"status": "ok"})
 
 
-def models(call: Call) -> Response:  # noqa: ARG001
-    """`GET /v1/models`: any model name is accepted, so none is listed before it was used."""
-    return json_response({"object": "list", "data": []})
+def models(call: Call) -> Response:
+    """`GET /v1/models`: what engines serve, and what the caller's batches named."""
+    return json_response(types.ModelPage(_models(call)))
+
+
+def model(call: Call, name: str) -> Response:
+    """`GET /v1/models/{name}`; raises NotFound."""
+    for found in _models(call):
+        if found.id == name:
+            return json_response(found)
+    raise NotFound(f"No model {name[:100]!r}: see /v1/models.", param="model")
+
+
+def _models(call: Call) -> list[types.Model]:
+    return [
+        types.Model(id=name, created=int(since.timestamp()))
+        for name, since in wiring.models().names(call.tenant)
+    ]
 
 
 def check_database() -> None:

@@ -33,9 +33,10 @@ ORDER BY id DESC LIMIT :limit
 _INPUT = text("SELECT object_key FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE")
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  created_at, deadline, metadata, idempotency_key)
+  created_at, deadline, metadata, output_expires_after, idempotency_key)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
-  :created_at, :deadline, cast(:metadata AS jsonb), :idempotency_key)
+  :created_at, :deadline, cast(:metadata AS jsonb),
+  :output_expires_after, :idempotency_key)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _BY_IDEMPOTENCY_KEY = text("""
@@ -130,6 +131,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "metadata": None
         if batch.metadata is None
         else msgspec.json.encode(batch.metadata).decode(),
+        "output_expires_after": batch.output_expires_after,
         "idempotency_key": batch.idempotency_key,
     }
 

@@ -42,6 +42,13 @@ SELECT id FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
+_STRAY = text("""
+INSERT INTO stray_objects (object_key, tenant_id, due_at)
+VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+""")
+_NOT_STRAY = text("DELETE FROM stray_objects WHERE object_key = :key")
+# An upload that takes longer is lost: its object is taken for one that a crash left behind.
+_LONGEST_UPLOAD_SECONDS = 6 * 3600
 
 
 def add_file(connection: Connection, file: StoredFile) -> None:
@@ -77,10 +84,17 @@ class PostgresFiles:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def expect(self, tenant: TenantId, object_key: str) -> None:
+        """Note an object before it is written, so that a crash cannot leave it behind unseen."""
+        parameters = {"key": object_key, "tenant": tenant, "after": _LONGEST_UPLOAD_SECONDS}
+        with acting_for(self._engine, tenant) as connection:
+            connection.execute(_STRAY, parameters)
+
     def add(self, file: StoredFile) -> None:
         """Record a file whose object is complete."""
         with acting_for(self._engine, file.tenant) as connection:
             add_file(connection, file)
+            connection.execute(_NOT_STRAY, {"key": file.object_key})
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Return a file; raises NotFound."""
@@ -121,7 +135,14 @@ class PostgresFiles:
                     code="file_in_use",
                 )
             connection.execute(_REMOVE, {"id": file})
+            stray = {"key": row.object_key, "tenant": tenant, "after": 0}
+            connection.execute(_STRAY, stray)
         return _file(row)
+
+    def removed(self, tenant: TenantId, object_key: str) -> None:
+        """Note that the object of a forgotten file is gone from the store."""
+        with acting_for(self._engine, tenant) as connection:
+            connection.execute(_NOT_STRAY, {"key": object_key})
 
 
 def _file(row: Any) -> StoredFile:

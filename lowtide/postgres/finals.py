@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from lowtide.domain.ids import BatchId
 
 _JOB = text("""
-SELECT tenant_id, status, drained_at, now() AS now FROM batches
+SELECT tenant_id, status, drained_at,
+  drained_at + make_interval(secs => output_expires_after) AS files_expire_at
+FROM batches
 WHERE id = :batch AND drained_at IS NOT NULL
   AND status IN ('finalizing', 'cancelling', 'in_progress')
 """)
@@ -68,7 +70,7 @@ class PostgresFinals:
         if row is None:
             return None
         ending = ENDS_AS[BatchStatus(row.status)]
-        return FinalJob(batch, TenantId(row.tenant_id), ending, row.drained_at)
+        return FinalJob(batch, TenantId(row.tenant_id), ending, row.drained_at, row.files_expire_at)
 
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
         """Yield every line in input order; those without a result carry code and message given.

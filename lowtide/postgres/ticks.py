@@ -122,6 +122,23 @@ SELECT batch_id, pool, lease_id, tenant_id, count(*) FROM given
 GROUP BY batch_id, pool, lease_id, tenant_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed
 """)
+_EXPIRE_FILES = text("""
+WITH expired AS (
+  DELETE FROM files WHERE ctid = ANY(ARRAY(
+    SELECT f.ctid FROM files f
+    WHERE f.expires_at <= now() AND NOT EXISTS (
+      SELECT 1 FROM batches b WHERE b.input_file_id = f.id
+        AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+    ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
+  RETURNING object_key, tenant_id
+)
+INSERT INTO stray_objects (object_key, tenant_id, due_at)
+SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
+""")
+_STRAYS = text("""
+SELECT object_key FROM stray_objects WHERE due_at <= now() ORDER BY due_at LIMIT :limit
+""")
+_FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
 _DEPTH = text("""
 SELECT pool, (SELECT count(*) FROM queue q WHERE q.pool = p.pool) AS queued,
   (SELECT count(*) FROM claims c WHERE c.pool = p.pool) AS running
@@ -179,6 +196,18 @@ class PostgresTicks:
         self._drain_silent()
         self._restart_stalled(stalled_after)
         return reaped
+
+    def strays(self, limit: int) -> Sequence[str]:
+        """Forget expired files; return keys of objects that belong to no file (any more)."""
+        with begin(self._engine) as connection:
+            connection.execute(_EXPIRE_FILES, {"limit": limit})
+        with begin(self._engine) as connection:
+            return connection.execute(_STRAYS, {"limit": limit}).scalars().all()
+
+    def forget_strays(self, keys: Sequence[str]) -> None:
+        """Note that these objects are gone."""
+        with begin(self._engine) as connection:
+            connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
 
     def depths(self) -> dict[Pool, Depth]:
         """Return how much waits and runs in each pool."""

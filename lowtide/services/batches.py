@@ -32,6 +32,7 @@ class BatchRequest:
     endpoint: str | None = None
     completion_window: str | None = None
     metadata: Mapping[str, str] | None = None
+    output_expires_after: int | None = None
     idempotency_key: str | None = None
 
 
@@ -94,6 +95,7 @@ class Batches:
             deadline=now + window,
             metadata=wanted.metadata,
             idempotency_key=wanted.idempotency_key,
+            output_expires_after=wanted.output_expires_after,
         )
         event = batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, batch.id)
         created, new = self._ledger.create(batch, event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Bounds on an upload; `endpoints` are the urls that lines may name."""
+    """Bounds on an upload; `endpoints` are the urls that lines may name.
+
+    A file that names no expiry of its own expires `expires_after` seconds after its upload.
+    """
 
     max_bytes: int
+    expires_after: int
     lines: Limits
     endpoints: tuple[str, ...]
 
@@ -62,6 +67,7 @@ class Upload:
         self._writer = objects.open_writer(object_key(file))
 
     def __enter__(self) -> Self:
+        self._catalog.expect(self._tenant, object_key(self._file))
         self._block.enter_context(self._writer)
         return self
 
@@ -86,8 +92,13 @@ class Upload:
             pass
         self._writer.write(chunk)
 
-    def finish(self, filename: str, purpose: str | None) -> StoredFile:
-        """Complete the object and record the file; an absent purpose means `batch`."""
+    def finish(
+        self, filename: str, purpose: str | None, expires_after: int | None = None
+    ) -> StoredFile:
+        """Complete the object and record the file.
+
+        An absent purpose means `batch`; `expires_after` is in seconds, None takes the default.
+        """
         if purpose not in (None, Purpose.BATCH):
             raise InvalidRequest(
                 f"purpose {purpose!r} is not supported: use 'batch'.",
@@ -111,6 +122,7 @@ class Upload:
             status_details=_summary(problems) if problems else None,
             created_at=self._now,
             endpoint=self._reader.endpoint,
+            expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
         )
         try:
             self._catalog.add(file)
@@ -183,6 +195,7 @@ class Files:
         """Delete a file; raises NotFound, or Conflict while a batch reads it."""
         removed = self._catalog.remove(tenant, file)
         self._objects.delete([removed.object_key])
+        self._catalog.removed(tenant, removed.object_key)
 
 
 def _summary(problems: Sequence[Problem]) -> str:

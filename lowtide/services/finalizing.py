@@ -127,6 +127,7 @@ class _OutputFile:
             status=FileStatus.PROCESSED,
             status_details=None,
             created_at=self._job.drained_at,
+            expires_at=self._job.files_expire_at,
         )
 
     def _flush(self) -> None:

@@ -124,6 +124,17 @@ class Worker:
             await self._keeper.close()
             await self._engine.close()
 
+    async def _pull_beside(self, background: Sequence[asyncio.Task[None]]) -> None:
+        """Pull until stopped, or until a background task ends: they end by a fault alone.
+
+        A worker that can no longer settle or renew must not go on looking healthy.
+        """
+        pull = asyncio.create_task(self._pull())
+        ended, _ = await asyncio.wait({pull, *background}, return_when=asyncio.FIRST_COMPLETED)
+        pull.cancel()
+        for task in ended:
+            task.result()
+
     async def _pull(self) -> None:
         while not self._stopping:
             free = self._rules.capacity - len(self._held)
@@ -162,25 +173,22 @@ class Worker:
     async def _run_set(self, held: Mapping[int, Claim]) -> None:
         try:
             requests = await asyncio.to_thread(self._load, held)
-        except NotFound:
-            self._end(held, [_lost_input(claim) for claim in held.values()])
-            return
-        except LowtideError as error:
-            _log.warning("input.unreadable", extra={"reason": error.message})
-            self._end(held, [_unread(claim, error.message) for claim in held.values()])
-            return
-        try:
             async for group in self._engine.run(requests):
                 self._end(
                     [key for key, _ in group],
                     [settle_line(held[key], out, self._policy, self._rng) for key, out in group],
                 )
+        except NotFound:
+            self._end(held, [_lost_input(claim) for claim in held.values()])
+        except LowtideError as error:
+            _log.warning("input.unreadable", extra={"reason": error.message})
+            self._end(held, [_unread(claim, error.message) for claim in held.values()])
         except Exception:  # noqa: BLE001
-            # The lease is renewed as long as the worker lives: a line that an engine's fault left
-            # in its hands would never be run again.
-            _log.exception("engine.failed")
+            # The lease is renewed as long as the worker lives: a line that a fault here left in its
+            # hands would never be run again.
+            _log.exception("lines.failed")
             left = [key for key in held if key in self._held]
-            self._end(left, [_unread(held[key], "The engine failed") for key in left])
+            self._end(left, [_unread(held[key], "The worker failed") for key in left])
 
     def _end(
         self, keys: Sequence[int] | Mapping[int, Claim], lines: Sequence[Finished | Returned]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+from lowtide.domain.errors import LowtideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lowtide.domain.events import Event
     from lowtide.ports import EventSink, Outbox
+
+_log = logging.getLogger(__name__)
 
 
 class Publisher:
@@ -24,8 +29,12 @@ class Publisher:
         for event in events:
             if not self._sink.publish(event):
                 continue
-            self._outbox.forget(event)
             accepted += 1
+            try:
+                self._outbox.forget(event)
+            except LowtideError as error:
+                # What the caller did is committed. Sent twice is harmless, told that it failed not.
+                _log.warning("event.kept", extra={"reason": error.message})
         return accepted
 
     def resend(self, *, older_than: float = 0.0, limit: int = 100) -> int:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowtide.domain.errors import Unavailable
 from lowtide.domain.escalation import plan_escalations
 from lowtide.domain.replicas import desired_replicas
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
     from lowtide.domain.escalation import Capacity
     from lowtide.domain.pools import Pool
-    from lowtide.ports import Ticks
+    from lowtide.ports import ObjectStore, Ticks
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
+_STRAYS_A_TICK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,11 @@ class TickReport:
 class Scheduler:
     """Keeps promises: gives lost work back, ends what is due, escalates what would be late."""
 
-    def __init__(self, ticks: Ticks, publisher: Publisher, rules: TickRules) -> None:
+    def __init__(
+        self, ticks: Ticks, objects: ObjectStore, publisher: Publisher, rules: TickRules
+    ) -> None:
         self._ticks = ticks
+        self._objects = objects
         self._publisher = publisher
         self._rules = rules
 
@@ -71,6 +76,7 @@ class Scheduler:
             escalated = sum(escalation.lines for escalation in plan.escalations)
             at_risk = len(plan.at_risk)
         self._publisher.resend()
+        self._remove_strays()
         depths = self._ticks.depths()
         report = TickReport(
             reaped=reaped,
@@ -89,3 +95,14 @@ class Scheduler:
         if reaped or escalated or at_risk:
             _log.info("tick", extra={"reaped": reaped, "escalated": escalated, "at_risk": at_risk})
         return report
+
+    def _remove_strays(self) -> None:
+        """Remove objects without a file; what fails here is due again at the next tick."""
+        try:
+            keys = self._ticks.strays(_STRAYS_A_TICK)
+            if keys:
+                self._objects.delete(keys)
+                self._ticks.forget_strays(keys)
+                _log.info("objects.removed", extra={"objects": len(keys)})
+        except Unavailable as error:
+            _log.warning("objects.not_removed", extra={"reason": error.message})

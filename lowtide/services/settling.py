@@ -60,6 +60,7 @@ class Settler:
         self._waiting: list[Finished | Returned] = []
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     @property
     def is_congested(self) -> bool:
@@ -91,23 +92,24 @@ class Settler:
 
     async def flush(self) -> None:
         """Write what waits now; on failure it goes on waiting."""
-        self._some.clear()
-        self._enough.clear()
-        lines, self._waiting = self._waiting, []
-        if not lines or self._keeper.lease is None:
-            return
-        try:
-            await asyncio.shield(self._settle(self._keeper.lease, lines))
-        except LowtideError as error:
-            _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
-            await asyncio.sleep(_RETRY_SECONDS)
-            self.add(lines)
+        async with self._writing:
+            self._some.clear()
+            self._enough.clear()
+            lines, self._waiting = self._waiting, []
+            if not lines or self._keeper.lease is None:
+                return
+            try:
+                await asyncio.shield(self._settle(self._keeper.lease, lines))
+            except LowtideError as error:
+                _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
+                await asyncio.sleep(_RETRY_SECONDS)
+                self.add(lines)
 
     async def drain(self, seconds: float) -> None:
-        """Write everything, for at most `seconds`."""
+        """Write everything, also what is being written now, for at most `seconds`."""
         try:
             async with asyncio.timeout(seconds):
-                while self._waiting:
+                while self._waiting or self._writing.locked():
                     await self.flush()
         except TimeoutError:
             _log.warning("settle.abandoned", extra={"lines": len(self._waiting)})

@@ -41,6 +41,7 @@ CREATE TABLE files (
   expires_at timestamptz
 );
 CREATE INDEX files_newest ON files (tenant_id, id DESC);
+CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL;
 
 CREATE TABLE batches (
   id uuid PRIMARY KEY,
@@ -74,11 +75,14 @@ CREATE TABLE batches (
   error_file_id uuid REFERENCES files (id) ON DELETE SET NULL,
   errors jsonb,
   metadata jsonb,
+  output_expires_after integer,
   idempotency_key text,
   UNIQUE (tenant_id, idempotency_key)
 );
 CREATE INDEX batches_newest ON batches (tenant_id, id DESC);
 CREATE INDEX batches_by_input ON batches (input_file_id);
+CREATE INDEX batches_by_output ON batches (output_file_id) WHERE output_file_id IS NOT NULL;
+CREATE INDEX batches_by_error ON batches (error_file_id) WHERE error_file_id IS NOT NULL;
 CREATE INDEX batches_active ON batches (deadline)
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
 
@@ -158,6 +162,7 @@ CREATE TABLE results (
   body text,
   error_code text,
   error_message text,
+  settled_in xid8 NOT NULL DEFAULT pg_current_xact_id(),
   PRIMARY KEY (batch_id, line)
 );
 
@@ -209,6 +214,20 @@ CREATE TABLE outbox (
   subject text NOT NULL,
   data jsonb NOT NULL,
   created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Objects that belong to no row: an upload that has not ended, a file that was deleted. The scheduler
+-- removes them from the object store once they are due.
+CREATE TABLE stray_objects (
+  object_key text PRIMARY KEY,
+  tenant_id uuid NOT NULL,
+  due_at timestamptz NOT NULL
+);
+CREATE INDEX stray_objects_due ON stray_objects (due_at);
+
+CREATE TABLE models (
+  name text PRIMARY KEY,
+  first_seen_at timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE TABLE audit_log (
@@ -282,13 +301,14 @@ GRANTS = """
 GRANT SELECT, INSERT, UPDATE, DELETE ON files TO lowtide_api;
 GRANT SELECT, INSERT, UPDATE ON batches TO lowtide_api;
 GRANT SELECT, DELETE ON queue TO lowtide_api;
-GRANT SELECT, INSERT, DELETE ON outbox TO lowtide_api;
+GRANT SELECT, INSERT, DELETE ON outbox, stray_objects TO lowtide_api;
+GRANT SELECT ON models TO lowtide_api;
 GRANT SELECT ON requests, claims, results, tallies, request_events, dead_letters TO lowtide_api;
 GRANT SELECT ON request_states, batch_states TO lowtide_api;
 GRANT INSERT ON audit_log TO lowtide_api;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON files, batches, requests, queue, claims, workers, results,
-  tallies, request_events, dead_letters, outbox TO lowtide_worker;
+  tallies, request_events, dead_letters, outbox, stray_objects, models TO lowtide_worker;
 GRANT SELECT ON tenants, request_states, batch_states TO lowtide_worker;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO lowtide_operator;
@@ -302,7 +322,7 @@ GRANT SELECT ON queue, claims TO lowtide_autoscaler;
 
 TENANT_OWNED = (
     "api_keys", "files", "batches", "requests", "queue", "claims", "results", "tallies",
-    "request_events", "dead_letters", "outbox", "audit_log",
+    "request_events", "dead_letters", "outbox", "stray_objects", "audit_log",
 )  # fmt: skip
 
 SETTINGS = """

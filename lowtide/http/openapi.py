@@ -1,0 +1,107 @@
+"""The OpenAPI 3.1 document, from the routes and the types they name."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lowtide import __version__
+from lowtide.http import types
+from lowtide.http.operations import JSON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.http.operations import Operation, Parameter, Route
+
+_VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
+_ALWAYS = (401, 500, 503)
+_REF = "#/components/schemas/{name}"
+_EXTENSIONS = "Beyond OpenAI"
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the document of all routes that have an operation."""
+    documented = [(route, route.operation) for route in routes if route.operation is not None]
+    named: list[type] = [types.Error]
+    for _, operation in documented:
+        named += [found for found in (operation.answer, operation.body) if found is not None]
+    _, schemas = msgspec.json.schema_components(dict.fromkeys(named), ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route, operation in documented:
+        path = _VARIABLE.sub(r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Lowtide",
+            "version": __version__,
+            "description": "OpenAI's Files and Batches, on your own GPUs, and what they lack.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "security": [{"key": []}],
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route, operation: Operation) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "tags": [_EXTENSIONS if operation.extension else route.path.split("/")[2].capitalize()],
+        "parameters": [
+            *(_path_parameter(name) for name in _VARIABLE.findall(route.path)),
+            *(_parameter(parameter) for parameter in operation.parameters),
+        ],
+        "responses": _responses(operation),
+    }
+    if operation.body is not None:
+        schema = {"$ref": _REF.format(name=operation.body.__name__)}
+        made["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+    if operation.form is not None:
+        content = {"multipart/form-data": {"schema": operation.form}}
+        made["requestBody"] = {"required": True, "content": content}
+    return made
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    if operation.answer is None:
+        content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
+    else:
+        schema = {"$ref": _REF.format(name=operation.answer.__name__)}
+        content = {operation.media: {"schema": schema}}
+    headers = {
+        "x-request-id": _header("Names this call in logs."),
+        **{name: _header(text) for name, text in (operation.headers or {}).items()},
+    }
+    found: dict[str, Any] = {"200": {"description": "OK", "content": content, "headers": headers}}
+    if operation.partial:
+        found["206"] = {"description": "Partial Content", "content": content}
+    error = {JSON: {"schema": {"$ref": _REF.format(name="Error")}}}
+    for status in sorted({*operation.errors, *_ALWAYS}):
+        found[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
+    return found
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        "description": parameter.description,
+        "schema": dict(parameter.schema),
+    }

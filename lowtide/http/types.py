@@ -1,0 +1,232 @@
+"""The JSON objects of the API; the OpenAPI document is made from these very types."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+Seconds = Annotated[int, Meta(description="Unix time in seconds.")]
+FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
+BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
+MetadataKey = Annotated[str, Meta(max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
+
+
+class ErrorDetail(msgspec.Struct):
+    """What went wrong, and how to mend it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(msgspec.Struct):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+class File(msgspec.Struct, kw_only=True):
+    """A stored file."""
+
+    id: FileId
+    size: int = field(name="bytes")
+    created_at: Seconds
+    expires_at: Seconds | None
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None
+    object: Literal["file"] = "file"
+
+
+class DeletedFile(msgspec.Struct):
+    """The answer to a deletion."""
+
+    id: FileId
+    deleted: bool = True
+    object: Literal["file"] = "file"
+
+
+class FilePage(msgspec.Struct, kw_only=True):
+    """One page of files."""
+
+    data: list[File]
+    first_id: FileId | None
+    last_id: FileId | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class BatchError(msgspec.Struct):
+    """One thing wrong with an input file; `line` counts physical lines from 1."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchErrors(msgspec.Struct):
+    """Everything wrong with an input file, up to 100 problems."""
+
+    data: list[BatchError]
+    object: Literal["list"] = "list"
+
+
+class RequestCounts(msgspec.Struct):
+    """Lines of a batch; completed + failed never exceeds total."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(msgspec.Struct, frozen=True):
+    """Input tokens by kind."""
+
+    cached_tokens: int = 0
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    """Output tokens by kind."""
+
+    reasoning_tokens: int = 0
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens of all results so far."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+
+
+class Extension(msgspec.Struct, kw_only=True):
+    """What Lowtide tells beyond OpenAI. `pools` counts finished lines."""
+
+    user: str
+    sla_state: Literal["In progress", "At risk", "Met", "Breached"]
+    deadline: Seconds
+    pools: dict[str, int]
+    interruptions: int
+    retries: int
+    escalations: int
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """A batch as it stands."""
+
+    id: BatchId
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: FileId
+    completion_window: str
+    status: Literal[
+        "validating",
+        "failed",
+        "in_progress",
+        "finalizing",
+        "completed",
+        "expired",
+        "cancelling",
+        "cancelled",
+    ]
+    output_file_id: FileId | None
+    error_file_id: FileId | None
+    created_at: Seconds
+    in_progress_at: Seconds | None
+    expires_at: Seconds
+    finalizing_at: Seconds | None
+    completed_at: Seconds | None
+    failed_at: Seconds | None
+    expired_at: Seconds | None
+    cancelling_at: Seconds | None
+    cancelled_at: Seconds | None
+    request_counts: RequestCounts
+    usage: Usage
+    metadata: Metadata | None
+    x_lowtide: Extension
+    object: Literal["batch"] = "batch"
+
+
+class BatchPage(msgspec.Struct, kw_only=True):
+    """One page of batches, newest first."""
+
+    data: list[Batch]
+    first_id: BatchId | None
+    last_id: BatchId | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """A model that a worker's engine serves or served."""
+
+    id: str
+    created: Seconds
+    owned_by: str = "lowtide"
+    object: Literal["model"] = "model"
+
+
+class ModelPage(msgspec.Struct):
+    """All models."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """One line of a batch as it stands."""
+
+    id: str
+    line: int
+    custom_id: str
+    status: Literal["Queued", "Running", "Completed", "Failed", "DeadLettered"]
+    pool: Literal["spot", "dedicated"] | None
+    attempts: int
+    interruptions: int
+    escalated: bool
+    queued_at: Seconds | None
+    started_at: Seconds | None
+    finished_at: Seconds | None
+    status_code: int | None
+    error_code: str | None
+    error_message: str | None
+    object: Literal["batch.request"] = "batch.request"
+
+
+class RequestPage(msgspec.Struct, kw_only=True):
+    """One page of a batch's requests, in input order."""
+
+    data: list[Request]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class ExpiresAfter(msgspec.Struct):
+    """When a file expires."""
+
+    seconds: Annotated[int, Meta(ge=3600, le=2_592_000)]
+    anchor: Literal["created_at"]
+
+
+class CreateBatch(msgspec.Struct):
+    """What a batch is made from. `inputFileId` and `userId` are the original's names."""
+
+    input_file_id: str | None = None
+    endpoint: str | None = None
+    completion_window: str | None = None
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+    original_input_file_id: str | None = field(name="inputFileId", default=None)
+    user_id: str | None = field(name="userId", default=None)
