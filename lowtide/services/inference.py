@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from lowtide.domain.settlement import settle_line
 from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from lowtide.domain.backoff import Backoff
@@ -124,17 +125,6 @@ class Worker:
             await self._keeper.close()
             await self._engine.close()
 
-    async def _pull_beside(self, background: Sequence[asyncio.Task[None]]) -> None:
-        """Pull until stopped, or until a background task ends: they end by a fault alone.
-
-        A worker that can no longer settle or renew must not go on looking healthy.
-        """
-        pull = asyncio.create_task(self._pull())
-        ended, _ = await asyncio.wait({pull, *background}, return_when=asyncio.FIRST_COMPLETED)
-        pull.cancel()
-        for task in ended:
-            task.result()
-
     async def _pull(self) -> None:
         while not self._stopping:
             free = self._rules.capacity - len(self._held)
@@ -171,6 +161,11 @@ class Worker:
         task.add_done_callback(self._sets.discard)
 
     async def _run_set(self, held: Mapping[int, Claim]) -> None:
+        """Run lines; whatever fails, none stays in hand.
+
+        The lease is renewed as long as the worker lives: a line that a fault left in its hands
+        would never be run again.
+        """
         try:
             requests = await asyncio.to_thread(self._load, held)
             async for group in self._engine.run(requests):
@@ -179,20 +174,21 @@ class Worker:
                     [settle_line(held[key], out, self._policy, self._rng) for key, out in group],
                 )
         except NotFound:
-            self._end(held, [_lost_input(claim) for claim in held.values()])
+            self._end_rest(held, _lost_input)
         except LowtideError as error:
             _log.warning("input.unreadable", extra={"reason": error.message})
-            self._end(held, [_unread(claim, error.message) for claim in held.values()])
+            self._end_rest(held, partial(_unread, reason=error.message))
         except Exception:  # noqa: BLE001
-            # The lease is renewed as long as the worker lives: a line that a fault here left in its
-            # hands would never be run again.
             _log.exception("lines.failed")
-            left = [key for key in held if key in self._held]
-            self._end(left, [_unread(held[key], "The worker failed") for key in left])
+            self._end_rest(held, partial(_unread, reason="The worker failed to run the line"))
 
-    def _end(
-        self, keys: Sequence[int] | Mapping[int, Claim], lines: Sequence[Finished | Returned]
+    def _end_rest(
+        self, held: Mapping[int, Claim], ending: Callable[[Claim], Finished | Returned]
     ) -> None:
+        left = [key for key in held if key in self._held]
+        self._end(left, [ending(held[key]) for key in left])
+
+    def _end(self, keys: Sequence[int], lines: Sequence[Finished | Returned]) -> None:
         for key in keys:
             self._held.pop(key, None)
         self._settler.add(lines)

@@ -61,11 +61,12 @@ class Settler:
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._unwritten = 0
 
     @property
     def is_congested(self) -> bool:
         """Whether writing is so far behind that no more lines should be claimed."""
-        return len(self._waiting) >= self._rules.backlog
+        return len(self._waiting) + self._unwritten >= self._rules.backlog
 
     def add(self, lines: Sequence[Finished | Returned]) -> None:
         """Take lines that ended or go back."""
@@ -98,12 +99,15 @@ class Settler:
             lines, self._waiting = self._waiting, []
             if not lines or self._keeper.lease is None:
                 return
+            self._unwritten = len(lines)
             try:
                 await asyncio.shield(self._settle(self._keeper.lease, lines))
             except LowtideError as error:
                 _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
                 await asyncio.sleep(_RETRY_SECONDS)
                 self.add(lines)
+            finally:
+                self._unwritten = 0
 
     async def drain(self, seconds: float) -> None:
         """Write everything, also what is being written now, for at most `seconds`."""

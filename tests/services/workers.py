@@ -1,0 +1,233 @@
+"""A worker around fakes: an engine to steer, a queue that can fail, a meter that remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from lowtide.domain.backoff import ExponentialBackoff
+from lowtide.domain.errors import Unavailable
+from lowtide.domain.outcomes import Answered, Outcome, RetryPolicy, Usage
+from lowtide.domain.pools import Pool
+from lowtide.objects.store import ObstoreObjects
+from lowtide.services.inference import Worker, WorkerRules
+from lowtide.services.leases import LeaseKeeper
+from lowtide.services.publishing import Publisher
+from lowtide.services.settling import FlushRules, Settler
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from lowtide.domain.claims import Claim, Finished, Returned, Settled
+    from lowtide.domain.events import Event
+    from lowtide.domain.ids import LeaseId
+    from lowtide.ports import EngineRequest, Queue
+    from tests.postgres.worlds import World
+
+PATIENCE = 15.0
+
+
+async def until(look: Callable[[], object], *, within: float = PATIENCE) -> None:
+    """Wait until `look` is true; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not look():
+        assert time.monotonic() < deadline, "It never happened."
+        await asyncio.sleep(0.005)
+
+
+def good(_: EngineRequest) -> Outcome:
+    """Answer 200."""
+    return Answered(200, '{"ok":true}', "req", Usage(1, 2))
+
+
+class SteeredEngine:
+    """Port Engine: answers what `answer` says, once `let_go` was called, if `hold` is set."""
+
+    def __init__(
+        self, answer: Callable[[EngineRequest], Outcome] = good, *, hold: bool = False
+    ) -> None:
+        self.answer = answer
+        self.seen: list[EngineRequest] = []
+        self.running = 0
+        self.most = 0
+        self.closed = False
+        self._go = asyncio.Event()
+        if not hold:
+            self._go.set()
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    async def run(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
+        self.seen += requests
+        self.running += len(requests)
+        self.most = max(self.most, self.running)
+        left = len(requests)
+        try:
+            for request in requests:
+                await self._go.wait()
+                outcome = self.answer(request)
+                self.running -= 1
+                left -= 1
+                yield [(request.key, outcome)]
+        finally:
+            self.running -= left
+
+    async def models(self) -> Sequence[str]:
+        return ()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FlakyQueue:
+    """Port Queue around another: fails or waits when told to, and counts calls."""
+
+    def __init__(self, inner: Queue) -> None:
+        self._inner = inner
+        self.failures: dict[str, deque[Exception]] = {}
+        self.calls: dict[str, int] = {}
+        self.held: dict[str, threading.Event] = {}
+        self.reached: dict[str, threading.Event] = {}
+
+    def fail(self, name: str, times: int, error: Exception | None = None) -> None:
+        self.failures[name] = deque([error or Unavailable("gone")] * times)
+
+    def hold(self, name: str) -> threading.Event:
+        """Let the next call of `name` wait for the event that is returned."""
+        self.reached[name] = threading.Event()
+        self.held[name] = threading.Event()
+        return self.held[name]
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if failures := self.failures.get(name):
+            raise failures.popleft()
+        if name in self.held:
+            waiting = self.held.pop(name)
+            self.reached[name].set()
+            assert waiting.wait(PATIENCE)
+        return getattr(self._inner, name)(*arguments)
+
+    def open_lease(self, pool: Pool, worker: str) -> LeaseId:
+        made: LeaseId = self._call("open_lease", pool, worker)
+        return made
+
+    def renew(self, lease: LeaseId) -> bool:
+        return bool(self._call("renew", lease))
+
+    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
+        claims: Sequence[Claim] = self._call("claim", lease, pool, lines)
+        return claims
+
+    def settle(
+        self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
+    ) -> Settled:
+        settled: Settled = self._call("settle", lease, finished, returned)
+        return settled
+
+    def close_lease(self, lease: LeaseId) -> None:
+        self._call("close_lease", lease)
+
+    def ready(self) -> None:
+        self._call("ready")
+
+
+@dataclass
+class Meter:
+    """Port WorkerMeter."""
+
+    claimed: int = 0
+    completed: int = 0
+    failed: int = 0
+    idled: list[float] = field(default_factory=list)
+
+    def dequeued(self, lines: int) -> None:
+        self.claimed += lines
+
+    def settled(self, completed: int, failed: int) -> None:
+        self.completed += completed
+        self.failed += failed
+
+    def idle(self, seconds: float) -> None:
+        self.idled.append(seconds)
+
+
+@dataclass
+class Sink:
+    """Port EventSink: remembers, and accepts what it is told to."""
+
+    accepts: Callable[[Event], bool] = lambda _: True
+    sent: list[Event] = field(default_factory=list)
+
+    def publish(self, event: Event) -> bool:
+        self.sent.append(event)
+        return self.accepts(event)
+
+
+def stored_lines(world: World, lines: int, body: bytes | None = None) -> ObstoreObjects:
+    """Return a store with the input of every batch: line n lies at 100 n and is 90 bytes long."""
+    store = ObstoreObjects("memory://")
+    for row in world.rows("SELECT DISTINCT input_key FROM batches"):
+        with store.open_writer(row.input_key) as writer:
+            writer.write(b" " * 100)
+            for number in range(1, lines + 1):
+                line = body or b'{"body":{"n":%d}}' % number
+                writer.write(line.ljust(90)[:90] + b" " * 10)
+    return store
+
+
+@dataclass
+class Bench:
+    """One worker and all that it works with."""
+
+    world: World
+    store: ObstoreObjects
+    engine: SteeredEngine
+    queue: FlakyQueue
+    meter: Meter
+    sink: Sink
+    backoff: ExponentialBackoff
+    keeper: LeaseKeeper
+    worker: Worker
+
+    @classmethod
+    def of(
+        cls,
+        world: World,
+        engine: SteeredEngine,
+        *,
+        lines: int,
+        store: ObstoreObjects | None = None,
+        pool: Pool = Pool.SPOT,
+        concurrency: int = 8,
+        prefetch: int = 4,
+        grace: float = 5.0,
+        lease: float = 30.0,
+        backoff: ExponentialBackoff | None = None,
+        flush: FlushRules | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> Bench:
+        store = store or stored_lines(world, lines)
+        queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
+        backoff = backoff or ExponentialBackoff(0.01, 0.05)
+        keeper = LeaseKeeper(queue, pool=pool, worker="w", duration=lease)
+        publisher = Publisher(sink, world.outbox)
+        settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
+        worker = Worker(
+            queue, engine, store, keeper, settler, meter, backoff,
+            rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
+            policy=policy or RetryPolicy(3, 0.001, 0.001),
+            rng=Random(0),  # noqa: S311
+        )  # fmt: skip
+        return cls(world, store, engine, queue, meter, sink, backoff, keeper, worker)
+
+    def finished(self) -> int:
+        return int(self.world.value("SELECT count(*) FROM results"))
