@@ -127,6 +127,9 @@ class Worker:
 
     async def _pull(self) -> None:
         while not self._stopping:
+            # Before looking: what is notified from now on ends the wait.
+            self._room.clear()
+            self._work.clear()
             free = self._rules.capacity - len(self._held)
             if free < self._rules.refill_at or self._settler.is_congested:
                 await self._pause(self._room, 1.0)
@@ -243,7 +246,6 @@ class Worker:
 
     async def _pause(self, event: asyncio.Event, seconds: float) -> None:
         """Wait for an event, for at most `seconds`; stopping ends every wait."""
-        event.clear()
         if self._stopping:
             return
         with contextlib.suppress(TimeoutError):

@@ -127,17 +127,48 @@ def test_it_waits_longer_and_longer_and_work_resets_that(world: World) -> None:
     assert len(bench.meter.idled) >= 5
 
 
-def test_waking_ends_the_wait(world: World) -> None:
+@pytest.mark.parametrize("moment", ["while it waits", "while it looks"])
+def test_waking_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
+    looked = world.queue.claim
+    go_on = threading.Event()
+    looking = threading.Event()
+
+    class Slow:
+        """Looks, and takes its time to come back."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.queue, name)
+
+        def claim(self, *arguments: Any) -> Any:
+            found = looked(*arguments)
+            looking.set()
+            assert go_on.wait(10)
+            return found
+
+    bench.queue._inner = Slow()
+    waiting = asyncio.Event()
+    pause = bench.worker._pause
+
+    async def paused(*arguments: Any) -> None:
+        waiting.set()
+        await pause(*arguments)
+
+    monkeypatch.setattr(bench.worker, "_pause", paused)
 
     async def during(bench: Bench) -> None:
-        await until(lambda: bench.queue.calls.get("claim") == 1)
+        await until(looking.is_set)
+        if moment == "while it waits":
+            go_on.set()
+            await waiting.wait()
         world.batch(2)
         bench.worker._objects = stored_lines(world, 2)
         # From another thread, as the function's handler does.
         caller = threading.Thread(target=bench.worker.wake)
         caller.start()
         caller.join()
+        await asyncio.sleep(0)
+        go_on.set()
         await until(lambda: bench.finished() == 2)
 
     _work(bench, during)
