@@ -31,6 +31,9 @@ down: $(VENV)/.local ## Stop the local stack
 test: $(VENV)/.dev ## Run the whole test suite
 	$(BIN)/python -m pytest
 
+conformance: $(VENV)/.dev ## Run the API's conformance suite on a server: URL= KEY= make conformance
+	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
+
 check: $(VENV)/.dev ## Lint, types, import rules, dead code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +60,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test check fmt bench-import docs pins clean
+.PHONY: help demo up down test conformance check fmt bench-import docs pins clean
