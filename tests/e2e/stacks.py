@@ -56,6 +56,7 @@ class LocalStack:
     settings: Mapping[str, str]
     port: int = field(default_factory=free_port)
     portal_port: int = field(default_factory=free_port)
+    seen_workers: set[int] = field(default_factory=set)
     _database: Engine | None = None
 
     # Its life
@@ -85,6 +86,11 @@ class LocalStack:
         """Return what `lowtide status --json` prints."""
         found: dict[str, Any] = json.loads(lowtide("status", "--json", *self._data).stdout)
         return found
+
+    def is_ready(self) -> bool:
+        """Whether everything has started."""
+        path = self.data_dir / "state.json"
+        return path.exists() and json.loads(path.read_bytes())["ready"]
 
     def log(self) -> str:
         """Return the log of all its processes."""
@@ -128,6 +134,7 @@ class LocalStack:
 
         def look() -> bool:
             seen.append(self.batch(batch))
+            self.seen_workers |= {one.pid for one in self.workers() if one.pid is not None}
             return seen[-1]["status"] in FINAL
 
         until(look, f"{batch} ends", within=within, every=0.1)

@@ -93,15 +93,22 @@ def half_way(stack: LocalStack, batch: str) -> None:
     assert ended < LINES
 
 
-def catch_during(stack: LocalStack, name: str, file: str, look: Callable[[], object]) -> str:
+def catch_during(
+    stack: LocalStack,
+    name: str,
+    file: str,
+    look: Callable[[], object],
+    *,
+    missed: Callable[[str], object],
+) -> str:
     """Stop a process in the middle of its work on a new batch; return the batch.
 
-    What takes a blink can be missed on a busy machine: then the next batch is watched.
+    What takes a blink can be `missed` on a busy machine: then the next batch is watched.
     """
     for _ in range(4):
         batch = stack.submit(file)
         while not stack.catch(name, look):
-            if stack.batch(batch)["status"] == "completed":
+            if missed(batch):
                 break
         else:
             return batch
@@ -118,18 +125,17 @@ def is_splitting(stack: LocalStack) -> bool:
     )
 
 
-def test_split_mid_file(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
-    batch = catch_during(breakable, "split", file, lambda: is_splitting(breakable))
-    breakable.kill("split")
-    survive(batch)
-
-
-def test_split_before_its_commit(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
-) -> None:
+def test_split(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
     with breakable.locked("queue"):
-        batch = breakable.submit(file)
-        until(lambda: breakable.waits_for_lock("split"), "split has written and goes on to queue")
+        batch = catch_during(
+            breakable,
+            "split",
+            file,
+            lambda: is_splitting(breakable),
+            missed=lambda _: breakable.waits_for_lock("split"),
+        )
+        breakable.kill("split")
+        until(lambda: breakable.waits_for_lock("split"), "split is through the file once more")
         breakable.kill("split")
         assert breakable.batch(batch)["status"] == "validating"
         assert not breakable.query("SELECT 1 FROM requests WHERE batch_id = :b", b=batch[6:])
@@ -211,40 +217,35 @@ def test_worker_that_sleeps_past_its_lease(
     assert reaped_lines(breakable, batch) == held
 
 
-def test_finalize_mid_write(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
-) -> None:
+def test_finalize(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
     before = breakable.objects()
-
-    def is_writing() -> bool:
-        return any("#" in name for name in breakable.objects() - before)
-
-    batch = catch_during(breakable, "finalize", file, is_writing)
-    assert breakable.batch(batch)["status"] == "finalizing"
-    breakable.kill("finalize")
-    survive(batch)
-
-
-def test_finalize_before_its_commit(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
-) -> None:
-    batch = breakable.submit(file)
-    half_way(breakable, batch)
+    batch = catch_during(
+        breakable,
+        "finalize",
+        file,
+        lambda: any("#" in name for name in breakable.objects() - before),
+        missed=lambda batch: breakable.batch(batch)["status"] == "completed",
+    )
     with breakable.locked("files"):
+        breakable.kill("finalize")
         until(
             lambda: breakable.waits_for_lock("finalize"),
-            "finalize has written the file and closes the batch",
-            within=120,
+            "finalize has written the file once more, and closes the batch",
         )
         breakable.kill("finalize")
         assert breakable.batch(batch)["status"] == "finalizing"
     survive(batch)
 
 
-def test_dispatcher_mid_delivery(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
-) -> None:
-    batch = breakable.submit(file)
+def test_dispatcher(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
+    pid = breakable.program("broker").pid
+    assert pid is not None
+    os.killpg(pid, signal.SIGSTOP)
+    try:
+        batch = breakable.submit(file)
+        assert breakable.query("SELECT 1 FROM outbox"), "its event waits in the outbox"
+    finally:
+        breakable.kill("broker")
     until(
         lambda: breakable.query("SELECT 1 FROM local_broker.deliveries WHERE trigger = 'split'"),
         "split is being told",
@@ -256,20 +257,6 @@ def test_dispatcher_mid_delivery(
     survive(batch)
 
 
-def test_dispatcher_away_when_the_batch_is_created(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
-) -> None:
-    pid = breakable.program("broker").pid
-    assert pid is not None
-    os.killpg(pid, signal.SIGSTOP)
-    try:
-        batch = breakable.submit(file)
-        assert breakable.query("SELECT 1 FROM outbox"), "its event waits in the outbox"
-    finally:
-        breakable.kill("broker")
-    survive(batch)
-
-
 def test_postgres(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
     batch = breakable.submit(file)
     half_way(breakable, batch)
@@ -277,14 +264,7 @@ def test_postgres(breakable: LocalStack, file: str, survive: Callable[[str], Non
     survive(batch)
 
 
-def test_router(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
-    batch = breakable.submit(file)
-    half_way(breakable, batch)
-    breakable.kill("router")
-    survive(batch)
-
-
-def test_read_and_create_batch(
+def test_create_batch_read_and_router(
     breakable: LocalStack, file: str, survive: Callable[[str], None]
 ) -> None:
     def create() -> str:
@@ -304,6 +284,7 @@ def test_read_and_create_batch(
     assert create() == batch
     half_way(breakable, batch)
     breakable.kill("read")
+    breakable.kill("router")
     survive(batch)
 
 

@@ -1,0 +1,104 @@
+"""A stack that ends with a batch half done carries on with it at the next `up`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.e2e.command import LOWTIDE, clean_environment
+from tests.e2e.questions import chat_file, simulated_answer
+from tests.e2e.stacks import LocalStack
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SETTINGS = {"LOWTIDE_SIMULATED_LATENCY": "0.3", "LOWTIDE_LEASE_DURATION": "3"}
+LINES = 2500
+
+
+@pytest.fixture(scope="module")
+def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A stack that was started in the foreground, as if at a terminal."""
+    stack = LocalStack(tmp_path_factory.mktemp("stack"), SETTINGS)
+    with (stack.data_dir / "terminal.log").open("w") as terminal:
+        foreground = subprocess.Popen(
+            [LOWTIDE, "up", *stack.arguments],
+            env=clean_environment(SETTINGS),
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            until(lambda: foreground.poll() is not None or stack.is_ready(), "the stack is up")
+            yield stack
+            stack.discard()
+        finally:
+            with suppress(ProcessLookupError):
+                foreground.send_signal(signal.SIGTERM)
+            foreground.wait(60)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process still does anything."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def interrupt(supervisor: psutil.Process, stack: LocalStack) -> None:
+    """Press Ctrl-C."""
+    del stack
+    supervisor.send_signal(signal.SIGINT)
+
+
+def take_down(supervisor: psutil.Process, stack: LocalStack) -> None:
+    """Run `lowtide down`."""
+    del supervisor
+    stack.down()
+
+
+def kill(supervisor: psutil.Process, stack: LocalStack) -> None:
+    """SIGKILL the supervisor."""
+    del stack
+    supervisor.kill()
+
+
+@pytest.mark.parametrize(
+    "end", [interrupt, take_down, kill], ids=["Ctrl-C", "lowtide down", "kill -9"]
+)
+def test_a_batch_carries_on(
+    stoppable: LocalStack, end: Callable[[psutil.Process, LocalStack], None]
+) -> None:
+    source = chat_file(LINES)
+    batch = stoppable.submit(stoppable.upload(source))
+    id_ = batch.removeprefix("batch_")
+    until(
+        lambda: stoppable.query("SELECT 1 FROM results WHERE batch_id = :batch", batch=id_),
+        "the batch is under way",
+    )
+
+    supervisor = stoppable.supervisor
+    family = [supervisor, *supervisor.children(recursive=True)]
+    end(supervisor, stoppable)
+    until(lambda: not any(map(lives, family)), "all processes end")
+    stoppable.forget_connections()
+    stoppable.up()
+
+    done_before, latest = stoppable.query(
+        "SELECT count(*), max(finished_at) FROM results WHERE batch_id = :batch", batch=id_
+    )[0]
+    assert 0 < done_before < LINES
+    stoppable.finish(batch, source, answers=simulated_answer)
+    kept = stoppable.query(
+        "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :latest",
+        batch=id_,
+        latest=latest,
+    )
+    assert kept[0][0] == done_before, "what was done is not done again"
