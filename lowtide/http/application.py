@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
+from io import BytesIO
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,8 @@ class Application:
         except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
             _log.exception("request.failed", extra={"request_id": request_id, "route": pattern})
             response = _error(LowtideError("The server failed: this is a bug, please report it."))
-        if response.status_code >= 400:
-            _discard_body(request)
+        if not _discard_body(request):
+            response.headers["Connection"] = "close"
         response.headers["x-request-id"] = request_id
         metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
         return response
@@ -126,14 +127,20 @@ def _translated(error: HTTPException) -> LowtideError:
     return InvalidRequest(error.description or "The request could not be read.")
 
 
-def _discard_body(request: Request) -> None:
+def _discard_body(request: Request) -> bool:
     """Read what the client is still sending: it would miss an answer sent before.
 
-    The framework would otherwise read it too, but all into memory.
+    The framework would otherwise read it too, but all into memory; it finds nothing left. Returns
+    whether the body came to its end.
     """
     left = _DRAIN_BYTES
     try:
-        while left > 0 and (chunk := request.stream.read(65536)):
+        while left > 0:
+            chunk = request.stream.read(65536)
+            if not chunk:
+                return True
             left -= len(chunk)
     except (HTTPException, OSError):
-        return
+        pass
+    request.stream = BytesIO()
+    return False

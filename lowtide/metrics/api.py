@@ -6,9 +6,11 @@ from prometheus_client import Counter, Histogram
 
 _REQUESTS = Counter("api_requests_total", "HTTP requests answered.", ["route", "method", "status"])
 _SECONDS = Histogram("api_request_seconds", "Seconds to answer.", ["route", "method"])
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def answered(route: str, method: str, status: int, seconds: float) -> None:
     """Count one answer; `route` is the pattern, never the path, so that series stay few."""
+    method = method if method in _METHODS else "other"
     _REQUESTS.labels(route, method, str(status)).inc()
     _SECONDS.labels(route, method).observe(seconds)

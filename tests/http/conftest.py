@@ -1,0 +1,115 @@
+"""The API's functions behind one client, with a real database and a folder of objects."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import functions_framework
+import pytest
+
+from lowtide import wiring
+from lowtide.settings import PREFIX, read_settings
+from tests.postgres.worlds import API_KEY, PEPPER, shared_database, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
+
+    from tests.conftest import Database
+    from tests.postgres.worlds import World
+
+__all__ = ["shared_database", "world"]
+
+create_app: Any = functions_framework.create_app
+FUNCTIONS = Path(__file__).parents[2] / "functions"
+MAX_FILE_BYTES = 100_000
+MAX_LINES = 50
+
+
+@pytest.fixture(scope="session")
+def worker_id_of_package() -> str:
+    """The name of this package's database."""
+    return "http"
+
+
+@dataclass
+class Api:
+    """Sends each request to the function that the router would; with the key unless told not to."""
+
+    clients: dict[str, FlaskClient]
+    objects: Path
+    key: str | None = API_KEY
+
+    def __call__(self, method: str, path: str, **arguments: Any) -> TestResponse:
+        headers = dict(arguments.pop("headers", {}))
+        if self.key is not None:
+            headers.setdefault("Authorization", f"Bearer {self.key}")
+        client = self.clients[_function(method, path.partition("?")[0])]
+        return client.open(path, method=method, headers=headers, **arguments)
+
+    def stored(self) -> set[str]:
+        """Return the keys of all objects."""
+        return {
+            str(path.relative_to(self.objects))
+            for path in self.objects.rglob("*")
+            if path.is_file()
+        }
+
+
+def _function(method: str, path: str) -> str:
+    if method in {"GET", "HEAD"}:
+        return "read"
+    if path.endswith("/cancel"):
+        return "cancel_batch"
+    return "upload" if path.startswith("/v1/files") else "create_batch"
+
+
+@pytest.fixture(scope="session")
+def clients(
+    shared_database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, FlaskClient], Path]]:
+    """Every HTTP function, built once from settings that no other test sees."""
+    folder = tmp_path_factory.mktemp("objects")
+    settings = {
+        "DATABASE_URL": shared_database.url("api"),
+        "API_KEY_PEPPER": PEPPER,
+        "OBJECT_STORE_URL": f"file://{folder}",
+        "MAX_FILE_BYTES": str(MAX_FILE_BYTES),
+        "MAX_BATCH_LINES": str(MAX_LINES),
+        "MAX_LINE_BYTES": "20000",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith((PREFIX, "K_SINK"))]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(PREFIX + name, value)
+        _forget()
+        yield (
+            {
+                name: create_app(name, str(FUNCTIONS / name / "main.py"), "http").test_client()
+                for name in ("upload", "read", "create_batch", "cancel_batch")
+            },
+            folder,
+        )
+        wiring.database().dispose()
+    _forget()
+
+
+def _forget() -> None:
+    for cached in (*vars(wiring).values(), read_settings):
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
+
+
+@pytest.fixture
+def api(clients: tuple[dict[str, FlaskClient], Path], world: World) -> Api:  # noqa: ARG001
+    """The API over an empty database and an empty store."""
+    made = Api(*clients)
+    for key in made.stored():
+        (made.objects / key).unlink()
+    return made

@@ -1,0 +1,54 @@
+"""Multipart forms, byte for byte, and input lines."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.http.conftest import Api
+
+BOUNDARY = "----x"
+
+
+def line(custom_id: str = "a", url: str = "/v1/embeddings", **body: object) -> bytes:
+    """Return one good line."""
+    whole = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": url,
+        "body": {"model": "m", **body},
+    }
+    return json.dumps(whole).encode() + b"\n"
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    """Return one part of a form."""
+    disposition = f'Content-Disposition: form-data; name="{name}"'
+    if filename is not None:
+        disposition += f'; filename="{filename}"'
+    return (
+        b"--" + BOUNDARY.encode() + b"\r\n" + disposition.encode() + b"\r\n\r\n" + content + b"\r\n"
+    )
+
+
+def form(*parts: bytes) -> bytes:
+    """Return a complete form."""
+    return b"".join(parts) + b"--" + BOUNDARY.encode() + b"--\r\n"
+
+
+CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def post(api: Api, body: bytes, content_type: str = CONTENT_TYPE) -> Any:
+    """Upload a form's bytes as they are."""
+    return api("POST", "/v1/files", data=body, content_type=content_type)
+
+
+def uploaded(api: Api, content: bytes | None = None, filename: str = "in.jsonl") -> dict[str, Any]:
+    """Upload a file and return its File object."""
+    content = line() if content is None else content
+    answer = post(api, form(part("purpose", b"batch"), part("file", content, filename)))
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json
+    return found

@@ -1,0 +1,229 @@
+"""What all functions share: errors in OpenAI's shape, request ids, and a body nobody reads."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask, Response
+from flask import request as current
+from prometheus_client import REGISTRY
+
+from lowtide import wiring
+from lowtide.domain import errors
+from lowtide.http.application import Application
+from lowtide.http.operations import Route
+from tests.http.forms import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from tests.http.conftest import Api
+
+ID = "0" * 32
+
+
+def _is_error(answer: Any, status: int, code: str | None = None) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.mimetype == "application/json"
+    assert set(answer.json) == {"error"}
+    error = answer.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert code is None or error["code"] == code
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "unknown_url"),
+        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/v1//files", 400, None),
+        ("GET", "/v1/files/x", 404, "not_found"),
+        ("GET", f"/v1/files/file-{ID}", 404, "not_found"),
+        ("GET", f"/v1/files/file-{ID}/content", 404, "not_found"),
+        ("DELETE", f"/v1/files/file-{ID}", 404, "not_found"),
+        ("DELETE", "/v1/files/..%2f..%2fetc", 404, None),
+        ("GET", f"/v1/batches/batch_{ID}", 404, "not_found"),
+        ("GET", f"/v1/batches/file-{ID}", 404, "not_found"),
+        ("GET", "/v1/batches/%00", 404, None),
+        ("GET", "/v1/batches/%ff%fe", 404, None),
+        ("POST", f"/v1/batches/batch_{ID}/cancel", 404, "not_found"),
+        ("PUT", "/v1/files", 405, "method_not_allowed"),
+        ("DELETE", "/v1/batches", 405, "method_not_allowed"),
+        ("PATCH", f"/v1/batches/batch_{ID}/cancel", 405, "method_not_allowed"),
+        ("POST", "/v1/batches", 415, "unsupported_media_type"),
+        ("POST", "/v1/files", 415, "unsupported_media_type"),
+        ("GET", "/v1/batches?limit=0", 400, None),
+        ("GET", "/v1/batches?limit=101", 400, None),
+        ("GET", "/v1/batches?after=x", 404, None),
+        ("GET", "/v1/files?order=up", 400, None),
+    ],
+)
+def test_errors_have_openais_shape(
+    api: Api, method: str, path: str, status: int, code: str | None
+) -> None:
+    _is_error(api(method, path), status, code)
+
+
+@pytest.mark.parametrize("key", [None, "", "lt_wrong", "x" * 5000, "\u00fc"], ids=ascii)
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", f"/v1/files/file-{ID}/content"])
+def test_without_a_key_nothing_is_answered(api: Api, key: str | None, path: str) -> None:
+    api.key = key
+    answer = api("GET", path)
+    _is_error(answer, 401, "invalid_api_key")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health_needs_no_key(api: Api, path: str) -> None:
+    api.key = None
+    answer = api("GET", path)
+    assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_request_ids_differ(api: Api) -> None:
+    assert len({api("GET", "/v1/files").headers["x-request-id"] for _ in range(5)}) == 5
+
+
+def _raising(error: Exception) -> Any:
+    def handler() -> Response:
+        raise error
+
+    application = Application([_route("GET", "/x", handler)])
+    app = Flask("test")
+    app.add_url_rule("/x", "x", lambda: application(current))
+    return app.test_client().get("/x")
+
+
+def _route(method: str, path: str, handler: Any) -> Route:
+    from lowtide.http import routes
+
+    known = next(route for route in routes.READ if route.public)
+    return Route(
+        **{name: getattr(known, name) for name in known.__slots__}
+        | {"method": method, "path": path, "handler": handler}
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "headers"),
+    [
+        (errors.InvalidRequest, {}),
+        (errors.Unauthenticated, {"WWW-Authenticate": "Bearer"}),
+        (errors.NotFound, {}),
+        (errors.MethodNotAllowed, {}),
+        (errors.Conflict, {}),
+        (errors.PayloadTooLarge, {}),
+        (errors.UnsupportedMediaType, {}),
+        (errors.TooManyRequests, {"Retry-After": "1"}),
+        (errors.Unavailable, {"Retry-After": "1"}),
+    ],
+)
+def test_every_error_is_answered_by_its_class(
+    kind: type[errors.LowtideError], headers: dict[str, str]
+) -> None:
+    answer = _raising(kind("What to do.", param="p", code="c"))
+    _is_error(answer, kind.status, "c")
+    assert answer.json["error"] == {
+        "message": "What to do.",
+        "type": kind.type,
+        "param": "p",
+        "code": "c",
+    }
+    assert headers.items() <= dict(answer.headers).items()
+
+
+def test_a_bug_is_answered_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+    answer = _raising(RuntimeError("password=hunter2"))
+    _is_error(answer, 500)
+    assert "hunter2" not in answer.text
+    assert answer.json["error"]["type"] == "server_error"
+    assert caplog.records[0].request_id == answer.headers["x-request-id"]  # type: ignore[attr-defined]
+
+
+def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def caller(self, _: str | None) -> None:
+            raise errors.Unavailable("The database does not answer at the moment: try again.")
+
+    monkeypatch.setattr(wiring, "tenants", Away)
+    answer = api("GET", "/v1/batches")
+    _is_error(answer, 503, "unavailable")
+    assert answer.headers["Retry-After"] == "1"
+
+
+class _Endless(io.RawIOBase):
+    """A body of zeros that counts how much of it is left."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self.left)
+        self.left -= count
+        return count
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        pytest.param("GET", "/v1/files", id="answered"),
+        pytest.param("GET", "/health/live", id="public"),
+        pytest.param("GET", "/v1/nothing", id="not found"),
+        pytest.param("DELETE", f"/v1/files/file-{ID}", id="error"),
+        pytest.param("POST", "/v1/files", id="wrong type"),
+    ],
+)
+def test_a_body_that_nobody_wants_is_not_kept_in_memory(api: Api, method: str, path: str) -> None:
+    body = _Endless(50_000_000)
+    tracemalloc.start()
+    try:
+        api(
+            method, path, content_type="text/plain",
+            environ_overrides={"wsgi.input": body, "CONTENT_LENGTH": "50000000"},
+        )  # fmt: skip
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert body.left == 0
+    assert peak < 5_000_000
+
+
+def test_a_body_that_never_ends_is_left_unread(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowtide.http.application._DRAIN_BYTES", 1_000_000)
+    body = _Endless(1 << 40)
+    answer = api(
+        "POST", "/v1/files", content_type=CONTENT_TYPE,
+        environ_overrides={"wsgi.input": body, "CONTENT_LENGTH": str(1 << 40)},
+    )  # fmt: skip
+    _is_error(answer, 413)
+    assert answer.headers["Connection"] == "close"
+    assert body.left >= (1 << 40) - 2_000_000
+
+
+def _series() -> set[str]:
+    return {
+        str(sample.labels)
+        for family in REGISTRY.collect()
+        if family.name == "api_requests"
+        for sample in family.samples
+    }
+
+
+def test_strange_methods_and_paths_make_no_new_series(api: Api) -> None:
+    def strange(number: int) -> None:
+        assert api(f"METHOD{number}", "/v1/files").status_code == 405
+        api("GET", f"/v1/files/{number}")
+        api("GET", f"/v1/{number}/x")
+
+    strange(0)
+    before = _series()
+    for number in range(1, 5):
+        strange(number)
+    assert _series() == before
