@@ -106,7 +106,7 @@ def check(
     `batch` is the Batch object as JSON; `answers` is called with each request and the body in the
     output file, and asserts that the one answers the other.
     """
-    assert batch["status"] == status
+    assert batch["status"] == status, batch
     wanted, succeeded, failed = input_lines(source), outcomes(output), outcomes(errors)
     _check_completeness(wanted, succeeded, failed)
     _check_counts(batch, len(wanted), len(succeeded), len(failed))
