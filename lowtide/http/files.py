@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 18
 _FORM_SLACK_BYTES = 1 << 16
 _MAX_FIELD_BYTES = 4096
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def upload(call: Call) -> Response:
@@ -57,16 +58,18 @@ def content(call: Call, file_id: str) -> Response:
     file = service.get(call.tenant, _id(file_id))
     start, end = 0, file.size
     status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
-    wanted = _RANGE.fullmatch(call.request.headers.get("Range", ""))
-    if wanted is not None and (wanted[1] or wanted[2]):
-        start, end = _range(wanted[1], wanted[2], file.size)
+    wanted = _range(call.request.headers.get("Range", ""), file.size)
+    if wanted is not None:
+        start, end = wanted
         if start >= end:
             return Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD" and file.size:
-        body = service.content(call.tenant, file.id, start, end)
+        pieces = service.content(call.tenant, file.id, start, end)
+        # Read before the answer begins: a store that fails can still be told from then on.
+        body = chain([next(pieces, b"")], pieces)
     headers["Content-Length"] = str(end - start)
     return Response(body, status, headers, mimetype="application/jsonl")
 
@@ -80,7 +83,7 @@ def page(call: Call) -> Response:
         after=after,
         limit=arguments.limit,
         newest_first=arguments.newest_first,
-        purpose=call.request.args.get("purpose"),
+        purpose=_purpose(call.request),
     )
     return json_response(file_page(files, has_more=more))
 
@@ -89,6 +92,13 @@ def delete(call: Call, file_id: str) -> Response:
     """`DELETE /v1/files/{file_id}`."""
     wiring.files().delete(call.tenant, _id(file_id))
     return json_response(types.DeletedFile(file_id))
+
+
+def _purpose(request: Request) -> str | None:
+    purpose = request.args.get("purpose")
+    if purpose is not None and "\x00" in purpose:
+        raise InvalidRequest("purpose must not contain U+0000.", param="purpose")
+    return purpose
 
 
 def _id(text: str, param: str = "file_id") -> FileId:
@@ -119,10 +129,12 @@ def _receive(call: Call, service: Files, boundary: str) -> StoredFile:
                     fields[segment.name] = fields.get(segment.name, "") + data.decode()
                     if len(fields[segment.name]) > _MAX_FIELD_BYTES:
                         raise InvalidRequest("A form field is too long.", param=segment.name)
-                elif filename is None or upload_ is None:
+                elif upload_ is None:
                     filename = segment.filename or "file"
                     upload_ = block.enter_context(service.upload(call.tenant))
-                if segment.name == "file" and upload_ is not None:
+                elif not data:
+                    raise InvalidRequest("The form has two files: send one.", param="file")
+                else:
                     upload_.write(data)
         except (MultipartError, UnicodeDecodeError) as error:
             raise InvalidRequest(
@@ -168,8 +180,16 @@ def _parts(request: Request, boundary: str) -> Iterator[tuple[MultipartSegment, 
                 return
 
 
-def _range(first: str, last: str, size: int) -> tuple[int, int]:
-    """Return the half-open range that `bytes=first-last` names (RFC 9110, section 14.1.2)."""
-    if not first:
-        return max(0, size - int(last)), size
-    return int(first), min(size, int(last) + 1 if last else size)
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the half-open range of a Range header (RFC 9110, section 14.1.2).
+
+    None for no header and for one to ignore: several ranges, another unit, or none at all.
+    """
+    match = _RANGE.fullmatch(header)
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size
+    if match[2] and int(match[2]) < int(match[1]):
+        return None
+    return int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from lowtide.domain.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from flask import Request
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,6 @@ def page_arguments(request: Request, *, most: int, default: int) -> PageArgument
 def limit_argument(request: Request, *, most: int, default: int) -> int:
     """Read `limit`; raises InvalidRequest."""
     text = request.args.get("limit", str(default))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
         raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
     return int(text)
