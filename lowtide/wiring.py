@@ -219,6 +219,7 @@ def build_worker(pool: Pool) -> Worker:
         Settler(keeper, queue, publisher(), meter, flush),
         meter,
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
+        models(),
         rules=WorkerRules(
             pool=pool,
             concurrency=settings.worker_concurrency,

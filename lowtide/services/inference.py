@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lowtide.domain.backoff import Backoff
     from lowtide.domain.claims import Claim
     from lowtide.domain.outcomes import RetryPolicy
-    from lowtide.ports import Engine, ObjectStore, Queue, WorkerMeter
+    from lowtide.ports import Engine, ModelCatalog, ObjectStore, Queue, WorkerMeter
     from lowtide.services.leases import LeaseKeeper
     from lowtide.services.settling import Settler
 
@@ -73,6 +73,7 @@ class Worker:
         settler: Settler,
         meter: WorkerMeter,
         backoff: Backoff,
+        models: ModelCatalog,
         *,
         rules: WorkerRules,
         policy: RetryPolicy,
@@ -85,6 +86,7 @@ class Worker:
         self._settler = settler
         self._meter = meter
         self._backoff = backoff
+        self._models = models
         self._rules = rules
         self._policy = policy
         self._rng = rng
@@ -114,6 +116,7 @@ class Worker:
             # A failure of either ends the worker: its lease expires and others take over.
             async with asyncio.TaskGroup() as background:
                 beside = [
+                    background.create_task(self._note_models()),
                     background.create_task(self._keeper.keep(self._abandon)),
                     background.create_task(self._settler.run(self._room.set)),
                 ]
@@ -124,6 +127,14 @@ class Worker:
         finally:
             await self._keeper.close()
             await self._engine.close()
+
+    async def _note_models(self) -> None:
+        names = await self._engine.models()
+        try:
+            if names:
+                await asyncio.to_thread(self._models.note, names)
+        except LowtideError as error:
+            _log.warning("models.unnoted", extra={"reason": error.message})
 
     async def _pull(self) -> None:
         while not self._stopping:

@@ -10,9 +10,11 @@ import pytest
 
 from lowtide.domain.backoff import ExponentialBackoff
 from lowtide.domain.errors import Unavailable
+from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.outcomes import Answered, Interrupted, RetryPolicy
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.models import PostgresModels
 from lowtide.services import leases, settling
 from lowtide.services.settling import FlushRules
 from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
@@ -72,6 +74,17 @@ def test_it_runs_everything_and_says_so(world: World) -> None:
     assert [world.drained(batch) for batch in (first, second)] == [0, 0]  # accepted, so forgotten
     assert world.rows("SELECT 1 FROM workers") == []
     assert bench.engine.closed
+
+
+def test_it_notes_the_models_that_its_engine_serves(world: World) -> None:
+    bench = Bench.of(world, SteeredEngine(), lines=1)
+    models = PostgresModels(world.api)
+
+    async def noted(_: Bench) -> None:
+        await until(lambda: models.names(DEFAULT_TENANT))
+
+    _work(bench, noted)
+    assert [name for name, _ in models.names(DEFAULT_TENANT)] == ["model-a", "model-b"]
 
 
 def test_it_fills_the_engine_and_never_holds_more(world: World) -> None:

@@ -15,6 +15,7 @@ from lowtide.domain.errors import Unavailable
 from lowtide.domain.outcomes import Answered, Outcome, RetryPolicy, Usage
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.models import PostgresModels
 from lowtide.services.inference import Worker, WorkerRules
 from lowtide.services.leases import LeaseKeeper
 from lowtide.services.publishing import Publisher
@@ -81,7 +82,7 @@ class SteeredEngine:
             self.running -= left
 
     async def models(self) -> Sequence[str]:
-        return ()
+        return ("model-a", "model-b")
 
     async def close(self) -> None:
         self.closed = True
@@ -223,6 +224,7 @@ class Bench:
         settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
         worker = Worker(
             queue, engine, store, keeper, settler, meter, backoff,
+            PostgresModels(world.worker),
             rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
             policy=policy or RetryPolicy(3, 0.001, 0.001),
             rng=Random(0),  # noqa: S311
