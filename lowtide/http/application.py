@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -58,10 +59,7 @@ class Application:
     """Answers the requests of one function."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._map = Map(
-            [Rule(route.path, methods=[route.method], endpoint=route) for route in routes],
-            strict_slashes=False,
-        )
+        self._map = _map(routes)
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; never raises."""
@@ -73,12 +71,14 @@ class Application:
             pattern = route.path
             response = self._answer(route, request, values)
         except LowtideError as error:
-            response = _error(error)
+            response = error_response(error)
         except HTTPException as error:
-            response = _error(_translated(error))
+            response = _refusal(request, error)
         except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
             _log.exception("request.failed", extra={"request_id": request_id, "route": pattern})
-            response = _error(LowtideError("The server failed: this is a bug, please report it."))
+            response = error_response(
+                LowtideError("The server failed: this is a bug, please report it.")
+            )
         if not _discard_body(request):
             response.headers["Connection"] = "close"
         response.headers["x-request-id"] = request_id
@@ -102,7 +102,8 @@ def json_response(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, mimetype="application/json")
 
 
-def _error(error: LowtideError) -> Response:
+def error_response(error: LowtideError) -> Response:
+    """Return an error in OpenAI's shape."""
     body = {
         "error": {
             "message": error.message,
@@ -119,12 +120,29 @@ def _error(error: LowtideError) -> Response:
     return response
 
 
-def _translated(error: HTTPException) -> LowtideError:
-    if isinstance(error, NoSuchRoute):
-        return NotFound("No such path: see /openapi.json for those there are.", code="unknown_url")
-    if isinstance(error, NoSuchMethod):
-        return MethodNotAllowed(f"This path takes {', '.join(error.valid_methods or ())}.")
-    return InvalidRequest(error.description or "The request could not be read.")
+def _refusal(request: Request, error: HTTPException) -> Response:
+    """Return 405 for a path that takes other methods, of this function or of another."""
+    if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
+        return error_response(InvalidRequest(error.description or "The request could not be read."))
+    methods = sorted(_every_route().bind_to_environ(request.environ).allowed_methods())
+    if not methods:
+        message = "No such path: see /openapi.json for those there are."
+        return error_response(NotFound(message, code="unknown_url"))
+    response = error_response(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
+    response.headers["Allow"] = ", ".join(methods)
+    return response
+
+
+@lru_cache(maxsize=1)
+def _every_route() -> Map:
+    from lowtide.http.routes import ALL
+
+    return _map(ALL)
+
+
+def _map(routes: Sequence[Route]) -> Map:
+    rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in routes]
+    return Map(rules, strict_slashes=False)
 
 
 def _discard_body(request: Request) -> bool:
