@@ -7,6 +7,7 @@ LowtideError
 ├── Conflict              409  not in this state
 ├── PayloadTooLarge       413  over a configured limit
 ├── UnsupportedMediaType  415  not the content type this call takes
+├── RangeNotSatisfiable   416  no byte of the file lies in the range
 ├── MethodNotAllowed      405  the path exists, the method does not
 ├── TooManyRequests       429  a tenant limit
 └── Unavailable           503  a dependency does not answer; retry
@@ -88,6 +89,14 @@ class UnsupportedMediaType(LowtideError):
     status = 415
     type = "invalid_request_error"
     default_code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(LowtideError):
+    """The range begins behind the file's last byte."""
+
+    status = 416
+    type = "invalid_request_error"
+    default_code = "range_not_satisfiable"
 
 
 class TooManyRequests(LowtideError):

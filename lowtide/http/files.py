@@ -12,10 +12,15 @@ from flask import Response
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from lowtide import wiring
-from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from lowtide.domain.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    RangeNotSatisfiable,
+    UnsupportedMediaType,
+)
 from lowtide.domain.ids import FileId, parse_file_id
 from lowtide.http import types
-from lowtide.http.application import json_response
+from lowtide.http.application import error_response, json_response
 from lowtide.http.objects import file_not_named, file_object, file_page
 from lowtide.http.paging import page_arguments
 
@@ -59,10 +64,16 @@ def content(call: Call, file_id: str) -> Response:
     start, end = 0, file.size
     status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
     wanted = _range(call.request.headers.get("Range", ""), file.size)
+    if call.request.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
+        wanted = None
     if wanted is not None:
         start, end = wanted
         if start >= end:
-            return Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
+            refused = error_response(
+                RangeNotSatisfiable(f"The file has {file.size} bytes.", param="Range")
+            )
+            refused.headers["Content-Range"] = f"bytes */{file.size}"
+            return refused
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     body: Iterator[bytes] = iter(())

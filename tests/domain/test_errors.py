@@ -18,6 +18,7 @@ from lowtide.domain import errors
         (errors.Conflict, 409, "invalid_request_error", "conflict"),
         (errors.PayloadTooLarge, 413, "invalid_request_error", "payload_too_large"),
         (errors.UnsupportedMediaType, 415, "invalid_request_error", "unsupported_media_type"),
+        (errors.RangeNotSatisfiable, 416, "invalid_request_error", "range_not_satisfiable"),
         (errors.TooManyRequests, 429, "rate_limit_error", "rate_limit_exceeded"),
         (errors.Unavailable, 503, "server_error", "unavailable"),
     ],
