@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lowtide import wiring
-from lowtide.domain.errors import InvalidRequest, NotFound, UnsupportedMediaType
+from lowtide.domain.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
 from lowtide.domain.ids import BatchId, parse_batch_id
 from lowtide.http.application import json_response
 from lowtide.http.objects import batch_object, batch_page
@@ -81,7 +86,9 @@ def batch_named(text: str, param: str = "batch_id") -> BatchId:
 def _body(request: Request) -> CreateBatch:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
-    body = request.stream.read(_MAX_BODY_BYTES)
+    body = request.stream.read(_MAX_BODY_BYTES + 1)
+    if len(body) > _MAX_BODY_BYTES:
+        raise PayloadTooLarge(f"The body is larger than {_MAX_BODY_BYTES} bytes.")
     try:
         wanted = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -68,7 +68,7 @@ CREATE_BATCH = (
             types.Batch,
             body=types.CreateBatch,
             parameters=(_IDEMPOTENCY_KEY,),
-            errors=(400, 404, 415),
+            errors=(400, 404, 413, 415),
         ),
     ),
 )

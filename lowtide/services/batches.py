@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lowtide.domain.batches import NewBatch
-from lowtide.domain.errors import InvalidRequest
+from lowtide.domain.errors import InvalidRequest, NotFound
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.ids import BatchId, parse_file_id
 from lowtide.domain.windows import parse_window
@@ -127,7 +127,10 @@ class Batches:
 
     def _endpoint(self, tenant: TenantId, file: FileId, wanted: str | None) -> str:
         if wanted is None:
-            return self._files.get(tenant, file).endpoint or self._rules.endpoints[0]
+            try:
+                return self._files.get(tenant, file).endpoint or self._rules.endpoints[0]
+            except NotFound as error:
+                raise NotFound(error.message, param="input_file_id") from error
         if wanted not in self._rules.endpoints:
             raise InvalidRequest(
                 f"endpoint {wanted!r} is not supported: use one of "
