@@ -103,13 +103,13 @@ def _body(request: Request) -> CreateBatch:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and len(key) > _MAX_IDEMPOTENCY_KEY:
+    key = request.headers.get("Idempotency-Key", "").strip()
+    if len(key) > _MAX_IDEMPOTENCY_KEY:
         raise InvalidRequest(
             f"Idempotency-Key has {len(key)} characters; at most {_MAX_IDEMPOTENCY_KEY} are allowed.",
             param="Idempotency-Key",
         )
-    return key
+    return key or None
 
 
 def _printable(user: str) -> str:

@@ -77,7 +77,7 @@ class Batches:
                 "uploading a file returned, like 'file-…'.",
                 param="input_file_id",
             )
-        window_text = wanted.completion_window or "24h"
+        window_text = "24h" if wanted.completion_window is None else wanted.completion_window
         window = parse_window(
             window_text,
             shortest=timedelta(seconds=self._rules.shortest_window),
