@@ -19,6 +19,7 @@ from werkzeug.routing import Map, Rule
 
 from lowtide import wiring
 from lowtide.domain.errors import (
+    Conflict,
     InvalidRequest,
     LowtideError,
     MethodNotAllowed,
@@ -115,6 +116,9 @@ def error_response(error: LowtideError) -> Response:
     response = json_response(body, error.status)
     if isinstance(error, (Unavailable, TooManyRequests)):
         response.headers["Retry-After"] = "1"
+    if isinstance(error, Conflict):
+        # OpenAI's clients would ask again and again: they take a 409 for a lock that is held.
+        response.headers["x-should-retry"] = "false"
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

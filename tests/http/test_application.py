@@ -115,7 +115,7 @@ def _route(method: str, path: str, handler: Any) -> Route:
         (errors.Unauthenticated, {"WWW-Authenticate": "Bearer"}),
         (errors.NotFound, {}),
         (errors.MethodNotAllowed, {}),
-        (errors.Conflict, {}),
+        (errors.Conflict, {"x-should-retry": "false"}),
         (errors.PayloadTooLarge, {}),
         (errors.UnsupportedMediaType, {}),
         (errors.TooManyRequests, {"Retry-After": "1"}),
