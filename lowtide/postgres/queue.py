@@ -222,7 +222,7 @@ class PostgresQueue:
                     _TAKE_BACK, {"lease": lease, "rows": _encode(returned).decode()}
                 ).all()
                 given_back = len(rows)
-                touched |= dict.fromkeys(requeue(connection, rows), 0)
+                touched = dict.fromkeys(requeue(connection, rows), 0) | touched
             drained = note_drained(connection, list(touched), self._new_id)
         return Settled(sum(touched.values()), given_back, drained)
 

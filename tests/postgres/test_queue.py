@@ -149,6 +149,15 @@ def test_settling_ends_gives_back_and_retries_in_one_go(world: World) -> None:
     ]
 
 
+def test_settling_counts_what_ended_although_the_batch_is_ending(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    ended, cut = world.queue.claim(lease, Pool.SPOT, 2)
+    world.cancel(batch)
+    settled = world.queue.settle(lease, [done(ended)], [_returned(cut, interrupted=True)])
+    assert (settled.finished, settled.returned) == (1, 1)
+
+
 def test_a_settlement_may_span_batches(world: World) -> None:
     first, second = world.batch(1, due_in=10), world.batch(2, due_in=20)
     lease = world.queue.open_lease(Pool.SPOT, "w")
