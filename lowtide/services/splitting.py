@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from lowtide.domain.errors import NotFound
 from lowtide.domain.events import EventType, batch_event
-from lowtide.domain.lines import Limits, LineReader, read_lines
+from lowtide.domain.lines import Limits, LineReader, Problem, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
+# No later try would find it: the batch must end, and say why.
+_LOST = Problem("input_missing", "The input file is no longer in the object store: upload it again.")
 
 
 class Splitter:
@@ -47,15 +50,19 @@ class Splitter:
             if split is None:
                 return
             reader = LineReader(self._limits, endpoint=split.job.endpoint)
-            lines = split.write(read_lines(self._objects.stream(split.job.input_key), reader))
+            chunks = self._objects.stream(split.job.input_key)
+            try:
+                lines, problems = split.write(read_lines(chunks, reader)), reader.problems
+            except NotFound:
+                lines, problems = 0, [_LOST]
             event = batch_event(self._new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch)
-            if reader.problems:
+            if problems:
                 split.discard()
             elif not split.start(lines, reader.model, event):
                 return
-        if reader.problems:
-            self._splits.reject(batch, reader.problems)
-            _log.info("batch.rejected", extra={"batch": batch, "problems": len(reader.problems)})
+        if problems:
+            self._splits.reject(batch, problems)
+            _log.info("batch.rejected", extra={"batch": batch, "problems": len(problems)})
             return
         _log.info("batch.split", extra={"batch": batch, "lines": lines})
         self._publisher.publish([event])
