@@ -23,5 +23,5 @@ def batch_of(event: CloudEvent) -> BatchId | None:
     text = data.get("batch_id") if isinstance(data, dict) else None
     batch = parse_batch_id(text) if isinstance(text, str) else None
     if batch is None:
-        _log.warning("event.malformed", extra={"event": str(event["id"])[:100]})
+        _log.warning("event.malformed", extra={"event_id": str(event["id"])[:100]})
     return batch

@@ -42,13 +42,13 @@ class HttpSink:
         headers, body = to_binary(CloudEvent(attributes, dict(event.data)))
         try:
             response = self._client.post(self._url, headers=headers, content=body)
-        except httpx.HTTPError as error:
-            _log.warning("event.unsent", extra={"event": str(event.id), "reason": str(error)})
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            _log.warning("event.unsent", extra={"event_id": str(event.id), "reason": str(error)})
             return False
         if response.is_success:
             return True
         _log.warning(
-            "event.refused", extra={"event": str(event.id), "status": response.status_code}
+            "event.refused", extra={"event_id": str(event.id), "status": response.status_code}
         )
         return False
 

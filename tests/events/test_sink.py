@@ -1,0 +1,123 @@
+"""Events as CloudEvents over HTTP, in binary mode; a sink that fails is no exception."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cloudevents.http import CloudEvent
+
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId
+from lowtide.events.inbox import batch_of
+from lowtide.events.sink import HttpSink, NoSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BATCH = BatchId(uuid.UUID(int=7))
+EVENT = batch_event(uuid.UUID(int=1), EventType.BATCH_DRAINED, DEFAULT_TENANT, BATCH)
+
+
+@contextmanager
+def _server(status: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/x", received
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _publish(url: str) -> bool:
+    sink = HttpSink(url, source="/lowtide/test", timeout=2)
+    try:
+        return sink.publish(EVENT)
+    finally:
+        if sink._client is not None:
+            sink._client.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "taken"),
+    [(200, True), (202, True), (204, True), (301, False), (400, False), (429, False), (500, False)],
+)
+def test_one_post_in_binary_mode(status: int, *, taken: bool) -> None:
+    with _server(status) as (url, received):
+        assert _publish(url) is taken
+    ((headers, body),) = received
+    assert {
+        key: value for key, value in headers.items() if key.startswith("ce-") and key != "ce-time"
+    } == {
+        "ce-id": str(uuid.UUID(int=1)),
+        "ce-type": "dev.lowtide.batch.drained",
+        "ce-source": "/lowtide/test",
+        "ce-subject": f"batch_{BATCH.hex}",
+        "ce-specversion": "1.0",
+    }
+    assert headers["content-type"] == "application/json"
+    assert json.loads(body) == {"batch_id": f"batch_{BATCH.hex}"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("http://127.0.0.1:1/", id="nobody listens"),
+        pytest.param("http://[", id="no address"),
+        pytest.param("nonsense", id="no scheme"),
+        pytest.param("ftp://127.0.0.1/", id="another scheme"),
+        pytest.param("http://127.0.0.1:99999/", id="no port"),
+        pytest.param("http://exa mple\x00/", id="no host"),
+    ],
+)
+def test_a_sink_that_cannot_be_reached_is_no_exception(url: str) -> None:
+    assert _publish(url) is False
+
+
+def test_no_sink_takes_nothing() -> None:
+    assert NoSink().publish(EVENT) is False
+
+
+NO_BATCH: list[Any] = [
+    None, {}, [], "x", 7, b"\xff", {"batch_id": None}, {"batch_id": 7}, {"batch_id": "x"},
+    {"batch_id": [f"batch_{BATCH.hex}"]}, {"batch_id": f"file-{BATCH.hex}"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "batch"),
+    [
+        pytest.param({"batch_id": f"batch_{BATCH.hex}"}, BATCH, id="a batch"),
+        pytest.param({"batch_id": f"batch_{BATCH.hex}", "more": 1}, BATCH, id="and more"),
+        *(pytest.param(data, None, id=repr(data)[:30]) for data in NO_BATCH),
+    ],
+)
+def test_the_batch_of_an_event(
+    data: Any, batch: BatchId | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    event: Any = CloudEvent({"type": "t", "source": "s", "id": "e" * 500}, data)
+    assert batch_of(event) == batch
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if batch else ["event.malformed"]
+    )

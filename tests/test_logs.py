@@ -1,0 +1,116 @@
+"""Log lines: events with fields, in either format."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from lowtide.logs import configure
+from lowtide.settings import LogFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger("lowtide.test")
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _lines(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
+    """Return a function that gives what was logged since."""
+    capsys.readouterr()
+    configure(log_format)
+
+    def logged() -> str:
+        return capsys.readouterr().err
+
+    return logged
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.JSON)
+    batch = uuid.uuid4()
+    log.info(
+        "batch.split", extra={"batch": batch, "lines": 3, "note": 'a\n"b"\u2028é', "none": None}
+    )
+    log.warning("lost %s of %d", "two", 3)
+    first, second = map(json.loads, logged().rstrip().split("\n"))
+    time = first.pop("time")
+    assert time.endswith("+00:00")
+    assert first == {
+        "level": "info", "event": "batch.split", "batch": str(batch), "lines": 3,
+        "note": 'a\n"b"\u2028é', "none": None,
+    }  # fmt: skip
+    assert (second["level"], second["event"]) == ("warning", "lost two of 3")
+
+
+def test_a_field_never_hides_the_event(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.JSON)
+    log.info("event.unsent", extra={"event": "other", "level": "x", "time": 1})
+    entry = json.loads(logged())
+    assert (entry["event"], entry["level"]) == ("event.unsent", "info")
+    assert (entry["event_"], entry["level_"], entry["time_"]) == ("other", "x", 1)
+
+
+def test_text_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.TEXT)
+    log.info("batch.split", extra={"lines": 3, "batch": "b"})
+    assert logged() == "info    batch.split lines=3 batch=b\n"
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_exceptions_come_with_their_trace(
+    capsys: pytest.CaptureFixture[str], log_format: LogFormat
+) -> None:
+    logged = _lines(capsys, log_format)
+    try:
+        raise KeyError("missing")  # noqa: TRY301
+    except KeyError:
+        log.exception("request.failed", extra={"request_id": "req_1"})
+    text = logged()
+    assert "KeyError: 'missing'" in text
+    assert "req_1" in text
+    if log_format is LogFormat.JSON:
+        entry = json.loads(text)
+        assert entry["exception"].startswith("Traceback")
+        assert entry["level"] == "error"
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+@pytest.mark.parametrize(
+    "value", [SecretStr("hunter2"), object(), {1, 2}, b"\xff", ValueError("x"), 10**40],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_no_value_breaks_the_log(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    log_format: LogFormat,
+    value: object,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    logged = _lines(capsys, log_format)
+    log.info("odd", extra={"value": value})
+    text = logged()
+    assert "odd" in text
+    assert "hunter2" not in text
+    assert "Logging error" not in text
+
+
+def test_chatty_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.JSON)
+    for name in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(name).info("noise")
+    logging.getLogger("httpx").warning("news")
+    assert json.loads(logged())["event"] == "news"
