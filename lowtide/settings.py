@@ -155,7 +155,11 @@ class Settings(BaseSettings):
 
 def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
     """Return the `LOWTIDE_*` variables that no setting reads: typing errors, all of them."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {
+        PREFIX + name.upper()
+        for name, setting in Settings.model_fields.items()
+        if setting.validation_alias is None
+    }
     return sorted(
         name
         for name in (os.environ if environment is None else environment)

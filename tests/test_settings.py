@@ -1,0 +1,99 @@
+"""Settings: typed, bounded, and no name that nobody reads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from lowtide.settings import PREFIX, EngineKind, Settings, read_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith((PREFIX, "K_SINK"))]:
+        monkeypatch.delenv(name)
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
+
+
+def test_everything_has_a_default() -> None:
+    settings = read_settings()
+    assert (settings.engine, settings.max_batch_lines) == (EngineKind.SIMULATED, 50_000)
+    assert settings.anonymous_tenant is None
+    assert settings.event_sink is None
+
+
+def test_variables_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWTIDE_MAX_BATCH_LINES", "7")
+    monkeypatch.setenv("LOWTIDE_ENDPOINTS", "/v1/a,/v1/b")
+    monkeypatch.setenv("K_SINK", "http://broker")
+    settings = read_settings()
+    assert (settings.max_batch_lines, settings.endpoints) == (7, ("/v1/a", "/v1/b"))
+    assert settings.event_sink == "http://broker"
+    monkeypatch.setenv("LOWTIDE_MAX_BATCH_LINES", "8")
+    assert read_settings() is settings
+
+
+@pytest.mark.parametrize("name", ["LOWTIDE_MAX_BATCH_LINE", "LOWTIDE_", "LOWTIDE_EVENT_SINK"])
+def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ValueError, match=f"Unknown setting {name}: see docs/settings.md"):
+        read_settings()
+
+
+def test_all_unknown_variables_are_named() -> None:
+    environment = {"LOWTIDE_B": "", "LOWTIDE_A": "", "LOWTIDE_ENGINE": "noop", "PATH": "/"}
+    assert unknown_variables(environment) == ["LOWTIDE_A", "LOWTIDE_B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_BATCH_LINES", "0"),
+        ("MAX_BATCH_LINES", "many"),
+        ("ENGINE", "magic"),
+        ("LOG_FORMAT", "xml"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_TIMEOUT", "0"),
+        ("SIMULATED_FAILURE_RATE", "1.1"),
+        ("SIMULATED_INTERRUPTION_RATE", "-0.1"),
+        ("WORKER_CONCURRENCY", "0"),
+        ("DEDICATED_RATE", "0"),
+        ("TICK", "-1"),
+        ("MAX_LOST_LEASES", "0"),
+    ],
+)
+def test_bad_values_are_errors(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        read_settings()
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = [
+        name
+        for name, field in Settings.model_fields.items()
+        if "SecretStr" in str(field.annotation)
+    ]
+    assert {"database_url", "api_key_pepper", "engine_api_key", "portal_secret"} <= set(secret)
+    for name in secret:
+        monkeypatch.setenv(PREFIX + name.upper(), "hunter2")
+    settings = read_settings()
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert settings.database_url.get_secret_value() == "hunter2"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        read_settings().tick = 1.0
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
