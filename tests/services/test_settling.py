@@ -1,0 +1,138 @@
+"""Micro-batches of results, and the line that the database refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from lowtide.domain.claims import Returned
+from lowtide.domain.pools import Pool
+from lowtide.services import settling
+from lowtide.services.leases import LeaseKeeper
+from lowtide.services.publishing import Publisher
+from lowtide.services.settling import FlushRules, Settler
+from tests.postgres.worlds import done
+from tests.services.workers import FlakyQueue, Meter, Sink, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    import pytest
+
+    from lowtide.domain.claims import Claim
+    from tests.postgres.worlds import World
+
+
+def _settle(
+    world: World,
+    rules: FlushRules,
+    during: Callable[[Settler, FlakyQueue, Sequence[Claim]], Coroutine[Any, Any, None]],
+) -> Meter:
+    """Run a settler under a lease that holds every line."""
+    queue, meter = FlakyQueue(world.queue), Meter()
+    keeper = LeaseKeeper(queue, pool=Pool.SPOT, worker="w", duration=30)
+    keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
+    settler = Settler(keeper, queue, Publisher(Sink(), world.outbox), meter, rules)
+
+    async def run() -> None:
+        assert keeper.lease is not None
+        claims = world.queue.claim(keeper.lease, Pool.SPOT, 1000)
+        writing = asyncio.create_task(settler.run(lambda: None))
+        await during(settler, queue, claims)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+    asyncio.run(run())
+    return meter
+
+
+def _finished(world: World) -> int:
+    return int(world.value("SELECT count(*) FROM results"))
+
+
+def test_enough_lines_are_written_at_once(world: World) -> None:
+    world.batch(30)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            settler.add([done(claim)])
+        await until(lambda: _finished(world) == 30)
+        assert queue.calls["settle"] == 1
+
+    assert _settle(world, FlushRules(10, 600), during).completed == 30
+
+
+def test_few_lines_are_written_after_the_interval(world: World) -> None:
+    world.batch(3)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claim) for claim in claims])
+        await until(lambda: _finished(world) == 3)
+
+    _settle(world, FlushRules(1000, 0.02), during)
+
+
+def test_a_line_that_cannot_be_stored_fails_alone(world: World) -> None:
+    batch = world.batch(4)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        bodies = ["{}", "\x00", "\ud800", "{}"]
+        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        await until(lambda: _finished(world) == 4)
+
+    _settle(world, FlushRules(4, 600), during)
+    rows = world.rows("SELECT line, succeeded, error_code FROM results ORDER BY line")
+    assert [tuple(row) for row in rows] == [
+        (1, True, None),
+        (2, False, "result_not_storable"),
+        (3, False, "result_not_storable"),
+        (4, True, None),
+    ]
+    assert world.lines("dead_letters", batch) == [2, 3]
+    assert world.row(batch).status == "finalizing"
+
+
+def test_an_outage_delays_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "_RETRY_SECONDS", 0.001)
+    world.batch(20)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        queue.fail("settle", 4)
+        for claim in claims:
+            settler.add([done(claim)])
+            await asyncio.sleep(0)
+        await until(lambda: _finished(world) == 20)
+        assert queue.calls["settle"] >= 5
+
+    assert _settle(world, FlushRules(5, 0.01), during).completed == 20
+
+
+def test_draining_writes_all_and_gives_up_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_RETRY_SECONDS", 0.001)
+    world.batch(4)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claims[0]), Returned(claims[1].batch, claims[1].line, "back")])
+        await settler.drain(10)
+        assert _finished(world) == 1
+        queue.fail("settle", 1_000_000)
+        settler.add([done(claims[2])])
+        await settler.drain(0.05)
+        assert _finished(world) == 1
+
+    _settle(world, FlushRules(100, 600), during)
+    assert world.value("SELECT count(*) FROM queue") == 1
+
+
+def test_without_a_lease_results_are_dropped(world: World) -> None:
+    world.batch(1)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler._keeper.lease = None
+        settler.add([done(claims[0])])
+        await settler.drain(5)
+        assert "settle" not in queue.calls
+
+    _settle(world, FlushRules(100, 600), during)
