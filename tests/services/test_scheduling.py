@@ -1,0 +1,110 @@
+"""A tick: what it changes, sends and reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide.domain.errors import Unavailable
+from lowtide.domain.escalation import Capacity
+from lowtide.domain.events import EventType
+from lowtide.domain.pools import Pool
+from lowtide.objects.store import ObstoreObjects
+from lowtide.services.publishing import Publisher
+from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
+from tests.services.workers import Sink
+
+if TYPE_CHECKING:
+    from tests.postgres.worlds import World
+
+SCALES = {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)}
+
+
+def _scheduler(
+    world: World,
+    *,
+    sink: Sink | None = None,
+    store: ObstoreObjects | None = None,
+    replicas: int = 2,
+) -> Scheduler:
+    capacity = Capacity(rate=1.0, replicas=replicas, cold_start=0.0, margin=0.0, tick=10.0)
+    rules = TickRules(capacity, SCALES, cancel_grace=10, stalled_after=30)
+    publisher = Publisher(sink or Sink(), world.outbox)
+    return Scheduler(world.ticks, store or ObstoreObjects("memory://"), publisher, rules)
+
+
+def test_an_idle_tick_reports_nothing(world: World) -> None:
+    report = _scheduler(world).tick()
+    assert (report.reaped, report.escalated, report.at_risk) == (0, 0, 0)
+    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
+
+
+def test_a_safe_batch_stays_on_spot(world: World) -> None:
+    batch = world.batch(26, due_in=86400)
+    report = _scheduler(world).tick()
+    assert (report.escalated, report.at_risk, world.row(batch).at_risk) == (0, 0, False)
+    assert report.queued == {Pool.SPOT: 26, Pool.DEDICATED: 0}
+    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+
+
+def test_a_batch_that_would_be_late_is_escalated_and_dedicated_woken(world: World) -> None:
+    batch, sink = world.batch(110, due_in=60), Sink()
+    report = _scheduler(world, sink=sink).tick()
+    # 2 lines a second over the 50 seconds after the next tick, less what creating it took.
+    assert 10 <= report.escalated <= 16
+    assert report.queued == {Pool.SPOT: 110 - report.escalated, Pool.DEDICATED: report.escalated}
+    assert (report.at_risk, report.desired_replicas[Pool.DEDICATED]) == (0, 2)
+    assert world.row(batch).escalated == report.escalated
+    assert [event.type for event in sink.sent].count(EventType.REQUESTS_QUEUED) == 2
+
+
+def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
+    batch = world.batch(200, due_in=60)
+    assert _scheduler(world).tick().at_risk == 1
+    assert world.row(batch).at_risk
+    _scheduler(world, replicas=50).tick()
+    assert not world.row(batch).at_risk
+
+
+def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
+    world.batch(20, due_in=9)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(lease, Pool.SPOT, 20)
+    world.expire_lease(lease)
+    report = _scheduler(world).tick()
+    assert (report.reaped, report.escalated) == (20, 20)
+
+
+def test_what_the_sink_refuses_is_sent_at_the_next_tick(world: World) -> None:
+    batch = world.new_batch()
+    _scheduler(world, sink=Sink(accepts=lambda _: False)).tick()
+    assert world.events(batch) == {EventType.BATCH_CREATED.value: 1}
+    sink = Sink()
+    _scheduler(world, sink=sink).tick()
+    assert [event.type for event in sink.sent] == [EventType.BATCH_CREATED]
+    assert world.events(batch) == {}
+
+
+def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObstoreObjects("memory://")
+    with store.open_writer("files/stray") as writer:
+        writer.write(b"x")
+    world.run(
+        "INSERT INTO stray_objects VALUES ('files/stray', :tenant, now() - interval '1 s')",
+        tenant=world.file().tenant,
+    )
+
+    def away(_: Any) -> None:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", away)
+        _scheduler(world, store=store).tick()
+    assert world.value("SELECT count(*) FROM stray_objects") == 1
+    _scheduler(world, store=store).tick()
+    assert world.value("SELECT count(*) FROM stray_objects") == 0
+    with pytest.raises(Exception, match="no object"):
+        next(iter(store.stream("files/stray")))
