@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowtide.domain.line_checks import MAX_CUSTOM_ID
 from lowtide.domain.lines import (
-    MAX_CUSTOM_ID,
     InputLine,
     Limits,
     LineReader,
@@ -36,6 +36,21 @@ def _line(custom_id: object = "a", **changes: Any) -> bytes:
     }
     kept = {key: value for key, value in (whole | changes).items() if value is not ...}
     return json.dumps(kept, ensure_ascii=False).encode()
+
+
+def _deep(levels: int) -> bytes:
+    """A line nested `levels` deep, itself and its body included."""
+    inside = b"[" * (levels - 2) + b"]" * (levels - 2)
+    return _line("deep").replace(b"[]", inside)
+
+
+def _raw(custom_id: bytes = b'"a"', body: bytes = b'{"model":"m"}') -> bytes:
+    """A line with these fields as they are written."""
+    return b'{"custom_id":%b,"method":"POST","url":"%b","body":%b}' % (
+        custom_id,
+        CHAT.encode(),
+        body,
+    )
 
 
 def _read(
@@ -63,7 +78,7 @@ BAD_LINES = [
     pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', "invalid_json_line", None, id="lone surrogate"),
     pytest.param(
         GOOD[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        "invalid_json_line",
+        "nested_too_deeply",
         None,
         id="nested too deeply",
     ),
@@ -72,12 +87,17 @@ BAD_LINES = [
         GOOD.replace(b'"m"', b'"\xed\xa0\x80"'), "invalid_utf8", None, id="UTF-8 surrogate"
     ),
     pytest.param(b"\xff\xfe{\x00}\x00", "invalid_utf8", None, id="UTF-16"),
+    pytest.param(_deep(129), "nested_too_deeply", None, id="one level too deep"),
+    pytest.param(b"[" * 200, "nested_too_deeply", None, id="deep, never closed"),
     pytest.param(_line(...), "missing_custom_id", "custom_id", id="no custom_id"),
     pytest.param(_line(None), "missing_custom_id", "custom_id", id="null custom_id"),
     pytest.param(_line(""), "missing_custom_id", "custom_id", id="empty custom_id"),
     pytest.param(_line(7), "invalid_custom_id", "custom_id", id="numeric custom_id"),
     pytest.param(_line({"a": 1}), "invalid_custom_id", "custom_id", id="object as custom_id"),
     pytest.param(_line("x\x00"), "invalid_custom_id", "custom_id", id="NUL in custom_id"),
+    pytest.param(_raw(b"1e999"), "invalid_custom_id", "custom_id", id="endless custom_id"),
+    pytest.param(_raw(b"1" * 5000), "invalid_custom_id", "custom_id", id="giant custom_id"),
+    pytest.param(rb'{"custom_id":"\ud800"}', "invalid_json_line", None, id="half a character"),
     pytest.param(
         _line("x" * (MAX_CUSTOM_ID + 1)), "invalid_custom_id", "custom_id", id="long custom_id"
     ),
@@ -92,10 +112,14 @@ BAD_LINES = [
     pytest.param(_line(body=None), "invalid_body", "body", id="null body"),
     pytest.param(_line(body=[]), "invalid_body", "body", id="body a list"),
     pytest.param(_line(body="{}"), "invalid_body", "body", id="body a string"),
+    pytest.param(_line(body="custom_id"), "invalid_body", "body", id="body named as a field"),
     pytest.param(_line(body={}), "missing_model", "body.model", id="no model"),
+    pytest.param(_line(body={"model": None}), "missing_model", "body.model", id="null model"),
+    pytest.param(_line(body={"model": "m" * 513}), "invalid_model", "body.model", id="long model"),
+    pytest.param(_raw(body=b'{"model":1e999}'), "invalid_model", "body.model", id="endless model"),
     pytest.param(_line(body={"model": ""}), "missing_model", "body.model", id="empty model"),
-    pytest.param(_line(body={"model": 1}), "missing_model", "body.model", id="numeric model"),
-    pytest.param(_line(body={"model": "\x00"}), "missing_model", "body.model", id="NUL in model"),
+    pytest.param(_line(body={"model": 1}), "invalid_model", "body.model", id="numeric model"),
+    pytest.param(_line(body={"model": "\x00"}), "invalid_model", "body.model", id="NUL in model"),
 ]
 
 
@@ -109,6 +133,104 @@ def test_a_bad_line_is_named_and_the_rest_still_read(
     assert reader.problems[0].message
     assert [(line.number, line.custom_id) for line in found] == [(1, "first"), (3, "last")]
     assert reader.requests == 3
+
+
+REASONS = [
+    pytest.param(b'{"a": NaN}', "NaN is no JSON number", id="NaN"),
+    pytest.param(b'{"a": -Infinity}', "-Infinity is no JSON number", id="Infinity"),
+    pytest.param(
+        rb'{"a": "\ud83dx"}', r"an escape like \ud800 stands without its other half", id="half"
+    ),
+    pytest.param(b"[1]", "it is an array", id="array"),
+    pytest.param(b'"a"', "it is a string", id="string"),
+    pytest.param(b"1e999", "it is a number", id="number"),
+    pytest.param(b"true", "it is a boolean", id="boolean"),
+    pytest.param(b"null", "it is null", id="null"),
+    pytest.param(b'{"a": 1,}', "at character", id="trailing comma"),
+    pytest.param(b"{} {}", "Extra data at character 4", id="two objects"),
+    pytest.param(b"\xef\xbb\xbf{}", "Unexpected UTF-8 BOM", id="BOM inside"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), REASONS)
+def test_why_a_line_is_no_object_is_told(line: bytes, reason: str) -> None:
+    _, reader = _read([GOOD + b"\n" + line])
+    assert [problem.code for problem in reader.problems] == ["invalid_json_line"]
+    assert reason in reader.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        pytest.param(GOOD[:-1] + b', "custom_id": "b"}', ["custom_id"], id="custom_id"),
+        pytest.param(GOOD[:-1] + b', "method": "POST"}', ["method"], id="method"),
+        pytest.param(GOOD[:-1] + b', "url": "%b"}' % CHAT.encode(), ["url"], id="url"),
+        pytest.param(GOOD[:-1] + b', "body": {"model": "m"}}', ["body"], id="body"),
+        pytest.param(GOOD[:-1] + rb', "custom\u005fid": "b"}', ["custom_id"], id="escaped"),
+        pytest.param(
+            GOOD[:-1] + b"," + GOOD[1:], ["custom_id", "method", "url", "body"], id="all of them"
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "behind another"])
+def test_a_field_may_not_come_twice(line: bytes, again: list[str], before: bytes) -> None:
+    found, reader = _read([before + line])
+    assert [problem.param for problem in reader.problems] == again
+    assert {problem.code for problem in reader.problems} == {"repeated_field"}
+    assert len(found) == bool(before)
+
+
+def test_a_field_is_seen_twice_wherever_the_body_stands() -> None:
+    """The quick look counts quotes before the body; here they would add up if it looked wrongly."""
+    last = b'"a","method":"POST","url":"%b"' % CHAT.encode()
+    body = b'{"model":"m","n":%b}' % (b"1" * (len(last) - 18))
+    line = b'{"body":%b,"custom_id":"b","custom_id":%b}' % (body, last)
+    assert line.count(b'"', 0, -1 - len(body)) == 14
+    _, reader = _read([_raw(b'"first"') + b"\n" + line])
+    assert _codes(reader) == [("repeated_field", "custom_id", 2)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(_deep(128), id="the deepest"),
+        pytest.param(_raw(body=b'{"model":"m","a":"' + b"[{" * 500 + b'"}'), id="only text"),
+        pytest.param(_raw(body=b'{"model":"m","a":[' + b"[]," * 500 + b"0]}"), id="wide"),
+        pytest.param(_raw(rb'"a\"b"'), id="a quote in the custom_id"),
+        pytest.param(_line("x" * MAX_CUSTOM_ID), id="the longest custom_id"),
+        pytest.param(GOOD[:-1] + b', "priority": {"url": 1}}', id="fields of its own"),
+        pytest.param(
+            json.dumps(dict(reversed(json.loads(GOOD).items()))).encode(), id="another order"
+        ),
+        pytest.param(_raw(body=rb'{"model":"m","a":"\u0000"}'), id="NUL in the body"),
+        pytest.param(_raw(body=b'{"model":"m","a":' + b"9" * 5000 + b"}"), id="giant integer"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "behind another"])
+def test_unusual_lines_are_good(line: bytes, before: bytes) -> None:
+    found, reader = _read([before + line])
+    assert reader.problems == []
+    assert found[-1].custom_id == json.loads(line, parse_int=str)["custom_id"]
+    assert (found[-1].offset, found[-1].length) == (len(before), len(line))
+
+
+def test_an_accepted_body_can_be_read_from_any_depth_of_the_stack() -> None:
+    line = _deep(128)
+    found, _ = _read([line])
+    assert len(found) == 1
+
+    def body_at(depth: int) -> bytes:
+        return body_at(depth - 1) if depth else body_of(line)
+
+    assert body_at(500) == json.dumps(json.loads(line)["body"]).encode()
+
+
+@pytest.mark.parametrize("length", [64, 65, MAX_CUSTOM_ID])
+def test_long_custom_ids_are_told_apart(length: int) -> None:
+    ids = ["x" * (length - 1) + end for end in "aba"]
+    found, reader = _read([b"\n".join(_line(custom_id) for custom_id in ids)])
+    assert [line.custom_id for line in found] == ids[:2]
+    assert _codes(reader) == [("duplicate_custom_id", "custom_id", 3)]
 
 
 def test_all_problems_of_a_line_are_reported() -> None:
@@ -225,6 +347,16 @@ def test_problems_stop_at_a_hundred_but_the_files_own_is_kept() -> None:
     _, reader = _read([content], Limits(max_lines=150))
     assert len(reader.problems) == 100
     assert reader.problems[-1].code == "too_many_requests"
+
+
+def test_with_all_problems_told_the_rest_is_only_counted() -> None:
+    content = b"{}\n" * 25 + b"\n" + GOOD + b"\n \r\n" + b"x" * 300 + b"\n" + GOOD
+    for size in (1, 7, len(content)):
+        chunks = [content[i : i + size] for i in range(0, len(content), size)]
+        found, reader = _read(chunks, Limits(max_line_bytes=200))
+        assert found == []
+        assert reader.requests == 28
+        assert {problem.line for problem in reader.problems} == set(range(1, 26))
 
 
 def test_an_endless_line_takes_no_memory() -> None:
