@@ -80,24 +80,30 @@ SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained
   AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
 """)
 _STALLED = text("""
-UPDATE batches SET nudged_at = now()
+UPDATE batches b SET nudged_at = now()
 WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_progress')
     AND drained_at IS NOT NULL)
   AND nudged_at <= now() - make_interval(secs => :age)
+  AND NOT EXISTS (
+    SELECT 1 FROM outbox o WHERE o.subject = 'batch_' || replace(cast(b.id AS text), '-', ''))
 RETURNING id, tenant_id, status
 """)
 _EXPIRED_LEASES = text("""
 DELETE FROM workers WHERE id = ANY(ARRAY(
   SELECT id FROM workers WHERE expires_at <= now() FOR UPDATE SKIP LOCKED))
 """)
-# Any claim without a living lease: also what an earlier reaper skipped or a crash left behind.
+# Any claim without a living lease: also what an earlier reaper skipped or a crash left behind. Lines
+# lost again and again wait for a random while: claimed together every time, the one that kills its
+# worker would take the innocent ones with it to the dead letters.
 _ORPHANS = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
   FOR UPDATE OF c SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
   (lost_leases + 1)::smallint AS lost_leases, escalated, pool, claimed_at,
-  'The worker stopped answering' AS reason, 0 AS delay, false AS failed, true AS interrupted
+  'The worker stopped answering' AS reason,
+  CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
+  false AS failed, true AS interrupted
 """)
 _POISON = text("""
 WITH given AS (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from lowtide.domain.errors import LowtideError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lowtide.ports import Queue
 
 _log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 _RETRY_SECONDS = 0.5
 
 
@@ -27,15 +29,16 @@ class LeaseKeeper:
         self._pool = pool
         self._worker = worker
         self._duration = duration
+        # Its own thread: a slow object store may keep all of the loop's busy, and a renewal that
+        # comes too late costs every line in hand.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self.lease: LeaseId | None = None
 
     async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Open a lease, waiting for the database until `given_up`."""
         while self.lease is None and not given_up():
             try:
-                self.lease = await asyncio.to_thread(
-                    self._queue.open_lease, self._pool, self._worker
-                )
+                self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
             except LowtideError as error:
                 _log.warning("lease.unopened", extra={"reason": error.message})
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -47,7 +50,7 @@ class LeaseKeeper:
             if self.lease is None:
                 continue
             try:
-                if await asyncio.to_thread(self._queue.renew, self.lease):
+                if await self._call(self._queue.renew, self.lease):
                     continue
             except LowtideError as error:
                 _log.warning("lease.unrenewed", extra={"reason": error.message})
@@ -62,6 +65,10 @@ class LeaseKeeper:
         if self.lease is None:
             return
         try:
-            await asyncio.to_thread(self._queue.close_lease, self.lease)
+            await self._call(self._queue.close_lease, self.lease)
         except LowtideError as error:
             _log.warning("lease.unclosed", extra={"reason": error.message})
+
+    async def _call(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)

@@ -38,5 +38,13 @@ class Publisher:
         return accepted
 
     def resend(self, *, older_than: float = 0.0, limit: int = 100) -> int:
-        """Send what earlier attempts left in the outbox; return how many were accepted."""
-        return self.publish(self._outbox.waiting(limit, older_than))
+        """Send what earlier attempts left in the outbox; return how many were accepted.
+
+        Ends at the first refusal: a sink that hangs must not hold the scheduler for each event.
+        """
+        accepted = 0
+        for event in self._outbox.waiting(limit, older_than):
+            if not self.publish([event]):
+                break
+            accepted += 1
+        return accepted

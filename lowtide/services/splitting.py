@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 # No later try would find it: the batch must end, and say why.
-_LOST = Problem("input_missing", "The input file is no longer in the object store: upload it again.")
+_LOST = Problem(
+    "input_missing", "The input file is no longer in the object store: upload it again."
+)
 
 
 class Splitter:

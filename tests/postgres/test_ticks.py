@@ -58,6 +58,7 @@ def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
         assert _lose(world, 1) == [1]
         world.sweep()
         assert world.value("SELECT lost_leases FROM queue WHERE line = 1") == lost
+        world.run("UPDATE queue SET available_at = now()")
     assert _lose(world, 1) == [1]
     assert world.sweep() == 1
     assert world.lines("queue", batch) == [2]
@@ -81,11 +82,23 @@ def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
     assert world.drained(batch) == 1
 
 
+def test_lines_lost_together_again_are_not_claimed_together_again(world: World) -> None:
+    world.batch(20)
+    _lose(world, 20)
+    world.sweep()
+    assert world.value("SELECT count(*) FROM queue WHERE available_at <= now()") == 20
+    _lose(world, 20)
+    world.sweep()
+    assert world.value("SELECT count(DISTINCT available_at) FROM queue") == 20
+    assert world.value("SELECT max(available_at) <= now() + interval '8 s' FROM queue")
+
+
 def test_a_poisonous_last_line_drains_the_batch(world: World) -> None:
     batch = world.batch(1)
     for _ in range(MAX_LOST_LEASES):
         _lose(world, 1)
         world.sweep()
+        world.run("UPDATE queue SET available_at = now()")
     assert world.drained(batch) == 1
     assert world.row(batch).status == "finalizing"
 
@@ -262,3 +275,13 @@ def test_the_snapshot_counts_by_pool_and_place(world: World) -> None:
 
 def test_depths_of_nothing(world: World) -> None:
     assert world.ticks.depths() == {Pool.SPOT: Depth(0, 0), Pool.DEDICATED: Depth(0, 0)}
+
+
+def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> None:
+    batch = world.batch(1)
+    world.run("UPDATE batches SET status = 'validating', nudged_at = now() - interval '1 h'")
+    for _ in range(3):
+        world.ticks.sweep(cancel_grace=0, stalled_after=1)
+        world.run("UPDATE batches SET nudged_at = now() - interval '1 h'")
+    assert world.value("SELECT count(*) FROM outbox") == 1
+    assert world.value("SELECT subject FROM outbox") == f"batch_{batch.hex}"

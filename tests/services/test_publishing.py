@@ -57,3 +57,11 @@ def test_resending_empties_the_outbox(limit: int, sent: int) -> None:
     assert Publisher(Sink(), outbox).resend(older_than=5, limit=limit) == sent
     assert outbox.events == EVENTS[sent:]
     assert outbox.asked == [(limit, 5)]
+
+
+def test_resending_ends_at_the_first_refusal() -> None:
+    outbox = _Outbox()
+    sink = Sink(accepts=lambda event: event == EVENTS[0])
+    assert Publisher(sink, outbox).resend() == 1
+    assert sink.sent == EVENTS[:2]
+    assert outbox.events == EVENTS[1:]
