@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from collections import deque
 
 import psutil
 
 from lowtide.local.errors import PortInUse
 
 HOST = "127.0.0.1"
+# Below the ports that systems give to outgoing connections: those come and go all the time, and
+# would take a port away between two starts of the process that it was chosen for.
+_CHOICE = range(20_000, 32_768)
+_given: deque[int] = deque(maxlen=1000)
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, and that this process was not given before.
+
+    What it was chosen for may bind it later, and again after a crash: until then it looks free.
+    """
+    for port in random.sample(_CHOICE, len(_CHOICE)):
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        _given.append(port)
+        return port
+    raise PortInUse("No port is free: too many programs listen on this machine.")
 
 
 def require_free(port: int, hint: str) -> None:

@@ -22,3 +22,9 @@ def test_a_port_in_use_names_the_process_and_the_way_out() -> None:
 
 def test_a_free_port_is_free() -> None:
     require_free(free_port(), "nothing")
+
+
+def test_no_port_is_given_twice_although_nobody_has_bound_it_yet() -> None:
+    ports = [free_port() for _ in range(300)]
+    assert len(set(ports)) == 300
+    assert max(ports) < 32_768, "from here on systems choose ports for outgoing connections"
