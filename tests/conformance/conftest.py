@@ -1,0 +1,150 @@
+"""One server for the whole suite: a local stack of its own, or the one that `--base-url` names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conformance.engine import commanded_engine
+from tests.conformance.lines import REFUSE, held, jsonl, request
+from tests.conformance.server import AsyncOfficial, Own, Server, SyncOfficial
+from tests.e2e.stacks import running
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conformance.server import Official
+
+FOLDER = Path(__file__).parent
+SETTINGS = {
+    "LOWTIDE_MAX_FILE_BYTES": "1000000",
+    "LOWTIDE_MAX_BATCH_LINES": "200",
+    "LOWTIDE_MAX_LINE_BYTES": "50000",
+    "LOWTIDE_ENGINE": "openai",
+    "LOWTIDE_SPOT_REPLICAS": "1",
+    "LOWTIDE_DEDICATED_REPLICAS": "0",
+    "LOWTIDE_WORKER_POLL_CAP": "0.5",
+    "LOWTIDE_CANCEL_GRACE": "3",
+}
+OUTPUT_EXPIRY = 7200
+ANSWERED = [request(f"answered-{number}") for number in range(5)]
+NEVER_REACHED = [request(f"last-{number}") for number in range(5)]
+EXPIRING = jsonl(*ANSWERED, *held("expiring", 2))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A batch that is over: all states that were seen of it, what went in, and what came out."""
+
+    history: list[dict[str, Any]]
+    source: bytes
+    output: bytes
+    errors: bytes
+
+    @property
+    def batch(self) -> dict[str, Any]:
+        """Its last state."""
+        return self.history[-1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the suite be pointed at any server."""
+    group = parser.getgroup("conformance")
+    group.addoption("--base-url", default="", help="a server's URL, without /v1")
+    group.addoption("--api-key", default="", help="a key of that server")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these are slow; those that wait for a deadline come last, when it is near."""
+    ours = [item for item in items if item.path.is_relative_to(FOLDER)]
+    for item in ours:
+        item.add_marker(pytest.mark.slow)
+    late = [item for item in ours if "expired" in getattr(item, "fixturenames", ())]
+    for item in late:
+        items.remove(item)
+    items.extend(late)
+
+
+@pytest.fixture(scope="session")
+def server(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The server under test."""
+    url = pytestconfig.getoption("base_url", default="")
+    if url:
+        key = pytestconfig.getoption("api_key", default="")
+        given = Server(url.rstrip("/").removesuffix("/v1"), key)
+        yield given
+        given.close()
+        return
+    with commanded_engine() as engine:
+        settings = {**SETTINGS, "LOWTIDE_ENGINE_URL": engine.url}
+        with running(tmp_path_factory.mktemp("stack"), settings) as stack:
+            started = Server(stack.base_url, stack.api_key)
+            expiring = started.create(EXPIRING, completion_window="1m")
+            started.own = Own(stack, engine, expiring)
+            yield started
+            started.close()
+            # A worker that is told to stop waits for what it has in hand.
+            engine.release()
+
+
+@pytest.fixture(scope="session")
+def own(server: Server) -> Own:
+    """What only a stack of our own allows."""
+    if server.own is None:
+        pytest.skip("needs a stack of its own")
+    return server.own
+
+
+@pytest.fixture(scope="session", params=[SyncOfficial, AsyncOfficial], ids=["sync", "async"])
+def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Official]:
+    """OpenAI's client: each test that uses it runs with both kinds."""
+    client: Official = request.param(server)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def completed(server: Server) -> Ended:
+    """A batch that ran to its end; a quarter of its lines were refused if the engine is ours."""
+    prompts = ["How high?", REFUSE if server.own else "Why?", "When?", "Where?"] * 3
+    source = jsonl(
+        *(request(f"line-{number}", prompt) for number, prompt in enumerate(prompts, start=1))
+    )
+    created = server.create(
+        source,
+        metadata={"team": "harbour"},
+        output_expires_after={"anchor": "created_at", "seconds": OUTPUT_EXPIRY},
+    )
+    return _ended(server, server.follow(created), source)
+
+
+@pytest.fixture(scope="session")
+def cancelled(server: Server, own: Own) -> Ended:
+    """A batch that was cancelled when some lines were answered, some ran, and some waited."""
+    source = jsonl(*ANSWERED, *held("cancelled", 60), *NEVER_REACHED)
+    created = server.create(source)
+    answered = len(ANSWERED)
+    until(lambda: server.batch(created["id"])["request_counts"]["completed"] == answered, "answers")
+    seen = [server.batch(created["id"]), server.cancel(created["id"])]
+    ended = _ended(server, server.follow(created, seen), source)
+    own.engine.release("cancelled")
+    return ended
+
+
+@pytest.fixture(scope="session")
+def expired(server: Server, own: Own) -> Ended:
+    """A batch whose window of a minute was too short; it was created when the session began."""
+    return _ended(server, server.follow(own.expiring), EXPIRING)
+
+
+def _ended(server: Server, history: list[dict[str, Any]], source: bytes) -> Ended:
+    output, errors = (
+        server.content(history[-1][f"{role}_file_id"]) for role in ("output", "error")
+    )
+    return Ended(history, source, output, errors)

@@ -1,0 +1,301 @@
+"""What Lowtide has beyond OpenAI: a batch's requests and results while it runs, documents, health."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import oracle
+from tests.conformance.features import Area, proves
+from tests.conformance.lines import held, jsonl, request
+from tests.conformance.shapes import REQUEST, check_error, check_page
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from tests.conformance.conftest import Ended
+    from tests.conformance.server import Own, Server
+
+PAGES = "`batches/{id}/requests`: the lines of a batch, by status and pool"
+STREAM = "`batches/{id}/results`: results while the batch runs, from a cursor on"
+
+
+@pytest.fixture(scope="module")
+def running(server: Server, own: Own) -> Iterator[dict[str, Any]]:
+    """A batch of which three lines are answered and two run."""
+    answered = [request(f"answered-{number}") for number in range(3)]
+    batch = server.create(jsonl(*answered, *held("running", 2)))
+    path = f"/v1/batches/{batch['id']}/requests"
+
+    def half_way() -> bool:
+        states = [line["status"] for line in server.json(path)["data"]]
+        return states == ["Completed"] * 3 + ["Running"] * 2
+
+    until(half_way, "three lines are answered and two run")
+    yield batch
+    own.engine.release("running")
+    server.finish(batch)
+
+
+def _results(server: Server, batch_id: str, **parameters: Any) -> httpx.Response:
+    response = server.http.get(f"/v1/batches/{batch_id}/results", params=parameters)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].startswith("application/x-ndjson")
+    return response
+
+
+def _ids(response: httpx.Response) -> list[str]:
+    return [line.custom_id for line in oracle.outcomes(response.content)]
+
+
+@proves(Area.BEYOND, PAGES)
+def test_requests(server: Server, completed: Ended) -> None:
+    page = server.json(f"/v1/batches/{completed.batch['id']}/requests")
+    lines = check_page(page)
+    assert [line["line"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [line["custom_id"] for line in lines] == [
+        line.custom_id for line in oracle.input_lines(completed.source)
+    ]
+    for line in lines:
+        assert set(line) == REQUEST
+        assert (line["object"], line["status"]) in {
+            ("batch.request", "Completed"),
+            ("batch.request", "Failed"),
+        }
+        assert line["started_at"] <= line["finished_at"]
+        assert (line["status"] == "Completed") == (line["status_code"] == 200)
+        assert line["attempts"] >= 1
+
+
+@proves(Area.BEYOND, PAGES)
+def test_requests_of_a_running_batch(server: Server, running: dict[str, Any]) -> None:
+    for line in server.json(f"/v1/batches/{running['id']}/requests")["data"]:
+        assert (line["finished_at"] is None) == (line["status"] == "Running")
+        assert line["pool"] in {"spot", "dedicated"}
+
+
+@proves(Area.BEYOND, PAGES)
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        pytest.param({"status": "Completed"}, 3, id="Completed"),
+        pytest.param({"status": "Running"}, 2, id="Running"),
+        pytest.param({"status": "Queued"}, 0, id="Queued"),
+        pytest.param({"status": "Failed"}, 0, id="Failed"),
+        pytest.param({"status": "DeadLettered"}, 0, id="DeadLettered"),
+        pytest.param({"pool": "spot"}, 5, id="spot"),
+        pytest.param({"pool": "dedicated"}, 0, id="dedicated"),
+        pytest.param({"pool": "spot", "status": "Running"}, 2, id="both"),
+    ],
+)
+def test_request_filters(
+    server: Server, running: dict[str, Any], query: dict[str, str], count: int
+) -> None:
+    page = server.json(f"/v1/batches/{running['id']}/requests", **query)
+    lines = check_page(page)
+    assert len(lines) == count
+    assert all(line[name] == value for line in lines for name, value in query.items())
+
+
+@proves(Area.BEYOND, PAGES)
+@pytest.mark.parametrize("cursor", ["id", "line"])
+def test_request_pages(server: Server, completed: Ended, cursor: str) -> None:
+    path = f"/v1/batches/{completed.batch['id']}/requests"
+    seen: list[int] = []
+    parameters: dict[str, Any] = {"limit": 5}
+    while True:
+        page = server.json(path, **parameters)
+        seen += [line["line"] for line in check_page(page)]
+        if not page["has_more"]:
+            break
+        parameters["after"] = page["last_id"] if cursor == "id" else seen[-1]
+    assert seen == list(range(1, completed.batch["request_counts"]["total"] + 1))
+
+
+@proves(Area.BEYOND, PAGES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", "running"),
+        ("pool", "gpu"),
+        ("limit", "0"),
+        ("limit", "1001"),
+        ("after", "abc"),
+        ("after", "-1"),
+        ("after", "9" * 30),
+    ],
+)
+def test_bad_request_arguments(server: Server, completed: Ended, name: str, value: str) -> None:
+    path = f"/v1/batches/{completed.batch['id']}/requests"
+    response = server.http.get(path, params={name: value})
+    assert response.status_code == 400
+    assert check_error(response.json())["param"] == name
+
+
+@proves(Area.BEYOND, STREAM)
+def test_results_of_a_batch_that_is_over(server: Server, completed: Ended) -> None:
+    response = _results(server, completed.batch["id"])
+    assert response.headers["x-lowtide-complete"] == "true"
+    both = (completed.output + completed.errors).splitlines()
+    assert sorted(response.content.splitlines()) == sorted(both)
+
+
+@proves(Area.BEYOND, STREAM)
+@pytest.mark.parametrize("limit", [1, 4, 12, 10_000])
+def test_results_page_by_page(server: Server, completed: Ended, limit: int) -> None:
+    seen: list[str] = []
+    parameters: dict[str, Any] = {"limit": limit}
+    complete = "false"
+    while complete == "false":
+        response = _results(server, completed.batch["id"], **parameters)
+        seen += _ids(response)
+        assert len(_ids(response)) <= limit
+        parameters["after"] = response.headers["x-lowtide-cursor"]
+        complete = response.headers["x-lowtide-complete"]
+    wanted = [line.custom_id for line in oracle.input_lines(completed.source)]
+    assert sorted(seen) == sorted(wanted)
+
+
+@proves(Area.BEYOND, STREAM)
+def test_results_while_running(server: Server, own: Own) -> None:
+    answered = [request(f"answered-{number}") for number in range(3)]
+    batch = server.create(jsonl(*answered, *held("results", 2)))
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+
+    def read(wanted: int) -> Callable[[], bool]:
+        def look() -> bool:
+            response = _results(server, batch["id"], **cursor)
+            seen.extend(_ids(response))
+            cursor["after"] = response.headers["x-lowtide-cursor"]
+            return len(seen) == wanted and response.headers["x-lowtide-complete"] == is_last
+
+        return look
+
+    is_last = "false"
+    until(read(3), "three results are read while the batch runs")
+    assert server.batch(batch["id"])["status"] == "in_progress"
+    own.engine.release("results")
+    is_last = "true"
+    until(read(5), "the last results are read")
+    assert sorted(seen) == sorted(line["custom_id"] for line in [*answered, *held("results", 2)])
+    assert _ids(_results(server, batch["id"], **cursor)) == []
+
+
+@proves(Area.BEYOND, STREAM)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("after", "abc"),
+        ("after", "1"),
+        ("after", "-1.0"),
+        ("after", "9" * 30 + ".1"),
+        ("limit", "0"),
+        ("limit", "10001"),
+    ],
+)
+def test_bad_result_arguments(server: Server, completed: Ended, name: str, value: str) -> None:
+    path = f"/v1/batches/{completed.batch['id']}/results"
+    response = server.http.get(path, params={name: value})
+    assert response.status_code == 400
+    assert check_error(response.json())["param"] == name
+
+
+@proves(Area.BEYOND, "Unknown batches have neither requests nor results: 404")
+@pytest.mark.parametrize("tail", ["requests", "results"])
+@pytest.mark.parametrize("batch_id", ["batch_" + "0" * 32, "odd"], ids=["unknown", "odd"])
+def test_nothing_of_unknown_batches(server: Server, batch_id: str, tail: str) -> None:
+    response = server.http.get(f"/v1/batches/{batch_id}/{tail}")
+    assert response.status_code == 404
+    check_error(response.json())
+
+
+@proves(Area.BEYOND, "`x_lowtide` on each batch: state of the promise, deadline, lines by pool")
+def test_extension(completed: Ended) -> None:
+    batch = completed.batch
+    more, counts = batch["x_lowtide"], batch["request_counts"]
+    assert (more["sla_state"], more["deadline"]) == ("Met", batch["expires_at"])
+    assert set(more["pools"]) == {"spot", "dedicated"}
+    assert sum(more["pools"].values()) == counts["completed"] + counts["failed"]
+
+
+@proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")
+def test_openapi(server: Server) -> None:
+    response = server.anonymous.get("/openapi.json")
+    assert response.headers["Content-Type"] == "application/json"
+    document = response.json()
+    assert document["openapi"].startswith("3.1")
+    operations = {
+        (method.upper(), path) for path, item in document["paths"].items() for method in item
+    }
+    assert operations >= {
+        ("POST", "/v1/files"),
+        ("GET", "/v1/files"),
+        ("GET", "/v1/files/{file_id}"),
+        ("GET", "/v1/files/{file_id}/content"),
+        ("DELETE", "/v1/files/{file_id}"),
+        ("POST", "/v1/batches"),
+        ("GET", "/v1/batches"),
+        ("GET", "/v1/batches/{batch_id}"),
+        ("POST", "/v1/batches/{batch_id}/cancel"),
+        ("GET", "/v1/batches/{batch_id}/requests"),
+        ("GET", "/v1/batches/{batch_id}/results"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{name}"),
+    }
+
+
+@proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")
+@pytest.mark.parametrize(
+    ("schema", "path"), [("Batch", "/v1/batches"), ("File", "/v1/files"), ("Model", "/v1/models")]
+)
+def test_objects_have_the_documented_fields(
+    server: Server, completed: Ended, schema: str, path: str
+) -> None:
+    assert completed.batch
+    schemas = server.json("/openapi.json")["components"]["schemas"]
+    found = server.json(path)["data"][0]
+    assert set(found) == set(schemas[schema]["properties"])
+    if schema == "Batch":
+        assert set(found["x_lowtide"]) == set(schemas["Extension"]["properties"])
+
+
+@proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")
+def test_docs_page(server: Server) -> None:
+    http = server.anonymous
+    page = http.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    asked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert asked
+    for path in asked:
+        assert path.startswith("/docs/")
+        assert http.get(path).status_code == 200
+    assert http.get("/docs/nothing.js").status_code == 404
+
+
+@proves(Area.BEYOND, "Health without a key")
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health(server: Server, method: str, path: str) -> None:
+    response = server.anonymous.request(method, path)
+    assert response.status_code == 200
+    assert response.content == (
+        json.dumps({"status": "ok"}, separators=(",", ":")).encode() if method == "GET" else b""
+    )
+
+
+@proves(Area.BEYOND, "HEAD where GET is taken")
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/models"])
+def test_head(server: Server, path: str) -> None:
+    response = server.http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["Content-Type"] == "application/json"

@@ -1,0 +1,214 @@
+"""Errors, request ids, and who may call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import openai
+import pytest
+
+from lowtide.auth.keys import hash_key, new_key
+from lowtide.local import secrets
+from tests.conformance.features import Area, proves
+from tests.conformance.lines import requests
+from tests.conformance.server import Server
+from tests.conformance.shapes import check_error, check_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conformance.server import Official, Own
+
+FILE = "/v1/files/file-" + "0" * 32
+BATCH = "/v1/batches/batch_" + "0" * 32
+CALLS = [
+    ("GET", "/v1/files"),
+    ("POST", "/v1/files"),
+    ("GET", FILE),
+    ("GET", f"{FILE}/content"),
+    ("DELETE", FILE),
+    ("GET", "/v1/batches"),
+    ("POST", "/v1/batches"),
+    ("GET", BATCH),
+    ("POST", f"{BATCH}/cancel"),
+    ("GET", f"{BATCH}/requests"),
+    ("GET", f"{BATCH}/results"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/any"),
+]
+BY_CALL = pytest.mark.parametrize(
+    ("method", "path"), CALLS, ids=[f"{method} {path}" for method, path in CALLS]
+)
+WRONG_METHODS = [
+    ("DELETE", "/v1/files", "GET, HEAD, POST"),
+    ("POST", BATCH, "GET, HEAD"),
+    ("GET", f"{BATCH}/cancel", "POST"),
+]
+NOT_ROUTED = [
+    ("PUT", "/v1/files", "GET, HEAD, POST"),
+    ("POST", FILE, "DELETE, GET, HEAD"),
+    ("DELETE", "/v1/batches", "GET, HEAD, POST"),
+    ("PATCH", BATCH, "GET, HEAD"),
+    ("POST", "/v1/models", "GET, HEAD"),
+]
+
+
+@proves(Area.ERRORS, "Errors: {error: {message, type, param, code}}, and the client's exception")
+@pytest.mark.parametrize(
+    ("status", "kind", "exception"),
+    [
+        (400, "invalid_request_error", openai.BadRequestError),
+        (401, "authentication_error", openai.AuthenticationError),
+        (404, "invalid_request_error", openai.NotFoundError),
+        (409, "invalid_request_error", openai.ConflictError),
+    ],
+)
+def test_exceptions(
+    official: Official,
+    server: Server,
+    status: int,
+    kind: str,
+    exception: type[openai.APIStatusError],
+) -> None:
+    def ask(client: Any) -> Any:
+        if status == 400:
+            return client.files.create(file=b"x", purpose="vision")
+        if status == 401:
+            return client.with_options(api_key="lt_wrong").batches.retrieve("batch_" + "0" * 32)
+        if status == 404:
+            return client.batches.retrieve("batch_" + "0" * 32)
+        return client.batches.cancel(over["id"])
+
+    over = server.finish(server.create(b"not a request\n")) if status == 409 else {}
+    with pytest.raises(exception) as refused:
+        official(ask)
+    error = refused.value
+    assert (error.status_code, error.type) == (status, kind)
+    assert error.request_id is not None
+    assert error.request_id == error.response.headers["x-request-id"]
+    check_error(error.response.json())
+
+
+@proves(Area.ERRORS, "Every answer has its own `x-request-id`")
+@BY_CALL
+def test_request_ids(server: Server, method: str, path: str) -> None:
+    ids = {server.http.request(method, path).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(ids)
+
+
+@proves(Area.ERRORS, "Every answer has its own `x-request-id`")
+@pytest.mark.parametrize(
+    "path", ["/v1/nothing", "/openapi.json", "/docs", "/health/live", "/health/ready"]
+)
+def test_request_ids_of_public_pages(server: Server, path: str) -> None:
+    assert server.anonymous.get(path).headers["x-request-id"]
+
+
+@proves(Area.ERRORS, "Without a key, or with a wrong one, nothing is answered: 401")
+@BY_CALL
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "Bearer lt_wrong", "Bearer", "Basic bHQ6bHQ="],
+    ids=["none", "wrong", "empty", "basic"],
+)
+def test_unauthenticated(server: Server, method: str, path: str, authorization: str | None) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    response = server.anonymous.request(method, path, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    error = check_error(response.json())
+    assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+
+@proves(
+    Area.ERRORS, "A path that is not there is 404, a method that it does not take 405 with `Allow`"
+)
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/batches/a/b/c", "/v1/files/a/b"])
+def test_unknown_paths(server: Server, path: str) -> None:
+    response = server.http.get(path)
+    assert response.status_code == 404
+    assert check_error(response.json())["code"] == "unknown_url"
+
+
+@proves(
+    Area.ERRORS, "A path that is not there is 404, a method that it does not take 405 with `Allow`"
+)
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        *(pytest.param(*row, id=f"{row[0]} {row[1]}") for row in WRONG_METHODS),
+        *(
+            pytest.param(
+                *row,
+                id=f"{row[0]} {row[1]}",
+                marks=pytest.mark.xfail(
+                    strict=True, reason="knative/route.yaml leads this to no function"
+                ),
+            )
+            for row in NOT_ROUTED
+        ),
+    ],
+)
+def test_wrong_methods(server: Server, method: str, path: str, allowed: str) -> None:
+    response = server.http.request(method, path)
+    assert response.status_code == 405
+    assert check_error(response.json())["code"] == "method_not_allowed"
+    assert response.headers["Allow"] == allowed
+    assert response.headers["x-request-id"]
+
+
+@pytest.fixture(scope="module")
+def stranger(server: Server, own: Own) -> Iterator[Server]:
+    """The same server, as another tenant."""
+    kept = secrets.read(own.stack.data_dir)
+    assert kept is not None
+    key, tenant = new_key(), uuid4()
+    with own.stack.database.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO tenants (id, name) VALUES (%s, 'stranger')", (str(tenant),)
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO api_keys (hash, tenant_id, name) VALUES (%s, %s, 'stranger')",
+            (hash_key(key, kept.api_key_pepper), str(tenant)),
+        )
+    other = Server(server.base_url, key)
+    yield other
+    other.close()
+
+
+@proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/files/{input_file_id}"),
+        ("GET", "/v1/files/{input_file_id}/content"),
+        ("GET", "/v1/files/{output_file_id}/content"),
+        ("DELETE", "/v1/files/{input_file_id}"),
+        ("GET", "/v1/batches/{id}"),
+        ("POST", "/v1/batches/{id}/cancel"),
+        ("GET", "/v1/batches/{id}/requests"),
+        ("GET", "/v1/batches/{id}/results"),
+    ],
+)
+def test_another_tenant(server: Server, stranger: Server, method: str, path: str) -> None:
+    mine = server.finish(server.create(requests(1)))
+    response = stranger.http.request(method, path.format(**mine))
+    assert response.status_code == 404
+    check_error(response.json())
+
+
+@proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_another_tenants_lists(server: Server, stranger: Server, path: str) -> None:
+    server.create(requests(1))
+    assert check_page(stranger.json(path)) == []
+
+
+@proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
+def test_another_tenants_file_is_no_input(server: Server, stranger: Server) -> None:
+    mine = server.upload(requests(1))
+    response = stranger.http.post("/v1/batches", json={"input_file_id": mine["id"]})
+    assert response.status_code == 404
+    assert check_error(response.json())["param"] == "input_file_id"

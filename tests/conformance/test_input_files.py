@@ -1,0 +1,182 @@
+"""What an input file may look like, and every problem that is told of a bad one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import oracle
+from tests.conformance.features import Area, proves
+from tests.conformance.lines import CHAT, ENDPOINTS, jsonl, request, requests
+from tests.conformance.shapes import check_batch
+
+if TYPE_CHECKING:
+    from tests.conformance.server import Own, Server
+
+GOOD = request("good")
+BOM = b"\xef\xbb\xbf"
+
+
+def _line(**changes: Any) -> dict[str, Any]:
+    """Return a line with some fields changed; None takes one away."""
+    return {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
+
+
+def _body(**changes: Any) -> dict[str, Any]:
+    return _line(body={**GOOD["body"], **changes})
+
+
+ACCEPTED = {
+    "byte-order-mark": BOM + requests(2),
+    "crlf": requests(2).replace(b"\n", b"\r\n"),
+    "blank-lines": b"\n\n" + requests(2).replace(b"\n", b"\n \t\n"),
+    "no-last-newline": requests(2)[:-1],
+    "mark-and-crlf-without-last": BOM + requests(2).replace(b"\n", b"\r\n")[:-2],
+    "custom_id-of-512-characters": jsonl(request("水" * 512), request("b")),
+    "unknown-fields": jsonl({**GOOD, "priority": 1}, request("b")),
+    "numbers-beyond-any-type": jsonl(GOOD, request("b")).replace(
+        b'"model"', b'"seed": 123456789012345678901234567890, "x": 1e999, "model"'
+    ),
+    "escapes": jsonl(request("\u2028\t\\\"'é😀"), request("b", "\U0001f30a")),
+}
+REFUSED: dict[str, tuple[bytes, str, str | None, int | None]] = {
+    "empty-file": (b"", "empty_file", None, None),
+    "only-blank-lines": (b"\n \n\r\n", "empty_file", None, None),
+    "no-json": (jsonl(GOOD) + b"hello\n", "invalid_json_line", None, 2),
+    "no-object": (jsonl(GOOD) + b"[1]\n", "invalid_json_line", None, 2),
+    "nan": (b'{"custom_id": NaN}\n', "invalid_json_line", None, 1),
+    "cut-off": (jsonl(GOOD)[:-20], "invalid_json_line", None, 1),
+    "two-on-a-line": (jsonl(GOOD)[:-1] + jsonl(request("b")), "invalid_json_line", None, 1),
+    "invalid-utf8": (jsonl(GOOD).replace(b"How", b"\xff"), "invalid_utf8", None, 1),
+    "nested-too-deeply": (
+        jsonl(GOOD).replace(b'"model"', b'"x": ' + b"[" * 2000 + b"]" * 2000 + b', "model"'),
+        "nested_too_deeply",
+        None,
+        1,
+    ),
+    "no-custom_id": (jsonl(_line(custom_id=None)), "missing_custom_id", "custom_id", 1),
+    "empty-custom_id": (jsonl(_line(custom_id="")), "missing_custom_id", "custom_id", 1),
+    "number-as-custom_id": (jsonl(_line(custom_id=7)), "invalid_custom_id", "custom_id", 1),
+    "long-custom_id": (jsonl(request("x" * 513)), "invalid_custom_id", "custom_id", 1),
+    "nul-in-custom_id": (jsonl(request("a\x00")), "invalid_custom_id", "custom_id", 1),
+    "custom_id-twice": (jsonl(GOOD, request("b"), GOOD), "duplicate_custom_id", "custom_id", 3),
+    "no-method": (jsonl(_line(method=None)), "invalid_method", "method", 1),
+    "another-method": (jsonl(_line(method="GET")), "invalid_method", "method", 1),
+    "no-url": (jsonl(_line(url=None)), "invalid_url", "url", 1),
+    "another-url": (jsonl(_line(url="/v1/embeddings")), "invalid_url", "url", 1),
+    "whole-url": (jsonl(_line(url=f"https://api.example{CHAT}")), "invalid_url", "url", 1),
+    "no-body": (jsonl(_line(body=None)), "missing_body", "body", 1),
+    "body-no-object": (jsonl(_line(body="text")), "invalid_body", "body", 1),
+    "no-model": (jsonl(_body(model=None)), "missing_model", "body.model", 1),
+    "number-as-model": (jsonl(_body(model=7)), "invalid_model", "body.model", 1),
+    "two-models": (
+        jsonl(GOOD, {**_body(model="other"), "custom_id": "b"}),
+        "mismatched_model",
+        "body.model",
+        2,
+    ),
+}
+"""Each with the code, the param and the line that must be told."""
+
+
+@pytest.fixture(scope="module")
+def accepted(server: Server) -> dict[str, dict[str, Any]]:
+    """Batches of all good files, under way together."""
+    return {name: server.create(data) for name, data in ACCEPTED.items()}
+
+
+@pytest.fixture(scope="module")
+def refused(server: Server) -> dict[str, dict[str, Any]]:
+    """Batches of all bad files, under way together."""
+    return {name: server.create(data) for name, (data, *_) in REFUSED.items()}
+
+
+@pytest.fixture(scope="module")
+def by_endpoint(server: Server) -> dict[str, dict[str, Any]]:
+    """One batch of each endpoint, under way together."""
+    return {
+        endpoint: server.create(requests(3, endpoint=endpoint), endpoint=endpoint)
+        for endpoint in ENDPOINTS
+    }
+
+
+@proves(
+    Area.INPUT,
+    "Lines for `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/responses`, `/v1/moderations`",
+)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_endpoint(server: Server, by_endpoint: dict[str, dict[str, Any]], endpoint: str) -> None:
+    ended = server.finish(by_endpoint[endpoint])
+    assert (ended["status"], ended["endpoint"]) == ("completed", endpoint)
+    output = oracle.outcomes(server.content(ended["output_file_id"]))
+    assert [line.status_code for line in output] == [200, 200, 200]
+    assert [line.custom_id for line in output] == ["line-1", "line-2", "line-3"]
+
+
+@proves(Area.INPUT, "Byte order mark, CRLF, blank lines and a missing last newline are accepted")
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_good_file(server: Server, accepted: dict[str, dict[str, Any]], name: str) -> None:
+    created = accepted[name]
+    assert server.json(f"/v1/files/{created['input_file_id']}")["status"] == "processed"
+    ended = server.finish(created)
+    assert (ended["status"], ended["errors"]) == ("completed", None)
+    outcomes = oracle.outcomes(server.content(ended["output_file_id"]))
+    lines = oracle.input_lines(ACCEPTED[name])
+    assert [line.custom_id for line in outcomes] == [line.custom_id for line in lines]
+
+
+@proves(
+    Area.INPUT, "A bad file makes its batch `failed`, with `errors` that name line, param and code"
+)
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_file(server: Server, refused: dict[str, dict[str, Any]], name: str) -> None:
+    _, code, param, line = REFUSED[name]
+    ended = server.finish(refused[name])
+    batch = check_batch(ended)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    told = [(problem.code, problem.param, problem.line) for problem in batch.errors.data]
+    assert (code, param, line) in told
+    assert all(problem.message for problem in batch.errors.data)
+    assert ended["failed_at"] >= ended["created_at"]
+    assert (ended["in_progress_at"], ended["output_file_id"], ended["error_file_id"]) == (None,) * 3
+    assert ended["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+
+
+@proves(Area.INPUT, "A bad file is told at once in the File's `status_details`")
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "another-url"])
+def test_bad_file_at_upload(server: Server, refused: dict[str, dict[str, Any]], name: str) -> None:
+    _, _, _, line = REFUSED[name]
+    uploaded = server.json(f"/v1/files/{refused[name]['input_file_id']}")
+    assert uploaded["status"] == "error"
+    assert line is None or f"line {line}:" in uploaded["status_details"]
+
+
+@proves(Area.INPUT, "All problems are told together, up to 100")
+def test_all_problems(server: Server) -> None:
+    source = b"".join(json.dumps({"custom_id": number}).encode() + b"\n" for number in range(60))
+    errors = server.finish(server.create(source))["errors"]["data"]
+    assert len(errors) == 100
+    assert [problem["line"] for problem in errors] == sorted(p["line"] for p in errors)
+
+
+@proves(Area.INPUT, "Up to 50,000 lines; the limit is a setting")
+@pytest.mark.parametrize("more", [0, 1], ids=["at-the-limit", "one-more"])
+def test_number_of_lines(server: Server, own: Own, more: int) -> None:
+    most = int(own.stack.settings["LOWTIDE_MAX_BATCH_LINES"])
+    ended = server.finish(server.create(requests(most + more)))
+    if more:
+        assert [problem["code"] for problem in ended["errors"]["data"]] == ["too_many_requests"]
+    else:
+        assert ended["request_counts"] == {"total": most, "completed": most, "failed": 0}
+
+
+@proves(Area.INPUT, "A line has a longest size; the limit is a setting")
+def test_an_overlong_line(server: Server, own: Own) -> None:
+    most = int(own.stack.settings["LOWTIDE_MAX_LINE_BYTES"])
+    source = jsonl(request("a"), request("b", "x" * most))
+    errors = server.finish(server.create(source))["errors"]["data"]
+    assert [(problem["code"], problem["line"]) for problem in errors] == [("line_too_long", 2)]
