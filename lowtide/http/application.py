@@ -11,7 +11,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from flask import Response
+from flask import Response, current_app, has_app_context
+from flask import request as routed
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 from werkzeug.exceptions import NotFound as NoSuchRoute
@@ -61,6 +62,9 @@ class Application:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._map = _map(routes)
+        if has_app_context():
+            # The framework's own routes take no path with a line break in it.
+            current_app.register_error_handler(NoSuchRoute, lambda _: self(routed))
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; never raises."""
@@ -146,7 +150,7 @@ def _every_route() -> Map:
 
 def _map(routes: Sequence[Route]) -> Map:
     rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in routes]
-    return Map(rules, strict_slashes=False)
+    return Map(rules, strict_slashes=False, merge_slashes=False)
 
 
 def _discard_body(request: Request) -> bool:

@@ -46,11 +46,12 @@ WRONG_METHODS = [
     ("GET", f"{BATCH}/cancel", "POST"),
 ]
 NOT_ROUTED = [
-    ("PUT", "/v1/files", "GET, HEAD, POST"),
-    ("POST", FILE, "DELETE, GET, HEAD"),
-    ("DELETE", "/v1/batches", "GET, HEAD, POST"),
-    ("PATCH", BATCH, "GET, HEAD"),
-    ("POST", "/v1/models", "GET, HEAD"),
+    ("PUT", "/v1/files"),
+    ("POST", FILE),
+    ("DELETE", "/v1/batches"),
+    ("PATCH", BATCH),
+    ("POST", "/v1/models"),
+    ("GET", "/nothing"),
 ]
 
 
@@ -125,11 +126,15 @@ def test_unauthenticated(server: Server, method: str, path: str, authorization: 
 @proves(
     Area.ERRORS, "A path that is not there is 404, a method that it does not take 405 with `Allow`"
 )
-@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/batches/a/b/c", "/v1/files/a/b"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/nothing", "/v1/batches/a/b/c", "/v1//files", "/v1/files/a%0Ab/c"],
+)
 def test_unknown_paths(server: Server, path: str) -> None:
     response = server.http.get(path)
     assert response.status_code == 404
     assert check_error(response.json())["code"] == "unknown_url"
+    assert response.headers["x-request-id"]
 
 
 @proves(
@@ -137,19 +142,8 @@ def test_unknown_paths(server: Server, path: str) -> None:
 )
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [
-        *(pytest.param(*row, id=f"{row[0]} {row[1]}") for row in WRONG_METHODS),
-        *(
-            pytest.param(
-                *row,
-                id=f"{row[0]} {row[1]}",
-                marks=pytest.mark.xfail(
-                    strict=True, reason="knative/route.yaml leads this to no function"
-                ),
-            )
-            for row in NOT_ROUTED
-        ),
-    ],
+    WRONG_METHODS,
+    ids=[f"{method} {path}" for method, path, _ in WRONG_METHODS],
 )
 def test_wrong_methods(server: Server, method: str, path: str, allowed: str) -> None:
     response = server.http.request(method, path)
@@ -157,6 +151,20 @@ def test_wrong_methods(server: Server, method: str, path: str, allowed: str) -> 
     assert check_error(response.json())["code"] == "method_not_allowed"
     assert response.headers["Allow"] == allowed
     assert response.headers["x-request-id"]
+
+
+@proves(Area.ERRORS, "`x-request-id` and `Allow` on what no function is asked", supported=False)
+@pytest.mark.parametrize(
+    ("method", "path"), NOT_ROUTED, ids=[f"{method} {path}" for method, path in NOT_ROUTED]
+)
+def test_what_is_not_routed(server: Server, method: str, path: str) -> None:
+    assert server.http.request(method, path).status_code in {404, 405}
+
+
+@proves(Area.ERRORS, "Rate limits: 429, `Retry-After`, `x-ratelimit-*`", supported=False)
+def test_there_are_no_rate_limits(server: Server) -> None:
+    headers = server.http.get("/v1/batches").headers
+    assert [name for name in headers if name.startswith("x-ratelimit")] == []
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def _is_error(answer: Any, status: int, code: str | None = None) -> None:
     [
         ("GET", "/v1/nothing", 404, "unknown_url"),
         ("GET", "/", 404, "unknown_url"),
-        ("GET", "/v1//files", 400, None),
+        ("GET", "/v1//files", 404, "unknown_url"),
         ("GET", "/v1/files/x", 404, "not_found"),
         ("GET", f"/v1/files/file-{ID}", 404, "not_found"),
         ("GET", f"/v1/files/file-{ID}/content", 404, "not_found"),
