@@ -63,7 +63,12 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         "responses": _responses(operation),
     }
     if operation.body is not None:
-        schema = {"$ref": _REF.format(name=operation.body.__name__)}
+        schema: dict[str, Any] = {"$ref": _REF.format(name=operation.body.__name__)}
+        if operation.body_needs:
+            schema["anyOf"] = [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in operation.body_needs
+            ]
         made["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
     if operation.form is not None:
         content = {"multipart/form-data": {"schema": operation.form}}

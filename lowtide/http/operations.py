@@ -27,8 +27,8 @@ class Parameter:
 class Operation:
     """What a route does. `answer` is a type, or None for a body of `media` that has no schema.
 
-    `body` is the type of a JSON body, `form` the schema of a multipart one. `errors` are the statuses
-    besides those that every authenticated call can meet.
+    `body` is the type of a JSON body, which needs one of `body_needs`; `form` is the schema of a
+    multipart one. `errors` are the statuses besides those that every authenticated call can meet.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Operation:
     answer: type | None
     media: str = JSON
     body: type | None = None
+    body_needs: tuple[str, ...] = ()
     form: Mapping[str, Any] | None = None
     parameters: tuple[Parameter, ...] = ()
     errors: tuple[int, ...] = ()

@@ -67,6 +67,7 @@ CREATE_BATCH = (
             "Create a batch from an uploaded file.",
             types.Batch,
             body=types.CreateBatch,
+            body_needs=("input_file_id", "inputFileId"),
             parameters=(_IDEMPOTENCY_KEY,),
             errors=(400, 404, 413, 415),
         ),

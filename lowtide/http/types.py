@@ -12,6 +12,8 @@ FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
 BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{32}$"})]
+Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
 
@@ -223,10 +225,10 @@ class ExpiresAfter(msgspec.Struct):
 class CreateBatch(msgspec.Struct):
     """What a batch is made from. `inputFileId` and `userId` are the original's names."""
 
-    input_file_id: str | None = None
+    input_file_id: InputFileId | None = None
     endpoint: str | None = None
-    completion_window: str | None = None
+    completion_window: Window | None = None
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
-    original_input_file_id: str | None = field(name="inputFileId", default=None)
+    original_input_file_id: InputFileId | None = field(name="inputFileId", default=None)
     user_id: str | None = field(name="userId", default=None)
