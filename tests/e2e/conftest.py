@@ -20,6 +20,7 @@ SETTINGS = {
     "LOWTIDE_SIMULATED_LATENCY": "0.05",
     "LOWTIDE_WORKER_POLL_CAP": "1",
 }
+SMALL_FILE = 100_000
 _LOG_LINES = 80
 
 
@@ -48,6 +49,19 @@ def pytest_runtest_makereport(
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """One stack that all tests share: simulated engine, every tenth spot attempt interrupted."""
     with running(tmp_path_factory.mktemp("stack"), SETTINGS) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A stack where no key is needed, files are small, and silent workers are soon given up."""
+    settings = SETTINGS | {
+        "LOWTIDE_ANONYMOUS_TENANT": "default",
+        "LOWTIDE_MAX_FILE_BYTES": str(SMALL_FILE),
+        "LOWTIDE_LEASE_DURATION": "3",
+        "LOWTIDE_DATABASE_TIMEOUT": "5",
+    }
+    with running(tmp_path_factory.mktemp("stack"), settings) as shared:
         yield shared
 
 

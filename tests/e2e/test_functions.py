@@ -1,0 +1,79 @@
+"""Each function runs under the plain `functions-framework` command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from lowtide.local.ports import free_port
+from tests.e2e.command import clean_environment
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FUNCTIONS = Path(__file__).parents[2] / "functions"
+HTTP = {"upload", "create_batch", "cancel_batch", "read"}
+EVENT = {"split", "finalize", "schedule", "infer_spot", "infer_dedicated"}
+
+
+def test_these_are_all() -> None:
+    assert {path.parent.name for path in FUNCTIONS.glob("*/main.py")} == HTTP | EVENT
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the function named by the parameter answers."""
+    name, port = request.param, free_port()
+    server = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("functions-framework"),
+            *("--source", FUNCTIONS / name / "main.py", "--target", name),
+            *("--signature-type", "http" if name in HTTP else "cloudevent"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ],
+        env=clean_environment(),
+        cwd=FUNCTIONS.parent,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: server.poll() is not None or _listens(url), f"{name} answers")
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _listens(url: str) -> bool:
+    try:
+        httpx.get(url, timeout=5)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("address", sorted(HTTP), indirect=True)
+def test_an_http_function_answers_in_the_api_s_way(
+    address: str, request: pytest.FixtureRequest
+) -> None:
+    if "read" in request.node.name:
+        health = httpx.get(f"{address}/health/live", timeout=10)
+        assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    nowhere = httpx.post(f"{address}/nowhere", timeout=10)
+    assert nowhere.status_code == 404
+    assert nowhere.json()["error"]["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize("address", sorted(EVENT), indirect=True)
+def test_an_event_function_takes_events_only(address: str) -> None:
+    assert httpx.get(address, timeout=10).status_code == 405
+    assert httpx.post(address, json={}, timeout=10).status_code == 400
