@@ -101,7 +101,11 @@ READ = (
                 _AFTER,
                 _limit(10_000, 10_000),
                 _ORDER,
-                Parameter("purpose", "Only files with this purpose.", {"type": "string"}),
+                Parameter(
+                    "purpose",
+                    "Only files with this purpose.",
+                    {"type": "string", "pattern": r"^[^\u0000]*$"},
+                ),
             ),
             errors=(400, 404),
         ),
@@ -153,7 +157,14 @@ READ = (
             "List a batch's lines, in input order.",
             types.RequestPage,
             parameters=(
-                Parameter("after", "The last id or line of the page before.", {"type": "string"}),
+                Parameter(
+                    "after",
+                    "The last id or line of the page before.",
+                    {
+                        "type": "string",
+                        "pattern": "^(batch_req_[0-9a-f]{32}0[0-9a-f]{7}|[0-9]{1,9})$",
+                    },
+                ),
                 _limit(1000, 100),
                 Parameter(
                     "status",
@@ -178,7 +189,9 @@ READ = (
             media="application/x-ndjson",
             parameters=(
                 Parameter(
-                    "after", "The x-lowtide-cursor of the answer before.", {"type": "string"}
+                    "after",
+                    "The x-lowtide-cursor of the answer before.",
+                    {"type": "string", "pattern": r"^[0-9]{1,19}\.[0-9]{1,9}$"},
                 ),
                 _limit(10_000, 1000),
             ),
