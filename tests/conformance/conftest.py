@@ -60,16 +60,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of these are slow; those that wait for a deadline come last, when it is near."""
-    ours = [item for item in items if item.path.is_relative_to(FOLDER)]
-    for item in ours:
+    places = [place for place, item in enumerate(items) if item.path.is_relative_to(FOLDER)]
+    ours = sorted(
+        (items[place] for place in places),
+        key=lambda item: "expired" in getattr(item, "fixturenames", ()),
+    )
+    for place, item in zip(places, ours, strict=True):
         item.add_marker(pytest.mark.slow)
-    late = [item for item in ours if "expired" in getattr(item, "fixturenames", ())]
-    for item in late:
-        items.remove(item)
-    items.extend(late)
+        items[place] = item
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
@@ -93,7 +94,7 @@ def server(
             engine.release()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def own(server: Server) -> Own:
     """What only a stack of our own allows."""
     if server.own is None:
@@ -101,7 +102,7 @@ def own(server: Server) -> Own:
     return server.own
 
 
-@pytest.fixture(scope="session", params=[SyncOfficial, AsyncOfficial], ids=["sync", "async"])
+@pytest.fixture(scope="package", params=[SyncOfficial, AsyncOfficial], ids=["sync", "async"])
 def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Official]:
     """OpenAI's client: each test that uses it runs with both kinds."""
     client: Official = request.param(server)
@@ -109,7 +110,7 @@ def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Officia
     client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def completed(server: Server) -> Ended:
     """A batch that ran to its end; a quarter of its lines were refused if the engine is ours."""
     prompts = ["How high?", REFUSE if server.own else "Why?", "When?", "Where?"] * 3
@@ -124,7 +125,7 @@ def completed(server: Server) -> Ended:
     return _ended(server, server.follow(created), source)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cancelled(server: Server, own: Own) -> Ended:
     """A batch that was cancelled when some lines were answered, some ran, and some waited."""
     source = jsonl(*ANSWERED, *held("cancelled", 60), *NEVER_REACHED)
@@ -137,7 +138,7 @@ def cancelled(server: Server, own: Own) -> Ended:
     return ended
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def expired(server: Server, own: Own) -> Ended:
     """A batch whose window of a minute was too short; it was created when the session began."""
     return _ended(server, server.follow(own.expiring), EXPIRING)

@@ -36,6 +36,14 @@ class Feature:
     supported: bool = True
 
 
+ABSENT = (
+    "Webhooks (`batch.completed` and the like)",
+    "The bound of 50,000 inputs in all on a batch of embeddings",
+    "The headers `openai-organization`, `openai-project`, `openai-processing-ms`, `openai-version`",
+)
+"""What OpenAI has, Lowtide lacks, and no call asks for: there is nothing that a test could see refused."""
+
+
 def proves(area: Area, name: str, *, supported: bool = True) -> Callable[[_Test], _Test]:
     """Declare the feature that a test proves."""
 

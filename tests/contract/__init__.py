@@ -1,0 +1,1 @@
+"""The server against its own OpenAPI document, and documents against the tests they come from."""
