@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from lowtide.domain.ids import BatchId, format_request_id
@@ -12,8 +10,7 @@ from lowtide.domain.statuses import BatchStatus
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedLine:
+class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One line of a batch that is over; `body` is the engine's JSON, exactly as it came.
 
     `status_code` is None when no answer ever came; `error_code` then says why.
@@ -48,17 +45,16 @@ NEVER_RAN: dict[BatchStatus, tuple[str, str]] = {
 
 def render(batch: BatchId, line: FinishedLine) -> bytes:
     """Return the line with its newline; the body's bytes are embedded as they are."""
-    head = f'{{"id":"{format_request_id(batch, line.number)}","custom_id":'.encode() + _encode(
-        line.custom_id
+    head = b'{"id":"%b","custom_id":%b,"response":' % (
+        format_request_id(batch, line.number).encode(),
+        _encode(line.custom_id),
     )
     if line.status_code is None or line.body is None:
         error = {"code": line.error_code, "message": line.error_message}
-        return head + b',"response":null,"error":' + _encode(error) + b"}\n"
-    return (
-        head
-        + f',"response":{{"status_code":{line.status_code},"request_id":'.encode()
-        + _encode(line.request_id)
-        + b',"body":'
-        + line.body.encode()
-        + b'},"error":null}\n'
+        return b'%bnull,"error":%b}\n' % (head, _encode(error))
+    return b'%b{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
+        head,
+        line.status_code,
+        _encode(line.request_id),
+        line.body.encode(),
     )
