@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -50,7 +51,7 @@ _REJECT = text("""
 UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
 WHERE id = :batch AND status = 'validating'
 """)
-_BLOCK_BYTES = 65536
+_BLOCK_LINES = 1000
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
@@ -110,19 +111,17 @@ class _CopySource:
             self.failure = failure
 
     def _encoded(self) -> Iterator[bytes]:
-        block: list[str] = []
-        size = 0
-        for line in self._lines:
-            custom_id = line.custom_id.translate(_ESCAPES)
-            row = f"{line.number}\t{line.offset}\t{line.length}\t{custom_id}\n"
-            self.count += 1
-            block.append(row)
-            size += len(row)
-            if size >= _BLOCK_BYTES:
-                yield "".join(block).encode()
-                block.clear()
-                size = 0
-        yield "".join(block).encode()
+        lines = iter(self._lines)
+        while rows := [_row(line) for line in islice(lines, _BLOCK_LINES)]:
+            self.count += len(rows)
+            yield "".join(rows).encode()
+
+
+def _row(line: InputLine) -> str:
+    custom_id = line.custom_id
+    if "\\" in custom_id or not custom_id.isprintable():
+        custom_id = custom_id.translate(_ESCAPES)
+    return f"{line.number}\t{line.offset}\t{line.length}\t{custom_id}\n"
 
 
 class PostgresSplits:
