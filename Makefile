@@ -48,8 +48,8 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
 	@$(BIN)/python bench/imports.py
 
-docs: $(VENV)/.local ## Regenerate the generated reference pages
-	@$(BIN)/python docs/generate.py
+docs: $(VENV)/.dev ## Regenerate the generated reference pages
+	@$(BIN)/python -m docs.generate
 
 pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
