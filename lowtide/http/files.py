@@ -9,47 +9,31 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from flask import Response
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from lowtide import wiring
-from lowtide.domain.errors import (
-    InvalidRequest,
-    PayloadTooLarge,
-    RangeNotSatisfiable,
-    UnsupportedMediaType,
-)
+from lowtide.domain.errors import InvalidRequest, RangeNotSatisfiable
 from lowtide.domain.ids import FileId, parse_file_id
 from lowtide.http import types
 from lowtide.http.application import error_response, json_response
+from lowtide.http.multipart import read_form
 from lowtide.http.objects import file_not_named, file_object, file_page
 from lowtide.http.paging import page_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from flask import Request
 
     from lowtide.domain.files import StoredFile
     from lowtide.http.application import Call
-    from lowtide.services.files import Files
+    from lowtide.services.files import Files, Upload
 
-_CHUNK_BYTES = 1 << 18
-_FORM_SLACK_BYTES = 1 << 16
-_MAX_FIELD_BYTES = 4096
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def upload(call: Call) -> Response:
     """`POST /v1/files`: take a multipart form, streaming."""
-    service = wiring.files()
-    boundary = _boundary(call.request)
-    length = call.request.content_length
-    if length is not None and length > service.max_bytes + _FORM_SLACK_BYTES:
-        raise PayloadTooLarge(
-            f"The file is larger than {service.max_bytes} bytes: split it into several.",
-            param="file",
-        )
-    return json_response(file_object(_receive(call, service, boundary)))
+    return json_response(file_object(_receive(call, wiring.files())))
 
 
 def get(call: Call, file_id: str) -> Response:
@@ -119,42 +103,20 @@ def _id(text: str, param: str = "file_id") -> FileId:
     return file
 
 
-def _boundary(request: Request) -> str:
-    kind, options = parse_options_header(request.headers.get("Content-Type", ""))
-    if kind != "multipart/form-data" or not options.get("boundary"):
-        raise UnsupportedMediaType(
-            "Send the file as multipart/form-data with the fields 'file' and 'purpose'."
-        )
-    return str(options["boundary"])
-
-
-def _receive(call: Call, service: Files, boundary: str) -> StoredFile:
-    """Pass the form's file part to an upload as it arrives; fields may come before or after it."""
-    fields: dict[str, str] = {}
-    filename: str | None = None
+def _receive(call: Call, service: Files) -> StoredFile:
+    """Pass the form's file to an upload as it arrives."""
     with ExitStack() as block:
-        upload_ = None
-        try:
-            for segment, data in _parts(call.request, boundary):
-                if segment.name != "file":
-                    fields[segment.name] = fields.get(segment.name, "") + data.decode()
-                    if len(fields[segment.name]) > _MAX_FIELD_BYTES:
-                        raise InvalidRequest("A form field is too long.", param=segment.name)
-                elif upload_ is None:
-                    filename = segment.filename or "file"
-                    upload_ = block.enter_context(service.upload(call.tenant))
-                elif not data:
-                    raise InvalidRequest("The form has two files: send one.", param="file")
-                else:
-                    upload_.write(data)
-        except (MultipartError, UnicodeDecodeError) as error:
-            raise InvalidRequest(
-                f"The form could not be read ({error}): send complete multipart/form-data.",
-                param="file",
-            ) from error
-        if upload_ is None or filename is None:
-            raise InvalidRequest("The form has no file: add the field 'file'.", param="file")
-        return upload_.finish(filename, fields.get("purpose"), _expires_after(fields))
+        upload_: Upload
+        name: str
+
+        def open_file(filename: str) -> Callable[[bytes], None]:
+            nonlocal upload_, name
+            name = filename
+            upload_ = block.enter_context(service.upload(call.tenant))
+            return upload_.write
+
+        fields = read_form(call.request, open_file, max_file_bytes=service.max_bytes)
+        return upload_.finish(name, fields.get("purpose"), _expires_after(fields))
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:
@@ -173,22 +135,6 @@ def _expires_after(fields: dict[str, str]) -> int | None:
             f"expires_after needs the anchor 'created_at' and seconds from 3600 to 2592000: {error}.",
             param="expires_after",
         ) from error
-
-
-def _parts(request: Request, boundary: str) -> Iterator[tuple[MultipartSegment, bytes]]:
-    """Yield each part with its data, piece by piece; a part starts with an empty piece."""
-    with PushMultipartParser(boundary, max_segment_count=16) as parser:
-        segment: MultipartSegment | None = None
-        while not parser.closed:
-            chunk = request.stream.read(_CHUNK_BYTES)
-            for event in parser.parse(chunk):
-                if isinstance(event, MultipartSegment):
-                    segment = event
-                    yield segment, b""
-                elif event and segment is not None:
-                    yield segment, bytes(event)
-            if not chunk:
-                return
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
