@@ -128,7 +128,7 @@ def completed(server: Server) -> Ended:
 @pytest.fixture(scope="package")
 def cancelled(server: Server, own: Own) -> Ended:
     """A batch that was cancelled when some lines were answered, some ran, and some waited."""
-    source = jsonl(*ANSWERED, *held("cancelled", 60), *NEVER_REACHED)
+    source = jsonl(*ANSWERED, *held("cancelled", 150), *NEVER_REACHED)
     created = server.create(source)
     answered = len(ANSWERED)
     until(lambda: server.batch(created["id"])["request_counts"]["completed"] == answered, "answers")

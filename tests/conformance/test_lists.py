@@ -172,10 +172,10 @@ def test_after_a_deleted_file(server: Server, order: str) -> None:
 @pytest.mark.parametrize(
     ("path", "parameters"),
     [
-        pytest.param(FILES, {"order": "asc", "limit": 4}, id="files-asc"),
-        pytest.param(FILES, {"order": "desc", "limit": 4}, id="files-desc"),
-        pytest.param(FILES, {"order": "desc", "limit": 4, "purpose": "batch"}, id="files-purpose"),
-        pytest.param(BATCHES, {"limit": 3}, id="batches"),
+        pytest.param(FILES, {"order": "asc", "limit": 20}, id="files-asc"),
+        pytest.param(FILES, {"order": "desc", "limit": 20}, id="files-desc"),
+        pytest.param(FILES, {"order": "desc", "limit": 20, "purpose": "batch"}, id="files-purpose"),
+        pytest.param(BATCHES, {"limit": 10}, id="batches"),
     ],
 )
 def test_walks_stay_exact(
