@@ -39,7 +39,9 @@ def measure(name: str) -> tuple[float, float, float]:
             check=True,
         )
         runs.append(tuple(map(float, done.stdout.split())))
-    framework, seconds, megabytes = (statistics.median(column) for column in zip(*runs, strict=True))
+    framework, seconds, megabytes = (
+        statistics.median(column) for column in zip(*runs, strict=True)
+    )
     return framework, seconds, megabytes
 
 
