@@ -44,7 +44,10 @@ NEVER_RAN: dict[BatchStatus, tuple[str, str]] = {
 
 
 def render(batch: BatchId, line: FinishedLine) -> bytes:
-    """Return the line with its newline; the body's bytes are embedded as they are."""
+    """Return the line with its newline; the body's bytes are embedded as they are.
+
+    Where the engine named no request, the line's own id stands for it.
+    """
     head = b'{"id":"%b","custom_id":%b,"response":' % (
         format_request_id(batch, line.number).encode(),
         _encode(line.custom_id),
@@ -55,6 +58,6 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
     return b'%b{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
         head,
         line.status_code,
-        _encode(line.request_id),
+        _encode(line.request_id or format_request_id(batch, line.number)),
         line.body.encode(),
     )

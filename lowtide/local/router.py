@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -72,15 +73,12 @@ class Routes:
             key=lambda found: _precedence(found[0]),
         )
 
-    def find(self, method: str, path: str) -> str | int:
-        """Return the backend's name, or the status to answer: 404, or 405 for other methods."""
-        known = False
+    def find(self, method: str, path: str) -> str | None:
+        """Return the backend's name; None when no rule matches."""
         for match, backend in self._matches:
-            if _path_matches(match, path):
-                known = True
-                if match.method in (None, method):
-                    return backend
-        return 405 if known else 404
+            if match.method in (None, method) and _path_matches(match, path):
+                return backend
+        return None
 
 
 def _precedence(match: RouteMatch) -> tuple[bool, int, bool]:
@@ -125,13 +123,10 @@ class Router:
         """Answer one request with its backend's response."""
         path = request.raw_path.partition("?")[0]
         backend = self._routes.find(request.method, path)
-        if backend == 404:
-            return _error(404, "invalid_request_error", "not_found", f"Nothing is at {path}.")
-        if backend == 405:
-            message = f"{request.method} is not allowed at {path}."
-            return _error(405, "invalid_request_error", "method_not_allowed", message)
+        if backend is None:
+            return _error(404, "invalid_request_error", "unknown_url", f"Nothing is at {path}.")
         try:
-            upstream = await self._send(request, str(backend))
+            upstream = await self._send(request, backend)
         except (ClientConnectionError, TimeoutError):
             upstream = None
         if upstream is None:
@@ -203,7 +198,10 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def _error(status: int, kind: str, code: str, message: str) -> web.Response:
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return web.Response(
-        status=status, body=msgspec.json.encode(body), content_type="application/json"
+        status=status,
+        body=msgspec.json.encode(body),
+        content_type="application/json",
+        headers={"x-request-id": f"req_{uuid.uuid4().hex}"},
     )
 
 

@@ -28,9 +28,9 @@ ID = "batch_req_00000000000000000000000000000abc00000007"
         ),
         pytest.param(
             FinishedLine(7, "a", 400, "", '{"error":null}'),
-            '{"id":"%s","custom_id":"a","response":{"status_code":400,"request_id":"",'
+            '{"id":"%s","custom_id":"a","response":{"status_code":400,"request_id":"%s",'
             '"body":{"error":null}},"error":null}\n',
-            id="refused",
+            id="refused, by an engine that names no request",
         ),
         pytest.param(
             FinishedLine(7, "a", error_code="timeout", error_message='say "when"'),
@@ -67,7 +67,8 @@ def test_every_line_is_one_json_object(
     assert rendered.count(b"\n") == 1
     parsed = json.loads(rendered)
     assert parsed["custom_id"] == custom_id
-    assert parsed["response"] == {"status_code": status, "request_id": request, "body": body}
+    named = request or parsed["id"]
+    assert parsed["response"] == {"status_code": status, "request_id": named, "body": body}
     assert line.succeeded is (200 <= status < 300)
 
 

@@ -43,15 +43,15 @@ SERVICES = ("upload", "create-batch", "cancel-batch", "read")
         ("HEAD", "/v1/files/file-1/content", "read"),
         ("GET", "/health/ready", "read"),
         ("GET", "/openapi.json", "read"),
-        ("GET", "/openapi.json/more", 404),
-        ("GET", "/", 404),
-        ("GET", "/v10", 404),
-        ("PUT", "/v1/files", 405),
-        ("POST", "/v1/filesystem", 405),
-        ("POST", "/openapi.json", 405),
+        ("PUT", "/v1/files", "read"),
+        ("POST", "/v1/filesystem", "read"),
+        ("POST", "/openapi.json", "read"),
+        ("GET", "/openapi.json/more", None),
+        ("GET", "/", None),
+        ("GET", "/v10", None),
     ],
 )
-def test_routes_of_the_manifest(method: str, path: str, backend: str | int) -> None:
+def test_routes_of_the_manifest(method: str, path: str, backend: str | None) -> None:
     rules = [rule for route in load(ROOT).all(HttpRoute) for rule in route.spec.rules]
     assert Routes(rules).find(method, path) == backend
 
@@ -174,21 +174,17 @@ def _all(connection: socket.socket, end: bytes) -> bytes:
     return received
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("GET", "/nowhere", 404, "not_found"),
-        ("PUT", "/v1/files", 405, "method_not_allowed"),
-    ],
-)
-def test_errors_have_openais_shape(
-    router: str, method: str, path: str, status: int, code: str
-) -> None:
-    response = httpx.request(method, router + path)
-    assert response.status_code == status
+def test_errors_have_openais_shape(router: str) -> None:
+    response = httpx.get(router + "/nowhere")
+    assert response.status_code == 404
+    assert response.headers["x-request-id"].startswith("req_")
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, code)
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error",
+        None,
+        "unknown_url",
+    )
 
 
 def test_a_backend_that_starts_late_is_waited_for(process: tuple[str, int], data_dir: Path) -> None:
