@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,14 +47,14 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+def stack() -> Iterator[LocalStack]:
     """One stack that all tests share: simulated engine, every tenth spot attempt interrupted."""
-    with running(tmp_path_factory.mktemp("stack"), SETTINGS) as shared:
+    with running(SETTINGS) as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
-def unusual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+def unusual() -> Iterator[LocalStack]:
     """A stack where no key is needed, files are small, and silent workers are soon given up."""
     settings = SETTINGS | {
         "LOWTIDE_ANONYMOUS_TENANT": "default",
@@ -61,7 +62,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         "LOWTIDE_LEASE_DURATION": "3",
         "LOWTIDE_DATABASE_TIMEOUT": "5",
     }
-    with running(tmp_path_factory.mktemp("stack"), settings) as shared:
+    with running(settings) as shared:
         yield shared
 
 
@@ -72,15 +73,7 @@ def client(stack: LocalStack) -> OpenAI:
 
 
 @pytest.fixture(scope="module")
-def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackFactory]:
+def make_stack() -> Iterator[StackFactory]:
     """Start a stack with settings of its own; it runs until the module's last test."""
-    started = []
-
-    def start(settings: Mapping[str, str]) -> LocalStack:
-        block = running(tmp_path_factory.mktemp("stack"), settings)
-        started.append(block)
-        return block.__enter__()
-
-    yield start
-    for block in started:
-        block.__exit__(None, None, None)
+    with ExitStack() as block:
+        yield lambda settings: block.enter_context(running(settings))

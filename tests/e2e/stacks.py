@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
-from contextlib import contextmanager, suppress
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,7 +28,6 @@ from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from sqlalchemy import Engine, Row
 
@@ -78,7 +79,8 @@ class LocalStack:
 
     def discard(self) -> None:
         """Stop it, and remove everything it stored."""
-        self.client.close()
+        if "client" in self.__dict__:
+            self.client.close()
         self.down()
         shutil.rmtree(self.data_dir)
 
@@ -303,13 +305,21 @@ class LocalStack:
         return found
 
 
+def new_stack(settings: Mapping[str, str]) -> LocalStack:
+    """Return a stack that was never started.
+
+    Its folder is not one of pytest's: the server's own user must be able to pass through, and each
+    pytest that starts beside this one closes its folders to others.
+    """
+    return LocalStack(Path(tempfile.mkdtemp(prefix="lowtide-e2e-")), settings)
+
+
 @contextmanager
-def running(data_dir: Path, settings: Mapping[str, str]) -> Iterator[LocalStack]:
-    """Run a stack for the length of the block."""
-    stack = LocalStack(data_dir, settings)
+def running(settings: Mapping[str, str]) -> Iterator[LocalStack]:
+    """Run a new stack for the length of the block."""
+    stack = new_stack(settings)
     try:
         stack.up()
         yield stack
     finally:
-        with suppress(FileNotFoundError):
-            stack.discard()
+        stack.discard()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -12,21 +11,23 @@ import pytest
 
 from tests.e2e.command import LOWTIDE, clean_environment
 from tests.e2e.questions import chat_file, simulated_answer
-from tests.e2e.stacks import LocalStack
+from tests.e2e.stacks import new_stack
 from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.e2e.stacks import LocalStack
 
 SETTINGS = {"LOWTIDE_SIMULATED_LATENCY": "0.3", "LOWTIDE_LEASE_DURATION": "3"}
 LINES = 2500
 
 
 @pytest.fixture(scope="module")
-def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+def stoppable() -> Iterator[LocalStack]:
     """A stack that was started in the foreground, as if at a terminal."""
-    stack = LocalStack(tmp_path_factory.mktemp("stack"), SETTINGS)
-    with (stack.data_dir / "terminal.log").open("w") as terminal:
+    stack = new_stack(SETTINGS)
+    with (stack.data_dir / "lowtide.log").open("w") as terminal:
         foreground = subprocess.Popen(
             [LOWTIDE, "up", *stack.arguments],
             env=clean_environment(SETTINGS),
@@ -37,10 +38,8 @@ def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         try:
             until(lambda: foreground.poll() is not None or stack.is_ready(), "the stack is up")
             yield stack
-            stack.discard()
         finally:
-            with suppress(ProcessLookupError):
-                foreground.send_signal(signal.SIGTERM)
+            stack.discard()
             foreground.wait(60)
 
 

@@ -60,6 +60,11 @@ def attempts(folder: Path) -> list[Attempt]:
     ]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # the default of 5 drops connections of a worker that starts
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     seen: ClassVar[Counter[bytes]] = Counter()
@@ -100,8 +105,7 @@ def main() -> None:
     """Serve until killed."""
     folder = Path(sys.argv[1])
     with (folder / "attempts.jsonl").open("w") as _Handler.record:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), _Handler)
         print(server.server_address[1], flush=True)
         server.serve_forever()
 
