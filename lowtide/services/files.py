@@ -88,8 +88,7 @@ class Upload:
                 param="file",
             )
         self._sha256.update(chunk)
-        for _ in self._reader.feed(chunk):
-            pass
+        self._reader.feed(chunk)
         self._writer.write(chunk)
 
     def finish(
@@ -105,8 +104,7 @@ class Upload:
                 param="purpose",
                 code="invalid_purpose",
             )
-        for _ in self._reader.finish():
-            pass
+        self._reader.finish()
         problems = self._reader.problems
         self._block.close()
         file = StoredFile(

@@ -1,0 +1,206 @@
+"""Mutated forms around mutated files: never a 5xx, never a trace of what was refused."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowtide.domain.lines import Limits, LineReader
+from lowtide.http import multipart
+from tests.http.conftest import MAX_FILE_BYTES, MAX_LINES
+from tests.http.forms import BOUNDARY, CONTENT_TYPE, form, line, part, post
+
+if TYPE_CHECKING:
+    from tests.http.conftest import Api
+    from tests.postgres.worlds import World
+
+QUESTIONS = Path(__file__).parents[2] / "examples" / "questions.jsonl"
+REAL = QUESTIONS.read_bytes().splitlines()[:4]
+DASHES = b"--" + BOUNDARY.encode()
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+NOISE = st.sampled_from(
+    [b"", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"--", DASHES, DASHES + b"--", b"\r\n" + DASHES,
+     b"\r\n" + DASHES + b"\r\n", b"\r\n" + DASHES + b"--\r\n", b"\r\n-", b'"', b"\\", b"\x00", b"\xff",
+     b"\xef\xbb\xbf", b"{", b"Content-Length: 3\r\n", b"Content-Length: -1\r\n", b": ", b";", b"=",
+     b"Content-Type: text/plain; charset=utf-16\r\n", b"Content-Disposition: form-data\r\n",
+     b"Content-Transfer-Encoding: base64\r\n", b'; filename*=UTF-8\'\'%ff', b"x" * 5000, b"\x85"]
+) | st.binary(max_size=4)  # fmt: skip
+EDITS = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 6), NOISE), max_size=3)
+FILES = st.builds(
+    lambda lines, ending, last: ending.join(lines) + last,
+    st.lists(st.sampled_from([*REAL, b"", b"{}", b"\xff", b"[" * 500, line("a"), line("b")]), max_size=6),
+    st.sampled_from([b"\n", b"\r\n", b"\r\n-", b"\r\n--"]),
+    st.sampled_from([b"", b"\n", b"\r", b"\r\n", b"\r\n--", b"\r\n" + DASHES[:-1]]),
+)  # fmt: skip
+PARTS = st.builds(
+    part,
+    st.sampled_from(["purpose", "expires_after[anchor]", "expires_after[seconds]", "é", "", 'a"b']),
+    st.sampled_from([b"batch", b"created_at", b"3600", "é".encode() * 9, b"\xff", b"", b"\x00"]),
+    st.sampled_from([None, None, None, "a"]),
+)
+
+
+def _edited(body: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    made = bytearray(body)
+    for position, length, noise in edits:
+        at = position % (len(made) + 1)
+        made[at : at + length] = noise
+    return bytes(made)
+
+
+def _contents(body: bytes) -> list[bytes]:
+    """Return what stands between the headers and the end of each part.
+
+    As in the library, an empty part has a line end of its own before the next boundary.
+    """
+    text, found = b"\r\n" + body, []
+    end = text.find(b"\r\n" + DASHES)
+    while end >= 0 and (start := text.find(b"\r\n\r\n", end) + 4) > 3:
+        end = text.find(b"\r\n" + DASHES, start)
+        found.append(text[start:end])
+    return found
+
+
+def _judged(api: Api, world: World, answer: Any, body: bytes) -> None:
+    """What was answered is what is left behind."""
+    rows = world.rows("SELECT id, bytes, lines, status, object_key FROM files")
+    if answer.status_code != 200:
+        assert answer.status_code in {400, 413}, answer.text
+        assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+        assert (rows, api.stored()) == ([], set())
+        return
+    (row,) = rows
+    assert api.stored() == {row.object_key}
+    content = (api.objects / row.object_key).read_bytes()
+    assert content in _contents(body)
+    reader = LineReader(Limits(max_lines=MAX_LINES, max_line_bytes=20_000))
+    reader.feed(content)
+    reader.finish()
+    assert (row.bytes, row.lines) == (len(content), reader.requests)
+    assert row.status == ("error" if reader.problems else "processed")
+    assert answer.json["status"] == row.status
+
+
+def _chunked(api: Api, body: io.IOBase) -> Any:
+    """Send a body whose length nobody knows, as gunicorn shows one that comes in chunks."""
+    environ = {
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "HTTP_TRANSFER_ENCODING": "chunked",
+    }
+    return api("POST", "/v1/files", content_type=CONTENT_TYPE, environ_overrides=environ)
+
+
+def _emptied(api: Api, world: World) -> None:
+    for key in api.stored():
+        (api.objects / key).unlink()
+    with world.database.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE files CASCADE")
+
+
+@FUZZ
+@given(FILES, st.lists(PARTS, max_size=2), st.lists(PARTS, max_size=2), EDITS, st.integers(1, 400))
+def test_a_mutated_form_is_refused_whole_or_stored_whole(
+    api: Api,
+    world: World,
+    content: bytes,
+    before: list[bytes],
+    after: list[bytes],
+    edits: list[tuple[int, int, bytes]],
+    chunk: int,
+) -> None:
+    _emptied(api, world)
+    body = _edited(form(*before, part("file", content, "in.jsonl"), *after), edits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multipart, "_CHUNK_BYTES", chunk)
+        answer = post(api, body)
+    _judged(api, world, answer, body)
+
+
+@FUZZ
+@given(st.integers(0, 2000), st.sampled_from([-3, 0, 7]), st.booleans())
+def test_a_form_cut_off_is_refused(
+    api: Api, world: World, end: int, missing: int, is_chunked: bool
+) -> None:
+    _emptied(api, world)
+    whole = form(part("file", b"\n".join(REAL), "in.jsonl"), part("purpose", b"batch"))
+    body = whole[: end % (len(whole) - 3)]
+    if is_chunked:
+        answer = _chunked(api, io.BytesIO(body))
+    else:
+        length = {"CONTENT_LENGTH": str(max(0, len(body) + missing))}
+        answer = api(
+            "POST", "/v1/files", data=body, content_type=CONTENT_TYPE, environ_overrides=length
+        )
+    assert answer.status_code == 400
+    _judged(api, world, answer, body)
+
+
+class _Broken(io.RawIOBase):
+    """A body that arrives in part, and then fails as a server's reader may."""
+
+    def __init__(self, body: bytes, error: Exception) -> None:
+        self._left: list[bytes | Exception] = [body, error]
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:  # noqa: ARG002
+        piece = self._left.pop(0) if self._left else b""
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+@pytest.mark.parametrize("error", [OSError("reset"), RuntimeError("bad chunk")], ids=repr)
+def test_a_body_that_fails_leaves_nothing(api: Api, world: World, error: Exception) -> None:
+    body = form(part("file", b"\n".join(REAL), "in.jsonl"))[:-20]
+    answer = _chunked(api, _Broken(body, error))
+    assert answer.status_code == 400
+    _judged(api, world, answer, body)
+
+
+class _Endless(io.RawIOBase):
+    """A body of unknown length that never ends: its start, then the same piece again and again."""
+
+    def __init__(self, start: bytes, again: bytes) -> None:
+        self._start, self._again = start, again
+        self.sent = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        piece, self._start = self._start or self._again * (size // len(self._again)), b""
+        self.sent += len(piece)
+        return piece
+
+
+@pytest.mark.parametrize(
+    ("start", "again"),
+    [
+        pytest.param(b"", b"preamble\r\n", id="preamble"),
+        pytest.param(form(part("file", line(), "a")), b"epilogue\r\n", id="epilogue"),
+        pytest.param(form(part("file", line(), "a"))[:-10], b"x", id="file"),
+        pytest.param(DASHES + b"\r\nContent-Disposition: form-data; ", b"x", id="header"),
+        pytest.param(DASHES + b"\r\n", b"A: b\r\n", id="headers"),
+        pytest.param(form(part("purpose", b"batch"))[:-10], b"x", id="field"),
+        pytest.param(b"", form(part("purpose", b"batch"))[:-7], id="parts"),
+    ],
+)
+def test_an_endless_form_is_refused_early(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch, start: bytes, again: bytes
+) -> None:
+    body = _Endless(start, again)
+    # What is left is read before the answer; here it would take its time.
+    monkeypatch.setattr("lowtide.http.application._DRAIN_BYTES", 0)
+    answer = _chunked(api, body)
+    assert answer.status_code in {400, 413}
+    assert body.sent < MAX_FILE_BYTES + (1 << 20)
+    _judged(api, world, answer, b"")
