@@ -1,0 +1,157 @@
+"""One step of ingest, run by itself in this process; `ingest.py` starts it.
+
+    python bench/ingest_steps.py validate FILE
+    python bench/ingest_steps.py split FILE_ID OWNER_URL
+    python bench/ingest_steps.py drain FILE_ID
+    python bench/ingest_steps.py finalize BATCH_ID
+
+Prints its figures as one JSON line.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from stage import peak_megabytes
+
+from lowtide import wiring
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, parse_batch_id
+from lowtide.domain.lines import LineReader, read_lines
+from lowtide.postgres.connections import connect
+from lowtide.services.batches import BatchRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BODY = '{"id":"chatcmpl-0","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":{"prompt_tokens":20,"completion_tokens":40,"total_tokens":60}}'
+BODY_BYTES = 300
+# A finished batch without the work of finishing it: every line answered with 200.
+ANSWER = """
+INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+  output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+  request_id, body)
+SELECT batch_id, tenant_id, batch_id, now(), now(), line, 20, 40, 200, 1, 0, true, false, false,
+  'spot', 'req_' || md5(line::text), :body FROM requests WHERE batch_id = :batch
+"""
+DRAIN = """
+UPDATE batches SET status = 'finalizing', finalizing_at = now(), drained_at = now()
+WHERE id = :batch
+"""
+# COPY takes no parameters.
+RESULTS = """
+COPY (SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body
+  FROM requests r JOIN results f USING (batch_id, line) WHERE r.batch_id = '{batch}' ORDER BY r.line)
+TO STDOUT
+"""
+TABLES = ("requests", "queue")
+
+
+@contextmanager
+def measured(into: dict[str, Any]) -> Iterator[None]:
+    """Add the block's wall and CPU seconds, and this process's peak memory."""
+    began, used = time.perf_counter(), time.process_time()
+    yield
+    into["seconds"] = time.perf_counter() - began
+    into["cpu"] = time.process_time() - used
+    into["megabytes"] = peak_megabytes()
+
+
+def validate(path: str) -> dict[str, Any]:
+    """Read a file through the LineReader, as an upload does with what arrives."""
+    found: dict[str, Any] = {}
+    reader = LineReader(wiring.line_limits())
+    with Path(path).open("rb") as file, measured(found):
+        for _ in read_lines(iter(lambda: file.read(1 << 20), b""), reader):
+            pass
+    assert not reader.problems
+    return found
+
+
+def new_batch(file: str) -> BatchId:
+    """Create a batch for an uploaded file."""
+    made = wiring.batches().create(DEFAULT_TENANT, BatchRequest(file, "bench"))
+    return made.id
+
+
+def split(file: str, owner_url: str) -> dict[str, Any]:
+    """Split a new batch, then copy the same rows into empty tables of the same shape."""
+    batch, splitter, found = new_batch(file), wiring.splitter(), {}
+    with measured(found):
+        splitter.split(batch)
+    rows = {table: _rows(table, batch) for table in TABLES}
+    found["lines"] = rows["queue"].count(b"\n")
+    owner = connect(owner_url)
+    with owner.begin() as connection:
+        for table in TABLES:
+            connection.execute(text(f"DROP TABLE IF EXISTS bare_{table}"))
+            connection.execute(text(f"CREATE TABLE bare_{table} (LIKE {table} INCLUDING ALL)"))
+    for name, tables in (("copy", TABLES), ("copy_requests", TABLES[:1])):
+        began = time.perf_counter()
+        with owner.begin() as connection:
+            cursor = connection.connection.cursor()
+            for table in tables:
+                cursor.execute(f"COPY bare_{table} FROM STDIN", stream=_blocks(rows[table]))
+        found[name] = time.perf_counter() - began
+        with owner.begin() as connection:
+            connection.execute(text("TRUNCATE bare_requests, bare_queue"))
+    return found
+
+
+def drain(file: str) -> dict[str, Any]:
+    """Split a new batch and answer all of it."""
+    batch = new_batch(file)
+    wiring.splitter().split(batch)
+    body = (BODY % "").encode()
+    parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
+    with wiring.database().begin() as connection:
+        connection.execute(text(ANSWER), parameters)
+        connection.execute(text("DELETE FROM queue WHERE batch_id = :batch"), parameters)
+        connection.execute(text(DRAIN), parameters)
+    return {"batch": f"batch_{batch.hex}"}
+
+
+def finalize(name: str) -> dict[str, Any]:
+    """Finalize a drained batch, then copy the same columns out."""
+    batch, finalizer, found = parse_batch_id(name), wiring.finalizer(), {}
+    assert batch is not None
+    assert _completed(batch) == 0
+    with measured(found):
+        finalizer.finalize(batch)
+    found["lines"] = _completed(batch)
+    out, began = io.BytesIO(), time.perf_counter()
+    with wiring.database().begin() as connection:
+        connection.connection.cursor().execute(RESULTS.format(batch=batch), stream=out)
+    found["copy"] = time.perf_counter() - began
+    assert out.getvalue().count(b"\n") == found["lines"]
+    return found
+
+
+def _completed(batch: BatchId) -> int:
+    with wiring.database().begin() as connection:
+        query = text("SELECT completed FROM batches WHERE id = :batch")
+        return int(connection.execute(query, {"batch": batch}).scalar_one())
+
+
+def _rows(table: str, batch: BatchId) -> bytes:
+    out = io.BytesIO()
+    with wiring.database().begin() as connection:
+        query = f"COPY (SELECT * FROM {table} WHERE batch_id = '{batch}') TO STDOUT"  # noqa: S608
+        connection.connection.cursor().execute(query, stream=out)
+    return out.getvalue()
+
+
+def _blocks(rows: bytes) -> Iterator[bytes]:
+    return (rows[start : start + 65536] for start in range(0, len(rows), 65536))
+
+
+if __name__ == "__main__":
+    step, *arguments = sys.argv[1:]
+    steps = {"validate": validate, "split": split, "drain": drain, "finalize": finalize}
+    print(json.dumps(steps[step](*arguments)))
