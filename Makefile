@@ -28,8 +28,11 @@ up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR
 down: $(VENV)/.local ## Stop the local stack
 	@$(BIN)/lowtide down
 
-test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn, conformance, schemathesis
+	$(BIN)/python -m pytest -m slow
 
 conformance: $(VENV)/.dev ## Run the API's conformance suite on a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
@@ -60,4 +63,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test conformance check fmt bench-import docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import docs pins clean

@@ -22,13 +22,15 @@ SETTINGS = {
     "LOWTIDE_WORKER_POLL_CAP": "1",
 }
 SMALL_FILE = 100_000
+QUICK = {"test_main_job", "test_bad_input", "test_curl"}
 _LOG_LINES = 80
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these are slow."""
+    """All of these are slow but the main job, and what is cheap beside it."""
     for item in items:
-        if item.path.is_relative_to(__file__.rpartition("/")[0]):
+        ours = item.path.is_relative_to(__file__.rpartition("/")[0])
+        if ours and item.path.stem not in QUICK:
             item.add_marker(pytest.mark.slow)
 
 

@@ -241,7 +241,8 @@ CREATE TABLE audit_log (
 """
 
 VIEWS = """
--- The one place that derives a request's status; API, portal and metrics all read it.
+-- The one place that derives a request's status; API, portal and metrics all read it. OFFSET 0 keeps
+-- each join a look-up by key while the statistics do not know a new batch.
 CREATE VIEW request_states WITH (security_invoker = true) AS
 SELECT r.batch_id, r.line, r.tenant_id, r.custom_id, r.start, r.length,
   CASE
@@ -260,9 +261,12 @@ SELECT r.batch_id, r.line, r.tenant_id, r.custom_id, r.start, r.length,
   coalesce(f.started_at, c.claimed_at) AS started_at,
   f.finished_at, f.status_code, f.error_code, f.error_message
 FROM requests r
-LEFT JOIN results f ON f.batch_id = r.batch_id AND f.line = r.line
-LEFT JOIN claims c ON c.batch_id = r.batch_id AND c.line = r.line
-LEFT JOIN queue q ON q.batch_id = r.batch_id AND q.line = r.line;
+LEFT JOIN LATERAL (
+  SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM claims WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) c ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM queue WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) q ON true;
 
 -- Counts come from the per-worker tallies, so that finishing a line locks no shared row.
 CREATE VIEW batch_states WITH (security_invoker = true) AS
