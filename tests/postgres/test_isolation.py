@@ -42,7 +42,7 @@ def _fill(world: World, tenant: TenantId) -> None:
         world.queue.claim(lease, Pool.SPOT, 1)
         world.expire_lease(lease)
         world.sweep()
-        world.run("UPDATE queue SET available_at = now()")
+        world.run("UPDATE queue SET available_at = now() WHERE batch_id = :batch", batch=batch)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
     world.queue.settle(
