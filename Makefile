@@ -51,6 +51,9 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
 	@$(BIN)/python bench/imports.py
 
+bench-ingest: $(VENV)/.dev ## Upload, validation, split and finalize beside their references
+	@$(BIN)/python bench/ingest.py
+
 docs: $(VENV)/.dev ## Regenerate the generated reference pages
 	@$(BIN)/python -m docs.generate
 
@@ -63,4 +66,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest docs pins clean
