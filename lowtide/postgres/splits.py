@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
@@ -66,9 +66,9 @@ class SplitTransaction:
         """Take requests as they come; return how many."""
         source = _CopySource(lines)
         self._connection.execute(_INCOMING)
-        cursor = self._connection.connection.cursor()
+        cursor: Any = self._connection.connection.cursor()
         try:
-            cursor.execute(_COPY, stream=source.blocks())  # type: ignore[call-arg]
+            cursor.execute(_COPY, stream=source.blocks())
         finally:
             cursor.close()
         if source.failure is not None:

@@ -14,6 +14,7 @@ from lowtide.domain.outputs import NEVER_RAN, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from uuid import UUID
 
     from lowtide.domain.ids import BatchId
@@ -97,12 +98,17 @@ class _OutputFile:
     def __enter__(self) -> _OutputFile:
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        if failure[0] is None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
             self._flush()
             self._block.close()
         else:
-            self._block.__exit__(*failure)  # type: ignore[arg-type]
+            self._block.__exit__(kind, error, trace)
 
     def add(self, line: bytes) -> None:
         self.lines += 1

@@ -71,9 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="package")
-def server(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(pytestconfig: pytest.Config) -> Iterator[Server]:
     """The server under test."""
     url = pytestconfig.getoption("base_url", default="")
     if url:
@@ -84,7 +82,7 @@ def server(
         return
     with commanded_engine() as engine:
         settings = {**SETTINGS, "LOWTIDE_ENGINE_URL": engine.url}
-        with running(tmp_path_factory.mktemp("stack"), settings) as stack:
+        with running(settings) as stack:
             started = Server(stack.base_url, stack.api_key)
             expiring = started.create(EXPIRING, completion_window="1m")
             started.own = Own(stack, engine, expiring)

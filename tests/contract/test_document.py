@@ -50,7 +50,7 @@ class Report:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     """One run of all phases on a stack that holds a file, its batch and its results."""
     folder = tmp_path_factory.mktemp("schemathesis")
-    with running(tmp_path_factory.mktemp("stack"), SETTINGS) as stack:
+    with running(SETTINGS) as stack:
         stack.follow(stack.submit(stack.upload(chat_file(20))))
         done = subprocess.run(
             [
