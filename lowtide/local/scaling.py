@@ -68,7 +68,12 @@ class Scaler:
         try:
             with self._engine.connect() as connection:
                 value = connection.scalar(self._query)
-        except SQLAlchemyError:
+        except Exception as error:  # noqa: BLE001
+            # The driver lets odd ones through when a server dies under it. Without this loop no
+            # worker would ever start again.
+            if not isinstance(error, SQLAlchemyError):
+                self._log.line("autoscaler", f"{self._replicas.name}: {error!r}")
+                self._engine.dispose()
             return None
         return None if value is None else float(value)
 

@@ -19,7 +19,7 @@ _NUMBERS = itertools.count()
 
 
 def eventually(
-    ask: Callable[[], T], accept: Callable[[T], object] = bool, *, within: float = 10.0
+    ask: Callable[[], T], accept: Callable[[T], object] = bool, *, within: float = 30.0
 ) -> T:
     """Ask again and again until the answer is accepted, and return it."""
     deadline = time.monotonic() + within
