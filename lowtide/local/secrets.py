@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lowtide.auth.keys import new_key
 from lowtide.local.files import write_atomically
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read_or_create(data_dir: Path) -> Secrets:
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     made = Secrets(
-        api_key="lt_" + random_source.token_urlsafe(32),
+        api_key=new_key(),
         api_key_pepper=random_source.token_urlsafe(32),
         portal_secret=random_source.token_urlsafe(32),
         passwords={
