@@ -1,0 +1,32 @@
+"""What the services need from the outside, as small Protocols: one module a noun."""
+
+from __future__ import annotations
+
+from lowtide.ports.batches import BatchLedger, ModelCatalog, RequestCatalog
+from lowtide.ports.engines import Engine, EngineRequest
+from lowtide.ports.events import EventSink, Outbox
+from lowtide.ports.files import FileCatalog
+from lowtide.ports.finals import Finals
+from lowtide.ports.objects import ObjectStore, ObjectWriter
+from lowtide.ports.queue import Queue, WorkerMeter
+from lowtide.ports.splits import Split, Splits
+from lowtide.ports.ticks import Ticks
+
+__all__ = [
+    "BatchLedger",
+    "Engine",
+    "EngineRequest",
+    "EventSink",
+    "FileCatalog",
+    "Finals",
+    "ModelCatalog",
+    "ObjectStore",
+    "ObjectWriter",
+    "Outbox",
+    "Queue",
+    "RequestCatalog",
+    "Split",
+    "Splits",
+    "Ticks",
+    "WorkerMeter",
+]

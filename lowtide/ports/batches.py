@@ -1,0 +1,79 @@
+"""The records of batches, of their lines and of models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from lowtide.domain.batches import Batch, NewBatch
+    from lowtide.domain.events import Event
+    from lowtide.domain.ids import BatchId, TenantId
+    from lowtide.domain.pools import Pool
+    from lowtide.domain.requests import RequestState, ResultCursor, ResultPage
+    from lowtide.domain.statuses import RequestStatus
+
+
+class BatchLedger(Protocol):
+    """The records of batches as users see them, for one tenant at a time."""
+
+    def create(self, batch: NewBatch, event: Event) -> tuple[Batch, bool]:
+        """Record a batch and its event together.
+
+        Returns the batch and whether it is new: the same idempotency key returns the first one.
+        Raises NotFound for an unknown input file.
+        """
+        ...
+
+    def get(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound."""
+        ...
+
+    def page(self, tenant: TenantId, *, after: BatchId | None, limit: int) -> Sequence[Batch]:
+        """Return up to `limit` batches behind `after`, newest first."""
+        ...
+
+    def cancel(self, tenant: TenantId, batch: BatchId, event: Event) -> tuple[Batch, bool]:
+        """Start cancelling: drop what waits, let running lines end.
+
+        Returns the batch and whether nothing was running, in which case `event` was recorded.
+        Raises NotFound, or Conflict when the batch is already over.
+        """
+        ...
+
+
+class RequestCatalog(Protocol):
+    """The lines of batches as users see them, for one tenant at a time."""
+
+    def page(
+        self,
+        tenant: TenantId,
+        batch: BatchId,
+        *,
+        after: int,
+        limit: int,
+        status: RequestStatus | None,
+        pool: Pool | None,
+    ) -> Sequence[RequestState]:
+        """Return up to `limit` lines behind line `after`, in input order."""
+        ...
+
+    def results(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> ResultPage:
+        """Return up to `limit` results committed behind `cursor`."""
+        ...
+
+
+class ModelCatalog(Protocol):
+    """The models that engines serve or served."""
+
+    def names(self, tenant: TenantId) -> Sequence[tuple[str, datetime]]:
+        """Return each model that is served or that a tenant's batches named, and since when."""
+        ...
+
+    def note(self, names: Sequence[str]) -> None:
+        """Add models that an engine serves."""
+        ...

@@ -1,0 +1,58 @@
+"""The workers' side of the queue, and what workers count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.domain.claims import Claim, Finished, Returned, Settled
+    from lowtide.domain.ids import LeaseId
+    from lowtide.domain.pools import Pool
+
+
+class Queue(Protocol):
+    """The workers' side of the queue. Everything is fenced by the lease."""
+
+    def open_lease(self, pool: Pool, worker: str) -> LeaseId:
+        """Register a worker."""
+        ...
+
+    def renew(self, lease: LeaseId) -> bool:
+        """Extend the lease; False when it was given away, with all its lines."""
+        ...
+
+    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
+        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+        ...
+
+    def settle(
+        self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
+    ) -> Settled:
+        """End or give back lines in one transaction; lines that are not the lease's are skipped."""
+        ...
+
+    def close_lease(self, lease: LeaseId) -> None:
+        """Leave; lines still held go back to the queue."""
+        ...
+
+    def ready(self) -> None:
+        """Raise when the database does not answer."""
+        ...
+
+
+class WorkerMeter(Protocol):
+    """What a worker counts."""
+
+    def dequeued(self, lines: int) -> None:
+        """Lines were claimed."""
+        ...
+
+    def settled(self, completed: int, failed: int) -> None:
+        """Lines left the worker; going back to the queue counts as failed."""
+        ...
+
+    def idle(self, seconds: float) -> None:
+        """The worker waited with nothing in hand."""
+        ...
