@@ -100,11 +100,18 @@ class RangeNotSatisfiable(LowtideError):
 
 
 class TooManyRequests(LowtideError):
-    """A tenant's limit is reached; retry later."""
+    """A limit is reached; retry after `retry_after` seconds. `reason` names the limit in metrics."""
 
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, reason: str, retry_after: float, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.reason = reason
+        self.retry_after = retry_after
 
 
 class Unavailable(LowtideError):

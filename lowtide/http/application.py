@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ from lowtide.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from lowtide.http.rate_headers import rate_headers
 from lowtide.metrics import api as metrics
 
 if TYPE_CHECKING:
@@ -71,10 +73,11 @@ class Application:
         began = perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
         pattern = "unmatched"
+        headers: dict[str, str] = {}
         try:
             route, values = self._match(request)
             pattern = route.path
-            response = self._answer(route, request, values)
+            response = self._answer(route, request, values, headers)
         except LowtideError as error:
             response = error_response(error)
         except HTTPException as error:
@@ -86,6 +89,7 @@ class Application:
             )
         if not _discard_body(request):
             response.headers["Connection"] = "close"
+        response.headers.update(headers)
         response.headers["x-request-id"] = request_id
         metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
         return response
@@ -96,10 +100,16 @@ class Application:
         return cast("tuple[Route, dict[str, Any]]", adapter.match())
 
     @staticmethod
-    def _answer(route: Route, request: Request, values: dict[str, Any]) -> Response:
+    def _answer(
+        route: Route, request: Request, values: dict[str, Any], headers: dict[str, str]
+    ) -> Response:
+        """Return a route's answer; `headers` takes what every answer to this caller carries."""
         if route.public:
             return route.handler(**values)
         caller = wiring.tenants().caller(request.headers.get("Authorization"))
+        if caller.allowance is not None:
+            headers.update(rate_headers(caller.allowance))
+            caller.allowance.check()
         return route.handler(Call(request, caller), **values)
 
 
@@ -119,8 +129,11 @@ def error_response(error: LowtideError) -> Response:
         }
     }
     response = json_response(body, error.status)
-    if isinstance(error, (Unavailable, TooManyRequests)):
+    if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "1"
+    if isinstance(error, TooManyRequests):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        metrics.rate_limited(error.reason)
     if isinstance(error, Conflict):
         # OpenAI's clients would ask again and again: they take a 409 for a lock that is held.
         response.headers["x-should-retry"] = "false"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lowtide import __version__
-from lowtide.http import types
+from lowtide.http import rate_headers, types
 from lowtide.http.operations import JSON
 
 if TYPE_CHECKING:
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from lowtide.http.operations import Operation, Parameter, Route
 
 _VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
-_ALWAYS = (401, 500, 503)
+_ALWAYS = (401, 429, 500, 503)
+_NAMED = {"x-request-id": "Names this call in logs."}
+_RATE_LIMIT = {
+    rate_headers.LIMIT: "Requests a minute, for a tenant that has a limit.",
+    rate_headers.REMAINING: "Requests that would pass right now.",
+    rate_headers.RESET: "Time until the whole limit is there again, like `8.64s` or `6m0s`.",
+}
+_RETRY_AFTER = {"Retry-After": "Seconds to wait before asking again."}
 _REF = "#/components/schemas/{name}"
 _EXTENSIONS = "Beyond OpenAI"
 
@@ -83,8 +90,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
         schema = {"$ref": _REF.format(name=operation.answer.__name__)}
         content = {operation.media: {"schema": schema}}
     headers = {
-        "x-request-id": _header("Names this call in logs."),
-        **{name: _header(text) for name, text in (operation.headers or {}).items()},
+        name: _header(text)
+        for name, text in {**_NAMED, **_RATE_LIMIT, **(operation.headers or {})}.items()
     }
     found: dict[str, Any] = {"200": {"description": "OK", "content": content, "headers": headers}}
     if operation.partial:
@@ -92,6 +99,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     error = {JSON: {"schema": {"$ref": _REF.format(name="Error")}}}
     for status in sorted({*operation.errors, *_ALWAYS}):
         found[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
+    told = {**_NAMED, **_RATE_LIMIT, **_RETRY_AFTER}
+    found["429"]["headers"] = {name: _header(text) for name, text in told.items()}
     return found
 
 

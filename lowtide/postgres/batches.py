@@ -10,6 +10,7 @@ from sqlalchemy import text
 from lowtide.domain.batches import Batch, NewBatch
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id
+from lowtide.domain.limits import BatchUse, TenantLimits, check_room
 from lowtide.domain.lines import Problem
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus
 from lowtide.postgres.connections import acting_for
@@ -19,7 +20,7 @@ from lowtide.postgres.outbox import add_event
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, CursorResult, Engine
 
     from lowtide.domain.events import Event
 
@@ -30,7 +31,21 @@ WHERE tenant_id = :tenant AND (cast(:after AS uuid) IS NULL OR id < :after)
 ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted until this batch is there to protect it.
-_INPUT = text("SELECT object_key FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE")
+_INPUT = text("""
+SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
+""")
+_LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
+# Before the split the file tells how many lines there will be.
+USE = """
+SELECT count(*) AS batches, coalesce(sum(CASE
+    WHEN b.status = 'validating' THEN f.lines
+    WHEN b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+      THEN b.total - b.tallied_completed - b.tallied_failed
+    ELSE 0 END), 0) AS lines
+FROM batch_states b LEFT JOIN files f ON f.id = b.input_file_id
+WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+"""
+_USE = text(USE)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, metadata, output_expires_after, idempotency_key)
@@ -61,18 +76,18 @@ class PostgresBatches:
     def create(self, batch: NewBatch, event: Event) -> tuple[Batch, bool]:
         """Record a batch and its event; the same idempotency key returns the first one."""
         with acting_for(self._engine, batch.tenant) as connection:
-            input_key = connection.execute(_INPUT, {"id": batch.input_file}).scalar_one_or_none()
-            if input_key is None:
+            source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
+            if source is None:
                 error = file_not_found(batch.input_file)
                 raise NotFound(error.message, param="input_file_id")
-            created = connection.execute(_CREATE, _parameters(batch, input_key)).rowcount == 1
+            limits = connection.execute(_LOCK_LIMITS).one_or_none()
+            if limits is not None and not _is_retry(connection, batch):
+                _check_room(connection, batch.tenant, limits, source.lines)
+            created = connection.execute(_CREATE, _parameters(batch, source.object_key)).rowcount
             if created:
                 add_event(connection, event)
                 return _load(connection, batch.id), True
-            row = connection.execute(
-                _BY_IDEMPOTENCY_KEY, {"tenant": batch.tenant, "key": batch.idempotency_key}
-            ).one()
-            return batch_of(row), False
+            return batch_of(_first(connection, batch).one()), False
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
@@ -99,6 +114,22 @@ class PostgresBatches:
                 connection.execute(_DRAINED, {"id": batch})
                 add_event(connection, event)
             return _load(connection, batch), drained
+
+
+def _first(connection: Connection, batch: NewBatch) -> CursorResult[Any]:
+    parameters = {"tenant": batch.tenant, "key": batch.idempotency_key}
+    return connection.execute(_BY_IDEMPOTENCY_KEY, parameters)
+
+
+def _is_retry(connection: Connection, batch: NewBatch) -> bool:
+    return batch.idempotency_key is not None and _first(connection, batch).one_or_none() is not None
+
+
+def _check_room(connection: Connection, tenant: TenantId, row: Any, lines: int) -> None:
+    """Raise TooManyRequests when the tenant has no room; the caller holds the tenant's lock."""
+    limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
+    used = connection.execute(_USE, {"tenant": tenant}).one()
+    check_room(limits, BatchUse(used.batches, used.lines), lines)
 
 
 def _not_cancellable(batch: Batch) -> Batch:

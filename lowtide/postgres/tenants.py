@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Engine, text
 
 from lowtide.auth.keys import hash_key
 from lowtide.domain.errors import Unauthenticated
 from lowtide.domain.ids import TenantId
+from lowtide.domain.limits import Allowance
 from lowtide.postgres.connections import begin
 
-_AUTHENTICATE = text("SELECT tenant_id, key_name FROM authenticate(:hash)")
-_NAMED = text("SELECT tenant_named(:name)")
+_AUTHENTICATE = text("SELECT * FROM authenticate(:hash)")
+_ANONYMOUS = text("SELECT * FROM authenticate_anonymous(:name)")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request acts for; `name` is the key's, shown where no user is named."""
+    """Who a request acts for; `name` is the key's, shown where no user is named.
+
+    `allowance` is what is left of the tenant's requests; None without a limit.
+    """
 
     tenant: TenantId
     name: str
+    allowance: Allowance | None = None
 
 
 class PostgresTenants:
-    """Finds the caller behind a key."""
+    """Finds the caller behind a key, and counts the request against the tenant's limit."""
 
     def __init__(self, engine: Engine, *, pepper: str, anonymous: str | None) -> None:
         self._engine = engine
@@ -43,12 +49,18 @@ class PostgresTenants:
             row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
         if row is None:
             raise Unauthenticated("Incorrect API key: check it, or ask for a new one.")
-        return Caller(TenantId(row.tenant_id), row.key_name)
+        return Caller(TenantId(row.tenant_id), row.key_name, _allowance(row))
 
     def _without_key(self) -> Caller:
         if self._anonymous is not None:
             with begin(self._engine) as connection:
-                tenant = connection.execute(_NAMED, {"name": self._anonymous}).scalar_one()
-            if tenant is not None:
-                return Caller(TenantId(tenant), "anonymous")
+                row = connection.execute(_ANONYMOUS, {"name": self._anonymous}).one_or_none()
+            if row is not None:
+                return Caller(TenantId(row.tenant_id), "anonymous", _allowance(row))
         raise Unauthenticated("No API key: send it as 'Authorization: Bearer lt_…'.")
+
+
+def _allowance(row: Any) -> Allowance | None:
+    if row.per_minute is None:
+        return None
+    return Allowance(row.per_minute, row.used, row.accepted)
