@@ -23,6 +23,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BATCH_PREFIX = "batch_"
 _FILE_PREFIX = "file-"
+_REQUEST_PREFIX = "batch_req_"
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 
 def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
@@ -59,7 +61,20 @@ def format_file_id(file: FileId) -> str:
 
 def format_request_id(batch: BatchId, line: int) -> str:
     """Return the public id of one line of a batch, `batch_req_` and 40 hexadecimal digits."""
-    return f"batch_req_{batch.hex}{line:08x}"
+    return f"{_REQUEST_PREFIX}{batch.hex}{line:08x}"
+
+
+def parse_request_id(text: str) -> tuple[BatchId, int] | None:
+    """Return batch and line behind a request's public id, or None when `text` is not one."""
+    digits = text.removeprefix(_REQUEST_PREFIX)
+    if len(digits) != 40 or len(text) != len(_REQUEST_PREFIX) + 40:
+        return None
+    batch = _parse(digits[:32], "")
+    line = digits[32:]
+    # A line is a positive integer of PostgreSQL.
+    if batch is None or not set(line) <= _HEXADECIMAL or not 0 < int(line, 16) < 2**31:
+        return None
+    return BatchId(batch), int(line, 16)
 
 
 def parse_batch_id(text: str) -> BatchId | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowtide.ports.batches import BatchLedger, ModelCatalog, RequestCatalog
+from lowtide.ports.dead_letters import DeadLetterCatalog, DeadLetterDesk
 from lowtide.ports.engines import Engine, EngineRequest
 from lowtide.ports.events import EventSink, Outbox
 from lowtide.ports.files import FileCatalog
@@ -14,6 +15,8 @@ from lowtide.ports.ticks import Ticks
 
 __all__ = [
     "BatchLedger",
+    "DeadLetterCatalog",
+    "DeadLetterDesk",
     "Engine",
     "EngineRequest",
     "EventSink",

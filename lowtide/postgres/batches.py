@@ -132,6 +132,11 @@ def _check_room(connection: Connection, tenant: TenantId, row: Any, lines: int) 
     check_room(limits, BatchUse(used.batches, used.lines), lines)
 
 
+def insert_batch(connection: Connection, batch: NewBatch, input_key: str) -> bool:
+    """Record a batch in the caller's transaction; False when its idempotency key is taken."""
+    return connection.execute(_CREATE, _parameters(batch, input_key)).rowcount == 1
+
+
 def _not_cancellable(batch: Batch) -> Batch:
     if batch.status in FINAL_STATUSES:
         raise Conflict(

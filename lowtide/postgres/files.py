@@ -73,6 +73,12 @@ def add_file(connection: Connection, file: StoredFile) -> None:
     )
 
 
+def add_expected_file(connection: Connection, file: StoredFile) -> None:
+    """Record a file whose object was expected; from here on the object is no stray."""
+    add_file(connection, file)
+    connection.execute(_NOT_STRAY, {"key": file.object_key})
+
+
 def file_not_found(file: FileId) -> NotFound:
     """Return the error for an id that this tenant does not have."""
     return NotFound(f"No file {format_file_id(file)!r}: check the id.", param="id")
@@ -93,8 +99,7 @@ class PostgresFiles:
     def add(self, file: StoredFile) -> None:
         """Record a file whose object is complete."""
         with acting_for(self._engine, file.tenant) as connection:
-            add_file(connection, file)
-            connection.execute(_NOT_STRAY, {"key": file.object_key})
+            add_expected_file(connection, file)
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Return a file; raises NotFound."""
