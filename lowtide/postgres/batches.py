@@ -80,11 +80,7 @@ class PostgresBatches:
             if source is None:
                 error = file_not_found(batch.input_file)
                 raise NotFound(error.message, param="input_file_id")
-            limits = connection.execute(_LOCK_LIMITS).one_or_none()
-            if limits is not None and not _is_retry(connection, batch):
-                _check_room(connection, batch.tenant, limits, source.lines)
-            created = connection.execute(_CREATE, _parameters(batch, source.object_key)).rowcount
-            if created:
+            if insert_batch(connection, batch, source.object_key, source.lines):
                 add_event(connection, event)
                 return _load(connection, batch.id), True
             return batch_of(_first(connection, batch).one()), False
@@ -132,8 +128,14 @@ def _check_room(connection: Connection, tenant: TenantId, row: Any, lines: int) 
     check_room(limits, BatchUse(used.batches, used.lines), lines)
 
 
-def insert_batch(connection: Connection, batch: NewBatch, input_key: str) -> bool:
-    """Record a batch in the caller's transaction; False when its idempotency key is taken."""
+def insert_batch(connection: Connection, batch: NewBatch, input_key: str, lines: int) -> bool:
+    """Record a batch in the caller's transaction; False when its idempotency key is taken.
+
+    Raises TooManyRequests or InvalidRequest when the tenant's limits have no room for its lines.
+    """
+    limits = connection.execute(_LOCK_LIMITS).one_or_none()
+    if limits is not None and not _is_retry(connection, batch):
+        _check_room(connection, batch.tenant, limits, lines)
     return connection.execute(_CREATE, _parameters(batch, input_key)).rowcount == 1
 
 
@@ -208,4 +210,6 @@ def batch_of(row: Any) -> Batch:
         retries=row.retried,
         escalations=row.escalated,
         finished_on_dedicated=row.on_dedicated,
+        spot_seconds=row.spot_seconds,
+        dedicated_seconds=row.dedicated_seconds,
     )
