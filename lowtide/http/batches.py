@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,11 +10,10 @@ from lowtide import wiring
 from lowtide.domain.errors import (
     InvalidRequest,
     NotFound,
-    PayloadTooLarge,
-    UnsupportedMediaType,
 )
 from lowtide.domain.ids import BatchId, parse_batch_id
 from lowtide.http.application import json_response
+from lowtide.http.bodies import idempotency_key, json_body
 from lowtide.http.objects import batch_object, batch_page
 from lowtide.http.paging import page_arguments
 from lowtide.http.types import CreateBatch
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from lowtide.http.application import Call
 
 _MAX_BODY_BYTES = 1 << 20
-_MAX_IDEMPOTENCY_KEY = 256
-_PLACE = re.compile(r"\$\.(\w+)")
 
 _decode = msgspec.json.Decoder(CreateBatch).decode
 
@@ -51,7 +47,7 @@ def create(call: Call) -> Response:
         completion_window=wanted.completion_window,
         metadata=wanted.metadata,
         output_expires_after=None if expiry is None else expiry.seconds,
-        idempotency_key=_idempotency_key(call.request),
+        idempotency_key=idempotency_key(call.request),
     )
     return json_response(batch_object(wiring.batches().create(call.tenant, request)))
 
@@ -84,32 +80,11 @@ def batch_named(text: str, param: str = "batch_id") -> BatchId:
 
 
 def _body(request: Request) -> CreateBatch:
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
-    body = request.stream.read(_MAX_BODY_BYTES + 1)
-    if len(body) > _MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"The body is larger than {_MAX_BODY_BYTES} bytes.")
-    try:
-        wanted = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        place = _PLACE.search(str(error))
-        raise InvalidRequest(
-            f"The body is not what this call takes: {error}.", param=place[1] if place else None
-        ) from error
+    wanted = json_body(request, _decode, most=_MAX_BODY_BYTES)
     for key, value in (wanted.metadata or {}).items():
         if "\x00" in key + value:
             raise InvalidRequest("metadata must not contain U+0000.", param="metadata")
     return wanted
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("Idempotency-Key", "").strip()
-    if len(key) > _MAX_IDEMPOTENCY_KEY:
-        raise InvalidRequest(
-            f"Idempotency-Key has {len(key)} characters; at most {_MAX_IDEMPOTENCY_KEY} are allowed.",
-            param="Idempotency-Key",
-        )
-    return key or None
 
 
 def _printable(user: str) -> str:

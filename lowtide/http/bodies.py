@@ -1,0 +1,49 @@
+"""JSON bodies of calls, and the header that makes a call safe to repeat."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Request
+
+_MAX_IDEMPOTENCY_KEY = 256
+_PLACE = re.compile(r"\$\.(\w+)")
+_Body = TypeVar("_Body")
+
+
+def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) -> _Body:
+    """Return a call's JSON body of at most `most` bytes.
+
+    Raises UnsupportedMediaType, PayloadTooLarge, or InvalidRequest, which names the field.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
+    body = request.stream.read(most + 1)
+    if len(body) > most:
+        raise PayloadTooLarge(f"The body is larger than {most} bytes.")
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        place = _PLACE.search(str(error))
+        raise InvalidRequest(
+            f"The body is not what this call takes: {error}.", param=place[1] if place else None
+        ) from error
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the key under which a retry finds what the first call did; None without one."""
+    key = request.headers.get("Idempotency-Key", "").strip()
+    if len(key) > _MAX_IDEMPOTENCY_KEY:
+        raise InvalidRequest(
+            f"Idempotency-Key has {len(key)} characters; at most {_MAX_IDEMPOTENCY_KEY} are allowed.",
+            param="Idempotency-Key",
+        )
+    return key or None

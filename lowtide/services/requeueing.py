@@ -1,0 +1,254 @@
+"""Running dead letters again, each in exactly one new batch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.domain.batches import NewBatch
+from lowtide.domain.dead_letters import (
+    MOST_SOURCES,
+    LetterFilter,
+    Requeued,
+    by_batch,
+    in_blocks,
+    of_few_sources,
+    requeue_filename,
+    requeue_metadata,
+)
+from lowtide.domain.errors import InvalidRequest, LowtideError, NotFound, Unavailable
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
+from lowtide.domain.ids import BatchId, FileId
+from lowtide.domain.windows import parse_window
+from lowtide.services.dead_letters import BLOCK_BYTES, input_gone, joined, read_lines, select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from lowtide.domain.dead_letters import LetterId, LetterPlace, Selection, Source
+    from lowtide.domain.ids import TenantId
+    from lowtide.ports import DeadLetterCatalog, DeadLetterDesk, FileCatalog, ObjectStore
+    from lowtide.services.batches import BatchRules
+    from lowtide.services.publishing import Publisher
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueRules:
+    """What one call takes: at most `most` letters; `file_expiry` is of the new files, in seconds."""
+
+    batches: BatchRules
+    most: int
+    file_expiry: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueRequest:
+    """What a caller asks for; without a window each new batch has its source's."""
+
+    wanted: Sequence[LetterId] | LetterFilter
+    actor: str
+    completion_window: str | None = None
+    idempotency_key: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueOutcome:
+    """How many letters a call requeued, found dealt with before, and left for another call.
+
+    `batches` are the new ones, or for a dry run the sources of what would be new, and those of
+    earlier calls.
+    """
+
+    changed: int
+    unchanged: int
+    remaining: int
+    batches: tuple[Requeued, ...]
+
+
+class Requeuer:
+    """Makes new batches of dead letters.
+
+    Files are written first, each noted as a stray. One transaction then records files, batches and
+    events, and marks the letters, if all of them are open still: before it nothing has happened,
+    behind it everything has. A batch's counts and files never change; the letters run in a new one.
+    """
+
+    def __init__(
+        self,
+        catalog: DeadLetterCatalog,
+        desk: DeadLetterDesk,
+        files: FileCatalog,
+        objects: ObjectStore,
+        publisher: Publisher,
+        rules: RequeueRules,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._catalog = catalog
+        self._desk = desk
+        self._files = files
+        self._objects = objects
+        self._publisher = publisher
+        self._rules = rules
+        self._new_id = new_id
+        self._clock = clock
+
+    def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
+        """Requeue open letters; those that were requeued before stay where they are.
+
+        Raises NotFound for an unknown letter, Conflict when an input file is gone, InvalidRequest,
+        TooManyRequests over a tenant's limit, and Unavailable while others change the same letters.
+        """
+        if request.completion_window is not None:
+            self._window(request.completion_window)
+        if request.idempotency_key is not None:
+            earlier = self._desk.requeued_under(tenant, request.idempotency_key)
+            if earlier:
+                unchanged = sum(each.letters for each in earlier)
+                return RequeueOutcome(0, unchanged, 0, tuple(earlier))
+        for _ in range(_TRIES):
+            selection = self._select(tenant, request)
+            letters = by_batch(selection.open)
+            sources = self._sources(tenant, letters)
+            if request.dry_run or not letters:
+                would = [Requeued(batch, None, len(each)) for batch, each in letters.items()]
+                return _outcome(selection, would)
+            done = self._try(tenant, request, letters, sources)
+            if done is not None:
+                return _outcome(selection, done)
+        raise Unavailable("Others are changing the same dead letters: try again.")
+
+    def _select(self, tenant: TenantId, request: RequeueRequest) -> Selection:
+        selection = select(self._desk, tenant, request.wanted, most=self._rules.most)
+        kept = of_few_sources(selection.open, MOST_SOURCES)
+        left = len(selection.open) - len(kept)
+        if left and not isinstance(request.wanted, LetterFilter):
+            raise InvalidRequest(
+                f"ids names dead letters of more than {MOST_SOURCES} batches: make several calls.",
+                param="ids",
+            )
+        return replace(selection, open=tuple(kept), remaining=selection.remaining + left)
+
+    def _sources(
+        self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterPlace]]
+    ) -> Mapping[BatchId, Source]:
+        sources = self._catalog.sources(tenant, list(letters))
+        gone = [batch for batch in letters if not sources[batch].has_input]
+        if gone:
+            raise input_gone(gone[:5])
+        return sources
+
+    def _try(
+        self,
+        tenant: TenantId,
+        request: RequeueRequest,
+        letters: Mapping[BatchId, Sequence[LetterPlace]],
+        sources: Mapping[BatchId, Source],
+    ) -> list[Requeued] | None:
+        """Requeue these letters; None when one of them is not open any more."""
+        moves: list[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]] = []
+        try:
+            for batch, places in letters.items():
+                file = self._write(tenant, sources[batch], places)
+                moves.append((self._batch(tenant, sources[batch], file, request), file, places))
+            events = [
+                batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, new.id)
+                for new, _, _ in moves
+            ]
+            done = self._desk.requeue(
+                moves, events, actor=request.actor, key=request.idempotency_key
+            )
+        except LowtideError as error:
+            # Whether a commit whose answer was lost has happened, the strays tell, not we.
+            if not isinstance(error, Unavailable):
+                self._remove(tenant, moves)
+            raise
+        if not done:
+            self._remove(tenant, moves)
+            return None
+        self._publisher.publish(events)
+        return [Requeued(places[0].batch, new.id, len(places)) for new, _, places in moves]
+
+    def _write(self, tenant: TenantId, source: Source, places: Sequence[LetterPlace]) -> StoredFile:
+        """Store lines as a new input file; raises Conflict when their own is gone."""
+        now = self._clock()
+        file = FileId(self._new_id())
+        key = object_key(file)
+        sha256, size = hashlib.sha256(), 0
+        self._files.expect(tenant, key)
+        try:
+            with self._objects.open_writer(key) as writer:
+                for block in in_blocks(places, (place.length for place in places), BLOCK_BYTES):
+                    data = joined(read_lines(self._objects, source, block))
+                    sha256.update(data)
+                    size += len(data)
+                    writer.write(data)
+        except NotFound as error:
+            raise input_gone([source.batch]) from error
+        return StoredFile(
+            id=file,
+            tenant=tenant,
+            purpose=Purpose.BATCH,
+            filename=requeue_filename(source.batch),
+            size=size,
+            lines=len(places),
+            sha256=sha256.digest(),
+            object_key=key,
+            status=FileStatus.PROCESSED,
+            status_details=None,
+            created_at=now,
+            endpoint=source.endpoint,
+            expires_at=now + timedelta(seconds=self._rules.file_expiry),
+        )
+
+    def _batch(
+        self, tenant: TenantId, source: Source, file: StoredFile, request: RequeueRequest
+    ) -> NewBatch:
+        now = self._clock()
+        window = request.completion_window or source.completion_window
+        return NewBatch(
+            id=BatchId(self._new_id()),
+            tenant=tenant,
+            user=source.user,
+            input_file=file.id,
+            endpoint=source.endpoint,
+            completion_window=window,
+            created_at=now,
+            deadline=now + self._window(window),
+            metadata=requeue_metadata(source),
+            idempotency_key=None,
+            output_expires_after=source.output_expires_after,
+        )
+
+    def _window(self, text: str) -> timedelta:
+        return parse_window(
+            text,
+            shortest=timedelta(seconds=self._rules.batches.shortest_window),
+            longest=timedelta(seconds=self._rules.batches.longest_window),
+        )
+
+    def _remove(
+        self, tenant: TenantId, moves: Sequence[tuple[NewBatch, StoredFile, object]]
+    ) -> None:
+        """Remove files that no batch will read."""
+        self._objects.delete([file.object_key for _, file, _ in moves])
+        for _, file, _ in moves:
+            self._files.removed(tenant, file.object_key)
+
+
+def _outcome(selection: Selection, changed: Sequence[Requeued]) -> RequeueOutcome:
+    return RequeueOutcome(
+        changed=sum(each.letters for each in changed),
+        unchanged=selection.already_requeued + selection.discarded,
+        remaining=selection.remaining,
+        batches=(*changed, *selection.requeued),
+    )
