@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lowtide.domain.backoff import ExponentialBackoff
+from lowtide.domain.dead_letters import MOST_LETTERS
 from lowtide.domain.escalation import Capacity
 from lowtide.domain.ids import uuid7
 from lowtide.domain.lines import Limits
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from lowtide.postgres.models import PostgresModels
     from lowtide.postgres.tenants import PostgresTenants
     from lowtide.services.batches import Batches
+    from lowtide.services.dead_letters import DeadLetters
     from lowtide.services.files import Files
     from lowtide.services.finalizing import Finalizer
     from lowtide.services.inference import Worker
     from lowtide.services.requests import Requests
+    from lowtide.services.requeueing import Requeuer
     from lowtide.services.scheduling import Scheduler
     from lowtide.services.splitting import Splitter
 
@@ -138,6 +141,53 @@ def requests() -> Requests:
     from lowtide.services.requests import Requests
 
     return Requests(PostgresBatches(database()), PostgresRequests(database()))
+
+
+@lru_cache(maxsize=1)
+def dead_letters() -> DeadLetters:
+    """Return the service that shows and discards dead letters."""
+    from lowtide.postgres.dead_letters import PostgresDeadLetters
+    from lowtide.postgres.requeues import PostgresRequeues
+    from lowtide.services.dead_letters import DeadLetters
+
+    return DeadLetters(
+        PostgresDeadLetters(database()),
+        PostgresRequeues(database()),
+        objects(),
+        most=_most_letters(),
+    )
+
+
+@lru_cache(maxsize=1)
+def requeuer() -> Requeuer:
+    """Return the service that runs dead letters again."""
+    from lowtide.postgres.dead_letters import PostgresDeadLetters
+    from lowtide.postgres.files import PostgresFiles
+    from lowtide.postgres.requeues import PostgresRequeues
+    from lowtide.services.requeueing import Requeuer, RequeueRules
+
+    settings = read_settings()
+    rules = RequeueRules(
+        most=_most_letters(),
+        shortest_window=settings.shortest_window,
+        longest_window=settings.longest_window,
+        file_expiry=settings.file_expiry,
+    )
+    return Requeuer(
+        PostgresDeadLetters(database()),
+        PostgresRequeues(database()),
+        PostgresFiles(database()),
+        objects(),
+        publisher(),
+        rules,
+        new_id=new_id,
+        clock=now,
+    )
+
+
+def _most_letters() -> int:
+    """Return how many letters a call takes: all of them may go into one new batch."""
+    return min(MOST_LETTERS, read_settings().max_batch_lines)
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lowtide.http import batches, documentation, files, requests, service, types
+from lowtide.http import (
+    batches,
+    dead_letter_routes,
+    documentation,
+    files,
+    requests,
+    service,
+    types,
+)
 from lowtide.http.operations import Operation, Parameter, Route
 
 _AFTER = Parameter("after", "The last id of the page before.", {"type": "string"})
@@ -72,6 +80,7 @@ CREATE_BATCH = (
             errors=(400, 404, 413, 415),
         ),
     ),
+    *dead_letter_routes.CHANGE,
 )
 
 CANCEL_BATCH = (
@@ -203,6 +212,7 @@ READ = (
             extension=True,
         ),
     ),
+    *dead_letter_routes.READ,
     Route(
         "GET",
         "/v1/models",

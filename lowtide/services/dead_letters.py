@@ -118,7 +118,12 @@ class DeadLetters:
         for page in self._catalog.places(tenant, wanted):
             sources = self._catalog.sources(tenant, list({place.batch for place in page}))
             for block in in_blocks(page, (place.length for place in page), BLOCK_BYTES):
-                yield joined(read_lines(self._objects, sources[block[0].batch], block))
+                batch = block[0].batch
+                try:
+                    lines = read_lines(self._objects, sources[batch], block)
+                except NotFound as error:
+                    raise input_gone([batch]) from error
+                yield joined(lines)
 
     def _outputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
         for page in self._catalog.places(tenant, wanted):

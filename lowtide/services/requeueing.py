@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from lowtide.domain.dead_letters import LetterId, LetterPlace, Selection, Source
     from lowtide.domain.ids import TenantId
     from lowtide.ports import DeadLetterCatalog, DeadLetterDesk, FileCatalog, ObjectStore
-    from lowtide.services.batches import BatchRules
     from lowtide.services.publishing import Publisher
 
 _TRIES = 5
@@ -41,10 +40,11 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class RequeueRules:
-    """What one call takes: at most `most` letters; `file_expiry` is of the new files, in seconds."""
+    """What one call takes, at most `most` letters, and how long new files live; in seconds."""
 
-    batches: BatchRules
     most: int
+    shortest_window: int
+    longest_window: int
     file_expiry: int
 
 
@@ -232,8 +232,8 @@ class Requeuer:
     def _window(self, text: str) -> timedelta:
         return parse_window(
             text,
-            shortest=timedelta(seconds=self._rules.batches.shortest_window),
-            longest=timedelta(seconds=self._rules.batches.longest_window),
+            shortest=timedelta(seconds=self._rules.shortest_window),
+            longest=timedelta(seconds=self._rules.longest_window),
         )
 
     def _remove(

@@ -204,7 +204,7 @@ def test_a_dead_letter_is_kept_aside(world: World) -> None:
     assert [
         (row.line, row.attempts, row.error_code, row.error_message)
         for row in world.rows("SELECT * FROM dead_letters ORDER BY line")
-    ] == [(1, 5, None, None), (2, 5, "timeout", "slow")]
+    ] == [(1, 5, "http_503", None), (2, 5, "timeout", "slow")]
     assert [
         row.detail for row in world.rows("SELECT detail FROM request_events ORDER BY line")
     ] == ["HTTP 503", "slow"]

@@ -1,0 +1,209 @@
+"""`/v1/dead_letters`: beyond OpenAI."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from flask import Response
+
+from lowtide import wiring
+from lowtide.domain.dead_letters import LetterFilter, LetterId, LetterState
+from lowtide.domain.errors import InvalidRequest, NotFound
+from lowtide.domain.ids import format_batch_id, format_request_id, parse_batch_id, parse_request_id
+from lowtide.http import dead_letter_types as types
+from lowtide.http.application import json_response
+from lowtide.http.bodies import idempotency_key, json_body
+from lowtide.http.paging import limit_argument
+from lowtide.services.dead_letters import Content
+from lowtide.services.requeueing import RequeueRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from flask import Request
+
+    from lowtide.domain.dead_letters import DeadLetter
+    from lowtide.domain.ids import BatchId
+    from lowtide.http.application import Call
+
+_MAX_BODY_BYTES = 4 << 20
+_MAX_ERROR_CODE = 256
+
+_decode_requeue = msgspec.json.Decoder(types.RequeueDeadLetters).decode
+_decode_discard = msgspec.json.Decoder(types.DiscardDeadLetters).decode
+
+
+def page(call: Call) -> Response:
+    """`GET /v1/dead_letters`."""
+    after = call.request.args.get("after")
+    letters, more = wiring.dead_letters().page(
+        call.tenant,
+        _filter(call.request),
+        after=None if after is None else _letter_named(after, "after"),
+        limit=limit_argument(call.request, most=1000, default=100),
+    )
+    data = [types.DeadLetter(**_fields(letter)) for letter in letters]
+    found = types.DeadLetterPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=more,
+    )
+    return json_response(found)
+
+
+def get(call: Call, letter_id: str) -> Response:
+    """`GET /v1/dead_letters/{letter_id}`."""
+    shown = wiring.dead_letters().get(call.tenant, _letter_named(letter_id, "letter_id"))
+    answer = shown.answer
+    response, error = None, None
+    if answer.status_code is None or answer.body is None:
+        error = types.LastError(code=answer.error_code, message=answer.error_message)
+    else:
+        response = types.LastAnswer(
+            status_code=answer.status_code,
+            request_id=answer.request_id or format_request_id(shown.letter.batch, answer.number),
+            body=msgspec.Raw(answer.body.encode()),
+        )
+    details = types.DeadLetterDetails(
+        **_fields(shown.letter),
+        input=msgspec.Raw(b"null" if shown.line is None else shown.line),
+        response=response,
+        error=error,
+    )
+    return json_response(details)
+
+
+def content(call: Call) -> Response:
+    """`GET /v1/dead_letters/content`: NDJSON of inputs or of last answers."""
+    text = call.request.args.get("which", Content.INPUT.value)
+    if text not in set(Content):
+        raise InvalidRequest(f"which must be one of {', '.join(Content)}.", param="which")
+    wanted = _filter(call.request)
+    headers = {"Content-Disposition": f'attachment; filename="dead_letters_{text}.jsonl"'}
+    body: Iterator[bytes] = iter(())
+    if call.request.method != "HEAD":
+        pieces = wiring.dead_letters().download(
+            call.tenant, wanted, Content(text), actor=call.caller.name
+        )
+        # Read before the answer begins: an input that is gone can still be told from then on.
+        body = chain([next(pieces, b"")], pieces)
+    return Response(body, headers=headers, mimetype="application/x-ndjson")
+
+
+def requeue(call: Call) -> Response:
+    """`POST /v1/dead_letters/requeue`."""
+    wanted = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
+    request = RequeueRequest(
+        wanted=_chosen(wanted),
+        actor=call.caller.name,
+        completion_window=wanted.completion_window,
+        idempotency_key=idempotency_key(call.request),
+        dry_run=wanted.dry_run,
+    )
+    outcome = wiring.requeuer().requeue(call.tenant, request)
+    answer = types.RequeuedDeadLetters(
+        dry_run=wanted.dry_run,
+        changed=outcome.changed,
+        unchanged=outcome.unchanged,
+        remaining=outcome.remaining,
+        batches=[
+            types.RequeuedBatch(
+                source_batch_id=format_batch_id(each.source),
+                batch_id=_batch_id(each.batch),
+                letters=each.letters,
+            )
+            for each in outcome.batches
+        ],
+    )
+    return json_response(answer)
+
+
+def discard(call: Call) -> Response:
+    """`POST /v1/dead_letters/discard`."""
+    wanted = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
+    done = wiring.dead_letters().discard(
+        call.tenant, _chosen(wanted), actor=call.caller.name, dry_run=wanted.dry_run
+    )
+    answer = types.DiscardedDeadLetters(
+        dry_run=wanted.dry_run,
+        changed=done.changed,
+        unchanged=done.unchanged,
+        remaining=done.remaining,
+    )
+    return json_response(answer)
+
+
+def _chosen(wanted: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilter:
+    if (wanted.ids is None) == (wanted.filter is None):
+        raise InvalidRequest(
+            "Name dead letters by ids, or all that match by filter: give one of both.",
+            param="ids" if wanted.ids is None else "filter",
+        )
+    if wanted.ids is not None:
+        return [_letter_named(id_, "ids") for id_ in wanted.ids]
+    found = wanted.filter or types.DeadLetterFilter()
+    batch = None if found.batch_id is None else _batch_named(found.batch_id, "filter")
+    return LetterFilter(batch, found.error_code)
+
+
+def _filter(request: Request) -> LetterFilter:
+    """Read `batch_id`, `error_code` and `state`; raises InvalidRequest."""
+    batch_id, error_code, state = (
+        request.args.get(name) for name in ("batch_id", "error_code", "state")
+    )
+    if error_code is not None and ("\x00" in error_code or len(error_code) > _MAX_ERROR_CODE):
+        raise InvalidRequest(
+            f"error_code must have at most {_MAX_ERROR_CODE} characters and no U+0000.",
+            param="error_code",
+        )
+    if state is not None and state not in set(LetterState):
+        raise InvalidRequest(f"state must be one of {', '.join(LetterState)}.", param="state")
+    return LetterFilter(
+        None if batch_id is None else _batch_named(batch_id, "batch_id"),
+        error_code,
+        None if state is None else LetterState(state),
+    )
+
+
+def _batch_named(text: str, param: str) -> BatchId:
+    batch = parse_batch_id(text)
+    if batch is None:
+        raise InvalidRequest(f"{text[:100]!r} is not the id of a batch.", param=param)
+    return batch
+
+
+def _letter_named(text: str, param: str) -> LetterId:
+    found = parse_request_id(text)
+    if found is None:
+        raise NotFound(f"No dead letter {text[:100]!r}: check the id.", param=param)
+    return LetterId(*found)
+
+
+def _fields(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": format_request_id(letter.batch, letter.line),
+        "batch_id": format_batch_id(letter.batch),
+        "line": letter.line,
+        "custom_id": letter.custom_id,
+        "state": letter.state.value,
+        "attempts": letter.attempts,
+        "status_code": letter.status_code,
+        "error_code": letter.error_code,
+        "error_message": letter.error_message,
+        "created_at": _seconds(letter.died_at),
+        "ended_at": None if letter.ended_at is None else _seconds(letter.ended_at),
+        "ended_by": letter.actor,
+        "requeued_as": _batch_id(letter.requeued_as),
+    }
+
+
+def _batch_id(batch: BatchId | None) -> str | None:
+    return None if batch is None else format_batch_id(batch)
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())
