@@ -23,6 +23,13 @@ class EngineKind(StrEnum):
     NOOP = "noop"
 
 
+class Admission(StrEnum):
+    """What happens to a batch whose deadline cannot be promised."""
+
+    OPEN = "open"
+    STRICT = "strict"
+
+
 class LogFormat(StrEnum):
     """How a process writes its log."""
 
@@ -73,6 +80,36 @@ class Settings(BaseSettings):
     longest_window: int = Field(default=604_800, ge=1, description="Longest completion window.")
     cancel_grace: float = Field(
         default=10.0, ge=0, description="Seconds that running lines of a cancelled batch get."
+    )
+
+    admission: Admission = Field(
+        default=Admission.OPEN,
+        description="A batch whose deadline dedicated capacity alone could not hold: `open` takes "
+        "it, at risk; `strict` refuses it and names the shortest window that can be held.",
+    )
+    tenant_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="API requests a minute of a new tenant. Unset: no limit."
+    )
+    tenant_active_batches: int | None = Field(
+        default=None, ge=1, description="Batches at a time of a new tenant. Unset: no limit."
+    )
+    tenant_queued_lines: int | None = Field(
+        default=None, ge=1, description="Queued requests of a new tenant. Unset: no limit."
+    )
+    tenant_running_lines: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of a new tenant that run at a time. Unset: no limit.",
+    )
+    spot_price: float = Field(default=1.0, ge=0, description="What one spot replica costs an hour.")
+    dedicated_price: float = Field(
+        default=3.0, ge=0, description="What one dedicated replica costs an hour."
+    )
+    currency: str = Field(
+        default="spot-hours",
+        min_length=1,
+        max_length=16,
+        description="What prices are in: `USD`, `EUR`; the default counts in hours of a spot replica.",
     )
 
     health_port: int = Field(default=8081, description="Port of `/health/*` and `/metrics`.")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.backoff import ExponentialBackoff
 from lowtide.domain.dead_letters import MOST_LETTERS
-from lowtide.domain.escalation import Capacity
 from lowtide.domain.ids import uuid7
 from lowtide.domain.lines import Limits
 from lowtide.domain.outcomes import RetryPolicy
@@ -21,19 +20,22 @@ from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.connections import connect
 from lowtide.postgres.outbox import PostgresOutbox
 from lowtide.services.publishing import Publisher
-from lowtide.settings import read_settings
+from lowtide.settings import Admission, read_settings
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Engine
 
+    from lowtide.domain.demand import Capacity
+    from lowtide.domain.pricing import Prices
     from lowtide.postgres.models import PostgresModels
     from lowtide.postgres.tenants import PostgresTenants
     from lowtide.services.batches import Batches
     from lowtide.services.dead_letters import DeadLetters
     from lowtide.services.files import Files
     from lowtide.services.finalizing import Finalizer
+    from lowtide.services.forecasts import Forecaster
     from lowtide.services.inference import Worker
     from lowtide.services.requests import Requests
     from lowtide.services.requeueing import Requeuer
@@ -117,20 +119,61 @@ def files() -> Files:
 @lru_cache(maxsize=1)
 def batches() -> Batches:
     """Return the service of batches."""
+    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.postgres.batches import PostgresBatches
     from lowtide.postgres.files import PostgresFiles
     from lowtide.services.batches import Batches, BatchRules
 
     settings = read_settings()
-    rules = BatchRules(settings.endpoints, settings.shortest_window, settings.longest_window)
+    rules = BatchRules(
+        settings.endpoints,
+        settings.shortest_window,
+        settings.longest_window,
+        AdmissionPolicy(capacity(), strict=settings.admission is Admission.STRICT),
+    )
     return Batches(
         PostgresBatches(database()),
         PostgresFiles(database()),
         publisher(),
+        forecaster(),
         rules,
         new_id=new_id,
         clock=now,
     )
+
+
+@lru_cache(maxsize=1)
+def forecaster() -> Forecaster:
+    """Return what tells when batches will be done."""
+    from lowtide.postgres.outlook import PostgresOutlook
+    from lowtide.services.forecasts import Forecaster
+
+    rates = dict.fromkeys(Pool, read_settings().dedicated_rate)
+    return Forecaster(PostgresOutlook(database(), rates))
+
+
+def capacity() -> Capacity:
+    """Return what dedicated workers can do."""
+    from lowtide.domain.demand import Capacity
+
+    settings = read_settings()
+    return Capacity(
+        rate=settings.dedicated_rate,
+        replicas=settings.dedicated_replicas,
+        cold_start=settings.cold_start,
+        margin=settings.safety_margin,
+        tick=settings.tick,
+        in_flight=settings.worker_concurrency,
+    )
+
+
+@lru_cache(maxsize=1)
+def prices() -> Prices:
+    """Return what replicas cost."""
+    from lowtide.domain.pricing import Prices
+
+    settings = read_settings()
+    return Prices(settings.spot_price, settings.dedicated_price, settings.currency)
 
 
 @lru_cache(maxsize=1)
@@ -226,13 +269,7 @@ def scheduler() -> Scheduler:
 
     settings = read_settings()
     rules = TickRules(
-        capacity=Capacity(
-            rate=settings.dedicated_rate,
-            replicas=settings.dedicated_replicas,
-            cold_start=settings.cold_start,
-            margin=settings.safety_margin,
-            tick=settings.tick,
-        ),
+        capacity=capacity(),
         scales={
             Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
             Pool.DEDICATED: PoolScale(

@@ -34,7 +34,11 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it stands. Counts add up: completed + failed <= total, equal when final."""
+    """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
+
+    `spot_seconds` and `dedicated_seconds` are the replicas' time behind the results; `eta` is when
+    it will probably be done, None when it is over or nobody can tell.
+    """
 
     id: BatchId
     tenant: TenantId
@@ -68,6 +72,9 @@ class Batch:
     retries: int
     escalations: int
     finished_on_dedicated: int
+    spot_seconds: float = 0.0
+    dedicated_seconds: float = 0.0
+    eta: datetime | None = None
 
     @property
     def ended_at(self) -> datetime | None:

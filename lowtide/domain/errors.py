@@ -107,9 +107,15 @@ class TooManyRequests(LowtideError):
     default_code = "rate_limit_exceeded"
 
     def __init__(
-        self, message: str, *, reason: str, retry_after: float, param: str | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        reason: str = "unknown",
+        retry_after: float = 1.0,
     ) -> None:
-        super().__init__(message, param=param)
+        super().__init__(message, param=param, code=code)
         self.reason = reason
         self.retry_after = retry_after
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowtide import wiring
 from lowtide.domain.errors import NotFound
 from lowtide.domain.ids import format_batch_id, format_file_id, format_request_id
+from lowtide.domain.pricing import cost_of
 from lowtide.http import types
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import BatchId, FileId
     from lowtide.domain.requests import RequestState
+
+# A millionth of a replica hour is four milliseconds.
+_DIGITS = 6
 
 
 def file_object(file: StoredFile) -> types.File:
@@ -135,10 +140,23 @@ def _extension(batch: Batch) -> types.Extension:
         user=batch.user,
         sla_state=batch.sla_state.value,
         deadline=_unix(batch.deadline),
+        eta=_seconds(batch.eta),
         pools={"spot": finished - on_dedicated, "dedicated": on_dedicated},
         interruptions=batch.interruptions,
         retries=batch.retries,
         escalations=batch.escalations,
+        cost=_cost(batch),
+    )
+
+
+def _cost(batch: Batch) -> types.Cost:
+    cost = cost_of(batch.spot_seconds, batch.dedicated_seconds, wiring.prices())
+    return types.Cost(
+        currency=cost.currency,
+        spot=round(cost.spot, _DIGITS),
+        dedicated=round(cost.dedicated, _DIGITS),
+        total=round(cost.total, _DIGITS),
+        all_dedicated=round(cost.all_dedicated, _DIGITS),
     )
 
 

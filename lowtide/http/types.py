@@ -110,13 +110,29 @@ class Usage(msgspec.Struct, kw_only=True):
     output_tokens_details: OutputTokensDetails = OutputTokensDetails()
 
 
+class Cost(msgspec.Struct, kw_only=True):
+    """What the results so far cost by pool, and would have cost on dedicated replicas alone."""
+
+    currency: str
+    spot: float
+    dedicated: float
+    total: float
+    all_dedicated: float
+
+
 class Extension(msgspec.Struct, kw_only=True):
-    """What Lowtide tells beyond OpenAI. `pools` counts finished lines."""
+    """What Lowtide tells beyond OpenAI.
+
+    `eta` is when the batch will probably be done, null when it is over or nobody can tell; `pools`
+    counts finished lines.
+    """
 
     user: str
     sla_state: Literal["In progress", "At risk", "Met", "Breached"]
     deadline: Seconds
+    eta: Seconds | None
     pools: dict[str, int]
+    cost: Cost
     interruptions: int
     retries: int
     escalations: int

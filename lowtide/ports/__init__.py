@@ -9,6 +9,7 @@ from lowtide.ports.events import EventSink, Outbox
 from lowtide.ports.files import FileCatalog
 from lowtide.ports.finals import Finals
 from lowtide.ports.objects import ObjectStore, ObjectWriter
+from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.splits import Split, Splits
 from lowtide.ports.ticks import Ticks
@@ -26,6 +27,7 @@ __all__ = [
     "ObjectStore",
     "ObjectWriter",
     "Outbox",
+    "OutlookSource",
     "Queue",
     "RequestCatalog",
     "Split",

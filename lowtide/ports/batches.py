@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lowtide.domain.events import Event
     from lowtide.domain.ids import BatchId, TenantId
     from lowtide.domain.pools import Pool
+    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.domain.requests import RequestState, ResultCursor, ResultPage
     from lowtide.domain.statuses import RequestStatus
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 class BatchLedger(Protocol):
     """The records of batches as users see them, for one tenant at a time."""
 
-    def create(self, batch: NewBatch, event: Event) -> tuple[Batch, bool]:
+    def create(
+        self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
+    ) -> tuple[Batch, bool]:
         """Record a batch and its event together.
 
-        Returns the batch and whether it is new: the same idempotency key returns the first one.
-        Raises NotFound for an unknown input file.
+        Returns the batch and whether it is new: the same idempotency key returns the first one,
+        whatever the limits. Raises NotFound for an unknown input file, TooManyRequests when the
+        tenant's limits leave no room, and what the policy raises; None promises anything.
         """
         ...
 

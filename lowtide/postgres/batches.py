@@ -10,9 +10,9 @@ from sqlalchemy import text
 from lowtide.domain.batches import Batch, NewBatch
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id
-from lowtide.domain.limits import BatchUse, TenantLimits, check_room
 from lowtide.domain.lines import Problem
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus
+from lowtide.postgres.admissions import admit_batch
 from lowtide.postgres.connections import acting_for
 from lowtide.postgres.files import file_not_found
 from lowtide.postgres.outbox import add_event
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine
 
     from lowtide.domain.events import Event
+    from lowtide.domain.promises import AdmissionPolicy
 
 _GET = text("SELECT * FROM batch_states WHERE id = :id")
 _PAGE = text("""
@@ -34,23 +35,11 @@ ORDER BY id DESC LIMIT :limit
 _INPUT = text("""
 SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
 """)
-_LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
-# Before the split the file tells how many lines there will be.
-USE = """
-SELECT count(*) AS batches, coalesce(sum(CASE
-    WHEN b.status = 'validating' THEN f.lines
-    WHEN b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
-      THEN b.total - b.tallied_completed - b.tallied_failed
-    ELSE 0 END), 0) AS lines
-FROM batch_states b LEFT JOIN files f ON f.id = b.input_file_id
-WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-"""
-_USE = text(USE)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  created_at, deadline, metadata, output_expires_after, idempotency_key)
+  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
-  :created_at, :deadline, cast(:metadata AS jsonb),
+  :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
@@ -73,14 +62,16 @@ class PostgresBatches:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, batch: NewBatch, event: Event) -> tuple[Batch, bool]:
+    def create(
+        self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
+    ) -> tuple[Batch, bool]:
         """Record a batch and its event; the same idempotency key returns the first one."""
         with acting_for(self._engine, batch.tenant) as connection:
             source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
             if source is None:
                 error = file_not_found(batch.input_file)
                 raise NotFound(error.message, param="input_file_id")
-            if insert_batch(connection, batch, source.object_key, source.lines):
+            if insert_batch(connection, batch, source.object_key, source.lines, policy):
                 add_event(connection, event)
                 return _load(connection, batch.id), True
             return batch_of(_first(connection, batch).one()), False
@@ -117,26 +108,20 @@ def _first(connection: Connection, batch: NewBatch) -> CursorResult[Any]:
     return connection.execute(_BY_IDEMPOTENCY_KEY, parameters)
 
 
-def _is_retry(connection: Connection, batch: NewBatch) -> bool:
-    return batch.idempotency_key is not None and _first(connection, batch).one_or_none() is not None
-
-
-def _check_room(connection: Connection, tenant: TenantId, row: Any, lines: int) -> None:
-    """Raise TooManyRequests when the tenant has no room; the caller holds the tenant's lock."""
-    limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
-    used = connection.execute(_USE, {"tenant": tenant}).one()
-    check_room(limits, BatchUse(used.batches, used.lines), lines)
-
-
-def insert_batch(connection: Connection, batch: NewBatch, input_key: str, lines: int) -> bool:
+def insert_batch(
+    connection: Connection,
+    batch: NewBatch,
+    input_key: str,
+    lines: int,
+    policy: AdmissionPolicy | None = None,
+) -> bool:
     """Record a batch in the caller's transaction; False when its idempotency key is taken.
 
-    Raises TooManyRequests or InvalidRequest when the tenant's limits have no room for its lines.
+    Raises what `admit_batch` raises when there is no room for its lines.
     """
-    limits = connection.execute(_LOCK_LIMITS).one_or_none()
-    if limits is not None and not _is_retry(connection, batch):
-        _check_room(connection, batch.tenant, limits, lines)
-    return connection.execute(_CREATE, _parameters(batch, input_key)).rowcount == 1
+    at_risk = admit_batch(connection, batch, lines, policy)
+    parameters = _parameters(batch, input_key) | {"at_risk": at_risk}
+    return connection.execute(_CREATE, parameters).rowcount == 1
 
 
 def _not_cancellable(batch: Batch) -> Batch:

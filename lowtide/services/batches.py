@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from lowtide.domain.batches import Batch
     from lowtide.domain.ids import FileId, TenantId
+    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.ports import BatchLedger, FileCatalog
+    from lowtide.services.forecasts import Forecaster
     from lowtide.services.publishing import Publisher
 
 
@@ -38,11 +40,12 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchRules:
-    """What this server takes; windows in seconds."""
+    """What this server takes; windows in seconds. Without `admission` nothing is promised."""
 
     endpoints: tuple[str, ...]
     shortest_window: int
     longest_window: int
+    admission: AdmissionPolicy | None = None
 
 
 class Batches:
@@ -53,6 +56,7 @@ class Batches:
         ledger: BatchLedger,
         files: FileCatalog,
         publisher: Publisher,
+        forecaster: Forecaster,
         rules: BatchRules,
         *,
         new_id: Callable[[], UUID],
@@ -61,6 +65,7 @@ class Batches:
         self._ledger = ledger
         self._files = files
         self._publisher = publisher
+        self._forecaster = forecaster
         self._rules = rules
         self._new_id = new_id
         self._clock = clock
@@ -68,7 +73,8 @@ class Batches:
     def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
         """Create a batch, or return the one that has the same idempotency key.
 
-        Raises InvalidRequest, or NotFound for an unknown file.
+        Raises InvalidRequest, NotFound for an unknown file, TooManyRequests over a limit of the
+        tenant, or Conflict when admission is strict and the deadline cannot be held.
         """
         file = parse_file_id(wanted.input_file_id)
         if file is None:
@@ -98,21 +104,22 @@ class Batches:
             output_expires_after=wanted.output_expires_after,
         )
         event = batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, batch.id)
-        created, new = self._ledger.create(batch, event)
+        created, new = self._ledger.create(batch, event, self._rules.admission)
         if new:
             self._publisher.publish([event])
-        return created
+        return self._forecaster.with_eta(created)
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
-        return self._ledger.get(tenant, batch)
+        return self._forecaster.with_eta(self._ledger.get(tenant, batch))
 
     def page(
         self, tenant: TenantId, *, after: BatchId | None, limit: int
     ) -> tuple[Sequence[Batch], bool]:
         """Return up to `limit` batches behind `after`, newest first, and whether there are more."""
         found = self._ledger.page(tenant, after=after, limit=limit + 1)
-        return found[:limit], len(found) > limit
+        shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
+        return shown, len(found) > limit
 
     def cancel(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Start cancelling a batch; cancelling it again changes nothing.

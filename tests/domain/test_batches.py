@@ -15,7 +15,8 @@ DEADLINE = datetime(2026, 1, 2, tzinfo=UTC)
 EARLY, LATE = DEADLINE - timedelta(seconds=1), DEADLINE + timedelta(seconds=1)
 
 
-def _batch(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None = None) -> Batch:
+def example(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None = None) -> Batch:
+    """Return a batch that is due at DEADLINE."""
     names = ("completed", "failed", "expired", "cancelled")
     ends = {name: ended if name == status else None for name in names}
     return Batch(
@@ -34,7 +35,7 @@ def _batch(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None
     ("batch", "state"),
     [
         *(
-            pytest.param(_batch(status, at_risk=risk), state, id=f"{status} {state}")
+            pytest.param(example(status, at_risk=risk), state, id=f"{status} {state}")
             for status in (
                 BatchStatus.VALIDATING,
                 BatchStatus.IN_PROGRESS,
@@ -44,7 +45,7 @@ def _batch(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None
             for risk, state in ((False, SlaState.IN_PROGRESS), (True, SlaState.AT_RISK))
         ),
         *(
-            pytest.param(_batch(status, ended=ended), state, id=f"{status} {state}")
+            pytest.param(example(status, ended=ended), state, id=f"{status} {state}")
             for status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
             for ended, state in (
                 (EARLY, SlaState.MET),
@@ -52,9 +53,11 @@ def _batch(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None
                 (LATE, SlaState.BREACHED),
             )
         ),
-        pytest.param(_batch(BatchStatus.EXPIRED, ended=EARLY), SlaState.BREACHED, id="expired"),
+        pytest.param(example(BatchStatus.EXPIRED, ended=EARLY), SlaState.BREACHED, id="expired"),
         pytest.param(
-            _batch(BatchStatus.COMPLETED, at_risk=True, ended=EARLY), SlaState.MET, id="was at risk"
+            example(BatchStatus.COMPLETED, at_risk=True, ended=EARLY),
+            SlaState.MET,
+            id="was at risk",
         ),
     ],
 )

@@ -121,10 +121,36 @@ CROSS JOIN LATERAL (
 GRANT SELECT ON batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
 """
 
+OUTLOOK = """
+-- The deadline of a batch depends on the work of all tenants; these tell how much there is, and not
+-- whose. The owner runs them, and FORCE binds it too.
+CREATE POLICY owner ON batches FOR SELECT TO CURRENT_USER USING (true);
+CREATE POLICY owner ON tallies FOR SELECT TO CURRENT_USER USING (true);
+CREATE POLICY owner ON files FOR SELECT TO CURRENT_USER USING (true);
+
+CREATE FUNCTION open_demand() RETURNS TABLE (deadline timestamptz, lines bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+  SELECT b.deadline, sum(greatest(0,
+    CASE WHEN b.status = 'validating' THEN coalesce(f.lines, 0) ELSE b.total - t.ended END))
+  FROM batches b
+  LEFT JOIN files f ON b.status = 'validating' AND f.id = b.input_file_id
+  CROSS JOIN LATERAL (
+    SELECT coalesce(sum(completed + failed), 0) AS ended FROM tallies WHERE batch_id = b.id) t
+  WHERE b.status IN ('validating', 'in_progress') AND b.drained_at IS NULL AND NOT b.expiring
+  GROUP BY b.deadline ORDER BY b.deadline
+$$;
+CREATE FUNCTION living_workers() RETURNS TABLE (pool text, replicas bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+  SELECT w.pool, count(*) FROM workers w WHERE w.expires_at > now() GROUP BY w.pool
+$$;
+REVOKE ALL ON FUNCTION open_demand(), living_workers() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION open_demand(), living_workers() TO lowtide_api, lowtide_operator;
+"""
+
 
 def upgrade() -> None:
     """Apply."""
-    for script in (LIMITS, FUNCTIONS, COST):
+    for script in (LIMITS, FUNCTIONS, COST, OUTLOOK):
         op.execute(script)
 
 
