@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from lowtide.domain.escalation import Escalation, OpenBatch
+    from lowtide.domain.escalation import Move, OpenBatch
     from lowtide.domain.events import Event
     from lowtide.domain.ids import BatchId
     from lowtide.domain.pools import Depth, Pool
@@ -21,7 +21,7 @@ class Ticks(Protocol):
         """Return the database's time and the batches with open lines; no time without batches."""
         ...
 
-    def escalate(self, escalations: Sequence[Escalation]) -> Sequence[Event]:
+    def escalate(self, escalations: Sequence[Move]) -> Sequence[Event]:
         """Move lines to dedicated; return the recorded events that wake its workers."""
         ...
 

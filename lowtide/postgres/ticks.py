@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from lowtide.domain.escalation import Escalation
+    from lowtide.domain.escalation import Move
 
 _SNAPSHOT = text("""
 SELECT b.id, b.deadline, now() AS now,
@@ -170,13 +170,14 @@ class PostgresTicks:
                 deadline=row.deadline,
                 spot=row.spot,
                 running_spot=row.running_spot,
-                dedicated=row.dedicated + row.running_dedicated,
+                dedicated=row.dedicated,
+                running_dedicated=row.running_dedicated,
             )
             for row in rows
         ]
         return (rows[0].now if rows else None), batches
 
-    def escalate(self, escalations: Sequence[Escalation]) -> tuple[Event, ...]:
+    def escalate(self, escalations: Sequence[Move]) -> tuple[Event, ...]:
         """Move lines to dedicated; return the events that wake its workers."""
         events: list[Event] = []
         with begin(self._engine) as connection:

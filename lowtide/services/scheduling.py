@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import Unavailable
-from lowtide.domain.escalation import plan_escalations
+from lowtide.domain.escalation import plan_tick
 from lowtide.domain.replicas import desired_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lowtide.domain.escalation import Capacity
+    from lowtide.domain.demand import Capacity
     from lowtide.domain.pools import Pool
     from lowtide.ports import ObjectStore, Ticks
     from lowtide.services.publishing import Publisher
@@ -70,7 +70,7 @@ class Scheduler:
         now, batches = self._ticks.snapshot()
         escalated = at_risk = 0
         if now is not None:
-            plan = plan_escalations(batches, now, self._rules.capacity)
+            plan = plan_tick(batches, now, self._rules.capacity)
             self._ticks.escalate(plan.escalations)
             self._ticks.mark_at_risk(plan.at_risk)
             escalated = sum(escalation.lines for escalation in plan.escalations)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from lowtide.domain.claims import Returned
-from lowtide.domain.escalation import Escalation
+from lowtide.domain.escalation import Move
 from lowtide.domain.ids import DEFAULT_TENANT, TenantId
 from lowtide.domain.pools import Pool
 from lowtide.postgres.connections import acting_for
@@ -48,7 +48,7 @@ def _fill(world: World, tenant: TenantId) -> None:
     world.queue.settle(
         lease, [done(first)], [Returned(batch, second.line, "x", 9999.0, failed=True)]
     )
-    world.ticks.escalate([Escalation(batch, 1)])
+    world.ticks.escalate([Move(batch, 1)])
     world.run(
         "INSERT INTO stray_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )

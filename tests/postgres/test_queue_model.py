@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from lowtide.domain.claims import Claim, Returned
-from lowtide.domain.escalation import Escalation
+from lowtide.domain.escalation import Move
 from lowtide.domain.pools import Pool
 from tests.postgres.worlds import MAX_LOST_LEASES, World, done
 
@@ -221,7 +221,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(batch=batches, lines=st.integers(1, 4))
     def escalate(self, batch: BatchId, lines: int) -> None:
-        self.world.ticks.escalate([Escalation(batch, lines)])
+        self.world.ticks.escalate([Move(batch, lines)])
         model = self.model[batch]
         waiting = [n for n in model.at("queue") if model.lines[n].pool is Pool.SPOT]
         for number in waiting[:lines]:
