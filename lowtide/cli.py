@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from lowtide.operators import keys, tenants
+from lowtide.terminal import OUT, DataDir, Json, fail, print_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -24,13 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Batch inference on your own spot and dedicated GPUs.",
 )
-_out = Console()
-_err = Console(stderr=True)
+app.add_typer(tenants, name="tenants")
+app.add_typer(keys, name="keys")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
-DataDir = Annotated[
-    Path | None, typer.Option(envvar="DATA_DIR", help="Where the local stack keeps its state.")
-]
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")]
 Url = Annotated[
     str | None,
     typer.Option(envvar="OPENAI_BASE_URL", help="The server; default: the local stack."),
@@ -61,7 +60,7 @@ def up(
             return
         status_ = runtime.up_detached(options)
     except LocalError as error:
-        _fail(str(error))
+        fail(str(error))
     _show_status(status_, as_json=as_json)
 
 
@@ -72,9 +71,9 @@ def down(data_dir: DataDir = None, as_json: Json = False) -> None:
 
     stopped = runtime.down(_options(data_dir).data_dir)
     if as_json:
-        _print_json({"stopped": stopped})
+        print_json({"stopped": stopped})
     else:
-        _out.print("Stopped." if stopped else "Nothing was running.")
+        OUT.print("Stopped." if stopped else "Nothing was running.")
 
 
 @app.command()
@@ -85,7 +84,7 @@ def status(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")],
+    file: File,
     window: Annotated[str, typer.Option(help="Completion window: 30m, 24h, 7d.")] = "24h",
     user: Annotated[str | None, typer.Option(help="Shown in the portal.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to the end.")] = False,
@@ -106,15 +105,15 @@ def submit(
     with _api_errors():
         batch = api.submit(client, file, window=window, user=user)
         if not (watch or out):
-            _print_json(batch.to_dict()) if as_json else _out.print(batch.id)
+            print_json(batch.to_dict()) if as_json else OUT.print(batch.id)
             return
         batch = _follow(client, batch, quiet=as_json)
         summary = api.summarize(batch, time.monotonic() - began)
         files = {} if out is None else api.save(client, batch, out)
     if as_json:
-        _print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
+        print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
     else:
-        show_summary(_out, batch, summary, files)
+        show_summary(OUT, batch, summary, files)
     if batch.status != "completed":
         raise typer.Exit(1)
 
@@ -131,14 +130,14 @@ def batches(
     with _api_errors():
         found = _client(url, key, data_dir).batches.list(limit=limit).data
     if as_json:
-        _print_json([batch.to_dict() for batch in found])
+        print_json([batch.to_dict() for batch in found])
         return
     table = Table("id", "status", "done", "failed", "total", "window")
     for batch in found:
         counts = batch.request_counts
         row = (counts.completed, counts.failed, counts.total) if counts else (0, 0, 0)
         table.add_row(batch.id, batch.status, *map(str, row), batch.completion_window)
-    _out.print(table)
+    OUT.print(table)
 
 
 @app.command()
@@ -152,12 +151,12 @@ def cancel(
     """Cancel a batch; what is finished stays downloadable."""
     with _api_errors():
         batch = _client(url, key, data_dir).batches.cancel(batch_id)
-    _print_json(batch.to_dict()) if as_json else _out.print(f"{batch.id} is {batch.status}")
+    print_json(batch.to_dict()) if as_json else OUT.print(f"{batch.id} is {batch.status}")
 
 
 @app.command()
 def validate(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")],
+    file: File,
     as_json: Json = False,
 ) -> None:
     """Check a batch file offline, as the server would."""
@@ -171,13 +170,13 @@ def validate(
             pass
     if as_json:
         problems = [asdict(problem) for problem in reader.problems]
-        _print_json({"valid": not problems, "requests": reader.requests, "problems": problems})
+        print_json({"valid": not problems, "requests": reader.requests, "problems": problems})
     else:
         for problem in reader.problems:
             where = f"line {problem.line}: " if problem.line else ""
-            _out.print(f"{file}: {where}{problem.message}", markup=False, soft_wrap=True)
+            OUT.print(f"{file}: {where}{problem.message}", markup=False, soft_wrap=True)
         if not reader.problems:
-            _out.print(f"{file}: {reader.requests} requests, no problems", markup=False)
+            OUT.print(f"{file}: {reader.requests} requests, no problems", markup=False)
     if reader.problems:
         raise typer.Exit(1)
 
@@ -193,7 +192,7 @@ def _running(data_dir: Path | None) -> Status:
 
     found = runtime.status(_options(data_dir).data_dir)
     if found is None:
-        _fail("No local stack is running: start it with `lowtide up`.")
+        fail("No local stack is running: start it with `lowtide up`.")
     return found
 
 
@@ -216,17 +215,17 @@ def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
 
 def _show_status(found: Status, *, as_json: bool) -> None:
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
-    _out.print(f"API     {found.base_url}/v1", highlight=False)
-    _out.print(f"key     {found.api_key}", highlight=False)
-    _out.print(f"portal  {found.portal_url}", highlight=False)
+    OUT.print(f"API     {found.base_url}/v1", highlight=False)
+    OUT.print(f"key     {found.api_key}", highlight=False)
+    OUT.print(f"portal  {found.portal_url}", highlight=False)
     table = Table("process", "state", "pid", "port", "restarts")
     for process in found.processes:
         table.add_row(
             process.name, process.state, str(process.pid), str(process.port), str(process.restarts)
         )
-    _out.print(table)
+    OUT.print(table)
 
 
 class _api_errors:  # noqa: N801
@@ -238,16 +237,7 @@ class _api_errors:  # noqa: N801
         from openai import APIConnectionError, APIStatusError
 
         if isinstance(error, APIConnectionError):
-            _fail("The server cannot be reached: is it running, and is --url right?")
+            fail("The server cannot be reached: is it running, and is --url right?")
         if isinstance(error, APIStatusError):
             detail = error.body.get("message") if isinstance(error.body, dict) else None
-            _fail(str(detail or error.message))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(message, style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(1)
+            fail(str(detail or error.message))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lowtide.services.requeueing import Requeuer
     from lowtide.services.scheduling import Scheduler
     from lowtide.services.splitting import Splitter
+    from lowtide.services.tenancy import Tenancy
 
 
 def now() -> datetime:
@@ -101,6 +102,24 @@ def tenants() -> PostgresTenants:
         pepper=settings.api_key_pepper.get_secret_value(),
         anonymous=settings.anonymous_tenant,
     )
+
+
+def build_tenancy(url: str, pepper: str, *, actor: str) -> Tenancy:
+    """Return an operator's service of tenants and keys, on the database at `url`."""
+    from lowtide.auth.keys import new_key
+    from lowtide.domain.limits import TenantLimits
+    from lowtide.postgres.tenant_registry import PostgresTenantRegistry
+    from lowtide.services.tenancy import Tenancy
+
+    settings = read_settings()
+    defaults = TenantLimits(
+        requests_per_minute=settings.tenant_requests_per_minute,
+        active_batches=settings.tenant_active_batches,
+        queued_lines=settings.tenant_queued_lines,
+        running_lines=settings.tenant_running_lines,
+    )
+    registry = PostgresTenantRegistry(connect(url, pool_size=1), pepper=pepper)
+    return Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
 
 
 @lru_cache(maxsize=1)

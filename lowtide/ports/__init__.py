@@ -12,6 +12,7 @@ from lowtide.ports.objects import ObjectStore, ObjectWriter
 from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.splits import Split, Splits
+from lowtide.ports.tenants import TenantRegistry
 from lowtide.ports.ticks import Ticks
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RequestCatalog",
     "Split",
     "Splits",
+    "TenantRegistry",
     "Ticks",
     "WorkerMeter",
 ]

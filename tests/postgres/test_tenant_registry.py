@@ -1,0 +1,172 @@
+"""What an operator does with tenants and keys, and what the audit log says of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.auth.keys import new_key
+from lowtide.domain.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
+from lowtide.domain.limits import TenantLimits
+from lowtide.postgres.tenant_registry import PostgresTenantRegistry
+from lowtide.postgres.tenants import PostgresTenants
+from lowtide.services.tenancy import Tenancy, TenantChanges
+from lowtide.wiring import new_id, now
+from tests.conftest import PEPPER
+from tests.postgres.worlds import World, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULTS = TenantLimits(requests_per_minute=600, active_batches=10)
+
+
+@pytest.fixture
+def tenancy(world: World) -> Tenancy:
+    """The service, as the operator's role."""
+    registry = PostgresTenantRegistry(world.database.engine("operator"), pepper=PEPPER)
+    return Tenancy(registry, DEFAULTS, actor="me", new_id=new_id, new_key=new_key, clock=now)
+
+
+def _audit(world: World) -> list[tuple[str, str, str]]:
+    with world.database.engine("operator").begin() as connection:
+        rows = connection.execute(text("SELECT actor, action, subject FROM audit_log ORDER BY id"))
+        return [(row.actor, row.action, row.subject) for row in rows]
+
+
+def _caller(world: World, key: str) -> Any:
+    return PostgresTenants(world.api, pepper=PEPPER, anonymous=None).caller(f"Bearer {key}")
+
+
+def test_a_new_tenant_has_the_default_limits(world: World, tenancy: Tenancy) -> None:
+    changes = TenantChanges(weight=3, limits={"active_batches": None, "running_lines": 5})
+    made = tenancy.create("acme", changes)
+    assert (made.weight, made.limits) == (
+        3,
+        TenantLimits(requests_per_minute=600, running_lines=5),
+    )
+    assert [tenant for tenant in tenancy.tenants() if tenant.name == "acme"] == [made]
+    assert _audit(world) == [
+        ("me", "tenant.created", "acme"),
+        ("me", "tenant.changed", "weight: 1 -> 3"),
+        ("me", "tenant.changed", "max_requests_per_minute: none -> 600"),
+        ("me", "tenant.changed", "max_running: none -> 5"),
+    ]
+
+
+def test_limits_change_one_by_one(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    before = len(_audit(world))
+    changed = tenancy.change("acme", TenantChanges(limits={"queued_lines": 100}))
+    assert changed.limits == TenantLimits(600, 10, 100, None)
+    assert (changed.name, changed.weight) == ("acme", 1)
+    cleared = tenancy.change("acme", TenantChanges(limits={"requests_per_minute": None}))
+    assert cleared.limits == TenantLimits(None, 10, 100, None)
+    assert tenancy.change("acme", TenantChanges()) == cleared
+    assert [subject for _, _, subject in _audit(world)[before:]] == [
+        "max_queued_lines: none -> 100",
+        "max_requests_per_minute: 600 -> none",
+    ]
+
+
+def test_changes_at_the_same_time_keep_each_other(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    names = ("requests_per_minute", "active_batches", "queued_lines", "running_lines")
+    together(*(partial(tenancy.change, "acme", TenantChanges(limits={name: 7})) for name in names))
+    (acme,) = [tenant for tenant in tenancy.tenants() if tenant.name == "acme"]
+    assert acme.limits == TenantLimits(7, 7, 7, 7)
+
+
+def test_a_key_works_until_it_is_revoked(world: World, tenancy: Tenancy) -> None:
+    acme = tenancy.create("acme", TenantChanges())
+    key, other = tenancy.create_key("acme", "laptop"), tenancy.create_key("acme", "server")
+    assert key.startswith("lt_")
+    caller = _caller(world, key)
+    assert (caller.tenant, caller.name) == (acme.id, "laptop")
+    assert caller.allowance is not None
+    tenancy.revoke_key("acme", "laptop")
+    with pytest.raises(Unauthenticated):
+        _caller(world, key)
+    assert _caller(world, other).name == "server"
+    assert [(found.name, found.revoked_at is None) for found in tenancy.keys("acme")] == [
+        ("laptop", False),
+        ("server", True),
+    ]
+    assert tenancy.create_key("acme", "laptop") != key
+    assert _audit(world)[-4:] == [
+        ("me", "key.created", "laptop"),
+        ("me", "key.created", "server"),
+        ("me", "key.revoked", "laptop"),
+        ("me", "key.created", "laptop"),
+    ]
+
+
+def test_a_key_is_stored_nowhere(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    assert key not in str(world.contents())
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        pytest.param(
+            lambda it: it.create("default", TenantChanges()),
+            Conflict,
+            id="a tenant's name is taken",
+        ),
+        pytest.param(
+            lambda it: it.create("No Name", TenantChanges()),
+            InvalidRequest,
+            id="a tenant's bad name",
+        ),
+        pytest.param(
+            lambda it: it.create("x", TenantChanges(weight=0)), InvalidRequest, id="no weight"
+        ),
+        pytest.param(
+            lambda it: it.change("default", TenantChanges(limits={"running_lines": 0})),
+            InvalidRequest,
+            id="a limit of nothing",
+        ),
+        pytest.param(
+            lambda it: it.change("nobody", TenantChanges()), NotFound, id="an unknown tenant"
+        ),
+        pytest.param(lambda it: it.keys("nobody"), NotFound, id="keys of an unknown tenant"),
+        pytest.param(
+            lambda it: it.create_key("nobody", "k"), NotFound, id="a key of an unknown tenant"
+        ),
+        pytest.param(
+            lambda it: it.create_key("default", "a key"), InvalidRequest, id="a key's bad name"
+        ),
+        pytest.param(
+            lambda it: it.create_key("default", "default"), Conflict, id="a key's name is taken"
+        ),
+        pytest.param(lambda it: it.revoke_key("default", "nothing"), NotFound, id="an unknown key"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    world: World,
+    tenancy: Tenancy,
+    call: Callable[[Tenancy], object],
+    error: type[Exception],
+) -> None:
+    before = world.contents()
+    with pytest.raises(error):
+        call(tenancy)
+    assert world.contents() == before
+
+
+def test_no_two_keys_take_a_name_at_once(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+
+    def tries() -> bool:
+        try:
+            tenancy.create_key("acme", "laptop")
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(together(*[tries] * 4)) == [False, False, False, True]
