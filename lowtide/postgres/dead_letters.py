@@ -99,7 +99,7 @@ class PostgresDeadLetters:
         self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
     ) -> Sequence[DeadLetter]:
         """Return up to `limit` letters behind `after`, newest first; raises NotFound for `after`."""
-        died_at = None if after is None else self.get(tenant, after)[0].died_at
+        died_at = None if after is None else self._get(tenant, after, "after").at
         batch, line = after or _FIRST
         parameters = matches(tenant, wanted) | {
             "at": died_at,
@@ -112,11 +112,7 @@ class PostgresDeadLetters:
 
     def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterPlace]:
         """Return a letter and where it lies; raises NotFound."""
-        parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}
-        with acting_for(self._engine, tenant) as connection:
-            row = connection.execute(_GET, parameters).one_or_none()
-        if row is None:
-            raise letter_not_found(letter)
+        row = self._get(tenant, letter, "letter_id")
         return _letter(row), _place(row)
 
     def sources(self, tenant: TenantId, batches: Sequence[BatchId]) -> dict[BatchId, Source]:
@@ -168,6 +164,14 @@ class PostgresDeadLetters:
         with acting_for(self._engine, tenant) as connection:
             return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
 
+    def _get(self, tenant: TenantId, letter: LetterId, param: str) -> Any:
+        parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}
+        with acting_for(self._engine, tenant) as connection:
+            row = connection.execute(_GET, parameters).one_or_none()
+        if row is None:
+            raise letter_not_found(letter, param)
+        return row
+
     def note_download(self, tenant: TenantId, actor: str, subject: str) -> None:
         """Tell the audit log who took what."""
         with acting_for(self._engine, tenant) as connection:
@@ -184,9 +188,9 @@ def matches(tenant: TenantId, wanted: LetterFilter) -> dict[str, object]:
     }
 
 
-def letter_not_found(letter: LetterId) -> NotFound:
+def letter_not_found(letter: LetterId, param: str) -> NotFound:
     """Return the error for an id that is no dead letter of this tenant."""
-    return NotFound(f"No dead letter {format_request_id(*letter)!r}: check the id.", param="id")
+    return NotFound(f"No dead letter {format_request_id(*letter)!r}: check the id.", param=param)
 
 
 def _letter(row: Any) -> DeadLetter:

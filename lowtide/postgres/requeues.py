@@ -60,9 +60,12 @@ CROSS JOIN LATERAL (
 """  # noqa: S608
 _MATCHING = text(MATCHING)
 _COUNT = text(f"SELECT count(*) FROM dead_letters WHERE {MATCHES}")  # noqa: S608
+# OFFSET 0 keeps the index of keys: for the grouping, one that is ordered by batch would be walked.
 UNDER_KEY = """
-SELECT batch_id, requeued_as, count(*) AS letters FROM dead_letters
-WHERE tenant_id = :tenant AND requeue_key = :key GROUP BY batch_id, requeued_as ORDER BY batch_id
+SELECT batch_id, requeued_as, count(*) AS letters FROM (
+  SELECT batch_id, requeued_as FROM dead_letters
+  WHERE tenant_id = :tenant AND requeue_key = :key OFFSET 0
+) d GROUP BY batch_id, requeued_as
 """
 _UNDER_KEY = text(UNDER_KEY)
 END = """
@@ -95,7 +98,7 @@ class PostgresRequeues:
         discarded = 0
         for row in rows:
             if row.state is None:
-                raise letter_not_found(LetterId(BatchId(row.batch), row.line))
+                raise letter_not_found(LetterId(BatchId(row.batch), row.line), "ids")
             if row.state == LetterState.OPEN:
                 open_.append(LetterPlace(BatchId(row.batch), row.line, row.start, row.length))
             elif row.state == LetterState.REQUEUED:
@@ -123,10 +126,11 @@ class PostgresRequeues:
         """Return what an earlier call with this idempotency key requeued."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key})
-            return [
-                Requeued(BatchId(row.batch_id), BatchId(row.requeued_as), row.letters)
-                for row in rows
-            ]
+            found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
+        return [
+            Requeued(BatchId(source), BatchId(batch), letters)
+            for (source, batch), letters in sorted(found.items())
+        ]
 
     def requeue(
         self,

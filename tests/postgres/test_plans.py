@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,11 @@ from sqlalchemy import text
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
 from lowtide.postgres import batches, draining, files, finals, queue, ticks
 from lowtide.wiring import new_id
+from tests.postgres.plans import plan_nodes
 from tests.postgres.worlds import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sqlalchemy import Engine
 
     from tests.conftest import Database
 
@@ -74,20 +72,6 @@ def loaded(shared_database: Database) -> Iterator[World]:
         )
 
 
-def _nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-    """Return the plan's nodes, as planned with these very values, as the driver's statements are."""
-    with engine.connect() as connection:
-        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {sql}"), parameters).scalar_one()
-        connection.rollback()
-    found: list[dict[str, Any]] = []
-    pending = [(plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]]
-    while pending:
-        node = pending.pop()
-        found.append(node)
-        pending += node.get("Plans", [])
-    return found
-
-
 def _kinds(nodes: list[dict[str, Any]]) -> set[str]:
     return {node["Node Type"] for node in nodes}
 
@@ -106,7 +90,7 @@ def _a_batch(world: World) -> BatchId:
 
 @pytest.mark.parametrize("lines", [1, 50, 200])
 def test_a_claim_walks_its_index(loaded: World, lines: int) -> None:
-    nodes = _nodes(loaded.worker, queue.CLAIM, lease=new_id(), pool="spot", lines=lines)
+    nodes = plan_nodes(loaded.worker, queue.CLAIM, lease=new_id(), pool="spot", lines=lines)
     assert _scanned(nodes) == set()
     assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
     # The only sort is of the few lines that were taken, for their order in the answer.
@@ -124,7 +108,7 @@ def test_a_claim_walks_its_index(loaded: World, lines: int) -> None:
 
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    nodes = _nodes(loaded.worker, ticks.ESCALATE, batch=_a_batch(loaded), lines=lines)
+    nodes = plan_nodes(loaded.worker, ticks.ESCALATE, batch=_a_batch(loaded), lines=lines)
     assert _scanned(nodes) == set()
     assert "Sort" not in _kinds(nodes)
     assert "queue_pkey" in _indexes(nodes)
@@ -134,17 +118,17 @@ def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
 def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, count: int) -> None:
     ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
     ids[0] = _a_batch(loaded)
-    nodes = _nodes(loaded.worker, str(draining._NOTHING_QUEUED), batches=ids)
+    nodes = plan_nodes(loaded.worker, str(draining._NOTHING_QUEUED), batches=ids)
     assert _scanned(nodes) == set()
     (look,) = [node for node in nodes if node.get("Relation Name") == "queue"]
     assert "batch_id" in look["Index Cond"]
-    nodes = _nodes(loaded.worker, str(draining._DRAIN), batches=ids)
+    nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
     assert _scanned(nodes) == set()
 
 
 @pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
 def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
-    nodes = _nodes(loaded.worker, finals.LINES, batch=_a_batch(loaded), after=after, limit=2000)
+    nodes = plan_nodes(loaded.worker, finals.LINES, batch=_a_batch(loaded), after=after, limit=2000)
     assert _scanned(nodes) == set()
     assert {"requests_pkey", "results_pkey"} <= _indexes(nodes)
 
@@ -157,7 +141,7 @@ def test_a_page_is_read_off_its_index(loaded: World, what: str, after: str | Non
     if what != "batches":
         values["purpose"] = None
         sql = str(files._PAGE["newest" in what])
-    nodes = _nodes(loaded.worker, sql, **values)
+    nodes = plan_nodes(loaded.worker, sql, **values)
     assert _scanned(nodes) == set()
     assert "Sort" not in _kinds(nodes)
     table = "batches" if what == "batches" else "files"
@@ -169,10 +153,10 @@ def test_the_autoscalers_poll_is_bounded(loaded: World, file: str) -> None:
     trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
     sql = trigger["metadata"]["query"]
     engine = loaded.database.engine("autoscaler")
-    nodes = _nodes(engine, sql.replace(":", r"\:"))
+    nodes = plan_nodes(engine, sql.replace(":", r"\:"))
     # However much waits, the poll reads no more rows than its limits.
     assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 2
-    whole = _nodes(engine, "SELECT count(*) FROM queue")
+    whole = plan_nodes(engine, "SELECT count(*) FROM queue")
     assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 10
     with engine.connect() as connection:
         assert 0 < connection.execute(text(sql)).scalar_one() <= 40

@@ -1,0 +1,25 @@
+"""Query plans as lists of nodes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+def plan_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the plan's nodes, as planned with these very values, as the driver's statements are."""
+    with engine.connect() as connection:
+        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {sql}"), parameters).scalar_one()
+        connection.rollback()
+    found: list[dict[str, Any]] = []
+    pending = [(plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]]
+    while pending:
+        node = pending.pop()
+        found.append(node)
+        pending += node.get("Plans", [])
+    return found
