@@ -18,6 +18,7 @@ from lowtide.domain.ids import (
     format_request_id,
     parse_batch_id,
     parse_file_id,
+    parse_request_id,
     uuid7,
 )
 
@@ -28,6 +29,30 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def test_ids_survive_a_round_trip(value: uuid.UUID) -> None:
     assert parse_batch_id(format_batch_id(BatchId(value))) == value
     assert parse_file_id(format_file_id(FileId(value))) == value
+
+
+@given(st.uuids(), st.integers(1, 2**31 - 1))
+def test_request_ids_survive_a_round_trip(value: uuid.UUID, line: int) -> None:
+    assert parse_request_id(format_request_id(BatchId(value), line)) == (value, line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(f"batch_{'0' * 40}", id="another kind"),
+        pytest.param(f"batch_req_{'0' * 39}", id="too short"),
+        pytest.param(f"batch_req_{'0' * 40}1", id="too long"),
+        pytest.param(f"batch_req_{'0' * 40}", id="line 0"),
+        pytest.param(f"batch_req_{'0' * 32}80000000", id="a line beyond"),
+        pytest.param(f"batch_req_{'0' * 32}0000000g", id="not hexadecimal"),
+        pytest.param(f"batch_req_{'0' * 32}0000000\u0661", id="another script's digit"),
+        pytest.param(f"batch_req_{'0' * 32}-0000001", id="a sign"),
+        pytest.param(f"batch_req_{'A' * 32}00000001", id="upper case"),
+    ],
+)
+def test_anything_else_is_no_request_id(text: str) -> None:
+    assert parse_request_id(text) is None
 
 
 @given(st.text())

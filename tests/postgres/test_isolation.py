@@ -106,11 +106,18 @@ def test_the_api_role_reads_no_more_than_it_needs(two: Two, table: str) -> None:
         connection.execute(text(f"SELECT 1 FROM {table}"))  # noqa: S608
 
 
-@pytest.mark.parametrize("table", ["files", "batches", "queue", "outbox"])
+@pytest.mark.parametrize("table", ["files", "batches", "queue", "outbox", "dead_letters"])
 def test_a_tenant_changes_nothing_of_anothers(two: Two, table: str) -> None:
     update = f"UPDATE {table} SET tenant_id = tenant_id WHERE tenant_id = :theirs"  # noqa: S608
     delete = f"DELETE FROM {table} WHERE tenant_id = :theirs"  # noqa: S608
-    statements = {"files": (update, delete), "batches": (update,)}.get(table, (delete,))
+    discard = (
+        "UPDATE dead_letters SET state = 'discarded', ended_at = now() WHERE tenant_id = :theirs"
+    )
+    statements = {
+        "files": (update, delete),
+        "batches": (update,),
+        "dead_letters": (discard,),
+    }.get(table, (delete,))
     before = two.world.contents()
     with acting_for(two.world.api, two.mine) as connection:
         for statement in statements:
@@ -151,6 +158,8 @@ def test_nothing_can_be_written_in_anothers_name(two: Two, statement: str) -> No
         "DELETE FROM batches", "INSERT INTO queue SELECT * FROM queue", "UPDATE queue SET pool = 'spot'",
         "DELETE FROM claims", "DELETE FROM results", "UPDATE results SET body = ''",
         "DELETE FROM audit_log", "DELETE FROM requests", "UPDATE tallies SET completed = 0",
+        "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
+        "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
         "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
         "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
     ],
