@@ -56,7 +56,8 @@ USAGE = {
     "output_tokens_details",
     "total_tokens",
 }
-X_LOWTIDE = {"sla_state", "deadline", "pools"}
+X_LOWTIDE = {"sla_state", "deadline", "eta", "pools", "cost"}
+COST = {"currency", "spot", "dedicated", "total", "all_dedicated"}
 BATCH_ERROR = {"code", "message", "param", "line"}
 MODEL = {"id", "object", "created", "owned_by"}
 PAGE = {"object", "data", "first_id", "last_id", "has_more"}
@@ -95,6 +96,7 @@ def check_batch(raw: Mapping[str, Any]) -> Batch:
     assert set(raw["usage"]["input_tokens_details"]) == {"cached_tokens"}
     assert set(raw["usage"]["output_tokens_details"]) == {"reasoning_tokens"}
     assert set(raw["x_lowtide"]) >= X_LOWTIDE
+    assert set(raw["x_lowtide"]["cost"]) == COST
     if raw["errors"] is not None:
         assert set(raw["errors"]) == {"object", "data"}
         assert raw["errors"]["object"] == "list"

@@ -298,15 +298,6 @@ def test_there_are_no_dead_letters_yet(server: Server) -> None:
     assert server.http.get("/v1/dead_letters").status_code == 404
 
 
-@proves(
-    Area.BEYOND,
-    "`x_lowtide` on each batch: when it will be done (`eta`), and its `cost`",
-    supported=False,
-)
-def test_there_is_no_forecast_yet(completed: Ended) -> None:
-    assert {"eta", "cost"}.isdisjoint(completed.batch["x_lowtide"])
-
-
 @proves(Area.BEYOND, "HEAD where GET is taken")
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/models"])
 def test_head(server: Server, path: str) -> None:

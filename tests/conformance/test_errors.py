@@ -157,12 +157,6 @@ def test_what_is_not_routed(server: Server) -> None:
     assert response.headers["x-request-id"]
 
 
-@proves(Area.ERRORS, "Rate limits: 429, `Retry-After`, `x-ratelimit-*`", supported=False)
-def test_there_are_no_rate_limits(server: Server) -> None:
-    headers = server.http.get("/v1/batches").headers
-    assert [name for name in headers if name.startswith("x-ratelimit")] == []
-
-
 @pytest.fixture(scope="module")
 def stranger(server: Server, own: Own) -> Iterator[Server]:
     """The same server, as another tenant."""

@@ -78,6 +78,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_operation_may_meet_a_limit(operation: str) -> None:
+    method, path = operation.split()
+    refused = document(ALL)["paths"][path][method.lower()]["responses"]["429"]
+    assert "Retry-After" in refused["headers"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_operation(report: Report, operation: str) -> None:
     phases = report.found["valid_rates"][operation].values()
     assert any(sum(outcomes.values()) for outcomes in phases), "never called"

@@ -1,0 +1,183 @@
+"""Limits of a tenant: requests a minute, batches and lines at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from tests.conformance.features import Area, proves
+from tests.conformance.lines import CHAT, held, jsonl, requests
+from tests.conformance.server import AsyncOfficial, Server, SyncOfficial
+from tests.conformance.shapes import check_batch, check_error
+from tests.e2e.command import lowtide
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conformance.server import Official, Own
+
+    Limited = Callable[..., Server]
+
+RATE = "Rate limits: 429, `Retry-After`, `x-ratelimit-*`; the client waits and asks again"
+BATCHES = "Limits of active batches and of queued requests: 429 that names limit and use"
+DURATION = re.compile(r"([0-9]+h)?([0-9]+m)?[0-9.]+m?s")
+_numbers = count(1)
+
+
+@pytest.fixture
+def limited(server: Server, own: Own) -> Iterator[Limited]:
+    """Make the same server for a new tenant that has limits, by the command."""
+    made: list[Server] = []
+    data = ("--data-dir", str(own.stack.data_dir), "--json")
+
+    def make(**limits: int) -> Server:
+        name = f"limited-{next(_numbers)}"
+        options = [
+            part
+            for limit, value in limits.items()
+            for part in (f"--{limit.replace('_', '-')}", str(value))
+        ]
+        lowtide("tenants", "create", name, *options, *data)
+        key = json.loads(lowtide("keys", "create", name, *data).stdout)["key"]
+        made.append(Server(server.base_url, key, own))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@proves(Area.ERRORS, RATE)
+def test_without_a_limit_nothing_is_told(server: Server) -> None:
+    headers = server.http.get("/v1/batches").headers
+    assert [name for name in headers if name.startswith("x-ratelimit")] == []
+
+
+@proves(Area.ERRORS, RATE)
+def test_rate_limit(limited: Limited) -> None:
+    http = limited(requests_per_minute=3).http
+    answers = [
+        http.get("/v1/batches"),
+        http.get("/v1/batches/odd"),
+        http.post("/v1/files", json={}),
+        http.get("/v1/models"),
+        http.post("/v1/batches", json={}),
+        http.delete("/v1/files/odd"),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 404, 415, 429, 429, 429]
+    for answer, left in zip(answers, (2, 1, 0, 0, 0, 0), strict=True):
+        assert answer.headers["x-ratelimit-limit-requests"] == "3"
+        assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
+        assert DURATION.fullmatch(answer.headers["x-ratelimit-reset-requests"])
+        assert ("Retry-After" in answer.headers) == (answer.status_code == 429)
+    refused = answers[-1]
+    assert check_error(refused.json())["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 20
+
+
+@proves(Area.ERRORS, RATE)
+@pytest.mark.parametrize("kind", [SyncOfficial, AsyncOfficial], ids=["sync", "async"])
+def test_rate_limit_error(limited: Limited, kind: Callable[[Server], Official]) -> None:
+    official = kind(limited(requests_per_minute=1))
+    official(lambda client: client.batches.list())
+    with pytest.raises(openai.RateLimitError) as refused:
+        official(lambda client: client.batches.list())
+    official.close()
+    assert refused.value.code == "rate_limit_exceeded"
+
+
+@proves(Area.ERRORS, RATE)
+@pytest.mark.parametrize("kind", [SyncOfficial, AsyncOfficial], ids=["sync", "async"])
+def test_the_client_waits(limited: Limited, kind: Callable[[Server], Official]) -> None:
+    official = kind(limited(requests_per_minute=30))
+    began = monotonic()
+    for _ in range(31):
+        official(lambda client: client.with_options(max_retries=3).batches.list())
+    official.close()
+    assert monotonic() - began >= 1
+
+
+@proves(Area.ERRORS, BATCHES)
+def test_active_batches(limited: Limited, own: Own) -> None:
+    tenant = limited(active_batches=1)
+    first = tenant.create(jsonl(*held("active", 1)), headers={"Idempotency-Key": "first"})
+    body = {"input_file_id": first["input_file_id"], "endpoint": CHAT}
+    refused = tenant.http.post("/v1/batches", json=body)
+    assert refused.status_code == 429
+    assert "1 batches are active, and at most 1" in check_error(refused.json())["message"]
+    assert int(refused.headers["Retry-After"]) >= 1
+    again = tenant.http.post("/v1/batches", json=body, headers={"Idempotency-Key": "first"})
+    assert again.json()["id"] == first["id"]
+    own.engine.release("active")
+    tenant.finish(first)
+    tenant.finish(tenant.create(requests(1)))
+
+
+@proves(Area.ERRORS, BATCHES)
+def test_queued_requests(limited: Limited) -> None:
+    tenant = limited(queued_lines=5)
+    tenant.finish(tenant.create(requests(5)))
+    too_many = {"input_file_id": tenant.upload(requests(6))["id"], "endpoint": CHAT}
+    refused = tenant.http.post("/v1/batches", json=too_many)
+    assert refused.status_code == 400
+    assert check_error(refused.json())["code"] == "too_many_lines"
+
+
+@proves(Area.ERRORS, BATCHES)
+def test_limits_change_at_once(limited: Limited, own: Own) -> None:
+    tenant = limited(requests_per_minute=1)
+    assert tenant.http.get("/v1/files").status_code == 200
+    assert tenant.http.get("/v1/files").status_code == 429
+    name = f"limited-{next(_numbers) - 1}"
+    data = ("--data-dir", str(own.stack.data_dir))
+    lowtide("tenants", "set", name, "--requests-per-minute", "none", *data)
+    assert tenant.http.get("/v1/files").status_code == 200
+    lowtide("keys", "revoke", name, *data)
+    assert tenant.http.get("/v1/files").status_code == 401
+
+
+@proves(
+    Area.BEYOND,
+    "`x_lowtide` on each batch: when it will probably be done (`eta`), and its `cost` by pool",
+)
+def test_eta(server: Server, own: Own) -> None:
+    batch = server.create(jsonl(*held("eta", 2)))
+    assert batch["x_lowtide"]["eta"] is None
+
+    def expected() -> Any:
+        return server.batch(batch["id"])["x_lowtide"]["eta"]
+
+    until(lambda: expected() is not None, "an eta, once workers run")
+    assert batch["created_at"] < expected() < batch["expires_at"]
+    own.engine.release("eta")
+    over = server.finish(batch)
+    check_batch(over)
+    assert over["x_lowtide"]["eta"] is None
+
+
+@proves(
+    Area.BEYOND,
+    "`x_lowtide` on each batch: when it will probably be done (`eta`), and its `cost` by pool",
+)
+def test_cost(server: Server) -> None:
+    over = server.finish(server.create(requests(20)))
+    cost = over["x_lowtide"]["cost"]
+    assert cost["currency"] == "spot-hours"
+    assert cost["total"] == pytest.approx(cost["spot"] + cost["dedicated"])
+    assert cost["all_dedicated"] == pytest.approx(3 * cost["spot"] + cost["dedicated"], abs=2e-6)
+
+
+@proves(
+    Area.BEYOND,
+    "`x_lowtide.sla_state` is `At risk` from the start where dedicated capacity cannot hold it",
+)
+def test_at_risk_from_the_start(server: Server, own: Own) -> None:
+    assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"
+    assert server.create(requests(1))["x_lowtide"]["sla_state"] == "At risk"
