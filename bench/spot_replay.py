@@ -28,6 +28,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = BatchId(uuid.UUID(int=1))
 SPOT_ROWS_PER_REPLICA = 5
 _ROUNDING = 1e-9
+_MICROSECOND = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class Crew:
                 waiting -= 1
                 events.append((begins + (1 - self._done[position]) * line, position))
         heapq.heapify(events)
-        while events and events[0][0] <= end + _ROUNDING:
+        while events and events[0][0] <= end + _MICROSECOND:
             last, position = heapq.heappop(events)
             self.lines -= 1
             if waiting > 0:

@@ -164,6 +164,7 @@ _MARKETS = (_noise, _walk, _bursts, _gone_after_the_tick, _gone_for_good)
     seconds=st.sampled_from([3600.0, 20_000.0, 86_400.0]),
 )
 @example(_gone_after_the_tick, 0, 16, 16, 0.97, 0.3, 180.0, 300.0, 86_400.0)
+@example(_noise, 0, 0, 2, 1.0, 0.004, 0.0, 60.0, 20_000.0)
 @example(_gone_for_good, 1, 16, 4, 0.9979, 0.3, 180.0, 300.0, 86_400.0)
 def test_what_dedicated_alone_could_end_ends_in_time(
     market: Callable[[random.Random, int, int], list[int]],
