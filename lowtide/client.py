@@ -118,6 +118,7 @@ class Summary:
     interruptions: int
     retries: int
     escalations: int
+    cost: dict[str, Any]
 
     @property
     def lines_per_second(self) -> float:
@@ -138,4 +139,5 @@ def summarize(batch: Batch, seconds: float) -> Summary:
         interruptions=more.get("interruptions", 0),
         retries=more.get("retries", 0),
         escalations=more.get("escalations", 0),
+        cost=more.get("cost", {}),
     )

@@ -7,6 +7,7 @@ to the local stack's.
 from __future__ import annotations
 
 import getpass
+import os
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated
@@ -156,7 +157,7 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
     from lowtide.local.errors import LocalError
     from lowtide.local.options import default_data_dir
     from lowtide.settings import read_settings
-    from lowtide.wiring import build_tenancy
+    from lowtide.wiring import open_tenancy
 
     try:
         settings = read_settings()
@@ -165,11 +166,20 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
         if not url:
             access = operator_access(data_dir or default_data_dir())
             url, pepper = access.url, access.pepper
-        yield build_tenancy(url, pepper, actor=f"operator {getpass.getuser()}")
+        with open_tenancy(url, pepper, actor=f"operator {_user()}") as tenancy:
+            yield tenancy
     except LowtideError as error:
         fail(error.message)
     except (LocalError, ValueError) as error:
         fail(str(error))
+
+
+def _user() -> str:
+    """Return who runs the command; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _changes(

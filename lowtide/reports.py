@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -25,6 +25,7 @@ def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[s
         "interruptions": f"{summary.interruptions}{rerun}",
         "retries": str(summary.retries),
         "escalations": str(summary.escalations),
+        "cost": _cost(summary.cost) if summary.cost else "unknown",
         **files,
     }
     table = Table.grid(padding=(0, 2))
@@ -35,3 +36,8 @@ def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[s
     for problem in problems[:5]:
         where = f"line {problem.line}: " if problem.line else ""
         console.print(f"  {where}{problem.message}", markup=False, soft_wrap=True)
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    """Return what a batch cost, and what it would have cost on dedicated alone."""
+    return f"{cost['total']:.4g} {cost['currency']} (all on dedicated: {cost['all_dedicated']:.4g})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from lowtide.services.publishing import Publisher
 from lowtide.settings import Admission, read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
     from sqlalchemy import Engine
@@ -104,8 +106,9 @@ def tenants() -> PostgresTenants:
     )
 
 
-def build_tenancy(url: str, pepper: str, *, actor: str) -> Tenancy:
-    """Return an operator's service of tenants and keys, on the database at `url`."""
+@contextmanager
+def open_tenancy(url: str, pepper: str, *, actor: str) -> Iterator[Tenancy]:
+    """Open an operator's service of tenants and keys, on the database at `url`."""
     from lowtide.auth.keys import new_key
     from lowtide.domain.limits import TenantLimits
     from lowtide.postgres.tenant_registry import PostgresTenantRegistry
@@ -118,8 +121,12 @@ def build_tenancy(url: str, pepper: str, *, actor: str) -> Tenancy:
         queued_lines=settings.tenant_queued_lines,
         running_lines=settings.tenant_running_lines,
     )
-    registry = PostgresTenantRegistry(connect(url, pool_size=1), pepper=pepper)
-    return Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+    engine = connect(url, pool_size=1, timeout=settings.database_timeout)
+    try:
+        registry = PostgresTenantRegistry(engine, pepper=pepper)
+        yield Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+    finally:
+        engine.dispose()
 
 
 @lru_cache(maxsize=1)

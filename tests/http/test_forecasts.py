@@ -1,0 +1,77 @@
+"""A batch's eta, cost and promise over HTTP."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, parse_batch_id
+from lowtide.domain.pools import Pool
+from lowtide.wiring import new_id
+from tests.http.forms import line, uploaded
+from tests.postgres.worlds import World, done, eventually
+
+if TYPE_CHECKING:
+    from tests.http.conftest import Api
+
+
+def _running(api: Api, world: World, lines: int, window: str = "24h") -> tuple[str, BatchId]:
+    content = b"".join(line(str(number)) for number in range(lines))
+    body = {"input_file_id": uploaded(api, content)["id"], "completion_window": window}
+    id_: str = api("POST", "/v1/batches", json=body).json["id"]
+    batch = parse_batch_id(id_)
+    assert batch is not None
+    assert world.split(batch, lines)
+    return id_, batch
+
+
+def test_cost_by_pool(api: Api, world: World) -> None:
+    id_, batch = _running(api, world, 2)
+    with world.worker.begin() as connection:
+        for pool, seconds in (("spot", 1800), ("dedicated", 600)):
+            connection.execute(
+                text(
+                    "INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, replica_seconds) "
+                    "VALUES (:batch, :pool, :lease, :tenant, :seconds)"
+                ),
+                {
+                    "batch": batch,
+                    "pool": pool,
+                    "lease": new_id(),
+                    "tenant": DEFAULT_TENANT,
+                    "seconds": seconds,
+                },
+            )
+    assert api("GET", f"/v1/batches/{id_}").json["x_lowtide"]["cost"] == {
+        "currency": "spot-hours",
+        "spot": 0.5,
+        "dedicated": 0.5,
+        "total": 1.0,
+        "all_dedicated": 2.0,
+    }
+
+
+def test_eta_while_workers_run(api: Api, world: World) -> None:
+    id_, _ = _running(api, world, 40)
+    began = time.time()
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 30)
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    # 10 lines, one worker, 2 lines a second: LOWTIDE_DEDICATED_RATE. A look serves for 2 seconds.
+    eta = eventually(lambda: api("GET", f"/v1/batches/{id_}").json["x_lowtide"]["eta"])
+    assert int(began) + 5 <= eta <= time.time() + 6
+    (listed,) = api("GET", "/v1/batches").json["data"]
+    assert listed["x_lowtide"]["eta"] == eta
+
+
+@pytest.mark.parametrize(
+    ("window", "state"), [("24h", "In progress"), ("10m", "In progress"), ("2m", "At risk")]
+)
+def test_the_promise_is_told_at_once(api: Api, window: str, state: str) -> None:
+    body = {"input_file_id": uploaded(api)["id"], "completion_window": window}
+    batch = api("POST", "/v1/batches", json=body).json
+    assert batch["x_lowtide"]["sla_state"] == state
+    assert batch["x_lowtide"]["eta"] is None

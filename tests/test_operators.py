@@ -1,0 +1,129 @@
+"""`lowtide tenants` and `lowtide keys`, on a database of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lowtide.cli import app
+from lowtide.postgres.tenants import PostgresTenants
+from lowtide.settings import PREFIX, read_settings
+from tests.conftest import PEPPER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+
+    from tests.conftest import Database
+
+UNLIMITED = {
+    "weight": 1,
+    "requests_per_minute": None,
+    "active_batches": None,
+    "queued_lines": None,
+    "running_lines": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _operator(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith((PREFIX, "K_SINK", "DATA_DIR"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LOWTIDE_DATABASE_URL", database.url("operator"))
+    monkeypatch.setenv("LOWTIDE_API_KEY_PEPPER", PEPPER)
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
+
+
+def _run(*arguments: str, fails: int = 0) -> Result:
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == fails, result.output
+    return result
+
+
+def _ask(*arguments: str) -> Any:
+    return json.loads(_run(*arguments, "--json").stdout)
+
+
+def _plain(tenant: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tenant.items() if name not in {"id", "created_at"}}
+
+
+def test_a_tenant_is_created_and_changed() -> None:
+    made = _ask("tenants", "create", "acme", "--weight", "2", "--active-batches", "3")
+    assert _plain(made) == UNLIMITED | {"name": "acme", "weight": 2, "active_batches": 3}
+    arguments = ("--requests-per-minute", "60", "--active-batches", "none")
+    changed = _ask("tenants", "set", "acme", *arguments)
+    wanted = UNLIMITED | {"name": "acme", "weight": 2, "requests_per_minute": 60}
+    assert _plain(changed) == wanted
+    found = {tenant["name"]: _plain(tenant) for tenant in _ask("tenants", "list")}
+    assert found == {"acme": wanted, "default": UNLIMITED | {"name": "default"}}
+
+
+def test_new_tenants_have_the_limits_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWTIDE_TENANT_REQUESTS_PER_MINUTE", "600")
+    monkeypatch.setenv("LOWTIDE_TENANT_RUNNING_LINES", "50")
+    made = _ask("tenants", "create", "acme", "--running-lines", "none")
+    assert _plain(made) == UNLIMITED | {"name": "acme", "requests_per_minute": 600}
+
+
+def test_people_see_a_table() -> None:
+    _run("tenants", "create", "acme", "--queued-lines", "70000")
+    shown = _run("tenants", "list").stdout
+    row = next(line for line in shown.splitlines() if "acme" in line)
+    assert re.findall(r"\w+", row) == ["acme", "1", "none", "none", "70000", "none"]
+
+
+def test_a_key_is_shown_once_and_works_until_it_is_revoked(database: Database) -> None:
+    _run("tenants", "create", "acme")
+    key = _run("keys", "create", "acme", "--name", "laptop").stdout.strip()
+    tenants = PostgresTenants(database.engine("api"), pepper=PEPPER, anonymous=None)
+    assert tenants.caller(f"Bearer {key}").name == "laptop"
+    listed = _run("keys", "list", "acme").stdout
+    assert "laptop" in listed
+    assert key not in listed
+    assert _ask("keys", "revoke", "acme", "--name", "laptop") == {
+        "tenant": "acme",
+        "name": "laptop",
+        "revoked": True,
+    }
+    (found,) = _ask("keys", "list", "acme")
+    assert (found["name"], found["revoked_at"] is None) == ("laptop", False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("tenants", "set", "nobody"), 1, "No tenant 'nobody'"),
+        (("tenants", "create", "default"), 1, "a tenant 'default' already"),
+        (("tenants", "create", "No Name"), 1, "is no name"),
+        (("tenants", "set", "default", "--running-lines", "0"), 2, "'none' for no limit"),
+        (("tenants", "set", "default", "--running-lines", "many"), 2, "'none' for no limit"),
+        (("tenants", "set", "default", "--weight", "0"), 2, "--weight"),
+        (("keys", "create", "nobody"), 1, "No tenant 'nobody'"),
+        (("keys", "revoke", "default", "--name", "x"), 1, "has no key 'x' in use"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: tuple[str, ...], status: int, message: str) -> None:
+    result = _run(*arguments, fails=status)
+    assert message in result.output
+
+
+def test_without_a_database_the_local_stack_is_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delenv("LOWTIDE_DATABASE_URL")
+    result = _run("tenants", "list", "--data-dir", str(tmp_path), fails=1)
+    assert "No local stack is running" in result.output
+
+
+def test_a_typing_error_in_a_setting_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWTIDE_TENANT_WEIGHT", "1")
+    assert "LOWTIDE_TENANT_WEIGHT" in _run("tenants", "list", fails=1).output
