@@ -105,12 +105,23 @@ class _Room:
         seconds = working * left - self._later_sums[working]
         return self._capacity.line_rate * (seconds + self._others(left, replicas))
 
+    def due_before_tick(self, left: float, lines: int, replicas: int) -> int:
+        """Return how many of `lines` must be dedicated's now, so that what is left can wait.
+
+        A replica idles before the tick only if fewer lines remain than the replicas have places.
+        """
+        due = math.ceil(lines - self.after_tick(left, replicas))
+        return due + replicas * self._capacity.in_flight if due > 0 and replicas > 0 else 0
+
     def until_tick(self, replicas: int) -> int:
-        """Return the lines that keep `replicas` busy until the next tick."""
+        """Return the lines that keep `replicas` busy until the next tick.
+
+        Beside what they do, each of their places may end a line begun before and begin another.
+        """
         tick = self._capacity.tick
         working = bisect_left(self._starts, tick, 0, replicas)
         done = self._capacity.line_rate * (working * tick - self._sums[working])
-        return math.ceil(done) + replicas * self._capacity.in_flight
+        return math.ceil(done) + 2 * replicas * self._capacity.in_flight
 
     def _others(self, left: float, replicas: int) -> float:
         later = left - self._capacity.tick - self._capacity.cold_start
@@ -137,7 +148,7 @@ def plan_tick(
     )
     replicas = _wanted(room, left, demand, capacity)
     needed = [
-        math.ceil(lines - room.after_tick(seconds, replicas)) if most else 0
+        room.due_before_tick(seconds, lines, replicas)
         for seconds, lines in zip(left, demand, strict=True)
     ]
     targets, revoked = _place(by_deadline, needed, room.until_tick(replicas))

@@ -286,12 +286,18 @@ def test_no_line_moves_that_need_not(
     assert all(min(batch.spot, batch.running_spot, batch.dedicated) >= 0 for batch in after)
     now, later = _rooms(capacity, starts, plan.replicas)
     until_tick = sum(max(capacity.tick - start, 0.0) for start in now) * capacity.line_rate
-    busy = until_tick + plan.replicas * capacity.in_flight
+    busy = until_tick + 2 * plan.replicas * capacity.in_flight
     total = sum(batch.dedicated + batch.running_dedicated for batch in after)
+    places = plan.replicas * capacity.in_flight
+
+    def due(batch: OpenBatch, demand: int) -> float:
+        lines = demand - _lines(capacity, later, batch)
+        return min(lines + places, busy) if lines > 1e-6 else 0.0
+
     movable = sum(batch.spot for batch in after)
     for batch, demand, theirs in _prefixes(after):
         # What stays on spot can still be run after the next tick, whatever spot does.
-        short = min(demand - _lines(capacity, later, batch), busy) - theirs
+        short = due(batch, demand) - theirs
         until = [other for other in after if other.deadline <= batch.deadline]
         assert short <= 1e-6 or sum(other.spot + other.running_spot for other in until) == 0
     if plan.revocations:
@@ -301,7 +307,7 @@ def test_no_line_moves_that_need_not(
             key=lambda batch: (batch.deadline, batch.id),
         )
         assert any(
-            theirs - 1 < min(demand - _lines(capacity, later, batch), busy) + 1e-6
+            theirs - 1 < due(batch, demand) + 1e-6
             for batch, demand, theirs in _prefixes(after)
             if (batch.deadline, batch.id) >= (last.deadline, last.id)
         )
@@ -313,8 +319,7 @@ def test_no_line_moves_that_need_not(
     elif plan.escalations:
         # One line fewer would leave a replica idle before the next tick, or break a deadline.
         assert total - 1 < busy + 1 or any(
-            theirs - 1 < demand - _lines(capacity, later, batch) + 1e-6
-            for batch, demand, theirs in _prefixes(after)
+            theirs - 1 < due(batch, demand) + 1e-6 for batch, demand, theirs in _prefixes(after)
         )
     if plan.returns and movable:
         assert (
