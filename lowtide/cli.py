@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lowtide.dead_letters_cli import dead_letters
 from lowtide.operators import keys, tenants
+from lowtide.remote import Key, Url, api_errors, connect, running_stack, stack_options
 from lowtide.terminal import OUT, DataDir, Json, fail, print_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
-    from lowtide.local.options import Options
     from lowtide.local.state import Status
 
 app = typer.Typer(
@@ -28,15 +29,9 @@ app = typer.Typer(
 )
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
+app.add_typer(dead_letters, name="dead-letters")
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")]
-Url = Annotated[
-    str | None,
-    typer.Option(envvar="OPENAI_BASE_URL", help="The server; default: the local stack."),
-]
-Key = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="The key; default: the local stack's.")
-]
 
 
 @app.command()
@@ -53,7 +48,7 @@ def up(
     from lowtide.local import runtime
     from lowtide.local.errors import LocalError
 
-    options = _options(data_dir, port, portal_port)
+    options = stack_options(data_dir, port, portal_port)
     try:
         if not detach:
             runtime.up(options)
@@ -69,7 +64,7 @@ def down(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop the local stack; unfinished batches carry on at the next `up`."""
     from lowtide.local import runtime
 
-    stopped = runtime.down(_options(data_dir).data_dir)
+    stopped = runtime.down(stack_options(data_dir).data_dir)
     if as_json:
         print_json({"stopped": stopped})
     else:
@@ -79,7 +74,7 @@ def down(data_dir: DataDir = None, as_json: Json = False) -> None:
 @app.command()
 def status(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show where the local stack answers and what runs."""
-    _show_status(_running(data_dir), as_json=as_json)
+    _show_status(running_stack(data_dir), as_json=as_json)
 
 
 @app.command()
@@ -100,9 +95,9 @@ def submit(
     from lowtide import client as api
     from lowtide.reports import show_summary
 
-    client = _client(url, key, data_dir)
+    client = connect(url, key, data_dir)
     began = time.monotonic()
-    with _api_errors():
+    with api_errors():
         batch = api.submit(client, file, window=window, user=user)
         if not (watch or out):
             print_json(batch.to_dict()) if as_json else OUT.print(batch.id)
@@ -127,8 +122,8 @@ def batches(
     as_json: Json = False,
 ) -> None:
     """List the newest batches."""
-    with _api_errors():
-        found = _client(url, key, data_dir).batches.list(limit=limit).data
+    with api_errors():
+        found = connect(url, key, data_dir).batches.list(limit=limit).data
     if as_json:
         print_json([batch.to_dict() for batch in found])
         return
@@ -149,8 +144,8 @@ def cancel(
     as_json: Json = False,
 ) -> None:
     """Cancel a batch; what is finished stays downloadable."""
-    with _api_errors():
-        batch = _client(url, key, data_dir).batches.cancel(batch_id)
+    with api_errors():
+        batch = connect(url, key, data_dir).batches.cancel(batch_id)
     print_json(batch.to_dict()) if as_json else OUT.print(f"{batch.id} is {batch.status}")
 
 
@@ -181,30 +176,6 @@ def validate(
         raise typer.Exit(1)
 
 
-def _options(data_dir: Path | None, port: int = 8080, portal_port: int | None = None) -> Options:
-    from lowtide.local.options import Options, default_data_dir
-
-    return Options(data_dir=data_dir or default_data_dir(), port=port, portal_port=portal_port)
-
-
-def _running(data_dir: Path | None) -> Status:
-    from lowtide.local import runtime
-
-    found = runtime.status(_options(data_dir).data_dir)
-    if found is None:
-        fail("No local stack is running: start it with `lowtide up`.")
-    return found
-
-
-def _client(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
-    from lowtide.client import open_client
-
-    if url is not None and key is not None:
-        return open_client(url.removesuffix("/").removesuffix("/v1"), key)
-    found = _running(data_dir)
-    return open_client(url or found.base_url, key or found.api_key)
-
-
 def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
     from lowtide.client import follow
     from lowtide.progress import BatchProgress
@@ -226,18 +197,3 @@ def _show_status(found: Status, *, as_json: bool) -> None:
             process.name, process.state, str(process.pid), str(process.port), str(process.restarts)
         )
     OUT.print(table)
-
-
-class _api_errors:  # noqa: N801
-    """Turns the client's errors into a message and exit code 1."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from openai import APIConnectionError, APIStatusError
-
-        if isinstance(error, APIConnectionError):
-            fail("The server cannot be reached: is it running, and is --url right?")
-        if isinstance(error, APIStatusError):
-            detail = error.body.get("message") if isinstance(error.body, dict) else None
-            fail(str(detail or error.message))

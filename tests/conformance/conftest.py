@@ -29,6 +29,7 @@ SETTINGS = {
     "LOWTIDE_DEDICATED_REPLICAS": "0",
     "LOWTIDE_WORKER_POLL_CAP": "0.5",
     "LOWTIDE_CANCEL_GRACE": "3",
+    "LOWTIDE_MAX_ATTEMPTS": "1",
 }
 OUTPUT_EXPIRY = 7200
 ANSWERED = [request(f"answered-{number}") for number in range(5)]

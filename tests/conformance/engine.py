@@ -1,4 +1,4 @@
-"""An engine that tests command: it answers at once, refuses, or holds a request until released."""
+"""An engine that tests command: it answers, refuses, holds until released, or fails until mended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from lowtide.engines.answers import answer, failure
-from tests.conformance.lines import HELD, MODEL, REFUSE
+from tests.conformance.lines import BROKEN, HELD, MODEL, REFUSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         for name in HELD.findall(body):
             self.server.holds[name.decode()].wait(_LONGEST_HOLD)
+        if any(name.decode() not in self.server.mended for name in BROKEN.findall(body)):
+            self._reply(500, failure("The engine is broken.", "server_error"))
+            return
         if REFUSE.encode() in body:
             self._reply(400, failure("The engine refuses this.", "invalid_request_error"))
             return
@@ -62,6 +65,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.holds: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self.mended: set[str] = set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a worker that hangs up."""
@@ -82,6 +86,10 @@ class Engine:
         """Answer what is held by this name, or by any."""
         for held in [name] if name is not None else list(self._server.holds):
             self._server.holds[held].set()
+
+    def mend(self, name: str) -> None:
+        """Answer from now on what is broken by this name."""
+        self._server.mended.add(name)
 
 
 @contextmanager

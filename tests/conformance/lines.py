@@ -10,6 +10,7 @@ CHAT = "/v1/chat/completions"
 MODEL = "tide-1"
 REFUSE = "refuse"
 HELD = re.compile(rb"hold for ([a-z-]+)")
+BROKEN = re.compile(rb"broken for ([a-z-]+)")
 _PROMPT_FIELD = {
     CHAT: "messages",
     "/v1/completions": "prompt",
@@ -45,3 +46,8 @@ def requests(count: int, *, endpoint: str = CHAT) -> bytes:
 def held(name: str, count: int) -> list[dict[str, Any]]:
     """Return lines that our own engine answers once `name` is released."""
     return [request(f"held-{number}", f"hold for {name}") for number in range(count)]
+
+
+def broken(name: str, count: int) -> list[dict[str, Any]]:
+    """Return lines that our own engine answers with 500 until `name` is mended."""
+    return [request(f"broken-{number}", f"broken for {name}") for number in range(count)]

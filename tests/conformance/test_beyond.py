@@ -246,6 +246,11 @@ def test_openapi(server: Server) -> None:
         ("POST", "/v1/batches/{batch_id}/cancel"),
         ("GET", "/v1/batches/{batch_id}/requests"),
         ("GET", "/v1/batches/{batch_id}/results"),
+        ("GET", "/v1/dead_letters"),
+        ("GET", "/v1/dead_letters/{letter_id}"),
+        ("GET", "/v1/dead_letters/content"),
+        ("POST", "/v1/dead_letters/requeue"),
+        ("POST", "/v1/dead_letters/discard"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{name}"),
     }
@@ -291,11 +296,6 @@ def test_health(server: Server, method: str, path: str) -> None:
     assert response.content == (
         json.dumps({"status": "ok"}, separators=(",", ":")).encode() if method == "GET" else b""
     )
-
-
-@proves(Area.BEYOND, "`dead_letters`: list, requeue, download", supported=False)
-def test_there_are_no_dead_letters_yet(server: Server) -> None:
-    assert server.http.get("/v1/dead_letters").status_code == 404
 
 
 @proves(Area.BEYOND, "HEAD where GET is taken")
