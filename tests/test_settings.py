@@ -68,6 +68,10 @@ def test_all_unknown_variables_are_named() -> None:
         ("DEDICATED_RATE", "0"),
         ("TICK", "-1"),
         ("MAX_LOST_LEASES", "0"),
+        ("ADMISSION", "maybe"),
+        ("TENANT_ACTIVE_BATCHES", "0"),
+        ("SPOT_PRICE", "-1"),
+        ("CURRENCY", ""),
     ],
 )
 def test_bad_values_are_errors(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -77,7 +77,7 @@ CREATE_BATCH = (
             body=types.CreateBatch,
             body_needs=("input_file_id", "inputFileId"),
             parameters=(_IDEMPOTENCY_KEY,),
-            errors=(400, 404, 413, 415),
+            errors=(400, 404, 409, 413, 415),
         ),
     ),
     *dead_letter_routes.CHANGE,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 
+from lowtide import wiring
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, parse_batch_id
 from lowtide.domain.pools import Pool
+from lowtide.settings import read_settings
 from lowtide.wiring import new_id
 from tests.http.forms import line, uploaded
 from tests.postgres.worlds import World, done, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.http.conftest import Api
 
 
@@ -75,3 +80,29 @@ def test_the_promise_is_told_at_once(api: Api, window: str, state: str) -> None:
     batch = api("POST", "/v1/batches", json=body).json
     assert batch["x_lowtide"]["sla_state"] == state
     assert batch["x_lowtide"]["eta"] is None
+
+
+@pytest.fixture
+def _strict(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that refuses what it cannot promise."""
+    assert api
+    monkeypatch.setenv("LOWTIDE_ADMISSION", "strict")
+    for cached in (read_settings, wiring.batches):
+        cached.cache_clear()
+    yield
+    for cached in (read_settings, wiring.batches):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_strict")
+def test_strict_admission_names_the_window_that_can_be_held(api: Api) -> None:
+    body = {"input_file_id": uploaded(api)["id"], "completion_window": "2m"}
+    refused = api("POST", "/v1/batches", json=body)
+    assert refused.status_code == 409
+    assert refused.headers["x-should-retry"] == "false"
+    error = refused.json["error"]
+    assert (error["param"], error["code"]) == ("completion_window", "deadline_not_feasible")
+    named = re.search(r"a window of ([0-9]+m)", error["message"])
+    assert named is not None
+    made = api("POST", "/v1/batches", json=body | {"completion_window": named[1]})
+    assert (made.status_code, made.json["x_lowtide"]["sla_state"]) == (200, "In progress")
