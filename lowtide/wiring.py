@@ -314,14 +314,23 @@ def build_worker(pool: Pool) -> Worker:
     from lowtide.engines.selection import build_engine
     from lowtide.metrics.worker import PrometheusMeter
     from lowtide.postgres.queue import PostgresQueue
+    from lowtide.postgres.rates import PostgresRates
     from lowtide.services.inference import Worker, WorkerRules
     from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.pace import Pace
     from lowtide.services.settling import FlushRules, Settler
 
     settings = read_settings()
     queue = PostgresQueue(database(), new_id=new_id, lease_duration=settings.lease_duration)
     name = f"{socket.gethostname()}/{os.getpid()}"
-    keeper = LeaseKeeper(queue, pool=pool, worker=name, duration=settings.lease_duration)
+    keeper = LeaseKeeper(
+        queue,
+        PostgresRates(database()),
+        Pace(full=settings.worker_concurrency),
+        pool=pool,
+        worker=name,
+        duration=settings.lease_duration,
+    )
     meter = PrometheusMeter()
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(

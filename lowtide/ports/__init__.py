@@ -11,6 +11,7 @@ from lowtide.ports.finals import Finals
 from lowtide.ports.objects import ObjectStore, ObjectWriter
 from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
+from lowtide.ports.rates import RateBook
 from lowtide.ports.splits import Split, Splits
 from lowtide.ports.tenants import TenantRegistry
 from lowtide.ports.ticks import Ticks
@@ -30,6 +31,7 @@ __all__ = [
     "Outbox",
     "OutlookSource",
     "Queue",
+    "RateBook",
     "RequestCatalog",
     "Split",
     "Splits",

@@ -168,6 +168,7 @@ class Worker:
 
     def _start(self, claims: Sequence[Claim]) -> None:
         self._meter.dequeued(len(claims))
+        self._keeper.pace.took(len(claims))
         held = {next(self._keys): claim for claim in claims}
         self._held |= held
         task = asyncio.create_task(self._run_set(held))
@@ -205,6 +206,7 @@ class Worker:
     def _end(self, keys: Sequence[int], lines: Sequence[Finished | Returned]) -> None:
         for key in keys:
             self._held.pop(key, None)
+        self._keeper.pace.ended(len(keys))
         self._settler.add(lines)
         self._room.set()
 

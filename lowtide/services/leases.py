@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import LeaseId
     from lowtide.domain.pools import Pool
-    from lowtide.ports import Queue
+    from lowtide.ports import Queue, RateBook
+    from lowtide.services.pace import Pace
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -22,10 +23,24 @@ _RETRY_SECONDS = 0.5
 
 
 class LeaseKeeper:
-    """Holds the lease under which a worker claims and settles. `duration` is in seconds."""
+    """Holds the lease under which a worker claims and settles. `duration` is in seconds.
 
-    def __init__(self, queue: Queue, *, pool: Pool, worker: str, duration: float) -> None:
+    With each renewal it reports the worker's pace.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        rates: RateBook,
+        pace: Pace,
+        *,
+        pool: Pool,
+        worker: str,
+        duration: float,
+    ) -> None:
         self._queue = queue
+        self._rates = rates
+        self.pace = pace
         self._pool = pool
         self._worker = worker
         self._duration = duration
@@ -51,6 +66,7 @@ class LeaseKeeper:
                 continue
             try:
                 if await self._call(self._queue.renew, self.lease):
+                    await self._call(self._rates.report, self.lease, self.pace.total())
                     continue
             except LowtideError as error:
                 _log.warning("lease.unrenewed", extra={"reason": error.message})
@@ -58,6 +74,7 @@ class LeaseKeeper:
             _log.warning("lease.lost", extra={"lease": self.lease})
             self.lease = None
             on_lost()
+            self.pace.restart()
             await self.open()
 
     async def close(self) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.domain.errors import Unavailable
 from lowtide.domain.demand import Capacity
+from lowtide.domain.errors import Unavailable
 from lowtide.domain.events import EventType
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lowtide.domain.claims import Returned
 from lowtide.domain.pools import Pool
 from lowtide.services import settling
-from lowtide.services.leases import LeaseKeeper
 from lowtide.services.publishing import Publisher
 from lowtide.services.settling import FlushRules, Settler
 from tests.postgres.worlds import done
-from tests.services.workers import FlakyQueue, Meter, Sink, until
+from tests.services.workers import FlakyQueue, Meter, Sink, lease_keeper, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -30,7 +29,7 @@ def _settle(
 ) -> Meter:
     """Run a settler under a lease that holds every line."""
     queue, meter = FlakyQueue(world.queue), Meter()
-    keeper = LeaseKeeper(queue, pool=Pool.SPOT, worker="w", duration=30)
+    keeper = lease_keeper(world, queue)
     keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
     settler = Settler(keeper, queue, Publisher(Sink(), world.outbox), meter, rules)
 

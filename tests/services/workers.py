@@ -16,8 +16,10 @@ from lowtide.domain.outcomes import Answered, Outcome, RetryPolicy, Usage
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.models import PostgresModels
+from lowtide.postgres.rates import PostgresRates
 from lowtide.services.inference import Worker, WorkerRules
 from lowtide.services.leases import LeaseKeeper
+from lowtide.services.pace import Pace
 from lowtide.services.publishing import Publisher
 from lowtide.services.settling import FlushRules, Settler
 
@@ -185,6 +187,19 @@ def stored_lines(world: World, lines: int, body: bytes | None = None) -> Obstore
     return store
 
 
+def lease_keeper(
+    world: World,
+    queue: FlakyQueue,
+    *,
+    pool: Pool = Pool.SPOT,
+    duration: float = 30.0,
+    full: int = 8,
+) -> LeaseKeeper:
+    """Return what holds a worker's lease."""
+    rates = PostgresRates(world.worker)
+    return LeaseKeeper(queue, rates, Pace(full), pool=pool, worker="w", duration=duration)
+
+
 @dataclass
 class Bench:
     """One worker and all that it works with."""
@@ -219,7 +234,7 @@ class Bench:
         store = store or stored_lines(world, lines)
         queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
-        keeper = LeaseKeeper(queue, pool=pool, worker="w", duration=lease)
+        keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
         publisher = Publisher(sink, world.outbox)
         settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
         worker = Worker(

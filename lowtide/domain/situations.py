@@ -1,0 +1,77 @@
+"""What the scheduler knows when it decides, and the plan that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lowtide.domain.escalation import plan_tick
+from lowtide.domain.rates import attempts_per_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.domain.demand import Capacity
+    from lowtide.domain.escalation import OpenBatch, Plan
+    from lowtide.domain.rates import Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One look at everything that is open.
+
+    `present` dedicated replicas work; `wished` says since when each wanted one has been wanted,
+    longest first. `models` are those of the open batches, whose lines so far `ended` or were
+    `retried`; `rates` are dedicated's, by model ("" for workers that ran several).
+    """
+
+    now: datetime
+    batches: tuple[OpenBatch, ...]
+    present: int = 0
+    wished: tuple[datetime, ...] = ()
+    models: frozenset[str] = frozenset()
+    ended: int = 0
+    retried: int = 0
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+
+    def starts(self, cold_start: float) -> list[float]:
+        """Return the seconds until each dedicated replica works.
+
+        One that is overdue is counted on no more than one that was never asked for.
+        """
+        awaited = []
+        for since in self.wished[self.present :]:
+            left = cold_start - (self.now - since).total_seconds()
+            awaited.append(left if 0 < left <= cold_start else cold_start)
+        return [0.0] * self.present + awaited
+
+    def wishes(self, replicas: int) -> tuple[datetime, ...]:
+        """Return since when each of `replicas` has been wanted, longest first."""
+        return self.wished[:replicas] + (self.now,) * (replicas - len(self.wished))
+
+    def measured(self, capacity: Capacity) -> Capacity:
+        """Return the capacity as measured: the configured rate is the prior.
+
+        Lines of several models count at the rate of the slowest of them.
+        """
+        bounds = [
+            self.rates[known].lower_bound(capacity.rate)
+            for model in self.models
+            if (known := model if model in self.rates else "") in self.rates
+        ]
+        return replace(
+            capacity,
+            rate=min(bounds, default=capacity.rate),
+            attempts=attempts_per_line(self.ended, self.retried),
+        )
+
+
+def decide(situation: Situation, capacity: Capacity) -> Plan:
+    """Return what must change now, given the configured capacity."""
+    return plan_tick(
+        situation.batches,
+        situation.now,
+        situation.measured(capacity),
+        situation.starts(capacity.cold_start),
+    )

@@ -1,0 +1,79 @@
+"""What the scheduler knows."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lowtide.domain.demand import Capacity
+from lowtide.domain.escalation import OpenBatch
+from lowtide.domain.ids import BatchId
+from lowtide.domain.rates import Rate, Sample
+from lowtide.domain.situations import Situation, decide
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CAPACITY = Capacity(rate=2.0, replicas=2, cold_start=180.0, margin=0.0, tick=10.0, in_flight=0)
+SLOW = Rate().fold([Sample(50, 50.0)] * 50)
+SLOWER = Rate().fold([Sample(25, 50.0)] * 50)
+
+
+def _ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("present", "wished", "starts"),
+    [
+        pytest.param(0, [], [], id="none"),
+        pytest.param(2, [], [0.0, 0.0], id="there unasked"),
+        pytest.param(0, [60.0, 0.0], [120.0, 180.0], id="on their way"),
+        pytest.param(1, [60.0, 20.0], [0.0, 160.0], id="the first has come"),
+        pytest.param(0, [180.0], [180.0], id="overdue"),
+        pytest.param(0, [-5.0], [180.0], id="wished by a clock ahead"),
+        pytest.param(2, [60.0], [0.0, 0.0], id="more than wished"),
+    ],
+)
+def test_when_replicas_work(present: int, wished: list[float], starts: list[float]) -> None:
+    situation = Situation(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
+    assert situation.starts(180.0) == starts
+
+
+@pytest.mark.parametrize(
+    ("wished", "replicas", "after"),
+    [
+        pytest.param([], 2, [0, 0], id="all new"),
+        pytest.param([90, 60], 1, [90], id="the last goes"),
+        pytest.param([90], 2, [90, 0], id="one more"),
+        pytest.param([90], 0, [], id="none"),
+    ],
+)
+def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[int]) -> None:
+    situation = Situation(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
+    assert situation.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
+
+
+@pytest.mark.parametrize(
+    ("models", "rates", "rate"),
+    [
+        pytest.param({"a"}, {}, 2.0, id="not measured: the prior"),
+        pytest.param({"a"}, {"a": SLOW}, 1.0, id="measured"),
+        pytest.param({"a", "b"}, {"a": SLOW, "b": SLOWER}, 0.5, id="the slowest"),
+        pytest.param({"a"}, {"a": SLOW, "b": SLOWER}, 1.0, id="only those that are open"),
+        pytest.param({"a"}, {"": SLOWER}, 0.5, id="of workers that ran several"),
+    ],
+)
+def test_rates_are_measured(models: set[str], rates: dict[str, Rate], rate: float) -> None:
+    situation = Situation(NOW, (), models=frozenset(models), rates=rates)
+    assert situation.measured(CAPACITY).rate == pytest.approx(rate)
+
+
+def test_a_slow_start_or_a_slow_pool_escalates_earlier() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=1190), 4000)
+    safe = Situation(NOW, (batch,), models=frozenset({"a"}))
+    assert decide(safe, CAPACITY).replicas == 0
+    slow = Situation(NOW, (batch,), models=frozenset({"a"}), rates={"a": SLOW})
+    assert decide(slow, CAPACITY).at_risk == {batch.id}
+    retried = Situation(NOW, (batch,), ended=1000, retried=5)
+    assert decide(retried, CAPACITY).replicas == 1

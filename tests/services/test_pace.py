@@ -1,0 +1,49 @@
+"""How fast a worker is when it is full."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowtide.domain.rates import Sample
+from lowtide.services.pace import Pace
+
+TOOK, ENDED = True, False
+
+
+@pytest.mark.parametrize(
+    ("steps", "total"),
+    [
+        pytest.param([], Sample(0, 0.0), id="nothing"),
+        pytest.param([(0, TOOK, 3), (5, ENDED, 3)], Sample(0, 0.0), id="never full"),
+        pytest.param([(0, TOOK, 4), (5, ENDED, 1)], Sample(1, 5.0), id="full until one ended"),
+        pytest.param(
+            [(0, TOOK, 9), (5, ENDED, 1), (7, ENDED, 2), (8, TOOK, 1)], Sample(3, 8.0), id="full"
+        ),
+        pytest.param(
+            [(0, TOOK, 4), (5, ENDED, 1), (9, TOOK, 1), (10, ENDED, 1)],
+            Sample(2, 6.0),
+            id="at times",
+        ),
+    ],
+)
+def test_only_a_full_worker_counts(steps: list[tuple[float, bool, int]], total: Sample) -> None:
+    now = 0.0
+    pace = Pace(4, lambda: now)
+    for at, takes, lines in steps:
+        now = at
+        (pace.took if takes else pace.ended)(lines)
+    assert pace.total() == total
+
+
+def test_a_new_lease_starts_from_nothing() -> None:
+    now = 0.0
+    pace = Pace(2, lambda: now)
+    pace.took(5)
+    now = 3.0
+    pace.restart()
+    now = 5.0
+    assert pace.total() == Sample(0, 0.0)
+    pace.ended(5)
+    pace.took(1)
+    now = 9.0
+    assert pace.total() == Sample(0, 0.0)
