@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_LETTERS: Final = 50_000
 """How many letters one call requeues or discards."""
 MOST_SOURCES: Final = 100
-"""From how many batches one call requeues letters: each makes a file and a batch."""
+"""Of how many batches: each makes a file and a batch, or a lock."""
 
 SOURCE_KEY: Final = "dead_letters_of"
 """The metadata of a batch of dead letters that names the batch they come from."""

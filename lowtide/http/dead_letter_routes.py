@@ -42,7 +42,10 @@ _IDEMPOTENCY_KEY = Parameter(
     {"type": "string", "maxLength": 256},
     "header",
 )
-_BOUNDS = f"One call takes up to {MOST_LETTERS:,} letters"
+_BOUNDS = (
+    f"One call takes up to {MOST_LETTERS:,} letters of {MOST_SOURCES} batches; `remaining` tells how "
+    "many a filter left for the next."
+)
 
 READ = (
     Route(
@@ -74,7 +77,8 @@ READ = (
     ),
     Route(
         "GET",
-        "/v1/dead_letters/<letter_id>",
+        # Too long for the verbs beside it, which take no GET.
+        "/v1/dead_letters/<string(minlength=10):letter_id>",
         dead_letters.get,
         Operation(
             "getDeadLetter",
@@ -93,8 +97,7 @@ CHANGE = (
         dead_letters.requeue,
         Operation(
             "requeueDeadLetters",
-            f"Run open dead letters again, in a new batch for each batch they come from. {_BOUNDS} of "
-            f"{MOST_SOURCES} batches; `remaining` tells how many a filter left for the next.",
+            f"Run open dead letters again, in a new batch for each batch they come from. {_BOUNDS}",
             types.RequeuedDeadLetters,
             body=types.RequeueDeadLetters,
             parameters=(_IDEMPOTENCY_KEY,),
@@ -108,7 +111,7 @@ CHANGE = (
         dead_letters.discard,
         Operation(
             "discardDeadLetters",
-            f"Give up on open dead letters. {_BOUNDS}; `remaining` tells how many a filter left.",
+            f"Give up on open dead letters. {_BOUNDS}",
             types.DiscardedDeadLetters,
             body=types.DiscardDeadLetters,
             errors=(400, 404, 413, 415),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lowtide.http.operations import Operation, Parameter, Route
 
-_VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
+_VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
 _ALWAYS = (401, 429, 500, 503)
 _NAMED = {"x-request-id": "Names this call in logs."}
 _RATE_LIMIT = {

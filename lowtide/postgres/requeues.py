@@ -1,13 +1,16 @@
 """Dealing with dead letters: choosing, requeueing and discarding them.
 
-Two calls that want the same letters lock them in the same order, by batch and line; the second finds
-them ended.
+Whoever ends letters of a batch first takes the batch's advisory lock, batch by batch in order: two
+calls that want the same letters wait for each other, and the second finds them ended. Letters are
+named as a batch and an array of lines, which any plan looks up in one pass, whatever the statistics.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -18,6 +21,7 @@ from lowtide.domain.dead_letters import (
     LetterState,
     Requeued,
     Selection,
+    by_batch,
 )
 from lowtide.domain.ids import BatchId, format_batch_id
 from lowtide.postgres.audit import note
@@ -38,14 +42,13 @@ if TYPE_CHECKING:
     from lowtide.domain.ids import TenantId
 
 NAMED = """
-SELECT g.batch, g.line, d.state, d.requeued_as, r.start, r.length
-FROM unnest(cast(:batches AS uuid[]), cast(:lines AS integer[])) AS g (batch, line)
-LEFT JOIN LATERAL (
-  SELECT state, requeued_as FROM dead_letters
-  WHERE batch_id = g.batch AND line = g.line AND tenant_id = :tenant OFFSET 0) d ON true
-LEFT JOIN LATERAL (
-  SELECT start, length FROM requests
-  WHERE batch_id = g.batch AND line = g.line AND tenant_id = :tenant OFFSET 0) r ON true
+SELECT d.line, d.state, d.requeued_as, r.start, r.length
+FROM (
+  SELECT batch_id, line, state, requeued_as FROM dead_letters
+  WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
+) d
+CROSS JOIN LATERAL (
+  SELECT start, length FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
 """
 _NAMED = text(NAMED)
 MATCHING = f"""
@@ -71,16 +74,14 @@ _UNDER_KEY = text(UNDER_KEY)
 END = """
 UPDATE dead_letters SET state = :state, requeued_as = cast(:target AS uuid), ended_at = now(),
   actor = :actor, requeue_key = cast(:key AS text)
-WHERE state = 'open' AND ctid = ANY(ARRAY(
-  SELECT d.ctid
-  FROM unnest(cast(:batches AS uuid[]), cast(:lines AS integer[])) AS g (batch, line)
-  CROSS JOIN LATERAL (
-    SELECT ctid FROM dead_letters
-    WHERE batch_id = g.batch AND line = g.line AND tenant_id = :tenant AND state = 'open'
-    OFFSET 0 FOR UPDATE) d))
-RETURNING batch_id
+WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
+  AND state = 'open'
 """
 _END = text(END)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+
+# No statement may take so long that it runs into the connection's timeout.
+_BLOCK_LINES = 5000
 
 
 class PostgresRequeues:
@@ -91,24 +92,18 @@ class PostgresRequeues:
 
     def named(self, tenant: TenantId, letters: Sequence[LetterId]) -> Selection:
         """Return what there is of these letters; raises NotFound for an unknown one."""
-        parameters = _keys(letters) | {"tenant": tenant}
+        found = _Found()
         with acting_for(self._engine, tenant) as connection:
-            rows = connection.execute(_NAMED, parameters).all()
-        open_, requeued = [], Counter[tuple[BatchId, BatchId]]()
-        discarded = 0
-        for row in rows:
-            if row.state is None:
-                raise letter_not_found(LetterId(BatchId(row.batch), row.line), "ids")
-            if row.state == LetterState.OPEN:
-                open_.append(LetterPlace(BatchId(row.batch), row.line, row.start, row.length))
-            elif row.state == LetterState.REQUEUED:
-                requeued[BatchId(row.batch), BatchId(row.requeued_as)] += 1
-            else:
-                discarded += 1
-        earlier = tuple(
-            Requeued(source, batch, count) for (source, batch), count in sorted(requeued.items())
-        )
-        return Selection(_in_order(open_), earlier, discarded)
+            for batch, of_batch in groupby(sorted(letters), key=attrgetter("batch")):
+                lines = [letter.line for letter in of_batch]
+                parameters = {"tenant": tenant, "batch": batch, "lines": lines}
+                rows = connection.execute(_NAMED, parameters).all()
+                unknown = set(lines).difference(row.line for row in rows)
+                if unknown:
+                    raise letter_not_found(LetterId(batch, min(unknown)), "ids")
+                for row in rows:
+                    found.add(batch, row)
+        return found.selection()
 
     def matching(self, tenant: TenantId, wanted: LetterFilter, *, most: int) -> Selection:
         """Return the open letters of a filter, and how many there are behind the oldest `most`."""
@@ -147,14 +142,16 @@ class PostgresRequeues:
         tenant = moves[0][0].tenant
         with acting_for(self._engine, tenant) as connection:
             for batch, file, places in moves:
-                changed = _end(connection, tenant, places, actor, target=batch.id, key=key)
-                if changed.total() != len(places):
+                source = places[0].batch
+                lines = [place.line for place in places]
+                ended = _end(connection, tenant, source, lines, actor, target=batch.id, key=key)
+                if ended != len(places):
                     connection.rollback()
                     return False
                 add_expected_file(connection, file)
                 insert_batch(connection, batch, file.object_key, file.lines)
-                source, made = (format_batch_id(each) for each in (places[0].batch, batch.id))
-                subject = f"{source}: {len(places)} lines as {made}"
+                new = format_batch_id(batch.id)
+                subject = f"{format_batch_id(source)}: {len(places)} lines as {new}"
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])
             for event in events:
                 add_event(connection, event)
@@ -162,42 +159,69 @@ class PostgresRequeues:
 
     def discard(self, tenant: TenantId, letters: Sequence[LetterPlace], *, actor: str) -> int:
         """Mark letters as discarded; return how many were open still."""
+        changed = 0
         with acting_for(self._engine, tenant) as connection:
-            changed = _end(connection, tenant, letters, actor)
-            subjects = [
-                f"{format_batch_id(batch)}: {count} lines"
-                for batch, count in sorted(changed.items())
-            ]
-            note(connection, tenant, actor, "dead_letters.discard", subjects)
-        return changed.total()
+            for batch, places in sorted(by_batch(letters).items()):
+                lines = [place.line for place in places]
+                ended = _end(connection, tenant, batch, lines, actor)
+                if ended:
+                    subject = f"{format_batch_id(batch)}: {ended} lines"
+                    note(connection, tenant, actor, "dead_letters.discard", [subject])
+                changed += ended
+        return changed
+
+
+class _Found:
+    """What there is of letters that were named."""
+
+    def __init__(self) -> None:
+        self._open: list[LetterPlace] = []
+        self._requeued = Counter[tuple[BatchId, BatchId]]()
+        self._discarded = 0
+
+    def add(self, batch: BatchId, row: Any) -> None:
+        state = LetterState(row.state)
+        if state is LetterState.OPEN:
+            self._open.append(LetterPlace(batch, row.line, row.start, row.length))
+        elif state is LetterState.REQUEUED:
+            self._requeued[batch, BatchId(row.requeued_as)] += 1
+        else:
+            self._discarded += 1
+
+    def selection(self) -> Selection:
+        earlier = (
+            Requeued(source, batch, letters)
+            for (source, batch), letters in sorted(self._requeued.items())
+        )
+        return Selection(_in_order(self._open), tuple(earlier), self._discarded)
 
 
 def _end(
     connection: Connection,
     tenant: TenantId,
-    letters: Sequence[LetterPlace],
+    source: BatchId,
+    lines: Sequence[int],
     actor: str,
     *,
     target: BatchId | None = None,
     key: str | None = None,
-) -> Counter[BatchId]:
-    """Mark open letters as requeued in `target`, or as discarded; return how many, by batch."""
+) -> int:
+    """Mark open letters of a batch as requeued in `target`, or as discarded; return how many."""
+    connection.execute(_LOCK, {"key": f"dead letters {source}"})
     state = LetterState.DISCARDED if target is None else LetterState.REQUEUED
-    parameters = _keys([LetterId(letter.batch, letter.line) for letter in letters]) | {
+    parameters = {
         "tenant": tenant,
+        "batch": source,
         "state": state.value,
         "target": target,
         "actor": actor,
         "key": key,
     }
-    return Counter(BatchId(batch) for batch in connection.execute(_END, parameters).scalars())
-
-
-def _keys(letters: Sequence[LetterId]) -> dict[str, object]:
-    return {
-        "batches": [letter.batch for letter in letters],
-        "lines": [letter.line for letter in letters],
-    }
+    ended = 0
+    for first in range(0, len(lines), _BLOCK_LINES):
+        block = {"lines": list(lines[first : first + _BLOCK_LINES])}
+        ended += connection.execute(_END, parameters | block).rowcount
+    return ended
 
 
 def _in_order(places: list[LetterPlace]) -> tuple[LetterPlace, ...]:

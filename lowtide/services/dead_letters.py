@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from lowtide.domain.dead_letters import LetterFilter, in_blocks
+from lowtide.domain.dead_letters import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.domain.errors import Conflict, InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id
 from lowtide.domain.outputs import render
@@ -140,13 +140,21 @@ def select(
     *,
     most: int,
 ) -> Selection:
-    """Return the letters a call is about; raises NotFound, or InvalidRequest for too many ids."""
+    """Return the letters a call is about, of a filter up to `most` and of some batches.
+
+    Raises NotFound for an unknown letter, InvalidRequest for too many ids.
+    """
     if isinstance(wanted, LetterFilter):
-        return desk.matching(tenant, wanted, most=most)
+        found = desk.matching(tenant, wanted, most=most)
+        kept = of_few_sources(found.open, MOST_SOURCES)
+        left = len(found.open) - len(kept)
+        return replace(found, open=tuple(kept), remaining=found.remaining + left)
     letters = sorted(set(wanted))
-    if len(letters) > most:
+    sources = len({letter.batch for letter in letters})
+    if len(letters) > most or sources > MOST_SOURCES:
         raise InvalidRequest(
-            f"ids names {len(letters)} dead letters; at most {most} are allowed: make several calls.",
+            f"ids names {len(letters)} dead letters of {sources} batches; at most {most} of "
+            f"{MOST_SOURCES} are allowed: make several calls.",
             param="ids",
         )
     return desk.named(tenant, letters)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lowtide.domain.batches import NewBatch
 from lowtide.domain.dead_letters import (
-    MOST_SOURCES,
     LetterFilter,
     Requeued,
     by_batch,
     in_blocks,
-    of_few_sources,
     requeue_filename,
     requeue_metadata,
 )
-from lowtide.domain.errors import InvalidRequest, LowtideError, NotFound, Unavailable
+from lowtide.domain.errors import LowtideError, NotFound, Unavailable
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import BatchId, FileId
@@ -116,7 +114,7 @@ class Requeuer:
                 unchanged = sum(each.letters for each in earlier)
                 return RequeueOutcome(0, unchanged, 0, tuple(earlier))
         for _ in range(_TRIES):
-            selection = self._select(tenant, request)
+            selection = select(self._desk, tenant, request.wanted, most=self._rules.most)
             letters = by_batch(selection.open)
             sources = self._sources(tenant, letters)
             if request.dry_run or not letters:
@@ -126,17 +124,6 @@ class Requeuer:
             if done is not None:
                 return _outcome(selection, done)
         raise Unavailable("Others are changing the same dead letters: try again.")
-
-    def _select(self, tenant: TenantId, request: RequeueRequest) -> Selection:
-        selection = select(self._desk, tenant, request.wanted, most=self._rules.most)
-        kept = of_few_sources(selection.open, MOST_SOURCES)
-        left = len(selection.open) - len(kept)
-        if left and not isinstance(request.wanted, LetterFilter):
-            raise InvalidRequest(
-                f"ids names dead letters of more than {MOST_SOURCES} batches: make several calls.",
-                param="ids",
-            )
-        return replace(selection, open=tuple(kept), remaining=selection.remaining + left)
 
     def _sources(
         self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterPlace]]

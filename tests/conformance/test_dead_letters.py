@@ -168,7 +168,7 @@ def test_letter(server: Server, died: Died) -> None:
 
 
 @proves(Area.BEYOND, SHOW)
-@pytest.mark.parametrize("letter_id", [UNKNOWN, "odd", "batch_req_" + "f" * 40])
+@pytest.mark.parametrize("letter_id", [UNKNOWN, "batch_req_odd", "batch_req_" + "f" * 40])
 def test_unknown_letter(server: Server, letter_id: str) -> None:
     response = server.http.get(f"{PATH}/{letter_id}")
     assert response.status_code == 404

@@ -28,6 +28,8 @@ SETTINGS = {
     "LOWTIDE_MAX_FILE_BYTES": "1000000",
     "LOWTIDE_SIMULATED_LATENCY": "0.02",
     "LOWTIDE_WORKER_POLL_CAP": "1",
+    "LOWTIDE_SIMULATED_FAILURE_RATE": "0.5",
+    "LOWTIDE_MAX_ATTEMPTS": "1",
 }
 FOLDER = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
@@ -48,7 +50,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    """One run of all phases on a stack that holds a file, its batch and its results."""
+    """One run of all phases on a stack that holds a file, its batch, results and dead letters."""
     folder = tmp_path_factory.mktemp("schemathesis")
     with running(SETTINGS) as stack:
         stack.follow(stack.submit(stack.upload(chat_file(20))))

@@ -330,12 +330,14 @@ def test_bodies_are_bounded_and_json(letters: Letters, what: str) -> None:
         (f"?error_code={'x' * 257}", 400, "error_code"),
         ("/content?which=both", 400, "which"),
         ("/content?state=x", 400, "state"),
-        ("/x", 404, "letter_id"),
+        ("/x", 404, None),
+        ("/requeue", 405, None),
+        ("/batch_req_x", 404, "letter_id"),
         (f"/{ID}", 404, "letter_id"),
         ("/batch_req_" + "0" * 40, 404, "letter_id"),
     ],
 )
-def test_bad_arguments(letters: Letters, path: str, status: int, param: str) -> None:
+def test_bad_arguments(letters: Letters, path: str, status: int, param: str | None) -> None:
     letters.batch(1, (1,))
     answer: Any = letters.api("GET", PATH + path)
     assert (answer.status_code, answer.json["error"]["param"]) == (status, param), answer.text

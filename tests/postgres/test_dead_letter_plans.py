@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,10 @@ from sqlalchemy import text
 
 from lowtide.domain.dead_letters import LetterFilter, LetterState
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
+from lowtide.local.database import engine as admin_engine
+from lowtide.local.secrets import SUPERUSER
 from lowtide.postgres import dead_letters, requeues
+from lowtide.postgres.connections import acting_for
 from lowtide.postgres.dead_letters import matches
 from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
-BATCHES, LINES = 40, 1000
+BATCHES, LINES, STALE_LINES = 40, 1000, 5000
 BIG = {"dead_letters", "requests", "results", "batches"}
 
 
@@ -153,14 +157,51 @@ def test_the_oldest_open_letters_are_read_off_an_index(
 
 @pytest.mark.parametrize("count", [1, 1000])
 def test_named_letters_are_looked_up_by_key(loaded: World, count: int) -> None:
-    batch = _a_batch(loaded)
-    keys = {"batches": [batch] * count, "lines": list(range(1, count + 1))}
-    nodes = plan_nodes(loaded.worker, requeues.NAMED, tenant=DEFAULT_TENANT, **keys)
-    _check(nodes, "dead_letters_pkey", "dead_letters_in_order")
+    keys = {"batch": _a_batch(loaded), "lines": list(range(1, count + 1))}
     ended = {"state": "discarded", "target": None, "actor": "a", "key": None}
-    nodes = plan_nodes(loaded.worker, requeues.END, tenant=DEFAULT_TENANT, **keys, **ended)
-    _check(nodes, "dead_letters_pkey", "dead_letters_in_order")
-    assert "Tid Scan" in {node["Node Type"] for node in nodes}
+    for sql, more in ((requeues.NAMED, {}), (requeues.END, ended)):
+        nodes = plan_nodes(loaded.worker, sql, tenant=DEFAULT_TENANT, **keys, **more)
+        by_key = ("dead_letters_pkey", "dead_letters_in_order", "dead_letters_of_batch")
+        _check(nodes, *by_key, "dead_letters_by_state")
+
+
+@pytest.fixture(params=["never looked", "looked at an empty table"])
+def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
+    """A batch of dead letters that the statistics do not know."""
+    server = database.server
+    admin = admin_engine(server.url(SUPERUSER, server.cluster.password, database.name))
+    batch = "00000000-0000-7000-8000-000000000001"
+    with admin.connect() as connection:
+        for table in sorted(BIG):
+            connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+            if request.param != "never looked":
+                connection.execute(text(f"VACUUM ANALYZE {table}"))
+        for statement in (
+            """INSERT INTO requests SELECT cast(:batch AS uuid), line, :tenant, line * 100, 90,
+                 line::text FROM generate_series(1, :lines) AS line""",
+            """INSERT INTO dead_letters (batch_id, line, tenant_id, attempts)
+               SELECT batch_id, line, tenant_id, 5 FROM requests""",
+        ):
+            values = {"batch": batch, "tenant": DEFAULT_TENANT, "lines": STALE_LINES}
+            connection.execute(text(statement), values)
+    yield database
+    admin.dispose()
+
+
+@pytest.mark.parametrize("role", ["api", "operator"])
+def test_ending_letters_touches_each_a_few_times(stale: Database, role: str) -> None:
+    batch = "00000000-0000-7000-8000-000000000001"
+    values = {"batch": batch, "lines": list(range(1, STALE_LINES + 1)), "tenant": DEFAULT_TENANT}
+    ended = {"state": "discarded", "target": None, "actor": "a", "key": None}
+    for sql, more in ((requeues.NAMED, {}), (requeues.END, ended)):
+        with acting_for(stale.engine(role), DEFAULT_TENANT) as connection:
+            explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}")
+            found = connection.execute(explain, values | more).scalar_one()
+            connection.rollback()
+        plan = (found if isinstance(found, list) else json.loads(found))[0]
+        # Pages, which rows that are compared again and again show in, too.
+        assert plan["Plan"]["Shared Hit Blocks"] < STALE_LINES * 60
+        assert plan["Execution Time"] < STALE_LINES * 0.5
 
 
 def test_a_retry_is_looked_up_by_its_key(loaded: World) -> None:

@@ -23,7 +23,7 @@ from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.dead_letters import PostgresDeadLetters
 from lowtide.postgres.requeues import PostgresRequeues
-from lowtide.services import requeueing
+from lowtide.services import dead_letters
 from lowtide.services.dead_letters import DeadLetters
 from lowtide.services.publishing import Publisher
 from lowtide.services.requeueing import Requeuer, RequeueRequest, RequeueRules
@@ -247,7 +247,7 @@ def test_a_letter_that_ends_meanwhile_is_left_out(desk: Desk) -> None:
     slow = Desk(world, desk.store, desk.sink)
     engine = world.own_engine("api")
     slow.requeuer._desk = PostgresRequeues(engine)
-    with gate(engine, before="UPDATE dead_letters") as stopped:
+    with gate(engine, before="pg_advisory_xact_lock") as stopped:
         call = Running(lambda: slow.requeue(letters))
         stopped.wait()
         desk.letters.discard(DEFAULT_TENANT, letters[:1], actor="other")
@@ -407,14 +407,14 @@ def test_a_line_that_did_not_die_is_no_letter(desk: Desk) -> None:
 def test_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(world, rules=replace(RULES, most=4))
     _, letters = desk.batch(6, range(1, 7))
-    with pytest.raises(InvalidRequest, match="at most 4"):
+    with pytest.raises(InvalidRequest, match="at most 4 "):
         desk.requeue(letters)
     first = desk.requeue(LetterFilter())
     assert (first.changed, first.remaining) == (4, 2)
     assert desk.letters.discard(DEFAULT_TENANT, LetterFilter(), actor="key").changed == 2
-    monkeypatch.setattr(requeueing, "MOST_SOURCES", 2)
+    monkeypatch.setattr(dead_letters, "MOST_SOURCES", 2)
     several = [desk.batch(1, [1])[1][0] for _ in range(3)]
-    with pytest.raises(InvalidRequest, match="more than 2 batches"):
+    with pytest.raises(InvalidRequest, match="of 3 batches"):
         desk.requeue(several)
     outcome = desk.requeue(LetterFilter())
     assert (outcome.changed, outcome.remaining, len(outcome.batches)) == (2, 1, 2)
