@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from docs.generate import DOCS, PAGES
+from lowtide.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN = sorted(
@@ -36,6 +40,20 @@ def test_every_make_target_named_in_the_readme_exists() -> None:
         re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     )
     assert named <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/dead-letters.md"])
+def test_commands_are_ones_that_the_command_takes(page: str) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    shown = [line for block in blocks for line in block.splitlines() if line.startswith("lowtide ")]
+    assert shown
+    for line in shown:
+        command: Any = get_command(app)
+        words = shlex.split(line)[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line
 
 
 def test_each_function_has_its_three_files() -> None:

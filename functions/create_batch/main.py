@@ -1,4 +1,4 @@
-"""`POST /v1/batches`."""
+"""`POST /v1/batches`, and what is done with dead letters."""
 
 from __future__ import annotations
 
