@@ -174,8 +174,7 @@ def forecaster() -> Forecaster:
     from lowtide.postgres.outlook import PostgresOutlook
     from lowtide.services.forecasts import Forecaster
 
-    rates = dict.fromkeys(Pool, read_settings().dedicated_rate)
-    return Forecaster(PostgresOutlook(database(), rates))
+    return Forecaster(PostgresOutlook(database()), prior=read_settings().dedicated_rate)
 
 
 def capacity() -> Capacity:
@@ -290,7 +289,9 @@ def finalizer() -> Finalizer:
 @lru_cache(maxsize=1)
 def scheduler() -> Scheduler:
     """Return the service behind a tick."""
+    from lowtide.postgres.rates import PostgresRates
     from lowtide.postgres.ticks import PostgresTicks
+    from lowtide.postgres.timetable import PostgresTimetable
     from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
 
     settings = read_settings()
@@ -306,7 +307,8 @@ def scheduler() -> Scheduler:
         stalled_after=settings.stalled_after,
     )
     ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
-    return Scheduler(ticks, objects(), publisher(), rules)
+    timetable = PostgresTimetable(database(), new_id=new_id)
+    return Scheduler(ticks, timetable, PostgresRates(database()), objects(), publisher(), rules)
 
 
 def build_worker(pool: Pool) -> Worker:

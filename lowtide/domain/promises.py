@@ -11,32 +11,33 @@ from lowtide.domain.admission import admit
 from lowtide.domain.errors import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
     from lowtide.domain.demand import Capacity, Demand
+    from lowtide.domain.outlook import Outlook
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
-    """Take such a batch and call it at risk, or, when `strict`, refuse it."""
+    """Take such a batch and call it at risk, or, when `strict`, refuse it.
+
+    `capacity` is as configured: what was measured takes its place.
+    """
 
     capacity: Capacity
     strict: bool = False
 
-    def is_at_risk(self, new: Demand, others: Sequence[Demand], now: datetime) -> bool:
-        """Return whether a new batch is at risk from the start.
+    def is_at_risk(self, new: Demand, outlook: Outlook) -> bool:
+        """Return whether a new batch is at risk from the start, beside all open work.
 
         Raises Conflict for one that is, when strict: waiting does not help it, asking for a longer
         window does, and the message names the shortest one that would be held.
         """
-        verdict = admit(new, others, now, self.capacity)
+        verdict = admit(new, outlook.demand, outlook.at, outlook.measured(self.capacity))
         if verdict.held or not self.strict:
             return not verdict.held
         if verdict.earliest is None:
             fix = "this server has no dedicated capacity to promise any: LOWTIDE_ADMISSION=open takes it"
         else:
-            window = math.ceil((verdict.earliest - now) / timedelta(minutes=1))
+            window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))
             fix = (
                 f"the earliest deadline that can be held now is {verdict.earliest:%Y-%m-%d %H:%M:%S} "
                 f"UTC, a window of {window}m"

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from lowtide.domain.demand import Demand
 from lowtide.domain.limits import BatchUse, TenantLimits, check_room
-from lowtide.postgres.outlook import read_demand
+from lowtide.postgres.outlook import read_outlook
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -57,5 +57,4 @@ def admit_batch(
         check_room(limits, BatchUse(used.batches, used.lines), lines)
     if policy is None:
         return False
-    now, others = read_demand(connection)
-    return policy.is_at_risk(Demand(batch.deadline, lines), others, now)
+    return policy.is_at_risk(Demand(batch.deadline, lines), read_outlook(connection))

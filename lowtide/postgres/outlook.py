@@ -1,4 +1,4 @@
-"""The open lines of all tenants, by deadline, and the workers that run: no tenant's own data."""
+"""The open work of all tenants, the workers that run and their rates: no tenant's own data."""
 
 from __future__ import annotations
 
@@ -6,43 +6,47 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.domain.demand import Demand
-from lowtide.domain.estimates import Crew
-from lowtide.domain.outlook import Outlook
+from lowtide.domain.outlook import OpenWork, Outlook
 from lowtide.domain.pools import Pool
+from lowtide.domain.rates import Rate
 from lowtide.postgres.connections import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
     from sqlalchemy import Connection, Engine
 
-_DEMAND = text("""
-SELECT now() AS at, d.deadline, d.lines
-FROM (SELECT 1) AS always LEFT JOIN open_demand() d ON true ORDER BY d.deadline
+_WORK = text("""
+SELECT now() AS at, w.*
+FROM (SELECT 1) AS always LEFT JOIN open_work() w ON w.lines > 0 ORDER BY w.deadline
 """)
 _WORKERS = text("SELECT pool, replicas FROM living_workers()")
+_RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
 
 
-def read_demand(connection: Connection) -> tuple[datetime, tuple[Demand, ...]]:
-    """Return the database's time and the open lines of all tenants, in deadline order."""
-    rows = connection.execute(_DEMAND).all()
-    demand = tuple(Demand(row.deadline, int(row.lines)) for row in rows if row.lines)
-    return rows[0].at, demand
+def read_outlook(connection: Connection) -> Outlook:
+    """Return what lies ahead as the caller's transaction sees it."""
+    rows = connection.execute(_WORK).all()
+    return Outlook(
+        at=rows[0].at,
+        work=tuple(
+            OpenWork(row.deadline, row.model, row.lines, row.ended, row.retried)
+            for row in rows
+            if row.lines is not None
+        ),
+        workers={Pool(row.pool): row.replicas for row in connection.execute(_WORKERS)},
+        rates={
+            (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
+            for row in connection.execute(_RATES)
+        },
+    )
 
 
 class PostgresOutlook:
-    """Port OutlookSource. `rates` are the lines a second of one replica, by pool."""
+    """Port OutlookSource."""
 
-    def __init__(self, engine: Engine, rates: Mapping[Pool, float]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._rates = rates
 
     def look(self) -> Outlook:
-        """Return the open lines of all tenants and the workers that run."""
+        """Return the open work of all tenants, the workers that run and their rates."""
         with begin(self._engine) as connection:
-            at, demand = read_demand(connection)
-            workers = connection.execute(_WORKERS).all()
-        crews = tuple(Crew(row.replicas, self._rates[Pool(row.pool)]) for row in workers)
-        return Outlook(at, demand, crews)
+            return read_outlook(connection)

@@ -19,12 +19,20 @@ _MAX_AGE_SECONDS = 2.0
 
 
 class Forecaster:
-    """Tells when batches will be done. Clients poll: a look at all tenants serves for 2 seconds."""
+    """Tells when batches will be done. Clients poll: a look at all tenants serves for 2 seconds.
+
+    `prior` is the rate of a replica that was never measured, in lines a second.
+    """
 
     def __init__(
-        self, source: OutlookSource, *, timer: Callable[[], float] = time.monotonic
+        self,
+        source: OutlookSource,
+        *,
+        prior: float,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
+        self._prior = prior
         self._timer = timer
         self._seen: tuple[float, Outlook] | None = None
 
@@ -32,7 +40,7 @@ class Forecaster:
         """Return the batch with its eta."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
-        return replace(batch, eta=self._outlook().eta(batch))
+        return replace(batch, eta=self._outlook().eta(batch, self._prior))
 
     def _outlook(self) -> Outlook:
         now = self._timer()

@@ -8,42 +8,67 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.demand import Demand
-from lowtide.domain.estimates import Crew
-from lowtide.domain.outlook import Outlook
+from lowtide.domain.outlook import OpenWork, Outlook
+from lowtide.domain.pools import Pool
+from lowtide.domain.rates import Rate, Sample
 from lowtide.domain.statuses import BatchStatus
 from tests.domain.test_batches import DEADLINE, example
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
 NOW = DEADLINE - timedelta(hours=2)
-ONE_A_SECOND = (Crew(replicas=2, rate=0.25), Crew(replicas=1, rate=0.5))
+PRIOR = 0.5
+TWO_ON_SPOT = {Pool.SPOT: 2}
+BOTH = {Pool.SPOT: 1, Pool.DEDICATED: 1}
 
 
-def _due(hours: float, lines: int) -> Demand:
-    return Demand(NOW + timedelta(hours=hours), lines)
+def _due(hours: float, lines: int, model: str | None = "m", *, retried: int = 0) -> OpenWork:
+    return OpenWork(NOW + timedelta(hours=hours), model, lines, ended=200, retried=retried)
+
+
+def _rate(lines_a_second: float) -> Rate:
+    return Rate().fold([Sample(int(lines_a_second * 1000), 1000.0)])
 
 
 @pytest.mark.parametrize(
-    ("others", "crews", "attempts", "seconds"),
+    ("others", "workers", "rates", "seconds"),
     [
-        pytest.param([], ONE_A_SECOND, 1.0, 60, id="alone"),
-        pytest.param([], ONE_A_SECOND, 2.0, 120, id="every line twice"),
-        pytest.param([_due(1, 30)], ONE_A_SECOND, 1.0, 90, id="behind one"),
-        pytest.param([_due(3, 30)], ONE_A_SECOND, 1.0, 60, id="ahead of one"),
-        pytest.param([], (), 1.0, None, id="no worker"),
+        pytest.param([], TWO_ON_SPOT, {}, 60, id="alone, at the prior"),
+        pytest.param([], BOTH, {}, 60, id="both pools"),
+        pytest.param([_due(1, 30)], TWO_ON_SPOT, {}, 90, id="behind one"),
+        pytest.param([_due(3, 30)], TWO_ON_SPOT, {}, 60, id="ahead of one"),
+        pytest.param([], {}, {}, None, id="no worker"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "m"): _rate(1)}, 30, id="measured"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, ""): _rate(1)}, 30, id="measured, mixed"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "n"): _rate(9)}, 60, id="another model"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.DEDICATED, "m"): _rate(9)}, 60, id="another pool"),
+        pytest.param(
+            [_due(1, 60, "n")],
+            TWO_ON_SPOT,
+            {(Pool.SPOT, "m"): _rate(1), (Pool.SPOT, "n"): _rate(0.5)},
+            90,
+            id="behind a slower model",
+        ),
+        pytest.param([_due(3, 0, retried=400)], TWO_ON_SPOT, {}, 100, id="retries"),
     ],
 )
 def test_eta(
-    others: Sequence[Demand], crews: tuple[Crew, ...], attempts: float, seconds: float | None
+    others: list[OpenWork],
+    workers: Mapping[Pool, int],
+    rates: Mapping[tuple[Pool, str], Rate],
+    seconds: float | None,
 ) -> None:
     running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
-    outlook = Outlook(NOW, (*others, _due(2, 60)), crews, attempts)
-    wanted = None if seconds is None else NOW + timedelta(seconds=seconds)
-    assert outlook.eta(running) == wanted
+    eta = Outlook(NOW, (*others, _due(2, 60)), workers, rates).eta(running, PRIOR)
+    if seconds is None:
+        assert eta is None
+    else:
+        assert eta is not None
+        assert (eta - NOW).total_seconds() == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("status", set(BatchStatus) - {BatchStatus.IN_PROGRESS})
 def test_only_a_batch_in_progress_has_one(status: BatchStatus) -> None:
-    assert Outlook(NOW, (), ONE_A_SECOND).eta(replace(example(status), total=10)) is None
+    outlook = Outlook(NOW, (), TWO_ON_SPOT)
+    assert outlook.eta(replace(example(status), total=10), PRIOR) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -16,6 +15,7 @@ from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.domain.pools import Pool
 from lowtide.domain.promises import AdmissionPolicy
+from lowtide.domain.rates import Rate
 from lowtide.domain.statuses import SlaState
 from lowtide.postgres.outlook import PostgresOutlook
 from lowtide.wiring import new_id
@@ -100,19 +100,25 @@ def test_the_outlook_counts_open_lines_by_deadline(world: World) -> None:
     world.expire_lease(gone)
     claims = world.queue.claim(lease, Pool.SPOT, 3)
     world.queue.settle(lease, [done(claim) for claim in claims], [])
-    outlook = PostgresOutlook(world.api, {Pool.SPOT: 0.5, Pool.DEDICATED: 2.0}).look()
-    assert [demand.lines for demand in outlook.demand] == [7, 70]
-    assert outlook.demand[1].deadline == waiting.deadline
-    assert [(crew.replicas, crew.rate) for crew in outlook.crews] == [(1, 0.5)]
+    world.run(
+        "INSERT INTO service_rates (pool, model, seconds, lines, squares, weights) "
+        "VALUES ('spot', 'm', 100, 50, 25, 10000)"
+    )
+    outlook = PostgresOutlook(world.api).look()
+    assert [(work.model, work.lines, work.ended) for work in outlook.work] == [
+        ("m", 7, 3),
+        (None, 70, 0),
+    ]
+    assert outlook.work[1].deadline == waiting.deadline
+    assert outlook.workers == {Pool.SPOT: 1}
+    assert outlook.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
     batch = world.batches.get(other, running)
-    assert outlook.eta(batch) == outlook.at + timedelta(seconds=14)
-    later = replace(batch, deadline=waiting.deadline + timedelta(seconds=1))
-    assert outlook.eta(later) == outlook.at + timedelta(seconds=2 * (7 + 70 + 7))
+    assert outlook.eta(batch, prior=0.5) == outlook.at + timedelta(seconds=14)
 
 
 def test_an_empty_outlook(world: World) -> None:
-    outlook = PostgresOutlook(world.api, {}).look()
-    assert (outlook.demand, outlook.crews) == ((), ())
+    outlook = PostgresOutlook(world.api).look()
+    assert (outlook.work, outlook.workers, outlook.rates) == ((), {}, {})
     assert abs(outlook.at - datetime.now(UTC)) < timedelta(seconds=30)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from lowtide.domain.demand import Demand
-from lowtide.domain.estimates import Crew
-from lowtide.domain.outlook import Outlook
+from lowtide.domain.outlook import OpenWork, Outlook
+from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from lowtide.services.forecasts import Forecaster
 from tests.domain.test_batches import DEADLINE, EARLY, example
@@ -18,13 +17,13 @@ class _Source:
 
     def look(self) -> Outlook:
         self.looks += 1
-        return Outlook(EARLY, (Demand(DEADLINE, 10),), (Crew(self.looks, 1.0),))
+        return Outlook(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: self.looks})
 
 
 def test_a_look_serves_for_a_while() -> None:
     source = _Source()
     now = [100.0]
-    forecaster = Forecaster(source, timer=lambda: now[0])
+    forecaster = Forecaster(source, prior=1.0, timer=lambda: now[0])
     running = replace(example(BatchStatus.IN_PROGRESS), total=10)
     assert forecaster.with_eta(running).eta == EARLY + timedelta(seconds=10)
     now[0] += 1.9
@@ -37,5 +36,5 @@ def test_a_look_serves_for_a_while() -> None:
 def test_nobody_looks_for_a_batch_that_is_over() -> None:
     source = _Source()
     over = example(BatchStatus.COMPLETED)
-    assert Forecaster(source).with_eta(over) is over
+    assert Forecaster(source, prior=1.0).with_eta(over) is over
     assert source.looks == 0

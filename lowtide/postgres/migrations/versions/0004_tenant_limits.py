@@ -128,23 +128,27 @@ CREATE POLICY owner ON batches FOR SELECT TO CURRENT_USER USING (true);
 CREATE POLICY owner ON tallies FOR SELECT TO CURRENT_USER USING (true);
 CREATE POLICY owner ON files FOR SELECT TO CURRENT_USER USING (true);
 
-CREATE FUNCTION open_demand() RETURNS TABLE (deadline timestamptz, lines bigint)
+CREATE FUNCTION open_work() RETURNS TABLE (
+  deadline timestamptz, model text, lines bigint, ended bigint, retried bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-  SELECT b.deadline, sum(greatest(0,
-    CASE WHEN b.status = 'validating' THEN coalesce(f.lines, 0) ELSE b.total - t.ended END))
+  SELECT b.deadline, b.model, sum(greatest(0,
+      CASE WHEN b.status = 'validating'
+        THEN coalesce((SELECT f.lines FROM files f WHERE f.id = b.input_file_id), 0)
+        ELSE b.total - t.ended END)),
+    sum(t.ended)::bigint, sum(t.retried)::bigint
   FROM batches b
-  LEFT JOIN files f ON b.status = 'validating' AND f.id = b.input_file_id
   CROSS JOIN LATERAL (
-    SELECT coalesce(sum(completed + failed), 0) AS ended FROM tallies WHERE batch_id = b.id) t
+    SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
+    FROM tallies WHERE batch_id = b.id) t
   WHERE b.status IN ('validating', 'in_progress') AND b.drained_at IS NULL AND NOT b.expiring
-  GROUP BY b.deadline ORDER BY b.deadline
+  GROUP BY b.deadline, b.model
 $$;
 CREATE FUNCTION living_workers() RETURNS TABLE (pool text, replicas bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
   SELECT w.pool, count(*) FROM workers w WHERE w.expires_at > now() GROUP BY w.pool
 $$;
-REVOKE ALL ON FUNCTION open_demand(), living_workers() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION open_demand(), living_workers() TO lowtide_api, lowtide_operator;
+REVOKE ALL ON FUNCTION open_work(), living_workers() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION open_work(), living_workers() TO lowtide_api, lowtide_operator;
 """
 
 
