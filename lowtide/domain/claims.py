@@ -13,23 +13,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One line, held under a lease. `start` and `length` locate it in the input object."""
+    """One line, held under a lease. `start` and `length` locate it in the input object.
+
+    `waited` is the seconds since it was first queued.
+    """
 
     batch: BatchId
-    line: int
     endpoint: str
     input_key: str
+    line: int
     start: int
     length: int
     attempts: int
     interruptions: int
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A line that ended for good, in success or failure.
 
-    `attempts` counts every try; `dead_letter` sets a failure aside for an operator.
+    `attempts` counts every try; `dead_letter` sets a failure aside for an operator;
+    `replica_seconds` is the line's part of its worker's time.
     """
 
     batch: BatchId
@@ -43,6 +48,7 @@ class Finished:
     error_code: str | None = None
     error_message: str | None = None
     dead_letter: bool = False
+    replica_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,18 @@ class Returned:
     delay: float = 0.0
     failed: bool = False
     interrupted: bool = False
+    replica_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What a settlement changed; lines missing from the counts were no longer this lease's.
 
-    `drained` are the batches whose last line this ended; their events are in the outbox.
+    `in_time` of the finished ended before their deadline. `drained` are the batches whose last line
+    this ended; their events are in the outbox.
     """
 
     finished: int
+    in_time: int
     returned: int
     drained: tuple[Event, ...]

@@ -37,10 +37,6 @@ class Queue(Protocol):
         """Leave; lines still held go back to the queue."""
         ...
 
-    def ready(self) -> None:
-        """Raise when the database does not answer."""
-        ...
-
 
 class WorkerMeter(Protocol):
     """What a worker counts."""

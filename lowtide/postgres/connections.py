@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from lowtide.domain.errors import Unavailable
+from lowtide.postgres.prepared import PreparingConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,8 @@ _SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 
 # Classes of SQLSTATE after which the same transaction may succeed: lost connections, serialization
 # failures and deadlocks, a transaction ended for doing nothing, exhausted resources, a server that
-# starts or stops.
-_TRANSIENT_CLASSES = ("08", "25P03", "40", "53", "55", "57", "58")
+# starts or stops, a prepared statement that a migration made stale.
+_TRANSIENT_CLASSES = ("08", "0A000", "25P03", "26000", "40", "53", "55", "57", "58")
 
 # The queue goes from empty to a million rows between two looks of autovacuum. Taken for small, it
 # would be sorted whole at every claim; this way rows come in an index's order wherever one has it.
@@ -41,18 +42,34 @@ def connect(
     process that freezes in one would keep its locks for ever, and nobody could take its lines over.
     """
     waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
-    return create_engine(
+    engine = create_engine(
         make_url(url).set(drivername="postgresql+pg8000"),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout,
-        pool_pre_ping=True,
         connect_args={
             "timeout": timeout,
             "application_name": application,
             "startup_params": _PLANNER | waits,
         },
     )
+    event.listen(engine, "do_connect", _open)
+    event.listen(engine, "checkout", _reject_closed)
+    return engine
+
+
+def _open(_dialect: Any, _record: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return PreparingConnection(*args, **options)
+
+
+def _reject_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the pool open another connection where the server closed this one.
+
+    An idle connection has nothing to read, unless it was closed. Asking the kernel spares the round
+    trip of a ping.
+    """
+    if connection.is_closed():
+        raise DisconnectionError
 
 
 @contextmanager

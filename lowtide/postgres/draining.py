@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import msgspec
 from sqlalchemy import text
 
 from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
 from lowtide.postgres.outbox import add_event
+from lowtide.postgres.prepared import hot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection
 
-_NOTHING_QUEUED = text("""
-SELECT id FROM unnest(cast(:batches AS uuid[])) AS id
-WHERE NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id) ORDER BY id
-""")
+# A look behind the caller's mark first, where it knows one: the whole batch's index entries may
+# still be there, dead, and to find nothing among them takes long. Scalar subqueries, as EXISTS would
+# lose its ORDER BY, and with it the index.
+NOTHING_QUEUED = """
+SELECT b.id FROM json_to_recordset(cast(:batches AS json)) AS b (
+  id uuid, pool text, at timestamptz, line integer)
+WHERE CASE WHEN (
+    SELECT q.line FROM queue q WHERE q.pool = b.pool AND q.batch_id = b.id
+      AND (q.available_at, q.line) > (b.at, b.line)
+    ORDER BY q.available_at, q.line LIMIT 1) IS NOT NULL THEN false
+  ELSE (SELECT q.line FROM queue q WHERE q.batch_id = b.id ORDER BY q.line LIMIT 1) IS NULL END
+ORDER BY b.id
+"""
+_NOTHING_QUEUED = hot(NOTHING_QUEUED)
 _LOCK = text("SELECT id FROM batches WHERE id = ANY(:batches) ORDER BY id FOR NO KEY UPDATE")
 _DRAIN = text("""
 UPDATE batches b SET drained_at = now(), nudged_at = now(),
@@ -32,18 +47,35 @@ RETURNING id, tenant_id
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the queue of one pool: a line, and when it became available."""
+
+    pool: str
+    at: datetime
+    line: int
+
+
 def note_drained(
-    connection: Connection, batches: Sequence[BatchId], new_id: Callable[[], UUID]
+    connection: Connection,
+    batches: Sequence[BatchId],
+    new_id: Callable[[], UUID],
+    marks: Mapping[UUID, Mark] = MappingProxyType({}),
 ) -> tuple[Event, ...]:
     """Move batches that ended their last line on, and record their `batch.drained` events.
 
     Two workers may end the last two lines at the same time, each still seeing the other's. Hence
     the lock: whoever comes second looks again with a snapshot taken after the first committed.
     Only batches with nothing queued take it, so that running batches stay free of a shared lock.
+    `marks` tells behind which place a batch's next line would be, where the caller knows.
     """
     if not batches:
         return ()
-    candidates = connection.execute(_NOTHING_QUEUED, {"batches": list(batches)}).scalars().all()
+    places = [
+        {"id": batch, **(asdict(marks[batch]) if batch in marks else {})} for batch in batches
+    ]
+    parameters = {"batches": msgspec.json.encode(places).decode()}
+    candidates = connection.execute(_NOTHING_QUEUED, parameters).scalars().all()
     if not candidates:
         return ()
     connection.execute(_LOCK, {"batches": candidates})

@@ -1,4 +1,4 @@
-"""The queue: claim, settle and give back lines, fenced by leases.
+"""The queue: open leases, settle and give back lines, fenced by leases.
 
 Lock order, so that no two operations wait for each other: claims before batches before outbox. What
 takes a batch first (cancel, expire) skips claims that somebody else holds.
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import text
 
-from lowtide.domain.claims import Claim, Settled
+from lowtide.domain.claims import Settled
 from lowtide.domain.ids import BatchId, LeaseId
+from lowtide.postgres.claiming import Claiming
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
+from lowtide.postgres.prepared import hot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from lowtide.domain.claims import Finished, Returned
+    from lowtide.domain.claims import Claim, Finished, Returned
     from lowtide.domain.pools import Pool
 
 _OPEN = text("""
@@ -35,85 +37,75 @@ WHERE id = :lease
 """)
 _CLOSE = text("DELETE FROM workers WHERE id = :lease")
 
-# KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
-# once it was. Whatever the planner's estimates, the ARRAY form keeps the plan a Tid Scan, and OFFSET 0
-# keeps the join a look-up of each line by key.
-CLAIM = """
-WITH lease AS MATERIALIZED (
-  SELECT id FROM workers WHERE id = :lease FOR KEY SHARE
-), taken AS (
-  DELETE FROM queue WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM queue
-    WHERE pool = :pool AND available_at <= now() AND EXISTS (SELECT 1 FROM lease)
-    ORDER BY deadline, batch_id, line
-    LIMIT :lines FOR UPDATE SKIP LOCKED))
-  RETURNING *
-), held AS (
-  INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
-    interruptions, lost_leases, escalated, pool)
-  SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
-    lost_leases, escalated, pool FROM taken
-)
-SELECT t.batch_id, t.line, t.attempts, t.interruptions, r.start, r.length, b.endpoint, b.input_key
-FROM taken t
-JOIN batches b ON b.id = t.batch_id
-CROSS JOIN LATERAL (
-  SELECT start, length FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
-ORDER BY t.deadline, t.batch_id, t.line
-"""
-_CLAIM = text(CLAIM)
-
-_FINISH = text("""
-WITH given AS (
+# Each line of these is looked up by key (LATERAL, OFFSET 0): the statistics know little of a table
+# that fills and empties all the time, and a plain join may read all of it, dead rows included.
+FINISH = """
+WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch uuid, line integer, succeeded boolean, attempts smallint, input_tokens integer,
-    output_tokens integer, status_code smallint, request_id text, body text, error_code text,
-    error_message text, dead_letter boolean)
+    output_tokens integer, replica_seconds double precision, status_code smallint, request_id text,
+    body text, error_code text, error_message text, dead_letter boolean)
 ), mine AS (
-  DELETE FROM claims c USING given g
-  WHERE c.batch_id = g.batch AND c.line = g.line AND c.lease_id = :lease
-  RETURNING c.batch_id, c.line, c.tenant_id, c.pool, c.claimed_at, c.interruptions, c.escalated,
-    g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.status_code, g.request_id, g.body,
-    g.error_code, g.error_message, g.dead_letter
+  DELETE FROM claims WHERE ctid = ANY(ARRAY(
+    SELECT c.ctid FROM given g CROSS JOIN LATERAL (
+      SELECT ctid FROM claims
+      WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
+  RETURNING batch_id, line, tenant_id, pool, claimed_at, deadline, interruptions, escalated
+), ended AS MATERIALIZED (
+  SELECT m.batch_id, m.line, m.tenant_id, m.pool, m.claimed_at, m.deadline, m.interruptions,
+    m.escalated, g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.replica_seconds,
+    g.status_code, g.request_id, g.body, g.error_code, g.error_message, g.dead_letter
+  FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
 ), stored AS (
   INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
     output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
     request_id, body, error_code, error_message)
   SELECT batch_id, tenant_id, :lease, claimed_at, now(), line, input_tokens, output_tokens,
     status_code, attempts, interruptions, succeeded, escalated, dead_letter, pool, request_id, body,
-    error_code, error_message FROM mine
+    error_code, error_message FROM ended
 ), buried AS (
   INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_code, error_message)
-  SELECT batch_id, line, tenant_id, attempts, error_code, error_message FROM mine WHERE dead_letter
+  SELECT batch_id, line, tenant_id, attempts, error_code, error_message
+  FROM ended WHERE dead_letter
 ), noted AS (
   INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
   SELECT tenant_id, batch_id, line, 'dead_lettered', pool, :lease,
-    coalesce(error_message, 'HTTP ' || status_code) FROM mine WHERE dead_letter
+    coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
 ), tallied AS (
   INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, input_tokens,
-    output_tokens)
+    output_tokens, replica_seconds)
   SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
-    count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens)
-  FROM mine GROUP BY batch_id, pool, tenant_id
+    count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens),
+    sum(replica_seconds)
+  FROM ended GROUP BY batch_id, pool, tenant_id
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
     input_tokens = t.input_tokens + excluded.input_tokens,
-    output_tokens = t.output_tokens + excluded.output_tokens
+    output_tokens = t.output_tokens + excluded.output_tokens,
+    replica_seconds = t.replica_seconds + excluded.replica_seconds
 )
-SELECT batch_id, count(*) AS lines FROM mine GROUP BY batch_id
-""")
+SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE now() <= deadline) AS in_time
+FROM ended GROUP BY batch_id
+"""
+_FINISH = hot(FINISH)
 
-_TAKE_BACK = text("""
-WITH given AS (
+TAKE_BACK = """
+WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch uuid, line integer, reason text, delay double precision, failed boolean,
-    interrupted boolean)
+    interrupted boolean, replica_seconds double precision)
+), mine AS (
+  DELETE FROM claims WHERE ctid = ANY(ARRAY(
+    SELECT c.ctid FROM given g CROSS JOIN LATERAL (
+      SELECT ctid FROM claims
+      WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
+  RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+    escalated, pool
 )
-DELETE FROM claims c USING given g
-WHERE c.batch_id = g.batch AND c.line = g.line AND c.lease_id = :lease
-RETURNING c.batch_id, c.tenant_id, c.lease_id, c.deadline, c.queued_at, c.line, c.attempts,
-  c.interruptions, 0 AS lost_leases, c.escalated, c.pool, g.reason, g.delay, g.failed, g.interrupted
-""")
+SELECT m.*, 0 AS lost_leases, g.reason, g.delay, g.failed, g.interrupted, g.replica_seconds
+FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
+"""
+_TAKE_BACK = hot(TAKE_BACK)
 _TAKE_BACK_ALL = text("""
 DELETE FROM claims WHERE lease_id = :lease
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
@@ -123,17 +115,17 @@ RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, in
 
 # SHARE on the batch: either cancelling waits and then drops what is queued here, or it came first
 # and the line is not queued again.
-_LOCK_OPEN = text("""
+_LOCK_OPEN = hot("""
 SELECT id FROM batches WHERE id = ANY(:batches) AND status = 'in_progress' AND drained_at IS NULL AND NOT expiring
 ORDER BY id FOR SHARE
 """)
-_REQUEUE = text("""
+_REQUEUE = hot("""
 WITH given AS (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch_id uuid, tenant_id uuid, lease_id uuid, deadline timestamptz, queued_at timestamptz,
     line integer, attempts smallint, interruptions smallint, lost_leases smallint,
     escalated boolean, pool text, reason text, delay double precision, failed boolean,
-    interrupted boolean)
+    interrupted boolean, replica_seconds double precision)
 ), queued AS (
   INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
     interruptions, lost_leases, escalated, pool)
@@ -146,12 +138,14 @@ WITH given AS (
   SELECT tenant_id, batch_id, line, CASE WHEN failed THEN 'retried' ELSE 'interrupted' END, pool,
     lease_id, reason FROM given WHERE failed OR interrupted
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried,
+  replica_seconds)
 SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
-  count(*) FILTER (WHERE failed)
+  count(*) FILTER (WHERE failed), coalesce(sum(replica_seconds), 0)
 FROM given WHERE failed OR interrupted GROUP BY batch_id, pool, lease_id, tenant_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
-  interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
+  interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried,
+  replica_seconds = t.replica_seconds + excluded.replica_seconds
 """)
 
 _encode = msgspec.json.Encoder().encode
@@ -166,6 +160,7 @@ class PostgresQueue:
         self._engine = engine
         self._new_id = new_id
         self._lease_duration = lease_duration
+        self._claiming: dict[LeaseId, Claiming] = {}
 
     def open_lease(self, pool: Pool, worker: str) -> LeaseId:
         """Register a worker."""
@@ -186,62 +181,51 @@ class PostgresQueue:
         """Extend the lease; False when it was given away, with all its lines."""
         with begin(self._engine) as connection:
             parameters = {"lease": lease, "duration": self._lease_duration}
-            return connection.execute(_RENEW, parameters).rowcount == 1
+            renewed = connection.execute(_RENEW, parameters).rowcount == 1
+        if not renewed:
+            self._claiming.pop(lease, None)
+        return renewed
 
     def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
         """Take up to `lines` of the most urgent lines; none when the lease is gone."""
-        with begin(self._engine) as connection:
-            rows = connection.execute(
-                _CLAIM, {"lease": lease, "pool": pool.value, "lines": lines}
-            ).all()
-        return [
-            Claim(
-                batch=BatchId(row.batch_id),
-                line=row.line,
-                endpoint=row.endpoint,
-                input_key=row.input_key,
-                start=row.start,
-                length=row.length,
-                attempts=row.attempts,
-                interruptions=row.interruptions,
-            )
-            for row in rows
-        ]
+        if lease not in self._claiming:
+            self._claiming[lease] = Claiming(self._engine, pool)
+        return self._claiming[lease].claim(lease, lines)
 
     def settle(
         self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
     ) -> Settled:
         """End or give back lines in one transaction; lines that are not the lease's are skipped."""
         with begin(self._engine) as connection:
-            touched: dict[BatchId, int] = {}
-            if finished:
-                touched = _finish(connection, lease, finished)
+            ended = _finish(connection, lease, finished) if finished else ()
+            touched = {BatchId(row.batch_id): None for row in ended}
             given_back = 0
             if returned:
                 rows = connection.execute(
                     _TAKE_BACK, {"lease": lease, "rows": _encode(returned).decode()}
                 ).all()
                 given_back = len(rows)
-                touched = dict.fromkeys(requeue(connection, rows), 0) | touched
-            drained = note_drained(connection, list(touched), self._new_id)
-        return Settled(sum(touched.values()), given_back, drained)
+                touched |= dict.fromkeys(requeue(connection, rows))
+            claiming = self._claiming.get(lease)
+            marks = claiming.marks if claiming else {}
+            drained = note_drained(connection, list(touched), self._new_id, marks)
+        return Settled(
+            finished=sum(row.lines for row in ended),
+            in_time=sum(row.in_time for row in ended),
+            returned=given_back,
+            drained=drained,
+        )
 
     def close_lease(self, lease: LeaseId) -> None:
         """Leave; lines still held go back to the queue."""
+        self._claiming.pop(lease, None)
         with begin(self._engine) as connection:
             connection.execute(_CLOSE, {"lease": lease})
             rows = connection.execute(_TAKE_BACK_ALL, {"lease": lease}).all()
             note_drained(connection, requeue(connection, rows), self._new_id)
 
-    def ready(self) -> None:
-        """Raise when the database does not answer."""
-        with self._engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
 
-
-def _finish(
-    connection: Connection, lease: LeaseId, finished: Sequence[Finished]
-) -> dict[BatchId, int]:
+def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
     rows = [
         {
             "batch": line.batch,
@@ -250,6 +234,7 @@ def _finish(
             "attempts": line.attempts,
             "input_tokens": line.usage.input_tokens,
             "output_tokens": line.usage.output_tokens,
+            "replica_seconds": line.replica_seconds,
             "status_code": line.status_code,
             "request_id": line.request_id,
             "body": line.body,
@@ -259,8 +244,8 @@ def _finish(
         }
         for line in finished
     ]
-    touched = connection.execute(_FINISH, {"lease": lease, "rows": _encode(rows).decode()})
-    return {BatchId(row.batch_id): row.lines for row in touched}
+    parameters = {"lease": lease, "rows": _encode(rows).decode()}
+    return connection.execute(_FINISH, parameters).all()
 
 
 def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:

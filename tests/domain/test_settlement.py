@@ -21,7 +21,7 @@ POLICY = RetryPolicy(max_attempts=3, base=1.0, cap=8.0)
 
 
 def _settle(outcome: Outcome, attempts: int) -> Finished | Returned:
-    claim = Claim(BATCH, 4, "/v1/embeddings", "files/x", 0, 10, attempts, 0)
+    claim = Claim(BATCH, "/v1/embeddings", "files/x", 4, 0, 10, attempts, 0)
     return settle_line(claim, outcome, POLICY, Random(1))  # noqa: S311
 
 

@@ -189,7 +189,7 @@ def test_what_is_being_settled_is_left_to_the_settler(world: World, end: str) ->
     batch = world.batch(3, due_in=-1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
-    with gate(slow, before="FROM unnest(cast(") as held:
+    with gate(slow, before="WHERE CASE WHEN") as held:
         settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(claim)], []))
         held.wait()
         ENDS[end](world, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import yaml
 from sqlalchemy import text
 
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
-from lowtide.postgres import batches, draining, files, finals, queue, ticks
+from lowtide.postgres import batches, claiming, draining, files, finals, moves, queue
 from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
 from tests.postgres.worlds import World
@@ -72,6 +73,17 @@ def loaded(shared_database: Database) -> Iterator[World]:
         )
 
 
+def _under(nodes: list[dict[str, Any]], kind: str) -> set[str]:
+    """Return the kinds of all nodes below those of one kind."""
+    pending = [child for node in nodes if node["Node Type"] == kind for child in node["Plans"]]
+    found = set()
+    while pending:
+        node = pending.pop()
+        found.add(node["Node Type"])
+        pending += node.get("Plans", [])
+    return found
+
+
 def _kinds(nodes: list[dict[str, Any]]) -> set[str]:
     return {node["Node Type"] for node in nodes}
 
@@ -89,39 +101,66 @@ def _a_batch(world: World) -> BatchId:
 
 
 @pytest.mark.parametrize("lines", [1, 50, 200])
-def test_a_claim_walks_its_index(loaded: World, lines: int) -> None:
-    nodes = plan_nodes(loaded.worker, queue.CLAIM, lease=new_id(), pool="spot", lines=lines)
+@pytest.mark.parametrize("tenants", [1, 3])
+def test_a_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
+    lanes = [
+        {"batch": str(row.batch_id), "at": "-infinity", "line": 0}
+        for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
+    ]
+    shares = json.dumps([{"lines": lines, "lanes": lanes[n::tenants]} for n in range(tenants)])
+    nodes = plan_nodes(loaded.worker, claiming.TAKE, lease=new_id(), pool="spot", shares=shares)
     assert _scanned(nodes) == set()
     assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
-    # The only sort is of the few lines that were taken, for their order in the answer.
-    sorts = [node for node in nodes if node["Node Type"] in {"Sort", "Incremental Sort"}]
-    assert all("Parent Relationship" not in node for node in sorts)
     of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert {node["Node Type"] for node in of_queue} <= {
-        "Index Scan",
-        "Index Only Scan",
-        "Tid Scan",
-        "ModifyTable",
-    }
     assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {"queue_claim"}
+    (walk,) = [node for node in of_queue if "Index Name" in node]
+    # From the mark on, and no further than to what is available.
+    assert all(part in walk["Index Cond"] for part in ("pool", "batch_id", "ROW(", "<="))
+    # No sort of the lines that wait: the only ones are of the few that were taken.
+    assert "Sort" not in _under(nodes, "LockRows")
+
+
+def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100)
+    assert _scanned(nodes) == set()
+    assert "queue_claim" in _indexes(nodes)
+    assert "Sort" not in _kinds(nodes)
+
+
+@pytest.mark.parametrize("statement", [queue.FINISH, queue.TAKE_BACK])
+def test_settling_looks_each_line_up(loaded: World, statement: str) -> None:
+    nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]")
+    assert _scanned(nodes) == set()
+    assert "claims_pkey" in _indexes(nodes)
 
 
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    nodes = plan_nodes(loaded.worker, ticks.ESCALATE, batch=_a_batch(loaded), lines=lines)
+    parameters = {"batch": _a_batch(loaded), "lines": lines, "ready": True}
+    nodes = plan_nodes(loaded.worker, moves.ESCALATE, **parameters)
     assert _scanned(nodes) == set()
-    assert "Sort" not in _kinds(nodes)
-    assert "queue_pkey" in _indexes(nodes)
+    assert "Sort" not in _under(nodes, "LockRows")
+    assert "queue_claim" in _indexes(nodes)
+
+
+@pytest.mark.parametrize("lines", [10, 2000])
+def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
+    nodes = plan_nodes(loaded.worker, moves.GIVE_BACK, batch=_a_batch(loaded), lines=lines)
+    assert _scanned(nodes) <= {"tallies"}
+    assert "Sort" not in _under(nodes, "LockRows")
+    assert "queue_claim" in _indexes(nodes)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, count: int) -> None:
     ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
     ids[0] = _a_batch(loaded)
-    nodes = plan_nodes(loaded.worker, str(draining._NOTHING_QUEUED), batches=ids)
+    places = json.dumps([{"id": str(id_), "pool": "spot", "at": None, "line": 0} for id_ in ids])
+    nodes = plan_nodes(loaded.worker, draining.NOTHING_QUEUED, batches=places)
     assert _scanned(nodes) == set()
-    (look,) = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert "batch_id" in look["Index Cond"]
+    looks = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert len(looks) == 2
+    assert all("batch_id" in look["Index Cond"] for look in looks)
     nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
     assert _scanned(nodes) == set()
 

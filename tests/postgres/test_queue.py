@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from lowtide.domain.ids import LeaseId
 from lowtide.domain.outcomes import Usage
 from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
-from tests.postgres.worlds import World, done, numbers, together
+from tests.postgres.worlds import PATIENCE, World, done, numbers, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +41,11 @@ def test_a_claim_tells_what_to_run(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     row = world.row(batch)
-    assert world.queue.claim(lease, Pool.SPOT, 5) == [
-        Claim(batch, line, "/v1/embeddings", row.input_key, line * 100, 90, 0, 0) for line in (1, 2)
+    claims = world.queue.claim(lease, Pool.SPOT, 5)
+    assert [replace(claim, waited=0.0) for claim in claims] == [
+        Claim(batch, "/v1/embeddings", row.input_key, line, line * 100, 90, 0, 0) for line in (1, 2)
     ]
+    assert all(0 < claim.waited < PATIENCE for claim in claims)
     assert world.lines("queue", batch) == []
     assert world.lines("claims", batch) == [1, 2]
     assert world.queue.claim(lease, Pool.SPOT, 5) == []
@@ -334,7 +337,3 @@ def test_lines_of_an_ending_batch_are_not_queued_again(
     assert row.status == (
         BatchStatus.CANCELLING if ending == "cancelled" else BatchStatus.IN_PROGRESS
     )
-
-
-def test_ready_asks_the_database(world: World) -> None:
-    world.queue.ready()

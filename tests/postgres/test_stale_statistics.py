@@ -14,8 +14,9 @@ from sqlalchemy import text
 
 from lowtide.local.database import engine
 from lowtide.local.secrets import SUPERUSER
+from lowtide.postgres.claiming import LANES, TAKE
 from lowtide.postgres.finals import LINES
-from lowtide.postgres.queue import CLAIM
+from lowtide.postgres.queue import FINISH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,9 +91,33 @@ def _rows(node: dict[str, Any]) -> int:
     return int(own) + sum(map(_rows, plan.get("Plans", ())))
 
 
-def test_a_claim_reads_little_more_than_it_takes(stale: Database) -> None:
-    touched = rows_touched(stale, CLAIM, lease=LEASE, pool="spot", lines=50)
-    assert touched < 50 * 20
+def take(lines: int, line: int = 0) -> dict[str, object]:
+    """Return the parameters of a claim of `lines` lines behind `line`."""
+    at = "-infinity" if not line else "2020-01-01"
+    lanes = [{"batch": NEW, "at": at, "line": line}]
+    shares = json.dumps([{"lines": lines, "lanes": lanes}])
+    return {"lease": LEASE, "pool": "spot", "shares": shares}
+
+
+def test_looking_for_batches_reads_little_of_each(stale: Database) -> None:
+    assert rows_touched(stale, LANES, pool="spot", most=100) < 100
+
+
+@pytest.mark.parametrize("line", [0, 3000])
+def test_a_claim_reads_little_more_than_it_takes(stale: Database, line: int) -> None:
+    assert rows_touched(stale, TAKE, **take(50, line)) < 50 * 20
+
+
+def test_settling_reads_little_more_than_it_settles(stale: Database) -> None:
+    with stale.engine("worker").begin() as connection:
+        connection.execute(text("DELETE FROM results"))
+        connection.execute(text(TAKE), take(2000))
+    rows = [
+        {"batch": NEW, "line": line, "succeeded": True, "attempts": 1, "input_tokens": 1,
+         "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False}
+        for line in range(1, 51)
+    ]  # fmt: skip
+    assert rows_touched(stale, FINISH, lease=LEASE, rows=json.dumps(rows)) < 50 * 30
 
 
 def test_a_page_of_results_reads_each_line_once(stale: Database) -> None:

@@ -1,4 +1,4 @@
-"""What a claim walks: lines of one batch and pool in the order they were queued."""
+"""What a claim walks: the lines of one batch in one pool, in the order they became available."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ revision = "0002"
 down_revision = "0001"
 
 CHANGES = """
-SELECT 1;
+DROP INDEX queue_claim;
+CREATE INDEX queue_claim ON queue (pool, batch_id, available_at, line);
+DROP INDEX claims_of_pool;
+CREATE INDEX claims_of_pool ON claims (pool, tenant_id);
+CREATE INDEX batches_of_tenant ON batches (tenant_id, deadline)
+  WHERE status = 'in_progress' AND drained_at IS NULL AND NOT expiring;
 """
 
 

@@ -1,0 +1,221 @@
+"""Taking lines out of the queue: which batches wait, and a set of their lines in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.domain.claims import Claim
+from lowtide.domain.fairness import FairShare, Lane, without
+from lowtide.domain.ids import BatchId, TenantId
+from lowtide.postgres.connections import begin
+from lowtide.postgres.draining import Mark
+from lowtide.postgres.prepared import hot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.fairness import Share
+    from lowtide.domain.ids import LeaseId
+    from lowtide.domain.pools import Pool
+
+LANES = """
+SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in
+FROM tenants t CROSS JOIN LATERAL (
+  SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b
+  CROSS JOIN LATERAL (
+    SELECT FROM queue q
+    WHERE q.pool = :pool AND q.batch_id = b.id AND q.available_at <= statement_timestamp()
+    ORDER BY q.available_at LIMIT 1) waiting
+  WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+  ORDER BY b.deadline LIMIT :most) b
+"""
+_LANES = hot(LANES)
+LANES_A_TENANT = 100
+
+# KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
+# once it was. A tenant's share comes out of its lanes one after the other, each from its mark on.
+# The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps the last join a
+# look-up of each line by key. A row a batch comes back: the driver would take longer to read a row a
+# line than the server takes to find it.
+TAKE = """
+WITH lease AS MATERIALIZED (
+  SELECT id FROM workers WHERE id = :lease FOR KEY SHARE
+), taken AS (
+  DELETE FROM queue WHERE ctid = ANY(ARRAY(
+    SELECT found.ctid
+    FROM json_to_recordset(cast(:shares AS json)) AS share (lines integer, lanes json)
+    CROSS JOIN LATERAL (
+      SELECT waiting.ctid
+      FROM json_to_recordset(share.lanes) AS lane (batch uuid, at timestamptz, line integer)
+      CROSS JOIN LATERAL (
+        SELECT q.ctid FROM queue q
+        WHERE q.pool = :pool AND q.batch_id = lane.batch AND q.available_at <= statement_timestamp()
+          AND (q.available_at, q.line) > (lane.at, lane.line)
+        ORDER BY q.available_at, q.line LIMIT share.lines FOR UPDATE SKIP LOCKED) waiting
+      LIMIT share.lines) found
+    WHERE EXISTS (SELECT 1 FROM lease)))
+  RETURNING *
+), held AS (
+  INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
+    interruptions, lost_leases, escalated, pool)
+  SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
+    lost_leases, escalated, pool FROM taken
+)
+SELECT t.batch_id, b.endpoint, b.input_key, max(t.available_at) AS at,
+  (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
+  json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
+    extract(epoch FROM now() - t.queued_at)) ORDER BY t.line)::text AS lines
+FROM taken t
+JOIN batches b ON b.id = t.batch_id
+CROSS JOIN LATERAL (
+  SELECT start, length FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
+GROUP BY t.batch_id, b.endpoint, b.input_key
+"""
+_TAKE = hot(TAKE)
+
+# One at a time for each tenant that has a limit: two workers would both see the last free place.
+_LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+_RUNNING = text("""
+SELECT t.id, (SELECT count(*) FROM claims c WHERE c.tenant_id = t.id
+  AND c.pool IN ('spot', 'dedicated')) AS running
+FROM unnest(cast(:tenants AS uuid[])) AS t (id)
+""")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float]]).decode
+_START = {"at": "-infinity", "line": 0}
+_LOOKING_SHARE = 20
+"""Looking for batches may take one part in this many of a busy worker's time."""
+
+
+class Claiming:
+    """Claims for one worker of one pool; it remembers what it has seen.
+
+    Marks: where the lines taken from a lane ended. A scan starts there, or else it would crawl over
+    the index entries of lines that are gone and that no vacuum could remove yet. Lines that come
+    back to a lane lie behind every mark, as they become available later; what a mark did pass by
+    (another claim that was rolled back) is found once the lane comes up short, which drops its mark.
+    """
+
+    def __init__(self, engine: Engine, pool: Pool) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._turns = FairShare(pool)
+        self._lanes: list[Lane] = []
+        self._next_look = 0.0
+        self.marks: dict[UUID, Mark] = {}
+
+    def claim(self, lease: LeaseId, lines: int) -> list[Claim]:
+        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+        claims: list[Claim] = []
+        with begin(self._engine) as connection:
+            fresh = monotonic() >= self._next_look
+            if fresh:
+                self._look(connection)
+            while len(claims) < lines:
+                shares = self._turns.plan(self._lanes, lines - len(claims))
+                if shares:
+                    claims += self._take(connection, lease, shares)
+                elif fresh:
+                    break
+                else:
+                    fresh = True
+                    self._look(connection)
+        return claims
+
+    def _look(self, connection: Connection) -> None:
+        """Find the batches that wait. How often follows from how long it takes."""
+        began = monotonic()
+        parameters = {"pool": self._pool.value, "most": LANES_A_TENANT}
+        self._lanes = [
+            Lane(
+                BatchId(row.id),
+                TenantId(row.tenant_id),
+                row.due_in,
+                row.weight,
+                row.at_risk,
+                row.max_running,
+            )
+            for row in connection.execute(_LANES, parameters)
+        ]
+        waiting = {lane.batch for lane in self._lanes}
+        self.marks = {batch: mark for batch, mark in self.marks.items() if batch in waiting}
+        ended = monotonic()
+        self._next_look = ended + (ended - began) * _LOOKING_SHARE
+
+    def _take(self, connection: Connection, lease: LeaseId, shares: Sequence[Share]) -> list[Claim]:
+        rooms = _rooms(connection, shares)
+        rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
+        claims = {row.batch_id: _claims(row) for row in rows}
+        self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
+        short = []
+        for share in shares:
+            taken = sum(len(claims.get(lane.batch, ())) for lane in share.lanes)
+            self._turns.served(share, taken)
+            if taken < share.lines:
+                short.append(share)
+        for share in short:
+            for lane in share.lanes:
+                self.marks.pop(lane.batch, None)
+        self._lanes = without(self._lanes, short)
+        return [
+            claim
+            for share in shares
+            for lane in share.lanes
+            for claim in claims.get(lane.batch, ())
+        ]
+
+    def _delete(
+        self, connection: Connection, lease: LeaseId, shares: Sequence[Share]
+    ) -> Sequence[Any]:
+        wanted = [
+            {
+                "lines": share.lines,
+                "lanes": [self._lane(lane.batch) for lane in share.lanes],
+            }
+            for share in shares
+        ]
+        parameters = {
+            "lease": lease,
+            "pool": self._pool.value,
+            "shares": _encode(wanted).decode(),
+        }
+        return connection.execute(_TAKE, parameters).all()
+
+    def _lane(self, batch: BatchId) -> dict[str, Any]:
+        mark = self.marks.get(batch)
+        place = _START if mark is None else {"at": mark.at, "line": mark.line}
+        return {"batch": batch, **place}
+
+
+def _claims(row: Any) -> list[Claim]:
+    batch = BatchId(row.batch_id)
+    return [Claim(batch, row.endpoint, row.input_key, *numbers) for numbers in _decode(row.lines)]
+
+
+def _rooms(connection: Connection, shares: Sequence[Share]) -> dict[TenantId, int]:
+    """Return how many more lines each tenant with a limit may have in workers' hands."""
+    limits = {
+        share.tenant: share.lanes[0].max_running
+        for share in shares
+        if share.lanes[0].max_running is not None
+    }
+    if not limits:
+        return {}
+    for tenant in sorted(limits):
+        connection.execute(_LOCK_TENANT, {"key": f"claim {tenant}"})
+    rows = connection.execute(_RUNNING, {"tenants": list(limits)})
+    return {row.id: max(0, limits[row.id] - row.running) for row in rows}
+
+
+def _within(share: Share, rooms: Mapping[TenantId, int]) -> Share:
+    return replace(share, lines=min(share.lines, rooms.get(share.tenant, share.lines)))

@@ -1,0 +1,111 @@
+"""Connections that prepare the statements of the hot path once, and wait for the server less.
+
+pg8000 translates a statement's placeholders character by character, has it parsed and planned, and
+waits for the server three times, at every execution, and three times more for a commit. For sets of
+lines that costs more than the work itself. Statements marked by `hot` are translated once, prepared
+once a connection, and sent together with the BEGIN before them: an execution is one round trip.
+"""
+
+from __future__ import annotations
+
+import select
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pg8000 import core, dbapi
+from pg8000.converters import make_params
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import TextClause
+
+_MARK = "/* prepared */"
+_STALE = frozenset({"0A000", "26000"})
+"""SQLSTATEs of a plan whose result type has changed, and of a statement that is gone."""
+_BEGIN = "begin transaction"
+
+
+def hot(sql: str) -> TextClause:
+    """Return a statement to be prepared; its plan must not depend on its parameters' values."""
+    return text(_MARK + sql)
+
+
+class PreparingConnection(dbapi.Connection):
+    """A DB-API connection of pg8000."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepared: dict[str, tuple[Any, ...]] = {}
+
+    def is_closed(self) -> bool:
+        """Whether the server has closed this idle connection."""
+        poller = select.poll()
+        poller.register(self._usock, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def cursor(self) -> PreparingCursor:
+        """Return a cursor."""
+        return PreparingCursor(self)
+
+    def commit(self) -> None:
+        """Commit."""
+        self.execute_simple("commit")
+
+    def rollback(self) -> None:
+        """Roll back, if there is anything."""
+        if self._in_transaction:
+            self.execute_simple("rollback")
+
+    def execute_prepared(self, operation: str, values: Sequence[Any]) -> core.Context:
+        """Execute a statement, preparing it the first time."""
+        statement = _native(operation)
+        if operation not in self._prepared:
+            self._prepared[operation] = self.prepare_statement(statement, ())
+        name, columns, input_funcs = self._prepared[operation]
+        context = core.Context(statement, columns=columns, input_funcs=input_funcs)
+        begins = not self._in_transaction
+        if begins:
+            self.send_QUERY(_BEGIN)
+        self._send_message(core.BIND, _binding(name, make_params(self.py_types, values)))
+        core._write(self._sock, core.EXECUTE_MSG + core.SYNC_MSG)  # noqa: SLF001
+        core._flush(self._sock)  # noqa: SLF001
+        if begins:
+            self.handle_messages(core.Context(_BEGIN))
+        try:
+            self.handle_messages(context)
+        except dbapi.DatabaseError as error:
+            if error.args and isinstance(error.args[0], dict) and error.args[0].get("C") in _STALE:
+                self._prepared.clear()
+            raise
+        return context
+
+
+class PreparingCursor(dbapi.Cursor):
+    """A cursor that knows which statements to prepare."""
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Any:
+        """Execute a statement."""
+        if not operation.startswith(_MARK):
+            return super().execute(operation, args, stream)
+        self._context = self._c.execute_prepared(operation, args)
+        rows = self._context.rows
+        self._row_iter = None if rows is None else iter(rows)
+        return self
+
+
+@lru_cache(maxsize=128)
+def _native(operation: str) -> str:
+    statement: str = dbapi.convert_paramstyle("format", operation, ())[0]
+    return statement
+
+
+def _binding(name: bytes, values: Sequence[str | None]) -> bytes:
+    """Return a Bind message's content: unnamed portal, every value and every result as text."""
+    parts = [b"\0", name, core.H_pack(0), core.H_pack(len(values))]
+    for value in values:
+        encoded = None if value is None else value.encode()
+        parts.append(core.i_pack(-1 if encoded is None else len(encoded)))
+        parts.append(encoded or b"")
+    return b"".join([*parts, core.H_pack(0)])
