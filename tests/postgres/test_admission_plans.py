@@ -33,9 +33,16 @@ def loaded(shared_database: Database) -> Iterator[World]:
             text("DELETE FROM tenants WHERE id <> :default"), {"default": DEFAULT_TENANT}
         )
     others = [world.tenant(f"other {number}") for number in range(1, TENANTS)]
-    files = [world.file().id for _ in range(200)]
-    values = {"tenants": [DEFAULT_TENANT, *others], "file": files[0], "leases": LEASES}
+    values = {"tenants": [DEFAULT_TENANT, *others], "file": world.file().id, "leases": LEASES}
     with shared_database.engine("worker").begin() as connection:
+        connection.execute(
+            text("""
+            INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, sha256, object_key,
+              status, created_at)
+            SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
+            FROM generate_series(1, :count)"""),
+            {"tenant": DEFAULT_TENANT, "count": ENDED},
+        )
         for status, count in (("completed", ENDED), ("in_progress", ACTIVE)):
             connection.execute(
                 text("""
