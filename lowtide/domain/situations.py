@@ -75,3 +75,13 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
         situation.measured(capacity),
         situation.starts(capacity.cold_start),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """A plan and the lines that moved by it: some may have been in somebody's hands by then."""
+
+    plan: Plan
+    escalated: int = 0
+    revoked: int = 0
+    returned: int = 0

@@ -15,6 +15,7 @@ from lowtide.ports.rates import RateBook
 from lowtide.ports.splits import Split, Splits
 from lowtide.ports.tenants import TenantRegistry
 from lowtide.ports.ticks import Ticks
+from lowtide.ports.timetable import Timetable
 
 __all__ = [
     "BatchLedger",
@@ -37,5 +38,6 @@ __all__ = [
     "Splits",
     "TenantRegistry",
     "Ticks",
+    "Timetable",
     "WorkerMeter",
 ]

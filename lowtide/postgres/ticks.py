@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import text
 
-from lowtide.domain.escalation import OpenBatch
 from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
 from lowtide.domain.pools import Depth, Pool
@@ -18,46 +17,10 @@ from lowtide.postgres.queue import requeue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
 
-    from lowtide.domain.escalation import Move
-
-_SNAPSHOT = text("""
-SELECT b.id, b.deadline, now() AS now,
-  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'spot') AS spot,
-  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'dedicated') AS dedicated,
-  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'spot') AS running_spot,
-  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'dedicated')
-    AS running_dedicated
-FROM batches b WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
-""")
-_MARK_RISK = text("""
-UPDATE batches SET at_risk = (id = ANY(:at_risk))
-WHERE status = 'in_progress' AND at_risk IS DISTINCT FROM (id = ANY(:at_risk))
-""")
-ESCALATE = """
-WITH moved AS (
-  UPDATE queue SET pool = 'dedicated', escalated = true
-  WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'spot'
-    ORDER BY line LIMIT :lines FOR UPDATE SKIP LOCKED))
-  RETURNING tenant_id
-), counted AS (
-  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
-), noted AS (
-  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-  SELECT tenant_id, :batch, lines, 'escalated', 'dedicated',
-    'Moved to dedicated to meet the deadline' FROM counted
-)
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
-ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-RETURNING tenant_id
-"""
-_ESCALATE = text(ESCALATE)
 _EXPIRE = text("""
 UPDATE batches SET expiring = true
 WHERE status = 'in_progress' AND NOT expiring AND drained_at IS NULL AND deadline <= now()
@@ -159,41 +122,6 @@ class PostgresTicks:
         self._engine = engine
         self._new_id = new_id
         self._max_lost_leases = max_lost_leases
-
-    def snapshot(self) -> tuple[datetime | None, list[OpenBatch]]:
-        """Return the database's time and the batches with open lines; no time without batches."""
-        with begin(self._engine) as connection:
-            rows = connection.execute(_SNAPSHOT).all()
-        batches = [
-            OpenBatch(
-                id=BatchId(row.id),
-                deadline=row.deadline,
-                spot=row.spot,
-                running_spot=row.running_spot,
-                dedicated=row.dedicated,
-                running_dedicated=row.running_dedicated,
-            )
-            for row in rows
-        ]
-        return (rows[0].now if rows else None), batches
-
-    def escalate(self, escalations: Sequence[Move]) -> tuple[Event, ...]:
-        """Move lines to dedicated; return the events that wake its workers."""
-        events: list[Event] = []
-        with begin(self._engine) as connection:
-            for escalation in escalations:
-                parameters = {"batch": escalation.batch, "lines": escalation.lines}
-                for row in connection.execute(_ESCALATE, parameters):
-                    tenant = TenantId(row.tenant_id)
-                    events.append(self._event(EventType.REQUESTS_QUEUED, tenant, escalation.batch))
-            for event in events:
-                add_event(connection, event)
-        return tuple(events)
-
-    def mark_at_risk(self, batches: frozenset[BatchId]) -> None:
-        """Make exactly these running batches at risk."""
-        with begin(self._engine) as connection:
-            connection.execute(_MARK_RISK, {"at_risk": list(batches)})
 
     def sweep(self, *, cancel_grace: float, stalled_after: float) -> int:
         """Give expired leases back, end what is due, announce again what stalled."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import Unavailable
-from lowtide.domain.escalation import plan_tick
+from lowtide.domain.pools import Pool
 from lowtide.domain.replicas import desired_replicas
+from lowtide.domain.situations import decide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowtide.domain.demand import Capacity
-    from lowtide.domain.pools import Pool
-    from lowtide.ports import ObjectStore, Ticks
+    from lowtide.domain.pools import Depth
+    from lowtide.domain.rates import Rate
+    from lowtide.domain.situations import Replanned
+    from lowtide.ports import ObjectStore, RateBook, Ticks, Timetable
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
@@ -42,22 +45,34 @@ class TickRules:
 
 @dataclass(frozen=True, slots=True)
 class TickReport:
-    """What a tick did and saw."""
+    """What a tick did and saw.
+
+    `planned` says what was moved and why; None where another tick was at it. `rates` are the lines
+    a second that the replicas of a pool are counted on for, by pool and model.
+    """
 
     reaped: int
-    escalated: int
-    at_risk: int
+    planned: Replanned | None
     queued: Mapping[Pool, int]
     desired_replicas: Mapping[Pool, int]
+    rates: Mapping[tuple[Pool, str], float]
 
 
 class Scheduler:
     """Keeps promises: gives lost work back, ends what is due, escalates what would be late."""
 
     def __init__(
-        self, ticks: Ticks, objects: ObjectStore, publisher: Publisher, rules: TickRules
+        self,
+        ticks: Ticks,
+        timetable: Timetable,
+        rates: RateBook,
+        objects: ObjectStore,
+        publisher: Publisher,
+        rules: TickRules,
     ) -> None:
         self._ticks = ticks
+        self._timetable = timetable
+        self._rates = rates
         self._objects = objects
         self._publisher = publisher
         self._rules = rules
@@ -67,34 +82,35 @@ class Scheduler:
         reaped = self._ticks.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
-        now, batches = self._ticks.snapshot()
-        escalated = at_risk = 0
-        if now is not None:
-            plan = plan_tick(batches, now, self._rules.capacity)
-            self._ticks.escalate(plan.escalations)
-            self._ticks.mark_at_risk(plan.at_risk)
-            escalated = sum(escalation.lines for escalation in plan.escalations)
-            at_risk = len(plan.at_risk)
+        rates = self._rates.fold()
+        planned = self._replan(rates)
         self._publisher.resend()
         self._remove_strays()
         depths = self._ticks.depths()
         report = TickReport(
             reaped=reaped,
-            escalated=escalated,
-            at_risk=at_risk,
+            planned=planned,
             queued={pool: depth.queued for pool, depth in depths.items()},
             desired_replicas={
-                pool: desired_replicas(
-                    depth.queued,
-                    self._rules.scales[pool].rows_per_replica,
-                    most=self._rules.scales[pool].replicas,
-                )
-                for pool, depth in depths.items()
+                pool: self._desired(pool, depth, planned) for pool, depth in depths.items()
             },
+            rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
         )
-        if reaped or escalated or at_risk:
-            _log.info("tick", extra={"reaped": reaped, "escalated": escalated, "at_risk": at_risk})
+        _tell(report)
         return report
+
+    def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> Replanned | None:
+        dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}
+        return self._timetable.replan(
+            lambda situation: decide(replace(situation, rates=dedicated), self._rules.capacity)
+        )
+
+    def _desired(self, pool: Pool, depth: Depth, planned: Replanned | None) -> int:
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        most = self._rules.scales[pool].replicas
+        if pool is Pool.DEDICATED and planned is not None:
+            most = min(most, planned.plan.replicas)
+        return desired_replicas(depth.queued, self._rules.scales[pool].rows_per_replica, most=most)
 
     def _remove_strays(self) -> None:
         """Remove objects without a file; what fails here is due again at the next tick."""
@@ -106,3 +122,16 @@ class Scheduler:
                 _log.info("objects.removed", extra={"objects": len(keys)})
         except Unavailable as error:
             _log.warning("objects.not_removed", extra={"reason": error.message})
+
+
+def _tell(report: TickReport) -> None:
+    planned = report.planned
+    told = {
+        "reaped": report.reaped,
+        "escalated": planned.escalated if planned else 0,
+        "revoked": planned.revoked if planned else 0,
+        "returned": planned.returned if planned else 0,
+        "at_risk": len(planned.plan.at_risk) if planned else 0,
+    }
+    if any(told.values()):
+        _log.info("tick", extra=told)

@@ -10,7 +10,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from lowtide.domain.claims import Returned
-from lowtide.domain.escalation import Move
 from lowtide.domain.ids import DEFAULT_TENANT, TenantId
 from lowtide.domain.pools import Pool
 from lowtide.postgres.connections import acting_for
@@ -48,7 +47,7 @@ def _fill(world: World, tenant: TenantId) -> None:
     world.queue.settle(
         lease, [done(first)], [Returned(batch, second.line, "x", 9999.0, failed=True)]
     )
-    world.ticks.escalate([Move(batch, 1)])
+    world.escalate(batch, 1)
     world.run(
         "INSERT INTO stray_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
@@ -226,7 +225,7 @@ def test_no_login_role_can_step_over_row_security(world: World, role: str) -> No
     assert tuple(row) == (False, False, False, False)
 
 
-def test_the_autoscaler_reads_the_queue_and_nothing_else(two: Two) -> None:
+def test_the_autoscaler_reads_the_queue_and_what_is_wanted(two: Two) -> None:
     engine = two.world.database.engine("autoscaler")
     with engine.begin() as connection:
         readable = {
@@ -237,7 +236,7 @@ def test_the_autoscaler_reads_the_queue_and_nothing_else(two: Two) -> None:
             ).scalar_one()
         }
         assert connection.execute(text("SELECT count(*) FROM queue")).scalar_one() > 0
-    assert readable == {"queue", "claims"}
+    assert readable == {"queue", "claims", "wanted_replicas"}
     for statement in (
         "DELETE FROM queue",
         "UPDATE claims SET pool = 'x'",

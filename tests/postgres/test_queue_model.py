@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from lowtide.domain.claims import Claim, Returned
-from lowtide.domain.escalation import Move
+from lowtide.domain.escalation import Move, Plan
 from lowtide.domain.pools import Pool
 from tests.postgres.worlds import MAX_LOST_LEASES, World, done
 
@@ -221,11 +221,30 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(batch=batches, lines=st.integers(1, 4))
     def escalate(self, batch: BatchId, lines: int) -> None:
-        self.world.ticks.escalate([Move(batch, lines)])
         model = self.model[batch]
-        waiting = [n for n in model.at("queue") if model.lines[n].pool is Pool.SPOT]
-        for number in waiting[:lines]:
+        waiting = {n for n in model.at("queue") if model.lines[n].pool is Pool.SPOT}
+        moved = self.world.escalate(batch, lines)
+        there = self.world.rows(
+            "SELECT line FROM queue WHERE batch_id = :b AND pool = 'dedicated'", b=batch
+        )
+        # Which ones is its own business.
+        chosen = {row.line for row in there} & waiting
+        assert len(chosen) == moved == min(lines, len(waiting))
+        for number in chosen:
             model.lines[number].pool = Pool.DEDICATED
+
+    @rule(batch=batches, lines=st.integers(1, 4))
+    def give_back(self, batch: BatchId, lines: int) -> None:
+        model = self.model[batch]
+        waiting = {n for n in model.at("queue") if model.lines[n].pool is Pool.DEDICATED}
+        moved = self.world.apply(Plan(returns=(Move(batch, lines),))).returned
+        there = self.world.rows(
+            "SELECT line FROM queue WHERE batch_id = :b AND pool = 'spot'", b=batch
+        )
+        chosen = {row.line for row in there} & waiting
+        assert len(chosen) == moved == min(lines, len(waiting))
+        for number in chosen:
+            model.lines[number].pool = Pool.SPOT
 
     @rule(batch=batches)
     def cancel(self, batch: BatchId) -> None:

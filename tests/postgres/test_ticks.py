@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
-from lowtide.domain.escalation import Move
 from lowtide.domain.events import EventType
-from lowtide.domain.ids import BatchId
 from lowtide.domain.pools import Depth, Pool
 from tests.postgres.worlds import MAX_LOST_LEASES, World, done, numbers, together
 
@@ -198,79 +193,6 @@ def test_what_stalls_is_announced_again(
     world.sweep(stalled_after=30)
     world.sweep(stalled_after=30)
     assert dict(world.events(batch)) == ({announced.value: 1} if announced else {})
-
-
-def test_escalation_moves_just_so_many_lines(world: World) -> None:
-    batch, other = world.batch(5), world.batch(5)
-    lease = world.queue.open_lease(Pool.SPOT, "w")
-    world.queue.claim(lease, Pool.SPOT, 1)
-    events = world.ticks.escalate([Move(batch, 2)])
-    assert [(event.type, event.subject) for event in events] == [
-        (EventType.REQUESTS_QUEUED, f"batch_{batch.hex}")
-    ]
-    assert [
-        (row.line, row.pool, row.escalated)
-        for row in world.rows("SELECT * FROM queue WHERE batch_id = :b ORDER BY line", b=batch)
-    ] == [(2, "dedicated", True), (3, "dedicated", True), (4, "spot", False), (5, "spot", False)]
-    assert (
-        world.value("SELECT count(*) FROM queue WHERE batch_id = :b AND pool = 'spot'", b=other)
-        == 5
-    )
-    assert world.row(batch).escalated == 2
-    (noted,) = world.rows("SELECT lines, kind, pool FROM request_events")
-    assert tuple(noted) == (2, "escalated", "dedicated")
-    assert world.ticks.escalate([Move(batch, 99)])
-    assert world.row(batch).escalated == 4
-    assert world.ticks.escalate([Move(batch, 99), Move(BatchId(uuid.uuid4()), 1)]) == ()
-    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
-    claims = world.queue.claim(dedicated, Pool.DEDICATED, 9)
-    assert numbers(claims) == [2, 3, 4, 5]
-    world.queue.settle(dedicated, [done(claim) for claim in claims], [])
-    assert world.row(batch).on_dedicated == 4
-    assert world.value("SELECT bool_and(escalated) FROM results")
-
-
-def test_lines_being_claimed_are_not_escalated(world: World) -> None:
-    batch = world.batch(40)
-    lease = world.queue.open_lease(Pool.SPOT, "w")
-    claims, _ = together(
-        lambda: world.queue.claim(lease, Pool.SPOT, 20),
-        lambda: world.ticks.escalate([Move(batch, 20)]),
-    )
-    waiting = world.rows("SELECT line, pool FROM queue")
-    assert len(waiting) + len(claims) == 40
-    assert {row.line for row in waiting}.isdisjoint(numbers(claims))
-    assert world.row(batch).escalated == sum(row.pool == "dedicated" for row in waiting)
-
-
-def test_at_risk_is_exactly_what_the_tick_says(world: World) -> None:
-    first, second, done_ = (world.batch(1) for _ in range(3))
-    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=done_)
-    world.ticks.mark_at_risk(frozenset({first, done_}))
-    assert [world.row(batch).at_risk for batch in (first, second, done_)] == [True, False, False]
-    world.ticks.mark_at_risk(frozenset({second}))
-    assert [world.row(batch).at_risk for batch in (first, second)] == [False, True]
-    world.ticks.mark_at_risk(frozenset())
-    assert not world.value("SELECT bool_or(at_risk) FROM batches")
-
-
-def test_the_snapshot_counts_by_pool_and_place(world: World) -> None:
-    assert world.ticks.snapshot() == (None, [])
-    batch = world.batch(10)
-    world.new_batch()
-    world.cancel(world.batch(2))
-    world.batch(2, due_in=-1)
-    world.ticks.escalate([Move(batch, 4)])
-    dedicated, spot = (world.queue.open_lease(pool, "w") for pool in (Pool.DEDICATED, Pool.SPOT))
-    world.queue.claim(dedicated, Pool.DEDICATED, 1)
-    world.sweep()
-    world.queue.claim(spot, Pool.SPOT, 2)
-    now, open_ = world.ticks.snapshot()
-    assert now is not None
-    assert abs(now - datetime.now(UTC)) < timedelta(seconds=30)
-    ((id_, counts),) = [(each.id, (each.spot, each.running_spot, each.dedicated)) for each in open_]
-    assert (id_, counts) == (batch, (4, 2, 3))
-    assert world.ticks.depths() == {Pool.SPOT: Depth(4, 2), Pool.DEDICATED: Depth(3, 1)}
 
 
 def test_depths_of_nothing(world: World) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import event, text
 
 from lowtide.domain.batches import NewBatch
 from lowtide.domain.claims import Finished
+from lowtide.domain.escalation import Move, Plan
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId
@@ -31,6 +32,7 @@ from lowtide.postgres.outbox import PostgresOutbox
 from lowtide.postgres.queue import PostgresQueue
 from lowtide.postgres.splits import PostgresSplits
 from lowtide.postgres.ticks import PostgresTicks
+from lowtide.postgres.timetable import PostgresTimetable
 from lowtide.wiring import new_id
 from tests.conftest import API_KEY, PEPPER, Database
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.claims import Claim
     from lowtide.domain.events import Event
+    from lowtide.domain.situations import Replanned
     from lowtide.local.database import EmbeddedPostgres
 
 KEPT = {"tenants", "api_keys", "alembic_version"}
@@ -149,6 +152,7 @@ class World:
         self.api = database.engine("api")
         self.queue = self.queue_on(self.worker)
         self.ticks = PostgresTicks(self.worker, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
+        self.timetable = PostgresTimetable(self.worker, new_id=new_id)
         self.files = PostgresFiles(self.api)
         self.batches = PostgresBatches(self.api)
         self.splits = PostgresSplits(self.worker)
@@ -238,6 +242,16 @@ class World:
 
     def expire_lease(self, lease: object) -> None:
         self.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
+
+    def apply(self, plan: Plan) -> Replanned:
+        """Let a tick decide just this."""
+        replanned = self.timetable.replan(lambda _: plan)
+        assert replanned is not None
+        return replanned
+
+    def escalate(self, batch: BatchId, lines: int) -> int:
+        """Move waiting lines to dedicated; return how many."""
+        return self.apply(Plan(escalations=(Move(batch, lines),))).escalated
 
     def sweep(self, *, cancel_grace: float = 1e6, stalled_after: float = 1e6) -> int:
         return self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)

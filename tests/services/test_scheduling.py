@@ -11,11 +11,13 @@ from lowtide.domain.errors import Unavailable
 from lowtide.domain.events import EventType
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.rates import PostgresRates
 from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
 from tests.services.workers import Sink
 
 if TYPE_CHECKING:
+    from lowtide.services.scheduling import TickReport
     from tests.postgres.worlds import World
 
 SCALES = {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)}
@@ -33,19 +35,32 @@ def _scheduler(
     )
     rules = TickRules(capacity, SCALES, cancel_grace=10, stalled_after=30)
     publisher = Publisher(sink or Sink(), world.outbox)
-    return Scheduler(world.ticks, store or ObstoreObjects("memory://"), publisher, rules)
+    return Scheduler(
+        world.ticks,
+        world.timetable,
+        PostgresRates(world.worker),
+        store or ObstoreObjects("memory://"),
+        publisher,
+        rules,
+    )
+
+
+def _planned(report: TickReport) -> tuple[int, int]:
+    """Return how many lines were escalated and how many batches are at risk."""
+    assert report.planned is not None
+    return report.planned.escalated, len(report.planned.plan.at_risk)
 
 
 def test_an_idle_tick_reports_nothing(world: World) -> None:
     report = _scheduler(world).tick()
-    assert (report.reaped, report.escalated, report.at_risk) == (0, 0, 0)
+    assert (report.reaped, _planned(report)) == (0, (0, 0))
     assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
 
 
 def test_a_safe_batch_stays_on_spot(world: World) -> None:
     batch = world.batch(26, due_in=86400)
     report = _scheduler(world).tick()
-    assert (report.escalated, report.at_risk, world.row(batch).at_risk) == (0, 0, False)
+    assert (_planned(report), world.row(batch).at_risk) == ((0, 0), False)
     assert report.queued == {Pool.SPOT: 26, Pool.DEDICATED: 0}
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
 
@@ -54,16 +69,16 @@ def test_a_batch_that_would_be_late_is_escalated_and_dedicated_woken(world: Worl
     batch, sink = world.batch(110, due_in=60), Sink()
     report = _scheduler(world, sink=sink).tick()
     # Creating it took some of the time in which one replica would have been enough.
-    assert report.escalated == 20
-    assert report.queued == {Pool.SPOT: 110 - report.escalated, Pool.DEDICATED: report.escalated}
-    assert (report.at_risk, report.desired_replicas[Pool.DEDICATED]) == (0, 2)
-    assert world.row(batch).escalated == report.escalated
+    assert _planned(report) == (20, 0)
+    assert report.queued == {Pool.SPOT: 90, Pool.DEDICATED: 20}
+    assert report.desired_replicas[Pool.DEDICATED] == 2
+    assert world.row(batch).escalated == 20
     assert [event.type for event in sink.sent].count(EventType.REQUESTS_QUEUED) == 2
 
 
 def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
     batch = world.batch(200, due_in=60)
-    assert _scheduler(world).tick().at_risk == 1
+    assert _planned(_scheduler(world).tick())[1] == 1
     assert world.row(batch).at_risk
     _scheduler(world, replicas=50).tick()
     assert not world.row(batch).at_risk
@@ -75,7 +90,7 @@ def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
     world.queue.claim(lease, Pool.SPOT, 20)
     world.expire_lease(lease)
     report = _scheduler(world).tick()
-    assert (report.reaped, report.escalated) == (20, 20)
+    assert (report.reaped, _planned(report)[0]) == (20, 20)
 
 
 def test_what_the_sink_refuses_is_sent_at_the_next_tick(world: World) -> None:

@@ -1,0 +1,131 @@
+"""Planning: one look at everything that is open and what follows from it, in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.domain.escalation import OpenBatch
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.ids import BatchId
+from lowtide.domain.pools import Pool
+from lowtide.domain.situations import Replanned, Situation
+from lowtide.postgres.connections import begin
+from lowtide.postgres.draining import note_drained
+from lowtide.postgres.moves import escalate, give_back, revoke
+from lowtide.postgres.outbox import add_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.escalation import Plan
+    from lowtide.domain.ids import TenantId
+
+# Held until the transaction ends: a plan that another tick has not seen must not be applied beside
+# its own. Nobody waits for it.
+_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
+_BATCHES = text("""
+SELECT b.id, b.deadline, b.model,
+  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'spot') AS spot,
+  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'dedicated') AS dedicated,
+  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'spot') AS running_spot,
+  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'dedicated')
+    AS running_dedicated, 0 AS unsplit, coalesce(t.ended, 0) AS ended,
+  coalesce(t.retried, 0) AS retried
+FROM batches b CROSS JOIN LATERAL (
+  SELECT sum(completed + failed) AS ended, sum(retried) AS retried FROM tallies
+  WHERE batch_id = b.id) t
+WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+UNION ALL
+SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0
+FROM batches b JOIN files f ON f.id = b.input_file_id
+WHERE b.status = 'validating' AND b.deadline > now()
+""")
+_DEDICATED = text("""
+SELECT now() AS now, w.since,
+  (SELECT count(*) FROM workers WHERE pool = 'dedicated' AND expires_at > now()) AS present
+FROM (SELECT 1) AS always LEFT JOIN wanted_replicas w ON w.pool = 'dedicated'
+""")
+_WANT = text("""
+INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
+ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
+""")
+_MARK_RISK = text("""
+UPDATE batches SET at_risk = (id = ANY(:at_risk))
+WHERE status = 'in_progress' AND at_risk IS DISTINCT FROM (id = ANY(:at_risk))
+""")
+
+
+class PostgresTimetable:
+    """Port Timetable."""
+
+    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
+        self._engine = engine
+        self._new_id = new_id
+
+    def replan(self, decide: Callable[[Situation], Plan]) -> Replanned | None:
+        """Look, decide and move lines; None while another tick is doing so."""
+        with begin(self._engine) as connection:
+            if not connection.execute(_LOCK).scalar_one():
+                return None
+            situation = look(connection)
+            plan = decide(situation)
+            replanned = self._apply(connection, plan)
+            _want(connection, situation.wishes(plan.replicas))
+        self._mark_at_risk(plan.at_risk)
+        return replanned
+
+    def _apply(self, connection: Connection, plan: Plan) -> Replanned:
+        """Move lines. Claims come first, then batches: everything else takes them in that order."""
+        revoked, taken, ending = revoke(connection, plan.revocations)
+        note_drained(connection, ending, self._new_id)
+        escalated, moved = escalate(connection, plan.escalations)
+        returned, back = give_back(connection, plan.returns)
+        touched: dict[BatchId, TenantId] = taken | moved | back
+        for batch, tenant in sorted(touched.items()):
+            add_event(
+                connection, batch_event(self._new_id(), EventType.REQUESTS_QUEUED, tenant, batch)
+            )
+        return Replanned(plan, escalated=escalated, revoked=revoked, returned=returned)
+
+    def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
+        """Make exactly these running batches at risk, in a transaction that holds nothing else."""
+        with begin(self._engine) as connection:
+            connection.execute(_MARK_RISK, {"at_risk": list(batches)})
+
+
+def look(connection: Connection) -> Situation:
+    """Return what is open and which replicas there are; the rates are measured elsewhere."""
+    dedicated = connection.execute(_DEDICATED).one()
+    rows = connection.execute(_BATCHES).all()
+    return Situation(
+        now=dedicated.now,
+        batches=tuple(
+            OpenBatch(
+                id=BatchId(row.id),
+                deadline=row.deadline,
+                spot=row.spot,
+                running_spot=row.running_spot,
+                dedicated=row.dedicated,
+                running_dedicated=row.running_dedicated,
+                unsplit=row.unsplit,
+            )
+            for row in rows
+        ),
+        present=dedicated.present,
+        wished=tuple(dedicated.since or ()),
+        models=frozenset(row.model for row in rows if row.model is not None),
+        ended=sum(row.ended for row in rows),
+        retried=sum(row.retried for row in rows),
+    )
+
+
+def _want(connection: Connection, since: tuple[datetime, ...]) -> None:
+    connection.execute(
+        _WANT, {"pool": Pool.DEDICATED.value, "replicas": len(since), "since": list(since)}
+    )
