@@ -150,7 +150,12 @@ def _extension(batch: Batch) -> types.Extension:
 
 
 def _cost(batch: Batch) -> types.Cost:
-    cost = cost_of(batch.spot_seconds, batch.dedicated_seconds, wiring.prices())
+    cost = cost_of(
+        batch.spot_seconds,
+        batch.dedicated_seconds,
+        wiring.prices(),
+        interrupted_seconds=batch.interrupted_seconds,
+    )
     return types.Cost(
         currency=cost.currency,
         spot=round(cost.spot, _DIGITS),
