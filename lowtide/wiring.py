@@ -333,7 +333,7 @@ def build_worker(pool: Pool) -> Worker:
         worker=name,
         duration=settings.lease_duration,
     )
-    meter = PrometheusMeter()
+    meter = PrometheusMeter(pool)
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(
         queue,

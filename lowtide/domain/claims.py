@@ -28,6 +28,11 @@ class Claim:
     interruptions: int
     waited: float = 0.0
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody held the line before."""
+        return not self.attempts and not self.interruptions
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -65,7 +70,6 @@ class Returned:
     delay: float = 0.0
     failed: bool = False
     interrupted: bool = False
-    replica_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
 
 def settle_line(
-    claim: Claim, outcome: Outcome, policy: RetryPolicy, rng: Random
+    claim: Claim,
+    outcome: Outcome,
+    policy: RetryPolicy,
+    rng: Random,
+    *,
+    replica_seconds: float = 0.0,
 ) -> Finished | Returned:
-    """Return how the line ends, or why and when it is tried again."""
+    """Return how the line ends, or why and when it is tried again.
+
+    `replica_seconds` is the part of its worker's time that this attempt had.
+    """
     if isinstance(outcome, Interrupted):
         return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
     attempts = claim.attempts + 1
@@ -42,6 +50,7 @@ def settle_line(
             request_id=outcome.request_id,
             body=outcome.body,
             dead_letter=exhausted,
+            replica_seconds=replica_seconds,
         )
     return Finished(
         claim.batch,
@@ -52,4 +61,5 @@ def settle_line(
         error_code=outcome.code,
         error_message=outcome.message,
         dead_letter=exhausted,
+        replica_seconds=replica_seconds,
     )

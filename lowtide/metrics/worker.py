@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.domain.claims import Claim
+    from lowtide.domain.pools import Pool
 
 _DEQUEUED = Counter("worker_dequeue_total", "Lines claimed from the queue.")
 _COMPLETED = Counter("worker_completed_total", "Lines that ended in success.")
 _FAILED = Counter("worker_failed_total", "Lines that failed or went back to the queue.")
 # A gauge, because a counter would be exported as worker_idle_seconds_total.
 _IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work, since the start.")
+_WAIT = Histogram(
+    "queue_wait_time_seconds",
+    "Seconds from being queued to being claimed for the first time.",
+    ["pool"],
+    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
+)
+_MET = Counter("requests_sla_met_total", "Lines that ended before their deadline.")
+_VIOLATED = Counter("requests_sla_violated_total", "Lines that ended after their deadline.")
+_INTERRUPTED = Counter("spot_interruptions_total", "Lines given back by interrupted workers.")
 
 
 class PrometheusMeter:
-    """Port WorkerMeter."""
+    """Port WorkerMeter, for one worker of a pool."""
 
-    def dequeued(self, lines: int) -> None:
-        """Count lines that were claimed."""
-        _DEQUEUED.inc(lines)
+    def __init__(self, pool: Pool) -> None:
+        self._wait = _WAIT.labels(pool.value)
+
+    def dequeued(self, claims: Sequence[Claim]) -> None:
+        """Count lines that were claimed, and how long new ones had waited."""
+        _DEQUEUED.inc(len(claims))
+        for claim in claims:
+            if claim.is_first:
+                self._wait.observe(claim.waited)
 
     def settled(self, completed: int, failed: int) -> None:
         """Count lines that left the worker; going back to the queue counts as failed."""
         _COMPLETED.inc(completed)
         _FAILED.inc(failed)
+
+    def judged(self, in_time: int, late: int) -> None:
+        """Count lines that ended before or after their deadline."""
+        _MET.inc(in_time)
+        _VIOLATED.inc(late)
+
+    def interrupted(self, lines: int) -> None:
+        """Count lines that went back because the capacity under them went away."""
+        _INTERRUPTED.inc(lines)
 
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""

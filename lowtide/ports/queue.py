@@ -41,12 +41,20 @@ class Queue(Protocol):
 class WorkerMeter(Protocol):
     """What a worker counts."""
 
-    def dequeued(self, lines: int) -> None:
+    def dequeued(self, claims: Sequence[Claim]) -> None:
         """Lines were claimed."""
         ...
 
     def settled(self, completed: int, failed: int) -> None:
         """Lines left the worker; going back to the queue counts as failed."""
+        ...
+
+    def judged(self, in_time: int, late: int) -> None:
+        """Lines ended before or after their deadline."""
+        ...
+
+    def interrupted(self, lines: int) -> None:
+        """Lines went back because the capacity under them went away."""
         ...
 
     def idle(self, seconds: float) -> None:

@@ -93,7 +93,7 @@ TAKE_BACK = """
 WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch uuid, line integer, reason text, delay double precision, failed boolean,
-    interrupted boolean, replica_seconds double precision)
+    interrupted boolean)
 ), mine AS (
   DELETE FROM claims WHERE ctid = ANY(ARRAY(
     SELECT c.ctid FROM given g CROSS JOIN LATERAL (
@@ -102,7 +102,7 @@ WITH given AS MATERIALIZED (
   RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
     escalated, pool
 )
-SELECT m.*, 0 AS lost_leases, g.reason, g.delay, g.failed, g.interrupted, g.replica_seconds
+SELECT m.*, 0 AS lost_leases, g.reason, g.delay, g.failed, g.interrupted
 FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
 """
 _TAKE_BACK = hot(TAKE_BACK)
@@ -125,7 +125,7 @@ WITH given AS (
     batch_id uuid, tenant_id uuid, lease_id uuid, deadline timestamptz, queued_at timestamptz,
     line integer, attempts smallint, interruptions smallint, lost_leases smallint,
     escalated boolean, pool text, reason text, delay double precision, failed boolean,
-    interrupted boolean, replica_seconds double precision)
+    interrupted boolean)
 ), queued AS (
   INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
     interruptions, lost_leases, escalated, pool)
@@ -138,14 +138,12 @@ WITH given AS (
   SELECT tenant_id, batch_id, line, CASE WHEN failed THEN 'retried' ELSE 'interrupted' END, pool,
     lease_id, reason FROM given WHERE failed OR interrupted
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried,
-  replica_seconds)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried)
 SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
-  count(*) FILTER (WHERE failed), coalesce(sum(replica_seconds), 0)
+  count(*) FILTER (WHERE failed)
 FROM given WHERE failed OR interrupted GROUP BY batch_id, pool, lease_id, tenant_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
-  interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried,
-  replica_seconds = t.replica_seconds + excluded.replica_seconds
+  interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
 """)
 
 _encode = msgspec.json.Encoder().encode

@@ -167,16 +167,16 @@ class Worker:
             return ()
 
     def _start(self, claims: Sequence[Claim]) -> None:
-        self._meter.dequeued(len(claims))
-        self._keeper.pace.took(len(claims))
+        self._meter.dequeued(claims)
+        began = self._keeper.pace.took(len(claims))
         held = {next(self._keys): claim for claim in claims}
         self._held |= held
-        task = asyncio.create_task(self._run_set(held))
+        task = asyncio.create_task(self._run_set(held, began))
         self._sets.add(task)
         task.add_done_callback(self._sets.discard)
 
-    async def _run_set(self, held: Mapping[int, Claim]) -> None:
-        """Run lines; whatever fails, none stays in hand.
+    async def _run_set(self, held: Mapping[int, Claim], began: float) -> None:
+        """Run lines; whatever fails, none stays in hand. `began` is the pace's share at their start.
 
         The lease is renewed as long as the worker lives: a line that a fault left in its hands
         would never be run again.
@@ -184,9 +184,13 @@ class Worker:
         try:
             requests = await asyncio.to_thread(self._load, held)
             async for group in self._engine.run(requests):
-                self._end(
-                    [key for key, _ in group],
-                    [settle_line(held[key], out, self._policy, self._rng) for key, out in group],
+                keys = [key for key, _ in group]
+                part = self._let_go(keys) - began
+                self._settler.add(
+                    [
+                        settle_line(held[key], out, self._policy, self._rng, replica_seconds=part)
+                        for key, out in group
+                    ]
                 )
         except NotFound:
             self._end_rest(held, _lost_input)
@@ -201,14 +205,15 @@ class Worker:
         self, held: Mapping[int, Claim], ending: Callable[[Claim], Finished | Returned]
     ) -> None:
         left = [key for key in held if key in self._held]
-        self._end(left, [ending(held[key]) for key in left])
+        self._let_go(left)
+        self._settler.add([ending(held[key]) for key in left])
 
-    def _end(self, keys: Sequence[int], lines: Sequence[Finished | Returned]) -> None:
+    def _let_go(self, keys: Sequence[int]) -> float:
+        """Take lines out of hand; return the pace's share at their end."""
         for key in keys:
             self._held.pop(key, None)
-        self._keeper.pace.ended(len(keys))
-        self._settler.add(lines)
         self._room.set()
+        return self._keeper.pace.ended(len(keys))
 
     def _load(self, held: Mapping[int, Claim]) -> list[EngineRequest]:
         """Read the bodies, with one call to the store for each input file."""

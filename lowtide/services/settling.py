@@ -137,6 +137,8 @@ class Settler:
             _log.warning("settle.fenced", extra={"lines": gone})
         completed = sum(line.succeeded for line in finished)
         self._meter.settled(completed, len(lines) - completed)
+        self._meter.judged(settled.in_time, settled.finished - settled.in_time)
+        self._meter.interrupted(sum(line.interrupted for line in returned))
         if settled.drained:
             await asyncio.to_thread(self._publisher.publish, settled.drained)
 

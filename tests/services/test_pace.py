@@ -47,3 +47,20 @@ def test_a_new_lease_starts_from_nothing() -> None:
     pace.took(1)
     now = 9.0
     assert pace.total() == Sample(0, 0.0)
+
+
+def test_lines_in_hand_share_the_time_of_their_worker() -> None:
+    now = 0.0
+    pace = Pace(9, lambda: now)
+    now = 10.0
+    first = pace.took(2)
+    now = 14.0
+    second = pace.took(2)
+    now = 18.0
+    parts = [pace.ended(3) - began for began in (first, first, second)]
+    now = 20.0
+    parts.append(pace.ended(1) - second)
+    # Four seconds for two, four for four, two for one: ten seconds in which there was anything.
+    assert parts == [3.0, 3.0, 1.0, 3.0]
+    now = 50.0
+    assert pace.took(1) == 5.0

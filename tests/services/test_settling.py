@@ -135,3 +135,18 @@ def test_without_a_lease_results_are_dropped(world: World) -> None:
         assert "settle" not in queue.calls
 
     _settle(world, FlushRules(100, 600), during)
+
+
+def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
+    world.batch(3, due_in=1000)
+    world.batch(2, due_in=-1)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        finished = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
+        back = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
+        settler.add([*finished, back])
+        await until(lambda: _finished(world) == 4)
+
+    meter = _settle(world, FlushRules(1, 0.01), during)
+    assert (meter.in_time, meter.late) == (3, 1)
+    assert meter.interruptions == 1

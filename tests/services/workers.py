@@ -139,9 +139,6 @@ class FlakyQueue:
     def close_lease(self, lease: LeaseId) -> None:
         self._call("close_lease", lease)
 
-    def ready(self) -> None:
-        self._call("ready")
-
 
 @dataclass
 class Meter:
@@ -150,14 +147,24 @@ class Meter:
     claimed: int = 0
     completed: int = 0
     failed: int = 0
+    in_time: int = 0
+    late: int = 0
+    interruptions: int = 0
     idled: list[float] = field(default_factory=list)
 
-    def dequeued(self, lines: int) -> None:
-        self.claimed += lines
+    def dequeued(self, claims: Sequence[Claim]) -> None:
+        self.claimed += len(claims)
 
     def settled(self, completed: int, failed: int) -> None:
         self.completed += completed
         self.failed += failed
+
+    def judged(self, in_time: int, late: int) -> None:
+        self.in_time += in_time
+        self.late += late
+
+    def interrupted(self, lines: int) -> None:
+        self.interruptions += lines
 
     def idle(self, seconds: float) -> None:
         self.idled.append(seconds)
