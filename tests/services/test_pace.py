@@ -57,10 +57,12 @@ def test_lines_in_hand_share_the_time_of_their_worker() -> None:
     now = 14.0
     second = pace.took(2)
     now = 18.0
-    parts = [pace.ended(3) - began for began in (first, first, second)]
+    end = pace.ended(3)
+    parts = [end - began for began in (first, first, second)]
     now = 20.0
     parts.append(pace.ended(1) - second)
     # Four seconds for two, four for four, two for one: ten seconds in which there was anything.
     assert parts == [3.0, 3.0, 1.0, 3.0]
+    assert sum(parts) == 10.0
     now = 50.0
     assert pace.took(1) == 5.0
