@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.conformance.engine import commanded_engine
 from tests.conformance.lines import broken, jsonl, request
 from tests.e2e.command import lowtide
 from tests.e2e.stacks import running
+from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +158,38 @@ def test_an_input_that_was_deleted(letters_stack: LocalStack) -> None:
     )
     assert "deleted or has expired" in done.stderr
     assert _ask(stack, "discard", "--batch", batch, "--yes")["changed"] == 2
+
+
+def test_killed_between_the_file_and_the_batch(letters_stack: LocalStack, engine: Engine) -> None:
+    stack = letters_stack
+    source = _source("killed", 3)
+    batch = stack.submit(stack.upload(source))
+    stack.finish(batch, source, answers=_any_answer)
+    engine.mend("killed")
+    call = partial(
+        httpx.post,
+        f"{stack.base_url}/v1/dead_letters/requeue",
+        json={"filter": {"batch_id": batch}},
+        headers={"Authorization": f"Bearer {stack.api_key}"},
+        timeout=60,
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with stack.locked("dead_letters"):
+            asked = pool.submit(call)
+            until(lambda: stack.waits_for_lock("create_batch"), "letters are being marked")
+            stack.kill("create-batch")
+        with suppress(httpx.HTTPError):
+            assert asked.result().status_code == 503
+    until(lambda: not stack.waits_for_lock("create_batch"), "the dead call is over")
+    assert len(_ask(stack, "list", "--batch", batch, "--state", "open")["data"]) == 3
+    left = {row.object_key for row in stack.query("SELECT object_key FROM stray_objects")}
+    assert len(left) == 1
+    assert left <= stack.objects()
+
+    (made,) = _ask(stack, "requeue", "--batch", batch, "--yes")["batches"]
+    stack.finish(made["batch_id"], _dead_lines(source), answers=_any_answer)
+    of_batch = "SELECT id FROM batches WHERE metadata->>'dead_letters_of' = :batch"
+    assert len(stack.query(of_batch, batch=batch)) == 1
+    # The scheduler removes what was left, once an upload would be over.
+    stack.query("UPDATE stray_objects SET due_at = now() RETURNING 1")
+    until(lambda: not left & stack.objects(), "the stray file is removed")
