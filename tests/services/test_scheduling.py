@@ -10,10 +10,12 @@ from lowtide.domain.demand import Capacity
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.events import EventType
 from lowtide.domain.pools import Pool
+from lowtide.domain.rates import Sample
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.rates import PostgresRates
 from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
+from tests.postgres.worlds import done, together
 from tests.services.workers import Sink
 
 if TYPE_CHECKING:
@@ -125,3 +127,55 @@ def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
     assert world.value("SELECT count(*) FROM stray_objects") == 0
     with pytest.raises(Exception, match="no object"):
         next(iter(store.stream("files/stray")))
+
+
+def test_spot_workers_that_hold_everything_cannot_break_the_promise(world: World) -> None:
+    batch = world.batch(100, due_in=55)
+    hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
+    hoarded = world.queue.claim(hoarder, Pool.SPOT, 100)
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    ended = 0
+    # Each tick as if ten seconds had passed; dedicated runs what two replicas can in that time.
+    for left in (55, 45, 35, 25, 15, 5):
+        world.run(
+            "UPDATE batches SET deadline = now() + make_interval(secs => :left) WHERE id = :id",
+            left=left,
+            id=batch,
+        )
+        report = _scheduler(world).tick()
+        assert report.planned is not None
+        claims = world.queue.claim(dedicated, Pool.DEDICATED, 20)
+        assert len(claims) <= 20
+        ended += world.queue.settle(dedicated, [done(claim) for claim in claims], []).finished
+    assert ended == 100
+    assert world.queue.settle(hoarder, [done(claim) for claim in hoarded], []).finished == 0
+    assert (world.row(batch).interrupted, world.drained(batch)) == (100, 1)
+
+
+def test_lines_go_back_to_spot_when_the_deadline_is_far_again(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    assert _planned(_scheduler(world).tick())[0] == 20
+    report = _scheduler(world, replicas=50).tick()
+    assert report.planned is not None
+    assert (report.planned.returned, report.desired_replicas[Pool.DEDICATED]) == (20, 0)
+    assert report.queued == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert world.row(batch).escalated == 0
+
+
+def test_measured_rates_replace_the_configured_one(world: World) -> None:
+    world.batch(110, due_in=600)
+    world.batch(1, pool="dedicated")
+    lease = world.queue.open_lease(Pool.DEDICATED, "slow")
+    world.queue.claim(lease, Pool.DEDICATED, 1)
+    assert _planned(_scheduler(world).tick()) == (0, 0)
+    PostgresRates(world.worker).report(lease, Sample(60, 1200.0))
+    report = _scheduler(world).tick()
+    assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.05
+    assert _planned(report)[1] == 1
+
+
+def test_ticks_at_once_move_lines_once(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    together(*[lambda: _scheduler(world).tick()] * 3)
+    assert world.row(batch).escalated == 20
+    assert world.value("SELECT count(*) FROM queue WHERE pool = 'dedicated'") == 20
