@@ -36,9 +36,8 @@ class NewBatch:
 class Batch:
     """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
 
-    `spot_seconds` and `dedicated_seconds` are its part of the replicas' time, `interrupted_seconds`
-    those of tries that were interrupted; `eta` is when it will probably be done, None when it is
-    over or nobody can tell.
+    `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
+    it will probably be done, None when it is over or nobody can tell.
     """
 
     id: BatchId
@@ -75,7 +74,6 @@ class Batch:
     finished_on_dedicated: int
     spot_seconds: float = 0.0
     dedicated_seconds: float = 0.0
-    interrupted_seconds: float = 0.0
     eta: datetime | None = None
 
     @property

@@ -18,10 +18,10 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a batch costs by pool, and what it would cost on dedicated alone.
+    """What a batch costs by pool, and what the same results would cost on dedicated alone.
 
-    It counts the time of results and of tries in vain, as their workers told it. What a lost worker
-    did, and replicas that start or idle, belong to no batch.
+    It counts the time of accepted results: what was interrupted, lost or tried in vain, and replicas
+    that start or idle, belong to no batch.
     """
 
     currency: str
@@ -40,26 +40,18 @@ class Cost:
         return 1 - self.total / self.all_dedicated if self.all_dedicated > 0 else 0.0
 
 
-def cost_of(
-    spot_seconds: float,
-    dedicated_seconds: float,
-    prices: Prices,
-    *,
-    interrupted_seconds: float = 0.0,
-) -> Cost:
-    """Return the cost of so many replica seconds.
+def cost_of(spot_seconds: float, dedicated_seconds: float, prices: Prices) -> Cost:
+    """Return the cost of so many replica seconds; a result takes as long in either pool.
 
-    A try's replica seconds are its own seconds divided by the requests that its worker runs at a
-    time, so that a busy replica's second is shared out once. On dedicated a try takes as long, and
-    none is interrupted: `interrupted_seconds` of the others would not be spent there.
+    A line's replica seconds are its worker's, each divided by the lines in the worker's hands, so
+    that a second of a replica is shared out once (processor sharing, Kleinrock 1967).
 
         >>> cost_of(3600, 0, Prices(1.0, 3.0, "USD")).saving
         0.6666666666666667
     """
-    steady = max(0.0, spot_seconds + dedicated_seconds - interrupted_seconds)
     return Cost(
         currency=prices.currency,
         spot=spot_seconds * prices.spot / _SECONDS_AN_HOUR,
         dedicated=dedicated_seconds * prices.dedicated / _SECONDS_AN_HOUR,
-        all_dedicated=steady * prices.dedicated / _SECONDS_AN_HOUR,
+        all_dedicated=(spot_seconds + dedicated_seconds) * prices.dedicated / _SECONDS_AN_HOUR,
     )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lowtide.domain.ids import BatchId, FileId
     from lowtide.domain.requests import RequestState
 
-# A millionth of a replica hour is four milliseconds.
-_DIGITS = 6
+# A billionth of a replica hour is four microseconds.
+_DIGITS = 9
 
 
 def file_object(file: StoredFile) -> types.File:
@@ -150,12 +150,7 @@ def _extension(batch: Batch) -> types.Extension:
 
 
 def _cost(batch: Batch) -> types.Cost:
-    cost = cost_of(
-        batch.spot_seconds,
-        batch.dedicated_seconds,
-        wiring.prices(),
-        interrupted_seconds=batch.interrupted_seconds,
-    )
+    cost = cost_of(batch.spot_seconds, batch.dedicated_seconds, wiring.prices())
     return types.Cost(
         currency=cost.currency,
         spot=round(cost.spot, _DIGITS),

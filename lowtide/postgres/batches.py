@@ -197,5 +197,4 @@ def batch_of(row: Any) -> Batch:
         finished_on_dedicated=row.on_dedicated,
         spot_seconds=row.spot_seconds,
         dedicated_seconds=row.dedicated_seconds,
-        interrupted_seconds=row.interrupted_seconds,
     )

@@ -170,8 +170,9 @@ def test_cost(server: Server) -> None:
     over = server.finish(server.create(requests(20)))
     cost = over["x_lowtide"]["cost"]
     assert cost["currency"] == "spot-hours"
+    assert cost["spot"] > 0
     assert cost["total"] == pytest.approx(cost["spot"] + cost["dedicated"])
-    assert cost["all_dedicated"] == pytest.approx(3 * cost["spot"] + cost["dedicated"], abs=2e-6)
+    assert cost["all_dedicated"] == pytest.approx(3 * cost["spot"] + cost["dedicated"], rel=0.01)
 
 
 @proves(

@@ -41,12 +41,6 @@ def test_a_spot_price_above_the_dedicated_one_saves_less_than_nothing() -> None:
     assert cost_of(3600, 0, Prices(4.0, 2.0, "EUR")).saving == pytest.approx(-1)
 
 
-def test_what_was_interrupted_would_not_be_spent_on_dedicated() -> None:
-    cost = cost_of(3600, 0, PRICES, interrupted_seconds=1200)
-    assert (cost.total, cost.all_dedicated) == pytest.approx((1, 2))
-    assert cost.saving == pytest.approx(0.5)
-
-
 def test_prices_of_nothing_save_nothing() -> None:
     assert cost_of(3600, 3600, Prices(0.0, 0.0, "EUR")).saving == 0
 

@@ -96,18 +96,14 @@ CREATE INDEX batches_active_of_tenant ON batches (tenant_id)
 """
 
 COST = """
--- The lines' share of their workers' time, tries in vain included, and the part of it that was spent
--- in tries which were interrupted: dedicated workers would not have spent that.
-ALTER TABLE tallies
-  ADD replica_seconds double precision NOT NULL DEFAULT 0,
-  ADD interrupted_seconds double precision NOT NULL DEFAULT 0;
+-- The lines' part of their workers' time, of accepted results only; the worker tells it.
+ALTER TABLE tallies ADD replica_seconds double precision NOT NULL DEFAULT 0;
 
 DROP VIEW batch_states;
 CREATE VIEW batch_states WITH (security_invoker = true) AS
 SELECT b.*,
   t.tallied_completed, t.tallied_failed, t.interrupted, t.retried, t.escalated,
-  t.input_tokens, t.output_tokens, t.on_dedicated, t.spot_seconds, t.dedicated_seconds,
-  t.interrupted_seconds
+  t.input_tokens, t.output_tokens, t.on_dedicated, t.spot_seconds, t.dedicated_seconds
 FROM batches b
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
@@ -119,8 +115,7 @@ CROSS JOIN LATERAL (
     coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
     coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
     coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
-    coalesce(sum(interrupted_seconds), 0) AS interrupted_seconds
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds
   FROM tallies WHERE batch_id = b.id
 ) t;
 GRANT SELECT ON batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
