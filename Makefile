@@ -54,6 +54,9 @@ bench-import: $(VENV)/.local ## Print each function's cold-start: import time an
 bench-ingest: $(VENV)/.dev ## Upload, validation, split and finalize beside their references
 	@$(BIN)/python bench/ingest.py
 
+bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
+	@$(BIN)/python bench/scheduler.py $(if $(TRACES),--traces "$(TRACES)")
+
 docs: $(VENV)/.dev ## Regenerate the generated reference pages
 	@$(BIN)/python -m docs.generate
 
@@ -66,4 +69,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-scheduler docs pins clean

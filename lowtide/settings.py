@@ -158,7 +158,9 @@ class Settings(BaseSettings):
     retry_cap: float = Field(default=60.0, gt=0, description="No retry waits longer than this.")
 
     dedicated_rate: float = Field(
-        default=2.0, gt=0, description="Lines a second of one dedicated replica."
+        default=2.0,
+        gt=0,
+        description="Lines a second of one dedicated replica, until enough of it is measured.",
     )
     dedicated_replicas: int = Field(default=2, ge=0, description="Most dedicated replicas.")
     spot_replicas: int = Field(default=4, ge=0, description="Most spot replicas.")
@@ -167,10 +169,22 @@ class Settings(BaseSettings):
         default=10, ge=1, description="KEDA's target for dedicated."
     )
     cold_start: float = Field(
-        default=180.0, ge=0, description="Seconds until a new dedicated replica works."
+        default=180.0,
+        ge=0,
+        description="Most seconds from wanting a dedicated replica until it works: KEDA's poll, a "
+        "node, an image, a model.",
     )
-    safety_margin: float = Field(default=30.0, ge=0, description="Seconds kept before deadlines.")
-    tick: float = Field(default=10.0, gt=0, description="Seconds between scheduler ticks.")
+    safety_margin: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds before a deadline that are not counted on, for ticks that come late and "
+        "what a batch needs after its last line.",
+    )
+    tick: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds between scheduler ticks: the PingSource's schedule.",
+    )
     stalled_after: float = Field(
         default=30.0, gt=0, description="Seconds until a step without progress is started again."
     )
