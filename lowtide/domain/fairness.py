@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lowtide.domain.pools import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from lowtide.domain.ids import BatchId, TenantId
 
@@ -106,7 +106,7 @@ class FairShare:
         return turns
 
 
-def without(lanes: Sequence[Lane], shares: Iterable[Share]) -> list[Lane]:
-    """Return the lanes that no given share names."""
-    gone = {lane.batch for share in shares for lane in share.lanes}
+def without(lanes: Iterable[Lane], ended: Iterable[Lane]) -> list[Lane]:
+    """Return the lanes of other batches."""
+    gone = {lane.batch for lane in ended}
     return [lane for lane in lanes if lane.batch not in gone]

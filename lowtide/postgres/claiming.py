@@ -18,6 +18,7 @@ from lowtide.postgres.prepared import hot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
@@ -70,7 +71,7 @@ WITH lease AS MATERIALIZED (
   SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
     lost_leases, escalated, pool FROM taken
 )
-SELECT t.batch_id, b.endpoint, b.input_key, max(t.available_at) AS at,
+SELECT t.batch_id, b.endpoint, b.input_key, now() AS claimed_at, max(t.available_at) AS at,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
   json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
     extract(epoch FROM now() - t.queued_at)) ORDER BY t.line)::text AS lines
@@ -82,8 +83,23 @@ GROUP BY t.batch_id, b.endpoint, b.input_key
 """
 _TAKE = hot(TAKE)
 
+# What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
+# lives on.
+_UNSEEN = text("""
+SELECT c.batch_id, b.endpoint, b.input_key, c.claimed_at,
+  json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
+    extract(epoch FROM now() - c.queued_at)) ORDER BY c.line)::text AS lines
+FROM claims c
+JOIN batches b ON b.id = c.batch_id
+CROSS JOIN LATERAL (
+  SELECT start, length FROM requests WHERE batch_id = c.batch_id AND line = c.line OFFSET 0) r
+WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz), '-infinity')
+GROUP BY c.batch_id, b.endpoint, b.input_key, c.claimed_at
+""")
+
 # One at a time for each tenant that has a limit: two workers would both see the last free place.
 _LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+_TRY_LOCK_TENANT = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
 _RUNNING = text("""
 SELECT t.id, (SELECT count(*) FROM claims c WHERE c.tenant_id = t.id
   AND c.pool IN ('spot', 'dedicated')) AS running
@@ -95,6 +111,8 @@ _decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float]]).deco
 _START = {"at": "-infinity", "line": 0}
 _LOOKING_SHARE = 20
 """Looking for batches may take one part in this many of a busy worker's time."""
+_LOOK_SECONDS = 1.0
+"""How late a busy worker may notice a batch, however long looking takes."""
 
 
 class Claiming:
@@ -104,6 +122,8 @@ class Claiming:
     the index entries of lines that are gone and that no vacuum could remove yet. Lines that come
     back to a lane lie behind every mark, as they become available later; what a mark did pass by
     (another claim that was rolled back) is found once the lane comes up short, which drops its mark.
+
+    After a failure nobody knows whether lines were taken: the next claim looks.
     """
 
     def __init__(self, engine: Engine, pool: Pool) -> None:
@@ -112,25 +132,54 @@ class Claiming:
         self._turns = FairShare(pool)
         self._lanes: list[Lane] = []
         self._next_look = 0.0
+        self._claimed_at: datetime | None = None
+        self._is_in_doubt = False
         self.marks: dict[UUID, Mark] = {}
 
     def claim(self, lease: LeaseId, lines: int) -> list[Claim]:
         """Take up to `lines` of the most urgent lines; none when the lease is gone."""
-        claims: list[Claim] = []
-        with begin(self._engine) as connection:
-            fresh = monotonic() >= self._next_look
-            if fresh:
-                self._look(connection)
-            while len(claims) < lines:
-                shares = self._turns.plan(self._lanes, lines - len(claims))
-                if shares:
-                    claims += self._take(connection, lease, shares)
-                elif fresh:
-                    break
-                else:
-                    fresh = True
-                    self._look(connection)
+        try:
+            with begin(self._engine) as connection:
+                claims, at = self._unseen(connection, lease) if self._is_in_doubt else ([], None)
+                if not claims:
+                    claims, at = self._claim(connection, lease, lines)
+        except Exception:
+            self._is_in_doubt = True
+            self._lanes, self.marks = [], {}
+            raise
+        self._is_in_doubt = False
+        self._claimed_at = at or self._claimed_at
         return claims
+
+    def _unseen(
+        self, connection: Connection, lease: LeaseId
+    ) -> tuple[list[Claim], datetime | None]:
+        rows = connection.execute(_UNSEEN, {"lease": lease, "since": self._claimed_at}).all()
+        claims = [claim for row in rows for claim in _claims(row)]
+        return claims, max((row.claimed_at for row in rows), default=None)
+
+    def _claim(
+        self, connection: Connection, lease: LeaseId, lines: int
+    ) -> tuple[list[Claim], datetime | None]:
+        claims: list[Claim] = []
+        locked: set[TenantId] = set()
+        at = None
+        fresh = monotonic() >= self._next_look
+        if fresh:
+            self._look(connection)
+        while len(claims) < lines:
+            shares = self._turns.plan(self._lanes, lines - len(claims))
+            if shares:
+                rooms = _rooms(connection, shares, locked)
+                rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
+                at = rows[0].claimed_at if rows else at
+                claims += self._taken(shares, rooms, rows)
+            elif fresh:
+                break
+            else:
+                fresh = True
+                self._look(connection)
+        return claims, at
 
     def _look(self, connection: Connection) -> None:
         """Find the batches that wait. How often follows from how long it takes."""
@@ -150,23 +199,27 @@ class Claiming:
         waiting = {lane.batch for lane in self._lanes}
         self.marks = {batch: mark for batch, mark in self.marks.items() if batch in waiting}
         ended = monotonic()
-        self._next_look = ended + (ended - began) * _LOOKING_SHARE
+        self._next_look = ended + min((ended - began) * _LOOKING_SHARE, _LOOK_SECONDS)
 
-    def _take(self, connection: Connection, lease: LeaseId, shares: Sequence[Share]) -> list[Claim]:
-        rooms = _rooms(connection, shares)
-        rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
+    def _taken(
+        self, shares: Sequence[Share], rooms: Mapping[TenantId, int], rows: Sequence[Any]
+    ) -> list[Claim]:
+        """Count what was taken, and forget the lanes that had no more."""
         claims = {row.batch_id: _claims(row) for row in rows}
         self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
-        short = []
+        ended: list[Lane] = []
         for share in shares:
+            left = _within(share, rooms).lines
+            for lane in share.lanes:
+                left -= len(claims.get(lane.batch, ()))
+                if left > 0:
+                    ended.append(lane)
+                    self.marks.pop(lane.batch, None)
             taken = sum(len(claims.get(lane.batch, ())) for lane in share.lanes)
             self._turns.served(share, taken)
             if taken < share.lines:
-                short.append(share)
-        for share in short:
-            for lane in share.lanes:
-                self.marks.pop(lane.batch, None)
-        self._lanes = without(self._lanes, short)
+                ended += share.lanes
+        self._lanes = without(self._lanes, ended)
         return [
             claim
             for share in shares
@@ -202,8 +255,14 @@ def _claims(row: Any) -> list[Claim]:
     return [Claim(batch, row.endpoint, row.input_key, *numbers) for numbers in _decode(row.lines)]
 
 
-def _rooms(connection: Connection, shares: Sequence[Share]) -> dict[TenantId, int]:
-    """Return how many more lines each tenant with a limit may have in workers' hands."""
+def _rooms(
+    connection: Connection, shares: Sequence[Share], locked: set[TenantId]
+) -> dict[TenantId, int]:
+    """Return how many more lines each tenant with a limit may have in workers' hands.
+
+    `locked` are the tenants that this transaction has locked, and gets those that it locks now. Once
+    it has any it waits for no other, as that one's holder may be waiting for it: no room there.
+    """
     limits = {
         share.tenant: share.lanes[0].max_running
         for share in shares
@@ -211,10 +270,12 @@ def _rooms(connection: Connection, shares: Sequence[Share]) -> dict[TenantId, in
     }
     if not limits:
         return {}
-    for tenant in sorted(limits):
-        connection.execute(_LOCK_TENANT, {"key": f"claim {tenant}"})
+    lock = _TRY_LOCK_TENANT if locked else _LOCK_TENANT
+    for tenant in sorted(limits.keys() - locked):
+        if connection.execute(lock, {"key": f"claim {tenant}"}).scalar_one() is not False:
+            locked.add(tenant)
     rows = connection.execute(_RUNNING, {"tenants": list(limits)})
-    return {row.id: max(0, limits[row.id] - row.running) for row in rows}
+    return {row.id: max(0, limits[row.id] - row.running) if row.id in locked else 0 for row in rows}
 
 
 def _within(share: Share, rooms: Mapping[TenantId, int]) -> Share:

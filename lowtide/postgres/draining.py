@@ -71,9 +71,9 @@ def note_drained(
     """
     if not batches:
         return ()
-    places = [
-        {"id": batch, **(asdict(marks[batch]) if batch in marks else {})} for batch in batches
-    ]
+    # `get`, as a claim of the same worker may be changing the marks meanwhile, in another thread.
+    known = ((batch, marks.get(batch)) for batch in batches)
+    places = [{"id": batch, **({} if mark is None else asdict(mark))} for batch, mark in known]
     parameters = {"batches": msgspec.json.encode(places).decode()}
     candidates = connection.execute(_NOTHING_QUEUED, parameters).scalars().all()
     if not candidates:
