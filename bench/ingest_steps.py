@@ -1,8 +1,11 @@
 """One step of ingest, run by itself in this process; `ingest.py` starts it.
 
+    python bench/ingest_steps.py upload FILE
+    python bench/ingest_steps.py create FILE_ID
+    python bench/ingest_steps.py queue BATCH_ID
     python bench/ingest_steps.py validate FILE
-    python bench/ingest_steps.py split FILE_ID OWNER_URL
-    python bench/ingest_steps.py drain FILE_ID
+    python bench/ingest_steps.py split BATCH_ID OWNER_URL
+    python bench/ingest_steps.py drain BATCH_ID
     python bench/ingest_steps.py finalize BATCH_ID
 
 Prints its figures as one JSON line.
@@ -10,9 +13,12 @@ Prints its figures as one JSON line.
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+
 import io
 import json
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +28,13 @@ from sqlalchemy import text
 from stage import peak_megabytes
 
 from lowtide import wiring
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, parse_batch_id
+from lowtide.domain.ids import (
+    DEFAULT_TENANT,
+    BatchId,
+    format_batch_id,
+    format_file_id,
+    parse_batch_id,
+)
 from lowtide.domain.lines import LineReader, read_lines
 from lowtide.postgres.connections import connect
 from lowtide.services.batches import BatchRequest
@@ -74,15 +86,31 @@ def validate(path: str) -> dict[str, Any]:
     return found
 
 
-def new_batch(file: str) -> BatchId:
-    """Create a batch for an uploaded file."""
+def upload(path: str) -> dict[str, Any]:
+    """Store a file."""
+    with Path(path).open("rb") as file, wiring.files().upload(DEFAULT_TENANT) as stream:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            stream.write(block)
+        stored = stream.finish("bench.jsonl", "batch")
+    return {"file": format_file_id(stored.id)}
+
+
+def create(file: str) -> dict[str, Any]:
+    """Create a batch for an uploaded file, as the API's role does."""
     made = wiring.batches().create(DEFAULT_TENANT, BatchRequest(file, "bench"))
-    return made.id
+    return {"batch": format_batch_id(made.id)}
 
 
-def split(file: str, owner_url: str) -> dict[str, Any]:
+def queue(name: str) -> dict[str, Any]:
+    """Split a new batch."""
+    batch = _batch(name)
+    wiring.splitter().split(batch)
+    return {"batch": str(batch)}
+
+
+def split(name: str, owner_url: str) -> dict[str, Any]:
     """Split a new batch, then copy the same rows into empty tables of the same shape."""
-    batch, splitter, found = new_batch(file), wiring.splitter(), {}
+    batch, splitter, found = _batch(name), wiring.splitter(), {}
     with measured(found):
         splitter.split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
@@ -92,21 +120,21 @@ def split(file: str, owner_url: str) -> dict[str, Any]:
         for table in TABLES:
             connection.execute(text(f"DROP TABLE IF EXISTS bare_{table}"))
             connection.execute(text(f"CREATE TABLE bare_{table} (LIKE {table} INCLUDING ALL)"))
-    for name, tables in (("copy", TABLES), ("copy_requests", TABLES[:1])):
+    for figure, tables in (("copy", TABLES), ("copy_requests", TABLES[:1])):
         began = time.perf_counter()
         with owner.begin() as connection:
             cursor = connection.connection.cursor()
             for table in tables:
                 cursor.execute(f"COPY bare_{table} FROM STDIN", stream=_blocks(rows[table]))
-        found[name] = time.perf_counter() - began
+        found[figure] = time.perf_counter() - began
         with owner.begin() as connection:
             connection.execute(text("TRUNCATE bare_requests, bare_queue"))
     return found
 
 
-def drain(file: str) -> dict[str, Any]:
+def drain(name: str) -> dict[str, Any]:
     """Split a new batch and answer all of it."""
-    batch = new_batch(file)
+    batch = _batch(name)
     wiring.splitter().split(batch)
     body = (BODY % "").encode()
     parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
@@ -114,13 +142,12 @@ def drain(file: str) -> dict[str, Any]:
         connection.execute(text(ANSWER), parameters)
         connection.execute(text("DELETE FROM queue WHERE batch_id = :batch"), parameters)
         connection.execute(text(DRAIN), parameters)
-    return {"batch": f"batch_{batch.hex}"}
+    return {"batch": name}
 
 
 def finalize(name: str) -> dict[str, Any]:
     """Finalize a drained batch, then copy the same columns out."""
-    batch, finalizer, found = parse_batch_id(name), wiring.finalizer(), {}
-    assert batch is not None
+    batch, finalizer, found = _batch(name), wiring.finalizer(), {}
     assert _completed(batch) == 0
     with measured(found):
         finalizer.finalize(batch)
@@ -131,6 +158,12 @@ def finalize(name: str) -> dict[str, Any]:
     found["copy"] = time.perf_counter() - began
     assert out.getvalue().count(b"\n") == found["lines"]
     return found
+
+
+def _batch(name: str) -> BatchId:
+    batch = parse_batch_id(name)
+    assert batch is not None
+    return batch
 
 
 def _completed(batch: BatchId) -> int:
@@ -153,5 +186,13 @@ def _blocks(rows: bytes) -> Iterator[bytes]:
 
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
-    steps = {"validate": validate, "split": split, "drain": drain, "finalize": finalize}
+    steps = {
+        "upload": upload,
+        "create": create,
+        "queue": queue,
+        "validate": validate,
+        "split": split,
+        "drain": drain,
+        "finalize": finalize,
+    }
     print(json.dumps(steps[step](*arguments)))

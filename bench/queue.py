@@ -11,12 +11,15 @@ installed. Ends with one JSON line, and with 1 when a figure misses its bar.
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+
 import argparse
 import io
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager

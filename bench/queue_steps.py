@@ -11,9 +11,12 @@ SECONDS are over. Prints its figures as one JSON line; a drain then waits for th
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+
 import asyncio
 import json
-import sys
 import time
 import uuid
 from datetime import timedelta

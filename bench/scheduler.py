@@ -19,11 +19,14 @@ the exit status is 1. Markets with fewer places than D are scaled to D. Ends wit
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+
 import argparse
 import json
 import math
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean

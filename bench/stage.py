@@ -59,7 +59,9 @@ class Stage:
         }
 
     @contextmanager
-    def function(self, name: str, role: str) -> Iterator[Function]:
+    def function(
+        self, name: str, role: str, *, signature: str = "http", **settings: str
+    ) -> Iterator[Function]:
         """Serve one function with gunicorn, as its manifest does."""
         port, health = free_port(), free_port()
         environment = {
@@ -68,7 +70,8 @@ class Stage:
             "LOWTIDE_HEALTH_PORT": str(health),
             "FUNCTION_SOURCE": str(ROOT / "functions" / name / "main.py"),
             "FUNCTION_TARGET": name,
-            "FUNCTION_SIGNATURE_TYPE": "http",
+            "FUNCTION_SIGNATURE_TYPE": signature,
+            **settings,
         }
         command = [
             sys.executable, "-m", "gunicorn", "-c", "python:lowtide.serving",
@@ -83,11 +86,11 @@ class Stage:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
-    def measured(self, script: Path, *arguments: str) -> dict[str, Any]:
+    def measured(self, script: Path, *arguments: str, role: str = "worker") -> dict[str, Any]:
         """Run a script in a process of its own; return the JSON of its last line."""
         done = subprocess.run(  # noqa: S603
             [sys.executable, str(script), *arguments],
-            env=self.environment("worker"),
+            env=self.environment(role),
             cwd=ROOT,
             capture_output=True,
             text=True,
