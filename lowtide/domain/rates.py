@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HALF_LIFE = 1800.0
 """Measured seconds after which a sample counts half."""
 PRIOR_SECONDS = 120.0
-"""How many measured seconds the configured rate counts as."""
+"""How many measured seconds the configured rate counts as; half of that after as many seconds."""
 CONFIDENCE = 1.645
 """Standard errors below the mean: one rate in twenty is lower than what is counted on."""
 PRIOR_LINES = 200.0
@@ -49,7 +49,7 @@ class Rate:
         for sample in samples:
             if sample.seconds <= 0:
                 continue
-            fade = 0.5 ** (sample.seconds / HALF_LIFE)
+            fade = math.exp2(-sample.seconds / HALF_LIFE)
             seconds = seconds * fade + sample.seconds
             lines = lines * fade + sample.lines
             squares = squares * fade + sample.lines**2 / sample.seconds
@@ -64,18 +64,20 @@ class Rate:
     def lower_bound(self, prior: float) -> float:
         """Return the lines a second to count on: `prior` until there is data.
 
-        The mean of samples and prior less CONFIDENCE standard errors, of samples weighted by their
-        seconds, whose number is Kish's effective one. Never under a tenth of the mean: a bound of
-        nothing would promise nothing, for ever.
+        The prior is one more sample, which fades. The bound is the mean less CONFIDENCE standard
+        errors of samples weighted by their seconds, whose number is Kish's effective one. Never
+        under a tenth of the mean or a hundredth of the prior: a bound of nothing would promise
+        nothing, for ever.
         """
         if self.seconds <= 0:
             return prior
-        own = self.lines / self.seconds
-        mean = (self.lines + prior * PRIOR_SECONDS) / (self.seconds + PRIOR_SECONDS)
-        variance = max(0.0, self.squares / self.seconds - own**2)
-        effective = self.seconds**2 / self.weights
-        error = math.sqrt(variance / effective)
-        return max(min(mean, own) - CONFIDENCE * error, mean / 10)
+        weight = PRIOR_SECONDS * math.exp2(-self.seconds / PRIOR_SECONDS)
+        seconds = self.seconds + weight
+        mean = (self.lines + prior * weight) / seconds
+        variance = max(0.0, (self.squares + prior**2 * weight) / seconds - mean**2)
+        effective = seconds**2 / (self.weights + weight**2)
+        bound = mean - CONFIDENCE * math.sqrt(variance / effective)
+        return max(bound, mean / 10, prior / 100)
 
 
 def attempts_per_line(ended: int, retried: int) -> float:

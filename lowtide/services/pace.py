@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Pace:
     """Counts lines that end while at least `full` are in hand, and the time of that.
 
-    With fewer a worker could have done more, and what it did says nothing about its rate.
+    With fewer a worker could have done more, and what it did says nothing about its rate. Nor does
+    the time until the first lines end: it counts from when as many have ended as run at a time.
 
     `share` grows by each second in which anything is in hand, divided by the lines in hand: what it
     grew by while a line was there is the line's part of that time, and all parts together are it.
@@ -27,7 +28,7 @@ class Pace:
 
     def restart(self) -> None:
         """Begin a new lease: nothing is in hand, nothing has been counted."""
-        self._in_hand = self._lines = 0
+        self._in_hand = self._turned_over = self._lines = 0
         self._seconds = 0.0
         self.share = 0.0
         self._since = self._timer()
@@ -35,14 +36,17 @@ class Pace:
     def took(self, lines: int) -> float:
         """Count lines that came into the worker's hands; return the share they start from."""
         self._pass_time()
+        if self._in_hand == 0:
+            self._turned_over = 0
         self._in_hand += lines
         return self.share
 
     def ended(self, lines: int) -> float:
         """Count lines that left them, in success or failure; return the share they end at."""
         self._pass_time()
-        if self._in_hand >= self._full:
+        if self._counts:
             self._lines += lines
+        self._turned_over += lines
         self._in_hand = max(0, self._in_hand - lines)
         return self.share
 
@@ -51,9 +55,13 @@ class Pace:
         self._pass_time()
         return Sample(self._lines, self._seconds)
 
+    @property
+    def _counts(self) -> bool:
+        return self._in_hand >= self._full and self._turned_over >= self._full
+
     def _pass_time(self) -> None:
         now = self._timer()
-        if self._in_hand >= self._full:
+        if self._counts:
             self._seconds += now - self._since
         if self._in_hand:
             self.share += (now - self._since) / self._in_hand

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.domain.rates import HALF_LIFE, PRIOR_SECONDS, Rate, Sample, attempts_per_line
+from lowtide.domain.rates import HALF_LIFE, Rate, Sample, attempts_per_line
 
 _samples = st.lists(
     st.builds(Sample, st.integers(0, 10_000), st.floats(0.1, 600.0)), min_size=1, max_size=30
@@ -26,12 +26,26 @@ def test_without_data_the_prior_counts() -> None:
     [
         pytest.param([Sample(400, 100.0)] * 100, 4.0, 4.0, id="steady, as expected"),
         pytest.param([Sample(100, 100.0)] * 100, 4.0, 1.0, id="steady, slower than expected"),
-        pytest.param([Sample(800, 100.0)] * 100, 4.0, 7.83, id="steady, faster: the prior fades"),
-        pytest.param([Sample(0, 100.0)] * 100, 4.0, 0.0177, id="nothing ends: not nothing"),
+        pytest.param([Sample(800, 100.0)] * 100, 4.0, 8.0, id="steady, faster: the prior fades"),
+        pytest.param([Sample(0, 100.0)] * 100, 4.0, 0.04, id="nothing ends: not nothing"),
     ],
 )
 def test_steady_rates(samples: list[Sample], prior: float, bound: float) -> None:
     assert Rate().fold(samples).lower_bound(prior) == pytest.approx(bound, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds", "least", "most"),
+    [
+        pytest.param(0, 10.0, 0.9, 1.5, id="nothing ended in the first ten seconds"),
+        pytest.param(20, 10.0, 1.99, 2.0, id="the first ten seconds as expected"),
+        pytest.param(10, 10.0, 1.0, 1.9, id="the first ten seconds at half"),
+        pytest.param(40, 10.0, 1.0, 2.2, id="the first ten seconds at twice"),
+        pytest.param(600, 600.0, 0.6, 1.0, id="ten minutes at half"),
+    ],
+)
+def test_one_sample_is_not_the_truth(lines: int, seconds: float, least: float, most: float) -> None:
+    assert least <= Rate().fold([Sample(lines, seconds)]).lower_bound(2.0) <= most
 
 
 def test_an_old_sample_counts_half_after_the_half_life() -> None:
@@ -63,7 +77,6 @@ def test_the_bound_is_above_nothing_and_never_above_both(
     rate = Rate().fold(samples)
     assert rate.mean is not None
     assert 0 < rate.lower_bound(prior) <= max(rate.mean, prior) + 1e-9
-    assert rate.lower_bound(prior) <= rate.mean + prior * PRIOR_SECONDS
 
 
 @given(_samples)

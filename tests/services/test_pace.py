@@ -15,14 +15,24 @@ TOOK, ENDED = True, False
     [
         pytest.param([], Sample(0, 0.0), id="nothing"),
         pytest.param([(0, TOOK, 3), (5, ENDED, 3)], Sample(0, 0.0), id="never full"),
-        pytest.param([(0, TOOK, 4), (5, ENDED, 1)], Sample(1, 5.0), id="full until one ended"),
+        pytest.param([(0, TOOK, 9), (5, ENDED, 4)], Sample(0, 0.0), id="the first take their time"),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 1), (7, ENDED, 2), (8, TOOK, 1)], Sample(3, 8.0), id="full"
+            [(0, TOOK, 9), (5, ENDED, 4), (8, ENDED, 1), (9, ENDED, 1)], Sample(2, 4.0), id="full"
         ),
         pytest.param(
-            [(0, TOOK, 4), (5, ENDED, 1), (9, TOOK, 1), (10, ENDED, 1)],
-            Sample(2, 6.0),
+            [(0, TOOK, 9), (5, ENDED, 4), (6, TOOK, 4), (10, ENDED, 4), (15, ENDED, 4)],
+            Sample(8, 10.0),
+            id="together each time",
+        ),
+        pytest.param(
+            [(0, TOOK, 8), (1, ENDED, 4), (5, ENDED, 1), (9, TOOK, 1), (10, ENDED, 1)],
+            Sample(2, 5.0),
             id="at times",
+        ),
+        pytest.param(
+            [(0, TOOK, 4), (1, ENDED, 4), (5, TOOK, 8), (9, ENDED, 4), (10, ENDED, 1)],
+            Sample(1, 1.0),
+            id="it was empty",
         ),
     ],
 )
@@ -38,8 +48,10 @@ def test_only_a_full_worker_counts(steps: list[tuple[float, bool, int]], total: 
 def test_a_new_lease_starts_from_nothing() -> None:
     now = 0.0
     pace = Pace(2, lambda: now)
-    pace.took(5)
+    pace.took(9)
+    pace.ended(2)
     now = 3.0
+    assert pace.total() == Sample(0, 3.0)
     pace.restart()
     now = 5.0
     assert pace.total() == Sample(0, 0.0)

@@ -168,9 +168,10 @@ def test_measured_rates_replace_the_configured_one(world: World) -> None:
     lease = world.queue.open_lease(Pool.DEDICATED, "slow")
     world.queue.claim(lease, Pool.DEDICATED, 1)
     assert _planned(_scheduler(world).tick()) == (0, 0)
-    PostgresRates(world.worker).report(lease, Sample(60, 1200.0))
-    report = _scheduler(world).tick()
-    assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.05
+    for minutes in range(1, 21):
+        PostgresRates(world.worker).report(lease, Sample(3 * minutes, 60.0 * minutes))
+        report = _scheduler(world).tick()
+    assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.06
     assert _planned(report)[1] == 1
 
 
