@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Held until the transaction ends: a plan that another tick has not seen must not be applied beside
 # its own. Nobody waits for it.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
-_BATCHES = text("""
+BATCHES = """
 SELECT b.id, b.deadline, b.model,
   (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'spot') AS spot,
   (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'dedicated') AS dedicated,
@@ -45,7 +45,8 @@ UNION ALL
 SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0
 FROM batches b JOIN files f ON f.id = b.input_file_id
 WHERE b.status = 'validating' AND b.deadline > now()
-""")
+"""
+_BATCHES = text(BATCHES)
 _DEDICATED = text("""
 SELECT now() AS now, w.since,
   (SELECT count(*) FROM workers WHERE pool = 'dedicated' AND expires_at > now()) AS present

@@ -11,7 +11,7 @@ import yaml
 from sqlalchemy import text
 
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
-from lowtide.postgres import batches, claiming, draining, files, finals, moves, queue
+from lowtide.postgres import batches, claiming, draining, files, finals, moves, queue, timetable
 from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
 from tests.postgres.worlds import World
@@ -149,6 +149,12 @@ def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None
     assert _scanned(nodes) <= {"tallies"}
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
+
+
+def test_a_tick_counts_lines_by_batch(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, timetable.BATCHES)
+    assert _scanned(nodes).isdisjoint({"queue", "claims", "tallies", "requests", "results"})
+    assert {"queue_claim", "claims_pkey", "tallies_pkey"} <= _indexes(nodes)
 
 
 @pytest.mark.parametrize("count", [1, 3])
