@@ -54,6 +54,12 @@ bench-import: $(VENV)/.local ## Print each function's cold-start: import time an
 bench-ingest: $(VENV)/.dev ## Upload, validation, split and finalize beside their references
 	@$(BIN)/python bench/ingest.py
 
+bench-queue: $(VENV)/.bench ## Lines claimed and completed a second, beside COPY and PGQueuer
+	@$(BIN)/python bench/queue.py
+
+bench-job: $(VENV)/.dev ## A whole job through the functions, and a worker beside a bare client
+	@$(BIN)/python bench/job.py
+
 bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
 	@$(BIN)/python bench/scheduler.py $(if $(TRACES),--traces "$(TRACES)")
 
@@ -62,11 +68,11 @@ docs: $(VENV)/.dev ## Regenerate the generated reference pages
 
 pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
-	for extra in local dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	for extra in local dev bench; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --extra $$extra \
 		--output-file requirements/$$extra.txt pyproject.toml; done
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-scheduler docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-scheduler docs pins clean
