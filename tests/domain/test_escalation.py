@@ -298,7 +298,9 @@ def test_no_line_moves_that_need_not(
     for batch, demand, theirs in _prefixes(after):
         # What stays on spot can still be run after the next tick, whatever spot does.
         short = due(batch, demand) - theirs
-        until = [other for other in after if other.deadline <= batch.deadline]
+        until = [
+            other for other in after if (other.deadline, other.id) <= (batch.deadline, batch.id)
+        ]
         assert short <= 1e-6 or sum(other.spot + other.running_spot for other in until) == 0
     if plan.revocations:
         # One line fewer taken would break a deadline that nothing waiting can help.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@dataclass
+@dataclass(eq=False)
 class Lines:
     """Lines of a batch by where they are."""
 
