@@ -1,0 +1,42 @@
+"""The one place that builds adapters from the settings and hands them to the services."""
+
+from __future__ import annotations
+
+from lowtide.wiring.api import (
+    batches,
+    dead_letters,
+    files,
+    forecaster,
+    models,
+    prices,
+    requests,
+    requeuer,
+    tenants,
+)
+from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
+from lowtide.wiring.operators import open_tenancy
+from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter
+
+__all__ = [
+    "batches",
+    "build_worker",
+    "capacity",
+    "database",
+    "dead_letters",
+    "files",
+    "finalizer",
+    "forecaster",
+    "line_limits",
+    "models",
+    "new_id",
+    "now",
+    "objects",
+    "open_tenancy",
+    "prices",
+    "publisher",
+    "requests",
+    "requeuer",
+    "scheduler",
+    "splitter",
+    "tenants",
+]

@@ -1,0 +1,86 @@
+"""What every process is built from: clock, ids, connections, objects, events."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lowtide.domain.ids import uuid7
+from lowtide.domain.lines import Limits
+from lowtide.events.sink import HttpSink, NoSink
+from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.connections import connect
+from lowtide.postgres.outbox import PostgresOutbox
+from lowtide.services.publishing import Publisher
+from lowtide.settings import read_settings
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+    from lowtide.domain.demand import Capacity
+
+
+def now() -> datetime:
+    """Return the current time."""
+    return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    """Return a time-ordered id."""
+    return uuid7(now(), os.urandom)
+
+
+@lru_cache(maxsize=1)
+def database() -> Engine:
+    """Return the process's connections."""
+    settings = read_settings()
+    return connect(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.database_pool_size,
+        timeout=settings.database_timeout,
+        application=f"lowtide {os.environ.get('FUNCTION_TARGET', '')}".strip(),
+    )
+
+
+@lru_cache(maxsize=1)
+def objects() -> ObstoreObjects:
+    """Return the object store."""
+    return ObstoreObjects(read_settings().object_store_url)
+
+
+@lru_cache(maxsize=1)
+def publisher() -> Publisher:
+    """Return the way events go out."""
+    settings = read_settings()
+    source = f"/lowtide/{os.environ.get('FUNCTION_TARGET', 'cli')}"
+    sink = (
+        NoSink()
+        if settings.event_sink is None
+        else HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
+    )
+    return Publisher(sink, PostgresOutbox(database()))
+
+
+def line_limits() -> Limits:
+    """Return the bounds on input files."""
+    settings = read_settings()
+    return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
+
+
+def capacity() -> Capacity:
+    """Return what dedicated workers can do."""
+    from lowtide.domain.demand import Capacity
+
+    settings = read_settings()
+    return Capacity(
+        rate=settings.dedicated_rate,
+        replicas=settings.dedicated_replicas,
+        cold_start=settings.cold_start,
+        margin=settings.safety_margin,
+        tick=settings.tick,
+        in_flight=settings.worker_concurrency,
+    )
