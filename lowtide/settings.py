@@ -197,6 +197,15 @@ class Settings(BaseSettings):
     api_url: str = Field(
         default="http://127.0.0.1:8080", description="Base URL that the portal shows and probes."
     )
+    grafana_url: str | None = Field(
+        default=None, description="Dashboards that the portal links to. Unset: no link."
+    )
+    prometheus_url: str | None = Field(
+        default=None, description="Prometheus, as the portal links to it. Unset: no link."
+    )
+    alertmanager_url: str | None = Field(
+        default=None, description="Alertmanager, as the portal links to it. Unset: no link."
+    )
 
     @field_validator("endpoints", mode="before")
     @classmethod

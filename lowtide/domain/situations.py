@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """What a tick tidied up.
+
+    `reaped` lines of expired leases, `interrupted` of them on spot; `in_time` and `late` lines ended
+    for good by it, before or after their deadline.
+    """
+
+    reaped: int
+    interrupted: int
+    in_time: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """One look at everything that is open.
 

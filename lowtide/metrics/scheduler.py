@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 
 from lowtide.domain.pools import Pool
+from lowtide.metrics import requests
 
 if TYPE_CHECKING:
     from lowtide.domain.situations import Replanned
@@ -42,7 +43,9 @@ _DESIRED = {
 def ticked(report: TickReport) -> None:
     """Publish what one tick saw and did."""
     _TICKS.inc()
-    _REAPED.inc(report.reaped)
+    _REAPED.inc(report.swept.reaped)
+    requests.judged(report.swept.in_time, report.swept.late)
+    requests.interrupted(report.swept.interrupted)
     if report.planned is not None:
         _planned(report.planned)
     for (pool, model), rate in report.rates.items():

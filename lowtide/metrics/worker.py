@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from lowtide.metrics import requests
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,9 +25,6 @@ _WAIT = Histogram(
     ["pool"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
 )
-_MET = Counter("requests_sla_met_total", "Lines that ended before their deadline.")
-_VIOLATED = Counter("requests_sla_violated_total", "Lines that ended after their deadline.")
-_INTERRUPTED = Counter("spot_interruptions_total", "Lines given back by interrupted workers.")
 
 
 class PrometheusMeter:
@@ -48,12 +47,11 @@ class PrometheusMeter:
 
     def judged(self, in_time: int, late: int) -> None:
         """Count lines that ended before or after their deadline."""
-        _MET.inc(in_time)
-        _VIOLATED.inc(late)
+        requests.judged(in_time, late)
 
     def interrupted(self, lines: int) -> None:
         """Count lines that went back because the capacity under them went away."""
-        _INTERRUPTED.inc(lines)
+        requests.interrupted(lines)
 
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""

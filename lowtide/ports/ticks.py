@@ -8,15 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowtide.domain.pools import Depth, Pool
+    from lowtide.domain.situations import Swept
 
 
 class Ticks(Protocol):
     """What one tick of the scheduler reads and changes. Everything may run twice at once."""
 
-    def sweep(self, *, cancel_grace: float, stalled_after: float) -> int:
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
         """Give expired leases back, end what is due, announce again what stalled.
 
-        Times in seconds. Returns how many lines of expired leases were given back.
+        Times in seconds.
         """
         ...
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
 from lowtide.domain.pools import Depth, Pool
+from lowtide.domain.situations import Swept
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.outbox import add_event
@@ -66,7 +67,7 @@ RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, in
   (lost_leases + 1)::smallint AS lost_leases, escalated, pool, claimed_at,
   'The worker stopped answering' AS reason,
   CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
-  false AS failed, true AS interrupted
+  false AS failed, true AS interrupted, now() <= deadline AS in_time
 """)
 _POISON = text("""
 WITH given AS (
@@ -123,14 +124,20 @@ class PostgresTicks:
         self._new_id = new_id
         self._max_lost_leases = max_lost_leases
 
-    def sweep(self, *, cancel_grace: float, stalled_after: float) -> int:
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
         """Give expired leases back, end what is due, announce again what stalled."""
-        reaped = self._reap()
-        self._expire()
+        orphans = self._reap()
+        dropped = self._expire()
         self._finish_cancelling(cancel_grace)
         self._drain_silent()
         self._restart_stalled(stalled_after)
-        return reaped
+        buried = [row.in_time for row in orphans if self._is_poison(row)]
+        return Swept(
+            reaped=len(orphans),
+            interrupted=sum(row.pool == Pool.SPOT for row in orphans),
+            in_time=sum(buried),
+            late=len(buried) - sum(buried) + dropped,
+        )
 
     def strays(self, limit: int) -> Sequence[str]:
         """Forget expired files; return keys of objects that belong to no file (any more)."""
@@ -150,8 +157,11 @@ class PostgresTicks:
             rows = connection.execute(_DEPTH)
             return {Pool(row.pool): Depth(row.queued, row.running) for row in rows}
 
-    def _reap(self) -> int:
-        """Give lines of expired leases back.
+    def _is_poison(self, orphan: Any) -> bool:
+        return bool(orphan.lost_leases >= self._max_lost_leases)
+
+    def _reap(self) -> Sequence[Any]:
+        """Give lines of expired leases back; return what they were.
 
         A line that has cost several workers in a row is set aside instead: it may be what kills
         them.
@@ -159,19 +169,19 @@ class PostgresTicks:
         with begin(self._engine) as connection:
             connection.execute(_EXPIRED_LEASES)
             orphans = connection.execute(_ORPHANS).all()
-            poison = [row for row in orphans if row.lost_leases >= self._max_lost_leases]
-            alive = [row for row in orphans if row.lost_leases < self._max_lost_leases]
+            poison = [row for row in orphans if self._is_poison(row)]
+            alive = [row for row in orphans if not self._is_poison(row)]
             ending = requeue(connection, alive)
             if poison:
                 _bury(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
             note_drained(connection, sorted(set(ending)), self._new_id)
-        return len(orphans)
+        return orphans
 
-    def _expire(self) -> None:
-        """End batches past their deadline: what waits or runs is dropped."""
+    def _expire(self) -> int:
+        """End batches past their deadline; return how many lines waited or ran and are dropped."""
         with begin(self._engine) as connection:
-            self._drop(connection, connection.execute(_EXPIRE).scalars().all())
+            return self._drop(connection, connection.execute(_EXPIRE).scalars().all())
 
     def _finish_cancelling(self, grace: float) -> None:
         """Drop what still runs `grace` seconds after a cancel."""
@@ -194,12 +204,15 @@ class PostgresTicks:
                 event = self._event(type_, TenantId(row.tenant_id), BatchId(row.id))
                 add_event(connection, event)
 
-    def _drop(self, connection: Connection, batches: Sequence[Any]) -> None:
+    def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:
         if not batches:
-            return
-        connection.execute(_DROP_QUEUED, {"batches": list(batches)})
-        connection.execute(_DROP_RUNNING, {"batches": list(batches)})
+            return 0
+        dropped = sum(
+            connection.execute(statement, {"batches": list(batches)}).rowcount
+            for statement in (_DROP_QUEUED, _DROP_RUNNING)
+        )
         note_drained(connection, [BatchId(batch) for batch in batches], self._new_id)
+        return dropped
 
     def _event(self, type_: EventType, tenant: TenantId, batch: BatchId) -> Event:
         return batch_event(self._new_id(), type_, tenant, batch)

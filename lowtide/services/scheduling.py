@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowtide.domain.demand import Capacity
     from lowtide.domain.pools import Depth
     from lowtide.domain.rates import Rate
-    from lowtide.domain.situations import Replanned
+    from lowtide.domain.situations import Replanned, Swept
     from lowtide.ports import ObjectStore, RateBook, Ticks, Timetable
     from lowtide.services.publishing import Publisher
 
@@ -51,7 +51,7 @@ class TickReport:
     a second that the replicas of a pool are counted on for, by pool and model.
     """
 
-    reaped: int
+    swept: Swept
     planned: Replanned | None
     queued: Mapping[Pool, int]
     desired_replicas: Mapping[Pool, int]
@@ -79,7 +79,7 @@ class Scheduler:
 
     def tick(self) -> TickReport:
         """Do one round. Idempotent; two at once do no harm."""
-        reaped = self._ticks.sweep(
+        swept = self._ticks.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
         rates = self._rates.fold()
@@ -88,7 +88,7 @@ class Scheduler:
         self._remove_strays()
         depths = self._ticks.depths()
         report = TickReport(
-            reaped=reaped,
+            swept=swept,
             planned=planned,
             queued={pool: depth.queued for pool, depth in depths.items()},
             desired_replicas={
@@ -127,7 +127,7 @@ class Scheduler:
 def _tell(report: TickReport) -> None:
     planned = report.planned
     told = {
-        "reaped": report.reaped,
+        "reaped": report.swept.reaped,
         "escalated": planned.escalated if planned else 0,
         "revoked": planned.revoked if planned else 0,
         "returned": planned.returned if planned else 0,

@@ -207,3 +207,18 @@ def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> N
         world.ticks.sweep(cancel_grace=0, stalled_after=1)
         world.run("UPDATE batches SET nudged_at = now() - interval '1 h'")
     assert world.value("SELECT subject FROM outbox") == f"batch_{batch.hex}"
+
+
+def test_deadlines_met_and_missed_are_told(world: World) -> None:
+    world.batch(4, due_in=-1)
+    world.batch(3)
+    _lose(world, 5)
+    swept = world.ticks.sweep(cancel_grace=0, stalled_after=1e6)
+    # The late batch's four lines went back and were dropped; one of the other went back.
+    assert (swept.reaped, swept.interrupted) == (5, 5)
+    assert (swept.in_time, swept.late) == (0, 4)
+    world.run("UPDATE queue SET lost_leases = 99, available_at = now()")
+    assert _lose(world, 2, Pool.SPOT) == [1, 2]
+    swept = world.ticks.sweep(cancel_grace=0, stalled_after=1e6)
+    assert (swept.in_time, swept.late) == (2, 0)
+    assert world.value("SELECT count(*) FROM dead_letters") == 2

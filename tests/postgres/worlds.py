@@ -254,7 +254,8 @@ class World:
         return self.apply(Plan(escalations=(Move(batch, lines),))).escalated
 
     def sweep(self, *, cancel_grace: float = 1e6, stalled_after: float = 1e6) -> int:
-        return self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
+        swept = self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
+        return swept.reaped
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def _planned(report: TickReport) -> tuple[int, int]:
 
 def test_an_idle_tick_reports_nothing(world: World) -> None:
     report = _scheduler(world).tick()
-    assert (report.reaped, _planned(report)) == (0, (0, 0))
+    assert (report.swept.reaped, _planned(report)) == (0, (0, 0))
     assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
 
 
@@ -92,7 +92,7 @@ def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
     world.queue.claim(lease, Pool.SPOT, 20)
     world.expire_lease(lease)
     report = _scheduler(world).tick()
-    assert (report.reaped, _planned(report)[0]) == (20, 20)
+    assert (report.swept.reaped, _planned(report)[0]) == (20, 20)
 
 
 def test_what_the_sink_refuses_is_sent_at_the_next_tick(world: World) -> None:

@@ -1,0 +1,24 @@
+"""What became of requests, by whoever ended or interrupted them: workers and the scheduler."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+_MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
+_VIOLATED = Counter(
+    "requests_sla_violated_total", "Requests that did not end before their deadline."
+)
+_INTERRUPTED = Counter(
+    "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
+)
+
+
+def judged(in_time: int, late: int) -> None:
+    """Count requests whose deadline was met or missed."""
+    _MET.inc(in_time)
+    _VIOLATED.inc(late)
+
+
+def interrupted(requests: int) -> None:
+    """Count requests that were interrupted."""
+    _INTERRUPTED.inc(requests)
