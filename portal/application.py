@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import app, ui
 
-from portal import theme
+from portal import shortcuts, theme
 from portal.pages import landing
 from portal.polling import Poller
 
@@ -23,6 +23,7 @@ def build(watch: Watch, settings: Settings) -> None:
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
+    shortcuts.install()
     landing.install(poller, api_url=settings.api_url)
 
 

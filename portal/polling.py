@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nicegui import Event, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lowtide.services.overview import Seen, Watch
 
@@ -25,11 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 class Poller:
-    """Looks as often as the most eager open page wants, and every 10 s when none does."""
+    """Looks as often as the most eager open page wants, and every 10 s when none does.
 
-    def __init__(self, watch: Watch) -> None:
+    `looks` read the database after the watch has, `probes` ask other parts beside it; however many
+    pages follow, each runs once a turn.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        *,
+        looks: Sequence[Callable[[], None]] = (),
+        probes: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self.changed: Event[[]] = Event()
         self._watch = watch
+        self._looks = (watch.look, *looks)
+        self._probes = (watch.probe, *probes)
         self._followers: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -72,7 +84,8 @@ class Poller:
         while True:
             self._wake.clear()
             start = time.monotonic()
-            await _in_background(self._watch.look)
+            for look in self._looks:
+                await _in_background(look)
             self._looked_at = time.monotonic()
             self._looked.set()
             self.changed.emit()
@@ -89,7 +102,7 @@ class Poller:
 
     async def _probe(self) -> None:
         while True:
-            await _in_background(self._watch.probe)
+            await asyncio.gather(*(_in_background(probe) for probe in self._probes))
             self.changed.emit()
             await asyncio.sleep(PROBE_INTERVAL)
 

@@ -69,14 +69,20 @@ h1, h2, p, dl, dd { margin: 0; }
 .ellipsis { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 
 .q-header.topbar {
-  flex-direction: row; align-items: center; gap: 12px; height: 56px;
+  flex-direction: row; flex-wrap: wrap; align-items: center; gap: 0 12px; min-height: 56px;
   padding: 0 max(24px, calc((100% - 1280px) / 2 + 24px));
   background: var(--card); color: var(--ink); border-bottom: 1px solid var(--line);
 }
 .brand { display: flex; align-items: center; gap: 10px; color: inherit; text-decoration: none;
   font-weight: 650; font-size: 17px; letter-spacing: -.01em; }
 .brand img { width: 28px; height: 28px; display: block; }
-.spacer { flex: 1; }
+.places { display: flex; gap: 2px; flex: 1; min-width: 0; }
+.place { display: flex; align-items: center; gap: 6px; padding: 7px 10px; border-radius: 8px;
+  color: var(--muted); text-decoration: none; font-weight: 550; white-space: nowrap; }
+.place .q-icon { font-size: 18px; }
+.place:hover { color: var(--ink); background: var(--track); }
+.place[aria-current] { color: var(--accent); background: var(--info); }
+.tools { display: flex; align-items: center; gap: 2px; margin-left: auto; }
 .topbar .q-field { width: 116px; }
 .topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal { color: var(--muted); }
 .topbar .q-field__native { color: var(--ink); }
@@ -94,6 +100,11 @@ h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
 .stat .value { font-size: 30px; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; }
 .stat .value.bad { color: var(--bad-ink); }
 .section { display: flex; flex-direction: column; gap: 14px; }
+.outside { color: var(--accent); }
+.keys { display: grid; grid-template-columns: auto 1fr; gap: 8px 16px; align-items: center; }
+kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--code); font-size: 12.5px; }
+.q-dialog .card.dialog { min-width: min(320px, 90vw); max-width: 560px; color: var(--ink); }
 .footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
 
 .badge { display: inline-block; padding: 2px 9px; border-radius: 999px; font-size: 12.5px;
@@ -149,6 +160,13 @@ TONES
 .q-btn { color: var(--muted); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+@media (max-width: 1240px) {
+  .place .q-icon { display: none; }
+}
+@media (max-width: 1000px) {
+  .q-header.topbar { padding-top: 8px; }
+  .places { order: 3; flex: 1 0 100%; overflow-x: auto; padding: 6px 0; scrollbar-width: none; }
+}
 @media (max-width: 860px) {
   .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .halves { grid-template-columns: minmax(0, 1fr); }

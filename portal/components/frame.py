@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Final
 from nicegui import app, ui
 
 from portal import theme
+from portal.components import links
+from portal.shortcuts import help_dialog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 REFRESH_INTERVALS: Final[Mapping[int, str]] = {
-    0: "Paused", 1: "1 s", 2: "2 s", 5: "5 s", 10: "10 s",
+    0: "Paused", 1: "1 s", 2: "2 s", 5: "5 s", 10: "10 s", 30: "30 s",
 }  # fmt: skip
 DEFAULT_INTERVAL: Final = 2
+_ZONE: Final = "Times in {{ Intl.DateTimeFormat().resolvedOptions().timeZone }}"
 
 # None follows the browser's own preference.
 _NEXT_MODE: Final[Mapping[bool | None, bool | None]] = {None: False, False: True, True: None}
@@ -34,26 +37,48 @@ def chosen_interval() -> int:
 
 
 @contextmanager
-def frame(title: str, *, api_url: str, on_interval: Callable[[int], None]) -> Iterator[None]:
-    """Open a page with its bar, its heading and its footer."""
+def frame(
+    title: str,
+    *,
+    api_url: str,
+    on_interval: Callable[[int], None],
+    on_refresh: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """Open a page with its bar, its heading and its footer.
+
+    `on_interval` is told of another pace, `on_refresh` when the visitor wants to see news at once;
+    without it the page is loaded again.
+    """
     theme.paint()
     ui.page_title(f"{title} · Lowtide")
     with ui.header(elevated=False).classes("topbar"):
         _brand()
-        ui.element("div").classes("spacer")
-        _refresh_choice(on_interval)
-        _mode_choice()
+        links.navigation(ui.context.client.page.path)
+        with ui.element("div").classes("tools"):
+            _refresh_choice(on_interval)
+            refresh = on_refresh or ui.navigate.reload
+            _tool("refresh", "Update now", "refresh").on_click(refresh)
+            _tool("help_outline", "Keyboard", "help").on_click(help_dialog().open)
+            _mode_choice()
     with ui.element("div").classes("page"):
         yield
         with ui.element("footer").classes("footer"):
             ui.label(f"Lowtide {version('lowtide')}")
             ui.label(f"API {api_url}")
+            ui.element("span").mark("zone").add_slot("default", _ZONE)
+            links.monitoring()
+
+
+def _tool(icon: str, name: str, key: str) -> ui.button:
+    button = ui.button(icon=icon, color=None).props(f"flat round dense data-key={key}")
+    button.props["aria-label"] = button.props["title"] = name
+    return button
 
 
 def _brand() -> None:
     with ui.element("a").classes("brand").props('href="/" aria-label="Lowtide, overview"'):
         ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
-        ui.label("Lowtide")
+        ui.label("Lowtide").classes("brand-name")
 
 
 def _refresh_choice(on_interval: Callable[[int], None]) -> None:
@@ -82,7 +107,5 @@ def _mode_choice() -> None:
         button.props["aria-label"] = f"Colours: {name}. Change"
         button.props["title"] = f"Colours: {name}"
 
-    button = ui.button(icon="brightness_auto", on_click=advance, color=None).props(
-        "flat round dense"
-    )
+    button = _tool("brightness_auto", "Colours", "theme").on_click(advance)
     show()

@@ -1,0 +1,62 @@
+"""Where else to look: dashboards of the installation, each hidden until a setting names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from nicegui import ui
+
+from lowtide.settings import read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A page of the portal; `icon` is shown beside its name, `key` follows `g`."""
+
+    name: str
+    path: str
+    icon: str
+    key: str
+
+
+PLACES: Final = (
+    Place("Overview", "/", "space_dashboard", "o"),
+    Place("Batches", "/batches", "layers", "b"),
+    Place("Upload", "/upload", "upload_file", "u"),
+    Place("Dead letters", "/dead-letters", "mark_email_unread", "d"),
+    Place("Queues", "/queues", "stacked_line_chart", "q"),
+    Place("Health", "/health", "monitor_heart", "h"),
+)
+
+
+def navigation(current: str) -> None:
+    """Link to every page; `current` is the path of this one."""
+    with ui.element("nav").classes("places").props('aria-label="Pages"'):
+        for place in PLACES:
+            link = ui.element("a").classes("place").props(f'href="{place.path}"')
+            if _is_at(place.path, current):
+                link.props('aria-current="page"')
+            with link:
+                ui.icon(place.icon).props("aria-hidden=true")
+                ui.label(place.name)
+
+
+def monitoring() -> None:
+    """Link to the dashboards that the settings name."""
+    settings = read_settings()
+    for name, url in (
+        ("Grafana", settings.grafana_url),
+        ("Prometheus", settings.prometheus_url),
+        ("Alertmanager", settings.alertmanager_url),
+    ):
+        if url:
+            link = ui.element("a").classes("outside")
+            link.props["href"] = url
+            link.props("target=_blank rel=noreferrer")
+            with link:
+                ui.label(name)
+
+
+def _is_at(path: str, current: str) -> bool:
+    return current == path or (path != "/" and current.startswith(f"{path}/"))
