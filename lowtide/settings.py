@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lowtide.domain.lines import ENDPOINTS
+from lowtide.domain.visitors import Role
 
 PREFIX = "LOWTIDE_"
 
@@ -191,6 +192,31 @@ class Settings(BaseSettings):
 
     portal_secret: SecretStr = Field(
         default=SecretStr(""), description="Signs the portal's session cookies."
+    )
+    portal_password_hash: SecretStr = Field(
+        default=SecretStr(""),
+        description="What `lowtide portal-password` printed: who knows the password signs in to the "
+        "portal as operator of all tenants. Unset: nobody does.",
+    )
+    portal_viewer_password_hash: SecretStr = Field(
+        default=SecretStr(""),
+        description="The same for who looks at all tenants and changes nothing.",
+    )
+    portal_tenant_database_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="The database as the role `lowtide_api`: through it, who signs in with an API key "
+        "sees one tenant. Unset: no sign-in with a key.",
+    )
+    portal_key_role: Role = Field(
+        default=Role.OPERATOR,
+        description="Who signs in with an API key may cancel and requeue, as with the API "
+        "(`operator`), or look only (`viewer`).",
+    )
+    portal_session_seconds: int = Field(
+        default=43_200, ge=60, description="Seconds until the portal asks who you are again."
+    )
+    portal_https_only: bool = Field(
+        default=False, description="Whether session cookies are sent over HTTPS alone."
     )
     portal_host: str = Field(default="127.0.0.1", description="Address the portal listens on.")
     portal_port: int = Field(default=8090, description="Port the portal listens on.")

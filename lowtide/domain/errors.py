@@ -3,6 +3,7 @@
 LowtideError
 ├── InvalidRequest        400  the caller must change the request
 ├── Unauthenticated       401  no key, or an unknown one
+├── Forbidden             403  known, and not allowed to do this
 ├── NotFound              404  unknown id, or another tenant's
 ├── Conflict              409  not in this state
 ├── PayloadTooLarge       413  over a configured limit
@@ -49,6 +50,14 @@ class Unauthenticated(LowtideError):
     status = 401
     type = "authentication_error"
     default_code = "invalid_api_key"
+
+
+class Forbidden(LowtideError):
+    """The caller is known, and not allowed to do this."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "forbidden"
 
 
 class NotFound(LowtideError):

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from lowtide.domain.pools import Pool
+from lowtide.domain.pricing import cost_of
 from lowtide.metrics import requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lowtide.domain.claims import Claim
-    from lowtide.domain.pools import Pool
+    from lowtide.domain.pricing import Prices
 
 _DEQUEUED = Counter("worker_dequeue_total", "Lines claimed from the queue.")
 _COMPLETED = Counter("worker_completed_total", "Lines that ended in success.")
@@ -25,13 +27,25 @@ _WAIT = Histogram(
     ["pool"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
 )
+_SPENT = Counter(
+    "replica_seconds_total", "Seconds of replicas' time behind requests that ended.", ["pool"]
+)
+_COST = Counter(
+    "cost_total",
+    "What that time cost, by LOWTIDE_SPOT_PRICE and LOWTIDE_DEDICATED_PRICE.",
+    ["pool", "currency"],
+)
 
 
 class PrometheusMeter:
     """Port WorkerMeter, for one worker of a pool."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, prices: Prices) -> None:
+        self._pool = pool
+        self._prices = prices
         self._wait = _WAIT.labels(pool.value)
+        self._spent = _SPENT.labels(pool.value)
+        self._cost = _COST.labels(pool.value, prices.currency)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         """Count lines that were claimed, and how long new ones had waited."""
@@ -52,6 +66,12 @@ class PrometheusMeter:
     def interrupted(self, lines: int) -> None:
         """Count lines that went back because the capacity under them went away."""
         requests.interrupted(lines)
+
+    def spent(self, replica_seconds: float) -> None:
+        """Count replica time, and what it cost."""
+        self._spent.inc(replica_seconds)
+        seconds = {pool: replica_seconds if pool is self._pool else 0.0 for pool in Pool}
+        self._cost.inc(cost_of(seconds[Pool.SPOT], seconds[Pool.DEDICATED], self._prices).total)
 
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""

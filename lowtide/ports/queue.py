@@ -57,6 +57,10 @@ class WorkerMeter(Protocol):
         """Lines went back because the capacity under them went away."""
         ...
 
+    def spent(self, replica_seconds: float) -> None:
+        """Ended lines had this part of the worker's time."""
+        ...
+
     def idle(self, seconds: float) -> None:
         """The worker waited with nothing in hand."""
         ...

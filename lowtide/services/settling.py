@@ -139,6 +139,7 @@ class Settler:
         self._meter.settled(completed, len(lines) - completed)
         self._meter.judged(settled.in_time, settled.finished - settled.in_time)
         self._meter.interrupted(sum(line.interrupted for line in returned))
+        self._meter.spent(sum(line.replica_seconds for line in finished))
         if settled.drained:
             await asyncio.to_thread(self._publisher.publish, settled.drained)
 

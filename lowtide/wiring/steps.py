@@ -12,7 +12,7 @@ from lowtide.domain.backoff import ExponentialBackoff
 from lowtide.domain.outcomes import RetryPolicy
 from lowtide.domain.pools import Pool
 from lowtide.settings import read_settings
-from lowtide.wiring.api import models
+from lowtide.wiring.api import models, prices
 from lowtide.wiring.base import capacity, database, line_limits, new_id, objects, publisher
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def build_worker(pool: Pool) -> Worker:
         worker=name,
         duration=settings.lease_duration,
     )
-    meter = PrometheusMeter(pool)
+    meter = PrometheusMeter(pool, prices())
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(
         queue,

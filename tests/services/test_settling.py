@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lowtide.domain.claims import Returned
@@ -142,7 +143,8 @@ def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
     world.batch(2, due_in=-1)
 
     async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
-        finished = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
+        ended = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
+        finished = [replace(line, replica_seconds=0.5) for line in ended]
         back = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
         settler.add([*finished, back])
         await until(lambda: _finished(world) == 4)
@@ -151,3 +153,4 @@ def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
     # The first two claimed are the late batch's: it is the most urgent.
     assert (meter.in_time, meter.late) == (2, 2)
     assert meter.interruptions == 1
+    assert meter.replica_seconds == 2.0

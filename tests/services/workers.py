@@ -150,6 +150,7 @@ class Meter:
     in_time: int = 0
     late: int = 0
     interruptions: int = 0
+    replica_seconds: float = 0.0
     idled: list[float] = field(default_factory=list)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
@@ -162,6 +163,9 @@ class Meter:
     def judged(self, in_time: int, late: int) -> None:
         self.in_time += in_time
         self.late += late
+
+    def spent(self, replica_seconds: float) -> None:
+        self.replica_seconds += replica_seconds
 
     def interrupted(self, lines: int) -> None:
         self.interruptions += lines
