@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -279,3 +280,10 @@ def test_claims_do_not_prepare_anew(world: World) -> None:
     with begin(engine) as connection:
         prepared = text("SELECT count(*), count(DISTINCT statement) FROM pg_prepared_statements")
         assert len(set(connection.execute(prepared).one())) == 1
+
+
+def test_packets_wait_for_no_acknowledgement(one: Engine) -> None:
+    with one.connect() as connection:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        assert raw._usock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
