@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from portal.components.frame import chosen_interval, frame
+from portal.components.headings import heading
 from portal.formats import absolute, duration
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Live:
         """Open the frame with the page's heading, and how old what it shows is."""
         with frame(title, api_url=api_url, on_interval=self._follow, on_refresh=self.refresh):
             with ui.element("div").classes("titlebar"):
-                ui.html(title, sanitize=False, tag="h1")
+                heading(title, 1)
                 self._updated = ui.label("").classes("muted small").mark("updated")
             yield
 

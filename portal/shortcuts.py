@@ -10,6 +10,8 @@ from typing import Final
 from fastapi import Response
 from nicegui import app, ui
 
+from portal.components.headings import heading
+
 PATH: Final = "/assets/portal.js"
 
 KEYS: Final = (
@@ -66,7 +68,7 @@ def install() -> None:
 def help_dialog() -> ui.dialog:
     """Return the closed dialog that lists the keys."""
     with ui.dialog() as dialog, ui.element("div").classes("card dialog section"):
-        ui.html("Keyboard", sanitize=False, tag="h2")
+        heading("Keyboard")
         with ui.element("dl").classes("keys"):
             for key, meaning in KEYS:
                 with ui.element("dt"), ui.element("kbd"):

@@ -105,6 +105,8 @@ h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
 kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); border-radius: 6px;
   background: var(--code); font-size: 12.5px; }
 .q-dialog .card.dialog { min-width: min(320px, 90vw); max-width: 560px; color: var(--ink); }
+.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
+.actions.end { justify-content: flex-end; }
 .footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
 
 .badge { display: inline-block; padding: 2px 9px; border-radius: 999px; font-size: 12.5px;

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from portal.components.badges import Badge
+from portal.components.headings import heading
 from portal.formats import absolute, ago, counted, milliseconds
 from portal.theme import Tone
 
@@ -24,7 +25,7 @@ class HealthPanel:
 
     def __init__(self) -> None:
         with ui.element("section").classes("card section"):
-            ui.html("Health", sanitize=False, tag="h2")
+            heading("Health")
             self._database = _ProbeRow("Database")
             self._api = _ProbeRow("API")
             self._workers = _HealthRow("Workers")

@@ -8,6 +8,7 @@ from nicegui import ui
 
 from lowtide.domain.pools import Pool
 from portal.components.badges import POOL_TONES, pool_badge
+from portal.components.headings import heading
 from portal.formats import counted, number
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class PoolPanel:
 
     def __init__(self) -> None:
         with ui.element("section").classes("card section"):
-            ui.html("Queue by pool", sanitize=False, tag="h2")
+            heading("Queue by pool")
             self._rows = {pool: _PoolRow(pool) for pool in Pool}
 
     def show(self, pools: Sequence[PoolLoad]) -> None:

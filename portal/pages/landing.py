@@ -11,6 +11,7 @@ from nicegui import ui
 from lowtide.services.overview import RECENT_BATCHES
 from portal.components.batch_table import BatchTable
 from portal.components.empty_state import empty_state
+from portal.components.headings import heading
 from portal.components.health_panel import HealthPanel
 from portal.components.pool_panel import PoolPanel
 from portal.components.stat_card import StatCard
@@ -73,7 +74,7 @@ def _build() -> _Parts:
         health = HealthPanel()
     with ui.element("section").classes("card batches"):
         with ui.element("div").classes("section-head"):
-            ui.html("Recent batches", sanitize=False, tag="h2")
+            heading("Recent batches")
             ui.label(f"newest {RECENT_BATCHES}").classes("muted small")
         with ui.element("div") as listed:
             table = BatchTable()
