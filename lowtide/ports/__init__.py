@@ -9,6 +9,7 @@ from lowtide.ports.events import EventSink, Outbox
 from lowtide.ports.files import FileCatalog
 from lowtide.ports.finals import Finals
 from lowtide.ports.objects import ObjectStore, ObjectWriter
+from lowtide.ports.operations import OperationsSource
 from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.rates import RateBook
@@ -29,6 +30,7 @@ __all__ = [
     "ModelCatalog",
     "ObjectStore",
     "ObjectWriter",
+    "OperationsSource",
     "Outbox",
     "OutlookSource",
     "Queue",
