@@ -60,6 +60,9 @@ bench-queue: $(VENV)/.bench ## Lines claimed and completed a second, beside COPY
 bench-job: $(VENV)/.dev ## A whole job through the functions, and a worker beside a bare client
 	@$(BIN)/python bench/job.py
 
+bench-storm: $(VENV)/.dev ## The leases of 200 workers run out at once
+	@$(BIN)/python bench/storm.py
+
 bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
 	@$(BIN)/python bench/scheduler.py $(if $(TRACES),--traces "$(TRACES)")
 
@@ -75,4 +78,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-scheduler docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-scheduler docs pins clean
