@@ -4,7 +4,8 @@
 
 Several processes claim sets of lines and complete them with results of 300 bytes, as workers with an
 engine that takes no time would, on an embedded PostgreSQL with durable settings. `pinned` runs have a
-transaction open beside them that keeps every dead row from being vacuumed. References of the same
+transaction open beside them that keeps every dead row from being vacuumed. After a fill the tables
+are vacuumed, which is its aftermath and not the queue's work. References of the same
 run: a bare COPY of the same results, and PGQueuer (dequeue and log, no results), where it is
 installed. Ends with one JSON line, and with 1 when a figure misses its bar.
 """
@@ -68,6 +69,8 @@ def measure(
     with owner.begin() as connection:
         connection.execute(text(f"TRUNCATE {EMPTIED}"))
     stage.measured(STEPS, "fill", *(str(what[key]) for key in ("lines", "batches", "tenants")))
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE) requests, queue, batches"))
     with pinned(owner) if what["pinned"] else nothing():
         before = server_seconds(stage)
         with together(stage, what["workers"], "drain", str(size), str(seconds)) as found:
