@@ -7,6 +7,8 @@ from typing import Final
 
 from nicegui import app, ui
 
+from lowtide.domain.pools import Pool
+
 PRIMARY: Final = "#1e4f8f"
 
 FAVICON: Final = (
@@ -29,6 +31,13 @@ class Tone(StrEnum):
     SPOT = "spot"
     DEDICATED = "dedicated"
 
+
+# Charts are drawn on a canvas, where no variable of the page holds: these read well on both grounds.
+CHART_INK: Final = "#76859b"
+CHART_RULE: Final = "rgba(127, 143, 166, .25)"
+CHART_GOOD: Final = "#3a9d68"
+CHART_BAD: Final = "#d6504a"
+CHART_POOLS: Final = {Pool.SPOT: "#2b97a0", Pool.DEDICATED: "#8468d8"}
 
 _CSS = """
 body {
@@ -99,6 +108,8 @@ h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
 .stat { display: flex; flex-direction: column; gap: 2px; }
 .stat .value { font-size: 30px; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; }
 .stat .value.bad { color: var(--bad-ink); }
+.chart { width: 100%; height: 210px; }
+.chart-head { display: flex; align-items: baseline; gap: 4px 12px; flex-wrap: wrap; }
 .section { display: flex; flex-direction: column; gap: 14px; }
 .outside { color: var(--accent); }
 .keys { display: grid; grid-template-columns: auto 1fr; gap: 8px 16px; align-items: center; }
@@ -107,6 +118,10 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .q-dialog .card.dialog { min-width: min(320px, 90vw); max-width: 560px; color: var(--ink); }
 .actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
 .actions.end { justify-content: flex-end; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; }
+.concerns { border-left: 4px solid var(--warn-fill); display: flex; flex-direction: column; gap: 8px; }
+.concerns ul { margin: 0; padding-left: 18px; }
+.concerns a { color: var(--accent); }
 .footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
 
 .badge { display: inline-block; padding: 2px 9px; border-radius: 999px; font-size: 12.5px;
@@ -127,17 +142,17 @@ TONES
 .banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
   font-weight: 550; }
 
-.batches { padding: 0; overflow: hidden; }
-.batches > .section-head { padding: 16px 20px; border-bottom: 1px solid var(--line);
+.table-card { padding: 0; overflow: hidden; }
+.table-card > .section-head { padding: 16px 20px; border-bottom: 1px solid var(--line);
   display: flex; align-items: baseline; gap: 12px; }
-.batches .q-table__card { background: transparent; color: inherit; box-shadow: none; width: 100%; }
-.batches .nicegui-table { width: 100%; }
-.batches .q-table th { font-size: 12.5px; font-weight: 600; color: var(--muted); }
-.batches .q-table th, .batches .q-table td { border-color: var(--line); padding: 10px 10px; }
-.batches .q-table td { font-size: 13.5px; height: auto; }
-.batches .q-table th:first-child, .batches .q-table td:first-child { padding-left: 20px; }
-.batches .q-table th:last-child, .batches .q-table td:last-child { padding-right: 20px; }
-.batches .q-table tbody tr:hover { background: color-mix(in srgb, var(--track) 35%, transparent); }
+.table-card .q-table__card { background: transparent; color: inherit; box-shadow: none; width: 100%; }
+.table-card .nicegui-table { width: 100%; }
+.table-card .q-table th { font-size: 12.5px; font-weight: 600; color: var(--muted); }
+.table-card .q-table th, .table-card .q-table td { border-color: var(--line); padding: 10px 10px; }
+.table-card .q-table td { font-size: 13.5px; height: auto; }
+.table-card .q-table th:first-child, .table-card .q-table td:first-child { padding-left: 20px; }
+.table-card .q-table th:last-child, .table-card .q-table td:last-child { padding-right: 20px; }
+.table-card .q-table tbody tr:hover { background: color-mix(in srgb, var(--track) 35%, transparent); }
 .stack { display: flex; flex-direction: column; gap: 3px; align-items: flex-start; }
 .user { max-width: 180px; }
 .zero { color: var(--muted); }
@@ -153,7 +168,7 @@ TONES
 .batch-line { display: flex; justify-content: space-between; gap: 12px; align-items: center;
   min-width: 0; }
 .batch-notes { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
-.batches .q-table__grid-content { margin: 0; display: grid;
+.table-card .q-table__grid-content { margin: 0; display: grid;
   grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); }
 .empty { padding: 44px 20px; display: flex; flex-direction: column; gap: 12px; align-items: center;
   text-align: center; }
@@ -177,8 +192,8 @@ TONES
   .page { padding: 16px; gap: 14px; }
   .cards, .halves { gap: 12px; }
   .card { padding: 14px 16px; }
-  .batches { padding: 0; }
-  .batches > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
+  .table-card { padding: 0; }
+  .table-card > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
   .q-header.topbar { padding: 0 16px; }
   .stat .value { font-size: 25px; }
 }

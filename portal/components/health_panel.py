@@ -26,9 +26,9 @@ class HealthPanel:
     def __init__(self) -> None:
         with ui.element("section").classes("card section"):
             heading("Health")
-            self._database = _ProbeRow("Database")
-            self._api = _ProbeRow("API")
-            self._workers = _HealthRow("Workers")
+            self._database = ProbeRow("Database")
+            self._api = ProbeRow("API")
+            self._workers = FactRow("Workers")
 
     def show(self, database: Reachability | None, api: Reachability | None, now: datetime) -> None:
         """Show what the last probes found."""
@@ -40,7 +40,9 @@ class HealthPanel:
         self._workers.show_badge(judge_workers(pools))
 
 
-class _HealthRow:
+class FactRow:
+    """A name, a badge and a few words."""
+
     def __init__(self, name: str) -> None:
         with ui.element("div").classes("probe"):
             ui.label(name).classes("name")
@@ -50,13 +52,21 @@ class _HealthRow:
         self._tone = Tone.NEUTRAL
 
     def show_badge(self, state: Badge) -> None:
+        """Show a state."""
         self._badge.text = state["text"]
         self._badge.classes(remove=f"badge-{self._tone}", add=f"badge-{state['tone']}")
         self._tone = state["tone"]
 
+    def show_detail(self, detail: str) -> None:
+        """Show a few words beside the badge."""
+        self._detail.text = detail
 
-class _ProbeRow(_HealthRow):
+
+class ProbeRow(FactRow):
+    """What a probe found, and when."""
+
     def show(self, found: Reachability | None, now: datetime) -> None:
+        """Show the last answer; one that is too old is stale."""
         self.show_badge(judge(found, now))
         if found is not None:
             self._detail.text = found.problem or milliseconds(found.latency)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
+from lowtide.domain.attention import concerns
 from lowtide.services.overview import RECENT_BATCHES
 from portal.components.batch_table import BatchTable
+from portal.components.charts import TimeChart, lines_by_pool
+from portal.components.concern_list import ConcernList
 from portal.components.empty_state import empty_state
 from portal.components.headings import heading
 from portal.components.health_panel import HealthPanel
@@ -20,25 +23,28 @@ from portal.live import Live
 
 if TYPE_CHECKING:
     from lowtide.domain.overview import Overview, Totals
+    from lowtide.services.operations import OperationsSeen, OperationsWatch
     from lowtide.services.overview import Seen
     from portal.polling import Poller
 
 FIRST_COMMAND: Final = "lowtide submit requests.jsonl --window 24h --watch"
 
 
-def install(poller: Poller, *, api_url: str) -> None:
+def install(poller: Poller, operations: OperationsWatch, *, api_url: str) -> None:
     """Serve the landing page."""
 
     @ui.page("/")
     async def landing() -> None:
         await poller.fresh(timeout=2.0)
-        _open(poller, api_url)
+        _open(poller, operations, api_url)
 
 
 @dataclass
 class _Parts:
     problem: ui.label
+    concerns: ConcernList
     cards: dict[str, StatCard]
+    charts: tuple[TimeChart, ...]
     pools: PoolPanel
     health: HealthPanel
     table: BatchTable
@@ -46,33 +52,42 @@ class _Parts:
     empty: ui.element
 
 
-def _open(poller: Poller, api_url: str) -> None:
+def _open(poller: Poller, operations: OperationsWatch, api_url: str) -> None:
     live = Live(poller)
     with live.page("Overview", api_url=api_url):
         parts = _build()
-    live.keep(lambda: _show(parts, poller.seen))
+    live.keep(lambda: _show(parts, poller.seen, operations.seen))
 
 
-def _show(parts: _Parts, seen: Seen) -> None:
+def _show(parts: _Parts, seen: Seen, operations: OperationsSeen) -> None:
     now = datetime.now(UTC)
     parts.health.show(seen.database, seen.api, now)
     unreadable = seen.database is not None and not seen.database.reachable
     parts.problem.set_visibility(unreadable)
     if unreadable:
         parts.problem.text = _explain(seen.overview, now)
+    parts.concerns.show(concerns(seen.overview, operations.reading))
+    for chart in parts.charts:
+        chart.show(operations.samples)
     if seen.overview is not None:
         _show_overview(parts, seen.overview, now)
 
 
 def _build() -> _Parts:
     problem = ui.label("").classes("banner").props("role=status")
+    concern_list = ConcernList()
     with ui.element("div").classes("cards"):
         titles = ("In progress", "Completed", "Failed", "All batches")
         cards = {title: StatCard(title) for title in titles}
     with ui.element("div").classes("halves"):
         pools = PoolPanel()
         health = HealthPanel()
-    with ui.element("section").classes("card batches"):
+    with ui.element("div").classes("halves"):
+        charts = (
+            TimeChart("Queue depth", "lines", lines_by_pool(lambda each: each.queued), filled=True),
+            TimeChart("Throughput", "lines a second", lines_by_pool(lambda each: each.throughput)),
+        )
+    with ui.element("section").classes("card table-card"):
         with ui.element("div").classes("section-head"):
             heading("Recent batches")
             ui.label(f"newest {RECENT_BATCHES}").classes("muted small")
@@ -83,7 +98,7 @@ def _build() -> _Parts:
         )
         listed.set_visibility(False)
         empty.set_visibility(False)
-    return _Parts(problem, cards, pools, health, table, listed, empty)
+    return _Parts(problem, concern_list, cards, charts, pools, health, table, listed, empty)
 
 
 def _show_overview(parts: _Parts, overview: Overview, now: datetime) -> None:

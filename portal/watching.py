@@ -1,0 +1,43 @@
+"""What the portal watches, put together from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide import wiring
+from lowtide.domain.pools import Pool
+from lowtide.postgres.operations import PostgresOperations
+from lowtide.postgres.overview import PostgresOverview
+from lowtide.services.operations import OperationsWatch, ScaleRule
+from lowtide.services.overview import Watch
+from lowtide.services.probing import Probing
+from portal.polling import Poller
+from portal.probes import ApiProbe
+
+if TYPE_CHECKING:
+    from lowtide.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """The one poller, and what it keeps current for all pages."""
+
+    poller: Poller
+    operations: OperationsWatch
+    probing: Probing
+
+
+def watch_everything(settings: Settings) -> Watching:
+    """Return what is watched; nothing is read before the poller starts."""
+    database = wiring.database()
+    watch = Watch(PostgresOverview(database), ApiProbe(settings.api_url), clock=wiring.now)
+    rules = {
+        Pool.SPOT: ScaleRule(settings.spot_rows_per_replica, settings.spot_replicas),
+        Pool.DEDICATED: ScaleRule(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
+    }
+    operations = OperationsWatch(PostgresOperations(database), rules)
+    probes = {"Object store": lambda: wiring.objects().check()}
+    probing = Probing(probes if settings.object_store_url else {}, clock=wiring.now)
+    poller = Poller(watch, looks=[operations.look], probes=[probing.probe])
+    return Watching(poller, operations, probing)
