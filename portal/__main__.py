@@ -6,13 +6,10 @@ import logging
 import os
 from contextlib import suppress
 
-from lowtide import wiring
 from lowtide.logs import configure
-from lowtide.postgres.overview import PostgresOverview
-from lowtide.services.overview import Watch
 from lowtide.settings import read_settings
 from portal.application import build, serve
-from portal.probes import ApiProbe
+from portal.watching import watch_everything
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +20,7 @@ def main() -> None:
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format)
-    source = PostgresOverview(wiring.database())
-    build(Watch(source, ApiProbe(settings.api_url), clock=wiring.now), settings)
+    build(watch_everything(settings), settings)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):

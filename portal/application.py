@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING
 from nicegui import app, ui
 
 from portal import shortcuts, theme
-from portal.pages import landing
-from portal.polling import Poller
+from portal.pages import health, landing, queues
 
 if TYPE_CHECKING:
-    from lowtide.services.overview import Watch
     from lowtide.settings import Settings
+    from portal.watching import Watching
 
 
-def build(watch: Watch, settings: Settings) -> None:
+def build(watching: Watching, settings: Settings) -> None:
     """Register every page and what runs beside them."""
-    poller = Poller(watch)
+    poller = watching.poller
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
     shortcuts.install()
-    landing.install(poller, api_url=settings.api_url)
+    landing.install(poller, watching.operations, api_url=settings.api_url)
+    queues.install(poller, watching.operations, api_url=settings.api_url)
+    health.install(watching, api_url=settings.api_url)
 
 
 def serve(settings: Settings) -> None:
