@@ -184,13 +184,25 @@ def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
         return follow(client, batch, progress.show)
 
 
+@app.command("portal-password")
+def portal_password(
+    password: Annotated[
+        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, help="Asked for.")
+    ],
+) -> None:
+    """Print the hash of a password, for LOWTIDE_PORTAL_PASSWORD_HASH."""
+    from lowtide.auth.passwords import hash_password
+
+    OUT.print(hash_password(password), markup=False, highlight=False, soft_wrap=True)
+
+
 def _show_status(found: Status, *, as_json: bool) -> None:
     if as_json:
         print_json(found.to_dict())
         return
     OUT.print(f"API     {found.base_url}/v1", highlight=False)
     OUT.print(f"key     {found.api_key}", highlight=False)
-    OUT.print(f"portal  {found.portal_url}", highlight=False)
+    OUT.print(f"portal  {found.portal_url}  password {found.portal_password}", highlight=False)
     table = Table("process", "state", "pid", "port", "restarts")
     for process in found.processes:
         table.add_row(

@@ -73,7 +73,8 @@ def _stack(console: Console) -> Iterator[Status]:
         with console.status("Starting PostgreSQL, the functions and the portal …"):
             status = runtime.up_detached(options)
         console.print(f"API    {status.base_url}/v1", highlight=False)
-        console.print(f"Portal {status.portal_url}", highlight=False)
+        password = status.portal_password
+        console.print(f"Portal {status.portal_url}  password {password}", highlight=False)
         yield status
     finally:
         with console.status("Stopping …"):

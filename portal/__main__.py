@@ -6,6 +6,7 @@ import logging
 import os
 from contextlib import suppress
 
+from lowtide import wiring
 from lowtide.logs import configure
 from lowtide.settings import read_settings
 from portal.application import build, serve
@@ -20,7 +21,7 @@ def main() -> None:
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format)
-    build(watch_everything(settings), settings)
+    build(watch_everything(settings), wiring.entrance(), settings)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):

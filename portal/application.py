@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING
 from nicegui import app, ui
 
 from portal import shortcuts, theme
-from portal.pages import health, landing, queues
+from portal.pages import health, landing, queues, sign_in
+from portal.sessions import Guard
 
 if TYPE_CHECKING:
+    from lowtide.services.entrance import Entrance
     from lowtide.settings import Settings
     from portal.watching import Watching
 
 
-def build(watching: Watching, settings: Settings) -> None:
+def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     """Register every page and what runs beside them."""
     poller = watching.poller
+    # The session's middleware comes with the server, and so goes around this one.
+    app.add_middleware(Guard)
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
     shortcuts.install()
+    sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
     landing.install(poller, watching.operations, api_url=settings.api_url)
     queues.install(poller, watching.operations, api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)
@@ -39,7 +44,11 @@ def serve(settings: Settings) -> None:
         language="en-US",
         # Without a configured secret, sessions end with the process.
         storage_secret=settings.portal_secret.get_secret_value() or secrets.token_urlsafe(32),
-        session_middleware_kwargs={"same_site": "strict"},
+        session_middleware_kwargs={
+            "same_site": "lax",  # a dashboard's link to a batch should not ask who you are
+            "https_only": settings.portal_https_only,
+            "max_age": settings.portal_session_seconds,
+        },
         tailwind=False,
         show=False,
         reload=False,

@@ -152,7 +152,8 @@ async def _run(options: Options, log: Log) -> None:
 
 def _announce(ready: Status, log: Log) -> None:
     log.line("lowtide", f"ready: {ready.base_url}/v1  key {ready.api_key}")
-    log.line("lowtide", f"portal: {ready.portal_url}  stop with Ctrl-C or `lowtide down`")
+    log.line("lowtide", f"portal: {ready.portal_url}  password {ready.portal_password}")
+    log.line("lowtide", "stop with Ctrl-C or `lowtide down`")
 
 
 def _command(options: Options) -> list[str]:

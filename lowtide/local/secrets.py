@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets as random_source
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,13 @@ class Secrets(msgspec.Struct, frozen=True):
     api_key_pepper: str
     portal_secret: str
     passwords: dict[str, str]
+
+    @property
+    def portal_password(self) -> str:
+        """What operators of this stack sign in to the portal with."""
+        # Derived, so that a data directory from before there was a sign-in has one, too.
+        key = self.portal_secret.encode()
+        return hmac.new(key, b"operator's password", hashlib.sha256).hexdigest()[:24]
 
 
 def read_or_create(data_dir: Path) -> Secrets:

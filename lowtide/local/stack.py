@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
+from lowtide.auth.passwords import hash_password
 from lowtide.local import endpoints, environment, state
 from lowtide.local.bootstrap import addresses, bootstrap
 from lowtide.local.broker import DATABASE_VARIABLE
@@ -126,6 +127,7 @@ class Stack:
             ready=self._ready,
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
+            portal_password=self._secrets.portal_password,
         )
 
     def _processes(self) -> list[Process]:
@@ -176,6 +178,7 @@ class Stack:
             "lowtide-keys": {
                 "api-key-pepper": self._secrets.api_key_pepper,
                 "portal-secret": self._secrets.portal_secret,
+                "portal-password-hash": hash_password(self._secrets.portal_password),
             },
         }
 

@@ -37,7 +37,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole stack; `api_key` is the local default's."""
+    """A whole stack; `api_key` is the local default's, `portal_password` its operator's."""
 
     base_url: str
     portal_url: str
@@ -47,6 +47,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     processes: list[ProcessStatus]
     api_key: str = ""
+    portal_password: str = ""
 
     def to_json(self) -> str:
         """Return the status as indented JSON."""
@@ -58,8 +59,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write(data_dir: Path, status: Status) -> None:
-    """Replace the state file; the API key is left out."""
-    content = msgspec.json.encode(msgspec.structs.replace(status, api_key=""))
+    """Replace the state file; what is secret is left out."""
+    content = msgspec.json.encode(msgspec.structs.replace(status, api_key="", portal_password=""))
     write_atomically(data_dir / NAME, content, mode=0o600)
 
 
@@ -71,7 +72,11 @@ def read(data_dir: Path) -> Status | None:
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     known = secrets.read(data_dir)
-    return msgspec.structs.replace(status, api_key=known.api_key if known else "")
+    if known is None:
+        return msgspec.structs.replace(status, api_key="", portal_password="")
+    return msgspec.structs.replace(
+        status, api_key=known.api_key, portal_password=known.portal_password
+    )
 
 
 def forget(data_dir: Path) -> None:

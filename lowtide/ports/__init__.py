@@ -17,6 +17,7 @@ from lowtide.ports.splits import Split, Splits
 from lowtide.ports.tenants import TenantRegistry
 from lowtide.ports.ticks import Ticks
 from lowtide.ports.timetable import Timetable
+from lowtide.ports.visitors import SignIn
 
 __all__ = [
     "BatchLedger",
@@ -36,6 +37,7 @@ __all__ = [
     "Queue",
     "RateBook",
     "RequestCatalog",
+    "SignIn",
     "Split",
     "Splits",
     "TenantRegistry",

@@ -15,6 +15,7 @@ from lowtide.wiring.api import (
 )
 from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
 from lowtide.wiring.operators import open_tenancy
+from lowtide.wiring.portal import database_for, entrance
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "build_worker",
     "capacity",
     "database",
+    "database_for",
     "dead_letters",
+    "entrance",
     "files",
     "finalizer",
     "forecaster",

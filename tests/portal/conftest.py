@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +17,10 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from lowtide.auth.passwords import hash_password
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
-from tests.conftest import Database
+from tests.conftest import PEPPER, Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +41,12 @@ BROWSER_OPTIONS = [
 ]
 
 
+PORTAL_PASSWORD = "an operator's password"
+VIEWER_PASSWORD = "a viewer's password"
+PASSWORD_HASH = hash_password(PORTAL_PASSWORD)
+VIEWER_HASH = hash_password(VIEWER_PASSWORD)
+
+
 @dataclass
 class Portal:
     """A portal that runs."""
@@ -46,6 +54,15 @@ class Portal:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    @contextmanager
+    def client(self, secret: str | None = PORTAL_PASSWORD) -> Iterator[httpx.Client]:
+        """Open a client that is signed in, unless there is nothing to sign in with."""
+        with httpx.Client(base_url=self.url, trust_env=False) as client:
+            if secret is not None:
+                answer = client.post("/sign-in", data={"secret": secret})
+                assert "problem" not in answer.headers["location"]
+            yield client
 
 
 @dataclass
@@ -103,6 +120,13 @@ def start_portal(
                     "LOWTIDE_DATABASE_URL": database_url,
                     "LOWTIDE_PORTAL_PORT": str(port),
                     "LOWTIDE_PORTAL_SECRET": "test secret",
+                    "LOWTIDE_PORTAL_PASSWORD_HASH": PASSWORD_HASH,
+                    "LOWTIDE_PORTAL_VIEWER_PASSWORD_HASH": VIEWER_HASH,
+                    "LOWTIDE_PORTAL_TENANT_DATABASE_URL": database_url.replace(
+                        "lowtide_operator", "lowtide_api"
+                    ),
+                    "LOWTIDE_API_KEY_PEPPER": PEPPER,
+                    "LOWTIDE_OBJECT_STORE_URL": (tmp_path / "objects").as_uri(),
                     "LOWTIDE_API_URL": api_url,
                     "LOWTIDE_LOG_FORMAT": "text",
                     "NICEGUI_STORAGE_PATH": str(tmp_path / "storage"),
@@ -174,17 +198,26 @@ class Visit:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Open a page of a portal, in any width and colour scheme."""
+    """Open a page of a portal, in any width and colour scheme, signed in unless told otherwise."""
     contexts: list[BrowserContext] = []
 
-    def open_page(url: str, *, width: int = 1440, scheme: str = "light") -> Visit:
+    def open_page(
+        url: str,
+        *,
+        width: int = 1440,
+        scheme: str = "light",
+        secret: str | None = PORTAL_PASSWORD,
+    ) -> Visit:
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if scheme == "dark" else "light",
         )
         contexts.append(context)
         made = Visit(context.new_page(), context)
-        _watch(made, url)
+        origin = "/".join(url.split("/")[:3])
+        if secret is not None:
+            context.request.post(f"{origin}/sign-in", form={"secret": secret})
+        _watch(made, origin)
         made.page.goto(url)
         made.page.get_by_role("heading", level=1).wait_for()
         return made

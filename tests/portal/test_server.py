@@ -30,7 +30,8 @@ def test_the_first_answer_already_shows_the_data_as_text(
 ) -> None:
     add_batch(database.engine("worker"), SeedBatch(user="</script><script>alert(1)</script>"))
     portal = start_portal(database.url("operator"), NOBODY)
-    page = httpx.get(portal.url, trust_env=False).text
+    with portal.client() as client:
+        page = client.get("/").text
     assert '<html lang="en-US"' in page
     assert "alert(1)" in page
     assert "<script>alert(1)" not in page
@@ -42,7 +43,8 @@ def test_sigterm_ends_it_even_while_a_query_hangs(
     portal = start_portal(database.url("operator"), NOBODY)
     with database.engine("owner").begin() as connection:
         connection.exec_driver_sql("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
-        httpx.get(portal.url, trust_env=False)
+        with portal.client() as client:
+            client.get("/")
         start = time.monotonic()
         portal.process.send_signal(signal.SIGTERM)
         assert portal.process.wait(5) in (0, -signal.SIGTERM)
@@ -54,5 +56,6 @@ def test_it_starts_without_a_database_and_says_so(
     start_portal: Callable[[str, str], Portal],
 ) -> None:
     portal = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", NOBODY)
-    page = httpx.get(portal.url, trust_env=False).text
+    with portal.client() as client:
+        page = client.get("/").text
     assert "The database does not answer" in page

@@ -1,0 +1,105 @@
+"""The way in and out. The form needs no websocket: it is an ordinary POST."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, quote
+
+from fastapi import Request  # noqa: TC002 - read at run time, to know what the routes take
+from fastapi.responses import RedirectResponse
+from nicegui import app, ui
+
+from lowtide.domain.errors import LowtideError
+from portal import theme
+from portal.background import in_thread
+from portal.sessions import SIGN_IN, open_session
+
+if TYPE_CHECKING:
+    from fastapi import Response
+
+    from lowtide.services.entrance import Entrance
+
+SIGN_OUT: Final = "/sign-out"
+_MOST_BYTES: Final = 8192
+_PROBLEMS: Final = {
+    "401": "That is neither a password nor an API key in use: check it.",
+    "429": "Too many wrong tries: wait a minute.",
+    "503": "The database does not answer at the moment: try again.",
+}
+
+
+def install(entrance: Entrance, *, session_seconds: int) -> None:
+    """Serve the way in and out."""
+
+    @ui.page(SIGN_IN)
+    def sign_in(request: Request) -> None:
+        _show(
+            _own_path(request.query_params.get("next", "/")),
+            _PROBLEMS.get(request.query_params.get("problem", "")),
+        )
+
+    async def admit(request: Request) -> Response:
+        form = await _form(request)
+        target = _own_path(form.get("next", "/"))
+        place = request.client.host if request.client else ""
+        try:
+            secret = form.get("secret", "").strip()
+            visitor = await in_thread(lambda: entrance.admit(secret, place))
+        except LowtideError as error:
+            path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
+            return RedirectResponse(path, status_code=303)
+        open_session(request.session, visitor, session_seconds)
+        return RedirectResponse(target, status_code=303)
+
+    async def leave(request: Request) -> Response:
+        request.session.clear()
+        return RedirectResponse(SIGN_IN, status_code=303)
+
+    app.add_api_route(SIGN_IN, admit, methods=["POST"], include_in_schema=False)
+    app.add_api_route(SIGN_OUT, leave, methods=["POST"], include_in_schema=False)
+
+
+def _show(target: str, problem: str | None) -> None:
+    theme.paint()
+    ui.page_title("Sign in · Lowtide")
+    with (
+        ui.element("div").classes("page sign-in"),
+        ui.element("form").classes("card section").props(f'method=post action="{SIGN_IN}"'),
+    ):
+        with ui.element("div").classes("brand"):
+            ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
+            ui.html("Sign in to Lowtide", sanitize=False, tag="h1")
+        if problem is not None:
+            ui.label(problem).classes("banner").props("role=alert")
+        _field("secret", "Password or API key").props(
+            'type=password autocomplete="current-password" required autofocus maxlength=256'
+        )
+        hidden = ui.element("input").props('type=hidden name="next"')
+        hidden.props["value"] = target
+        with ui.element("button").classes("primary").props("type=submit"):
+            ui.label("Sign in")
+        ui.label(
+            "An operator's password shows every tenant; an API key shows its own tenant alone."
+        ).classes("muted small")
+
+
+def _field(name: str, label: str) -> ui.element:
+    with ui.element("label").classes("field"):
+        ui.label(label)
+        return ui.element("input").props(f'name="{name}"')
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """Return the last value of each field; a body that no form sends is none."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            return {}
+    return {name: values[-1] for name, values in parse_qs(body.decode("latin-1")).items()}
+
+
+def _own_path(path: str) -> str:
+    """Return the path where it is one of this portal, so that nobody is led elsewhere."""
+    is_own = path.startswith("/") and not path.startswith(("//", "/\\"))
+    return path if is_own and path.isprintable() else "/"

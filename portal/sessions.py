@@ -1,0 +1,133 @@
+"""Who looks: a signed cookie tells, and nothing but the way in is shown without one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+from uuid import UUID
+
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from nicegui import ui
+from starlette.datastructures import Headers, MutableHeaders
+
+from lowtide.domain.errors import Unauthenticated
+from lowtide.domain.ids import TenantId
+from lowtide.domain.visitors import Role, Visitor
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SIGN_IN: Final = "/sign-in"
+FIRST_PAGE: Final = "/batches"
+"""Where a tenant's visitors begin: the pages of the whole installation are not theirs."""
+
+_NAME: Final = "visitor"
+_OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
+_WHOLE_INSTALLATION: Final = ("/", "/queues", "/health")
+_OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
+# Uploads go to an element of an open page.
+_CLOSED_FOLDER: Final = "/_nicegui/client/"
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+
+Session = dict[str, Any]
+
+
+def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: int) -> None:
+    """Remember a visitor for so long. What the cookie held before is dropped, its id too."""
+    session.clear()
+    session[_NAME] = {
+        "name": visitor.name,
+        "role": visitor.role.value,
+        "tenant": None if visitor.tenant is None else str(visitor.tenant),
+        "until": time.time() + seconds,
+    }
+
+
+def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
+    """Return whom the cookie names; None once the session is over."""
+    known = session.get(_NAME)
+    if not isinstance(known, dict) or known["until"] < time.time():
+        return None
+    tenant = known["tenant"]
+    return Visitor(
+        known["name"], Role(known["role"]), None if tenant is None else TenantId(UUID(tenant))
+    )
+
+
+def current_visitor() -> Visitor:
+    """Return who looks at the open page; raises Unauthenticated once the session is over."""
+    request = ui.context.client.request
+    visitor = None if request is None else visitor_of(request.session)
+    if visitor is None:
+        raise Unauthenticated("Your session is over: sign in again.")
+    return visitor
+
+
+class Guard:
+    """ASGI middleware behind the session's: no page and no download without a visitor.
+
+    Requests and websockets that another site's page sends are refused.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, send to the way in, or refuse."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        answer: ASGIApp = self._app
+        if _is_foreign(Headers(scope=scope)):
+            answer = PlainTextResponse("Not from another site.", status_code=403)
+        elif not _is_open(scope["path"]):
+            visitor = visitor_of(scope["session"])
+            if visitor is None:
+                answer = _way_in(scope)
+            elif visitor.tenant is not None and scope["path"] in _WHOLE_INSTALLATION:
+                answer = RedirectResponse(FIRST_PAGE, status_code=303)
+        if scope["type"] == "websocket":
+            if answer is self._app:
+                await self._app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        await answer(scope, receive, _with_headers(send))
+
+
+def _is_open(path: str) -> bool:
+    if path.startswith(_CLOSED_FOLDER):
+        return False
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def _way_in(scope: Scope) -> ASGIApp:
+    if scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}:
+        return PlainTextResponse("Sign in first.", status_code=401)
+    wanted = scope["path"]
+    if scope["query_string"]:
+        wanted += "?" + scope["query_string"].decode("latin-1")
+    return RedirectResponse(f"{SIGN_IN}?next={quote(wanted, safe='')}", status_code=303)
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,124 @@
+"""The way in: who gets in, what they see, and what is shut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from lowtide.auth.passwords import PasswordSignIn, hash_password, matches
+from lowtide.domain.errors import Forbidden, TooManyRequests, Unauthenticated
+from lowtide.domain.ids import DEFAULT_TENANT
+from lowtide.domain.visitors import Role, Visitor
+from lowtide.services.entrance import MOST_FAILURES, WITHIN_SECONDS, Entrance
+from portal.pages.sign_in import _own_path
+from portal.sessions import open_session, visitor_of
+from tests.conftest import API_KEY
+from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
+
+if TYPE_CHECKING:
+    from tests.portal.conftest import Portal
+
+
+def test_a_password_matches_itself_alone() -> None:
+    stored = hash_password("correct horse")
+    assert "correct" not in stored
+    assert stored != hash_password("correct horse"), "salted"
+    assert matches("correct horse", stored)
+    assert not matches("correct horsf", stored)
+    assert not matches("correct horse", stored.replace("scrypt", "plain"))
+    with pytest.raises(ValueError, match="portal-password"):
+        matches("x", "not a hash")
+
+
+def test_viewers_only_look() -> None:
+    Visitor("ana", Role.OPERATOR).require_operator()
+    with pytest.raises(Forbidden):
+        Visitor("ana", Role.VIEWER).require_operator()
+
+
+def test_a_place_is_shut_after_ten_wrong_tries_and_opens_again() -> None:
+    now = [0.0]
+    entrance = Entrance([PasswordSignIn(hash_password("right"), Role.VIEWER)], timer=lambda: now[0])
+    assert entrance.admit("right", "here") == Visitor("portal viewer", Role.VIEWER)
+    for _ in range(MOST_FAILURES):
+        with pytest.raises(Unauthenticated):
+            entrance.admit("", "here")
+    with pytest.raises(TooManyRequests):
+        entrance.admit("right", "here")
+    assert entrance.admit("right", "elsewhere").role is Role.VIEWER
+    now[0] = WITHIN_SECONDS
+    assert entrance.admit("right", "here").role is Role.VIEWER
+
+
+def test_a_session_names_its_visitor_until_it_is_over() -> None:
+    session: dict[str, object] = {"id": "of somebody else"}
+    visitor = Visitor("key default", Role.VIEWER, DEFAULT_TENANT)
+    open_session(session, visitor, 60)
+    assert visitor_of(session) == visitor
+    assert "id" not in session
+    open_session(session, visitor, -1)
+    assert visitor_of(session) is None
+    assert visitor_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "path"),
+    [
+        pytest.param("/batches?user=a%20b", "/batches?user=a%20b", id="own"),
+        pytest.param("//evil.example", "/", id="no scheme"),
+        pytest.param("/\\evil.example", "/", id="backslash"),
+        pytest.param("https://evil.example", "/", id="elsewhere"),
+        pytest.param("/\r\nSet-Cookie: a=b", "/", id="header"),
+        pytest.param("", "/", id="nothing"),
+    ],
+)
+def test_nobody_is_led_elsewhere(wanted: str, path: str) -> None:
+    assert _own_path(wanted) == path
+
+
+@pytest.mark.parametrize("path", ["/", "/batches", "/nowhere", "/_nicegui/client/x/upload/1"])
+def test_nothing_is_shown_without_a_session(portal: Portal, path: str) -> None:
+    answer = httpx.get(portal.url + path, trust_env=False)
+    assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/sign-in")
+    assert httpx.post(portal.url + path, trust_env=False).status_code == 401
+
+
+def test_the_way_in_is_open_and_says_what_is_wrong(portal: Portal) -> None:
+    with portal.client(None) as client:
+        page = client.get("/sign-in", params={"next": '/batches"><script>'})
+        assert page.status_code == 200
+        assert "<script>//" not in page.text
+        assert page.headers["x-frame-options"] == "DENY"
+        wrong = client.post("/sign-in", data={"secret": "wrong", "next": "/batches"})
+        assert wrong.headers["location"] == "/sign-in?problem=401&next=%2Fbatches"
+        assert client.get("/", follow_redirects=False).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("secret", "first"),
+    [
+        pytest.param(PORTAL_PASSWORD, 200, id="operator"),
+        pytest.param(VIEWER_PASSWORD, 200, id="viewer"),
+        pytest.param(API_KEY, 303, id="key: not the whole installation"),
+    ],
+)
+def test_who_signs_in_sees_pages_until_signing_out(portal: Portal, secret: str, first: int) -> None:
+    with portal.client(None) as client:
+        entered = client.post("/sign-in", data={"secret": secret, "next": "/batches"})
+        cookie = entered.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert entered.headers["location"] == "/batches"
+        assert client.get("/").status_code == first
+        client.post("/sign-out")
+        assert client.get("/").headers["location"].startswith("/sign-in")
+
+
+def test_another_site_is_refused(portal: Portal) -> None:
+    headers = {"Origin": "https://evil.example"}
+    with portal.client() as client:
+        assert client.post("/sign-out", headers=headers).status_code == 403
+        polling = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+        assert client.get(polling, headers=headers).status_code == 403
