@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowtide.ports.batches import BatchLedger, ModelCatalog, RequestCatalog
+from lowtide.ports.browsing import BatchListing, BatchReading
 from lowtide.ports.dead_letters import DeadLetterCatalog, DeadLetterDesk
 from lowtide.ports.engines import Engine, EngineRequest
 from lowtide.ports.events import EventSink, Outbox
@@ -21,6 +22,8 @@ from lowtide.ports.visitors import SignIn
 
 __all__ = [
     "BatchLedger",
+    "BatchListing",
+    "BatchReading",
     "DeadLetterCatalog",
     "DeadLetterDesk",
     "Engine",

@@ -39,8 +39,10 @@ class BatchLedger(Protocol):
         """Return up to `limit` batches behind `after`, newest first."""
         ...
 
-    def cancel(self, tenant: TenantId, batch: BatchId, event: Event) -> tuple[Batch, bool]:
-        """Start cancelling: drop what waits, let running lines end.
+    def cancel(
+        self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
+    ) -> tuple[Batch, bool]:
+        """Start cancelling: drop what waits, let running lines end; the audit log names `actor`.
 
         Returns the batch and whether nothing was running, in which case `event` was recorded.
         Raises NotFound, or Conflict when the batch is already over.

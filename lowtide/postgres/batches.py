@@ -13,6 +13,7 @@ from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id
 from lowtide.domain.lines import Problem
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus
 from lowtide.postgres.admissions import admit_batch
+from lowtide.postgres.audit import note
 from lowtide.postgres.connections import acting_for
 from lowtide.postgres.files import file_not_found
 from lowtide.postgres.outbox import add_event
@@ -87,7 +88,9 @@ class PostgresBatches:
             rows = connection.execute(_PAGE, {"tenant": tenant, "after": after, "limit": limit})
             return [batch_of(row) for row in rows]
 
-    def cancel(self, tenant: TenantId, batch: BatchId, event: Event) -> tuple[Batch, bool]:
+    def cancel(
+        self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
+    ) -> tuple[Batch, bool]:
         """Start cancelling; record `event` when nothing is running any more."""
         with acting_for(self._engine, tenant) as connection:
             # The status changes first: from then on no line of the batch can be queued again, so
@@ -95,6 +98,8 @@ class PostgresBatches:
             changed = connection.execute(_CANCEL, {"id": batch}).rowcount == 1
             if not changed:
                 return _not_cancellable(_load(connection, batch)), False
+            if actor is not None:
+                note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
             connection.execute(_DROP_QUEUED, {"id": batch})
             drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
             if drained:

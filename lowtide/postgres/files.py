@@ -107,7 +107,7 @@ class PostgresFiles:
             row = connection.execute(_GET, {"id": file}).one_or_none()
         if row is None:
             raise file_not_found(file)
-        return _file(row)
+        return file_of(row)
 
     def page(
         self,
@@ -124,7 +124,7 @@ class PostgresFiles:
                 _PAGE[newest_first],
                 {"tenant": tenant, "after": after, "limit": limit, "purpose": purpose},
             )
-            return [_file(row) for row in rows]
+            return [file_of(row) for row in rows]
 
     def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Forget a file; raises NotFound, or Conflict while a batch reads it."""
@@ -142,7 +142,7 @@ class PostgresFiles:
             connection.execute(_REMOVE, {"id": file})
             stray = {"key": row.object_key, "tenant": tenant, "after": 0}
             connection.execute(_STRAY, stray)
-        return _file(row)
+        return file_of(row)
 
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Note that the object of a forgotten file is gone from the store."""
@@ -150,7 +150,8 @@ class PostgresFiles:
             connection.execute(_NOT_STRAY, {"key": object_key})
 
 
-def _file(row: Any) -> StoredFile:
+def file_of(row: Any) -> StoredFile:
+    """Return the file in a row of `files`."""
     return StoredFile(
         id=FileId(row.id),
         tenant=TenantId(row.tenant_id),

@@ -15,16 +15,18 @@ from lowtide.wiring.api import (
 )
 from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
 from lowtide.wiring.operators import open_tenancy
-from lowtide.wiring.portal import database_for, entrance
+from lowtide.wiring.portal import Desks, database_for, desks_for, entrance
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter
 
 __all__ = [
+    "Desks",
     "batches",
     "build_worker",
     "capacity",
     "database",
     "database_for",
     "dead_letters",
+    "desks_for",
     "entrance",
     "files",
     "finalizer",

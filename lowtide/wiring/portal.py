@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,16 @@ from lowtide.domain.errors import Unavailable
 from lowtide.domain.visitors import Role
 from lowtide.postgres.connections import connect
 from lowtide.settings import read_settings
-from lowtide.wiring.base import database
+from lowtide.wiring.api import prices
+from lowtide.wiring.base import database, new_id, objects, publisher
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.domain.visitors import Visitor
     from lowtide.ports import SignIn
+    from lowtide.services.batch_details import BatchBrowser
+    from lowtide.services.batch_lists import BatchDesk, BatchLists
     from lowtide.services.entrance import Entrance
 
 
@@ -64,3 +68,37 @@ def entrance() -> Entrance:
         if stored.get_secret_value():
             ways.append(PasswordSignIn(stored.get_secret_value(), role))
     return Entrance(ways, timer=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Desks:
+    """What a visitor's pages about batches ask."""
+
+    lists: BatchLists
+    browser: BatchBrowser
+    desk: BatchDesk
+
+
+def desks_for(visitor: Visitor) -> Desks:
+    """Return the services that read and act with a visitor's rights."""
+    return _desks(operators=visitor.tenant is None)
+
+
+@lru_cache(maxsize=2)
+def _desks(*, operators: bool) -> Desks:
+    from lowtide.postgres.batch_details import PostgresBatchDetails
+    from lowtide.postgres.batch_lists import PostgresBatchLists
+    from lowtide.postgres.batches import PostgresBatches
+    from lowtide.postgres.outlook import PostgresOutlook
+    from lowtide.services.batch_details import BatchBrowser
+    from lowtide.services.batch_lists import BatchDesk, BatchLists
+    from lowtide.services.forecasts import Forecaster
+
+    engine = database() if operators else tenant_database()
+    listing = PostgresBatchLists(engine)
+    forecaster = Forecaster(PostgresOutlook(engine), prior=read_settings().dedicated_rate)
+    return Desks(
+        BatchLists(listing),
+        BatchBrowser(PostgresBatchDetails(engine), objects(), forecaster, prices()),
+        BatchDesk(listing, PostgresBatches(engine), publisher(), new_id=new_id),
+    )

@@ -1,0 +1,95 @@
+"""Everything there is to know of one batch, and of one of its lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from lowtide.domain.batches import Batch
+    from lowtide.domain.ids import FileId
+    from lowtide.domain.pools import Pool
+    from lowtide.domain.pricing import Cost
+    from lowtide.domain.requests import RequestState
+
+MOST_NOTES: Final = 20
+MOST_ERRORS: Final = 5
+ERRORS_FROM: Final = 10_000
+"""Of how many failed lines errors are counted, in input order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened to lines; `line` is None when it happened to several at once."""
+
+    kind: str
+    pool: Pool
+    line: int | None
+    lines: int
+    detail: str
+    at: datetime
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopError:
+    """An error that lines ended with, and the first of them."""
+
+    code: str
+    message: str
+    lines: int
+    first_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """A file of a batch: `role` is input, output or error. `bytes` is None once it is deleted."""
+
+    role: str
+    id: FileId
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDetails:
+    """One reading, at the database's time `at`; `notes` are the newest, newest first."""
+
+    at: datetime
+    batch: Batch
+    tenant_name: str | None
+    queued: int
+    running: int
+    notes: tuple[Note, ...]
+    errors: tuple[TopError, ...]
+    files: tuple[BatchFile, ...]
+    cost: Cost | None = None
+
+    def priced(self, batch: Batch, cost: Cost) -> BatchDetails:
+        """Return this with the batch as forecast, and what it costs."""
+        return replace(self, batch=batch, cost=cost)
+
+
+@dataclass(frozen=True, slots=True)
+class LineRecord:
+    """A line with its answer; `start` and `length` say where its bytes lie in `input_key`."""
+
+    state: RequestState
+    input_key: str
+    start: int
+    length: int
+    request_id: str | None
+    body: str | None
+    input_tokens: int
+    output_tokens: int
+    worker: str | None
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineDetails:
+    """A line with its exact bytes, None when the input file is gone."""
+
+    record: LineRecord
+    input: bytes | None

@@ -1,0 +1,256 @@
+"""One batch and its lines, for the portal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.domain.batch_details import (
+    ERRORS_FROM,
+    MOST_ERRORS,
+    MOST_NOTES,
+    BatchDetails,
+    BatchFile,
+    LineRecord,
+    Note,
+    TopError,
+)
+from lowtide.domain.errors import NotFound
+from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
+from lowtide.domain.pools import Pool
+from lowtide.domain.requests import RequestState
+from lowtide.domain.statuses import RequestStatus
+from lowtide.postgres.audit import note
+from lowtide.postgres.batches import batch_of
+from lowtide.postgres.files import file_of
+from lowtide.postgres.scopes import looking
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.batches import Batch
+    from lowtide.domain.files import StoredFile
+
+BATCH = """
+SELECT s.*, now() AS at,
+  (SELECT count(*) FROM queue WHERE batch_id = s.id) AS queued,
+  (SELECT count(*) FROM claims WHERE batch_id = s.id) AS running
+FROM batch_states s WHERE s.id = :batch
+"""
+NOTES = """
+SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
+WHERE batch_id = :batch AND kind IN ('interrupted', 'escalated') ORDER BY id DESC LIMIT :limit
+"""
+# An answer that is an HTTP error says why in its body.
+ERRORS = """
+SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
+  SELECT line, coalesce(error_code, 'http_' || status_code, 'unknown') AS code,
+    coalesce(error_message, left(body, 300), '') AS message
+  FROM results WHERE batch_id = :batch AND NOT succeeded ORDER BY line LIMIT :most
+) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
+"""
+_FILES = text("SELECT id, bytes FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_FILE = text("""
+SELECT f.* FROM batches b
+JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
+  WHEN 'output' THEN b.output_file_id WHEN 'error' THEN b.error_file_id END
+WHERE b.id = :batch
+""")
+_TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
+_WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
+# Lines that were dropped by a cancellation or at the deadline are in no table but requests.
+_OF_STATUS = {
+    None: "SELECT line FROM requests WHERE batch_id = :batch AND line > :after",
+    RequestStatus.QUEUED: "SELECT line FROM queue WHERE batch_id = :batch AND line > :after",
+    RequestStatus.RUNNING: "SELECT line FROM claims WHERE batch_id = :batch AND line > :after",
+    RequestStatus.COMPLETED: """SELECT line FROM results
+    WHERE batch_id = :batch AND line > :after AND succeeded""",
+    RequestStatus.DEAD_LETTERED: """SELECT line FROM results
+    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered""",
+    RequestStatus.FAILED: """SELECT line FROM (
+      (SELECT line FROM results WHERE batch_id = :batch AND line > :after AND NOT succeeded
+        AND NOT dead_lettered ORDER BY line LIMIT :limit)
+      UNION ALL
+      (SELECT r.line FROM requests r
+        WHERE r.batch_id = :batch AND r.line > :after
+          AND EXISTS (SELECT 1 FROM batches WHERE id = :batch
+            AND status IN ('cancelling', 'cancelled', 'expired'))
+          AND NOT EXISTS (SELECT 1 FROM results WHERE batch_id = :batch AND line = r.line)
+          AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = :batch AND line = r.line)
+          AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = :batch AND line = r.line)
+        ORDER BY r.line LIMIT :limit)
+    ) either""",
+}
+LINES = {
+    status: f"""
+SELECT s.* FROM ({found} ORDER BY line LIMIT :limit) p
+CROSS JOIN LATERAL (
+  SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
+ORDER BY p.line
+"""  # noqa: S608
+    for status, found in _OF_STATUS.items()
+}
+"""The statement for each status: a walk of the one table that has just such lines."""
+LINE = """
+SELECT s.*, b.input_key, f.request_id, f.body, coalesce(f.input_tokens, 0) AS input_tokens,
+  coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
+FROM batches b
+CROSS JOIN LATERAL (
+  SELECT * FROM request_states WHERE batch_id = b.id AND line = :line OFFSET 0) s
+LEFT JOIN LATERAL (
+  SELECT * FROM results WHERE batch_id = b.id AND line = :line OFFSET 0) f ON true
+LEFT JOIN LATERAL (
+  SELECT lease_id FROM claims WHERE batch_id = b.id AND line = :line OFFSET 0) c ON true
+WHERE b.id = :batch
+"""
+LINE_NOTES = """
+SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
+WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
+"""
+_BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
+_LINE, _LINE_NOTES = text(LINE), text(LINE_NOTES)
+_LINES = {status: text(statement) for status, statement in LINES.items()}
+
+
+class PostgresBatchDetails:
+    """Port BatchReading."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def details(self, scope: TenantId | None, batch: BatchId) -> BatchDetails:
+        """Return all of a batch but its lines; raises NotFound."""
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
+            if row is None:
+                raise _not_found(batch)
+            found = batch_of(row)
+            rows = connection.execute(_NOTES, {"batch": batch, "limit": MOST_NOTES}).all()
+            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MOST_ERRORS}
+            errors = connection.execute(_ERRORS, parameters).all() if found.failed else []
+            name = None
+            if scope is None:
+                name = connection.execute(_TENANT, {"tenant": found.tenant}).scalar_one_or_none()
+            return BatchDetails(
+                at=row.at,
+                batch=found,
+                tenant_name=name,
+                queued=row.queued,
+                running=row.running,
+                notes=_notes(connection, scope, rows),
+                errors=tuple(TopError(*error) for error in errors),
+                files=_files(connection, found),
+            )
+
+    def lines(
+        self,
+        scope: TenantId | None,
+        batch: BatchId,
+        status: RequestStatus | None,
+        *,
+        after: int,
+        limit: int,
+    ) -> Sequence[RequestState]:
+        """Return up to `limit` lines behind line `after`, in input order."""
+        parameters = {"batch": batch, "after": after, "limit": limit}
+        with looking(self._engine, scope) as connection:
+            return [_state(row) for row in connection.execute(_LINES[status], parameters)]
+
+    def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
+        """Return a line with its answer; raises NotFound."""
+        parameters = {"batch": batch, "line": line}
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_LINE, parameters).one_or_none()
+            if row is None:
+                raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
+            rows = connection.execute(_LINE_NOTES, parameters).all()
+            names = _workers(connection, scope, [row.lease_id])
+            return LineRecord(
+                state=_state(row),
+                input_key=row.input_key,
+                start=row.start,
+                length=row.length,
+                request_id=row.request_id,
+                body=row.body,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+                worker=names.get(row.lease_id),
+                notes=_notes(connection, scope, rows),
+            )
+
+    def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
+        """Return a file to download, and tell the audit log; raises NotFound."""
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_FILE, {"batch": batch, "role": role}).one_or_none()
+            if row is None:
+                raise NotFound(f"{format_batch_id(batch)} has no {role} file.", param="file")
+            subject = f"{format_batch_id(batch)}: {role} {format_file_id(FileId(row.id))}"
+            note(connection, TenantId(row.tenant_id), actor, "files.download", [subject])
+            return file_of(row)
+
+
+def _not_found(batch: BatchId) -> NotFound:
+    return NotFound(f"There is no batch {format_batch_id(batch)}.", param="batch_id")
+
+
+def _state(row: Any) -> RequestState:
+    return RequestState(
+        line=row.line,
+        custom_id=row.custom_id,
+        status=RequestStatus(row.status),
+        pool=None if row.pool is None else Pool(row.pool),
+        attempts=row.attempts,
+        interruptions=row.interruptions,
+        escalated=row.escalated,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        status_code=row.status_code,
+        error_code=row.error_code,
+        error_message=row.error_message,
+    )
+
+
+def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) -> tuple[Note, ...]:
+    names = _workers(connection, scope, [row.lease_id for row in rows])
+    return tuple(
+        Note(
+            kind=row.kind,
+            pool=Pool(row.pool),
+            line=row.line,
+            lines=row.lines,
+            detail=row.detail,
+            at=row.at,
+            worker=names.get(row.lease_id),
+        )
+        for row in rows
+    )
+
+
+def _workers(
+    connection: Connection, scope: TenantId | None, leases: Sequence[UUID | None]
+) -> dict[UUID | None, str]:
+    """Return what workers are called: by name for an operator, by lease for a tenant."""
+    known: dict[UUID | None, str] = {
+        lease: f"worker {lease.hex[-8:]}" for lease in leases if lease is not None
+    }
+    if scope is None and known:
+        rows = connection.execute(_WORKERS, {"ids": list(known)})
+        known.update({row.id: row.name for row in rows})
+    return known
+
+
+def _files(connection: Connection, batch: Batch) -> tuple[BatchFile, ...]:
+    named = (
+        ("input", batch.input_file),
+        ("output", batch.output_file),
+        ("error", batch.error_file),
+    )
+    ids = {role: file for role, file in named if file is not None}
+    rows = connection.execute(_FILES, {"ids": list(ids.values())})
+    sizes = {row.id: row.bytes for row in rows}
+    return tuple(BatchFile(role, file, sizes.get(file)) for role, file in ids.items())
