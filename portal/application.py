@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nicegui import app, ui
 
 from portal import shortcuts, theme
-from portal.pages import health, landing, queues, sign_in
+from portal.pages import dead_letters, health, landing, queues, sign_in, upload
 from portal.sessions import Guard
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
     landing.install(poller, watching.operations, api_url=settings.api_url)
     queues.install(poller, watching.operations, api_url=settings.api_url)
+    dead_letters.install(api_url=settings.api_url)
+    upload.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)
 
 

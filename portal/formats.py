@@ -51,3 +51,16 @@ def milliseconds(seconds: float) -> str:
 def absolute(moment: datetime) -> str:
     """Return a moment in UTC, to the second."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in the largest decimal unit: `1.5 MB`."""
+    for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= length:
+            return f"{count / length:.3g} {unit}"
+    return f"{count} B"
+
+
+def money(amount: float) -> str:
+    """Return an amount to the cent; a smaller one says so."""
+    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"

@@ -54,6 +54,12 @@ _SCRIPT: Final = """
     else return;
     event.preventDefault();
   });
+  // The input that Quasar lays over a drop zone has no name of its own.
+  const nameInputs = () => {
+    for (const input of document.querySelectorAll("input.q-uploader__input:not([aria-label])"))
+      input.setAttribute("aria-label", "File of requests");
+  };
+  new MutationObserver(nameInputs).observe(document, { childList: true, subtree: true });
   if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
 })();
 """

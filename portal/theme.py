@@ -122,6 +122,41 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .concerns { border-left: 4px solid var(--warn-fill); display: flex; flex-direction: column; gap: 8px; }
 .concerns ul { margin: 0; padding-left: 18px; }
 .concerns a { color: var(--accent); }
+.filters { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px;
+  padding: 16px 20px; border-bottom: 1px solid var(--line); }
+.toolbar { padding: 10px 20px; border-bottom: 1px solid var(--line); }
+.toolbar .spacer { flex: 1; }
+.toolbar .q-btn { color: var(--accent); }
+.result { display: flex; flex-wrap: wrap; gap: 4px 12px; padding: 10px 20px; }
+.result:empty { display: none; }
+.pager { display: flex; align-items: center; justify-content: center; gap: 12px; padding: 8px; }
+.link, .nicegui-link { color: var(--accent); }
+.break { overflow-wrap: anywhere; }
+.clamp { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical;
+  overflow: hidden; max-width: 360px; white-space: normal; overflow-wrap: anywhere; }
+.q-dialog .card.dialog.wide { width: min(860px, 94vw); max-width: none; }
+.source { margin: 0; padding: 10px 12px; max-height: 34vh; overflow: auto; white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: 12.5px; background: var(--code); border-radius: 8px; }
+.q-uploader.drop-zone { width: 100%; max-height: none; background: transparent; color: inherit;
+  border: 2px dashed var(--line); border-radius: 10px; }
+.drop-zone .q-uploader__header { background: transparent; color: var(--ink); }
+.drop-zone .q-uploader__list { display: none; }
+.drop-zone .q-uploader__header-content { padding: 0; }
+.drop { position: relative; padding: 34px 20px; display: flex; flex-direction: column; gap: 6px;
+  align-items: center; text-align: center; }
+.drop:hover, .drop:focus-within { background: color-mix(in srgb, var(--track) 45%, transparent); }
+.drop .q-icon { color: var(--accent); }
+.drop-title { font-size: 16px; font-weight: 600; }
+.drop-progress { width: min(360px, 100%); display: flex; flex-direction: column; gap: 4px; }
+.drop input { cursor: pointer; }
+.report-head { display: flex; align-items: baseline; gap: 6px 10px; flex-wrap: wrap; }
+.problems { max-height: 320px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px; }
+.problem { display: flex; gap: 14px; padding: 8px 12px; }
+.problem + .problem { border-top: 1px solid var(--line); }
+.problem > :first-child { min-width: 76px; color: var(--bad-ink); }
+.fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px;
+  max-width: 640px; }
+.narrow-field { max-width: 320px; }
 .footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
 
 .badge { display: inline-block; padding: 2px 9px; border-radius: 999px; font-size: 12.5px;

@@ -38,6 +38,16 @@ class UploadLimits:
     endpoints: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far an upload is: bytes, requests, their model once a line named one, and problems."""
+
+    size: int
+    lines: int
+    model: str | None
+    problems: tuple[Problem, ...]
+
+
 class Upload:
     """A file on its way in: stored, hashed and checked in one pass.
 
@@ -78,6 +88,12 @@ class Upload:
         trace: TracebackType | None,
     ) -> None:
         self._block.__exit__(kind, error, trace)
+
+    @property
+    def checked(self) -> Checked:
+        """What is known of the bytes that came so far."""
+        reader = self._reader
+        return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
 
     def write(self, chunk: bytes) -> None:
         """Take the next bytes; raises PayloadTooLarge."""

@@ -9,15 +9,20 @@ from nicegui import ui
 from portal.components.headings import heading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 async def confirm(
-    question: str, details: Sequence[str] = (), *, action: str, dangerous: bool = False
+    question: str,
+    details: Sequence[str] = (),
+    *,
+    action: str,
+    dangerous: bool = False,
+    fill: Callable[[], object] | None = None,
 ) -> bool:
     """Ask, and wait for the answer; leaving the dialog is a no.
 
-    `action` names what the yes does: `Requeue 12 letters`, never `OK`.
+    `action` names what the yes does: `Requeue 12 letters`, never `OK`. `fill` adds what else there is to say.
     """
     with (
         ui.dialog().props("aria-label=Confirmation") as dialog,
@@ -26,6 +31,8 @@ async def confirm(
         heading(question)
         for detail in details:
             ui.label(detail)
+        if fill is not None:
+            fill()
         with ui.element("div").classes("actions end"):
             ui.button("Keep as is", on_click=lambda: dialog.submit(False), color=None).props(
                 "flat no-caps autofocus"

@@ -41,12 +41,12 @@ def frame(
     title: str,
     *,
     api_url: str,
-    on_interval: Callable[[int], None],
+    on_interval: Callable[[int], None] | None,
     on_refresh: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """Open a page with its bar, its heading and its footer.
 
-    `on_interval` is told of another pace, `on_refresh` when the visitor wants to see news at once;
+    `on_interval` is told of another pace; a page that never changes by itself has none. `on_refresh` when the visitor wants to see news at once;
     without it the page is loaded again.
     """
     theme.paint()
@@ -55,7 +55,8 @@ def frame(
         _brand()
         links.navigation(ui.context.client.page.path)
         with ui.element("div").classes("tools"):
-            _refresh_choice(on_interval)
+            if on_interval is not None:
+                _refresh_choice(on_interval)
             refresh = on_refresh or ui.navigate.reload
             _tool("refresh", "Update now", "refresh").on_click(refresh)
             _tool("help_outline", "Keyboard", "help").on_click(help_dialog().open)

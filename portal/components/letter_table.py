@@ -1,0 +1,168 @@
+"""A page of dead letters to choose from; cards where the screen is narrow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from nicegui import ui
+
+from lowtide.domain.dead_letters import LetterId, LetterState
+from lowtide.domain.ids import format_batch_id, format_request_id, parse_request_id
+from portal.components.badges import BADGE_CELL, Badge
+from portal.formats import absolute
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lowtide.domain.dead_letters import DeadLetter
+
+
+class LetterRow(TypedDict):
+    """A dead letter as the table shows it; `died` is for the browser, which knows its time zone."""
+
+    id: str
+    custom_id: str
+    batch: str
+    line: int
+    code: str
+    message: str
+    attempts: int
+    state: Badge
+    died: str
+    died_at: str
+    requeued_as: str
+
+
+TONES: Final[Mapping[LetterState, Tone]] = {
+    LetterState.OPEN: Tone.BAD,
+    LetterState.REQUEUED: Tone.GOOD,
+    LetterState.DISCARDED: Tone.NEUTRAL,
+}
+_LABELS: Final = {
+    "custom_id": "Request",
+    "batch": "Batch",
+    "message": "Last error",
+    "attempts": "Attempts",
+    "state": "State",
+    "died": "Set aside",
+    "more": "",
+}
+_BATCH: Final = (
+    '<a class="mono small link" :href="`/batches/${props.row.batch}`" :title="props.row.batch">'
+    "{{ props.row.batch.slice(0, 14) }}…{{ props.row.batch.slice(-6) }}</a>"
+    '<span class="muted small">line {{ props.row.line.toLocaleString("en-US") }}</span>'
+)
+_ERROR: Final = (
+    '<span class="mono small">{{ props.row.code }}</span>'
+    '<span class="muted small clamp" :title="props.row.message">{{ props.row.message }}</span>'
+)
+_STATE: Final = (
+    BADGE_CELL.replace("badge.", "props.row.state.")
+    + '<a v-if="props.row.requeued_as" class="small link" '
+    ':href="`/batches/${props.row.requeued_as}`">see its batch</a>'
+)
+_DIED: Final = (
+    '<span class="nowrap" :title="props.row.died_at">'
+    '{{ new Date(props.row.died).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) }}'
+    "</span>"
+)
+_NAME: Final = (
+    '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
+)
+_MORE: Final = (
+    '<q-btn flat dense no-caps size="sm" label="Look inside" '
+    ':aria-label="`Look inside ${props.row.custom_id}`" '
+    "@click=\"() => $parent.$emit('inside', props.row.id)\" />"
+)
+_CHOOSE: Final = (
+    '<q-checkbox v-model="props.selected" dense :aria-label="`Choose ${props.row.custom_id}`" />'
+)
+_CELLS: Final = {
+    "custom_id": _NAME,
+    "batch": _BATCH,
+    "message": _ERROR,
+    "state": _STATE,
+    "died": _DIED,
+    "more": _MORE,
+}
+_NARROW: Final = f"""
+<div class="batch-item">
+  <div class="batch-line">{_CHOOSE}{_NAME}<span class="spacer"></span>{_STATE}</div>
+  <div class="stack">{_ERROR}</div>
+  <div class="batch-line"><span class="stack">{_BATCH}</span>{_MORE}</div>
+  <div class="batch-notes muted small">{_DIED}<span>{{{{ props.row.attempts }}}} attempts</span></div>
+</div>
+"""
+
+
+class LetterTable:
+    """Letters, newest first, some of them chosen."""
+
+    def __init__(
+        self, *, on_choice: Callable[[], object], on_inside: Callable[[LetterId], object]
+    ) -> None:
+        columns = [
+            {
+                "name": name,
+                "label": label,
+                "field": name,
+                "align": "right" if name == "attempts" else "left",
+            }
+            for name, label in _LABELS.items()
+        ]
+        self._table = ui.table(
+            rows=[],
+            columns=columns,
+            row_key="id",
+            selection="multiple",
+            on_select=lambda _: on_choice(),
+        ).props(
+            'flat hide-pagination hide-selected-banner :rows-per-page-options="[0]" '
+            ':grid="Quasar.Screen.width < 1000"'
+        )
+        self._table.add_slot(
+            "header-selection",
+            '<q-checkbox v-model="props.selected" dense aria-label="Choose all of this page" />',
+        )
+        self._table.add_slot("body-selection", _CHOOSE)
+        for name, cell in _CELLS.items():
+            self._table.add_slot(
+                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
+            )
+        self._table.add_slot("item", _NARROW)
+        self._table.on("inside", lambda event: _tell(on_inside, event.args))
+
+    @property
+    def chosen(self) -> list[LetterId]:
+        """The letters that are chosen; what a browser made up is none of them."""
+        known = {row["id"] for row in self._table.rows}
+        ids = [str(row["id"]) for row in self._table.selected if row["id"] in known]
+        return [LetterId(*found) for each in ids if (found := parse_request_id(each)) is not None]
+
+    def show(self, letters: Sequence[DeadLetter]) -> None:
+        """Show these letters, none of them chosen."""
+        self._table.selected = []
+        self._table.rows = [dict(row_of(letter)) for letter in letters]
+
+
+def row_of(letter: DeadLetter) -> LetterRow:
+    """Return how a letter is shown."""
+    return LetterRow(
+        id=format_request_id(letter.batch, letter.line),
+        custom_id=letter.custom_id,
+        batch=format_batch_id(letter.batch),
+        line=letter.line,
+        code=letter.error_code or "unknown",
+        message=(letter.error_message or "")[:500],
+        attempts=letter.attempts,
+        state=Badge(text=letter.state.value.capitalize(), tone=TONES[letter.state]),
+        died=letter.died_at.isoformat(),
+        died_at=absolute(letter.died_at),
+        requeued_as="" if letter.requeued_as is None else format_batch_id(letter.requeued_as),
+    )
+
+
+def _tell(on_inside: Callable[[LetterId], object], sent: object) -> object:
+    found = parse_request_id(str(sent))
+    return None if found is None else on_inside(LetterId(*found))

@@ -1,0 +1,147 @@
+"""Dead letters: finding them, running them again, giving up on them, taking them along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nicegui import ui
+
+from lowtide.domain.dead_letters import LetterId
+from lowtide.domain.errors import LowtideError
+from portal import letter_downloads
+from portal.acting import desk_for, tenants_for
+from portal.background import in_thread
+from portal.components.frame import frame
+from portal.components.headings import heading
+from portal.components.letter_dialog import show_letter
+from portal.components.letter_filters import LetterFilters
+from portal.components.letter_table import LetterTable
+from portal.letter_actions import LetterActions
+from portal.letter_query import LetterQuery
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowtide.domain.ids import TenantId
+
+PATH: Final = "/dead-letters"
+PAGE: Final = 50
+
+
+def install(*, api_url: str) -> None:
+    """Serve the page of dead letters and its downloads."""
+    letter_downloads.install()
+
+    @ui.page(PATH)
+    async def dead_letters() -> None:
+        request = ui.context.client.request
+        query = LetterQuery.read(dict(request.query_params) if request else {})
+        problem: str | None = None
+        tenants: Mapping[TenantId, str] = {}
+        try:
+            visitor = current_visitor()
+            tenants = await in_thread(lambda: tenants_for(visitor))
+        except LowtideError as error:
+            problem = error.message
+        page = _Letters(query, tenants)
+        with frame("Dead letters", api_url=api_url, on_interval=None, on_refresh=page.reload):
+            page.build()
+        await page.reload() if problem is None else page.complain(problem)
+
+
+class _Letters:
+    """One open page; it reads when its visitor asks, never by itself."""
+
+    def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
+        self._query = query
+        self._tenants = tenants
+        self._desk = desk_for(current_visitor())
+        # Where each page begins: behind the last letter of the one before it.
+        self._pages: list[LetterId | None] = [None]
+        self._last: LetterId | None = None
+
+    def build(self) -> None:
+        """Lay out the page."""
+        with ui.element("div").classes("titlebar"):
+            heading("Dead letters", 1)
+            ui.label("lines that failed for good, or took several workers down").classes(
+                "muted small"
+            )
+        self._problem = ui.label("").classes("banner").props("role=alert")
+        self._problem.set_visibility(False)
+        with ui.element("section").classes("card table-card"):
+            LetterFilters(self._query, list(self._tenants.values()), on_change=self._narrow)
+            self._actions = LetterActions(self._desk, on_done=self.reload)
+            self._table = LetterTable(on_choice=self._count, on_inside=self._look_inside)
+            self._empty = ui.label("").classes("empty muted")
+            with ui.element("nav").classes("pager").props('aria-label="Pages of letters"'):
+                self._newer = ui.button("Newer", on_click=self._back, color=None)
+                self._shown = ui.label("").classes("muted small")
+                self._older = ui.button("Older", on_click=self._on, color=None)
+                for button in (self._newer, self._older):
+                    button.props("flat no-caps")
+
+    async def reload(self) -> None:
+        """Read the page anew."""
+        try:
+            tenant, wanted = self._query.chosen_tenant(self._tenants), self._query.filter()
+            after = self._pages[-1]
+            letters, more = await in_thread(
+                lambda: self._desk.letters.page(tenant, wanted, after=after, limit=PAGE)
+            )
+        except LowtideError as error:
+            self.complain(error.message)
+            return
+        self._problem.set_visibility(False)
+        self._table.show(letters)
+        self._last = None if not letters else LetterId(letters[-1].batch, letters[-1].line)
+        self._actions.aim(tenant, self._query)
+        self._count()
+        self._empty.set_visibility(not letters)
+        self._empty.text = _nothing(self._query)
+        self._newer.set_enabled(len(self._pages) > 1)
+        self._older.set_enabled(more)
+        first = (len(self._pages) - 1) * PAGE + 1
+        self._shown.text = f"{first:,} to {first + len(letters) - 1:,}" if letters else ""
+
+    def complain(self, problem: str) -> None:
+        """Say what is wrong instead of showing letters."""
+        self._problem.text = problem
+        self._problem.set_visibility(True)
+        self._table.show([])
+        self._empty.set_visibility(False)
+        self._actions.rest()
+
+    async def _narrow(self, query: LetterQuery) -> None:
+        self._query, self._pages = query, [None]
+        ui.navigate.history.replace(query.address(PATH))
+        await self.reload()
+
+    async def _on(self) -> None:
+        if self._last is not None:
+            self._pages.append(self._last)
+            await self.reload()
+
+    async def _back(self) -> None:
+        if len(self._pages) > 1:
+            self._pages.pop()
+            await self.reload()
+
+    def _count(self) -> None:
+        self._actions.choose(self._table.chosen)
+
+    async def _look_inside(self, letter: LetterId) -> None:
+        try:
+            tenant = self._query.chosen_tenant(self._tenants)
+            shown = await in_thread(lambda: self._desk.letters.get(tenant, letter))
+        except LowtideError as error:
+            ui.notify(error.message, type="negative")
+            return
+        show_letter(shown)
+
+
+def _nothing(query: LetterQuery) -> str:
+    if query == LetterQuery(tenant=query.tenant):
+        return "No open dead letters. Nothing failed for good, or all of it was dealt with."
+    return "No dead letter matches these filters."
