@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from nicegui import app, ui
 
 from portal import shortcuts, theme
-from portal.pages import dead_letters, health, landing, queues, sign_in, upload
+from portal.pages import batches, dead_letters, health, landing, queues, sign_in, upload
+from portal.policy import ContentPolicy
 from portal.sessions import Guard
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     poller = watching.poller
     # The session's middleware comes with the server, and so goes around this one.
     app.add_middleware(Guard)
+    app.add_middleware(ContentPolicy)
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
@@ -29,6 +31,7 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     shortcuts.install()
     sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
     landing.install(poller, watching.operations, api_url=settings.api_url)
+    batches.install(poller, watching.readings, api_url=settings.api_url)
     queues.install(poller, watching.operations, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)

@@ -60,6 +60,13 @@ _SCRIPT: Final = """
       input.setAttribute("aria-label", "File of requests");
   };
   new MutationObserver(nameInputs).observe(document, { childList: true, subtree: true });
+  // Where the pages do not all fit, the open one is in sight.
+  const showPlace = (tries) => {
+    const place = document.querySelector(".place[aria-current]");
+    if (place) place.parentElement.scrollLeft = place.offsetLeft - innerWidth / 3;
+    else if (tries > 0) setTimeout(() => showPlace(tries - 1), 100);
+  };
+  addEventListener("load", () => showPlace(30));
   if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
 })();
 """

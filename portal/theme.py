@@ -156,6 +156,8 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .problem > :first-child { min-width: 76px; color: var(--bad-ink); }
 .fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px;
   max-width: 640px; }
+.example { margin: 0; padding: 12px 14px; overflow-wrap: anywhere; white-space: pre-wrap;
+  font-size: 12.5px; background: var(--code); border: 1px solid var(--line); border-radius: 8px; }
 .narrow-field { max-width: 320px; }
 .footer { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--muted); font-size: 12.5px; }
 
@@ -200,6 +202,7 @@ TONES
   flex-direction: column; gap: 8px; min-width: 0; }
 .batch-item .progress { width: 100%; }
 .batch-item .user { max-width: 100%; font-weight: 600; }
+.letter-name { flex: 1; min-width: 0; display: flex; }
 .batch-line { display: flex; justify-content: space-between; gap: 12px; align-items: center;
   min-width: 0; }
 .batch-notes { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }

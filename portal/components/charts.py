@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import ui
@@ -99,6 +100,10 @@ class SlaChart:
         met, violated = self._chart.options["series"]
         met["data"] = [[_milliseconds(each), each.met] for each in hours]
         violated["data"] = [[_milliseconds(each), each.violated] for each in hours]
+        last = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        axis = self._chart.options["xAxis"]
+        axis["min"] = int((last - timedelta(hours=23)).timestamp() * 1000)
+        axis["max"] = int((last + timedelta(hours=1)).timestamp() * 1000)
         self._chart.props["aria-label"] = (
             f"Deadlines of the last 24 hours: {sum(each.met for each in hours)} met, "
             f"{sum(each.violated for each in hours)} violated"
@@ -118,7 +123,7 @@ def _options(series: list[dict[str, Any]]) -> dict[str, Any]:
         "aria": {"enabled": False},
         "textStyle": {"fontFamily": "system-ui, sans-serif"},
         "grid": {"left": 8, "right": 16, "top": 34, "bottom": 4, "containLabel": True},
-        "legend": {"top": 0, "left": 0, "icon": "roundRect", "itemHeight": 4, "textStyle": words},
+        "legend": {"top": 0, "left": 0, "itemHeight": 8, "textStyle": words},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {
             "type": "time",

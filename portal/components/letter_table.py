@@ -71,7 +71,7 @@ _NAME: Final = (
     '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
 )
 _MORE: Final = (
-    '<q-btn flat dense no-caps size="sm" label="Look inside" '
+    '<q-btn flat dense no-caps label="Look inside" class="small" '
     ':aria-label="`Look inside ${props.row.custom_id}`" '
     "@click=\"() => $parent.$emit('inside', props.row.id)\" />"
 )
@@ -88,7 +88,7 @@ _CELLS: Final = {
 }
 _NARROW: Final = f"""
 <div class="batch-item">
-  <div class="batch-line">{_CHOOSE}{_NAME}<span class="spacer"></span>{_STATE}</div>
+  <div class="batch-line">{_CHOOSE}<span class="letter-name">{_NAME}</span>{_STATE}</div>
   <div class="stack">{_ERROR}</div>
   <div class="batch-line"><span class="stack">{_BATCH}</span>{_MORE}</div>
   <div class="batch-notes muted small">{_DIED}<span>{{{{ props.row.attempts }}}} attempts</span></div>

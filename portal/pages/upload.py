@@ -17,6 +17,7 @@ from portal.components.drop_zone import DropZone
 from portal.components.file_report import FileReport, Rate
 from portal.components.frame import frame
 from portal.components.headings import heading
+from portal.formats import counted, size
 from portal.receiving import receive
 from portal.sessions import current_visitor
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from lowtide.services.files import Checked
 
 PATH: Final = "/upload"
+EXAMPLE: Final = (
+    '{"custom_id": "question-1", "method": "POST", "url": "/v1/chat/completions", "body": '
+    '{"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "When is low water?"}]}}'
+)
 
 
 def install(*, api_url: str) -> None:
@@ -75,6 +80,7 @@ class _Upload:
             self._zone = DropZone(self._receive, most=self._desk.files.max_bytes)
             self._report = FileReport()
         self._form = BatchForm(self._desk.batches)
+        _explain()
 
     def _choose(self, tenant: TenantId) -> None:
         self._tenant = tenant
@@ -105,3 +111,16 @@ class _Upload:
         estimate = estimate_file(checked.size, checked.lines, rate.lines_a_second, wiring.prices())
         self._report.accept(stored, checked, estimate, rate)
         self._form.offer(tenant, stored)
+
+
+def _explain() -> None:
+    settings = read_settings()
+    with ui.element("section").classes("card section"):
+        heading("What a line looks like")
+        with ui.element("pre").classes("example mono"):
+            ui.label(EXAMPLE)
+        ui.label(
+            f"Up to {counted(settings.max_batch_lines, 'request')} and {size(settings.max_file_bytes)} "
+            f"a file, {size(settings.max_line_bytes)} a line, all of one model and one endpoint; every "
+            "custom_id once. The same checks as the API's."
+        ).classes("muted small")
