@@ -41,6 +41,11 @@ class Live:
                 self._updated = ui.label("").classes("muted small").mark("updated")
             yield
 
+    @property
+    def paused(self) -> bool:
+        """Whether the visitor wants the page to stand still."""
+        return self._interval == 0
+
     def keep(self, show: Callable[[], None]) -> None:
         """Call `show` now, and again whenever there is news that the visitor wants to see."""
         self._show = show

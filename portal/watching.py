@@ -14,6 +14,7 @@ from lowtide.services.overview import Watch
 from lowtide.services.probing import Probing
 from portal.polling import Poller
 from portal.probes import ApiProbe
+from portal.readings import Readings
 
 if TYPE_CHECKING:
     from lowtide.settings import Settings
@@ -26,6 +27,7 @@ class Watching:
     poller: Poller
     operations: OperationsWatch
     probing: Probing
+    readings: Readings
 
 
 def watch_everything(settings: Settings) -> Watching:
@@ -39,5 +41,6 @@ def watch_everything(settings: Settings) -> Watching:
     operations = OperationsWatch(PostgresOperations(database), rules)
     probes = {"Object store": lambda: wiring.objects().check()}
     probing = Probing(probes if settings.object_store_url else {}, clock=wiring.now)
-    poller = Poller(watch, looks=[operations.look], probes=[probing.probe])
-    return Watching(poller, operations, probing)
+    readings = Readings()
+    poller = Poller(watch, looks=[operations.look, readings.look], probes=[probing.probe])
+    return Watching(poller, operations, probing, readings)

@@ -51,10 +51,9 @@ def mark_of(batch: Batch) -> BatchMark:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancellation:
-    """What a call cancelled, or would: `unchanged` were over or cancelling already, `remaining` are
-    left for another call."""
+class CancelPlan:
+    """What would be cancelled: `unchanged` are over or cancelling already, `more` need another call."""
 
-    changed: int
-    unchanged: int = 0
-    remaining: int = 0
+    batches: tuple[BatchId, ...]
+    unchanged: int
+    more: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lowtide.domain.batch_lists import COUNTED, BatchFilter, Cancellation
+from lowtide.domain.batch_lists import COUNTED, BatchFilter, CancelPlan
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.events import EventType, batch_event
 
@@ -67,27 +67,26 @@ class BatchDesk:
         self._publisher = publisher
         self._new_id = new_id
 
-    def cancel(
-        self,
-        visitor: Visitor,
-        wanted: BatchFilter | Sequence[BatchId],
-        *,
-        dry_run: bool = False,
-    ) -> Cancellation:
-        """Cancel up to MOST_CANCELLED batches, the oldest first.
+    def plan(self, visitor: Visitor, wanted: BatchFilter | Sequence[BatchId]) -> CancelPlan:
+        """Return what a cancellation would cancel, the oldest first, and change nothing.
 
-        Batches that end meanwhile are counted as unchanged; so are those that a list of ids names
-        and that are over, or another tenant's. Raises Forbidden for a viewer.
+        Raises Forbidden for a viewer.
         """
         visitor.require_operator()
         found = self._listing.cancellable(visitor.tenant, wanted, most=MOST_CANCELLED + 1)
-        remaining = max(0, len(found) - MOST_CANCELLED)
-        chosen = found[:MOST_CANCELLED]
-        named = len(chosen) + remaining if isinstance(wanted, BatchFilter) else len(wanted)
-        changed = len(chosen)
-        if not dry_run:
-            changed = sum(self._cancel(visitor, tenant, batch) for tenant, batch in chosen)
-        return Cancellation(changed, named - changed - remaining, remaining)
+        more = len(found) > MOST_CANCELLED
+        chosen = tuple(batch for _, batch in found[:MOST_CANCELLED])
+        unchanged = 0 if isinstance(wanted, BatchFilter) else len(wanted) - len(found)
+        return CancelPlan(chosen, unchanged, more=more)
+
+    def cancel(self, visitor: Visitor, batches: Sequence[BatchId]) -> int:
+        """Cancel batches, up to MOST_CANCELLED; return how many changed.
+
+        Those that are over, cancelling or another tenant's do not. Raises Forbidden for a viewer.
+        """
+        visitor.require_operator()
+        found = self._listing.cancellable(visitor.tenant, batches, most=MOST_CANCELLED)
+        return sum(self._cancel(visitor, tenant, batch) for tenant, batch in found)
 
     def _cancel(self, visitor: Visitor, tenant: TenantId, batch: BatchId) -> bool:
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)

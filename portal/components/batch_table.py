@@ -14,7 +14,7 @@ from portal.formats import absolute, ago, duration, number
 from portal.theme import Tone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from lowtide.domain.batches import Batch
@@ -65,7 +65,10 @@ _POOLS: Final = (
 )
 _CREATED: Final = '<span :title="props.row.created_at">{{ props.row.created }}</span>'
 _ID: Final = '<span class="mono muted small" :title="props.row.id">{{ props.row.id.slice(0, 14) }}…{{ props.row.id.slice(-6) }}</span>'
-_USER: Final = '<span class="user ellipsis" :title="props.row.user">{{ props.row.user }}</span>'
+_USER: Final = (
+    '<a class="user ellipsis link" :href="`/batches/${props.row.id}`" :title="props.row.user">'
+    "{{ props.row.user }}</a>"
+)
 _MODEL: Final = (
     '<span class="user ellipsis muted small" :title="props.row.model">{{ props.row.model }}</span>'
 )
@@ -101,7 +104,7 @@ _CELLS: Final = {
     },
 }
 _NARROW: Final = f"""
-<div class="batch-item">
+<div class="batch-item">CHOOSE
   <div class="batch-line">{_USER}<span class="muted small nowrap">{_CREATED}</span></div>
   <div class="batch-line"><span class="badges">{_STATUS}{_POOLS}</span>{_SLA}</div>
   {_PROGRESS}
@@ -113,10 +116,19 @@ _NARROW: Final = f"""
 """
 
 
-class BatchTable:
-    """Batches, newest first."""
+_CHOOSE_ALL: Final = (
+    '<q-checkbox v-model="props.selected" dense aria-label="Choose all on this page" />'
+)
+_CHOOSE: Final = (
+    '<q-checkbox v-model="props.selected" dense '
+    ':aria-label="`Choose the batch of ${props.row.user}, ${props.row.created}`" />'
+)
 
-    def __init__(self) -> None:
+
+class BatchTable:
+    """Batches as they come; with `on_choice` they can be chosen, and it is told the ids."""
+
+    def __init__(self, on_choice: Callable[[Sequence[str]], None] | None = None) -> None:
         self._rows: list[BatchRow] = []
         columns = [
             {
@@ -135,7 +147,22 @@ class BatchTable:
                 f"body-cell-{name}",
                 f'<q-td :props="props"><div class="{_layout(name)}">{cell}</div></q-td>',
             )
-        self._table.add_slot("item", _NARROW)
+        choose = ""
+        if on_choice is not None:
+            choose = f'<div class="batch-choice">{_CHOOSE}</div>'
+            self._table.selection = "multiple"
+            self._table.add_slot("header-selection", _CHOOSE_ALL)
+            self._table.add_slot("body-selection", _CHOOSE)
+            self._table.on_select(lambda _: on_choice([row["id"] for row in self._table.selected]))
+        self._table.add_slot("item", _NARROW.replace("CHOOSE", choose))
+
+    def set_visibility(self, visible: bool) -> None:
+        """Show or hide the table."""
+        self._table.set_visibility(visible)
+
+    def choose_none(self) -> None:
+        """Forget what was chosen."""
+        self._table.selected = []
 
     def show(self, batches: Sequence[Batch], now: datetime) -> None:
         """Show these batches; nothing is sent while nothing changes."""

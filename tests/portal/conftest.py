@@ -219,7 +219,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
             context.request.post(f"{origin}/sign-in", form={"secret": secret})
         _watch(made, origin)
         made.page.goto(url)
-        made.page.get_by_role("heading", level=1).wait_for()
+        made.page.get_by_role("heading", level=1).wait_for(timeout=8000)
         return made
 
     yield open_page

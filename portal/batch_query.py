@@ -1,0 +1,103 @@
+"""Which batches a page shows, as its address says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlencode
+from uuid import UUID
+
+from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
+from lowtide.domain.errors import NotFound
+from lowtide.domain.ids import BatchId
+from lowtide.domain.statuses import BatchStatus, SlaState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowtide.domain.ids import TenantId
+
+PATH: Final = "/batches"
+ORDERS: Final[Mapping[BatchOrder, str]] = {
+    BatchOrder.ACTIVE: "Active first",
+    BatchOrder.NEWEST: "Newest first",
+    BatchOrder.OLDEST: "Oldest first",
+}
+_LONGEST: Final = 256
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchQuery:
+    """What a visitor chose or linked to; what an address says wrongly is left out of it."""
+
+    statuses: tuple[BatchStatus, ...] = ()
+    sla: tuple[SlaState, ...] = ()
+    user: str = ""
+    tenant: str = ""
+    order: BatchOrder = BatchOrder.NEWEST
+    after: BatchMark | None = None
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
+        """Return the query of an address."""
+        order = _choices(BatchOrder, parameters.get("order", ""))
+        return cls(
+            statuses=_choices(BatchStatus, parameters.get("status", "")),
+            sla=_choices(SlaState, parameters.get("sla", "")),
+            user=clean(parameters.get("user", "")),
+            tenant=clean(parameters.get("tenant", "")),
+            order=order[0] if order else BatchOrder.NEWEST,
+            after=_mark(parameters.get("after", "")),
+        )
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.statuses or self.sla or self.user or self.tenant)
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        parameters = {
+            "status": ",".join(self.statuses),
+            "sla": ",".join(self.sla),
+            "user": self.user,
+            "tenant": self.tenant,
+            "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
+            "after": "" if self.after is None else str(self.after),
+        }
+        said = urlencode({name: value for name, value in parameters.items() if value}, safe=",")
+        return f"{PATH}?{said}" if said else PATH
+
+    def filter(self, tenants: Mapping[TenantId, str]) -> BatchFilter:
+        """Return the batches that are meant; raises NotFound for a tenant that is not there."""
+        chosen = None
+        if self.tenant:
+            named = [tenant for tenant, name in tenants.items() if name == self.tenant]
+            if not named:
+                raise NotFound(f"There is no tenant {self.tenant!r} that you can see.")
+            chosen = named[0]
+        return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, chosen)
+
+    def at_first_page(self) -> BatchQuery:
+        """Return the same from its beginning."""
+        return replace(self, after=None)
+
+
+def clean(text: str) -> str:
+    """Return what PostgreSQL can compare with."""
+    return text.replace("\x00", "").strip()[:_LONGEST]
+
+
+def _choices(kind: type[_Choice], text: str) -> tuple[_Choice, ...]:
+    wanted = text.split(",")
+    return tuple(choice for choice in kind if choice.value in wanted)
+
+
+def _mark(text: str) -> BatchMark | None:
+    try:
+        batch = UUID(hex=text[1:])
+    except ValueError:
+        return None
+    return BatchMark(BatchId(batch), active=text[0] == "a") if text[0] in "ae" else None

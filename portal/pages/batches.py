@@ -1,0 +1,184 @@
+"""The list of batches: filtered, in pages, and cancelled many at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
+from nicegui import ui
+
+from lowtide import wiring
+from lowtide.domain.batch_lists import mark_of
+from lowtide.domain.errors import LowtideError
+from lowtide.domain.ids import parse_batch_id
+from portal.background import in_thread
+from portal.batch_query import BatchQuery
+from portal.components.batch_filters import BatchFilters
+from portal.components.batch_table import BatchTable
+from portal.components.batch_toolbar import BatchToolbar
+from portal.components.cancelling import cancel_batches
+from portal.components.empty_state import empty_state
+from portal.components.pager import Pager
+from portal.live import Live
+from portal.pages.landing import FIRST_COMMAND
+from portal.readings import Readings, Subject
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lowtide.domain.batches import Batch
+    from lowtide.domain.ids import BatchId, TenantId
+    from lowtide.domain.visitors import Visitor
+    from portal.polling import Poller
+
+PAGE_SIZE: Final = 50
+
+
+def install(poller: Poller, readings: Readings, *, api_url: str) -> None:
+    """Serve the list of batches."""
+
+    @ui.page("/batches")
+    async def batches(request: Request) -> None:
+        query = BatchQuery.read(request.query_params)
+        await BatchesPage(poller, readings, query).open(api_url)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a list, whether there are more, and how many there are in all."""
+
+    batches: Sequence[Batch]
+    more: bool
+    count: int
+
+
+class BatchesPage:
+    """One open list."""
+
+    def __init__(self, poller: Poller, readings: Readings, query: BatchQuery) -> None:
+        self._readings = readings
+        self._live = Live(poller)
+        self._query = query
+        self._visitor: Visitor = current_visitor()
+        self._desks = wiring.desks_for(self._visitor)
+        self._follower = ui.context.client.id
+        self._tenants: Mapping[TenantId, str] = {}
+        self._behind: list[BatchQuery] = []
+        self._chosen: list[BatchId] = []
+        self._subject: Subject[Listed]
+
+    async def open(self, api_url: str) -> None:
+        """Build the page and keep it current until it is closed."""
+        problem = ""
+        try:
+            self._tenants = await in_thread(lambda: self._desks.lists.tenants(self._visitor))
+        except LowtideError as error:
+            problem = error.message
+        with self._live.page("Batches", api_url=api_url):
+            self._build()
+        if problem:
+            self._say(problem)
+            return
+        ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
+        await self._read()
+        self._live.keep(self._show)
+
+    def _build(self) -> None:
+        self._problem = ui.label("").classes("banner").props("role=status")
+        self._problem.set_visibility(False)
+        with ui.element("section").classes("card table-card"):
+            self._filters = BatchFilters(
+                self._query, list(self._tenants.values()), on_change=self._narrow
+            )
+            self._toolbar = BatchToolbar(
+                may_act=self._visitor.may_act, on_cancel=self._cancel, on_none=self._choose_none
+            )
+            self._table = BatchTable(self._choose if self._visitor.may_act else None)
+            with ui.element("div") as self._nothing:
+                ui.label("No batch is like this. Take a filter away to see more.").classes("empty")
+            self._empty = empty_state(
+                "No batches yet", "Send a file of requests, one JSON object a line:", FIRST_COMMAND
+            )
+            self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
+
+    async def _read(self) -> None:
+        """Look at what the query says, from now on."""
+        try:
+            wanted = self._query.filter(self._tenants)
+        except LowtideError as error:
+            self._say(error.message)
+            return
+        visitor, query, lists = self._visitor, self._query, self._desks.lists
+
+        def read() -> Listed:
+            found, more = lists.page(
+                visitor, wanted, query.order, after=query.after, limit=PAGE_SIZE
+            )
+            return Listed(found, more, lists.count(visitor, wanted))
+
+        key = ("batches", visitor.tenant, wanted, query.order, query.after)
+        subject = Subject(key, read)
+        self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
+        await in_thread(self._subject.look)
+
+    def _show(self) -> None:
+        reading = self._subject.reading
+        self._say("" if reading.problem is None else reading.problem.message)
+        if (listed := reading.value) is None:
+            return
+        self._table.show(listed.batches, datetime.now(UTC))
+        self._toolbar.show(listed.count, len(self._chosen), len(listed.batches))
+        found, narrows = bool(listed.batches), self._query.narrows
+        self._table.set_visibility(found)
+        self._nothing.set_visibility(not found and narrows)
+        self._empty.set_visibility(not found and not narrows)
+        self._pager.show(first=self._query.after is None, more=listed.more)
+
+    def _say(self, problem: str) -> None:
+        self._problem.text = problem
+        self._problem.set_visibility(bool(problem))
+
+    async def _go(self, query: BatchQuery) -> None:
+        self._query = query
+        ui.navigate.history.replace(query.address())
+        self._choose_none()
+        await self._read()
+        self._show()
+
+    async def _narrow(self, query: BatchQuery) -> None:
+        self._behind.clear()
+        await self._go(query)
+
+    async def _first(self) -> None:
+        self._behind.clear()
+        await self._go(self._query.at_first_page())
+
+    async def _back(self) -> None:
+        await self._go(self._behind.pop() if self._behind else self._query.at_first_page())
+
+    async def _next(self) -> None:
+        listed = self._subject.reading.value
+        if listed is not None and listed.batches:
+            self._behind.append(self._query)
+            await self._go(replace(self._query, after=mark_of(listed.batches[-1])))
+
+    def _choose(self, ids: Sequence[str]) -> None:
+        self._chosen = [batch for text in ids if (batch := parse_batch_id(text)) is not None]
+        listed = self._subject.reading.value
+        if listed is not None:
+            self._toolbar.show(listed.count, len(self._chosen), len(listed.batches))
+
+    def _choose_none(self) -> None:
+        self._chosen = []
+        self._table.choose_none()
+        self._toolbar.choose_none()
+
+    async def _cancel(self, *, everything: bool) -> None:
+        wanted = self._query.filter(self._tenants) if everything else self._chosen
+        if await cancel_batches(self._desks.desk, wanted):
+            self._choose_none()
+            await in_thread(self._subject.look)
+            self._show()
