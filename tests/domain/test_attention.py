@@ -1,0 +1,61 @@
+"""What deserves somebody's attention, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from lowtide.domain.attention import concerns
+from lowtide.domain.ids import DEFAULT_TENANT
+from lowtide.domain.operations import Operations, TenantLoad
+from lowtide.domain.overview import Overview, Totals
+from lowtide.domain.pools import Pool
+from tests.domain.test_operations import NOW, reading
+
+MINUTE = timedelta(minutes=1)
+WAITING = TenantLoad(DEFAULT_TENANT, "a", Pool.SPOT, 4, 0, NOW - 10 * MINUTE)
+CALM = replace(reading(workers=1, loads=(WAITING,)), ticked_at=NOW - timedelta(seconds=11))
+
+
+def test_nothing_while_all_goes_well() -> None:
+    assert concerns(None, None) == concerns(None, reading()) == concerns(None, CALM) == ()
+
+
+@pytest.mark.parametrize(
+    ("operations", "text", "path"),
+    [
+        pytest.param(
+            replace(CALM, ticked_at=NOW - 7 * MINUTE),
+            "No tick of the scheduler for 7 min",
+            "/health",
+            id="silent",
+        ),
+        pytest.param(
+            replace(CALM, ticked_at=None), "The scheduler has not ticked yet", "/health", id="never"
+        ),
+        pytest.param(
+            replace(CALM, events_waiting=1, oldest_event=NOW - 3 * MINUTE),
+            "1 event waits for the broker",
+            "/health",
+            id="outbox",
+        ),
+        pytest.param(
+            replace(CALM, workers={}),
+            "Lines wait in spot, and no worker takes them",
+            "/queues",
+            id="no workers",
+        ),
+    ],
+)
+def test_what_does_not_mend_itself(operations: Operations, text: str, path: str) -> None:
+    (found,) = concerns(None, operations)
+    assert (found.text, found.path) == (text, path)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 batch is"), (2, "2 batches are")])
+def test_batches_at_risk(count: int, text: str) -> None:
+    overview = Overview(NOW, Totals(9, 9, count, 0, 0, 0), (), ())
+    (found,) = concerns(overview, CALM)
+    assert found.text == f"{text} at risk of missing the deadline"

@@ -1,0 +1,32 @@
+"""Dead letters in the database and the store of a portal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from lowtide.objects.store import ObstoreObjects
+from tests.postgres.letters import batch_of_lines, bury
+
+if TYPE_CHECKING:
+    from lowtide.domain.ids import BatchId
+    from tests.portal.conftest import Portal
+    from tests.postgres.worlds import World
+
+
+def store_of(portal: Portal) -> ObstoreObjects:
+    """Return the object store that a portal of the tests has."""
+    folder = portal.log.parent / "objects"
+    folder.mkdir(exist_ok=True)
+    return ObstoreObjects(folder.as_uri())
+
+
+def dead_batch(
+    world: World, portal: Portal, names: list[str], *, dead: tuple[int, ...], code: int = 500
+) -> BatchId:
+    """Create a batch with a line for each custom_id; the lines `dead` died."""
+    common = {"method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}}
+    lines = [json.dumps({"custom_id": name} | common) for name in names]
+    batch = batch_of_lines(world, store_of(portal), [line.encode() for line in lines])
+    bury(world, batch, dead, status_code=code)
+    return batch

@@ -1,0 +1,60 @@
+"""Addresses of dead letters."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from lowtide.domain.dead_letters import LetterFilter, LetterState
+from lowtide.domain.errors import InvalidRequest, NotFound
+from lowtide.domain.ids import BatchId, TenantId, format_batch_id
+from portal.letter_query import LetterQuery
+
+BATCH = BatchId(UUID(int=7))
+TENANTS = {TenantId(UUID(int=1)): "acme", TenantId(UUID(int=2)): "zoo"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wanted"),
+    [
+        pytest.param({}, LetterFilter(state=LetterState.OPEN), id="open ones, without a word"),
+        pytest.param({"state": "all"}, LetterFilter(), id="all"),
+        pytest.param(
+            {"batch_id": f" {format_batch_id(BATCH)} ", "error_code": "a&b=c", "state": "requeued"},
+            LetterFilter(BATCH, "a&b=c", LetterState.REQUEUED),
+            id="every filter",
+        ),
+    ],
+)
+def test_a_query_survives_its_address(parameters: dict[str, str], wanted: LetterFilter) -> None:
+    from urllib.parse import parse_qsl, urlsplit
+
+    query = LetterQuery.read(parameters)
+    assert query.filter() == wanted
+    address = urlsplit(query.address("/dead-letters"))
+    assert LetterQuery.read(dict(parse_qsl(address.query))) == query
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param({"batch_id": "<script>"}, id="no batch id"),
+        pytest.param({"state": "gone"}, id="no state"),
+        pytest.param({"error_code": "\x00"}, id="what the database refuses"),
+    ],
+)
+def test_what_means_nothing_is_refused(parameters: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest):
+        LetterQuery.read(parameters).filter()
+
+
+def test_the_tenant_is_the_named_one_or_the_first() -> None:
+    acme, zoo = TENANTS
+    assert LetterQuery().chosen_tenant(TENANTS) == acme
+    assert LetterQuery(tenant="zoo").chosen_tenant(TENANTS) == zoo
+    with pytest.raises(NotFound):
+        LetterQuery(tenant="other").chosen_tenant(TENANTS)
+    with pytest.raises(NotFound):
+        LetterQuery().chosen_tenant({})
+    assert LetterQuery(tenant="").chosen_tenant({zoo: ""}) == zoo, "a tenant's own visitor"

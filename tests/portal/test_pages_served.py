@@ -1,0 +1,111 @@
+"""What every page says in its first answer, before a browser does anything with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.ids import format_batch_id
+from tests.portal.conftest import VIEWER_PASSWORD
+from tests.portal.letters import dead_batch
+from tests.portal.seeds import SeedBatch, add_batch, add_queued
+from tests.postgres.worlds import World
+
+if TYPE_CHECKING:
+    from lowtide.domain.ids import BatchId
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal
+
+PATHS = ("/", "/upload", "/dead-letters", "/queues", "/health")
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+@pytest.fixture
+def letters(shared: Database, portal: Portal) -> BatchId:
+    """A batch of three lines, of which the first and the last, a hostile one, died."""
+    with shared.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    return dead_batch(World(shared), portal, ["plain", "fine", HOSTILE], dead=(1, 3))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_page_has_its_frame_and_its_headers(portal: Portal, path: str) -> None:
+    with portal.client() as client:
+        answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.text.count('"tag":"h1"') == 1
+    for other in (*PATHS, "/batches"):
+        assert f'"href":"{other}"' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.findall(r'(?:src|href)="?https?://(?!127\.0\.0\.1)', answer.text)
+
+
+def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Database) -> None:
+    worker = shared.engine("worker")
+    add_queued(worker, add_batch(worker, SeedBatch()), "spot", range(1, 1235))
+    with portal.client() as client:
+        assert "1,234" in client.get("/queues").text
+        health = client.get("/health").text
+    assert "Ticking" not in health
+    assert "in the outbox" in health
+
+
+@pytest.mark.usefixtures("letters")
+def test_dead_letters_are_shown_as_text(portal: Portal) -> None:
+    with portal.client() as client:
+        page = client.get("/dead-letters").text
+    assert "plain" in page
+    assert "alert(1)" in page
+    assert "<script>alert(1)" not in page
+    assert "<img src=x" not in page
+
+
+@pytest.mark.parametrize(
+    "query", ["batch_id=%3Cscript%3E", "state=gone", "tenant=nobody", "error_code=%00"]
+)
+def test_an_address_that_means_nothing_is_a_page_that_says_so(portal: Portal, query: str) -> None:
+    with portal.client() as client:
+        answer = client.get(f"/dead-letters?{query}")
+    assert answer.status_code == 200
+    assert '"role":"alert"' in answer.text
+    assert "'<script>'" not in answer.text
+
+
+def test_downloads_stream_what_the_filter_says(portal: Portal, letters: BatchId) -> None:
+    path = "/dead-letters/content"
+    with portal.client() as client:
+        inputs = client.get(path, params={"which": "input", "batch_id": format_batch_id(letters)})
+        outputs = client.get(path, params={"which": "output", "error_code": "http_500"})
+        nothing = client.get(path, params={"which": "input", "state": "discarded"})
+        refused = client.get(path, params={"which": "everything"})
+        nobody = client.get(path, params={"which": "input", "tenant": "nobody"})
+    assert inputs.headers["content-disposition"].startswith("attachment")
+    assert [json.loads(line)["custom_id"] for line in inputs.text.splitlines()] == [
+        "plain",
+        HOSTILE,
+    ]
+    assert [json.loads(line)["response"]["status_code"] for line in outputs.text.splitlines()] == [
+        500,
+        500,
+    ]
+    assert (nothing.status_code, nothing.content) == (200, b"")
+    assert (refused.status_code, nobody.status_code) == (400, 404)
+
+
+def test_downloads_are_for_visitors(portal: Portal) -> None:
+    with portal.client(None) as client:
+        answer = client.get("/dead-letters/content?which=input")
+    assert answer.status_code in {303, 401}
+
+
+def test_a_viewer_uploads_nothing(portal: Portal) -> None:
+    with portal.client(VIEWER_PASSWORD) as client:
+        page = client.get("/upload").text
+    assert "A viewer only looks" in page
+    assert "q-uploader-add-trigger" not in page

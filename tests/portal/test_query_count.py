@@ -1,0 +1,63 @@
+"""What open pages cost the database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event
+
+from lowtide.domain.pools import Pool
+from lowtide.postgres.operations import PostgresOperations
+from lowtide.postgres.overview import PostgresOverview
+from lowtide.services.operations import OperationsWatch, ScaleRule
+from lowtide.services.overview import Watch
+from lowtide.wiring import now
+from portal.polling import Poller
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+LOOKS = 3
+
+
+async def _statements(database: Database, pages: int) -> int:
+    """Return the statements of so many looks while so many pages follow."""
+    engine = database.engine("operator")
+    count, looks = 0, 0
+    done = asyncio.Event()
+
+    def executed(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    operations = OperationsWatch(
+        PostgresOperations(engine), {pool: ScaleRule(5, 4) for pool in Pool}
+    )
+
+    def looked() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == LOOKS:
+            event.remove(engine, "before_cursor_execute", executed)
+            loop.call_soon_threadsafe(done.set)
+
+    loop = asyncio.get_running_loop()
+    poller = Poller(
+        Watch(PostgresOverview(engine), lambda: None, clock=now), looks=[operations.look, looked]
+    )
+    event.listen(engine, "before_cursor_execute", executed)
+    for page in range(pages):
+        poller.follow(f"page {page}", 0.01)
+    poller.start()
+    try:
+        await asyncio.wait_for(done.wait(), 20)
+    finally:
+        poller.stop()
+    return count
+
+
+@pytest.mark.parametrize("pages", [1, 50])
+def test_fifty_pages_cost_as_many_statements_as_one(database: Database, pages: int) -> None:
+    assert asyncio.run(_statements(database, pages)) == LOOKS * 9
