@@ -46,7 +46,7 @@ _LABELS: Final = {
     "attempts": "Attempts",
     "state": "State",
     "died": "Set aside",
-    "more": "",
+    "more": "Details",
 }
 _BATCH: Final = (
     '<a class="mono small link" :href="`/batches/${props.row.batch}`" :title="props.row.batch">'

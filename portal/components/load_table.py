@@ -35,6 +35,16 @@ _LABELS: Final = {
     "running": "Running",
     "oldest": "Oldest waits",
 }
+_POOL: Final = BADGE_CELL.replace("badge.", "props.row.pool.")
+_NARROW: Final = f"""
+<div class="batch-item">
+  <div class="batch-line"><span class="user ellipsis">{{{{ props.row.tenant }}}}</span>{_POOL}</div>
+  <div class="batch-notes">
+    <span>{{{{ props.row.queued }}}} queued · {{{{ props.row.running }}}} running</span>
+    <span class="muted">oldest {{{{ props.row.oldest }}}}</span>
+  </div>
+</div>
+"""
 _NUMERIC: Final = ("queued", "running", "oldest")
 
 
@@ -53,12 +63,10 @@ class LoadTable:
             for name, label in _LABELS.items()
         ]
         self._table = ui.table(rows=[], columns=columns, row_key="key").props(
-            'flat hide-pagination :rows-per-page-options="[0]"'
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 700"'
         )
-        self._table.add_slot(
-            "body-cell-pool",
-            f'<q-td :props="props">{BADGE_CELL.replace("badge.", "props.row.pool.")}</q-td>',
-        )
+        self._table.add_slot("body-cell-pool", f'<q-td :props="props">{_POOL}</q-td>')
+        self._table.add_slot("item", _NARROW)
         self._table.add_slot(
             "no-data", '<span class="muted">Nothing waits and nothing runs.</span>'
         )

@@ -1,0 +1,181 @@
+"""The pages that act, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from tests.portal.conftest import VIEWER_PASSWORD
+from tests.portal.letters import dead_batch
+from tests.portal.seeds import SeedBatch, add_batch, add_queued
+from tests.postgres.worlds import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal, Visit
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
+NAMES = ["one", "two", HOSTILE, "four"]
+
+
+@pytest.fixture
+def letters(shared: Database, portal: Portal) -> None:
+    """Four dead letters of one batch."""
+    with shared.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    dead_batch(World(shared), portal, NAMES, dead=(1, 2, 3, 4))
+
+
+def _states(shared: Database) -> dict[str, int]:
+    with shared.engine("operator").connect() as connection:
+        rows = connection.execute(text("SELECT state, count(*) FROM dead_letters GROUP BY state"))
+        return {row.state: row.count for row in rows}
+
+
+@pytest.mark.usefixtures("letters")
+def test_chosen_letters_are_requeued_after_a_question(
+    shared: Database, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}/dead-letters")).page
+    page.get_by_role("checkbox", name="Choose one", exact=True).click()
+    page.get_by_role("checkbox", name="Choose two", exact=True).click()
+    page.get_by_text("2 chosen").wait_for()
+    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_text("Requeue 2 dead letters?").wait_for()
+    assert _states(shared) == {"open": 4}, "asking changes nothing"
+    page.get_by_role("button", name="Keep as is").click()
+    page.get_by_text("Requeue 2 dead letters?").wait_for(state="hidden")
+    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_label("Completion window").fill("2h")
+    page.get_by_role("button", name="Requeue 2", exact=True).click()
+    page.get_by_text("2 dead letters requeued").wait_for()
+    assert _states(shared) == {"open": 2, "requeued": 2}
+    with shared.engine("operator").connect() as connection:
+        window = connection.execute(
+            text("SELECT completion_window FROM batches ORDER BY id DESC LIMIT 1")
+        ).scalar_one()
+    assert window == "2h"
+    page.get_by_text("2 chosen").wait_for(state="hidden")
+    assert page.get_by_text(HOSTILE).is_visible()
+    assert visited.problems == []
+
+
+@pytest.mark.usefixtures("letters")
+def test_all_that_match_are_discarded_and_the_filter_is_in_the_address(
+    shared: Database, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}/dead-letters")).page
+    page.get_by_label("Error code").fill("http_404")
+    page.get_by_text("No dead letter matches these filters.").wait_for()
+    page.wait_for_url(re.compile("error_code=http_404$"))
+    page.get_by_label("Error code").fill("http_500")
+    page.get_by_text("four", exact=True).wait_for()
+    page.get_by_role("button", name="Look inside four").click()
+    page.get_by_text('"custom_id": "four"').wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Discard …").click()
+    page.get_by_role("button", name="Discard 4", exact=True).click()
+    page.get_by_text("No dead letter matches these filters.").wait_for()
+    assert _states(shared) == {"discarded": 4}
+    assert visited.problems == []
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_viewer_sees_letters_and_has_no_buttons(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = visit(f"{portal.url}/dead-letters", secret=VIEWER_PASSWORD).page
+    page.get_by_text("four", exact=True).wait_for()
+    assert page.get_by_role("button", name="Requeue …").is_disabled()
+    assert page.get_by_role("button", name="Discard …").is_disabled()
+
+
+def _file(folder: Path, *lines: object) -> str:
+    path = folder / "in.jsonl"
+    path.write_text("".join(each if isinstance(each, str) else json.dumps(each) for each in lines))
+    return str(path)
+
+
+def _line(name: str, model: str = "m") -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+    line = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line) + "\n"
+
+
+def test_a_bad_file_is_explained_by_line_and_a_good_one_becomes_a_batch(
+    shared: Database, portal: Portal, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    page = (visited := visit(f"{portal.url}/upload")).page
+    chooser = page.get_by_label("File of requests")
+    chooser.set_input_files(_file(tmp_path, _line("a"), "{no\n", _line("b", HOSTILE)))
+    page.get_by_text("2 problems", exact=True).wait_for()
+    assert page.get_by_text("line 2", exact=True).is_visible()
+    assert page.get_by_text(HOSTILE).is_visible()
+    assert not page.get_by_role("button", name="Create batch").is_visible()
+
+    chooser.set_input_files(_file(tmp_path, *(_line(f"q{n}") for n in range(1234))))
+    page.get_by_text("1,234", exact=True).wait_for()
+    page.get_by_label("Completion window").fill("never")
+    page.get_by_role("button", name="Create batch").click()
+    page.get_by_text("Invalid completion_window 'never'").wait_for()
+    page.get_by_label("Completion window").fill("2h")
+    page.get_by_role("button", name="Create batch").click()
+    link = page.get_by_role("link", name=re.compile("^Watch batch_"))
+    link.wait_for()
+    with shared.engine("operator").connect() as connection:
+        made = connection.execute(text("SELECT id, completion_window FROM batches")).one()
+    assert link.get_attribute("href") == f"/batches/batch_{made.id.hex}"
+    assert made.completion_window == "2h"
+    assert visited.problems == []
+
+
+def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
+    page = (visited := visit(portal.url)).page
+    page.get_by_text("No batches yet").wait_for()
+    page.keyboard.press("?")
+    page.get_by_text("This list").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".q-dialog").wait_for(state="detached")
+    page.keyboard.press("t")
+    page.get_by_role("button", name="Colours: light. Change").wait_for()
+    page.keyboard.press("r")
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.wait_for_url("**/dead-letters")
+    page.get_by_role("heading", level=1).wait_for()
+    page.get_by_role("checkbox", name="Choose all of this page").wait_for()
+    page.keyboard.press("/")
+    page.keyboard.type("gb?")
+    assert page.get_by_label("Batch id").input_value() == "gb?", "keys are text in a box"
+    assert visited.problems == []
+
+
+@pytest.mark.usefixtures("letters")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_they_are_accessible_and_fit(
+    shared: Database, portal: Portal, visit: Callable[..., Visit], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    worker = shared.engine("worker")
+    add_queued(worker, add_batch(worker, SeedBatch(user=HOSTILE)), "spot", range(1, 50))
+    page = (visited := visit(portal.url, scheme=scheme)).page
+    for path in ("/", "/upload", "/dead-letters", "/queues", "/health"):
+        page.goto(f"{portal.url}{path}")
+        page.get_by_role("heading", level=1).wait_for()
+        for width in (1440, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(300)
+            found = axe.run(page).response
+            assert [each["id"] for each in found["violations"]] == [], (path, width)
+            overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, (path, width)
+    assert visited.problems == []
