@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lowtide.domain.escalation import plan_tick
+from lowtide.domain.pools import Depth, Pool
 from lowtide.domain.rates import attempts_per_line
 
 if TYPE_CHECKING:
@@ -48,6 +49,19 @@ class Situation:
     ended: int = 0
     retried: int = 0
     rates: Mapping[str, Rate] = field(default_factory=dict)
+
+    def depths(self) -> dict[Pool, Depth]:
+        """Return what waits and runs in each pool."""
+        return {
+            Pool.SPOT: Depth(
+                sum(batch.spot for batch in self.batches),
+                sum(batch.running_spot for batch in self.batches),
+            ),
+            Pool.DEDICATED: Depth(
+                sum(batch.dedicated for batch in self.batches),
+                sum(batch.running_dedicated for batch in self.batches),
+            ),
+        }
 
     def starts(self, cold_start: float) -> list[float]:
         """Return the seconds until each dedicated replica works.
@@ -93,9 +107,22 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
-    """A plan and the lines that moved by it: some may have been in somebody's hands by then."""
+    """A plan and the lines that moved by it: some may have been in somebody's hands by then.
+
+    `before` is what waited and ran in each pool when it was made.
+    """
 
     plan: Plan
+    before: Mapping[Pool, Depth]
     escalated: int = 0
     revoked: int = 0
     returned: int = 0
+
+    @property
+    def waiting(self) -> dict[Pool, int]:
+        """What waits in each pool now."""
+        moved = self.escalated - self.returned
+        return {
+            Pool.SPOT: self.before[Pool.SPOT].queued - moved,
+            Pool.DEDICATED: self.before[Pool.DEDICATED].queued + moved + self.revoked,
+        }

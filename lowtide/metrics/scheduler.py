@@ -50,13 +50,13 @@ def ticked(report: TickReport) -> None:
         _planned(report.planned)
     for (pool, model), rate in report.rates.items():
         _RATE.labels(pool.value, model).set(rate)
-    for pool, lines in report.queued.items():
-        _QUEUED.labels(pool.value).set(lines)
     for pool, replicas in report.desired_replicas.items():
         _DESIRED[pool].set(replicas)
 
 
 def _planned(planned: Replanned) -> None:
+    for pool, lines in planned.waiting.items():
+        _QUEUED.labels(pool.value).set(lines)
     _ESCALATED.inc(planned.escalated)
     _RETURNED.inc(planned.returned)
     _REVOKED.inc(planned.revoked)

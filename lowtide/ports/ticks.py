@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from lowtide.domain.pools import Depth, Pool
     from lowtide.domain.situations import Swept
 
 
@@ -27,8 +26,4 @@ class Ticks(Protocol):
 
     def forget_strays(self, keys: Sequence[str]) -> None:
         """Note that these objects are gone."""
-        ...
-
-    def depths(self) -> Mapping[Pool, Depth]:
-        """Return how much waits and runs in each pool."""
         ...

@@ -9,7 +9,8 @@ from sqlalchemy import text
 
 from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
-from lowtide.domain.pools import Depth, Pool
+from lowtide.domain.leases import is_storm
+from lowtide.domain.pools import Pool
 from lowtide.domain.situations import Swept
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
@@ -56,15 +57,17 @@ _EXPIRED_LEASES = text("""
 DELETE FROM workers WHERE id = ANY(ARRAY(
   SELECT id FROM workers WHERE expires_at <= now() FOR UPDATE SKIP LOCKED))
 """)
+_LIVING = text("SELECT count(*) FROM workers WHERE expires_at > now()")
 # Any claim without a living lease: also what an earlier reaper skipped or a crash left behind. Lines
 # lost again and again wait for a random while: claimed together every time, the one that kills its
-# worker would take the innocent ones with it to the dead letters.
+# worker would take the innocent ones with it to the dead letters. A set at a time: until it commits,
+# what touches the same batches' ends waits for it.
 _ORPHANS = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
-  FOR UPDATE OF c SKIP LOCKED))
+  LIMIT :limit FOR UPDATE OF c SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  (lost_leases + 1)::smallint AS lost_leases, escalated, pool, claimed_at,
+  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, pool, claimed_at,
   'The worker stopped answering' AS reason,
   CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
   false AS failed, true AS interrupted, now() <= deadline AS in_time
@@ -109,11 +112,7 @@ _STRAYS = text("""
 SELECT object_key FROM stray_objects WHERE due_at <= now() ORDER BY due_at LIMIT :limit
 """)
 _FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
-_DEPTH = text("""
-SELECT pool, (SELECT count(*) FROM queue q WHERE q.pool = p.pool) AS queued,
-  (SELECT count(*) FROM claims c WHERE c.pool = p.pool) AS running
-FROM (VALUES ('spot'), ('dedicated')) AS p (pool)
-""")
+_ORPHANS_A_SET = 2000
 
 
 class PostgresTicks:
@@ -151,12 +150,6 @@ class PostgresTicks:
         with begin(self._engine) as connection:
             connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
 
-    def depths(self) -> dict[Pool, Depth]:
-        """Return how much waits and runs in each pool."""
-        with begin(self._engine) as connection:
-            rows = connection.execute(_DEPTH)
-            return {Pool(row.pool): Depth(row.queued, row.running) for row in rows}
-
     def _is_poison(self, orphan: Any) -> bool:
         return bool(orphan.lost_leases >= self._max_lost_leases)
 
@@ -167,8 +160,20 @@ class PostgresTicks:
         them.
         """
         with begin(self._engine) as connection:
-            connection.execute(_EXPIRED_LEASES)
-            orphans = connection.execute(_ORPHANS).all()
+            lost = connection.execute(_EXPIRED_LEASES).rowcount
+            storm = is_storm(lost, connection.execute(_LIVING).scalar_one())
+        most = self._max_lost_leases - 1 if storm else self._max_lost_leases
+        orphans: list[Any] = []
+        while True:
+            found = self._take_orphans(most)
+            orphans += found
+            if len(found) < _ORPHANS_A_SET:
+                return orphans
+
+    def _take_orphans(self, most: int) -> Sequence[Any]:
+        with begin(self._engine) as connection:
+            parameters = {"most": most, "limit": _ORPHANS_A_SET}
+            orphans = connection.execute(_ORPHANS, parameters).all()
             poison = [row for row in orphans if self._is_poison(row)]
             alive = [row for row in orphans if not self._is_poison(row)]
             ending = requeue(connection, alive)

@@ -17,7 +17,7 @@ from lowtide.postgres.moves import escalate, give_back, revoke
 from lowtide.postgres.outbox import add_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -25,21 +25,26 @@ if TYPE_CHECKING:
 
     from lowtide.domain.escalation import Plan
     from lowtide.domain.ids import TenantId
+    from lowtide.domain.pools import Depth
 
 # Held until the transaction ends: a plan that another tick has not seen must not be applied beside
 # its own. Nobody waits for it.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
+# What waits for spot is what has not ended and is nowhere else: to count it would take longer the
+# more there is.
 BATCHES = """
 SELECT b.id, b.deadline, b.model,
-  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'spot') AS spot,
-  (SELECT count(*) FROM queue q WHERE q.batch_id = b.id AND q.pool = 'dedicated') AS dedicated,
-  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'spot') AS running_spot,
-  (SELECT count(*) FROM claims c WHERE c.batch_id = b.id AND c.pool = 'dedicated')
-    AS running_dedicated, 0 AS unsplit, coalesce(t.ended, 0) AS ended,
-  coalesce(t.retried, 0) AS retried
+  greatest(0, b.total - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
+  d.dedicated, c.running_spot, c.running_dedicated, 0 AS unsplit, t.ended, t.retried
 FROM batches b CROSS JOIN LATERAL (
-  SELECT sum(completed + failed) AS ended, sum(retried) AS retried FROM tallies
-  WHERE batch_id = b.id) t
+  SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
+  FROM tallies WHERE batch_id = b.id) t
+CROSS JOIN LATERAL (
+  SELECT count(*) AS dedicated FROM queue WHERE pool = 'dedicated' AND batch_id = b.id) d
+CROSS JOIN LATERAL (
+  SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
+    count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
+  FROM claims WHERE batch_id = b.id) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
 SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0
@@ -76,12 +81,12 @@ class PostgresTimetable:
                 return None
             situation = look(connection)
             plan = decide(situation)
-            replanned = self._apply(connection, plan)
+            replanned = self._apply(connection, plan, situation.depths())
             _want(connection, situation.wishes(plan.replicas))
         self._mark_at_risk(plan.at_risk)
         return replanned
 
-    def _apply(self, connection: Connection, plan: Plan) -> Replanned:
+    def _apply(self, connection: Connection, plan: Plan, before: Mapping[Pool, Depth]) -> Replanned:
         """Move lines. Claims come first, then batches: everything else takes them in that order."""
         revoked, taken, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id)
@@ -92,7 +97,7 @@ class PostgresTimetable:
             add_event(
                 connection, batch_event(self._new_id(), EventType.REQUESTS_QUEUED, tenant, batch)
             )
-        return Replanned(plan, escalated=escalated, revoked=revoked, returned=returned)
+        return Replanned(plan, before, escalated=escalated, revoked=revoked, returned=returned)
 
     def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
         """Make exactly these running batches at risk, in a transaction that holds nothing else."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowtide.domain.demand import Capacity
-    from lowtide.domain.pools import Depth
     from lowtide.domain.rates import Rate
     from lowtide.domain.situations import Replanned, Swept
     from lowtide.ports import ObjectStore, RateBook, Ticks, Timetable
@@ -47,13 +46,12 @@ class TickRules:
 class TickReport:
     """What a tick did and saw.
 
-    `planned` says what was moved and why; None where another tick was at it. `rates` are the lines
+    `planned` says what was moved and why, and what waits; None where another tick was at it. `rates` are the lines
     a second that the replicas of a pool are counted on for, by pool and model.
     """
 
     swept: Swept
     planned: Replanned | None
-    queued: Mapping[Pool, int]
     desired_replicas: Mapping[Pool, int]
     rates: Mapping[tuple[Pool, str], float]
 
@@ -86,14 +84,10 @@ class Scheduler:
         planned = self._replan(rates)
         self._publisher.resend()
         self._remove_strays()
-        depths = self._ticks.depths()
         report = TickReport(
             swept=swept,
             planned=planned,
-            queued={pool: depth.queued for pool, depth in depths.items()},
-            desired_replicas={
-                pool: self._desired(pool, depth, planned) for pool, depth in depths.items()
-            },
+            desired_replicas={} if planned is None else self._desired(planned),
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
         )
         _tell(report)
@@ -105,12 +99,15 @@ class Scheduler:
             lambda situation: decide(replace(situation, rates=dedicated), self._rules.capacity)
         )
 
-    def _desired(self, pool: Pool, depth: Depth, planned: Replanned | None) -> int:
+    def _desired(self, planned: Replanned) -> dict[Pool, int]:
         """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
-        most = self._rules.scales[pool].replicas
-        if pool is Pool.DEDICATED and planned is not None:
-            most = min(most, planned.plan.replicas)
-        return desired_replicas(depth.queued, self._rules.scales[pool].rows_per_replica, most=most)
+        scales = self._rules.scales
+        most = {pool: scale.replicas for pool, scale in scales.items()}
+        most[Pool.DEDICATED] = min(most[Pool.DEDICATED], planned.plan.replicas)
+        return {
+            pool: desired_replicas(lines, scales[pool].rows_per_replica, most=most[pool])
+            for pool, lines in planned.waiting.items()
+        }
 
     def _remove_strays(self) -> None:
         """Remove objects without a file; what fails here is due again at the next tick."""

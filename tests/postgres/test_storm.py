@@ -50,8 +50,10 @@ def _work(world: World, batch: BatchId, lines: int) -> int:
 
 
 def test_every_line_comes_back_once_from_every_storm(world: World) -> None:
-    """Lost by three workers in a row, each is a dead letter, once."""
+    """Lost by three workers in a row, each is a dead letter, once: most workers live on."""
     batch = fill(world, LOST)
+    for _ in range(WORKERS + 1):
+        world.queue.open_lease(Pool.SPOT, "living")
     other = fill(world, 400, pool="dedicated")
     sweeps = [_sweep_on(world.own_engine("worker")) for _ in range(2)]
     for storm in range(1, MAX_LOST_LEASES + 1):
@@ -77,6 +79,17 @@ def test_every_line_comes_back_once_from_every_storm(world: World) -> None:
     assert (world.drained(batch), row.status) == (1, "finalizing")
 
 
+def test_a_sweep_takes_lines_back_in_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none of its locks is held for long."""
+    monkeypatch.setattr("lowtide.postgres.ticks._ORPHANS_A_SET", 70)
+    batch = fill(world, LOST)
+    _lose(world)
+    sweeps = [_sweep_on(world.own_engine("worker")) for _ in range(2)]
+    assert sum(together(*sweeps)) == LOST
+    assert world.lines("queue", batch) == list(range(1, LOST + 1))
+    assert world.row(batch).interrupted == LOST
+
+
 def test_what_was_lost_twice_does_not_come_back_all_at_once(world: World) -> None:
     """At first nothing waits; then lines come back over seconds, no two storms in step."""
     batch = fill(world, LOST)
@@ -100,13 +113,13 @@ def test_what_was_lost_twice_does_not_come_back_all_at_once(world: World) -> Non
 
 
 def test_a_sweep_stops_neither_claims_nor_settlements(world: World) -> None:
-    """It locks what it takes back, and its batches' ends; held here just before it commits."""
+    """It locks what it takes back, and its batches' ends; held here before it queues the lines."""
     batch = fill(world, LOST + 20)
     living = world.queue.open_lease(Pool.SPOT, "living")
     mine = world.queue.claim(living, Pool.SPOT, 5)
     (zombie, lost), *_ = _lose(world)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="INSERT INTO queue") as held:
         sweep = Running(_sweep_on(slow))
         held.wait()
         assert numbers(world.queue.claim(living, Pool.SPOT, 5)) == list(range(LOST + 6, LOST + 11))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowtide.domain.events import EventType
-from lowtide.domain.pools import Depth, Pool
+from lowtide.domain.pools import Pool
 from tests.postgres.worlds import MAX_LOST_LEASES, World, done, numbers, together
 
 
@@ -195,10 +195,6 @@ def test_what_stalls_is_announced_again(
     assert dict(world.events(batch)) == ({announced.value: 1} if announced else {})
 
 
-def test_depths_of_nothing(world: World) -> None:
-    assert world.ticks.depths() == {Pool.SPOT: Depth(0, 0), Pool.DEDICATED: Depth(0, 0)}
-
-
 def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> None:
     batch = world.batch(1)
     world.run("UPDATE batches SET status = 'validating', nudged_at = now() - interval '1 h'")
@@ -222,3 +218,26 @@ def test_deadlines_met_and_missed_are_told(world: World) -> None:
     swept = world.ticks.sweep(cancel_grace=0, stalled_after=1e6)
     assert (swept.in_time, swept.late) == (2, 0)
     assert world.value("SELECT count(*) FROM dead_letters") == 2
+
+
+def test_a_storm_alone_sets_no_line_aside(world: World) -> None:
+    batch = world.batch(6)
+
+    def lose_each_alone() -> None:
+        world.run("UPDATE queue SET available_at = now()")
+        leases = [world.queue.open_lease(Pool.SPOT, "doomed") for _ in range(6)]
+        for lease in leases:
+            assert len(world.queue.claim(lease, Pool.SPOT, 1)) == 1
+            world.expire_lease(lease)
+
+    for _ in range(MAX_LOST_LEASES + 1):
+        lose_each_alone()
+        assert world.sweep() == 6
+    rows = world.rows("SELECT DISTINCT lost_leases, interruptions FROM queue")
+    assert [tuple(row) for row in rows] == [(MAX_LOST_LEASES - 1, MAX_LOST_LEASES + 1)]
+    # Where most workers live on, it is the line's fault.
+    living = [world.queue.open_lease(Pool.SPOT, "living") for _ in range(7)]
+    lose_each_alone()
+    assert world.sweep() == 6
+    assert world.lines("dead_letters", batch) == [1, 2, 3, 4, 5, 6]
+    assert all(world.queue.renew(lease) for lease in living)

@@ -210,7 +210,7 @@ def test_a_look_counts_by_pool_and_place(world: World) -> None:
     assert set(by_id) == {batch, new}
     assert (situation.present, situation.models) == (1, {"m"})
     assert (situation.ended, situation.retried) == (1, 1)
-    assert world.ticks.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
+    assert situation.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
 
 
 def test_a_replica_is_wanted_since_it_was_first(world: World) -> None:

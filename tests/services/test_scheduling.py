@@ -63,7 +63,8 @@ def test_a_safe_batch_stays_on_spot(world: World) -> None:
     batch = world.batch(26, due_in=86400)
     report = _scheduler(world).tick()
     assert (_planned(report), world.row(batch).at_risk) == ((0, 0), False)
-    assert report.queued == {Pool.SPOT: 26, Pool.DEDICATED: 0}
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 26, Pool.DEDICATED: 0}
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
 
 
@@ -72,7 +73,8 @@ def test_a_batch_that_would_be_late_is_escalated_and_dedicated_woken(world: Worl
     report = _scheduler(world, sink=sink).tick()
     # Creating it took some of the time in which one replica would have been enough.
     assert _planned(report) == (20, 0)
-    assert report.queued == {Pool.SPOT: 90, Pool.DEDICATED: 20}
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
     assert report.desired_replicas[Pool.DEDICATED] == 2
     assert world.row(batch).escalated == 20
     assert [event.type for event in sink.sent].count(EventType.REQUESTS_QUEUED) == 2
@@ -158,7 +160,8 @@ def test_lines_go_back_to_spot_when_the_deadline_is_far_again(world: World) -> N
     report = _scheduler(world, replicas=50).tick()
     assert report.planned is not None
     assert (report.planned.returned, report.desired_replicas[Pool.DEDICATED]) == (20, 0)
-    assert report.queued == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
     assert world.row(batch).escalated == 0
 
 
