@@ -69,6 +69,9 @@ bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: T
 docs: $(VENV)/.dev ## Regenerate the generated reference pages
 	@$(BIN)/python -m docs.generate
 
+screenshots: $(VENV)/.dev ## Take the pictures of the portal from a stack of its own: OUT=folder
+	@$(BIN)/python -m docs.screenshots
+
 pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	for extra in local dev bench; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
@@ -78,4 +81,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-scheduler docs pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-scheduler docs screenshots pins clean

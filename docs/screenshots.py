@@ -66,25 +66,28 @@ BATCHES: Final = (
     ("nightly-eval", "qwen2.5-7b", 900, "1h"),
     ("research", "llama-3.1-70b", 1500, "24h"),
 )
+# Still running while the pictures are taken.
+LAST: Final = ("nightly-eval", "llama-3.1-70b", 20_000, "24h")
 
 
 def main() -> None:
     """Run the scene and take the pictures."""
     out = Path(os.environ.get("OUT") or Path(__file__).parent / "images")
     out.mkdir(parents=True, exist_ok=True)
-    seconds = float(os.environ.get("SCENE_SECONDS") or 100)
+    seconds = float(os.environ.get("SCENE_SECONDS") or 120)
     with _stack() as status, tempfile.TemporaryDirectory() as folder:
         client = api.open_client(status.base_url, status.api_key)
-        for place, (user, model, lines, window) in enumerate(BATCHES):
-            path = Path(folder) / f"{user}-{place}.jsonl"
-            path.write_text("".join(_lines(model, lines)))
-            _submit(client, path, user, window)
-            time.sleep(seconds / 2 / len(BATCHES))
-        time.sleep(seconds / 2)
+        for place, batch in enumerate((*BATCHES, LAST)):
+            _submit(client, Path(folder), place, *batch)
+            time.sleep(seconds / len(BATCHES))
         take_pictures(status.portal_url, status.portal_password, out)
 
 
-def _submit(client: OpenAI, path: Path, user: str, window: str) -> None:
+def _submit(
+    client: OpenAI, folder: Path, place: int, user: str, model: str, lines: int, window: str
+) -> None:
+    path = folder / f"{user}-{place}.jsonl"
+    path.write_text("".join(_lines(model, lines)))
     batch = api.submit(client, path, window=window, user=user)
     print(batch.id, path.name)  # noqa: T201
 
@@ -156,7 +159,7 @@ def _picture(page: Page, url: str, target: Path) -> None:
         return
     page.get_by_role("heading", level=1).wait_for()
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(target), full_page=True)
+    page.screenshot(path=str(target))
     print(target.name, target.stat().st_size // 1000, "kB")  # noqa: T201
 
 

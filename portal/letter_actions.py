@@ -38,6 +38,7 @@ class LetterActions:
     def __init__(self, desk: Desk, *, on_done: Callable[[], Awaitable[None]]) -> None:
         self._desk = desk
         self._on_done = on_done
+        self._may_act = current_visitor().may_act
         self._tenant: TenantId | None = None
         self._matching = LetterFilter()
         self._chosen: Sequence[LetterId] = ()
@@ -62,7 +63,7 @@ class LetterActions:
         self._chosen = chosen
         self._label.text = f"{number(len(chosen))} chosen" if chosen else "all that match"
         for button in (self._requeue, self._discard):
-            button.set_enabled(current_visitor().may_act)
+            button.set_enabled(self._may_act)
 
     def rest(self) -> None:
         """Offer nothing."""

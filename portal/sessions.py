@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SIGN_IN: Final = "/sign-in"
+SIGN_OUT: Final = "/sign-out"
 FIRST_PAGE: Final = "/batches"
 """Where a tenant's visitors begin: the pages of the whole installation are not theirs."""
 
 _NAME: Final = "visitor"
 _OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
-_WHOLE_INSTALLATION: Final = ("/", "/queues", "/health")
+WHOLE_INSTALLATION: Final = ("/", "/queues", "/health")
+"""Pages that show every tenant's work."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
 # Uploads go to an element of an open page.
 _CLOSED_FOLDER: Final = "/_nicegui/client/"
@@ -91,7 +93,7 @@ class Guard:
             visitor = visitor_of(scope["session"])
             if visitor is None:
                 answer = _way_in(scope)
-            elif visitor.tenant is not None and scope["path"] in _WHOLE_INSTALLATION:
+            elif visitor.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
                 answer = RedirectResponse(FIRST_PAGE, status_code=303)
         if scope["type"] == "websocket":
             if answer is self._app:

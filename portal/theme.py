@@ -111,6 +111,8 @@ h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
 .chart { width: 100%; height: 210px; }
 .chart-head { display: flex; align-items: baseline; gap: 4px 12px; flex-wrap: wrap; }
 .section { display: flex; flex-direction: column; gap: 14px; }
+.way-out button { padding: 0; border: 0; background: none; color: var(--accent); font: inherit;
+  text-decoration: underline; cursor: pointer; }
 .outside { color: var(--accent); }
 .keys { display: grid; grid-template-columns: auto 1fr; gap: 8px 16px; align-items: center; }
 kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); border-radius: 6px;

@@ -10,6 +10,7 @@ from nicegui import app, ui
 
 from portal import theme
 from portal.components import links
+from portal.sessions import SIGN_OUT, current_visitor
 from portal.shortcuts import help_dialog
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ def frame(
     `on_interval` is told of another pace; a page that never changes by itself has none. `on_refresh` when the visitor wants to see news at once;
     without it the page is loaded again.
     """
+    visitor = current_visitor()
     theme.paint()
     ui.page_title(f"{title} · Lowtide")
     with ui.header(elevated=False).classes("topbar"):
         _brand()
-        links.navigation(ui.context.client.page.path)
+        links.navigation(ui.context.client.page.path, tenant=visitor.tenant is not None)
         with ui.element("div").classes("tools"):
             if on_interval is not None:
                 _refresh_choice(on_interval)
@@ -68,6 +70,16 @@ def frame(
             ui.label(f"API {api_url}")
             ui.element("span").mark("zone").add_slot("default", _ZONE)
             links.monitoring()
+            _way_out(visitor.name)
+
+
+def _way_out(name: str) -> None:
+    # A form, not a link: leaving changes something, and another site's page must not do it.
+    with (
+        ui.element("form").classes("way-out").props(f'method="post" action="{SIGN_OUT}"'),
+        ui.element("button").props('type="submit"'),
+    ):
+        ui.label(f"Sign out {name}")
 
 
 def _tool(icon: str, name: str, key: str) -> ui.button:

@@ -8,6 +8,7 @@ from typing import Final
 from nicegui import ui
 
 from lowtide.settings import read_settings
+from portal.sessions import WHOLE_INSTALLATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,12 @@ PLACES: Final = (
 )
 
 
-def navigation(current: str) -> None:
-    """Link to every page; `current` is the path of this one."""
+def navigation(current: str, *, tenant: bool) -> None:
+    """Link to every page, or to those for visitors of one tenant; `current` is the path of this one."""
     with ui.element("nav").classes("places").props('aria-label="Pages"'):
         for place in PLACES:
+            if tenant and place.path in WHOLE_INSTALLATION:
+                continue
             link = ui.element("a").classes("place").props(f'href="{place.path}"')
             if _is_at(place.path, current):
                 link.props('aria-current="page"')

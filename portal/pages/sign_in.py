@@ -12,14 +12,13 @@ from nicegui import app, ui
 from lowtide.domain.errors import LowtideError
 from portal import theme
 from portal.background import in_thread
-from portal.sessions import SIGN_IN, open_session
+from portal.sessions import SIGN_IN, SIGN_OUT, open_session
 
 if TYPE_CHECKING:
     from fastapi import Response
 
     from lowtide.services.entrance import Entrance
 
-SIGN_OUT: Final = "/sign-out"
 _MOST_BYTES: Final = 8192
 _PROBLEMS: Final = {
     "401": "That is neither a password nor an API key in use: check it.",

@@ -87,12 +87,12 @@ class _Upload:
 
     async def _receive(self, sent: FileUpload) -> None:
         """Take one file; the page tells how far it is and what is wrong with it."""
-        visitor, tenant = current_visitor(), self._tenant
+        tenant = self._tenant
         self._form.hide()
         self._report.begin(sent.name)
         self._zone.rest()
         try:
-            visitor.require_operator()
+            current_visitor().require_operator()
             stored, checked = await receive(
                 self._desk.files, tenant, sent, told=self._report.progress
             )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.domain.ids import format_batch_id
+from tests.conftest import API_KEY
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import SeedBatch, add_batch, add_queued
-from tests.postgres.worlds import World
+from tests.postgres.worlds import World, eventually
 
 if TYPE_CHECKING:
     from lowtide.domain.ids import BatchId
@@ -50,7 +51,8 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
     worker = shared.engine("worker")
     add_queued(worker, add_batch(worker, SeedBatch()), "spot", range(1, 1235))
     with portal.client() as client:
-        assert "1,234" in client.get("/queues").text
+        # A reading of the last second is fresh enough for a page.
+        eventually(lambda: "1,234" in client.get("/queues").text)
         health = client.get("/health").text
     assert "Ticking" not in health
     assert "in the outbox" in health
@@ -109,3 +111,18 @@ def test_a_viewer_uploads_nothing(portal: Portal) -> None:
         page = client.get("/upload").text
     assert "A viewer only looks" in page
     assert "q-uploader-add-trigger" not in page
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_tenants_visitor_has_the_pages_that_are_theirs(portal: Portal) -> None:
+    with portal.client(API_KEY) as client:
+        page = client.get("/dead-letters").text
+        upload = client.get("/upload")
+        content = client.get("/dead-letters/content?which=input").text
+    assert "plain" in page
+    assert '"href":"/batches"' in page
+    for hidden in ("/queues", "/health"):
+        assert f'"href":"{hidden}"' not in page
+    assert "Sign out" in page
+    assert upload.status_code == 200
+    assert len(content.splitlines()) == 2
