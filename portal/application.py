@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nicegui import app, ui
 
-from portal import shortcuts, theme
-from portal.pages import batches, dead_letters, health, landing, queues, sign_in, upload
+from portal import batch_downloads, shortcuts, theme
+from portal.components import batch_style
+from portal.pages import batch, batches, dead_letters, health, landing, queues, sign_in, upload
 from portal.policy import ContentPolicy
 from portal.sessions import Guard
 
@@ -28,9 +29,12 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
+    batch_style.install()
     shortcuts.install()
     sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
     landing.install(poller, watching.operations, api_url=settings.api_url)
+    batch_downloads.install()
+    batch.install(poller, watching.readings, api_url=settings.api_url)
     batches.install(poller, watching.readings, api_url=settings.api_url)
     queues.install(poller, watching.operations, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)

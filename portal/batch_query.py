@@ -10,8 +10,8 @@ from uuid import UUID
 
 from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
 from lowtide.domain.errors import NotFound
-from lowtide.domain.ids import BatchId
-from lowtide.domain.statuses import BatchStatus, SlaState
+from lowtide.domain.ids import BatchId, format_batch_id
+from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,3 +101,39 @@ def _mark(text: str) -> BatchMark | None:
     except ValueError:
         return None
     return BatchMark(BatchId(batch), active=text[0] == "a") if text[0] in "ae" else None
+
+
+@dataclass(frozen=True, slots=True)
+class LineQuery:
+    """Which of a batch's requests a page shows, and which it looks into."""
+
+    batch: BatchId
+    status: RequestStatus | None = None
+    after: int = 0
+    line: int | None = None
+
+    @classmethod
+    def read(cls, batch: BatchId, parameters: Mapping[str, str]) -> LineQuery:
+        """Return the query of an address; what it says wrongly is left out."""
+        status = _choices(RequestStatus, parameters.get("status", ""))
+        return cls(
+            batch,
+            status[0] if status else None,
+            _number(parameters.get("after", "")) or 0,
+            _number(parameters.get("line", "")),
+        )
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        parameters = {
+            "status": "" if self.status is None else self.status.value,
+            "after": str(self.after or ""),
+            "line": "" if self.line is None else str(self.line),
+        }
+        said = urlencode({name: value for name, value in parameters.items() if value})
+        path = f"{PATH}/{format_batch_id(self.batch)}"
+        return f"{path}?{said}" if said else path
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None

@@ -1,0 +1,186 @@
+"""What there is to say about a batch: its head, progress, notes, errors, cost and files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from lowtide.domain.ids import format_batch_id
+from lowtide.domain.overview import pools_of
+from lowtide.domain.statuses import SHOWN_AS, BatchStatus
+from portal.components.badges import badge, pool_badge, sla_of, status_badge
+from portal.formats import absolute, counted, duration, money, number, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from lowtide.domain.batch_details import BatchDetails, BatchFile, Note, TopError
+    from lowtide.domain.batches import Batch
+    from lowtide.domain.ids import BatchId
+
+PHASES = {
+    BatchStatus.VALIDATING: "Checking the file and counting its requests",
+    BatchStatus.IN_PROGRESS: "Running requests",
+    BatchStatus.FINALIZING: "Finalizing: every request is done, the output files are being written",
+    BatchStatus.CANCELLING: "Cancelling: what runs may end, what is done is being written",
+}
+
+
+def head(batch: Batch) -> None:
+    """Show status, pools and SLA."""
+    with ui.element("span").classes("badges"):
+        status_badge(SHOWN_AS[batch.status])
+        for pool in pools_of(batch):
+            pool_badge(pool)
+        badge(sla_of(batch.sla_state))
+    ui.label(batch.status.value.replace("_", " ")).classes("muted").mark("exact status")
+
+
+def facts(details: BatchDetails) -> None:
+    """Show who it is for, and what it asks."""
+    batch = details.batch
+    shown = {
+        "User": batch.user,
+        "Tenant": details.tenant_name or "",
+        "Model": batch.model or "",
+        "Endpoint": batch.endpoint,
+        "Completion window": batch.completion_window,
+        "Tokens in / out": f"{number(batch.input_tokens)} / {number(batch.output_tokens)}",
+        "Retries": number(batch.retries) if batch.retries else "",
+        **{f"metadata {key}": str(value) for key, value in (batch.metadata or {}).items()},
+    }
+    with ui.element("dl").classes("facts"):
+        for name, value in shown.items():
+            if value:
+                with ui.element("div"):
+                    with ui.element("dt"):
+                        ui.label(name)
+                    with ui.element("dd"):
+                        ui.label(value)
+
+
+def progress(batch: Batch, eta: str) -> None:
+    """Show how far it is, in which phase, and when it will probably be done."""
+    done = batch.completed + batch.failed
+    share = done / batch.total if batch.total else 0.0
+    with ui.element("div").classes("progress-text"):
+        ui.label(PHASES.get(batch.status, "Over")).mark("phase")
+        ui.label(f"{number(done)} of {number(batch.total)} · {share:.0%}" if batch.total else "")
+    bar = (
+        ui.element("div")
+        .classes("bar big")
+        .props(
+            f"role=progressbar aria-valuemin=0 aria-valuemax=100 aria-valuenow={int(share * 100)} "
+            'aria-label="Requests done"'
+        )
+    )
+    with bar:
+        for part, tone in ((batch.completed, "good"), (batch.failed, "bad")):
+            width = part / batch.total if batch.total else 0.0
+            ui.element("div").classes(f"fill-{tone}").style(f"width: {width:.2%}")
+    if eta:
+        ui.label(eta).classes("muted small").mark("eta")
+
+
+def eta_of(batch: Batch, now: datetime) -> str:
+    """Return when a batch will probably be done, as far as anybody can tell."""
+    if batch.eta is None:
+        return ""
+    return f"Probably done in {duration(batch.eta - now)}, at {absolute(batch.eta)}"
+
+
+def all_failed(batch: Batch) -> bool:
+    """Tell whether a batch is completed and no request of it was."""
+    return batch.status is BatchStatus.COMPLETED and 0 < batch.total == batch.failed
+
+
+def problems(batch: Batch) -> None:
+    """Say plainly why a file was refused, or that nothing succeeded."""
+    if all_failed(batch):
+        with ui.element("div").classes("banner").props("role=status"):
+            ui.label(f"Completed, and all {counted(batch.total, 'request')} failed.")
+    if not batch.errors:
+        return
+    with ui.element("section").classes("card section"):
+        ui.label(f"The file was refused: {counted(len(batch.errors), 'problem')}").classes(
+            "failures"
+        )
+        with ui.element("ul").classes("errors"):
+            for problem in batch.errors[:20]:
+                with ui.element("li"):
+                    line = "file" if problem.line is None else f"line {number(problem.line)}"
+                    ui.label(line).classes("count")
+                    ui.label(f"{problem.message} ({problem.code})")
+
+
+def notes(found: Sequence[Note], batch: Batch) -> None:
+    """Show what interrupted lines and what moved them, newest first."""
+    told = [
+        f"{number(count)} {what}"
+        for count, what in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
+        if count
+    ]
+    ui.label(" · ".join(told) or "Nothing interrupted it, nothing was escalated.").classes("muted")
+    with ui.element("div").classes("scrolled") as place:
+        place.props('role=region tabindex=0 aria-label="Newest notes"')
+        notes_list(found)
+
+
+def notes_list(found: Sequence[Note]) -> None:
+    """Show notes as they come."""
+    with ui.element("ul").classes("notes"):
+        for note in found:
+            with ui.element("li").classes(note.kind):
+                ui.label(f"{note.kind.capitalize()}: {note.detail}")
+                ui.label(_where(note)).classes("small")
+
+
+def _where(note: Note) -> str:
+    what = counted(note.lines, "line") if note.line is None else f"line {number(note.line)}"
+    parts = (what, note.pool.value, note.worker or "", absolute(note.at))
+    return " · ".join(part for part in parts if part)
+
+
+def errors(found: Sequence[TopError], batch: BatchId) -> None:
+    """Show the most frequent errors, each with a line that ended with it."""
+    if not found:
+        ui.label("No request has failed.").classes("muted")
+        return
+    with ui.element("ul").classes("errors"):
+        for error in found:
+            with ui.element("li"):
+                ui.label(number(error.lines)).classes("count")
+                with ui.element("div"):
+                    ui.label(error.code).classes("mono small")
+                    ui.label(error.message).classes("clamp")
+                    ui.link(
+                        f"line {number(error.first_line)}",
+                        f"/batches/{format_batch_id(batch)}?line={error.first_line}",
+                    ).classes("small")
+
+
+def cost(details: BatchDetails) -> None:
+    """Show what it costs, and what dedicated replicas alone would."""
+    found = details.cost
+    if found is None or found.all_dedicated == 0:
+        ui.label("Nothing yet: cost counts accepted results.").classes("muted")
+        return
+    ui.label(f"{money(found.total)} {found.currency}").classes("value").mark("cost")
+    ui.label(
+        f"spot {money(found.spot)}, dedicated {money(found.dedicated)}; on dedicated alone "
+        f"{money(found.all_dedicated)}: {found.saving:.0%} saved"
+    ).classes("muted small")
+
+
+def files(found: Sequence[BatchFile], batch: BatchId) -> None:
+    """Link to what can be downloaded."""
+    with ui.element("div").classes("files"):
+        for file in found:
+            name = f"{file.role.capitalize()} file"
+            if file.bytes is None:
+                ui.label(f"{name}: deleted or expired").classes("muted")
+            else:
+                target = f"/batches/{format_batch_id(batch)}/files/{file.role}"
+                ui.link(f"{name}, {size(file.bytes)}", target)

@@ -1,0 +1,233 @@
+"""One batch and its lines: what a page is told, whose it is, and how it is found."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from bench.portal_volume import TABLES, fill
+from lowtide.domain.batch_details import MOST_ERRORS, MOST_NOTES
+from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
+from lowtide.domain.errors import NotFound
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
+from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
+from lowtide.postgres.batch_details import (
+    BATCH,
+    ERRORS,
+    LINE,
+    LINE_NOTES,
+    LINES,
+    NOTES,
+    PostgresBatchDetails,
+)
+from lowtide.postgres.batch_lists import COUNT, PAGES, PostgresBatchLists
+from tests.postgres.plans import plan_nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Database
+
+STRANGER = TenantId(uuid4())
+MOST_SECONDS = 0.2
+
+
+def _filled(database: Database, *, batches: int, requests: int, largest: int) -> BatchId:
+    return fill(
+        database.engine("worker"),
+        database.engine("owner"),
+        batches=batches,
+        requests=requests,
+        largest=largest,
+    )
+
+
+def _empty(database: Database) -> None:
+    with database.engine("owner").begin() as connection:
+        connection.execute(text(f"TRUNCATE {TABLES}"))
+
+
+@pytest.fixture(scope="module")
+def small(shared_database: Database) -> Iterator[BatchId]:
+    """A batch of 100 lines that runs, among others."""
+    yield _filled(shared_database, batches=100, requests=2080, largest=100)
+    _empty(shared_database)
+
+
+@pytest.fixture
+def reading(shared_database: Database) -> PostgresBatchDetails:
+    """What an operator reads."""
+    return PostgresBatchDetails(shared_database.engine("operator"))
+
+
+def test_all_of_a_batch(reading: PostgresBatchDetails, small: BatchId) -> None:
+    found = reading.details(None, small)
+    assert (found.batch.total, found.batch.completed, found.batch.failed) == (100, 88, 8)
+    assert (found.queued, found.running) == (10, 0)
+    assert found.tenant_name == "default"
+    assert len(found.notes) == MOST_NOTES
+    assert found.notes[0].line == 99, "the newest comes first"
+    assert {note.kind for note in found.notes} == {"interrupted"}
+    assert [(error.lines, error.first_line) for error in found.errors] == [
+        (3, 10),
+        (3, 20),
+        (3, 30),
+    ]
+    assert [(file.role, file.bytes) for file in found.files] == [("input", None)]
+
+
+@pytest.mark.parametrize(
+    ("status", "lines"),
+    [
+        pytest.param(None, range(1, 101), id="all"),
+        pytest.param(RequestStatus.QUEUED, range(91, 101), id="queued"),
+        pytest.param(RequestStatus.RUNNING, (), id="running"),
+        pytest.param(RequestStatus.FAILED, range(10, 91, 20), id="failed"),
+        pytest.param(RequestStatus.DEAD_LETTERED, range(20, 91, 20), id="dead-lettered"),
+        pytest.param(RequestStatus.COMPLETED, [n for n in range(1, 91) if n % 10], id="completed"),
+    ],
+)
+def test_lines_of_a_status(
+    reading: PostgresBatchDetails, small: BatchId, status: RequestStatus | None, lines: range
+) -> None:
+    found: list[int] = []
+    while page := reading.lines(None, small, status, after=found[-1] if found else 0, limit=7):
+        assert status is None or {state.status for state in page} == {status}
+        found += [state.line for state in page]
+    assert found == list(lines)
+
+
+@pytest.mark.usefixtures("small")
+def test_lines_that_a_cancellation_dropped_are_failed(
+    reading: PostgresBatchDetails, shared_database: Database
+) -> None:
+    with shared_database.engine("owner").begin() as connection:
+        batch = connection.execute(
+            text("SELECT id FROM batches WHERE status = 'cancelled' LIMIT 1")
+        ).scalar_one()
+    found = reading.lines(None, batch, RequestStatus.FAILED, after=0, limit=100)
+    assert [state.line for state in found] == [10, 19, 20]
+    assert found[1].pool is None
+
+
+def test_a_line_with_its_answer(reading: PostgresBatchDetails, small: BatchId) -> None:
+    found = reading.line(None, small, 11)
+    assert (found.start, found.length, found.body) == (6000, 599, '{"choices": []}')
+    assert (found.input_tokens, found.output_tokens) == (100, 200)
+    assert found.worker == "worker 00000000"
+    assert [note.kind for note in found.notes] == ["retried"]
+    waiting = reading.line(None, small, 95)
+    assert (waiting.state.status, waiting.body, waiting.worker) == (
+        RequestStatus.QUEUED,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda reading, batch: reading.details(STRANGER, batch), id="details"),
+        pytest.param(lambda reading, batch: reading.line(STRANGER, batch, 1), id="line"),
+        pytest.param(lambda reading, batch: reading.file(STRANGER, batch, "input", "x"), id="file"),
+        pytest.param(
+            lambda reading, _: reading.details(DEFAULT_TENANT, BatchId(uuid4())), id="unknown"
+        ),
+        pytest.param(lambda reading, batch: reading.line(DEFAULT_TENANT, batch, 101), id="no line"),
+    ],
+)
+def test_what_is_not_there_or_not_yours_is_not_found(
+    small: BatchId,
+    shared_database: Database,
+    read: Callable[[PostgresBatchDetails, BatchId], object],
+) -> None:
+    of_tenant = PostgresBatchDetails(shared_database.engine("api"))
+    assert of_tenant.details(DEFAULT_TENANT, small).tenant_name is None
+    assert of_tenant.lines(STRANGER, small, None, after=0, limit=9) == []
+    with pytest.raises(NotFound):
+        read(of_tenant, small)
+
+
+@pytest.mark.slow
+def test_a_million_requests_are_read_by_index_and_fast(shared_database: Database) -> None:
+    batch = _filled(shared_database, batches=10_000, requests=1_000_000, largest=50_000)
+    try:
+        _check_plans(shared_database, batch)
+        _check_times(shared_database, batch)
+    finally:
+        _empty(shared_database)
+
+
+def _check_plans(database: Database, batch: BatchId) -> None:
+    filters = dict.fromkeys(("tenant", "statuses", "sla", "user"))
+    page = filters | {"after": batch, "limit": 51}
+    lines = {"batch": batch, "after": 100, "limit": 101}
+    statements = [
+        (PAGES[BatchOrder.NEWEST], page, "batches_pkey"),
+        (PAGES[BatchOrder.OLDEST], page, "batches_pkey"),
+        (PAGES[BatchOrder.ACTIVE], page | {"rank": 1}, "batches_active_first"),
+        (BATCH, {"batch": batch}, "batches_pkey"),
+        (NOTES, {"batch": batch, "limit": MOST_NOTES}, "request_events_notes"),
+        (ERRORS, {"batch": batch, "most": 10_000, "limit": MOST_ERRORS}, "results_failed"),
+        (LINE, {"batch": batch, "line": 77}, "requests_pkey"),
+        (LINE_NOTES, {"batch": batch, "line": 77}, "request_events_of_batch"),
+        (LINES[None], lines, "requests_pkey"),
+        (LINES[RequestStatus.QUEUED], lines, "queue_pkey"),
+        (LINES[RequestStatus.RUNNING], lines, "claims_pkey"),
+        (LINES[RequestStatus.COMPLETED], lines, "results_pkey"),
+        (LINES[RequestStatus.FAILED], lines, "results_failed"),
+        (LINES[RequestStatus.DEAD_LETTERED], lines, "results_failed"),
+    ]
+    for sql, parameters, index in statements:
+        nodes = plan_nodes(database.engine("operator"), sql, **parameters)
+        assert index in {node.get("Index Name") for node in nodes}, sql
+        scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+        # Claims are empty here, and workers are few.
+        assert scanned <= {"claims", "workers"}, sql
+    nodes = plan_nodes(database.engine("operator"), COUNT, **filters, most=1001)
+    assert "Limit" in {node["Node Type"] for node in nodes}
+
+
+def _check_times(database: Database, batch: BatchId) -> None:
+    operator = database.engine("operator")
+    lists, reading = PostgresBatchLists(operator), PostgresBatchDetails(operator)
+    rare = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
+    nothing = BatchFilter(user="nobody")
+    late = BatchFilter(sla=frozenset({SlaState.BREACHED}))
+    middle = BatchMark(_middle(database))
+    looks: dict[str, Callable[[], object]] = {
+        "details": partial(reading.details, None, batch),
+        "line": partial(reading.line, None, batch, 77),
+    }
+    for wanted in (BatchFilter(), rare, nothing, late):
+        looks[f"count {wanted}"] = partial(lists.count, None, wanted, most=1001)
+        for order in BatchOrder:
+            looks[f"{order} {wanted}"] = partial(
+                lists.page, None, wanted, order, after=middle, limit=51
+            )
+    for status in (None, *RequestStatus):
+        looks[f"lines {status}"] = partial(reading.lines, None, batch, status, after=0, limit=101)
+    slow = {
+        name: seconds for name, look in looks.items() if (seconds := _best(look)) > MOST_SECONDS
+    }
+    assert slow == {}
+
+
+def _middle(database: Database) -> BatchId:
+    with database.engine("owner").begin() as connection:
+        found = connection.execute(text("SELECT id FROM batches ORDER BY id OFFSET 5000 LIMIT 1"))
+        return BatchId(found.scalar_one())
+
+
+def _best(look: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        look()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
