@@ -1,7 +1,8 @@
 """Take the pictures of the portal: `make screenshots`.
 
 A stack of its own runs real batches that fail, are interrupted and miss deadlines, so that every page
-has something to show. Pictures go to `docs/images`, or to the folder that OUT names.
+has something to show. Pictures go to `docs/images`, or to the folder that OUT names; `.gitignore` says
+which of them are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FLAGS: Final = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PAGES: Final = {
-    "overview": "/",
+    "portal": "/",
     "batches": "/batches",
     "upload": "/upload",
     "dead-letters": "/dead-letters",

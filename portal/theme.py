@@ -99,7 +99,7 @@ h1, h2, p, dl, dd { margin: 0; }
 .page { width: 100%; max-width: 1280px; margin: 0 auto; padding: 24px; display: flex;
   flex-direction: column; gap: 20px; }
 .titlebar { display: flex; align-items: baseline; gap: 4px 16px; flex-wrap: wrap; }
-h1 { font-size: 24px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; }
+h1 { overflow-wrap: anywhere; font-size: 24px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; }
 h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; min-width: 0; }
