@@ -4,7 +4,7 @@
 
 Two ticks sweep at the same moment, while another process claims and completes lines of its own. Prints
 how long the sweep takes, how long claims and settlements take before and during it, and when what was
-lost may be claimed again: at once the first time, spread out the second; the third time it is a dead
+lost may be claimed again: at once the first time, spread out from the second on. No storm makes a dead
 letter. On an embedded PostgreSQL with durable settings. Ends with one JSON line, and with 1 when a line
 was lost or counted twice.
 """
@@ -195,7 +195,7 @@ def main() -> int:
         stage.measured(STEPS, "fill", str(LINES), str(BATCHES), "1")
         found = []
         for name in ("first", "second", "third"):
-            # What was lost before is lost again, before all else: the third time it is given up.
+            # What was lost before is lost again, before all else.
             with engine.begin() as connection:
                 connection.execute(AGAIN)
             found.append({"storm": name} | storm(stage, engine, wanted.workers, wanted.lines))

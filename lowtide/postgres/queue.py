@@ -1,7 +1,7 @@
 """The queue: open leases, settle and give back lines, fenced by leases.
 
-Lock order, so that no two operations wait for each other: claims before batches before outbox. What
-takes a batch first (cancel, expire) skips claims that somebody else holds.
+Lock order, so that no two operations wait for each other: claims before batches before outbox, and
+tallies by key. What takes a batch first (cancel, expire) skips claims that somebody else holds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ WITH given AS MATERIALIZED (
   SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
     count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens),
     sum(replica_seconds)
-  FROM ended GROUP BY batch_id, pool, tenant_id
+  FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
     input_tokens = t.input_tokens + excluded.input_tokens,
@@ -142,6 +142,7 @@ INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retr
 SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
   count(*) FILTER (WHERE failed)
 FROM given WHERE failed OR interrupted GROUP BY batch_id, pool, lease_id, tenant_id
+ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
   interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
 """)

@@ -53,19 +53,22 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
     SELECT 1 FROM outbox o WHERE o.subject = 'batch_' || replace(cast(b.id AS text), '-', ''))
 RETURNING id, tenant_id, status
 """)
+_LEASES = text("""
+SELECT count(*) FILTER (WHERE expires_at <= now()) AS lost,
+  count(*) FILTER (WHERE expires_at > now()) AS living FROM workers
+""")
+# A set at a time: until it commits, what touches the same batches' ends waits for it.
 _EXPIRED_LEASES = text("""
 DELETE FROM workers WHERE id = ANY(ARRAY(
-  SELECT id FROM workers WHERE expires_at <= now() FOR UPDATE SKIP LOCKED))
+  SELECT id FROM workers WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
-_LIVING = text("SELECT count(*) FROM workers WHERE expires_at > now()")
 # Any claim without a living lease: also what an earlier reaper skipped or a crash left behind. Lines
 # lost again and again wait for a random while: claimed together every time, the one that kills its
-# worker would take the innocent ones with it to the dead letters. A set at a time: until it commits,
-# what touches the same batches' ends waits for it.
+# worker would take the innocent ones with it to the dead letters.
 _ORPHANS = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
-  LIMIT :limit FOR UPDATE OF c SKIP LOCKED))
+  FOR UPDATE OF c SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
   least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, pool, claimed_at,
   'The worker stopped answering' AS reason,
@@ -92,7 +95,7 @@ WITH given AS (
 )
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed)
 SELECT batch_id, pool, lease_id, tenant_id, count(*) FROM given
-GROUP BY batch_id, pool, lease_id, tenant_id
+GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed
 """)
 _EXPIRE_FILES = text("""
@@ -112,7 +115,7 @@ _STRAYS = text("""
 SELECT object_key FROM stray_objects WHERE due_at <= now() ORDER BY due_at LIMIT :limit
 """)
 _FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
-_ORPHANS_A_SET = 2000
+_LEASES_A_SET = 40
 
 
 class PostgresTicks:
@@ -160,20 +163,24 @@ class PostgresTicks:
         them.
         """
         with begin(self._engine) as connection:
-            lost = connection.execute(_EXPIRED_LEASES).rowcount
-            storm = is_storm(lost, connection.execute(_LIVING).scalar_one())
+            leases = connection.execute(_LEASES).one()
+        storm = is_storm(leases.lost, leases.living)
         most = self._max_lost_leases - 1 if storm else self._max_lost_leases
         orphans: list[Any] = []
-        while True:
-            found = self._take_orphans(most)
+        ended = _LEASES_A_SET
+        while ended == _LEASES_A_SET:
+            ended, found = self._end_leases(most)
             orphans += found
-            if len(found) < _ORPHANS_A_SET:
-                return orphans
+        return orphans
 
-    def _take_orphans(self, most: int) -> Sequence[Any]:
+    def _end_leases(self, most: int) -> tuple[int, Sequence[Any]]:
+        """End some expired leases; return how many, and the lines that nobody holds any more.
+
+        No line's count of lost leases grows beyond `most`.
+        """
         with begin(self._engine) as connection:
-            parameters = {"most": most, "limit": _ORPHANS_A_SET}
-            orphans = connection.execute(_ORPHANS, parameters).all()
+            ended = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_A_SET}).rowcount
+            orphans = connection.execute(_ORPHANS, {"most": most}).all()
             poison = [row for row in orphans if self._is_poison(row)]
             alive = [row for row in orphans if not self._is_poison(row)]
             ending = requeue(connection, alive)
@@ -181,7 +188,7 @@ class PostgresTicks:
                 _bury(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
             note_drained(connection, sorted(set(ending)), self._new_id)
-        return orphans
+        return ended, orphans
 
     def _expire(self) -> int:
         """End batches past their deadline; return how many lines waited or ran and are dropped."""

@@ -225,7 +225,7 @@ def test_a_lease_that_is_being_reaped_claims_nothing(world: World) -> None:
     slow = world.own_engine("worker")
     reaper = World(world.database)
     reaper.ticks._engine = slow
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="SELECT c.ctid FROM claims c WHERE NOT EXISTS") as held:
         reaped = Running(reaper.sweep)
         held.wait()
         claimed = Running(lambda: world.queue.claim(lease, Pool.SPOT, 2))

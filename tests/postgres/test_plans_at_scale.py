@@ -246,7 +246,7 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "cancel due": (str(ticks._CANCEL_DUE), lambda _: {"grace": 1}, 200),
     "silent batches": (str(ticks._SILENT), lambda _: {}, 500),
     "stalled batches": (str(ticks._STALLED), lambda _: {"age": 1}, 200),
-    "expired leases": (str(ticks._EXPIRED_LEASES), lambda _: {}, 2000),
+    "expired leases": (str(ticks._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (
         str(timetable._MARK_RISK),
         lambda load: {"at_risk": [load.batch]},
@@ -318,6 +318,6 @@ def test_a_tick_counts_what_is_dedicated_or_runs(load: Load) -> None:
 def test_reaping_reads_only_what_is_claimed(load: Load) -> None:
     """All of `claims`, once: there are as many as workers hold, however many wait."""
     load.world.run("UPDATE workers SET expires_at = now() WHERE id <> :lease", lease=LEASE)
-    nodes, pages = run(load, "orphans", str(ticks._ORPHANS), most=5, limit=2000)
+    nodes, pages = run(load, "orphans", str(ticks._ORPHANS), most=5)
     assert "queue" not in {node.get("Relation Name") for node in nodes}
     assert pages < 2000
