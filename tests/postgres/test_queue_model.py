@@ -30,6 +30,7 @@ from lowtide.domain.escalation import Move, Plan
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId
+from lowtide.domain.leases import is_storm
 from lowtide.domain.pools import Pool
 from lowtide.postgres import claiming
 from lowtide.postgres.connections import acting_for
@@ -369,9 +370,11 @@ class QueueMachine(RuleBasedStateMachine):
         for lease in dead:
             self.world.expire_lease(lease)
             self.model.workers[lease].alive = False
+        living = sum(worker.alive for worker in self.model.workers.values())
+        most = MAX_LOST_LEASES - is_storm(len(dead), living)
         assert self.world.sweep() == len(reaped)
         for batch, number, line in reaped:
-            line.lost += 1
+            line.lost = min(line.lost + 1, most)
             if line.lost >= MAX_LOST_LEASES:
                 line.end(succeeded=False, dead=True)
                 continue
