@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import LeaseId, TenantId
 
-EXAMPLES, STEPS, STEPS_IN_ALL = 25, 100, 10_000
-LIMIT = 4
+EXAMPLES, STEPS, LIMIT = 4
 RUN = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
@@ -559,7 +558,10 @@ def _requeued(tenant: TenantId, lines: int, due: float) -> tuple[NewBatch, Store
 
 
 @pytest.mark.timeout(280)
-def test_the_queue_does_what_the_model_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_queue_does_what_the_model_does(
+    world: World, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     # What is done again for a shorter example must go the same way: no real time is looked at.
     monkeypatch.setattr(claiming, "monotonic", lambda: 0.0)
     chosen = random.SystemRandom().randrange(2**32)
@@ -571,7 +573,7 @@ def test_the_queue_does_what_the_model_does(world: World, monkeypatch: pytest.Mo
     body = {"world": world, "tenants": tenants, "executed": 0}
     machine = type("Machine", (QueueMachine,), body)
     rounds = count(chosen)
-    while machine.executed < STEPS_IN_ALL:
+    while machine.executed < steps:
         number = next(rounds)
         print(f"seed {number}")
         run_state_machine_as_test(seed(number)(machine), settings=RUN)
