@@ -213,13 +213,14 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
             color_scheme="dark" if scheme == "dark" else "light",
         )
         contexts.append(context)
+        context.set_default_timeout(10_000)
         made = Visit(context.new_page(), context)
         origin = "/".join(url.split("/")[:3])
         if secret is not None:
             context.request.post(f"{origin}/sign-in", form={"secret": secret})
         _watch(made, origin)
         made.page.goto(url)
-        made.page.get_by_role("heading", level=1).wait_for(timeout=8000)
+        made.page.get_by_role("heading", level=1).wait_for()
         return made
 
     yield open_page

@@ -1,0 +1,197 @@
+"""The pages of batches, in a real browser: what they show, restore and do."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from bench.portal_volume import TABLES
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, format_batch_id
+from lowtide.domain.statuses import BatchStatus
+from tests.conftest import API_KEY
+from tests.portal.conftest import VIEWER_PASSWORD
+from tests.portal.seeds import SeedBatch, add_batch, add_queued
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal, Visit
+
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`=cmd|1'
+EXACT = '{"b": 123456789012345678901234567890, "a": 1.0E+400, "n": "\\u003c"}'
+
+
+@pytest.fixture
+def filled(shared: Database, portal: Portal) -> Iterator[UUID]:
+    """Some batches, and one with hostile lines; returns that one."""
+    assert portal.process.poll() is None, "it empties the database, and so comes first"
+    worker = shared.engine("worker")
+    for number in range(60):
+        add_batch(worker, SeedBatch(user=f"user-{number}", age=timedelta(hours=1 + number)))
+    add_batch(worker, SeedBatch(user="late", status=BatchStatus.EXPIRED, age=timedelta(minutes=9)))
+    batch = add_batch(
+        worker,
+        SeedBatch(
+            user=HOSTILE, model=HOSTILE, total=3, failed=1, interrupted=2, escalated=1, at_risk=True
+        ),
+    )
+    add_queued(worker, batch, "dedicated", range(2, 4))
+    _add_lines(shared, batch)
+    yield batch
+    with shared.engine("owner").begin() as connection:
+        connection.execute(text(f"TRUNCATE {TABLES}"))
+
+
+_REQUESTS = """
+INSERT INTO requests (batch_id, line, tenant_id, start, length, custom_id)
+SELECT :batch, line, :tenant, 0, 1, :hostile FROM generate_series(1, 3) line
+"""
+_RESULT = """
+INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+  output_tokens, attempts, interruptions, succeeded, escalated, dead_lettered, pool, request_id,
+  body, error_code, error_message)
+VALUES (:batch, :tenant, :tenant, now(), now(), 1, 1, 1, 2, 1, false, true, true, 'spot', 'r',
+  :body, 'engine_error', :hostile)
+"""
+_NOTE = """
+INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, detail)
+VALUES (:tenant, :batch, 1, 'interrupted', 'spot', :hostile)
+"""
+
+
+def _add_lines(database: Database, batch: UUID) -> None:
+    values = {"batch": batch, "tenant": DEFAULT_TENANT, "hostile": HOSTILE}
+    with database.engine("worker").begin() as connection:
+        connection.execute(text(_REQUESTS), values)
+        connection.execute(text(_RESULT), values | {"body": EXACT})
+        connection.execute(text(_NOTE), values)
+
+
+def _path(batch: UUID) -> str:
+    return f"/batches/{format_batch_id(BatchId(batch))}"
+
+
+@pytest.mark.usefixtures("filled")
+def test_the_list_is_filtered_by_its_address_and_the_address_by_the_list(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}/batches?status=expired,failed")).page
+    page.get_by_text("1 batch", exact=True).wait_for()
+    assert page.get_by_role("link", name="late").is_visible()
+    page.goto(f"{portal.url}/batches?order=oldest")
+    page.get_by_text("62 batches", exact=True).wait_for()
+    page.get_by_role("button", name="Next page").click()
+    page.get_by_role("link", name="late").wait_for()
+    assert "after=" in page.url
+    page.get_by_role("textbox", name="User").fill("USER-5")
+    page.get_by_text("11 batches", exact=True).wait_for()
+    assert page.url.endswith("/batches?user=USER-5&order=oldest")
+    page.reload()
+    page.get_by_text("11 batches", exact=True).wait_for()
+    assert page.get_by_role("textbox", name="User").input_value() == "USER-5"
+    assert visited.problems == []
+
+
+def test_all_that_match_are_cancelled_after_a_question_and_audited(
+    shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}/batches")).page
+    page.get_by_label("Choose all on this page").click()
+    page.get_by_text("50 chosen").wait_for()
+    page.get_by_role("button", name="Choose all 62 batches that match").click()
+    page.get_by_role("button", name="Cancel batches …").click()
+    page.get_by_text("Cancel 61 batches?").wait_for()
+    with shared.engine("operator").connect() as connection:
+        count = text("SELECT count(*) FROM batches WHERE status = 'cancelling'")
+        assert connection.execute(count).scalar_one() == 0, "nothing before the answer"
+    page.get_by_role("button", name="Cancel 61 batches").click()
+    page.get_by_text("Cancelling 61 batches.").wait_for()
+    with shared.engine("operator").connect() as connection:
+        assert connection.execute(count).scalar_one() == 61
+        audited = connection.execute(
+            text("SELECT actor FROM audit_log WHERE action = 'batches.cancel' AND subject = :id"),
+            {"id": format_batch_id(BatchId(filled))},
+        )
+        assert audited.scalar_one() == "portal operator"
+    assert visited.problems == []
+
+
+def test_hostile_text_is_text_on_the_page_of_a_batch_and_in_the_drawer(
+    filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}{_path(filled)}?status=DeadLettered&line=1")).page
+    drawer = page.get_by_role("dialog", name="Request")
+    drawer.get_by_text("123456789012345678901234567890").wait_for()
+    shown = drawer.get_by_role("region", name="Output").inner_text()
+    assert [shown.index(part) for part in ('"b": ', "1.0E+400", "\\u003c")] == sorted(
+        shown.index(part) for part in ('"b": ', "1.0E+400", "\\u003c")
+    )
+    assert drawer.get_by_text(HOSTILE).count() >= 2
+    drawer.get_by_role("button", name="Close").click()
+    page.get_by_role("heading", name="Timeline").wait_for()
+    newest = page.get_by_role("region", name="Newest notes")
+    newest.get_by_text(f"Interrupted: {HOSTILE}").wait_for()
+    assert page.locator("img[src=x]").count() == 0
+    assert visited.problems == []
+
+
+def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
+    shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = visit(portal.url + _path(filled), secret=VIEWER_PASSWORD).page
+    page.get_by_role("heading", name="Timeline").wait_for()
+    assert page.get_by_role("button", name="Cancel batch …").count() == 0
+    with portal.client(API_KEY) as client:
+        assert "Timeline" in client.get(_path(filled)).text
+        with shared.engine("operator").begin() as connection:
+            connection.execute(
+                text("INSERT INTO tenants (id, name) VALUES (:id, 'other')"), {"id": filled}
+            )
+            connection.execute(
+                text("UPDATE batches SET tenant_id = :id WHERE id = :id"), {"id": filled}
+            )
+        assert "There is no batch" in client.get(_path(filled)).text
+        assert client.get(f"{_path(filled)}/files/input").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/batches/nonsense", f"/batches/batch_{'0' * 32}"])
+def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
+    with portal.client() as client:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "No such batch" in answer.text
+        assert client.get(f"{path}/files/output").status_code == 404
+
+
+@pytest.mark.slow
+def test_the_pages_are_accessible_and_fit(
+    filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    paths = {
+        "list": "/batches",
+        "batch": _path(filled),
+        "drawer": f"{_path(filled)}?line=1",
+        "sign-in": "/sign-in?problem=401",
+    }
+    for name, path in paths.items():
+        for scheme in ("light", "dark"):
+            page = (visited := visit(portal.url + path, scheme=scheme)).page
+            for width in (1440, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(250)
+                found = axe.run(page).response
+                assert [problem["id"] for problem in found["violations"]] == [], (
+                    name,
+                    scheme,
+                    width,
+                )
+                overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                assert overflow <= 0, (name, scheme, width)
+            assert visited.problems == []
+            page.close()

@@ -1,0 +1,252 @@
+"""What the pages of batches are made of, without a browser."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import pytest
+
+from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
+from lowtide.domain.errors import Conflict, Forbidden, NotFound, Unavailable
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
+from lowtide.domain.requests import RequestState
+from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
+from lowtide.domain.visitors import Role, Visitor
+from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
+from portal.batch_query import BatchQuery, LineQuery
+from portal.components.batch_facts import all_failed, eta_of
+from portal.components.batch_timeline import steps_of
+from portal.components.line_drawer import MOST_SHOWN, exact
+from portal.components.line_table import row_of
+from portal.readings import Readings, Subject
+from portal.theme import Tone
+from tests.portal.test_batch_table import DONE, HOUR, NOW, RUNNING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OPERATOR, VIEWER = Visitor("ana", Role.OPERATOR), Visitor("bo", Role.VIEWER)
+BATCH = BatchId(UUID(int=7 << 64))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param(BatchQuery(), id="nothing"),
+        pytest.param(
+            BatchQuery(
+                statuses=(BatchStatus.FAILED, BatchStatus.CANCELLED),
+                sla=(SlaState.AT_RISK,),
+                user="a&b=c ü%",
+                tenant="x",
+                order=BatchOrder.ACTIVE,
+                after=BatchMark(BATCH, active=True),
+            ),
+            id="everything",
+        ),
+    ],
+)
+def test_an_address_says_what_was_chosen(query: BatchQuery) -> None:
+    from urllib.parse import parse_qsl, urlsplit
+
+    parameters = dict(parse_qsl(urlsplit(query.address()).query))
+    assert BatchQuery.read(parameters) == query
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"status": "nonsense", "sla": "x", "order": "; DROP", "after": "a"},
+        {"after": "x" + BATCH.hex, "user": "\x00 "},
+        {"after": ""},
+    ],
+)
+def test_what_an_address_says_wrongly_is_left_out(parameters: dict[str, str]) -> None:
+    assert BatchQuery.read(parameters) == BatchQuery()
+
+
+def test_an_unknown_tenant_is_no_filter_but_an_error() -> None:
+    tenants = {DEFAULT_TENANT: "default"}
+    assert BatchQuery(tenant="default").filter(tenants) == BatchFilter(tenant=DEFAULT_TENANT)
+    with pytest.raises(NotFound):
+        BatchQuery(tenant="other").filter(tenants)
+
+
+def test_lines_have_addresses_too() -> None:
+    query = LineQuery(BATCH, RequestStatus.DEAD_LETTERED, 50, 7)
+    assert query.address().endswith("?status=DeadLettered&after=50&line=7")
+    said = {"status": "DeadLettered", "after": "50", "line": "7"}
+    assert LineQuery.read(BATCH, said) == query
+    wrong = {"status": "x", "after": "-1", "line": "9" * 10}
+    assert LineQuery.read(BATCH, wrong) == LineQuery(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        pytest.param(
+            b'{"b":123456789012345678901234567890,"a":1.50E+400,"b":"\\u003c"}',
+            '{\n  "b": 123456789012345678901234567890,\n  "a": 1.50E+400,\n  "b": "\\u003c"\n}',
+            id="digits, order, doubles and escapes",
+        ),
+        pytest.param(b"not json", "not json", id="no JSON"),
+        pytest.param(b"\xff{", "\ufffd{", id="no UTF-8"),
+        pytest.param(b"", "", id="nothing"),
+    ],
+)
+def test_json_stays_exact(content: bytes, shown: str) -> None:
+    assert exact(content) == shown
+
+
+def test_a_long_answer_is_cut_and_says_so() -> None:
+    assert exact(b"x" * (MOST_SHOWN + 1500)).endswith("\n… 1.5 kB more")
+
+
+@pytest.mark.parametrize(
+    ("batch", "names", "note", "tone"),
+    [
+        pytest.param(
+            RUNNING,
+            ["Created", "Started", "Completed", "Deadline"],
+            "in 23 h",
+            Tone.INFO,
+            id="running",
+        ),
+        pytest.param(
+            replace(RUNNING, deadline=NOW - HOUR),
+            ["Created", "Started", "Completed", "Deadline"],
+            "1 h late",
+            Tone.BAD,
+            id="late and running",
+        ),
+        pytest.param(
+            replace(DONE, finalizing_at=NOW),
+            ["Created", "Started", "Finalizing", "Completed", "Deadline"],
+            "met, 23 h to spare",
+            Tone.INFO,
+            id="met",
+        ),
+        pytest.param(
+            replace(DONE, deadline=NOW - HOUR),
+            ["Created", "Started", "Completed", "Deadline"],
+            "missed by 1 h",
+            Tone.BAD,
+            id="missed",
+        ),
+        pytest.param(
+            replace(RUNNING, status=BatchStatus.EXPIRED, expired_at=NOW, deadline=NOW),
+            ["Created", "Started", "Expired", "Deadline"],
+            "missed",
+            Tone.BAD,
+            id="expired",
+        ),
+    ],
+)
+def test_the_timeline(batch: object, names: list[str], note: str, tone: Tone) -> None:
+    steps = steps_of(batch, NOW)  # type: ignore[arg-type]
+    assert [step.name for step in steps] == names
+    assert (steps[-1].note, steps[-1].tone) == (note, tone)
+
+
+def test_nothing_succeeded_is_told_from_completed() -> None:
+    assert all_failed(replace(DONE, completed=0, failed=2000))
+    assert not all_failed(DONE)
+    assert not all_failed(replace(DONE, completed=0, failed=0, total=0))
+    assert eta_of(RUNNING, NOW) == ""
+    assert eta_of(replace(RUNNING, eta=NOW + HOUR), NOW).startswith("Probably done in 1 h")
+
+
+def test_a_line_says_what_happened_to_it() -> None:
+    state = RequestState(
+        1, "id", RequestStatus.FAILED, None, 2, 3, True, None, NOW, NOW, 503, None, None
+    )
+    row = row_of(state)
+    assert [flag["text"] for flag in row["flags"]] == ["interrupted 3", "escalated"]
+    assert row["error"] == "HTTP 503"
+    assert row_of(replace(state, error_code="timeout"))["error"] == "timeout"
+
+
+class _Listing:
+    """What can be cancelled, and the ledger that does it; `ended` batches cannot be any more."""
+
+    def __init__(self, count: int, ended: int = 0) -> None:
+        self.open = [BatchId(UUID(int=number)) for number in range(count)]
+        self.ended = set(self.open[:ended])
+        self.actors: list[str | None] = []
+
+    def cancellable(
+        self, scope: TenantId | None, wanted: BatchFilter | Sequence[BatchId], *, most: int
+    ) -> list[tuple[TenantId, BatchId]]:
+        found = self.open if isinstance(wanted, BatchFilter) else set(wanted) & set(self.open)
+        return [(scope or DEFAULT_TENANT, batch) for batch in sorted(found)][:most]
+
+    def cancel(
+        self, _tenant: TenantId, batch: BatchId, _event: object, actor: str | None = None
+    ) -> tuple[None, bool]:
+        if batch in self.ended:
+            raise Conflict("over")
+        self.actors.append(actor)
+        return None, True
+
+    def publish(self, events: Sequence[object]) -> None:
+        assert len(events) == 1
+
+
+def _desk(listing: _Listing) -> BatchDesk:
+    return BatchDesk(listing, listing, listing, new_id=uuid4)  # type: ignore[arg-type]
+
+
+def test_a_plan_changes_nothing_and_a_cancellation_just_what_was_planned() -> None:
+    listing = _Listing(5, ended=2)
+    plan = _desk(listing).plan(OPERATOR, BatchFilter())
+    assert (len(plan.batches), plan.unchanged, plan.more, listing.actors) == (5, 0, False, [])
+    assert _desk(listing).plan(OPERATOR, [*plan.batches[:1], BatchId(uuid4())]).unchanged == 1
+    assert _desk(listing).cancel(OPERATOR, plan.batches) == 3
+    assert listing.actors == ["ana"] * 3
+
+
+def test_one_call_ends() -> None:
+    plan = _desk(_Listing(MOST_CANCELLED + 1)).plan(OPERATOR, BatchFilter())
+    assert (len(plan.batches), plan.more) == (MOST_CANCELLED, True)
+
+
+def test_viewers_are_refused_before_anything_is_read() -> None:
+    listing = _Listing(1)
+    with pytest.raises(Forbidden):
+        _desk(listing).plan(VIEWER, BatchFilter())
+    with pytest.raises(Forbidden):
+        _desk(listing).cancel(VIEWER, listing.open)
+    assert listing.actors == []
+
+
+def test_pages_that_look_at_the_same_read_it_once_and_a_paused_one_not_at_all() -> None:
+    reads: list[str] = []
+    readings = Readings()
+    first = readings.follow("a", Subject("x", lambda: reads.append("x")), lambda: False)
+    assert readings.follow("b", Subject("x", lambda: reads.append("other")), lambda: False) is first
+    readings.follow("c", Subject("y", lambda: reads.append("y")), lambda: True)
+    readings.look()
+    assert reads == ["x"]
+    readings.unfollow("a")
+    readings.unfollow("b")
+    readings.look()
+    assert reads == ["x"]
+
+
+def test_what_was_read_last_stays_through_a_failure() -> None:
+    answers = iter([7])
+
+    def read() -> int:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise Unavailable("gone") from None
+
+    subject = Subject("x", read)
+    subject.look()
+    at = subject.reading.at
+    subject.look()
+    assert (subject.reading.value, subject.reading.at) == (7, at)
+    assert isinstance(subject.reading.problem, Unavailable)
