@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nicegui import ui
 
+from portal.arrivals import NAME_HEADER, PAGE_HEADER, PATH
 from portal.formats import size
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from nicegui.elements.upload_files import FileUpload
 
 _HEADER: Final = """
 <div class="drop">
@@ -25,29 +21,31 @@ _HEADER: Final = """
   <q-uploader-add-trigger></q-uploader-add-trigger>
 </div>
 """
+_HEADERS: Final = (
+    f'files => [{{ name: "{NAME_HEADER}", value: encodeURIComponent(files[0].name) }}, '
+    f'{{ name: "{PAGE_HEADER}", value: "%s" }}]'
+)
 
 
 class DropZone:
-    """Takes one file after the other, by dropping or choosing; `most` is in bytes."""
+    """Sends one file after the other, by dropping or choosing, to the page that `word` leads to.
 
-    def __init__(self, on_file: Callable[[FileUpload], Awaitable[None]], *, most: int) -> None:
+    `most` is in bytes.
+    """
+
+    def __init__(self, word: str, *, most: int) -> None:
         self._upload = ui.upload(
             auto_upload=True,
             max_file_size=most,
-            on_upload=lambda event: on_file(event.file),
             on_rejected=lambda: ui.notify(
                 f"That file was not taken: one at a time, of at most {size(most)}.", type="negative"
             ),
-        ).props("flat bordered accept=.jsonl,.ndjson,.json,.txt")
+        ).props("flat bordered send-raw accept=.jsonl,.ndjson,.json,.txt")
+        self._upload.props["url"] = PATH
+        self._upload.props[":headers"] = _HEADERS % word
+        # Not before the answer: a reset takes back what is on its way.
+        for event in ("uploaded", "failed"):
+            self._upload.on(event, self._upload.reset, args=[])
         self._upload.classes("drop-zone")
         self._upload.add_slot("header", _HEADER)
         self._upload.add_slot("list", "<span></span>")
-
-    def rest(self) -> None:
-        """Take nothing for a while."""
-        self._upload.disable()
-
-    def ready(self) -> None:
-        """Take the next file."""
-        self._upload.reset()
-        self._upload.enable()

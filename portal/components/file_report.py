@@ -106,7 +106,11 @@ class FileReport:
 
 def _so_far(checked: Checked) -> str:
     text = f"{counted(checked.lines, 'request')}, {size(checked.size)}"
-    return f"{text}, {counted(len(checked.problems), 'problem')}" if checked.problems else text
+    if not checked.problems:
+        return text
+    first = checked.problems[0].line
+    where = "" if first is None else f", the first on line {number(first)}"
+    return f"{text}, {counted(len(checked.problems), 'problem')}{where}"
 
 
 def _how(rate: Rate) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
+from starlette.requests import ClientDisconnect
 
 from lowtide import wiring
 from lowtide.domain.errors import LowtideError
 from lowtide.domain.file_estimates import estimate_file
 from lowtide.settings import read_settings
 from portal.acting import desk_for, measured_rate, tenants_for
+from portal.arrivals import Arrivals
 from portal.background import in_thread
 from portal.components.batch_form import BatchForm
 from portal.components.drop_zone import DropZone
@@ -22,12 +24,11 @@ from portal.receiving import receive
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from nicegui.elements.upload_files import FileUpload
+    from collections.abc import AsyncIterator, Mapping
 
     from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import TenantId
+    from lowtide.domain.visitors import Visitor
     from lowtide.services.files import Checked
 
 PATH: Final = "/upload"
@@ -38,7 +39,9 @@ EXAMPLE: Final = (
 
 
 def install(*, api_url: str) -> None:
-    """Serve the page of uploads."""
+    """Serve the page of uploads, and the way that files come in."""
+    arrivals = Arrivals()
+    arrivals.install()
 
     @ui.page(PATH)
     async def upload() -> None:
@@ -58,13 +61,13 @@ def install(*, api_url: str) -> None:
             if problem is not None:
                 ui.label(problem).classes("banner").props("role=alert")
             else:
-                _Upload(tenants)
+                _Upload(arrivals, tenants)
 
 
 class _Upload:
     """One open page."""
 
-    def __init__(self, tenants: Mapping[TenantId, str]) -> None:
+    def __init__(self, arrivals: Arrivals, tenants: Mapping[TenantId, str]) -> None:
         self._tenants = tenants
         self._tenant = next(iter(tenants))
         self._desk = desk_for(current_visitor())
@@ -77,7 +80,7 @@ class _Upload:
                     label="Tenant",
                     on_change=lambda event: self._choose(event.value),
                 ).props("dense outlined").classes("narrow-field")
-            self._zone = DropZone(self._receive, most=self._desk.files.max_bytes)
+            self._zone = DropZone(arrivals.expect(self._receive), most=self._desk.files.max_bytes)
             self._report = FileReport()
         self._form = BatchForm(self._desk.batches)
         _explain()
@@ -85,16 +88,15 @@ class _Upload:
     def _choose(self, tenant: TenantId) -> None:
         self._tenant = tenant
 
-    async def _receive(self, sent: FileUpload) -> None:
+    async def _receive(self, visitor: Visitor, name: str, sent: AsyncIterator[bytes]) -> None:
         """Take one file; the page tells how far it is and what is wrong with it."""
         tenant = self._tenant
         self._form.hide()
-        self._report.begin(sent.name)
-        self._zone.rest()
+        self._report.begin(name)
         try:
-            current_visitor().require_operator()
+            visitor.require_operator()
             stored, checked = await receive(
-                self._desk.files, tenant, sent, told=self._report.progress
+                self._desk.files, tenant, name, sent, told=self._report.progress
             )
             if checked.problems:
                 self._report.refuse(checked)
@@ -102,8 +104,9 @@ class _Upload:
                 await self._accept(tenant, stored, checked)
         except LowtideError as error:
             self._report.fail(error.message)
-        finally:
-            self._zone.ready()
+        except ClientDisconnect:
+            self._report.fail("The upload was cut off: nothing of it was kept.")
+            raise
 
     async def _accept(self, tenant: TenantId, stored: StoredFile, checked: Checked) -> None:
         measured = await in_thread(lambda: measured_rate(checked.model))

@@ -126,3 +126,12 @@ def test_a_tenants_visitor_has_the_pages_that_are_theirs(portal: Portal) -> None
     assert "Sign out" in page
     assert upload.status_code == 200
     assert len(content.splitlines()) == 2
+
+
+def test_files_go_to_open_pages_alone(portal: Portal) -> None:
+    with portal.client() as client:
+        lost = client.post("/upload/file", content=b"{}", headers={"X-Page": "nobody's"})
+        foreign = client.post("/upload/file", headers={"Origin": "https://elsewhere.example"})
+    with portal.client(None) as client:
+        nobody = client.post("/upload/file", content=b"{}")
+    assert (lost.status_code, foreign.status_code, nobody.status_code) == (404, 403, 401)

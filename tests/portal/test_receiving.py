@@ -1,0 +1,70 @@
+"""Files taken as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.errors import PayloadTooLarge
+from lowtide.domain.files import FileStatus
+from lowtide.domain.ids import DEFAULT_TENANT
+from lowtide.domain.lines import ENDPOINTS, Limits
+from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.files import PostgresFiles
+from lowtide.services.files import Checked, Files, UploadLimits
+from lowtide.wiring import new_id
+from portal import receiving
+from portal.receiving import receive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+    from lowtide.domain.files import StoredFile
+    from tests.conftest import Database
+
+LINE = b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m"}}\n'
+
+
+async def _stream(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _receive(
+    database: Database, folder: Path, pieces: Iterable[bytes], told: list[Checked]
+) -> tuple[StoredFile, Checked]:
+    limits = UploadLimits(10_000, 3600, Limits(), ENDPOINTS)
+    files = Files(
+        PostgresFiles(database.engine("operator")),
+        ObstoreObjects(folder.as_uri()),
+        limits,
+        new_id=new_id,
+        clock=lambda: datetime.now(UTC),
+    )
+    return asyncio.run(
+        receive(files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=told.append)
+    )
+
+
+def test_a_file_is_told_about_while_it_comes(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "CHUNK_BYTES", 100)
+    told: list[Checked] = []
+    whole = b"".join(LINE % number for number in range(9)) + b"{no\n"
+    pieces = [whole[start : start + 7] for start in range(0, len(whole), 7)]
+    stored, checked = _receive(database, tmp_path, pieces, told)
+    assert (stored.status, stored.size, stored.lines) == (FileStatus.ERROR, len(whole), 10)
+    assert (checked.model, [problem.line for problem in checked.problems]) == ("m", [10])
+    assert [each.lines for each in told] == sorted(each.lines for each in told)
+    assert 5 < len(told) < len(pieces) / 10
+
+
+def test_a_file_that_is_too_large_leaves_nothing(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(PayloadTooLarge):
+        _receive(database, tmp_path, [LINE % 1] * 1000, [])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
