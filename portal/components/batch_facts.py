@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
@@ -10,7 +10,7 @@ from lowtide.domain.ids import format_batch_id
 from lowtide.domain.overview import pools_of
 from lowtide.domain.statuses import SHOWN_AS, BatchStatus
 from portal.components.badges import badge, pool_badge, sla_of, status_badge
-from portal.formats import absolute, counted, duration, money, number, size
+from portal.formats import absolute, counted, duration, number, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from lowtide.domain.batches import Batch
     from lowtide.domain.ids import BatchId
 
-PHASES = {
+PHASES: Final = {
     BatchStatus.VALIDATING: "Checking the file and counting its requests",
     BatchStatus.IN_PROGRESS: "Running requests",
     BatchStatus.FINALIZING: "Finalizing: every request is done, the output files are being written",
     BatchStatus.CANCELLING: "Cancelling: what runs may end, what is done is being written",
+    BatchStatus.COMPLETED: "Every request has its result",
+    BatchStatus.FAILED: "The file was refused",
+    BatchStatus.EXPIRED: "Not done in time: what had no result at the deadline has failed",
+    BatchStatus.CANCELLED: "Cancelled: what had no result has failed",
 }
 
 
@@ -66,7 +70,7 @@ def progress(batch: Batch, eta: str) -> None:
     done = batch.completed + batch.failed
     share = done / batch.total if batch.total else 0.0
     with ui.element("div").classes("progress-text"):
-        ui.label(PHASES.get(batch.status, "Over")).mark("phase")
+        ui.label(PHASES[batch.status]).mark("phase")
         ui.label(f"{number(done)} of {number(batch.total)} · {share:.0%}" if batch.total else "")
     bar = (
         ui.element("div")
@@ -167,11 +171,16 @@ def cost(details: BatchDetails) -> None:
     if found is None or found.all_dedicated == 0:
         ui.label("Nothing yet: cost counts accepted results.").classes("muted")
         return
-    ui.label(f"{money(found.total)} {found.currency}").classes("value").mark("cost")
+    ui.label(f"{_amount(found.total)} {found.currency}").classes("value").mark("cost")
     ui.label(
-        f"spot {money(found.spot)}, dedicated {money(found.dedicated)}; on dedicated alone "
-        f"{money(found.all_dedicated)}: {found.saving:.0%} saved"
+        f"spot {_amount(found.spot)}, dedicated {_amount(found.dedicated)}; on dedicated alone "
+        f"{_amount(found.all_dedicated)}: {found.saving:.0%} saved"
     ).classes("muted small")
+
+
+def _amount(value: float) -> str:
+    """Return an amount to the cent, or to three digits where that says nothing."""
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
 
 
 def files(found: Sequence[BatchFile], batch: BatchId) -> None:
