@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import LeaseId, TenantId
 
-EXAMPLES, STEPS, LIMIT = 4
+EXAMPLES, STEPS = 5, 100
+LIMIT = 4
 RUN = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
