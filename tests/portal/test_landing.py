@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.portal.conftest import Portal, StubApi, Visit
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
 
 
