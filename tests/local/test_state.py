@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -95,6 +96,9 @@ def test_a_reused_pid_is_left_alone(
 ) -> None:
     parent, _ = family
     record(tmp_path, parent, created=parent.create_time() - 60)
+    # The process that had the pid when the state was written is long gone.
+    before = parent.create_time() - 30
+    os.utime(tmp_path / state.NAME, (before, before))
     assert state.reap(tmp_path) == []
     assert not gone(parent)
 
