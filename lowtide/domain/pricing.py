@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowtide.domain.pools import Pool
+
 _SECONDS_AN_HOUR = 3600.0
 
 
@@ -14,6 +16,10 @@ class Prices:
     spot: float
     dedicated: float
     currency: str
+
+    def of_second(self, pool: Pool) -> float:
+        """Return what one second of a replica of a pool costs."""
+        return (self.spot if pool is Pool.SPOT else self.dedicated) / _SECONDS_AN_HOUR
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from lowtide.domain.pools import Pool
-from lowtide.domain.pricing import cost_of
 from lowtide.metrics import requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lowtide.domain.claims import Claim
+    from lowtide.domain.pools import Pool
     from lowtide.domain.pricing import Prices
 
 _DEQUEUED = Counter("worker_dequeue_total", "Lines claimed from the queue.")
@@ -41,8 +40,7 @@ class PrometheusMeter:
     """Port WorkerMeter, for one worker of a pool."""
 
     def __init__(self, pool: Pool, prices: Prices) -> None:
-        self._pool = pool
-        self._prices = prices
+        self._price = prices.of_second(pool)
         self._wait = _WAIT.labels(pool.value)
         self._spent = _SPENT.labels(pool.value)
         self._cost = _COST.labels(pool.value, prices.currency)
@@ -70,8 +68,7 @@ class PrometheusMeter:
     def spent(self, replica_seconds: float) -> None:
         """Count replica time, and what it cost."""
         self._spent.inc(replica_seconds)
-        seconds = {pool: replica_seconds if pool is self._pool else 0.0 for pool in Pool}
-        self._cost.inc(cost_of(seconds[Pool.SPOT], seconds[Pool.DEDICATED], self._prices).total)
+        self._cost.inc(replica_seconds * self._price)
 
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""

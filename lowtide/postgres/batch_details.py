@@ -19,11 +19,11 @@ from lowtide.domain.batch_details import (
 from lowtide.domain.errors import NotFound
 from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.domain.pools import Pool
-from lowtide.domain.requests import RequestState
 from lowtide.domain.statuses import RequestStatus
 from lowtide.postgres.audit import note
 from lowtide.postgres.batches import batch_of
 from lowtide.postgres.files import file_of
+from lowtide.postgres.requests import state_of
 from lowtide.postgres.scopes import looking
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.batches import Batch
     from lowtide.domain.files import StoredFile
+    from lowtide.domain.requests import RequestState
 
 BATCH = """
 SELECT s.*, now() AS at,
@@ -158,7 +159,7 @@ class PostgresBatchDetails:
         """Return up to `limit` lines behind line `after`, in input order."""
         parameters = {"batch": batch, "after": after, "limit": limit}
         with looking(self._engine, scope) as connection:
-            return [_state(row) for row in connection.execute(_LINES[status], parameters)]
+            return [state_of(row) for row in connection.execute(_LINES[status], parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
         """Return a line with its answer; raises NotFound."""
@@ -170,7 +171,7 @@ class PostgresBatchDetails:
             rows = connection.execute(_LINE_NOTES, parameters).all()
             names = _workers(connection, scope, [row.lease_id])
             return LineRecord(
-                state=_state(row),
+                state=state_of(row),
                 input_key=row.input_key,
                 start=row.start,
                 length=row.length,
@@ -195,24 +196,6 @@ class PostgresBatchDetails:
 
 def _not_found(batch: BatchId) -> NotFound:
     return NotFound(f"There is no batch {format_batch_id(batch)}.", param="batch_id")
-
-
-def _state(row: Any) -> RequestState:
-    return RequestState(
-        line=row.line,
-        custom_id=row.custom_id,
-        status=RequestStatus(row.status),
-        pool=None if row.pool is None else Pool(row.pool),
-        attempts=row.attempts,
-        interruptions=row.interruptions,
-        escalated=row.escalated,
-        queued_at=row.queued_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        status_code=row.status_code,
-        error_code=row.error_code,
-        error_message=row.error_message,
-    )
 
 
 def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) -> tuple[Note, ...]:

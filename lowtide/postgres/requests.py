@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -75,24 +75,7 @@ class PostgresRequests:
         }
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_PAGE, parameters)
-            return [
-                RequestState(
-                    line=row.line,
-                    custom_id=row.custom_id,
-                    status=RequestStatus(row.status),
-                    pool=None if row.pool is None else Pool(row.pool),
-                    attempts=row.attempts,
-                    interruptions=row.interruptions,
-                    escalated=row.escalated,
-                    queued_at=row.queued_at,
-                    started_at=row.started_at,
-                    finished_at=row.finished_at,
-                    status_code=row.status_code,
-                    error_code=row.error_code,
-                    error_message=row.error_message,
-                )
-                for row in rows
-            ]
+            return [state_of(row) for row in rows]
 
     def results(
         self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
@@ -119,3 +102,22 @@ class PostgresRequests:
             cursor=cursor,
             complete=ended and len(rows) < limit,
         )
+
+
+def state_of(row: Any) -> RequestState:
+    """Return the request in a row of `request_states`."""
+    return RequestState(
+        line=row.line,
+        custom_id=row.custom_id,
+        status=RequestStatus(row.status),
+        pool=None if row.pool is None else Pool(row.pool),
+        attempts=row.attempts,
+        interruptions=row.interruptions,
+        escalated=row.escalated,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        status_code=row.status_code,
+        error_code=row.error_code,
+        error_message=row.error_message,
+    )
