@@ -48,11 +48,12 @@ def test_every_function_worker_and_the_portal_are_there(by_name: dict[str, Workl
 
 def test_every_yaml_file_is_listed_by_a_kustomization() -> None:
     for folder in ("knative", "keda"):
-        listed = (ROOT / folder / "kustomization.yaml").read_text()
         for path in (ROOT / folder).rglob("*.yaml"):
-            name = str(path.relative_to(ROOT / folder))
-            if "overlays" not in path.parts:
-                assert name == "kustomization.yaml" or f"- {name}\n" in listed, name
+            if path.name == "kustomization.yaml" or "overlays" in path.parts:
+                continue
+            nearest = next(up for up in path.parents if (up / "kustomization.yaml").exists())
+            listed = (nearest / "kustomization.yaml").read_text()
+            assert f"- {path.relative_to(nearest)}\n" in listed, path
 
 
 def test_everything_that_is_sent_somewhere_has_a_receiver(manifests: Manifests) -> None:
@@ -83,7 +84,7 @@ def test_function_sources_exist_and_settings_are_known(
 def test_threads_concurrency_and_pool_are_one_number(manifests: Manifests) -> None:
     for service in manifests.all(KnativeService):
         name = service.metadata.name
-        document = yaml.safe_load((ROOT / f"knative/functions/{name}.yaml").read_text())
+        document = yaml.safe_load((ROOT / f"knative/base/functions/{name}.yaml").read_text())
         environment = {v.name: v.value for v in service.spec.template.spec.containers[0].env}
         limit = str(document["spec"]["template"]["spec"]["containerConcurrency"])
         assert {environment["THREADS"], environment["LOWTIDE_DATABASE_POOL_SIZE"]} == {limit}

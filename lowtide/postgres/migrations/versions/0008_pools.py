@@ -1,0 +1,15 @@
+"""Nothing yet."""
+
+from __future__ import annotations
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    """Apply."""
+
+
+def downgrade() -> None:
+    """Migrations only go forward: restore a backup instead."""
+    raise NotImplementedError

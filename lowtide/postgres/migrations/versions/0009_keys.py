@@ -1,0 +1,15 @@
+"""Nothing yet."""
+
+from __future__ import annotations
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    """Apply."""
+
+
+def downgrade() -> None:
+    """Migrations only go forward: restore a backup instead."""
+    raise NotImplementedError
