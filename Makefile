@@ -66,6 +66,9 @@ bench-storm: $(VENV)/.dev ## The leases of 200 workers run out at once
 bench-portal: $(VENV)/.dev ## What the portal's pages read at a million requests, p50 and p95
 	@$(BIN)/python bench/portal.py
 
+bench-pages: $(VENV)/.dev ## What fifty open pages cost the portal and the database, beside one
+	@$(BIN)/python bench/portal_pages.py
+
 bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
 	@$(BIN)/python bench/scheduler.py $(if $(TRACES),--traces "$(TRACES)")
 
@@ -75,13 +78,17 @@ docs: $(VENV)/.dev ## Regenerate the generated reference pages
 screenshots: $(VENV)/.dev ## Take the pictures of the portal from a stack of its own: OUT=folder
 	@$(BIN)/python -m docs.screenshots
 
+HASHED := --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --generate-hashes
+
 pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	for extra in local dev bench; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --extra $$extra \
 		--output-file requirements/$$extra.txt pyproject.toml; done
+	$(BIN)/uv pip compile $(HASHED) --extra image --output-file requirements/image.txt pyproject.toml
+	$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt requirements/build.txt
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-scheduler docs screenshots pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-pages bench-scheduler docs screenshots pins clean

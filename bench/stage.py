@@ -21,18 +21,23 @@ from lowtide.local.ports import HOST, free_port
 from lowtide.local.secrets import SUPERUSER, Secrets, read_or_create
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stage:
-    """An embedded PostgreSQL with durable settings, migrated, and a folder as object store."""
+    """An embedded PostgreSQL with durable settings, migrated, and a folder as object store.
 
-    def __init__(self, folder: Path) -> None:
+    `settings` are the server's own, beside those.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] = {}) -> None:
         self.folder = folder
         self.secrets: Secrets = read_or_create(folder)
-        self.server = EmbeddedPostgres(folder, password=self.secrets.passwords[SUPERUSER])
+        self.server = EmbeddedPostgres(
+            folder, password=self.secrets.passwords[SUPERUSER], settings=settings
+        )
 
     def __enter__(self) -> Stage:
         self.server.start()
