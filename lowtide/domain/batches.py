@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import BatchId, FileId, TenantId
     from lowtide.domain.lines import Problem
+    from lowtide.domain.traces import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class NewBatch:
     metadata: Mapping[str, str] | None
     idempotency_key: str | None
     output_expires_after: int | None = None
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Batch:
     """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
 
     `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
-    it will probably be done, None when it is over or nobody can tell.
+    it will probably be done, None when it is over or nobody can tell; `trace` is what all its work
+    continues.
     """
 
     id: BatchId
@@ -75,6 +78,7 @@ class Batch:
     spot_seconds: float = 0.0
     dedicated_seconds: float = 0.0
     eta: datetime | None = None
+    trace: TraceContext | None = None
 
     @property
     def ended_at(self) -> datetime | None:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lowtide.domain.events import Event
-    from lowtide.domain.ids import BatchId
+    from lowtide.domain.ids import BatchId, TenantId
     from lowtide.domain.outcomes import Usage
+    from lowtide.domain.traces import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One line, held under a lease. `start` and `length` locate it in the input object.
 
-    `waited` is the seconds since it was first queued.
+    `waited` is the seconds since it was first queued, `trace` what its batch's work continues.
     """
 
     batch: BatchId
@@ -27,6 +28,8 @@ class Claim:
     attempts: int
     interruptions: int
     waited: float = 0.0
+    tenant: TenantId | None = None
+    trace: TraceContext | None = None
 
     @property
     def is_first(self) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowtide.domain.ids import BatchId
+    from lowtide.domain.traces import TraceContext
 
 
 class EventType(StrEnum):
@@ -26,16 +27,26 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event about one batch; `id` makes a second delivery recognisable."""
+    """One event about one batch; `id` makes a second delivery recognisable.
+
+    `trace` is the work that caused it, and that whoever receives it continues.
+    """
 
     id: uuid.UUID
     type: EventType
     tenant: TenantId
     subject: str
     data: Mapping[str, object]
+    trace: TraceContext | None = None
 
 
-def batch_event(id_: uuid.UUID, type_: EventType, tenant: TenantId, batch: BatchId) -> Event:
+def batch_event(
+    id_: uuid.UUID,
+    type_: EventType,
+    tenant: TenantId,
+    batch: BatchId,
+    trace: TraceContext | None = None,
+) -> Event:
     """Return an event about a batch."""
     public_id = format_batch_id(batch)
-    return Event(id_, type_, tenant, public_id, {"batch_id": public_id})
+    return Event(id_, type_, tenant, public_id, {"batch_id": public_id}, trace)

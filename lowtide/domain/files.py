@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.domain.ids import FileId, TenantId
+    from lowtide.domain.traces import TraceContext
 
 
 class Purpose(StrEnum):
@@ -32,7 +33,7 @@ class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
     `size` is in bytes; `endpoint` is the url of its first good line, for callers who name
-    none.
+    none; `trace` is the work that made it.
     """
 
     id: FileId
@@ -48,6 +49,7 @@ class StoredFile:
     created_at: datetime
     endpoint: str | None = None
     expires_at: datetime | None = None
+    trace: TraceContext | None = None
 
 
 def object_key(file: FileId) -> str:

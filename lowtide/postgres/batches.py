@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from lowtide.postgres.audit import note
 from lowtide.postgres.connections import acting_for
 from lowtide.postgres.files import file_not_found
 from lowtide.postgres.outbox import add_event
+from lowtide.postgres.traces import trace_columns, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +40,11 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 """)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key)
+  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key, traceparent,
+  tracestate)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
-  :output_expires_after, :idempotency_key)
+  :output_expires_after, :idempotency_key, :traceparent, :tracestate)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _BY_IDEMPOTENCY_KEY = text("""
@@ -54,7 +57,10 @@ WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
 _RUNNING = text("SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)")
-_DRAINED = text("UPDATE batches SET drained_at = now(), nudged_at = now() WHERE id = :id")
+_DRAINED = text("""
+UPDATE batches SET drained_at = now(), nudged_at = now() WHERE id = :id
+RETURNING traceparent, tracestate
+""")
 
 
 class PostgresBatches:
@@ -103,8 +109,8 @@ class PostgresBatches:
             connection.execute(_DROP_QUEUED, {"id": batch})
             drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
             if drained:
-                connection.execute(_DRAINED, {"id": batch})
-                add_event(connection, event)
+                row = connection.execute(_DRAINED, {"id": batch}).one()
+                add_event(connection, replace(event, trace=trace_of(row)))
             return _load(connection, batch), drained
 
 
@@ -161,6 +167,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         else msgspec.json.encode(batch.metadata).decode(),
         "output_expires_after": batch.output_expires_after,
         "idempotency_key": batch.idempotency_key,
+        **trace_columns(batch.trace),
     }
 
 
@@ -202,4 +209,5 @@ def batch_of(row: Any) -> Batch:
         finished_on_dedicated=row.on_dedicated,
         spot_seconds=row.spot_seconds,
         dedicated_seconds=row.dedicated_seconds,
+        trace=trace_of(row),
     )

@@ -15,6 +15,7 @@ from lowtide.domain.ids import BatchId, TenantId
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import Mark
 from lowtide.postgres.prepared import hot
+from lowtide.postgres.traces import trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,13 +44,15 @@ _LANES = hot(LANES)
 LANES_A_TENANT = 100
 
 # KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
-# once it was. A tenant's share comes out of its lanes one after the other, each from its mark on.
+# once it was. Workers look for lanes now and then; whether the pool is paused counts at every claim,
+# and so it is asked here. A tenant's share comes out of its lanes one after the other, each from its mark on.
 # The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps the last join a
 # look-up of each line by key. A row a batch comes back: the driver would take longer to read a row a
 # line than the server takes to find it.
 TAKE = """
 WITH lease AS MATERIALIZED (
-  SELECT id FROM workers WHERE id = :lease FOR KEY SHARE
+  SELECT id FROM workers
+  WHERE id = :lease AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool) FOR KEY SHARE
 ), taken AS (
   DELETE FROM queue WHERE ctid = ANY(ARRAY(
     SELECT found.ctid
@@ -71,7 +74,8 @@ WITH lease AS MATERIALIZED (
   SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
     lost_leases, escalated, pool FROM taken
 )
-SELECT t.batch_id, b.endpoint, b.input_key, now() AS claimed_at, max(t.available_at) AS at,
+SELECT t.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
+  now() AS claimed_at, max(t.available_at) AS at,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
   json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
     extract(epoch FROM now() - t.queued_at)) ORDER BY t.line)::text AS lines
@@ -79,14 +83,14 @@ FROM taken t
 JOIN batches b ON b.id = t.batch_id
 CROSS JOIN LATERAL (
   SELECT start, length FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
-GROUP BY t.batch_id, b.endpoint, b.input_key
+GROUP BY t.batch_id, b.id
 """
 _TAKE = hot(TAKE)
 
 # What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
 # lives on.
 _UNSEEN = text("""
-SELECT c.batch_id, b.endpoint, b.input_key, c.claimed_at,
+SELECT c.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
   json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
     extract(epoch FROM now() - c.queued_at)) ORDER BY c.line)::text AS lines
 FROM claims c
@@ -94,7 +98,7 @@ JOIN batches b ON b.id = c.batch_id
 CROSS JOIN LATERAL (
   SELECT start, length FROM requests WHERE batch_id = c.batch_id AND line = c.line OFFSET 0) r
 WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz), '-infinity')
-GROUP BY c.batch_id, b.endpoint, b.input_key, c.claimed_at
+GROUP BY c.batch_id, b.id, c.claimed_at
 """)
 
 # One at a time for each tenant that has a limit: two workers would both see the last free place.
@@ -137,7 +141,7 @@ class Claiming:
         self.marks: dict[UUID, Mark] = {}
 
     def claim(self, lease: LeaseId, lines: int) -> list[Claim]:
-        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+        """Take up to `lines` of the most urgent lines; none when the lease is gone or the pool paused."""
         try:
             with begin(self._engine) as connection:
                 claims, at = self._unseen(connection, lease) if self._is_in_doubt else ([], None)
@@ -251,8 +255,11 @@ class Claiming:
 
 
 def _claims(row: Any) -> list[Claim]:
-    batch = BatchId(row.batch_id)
-    return [Claim(batch, row.endpoint, row.input_key, *numbers) for numbers in _decode(row.lines)]
+    batch, tenant, trace = BatchId(row.batch_id), TenantId(row.tenant_id), trace_of(row)
+    return [
+        Claim(batch, row.endpoint, row.input_key, *numbers, tenant, trace)
+        for numbers in _decode(row.lines)
+    ]
 
 
 def _rooms(

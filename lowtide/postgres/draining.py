@@ -13,6 +13,7 @@ from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
 from lowtide.postgres.outbox import add_event
 from lowtide.postgres.prepared import hot
+from lowtide.postgres.traces import trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ UPDATE batches b SET drained_at = now(), nudged_at = now(),
 WHERE id = ANY(:batches) AND drained_at IS NULL AND status IN ('in_progress', 'cancelling')
   AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.batch_id = b.id)
   AND NOT EXISTS (SELECT 1 FROM claims c WHERE c.batch_id = b.id)
-RETURNING id, tenant_id
+RETURNING id, tenant_id, traceparent, tracestate
 """)
 
 
@@ -81,7 +82,13 @@ def note_drained(
     connection.execute(_LOCK, {"batches": candidates})
     drained = connection.execute(_DRAIN, {"batches": candidates}).all()
     events = tuple(
-        batch_event(new_id(), EventType.BATCH_DRAINED, TenantId(row.tenant_id), BatchId(row.id))
+        batch_event(
+            new_id(),
+            EventType.BATCH_DRAINED,
+            TenantId(row.tenant_id),
+            BatchId(row.id),
+            trace_of(row),
+        )
         for row in drained
     )
     for event in events:

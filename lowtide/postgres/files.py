@@ -10,6 +10,7 @@ from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.files import FileStatus, Purpose, StoredFile
 from lowtide.domain.ids import FileId, TenantId, format_batch_id, format_file_id
 from lowtide.postgres.connections import acting_for
+from lowtide.postgres.traces import trace_columns, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
-    "created_at, endpoint, expires_at"
+    "created_at, endpoint, expires_at, traceparent, tracestate"
 )
 _ADD = text(f"""
 INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
-  :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at)
+  :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at, :traceparent,
+  :tracestate)
 ON CONFLICT (id) DO NOTHING
 """)  # noqa: S608
 _GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
@@ -69,6 +71,7 @@ def add_file(connection: Connection, file: StoredFile) -> None:
             "created_at": file.created_at,
             "endpoint": file.endpoint,
             "expires_at": file.expires_at,
+            **trace_columns(file.trace),
         },
     )
 
@@ -166,4 +169,5 @@ def file_of(row: Any) -> StoredFile:
         created_at=row.created_at,
         endpoint=row.endpoint,
         expires_at=row.expires_at,
+        trace=trace_of(row),
     )

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from lowtide.domain.events import Event, EventType
 from lowtide.domain.ids import TenantId
 from lowtide.postgres.connections import acting_for, begin
+from lowtide.postgres.traces import trace_columns, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _ADD = text("""
-INSERT INTO outbox (id, tenant_id, type, subject, data)
-VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb))
+INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate)
+VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate)
 """)
 _WAITING = text("""
-SELECT id, type, tenant_id, subject, data FROM outbox
+SELECT id, type, tenant_id, subject, data, traceparent, tracestate FROM outbox
 WHERE created_at <= now() - make_interval(secs => :age) ORDER BY id LIMIT :limit
 """)
 _FORGET = text("DELETE FROM outbox WHERE id = :id")
@@ -37,6 +38,7 @@ def add_event(connection: Connection, event: Event) -> None:
             "type": event.type.value,
             "subject": event.subject,
             "data": msgspec.json.encode(event.data).decode(),
+            **trace_columns(event.trace),
         },
     )
 
@@ -52,7 +54,14 @@ class PostgresOutbox:
         with begin(self._engine) as connection:
             rows = connection.execute(_WAITING, {"age": older_than, "limit": limit})
             return [
-                Event(row.id, EventType(row.type), TenantId(row.tenant_id), row.subject, row.data)
+                Event(
+                    row.id,
+                    EventType(row.type),
+                    TenantId(row.tenant_id),
+                    row.subject,
+                    row.data,
+                    trace_of(row),
+                )
                 for row in rows
             ]
 
