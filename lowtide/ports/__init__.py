@@ -14,6 +14,7 @@ from lowtide.ports.operations import OperationsSource
 from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.rates import RateBook
+from lowtide.ports.sightings import SightingBook
 from lowtide.ports.splits import Split, Splits
 from lowtide.ports.tenants import TenantRegistry
 from lowtide.ports.ticks import Ticks
@@ -40,6 +41,7 @@ __all__ = [
     "Queue",
     "RateBook",
     "RequestCatalog",
+    "SightingBook",
     "SignIn",
     "Split",
     "Splits",

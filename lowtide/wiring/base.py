@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from lowtide.events.sink import HttpSink, NoSink
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.connections import connect
 from lowtide.postgres.outbox import PostgresOutbox
+from lowtide.postgres.sightings import PostgresSightings
 from lowtide.services.publishing import Publisher
+from lowtide.services.sightings import SightedSink, Sightings
 from lowtide.settings import read_settings
 
 if TYPE_CHECKING:
@@ -57,12 +60,18 @@ def publisher() -> Publisher:
     """Return the way events go out."""
     settings = read_settings()
     source = f"/lowtide/{os.environ.get('FUNCTION_TARGET', 'cli')}"
-    sink = (
-        NoSink()
-        if settings.event_sink is None
-        else HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
-    )
+    if settings.event_sink is None:
+        sink = SightedSink(NoSink(), sightings(), refusal="no broker is configured")
+    else:
+        http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
+        sink = SightedSink(http, sightings(), refusal="the broker did not take it")
     return Publisher(sink, PostgresOutbox(database()))
+
+
+@lru_cache(maxsize=1)
+def sightings() -> Sightings:
+    """Return where this process notes what it sees."""
+    return Sightings(PostgresSightings(database()), timer=time.monotonic)
 
 
 def line_limits() -> Limits:
