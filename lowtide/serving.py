@@ -9,23 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prometheus_client import make_wsgi_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-from werkzeug.wrappers import Response
-
-from lowtide.domain.errors import LowtideError
+from lowtide import health
 from lowtide.http.service import check_database
 from lowtide.logs import configure
 from lowtide.pull_loop import PULL_LOOP
 from lowtide.services.inference import DRAIN_SECONDS
 from lowtide.settings import read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 
 bind = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}"  # noqa: S104
 workers = 1
@@ -40,21 +31,12 @@ limit_request_line = 0
 # Its file would be one for all functions of a user, and needs a writable home.
 control_socket_disable = True
 
-_exporter = make_wsgi_app()
-
 
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the function, in the process that serves it."""
     settings = read_settings()
     configure(settings.log_format)
-    server = make_server(
-        os.environ.get("HOST", "0.0.0.0"),  # noqa: S104
-        settings.health_port,
-        _health,
-        threaded=True,
-        request_handler=_Quiet,
-    )
-    threading.Thread(target=server.serve_forever, daemon=True, name="health").start()
+    health.serve(settings.health_port, is_ready=check_database)
     PULL_LOOP.start()
 
     def stop(signum: int, frame: Any) -> None:
@@ -68,25 +50,3 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     """Let the pull loop finish its work in hand."""
     PULL_LOOP.begin_stop()
     PULL_LOOP.join()
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, *_: object) -> None:
-        """Probes are not news."""
-
-
-def _health(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    path = environ["PATH_INFO"]
-    if path == "/metrics":
-        exported: Iterable[bytes] = _exporter(environ, start_response)
-        return exported
-    status, text = 404, "not found"
-    if path == "/health/live":
-        status, text = 200, "ok"
-    elif path == "/health/ready":
-        try:
-            check_database()
-            status, text = 200, "ok"
-        except LowtideError as error:
-            status, text = 503, error.message
-    return Response(text, status)(environ, start_response)

@@ -6,7 +6,7 @@ import logging
 import os
 from contextlib import suppress
 
-from lowtide import wiring
+from lowtide import health, wiring
 from lowtide.logs import configure
 from lowtide.settings import read_settings
 from portal.application import build, serve
@@ -21,6 +21,8 @@ def main() -> None:
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format)
+    # Ready even without the database: the pages then say that it is away.
+    health.serve(settings.health_port, is_ready=lambda: None)
     build(watch_everything(settings), wiring.entrance(), settings)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})

@@ -8,6 +8,7 @@ import functions_framework
 
 from lowtide import wiring
 from lowtide.metrics import scheduler as metrics
+from lowtide.metrics import vitals
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -17,3 +18,4 @@ if TYPE_CHECKING:
 def schedule(event: CloudEvent) -> None:  # noqa: ARG001
     """Handle one tick."""
     metrics.ticked(wiring.scheduler().tick())
+    vitals.measured(wiring.vitals().read())

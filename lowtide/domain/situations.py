@@ -23,13 +23,14 @@ class Swept:
     """What a tick tidied up.
 
     `reaped` lines of expired leases, `interrupted` of them on spot; `in_time` and `late` lines ended
-    for good by it, before or after their deadline.
+    for good by it, before or after their deadline; `buried` of them are dead letters.
     """
 
     reaped: int
     interrupted: int
     in_time: int
     late: int
+    buried: int
 
 
 @dataclass(frozen=True, slots=True)

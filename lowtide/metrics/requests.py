@@ -12,11 +12,18 @@ _INTERRUPTED = Counter(
     "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
 )
 
+_BURIED = Counter("dead_letters_total", "Requests that failed for good and were set aside.")
+
 
 def judged(in_time: int, late: int) -> None:
     """Count requests whose deadline was met or missed."""
     _MET.inc(in_time)
     _VIOLATED.inc(late)
+
+
+def buried(requests: int) -> None:
+    """Count requests that became dead letters."""
+    _BURIED.inc(requests)
 
 
 def interrupted(requests: int) -> None:

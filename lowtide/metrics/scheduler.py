@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lowtide.services.scheduling import TickReport
 
 _TICKS = Counter("scheduler_ticks_total", "Ticks done.")
+_LAST_TICK = Gauge("scheduler_last_tick_timestamp_seconds", "When the last tick was done.")
 _REAPED = Counter("leases_reaped_lines_total", "Lines given back from expired leases.")
 _ESCALATED = Counter("escalations_total", "Lines moved to dedicated.")
 _RETURNED = Counter("deescalations_total", "Lines given back to spot before dedicated ran them.")
@@ -32,6 +34,7 @@ _RATE = Gauge(
 )
 _AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be held.")
 _QUEUED = Gauge("queue_depth", "Lines that wait.", ["pool"])
+_MOST = Gauge("autoscaler_max_replicas", "Most replicas that a pool may have.", ["pool"])
 _DESIRED = {
     Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Replicas that spot wants."),
     Pool.DEDICATED: Gauge(
@@ -43,15 +46,19 @@ _DESIRED = {
 def ticked(report: TickReport) -> None:
     """Publish what one tick saw and did."""
     _TICKS.inc()
+    _LAST_TICK.set(time.time())
     _REAPED.inc(report.swept.reaped)
     requests.judged(report.swept.in_time, report.swept.late)
     requests.interrupted(report.swept.interrupted)
+    requests.buried(report.swept.buried)
     if report.planned is not None:
         _planned(report.planned)
     for (pool, model), rate in report.rates.items():
         _RATE.labels(pool.value, model).set(rate)
     for pool, replicas in report.desired_replicas.items():
         _DESIRED[pool].set(replicas)
+    for pool, most in report.most_replicas.items():
+        _MOST.labels(pool.value).set(most)
 
 
 def _planned(planned: Replanned) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from lowtide.domain.outcomes import Answered, Unanswered
 from lowtide.metrics import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lowtide.domain.claims import Claim
+    from lowtide.domain.outcomes import Outcome
     from lowtide.domain.pools import Pool
     from lowtide.domain.pricing import Prices
 
@@ -25,6 +28,11 @@ _WAIT = Histogram(
     "Seconds from being queued to being claimed for the first time.",
     ["pool"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
+)
+_ANSWERS = Counter(
+    "engine_answers_total",
+    "What engines said of lines: an HTTP status, why there is none, or that spot was taken away.",
+    ["pool", "answer"],
 )
 _SPENT = Counter(
     "replica_seconds_total", "Seconds of replicas' time behind requests that ended.", ["pool"]
@@ -41,6 +49,7 @@ class PrometheusMeter:
 
     def __init__(self, pool: Pool, prices: Prices) -> None:
         self._price = prices.of_second(pool)
+        self._pool = pool.value
         self._wait = _WAIT.labels(pool.value)
         self._spent = _SPENT.labels(pool.value)
         self._cost = _COST.labels(pool.value, prices.currency)
@@ -52,10 +61,16 @@ class PrometheusMeter:
             if claim.is_first:
                 self._wait.observe(claim.waited)
 
-    def settled(self, completed: int, failed: int) -> None:
+    def ran(self, outcomes: Iterable[Outcome]) -> None:
+        """Count what the engine said."""
+        for answer, lines in Tally(map(_answer, outcomes)).items():
+            _ANSWERS.labels(self._pool, answer).inc(lines)
+
+    def settled(self, completed: int, failed: int, dead_letters: int) -> None:
         """Count lines that left the worker; going back to the queue counts as failed."""
         _COMPLETED.inc(completed)
         _FAILED.inc(failed)
+        requests.buried(dead_letters)
 
     def judged(self, in_time: int, late: int) -> None:
         """Count lines that ended before or after their deadline."""
@@ -73,3 +88,9 @@ class PrometheusMeter:
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""
         _IDLE.inc(seconds)
+
+
+def _answer(outcome: Outcome) -> str:
+    if isinstance(outcome, Answered):
+        return str(outcome.status_code)
+    return outcome.code if isinstance(outcome, Unanswered) else "interrupted"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.ids import LeaseId
+    from lowtide.domain.outcomes import Outcome
     from lowtide.domain.pools import Pool
 
 
@@ -45,7 +46,11 @@ class WorkerMeter(Protocol):
         """Lines were claimed."""
         ...
 
-    def settled(self, completed: int, failed: int) -> None:
+    def ran(self, outcomes: Iterable[Outcome]) -> None:
+        """The engine said this of lines."""
+        ...
+
+    def settled(self, completed: int, failed: int, dead_letters: int) -> None:
         """Lines left the worker; going back to the queue counts as failed."""
         ...
 

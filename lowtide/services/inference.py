@@ -185,6 +185,7 @@ class Worker:
             requests = await asyncio.to_thread(self._load, held)
             async for group in self._engine.run(requests):
                 keys = [key for key, _ in group]
+                self._meter.ran(out for _, out in group)
                 part = self._let_go(keys) - began
                 self._settler.add(
                     [

@@ -54,6 +54,7 @@ class TickReport:
     planned: Replanned | None
     desired_replicas: Mapping[Pool, int]
     rates: Mapping[tuple[Pool, str], float]
+    most_replicas: Mapping[Pool, int]
 
 
 class Scheduler:
@@ -89,6 +90,7 @@ class Scheduler:
             planned=planned,
             desired_replicas={} if planned is None else self._desired(planned),
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
+            most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
         )
         _tell(report)
         return report

@@ -136,7 +136,8 @@ class Settler:
         if (gone := len(lines) - settled.finished - settled.returned) > 0:
             _log.warning("settle.fenced", extra={"lines": gone})
         completed = sum(line.succeeded for line in finished)
-        self._meter.settled(completed, len(lines) - completed)
+        dead = sum(line.dead_letter for line in finished)
+        self._meter.settled(completed, len(lines) - completed, dead)
         self._meter.judged(settled.in_time, settled.finished - settled.in_time)
         self._meter.interrupted(sum(line.interrupted for line in returned))
         self._meter.spent(sum(line.replica_seconds for line in finished))

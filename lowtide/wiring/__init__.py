@@ -16,7 +16,7 @@ from lowtide.wiring.api import (
 from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
 from lowtide.wiring.operators import open_tenancy
 from lowtide.wiring.portal import Desks, database_for, desks_for, entrance
-from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter
+from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, vitals
 
 __all__ = [
     "Desks",
@@ -44,4 +44,5 @@ __all__ = [
     "scheduler",
     "splitter",
     "tenants",
+    "vitals",
 ]

@@ -16,6 +16,7 @@ from lowtide.wiring.api import models, prices
 from lowtide.wiring.base import capacity, database, line_limits, new_id, objects, publisher
 
 if TYPE_CHECKING:
+    from lowtide.postgres.vitals import PostgresVitals
     from lowtide.services.finalizing import Finalizer
     from lowtide.services.inference import Worker
     from lowtide.services.scheduling import Scheduler
@@ -65,6 +66,14 @@ def scheduler() -> Scheduler:
     ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
     timetable = PostgresTimetable(database(), new_id=new_id)
     return Scheduler(ticks, timetable, PostgresRates(database()), objects(), publisher(), rules)
+
+
+@lru_cache(maxsize=1)
+def vitals() -> PostgresVitals:
+    """Return what alerts look at."""
+    from lowtide.postgres.vitals import PostgresVitals
+
+    return PostgresVitals(database())
 
 
 def build_worker(pool: Pool) -> Worker:

@@ -119,6 +119,7 @@ def start_portal(
                 | {
                     "LOWTIDE_DATABASE_URL": database_url,
                     "LOWTIDE_PORTAL_PORT": str(port),
+                    "LOWTIDE_HEALTH_PORT": str(free_port()),
                     "LOWTIDE_PORTAL_SECRET": "test secret",
                     "LOWTIDE_PORTAL_PASSWORD_HASH": PASSWORD_HASH,
                     "LOWTIDE_PORTAL_VIEWER_PASSWORD_HASH": VIEWER_HASH,

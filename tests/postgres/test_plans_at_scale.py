@@ -32,6 +32,7 @@ from lowtide.postgres import (
     requests,
     ticks,
     timetable,
+    vitals,
 )
 from lowtide.wiring import new_id
 from tests.postgres.loads import fill
@@ -313,6 +314,14 @@ def test_a_tick_counts_what_is_dedicated_or_runs(load: Load) -> None:
     """What waits for spot is the rest: to count it would take longer the more there is."""
     _, pages = run(load, "a tick's look", timetable.BATCHES)
     assert pages <= 1000 + load.lines / 250
+
+
+def test_what_alerts_look_at_costs_as_much_again(load: Load) -> None:
+    """The same counts by tenant, and one entry of the index for each batch and pool."""
+    nodes, pages = run(load, "vitals by tenant", vitals.TENANTS)
+    assert pages <= 1500 + load.lines / 250
+    if load.lines > BATCH_LINES:
+        assert "queue" not in _scanned(nodes)
 
 
 def test_reaping_reads_only_what_is_claimed(load: Load) -> None:

@@ -24,7 +24,7 @@ from lowtide.services.publishing import Publisher
 from lowtide.services.settling import FlushRules, Settler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.events import Event
@@ -147,18 +147,24 @@ class Meter:
     claimed: int = 0
     completed: int = 0
     failed: int = 0
+    dead_letters: int = 0
     in_time: int = 0
     late: int = 0
     interruptions: int = 0
     replica_seconds: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
     idled: list[float] = field(default_factory=list)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         self.claimed += len(claims)
 
-    def settled(self, completed: int, failed: int) -> None:
+    def ran(self, outcomes: Iterable[Outcome]) -> None:
+        self.outcomes.extend(outcomes)
+
+    def settled(self, completed: int, failed: int, dead_letters: int) -> None:
         self.completed += completed
         self.failed += failed
+        self.dead_letters += dead_letters
 
     def judged(self, in_time: int, late: int) -> None:
         self.in_time += in_time
