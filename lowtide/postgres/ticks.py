@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import text
 
-from lowtide.domain.events import Event, EventType, batch_event
+from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
 from lowtide.domain.leases import is_storm
 from lowtide.domain.pools import Pool
@@ -16,6 +16,7 @@ from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.outbox import add_event
 from lowtide.postgres.queue import requeue
+from lowtide.postgres.traces import trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
   AND NOT EXISTS (
     SELECT 1 FROM outbox o WHERE o.subject = 'batch_' || replace(cast(b.id AS text), '-', ''))
-RETURNING id, tenant_id, status
+RETURNING id, tenant_id, status, traceparent, tracestate
 """)
 _LEASES = text("""
 SELECT count(*) FILTER (WHERE expires_at <= now()) AS lost,
@@ -214,7 +215,8 @@ class PostgresTicks:
             for row in connection.execute(_STALLED, {"age": age}).all():
                 waits_for_split = row.status == "validating"
                 type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
-                event = self._event(type_, TenantId(row.tenant_id), BatchId(row.id))
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
                 add_event(connection, event)
 
     def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:
@@ -226,9 +228,6 @@ class PostgresTicks:
         )
         note_drained(connection, [BatchId(batch) for batch in batches], self._new_id)
         return dropped
-
-    def _event(self, type_: EventType, tenant: TenantId, batch: BatchId) -> Event:
-        return batch_event(self._new_id(), type_, tenant, batch)
 
 
 def _bury(connection: Connection, poison: Sequence[Any]) -> None:
