@@ -6,16 +6,16 @@ to the local stack's.
 
 from __future__ import annotations
 
-import getpass
-import os
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from lowtide.domain.errors import LowtideError
+from lowtide.domain.ids import format_key_id, parse_key_id
 from lowtide.domain.limits import TenantLimits
 from lowtide.terminal import OUT, DataDir, Json, fail, print_json
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from lowtide.domain.api_keys import ApiKey
     from lowtide.domain.tenants import Tenant
     from lowtide.services.tenancy import Tenancy, TenantChanges
 
@@ -39,6 +40,7 @@ def _limit(text: str) -> str:
 
 
 Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+KeyName = Annotated[str, typer.Option(help="What the key is called.")]
 Weight = Annotated[
     int | None, typer.Option(min=1, help="Share beside tenants whose work is as urgent.")
 ]
@@ -109,19 +111,24 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
     with _tenancy(data_dir) as tenancy:
         found = tenancy.keys(tenant)
     if as_json:
-        print_json([asdict(key) for key in found])
+        print_json([_shown_key(key) for key in found])
         return
-    table = Table("key", "created", "revoked")
+    table = Table("key", Column("id", no_wrap=True), "begins", "state", "created", "used", "ends")
     for key in found:
-        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        table.add_row(key.name, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+        table.add_row(
+            key.name,
+            format_key_id(key.id),
+            key.prefix or "",
+            _state(key),
+            *map(_minute, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
+        )
     OUT.print(table)
 
 
 @keys.command("create")
 def create_key(
     tenant: Name,
-    name: Annotated[str, typer.Option(help="What the key is called.")] = "default",
+    name: KeyName = "default",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -134,16 +141,43 @@ def create_key(
         OUT.print(key, markup=False, highlight=False, soft_wrap=True)
 
 
-@keys.command("revoke")
-def revoke_key(
+@keys.command("rotate")
+def rotate_key(
     tenant: Name,
-    name: Annotated[str, typer.Option(help="What the key is called.")] = "default",
+    name: KeyName = "default",
+    overlap: Annotated[
+        str, typer.Option(help="How long the old key still works, like 30m, 24h or 7d; 0: no more.")
+    ] = "24h",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """End a key: the next request with it is refused."""
+    """Create the key that follows another and print it, this once; the old one still works a while."""
     with _tenancy(data_dir) as tenancy:
-        tenancy.revoke_key(tenant, name)
+        made = tenancy.rotate_key(tenant, name, overlap)
+    if as_json:
+        ends = {"key": made.key, "old_until": made.old_until}
+        print_json({"tenant": tenant, "name": name, **ends})
+    else:
+        OUT.print(made.key, markup=False, highlight=False, soft_wrap=True)
+
+
+@keys.command("revoke")
+def revoke_key(
+    tenant: Name,
+    name: KeyName = "default",
+    key_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Only this one, like key_…, where a rotation left several."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """End a key: the next request with it is refused, and portal sessions with it end."""
+    only = None if key_id is None else parse_key_id(key_id)
+    if key_id is not None and only is None:
+        raise typer.BadParameter(f"{key_id!r}: use an id that `lowtide keys list` shows.")
+    with _tenancy(data_dir) as tenancy:
+        tenancy.revoke_key(tenant, name, only)
     if as_json:
         print_json({"tenant": tenant, "name": name, "revoked": True})
     else:
@@ -153,33 +187,13 @@ def revoke_key(
 @contextmanager
 def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
     """Open the service; errors become a message and exit code 1."""
-    from lowtide.local.access import operator_access
-    from lowtide.local.errors import LocalError
-    from lowtide.local.options import default_data_dir
-    from lowtide.settings import read_settings
     from lowtide.wiring import open_tenancy
 
-    try:
-        settings = read_settings()
-        url = settings.database_url.get_secret_value()
-        pepper = settings.api_key_pepper.get_secret_value()
-        if not url:
-            access = operator_access(data_dir or default_data_dir())
-            url, pepper = access.url, access.pepper
-        with open_tenancy(url, pepper, actor=f"operator {_user()}") as tenancy:
-            yield tenancy
-    except LowtideError as error:
-        fail(error.message)
-    except (LocalError, ValueError) as error:
-        fail(str(error))
-
-
-def _user() -> str:
-    """Return who runs the command; a container's user may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+    with (
+        operating(data_dir) as access,
+        open_tenancy(access.url, access.pepper, actor=access.actor) as tenancy,
+    ):
+        yield tenancy
 
 
 def _changes(
@@ -203,6 +217,18 @@ def _changes(
         if text is not None
     }
     return TenantChanges(weight, limits)
+
+
+def _shown_key(key: ApiKey) -> dict[str, object]:
+    return {**asdict(key), "id": format_key_id(key.id), "state": _state(key)}
+
+
+def _state(key: ApiKey) -> str:
+    return key.state(datetime.now(UTC)).value
+
+
+def _minute(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _shown(tenant: Tenant) -> dict[str, object]:

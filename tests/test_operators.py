@@ -98,6 +98,23 @@ def test_a_key_is_shown_once_and_works_until_it_is_revoked(database: Database) -
     assert (found["name"], found["revoked_at"] is None) == ("laptop", False)
 
 
+def test_a_rotated_key_works_beside_the_new_one(database: Database) -> None:
+    _run("tenants", "create", "acme")
+    old = _run("keys", "create", "acme").stdout.strip()
+    rotated = _ask("keys", "rotate", "acme", "--overlap", "2h")
+    assert rotated["old_until"] is not None
+    tenants = PostgresTenants(database.engine("api"), pepper=PEPPER, anonymous=None)
+    for key in (old, rotated["key"]):
+        assert tenants.caller(f"Bearer {key}").name == "default"
+    listed = _ask("keys", "list", "acme")
+    assert [key["state"] for key in listed] == ["expiring", "active"]
+    assert [key["prefix"] for key in listed] == [old[:9], rotated["key"][:9]]
+    assert "expiring" in _run("keys", "list", "acme").stdout
+    _run("keys", "revoke", "acme", "--id", listed[0]["id"])
+    assert [key["state"] for key in _ask("keys", "list", "acme")] == ["revoked", "active"]
+    assert _run("keys", "rotate", "acme", "--overlap", "0").stdout.startswith("lt_")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -109,6 +126,8 @@ def test_a_key_is_shown_once_and_works_until_it_is_revoked(database: Database) -
         (("tenants", "set", "default", "--weight", "0"), 2, "--weight"),
         (("keys", "create", "nobody"), 1, "No tenant 'nobody'"),
         (("keys", "revoke", "default", "--name", "x"), 1, "has no key 'x' in use"),
+        (("keys", "revoke", "default", "--id", "x"), 2, "lowtide keys list"),
+        (("keys", "rotate", "default", "--overlap", "31d"), 1, "is no overlap"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: tuple[str, ...], status: int, message: str) -> None:

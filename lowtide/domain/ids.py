@@ -15,6 +15,7 @@ BatchId = NewType("BatchId", uuid.UUID)
 FileId = NewType("FileId", uuid.UUID)
 LeaseId = NewType("LeaseId", uuid.UUID)
 EventId = NewType("EventId", uuid.UUID)
+KeyId = NewType("KeyId", uuid.UUID)
 
 DEFAULT_TENANT = TenantId(uuid.UUID(int=0))
 """The tenant that owns everything on a single-tenant installation."""
@@ -24,6 +25,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _BATCH_PREFIX = "batch_"
 _FILE_PREFIX = "file-"
 _REQUEST_PREFIX = "batch_req_"
+_KEY_PREFIX = "key_"
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
 
@@ -87,6 +89,17 @@ def parse_file_id(text: str) -> FileId | None:
     """Return the id behind its public form, or None when `text` is not one."""
     value = _parse(text, _FILE_PREFIX)
     return None if value is None else FileId(value)
+
+
+def format_key_id(key: KeyId) -> str:
+    """Return the public form of an API key's id, `key_` and 32 hexadecimal digits."""
+    return _KEY_PREFIX + key.hex
+
+
+def parse_key_id(text: str) -> KeyId | None:
+    """Return the id behind its public form, or None when `text` is not one."""
+    value = _parse(text, _KEY_PREFIX)
+    return None if value is None else KeyId(value)
 
 
 def _parse(text: str, prefix: str) -> uuid.UUID | None:

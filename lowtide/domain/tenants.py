@@ -1,14 +1,15 @@
-"""Tenants and their API keys, as an operator sees them."""
+"""Tenants, as an operator sees them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from lowtide.domain.ids import TenantId
@@ -29,12 +30,23 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key without what opens anything: that is shown once and stored nowhere."""
+class TenantUse:
+    """What a tenant uses now, and of the batches that ended within 24 hours or are not over.
 
-    name: str
-    created_at: datetime
-    revoked_at: datetime | None
+    `requests` of the last minute count against its limit; None without one.
+    """
+
+    tenant: Tenant
+    requests: float | None
+    active_batches: int
+    waiting_lines: int
+    running_lines: int
+    batches: int
+    lines: int
+    input_tokens: int
+    output_tokens: int
+    spot_seconds: float
+    dedicated_seconds: float
 
 
 def check_name(name: str, param: str) -> str:
@@ -45,3 +57,9 @@ def check_name(name: str, param: str) -> str:
             param=param,
         )
     return name
+
+
+def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
+    """Return what is different in weight and limits, by name: the old and the new value."""
+    old, new = ({"weight": each.weight, **asdict(each.limits)} for each in (before, after))
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}

@@ -16,14 +16,13 @@ def parse_window(text: str, *, shortest: timedelta, longest: timedelta) -> timed
 
     Raises InvalidRequest when `text` is not `Nm`, `Nh` or `Nd`, or lies outside the bounds.
     """
-    match = _PATTERN.fullmatch(text)
-    if match is None:
+    window = parse_span(text)
+    if window is None:
         raise InvalidRequest(
             f"Invalid completion_window {text!r}: use a number and a unit, like 30m, 24h or 7d.",
             param="completion_window",
             code="invalid_completion_window",
         )
-    window = timedelta(**{_UNITS[match[2]]: int(match[1])})
     if not shortest <= window <= longest:
         raise InvalidRequest(
             f"completion_window {text} is outside this server's bounds: "
@@ -32,6 +31,12 @@ def parse_window(text: str, *, shortest: timedelta, longest: timedelta) -> timed
             code="invalid_completion_window",
         )
     return window
+
+
+def parse_span(text: str) -> timedelta | None:
+    """Return the length of `Nm`, `Nh` or `Nd`, or None when `text` is not one."""
+    match = _PATTERN.fullmatch(text)
+    return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def format_window(window: timedelta) -> str:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
 
-    from lowtide.domain.tenants import ApiKey, Tenant
+    from lowtide.domain.api_keys import ApiKey
+    from lowtide.domain.ids import KeyId
+    from lowtide.domain.tenants import Tenant
 
 
 class TenantRegistry(Protocol):
@@ -33,6 +36,18 @@ class TenantRegistry(Protocol):
         """Store a key's hash; raises NotFound, or Conflict when a key of that name is in use."""
         ...
 
-    def revoke_key(self, tenant: str, name: str, actor: str) -> None:
-        """End a key at once; raises NotFound when none of that name is in use."""
+    def rotate_key(
+        self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
+    ) -> datetime:
+        """Store the hash of the key that follows; return until when the old one works.
+
+        Raises NotFound when none of that name is in use.
+        """
+        ...
+
+    def revoke_key(self, tenant: str, name: str, actor: str, key: KeyId | None = None) -> None:
+        """End the keys of a name at once, or the one of them that `key` names.
+
+        Raises NotFound when none is in use.
+        """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from lowtide.auth.keys import hash_key
+from lowtide.auth.keys import hash_key, prefix_of
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.postgres.connections import connect
 
@@ -22,10 +22,14 @@ def ensure_default_tenant(url: str, pepper: str, api_key: str) -> None:
             )
             connection.execute(
                 text(
-                    "INSERT INTO api_keys (hash, tenant_id, name) "
-                    "VALUES (:hash, :tenant, 'default') ON CONFLICT DO NOTHING"
+                    "INSERT INTO api_keys (hash, tenant_id, name, prefix) "
+                    "VALUES (:hash, :tenant, 'default', :prefix) ON CONFLICT DO NOTHING"
                 ),
-                {"hash": hash_key(api_key, pepper), "tenant": DEFAULT_TENANT},
+                {
+                    "hash": hash_key(api_key, pepper),
+                    "tenant": DEFAULT_TENANT,
+                    "prefix": prefix_of(api_key),
+                },
             )
     finally:
         engine.dispose()

@@ -6,27 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.auth.keys import hash_key
+from lowtide.domain.api_keys import actor_of
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.ids import TenantId
 from lowtide.domain.limits import TenantLimits
-from lowtide.domain.tenants import ApiKey, Tenant
+from lowtide.domain.tenants import Tenant
+from lowtide.postgres.api_keys import add_key, keys_of, let_expire, revoke_keys
 from lowtide.postgres.audit import note
 from lowtide.postgres.connections import begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
 
     from sqlalchemy import Connection, Engine
 
-_COLUMNS = (
+    from lowtide.domain.api_keys import ApiKey
+    from lowtide.domain.ids import KeyId
+
+TENANT_COLUMNS = (
     "id, name, weight, max_requests_per_minute, max_active_batches, max_queued_lines, max_running, "
     "created_at"
 )
-_LIST = text(f"SELECT {_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
-_LOCK = text(f"SELECT {_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
+_LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
+_LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
 _ADD = text(f"""
-INSERT INTO tenants ({_COLUMNS}) VALUES (:id, :name, :weight, :max_requests_per_minute,
+INSERT INTO tenants ({TENANT_COLUMNS}) VALUES (:id, :name, :weight, :max_requests_per_minute,
   :max_active_batches, :max_queued_lines, :max_running, :created_at)
 ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
@@ -35,19 +40,6 @@ UPDATE tenants SET weight = :weight, max_requests_per_minute = :max_requests_per
   max_active_batches = :max_active_batches, max_queued_lines = :max_queued_lines,
   max_running = :max_running
 WHERE id = :id
-""")
-_KEYS = text("""
-SELECT name, created_at, revoked_at FROM api_keys WHERE tenant_id = :tenant ORDER BY created_at, name
-""")
-# The tenant's row is locked: a name cannot be taken twice at once.
-_ADD_KEY = text("""
-INSERT INTO api_keys (hash, tenant_id, name) SELECT :hash, :tenant, :name
-WHERE NOT EXISTS (
-  SELECT 1 FROM api_keys WHERE tenant_id = :tenant AND name = :name AND revoked_at IS NULL)
-""")
-_REVOKE = text("""
-UPDATE api_keys SET revoked_at = now()
-WHERE tenant_id = :tenant AND name = :name AND revoked_at IS NULL
 """)
 
 
@@ -61,7 +53,7 @@ class PostgresTenantRegistry:
     def tenants(self) -> Sequence[Tenant]:
         """Return all tenants, by name."""
         with begin(self._engine) as connection:
-            return [_tenant(row) for row in connection.execute(_LIST)]
+            return [tenant_of(row) for row in connection.execute(_LIST)]
 
     def add(self, tenant: Tenant, actor: str) -> None:
         """Record a tenant; raises Conflict when its name is taken."""
@@ -85,33 +77,33 @@ class PostgresTenantRegistry:
     def keys(self, tenant: str) -> Sequence[ApiKey]:
         """Return a tenant's keys, oldest first; raises NotFound."""
         with begin(self._engine) as connection:
-            rows = connection.execute(_KEYS, {"tenant": _lock(connection, tenant).id})
-            return [ApiKey(row.name, row.created_at, row.revoked_at) for row in rows]
+            return keys_of(connection, _lock(connection, tenant).id)
 
     def add_key(self, tenant: str, name: str, key: str, actor: str) -> None:
         """Store a key's hash; raises NotFound, or Conflict when a key of that name is in use."""
         with begin(self._engine) as connection:
             id_ = _lock(connection, tenant).id
-            row = {"hash": hash_key(key, self._pepper), "tenant": id_, "name": name}
-            if connection.execute(_ADD_KEY, row).rowcount == 0:
-                raise Conflict(
-                    f"Tenant {tenant!r} has a key {name!r} already: choose another name, or revoke "
-                    "that one first.",
-                    param="key",
-                )
-            note(connection, id_, actor, "key.created", [name])
+            made = add_key(connection, id_, name, key, self._pepper)
+            note(connection, id_, actor, "key.created", [actor_of(name, made)])
 
-    def revoke_key(self, tenant: str, name: str, actor: str) -> None:
+    def rotate_key(
+        self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
+    ) -> datetime:
+        """Store the hash of the key that follows; return until when the old one works."""
+        with begin(self._engine) as connection:
+            id_ = _lock(connection, tenant).id
+            ends = let_expire(connection, id_, name, overlap)
+            made = add_key(connection, id_, name, key, self._pepper, again=True)
+            subject = f"{actor_of(name, made)}: the one before it ends {ends:%Y-%m-%d %H:%M:%S} UTC"
+            note(connection, id_, actor, "key.rotated", [subject])
+        return ends
+
+    def revoke_key(self, tenant: str, name: str, actor: str, key: KeyId | None = None) -> None:
         """End a key at once; raises NotFound when none of that name is in use."""
         with begin(self._engine) as connection:
             id_ = _lock(connection, tenant).id
-            if connection.execute(_REVOKE, {"tenant": id_, "name": name}).rowcount == 0:
-                raise NotFound(
-                    f"Tenant {tenant!r} has no key {name[:100]!r} in use: see `lowtide keys list "
-                    f"{tenant}`.",
-                    param="key",
-                )
-            note(connection, id_, actor, "key.revoked", [name])
+            ended = revoke_keys(connection, id_, name, key)
+            note(connection, id_, actor, "key.revoked", [actor_of(name, each) for each in ended])
 
 
 def _lock(connection: Connection, name: str) -> Tenant:
@@ -121,7 +113,7 @@ def _lock(connection: Connection, name: str) -> Tenant:
             f"No tenant {name[:100]!r}: see `lowtide tenants list` for those there are.",
             param="name",
         )
-    return _tenant(row)
+    return tenant_of(row)
 
 
 def _note_changes(
@@ -152,7 +144,8 @@ def _values(tenant: Tenant) -> dict[str, object]:
     }
 
 
-def _tenant(row: Any) -> Tenant:
+def tenant_of(row: Any) -> Tenant:
+    """Return the tenant in a row of `tenants`."""
     limits = TenantLimits(
         requests_per_minute=row.max_requests_per_minute,
         active_batches=row.max_active_batches,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, text
 
 from lowtide.auth.keys import hash_key
+from lowtide.domain.api_keys import actor_of
 from lowtide.domain.errors import Unauthenticated
-from lowtide.domain.ids import TenantId
+from lowtide.domain.ids import KeyId, TenantId
 from lowtide.domain.limits import Allowance
 from lowtide.postgres.connections import begin
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 _AUTHENTICATE = text("SELECT * FROM authenticate(:hash)")
+_IN_USE = text("SELECT * FROM keys_in_use(cast(:ids AS uuid[]))")
 _ANONYMOUS = text("SELECT * FROM authenticate_anonymous(:name)")
 
 
@@ -21,12 +26,19 @@ _ANONYMOUS = text("SELECT * FROM authenticate_anonymous(:name)")
 class Caller:
     """Who a request acts for; `name` is the key's, shown where no user is named.
 
-    `allowance` is what is left of the tenant's requests; None without a limit.
+    `allowance` is what is left of the tenant's requests; None without a limit. `key` is None for an
+    anonymous caller.
     """
 
     tenant: TenantId
     name: str
     allowance: Allowance | None = None
+    key: KeyId | None = None
+
+    @property
+    def actor(self) -> str:
+        """What the audit log calls the caller."""
+        return self.name if self.key is None else actor_of(self.name, self.key)
 
 
 class PostgresTenants:
@@ -49,7 +61,13 @@ class PostgresTenants:
             row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
         if row is None:
             raise Unauthenticated("Incorrect API key: check it, or ask for a new one.")
-        return Caller(TenantId(row.tenant_id), row.key_name, _allowance(row))
+        return Caller(TenantId(row.tenant_id), row.key_name, _allowance(row), KeyId(row.key_id))
+
+    def in_use(self, keys: Collection[KeyId]) -> set[KeyId]:
+        """Return those of these keys that still open something."""
+        with begin(self._engine) as connection:
+            rows = connection.execute(_IN_USE, {"ids": list(keys)}).scalars()
+            return {KeyId(row) for row in rows}
 
     def _without_key(self) -> Caller:
         if self._anonymous is not None:

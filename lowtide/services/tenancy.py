@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lowtide.domain.errors import InvalidRequest
+from lowtide.domain.api_keys import Rotation, parse_overlap
+from lowtide.domain.errors import Conflict, InvalidRequest
 from lowtide.domain.ids import TenantId
-from lowtide.domain.tenants import Tenant, check_name
+from lowtide.domain.tenants import Tenant, check_name, differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
+    from lowtide.domain.api_keys import ApiKey
+    from lowtide.domain.ids import KeyId
     from lowtide.domain.limits import TenantLimits
-    from lowtide.domain.tenants import ApiKey
     from lowtide.ports import TenantRegistry
+
+
+MOST = 1_000_000_000
+"""The highest limit and weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +33,12 @@ class TenantChanges:
     limits: Mapping[str, int | None] = field(default_factory=dict)
 
     def apply(self, tenant: Tenant) -> Tenant:
-        """Return the changed tenant; raises InvalidRequest for a number below 1."""
+        """Return the changed tenant; raises InvalidRequest for a number out of bounds."""
         for name, value in {**self.limits, "weight": self.weight}.items():
-            if value is not None and value < 1:
-                raise InvalidRequest(f"{name} is {value}: it must be at least 1.", param=name)
+            if value is not None and not 1 <= value <= MOST:
+                raise InvalidRequest(
+                    f"{name} is {value}: it must be from 1 to {MOST:,}.", param=name
+                )
         return replace(
             tenant,
             weight=tenant.weight if self.weight is None else self.weight,
@@ -71,9 +79,20 @@ class Tenancy:
         self._registry.add(made, self._actor)
         return made
 
-    def change(self, name: str, changes: TenantChanges) -> Tenant:
-        """Change weight and limits; they hold from the next request on. Raises NotFound."""
-        return self._registry.change(name, changes.apply, self._actor)
+    def change(self, name: str, changes: TenantChanges, seen: Tenant | None = None) -> Tenant:
+        """Change weight and limits; they hold from the next request on. Raises NotFound.
+
+        Raises Conflict when the tenant is not as it was `seen` any more.
+        """
+
+        def apply(current: Tenant) -> Tenant:
+            if seen is not None and (news := differences(seen, current)):
+                raise Conflict(
+                    f"Somebody changed {name} meanwhile: {', '.join(told(news))}. Look at it again."
+                )
+            return changes.apply(current)
+
+        return self._registry.change(name, apply, self._actor)
 
     def keys(self, tenant: str) -> Sequence[ApiKey]:
         """Return a tenant's keys, oldest first; raises NotFound."""
@@ -85,6 +104,28 @@ class Tenancy:
         self._registry.add_key(tenant, check_name(name, "key"), key, self._actor)
         return key
 
-    def revoke_key(self, tenant: str, name: str) -> None:
-        """End a key at once; raises NotFound."""
-        self._registry.revoke_key(tenant, name, self._actor)
+    def rotate_key(self, tenant: str, name: str, overlap: str) -> Rotation:
+        """Return the key that follows; the old one works for `overlap` more, like `24h` or `0`.
+
+        Raises NotFound, or InvalidRequest for an overlap that is none.
+        """
+        span = parse_overlap(overlap)
+        key = self._new_key()
+        until = self._registry.rotate_key(tenant, name, key, span, self._actor)
+        return Rotation(key, until)
+
+    def revoke_key(self, tenant: str, name: str, key: KeyId | None = None) -> None:
+        """End the keys of a name at once, or the one of them that `key` names; raises NotFound."""
+        self._registry.revoke_key(tenant, name, self._actor, key)
+
+
+def told(news: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
+    """Return differences as people read them: `running lines: 5 → none`."""
+    return [
+        f"{name.replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
+        for name, (old, new) in news.items()
+    ]
+
+
+def _shown(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"
