@@ -8,9 +8,8 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -20,26 +19,16 @@ from sqlalchemy import text
 from lowtide.auth.passwords import hash_password
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
+from tests.browsing import Visit, launched, new_visit
 from tests.conftest import PEPPER, Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser
 
     from lowtide.local.database import EmbeddedPostgres
-
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 PORTAL_PASSWORD = "an operator's password"
 VIEWER_PASSWORD = "a viewer's password"
@@ -179,28 +168,14 @@ def portal(shared: Database, shared_portal: Portal) -> Portal:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; skips where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    with playwright.sync_playwright() as runner:
-        launched = runner.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
-
-
-@dataclass
-class Visit:
-    """A page and everything that went wrong on it."""
-
-    page: Page
-    context: BrowserContext
-    problems: list[str] = field(default_factory=list)
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """Open a page of a portal, in any width and colour scheme, signed in unless told otherwise."""
-    contexts: list[BrowserContext] = []
+    made: list[Visit] = []
 
     def open_page(
         url: str,
@@ -209,44 +184,18 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
         scheme: str = "light",
         secret: str | None = PORTAL_PASSWORD,
     ) -> Visit:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if scheme == "dark" else "light",
-        )
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        made = Visit(context.new_page(), context)
         origin = "/".join(url.split("/")[:3])
+        visited = new_visit(browser, origin, width=width, scheme=scheme)
+        made.append(visited)
         if secret is not None:
-            context.request.post(f"{origin}/sign-in", form={"secret": secret})
-        _watch(made, origin)
-        made.page.goto(url)
-        made.page.get_by_role("heading", level=1).wait_for()
-        return made
+            visited.context.request.post(f"{origin}/sign-in", form={"secret": secret})
+        visited.page.goto(url)
+        visited.page.get_by_role("heading", level=1).wait_for()
+        return visited
 
     yield open_page
-    for context in contexts:
-        context.close()
-
-
-def _watch(visit: Visit, url: str) -> None:
-    own = (url, "data:", "blob:")
-    visit.page.on(
-        "console",
-        lambda message: (
-            visit.problems.append(message.text) if message.type in {"error", "warning"} else None
-        ),
-    )
-    visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
-    visit.page.on("dialog", lambda dialog: visit.problems.append(f"dialog {dialog.message}"))
-    visit.page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith(own)
-            else visit.problems.append(f"external {request.url}")
-        ),
-    )
+    for visited in made:
+        visited.context.close()
 
 
 def _wait_until_served(portal: Portal) -> None:

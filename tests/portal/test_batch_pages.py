@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    from tests.browsing import Visit
     from tests.conftest import Database
-    from tests.portal.conftest import Portal, Visit
+    from tests.portal.conftest import Portal
 
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`=cmd|1'
 EXACT = '{"b": 123456789012345678901234567890, "a": 1.0E+400, "n": "\\u003c"}'

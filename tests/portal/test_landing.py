@@ -13,8 +13,9 @@ from tests.portal.seeds import SeedBatch, add_batch, add_queued
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.browsing import Visit
     from tests.conftest import Database
-    from tests.portal.conftest import Portal, StubApi, Visit
+    from tests.portal.conftest import Portal, StubApi
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.browsing import Visit
     from tests.conftest import Database
-    from tests.portal.conftest import Portal, Visit
+    from tests.portal.conftest import Portal
 
 pytestmark = pytest.mark.slow
 

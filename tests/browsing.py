@@ -1,0 +1,75 @@
+"""A real browser, and pages that remember everything that went wrong on them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Visit:
+    """A page and everything that went wrong on it."""
+
+    page: Page
+    context: BrowserContext
+    problems: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """Run a headless Chromium; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
+    with playwright.sync_playwright() as runner:
+        browser = runner.chromium.launch(executable_path=str(CHROMIUM), args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+def new_visit(browser: Browser, origin: str, *, width: int = 1440, scheme: str = "light") -> Visit:
+    """Open an empty page that may talk to nobody but `origin`."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if scheme == "dark" else "light",
+    )
+    context.set_default_timeout(10_000)
+    visit = Visit(context.new_page(), context)
+    own = (origin, "data:", "blob:")
+    visit.page.on(
+        "console",
+        lambda message: (
+            visit.problems.append(message.text) if message.type in {"error", "warning"} else None
+        ),
+    )
+    visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
+    visit.page.on("dialog", lambda dialog: visit.problems.append(f"dialog {dialog.message}"))
+    visit.page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(own)
+            else visit.problems.append(f"external {request.url}")
+        ),
+    )
+    return visit
