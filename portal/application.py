@@ -11,6 +11,7 @@ from portal import batch_downloads, shortcuts, theme
 from portal.components import batch_style
 from portal.pages import batch, batches, dead_letters, health, landing, queues, sign_in, upload
 from portal.policy import ContentPolicy
+from portal.session_watch import SessionWatch
 from portal.sessions import Guard
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     """Register every page and what runs beside them."""
     poller = watching.poller
     # The session's middleware comes with the server, and so goes around this one.
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, entrance=entrance)
     app.add_middleware(ContentPolicy)
+    poller.changed.subscribe(SessionWatch(entrance).check)
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)

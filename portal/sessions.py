@@ -11,14 +11,17 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from nicegui import ui
 from starlette.datastructures import Headers, MutableHeaders
 
-from lowtide.domain.errors import Unauthenticated
+from lowtide.domain.errors import LowtideError, Unauthenticated
 from lowtide.domain.ids import TenantId
 from lowtide.domain.visitors import Role, Visitor
+from portal.background import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from lowtide.services.entrance import Entrance
 
 SIGN_IN: Final = "/sign-in"
 SIGN_OUT: Final = "/sign-out"
@@ -48,6 +51,7 @@ def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: i
         "name": visitor.name,
         "role": visitor.role.value,
         "tenant": None if visitor.tenant is None else str(visitor.tenant),
+        "credential": visitor.credential,
         "until": time.time() + seconds,
     }
 
@@ -59,7 +63,11 @@ def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
         return None
     tenant = known["tenant"]
     return Visitor(
-        known["name"], Role(known["role"]), None if tenant is None else TenantId(UUID(tenant))
+        known["name"],
+        Role(known["role"]),
+        None if tenant is None else TenantId(UUID(tenant)),
+        # A session of before they were kept is over.
+        known.get("credential", ""),
     )
 
 
@@ -75,11 +83,13 @@ def current_visitor() -> Visitor:
 class Guard:
     """ASGI middleware behind the session's: no page and no download without a visitor.
 
-    Requests and websockets that another site's page sends are refused.
+    A session is over once what opened it is. Requests and websockets that another site's page sends
+    are refused.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, entrance: Entrance) -> None:
         self._app = app
+        self._entrance = entrance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, send to the way in, or refuse."""
@@ -90,11 +100,7 @@ class Guard:
         if _is_foreign(Headers(scope=scope)):
             answer = PlainTextResponse("Not from another site.", status_code=403)
         elif not _is_open(scope["path"]):
-            visitor = visitor_of(scope["session"])
-            if visitor is None:
-                answer = _way_in(scope)
-            elif visitor.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
-                answer = RedirectResponse(FIRST_PAGE, status_code=303)
+            answer = await self._admitted(scope)
         if scope["type"] == "websocket":
             if answer is self._app:
                 await self._app(scope, receive, send)
@@ -102,6 +108,22 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             return
         await answer(scope, receive, _with_headers(send))
+
+    async def _admitted(self, scope: Scope) -> ASGIApp:
+        visitor = visitor_of(scope["session"])
+        if visitor is None:
+            return _way_in(scope)
+        credential = visitor.credential
+        try:
+            ended = await in_thread(lambda: self._entrance.ended({credential}))
+        except LowtideError as error:
+            return PlainTextResponse(error.message, status_code=error.status)
+        if ended:
+            scope["session"].clear()
+            return _way_in(scope)
+        if visitor.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
+            return RedirectResponse(FIRST_PAGE, status_code=303)
+        return self._app
 
 
 def _is_open(path: str) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from lowtide.domain.visitors import Visitor
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from lowtide.domain.visitors import Role
 
 # OWASP's second choice: 64 MiB would be much for a container of 512 MiB that several sign in to.
@@ -43,11 +45,17 @@ class PasswordSignIn:
 
     def __init__(self, stored: str, role: Role) -> None:
         self._stored = stored
-        self._visitor = Visitor(f"portal {role}", role)
+        # Of a salted hash that nobody sees: this tells nothing but that it is another one.
+        known = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
+        self._visitor = Visitor(f"portal {role}", role, credential=f"password {known}")
 
     def visitor(self, secret: str) -> Visitor | None:
         """Return the visitor behind the password."""
         return self._visitor if matches(secret, self._stored) else None
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return the one that is of this very hash."""
+        return credentials & {self._visitor.credential}
 
 
 def _derive(password: str, salt: bytes) -> bytes:

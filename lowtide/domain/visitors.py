@@ -23,12 +23,14 @@ class Role(StrEnum):
 class Visitor:
     """Somebody who signed in; `tenant` is all they see, None is every tenant.
 
-    `name` is what the audit log calls them.
+    `name` is what the audit log calls them, `credential` what they signed in with, and never a
+    secret.
     """
 
     name: str
     role: Role
     tenant: TenantId | None = None
+    credential: str = ""
 
     @property
     def may_act(self) -> bool:
@@ -39,3 +41,11 @@ class Visitor:
         """Raise Forbidden for a viewer."""
         if not self.may_act:
             raise Forbidden("A viewer only looks: sign in as an operator to change something.")
+
+    def require_operator_of_all(self) -> None:
+        """Raise Forbidden for a viewer, and for an operator of one tenant."""
+        self.require_operator()
+        if self.tenant is not None:
+            raise Forbidden(
+                "This is for every tenant: sign in with the operator's password, not with a key."
+            )

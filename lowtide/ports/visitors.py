@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from lowtide.domain.visitors import Visitor
 
 
@@ -13,4 +15,8 @@ class SignIn(Protocol):
 
     def visitor(self, secret: str) -> Visitor | None:
         """Return who knows this secret; None when it is not of this kind."""
+        ...
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return those of these credentials that still open something this way."""
         ...

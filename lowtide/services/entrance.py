@@ -9,6 +9,7 @@ from lowtide.domain.errors import TooManyRequests, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from lowtide.domain.visitors import Visitor
     from lowtide.ports import SignIn
@@ -42,6 +43,13 @@ class Entrance:
             self._failures.clear()
         self._failures.setdefault(place, deque(maxlen=MOST_FAILURES)).append(self._timer())
         raise Unauthenticated("That is neither a password nor an API key in use: check it.")
+
+    def ended(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return those of these credentials that open nothing any more; raises Unavailable."""
+        left = set(credentials)
+        for way in self._ways:
+            left -= way.holding(left)
+        return left
 
     def _check(self, place: str) -> None:
         failures = self._failures.get(place)

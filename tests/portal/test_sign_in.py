@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from lowtide.auth.passwords import PasswordSignIn, hash_password, matches
 from lowtide.domain.errors import Forbidden, TooManyRequests, Unauthenticated
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.visitors import Role, Visitor
+from lowtide.postgres.tenant_registry import PostgresTenantRegistry
 from lowtide.services.entrance import MOST_FAILURES, WITHIN_SECONDS, Entrance
 from portal.pages.sign_in import _own_path
 from portal.sessions import open_session, visitor_of
-from tests.conftest import API_KEY
+from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 
 if TYPE_CHECKING:
-    from tests.portal.conftest import Portal
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal, Visit
+
+VISIT_KEY = "lt_visit"
 
 
 def test_a_password_matches_itself_alone() -> None:
@@ -41,7 +49,7 @@ def test_viewers_only_look() -> None:
 def test_a_place_is_shut_after_ten_wrong_tries_and_opens_again() -> None:
     now = [0.0]
     entrance = Entrance([PasswordSignIn(hash_password("right"), Role.VIEWER)], timer=lambda: now[0])
-    assert entrance.admit("right", "here") == Visitor("portal viewer", Role.VIEWER)
+    assert entrance.admit("right", "here").name == "portal viewer"
     for _ in range(MOST_FAILURES):
         with pytest.raises(Unauthenticated):
             entrance.admit("", "here")
@@ -54,13 +62,66 @@ def test_a_place_is_shut_after_ten_wrong_tries_and_opens_again() -> None:
 
 def test_a_session_names_its_visitor_until_it_is_over() -> None:
     session: dict[str, object] = {"id": "of somebody else"}
-    visitor = Visitor("key default", Role.VIEWER, DEFAULT_TENANT)
+    visitor = Visitor("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
     open_session(session, visitor, 60)
     assert visitor_of(session) == visitor
     assert "id" not in session
     open_session(session, visitor, -1)
     assert visitor_of(session) is None
     assert visitor_of({}) is None
+
+
+def test_a_session_is_of_one_password_and_one_role() -> None:
+    stored = hash_password("right")
+
+    def entrance(stored: str, role: Role = Role.VIEWER) -> Entrance:
+        return Entrance([PasswordSignIn(stored, role)], timer=lambda: 0.0)
+
+    credential = entrance(stored).admit("right", "here").credential
+    assert stored not in credential
+    assert entrance(stored).ended({credential}) == set()
+    others = [(hash_password("right"), Role.VIEWER), (stored, Role.OPERATOR)]
+    for changed, role in others:
+        assert entrance(changed, role).ended({credential}) == {credential}
+    assert entrance(stored).ended({""}) == {""}, "a session of before"
+    assert Entrance([], timer=lambda: 0.0).ended({credential}) == {credential}
+
+
+@pytest.fixture
+def keys(shared: Database) -> Iterator[PostgresTenantRegistry]:
+    """The keys of the tenant `default`; a test's own, `visit`, is revoked in the end."""
+    registry = PostgresTenantRegistry(shared.engine("operator"), pepper=PEPPER)
+    registry.add_key("default", "visit", VISIT_KEY, "me")
+    yield registry
+    with shared.engine("owner").begin() as connection:
+        connection.execute(text("DELETE FROM api_keys WHERE name = 'visit'"))
+
+
+def test_a_session_ends_with_its_key(portal: Portal, keys: PostgresTenantRegistry) -> None:
+    with portal.client(VISIT_KEY) as client:
+        assert client.get("/batches").status_code == 200
+        keys.rotate_key("default", "visit", "lt_next", timedelta(hours=1), "me")
+        assert client.get("/batches").status_code == 200
+        keys.revoke_key("default", "visit", "me")
+        for path in ("/batches", f"/batches/batch_{'0' * 32}/files/output"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["location"][:8]) == (303, "/sign-in")
+
+
+def test_a_session_ends_with_its_keys_time(portal: Portal, keys: PostgresTenantRegistry) -> None:
+    with portal.client(VISIT_KEY) as client:
+        assert client.get("/batches").status_code == 200
+        keys.rotate_key("default", "visit", "lt_next", timedelta(), "me")
+        assert client.get("/batches").headers["location"].startswith("/sign-in")
+
+
+def test_an_open_page_is_left_when_its_key_ends(
+    portal: Portal, keys: PostgresTenantRegistry, visit: Callable[..., Visit]
+) -> None:
+    page = visit(f"{portal.url}/batches", secret=VISIT_KEY).page
+    page.get_by_text("No batches yet").wait_for()
+    keys.revoke_key("default", "visit", "me")
+    page.wait_for_url("**/sign-in")
 
 
 @pytest.mark.parametrize(
