@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lowtide.dead_letters_cli import dead_letters
 from lowtide.operators import keys, tenants
+from lowtide.pools_cli import pools
 from lowtide.remote import Key, Url, api_errors, connect, running_stack, stack_options
 from lowtide.terminal import OUT, DataDir, Json, fail, print_json
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
+app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")]

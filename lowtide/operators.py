@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from lowtide.domain.errors import LowtideError
 from lowtide.domain.ids import format_key_id, parse_key_id
 from lowtide.domain.limits import TenantLimits
-from lowtide.terminal import OUT, DataDir, Json, fail, print_json
+from lowtide.operating import operating
+from lowtide.terminal import OUT, DataDir, Json, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -41,13 +41,15 @@ class OpenWork:
 class Outlook:
     """One look, at the database's time `at`; `work` covers every batch, also the one asked for.
 
-    `workers` are those alive, `rates` what was measured, by pool and model ("" for several).
+    `workers` are those alive, `rates` what was measured, by pool and model ("" for several). Workers
+    of `paused` pools end what they hold, and nothing more.
     """
 
     at: datetime
     work: tuple[OpenWork, ...] = ()
     workers: Mapping[Pool, int] = field(default_factory=dict)
     rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
+    paused: frozenset[Pool] = frozenset()
 
     @property
     def demand(self) -> tuple[Demand, ...]:
@@ -64,7 +66,11 @@ class Outlook:
         return expected_completion(
             batch.total - batch.completed - batch.failed,
             sum(work.lines for work in self.work if work.deadline < batch.deadline),
-            [Crew(count, self._rate(pool, prior)) for pool, count in self.workers.items()],
+            [
+                Crew(count, self._rate(pool, prior))
+                for pool, count in self.workers.items()
+                if pool not in self.paused
+            ],
             self.at,
             attempts=attempts_per_line(*self._tries()),
         )
@@ -77,7 +83,13 @@ class Outlook:
         }
         models = frozenset(work.model for work in self.work if work.model is not None)
         situation = Situation(
-            self.at, (), models=models, ended=ended, retried=retried, rates=dedicated
+            self.at,
+            (),
+            models=models,
+            ended=ended,
+            retried=retried,
+            rates=dedicated,
+            paused=self.paused,
         )
         return situation.measured(capacity)
 

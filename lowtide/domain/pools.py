@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class Pool(StrEnum):
@@ -19,3 +23,51 @@ class Depth:
 
     queued: int
     running: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPause:
+    """A pool whose workers claim nothing, since when, and by whom."""
+
+    pool: Pool
+    since: datetime
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStanding:
+    """A pool's lines, its workers with a living lease, and its pause, if there is one."""
+
+    pool: Pool
+    queued: int
+    running: int
+    workers: int
+    pause: PoolPause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDeadlines:
+    """Batches whose deadline is held so far, and the first of these deadlines."""
+
+    batches: int
+    first: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseEffect:
+    """What a pause would do: lines that wait, lines that run to their end, deadlines given up."""
+
+    pool: Pool
+    queued: int
+    running: int
+    endangered: OpenDeadlines
+
+
+def effect_of(standing: PoolStanding, held: OpenDeadlines) -> PauseEffect:
+    """Return what pausing a pool would do.
+
+    Deadlines are promised by dedicated alone: without it none is, and without spot all are.
+    """
+    dedicated = standing.pool is Pool.DEDICATED
+    endangered = held if dedicated else OpenDeadlines(0, None)
+    return PauseEffect(standing.pool, standing.queued, standing.running, endangered)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.admission import admit
 from lowtide.domain.errors import Conflict
+from lowtide.domain.pools import Pool
 
 if TYPE_CHECKING:
     from lowtide.domain.demand import Capacity, Demand
@@ -34,7 +35,9 @@ class AdmissionPolicy:
         verdict = admit(new, outlook.demand, outlook.at, outlook.measured(self.capacity))
         if verdict.held or not self.strict:
             return not verdict.held
-        if verdict.earliest is None:
+        if Pool.DEDICATED in outlook.paused:
+            fix = "the dedicated pool is paused, and spot promises nothing: try again once it runs"
+        elif verdict.earliest is None:
             fix = "this server has no dedicated capacity to promise any: LOWTIDE_ADMISSION=open takes it"
         else:
             window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))

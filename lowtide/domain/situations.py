@@ -39,7 +39,8 @@ class Situation:
 
     `present` dedicated replicas work; `wished` says since when each wanted one has been wanted,
     longest first. `models` are those of the open batches, whose lines so far `ended` or were
-    `retried`; `rates` are dedicated's, by model ("" for workers that ran several).
+    `retried`; `rates` are dedicated's, by model ("" for workers that ran several). Nobody knows when
+    `paused` pools run again.
     """
 
     now: datetime
@@ -50,6 +51,7 @@ class Situation:
     ended: int = 0
     retried: int = 0
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    paused: frozenset[Pool] = frozenset()
 
     def depths(self) -> dict[Pool, Depth]:
         """Return what waits and runs in each pool."""
@@ -82,7 +84,8 @@ class Situation:
     def measured(self, capacity: Capacity) -> Capacity:
         """Return the capacity as measured: the configured rate is the prior.
 
-        Lines of several models count at the rate of the slowest of them.
+        Lines of several models count at the rate of the slowest of them. A paused pool has no
+        replicas.
         """
         bounds = [
             self.rates[known].lower_bound(capacity.rate)
@@ -92,29 +95,37 @@ class Situation:
         return replace(
             capacity,
             rate=min(bounds, default=capacity.rate),
+            replicas=0 if Pool.DEDICATED in self.paused else capacity.replicas,
             attempts=attempts_per_line(self.ended, self.retried),
         )
 
 
 def decide(situation: Situation, capacity: Capacity) -> Plan:
-    """Return what must change now, given the configured capacity."""
-    return plan_tick(
+    """Return what must change now, given the configured capacity.
+
+    The bound never counts on spot, so that a pause of it takes nothing from any promise; but no line
+    goes back there to wait for nobody. While dedicated is paused, nothing is promised: its waiting
+    lines go back to spot, and every open batch is at risk.
+    """
+    plan = plan_tick(
         situation.batches,
         situation.now,
         situation.measured(capacity),
         situation.starts(capacity.cold_start),
     )
+    return replace(plan, returns=()) if Pool.SPOT in situation.paused else plan
 
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
     """A plan and the lines that moved by it: some may have been in somebody's hands by then.
 
-    `before` is what waited and ran in each pool when it was made.
+    `before` is what waited and ran in each pool when it was made, `paused` which of them stood still.
     """
 
     plan: Plan
     before: Mapping[Pool, Depth]
+    paused: frozenset[Pool] = frozenset()
     escalated: int = 0
     revoked: int = 0
     returned: int = 0

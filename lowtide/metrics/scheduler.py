@@ -34,6 +34,7 @@ _RATE = Gauge(
 )
 _AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be held.")
 _QUEUED = Gauge("queue_depth", "Lines that wait.", ["pool"])
+_PAUSED = Gauge("pool_paused", "1 while an operator has paused the pool, or else 0.", ["pool"])
 _MOST = Gauge("autoscaler_max_replicas", "Most replicas that a pool may have.", ["pool"])
 _DESIRED = {
     Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Replicas that spot wants."),
@@ -64,6 +65,7 @@ def ticked(report: TickReport) -> None:
 def _planned(planned: Replanned) -> None:
     for pool, lines in planned.waiting.items():
         _QUEUED.labels(pool.value).set(lines)
+        _PAUSED.labels(pool.value).set(pool in planned.paused)
     _ESCALATED.inc(planned.escalated)
     _RETURNED.inc(planned.returned)
     _REVOKED.inc(planned.revoked)

@@ -13,6 +13,7 @@ from lowtide.ports.objects import ObjectStore, ObjectWriter
 from lowtide.ports.operations import OperationsSource
 from lowtide.ports.outlook import OutlookSource
 from lowtide.ports.queue import Queue, WorkerMeter
+from lowtide.ports.pools import PoolRegister
 from lowtide.ports.rates import RateBook
 from lowtide.ports.sightings import SightingBook
 from lowtide.ports.splits import Split, Splits
@@ -40,6 +41,7 @@ __all__ = [
     "OutlookSource",
     "Queue",
     "RateBook",
+    "PoolRegister",
     "RequestCatalog",
     "SightingBook",
     "SignIn",

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 _NOTE = text("""
 INSERT INTO audit_log (tenant_id, actor, action, subject)
-SELECT :tenant, :actor, :action, unnest(cast(:subjects AS text[]))
+SELECT cast(:tenant AS uuid), :actor, :action, unnest(cast(:subjects AS text[]))
 """)
 
 
 def note(
-    connection: Connection, tenant: TenantId, actor: str, action: str, subjects: Sequence[str]
+    connection: Connection,
+    tenant: TenantId | None,
+    actor: str,
+    action: str,
+    subjects: Sequence[str],
 ) -> None:
-    """Record an action in the caller's transaction, once for each subject."""
+    """Record an action in the caller's transaction, once for each subject.
+
+    It belongs to the whole installation when there is no tenant.
+    """
     connection.execute(
         _NOTE, {"tenant": tenant, "actor": actor, "action": action, "subjects": list(subjects)}
     )

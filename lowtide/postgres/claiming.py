@@ -44,11 +44,10 @@ _LANES = hot(LANES)
 LANES_A_TENANT = 100
 
 # KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
-# once it was. Workers look for lanes now and then; whether the pool is paused counts at every claim,
-# and so it is asked here. A tenant's share comes out of its lanes one after the other, each from its mark on.
-# The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps the last join a
-# look-up of each line by key. A row a batch comes back: the driver would take longer to read a row a
-# line than the server takes to find it.
+# once it was; nor while its pool is paused. A tenant's share comes out of its lanes one after the
+# other, each from its mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and
+# OFFSET 0 keeps the last join a look-up of each line by key. A row a batch comes back: the driver
+# would take longer to read a row a line than the server takes to find it.
 TAKE = """
 WITH lease AS MATERIALIZED (
   SELECT id FROM workers

@@ -60,8 +60,7 @@ WITH moved AS (
     AND t.lease_id = '00000000-0000-0000-0000-000000000000'
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-SELECT tenant_id, :batch, lines, 'escalated', 'spot', 'Given back to spot, which has caught up'
-FROM counted
+SELECT tenant_id, :batch, lines, 'escalated', 'spot', :reason FROM counted
 RETURNING tenant_id, lines
 """
 _GIVE_BACK = text(GIVE_BACK)
@@ -102,11 +101,14 @@ def escalate(connection: Connection, moves: Sequence[Move]) -> tuple[int, dict[B
     return moved, touched
 
 
-def give_back(connection: Connection, moves: Sequence[Move]) -> tuple[int, dict[BatchId, TenantId]]:
+def give_back(
+    connection: Connection, moves: Sequence[Move], reason: str
+) -> tuple[int, dict[BatchId, TenantId]]:
     """Move lines that wait for dedicated back to spot; return how many, and of which batches."""
     moved, touched = 0, {}
     for move in moves:
-        for row in connection.execute(_GIVE_BACK, {"batch": move.batch, "lines": move.lines}):
+        parameters = {"batch": move.batch, "lines": move.lines, "reason": reason}
+        for row in connection.execute(_GIVE_BACK, parameters):
             moved += row.lines
             touched[move.batch] = TenantId(row.tenant_id)
     return moved, touched

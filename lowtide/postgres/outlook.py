@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _WORK = text("""
-SELECT now() AS at, w.*
+SELECT now() AS at, ARRAY(SELECT pool FROM paused_pools) AS paused, w.*
 FROM (SELECT 1) AS always LEFT JOIN open_work() w ON w.lines > 0 ORDER BY w.deadline
 """)
 _WORKERS = text("SELECT pool, replicas FROM living_workers()")
@@ -37,6 +37,7 @@ def read_outlook(connection: Connection) -> Outlook:
             (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
             for row in connection.execute(_RATES)
         },
+        paused=frozenset(map(Pool, rows[0].paused)),
     )
 
 

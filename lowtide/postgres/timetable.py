@@ -15,9 +15,10 @@ from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.moves import escalate, give_back, revoke
 from lowtide.postgres.outbox import add_event
+from lowtide.postgres.traces import traces_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from datetime import datetime
     from uuid import UUID
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from lowtide.domain.escalation import Plan
     from lowtide.domain.ids import TenantId
-    from lowtide.domain.pools import Depth
 
 # Held until the transaction ends: a plan that another tick has not seen must not be applied beside
 # its own. Nobody waits for it.
@@ -35,7 +35,8 @@ _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
 BATCHES = """
 SELECT b.id, b.deadline, b.model,
   greatest(0, b.total - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
-  d.dedicated, c.running_spot, c.running_dedicated, 0 AS unsplit, t.ended, t.retried
+  d.dedicated, c.running_spot, c.running_dedicated, 0 AS unsplit, t.ended, t.retried,
+  b.start_pool = 'dedicated' AS pinned
 FROM batches b CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
   FROM tallies WHERE batch_id = b.id) t
@@ -47,13 +48,13 @@ CROSS JOIN LATERAL (
   FROM claims WHERE batch_id = b.id) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
-SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0
+SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0, false
 FROM batches b JOIN files f ON f.id = b.input_file_id
 WHERE b.status = 'validating' AND b.deadline > now()
 """
 _BATCHES = text(BATCHES)
 _DEDICATED = text("""
-SELECT now() AS now, w.since,
+SELECT now() AS now, w.since, ARRAY(SELECT pool FROM paused_pools) AS paused,
   (SELECT count(*) FROM workers WHERE pool = 'dedicated' AND expires_at > now()) AS present
 FROM (SELECT 1) AS always LEFT JOIN wanted_replicas w ON w.pool = 'dedicated'
 """)
@@ -81,23 +82,32 @@ class PostgresTimetable:
                 return None
             situation = look(connection)
             plan = decide(situation)
-            replanned = self._apply(connection, plan, situation.depths())
+            replanned = self._apply(connection, plan, situation)
             _want(connection, situation.wishes(plan.replicas))
         self._mark_at_risk(plan.at_risk)
         return replanned
 
-    def _apply(self, connection: Connection, plan: Plan, before: Mapping[Pool, Depth]) -> Replanned:
+    def _apply(self, connection: Connection, plan: Plan, situation: Situation) -> Replanned:
         """Move lines. Claims come first, then batches: everything else takes them in that order."""
         revoked, taken, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id)
         escalated, moved = escalate(connection, plan.escalations)
-        returned, back = give_back(connection, plan.returns)
+        caught_up = Pool.DEDICATED not in situation.paused
+        reason = "spot, which has caught up" if caught_up else "spot: dedicated is paused"
+        returned, back = give_back(connection, plan.returns, f"Given back to {reason}")
         touched: dict[BatchId, TenantId] = taken | moved | back
+        traces = traces_of(connection, touched)
         for batch, tenant in sorted(touched.items()):
-            add_event(
-                connection, batch_event(self._new_id(), EventType.REQUESTS_QUEUED, tenant, batch)
-            )
-        return Replanned(plan, before, escalated=escalated, revoked=revoked, returned=returned)
+            id_, trace = self._new_id(), traces.get(batch)
+            add_event(connection, batch_event(id_, EventType.REQUESTS_QUEUED, tenant, batch, trace))
+        return Replanned(
+            plan,
+            situation.depths(),
+            situation.paused,
+            escalated=escalated,
+            revoked=revoked,
+            returned=returned,
+        )
 
     def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
         """Make exactly these running batches at risk, in a transaction that holds nothing else."""
@@ -120,6 +130,7 @@ def look(connection: Connection) -> Situation:
                 dedicated=row.dedicated,
                 running_dedicated=row.running_dedicated,
                 unsplit=row.unsplit,
+                pinned=row.pinned,
             )
             for row in rows
         ),
@@ -128,6 +139,7 @@ def look(connection: Connection) -> Situation:
         models=frozenset(row.model for row in rows if row.model is not None),
         ended=sum(row.ended for row in rows),
         retried=sum(row.retried for row in rows),
+        paused=frozenset(map(Pool, dedicated.paused)),
     )
 
 

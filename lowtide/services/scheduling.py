@@ -102,12 +102,17 @@ class Scheduler:
         )
 
     def _desired(self, planned: Replanned) -> dict[Pool, int]:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned.
+
+        Nothing that waits in a paused pool asks for any.
+        """
         scales = self._rules.scales
         most = {pool: scale.replicas for pool, scale in scales.items()}
         most[Pool.DEDICATED] = min(most[Pool.DEDICATED], planned.plan.replicas)
         return {
-            pool: desired_replicas(lines, scales[pool].rows_per_replica, most=most[pool])
+            pool: 0
+            if pool in planned.paused
+            else desired_replicas(lines, scales[pool].rows_per_replica, most=most[pool])
             for pool, lines in planned.waiting.items()
         }
 

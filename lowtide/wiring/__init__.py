@@ -14,8 +14,8 @@ from lowtide.wiring.api import (
     tenants,
 )
 from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
-from lowtide.wiring.operators import open_tenancy
-from lowtide.wiring.portal import Desks, database_for, desks_for, entrance
+from lowtide.wiring.operators import open_pools, open_tenancy
+from lowtide.wiring.portal import Desks, database_for, desks_for, entrance, pools
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, vitals
 
 __all__ = [
@@ -36,7 +36,9 @@ __all__ = [
     "new_id",
     "now",
     "objects",
+    "open_pools",
     "open_tenancy",
+    "pools",
     "prices",
     "publisher",
     "requests",

@@ -12,6 +12,7 @@ from lowtide.wiring.base import new_id, now
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowtide.services.pools import Pools
     from lowtide.services.tenancy import Tenancy
 
 
@@ -34,5 +35,26 @@ def open_tenancy(url: str, pepper: str, *, actor: str) -> Iterator[Tenancy]:
     try:
         registry = PostgresTenantRegistry(engine, pepper=pepper)
         yield Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def open_pools(url: str) -> Iterator[Pools]:
+    """Open an operator's service of pools, on the database at `url`.
+
+    Its events wait in the outbox for the next tick: the command knows no broker.
+    """
+    from lowtide.events.sink import NoSink
+    from lowtide.postgres.outbox import PostgresOutbox
+    from lowtide.postgres.pools import PostgresPools
+    from lowtide.services.pools import Pools
+    from lowtide.services.publishing import Publisher
+
+    engine = connect(url, pool_size=1, timeout=read_settings().database_timeout)
+    try:
+        yield Pools(
+            PostgresPools(engine, new_id=new_id), Publisher(NoSink(), PostgresOutbox(engine))
+        )
     finally:
         engine.dispose()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowtide.services.batch_details import BatchBrowser
     from lowtide.services.batch_lists import BatchDesk, BatchLists
     from lowtide.services.entrance import Entrance
+    from lowtide.services.pools import Pools
 
 
 def database_for(visitor: Visitor) -> Engine:
@@ -102,3 +103,12 @@ def _desks(*, operators: bool) -> Desks:
         BatchBrowser(PostgresBatchDetails(engine), objects(), forecaster, prices()),
         BatchDesk(listing, PostgresBatches(engine), publisher(), new_id=new_id),
     )
+
+
+@lru_cache(maxsize=1)
+def pools() -> Pools:
+    """Return the service that pauses and resumes pools."""
+    from lowtide.postgres.pools import PostgresPools
+    from lowtide.services.pools import Pools
+
+    return Pools(PostgresPools(database(), new_id=new_id), publisher())

@@ -72,3 +72,15 @@ def test_eta(
 def test_only_a_batch_in_progress_has_one(status: BatchStatus) -> None:
     outlook = Outlook(NOW, (), TWO_ON_SPOT)
     assert outlook.eta(replace(example(status), total=10), PRIOR) is None
+
+
+@pytest.mark.parametrize(
+    ("paused", "seconds"), [((), 60), ((Pool.SPOT,), 120), (tuple(Pool), None)], ids=str
+)
+def test_workers_of_paused_pools_end_nothing(
+    paused: tuple[Pool, ...], seconds: float | None
+) -> None:
+    running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    outlook = Outlook(NOW, (_due(2, 60),), BOTH, paused=frozenset(paused))
+    eta = outlook.eta(running, PRIOR)
+    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds

@@ -70,6 +70,15 @@ def test_strict_without_dedicated_capacity_says_so() -> None:
         AdmissionPolicy(NONE, strict=True).is_at_risk(_due(100, 1), _beside())
 
 
+def test_a_paused_dedicated_pool_promises_nothing() -> None:
+    idle = replace(_beside(), paused=frozenset({Pool.DEDICATED}))
+    assert AdmissionPolicy(TWO).is_at_risk(_due(100, 1), idle)
+    with pytest.raises(Conflict, match="dedicated pool is paused"):
+        AdmissionPolicy(TWO, strict=True).is_at_risk(_due(100, 1), idle)
+    on_spot = replace(idle, paused=frozenset({Pool.SPOT}))
+    assert not AdmissionPolicy(TWO, strict=True).is_at_risk(_due(100, 200), on_spot)
+
+
 def test_what_was_measured_is_counted_on() -> None:
     policy = AdmissionPolicy(TWO)
     slow = {(Pool.DEDICATED, "m"): Rate().fold([Sample(5000, 10_000.0)] * 10)}

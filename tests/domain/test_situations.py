@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lowtide.domain.demand import Capacity
-from lowtide.domain.escalation import OpenBatch
+from lowtide.domain.escalation import Move, OpenBatch
 from lowtide.domain.ids import BatchId
+from lowtide.domain.pools import Pool
 from lowtide.domain.rates import Rate, Sample
 from lowtide.domain.situations import Situation, decide
 
@@ -77,3 +78,46 @@ def test_a_slow_start_or_a_slow_pool_escalates_earlier() -> None:
     assert decide(slow, CAPACITY).at_risk == {batch.id}
     retried = Situation(NOW, (batch,), ended=1000, retried=5)
     assert decide(retried, CAPACITY).replicas == 1
+
+
+FAST = Capacity(rate=1.0, replicas=2, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
+
+
+@pytest.mark.parametrize(
+    ("paused", "left", "spot", "dedicated", "escalated", "returned", "replicas", "at_risk"),
+    [
+        pytest.param((), 60, 110, 0, 10, 0, 1, False, id="nothing paused: as late as possible"),
+        pytest.param((Pool.SPOT,), 60, 110, 0, 10, 0, 1, False, id="spot: in time all the same"),
+        pytest.param(
+            (Pool.SPOT,), 60, 130, 0, 20, 0, 2, True, id="spot: what cannot be held is told"
+        ),
+        pytest.param((), 1000, 0, 30, 0, 30, 0, False, id="nothing paused: back to spot"),
+        pytest.param((Pool.SPOT,), 1000, 0, 30, 0, 0, 0, False, id="spot: nothing goes back there"),
+        pytest.param((Pool.DEDICATED,), 60, 110, 0, 0, 0, 0, True, id="dedicated: takes nothing"),
+        pytest.param((Pool.DEDICATED,), 1000, 0, 30, 0, 30, 0, True, id="dedicated: all goes back"),
+        pytest.param(tuple(Pool), 1000, 9, 30, 0, 0, 0, True, id="both: nothing moves"),
+    ],
+)
+def test_paused_pools(
+    paused: tuple[Pool, ...],
+    left: float,
+    spot: int,
+    dedicated: int,
+    escalated: int,
+    returned: int,
+    replicas: int,
+    at_risk: bool,
+) -> None:
+    batch = OpenBatch(
+        BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=left), spot, dedicated=dedicated
+    )
+    plan = decide(Situation(NOW, (batch,), paused=frozenset(paused)), FAST)
+    assert plan.escalations == ((Move(batch.id, escalated),) if escalated else ())
+    assert plan.returns == ((Move(batch.id, returned),) if returned else ())
+    assert (plan.replicas, plan.at_risk) == (replicas, {batch.id} if at_risk else frozenset())
+
+
+def test_workers_of_a_paused_pool_do_not_count_as_capacity() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
+    situation = Situation(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
+    assert decide(situation, FAST).at_risk == {batch.id}

@@ -145,7 +145,8 @@ def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
 
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    nodes = plan_nodes(loaded.worker, moves.GIVE_BACK, batch=_a_batch(loaded), lines=lines)
+    parameters = {"batch": _a_batch(loaded), "lines": lines, "reason": ""}
+    nodes = plan_nodes(loaded.worker, moves.GIVE_BACK, **parameters)
     assert _scanned(nodes) <= {"tallies"}
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
@@ -193,15 +194,31 @@ def test_a_page_is_read_off_its_index(loaded: World, what: str, after: str | Non
     assert _indexes(nodes) & {f"{table}_newest", f"{table}_pkey"}
 
 
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 @pytest.mark.parametrize("file", ["infer-spot.yaml", "infer-dedicated.yaml"])
-def test_the_autoscalers_poll_is_bounded(loaded: World, file: str) -> None:
+def test_the_autoscalers_poll_is_bounded(loaded: World, file: str, *, paused: bool) -> None:
     trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
     sql = trigger["metadata"]["query"]
     engine = loaded.database.engine("autoscaler")
+    with loaded.database.engine("operator").begin() as connection:
+        connection.execute(text("DELETE FROM paused_pools"))
+        if paused:
+            insert = (
+                "INSERT INTO paused_pools (pool, paused_by) VALUES ('spot', ''), ('dedicated', '')"
+            )
+            connection.execute(text(insert))
     nodes = plan_nodes(engine, sql.replace(":", r"\:"))
+    assert _scanned(nodes) <= {"claims"}
+    (walk,) = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert (walk["Node Type"], walk["Index Name"]) == ("Index Only Scan", "queue_claim")
     # However much waits, the poll reads no more rows than its limits.
     assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 2
     whole = plan_nodes(engine, "SELECT count(*) FROM queue")
     assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 10
     with engine.connect() as connection:
-        assert 0 < connection.execute(text(sql)).scalar_one() <= 40
+        value = connection.execute(text(sql)).scalar_one()
+    waiting = 0 if paused else 20
+    running = 20 if "spot" in file else 0
+    assert value == waiting + running
+    with loaded.database.engine("operator").begin() as connection:
+        connection.execute(text("DELETE FROM paused_pools"))

@@ -234,7 +234,7 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "give back 100": (
         moves.GIVE_BACK,
-        lambda load: {"batch": load.dedicated, "lines": 100},
+        lambda load: {"batch": load.dedicated, "lines": 100, "reason": ""},
         6000,
     ),
     "revoke 100": (str(moves._REVOKE), lambda load: {"batch": load.held, "lines": 100}, 2000),

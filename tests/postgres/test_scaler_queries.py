@@ -12,6 +12,7 @@ from sqlalchemy import text
 from lowtide.domain.escalation import Plan
 from lowtide.domain.pools import Pool
 from lowtide.domain.replicas import desired_replicas
+from tests.postgres.test_pools import register
 
 if TYPE_CHECKING:
     from tests.postgres.worlds import World
@@ -70,3 +71,26 @@ def test_dedicated_gets_no_more_than_is_wanted(world: World, wanted: int, replic
     world.run("DELETE FROM queue")
     world.run("UPDATE wanted_replicas SET at = now(), replicas = 2")
     assert _replicas(world, Pool.DEDICATED) == 0
+
+
+@pytest.mark.parametrize(
+    ("pool", "running", "replicas"),
+    [
+        pytest.param(Pool.SPOT, 0, 0, id="spot: what waits asks for nothing"),
+        pytest.param(Pool.SPOT, 6, 2, id="spot: what runs keeps its workers"),
+        pytest.param(Pool.DEDICATED, 0, 0, id="dedicated: what waits asks for nothing"),
+        pytest.param(Pool.DEDICATED, 11, 2, id="dedicated: none is wanted, and what runs is ended"),
+    ],
+)
+def test_a_paused_pool_keeps_busy_workers_and_gets_no_others(
+    world: World, pool: Pool, running: int, replicas: int
+) -> None:
+    world.batch(99, pool=pool.value)
+    world.queue.claim(world.queue.open_lease(pool, "w"), pool, running)
+    before = _replicas(world, pool)
+    register(world).pause(pool, "ana")
+    world.apply(Plan(replicas=0))
+    assert _replicas(world, pool) == replicas
+    register(world).resume(pool, "ana")
+    world.apply(Plan(replicas=2))
+    assert _replicas(world, pool) == before > 0

@@ -1,0 +1,117 @@
+"""Pauses of pools, and what they hold up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.ids import BatchId, TenantId
+from lowtide.domain.pools import OpenDeadlines, Pool, PoolPause, PoolStanding
+from lowtide.postgres.audit import note
+from lowtide.postgres.connections import begin
+from lowtide.postgres.outbox import add_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.domain.events import Event
+
+_PAUSES = text("SELECT pool, since, paused_by FROM paused_pools ORDER BY since, pool")
+_STANDINGS = text("""
+SELECT p.pool, (SELECT count(*) FROM queue q WHERE q.pool = p.pool) AS queued,
+  (SELECT count(*) FROM claims c WHERE c.pool = p.pool) AS running,
+  (SELECT count(*) FROM workers w WHERE w.pool = p.pool AND w.expires_at > now()) AS workers
+FROM unnest(cast(:pools AS text[])) WITH ORDINALITY AS p (pool, place) ORDER BY place
+""")
+HELD = """
+SELECT count(*) AS batches, min(deadline) AS first FROM batches
+WHERE status IN ('validating', 'in_progress') AND drained_at IS NULL AND NOT expiring AND NOT at_risk
+"""
+_HELD = text(HELD)
+_PAUSE = text("""
+INSERT INTO paused_pools (pool, paused_by) VALUES (:pool, :actor) ON CONFLICT DO NOTHING
+RETURNING pool, since, paused_by
+""")
+_RESUME = text("DELETE FROM paused_pools WHERE pool = :pool RETURNING pool, since, paused_by")
+# The event is a hint for workers that are awake, and one is enough for each of them.
+FIRST_WAITING = """
+SELECT b.tenant_id, b.id FROM batches b
+WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+  AND EXISTS (SELECT FROM queue q WHERE q.pool = :pool AND q.batch_id = b.id)
+ORDER BY b.deadline LIMIT 1
+"""
+_FIRST_WAITING = text(FIRST_WAITING)
+
+
+class PostgresPools:
+    """Port PoolRegister, for the operator's role."""
+
+    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
+        self._engine = engine
+        self._new_id = new_id
+
+    def standings(self) -> Sequence[PoolStanding]:
+        """Return how each pool stands; raises Unavailable."""
+        with begin(self._engine) as connection:
+            pauses = {pause.pool: pause for pause in read_pauses(connection)}
+            rows = connection.execute(_STANDINGS, {"pools": [pool.value for pool in Pool]})
+            return [
+                PoolStanding(
+                    Pool(row.pool), row.queued, row.running, row.workers, pauses.get(Pool(row.pool))
+                )
+                for row in rows
+            ]
+
+    def held_deadlines(self) -> OpenDeadlines:
+        """Return how many open batches are not at risk."""
+        with begin(self._engine) as connection:
+            row = connection.execute(_HELD).one()
+            return OpenDeadlines(row.batches, row.first)
+
+    def pause(self, pool: Pool, actor: str) -> PoolPause:
+        """Have a pool's workers claim nothing from now on; return the pause that there is.
+
+        What a claim under way has taken is taken.
+        """
+        while True:
+            with begin(self._engine) as connection:
+                row = connection.execute(_PAUSE, {"pool": pool.value, "actor": actor}).one_or_none()
+                if row is not None:
+                    note(connection, None, actor, "pool.paused", [pool.value])
+                    return _pause(row)
+                for pause in read_pauses(connection):
+                    if pause.pool is pool:
+                        return pause
+
+    def resume(self, pool: Pool, actor: str) -> tuple[PoolPause | None, Sequence[Event]]:
+        """End a pause; return the one there was, and the recorded events that wake workers."""
+        with begin(self._engine) as connection:
+            row = connection.execute(_RESUME, {"pool": pool.value}).one_or_none()
+            if row is None:
+                return None, ()
+            note(connection, None, actor, "pool.resumed", [pool.value])
+            first = connection.execute(_FIRST_WAITING, {"pool": pool.value}).one_or_none()
+            if first is None:
+                return _pause(row), ()
+            event = batch_event(
+                self._new_id(),
+                EventType.REQUESTS_QUEUED,
+                TenantId(first.tenant_id),
+                BatchId(first.id),
+            )
+            add_event(connection, event)
+            return _pause(row), (event,)
+
+
+def read_pauses(connection: Connection) -> tuple[PoolPause, ...]:
+    """Return the pauses there are, the longest first."""
+    return tuple(_pause(row) for row in connection.execute(_PAUSES))
+
+
+def _pause(row: Any) -> PoolPause:
+    return PoolPause(Pool(row.pool), row.since, row.paused_by)
