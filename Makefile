@@ -37,12 +37,15 @@ test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn,
 conformance: $(VENV)/.dev ## Run the API's conformance suite on a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
 
-check: $(VENV)/.dev ## Lint, types, import rules, dead code
+check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+	$(BIN)/hadolint --failure-threshold style Dockerfile
+	$(BIN)/actionlint
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
