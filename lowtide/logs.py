@@ -1,18 +1,27 @@
-"""Logs: events with fields, as JSON in production and as readable lines on a terminal."""
+"""Logs: events with fields, as JSON in production and as readable lines on a terminal.
+
+Each line also says where it comes from, as far as that is known: the function, the trace and span,
+the batch, the tenant, the request.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from lowtide.services.scopes import log_fields
+
 if TYPE_CHECKING:
     from lowtide.settings import LogFormat
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# On a terminal these fill the line and tell little.
+_LONG_WINDED = frozenset({"span_id", "tenant_id"})
 
 
 def configure(log_format: LogFormat) -> None:
@@ -34,12 +43,18 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _JsonLines(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__()
+        function = os.environ.get("FUNCTION_TARGET")
+        self._process = {"function": function} if function else {}
+
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
+        entry |= self._process | log_fields()
         for key, value in _fields(record).items():
             entry[f"{key}_" if key in entry else key] = value
         if record.exc_info:
@@ -50,6 +65,7 @@ class _JsonLines(logging.Formatter):
 class _ReadableLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [f"{record.levelname.lower():7}", record.getMessage()]
-        parts += [f"{key}={value}" for key, value in _fields(record).items()]
+        around = {key: value for key, value in log_fields().items() if key not in _LONG_WINDED}
+        parts += [f"{key}={value}" for key, value in (_fields(record) | around).items()]
         line = " ".join(parts)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

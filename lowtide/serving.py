@@ -11,7 +11,7 @@ import os
 import signal
 from typing import Any
 
-from lowtide import health
+from lowtide import health, wiring
 from lowtide.http.service import check_database
 from lowtide.logs import configure
 from lowtide.pull_loop import PULL_LOOP
@@ -31,11 +31,15 @@ limit_request_line = 0
 # Its file would be one for all functions of a user, and needs a writable home.
 control_socket_disable = True
 
+_LAST_WORDS_SECONDS = 2.0
+
 
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the function, in the process that serves it."""
     settings = read_settings()
     configure(settings.log_format)
+    # Here, not before: its thread would not come along into this process.
+    wiring.tracer()
     health.serve(settings.health_port, is_ready=check_database)
     PULL_LOOP.start()
 
@@ -50,3 +54,4 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     """Let the pull loop finish its work in hand."""
     PULL_LOOP.begin_stop()
     PULL_LOOP.join()
+    wiring.tracer().close(_LAST_WORDS_SECONDS)

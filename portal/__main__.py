@@ -13,6 +13,7 @@ from portal.application import build, serve
 from portal.watching import watch_everything
 
 _log = logging.getLogger(__name__)
+_LAST_WORDS_SECONDS = 1.0
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):
         serve(settings)
+    wiring.tracer().close(_LAST_WORDS_SECONDS)
     # A query that hangs holds its thread, and an ordinary exit would wait for it.
     logging.shutdown()
     os._exit(0)

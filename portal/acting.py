@@ -97,9 +97,17 @@ def _desk(engine: Engine) -> Desk:
     return Desk(
         DeadLetters(catalog, desk, objects, most=most),
         Requeuer(
-            catalog, desk, files, objects, publisher, requeue_rules, new_id=new_id, clock=clock
+            catalog,
+            desk,
+            files,
+            objects,
+            publisher,
+            requeue_rules,
+            new_id=new_id,
+            clock=clock,
+            tracer=wiring.tracer(),
         ),
-        Files(files, objects, limits, new_id=new_id, clock=clock),
+        Files(files, objects, limits, new_id=new_id, clock=clock, tracer=wiring.tracer()),
         Batches(
             PostgresBatches(engine),
             files,
@@ -108,5 +116,6 @@ def _desk(engine: Engine) -> Desk:
             batch_rules,
             new_id=new_id,
             clock=clock,
+            tracer=wiring.tracer(),
         ),
     )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
+from lowtide import wiring
 from lowtide.domain.pools import Pool
+from lowtide.events.inbox import received
 from lowtide.pull_loop import PULL_LOOP
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ PULL_LOOP.serve(Pool.SPOT)
 
 
 @functions_framework.cloud_event
-def infer_spot(event: CloudEvent) -> None:  # noqa: ARG001
+def infer_spot(event: CloudEvent) -> None:
     """Handle one event."""
-    PULL_LOOP.wake()
+    with received(event, wiring.tracer()):
+        PULL_LOOP.wake()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide import wiring
+from lowtide.events.inbox import received
 from lowtide.metrics import scheduler as metrics
 from lowtide.metrics import vitals
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 @functions_framework.cloud_event
-def schedule(event: CloudEvent) -> None:  # noqa: ARG001
+def schedule(event: CloudEvent) -> None:
     """Handle one tick."""
-    metrics.ticked(wiring.scheduler().tick())
-    vitals.measured(wiring.vitals().read())
+    with received(event, wiring.tracer()):
+        metrics.ticked(wiring.scheduler().tick())
+        vitals.measured(wiring.vitals().read())

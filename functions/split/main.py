@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide import wiring
-from lowtide.events.inbox import batch_of
+from lowtide.events.inbox import batch_of, received
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @functions_framework.cloud_event
 def split(event: CloudEvent) -> None:
     """Handle one event."""
-    batch = batch_of(event)
-    if batch is not None:
-        wiring.splitter().split(batch)
+    with received(event, wiring.tracer()):
+        batch = batch_of(event)
+        if batch is not None:
+            wiring.splitter().split(batch)

@@ -19,6 +19,8 @@ from lowtide.engines.replies import Reply
 if TYPE_CHECKING:
     import ssl
 
+    from lowtide.domain.traces import TraceContext
+
 
 class BrokenReplyError(Exception):
     """What came is no complete HTTP reply, or is too large."""
@@ -54,13 +56,19 @@ class Origin:
         """Return a GET request."""
         return f"GET {self.path}{path} HTTP/1.1\r\n{self.fields}\r\n".encode("ascii")
 
-    def post(self, path: str, body: bytes) -> bytes:
-        """Return a POST request of JSON."""
+    def post(self, path: str, body: bytes, trace: TraceContext | None = None) -> bytes:
+        """Return a POST request of JSON, made in a trace."""
+        fields = self.fields if trace is None else self.fields + _trace_fields(trace)
         head = (
-            f"POST {self.path}{path} HTTP/1.1\r\n{self.fields}"
+            f"POST {self.path}{path} HTTP/1.1\r\n{fields}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body
+
+
+def _trace_fields(trace: TraceContext) -> str:
+    state = f"tracestate: {trace.state}\r\n" if trace.state else ""
+    return f"traceparent: {trace.traceparent}\r\n{state}"
 
 
 class Connection(asyncio.Protocol):

@@ -110,9 +110,8 @@ class UpstreamEngine:
 
     async def _ask(self, request: EngineRequest) -> Outcome:
         try:
-            return outcome_of(
-                await self._exchange(self._origin.post(request.endpoint, request.body))
-            )
+            asked = self._origin.post(request.endpoint, request.body, request.trace)
+            return outcome_of(await self._exchange(asked))
         except TimeoutError:
             return Unanswered("timeout", f"The upstream gave no answer in {self._timeout:g} s.")
         except BrokenReplyError as error:

@@ -39,6 +39,11 @@ class HttpSink:
             "subject": event.subject,
             "datacontenttype": "application/json",
         }
+        if event.trace is not None:
+            # Extension attributes, not headers of this request: they stay with the event.
+            attributes["traceparent"] = event.trace.traceparent
+            if event.trace.state:
+                attributes["tracestate"] = event.trace.state
         headers, body = to_binary(CloudEvent(attributes, dict(event.data)))
         try:
             response = self._client.post(self._url, headers=headers, content=body)

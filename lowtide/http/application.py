@@ -30,8 +30,11 @@ from lowtide.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from lowtide.domain.ids import parse_batch_id
+from lowtide.domain.traces import parse_trace
 from lowtide.http.rate_headers import rate_headers
 from lowtide.metrics import api as metrics
+from lowtide.ports.tracing import BATCH, REQUEST, TENANT, SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,18 +43,23 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import TenantId
     from lowtide.http.operations import Route
+    from lowtide.ports.tracing import Span
     from lowtide.postgres.tenants import Caller
+
+    Match = tuple[Route, dict[str, Any]]
 
 _log = logging.getLogger(__name__)
 _DRAIN_BYTES = 1 << 30
+_LONGEST_PATH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of an authenticated caller."""
+    """One request of an authenticated caller; `joins_trace` if it came with a trace of its own."""
 
     request: Request
     caller: Caller
+    joins_trace: bool = False
 
     @property
     def tenant(self) -> TenantId:
@@ -72,45 +80,79 @@ class Application:
         """Answer a request; never raises."""
         began = perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
-        pattern = "unmatched"
+        found = self._match(request)
+        pattern = "unmatched" if isinstance(found, HTTPException) else found[0].path
+        trace = parse_trace(request.headers.get("traceparent"), request.headers.get("tracestate"))
+        method = metrics.method_of(request.method)
+        with wiring.tracer().span(
+            f"{method} {pattern}",
+            kind=SpanKind.SERVER,
+            parent=trace,
+            attributes={
+                REQUEST: request_id,
+                "http.request.method": method,
+                "http.route": pattern,
+                "url.path": request.path[:_LONGEST_PATH],
+                "url.scheme": request.scheme,
+            },
+        ) as span:
+            response = self._respond(request, found, span, joins_trace=trace is not None)
+            span.note({"http.response.status_code": response.status_code})
+            if response.status_code >= 500:
+                span.fail(str(response.status_code))
+        response.headers["x-request-id"] = request_id
+        if span.context is not None:
+            response.headers["traceresponse"] = span.context.traceparent
+        metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
+        return response
+
+    def _respond(
+        self, request: Request, found: Match | HTTPException, span: Span, *, joins_trace: bool
+    ) -> Response:
         headers: dict[str, str] = {}
         try:
-            route, values = self._match(request)
-            pattern = route.path
-            response = self._answer(route, request, values, headers)
+            response = (
+                _refusal(request, found)
+                if isinstance(found, HTTPException)
+                else self._answer(found, request, span, headers, joins_trace=joins_trace)
+            )
         except LowtideError as error:
             response = error_response(error)
         except HTTPException as error:
             response = _refusal(request, error)
         except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
-            _log.exception("request.failed", extra={"request_id": request_id, "route": pattern})
+            _log.exception("request.failed")
             response = error_response(
                 LowtideError("The server failed: this is a bug, please report it.")
             )
         if not _discard_body(request):
             response.headers["Connection"] = "close"
         response.headers.update(headers)
-        response.headers["x-request-id"] = request_id
-        metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
         return response
 
-    def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
-        adapter = self._map.bind_to_environ(request.environ)
-        # The map holds Routes as its endpoints.
-        return cast("tuple[Route, dict[str, Any]]", adapter.match())
+    def _match(self, request: Request) -> Match | HTTPException:
+        try:
+            # The map holds Routes as its endpoints.
+            return cast("Match", self._map.bind_to_environ(request.environ).match())
+        except HTTPException as error:
+            return error
 
     @staticmethod
     def _answer(
-        route: Route, request: Request, values: dict[str, Any], headers: dict[str, str]
+        found: Match, request: Request, span: Span, headers: dict[str, str], *, joins_trace: bool
     ) -> Response:
         """Return a route's answer; `headers` takes what every answer to this caller carries."""
+        route, values = found
         if route.public:
             return route.handler(**values)
         caller = wiring.tenants().caller(request.headers.get("Authorization"))
+        span.note({TENANT: str(caller.tenant)})
+        if parse_batch_id(values.get("batch_id", "")) is not None:
+            span.note({BATCH: values["batch_id"]})
         if caller.allowance is not None:
             headers.update(rate_headers(caller.allowance))
             caller.allowance.check()
-        return route.handler(Call(request, caller), **values)
+        return route.handler(Call(request, caller, joins_trace), **values)
 
 
 def json_response(value: object, status: int = 200) -> Response:

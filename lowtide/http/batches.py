@@ -48,6 +48,7 @@ def create(call: Call) -> Response:
         metadata=wanted.metadata,
         output_expires_after=None if expiry is None else expiry.seconds,
         idempotency_key=idempotency_key(call.request),
+        joins_trace=call.joins_trace,
     )
     return json_response(batch_object(wiring.batches().create(call.tenant, request)))
 

@@ -10,9 +10,14 @@ _RATE_LIMITED = Counter("api_rate_limited_total", "Requests answered 429.", ["re
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+def method_of(method: str) -> str:
+    """Return a method that is known, or `other`, so that whoever calls makes no new names."""
+    return method if method in _METHODS else "other"
+
+
 def answered(route: str, method: str, status: int, seconds: float) -> None:
     """Count one answer; `route` is the pattern, never the path, so that series stay few."""
-    method = method if method in _METHODS else "other"
+    method = method_of(method)
     _REQUESTS.labels(route, method, str(status)).inc()
     _SECONDS.labels(route, method).observe(seconds)
 

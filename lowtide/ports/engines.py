@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from lowtide.domain.outcomes import Outcome
+    from lowtide.domain.traces import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class EngineRequest:
 
     `key` is the caller's own and comes back with the outcome; `body` is exact JSON; `spot` says
     that the capacity may be interrupted; `attempt` counts from 1; `interruptions` is how often it
-    was interrupted before.
+    was interrupted before; `trace` is what the engine may continue.
     """
 
     key: int
@@ -26,6 +27,7 @@ class EngineRequest:
     attempt: int
     spot: bool
     interruptions: int = 0
+    trace: TraceContext | None = None
 
 
 class Engine(Protocol):

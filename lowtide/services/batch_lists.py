@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.batch_lists import COUNTED, BatchFilter, CancelPlan
@@ -91,9 +92,9 @@ class BatchDesk:
     def _cancel(self, visitor: Visitor, tenant: TenantId, batch: BatchId) -> bool:
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         try:
-            _, drained = self._ledger.cancel(tenant, batch, event, actor=visitor.name)
+            cancelled, drained = self._ledger.cancel(tenant, batch, event, actor=visitor.name)
         except (Conflict, NotFound):
             return False
         if drained:
-            self._publisher.publish([event])
+            self._publisher.publish([replace(event, trace=cancelled.trace)])
         return True

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lowtide.domain.batches import NewBatch
 from lowtide.domain.errors import InvalidRequest, NotFound
 from lowtide.domain.events import EventType, batch_event
-from lowtide.domain.ids import BatchId, parse_file_id
+from lowtide.domain.ids import BatchId, format_batch_id, parse_file_id
 from lowtide.domain.windows import parse_window
+from lowtide.ports.tracing import BATCH, TENANT
+from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +21,23 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from lowtide.domain.batches import Batch
+    from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import FileId, TenantId
     from lowtide.domain.promises import AdmissionPolicy
     from lowtide.ports import BatchLedger, FileCatalog
+    from lowtide.ports.tracing import Span, Tracer
     from lowtide.services.forecasts import Forecaster
     from lowtide.services.publishing import Publisher
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What a caller asks for; None takes the default."""
+    """What a caller asks for; None takes the default.
+
+    With `joins_trace` the batch's work continues the caller's own trace, else that of its file.
+    """
 
     input_file_id: str
     user: str
@@ -36,6 +46,7 @@ class BatchRequest:
     metadata: Mapping[str, str] | None = None
     output_expires_after: int | None = None
     idempotency_key: str | None = None
+    joins_trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,7 @@ class Batches:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._ledger = ledger
         self._files = files
@@ -69,6 +81,7 @@ class Batches:
         self._rules = rules
         self._new_id = new_id
         self._clock = clock
+        self._tracer = tracer
 
     def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
         """Create a batch, or return the one that has the same idempotency key.
@@ -89,25 +102,42 @@ class Batches:
             shortest=timedelta(seconds=self._rules.shortest_window),
             longest=timedelta(seconds=self._rules.longest_window),
         )
-        now = self._clock()
-        batch = NewBatch(
-            id=BatchId(self._new_id()),
-            tenant=tenant,
-            user=wanted.user,
-            input_file=file,
-            endpoint=self._endpoint(tenant, file, wanted.endpoint),
-            completion_window=window_text,
-            created_at=now,
-            deadline=now + window,
-            metadata=wanted.metadata,
-            idempotency_key=wanted.idempotency_key,
-            output_expires_after=wanted.output_expires_after,
-        )
-        event = batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, batch.id)
+        endpoint = self._endpoint(wanted.endpoint)
+        source = self._source(tenant, file)
+        here = self._tracer.current()
+        apart = source.trace if source.trace is not None and not wanted.joins_trace else None
+        with self._tracer.span(
+            "create batch",
+            parent=apart,
+            links=[here] if apart and here else [],
+            attributes={TENANT: str(tenant)},
+        ) as span:
+            now = self._clock()
+            batch = NewBatch(
+                id=BatchId(self._new_id()),
+                tenant=tenant,
+                user=wanted.user,
+                input_file=file,
+                endpoint=endpoint or source.endpoint or self._rules.endpoints[0],
+                completion_window=window_text,
+                created_at=now,
+                deadline=now + window,
+                metadata=wanted.metadata,
+                idempotency_key=wanted.idempotency_key,
+                output_expires_after=wanted.output_expires_after,
+                trace=span.context,
+            )
+            return self._forecaster.with_eta(self._record(batch, span))
+
+    def _record(self, batch: NewBatch, span: Span) -> Batch:
+        id_ = self._new_id()
+        event = batch_event(id_, EventType.BATCH_CREATED, batch.tenant, batch.id, batch.trace)
         created, new = self._ledger.create(batch, event, self._rules.admission)
+        span.note({BATCH: format_batch_id(created.id)})
         if new:
+            _log.info("batch.created", extra={"window": batch.completion_window})
             self._publisher.publish([event])
-        return self._forecaster.with_eta(created)
+        return created
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
@@ -129,16 +159,17 @@ class Batches:
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         cancelled, drained = self._ledger.cancel(tenant, batch, event)
         if drained:
-            self._publisher.publish([event])
+            self._publisher.publish([replace(event, trace=cancelled.trace)])
         return cancelled
 
-    def _endpoint(self, tenant: TenantId, file: FileId, wanted: str | None) -> str:
-        if wanted is None:
-            try:
-                return self._files.get(tenant, file).endpoint or self._rules.endpoints[0]
-            except NotFound as error:
-                raise NotFound(error.message, param="input_file_id") from error
-        if wanted not in self._rules.endpoints:
+    def _source(self, tenant: TenantId, file: FileId) -> StoredFile:
+        try:
+            return self._files.get(tenant, file)
+        except NotFound as error:
+            raise NotFound(error.message, param="input_file_id") from error
+
+    def _endpoint(self, wanted: str | None) -> str | None:
+        if wanted is not None and wanted not in self._rules.endpoints:
             raise InvalidRequest(
                 f"endpoint {wanted!r} is not supported: use one of "
                 f"{', '.join(self._rules.endpoints)}.",

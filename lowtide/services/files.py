@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
-from lowtide.domain.ids import FileId
+from lowtide.domain.ids import FileId, format_file_id
 from lowtide.domain.lines import Limits, LineReader
+from lowtide.ports.tracing import TENANT
+from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import TenantId
     from lowtide.domain.lines import Problem
+    from lowtide.domain.traces import TraceContext
     from lowtide.ports import FileCatalog, ObjectStore
+    from lowtide.ports.tracing import Tracer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Upload:
         tenant: TenantId,
         file: FileId,
         now: datetime,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
@@ -70,6 +78,7 @@ class Upload:
         self._tenant = tenant
         self._file = file
         self._now = now
+        self._tracer = tracer
         self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
         self._sha256 = hashlib.sha256()
         self._size = 0
@@ -120,10 +129,26 @@ class Upload:
                 param="purpose",
                 code="invalid_purpose",
             )
-        self._reader.finish()
+        attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
+        with self._tracer.span("store file", attributes=attributes) as span:
+            self._reader.finish()
+            self._block.close()
+            file = self._record(filename, expires_after, span.context)
+            span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
+            try:
+                self._catalog.add(file)
+            except BaseException:
+                self._objects.delete([file.object_key])
+                raise
+            told = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
+            _log.info("file.stored", extra=told)
+        return file
+
+    def _record(
+        self, filename: str, expires_after: int | None, trace: TraceContext | None
+    ) -> StoredFile:
         problems = self._reader.problems
-        self._block.close()
-        file = StoredFile(
+        return StoredFile(
             id=self._file,
             tenant=self._tenant,
             purpose=Purpose.BATCH,
@@ -137,13 +162,8 @@ class Upload:
             created_at=self._now,
             endpoint=self._reader.endpoint,
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
+            trace=trace,
         )
-        try:
-            self._catalog.add(file)
-        except BaseException:
-            self._objects.delete([file.object_key])
-            raise
-        return file
 
 
 class Files:
@@ -157,12 +177,14 @@ class Files:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
         self._limits = limits
         self._new_id = new_id
         self._clock = clock
+        self._tracer = tracer
 
     @property
     def max_bytes(self) -> int:
@@ -178,6 +200,7 @@ class Files:
             tenant=tenant,
             file=FileId(self._new_id()),
             now=self._clock(),
+            tracer=self._tracer,
         )
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:

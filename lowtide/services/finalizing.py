@@ -11,6 +11,8 @@ from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import derived_file_id, format_batch_id
 from lowtide.domain.outputs import NEVER_RAN, render
+from lowtide.ports.tracing import BATCH, TENANT
+from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import BatchId
     from lowtide.domain.jobs import FinalJob
+    from lowtide.domain.traces import TraceContext
     from lowtide.ports import Finals, ObjectStore
+    from lowtide.ports.tracing import Span, Tracer
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
@@ -40,24 +44,38 @@ class Finalizer:
         publisher: Publisher,
         *,
         new_id: Callable[[], UUID],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._finals = finals
         self._objects = objects
         self._publisher = publisher
         self._new_id = new_id
+        self._tracer = tracer
 
     def finalize(self, batch: BatchId) -> None:
         """Write both files and close the batch; one that is not drained is left as it is."""
-        job = self._finals.job(batch)
-        if job is None:
-            return
+        with self._tracer.span("finalize", attributes={BATCH: format_batch_id(batch)}) as span:
+            job = self._finals.job(batch)
+            if job is not None:
+                span.note({TENANT: str(job.tenant)})
+                self._write(job, span)
+
+    def _write(self, job: FinalJob, span: Span) -> None:
         never_ran = NEVER_RAN.get(job.final_status, ("not_executed", "The request never ran."))
         with ExitStack() as block:
-            output = block.enter_context(_OutputFile(self._objects, job, "output"))
-            error = block.enter_context(_OutputFile(self._objects, job, "error"))
+            output = block.enter_context(_OutputFile(self._objects, job, "output", span.context))
+            error = block.enter_context(_OutputFile(self._objects, job, "error", span.context))
             for line in self._finals.lines(job, never_ran):
-                (output if line.succeeded else error).add(render(batch, line))
-        event = batch_event(self._new_id(), EventType.BATCH_COMPLETED, job.tenant, batch)
+                (output if line.succeeded else error).add(render(job.batch, line))
+        ended = {
+            "status": job.final_status.value,
+            "completed": output.lines,
+            "failed": error.lines,
+        }
+        span.note({f"lowtide.batch.{name}": value for name, value in ended.items()})
+        event = batch_event(
+            self._new_id(), EventType.BATCH_COMPLETED, job.tenant, job.batch, span.context
+        )
         closed = self._finals.close(
             job,
             completed=output.lines,
@@ -67,23 +85,18 @@ class Finalizer:
             event=event,
         )
         if closed:
-            _log.info(
-                "batch.finalized",
-                extra={
-                    "batch": batch,
-                    "status": job.final_status.value,
-                    "completed": output.lines,
-                    "failed": error.lines,
-                },
-            )
+            _log.info("batch.finalized", extra=ended)
             self._publisher.publish([event])
 
 
 class _OutputFile:
     """A file of results; the object is only made once there is a line for it."""
 
-    def __init__(self, objects: ObjectStore, job: FinalJob, role: str) -> None:
+    def __init__(
+        self, objects: ObjectStore, job: FinalJob, role: str, trace: TraceContext | None
+    ) -> None:
         self.lines = 0
+        self._trace = trace
         self._objects = objects
         self._job = job
         self._role = role
@@ -134,6 +147,7 @@ class _OutputFile:
             status_details=None,
             created_at=self._job.drained_at,
             expires_at=self._job.files_expire_at,
+            trace=self._trace,
         )
 
     def _flush(self) -> None:

@@ -18,6 +18,8 @@ from lowtide.domain.outcomes import Usage
 from lowtide.domain.pools import Pool
 from lowtide.domain.settlement import settle_line
 from lowtide.ports import EngineRequest
+from lowtide.services.scopes import UNTRACED
+from lowtide.services.set_spans import SetSpans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from lowtide.domain.claims import Claim
     from lowtide.domain.outcomes import RetryPolicy
     from lowtide.ports import Engine, ModelCatalog, ObjectStore, Queue, WorkerMeter
+    from lowtide.ports.tracing import Tracer
     from lowtide.services.leases import LeaseKeeper
     from lowtide.services.settling import Settler
 
@@ -78,6 +81,7 @@ class Worker:
         rules: WorkerRules,
         policy: RetryPolicy,
         rng: Random,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._queue = queue
         self._engine = engine
@@ -90,6 +94,7 @@ class Worker:
         self._rules = rules
         self._policy = policy
         self._rng = rng
+        self._tracer = tracer
         self._keys = count()
         self._held: dict[int, Claim] = {}
         self._sets: set[asyncio.Task[None]] = set()
@@ -176,38 +181,49 @@ class Worker:
         task.add_done_callback(self._sets.discard)
 
     async def _run_set(self, held: Mapping[int, Claim], began: float) -> None:
+        spans = SetSpans(self._tracer, self._rules.pool, list(held.values()))
+        with spans.working():
+            await self._run_lines(held, began, spans)
+
+    async def _run_lines(self, held: Mapping[int, Claim], began: float, spans: SetSpans) -> None:
         """Run lines; whatever fails, none stays in hand. `began` is the pace's share at their start.
 
         The lease is renewed as long as the worker lives: a line that a fault left in its hands
         would never be run again.
         """
         try:
-            requests = await asyncio.to_thread(self._load, held)
+            requests = await asyncio.to_thread(self._load, held, spans)
             async for group in self._engine.run(requests):
                 keys = [key for key, _ in group]
                 self._meter.ran(out for _, out in group)
                 part = self._let_go(keys) - began
-                self._settler.add(
-                    [
-                        settle_line(held[key], out, self._policy, self._rng, replica_seconds=part)
-                        for key, out in group
-                    ]
-                )
+                ended = [
+                    settle_line(held[key], out, self._policy, self._rng, replica_seconds=part)
+                    for key, out in group
+                ]
+                spans.add(ended)
+                self._settler.add(ended)
         except NotFound:
-            self._end_rest(held, _lost_input)
+            self._end_rest(held, _lost_input, spans)
         except LowtideError as error:
             _log.warning("input.unreadable", extra={"reason": error.message})
-            self._end_rest(held, partial(_unread, reason=error.message))
+            self._end_rest(held, partial(_unread, reason=error.message), spans)
         except Exception:  # noqa: BLE001
             _log.exception("lines.failed")
-            self._end_rest(held, partial(_unread, reason="The worker failed to run the line"))
+            reason = "The worker failed to run the line"
+            self._end_rest(held, partial(_unread, reason=reason), spans)
 
     def _end_rest(
-        self, held: Mapping[int, Claim], ending: Callable[[Claim], Finished | Returned]
+        self,
+        held: Mapping[int, Claim],
+        ending: Callable[[Claim], Finished | Returned],
+        spans: SetSpans,
     ) -> None:
         left = [key for key in held if key in self._held]
         self._let_go(left)
-        self._settler.add([ending(held[key]) for key in left])
+        ended = [ending(held[key]) for key in left]
+        spans.add(ended)
+        self._settler.add(ended)
 
     def _let_go(self, keys: Sequence[int]) -> float:
         """Take lines out of hand; return the pace's share at their end."""
@@ -216,7 +232,7 @@ class Worker:
         self._room.set()
         return self._keeper.pace.ended(len(keys))
 
-    def _load(self, held: Mapping[int, Claim]) -> list[EngineRequest]:
+    def _load(self, held: Mapping[int, Claim], spans: SetSpans) -> list[EngineRequest]:
         """Read the bodies, with one call to the store for each input file."""
         by_input: dict[str, list[int]] = {}
         for key, claim in held.items():
@@ -233,6 +249,7 @@ class Worker:
                     attempt=held[key].attempts + 1,
                     spot=self._rules.pool is Pool.SPOT,
                     interruptions=held[key].interruptions,
+                    trace=spans.trace_of(held[key].batch),
                 )
                 for key, line in zip(keys, lines, strict=True)
             ]

@@ -20,8 +20,11 @@ from lowtide.domain.errors import LowtideError, NotFound, Unavailable
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import BatchId, FileId
+from lowtide.domain.pools import Pool
 from lowtide.domain.windows import parse_window
+from lowtide.ports.tracing import TENANT
 from lowtide.services.dead_letters import BLOCK_BYTES, input_gone, joined, read_lines, select
+from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.domain.dead_letters import LetterId, LetterPlace, Selection, Source
     from lowtide.domain.ids import TenantId
     from lowtide.ports import DeadLetterCatalog, DeadLetterDesk, FileCatalog, ObjectStore
+    from lowtide.ports.tracing import Tracer
     from lowtide.services.publishing import Publisher
 
 _TRIES = 5
@@ -48,13 +52,17 @@ class RequeueRules:
 
 @dataclass(frozen=True, slots=True)
 class RequeueRequest:
-    """What a caller asks for; without a window each new batch has its source's."""
+    """What a caller asks for; without a window each new batch has its source's.
+
+    Lines wait for `pool`; those that wait for dedicated stay there.
+    """
 
     wanted: Sequence[LetterId] | LetterFilter
     actor: str
     completion_window: str | None = None
     idempotency_key: str | None = None
     dry_run: bool = False
+    pool: Pool = Pool.SPOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,7 @@ class Requeuer:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._catalog = catalog
         self._desk = desk
@@ -99,6 +108,7 @@ class Requeuer:
         self._rules = rules
         self._new_id = new_id
         self._clock = clock
+        self._tracer = tracer
 
     def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         """Requeue open letters; those that were requeued before stay where they are.
@@ -106,6 +116,10 @@ class Requeuer:
         Raises NotFound for an unknown letter, Conflict when an input file is gone, InvalidRequest,
         TooManyRequests over a tenant's limit, and Unavailable while others change the same letters.
         """
+        with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
+            return self._requeue(tenant, request)
+
+    def _requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         if request.completion_window is not None:
             self._window(request.completion_window)
         if request.idempotency_key is not None:
@@ -148,7 +162,7 @@ class Requeuer:
                 file = self._write(tenant, sources[batch], places)
                 moves.append((self._batch(tenant, sources[batch], file, request), file, places))
             events = [
-                batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, new.id)
+                batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, new.id, new.trace)
                 for new, _, _ in moves
             ]
             done = self._desk.requeue(
@@ -195,6 +209,7 @@ class Requeuer:
             created_at=now,
             endpoint=source.endpoint,
             expires_at=now + timedelta(seconds=self._rules.file_expiry),
+            trace=self._tracer.current(),
         )
 
     def _batch(
@@ -214,6 +229,8 @@ class Requeuer:
             metadata=requeue_metadata(source),
             idempotency_key=None,
             output_expires_after=source.output_expires_after,
+            pool=request.pool,
+            trace=self._tracer.current(),
         )
 
     def _window(self, text: str) -> timedelta:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import NotFound
 from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.ids import BatchId, format_batch_id
 from lowtide.domain.lines import Limits, LineReader, Problem, read_lines
+from lowtide.ports.tracing import BATCH, TENANT
+from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from lowtide.domain.ids import BatchId
     from lowtide.ports import ObjectStore, Splits
+    from lowtide.ports.tracing import Span, Tracer
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
@@ -36,35 +39,45 @@ class Splitter:
         limits: Limits,
         *,
         new_id: Callable[[], UUID],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._splits = splits
         self._objects = objects
         self._publisher = publisher
         self._limits = limits
         self._new_id = new_id
+        self._tracer = tracer
 
     def split(self, batch: BatchId) -> None:
         """Queue every line of a batch's file, or fail the batch with all problems found.
 
         A batch that was split, failed or cancelled before is left as it is.
         """
+        with self._tracer.span("split", attributes={BATCH: format_batch_id(batch)}) as span:
+            self._split(batch, span)
+
+    def _split(self, batch: BatchId, span: Span) -> None:
         with self._splits.open(batch) as split:
             if split is None:
                 return
+            span.note({TENANT: str(split.job.tenant)})
             reader = LineReader(self._limits, endpoint=split.job.endpoint)
             chunks = self._objects.stream(split.job.input_key)
             try:
                 lines, problems = split.write(read_lines(chunks, reader)), reader.problems
             except NotFound:
                 lines, problems = 0, [_LOST]
-            event = batch_event(self._new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch)
+            span.note({"lowtide.lines": lines, "lowtide.problems": len(problems)})
+            event = batch_event(
+                self._new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch, span.context
+            )
             if problems:
                 split.discard()
             elif not split.start(lines, reader.model, event):
                 return
         if problems:
             self._splits.reject(batch, problems)
-            _log.info("batch.rejected", extra={"batch": batch, "problems": len(problems)})
+            _log.info("batch.rejected", extra={"problems": len(problems)})
             return
-        _log.info("batch.split", extra={"batch": batch, "lines": lines})
+        _log.info("batch.split", extra={"lines": lines})
         self._publisher.publish([event])

@@ -13,7 +13,16 @@ from lowtide.wiring.api import (
     requeuer,
     tenants,
 )
-from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
+from lowtide.wiring.base import (
+    capacity,
+    database,
+    line_limits,
+    new_id,
+    now,
+    objects,
+    publisher,
+    tracer,
+)
 from lowtide.wiring.operators import open_pools, open_tenancy
 from lowtide.wiring.portal import Desks, database_for, desks_for, entrance, pools
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, vitals
@@ -46,5 +55,6 @@ __all__ = [
     "scheduler",
     "splitter",
     "tenants",
+    "tracer",
     "vitals",
 ]

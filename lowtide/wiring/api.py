@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.dead_letters import MOST_LETTERS
 from lowtide.settings import Admission, read_settings
-from lowtide.wiring.base import capacity, database, line_limits, new_id, now, objects, publisher
+from lowtide.wiring.base import (
+    capacity,
+    database,
+    line_limits,
+    new_id,
+    now,
+    objects,
+    publisher,
+    tracer,
+)
 
 if TYPE_CHECKING:
     from lowtide.domain.pricing import Prices
@@ -44,7 +53,9 @@ def files() -> Files:
     limits = UploadLimits(
         settings.max_file_bytes, settings.file_expiry, line_limits(), settings.endpoints
     )
-    return Files(PostgresFiles(database()), objects(), limits, new_id=new_id, clock=now)
+    return Files(
+        PostgresFiles(database()), objects(), limits, new_id=new_id, clock=now, tracer=tracer()
+    )
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +81,7 @@ def batches() -> Batches:
         rules,
         new_id=new_id,
         clock=now,
+        tracer=tracer(),
     )
 
 
@@ -140,6 +152,7 @@ def requeuer() -> Requeuer:
         rules,
         new_id=new_id,
         clock=now,
+        tracer=tracer(),
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from lowtide import __version__
 from lowtide.domain.ids import uuid7
 from lowtide.domain.lines import Limits
 from lowtide.events.sink import HttpSink, NoSink
@@ -16,6 +18,7 @@ from lowtide.postgres.connections import connect
 from lowtide.postgres.outbox import PostgresOutbox
 from lowtide.postgres.sightings import PostgresSightings
 from lowtide.services.publishing import Publisher
+from lowtide.services.scopes import UNTRACED
 from lowtide.services.sightings import SightedSink, Sightings
 from lowtide.settings import read_settings
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.domain.demand import Capacity
+    from lowtide.ports.tracing import Tracer
 
 
 def now() -> datetime:
@@ -65,7 +69,33 @@ def publisher() -> Publisher:
     else:
         http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
         sink = SightedSink(http, sightings(), refusal="the broker did not take it")
-    return Publisher(sink, PostgresOutbox(database()))
+    return Publisher(sink, PostgresOutbox(database()), tracer=tracer())
+
+
+@lru_cache(maxsize=1)
+def tracer() -> Tracer:
+    """Return what work is told to. Not before the process that serves is there: it has a thread."""
+    from lowtide.tracing.switch import is_wanted
+
+    if not is_wanted(os.environ):
+        return UNTRACED
+    from lowtide.tracing.otel import OpenTelemetryTracer
+
+    function = os.environ.get("FUNCTION_TARGET", "portal")
+    return OpenTelemetryTracer(
+        {
+            "service.name": f"lowtide-{function.replace('_', '-')}",
+            "service.namespace": "lowtide",
+            "service.version": __version__,
+            "service.instance.id": instance(),
+            "faas.name": function,
+        }
+    )
+
+
+def instance() -> str:
+    """Return this process's name, which a worker's lease bears, too."""
+    return f"{socket.gethostname()}/{os.getpid()}"
 
 
 @lru_cache(maxsize=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,16 @@ from lowtide.domain.outcomes import RetryPolicy
 from lowtide.domain.pools import Pool
 from lowtide.settings import read_settings
 from lowtide.wiring.api import models, prices
-from lowtide.wiring.base import capacity, database, line_limits, new_id, objects, publisher
+from lowtide.wiring.base import (
+    capacity,
+    database,
+    instance,
+    line_limits,
+    new_id,
+    objects,
+    publisher,
+    tracer,
+)
 
 if TYPE_CHECKING:
     from lowtide.postgres.vitals import PostgresVitals
@@ -30,7 +37,12 @@ def splitter() -> Splitter:
     from lowtide.services.splitting import Splitter
 
     return Splitter(
-        PostgresSplits(database()), objects(), publisher(), line_limits(), new_id=new_id
+        PostgresSplits(database()),
+        objects(),
+        publisher(),
+        line_limits(),
+        new_id=new_id,
+        tracer=tracer(),
     )
 
 
@@ -40,7 +52,9 @@ def finalizer() -> Finalizer:
     from lowtide.postgres.finals import PostgresFinals
     from lowtide.services.finalizing import Finalizer
 
-    return Finalizer(PostgresFinals(database()), objects(), publisher(), new_id=new_id)
+    return Finalizer(
+        PostgresFinals(database()), objects(), publisher(), new_id=new_id, tracer=tracer()
+    )
 
 
 @lru_cache(maxsize=1)
@@ -89,13 +103,12 @@ def build_worker(pool: Pool) -> Worker:
 
     settings = read_settings()
     queue = PostgresQueue(database(), new_id=new_id, lease_duration=settings.lease_duration)
-    name = f"{socket.gethostname()}/{os.getpid()}"
     keeper = LeaseKeeper(
         queue,
         PostgresRates(database()),
         Pace(full=settings.worker_concurrency),
         pool=pool,
-        worker=name,
+        worker=instance(),
         duration=settings.lease_duration,
     )
     meter = PrometheusMeter(pool, prices())
@@ -118,4 +131,5 @@ def build_worker(pool: Pool) -> Worker:
         ),
         policy=RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap),
         rng=random.Random(),  # noqa: S311
+        tracer=tracer(),
     )
