@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lowtide.domain.dead_letters import LetterState
+from lowtide.domain.pools import Pool
 from lowtide.remote import Key, Url, api_errors, connect
 from lowtide.services.dead_letters import Content
 from lowtide.terminal import OUT, DataDir, Json, fail, print_json
@@ -99,6 +100,9 @@ def requeue(
     window: Annotated[
         str | None, typer.Option(help="Completion window; default: that of each source batch.")
     ] = None,
+    pool: Annotated[
+        Pool, typer.Option(help="Where they wait; on dedicated they stay there.")
+    ] = Pool.SPOT,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
@@ -107,7 +111,7 @@ def requeue(
     as_json: Json = False,
 ) -> None:
     """Run dead letters again, in a new batch for each batch they come from."""
-    body = _chosen(ids, batch, code, every=every)
+    body = _chosen(ids, batch, code, every=every) | {"pool": pool.value}
     if window is not None:
         body["completion_window"] = window
     client = connect(url, key, data_dir)

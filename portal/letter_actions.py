@@ -10,6 +10,7 @@ from nicegui import ui
 from lowtide.domain.dead_letters import LetterFilter
 from lowtide.domain.errors import LowtideError
 from lowtide.domain.ids import format_batch_id
+from lowtide.domain.pools import Pool
 from lowtide.services.dead_letters import Content
 from lowtide.services.requeueing import RequeueRequest
 from portal import letter_downloads
@@ -97,16 +98,16 @@ class LetterActions:
             return
         # The same key for every press of the button: letters run again once.
         key = f"portal-{uuid.uuid4()}"
-        windows: list[ui.input] = []
+        asked: list[_Asked] = []
         agreed = await confirm(
             f"Requeue {counted(would.changed, 'dead letter')}?",
             _requeue_details(would),
             action=f"Requeue {number(would.changed)}",
-            fill=lambda: windows.append(_window()),
+            fill=lambda: asked.append(_Asked()),
         )
         if agreed:
-            window = (windows[0].value or "").strip() or None
-            request = RequeueRequest(wanted, actor, window, key)
+            window, pool = asked[0].answer()
+            request = RequeueRequest(wanted, actor, window, key, pool=pool)
             done = await in_thread(lambda: self._desk.requeuer.requeue(tenant, request))
             self._tell_requeued(done)
             await self._on_done()
@@ -165,10 +166,24 @@ def _left(unchanged: int, remaining: int) -> list[str]:
     return found
 
 
-def _window() -> ui.input:
-    return ui.input("Completion window", placeholder="as the source batch").props(
-        'dense outlined hint="30m, 24h or 7d; empty for that of the source batch"'
-    )
+class _Asked:
+    """What else there is to choose before letters run again."""
+
+    def __init__(self) -> None:
+        pools = {
+            Pool.SPOT: "spot, moved to dedicated if the deadline needs it",
+            Pool.DEDICATED: "dedicated, and they stay there",
+        }
+        self._window = ui.input("Completion window", placeholder="as the source batch").props(
+            'dense outlined hint="30m, 24h or 7d; empty for that of the source batch"'
+        )
+        self._pool = ui.select(pools, value=Pool.SPOT, label="Pool").props(
+            "dense outlined options-dense"
+        )
+
+    def answer(self) -> tuple[str | None, Pool]:
+        """Return the window, None for the source's, and the pool."""
+        return (self._window.value or "").strip() or None, Pool(self._pool.value)
 
 
 def _link(content: Content) -> ui.element:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus, SlaState
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch about to be created; `output_expires_after` is in seconds, None keeps its files."""
+    """A batch about to be created; `output_expires_after` is in seconds, None keeps its files.
+
+    Its lines start in `pool`; those that start on dedicated stay there.
+    """
 
     id: BatchId
     tenant: TenantId
@@ -32,6 +36,7 @@ class NewBatch:
     idempotency_key: str | None
     output_expires_after: int | None = None
     trace: TraceContext | None = None
+    pool: Pool = Pool.SPOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Batch:
 
     `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
     it will probably be done, None when it is over or nobody can tell; `trace` is what all its work
-    continues.
+    continues; `pool` is where its lines started.
     """
 
     id: BatchId
@@ -79,6 +84,7 @@ class Batch:
     dedicated_seconds: float = 0.0
     eta: datetime | None = None
     trace: TraceContext | None = None
+    pool: Pool = Pool.SPOT
 
     @property
     def ended_at(self) -> datetime | None:

@@ -35,7 +35,7 @@ class OpenBatch:
     """A batch with lines still open.
 
     `spot` and `dedicated` wait for their pool, the others are in the hands of its workers; `unsplit`
-    have been promised but are not queued yet.
+    have been promised but are not queued yet. Of a `pinned` batch nothing goes back to spot.
     """
 
     id: BatchId
@@ -45,6 +45,7 @@ class OpenBatch:
     dedicated: int = 0
     running_dedicated: int = 0
     unsplit: int = 0
+    pinned: bool = False
 
     @property
     def open(self) -> int:
@@ -166,7 +167,9 @@ def plan_tick(
     return Plan(
         escalations=_moves((batch, want - batch.dedicated) for batch, want in pairs),
         revocations=_moves(zip(by_deadline, revoked, strict=True)),
-        returns=_moves((batch, batch.dedicated - want) for batch, want in pairs),
+        returns=_moves(
+            (batch, batch.dedicated - want) for batch, want in pairs if not batch.pinned
+        ),
         replicas=replicas,
         at_risk=at_risk,
         slack=_slack(room, left, demand, capacity),

@@ -65,10 +65,12 @@ class Reachability:
 def pools_of(batch: Batch) -> tuple[Pool, ...]:
     """Return the pools that a batch's lines wait, run or ran in.
 
-    Every line starts on spot and leaves it only by escalation.
+    A line leaves spot only by escalation, and what started on dedicated never leaves that.
     """
     if batch.ended_at is not None and batch.total == 0:
         return ()
+    if batch.pool is Pool.DEDICATED:
+        return (Pool.DEDICATED,)
     pools = []
     if batch.total == 0 or batch.escalations < batch.total:
         pools.append(Pool.SPOT)

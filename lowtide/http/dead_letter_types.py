@@ -90,9 +90,13 @@ class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequeueDeadLetters(DiscardDeadLetters, forbid_unknown_fields=True):
-    """Either `ids` or `filter`; each new batch has its source's window unless one is given."""
+    """Either `ids` or `filter`; each new batch has its source's window unless one is given.
+
+    Lines wait for spot, from where a deadline may move them, or for dedicated, where they stay.
+    """
 
     completion_window: Window | None = None
+    pool: Literal["spot", "dedicated"] = "spot"
 
 
 class DiscardedDeadLetters(msgspec.Struct, kw_only=True):

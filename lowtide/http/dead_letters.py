@@ -12,6 +12,7 @@ from lowtide import wiring
 from lowtide.domain.dead_letters import LetterFilter, LetterId, LetterState
 from lowtide.domain.errors import InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id, format_request_id, parse_batch_id, parse_request_id
+from lowtide.domain.pools import Pool
 from lowtide.http import dead_letter_types as types
 from lowtide.http.application import json_response
 from lowtide.http.bodies import idempotency_key, json_body
@@ -103,6 +104,7 @@ def requeue(call: Call) -> Response:
         completion_window=wanted.completion_window,
         idempotency_key=idempotency_key(call.request),
         dry_run=wanted.dry_run,
+        pool=Pool(wanted.pool),
     )
     outcome = wiring.requeuer().requeue(call.tenant, request)
     answer = types.RequeuedDeadLetters(

@@ -12,6 +12,7 @@ from lowtide.domain.batches import Batch, NewBatch
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id
 from lowtide.domain.lines import Problem
+from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus
 from lowtide.postgres.admissions import admit_batch
 from lowtide.postgres.audit import note
@@ -41,10 +42,10 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key, traceparent,
-  tracestate)
+  tracestate, start_pool)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
-  :output_expires_after, :idempotency_key, :traceparent, :tracestate)
+  :output_expires_after, :idempotency_key, :traceparent, :tracestate, :start_pool)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _BY_IDEMPOTENCY_KEY = text("""
@@ -167,6 +168,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         else msgspec.json.encode(batch.metadata).decode(),
         "output_expires_after": batch.output_expires_after,
         "idempotency_key": batch.idempotency_key,
+        "start_pool": batch.pool.value,
         **trace_columns(batch.trace),
     }
 
@@ -210,4 +212,5 @@ def batch_of(row: Any) -> Batch:
         spot_seconds=row.spot_seconds,
         dedicated_seconds=row.dedicated_seconds,
         trace=trace_of(row),
+        pool=Pool(row.start_pool),
     )

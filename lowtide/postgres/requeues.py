@@ -151,7 +151,7 @@ class PostgresRequeues:
                 add_expected_file(connection, file)
                 insert_batch(connection, batch, file.object_key, file.lines)
                 new = format_batch_id(batch.id)
-                subject = f"{format_batch_id(source)}: {len(places)} lines as {new}"
+                subject = f"{format_batch_id(source)}: {len(places)} lines as {new} on {batch.pool}"
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])
             for event in events:
                 add_event(connection, event)

@@ -39,7 +39,7 @@ SELECT :batch, :tenant, line, start, length, custom_id FROM incoming
 """)
 _QUEUE = text("""
 INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, 'spot'
+SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, b.start_pool
 FROM incoming i, batches b WHERE b.id = :batch
 """)
 _START = text("""

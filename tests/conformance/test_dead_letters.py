@@ -42,6 +42,7 @@ DOWNLOAD = "`dead_letters/content`: inputs to upload again, or last answers as i
 REQUEUE = (
     "`dead_letters/requeue`: by ids or filter, in a new batch; repeating it runs no line twice"
 )
+REQUEUE_TO = "`dead_letters/requeue` to a pool: lines that are sent to dedicated stay there"
 DISCARD = "`dead_letters/discard`: by ids or filter"
 UNKNOWN_BATCH = "batch_" + "0" * 32
 UNKNOWN = "batch_req_" + "0" * 39 + "1"
@@ -219,6 +220,25 @@ def test_requeue(server: Server, own: Own, by: str) -> None:
         assert letter["ended_by"]
     again = _changed(server, "requeue", ids=ids)
     assert (again["changed"], again["unchanged"], again["batches"]) == (0, 4, [made])
+
+
+@proves(Area.BEYOND, REQUEUE_TO)
+@pytest.mark.parametrize("pool", ["dedicated", "spot"])
+def test_requeue_to_a_pool(server: Server, own: Own, pool: str) -> None:
+    died = _died(server, f"requeue-to-{pool}")
+    own.engine.mend(f"requeue-to-{pool}")
+    (made,) = _changed(server, "requeue", filter={"batch_id": died.batch["id"]}, pool=pool)[
+        "batches"
+    ]
+    server.finish(server.batch(made["batch_id"]))
+    page = server.http.get(f"/v1/batches/{made['batch_id']}/requests").json()
+    assert [line["pool"] for line in page["data"]] == [pool] * 4
+
+
+@proves(Area.BEYOND, REQUEUE_TO)
+def test_an_unknown_pool(server: Server) -> None:
+    response = _post(server, "requeue", filter={}, pool="gold")
+    assert response.status_code == 400
 
 
 @proves(Area.BEYOND, REQUEUE)

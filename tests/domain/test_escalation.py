@@ -98,6 +98,11 @@ def test_lines_in_spot_workers_hands_are_taken_at_the_last_safe_moment(
         pytest.param(
             [_batch(1, 60, 0, 0, 101), _batch(2, 99, 0, 0, 7)], ((1, 91), (2, 7)), id="latest first"
         ),
+        pytest.param(
+            [replace(_batch(1, 1000, 0, 0, 30), pinned=True), _batch(2, 1000, 0, 0, 7)],
+            ((2, 7),),
+            id="not what somebody sent there",
+        ),
     ],
 )
 def test_lines_go_back_to_spot(

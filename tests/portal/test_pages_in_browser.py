@@ -57,14 +57,16 @@ def test_chosen_letters_are_requeued_after_a_question(
     page.get_by_text("Requeue 2 dead letters?").wait_for(state="hidden")
     page.get_by_role("button", name="Requeue …").click()
     page.get_by_label("Completion window").fill("2h")
+    page.get_by_role("combobox", name="Pool").click()
+    page.get_by_role("option", name="dedicated, and they stay there").click()
     page.get_by_role("button", name="Requeue 2", exact=True).click()
     page.get_by_text("2 dead letters requeued").wait_for()
     assert _states(shared) == {"open": 2, "requeued": 2}
     with shared.engine("operator").connect() as connection:
-        window = connection.execute(
-            text("SELECT completion_window FROM batches ORDER BY id DESC LIMIT 1")
-        ).scalar_one()
-    assert window == "2h"
+        made = connection.execute(
+            text("SELECT completion_window, start_pool FROM batches ORDER BY id DESC LIMIT 1")
+        ).one()
+    assert tuple(made) == ("2h", "dedicated")
     page.get_by_text("2 chosen").wait_for(state="hidden")
     assert page.get_by_text(HOSTILE).is_visible()
     assert visited.problems == []

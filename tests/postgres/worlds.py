@@ -22,6 +22,7 @@ from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId
 from lowtide.domain.lines import InputLine
 from lowtide.domain.outcomes import Usage
+from lowtide.domain.pools import Pool
 from lowtide.local.database import engine as admin_engine
 from lowtide.local.secrets import SUPERUSER
 from lowtide.postgres.batches import PostgresBatches
@@ -204,7 +205,7 @@ class World:
         whole: dict[str, Any] = dict.fromkeys(field.name for field in fields(NewBatch)) | {
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
             "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
-            "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None,
+            "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None, "pool": Pool.SPOT,
         }  # fmt: skip
         if "input_file" not in changes:
             changes["input_file"] = self.file(tenant).id

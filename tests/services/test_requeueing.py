@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.domain.dead_letters import LetterFilter, LetterId
+from lowtide.domain.demand import Capacity
 from lowtide.domain.errors import (
     Conflict,
     InvalidRequest,
@@ -20,6 +21,9 @@ from lowtide.domain.errors import (
 )
 from lowtide.domain.files import object_key
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format_batch_id
+from lowtide.domain.overview import pools_of
+from lowtide.domain.pools import Pool
+from lowtide.domain.situations import decide
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.dead_letters import PostgresDeadLetters
 from lowtide.postgres.requeues import PostgresRequeues
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from lowtide.services.requeueing import RequeueOutcome
     from tests.postgres.worlds import World
 
+CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
 RULES = RequeueRules(most=50_000, shortest_window=60, longest_window=604_800, file_expiry=86_400)
 
 
@@ -138,9 +143,28 @@ def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
     assert desk.states() == [(line, "requeued", new.batch) for line in (2, 3, 9)]
     assert (world.row(source), world.rows("SELECT * FROM results ORDER BY line")) == before
     assert [event.subject for event in desk.sink.sent] == [format_batch_id(new.batch)]
-    subject = f"{format_batch_id(source)}: 3 lines as {format_batch_id(new.batch)}"
+    subject = f"{format_batch_id(source)}: 3 lines as {format_batch_id(new.batch)} on spot"
     assert desk.audit() == [("key", "dead_letters.requeue", subject)]
     assert desk.unknown_objects() == []
+
+
+def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) -> None:
+    _, letters = desk.batch()
+    (new,) = desk.requeue(letters, pool=Pool.DEDICATED).batches
+    assert new.batch is not None
+    desk.world.split(new.batch, 3)
+    assert {row.pool for row in desk.world.rows("SELECT pool FROM queue")} == {"dedicated"}
+    made = desk.world.batches.get(DEFAULT_TENANT, new.batch)
+    assert (made.pool, pools_of(made), made.escalations) == (Pool.DEDICATED, (Pool.DEDICATED,), 0)
+    assert desk.audit()[0][2].endswith(f"{format_batch_id(new.batch)} on dedicated")
+    planned = desk.world.timetable.replan(lambda situation: decide(situation, CAPACITY))
+    assert planned is not None
+    assert planned.before[Pool.DEDICATED].queued == 3
+    assert planned.returned == 0
+    desk.world.run("UPDATE batches SET start_pool = 'spot'")
+    planned = desk.world.timetable.replan(lambda situation: decide(situation, CAPACITY))
+    assert planned is not None
+    assert planned.returned == 3, "what was not chosen goes back"
 
 
 def test_a_batch_that_runs_still(desk: Desk) -> None:
