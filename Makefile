@@ -44,7 +44,7 @@ check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/hadolint --failure-threshold style Dockerfile
-	$(BIN)/actionlint
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
