@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lowtide.services.scopes import log_fields
+from lowtide.settings import LogLevel
 
 if TYPE_CHECKING:
     from lowtide.settings import LogFormat
@@ -24,13 +25,18 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _LONG_WINDED = frozenset({"span_id", "tenant_id"})
 
 
-def configure(log_format: LogFormat) -> None:
-    """Send every log record of this process to standard error in one format."""
+def configure(log_format: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
+    """Send every log record of this process to standard error in one format.
+
+    `level` is that of Lowtide's own records; libraries narrate no more than at INFO.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if log_format.value == "json" else _ReadableLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    for ours in ("lowtide", "portal"):
+        logging.getLogger(ours).setLevel(level.value.upper())
     # These narrate every request at INFO.
     for chatty in ("httpx", "httpcore", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

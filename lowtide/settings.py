@@ -6,14 +6,28 @@ import os
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lowtide.domain.lines import ENDPOINTS
 from lowtide.domain.visitors import Role
 
 PREFIX = "LOWTIDE_"
+
+
+def _web_address(value: str) -> str:
+    """Return an address that is safe as a link; raises ValueError."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must start with http:// or https:// and name a host")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user, no ? and no #: visitors see it, paths are added to it")
+    return value
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
 class EngineKind(StrEnum):
@@ -36,6 +50,15 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+class LogLevel(StrEnum):
+    """The least grave lines of Lowtide's own that a log shows."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class Settings(BaseSettings):
@@ -115,6 +138,9 @@ class Settings(BaseSettings):
 
     health_port: int = Field(default=8081, description="Port of `/health/*` and `/metrics`.")
     log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
+    log_level: LogLevel = Field(
+        default=LogLevel.INFO, description="`debug`, `info`, `warning` or `error`."
+    )
 
     engine: EngineKind = Field(default=EngineKind.SIMULATED, description="What runs the lines.")
     engine_url: str = Field(
@@ -189,6 +215,12 @@ class Settings(BaseSettings):
     stalled_after: float = Field(
         default=30.0, gt=0, description="Seconds until a step without progress is started again."
     )
+    history_retention: int = Field(
+        default=604_800,
+        ge=3600,
+        description="Seconds that samples of queues and replicas, one a minute, are kept for the "
+        "portal.",
+    )
 
     portal_secret: SecretStr = Field(
         default=SecretStr(""), description="Signs the portal's session cookies."
@@ -223,14 +255,25 @@ class Settings(BaseSettings):
     api_url: str = Field(
         default="http://127.0.0.1:8080", description="Base URL that the portal shows and probes."
     )
-    grafana_url: str | None = Field(
-        default=None, description="Dashboards that the portal links to. Unset: no link."
+    portal_probes_api: bool = Field(
+        default=True,
+        description="Whether the portal asks the API every few seconds. Off, its health is what its "
+        "functions noted, and they can scale to zero.",
     )
-    prometheus_url: str | None = Field(
-        default=None, description="Prometheus, as the portal links to it. Unset: no link."
+    grafana_url: WebAddress | None = Field(
+        default=None,
+        description="Grafana with the dashboards of `monitoring/`, as browsers reach it. Unset: no link.",
     )
-    alertmanager_url: str | None = Field(
-        default=None, description="Alertmanager, as the portal links to it. Unset: no link."
+    prometheus_url: WebAddress | None = Field(
+        default=None, description="Prometheus, as browsers reach it. Unset: no link."
+    )
+    alertmanager_url: WebAddress | None = Field(
+        default=None,
+        description="Alertmanager, as browsers reach it. Unset: no link, and no alerts on the portal.",
+    )
+    alertmanager_api_url: WebAddress | None = Field(
+        default=None,
+        description="Alertmanager, as the portal itself reaches it. Unset: `LOWTIDE_ALERTMANAGER_URL`.",
     )
 
     @field_validator("endpoints", mode="before")

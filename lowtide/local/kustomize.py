@@ -1,20 +1,19 @@
-"""Reads the manifests that the kustomizations in `knative/` and `keda/` name."""
+"""The manifests as typed objects: what the overlay for development says runs on one machine."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import yaml
 
 from lowtide.local import manifests as kinds
 from lowtide.local.errors import BadManifest
+from lowtide.local.rendering import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-FOLDERS = ("knative", "keda")
+OVERLAY = "knative/overlays/dev"
 
 _KINDS: dict[tuple[str, str], type[kinds.Part]] = {
     ("serving.knative.dev/v1", "Service"): kinds.KnativeService,
@@ -44,40 +43,18 @@ class Manifests:
 
 
 def load(root: Path) -> Manifests:
-    """Read what `root`/knative and `root`/keda list; other kinds are skipped.
+    """Read what the overlay for development renders to; other kinds are skipped.
 
     Raises BadManifest, naming the file and the field.
     """
     objects: list[kinds.Part] = []
-    for folder in FOLDERS:
-        for path in _resources(root / folder):
-            for document in _documents(path):
-                kind = _KINDS.get((document.get("apiVersion", ""), document.get("kind", "")))
-                if kind is None:
-                    continue
-                try:
-                    objects.append(msgspec.convert(document, kind))
-                except msgspec.ValidationError as error:
-                    raise BadManifest(f"{path}: {error}") from error
+    for resource in render(root / OVERLAY):
+        document = resource.document
+        kind = _KINDS.get((document.get("apiVersion", ""), document["kind"]))
+        if kind is None:
+            continue
+        try:
+            objects.append(msgspec.convert(document, kind))
+        except msgspec.ValidationError as error:
+            raise BadManifest(f"{resource.origin}: {error}") from error
     return Manifests(objects)
-
-
-def _resources(folder: Path) -> Iterator[Path]:
-    kustomization = folder / "kustomization.yaml"
-    if not kustomization.exists():
-        raise BadManifest(f"{kustomization} is missing: is {folder.parent} a Lowtide checkout?")
-    for document in _documents(kustomization):
-        for name in document.get("resources", []):
-            path = folder / str(name)
-            if path.is_dir():
-                yield from _resources(path)
-            else:
-                yield path
-
-
-def _documents(path: Path) -> list[dict[str, Any]]:
-    try:
-        documents = list(yaml.safe_load_all(path.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadManifest(f"{path}: {error}") from error
-    return [document for document in documents if isinstance(document, dict)]

@@ -215,11 +215,36 @@ class RouteMatch(Part, frozen=True):
     method: str | None = None
 
 
+class UrlRewrite(Part, frozen=True):
+    """What a request's host becomes."""
+
+    hostname: str | None = None
+
+
+class RouteFilter(Part, frozen=True):
+    """What happens to a request on its way."""
+
+    url_rewrite: UrlRewrite | None = None
+
+
 class RouteRule(Part, frozen=True):
     """Requests that match any of `matches` go to the first backend."""
 
     matches: list[RouteMatch] = msgspec.field(default_factory=lambda: [RouteMatch()])
+    filters: list[RouteFilter] = []
     backend_refs: list[ObjectName] = []
+
+    @property
+    def service(self) -> str | None:
+        """The name of the Service that answers.
+
+        Knative's gateway routes by host, as `upload.lowtide.svc.cluster.local`; without a rewrite it
+        is the backend itself.
+        """
+        for one in self.filters:
+            if one.url_rewrite is not None and one.url_rewrite.hostname is not None:
+                return one.url_rewrite.hostname.partition(".")[0]
+        return self.backend_refs[0].name if self.backend_refs else None
 
 
 class RouteSpec(Part, frozen=True):

@@ -65,10 +65,10 @@ class Routes:
     def __init__(self, rules: list[RouteRule]) -> None:
         self._matches = sorted(
             (
-                (match, rule.backend_refs[0].name)
+                (match, service)
                 for rule in rules
                 for match in rule.matches
-                if rule.backend_refs
+                if (service := rule.service) is not None
             ),
             key=lambda found: _precedence(found[0]),
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -9,9 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.local.database import EmbeddedPostgres, engine
+from lowtide.local.kustomize import OVERLAY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
     server.start()
     yield server
     server.stop()
+
+
+def write_overlay(root: Path, files: Mapping[str, str]) -> Path:
+    """Write the overlay that the runtime reads, of these files; return its folder."""
+    folder = root / OVERLAY
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    (folder / "kustomization.yaml").write_text(f"resources: {json.dumps(list(files))}\n")
+    return folder
 
 
 def new_database(server: EmbeddedPostgres) -> str:

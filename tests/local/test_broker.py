@@ -19,7 +19,7 @@ from lowtide.local.broker import DATABASE_VARIABLE
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
 
-from .conftest import eventually, new_database
+from .conftest import eventually, new_database, write_overlay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,10 +177,7 @@ def database(server: EmbeddedPostgres) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
     tmp_path = tmp_path_factory.mktemp("broker")
-    for folder, files in (("knative", ["triggers.yaml"]), ("keda", [])):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "kustomization.yaml").write_text(f"resources: {json.dumps(files)}\n")
-    (tmp_path / "knative" / "triggers.yaml").write_text(TRIGGERS)
+    write_overlay(tmp_path, {"triggers.yaml": TRIGGERS})
     made = Broker(tmp_path, database.url.render_as_string(hide_password=False))
     made.start()
     yield made

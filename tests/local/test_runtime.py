@@ -15,11 +15,12 @@ from sqlalchemy import text
 
 from lowtide.local.database import engine
 from lowtide.local.errors import AlreadyRunning, PortInUse, StartFailed
+from lowtide.local.kustomize import OVERLAY
 from lowtide.local.ports import free_port
 from lowtide.local.runtime import Options, Status, down, status, up, up_detached
 from lowtide.local.secrets import SUPERUSER, read_or_create
 
-from .conftest import eventually
+from .conftest import eventually, write_overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,10 +122,7 @@ spec:
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     root = tmp_path_factory.mktemp("root")
-    for folder, content in (("knative", KNATIVE), ("keda", KEDA)):
-        (root / folder).mkdir()
-        (root / folder / "kustomization.yaml").write_text("resources: [all.yaml]\n")
-        (root / folder / "all.yaml").write_text(content)
+    write_overlay(root, {"knative.yaml": KNATIVE, "keda.yaml": KEDA})
     (root / "server.py").write_text(SERVER)
     port, portal_port = free_port(), free_port()
     return Options(
@@ -269,10 +267,7 @@ def test_down_ends_everything_in_order(stack: Status, options: Options) -> None:
 def test_a_stack_that_cannot_start_shows_the_end_of_its_log(
     options: Options, tmp_path: Path
 ) -> None:
-    for folder, content in (("knative", KNATIVE), ("keda", KEDA)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "kustomization.yaml").write_text("resources: [all.yaml]\n")
-        (tmp_path / folder / "all.yaml").write_text(content)
+    write_overlay(tmp_path, {"knative.yaml": KNATIVE, "keda.yaml": KEDA})
     (tmp_path / "server.py").write_text("raise SystemExit('no luck today')")
     broken = Options(root=tmp_path, data_dir=options.data_dir, port=free_port())
     with pytest.raises(StartFailed, match="no luck today") as caught:
@@ -284,7 +279,7 @@ def test_a_stack_that_cannot_start_shows_the_end_of_its_log(
 def test_ctrl_c_twice_kills_at_once(options: Options) -> None:
     server = options.root / "server.py"
     server.write_text("import signal; signal.signal(signal.SIGTERM, lambda *_: None)\n" + SERVER)
-    manifest = options.root / "knative" / "all.yaml"
+    manifest = options.root / OVERLAY / "knative.yaml"
     manifest.write_text(KNATIVE.replace("timeoutSeconds: 2", "timeoutSeconds: 25"))
     found = up_detached(options)
     supervisor = psutil.Process(found.pid)

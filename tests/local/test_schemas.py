@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
-from .conftest import ROOT
+from manifests.overlays import label, rendered
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -38,15 +38,11 @@ NEWER = (".spec.fallback.behavior", ".tolerance", ".spec.delivery.timeout")
 
 
 def documents() -> list[Any]:
-    found = []
-    for folder in ("knative", "keda"):
-        for path in sorted((ROOT / folder).rglob("*.yaml")):
-            if path.name == "kustomization.yaml" or "overlays" in path.parts:
-                continue
-            for document in yaml.safe_load_all(path.read_text()):
-                name = f"{document['kind']}-{document['metadata']['name']}"
-                found.append(pytest.param(document, id=name))
-    return found
+    return [
+        pytest.param(document, id=f"{Path(kustomization).name}-{label(document)}")
+        for kustomization in ("knative", "knative/overlays/dev", "knative/overlays/prod-gpu")
+        for document in rendered(kustomization)
+    ]
 
 
 def dropped(document: object, model: object, path: str = "") -> list[str]:

@@ -1,0 +1,33 @@
+"""Which kustomizations there are, and what they render to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowtide.local.rendering import render
+
+if TYPE_CHECKING:
+    from lowtide.local.patches import Document
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERLAYS = ("dev", "stage", "prod", "prod-gpu")
+# Everything that a person may apply; the first is the base, with what scales it.
+KUSTOMIZATIONS = (
+    "knative",
+    "keda",
+    *(f"knative/overlays/{name}" for name in OVERLAYS),
+    "knative/cluster/kourier",
+    "knative/cluster/istio",
+    "knative/examples",
+)
+
+
+def rendered(kustomization: str, root: Path = ROOT) -> list[Document]:
+    """Return the objects of a kustomization, by its path in the checkout."""
+    return [resource.document for resource in render(root / kustomization)]
+
+
+def label(document: Document) -> str:
+    """Return `Kind/name`."""
+    return f"{document['kind']}/{document['metadata']['name']}"
