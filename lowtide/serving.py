@@ -12,6 +12,8 @@ import signal
 from typing import Any
 
 from lowtide import health, wiring
+from lowtide.domain.events import EventType
+from lowtide.domain.sightings import TICK, Sight
 from lowtide.http.service import check_database
 from lowtide.logs import configure
 from lowtide.pull_loop import PULL_LOOP
@@ -32,6 +34,9 @@ limit_request_line = 0
 control_socket_disable = True
 
 _LAST_WORDS_SECONDS = 2.0
+_FUNCTION = os.environ.get("FUNCTION_TARGET", "")
+_TAKES_EVENTS = os.environ.get("FUNCTION_SIGNATURE_TYPE") == "cloudevent"
+_EVENT_TYPES = frozenset({*EventType, TICK})
 
 
 def post_worker_init(worker: Any) -> None:
@@ -50,8 +55,23 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001
+    """Note that this function answered, and the type of an event that it handled."""
+    # Probes are no use of it, and would keep an idle function's sighting young.
+    if not _FUNCTION or environ.get("PATH_INFO", "").startswith("/health/"):
+        return
+    status = getattr(response, "status_code", None) or 500
+    problem = f"HTTP {status}" if status >= 500 else None
+    sightings = wiring.sightings()
+    sightings.note(Sight.FUNCTION, _FUNCTION, problem)
+    type_ = environ.get("HTTP_CE_TYPE", "")
+    if _TAKES_EVENTS and type_ in _EVENT_TYPES:
+        sightings.note(Sight.DELIVERED, type_, problem)
+
+
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     """Let the pull loop finish its work in hand."""
     PULL_LOOP.begin_stop()
     PULL_LOOP.join()
+    wiring.sightings().close(_LAST_WORDS_SECONDS)
     wiring.tracer().close(_LAST_WORDS_SECONDS)

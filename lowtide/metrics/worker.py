@@ -11,7 +11,7 @@ from lowtide.domain.outcomes import Answered, Unanswered
 from lowtide.metrics import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lowtide.domain.claims import Claim
     from lowtide.domain.outcomes import Outcome
@@ -45,9 +45,10 @@ _COST = Counter(
 
 
 class PrometheusMeter:
-    """Port WorkerMeter, for one worker of a pool."""
+    """Port WorkerMeter, for one worker of a pool; `on_answer` is told what its engine said."""
 
-    def __init__(self, pool: Pool, prices: Prices) -> None:
+    def __init__(self, pool: Pool, prices: Prices, on_answer: Callable[[str], None]) -> None:
+        self._on_answer = on_answer
         self._price = prices.of_second(pool)
         self._pool = pool.value
         self._wait = _WAIT.labels(pool.value)
@@ -65,6 +66,7 @@ class PrometheusMeter:
         """Count what the engine said."""
         for answer, lines in Tally(map(_answer, outcomes)).items():
             _ANSWERS.labels(self._pool, answer).inc(lines)
+            self._on_answer(answer)
 
     def settled(self, completed: int, failed: int, dead_letters: int) -> None:
         """Count lines that left the worker; going back to the queue counts as failed."""

@@ -21,6 +21,7 @@ from lowtide.wiring.base import (
     now,
     objects,
     publisher,
+    sightings,
     tracer,
 )
 from lowtide.wiring.operators import open_pools, open_tenancy
@@ -53,6 +54,7 @@ __all__ = [
     "requests",
     "requeuer",
     "scheduler",
+    "sightings",
     "splitter",
     "tenants",
     "tracer",

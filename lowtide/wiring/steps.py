@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lowtide.domain.backoff import ExponentialBackoff
 from lowtide.domain.outcomes import RetryPolicy
 from lowtide.domain.pools import Pool
+from lowtide.domain.sightings import Sight
 from lowtide.settings import read_settings
 from lowtide.wiring.api import models, prices
 from lowtide.wiring.base import (
@@ -19,6 +20,7 @@ from lowtide.wiring.base import (
     new_id,
     objects,
     publisher,
+    sightings,
     tracer,
 )
 
@@ -100,6 +102,7 @@ def build_worker(pool: Pool) -> Worker:
     from lowtide.services.leases import LeaseKeeper
     from lowtide.services.pace import Pace
     from lowtide.services.settling import FlushRules, Settler
+    from lowtide.services.sightings import SightedEngine
 
     settings = read_settings()
     queue = PostgresQueue(database(), new_id=new_id, lease_duration=settings.lease_duration)
@@ -111,7 +114,8 @@ def build_worker(pool: Pool) -> Worker:
         worker=instance(),
         duration=settings.lease_duration,
     )
-    meter = PrometheusMeter(pool, prices())
+    sightings().note(Sight.FUNCTION, f"infer_{pool}")
+    meter = PrometheusMeter(pool, prices(), SightedEngine(sightings(), pool).answered)
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(
         queue,
