@@ -9,11 +9,12 @@ from lowtide.ports.engines import Engine, EngineRequest
 from lowtide.ports.events import EventSink, Outbox
 from lowtide.ports.files import FileCatalog
 from lowtide.ports.finals import Finals
+from lowtide.ports.history import HistoryRecorder, HistorySource
 from lowtide.ports.objects import ObjectStore, ObjectWriter
 from lowtide.ports.operations import OperationsSource
 from lowtide.ports.outlook import OutlookSource
-from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.pools import PoolRegister
+from lowtide.ports.queue import Queue, WorkerMeter
 from lowtide.ports.rates import RateBook
 from lowtide.ports.sightings import SightingBook
 from lowtide.ports.splits import Split, Splits
@@ -33,15 +34,17 @@ __all__ = [
     "EventSink",
     "FileCatalog",
     "Finals",
+    "HistoryRecorder",
+    "HistorySource",
     "ModelCatalog",
     "ObjectStore",
     "ObjectWriter",
     "OperationsSource",
     "Outbox",
     "OutlookSource",
+    "PoolRegister",
     "Queue",
     "RateBook",
-    "PoolRegister",
     "RequestCatalog",
     "SightingBook",
     "SignIn",

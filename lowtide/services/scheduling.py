@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import Unavailable
+from lowtide.domain.history import PoolLevel
 from lowtide.domain.pools import Pool
 from lowtide.domain.replicas import desired_replicas
 from lowtide.domain.situations import decide
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lowtide.domain.demand import Capacity
     from lowtide.domain.rates import Rate
     from lowtide.domain.situations import Replanned, Swept
-    from lowtide.ports import ObjectStore, RateBook, Ticks, Timetable
+    from lowtide.ports import HistoryRecorder, ObjectStore, RateBook, Ticks, Timetable
     from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
@@ -34,12 +35,13 @@ class PoolScale:
 
 @dataclass(frozen=True, slots=True)
 class TickRules:
-    """Settings of a tick; times in seconds."""
+    """Settings of a tick; times in seconds. Samples of the pools are kept for `history_kept`."""
 
     capacity: Capacity
     scales: Mapping[Pool, PoolScale]
     cancel_grace: float
     stalled_after: float
+    history_kept: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Scheduler:
         ticks: Ticks,
         timetable: Timetable,
         rates: RateBook,
+        recorder: HistoryRecorder,
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
@@ -72,6 +75,7 @@ class Scheduler:
         self._ticks = ticks
         self._timetable = timetable
         self._rates = rates
+        self._recorder = recorder
         self._objects = objects
         self._publisher = publisher
         self._rules = rules
@@ -92,6 +96,7 @@ class Scheduler:
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
             most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
         )
+        self._record(report)
         _tell(report)
         return report
 
@@ -115,6 +120,20 @@ class Scheduler:
             else desired_replicas(lines, scales[pool].rows_per_replica, most=most[pool])
             for pool, lines in planned.waiting.items()
         }
+
+    def _record(self, report: TickReport) -> None:
+        """Take a sample, if it is time; a tick has done its work without one."""
+        planned = report.planned
+        if planned is None:
+            return
+        levels = {
+            pool: PoolLevel(lines, planned.before[pool].running, report.desired_replicas[pool])
+            for pool, lines in planned.waiting.items()
+        }
+        try:
+            self._recorder.record(levels, kept=self._rules.history_kept)
+        except Unavailable as error:
+            _log.warning("history.not_recorded", extra={"reason": error.message})
 
     def _remove_strays(self) -> None:
         """Remove objects without a file; what fails here is due again at the next tick."""

@@ -62,6 +62,7 @@ def finalizer() -> Finalizer:
 @lru_cache(maxsize=1)
 def scheduler() -> Scheduler:
     """Return the service behind a tick."""
+    from lowtide.postgres.history import PostgresRecorder
     from lowtide.postgres.rates import PostgresRates
     from lowtide.postgres.ticks import PostgresTicks
     from lowtide.postgres.timetable import PostgresTimetable
@@ -78,10 +79,19 @@ def scheduler() -> Scheduler:
         },
         cancel_grace=settings.cancel_grace,
         stalled_after=settings.stalled_after,
+        history_kept=settings.history_retention,
     )
     ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
     timetable = PostgresTimetable(database(), new_id=new_id)
-    return Scheduler(ticks, timetable, PostgresRates(database()), objects(), publisher(), rules)
+    return Scheduler(
+        ticks,
+        timetable,
+        PostgresRates(database()),
+        PostgresRecorder(database()),
+        objects(),
+        publisher(),
+        rules,
+    )
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,16 @@ from lowtide.domain.events import EventType
 from lowtide.domain.pools import Pool
 from lowtide.domain.rates import Sample
 from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres.history import PostgresRecorder
 from lowtide.postgres.rates import PostgresRates
 from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
+from tests.postgres.test_pools import register
 from tests.postgres.worlds import done, together
 from tests.services.workers import Sink
 
 if TYPE_CHECKING:
+    from lowtide.ports import HistoryRecorder
     from lowtide.services.scheduling import TickReport
     from tests.postgres.worlds import World
 
@@ -31,16 +34,18 @@ def _scheduler(
     sink: Sink | None = None,
     store: ObstoreObjects | None = None,
     replicas: int = 2,
+    recorder: HistoryRecorder | None = None,
 ) -> Scheduler:
     capacity = Capacity(
         rate=1.0, replicas=replicas, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0
     )
-    rules = TickRules(capacity, SCALES, cancel_grace=10, stalled_after=30)
+    rules = TickRules(capacity, SCALES, cancel_grace=10, stalled_after=30, history_kept=86_400)
     publisher = Publisher(sink or Sink(), world.outbox)
     return Scheduler(
         world.ticks,
         world.timetable,
         PostgresRates(world.worker),
+        recorder or PostgresRecorder(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,
@@ -183,3 +188,49 @@ def test_ticks_at_once_move_lines_once(world: World) -> None:
     together(*[lambda: _scheduler(world).tick()] * 3)
     assert world.row(batch).escalated == 20
     assert world.value("SELECT count(*) FROM queue WHERE pool = 'dedicated'") == 20
+
+
+def test_a_paused_spot_pool_wants_no_replicas_and_its_lines_move_in_time(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    register(world).pause(Pool.SPOT, "ana")
+    report = _scheduler(world).tick()
+    assert _planned(report) == (20, 0)
+    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 2}
+    register(world).resume(Pool.SPOT, "ana")
+    assert _scheduler(world).tick().desired_replicas[Pool.SPOT] == 4
+    assert not world.row(batch).at_risk
+
+
+def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    _scheduler(world).tick()
+    register(world).pause(Pool.DEDICATED, "ana")
+    report = _scheduler(world).tick()
+    assert report.planned is not None
+    assert (report.planned.returned, _planned(report)) == (20, (0, 1))
+    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+    assert world.row(batch).at_risk
+    (*_, noted) = world.rows("SELECT detail FROM request_events ORDER BY id")
+    assert noted.detail == "Given back to spot: dedicated is paused"
+    register(world).resume(Pool.DEDICATED, "ana")
+    assert _planned(_scheduler(world).tick()) == (20, 0)
+    assert not world.row(batch).at_risk
+
+
+def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
+    world.batch(26)
+    _scheduler(world).tick()
+    _scheduler(world).tick()
+    rows = world.rows("SELECT pool, queued, running, desired FROM pool_samples ORDER BY pool")
+    assert {tuple(row) for row in rows[:2]} == {("spot", 26, 0, 4), ("dedicated", 0, 0, 0)}
+
+
+def test_a_tick_does_its_work_without_a_sample(world: World) -> None:
+    class Away:
+        def record(self, *_: object, kept: float) -> bool:
+            raise Unavailable(f"away for {kept}")
+
+    batch = world.batch(110, due_in=60)
+    assert _planned(_scheduler(world, recorder=Away()).tick())[0] == 20
+    assert world.row(batch).escalated == 20
