@@ -22,7 +22,7 @@ $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.local ## Run the main job once: FILE=path OUT=path make demo
 	@$(BIN)/python -m lowtide.demo
 
-up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= LOWTIDE_*=
+up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= MONITORING=1 LOWTIDE_*=
 	@$(BIN)/lowtide up --detach
 
 down: $(VENV)/.local ## Stop the local stack
@@ -78,6 +78,9 @@ bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: T
 docs: $(VENV)/.dev ## Regenerate the generated reference pages
 	@$(BIN)/python -m docs.generate
 
+monitoring: $(VENV)/.dev ## Write the dashboards and the operator's copy of the rules in monitoring/
+	@$(BIN)/python -m monitoring.generate
+
 screenshots: $(VENV)/.dev ## Take the pictures of the portal from a stack of its own: OUT=folder
 	@$(BIN)/python -m docs.screenshots
 
@@ -94,4 +97,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-pages bench-scheduler docs screenshots pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-pages bench-scheduler docs monitoring screenshots pins clean

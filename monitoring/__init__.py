@@ -1,0 +1,1 @@
+"""Scrape configuration, rules, routes and dashboards for Prometheus, Alertmanager and Grafana."""

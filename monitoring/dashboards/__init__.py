@@ -1,0 +1,7 @@
+"""Grafana dashboards as code: `python -m monitoring.generate` writes their JSON."""
+
+from __future__ import annotations
+
+from monitoring.dashboards import overview, queue, sla, tenants, workers
+
+ALL = (overview.build, sla.build, queue.build, workers.build, tenants.build)

@@ -1,0 +1,133 @@
+"""What workers and their engines do, and what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from monitoring.dashboards.parts import Query, board, graph, row
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+_HERE = 'namespace=~"$namespace"'
+_POOL = f'{_HERE},pool=~"$pool"'
+
+
+def build() -> Dashboard:
+    """Return workers by pool."""
+    return (
+        board(
+            "lowtide-workers",
+            "Lowtide / Workers",
+            "Throughput, failures, interruptions, idle time and cost of spot and dedicated.",
+            variables=("namespace", "pool"),
+            since="now-6h",
+        )
+        .with_panel(
+            graph(
+                "Finished by worker",
+                Query(
+                    f"sum by (pod) (rate(worker_completed_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pod}}",
+                ),
+                unit="cps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Failed or gone back, by worker",
+                Query(
+                    f"sum by (pod) (rate(worker_failed_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pod}}",
+                ),
+                unit="cps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Idle",
+                Query(
+                    f"sum by (pod) (deriv(worker_idle_seconds{{{_POOL}}}[5m]))",
+                    "{{pod}}",
+                ),
+                unit="percentunit",
+                description="Share of its time that a worker had nothing in hand.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Workers living",
+                Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}}"),
+                stacked=True,
+            )
+        )
+        .with_row(row("Engines"))
+        .with_panel(
+            graph(
+                "Answers",
+                Query(
+                    "sum by (pool, answer) "
+                    f"(rate(engine_answers_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pool}} {{answer}}",
+                ),
+                unit="cps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Share that fails or is refused",
+                Query(f"namespace_pool:engine_failures:ratio_rate5m{{{_POOL}}}", "{{pool}} fails"),
+                Query(
+                    f"namespace_pool:engine_rejections:ratio_rate5m{{{_POOL}}}", "{{pool}} refused"
+                ),
+                unit="percentunit",
+                alarm_from=0.1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Interrupted",
+                Query(
+                    f"max(namespace:spot_interruptions:ratio_rate15m{{{_HERE}}})", "last 15 minutes"
+                ),
+                Query(f"max(namespace:spot_interruptions:ratio_rate1d{{{_HERE}}})", "last day"),
+                unit="percentunit",
+                description="Share of the lines that spot took. They run again.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Dead letters",
+                Query(
+                    f"sum(increase(dead_letters_total{{{_HERE}}}[$__rate_interval]))", "new ones"
+                ),
+            )
+        )
+        .with_row(row("Cost"))
+        .with_panel(
+            graph(
+                "Cost an hour",
+                Query(
+                    "3600 * sum by (pool, currency) "
+                    f"(rate(cost_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pool}} in {{currency}}",
+                ),
+                stacked=True,
+                description="Of requests that ended.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Replicas at work",
+                Query(
+                    f"sum by (pool) (rate(replica_seconds_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pool}}",
+                ),
+                stacked=True,
+                description="Replica seconds a second behind requests that ended.",
+            )
+        )
+    )

@@ -1,0 +1,67 @@
+"""Write what follows from other files: `make monitoring`.
+
+`prometheusrule.yaml` says what `rules/` says, for the Prometheus operator; `dashboards/json/` is what
+the modules beside it build.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from monitoring.dashboards import ALL
+
+HERE = Path(__file__).resolve().parent
+RULES = HERE / "rules" / "lowtide.rules.yml"
+_NOTE = "# Written by `make monitoring` from rules/lowtide.rules.yml.\n"
+
+
+def files() -> dict[Path, str]:
+    """Return what is to be written, by path."""
+    found = {HERE / "prometheusrule.yaml": prometheus_rule()}
+    for name, text in dashboards().items():
+        found[HERE / "dashboards" / "json" / f"{name}.json"] = text
+    return found
+
+
+def prometheus_rule() -> str:
+    """Return the PrometheusRule with the groups of the plain rules file."""
+    found: dict[str, Any] = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {
+            "name": "lowtide",
+            "namespace": "monitoring",
+            "labels": {
+                "app.kubernetes.io/name": "lowtide",
+                "app.kubernetes.io/part-of": "lowtide",
+            },
+        },
+        "spec": yaml.safe_load(RULES.read_text(encoding="utf-8")),
+    }
+    return _NOTE + yaml.safe_dump(found, sort_keys=False, width=100)
+
+
+def dashboards() -> dict[str, str]:
+    """Return each dashboard's JSON by its uid."""
+    found = {}
+    for build in ALL:
+        made = build().build()
+        text = json.dumps(made, cls=JSONEncoder, indent=2, sort_keys=True, ensure_ascii=False)
+        found[str(made.uid)] = text + "\n"
+    return found
+
+
+def main() -> None:
+    """Write the files that changed."""
+    for path, text in files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
