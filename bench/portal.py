@@ -63,6 +63,7 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
     for status in (None, *RequestStatus):
         lines = partial(details.lines, None, batch, status, after=0, limit=PAGE)
         found[f"requests, {status or 'all'}"] = lines
+        found[f"requests, {status or 'all'}, by custom_id"] = partial(lines, "request-4999")
     found["request"] = partial(details.line, None, batch, 77)
     return found
 

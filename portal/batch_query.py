@@ -105,10 +105,14 @@ def _mark(text: str) -> BatchMark | None:
 
 @dataclass(frozen=True, slots=True)
 class LineQuery:
-    """Which of a batch's requests a page shows, and which it looks into."""
+    """Which of a batch's requests a page shows, and which it looks into.
+
+    `custom_id` is how theirs begin.
+    """
 
     batch: BatchId
     status: RequestStatus | None = None
+    custom_id: str = ""
     after: int = 0
     line: int | None = None
 
@@ -119,6 +123,7 @@ class LineQuery:
         return cls(
             batch,
             status[0] if status else None,
+            clean(parameters.get("custom_id", "")),
             _number(parameters.get("after", "")) or 0,
             _number(parameters.get("line", "")),
         )
@@ -127,6 +132,7 @@ class LineQuery:
         """Return the address that shows this again."""
         parameters = {
             "status": "" if self.status is None else self.status.value,
+            "custom_id": self.custom_id,
             "after": str(self.after or ""),
             "line": "" if self.line is None else str(self.line),
         }

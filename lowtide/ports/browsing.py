@@ -58,11 +58,15 @@ class BatchReading(Protocol):
         scope: TenantId | None,
         batch: BatchId,
         status: RequestStatus | None,
+        custom_id: str = "",
         *,
         after: int,
         limit: int,
     ) -> Sequence[RequestState]:
-        """Return up to `limit` lines behind line `after`, in input order."""
+        """Return up to `limit` lines behind line `after`, in input order.
+
+        Only those whose custom_id begins with `custom_id`.
+        """
         ...
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:

@@ -63,39 +63,48 @@ WHERE b.id = :batch
 """)
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
-# Lines that were dropped by a cancellation or at the deadline are in no table but requests.
+# What is looked for by name is found by walking the batch, and no further: an index on names would
+# cost every split more than all searches.
+_NAMED = """AND starts_with((SELECT custom_id FROM requests r
+      WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
+# Lines that were dropped by a cancellation or at the deadline are in no table but requests. Selects
+# of one value, where NOT EXISTS would become joins that read all of a table.
 _OF_STATUS = {
-    None: "SELECT line FROM requests WHERE batch_id = :batch AND line > :after",
-    RequestStatus.QUEUED: "SELECT line FROM queue WHERE batch_id = :batch AND line > :after",
-    RequestStatus.RUNNING: "SELECT line FROM claims WHERE batch_id = :batch AND line > :after",
-    RequestStatus.COMPLETED: """SELECT line FROM results
-    WHERE batch_id = :batch AND line > :after AND succeeded""",
-    RequestStatus.DEAD_LETTERED: """SELECT line FROM results
-    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered""",
+    None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {named}",
+    RequestStatus.QUEUED: """SELECT line FROM queue AS found
+    WHERE batch_id = :batch AND line > :after {named}""",
+    RequestStatus.RUNNING: """SELECT line FROM claims AS found
+    WHERE batch_id = :batch AND line > :after {named}""",
+    RequestStatus.COMPLETED: """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND succeeded {named}""",
+    RequestStatus.DEAD_LETTERED: """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered {named}""",
     RequestStatus.FAILED: """SELECT line FROM (
-      (SELECT line FROM results WHERE batch_id = :batch AND line > :after AND NOT succeeded
-        AND NOT dead_lettered ORDER BY line LIMIT :limit)
+      (SELECT line FROM results AS found WHERE batch_id = :batch AND line > :after AND NOT succeeded
+        AND NOT dead_lettered {named} ORDER BY line LIMIT :limit)
       UNION ALL
-      (SELECT r.line FROM requests r
-        WHERE r.batch_id = :batch AND r.line > :after
+      (SELECT found.line FROM requests AS found
+        WHERE found.batch_id = :batch AND found.line > :after {named}
           AND EXISTS (SELECT 1 FROM batches WHERE id = :batch
             AND status IN ('cancelling', 'cancelled', 'expired'))
-          AND NOT EXISTS (SELECT 1 FROM results WHERE batch_id = :batch AND line = r.line)
-          AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = :batch AND line = r.line)
-          AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = :batch AND line = r.line)
-        ORDER BY r.line LIMIT :limit)
+          AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
+          AND (SELECT 1 FROM claims WHERE batch_id = :batch AND line = found.line) IS NULL
+          AND (SELECT 1 FROM queue WHERE batch_id = :batch AND line = found.line) IS NULL
+        ORDER BY found.line LIMIT :limit)
     ) either""",
 }
 LINES = {
-    status: f"""
-SELECT s.* FROM ({found} ORDER BY line LIMIT :limit) p
+    (status, is_search): f"""
+SELECT s.* FROM ({found.format(named=_NAMED if is_search else "")} ORDER BY line LIMIT :limit) p
 CROSS JOIN LATERAL (
   SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
 ORDER BY p.line
 """  # noqa: S608
     for status, found in _OF_STATUS.items()
+    for is_search in (False, True)
 }
-"""The statement for each status: a walk of the one table that has just such lines."""
+"""The statement for each status, without and with a name: a walk of the one table that has just
+such lines."""
 LINE = """
 SELECT s.*, b.input_key, f.request_id, f.body, coalesce(f.input_tokens, 0) AS input_tokens,
   coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
@@ -114,7 +123,7 @@ WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
 """
 _BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
 _LINE, _LINE_NOTES = text(LINE), text(LINE_NOTES)
-_LINES = {status: text(statement) for status, statement in LINES.items()}
+_LINES = {which: text(statement) for which, statement in LINES.items()}
 
 
 class PostgresBatchDetails:
@@ -152,14 +161,18 @@ class PostgresBatchDetails:
         scope: TenantId | None,
         batch: BatchId,
         status: RequestStatus | None,
+        custom_id: str = "",
         *,
         after: int,
         limit: int,
     ) -> Sequence[RequestState]:
         """Return up to `limit` lines behind line `after`, in input order."""
-        parameters = {"batch": batch, "after": after, "limit": limit}
+        parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
+        if custom_id:
+            parameters["custom_id"] = custom_id
+        statement = _LINES[status, bool(custom_id)]
         with looking(self._engine, scope) as connection:
-            return [state_of(row) for row in connection.execute(_LINES[status], parameters)]
+            return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
         """Return a line with its answer; raises NotFound."""

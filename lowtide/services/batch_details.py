@@ -44,12 +44,18 @@ class BatchBrowser:
         visitor: Visitor,
         batch: BatchId,
         status: RequestStatus | None,
+        custom_id: str = "",
         *,
         after: int,
         limit: int,
     ) -> tuple[Sequence[RequestState], bool]:
-        """Return up to `limit` lines behind line `after`, and whether there are more."""
-        found = self._reading.lines(visitor.tenant, batch, status, after=after, limit=limit + 1)
+        """Return up to `limit` lines behind line `after`, and whether there are more.
+
+        Only those whose custom_id begins with `custom_id`.
+        """
+        found = self._reading.lines(
+            visitor.tenant, batch, status, custom_id, after=after, limit=limit + 1
+        )
         return found[:limit], len(found) > limit
 
     def line(self, visitor: Visitor, batch: BatchId, line: int) -> LineDetails:

@@ -39,6 +39,9 @@ h1 { overflow-wrap: anywhere; }
 .banner.plain { background: var(--info); color: var(--info-ink); }
 .files { display: flex; flex-wrap: wrap; gap: 6px 16px; }
 .tabs { display: flex; flex-wrap: wrap; gap: 4px; padding: 12px 20px; }
+.table-tools { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center;
+  justify-content: space-between; border-bottom: 1px solid var(--line); }
+.table-tools .q-field { flex: 1 1 240px; margin: 10px 20px; }
 .tab { padding: 5px 12px; border-radius: 999px; color: var(--muted); text-decoration: none;
   font-weight: 550; }
 .tab:hover { background: var(--track); color: var(--ink); }

@@ -13,7 +13,7 @@ from lowtide import wiring
 from lowtide.domain.errors import LowtideError, NotFound
 from lowtide.domain.ids import format_batch_id, parse_batch_id
 from portal.background import in_thread
-from portal.batch_query import LineQuery
+from portal.batch_query import LineQuery, clean
 from portal.components.batch_panels import BatchPanels
 from portal.components.cancelling import cancel_batches
 from portal.components.line_drawer import open_drawer
@@ -100,7 +100,9 @@ class BatchPage:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._panels = BatchPanels(self._cancel, may_act=self._visitor.may_act)
         with ui.element("section").classes("card table-card"):
-            self._tabs = Rebuilt(line_tabs, "tabs")
+            with ui.element("div").classes("table-tools"):
+                self._tabs = Rebuilt(line_tabs, "tabs")
+                self._search_box()
             self._table = LineTable(self._look_inside)
             self._nothing = ui.label("No request is like this.").classes("empty")
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
@@ -112,7 +114,12 @@ class BatchPage:
         def read() -> Seen:
             details = browser.details(visitor, query.batch)
             lines, more = browser.lines(
-                visitor, query.batch, query.status, after=query.after, limit=PAGE_SIZE
+                visitor,
+                query.batch,
+                query.status,
+                query.custom_id,
+                after=query.after,
+                limit=PAGE_SIZE,
             )
             return Seen(details, tuple(lines), more)
 
@@ -149,6 +156,17 @@ class BatchPage:
         if await cancel_batches(self._desks.desk, batches):
             await in_thread(self._subject.look)
             self._show()
+
+    def _search_box(self) -> None:
+        box = ui.input("Custom id begins with", value=self._query.custom_id)
+        box.props("dense outlined clearable debounce=350 data-search maxlength=256")
+        box.classes("narrow-field")
+        box.on_value_change(lambda event: self._search(clean(event.value or "")))
+
+    async def _search(self, custom_id: str) -> None:
+        self._behind.clear()
+        self._query = replace(self._query, custom_id=custom_id)
+        await self._go(0)
 
     async def _go(self, after: int) -> None:
         self._query = replace(self._query, after=after, line=None)

@@ -137,6 +137,11 @@ def test_hostile_text_is_text_on_the_page_of_a_batch_and_in_the_drawer(
     page.get_by_role("heading", name="Timeline").wait_for()
     newest = page.get_by_role("region", name="Newest notes")
     newest.get_by_text(f"Interrupted: {HOSTILE}").wait_for()
+    page.get_by_label("Custom id begins with").fill("nobody")
+    page.get_by_text("No request is like this.").wait_for()
+    assert page.url.endswith("?status=DeadLettered&custom_id=nobody")
+    page.get_by_label("Custom id begins with").fill(HOSTILE[:9])
+    page.get_by_role("button", name="Look inside line 1").wait_for()
     assert page.locator("img[src=x]").count() == 0
     assert visited.problems == []
 

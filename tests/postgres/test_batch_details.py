@@ -29,7 +29,7 @@ from lowtide.postgres.batch_lists import COUNT, PAGES, PostgresBatchLists
 from tests.postgres.plans import plan_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.conftest import Database
 
@@ -103,6 +103,36 @@ def test_lines_of_a_status(
     assert found == list(lines)
 
 
+@pytest.mark.parametrize(
+    ("status", "custom_id", "lines"),
+    [
+        pytest.param(None, "request-9", [9, *range(90, 100)], id="a beginning"),
+        pytest.param(None, "request-77", [77], id="all of it"),
+        pytest.param(None, "77", [], id="not a middle"),
+        pytest.param(None, "request-_", [], id="no pattern"),
+        pytest.param(None, "REQUEST-7", [], id="as it is written"),
+        pytest.param(RequestStatus.QUEUED, "request-9", range(91, 100), id="queued"),
+        pytest.param(RequestStatus.RUNNING, "request", [], id="running"),
+        pytest.param(RequestStatus.FAILED, "request-7", [70], id="failed"),
+        pytest.param(RequestStatus.DEAD_LETTERED, "request-", range(20, 91, 20), id="dead"),
+        pytest.param(RequestStatus.COMPLETED, "request-8", [8, *range(81, 90)], id="completed"),
+    ],
+)
+def test_lines_are_found_by_how_their_custom_id_begins(
+    reading: PostgresBatchDetails,
+    small: BatchId,
+    status: RequestStatus | None,
+    custom_id: str,
+    lines: Iterable[int],
+) -> None:
+    found: list[int] = []
+    while page := reading.lines(
+        None, small, status, custom_id, after=found[-1] if found else 0, limit=3
+    ):
+        found += [state.line for state in page]
+    assert found == list(lines)
+
+
 @pytest.mark.usefixtures("small")
 def test_lines_that_a_cancellation_dropped_are_failed(
     reading: PostgresBatchDetails, shared_database: Database
@@ -114,6 +144,8 @@ def test_lines_that_a_cancellation_dropped_are_failed(
     found = reading.lines(None, batch, RequestStatus.FAILED, after=0, limit=100)
     assert [state.line for state in found] == [10, 19, 20]
     assert found[1].pool is None
+    (named,) = reading.lines(None, batch, RequestStatus.FAILED, "request-19", after=0, limit=9)
+    assert named.line == 19
 
 
 def test_a_line_with_its_answer(reading: PostgresBatchDetails, small: BatchId) -> None:
@@ -174,13 +206,21 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         (ERRORS, {"batch": batch, "most": 10_000, "limit": MOST_ERRORS}, "results_failed"),
         (LINE, {"batch": batch, "line": 77}, "requests_pkey"),
         (LINE_NOTES, {"batch": batch, "line": 77}, "request_events_of_batch"),
-        (LINES[None], lines, "requests_pkey"),
-        (LINES[RequestStatus.QUEUED], lines, "queue_pkey"),
-        (LINES[RequestStatus.RUNNING], lines, "claims_pkey"),
-        (LINES[RequestStatus.COMPLETED], lines, "results_pkey"),
-        (LINES[RequestStatus.FAILED], lines, "results_failed"),
-        (LINES[RequestStatus.DEAD_LETTERED], lines, "results_failed"),
     ]
+    named = lines | {"custom_id": "request-49"}
+    for status, index in (
+        (None, "requests_pkey"),
+        (RequestStatus.QUEUED, "queue_pkey"),
+        (RequestStatus.RUNNING, "claims_pkey"),
+        (RequestStatus.COMPLETED, "results_pkey"),
+        (RequestStatus.FAILED, "results_failed"),
+        (RequestStatus.DEAD_LETTERED, "results_failed"),
+    ):
+        statements += [
+            (LINES[status, False], lines, index),
+            (LINES[status, True], named, index),
+            (LINES[status, True], named, "requests_pkey"),
+        ]
     for sql, parameters, index in statements:
         nodes = plan_nodes(database.engine("operator"), sql, **parameters)
         assert index in {node.get("Index Name") for node in nodes}, sql
@@ -209,7 +249,10 @@ def _check_times(database: Database, batch: BatchId) -> None:
                 lists.page, None, wanted, order, after=middle, limit=51
             )
     for status in (None, *RequestStatus):
-        looks[f"lines {status}"] = partial(reading.lines, None, batch, status, after=0, limit=101)
+        lines = partial(reading.lines, None, batch, status, after=0, limit=101)
+        looks[f"lines {status}"] = lines
+        for custom_id in ("request-4999", "nothing like it"):
+            looks[f"lines {status} {custom_id}"] = partial(lines, custom_id)
     slow = {
         name: seconds for name, look in looks.items() if (seconds := _best(look)) > MOST_SECONDS
     }
