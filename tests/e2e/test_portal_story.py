@@ -1,0 +1,253 @@
+"""The portal as an operator uses it, in a real browser, on a whole stack that runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browsing import Visit, launched, new_visit
+from tests.e2e.stacks import running
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import FilePayload, Page
+
+    from tests.e2e.stacks import LocalStack
+
+# Workers that do one line at a time: what is asked of dedicated is more than a window of two minutes leaves room for.
+SETTINGS = {
+    "LOWTIDE_SIMULATED_LATENCY": "1.5",
+    "LOWTIDE_SIMULATED_INTERRUPTION_RATE": "0.2",
+    "LOWTIDE_SIMULATED_FAILURE_RATE": "0.1",
+    "LOWTIDE_MAX_ATTEMPTS": "1",
+    "LOWTIDE_WORKER_CONCURRENCY": "1",
+    "LOWTIDE_WORKER_PREFETCH": "1",
+    "LOWTIDE_DEDICATED_RATE": "0.2",
+}
+LINES = 40
+HOSTILE = (
+    "=cmd|' /C calc'!A0 <img src=x onerror=\"ran='img'\"><script>ran='script'</script>"
+    "{{ran='braces'}}{{7*7}}${ran='dollar'}"
+)
+FILENAME = HOSTILE.replace("/", "") + ".jsonl"
+# Any of the strings that runs sets this, on whatever page it does.
+TRAP = "Object.defineProperty(window, 'ran', { set(how) { console.error(`${how} ran`); } });"
+EXACT = '{"zebra":123456789012345678901234567890,"apple":1.50E+3,"escaped":"\\u003c"}'
+
+
+def _lines() -> list[str]:
+    """Return lines whose names, prompts and parameters are hostile, and whose text is exact."""
+    prompt = json.dumps(f"{HOSTILE} How high is the tide?")
+    return [
+        f'{{"custom_id":{json.dumps(f"{number} {HOSTILE}")},"method":"POST",'
+        f'"url":"/v1/chat/completions","body":{{"model":"tide-1","metadata":{EXACT},'
+        f'"messages":[{{"role":"user","content":{prompt}}}],"seed":{number}}}}}\n'
+        for number in range(1, LINES + 1)
+    ]
+
+
+def _file(*lines: str) -> FilePayload:
+    return {
+        "name": FILENAME,
+        "mimeType": "application/jsonl",
+        "buffer": "".join(lines).encode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def story_stack() -> Iterator[LocalStack]:
+    """A stack that fails, interrupts and escalates some lines of every batch."""
+    with running(SETTINGS) as made:
+        yield made
+
+
+@pytest.fixture
+def visited(story_stack: LocalStack) -> Iterator[Visit]:
+    """An empty page that notes all that goes wrong."""
+    with launched() as browser:
+        visit = new_visit(browser, story_stack.status()["portal_url"])
+        visit.context.add_init_script(TRAP)
+        visit.page.on(
+            "response",
+            lambda answer: (
+                visit.problems.append(f"{answer.status} {answer.url}")
+                if answer.status >= 400
+                else None
+            ),
+        )
+        yield visit
+        visit.context.close()
+
+
+def test_an_operator_runs_a_batch_looks_into_it_and_mends_it(
+    story_stack: LocalStack, visited: Visit
+) -> None:
+    page, lines = visited.page, _lines()
+    _sign_in(page, story_stack.status())
+    _drop_a_bad_file(page)
+    batch = _create(page, lines)
+    _watch_it_run(page)
+    _spoil_errors(story_stack, batch)
+    ended = story_stack.batch(batch)
+    assert ended["request_counts"]["total"] == LINES
+    assert ended["request_counts"]["failed"] > 0
+    output = _compare_files(page, batch, lines)
+    _filter_and_look_inside(page, lines, output)
+    again = _requeue(page, batch, ended["request_counts"]["failed"])
+    _cancel(page, story_stack)
+    _see_lists(page, batch)
+    until(lambda: story_stack.batch(again)["completed_at"], "what was requeued is done")
+    assert page.locator("img[src=x]").count() == 0
+    assert visited.problems == []
+
+
+def _sign_in(page: Page, status: dict[str, Any]) -> None:
+    page.goto(f"{status['portal_url']}/upload")
+    page.get_by_role("heading", name="Sign in to Lowtide").wait_for()
+    page.get_by_label("Password or API key").fill(status["portal_password"])
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("heading", name="Upload", level=1).wait_for()
+
+
+def _drop_a_bad_file(page: Page) -> None:
+    """Drop a file on the page, as a mouse does, and read what is wrong with it."""
+    bad = json.dumps({"custom_id": "b", "method": "POST", "url": HOSTILE, "body": {}}) + "\n"
+    files = page.evaluate_handle(
+        """([name, text]) => {
+          const files = new DataTransfer();
+          files.items.add(new File([text], name, { type: "application/jsonl" }));
+          return files;
+        }""",
+        [FILENAME, "".join((_lines()[0], "{no\n", bad))],
+    )
+    zone = page.locator(".q-uploader")
+    zone.wait_for()
+    zone.dispatch_event("dragover", {"dataTransfer": files})
+    page.locator(".q-uploader__dnd").dispatch_event("drop", {"dataTransfer": files})
+    page.get_by_text("line 2", exact=True).wait_for()
+    page.get_by_text("line 3", exact=True).first.wait_for()
+    assert page.get_by_text("line 1", exact=True).count() == 0
+    assert not page.get_by_role("button", name="Create batch").is_visible()
+
+
+def _create(page: Page, lines: list[str]) -> str:
+    page.get_by_label("File of requests").set_input_files(_file(*lines))
+    page.get_by_text(FILENAME).wait_for()
+    page.get_by_role("button", name="Create batch").wait_for()
+    page.get_by_label("Completion window").fill("2m")
+    page.get_by_label("User").fill(HOSTILE)
+    page.get_by_role("button", name="Create batch").click()
+    link = page.get_by_role("link", name=re.compile("^Watch batch_"))
+    link.wait_for()
+    batch = (link.get_attribute("href") or "").removeprefix("/batches/")
+    link.click()
+    page.get_by_role("heading", name=batch).wait_for()
+    return batch
+
+
+def _watch_it_run(page: Page) -> None:
+    """Stay on one page from the first line to the last."""
+    page.evaluate("window.stayed = true")
+    page.get_by_text("Running requests").wait_for()
+    notes = page.get_by_role("region", name="Newest notes")
+    notes.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
+    notes.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
+    page.get_by_text("Every request has its result").wait_for(timeout=120_000)
+    page.get_by_text(f"{LINES} of {LINES} · 100%").wait_for()
+    page.get_by_role("link", name=re.compile("^Output file")).wait_for()
+    assert page.evaluate("window.stayed"), "the page was loaded again"
+    assert page.get_by_text(HOSTILE, exact=True).first.is_visible(), "the user"
+
+
+def _spoil_errors(stack: LocalStack, batch: str) -> None:
+    """Let each error say something hostile, as an engine may."""
+    for table in ("results", "dead_letters"):
+        stack.query(
+            f"UPDATE {table} SET error_message = :hostile "  # noqa: S608 - names of our own
+            "WHERE batch_id = :batch AND error_code IS NOT NULL RETURNING 1",
+            hostile=HOSTILE,
+            batch=batch.removeprefix("batch_"),
+        )
+
+
+def _compare_files(page: Page, batch: str, lines: list[str]) -> list[str]:
+    """Download by the page, compare with what went in, and return the output's lines."""
+    contents = []
+    for role in ("Input", "Output", "Error"):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=re.compile(f"^{role} file")).click()
+        assert download.value.suggested_filename == f"{batch}_{role.lower()}.jsonl"
+        contents.append(download.value.path().read_bytes())
+    source, *results = contents
+    assert source == "".join(lines).encode()
+    named = [json.loads(line)["custom_id"] for each in results for line in each.splitlines()]
+    assert sorted(named) == sorted(json.loads(line)["custom_id"] for line in lines)
+    return results[0].decode().splitlines()
+
+
+def _filter_and_look_inside(page: Page, lines: list[str], output: list[str]) -> None:
+    page.get_by_role("link", name="Completed", exact=True).click()
+    page.wait_for_url("**?status=Completed")
+    # One whose answer is long enough to repeat all of the hostile prompt.
+    answered = next(each for each in output if each.count("ran='script'") > 1)
+    line = int(json.loads(answered)["custom_id"].partition(" ")[0])
+    page.get_by_role("button", name=f"Look inside line {line}", exact=True).click()
+    drawer = page.get_by_role("dialog", name="Request")
+    drawer.get_by_text(re.compile(r"\d+ attempts?")).first.wait_for()
+    # Laid out on lines of its own, and not a digit or an escape else.
+    shown = drawer.get_by_role("region", name="Input").inner_text()
+    assert _packed(shown) == _packed(lines[line - 1])
+    shown = drawer.get_by_role("region", name="Output").inner_text()
+    assert _packed(shown) in _packed(answered)
+    drawer.get_by_role("button", name="Close").click()
+    page.get_by_role("link", name="Dead-lettered").click()
+    page.wait_for_url("**?status=DeadLettered")
+    page.get_by_role("button", name=re.compile("^Look inside line ")).first.click()
+    drawer.get_by_text(HOSTILE).first.wait_for()
+
+
+def _packed(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def _requeue(page: Page, batch: str, failed: int) -> str:
+    page.goto(f"{page.url.split('/batches')[0]}/dead-letters?batch={batch}")
+    page.get_by_text(HOSTILE).first.wait_for()
+    page.get_by_role("button", name=re.compile("^Look inside ")).first.click()
+    page.get_by_text('"zebra"').wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_role("button", name=re.compile(r"^Requeue \d+$")).click()
+    page.get_by_text(re.compile(rf"^{failed} dead letters? requeued")).wait_for()
+    page.get_by_role("link", name=re.compile(r"^batch_.*lines?\)$")).click()
+    page.get_by_role("heading", name="Timeline").wait_for()
+    again = page.url.rpartition("/")[2]
+    assert again != batch
+    page.get_by_text(re.compile(rf"of {failed} · ")).wait_for()
+    return again
+
+
+def _cancel(page: Page, stack: LocalStack) -> None:
+    batch = stack.submit(stack.upload("".join(_lines()).encode()))
+    page.goto(f"{page.url.rpartition('/')[0]}/{batch}")
+    page.get_by_role("button", name="Cancel batch …").click()
+    page.get_by_role("button", name="Cancel 1 batch").click()
+    page.get_by_text("Cancelling 1 batch.").wait_for()
+    page.get_by_text("Cancelled: what had no result has failed").wait_for(timeout=60_000)
+    assert stack.batch(batch)["cancelled_at"] is not None
+
+
+def _see_lists(page: Page, batch: str) -> None:
+    """Hostile users are text where batches are listed, and can be searched for."""
+    origin = page.url.split("/batches")[0]
+    page.goto(origin)
+    page.get_by_role("link", name=HOSTILE).first.wait_for()
+    page.goto(f"{origin}/batches")
+    page.get_by_role("textbox", name="User").fill("{{7*7}}")
+    page.wait_for_url(re.compile("user=%7B%7B7"))
+    page.locator(f'a[href="/batches/{batch}"]').wait_for()
