@@ -9,6 +9,7 @@ from nicegui import app, ui
 
 from portal import batch_downloads, shortcuts, theme
 from portal.components import batch_style
+from portal.dashboards import Dashboards
 from portal.pages import batch, batches, dead_letters, health, landing, queues, sign_in, upload
 from portal.policy import ContentPolicy
 from portal.session_watch import SessionWatch
@@ -34,11 +35,12 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     batch_style.install()
     shortcuts.install()
     sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
-    landing.install(poller, watching.operations, api_url=settings.api_url)
+    dashboards = Dashboards.of(settings)
+    landing.install(watching, dashboards, api_url=settings.api_url)
     batch_downloads.install()
-    batch.install(poller, watching.readings, api_url=settings.api_url)
+    batch.install(poller, watching.readings, dashboards, api_url=settings.api_url)
     batches.install(poller, watching.readings, api_url=settings.api_url)
-    queues.install(poller, watching.operations, api_url=settings.api_url)
+    queues.install(poller, watching.operations, dashboards, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)

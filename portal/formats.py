@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+from lowtide.domain.spans import duration
 
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = ["absolute", "ago", "counted", "duration", "milliseconds", "money", "number", "size"]
 
 
 def number(value: int) -> str:
@@ -25,15 +27,6 @@ def number(value: int) -> str:
 def counted(value: int, noun: str) -> str:
     """Return a count with its noun: `1 worker`, `2 workers`."""
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
-
-
-def duration(span: timedelta) -> str:
-    """Return a span in its largest unit, rounded down; under a minute in seconds."""
-    seconds = max(int(span.total_seconds()), 0)
-    for unit, length in _UNITS:
-        if seconds >= length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
 
 
 def ago(moment: datetime, now: datetime) -> str:

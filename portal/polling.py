@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 class Poller:
     """Looks as often as the most eager open page wants, and every 10 s when none does.
 
-    `looks` read the database after the watch has, `probes` ask other parts beside it; however many
-    pages follow, each runs once a turn.
+    `looks` read the database after the watch has, `probes` ask other parts beside it, each at its own
+    pace: one that hangs holds up no other. However many pages follow, each runs once a turn.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Poller:
         self.changed: Event[[]] = Event()
         self._watch = watch
         self._looks = (watch.look, *looks)
-        self._probes = (watch.probe, *probes)
+        self._probes = tuple(probes)
         self._followers: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -73,7 +73,8 @@ class Poller:
 
     def start(self) -> None:
         """Start looking; needs a running event loop."""
-        self._tasks = [asyncio.create_task(loop()) for loop in (self._look, self._probe)]
+        probes = [self._probe(probe) for probe in self._probes]
+        self._tasks = [asyncio.create_task(loop) for loop in (self._look(), *probes)]
 
     def stop(self) -> None:
         """Stop looking; a query under way is not waited for."""
@@ -100,9 +101,9 @@ class Poller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), remaining)
 
-    async def _probe(self) -> None:
+    async def _probe(self, probe: Callable[[], None]) -> None:
         while True:
-            await asyncio.gather(*(_in_background(probe) for probe in self._probes))
+            await _in_background(probe)
             self.changed.emit()
             await asyncio.sleep(PROBE_INTERVAL)
 

@@ -178,6 +178,16 @@ TONES
 .pool-figures b, .probe b { font-weight: 650; }
 .probe { display: flex; gap: 4px 12px; align-items: center; flex-wrap: wrap; }
 .probe .name { font-weight: 600; min-width: 84px; }
+.probe .advice { flex-basis: 100%; padding: 6px 10px; border-radius: 8px; background: var(--code);
+  overflow-wrap: anywhere; }
+.stacked { display: flex; flex-direction: column; gap: 16px; min-width: 0; }
+.dashboards { display: flex; flex-wrap: wrap; gap: 4px 16px; }
+.concerns ul.alerts { padding: 0; list-style: none; display: flex; flex-direction: column; gap: 8px; }
+.alert { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
+.plain-table { width: 100%; border-collapse: collapse; }
+.plain-table th, .plain-table td { padding: 8px 12px 8px 0; text-align: left; font-weight: 400; }
+.plain-table thead th { color: var(--muted); font-size: 12.5px; font-weight: 600; }
+.plain-table tbody tr { border-top: 1px solid var(--line); }
 .banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
   font-weight: 550; }
 

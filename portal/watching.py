@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 
 from lowtide import wiring
 from lowtide.domain.pools import Pool
+from lowtide.postgres.evidence import PostgresEvidence
 from lowtide.postgres.operations import PostgresOperations
 from lowtide.postgres.overview import PostgresOverview
+from lowtide.services.evidence import EvidenceWatch
 from lowtide.services.operations import OperationsWatch, ScaleRule
 from lowtide.services.overview import Watch
 from lowtide.services.probing import Probing
+from portal.alertmanager import Alertmanager
+from portal.diagnosis import diagnose
 from portal.polling import Poller
 from portal.probes import ApiProbe
 from portal.readings import Readings
 
 if TYPE_CHECKING:
     from lowtide.settings import Settings
+    from portal.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,13 @@ class Watching:
     operations: OperationsWatch
     probing: Probing
     readings: Readings
+    evidence: EvidenceWatch
+    alerts: Alertmanager | None
+    probes_api: bool
+
+    def diagnose(self) -> Diagnosis | None:
+        """Return what the last readings say of every part; None before the first."""
+        return diagnose(self.evidence.seen, self.operations.seen)
 
 
 def watch_everything(settings: Settings) -> Watching:
@@ -42,5 +54,15 @@ def watch_everything(settings: Settings) -> Watching:
     probes = {"Object store": lambda: wiring.objects().check()}
     probing = Probing(probes if settings.object_store_url else {}, clock=wiring.now)
     readings = Readings()
-    poller = Poller(watch, looks=[operations.look, readings.look], probes=[probing.probe])
-    return Watching(poller, operations, probing, readings)
+    evidence = EvidenceWatch(PostgresEvidence(database), clock=wiring.now)
+    address = settings.alertmanager_api_url or settings.alertmanager_url
+    alerts = None if address is None else Alertmanager(address, clock=wiring.now)
+    asked = [probing.probe, evidence.look]
+    if settings.portal_probes_api:
+        asked.append(watch.probe)
+    if alerts is not None:
+        asked.append(alerts.look)
+    poller = Poller(watch, looks=[operations.look, readings.look], probes=asked)
+    return Watching(
+        poller, operations, probing, readings, evidence, alerts, settings.portal_probes_api
+    )

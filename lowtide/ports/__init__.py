@@ -7,6 +7,7 @@ from lowtide.ports.browsing import BatchListing, BatchReading
 from lowtide.ports.dead_letters import DeadLetterCatalog, DeadLetterDesk
 from lowtide.ports.engines import Engine, EngineRequest
 from lowtide.ports.events import EventSink, Outbox
+from lowtide.ports.evidence import EvidenceSource
 from lowtide.ports.files import FileCatalog
 from lowtide.ports.finals import Finals
 from lowtide.ports.history import HistoryRecorder, HistorySource
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "EngineRequest",
     "EventSink",
+    "EvidenceSource",
     "FileCatalog",
     "Finals",
     "HistoryRecorder",

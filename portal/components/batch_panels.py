@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from lowtide.domain.ids import format_batch_id
 from lowtide.domain.statuses import CANCELLABLE_STATUSES
 from portal.components import batch_facts
 from portal.components.batch_timeline import steps_of, timeline
+from portal.components.dashboard_links import dashboard_links
 from portal.components.headings import heading
 from portal.components.rebuilt import Rebuilt
 from portal.components.stat_card import StatCard
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.batch_details import BatchDetails
     from lowtide.domain.batches import Batch
+    from portal.dashboards import Dashboards
 
 COUNTS = ("Total", "Completed", "Failed", "Queued", "Running")
 
@@ -28,14 +31,22 @@ COUNTS = ("Total", "Completed", "Failed", "Queued", "Running")
 class BatchPanels:
     """Everything above the table of requests."""
 
-    def __init__(self, on_cancel: Callable[[], Awaitable[None]], *, may_act: bool) -> None:
+    def __init__(
+        self,
+        on_cancel: Callable[[], Awaitable[None]],
+        dashboards: Dashboards,
+        *,
+        may_act: bool,
+    ) -> None:
         self._may_act = may_act
+        self._dashboards = dashboards
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("batch-head"):
                 self._head = Rebuilt(batch_facts.head, "batch-head")
                 ui.element("div").classes("spacer")
                 self._cancel = ui.button("Cancel batch …", on_click=on_cancel, color=None)
                 self._cancel.props("flat dense no-caps")
+            self._links = Rebuilt(dashboard_links)
             self._facts = Rebuilt(batch_facts.facts)
             self._progress = Rebuilt[tuple["Batch", str]](
                 lambda shown: batch_facts.progress(*shown), "section"
@@ -66,6 +77,9 @@ class BatchPanels:
         batch = replace(forecast, eta=None)
         details = replace(details, at=batch.created_at, batch=batch)
         self._head.show(batch)
+        self._links.show(
+            self._dashboards.batch(format_batch_id(batch.id), batch.created_at, batch.ended_at, now)
+        )
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
         for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
             panel.show(details)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
+from lowtide.domain.findings import Condition
 from portal.components.badges import Badge
 from portal.components.headings import heading
 from portal.formats import absolute, ago, counted, milliseconds
 from portal.theme import Tone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from lowtide.domain.findings import Finding
     from lowtide.domain.overview import PoolLoad, Reachability
+    from portal.diagnosis import Diagnosis
 
 STALE_AFTER = timedelta(seconds=30)
+STALE: Final = Badge(text="Stale", tone=Tone.WARN)
 
 
 class HealthPanel:
@@ -29,25 +33,71 @@ class HealthPanel:
             self._database = ProbeRow("Database")
             self._api = ProbeRow("API")
             self._workers = FactRow("Workers")
+            self._parts = FactRow("Parts")
+            ui.link("See every part", "/health").classes("small")
 
-    def show(self, database: Reachability | None, api: Reachability | None, now: datetime) -> None:
-        """Show what the last probes found."""
+    def show(self, database: Reachability | None, now: datetime) -> None:
+        """Show whether the database answered."""
         self._database.show(database, now)
+
+    def show_api(self, api: Reachability | None, now: datetime) -> None:
+        """Show whether the API answered."""
         self._api.show(api, now)
+
+    def show_diagnosis(self, diagnosis: Diagnosis | None, now: datetime, *, with_api: bool) -> None:
+        """Show how many parts are bad; `with_api` also what the API's functions noted."""
+        if diagnosis is None:
+            self._parts.show_badge(judge(None, now))
+            return
+        stale = now - diagnosis.looked_at > STALE_AFTER
+        if with_api:
+            self._api.show_badge(badge_of(diagnosis.api, stale=stale))
+            self._api.show_detail(diagnosis.api.detail)
+        self._parts.show_badge(_summary(diagnosis, stale=stale))
+        self._parts.show_detail(_names(diagnosis))
 
     def show_workers(self, pools: Sequence[PoolLoad]) -> None:
         """Show whether there are workers for what waits."""
         self._workers.show_badge(judge_workers(pools))
 
 
+TONES: Final[Mapping[Condition, Tone]] = {
+    Condition.FINE: Tone.GOOD,
+    Condition.IDLE: Tone.NEUTRAL,
+    Condition.UNKNOWN: Tone.NEUTRAL,
+    Condition.DOUBTFUL: Tone.WARN,
+    Condition.BAD: Tone.BAD,
+}
+
+
+def badge_of(finding: Finding, *, stale: bool) -> Badge:
+    """Return the badge of a finding; what was read too long ago is stale."""
+    return STALE if stale else Badge(text=finding.word, tone=TONES[finding.condition])
+
+
+def _summary(diagnosis: Diagnosis, *, stale: bool) -> Badge:
+    if stale:
+        return STALE
+    if bad := diagnosis.count(Condition.BAD):
+        return Badge(text=f"{bad} bad", tone=Tone.BAD)
+    if doubtful := diagnosis.count(Condition.DOUBTFUL):
+        return Badge(text=f"{doubtful} to watch", tone=Tone.WARN)
+    return Badge(text="All well", tone=Tone.GOOD)
+
+
+def _names(diagnosis: Diagnosis) -> str:
+    wrong = (Condition.BAD, Condition.DOUBTFUL)
+    return ", ".join(part.part for part in diagnosis.parts if part.condition in wrong)
+
+
 class FactRow:
     """A name, a badge and a few words."""
 
     def __init__(self, name: str) -> None:
-        with ui.element("div").classes("probe"):
+        with ui.element("div").classes("probe") as self.row:
             ui.label(name).classes("name")
             self._badge = ui.label("").classes("badge").mark(f"{name} health")
-            self._detail = ui.label("")
+            self._detail = ui.label("").classes("break")
             self._checked = ui.label("").classes("muted small")
         self._tone = Tone.NEUTRAL
 
@@ -61,6 +111,12 @@ class FactRow:
         """Show a few words beside the badge."""
         self._detail.text = detail
 
+    def show_age(self, text: str, at: datetime | None) -> None:
+        """Show how old that is; `at` is the moment behind it."""
+        self._checked.text = text
+        if at is not None:
+            self._checked.props["title"] = absolute(at)
+
 
 class ProbeRow(FactRow):
     """What a probe found, and when."""
@@ -69,9 +125,8 @@ class ProbeRow(FactRow):
         """Show the last answer; one that is too old is stale."""
         self.show_badge(judge(found, now))
         if found is not None:
-            self._detail.text = found.problem or milliseconds(found.latency)
-            self._checked.text = f"checked {ago(found.checked_at, now)}"
-            self._checked.props["title"] = absolute(found.checked_at)
+            self.show_detail(found.problem or milliseconds(found.latency))
+            self.show_age(f"checked {ago(found.checked_at, now)}", found.checked_at)
 
 
 def judge(found: Reachability | None, now: datetime) -> Badge:
@@ -79,7 +134,7 @@ def judge(found: Reachability | None, now: datetime) -> Badge:
     if found is None:
         return Badge(text="Not checked yet", tone=Tone.NEUTRAL)
     if now - found.checked_at > STALE_AFTER:
-        return Badge(text="Stale", tone=Tone.WARN)
+        return STALE
     if found.reachable:
         return Badge(text="Reachable", tone=Tone.GOOD)
     return Badge(text="Not reachable", tone=Tone.BAD)

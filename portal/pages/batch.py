@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from lowtide.domain.batch_details import BatchDetails
     from lowtide.domain.ids import BatchId
     from lowtide.domain.requests import RequestState
+    from portal.dashboards import Dashboards
     from portal.polling import Poller
 
 PAGE_SIZE: Final = 50
 
 
-def install(poller: Poller, readings: Readings, *, api_url: str) -> None:
+def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the page of a batch."""
 
     @ui.page("/batches/{batch_id}")
@@ -48,7 +49,7 @@ def install(poller: Poller, readings: Readings, *, api_url: str) -> None:
                 _missing(f"{batch_id[:100]!r} is not the id of a batch.")
             return
         query = LineQuery.read(found, request.query_params)
-        await BatchPage(live, readings, query).open(api_url)
+        await BatchPage(live, readings, query, dashboards).open(api_url)
 
 
 def _missing(message: str) -> None:
@@ -69,7 +70,10 @@ class Seen:
 class BatchPage:
     """One open page."""
 
-    def __init__(self, live: Live, readings: Readings, query: LineQuery) -> None:
+    def __init__(
+        self, live: Live, readings: Readings, query: LineQuery, dashboards: Dashboards
+    ) -> None:
+        self._dashboards = dashboards
         self._live = live
         self._readings = readings
         self._query = query
@@ -98,7 +102,7 @@ class BatchPage:
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
-        self._panels = BatchPanels(self._cancel, may_act=self._visitor.may_act)
+        self._panels = BatchPanels(self._cancel, self._dashboards, may_act=self._visitor.may_act)
         with ui.element("section").classes("card table-card"):
             with ui.element("div").classes("table-tools"):
                 self._tabs = Rebuilt(line_tabs, "tabs")

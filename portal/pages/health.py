@@ -9,113 +9,135 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.domain.attention import EVENT_AGE, TICK_SILENCE
-from portal.components.badges import Badge
+from lowtide.domain.events import EventType
+from lowtide.domain.sightings import TICK, Sight
+from lowtide.postgres.migrate import newest_revision
+from portal.components.finding_list import EventTable, FindingList, FindingRow
 from portal.components.headings import heading
-from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, judge_workers
-from portal.formats import ago, counted, duration, number
+from portal.components.health_panel import STALE_AFTER, ProbeRow
+from portal.formats import absolute, ago, counted, duration
 from portal.live import Live
-from portal.theme import Tone
 
 if TYPE_CHECKING:
     from lowtide.domain.operations import Operations
     from lowtide.services.operations import OperationsSeen
+    from portal.diagnosis import Diagnosis
     from portal.watching import Watching
 
 _VERSIONS: Final = ("Lowtide", "Python", "NiceGUI", "PostgreSQL", "Schema")
+_EVENTS: Final = {
+    **{type_.value: type_.value.removeprefix("dev.lowtide.") for type_ in EventType},
+    TICK: "tick",
+}
+_HOW: Final = (
+    f"Read every few seconds for all pages together; older than {duration(STALE_AFTER)} is stale. "
+    "Functions are not asked, so that they can scale to zero: the database tells when each was last "
+    "at work. Commands are for a cluster; on one machine, read the log of `lowtide up`."
+)
 
 
 def install(watching: Watching, *, api_url: str) -> None:
     """Serve the page of health."""
 
     @ui.page("/health")
-    async def health() -> None:
-        await watching.poller.fresh(timeout=2.0)
+    def health() -> None:
         live = Live(watching.poller)
         with live.page("Health", api_url=api_url):
-            shown = _Health()
-        live.keep(lambda: shown.show(watching))
+            shown = _Health(watching)
+        live.keep(shown.show)
 
 
 class _Health:
-    def __init__(self) -> None:
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+        self._problem = ui.label("").classes("banner").props("role=status")
+        self._problem.set_visibility(False)
         with ui.element("div").classes("halves"):
             with ui.element("section").classes("card section"):
                 heading("Parts")
                 self._database = ProbeRow("Database")
                 self._objects = ProbeRow("Object store")
-                self._api = ProbeRow("API")
-                ui.label(
-                    f"Asked every few seconds for all pages together; older than "
-                    f"{duration(STALE_AFTER)} is stale."
-                ).classes("muted small")
-            with ui.element("section").classes("card section"):
-                heading("Movement")
-                self._tick = FactRow("Scheduler")
-                self._outbox = FactRow("Events")
-                self._workers = FactRow("Workers")
+                self._api = ProbeRow("API") if watching.probes_api else FindingRow("API")
+                self._broker = FindingRow("Broker")
+                self._alerts = None if watching.alerts is None else ProbeRow("Alertmanager")
+            self._functions = FindingList("Functions")
+            self._workers = FindingList("Workers, engines, autoscaler")
+            with ui.element("div").classes("stacked"):
+                self._events = EventTable(_EVENTS.items())
+                self._build_versions()
+        ui.label(_HOW).classes("muted small")
+
+    def _build_versions(self) -> None:
         with ui.element("section").classes("card section"):
             heading("Versions")
             with ui.element("dl").classes("facts"):
                 self._versions = {name: _fact(name) for name in _VERSIONS}
+            self._versions_age = ui.label("").classes("muted small")
         self._versions["Lowtide"].text = version("lowtide")
         self._versions["Python"].text = platform.python_version()
         self._versions["NiceGUI"].text = version("nicegui")
 
-    def show(self, watching: Watching) -> None:
-        now = datetime.now(UTC)
+    def show(self) -> None:
+        watching, now = self._watching, datetime.now(UTC)
         seen = watching.poller.seen
         self._database.show(seen.database, now)
-        self._api.show(seen.api, now)
         self._objects.show(watching.probing.found.get("Object store"), now)
-        self._show_movement(watching.operations.seen)
-        if seen.overview is not None:
-            self._workers.show_badge(judge_workers(seen.overview.pools))
-            self._workers.show_detail(
-                " · ".join(f"{number(load.workers)} {load.pool}" for load in seen.overview.pools)
-            )
+        if isinstance(self._api, ProbeRow):
+            self._api.show(seen.api, now)
+        if self._alerts is not None and watching.alerts is not None:
+            self._alerts.show(watching.alerts.reachability, now)
+        operations = watching.operations.seen
+        self._show_versions(operations, now)
+        if operations.reading is not None:
+            self._events.show_waiting(outbox(operations.reading))
+        problem = watching.evidence.seen.problem
+        self._problem.set_visibility(problem is not None)
+        if problem is not None:
+            self._problem.text = f"{problem} What you see is older."
+        diagnosis = watching.diagnose()
+        if diagnosis is not None:
+            self._show_findings(diagnosis, now)
 
-    def _show_movement(self, seen: OperationsSeen) -> None:
+    def _show_findings(self, diagnosis: Diagnosis, now: datetime) -> None:
+        evidence = diagnosis.evidence
+        when = (evidence.at, diagnosis.looked_at, now)
+        if isinstance(self._api, FindingRow):
+            self._api.show(diagnosis.api, *when)
+        self._broker.show(diagnosis.broker, *when)
+        self._functions.show(diagnosis.functions, *when)
+        self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *when)
+        for type_ in _EVENTS:
+            for sight in (Sight.SENT, Sight.DELIVERED):
+                known = evidence.sightings.get((sight, type_))
+                if known is not None:
+                    self._events.show(type_, sight, known.succeeded_at, evidence.at)
+
+    def _show_versions(self, seen: OperationsSeen, now: datetime) -> None:
         if seen.reading is None:
             return
-        stale = seen.problem is not None
-        self._tick.show_badge(_stale() if stale else judge_tick(seen.reading))
-        self._tick.show_detail(_tick_detail(seen.reading))
-        self._outbox.show_badge(_stale() if stale else judge_outbox(seen.reading))
-        self._outbox.show_detail(_outbox_detail(seen.reading))
         self._versions["PostgreSQL"].text = seen.reading.server_version
-        self._versions["Schema"].text = seen.reading.schema_version
+        self._versions["Schema"].text = judge_schema(seen.reading.schema_version)
+        stale = "stale, " if now - seen.reading.at > STALE_AFTER else ""
+        self._versions_age.text = f"{stale}read {ago(seen.reading.at, now)}"
+        self._versions_age.props["title"] = absolute(seen.reading.at)
 
 
-def judge_tick(reading: Operations) -> Badge:
-    """Return the state of the scheduler; one that never ticked is fine on a new installation."""
-    if reading.ticked_at is None:
-        return Badge(text="No tick yet", tone=Tone.NEUTRAL)
-    if reading.at - reading.ticked_at > TICK_SILENCE:
-        return Badge(text="Silent", tone=Tone.BAD)
-    return Badge(text="Ticking", tone=Tone.GOOD)
-
-
-def judge_outbox(reading: Operations) -> Badge:
-    """Return the state of the outbox; events pass through it, and none stays."""
-    if reading.oldest_event is not None and reading.at - reading.oldest_event > EVENT_AGE:
-        return Badge(text="Stuck", tone=Tone.BAD)
-    return Badge(text="Flowing", tone=Tone.GOOD)
-
-
-def _tick_detail(reading: Operations) -> str:
-    return "" if reading.ticked_at is None else f"last tick {ago(reading.ticked_at, reading.at)}"
-
-
-def _outbox_detail(reading: Operations) -> str:
+def outbox(reading: Operations) -> str:
+    """Return how many events wait for the broker."""
     waiting = f"{counted(reading.events_waiting, 'event')} in the outbox"
     if reading.oldest_event is None:
         return waiting
     return f"{waiting}, the oldest for {duration(reading.at - reading.oldest_event)}"
 
 
-def _stale() -> Badge:
-    return Badge(text="Stale", tone=Tone.WARN)
+def judge_schema(found: str) -> str:
+    """Return the schema's revision, and what to do where it is not this portal's."""
+    newest = newest_revision()
+    if found == newest:
+        return found
+    if found < newest:
+        return f"{found}: this portal needs {newest}; run the migration"
+    return f"{found}: newer than this portal, which knows {newest}"
 
 
 def _fact(name: str) -> ui.label:

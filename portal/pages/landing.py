@@ -10,9 +10,11 @@ from nicegui import ui
 
 from lowtide.domain.attention import concerns
 from lowtide.services.overview import RECENT_BATCHES
+from portal.components.alert_list import AlertList
 from portal.components.batch_table import BatchTable
 from portal.components.charts import TimeChart, lines_by_pool
 from portal.components.concern_list import ConcernList
+from portal.components.dashboard_links import dashboard_links
 from portal.components.empty_state import empty_state
 from portal.components.headings import heading
 from portal.components.health_panel import HealthPanel
@@ -23,26 +25,29 @@ from portal.live import Live
 
 if TYPE_CHECKING:
     from lowtide.domain.overview import Overview, Totals
-    from lowtide.services.operations import OperationsSeen, OperationsWatch
-    from lowtide.services.overview import Seen
-    from portal.polling import Poller
+    from portal.dashboards import Dashboards
+    from portal.watching import Watching
 
 FIRST_COMMAND: Final = "lowtide submit requests.jsonl --window 24h --watch"
 
 
-def install(poller: Poller, operations: OperationsWatch, *, api_url: str) -> None:
+def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the landing page."""
 
     @ui.page("/")
     async def landing() -> None:
-        await poller.fresh(timeout=2.0)
-        _open(poller, operations, api_url)
+        await watching.poller.fresh(timeout=2.0)
+        live = Live(watching.poller)
+        with live.page("Overview", api_url=api_url):
+            parts = _build(dashboards)
+        live.keep(lambda: _show(parts, watching))
 
 
 @dataclass
 class _Parts:
     problem: ui.label
     concerns: ConcernList
+    alerts: AlertList
     cards: dict[str, StatCard]
     charts: tuple[TimeChart, ...]
     pools: PoolPanel
@@ -52,30 +57,38 @@ class _Parts:
     empty: ui.element
 
 
-def _open(poller: Poller, operations: OperationsWatch, api_url: str) -> None:
-    live = Live(poller)
-    with live.page("Overview", api_url=api_url):
-        parts = _build()
-    live.keep(lambda: _show(parts, poller.seen, operations.seen))
-
-
-def _show(parts: _Parts, seen: Seen, operations: OperationsSeen) -> None:
+def _show(parts: _Parts, watching: Watching) -> None:
     now = datetime.now(UTC)
-    parts.health.show(seen.database, seen.api, now)
+    seen, operations, diagnosis = (
+        watching.poller.seen,
+        watching.operations.seen,
+        watching.diagnose(),
+    )
+    parts.health.show(seen.database, now)
+    if watching.probes_api:
+        parts.health.show_api(seen.api, now)
+    parts.health.show_diagnosis(diagnosis, now, with_api=not watching.probes_api)
     unreadable = seen.database is not None and not seen.database.reachable
     parts.problem.set_visibility(unreadable)
     if unreadable:
         parts.problem.text = _explain(seen.overview, now)
-    parts.concerns.show(concerns(seen.overview, operations.reading))
+    parts.concerns.show(
+        concerns(seen.overview, operations.reading)
+        + (() if diagnosis is None else diagnosis.concerns())
+    )
+    if watching.alerts is not None:
+        parts.alerts.show(watching.alerts.seen, now)
     for chart in parts.charts:
         chart.show(operations.samples)
     if seen.overview is not None:
         _show_overview(parts, seen.overview, now)
 
 
-def _build() -> _Parts:
+def _build(dashboards: Dashboards) -> _Parts:
+    dashboard_links(dashboards.overview())
     problem = ui.label("").classes("banner").props("role=status")
     concern_list = ConcernList()
+    alerts = AlertList(dashboards)
     with ui.element("div").classes("cards"):
         titles = ("In progress", "Completed", "Failed", "All batches")
         cards = {title: StatCard(title) for title in titles}
@@ -98,7 +111,7 @@ def _build() -> _Parts:
         )
         listed.set_visibility(False)
         empty.set_visibility(False)
-    return _Parts(problem, concern_list, cards, charts, pools, health, table, listed, empty)
+    return _Parts(problem, concern_list, alerts, cards, charts, pools, health, table, listed, empty)
 
 
 def _show_overview(parts: _Parts, overview: Overview, now: datetime) -> None:

@@ -1,91 +1,170 @@
-"""The queues: what waits, who works on it, and how that went within the last hour."""
+"""The queues: what waits, who works on it, how that went, and stopping it for a while."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
+from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
+from lowtide import wiring
+from lowtide.domain.history import HistoryRange
 from lowtide.domain.pools import Pool
+from portal.background import in_thread
 from portal.components.charts import Line, SlaChart, TimeChart, lines_by_pool
+from portal.components.dashboard_links import dashboard_links
 from portal.components.headings import heading
 from portal.components.load_table import LoadTable
+from portal.components.pause_notes import PauseNotes
+from portal.components.pausing import set_paused
+from portal.components.pool_control import PoolControl
+from portal.components.range_choice import range_choice
 from portal.components.stat_card import StatCard
 from portal.formats import counted, duration, number
 from portal.live import Live
+from portal.readings import Subject
+from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
+    from lowtide.domain.history import History
     from lowtide.domain.operations import Operations, Sample
-    from lowtide.services.operations import OperationsSeen, OperationsWatch
-    from portal.polling import Poller
+    from portal.dashboards import Dashboards
+    from portal.watching import Watching
+
+PATH: Final = "/queues"
+_FIRST_RANGE: Final = HistoryRange.HOUR
 
 
-def install(poller: Poller, operations: OperationsWatch, *, api_url: str) -> None:
+def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the page of queues."""
 
-    @ui.page("/queues")
-    async def queues() -> None:
-        await poller.fresh(timeout=2.0)
-        live = Live(poller)
-        with live.page("Queues", api_url=api_url):
-            parts = _build()
-        live.keep(lambda: _show(parts, operations.seen))
+    @ui.page(PATH)
+    async def queues(request: Request) -> None:
+        await watching.poller.fresh(timeout=2.0)
+        page = QueuesPage(watching, range_of(request.query_params.get("range", "")))
+        await page.open(dashboards, api_url)
 
 
-@dataclass
-class _Parts:
-    problem: ui.label
-    cards: dict[str, StatCard]
-    charts: list[TimeChart]
-    sla: SlaChart
-    table: LoadTable
+def range_of(text: str) -> HistoryRange:
+    """Return the range that an address names; the shortest for what it says wrongly."""
+    return next((each for each in HistoryRange if each.value == text), _FIRST_RANGE)
 
 
-def _build() -> _Parts:
-    problem = ui.label("").classes("banner").props("role=status")
-    with ui.element("div").classes("cards"):
-        titles = ("Queued", "Oldest waits", "Workers", "Throughput")
-        cards = {title: StatCard(title) for title in titles}
-    with ui.element("section").classes("card table-card"):
-        with ui.element("div").classes("section-head"):
-            heading("By tenant")
-        table = LoadTable()
-    with ui.element("div").classes("halves"):
-        charts = _charts()
-        sla = SlaChart()
-    ui.label(
-        "Lines over time are sampled every 15 s by this portal and kept for an hour in its memory: "
-        "they begin anew when it restarts. Deadlines come from the database."
-    ).classes("muted small")
-    return _Parts(problem, cards, charts, sla, table)
+def address_of(wanted: HistoryRange) -> str:
+    """Return the address that shows a range again."""
+    return PATH if wanted is _FIRST_RANGE else f"{PATH}?range={wanted.value}"
+
+
+class QueuesPage:
+    """One open page."""
+
+    def __init__(self, watching: Watching, wanted: HistoryRange) -> None:
+        self._watching = watching
+        self._live = Live(watching.poller)
+        self._range = wanted
+        self._visitor = current_visitor()
+        self._follower = ui.context.client.id
+        self._history: Subject[History]
+
+    async def open(self, dashboards: Dashboards, api_url: str) -> None:
+        """Build the page and keep it current until it is closed."""
+        await self._follow()
+        with self._live.page("Queues", api_url=api_url):
+            dashboard_links(dashboards.queues())
+            self._build()
+        ui.context.client.on_delete(lambda: self._watching.readings.unfollow(self._follower))
+        self._live.keep(self._show)
+
+    def _build(self) -> None:
+        self._problem = ui.label("").classes("banner").props("role=status")
+        self._pauses = PauseNotes()
+        with ui.element("div").classes("cards"):
+            titles = ("Queued", "Oldest waits", "Workers", "Throughput")
+            self._cards = {title: StatCard(title) for title in titles}
+        with ui.element("section").classes("card section"):
+            heading("Pools")
+            self._controls = {
+                pool: PoolControl(pool, may_act=self._visitor.may_act, on_pause=self._set_paused)
+                for pool in Pool
+            }
+        with ui.element("section").classes("card table-card"):
+            with ui.element("div").classes("section-head"):
+                heading("By tenant")
+            self._table = LoadTable()
+        with ui.element("div").classes("range-head"):
+            heading("History")
+            range_choice(self._range, self._choose)
+        with ui.element("div").classes("halves"):
+            self._charts = _charts()
+            self._sla = SlaChart()
+        ui.label(
+            "The scheduler takes a sample a minute. Each point is the most within its step, or the mean "
+            "of what flowed; where a line breaks, nothing was sampled. Cost is that of results alone."
+        ).classes("muted small")
+
+    async def _follow(self) -> None:
+        """Look at this range from now on."""
+        wanted, book = self._range, self._watching.history
+        subject = Subject(("history", wanted), lambda: book.read(wanted))
+        self._history = self._watching.readings.follow(
+            self._follower, subject, lambda: self._live.paused
+        )
+        await in_thread(self._history.look)
+
+    async def _choose(self, wanted: HistoryRange) -> None:
+        self._range = wanted
+        ui.navigate.history.replace(address_of(wanted))
+        await self._follow()
+        self._show()
+
+    async def _set_paused(self, pool: Pool, paused: bool) -> None:  # noqa: FBT001
+        if await set_paused(wiring.pools(), pool, paused=paused):
+            await in_thread(self._watching.operations.look)
+            self._show()
+
+    def _show(self) -> None:
+        seen = self._watching.operations.seen
+        self._problem.set_visibility(seen.problem is not None)
+        if seen.problem is not None:
+            self._problem.text = f"{seen.problem} What you see is older."
+        history = self._history.reading.value
+        if history is not None:
+            for chart in self._charts:
+                chart.show(history)
+            self._sla.show(history)
+        if (reading := seen.reading) is not None:
+            self._pauses.show(reading.pauses, datetime.now(UTC))
+            for pool, control in self._controls.items():
+                control.show(reading, self._watching.operations.desired(pool, reading))
+            _show_cards(self._cards, reading, seen.samples[-1] if seen.samples else None)
+            self._table.show(reading.loads, reading.at)
 
 
 def _charts() -> list[TimeChart]:
+    prices = wiring.prices()
+    hours = {pool: prices.of_second(pool) * 3600 for pool in Pool}
     replicas = [
-        *(Line(f"{pool} live", pool, lambda each: each.workers) for pool in Pool),
+        *(Line(f"{pool} live", pool, lambda each: each.live) for pool in Pool),
         *(Line(f"{pool} desired", pool, lambda each: each.desired, dashed=True) for pool in Pool),
     ]
+    cost = [
+        Line(pool.value, pool, lambda each, price=hours[pool]: _times(each.earning, price))
+        for pool in Pool
+    ]
+    depth = lines_by_pool(lambda each: each.queued)
     return [
-        TimeChart("Depth", "lines queued", lines_by_pool(lambda each: each.queued), filled=True),
+        TimeChart("Depth", "lines queued", depth, filled=True, whole=True),
         TimeChart("Oldest waits", "seconds", lines_by_pool(lambda each: each.oldest_age)),
-        TimeChart("Replicas", "live and desired", replicas),
+        TimeChart("Replicas", "live and desired", replicas, whole=True),
         TimeChart("Throughput", "lines a second", lines_by_pool(lambda each: each.throughput)),
         TimeChart("Interruptions", "a minute", lines_by_pool(lambda each: each.interruptions)),
+        TimeChart("Cost", f"{prices.currency} an hour", cost),
     ]
 
 
-def _show(parts: _Parts, seen: OperationsSeen) -> None:
-    parts.problem.set_visibility(seen.problem is not None)
-    if seen.problem is not None:
-        parts.problem.text = f"{seen.problem} What you see is older."
-    for chart in parts.charts:
-        chart.show(seen.samples)
-    if seen.reading is not None:
-        _show_cards(parts.cards, seen.reading, seen.samples[-1] if seen.samples else None)
-        parts.sla.show(seen.reading.sla)
-        parts.table.show(seen.reading.loads, seen.reading.at)
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | None) -> None:

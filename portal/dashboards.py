@@ -1,0 +1,138 @@
+"""Addresses of dashboards with the batch and the time filled in; none where no setting names a base.
+
+Grafana's take `/d/<uid>?var-batch=…&from=<ms>&to=<ms>`, Prometheus' `/graph?g0.expr=…`, Alertmanager's
+a fragment, `/#/alerts?filter=…`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from lowtide.settings import Settings
+
+ALERT_NAMES: Final = "Lowtide.*"
+"""What the alerts of monitoring/ are called; an Alertmanager may have others."""
+_DEPTH: Final = "max by (pool) (queue_depth)"
+_WAIT: Final = "max by (pool) (queue_oldest_age_seconds)"
+_RECENT: Final = "6h"
+_RANGE_STEP: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A page elsewhere."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboards:
+    """Base addresses; None hides every link to that place."""
+
+    grafana: str | None
+    prometheus: str | None
+    alertmanager: str | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Dashboards:
+        """Return what the settings name."""
+        return cls(settings.grafana_url, settings.prometheus_url, settings.alertmanager_url)
+
+    def overview(self) -> tuple[Link, ...]:
+        """Link to how the installation was within the last hours."""
+        recent = {"from": f"now-{_RECENT}", "to": "now"}
+        return self._links(
+            ("lowtide-overview", recent), [_DEPTH], {"g0.range_input": _RECENT}, _ours()
+        )
+
+    def queues(self) -> tuple[Link, ...]:
+        """Link to how the queues were within the last hours."""
+        recent = {"from": f"now-{_RECENT}", "to": "now"}
+        return self._links(
+            ("lowtide-queue", recent),
+            [_DEPTH, _WAIT],
+            {"g0.range_input": _RECENT, "g1.range_input": _RECENT},
+            _ours("component", "queue"),
+        )
+
+    def batch(
+        self, batch: str, since: datetime, until: datetime | None, now: datetime
+    ) -> tuple[Link, ...]:
+        """Link to what happened from a batch's creation to its end; None is one that still runs."""
+        milliseconds = {
+            "var-batch": batch,
+            "from": str(int(since.timestamp() * 1000)),
+            "to": "now" if until is None else str(int(until.timestamp() * 1000) + 1000),
+        }
+        # In whole steps, so that the address of a batch that runs is not a new one every second.
+        steps = int(((until or now) - since).total_seconds()) // _RANGE_STEP + 1
+        range_ = {"range_input": f"{max(steps, 1) * _RANGE_STEP}s"}
+        if until is not None:
+            range_["end_input"] = f"{until + timedelta(seconds=1):%Y-%m-%d %H:%M:%S}"
+        return self._links(
+            ("lowtide-sla", milliseconds),
+            [_DEPTH, f"batch_at_risk_seconds_left{{batch={_quoted(batch)}}}"],
+            {f"g{place}.{key}": value for place in (0, 1) for key, value in range_.items()},
+            _ours("batch", batch),
+        )
+
+    def alert(self, labels: Mapping[str, str]) -> str | None:
+        """Return where Alertmanager shows the alert with these labels."""
+        return None if self.alertmanager is None else self._alerts(_matchers(labels))
+
+    def _links(
+        self,
+        dashboard: tuple[str, Mapping[str, str]],
+        expressions: Sequence[str],
+        range_: Mapping[str, str],
+        alerts: str,
+    ) -> tuple[Link, ...]:
+        links = []
+        if self.grafana is not None:
+            uid, parameters = dashboard
+            links.append(Link("Grafana", f"{_base(self.grafana)}/d/{uid}?{_encoded(parameters)}"))
+        if self.prometheus is not None:
+            graphs = {
+                key: value
+                for place, expression in enumerate(expressions)
+                for key, value in ((f"g{place}.expr", expression), (f"g{place}.tab", "0"))
+            }
+            url = f"{_base(self.prometheus)}/graph?{_encoded(graphs | dict(range_))}"
+            links.append(Link("Prometheus", url))
+        if self.alertmanager is not None:
+            links.append(Link("Alertmanager", self._alerts(alerts)))
+        return tuple(links)
+
+    def _alerts(self, matchers: str) -> str:
+        return f"{_base(self.alertmanager or '')}/#/alerts?{_encoded({'filter': matchers})}"
+
+
+def _ours(label: str = "", value: str = "") -> str:
+    known = f"alertname=~{_quoted(ALERT_NAMES)}"
+    return f"{{{known}, {label}={_quoted(value)}}}" if label else f"{{{known}}}"
+
+
+def _matchers(labels: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{name}={_quoted(value)}" for name, value in labels.items()) + "}"
+
+
+def _quoted(value: str) -> str:
+    # PromQL and Alertmanager's page both read a string as JSON writes it.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/")
+
+
+def _encoded(parameters: Mapping[str, str]) -> str:
+    return urlencode(parameters, quote_via=quote, safe="")

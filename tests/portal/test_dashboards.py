@@ -1,0 +1,117 @@
+"""Addresses of dashboards: filled in, encoded, and none where no setting names a base."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from lowtide.settings import Settings
+from portal.dashboards import Dashboards
+
+CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ENDED = CREATED + timedelta(minutes=11)
+BATCH = "batch_01a2089ef54e794eb12ed8517f6539a7"
+HOSTILE = '"}&from=0#/x?y=1 or up{a="é\n'
+ALL = Dashboards("https://g.example/grafana/", "http://p.example:9090", "https://a.example/am")
+
+
+def _batch(batch: str = BATCH, ended: datetime | None = ENDED) -> dict[str, str]:
+    return {link.name: link.url for link in ALL.batch(batch, CREATED, ended, ENDED)}
+
+
+def _query(url: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
+def test_grafana_gets_the_batch_and_its_time() -> None:
+    url = _batch()["Grafana"]
+    assert url.startswith("https://g.example/grafana/d/lowtide-sla?var-batch=batch_01a2089e")
+    assert _query(url) == {
+        "var-batch": BATCH, "from": "1767323045000", "to": "1767323706000",
+    }  # fmt: skip
+
+
+def test_a_batch_that_runs_is_shown_until_now_at_an_address_that_stays() -> None:
+    links = _batch(ended=None)
+    assert _query(links["Grafana"])["to"] == "now"
+    assert "g0.end_input" not in _query(links["Prometheus"])
+    second = ALL.batch(BATCH, CREATED, None, ENDED + timedelta(seconds=1))
+    assert [link.url for link in second] == list(links.values())
+
+
+def test_prometheus_gets_expressions_and_the_range_that_holds_the_batch() -> None:
+    query = _query(_batch()["Prometheus"])
+    assert query["g0.expr"] == "max by (pool) (queue_depth)"
+    assert query["g1.expr"] == f'batch_at_risk_seconds_left{{batch="{BATCH}"}}'
+    assert query["g0.range_input"] == query["g1.range_input"] == "900s"
+    assert query["g0.end_input"] == "2026-01-02 03:15:06"
+
+
+def test_alertmanager_gets_a_filter_in_its_fragment() -> None:
+    url = urlsplit(_batch()["Alertmanager"])
+    assert (url.path, url.query) == ("/am/", "")
+    path, _, query = url.fragment.partition("?")
+    assert path == "/alerts"
+    wanted = f'{{alertname=~"Lowtide.*", batch="{BATCH}"}}'
+    assert parse_qs(query) == {"filter": [wanted]}
+
+
+def test_hostile_values_stay_values() -> None:
+    links = _batch(HOSTILE)
+    quoted = json.dumps(HOSTILE, ensure_ascii=False)
+    assert _query(links["Grafana"])["var-batch"] == HOSTILE
+    assert _query(links["Grafana"])["from"] == "1767323045000"
+    assert _query(links["Prometheus"])["g1.expr"].endswith(f"{{batch={quoted}}}")
+    filters = parse_qs(urlsplit(links["Alertmanager"]).fragment.partition("?")[2])["filter"]
+    assert filters == [f'{{alertname=~"Lowtide.*", batch={quoted}}}']
+    alert = ALL.alert({"alertname": HOSTILE})
+    assert alert is not None
+    for url in (*links.values(), alert):
+        assert not set(url) & set(' "<>\n{}é')
+
+
+def test_what_no_setting_names_has_no_link() -> None:
+    nothing = Dashboards(None, None, None)
+    assert (
+        nothing.overview() == nothing.queues() == nothing.batch(BATCH, CREATED, None, ENDED) == ()
+    )
+    assert nothing.alert({"alertname": "x"}) is None
+    only = Dashboards(None, None, "http://a.example")
+    assert [link.name for link in only.overview()] == ["Alertmanager"]
+
+
+@pytest.mark.parametrize(
+    ("links", "uid"), [(ALL.overview(), "lowtide-overview"), (ALL.queues(), "lowtide-queue")]
+)
+def test_pages_of_the_installation_show_the_last_hours(links: tuple[object, ...], uid: str) -> None:
+    urls = [getattr(link, "url") for link in links]  # noqa: B009
+    assert urls[0] == f"https://g.example/grafana/d/{uid}?from=now-6h&to=now"
+    assert _query(urls[1])["g0.range_input"] == "6h"
+
+
+@pytest.mark.parametrize("name", ["grafana_url", "prometheus_url", "alertmanager_url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "ftp://g.example",
+        "//g.example",
+        "g.example",
+        "https://",
+        "https://user:secret@g.example",
+        "https://g.example/?a=b",
+        "https://g.example/#x",
+    ],
+)
+def test_settings_take_web_addresses_alone(name: str, url: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Settings.model_validate({name: url})
+
+
+def test_a_setting_takes_a_path() -> None:
+    settings = Settings.model_validate({"grafana_url": "https://g.example/grafana"})
+    assert Dashboards.of(settings).overview()[0].url.startswith("https://g.example/grafana/d/")
