@@ -39,7 +39,10 @@ def _lines(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
     return logged
 
 
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FUNCTION_TARGET", raising=False)
     logged = _lines(capsys, LogFormat.JSON)
     batch = uuid.uuid4()
     log.info(

@@ -1,10 +1,10 @@
 """The environment of a process, and who wins where several say something.
 
 Later wins:
-1. the environment of `lowtide up` itself, without its `LOWTIDE_*`;
+1. the environment of `lowtide up` itself, without its `LOWTIDE_*` and `OTEL_*`;
 2. the manifest: `envFrom`, then `env`;
 3. this machine's defaults: object store, log format, base URL;
-4. the user's `LOWTIDE_*`, so that `LOWTIDE_ENGINE=noop lowtide up` works;
+4. the user's `LOWTIDE_*` and `OTEL_*`, so that `LOWTIDE_ENGINE=noop lowtide up` works;
 5. what only the runtime can know: ports, the database's address and role, the keys, `K_SINK`.
 """
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lowtide.local import manifests as kinds
 
 Values = dict[str, dict[str, str]]
+
+_SETTINGS = (PREFIX, "OTEL_")
 
 # Two stacks' worth of processes share one user environment, so these can have no one value.
 _PER_PROCESS = (
@@ -71,12 +73,12 @@ def merge(
     fixed: Mapping[str, str],
 ) -> dict[str, str]:
     """Return one process's environment, by the order at the top of this module."""
-    settings = {name: value for name, value in user.items() if name.startswith(PREFIX)}
+    settings = {name: value for name, value in user.items() if name.startswith(_SETTINGS)}
     owned = {name: manifest[name] for name in _PER_PROCESS if name in manifest}
     for name in _PER_PROCESS:
         settings.pop(name, None)
     return {
-        **{name: value for name, value in user.items() if not name.startswith(PREFIX)},
+        **{name: value for name, value in user.items() if not name.startswith(_SETTINGS)},
         **manifest,
         **defaults,
         **settings,

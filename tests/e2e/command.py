@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # NiceGUI wants to be tested when it sees pytest's variables.
 _OTHERS = ("PYTEST_", "NICEGUI_")
-_OURS = ("LOWTIDE_", "OPENAI_", "PORT", "DATA_DIR", "FUNCTION_", "K_SINK")
+_OURS = ("LOWTIDE_", "OTEL_", "OPENAI_", "PORT", "DATA_DIR", "FUNCTION_", "K_SINK")
 LOWTIDE = str(Path(sys.executable).with_name("lowtide"))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.domain.traces import TraceContext
 from lowtide.engines.upstream import UpstreamEngine
 from lowtide.ports import EngineRequest
 
@@ -52,6 +53,38 @@ def test_a_request_is_sent_as_it_is(upstream: ScriptedUpstream) -> None:
     assert lines[0] == f"POST {CHAT} HTTP/1.1"
     assert "Authorization: Bearer secret" in lines
     assert "Content-Type: application/json" in lines
+
+
+@pytest.mark.parametrize(
+    ("trace", "fields"),
+    [
+        pytest.param(None, [], id="none"),
+        pytest.param(
+            TraceContext("a" * 32, "b" * 16, True, "vendor=1"),
+            [f"traceparent: 00-{'a' * 32}-{'b' * 16}-01", "tracestate: vendor=1"],
+            id="with state",
+        ),
+        pytest.param(
+            TraceContext("a" * 32, "b" * 16, False),
+            [f"traceparent: 00-{'a' * 32}-{'b' * 16}-00"],
+            id="without state",
+        ),
+    ],
+)
+def test_a_request_carries_its_trace(
+    upstream: ScriptedUpstream, trace: TraceContext | None, fields: list[str]
+) -> None:
+    async def main() -> None:
+        engine = UpstreamEngine(upstream.url)
+        request = EngineRequest(0, CHAT, b'{"model":"m"}', 1, spot=False, trace=trace)
+        async for _ in engine.run([request]):
+            pass
+        await engine.close()
+
+    asyncio.run(main())
+    [(sent, body)] = upstream.requests
+    assert body == b'{"model":"m"}'
+    assert [line for line in sent.decode().split("\r\n") if line.startswith("trace")] == fields
 
 
 def test_no_key_means_no_authorization(upstream: ScriptedUpstream) -> None:

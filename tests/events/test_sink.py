@@ -6,16 +6,20 @@ import json
 import threading
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cloudevents.http import CloudEvent
 
-from lowtide.domain.events import EventType, batch_event
+from lowtide.domain.errors import Unavailable
+from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
-from lowtide.events.inbox import batch_of
+from lowtide.domain.traces import TraceContext
+from lowtide.events.inbox import batch_of, received
 from lowtide.events.sink import HttpSink, NoSink
+from lowtide.services.scopes import UNTRACED, log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +54,10 @@ def _server(status: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes
         server.server_close()
 
 
-def _publish(url: str) -> bool:
+def _publish(url: str, event: Event = EVENT) -> bool:
     sink = HttpSink(url, source="/lowtide/test", timeout=2)
     try:
-        return sink.publish(EVENT)
+        return sink.publish(event)
     finally:
         if sink._client is not None:
             sink._client.close()
@@ -121,3 +125,55 @@ def test_the_batch_of_an_event(
     assert [record.getMessage() for record in caplog.records] == (
         [] if batch else ["event.malformed"]
     )
+
+
+TRACE = TraceContext("a" * 32, "b" * 16, True, "vendor=1")
+
+
+@pytest.mark.parametrize(
+    ("trace", "attributes"),
+    [
+        pytest.param(None, {}, id="none"),
+        pytest.param(
+            TRACE,
+            {"ce-traceparent": TRACE.traceparent, "ce-tracestate": "vendor=1"},
+            id="with state",
+        ),
+        pytest.param(
+            replace(TRACE, state=""), {"ce-traceparent": TRACE.traceparent}, id="without state"
+        ),
+    ],
+)
+def test_an_event_carries_its_trace(trace: TraceContext | None, attributes: dict[str, str]) -> None:
+    with _server(202) as (url, arrived):
+        assert _publish(url, replace(EVENT, trace=trace))
+    [(headers, _)] = arrived
+    assert {name: value for name, value in headers.items() if "trace" in name} == attributes
+
+
+@pytest.mark.parametrize(
+    ("attributes", "trace"),
+    [
+        pytest.param(
+            {"traceparent": TRACE.traceparent, "tracestate": "vendor=1"}, TRACE, id="trace"
+        ),
+        pytest.param({"traceparent": "00-nonsense"}, None, id="malformed"),
+        pytest.param({}, None, id="none"),
+    ],
+)
+def test_what_an_event_announces_continues_its_trace(
+    attributes: dict[str, str], trace: TraceContext | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = _arrived({"subject": EVENT.subject, **attributes})
+    with received(event, UNTRACED):
+        assert UNTRACED.current() == trace
+        assert log_fields()["batch_id"] == EVENT.subject
+    with pytest.raises(Unavailable), received(event, UNTRACED):
+        raise Unavailable("away")
+    assert [record.message for record in caplog.records] == ["event.failed"]
+    assert UNTRACED.current() is None
+
+
+def _arrived(attributes: dict[str, str]) -> CloudEvent:
+    given = {"type": EVENT.type.value, "source": "/test", **attributes}
+    return CloudEvent(given, dict(EVENT.data))

@@ -15,6 +15,7 @@ from lowtide import wiring
 from lowtide.domain import errors
 from lowtide.http.application import Application
 from lowtide.http.operations import Route
+from lowtide.services.scopes import log_fields
 from tests.http.forms import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -137,11 +138,14 @@ def test_every_error_is_answered_by_its_class(
 
 
 def test_a_bug_is_answered_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[dict[str, object]] = []
+    caplog.handler.addFilter(lambda _: told.append(log_fields()) or True)
     answer = _raising(RuntimeError("password=hunter2"))
     _is_error(answer, 500)
     assert "hunter2" not in answer.text
     assert answer.json["error"]["type"] == "server_error"
-    assert caplog.records[0].request_id == answer.headers["x-request-id"]  # type: ignore[attr-defined]
+    assert caplog.records[0].message == "request.failed"
+    assert told[0]["request_id"] == answer.headers["x-request-id"]
 
 
 def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

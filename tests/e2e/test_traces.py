@@ -1,0 +1,180 @@
+"""One trace id from the upload to the output file, by what a collector was sent and the logs say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.collector import Collector, Told, collecting
+from tests.e2e.questions import chat_file, simulated_answer
+from tests.e2e.stacks import LocalStack, running
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINES = 150
+TRACE, CALLER = "5b8aa5a2d2c872e8321cf37308d69df2", "051581bf3cb55c13"
+CREATED = "create batch"
+SETTINGS = {
+    "LOWTIDE_LOG_FORMAT": "json",
+    "LOWTIDE_SIMULATED_LATENCY": "0.03",
+    "LOWTIDE_SIMULATED_INTERRUPTION_RATE": "0.2",
+    "LOWTIDE_SIMULATED_FAILURE_RATE": "0.1",
+    "LOWTIDE_RETRY_BASE": "0.1",
+    "LOWTIDE_MAX_ATTEMPTS": "20",
+    "LOWTIDE_LEASE_DURATION": "3",
+    "LOWTIDE_TICK": "2",
+    "LOWTIDE_STALLED_AFTER": "3",
+    "OTEL_BSP_SCHEDULE_DELAY": "200",
+}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def traced(collector: Collector) -> Iterator[LocalStack]:
+    with running(SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}) as stack:
+        yield stack
+
+
+def log_lines(stack: LocalStack) -> list[dict[str, Any]]:
+    """Return what the functions logged."""
+    texts = (line.partition("| ")[2] for line in stack.log().splitlines())
+    return [json.loads(text) for text in texts if text.startswith("{")]
+
+
+def only(spans: list[Told], name: str, service: str) -> Told:
+    """Return the one span of a name."""
+    (found,) = (span for span in spans if (span.name, span.service) == (name, service))
+    return found
+
+
+def test_one_trace_leads_from_the_upload_to_the_output_file(
+    traced: LocalStack, collector: Collector
+) -> None:
+    source = chat_file(LINES)
+    uploaded = traced.client.files.with_raw_response.create(
+        file=("input.jsonl", source),
+        purpose="batch",
+        extra_headers={"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "vendor=1"},
+    )
+    assert uploaded.headers["traceresponse"].startswith(f"00-{TRACE}-")
+    # The caller of this one names no trace: the file's goes on.
+    batch = traced.submit(uploaded.parse().id)
+    until(traced.workers, "a worker")
+    # Another process than the one that started goes on in the same trace.
+    traced.kill("finalize")
+    traced.kill(traced.workers()[0].name)
+    ended = traced.finish(batch, source, answers=simulated_answer)
+    assert ended["x_lowtide"]["interruptions"] > 0
+    spans = until(lambda: finished(collector.of(TRACE)), "the last span")
+
+    upload = only(spans, "POST /v1/files", "lowtide-upload")
+    stored = only(spans, "store file", "lowtide-upload")
+    created = only(spans, CREATED, "lowtide-create-batch")
+    told = only(spans, "process dev.lowtide.batch.created", "lowtide-split")
+    split = only(spans, "split", "lowtide-split")
+    final = only(spans, "finalize", "lowtide-finalize")
+    drained = next(span for span in spans if span.span_id == final.parent)
+    shares = [span for span in spans if span.name == "infer spot"]
+    assert (upload.parent, stored.parent, created.parent) == (
+        CALLER, upload.span_id, stored.span_id,
+    )  # fmt: skip
+    assert (told.parent, split.parent) == (created.span_id, told.span_id)
+    assert drained.name == "process dev.lowtide.batch.drained"
+    assert drained.parent == created.span_id
+    assert {span.parent for span in shares} == {created.span_id}
+    # Creating the batch was asked for by a request of a trace of its own.
+    ((asked, _),) = created.links
+    assert only(collector.of(asked), "POST /v1/batches", "lowtide-create-batch")
+    sets = {span.span_id: span for span in list(collector.spans) if span.name == "infer set spot"}
+    for share in shares:
+        ((_, of_set),) = share.links
+        assert (TRACE, created.span_id) in sets[of_set].links
+    check_counts(shares, ended)
+    assert all(span.attributes["lowtide.batch.id"] == batch for span in shares)
+    assert stored.attributes["lowtide.lines"] == split.attributes["lowtide.lines"] == LINES
+    assert final.attributes["lowtide.batch.completed"] == LINES
+    assert upload.attributes["http.response.status_code"] == 200
+    assert not [span for span in spans if span.failed and not span.name.startswith("send ")]
+    assert collector.paths == {"/v1/traces"}
+    check_content(spans, source)
+    rows = traced.query("SELECT traceparent FROM files WHERE purpose = 'batch_output'")
+    assert [row.traceparent[3:35] for row in rows] == [TRACE] * len(rows)
+
+
+def finished(spans: list[Told]) -> list[Told]:
+    """Return the spans once the end of the batch is told, and all that was begun before."""
+    return spans if any(span.name == "send dev.lowtide.batch.completed" for span in spans) else []
+
+
+def check_counts(shares: list[Told], ended: dict[str, Any]) -> None:
+    """What the shares tell adds up to what became of the batch, but for the worker that was killed."""
+    total = Counter[str]()
+    for share in shares:
+        told = {
+            name.rpartition(".")[2]: value
+            for name, value in share.attributes.items()
+            if name.startswith("lowtide.lines.")
+        }
+        assert sum(told.values()) == share.attributes["messaging.batch.message_count"]
+        total.update(told)
+    assert 0 < total["succeeded"] <= LINES
+    assert 0 < total["interrupted"] <= ended["x_lowtide"]["interruptions"]
+    assert 0 < total["retried"] <= ended["x_lowtide"]["retries"]
+    assert total["failed"] == 0
+
+
+def check_content(spans: list[Told], source: bytes) -> None:
+    """No span quotes a request, an answer or the key."""
+    told = json.dumps([dict(span.attributes) for span in spans])
+    for word in ("how high", "Simulated answer", "line-7", "Bearer", "tide-1"):
+        assert word not in told
+    assert b"how high" in source
+
+
+def test_each_functions_log_lines_say_where_they_come_from(traced: LocalStack) -> None:
+    of_trace = [line for line in log_lines(traced) if line.get("trace_id") == TRACE]
+    events = {(line["function"], line["event"]) for line in of_trace}
+    assert events >= {
+        ("upload", "file.stored"), ("create_batch", "batch.created"), ("split", "batch.split"),
+        ("infer_spot", "lines.unsuccessful"), ("finalize", "batch.finalized"),
+    }  # fmt: skip
+    for line in of_trace:
+        assert len(line["span_id"]) == 16
+        assert line["tenant_id"]
+        assert line["event"] == "file.stored" or line["batch_id"].startswith("batch_")
+    asked = [line for line in of_trace if line["function"] in {"upload", "create_batch"}]
+    assert all(line["request_id"].startswith("req_") for line in asked)
+
+
+def test_a_caller_of_both_calls_names_the_trace_of_both(
+    traced: LocalStack, collector: Collector
+) -> None:
+    other = "0af7651916cd43dd8448eb211c80319c"
+    batch = traced.client.batches.create(
+        input_file_id=traced.upload(chat_file(5)),
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        extra_headers={"traceparent": f"00-{other}-{CALLER}-01"},
+    ).id
+    traced.follow(batch)
+    spans = until(lambda: finished(collector.of(other)), "the last span")
+    request = only(spans, "POST /v1/batches", "lowtide-create-batch")
+    created = only(spans, CREATED, "lowtide-create-batch")
+    assert (request.parent, created.parent, created.links) == (CALLER, request.span_id, ())
+
+
+def test_without_a_collector_everything_goes_on(traced: LocalStack, collector: Collector) -> None:
+    # Nobody answers at its port from here on.
+    collector.stop()
+    source = chat_file(LINES)
+    traced.finish(traced.submit(traced.upload(source)), source, answers=simulated_answer)
