@@ -1,0 +1,85 @@
+"""What Argo CD is told, against what there is to apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from manifests.overlays import rendered
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = {found["metadata"]["name"]: found for found in rendered("argocd")}
+PROJECT: dict[str, Any] = OBJECTS["lowtide"]["spec"]
+ENVIRONMENTS = ["dev", "stage", "prod"]
+
+
+def application(environment: str) -> dict[str, Any]:
+    spec: dict[str, Any] = OBJECTS[f"lowtide-{environment}"]["spec"]
+    return spec
+
+
+def allowed(*lists: str) -> set[tuple[str, str]]:
+    return {(one["group"], one["kind"]) for name in lists for one in PROJECT[name]}
+
+
+@pytest.mark.parametrize("overlay", [*ENVIRONMENTS, "prod-gpu"])
+def test_the_project_allows_what_an_overlay_holds(overlay: str) -> None:
+    found = {
+        (document["apiVersion"].rpartition("/")[0], document["kind"])
+        for document in rendered(f"knative/overlays/{overlay}")
+    }
+    assert found <= allowed("clusterResourceWhitelist", "namespaceResourceWhitelist")
+
+
+def test_the_project_allows_what_monitoring_holds() -> None:
+    folder = ROOT / "monitoring"
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    found = {
+        (document["apiVersion"].rpartition("/")[0], document["kind"])
+        for name in listed["resources"]
+        for document in yaml.safe_load_all((folder / name).read_text())
+    }
+    assert found <= allowed("namespaceResourceWhitelist")
+    template = OBJECTS["lowtide-monitoring"]["spec"]["template"]["spec"]
+    assert template["destination"]["namespace"] == listed["namespace"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_an_application_is_an_overlay_of_the_project(environment: str) -> None:
+    spec = application(environment)
+    assert (ROOT / spec["source"]["path"] / "kustomization.yaml").exists()
+    assert spec["source"]["repoURL"] in PROJECT["sourceRepos"]
+    assert spec["destination"] in PROJECT["destinations"]
+    spaces = {
+        document["metadata"].get("namespace", spec["destination"]["namespace"])
+        for document in rendered(spec["source"]["path"])
+    }
+    assert spaces == {spec["destination"]["namespace"]}
+
+
+@pytest.mark.parametrize(
+    ("environment", "by_itself"), [("dev", True), ("stage", True), ("prod", False)]
+)
+def test_production_waits_for_somebody(environment: str, by_itself: bool) -> None:
+    assert ("automated" in application(environment)["syncPolicy"]) is by_itself
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_what_keda_and_a_canary_change_is_left_to_them(environment: str) -> None:
+    spec = application(environment)
+    ignored = {
+        (one["kind"], one.get("name"), pointer)
+        for one in spec["ignoreDifferences"]
+        for pointer in one["jsonPointers"]
+    }
+    scaled = {
+        ("Deployment", document["spec"]["scaleTargetRef"]["name"], "/spec/replicas")
+        for document in rendered(spec["source"]["path"])
+        if document["kind"] == "ScaledObject"
+    }
+    assert scaled
+    assert ignored == scaled | {("Service", None, "/spec/traffic")}
+    assert "RespectIgnoreDifferences=true" in spec["syncPolicy"]["syncOptions"]
