@@ -25,12 +25,13 @@ async def receive(
     sent: AsyncIterator[bytes],
     *,
     told: Callable[[Checked], None],
+    actor: str,
 ) -> tuple[StoredFile, Checked]:
     """Store and check a file as it comes; `told` hears what is known after about every megabyte.
 
     Raises what uploading raises; then nothing is left behind.
     """
-    async with _opened(files, tenant) as upload:
+    async with _opened(files, tenant, actor) as upload:
         async for chunk in _gathered(sent):
             await in_thread(partial(upload.write, chunk))
             told(upload.checked)
@@ -51,8 +52,8 @@ async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def _opened(files: Files, tenant: TenantId) -> AsyncIterator[Upload]:
-    upload = await in_thread(lambda: files.upload(tenant))
+async def _opened(files: Files, tenant: TenantId, actor: str) -> AsyncIterator[Upload]:
+    upload = await in_thread(lambda: files.upload(tenant, actor))
     await in_thread(upload.__enter__)
     try:
         yield upload

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class NewBatch:
     """A batch about to be created; `output_expires_after` is in seconds, None keeps its files.
 
-    Its lines start in `pool`; those that start on dedicated stay there.
+    Its lines start in `pool`; those that start on dedicated stay there. The audit log names `actor`;
+    None leaves that to the caller.
     """
 
     id: BatchId
@@ -37,6 +38,7 @@ class NewBatch:
     output_expires_after: int | None = None
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
+    actor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

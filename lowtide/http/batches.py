@@ -48,6 +48,7 @@ def create(call: Call) -> Response:
         metadata=wanted.metadata,
         output_expires_after=None if expiry is None else expiry.seconds,
         idempotency_key=idempotency_key(call.request),
+        actor=call.caller.actor,
         joins_trace=call.joins_trace,
     )
     return json_response(batch_object(wiring.batches().create(call.tenant, request)))
@@ -68,7 +69,7 @@ def page(call: Call) -> Response:
 
 def cancel(call: Call, batch_id: str) -> Response:
     """`POST /v1/batches/{batch_id}/cancel`."""
-    cancelled = wiring.batches().cancel(call.tenant, batch_named(batch_id))
+    cancelled = wiring.batches().cancel(call.tenant, batch_named(batch_id), call.caller.actor)
     return json_response(batch_object(cancelled))
 
 

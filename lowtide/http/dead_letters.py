@@ -88,7 +88,7 @@ def content(call: Call) -> Response:
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD":
         pieces = wiring.dead_letters().download(
-            call.tenant, wanted, Content(text), actor=call.caller.name
+            call.tenant, wanted, Content(text), actor=call.caller.actor
         )
         # Read before the answer begins: an input that is gone can still be told from then on.
         body = chain([next(pieces, b"")], pieces)
@@ -100,7 +100,7 @@ def requeue(call: Call) -> Response:
     wanted = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
     request = RequeueRequest(
         wanted=_chosen(wanted),
-        actor=call.caller.name,
+        actor=call.caller.actor,
         completion_window=wanted.completion_window,
         idempotency_key=idempotency_key(call.request),
         dry_run=wanted.dry_run,
@@ -128,7 +128,7 @@ def discard(call: Call) -> Response:
     """`POST /v1/dead_letters/discard`."""
     wanted = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
     done = wiring.dead_letters().discard(
-        call.tenant, _chosen(wanted), actor=call.caller.name, dry_run=wanted.dry_run
+        call.tenant, _chosen(wanted), actor=call.caller.actor, dry_run=wanted.dry_run
     )
     answer = types.DiscardedDeadLetters(
         dry_run=wanted.dry_run,

@@ -62,7 +62,7 @@ def content(call: Call, file_id: str) -> Response:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD" and file.size:
-        pieces = service.content(call.tenant, file.id, start, end)
+        pieces = service.content(call.tenant, file.id, start, end, actor=call.caller.actor)
         # Read before the answer begins: a store that fails can still be told from then on.
         body = chain([next(pieces, b"")], pieces)
     headers["Content-Length"] = str(end - start)
@@ -85,7 +85,7 @@ def page(call: Call) -> Response:
 
 def delete(call: Call, file_id: str) -> Response:
     """`DELETE /v1/files/{file_id}`."""
-    wiring.files().delete(call.tenant, _id(file_id))
+    wiring.files().delete(call.tenant, _id(file_id), call.caller.actor)
     return json_response(types.DeletedFile(file_id))
 
 
@@ -112,7 +112,7 @@ def _receive(call: Call, service: Files) -> StoredFile:
         def open_file(filename: str) -> Callable[[bytes], None]:
             nonlocal upload_, name
             name = filename
-            upload_ = block.enter_context(service.upload(call.tenant))
+            upload_ = block.enter_context(service.upload(call.tenant, call.caller.actor))
             return upload_.write
 
         fields = read_form(call.request, open_file, max_file_bytes=service.max_bytes)

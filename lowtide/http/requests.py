@@ -50,7 +50,7 @@ def results(call: Call, batch_id: str) -> Response:
             param="after",
         )
     limit = limit_argument(call.request, most=10_000, default=1000)
-    found = wiring.requests().results(call.tenant, batch, cursor, limit)
+    found = wiring.requests().results(call.tenant, batch, cursor, limit, actor=call.caller.actor)
     headers = {
         "x-lowtide-cursor": str(found.cursor),
         "x-lowtide-complete": "true" if found.complete else "false",

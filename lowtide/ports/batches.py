@@ -67,9 +67,9 @@ class RequestCatalog(Protocol):
         ...
 
     def results(
-        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results committed behind `cursor`."""
+        """Return up to `limit` results committed behind `cursor`; the audit log hears of any."""
         ...
 
 

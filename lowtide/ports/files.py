@@ -18,8 +18,8 @@ class FileCatalog(Protocol):
         """Note an object before it is written, so that a crash cannot leave it behind unseen."""
         ...
 
-    def add(self, file: StoredFile) -> None:
-        """Record a file whose object is complete."""
+    def add(self, file: StoredFile, actor: str | None = None) -> None:
+        """Record a file whose object is complete; the audit log names `actor`."""
         ...
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:
@@ -38,8 +38,15 @@ class FileCatalog(Protocol):
         """Return up to `limit` files behind `after`."""
         ...
 
-    def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
-        """Forget a file; raises NotFound, or Conflict while an active batch reads it."""
+    def download(self, tenant: TenantId, file: FileId, actor: str) -> StoredFile:
+        """Return a file to read and tell the audit log; raises NotFound."""
+        ...
+
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> StoredFile:
+        """Forget a file and tell the audit log.
+
+        Raises NotFound, or Conflict while an active batch reads it.
+        """
         ...
 
     def removed(self, tenant: TenantId, object_key: str) -> None:

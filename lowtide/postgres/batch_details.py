@@ -65,12 +65,13 @@ _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
 # What is looked for by name is found by walking the batch, and no further: an index on names would
 # cost every split more than all searches.
+_NAMED_HERE = "AND starts_with(found.custom_id, :custom_id)"
 _NAMED = """AND starts_with((SELECT custom_id FROM requests r
       WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
 # Lines that were dropped by a cancellation or at the deadline are in no table but requests. Selects
 # of one value, where NOT EXISTS would become joins that read all of a table.
 _OF_STATUS = {
-    None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {named}",
+    None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",
     RequestStatus.QUEUED: """SELECT line FROM queue AS found
     WHERE batch_id = :batch AND line > :after {named}""",
     RequestStatus.RUNNING: """SELECT line FROM claims AS found
@@ -84,7 +85,7 @@ _OF_STATUS = {
         AND NOT dead_lettered {named} ORDER BY line LIMIT :limit)
       UNION ALL
       (SELECT found.line FROM requests AS found
-        WHERE found.batch_id = :batch AND found.line > :after {named}
+        WHERE found.batch_id = :batch AND found.line > :after {here}
           AND EXISTS (SELECT 1 FROM batches WHERE id = :batch
             AND status IN ('cancelling', 'cancelled', 'expired'))
           AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
@@ -93,9 +94,11 @@ _OF_STATUS = {
         ORDER BY found.line LIMIT :limit)
     ) either""",
 }
+_SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
+_EVERY = dict.fromkeys(_SEARCH, "")
 LINES = {
     (status, is_search): f"""
-SELECT s.* FROM ({found.format(named=_NAMED if is_search else "")} ORDER BY line LIMIT :limit) p
+SELECT s.* FROM ({found.format(**(_SEARCH if is_search else _EVERY))} ORDER BY line LIMIT :limit) p
 CROSS JOIN LATERAL (
   SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
 ORDER BY p.line

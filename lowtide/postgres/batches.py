@@ -81,6 +81,9 @@ class PostgresBatches:
                 raise NotFound(error.message, param="input_file_id")
             if insert_batch(connection, batch, source.object_key, source.lines, policy):
                 add_event(connection, event)
+                if batch.actor is not None:
+                    name = format_batch_id(batch.id)
+                    note(connection, batch.tenant, batch.actor, "batches.create", [name])
                 return _load(connection, batch.id), True
             return batch_of(_first(connection, batch).one()), False
 

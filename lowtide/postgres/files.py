@@ -9,6 +9,7 @@ from sqlalchemy import text
 from lowtide.domain.errors import Conflict, NotFound
 from lowtide.domain.files import FileStatus, Purpose, StoredFile
 from lowtide.domain.ids import FileId, TenantId, format_batch_id, format_file_id
+from lowtide.postgres.audit import note
 from lowtide.postgres.connections import acting_for
 from lowtide.postgres.traces import trace_columns, trace_of
 
@@ -99,18 +100,24 @@ class PostgresFiles:
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_STRAY, parameters)
 
-    def add(self, file: StoredFile) -> None:
-        """Record a file whose object is complete."""
+    def add(self, file: StoredFile, actor: str | None = None) -> None:
+        """Record a file whose object is complete; the audit log names `actor`."""
         with acting_for(self._engine, file.tenant) as connection:
             add_expected_file(connection, file)
+            if actor is not None:
+                note(connection, file.tenant, actor, "files.create", [format_file_id(file.id)])
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Return a file; raises NotFound."""
         with acting_for(self._engine, tenant) as connection:
-            row = connection.execute(_GET, {"id": file}).one_or_none()
-        if row is None:
-            raise file_not_found(file)
-        return file_of(row)
+            return _get(connection, file)
+
+    def download(self, tenant: TenantId, file: FileId, actor: str) -> StoredFile:
+        """Return a file to read and tell the audit log; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            found = _get(connection, file)
+            note(connection, tenant, actor, "files.download", [format_file_id(file)])
+        return found
 
     def page(
         self,
@@ -129,7 +136,7 @@ class PostgresFiles:
             )
             return [file_of(row) for row in rows]
 
-    def remove(self, tenant: TenantId, file: FileId) -> StoredFile:
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> StoredFile:
         """Forget a file; raises NotFound, or Conflict while a batch reads it."""
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
@@ -145,12 +152,21 @@ class PostgresFiles:
             connection.execute(_REMOVE, {"id": file})
             stray = {"key": row.object_key, "tenant": tenant, "after": 0}
             connection.execute(_STRAY, stray)
+            if actor is not None:
+                note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return file_of(row)
 
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Note that the object of a forgotten file is gone from the store."""
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_NOT_STRAY, {"key": object_key})
+
+
+def _get(connection: Connection, file: FileId) -> StoredFile:
+    row = connection.execute(_GET, {"id": file}).one_or_none()
+    if row is None:
+        raise file_not_found(file)
+    return file_of(row)
 
 
 def file_of(row: Any) -> StoredFile:

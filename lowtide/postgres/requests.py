@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lowtide.domain.ids import format_batch_id
 from lowtide.domain.outputs import FinishedLine
 from lowtide.domain.pools import Pool
 from lowtide.domain.requests import RequestState, ResultCursor, ResultPage
 from lowtide.domain.statuses import FINAL_STATUSES, BatchStatus, RequestStatus
+from lowtide.postgres.audit import note
 from lowtide.postgres.connections import acting_for
 
 if TYPE_CHECKING:
@@ -78,9 +80,9 @@ class PostgresRequests:
             return [state_of(row) for row in rows]
 
     def results(
-        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results committed behind `cursor`."""
+        """Return up to `limit` results committed behind `cursor`; the audit log hears of any."""
         with acting_for(self._engine, tenant) as connection:
             # Asked first: a batch that is final now gets no result that the next could miss.
             status = connection.execute(_STATUS, {"batch": batch}).scalar_one()
@@ -95,6 +97,9 @@ class PostgresRequests:
                     "limit": limit,
                 },
             ).all()
+            if rows:
+                subject = f"{format_batch_id(batch)}: {len(rows)} results"
+                note(connection, tenant, actor, "batches.download", [subject])
         if rows:
             cursor = ResultCursor(rows[-1].settled_in, rows[-1].line)
         return ResultPage(

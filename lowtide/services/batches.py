@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 class BatchRequest:
     """What a caller asks for; None takes the default.
 
-    With `joins_trace` the batch's work continues the caller's own trace, else that of its file.
+    With `joins_trace` the batch's work continues the caller's own trace, else that of its file. The
+    audit log names `actor`.
     """
 
     input_file_id: str
@@ -47,6 +48,7 @@ class BatchRequest:
     output_expires_after: int | None = None
     idempotency_key: str | None = None
     joins_trace: bool = False
+    actor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Batches:
                 idempotency_key=wanted.idempotency_key,
                 output_expires_after=wanted.output_expires_after,
                 trace=span.context,
+                actor=wanted.actor,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -151,13 +154,13 @@ class Batches:
         shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
         return shown, len(found) > limit
 
-    def cancel(self, tenant: TenantId, batch: BatchId) -> Batch:
-        """Start cancelling a batch; cancelling it again changes nothing.
+    def cancel(self, tenant: TenantId, batch: BatchId, actor: str | None = None) -> Batch:
+        """Start cancelling a batch; cancelling it again changes nothing. The audit log names `actor`.
 
         Raises NotFound, or Conflict when it is over.
         """
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
-        cancelled, drained = self._ledger.cancel(tenant, batch, event)
+        cancelled, drained = self._ledger.cancel(tenant, batch, event, actor)
         if drained:
             self._publisher.publish([replace(event, trace=cancelled.trace)])
         return cancelled

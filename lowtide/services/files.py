@@ -70,8 +70,10 @@ class Upload:
         tenant: TenantId,
         file: FileId,
         now: datetime,
+        actor: str | None = None,
         tracer: Tracer = UNTRACED,
     ) -> None:
+        self._actor = actor
         self._catalog = catalog
         self._objects = objects
         self._limits = limits
@@ -136,7 +138,7 @@ class Upload:
             file = self._record(filename, expires_after, span.context)
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
-                self._catalog.add(file)
+                self._catalog.add(file, self._actor)
             except BaseException:
                 self._objects.delete([file.object_key])
                 raise
@@ -191,8 +193,8 @@ class Files:
         """The largest upload, in bytes."""
         return self._limits.max_bytes
 
-    def upload(self, tenant: TenantId) -> Upload:
-        """Start an upload; use it as a context manager."""
+    def upload(self, tenant: TenantId, actor: str | None = None) -> Upload:
+        """Start an upload; use it as a context manager. The audit log names `actor`."""
         return Upload(
             self._catalog,
             self._objects,
@@ -200,6 +202,7 @@ class Files:
             tenant=tenant,
             file=FileId(self._new_id()),
             now=self._clock(),
+            actor=actor,
             tracer=self._tracer,
         )
 
@@ -208,10 +211,17 @@ class Files:
         return self._catalog.get(tenant, file)
 
     def content(
-        self, tenant: TenantId, file: FileId, start: int = 0, end: int | None = None
+        self,
+        tenant: TenantId,
+        file: FileId,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        actor: str,
     ) -> Iterator[bytes]:
-        """Yield a file's bytes from `start` up to `end`; raises NotFound."""
-        return self._objects.stream(self._catalog.get(tenant, file).object_key, start, end)
+        """Yield a file's bytes from `start` up to `end`, and tell the audit log; raises NotFound."""
+        found = self._catalog.download(tenant, file, actor)
+        return self._objects.stream(found.object_key, start, end)
 
     def page(
         self,
@@ -228,9 +238,9 @@ class Files:
         )
         return found[:limit], len(found) > limit
 
-    def delete(self, tenant: TenantId, file: FileId) -> None:
-        """Delete a file; raises NotFound, or Conflict while a batch reads it."""
-        removed = self._catalog.remove(tenant, file)
+    def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
+        """Delete a file, and tell the audit log; raises NotFound, or Conflict while a batch reads it."""
+        removed = self._catalog.remove(tenant, file, actor)
         self._objects.delete([removed.object_key])
         self._catalog.removed(tenant, removed.object_key)
 

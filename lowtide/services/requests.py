@@ -42,8 +42,11 @@ class Requests:
         return found[:limit], len(found) > limit
 
     def results(
-        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, *, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results behind `cursor`; raises NotFound for an unknown batch."""
+        """Return up to `limit` results behind `cursor`, and tell the audit log of them.
+
+        Raises NotFound for an unknown batch.
+        """
         self._ledger.get(tenant, batch)
-        return self._catalog.results(tenant, batch, cursor, limit)
+        return self._catalog.results(tenant, batch, cursor, limit, actor)

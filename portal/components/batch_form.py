@@ -74,6 +74,7 @@ class BatchForm:
                 user=(self._user.value or "").strip() or visitor.name,
                 completion_window=(self._window.value or "").strip(),
                 idempotency_key=self._key,
+                actor=visitor.name,
             )
             batch = await in_thread(lambda: self._batches.create(tenant, wanted))
         except LowtideError as error:

@@ -96,7 +96,12 @@ class _Upload:
         try:
             visitor.require_operator()
             stored, checked = await receive(
-                self._desk.files, tenant, name, sent, told=self._report.progress
+                self._desk.files,
+                tenant,
+                name,
+                sent,
+                told=self._report.progress,
+                actor=visitor.name,
             )
             if checked.problems:
                 self._report.refuse(checked)

@@ -46,7 +46,7 @@ def _receive(
         clock=lambda: datetime.now(UTC),
     )
     return asyncio.run(
-        receive(files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=told.append)
+        receive(files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=told.append, actor="me")
     )
 
 
