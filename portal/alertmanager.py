@@ -87,6 +87,10 @@ class Alertmanager:
             return None
         return Reachability(seen.asked_at, seen.latency, seen.problem)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
     def look(self) -> None:
         """Ask once."""
         began = monotonic()

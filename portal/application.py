@@ -30,6 +30,8 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     poller.changed.subscribe(SessionWatch(entrance).check)
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
+    if watching.alerts is not None:
+        app.on_shutdown(watching.alerts.close)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
     batch_style.install()
@@ -40,7 +42,7 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     batch_downloads.install()
     batch.install(poller, watching.readings, dashboards, api_url=settings.api_url)
     batches.install(poller, watching.readings, api_url=settings.api_url)
-    queues.install(poller, watching.operations, dashboards, api_url=settings.api_url)
+    queues.install(watching, dashboards, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)

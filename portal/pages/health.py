@@ -15,6 +15,7 @@ from lowtide.postgres.migrate import newest_revision
 from portal.components.finding_list import EventTable, FindingList, FindingRow
 from portal.components.headings import heading
 from portal.components.health_panel import STALE_AFTER, ProbeRow
+from portal.components.pause_notes import PauseNotes
 from portal.formats import absolute, ago, counted, duration
 from portal.live import Live
 
@@ -52,6 +53,7 @@ class _Health:
         self._watching = watching
         self._problem = ui.label("").classes("banner").props("role=status")
         self._problem.set_visibility(False)
+        self._pauses = PauseNotes()
         with ui.element("div").classes("halves"):
             with ui.element("section").classes("card section"):
                 heading("Parts")
@@ -89,6 +91,7 @@ class _Health:
         operations = watching.operations.seen
         self._show_versions(operations, now)
         if operations.reading is not None:
+            self._pauses.show(operations.reading.pauses, now)
             self._events.show_waiting(outbox(operations.reading))
         problem = watching.evidence.seen.problem
         self._problem.set_visibility(problem is not None)

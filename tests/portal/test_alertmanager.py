@@ -21,7 +21,9 @@ from portal import alertmanager
 from portal.alertmanager import MOST_SHOWN, Alertmanager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Reads = Callable[[str], Alertmanager]
     from pathlib import Path
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -95,18 +97,30 @@ def server() -> Iterator[Server]:
         yield told
 
 
-def _reader(url: str) -> Alertmanager:
-    return Alertmanager(url, clock=lambda: NOW)
+@pytest.fixture
+def reads() -> Iterator[Reads]:
+    """Read from an address; closed with the test."""
+    opened: list[Alertmanager] = []
+
+    def read(url: str) -> Alertmanager:
+        opened.append(Alertmanager(url, clock=lambda: NOW))
+        return opened[-1]
+
+    yield read
+    for reader in opened:
+        reader.close()
 
 
-def test_alerts_that_fire_are_read_the_gravest_and_oldest_first(server: Server) -> None:
+def test_alerts_that_fire_are_read_the_gravest_and_oldest_first(
+    server: Server, reads: Reads
+) -> None:
     server.says(
         gettable("LowtideQueueOld"),
         gettable("LowtideTickStalled", "critical", "<b>No tick</b>"),
         gettable("LowtideLong", minutes=90),
         gettable("LowtideOdd", "sev-9"),
     )
-    reader = _reader(server.url)
+    reader = reads(server.url)
     assert reader.reachability is None
     reader.look()
     seen = reader.seen
@@ -125,9 +139,9 @@ def test_alerts_that_fire_are_read_the_gravest_and_oldest_first(server: Server) 
     }  # fmt: skip
 
 
-def test_no_more_are_kept_than_a_page_shows(server: Server) -> None:
+def test_no_more_are_kept_than_a_page_shows(server: Server, reads: Reads) -> None:
     server.says(*(gettable(f"Lowtide{place}", summary="x" * 900) for place in range(70)))
-    reader = _reader(server.url)
+    reader = reads(server.url)
     reader.look()
     assert (len(reader.seen.alerts), reader.seen.more) == (MOST_SHOWN, 50)
     assert {len(alert.summary) for alert in reader.seen.alerts} == {300}
@@ -144,10 +158,10 @@ def test_no_more_are_kept_than_a_page_shows(server: Server) -> None:
     ],
 )
 def test_what_is_no_answer_keeps_the_last_alerts(
-    server: Server, status: int, body: bytes, problem: str
+    server: Server, reads: Reads, status: int, body: bytes, problem: str
 ) -> None:
     server.says(gettable("LowtideQueueOld"))
-    reader = _reader(server.url)
+    reader = reads(server.url)
     reader.look()
     server.status, server.body = status, body
     reader.look()
@@ -159,18 +173,20 @@ def test_what_is_no_answer_keeps_the_last_alerts(
     assert not reader.reachability.reachable
 
 
-def test_one_that_hangs_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_hangs_is_given_up(
+    server: Server, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(alertmanager, "TIMEOUT", 0.1)
     server.hangs.clear()
-    reader = _reader(server.url)
+    reader = reads(server.url)
     began = time.monotonic()
     reader.look()
     assert time.monotonic() - began < 5
     assert reader.seen.problem == "no answer within 2 s"
 
 
-def test_nobody_there() -> None:
-    reader = _reader(f"http://127.0.0.1:{free_port()}")
+def test_nobody_there(reads: Reads) -> None:
+    reader = reads(f"http://127.0.0.1:{free_port()}")
     reader.look()
     assert reader.seen.problem == "no connection"
     assert reader.seen.answered_at is None
@@ -179,7 +195,7 @@ def test_nobody_there() -> None:
 @pytest.mark.skipif(
     BINARY is None, reason="no Alertmanager: apt-get install prometheus-alertmanager"
 )
-def test_alertmanager_itself_answers_like_that(tmp_path: Path) -> None:
+def test_alertmanager_itself_answers_like_that(tmp_path: Path, reads: Reads) -> None:
     config = tmp_path / "alertmanager.yml"
     config.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
     port = free_port()
@@ -200,7 +216,7 @@ def test_alertmanager_itself_answers_like_that(tmp_path: Path) -> None:
             {"labels": {"alertname": name, "severity": "critical"}, "annotations": {"summary": "S"}}
             for name in ("LowtideTickStalled", "Another")
         ]
-        reader = _reader(url)
+        reader = reads(url)
         deadline = time.monotonic() + 20
         while not reader.seen.alerts:
             assert time.monotonic() < deadline, reader.seen.problem
