@@ -30,6 +30,19 @@ def _web_address(value: str) -> str:
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
+def _trace_address(value: str) -> str:
+    """Return the address of a trace's page, with a place for the id; raises ValueError."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise ValueError("must start with http:// or https:// and name a host, and no user")
+    if "{trace_id}" not in value:
+        raise ValueError("must have {trace_id} where the id of the trace goes")
+    return value
+
+
+TraceAddress = Annotated[str, AfterValidator(_trace_address)]
+
+
 class EngineKind(StrEnum):
     """Which engine runs the lines."""
 
@@ -274,6 +287,10 @@ class Settings(BaseSettings):
     alertmanager_api_url: WebAddress | None = Field(
         default=None,
         description="Alertmanager, as the portal itself reaches it. Unset: `LOWTIDE_ALERTMANAGER_URL`.",
+    )
+    trace_url: TraceAddress | None = Field(
+        default=None,
+        description="Page of a trace, as browsers reach it, with `{trace_id}` in it. Unset: no link.",
     )
 
     @field_validator("endpoints", mode="before")

@@ -41,11 +41,17 @@ class Dashboards:
     grafana: str | None
     prometheus: str | None
     alertmanager: str | None
+    trace_page: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Dashboards:
         """Return what the settings name."""
-        return cls(settings.grafana_url, settings.prometheus_url, settings.alertmanager_url)
+        return cls(
+            settings.grafana_url,
+            settings.prometheus_url,
+            settings.alertmanager_url,
+            settings.trace_url,
+        )
 
     def overview(self) -> tuple[Link, ...]:
         """Link to how the installation was within the last hours."""
@@ -84,6 +90,12 @@ class Dashboards:
             {f"g{place}.{key}": value for place in (0, 1) for key, value in range_.items()},
             _ours("batch", batch),
         )
+
+    def trace(self, trace_id: str | None) -> tuple[Link, ...]:
+        """Link to a trace, where there is one."""
+        if self.trace_page is None or trace_id is None:
+            return ()
+        return (Link("Trace", self.trace_page.replace("{trace_id}", trace_id)),)
 
     def alert(self, labels: Mapping[str, str]) -> str | None:
         """Return where Alertmanager shows the alert with these labels."""

@@ -146,6 +146,7 @@ def _extension(batch: Batch) -> types.Extension:
         retries=batch.retries,
         escalations=batch.escalations,
         cost=_cost(batch),
+        trace_id=None if batch.trace is None else batch.trace.trace_id,
     )
 
 

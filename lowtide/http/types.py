@@ -124,7 +124,7 @@ class Extension(msgspec.Struct, kw_only=True):
     """What Lowtide tells beyond OpenAI.
 
     `eta` is when the batch will probably be done, null when it is over or nobody can tell; `pools`
-    counts finished lines.
+    counts finished lines; `trace_id` is the trace of the batch's work, null when it has none.
     """
 
     user: str
@@ -136,6 +136,7 @@ class Extension(msgspec.Struct, kw_only=True):
     interruptions: int
     retries: int
     escalations: int
+    trace_id: str | None
 
 
 class Batch(msgspec.Struct, kw_only=True):

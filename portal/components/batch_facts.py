@@ -53,6 +53,7 @@ def facts(details: BatchDetails) -> None:
         "Completion window": batch.completion_window,
         "Tokens in / out": f"{number(batch.input_tokens)} / {number(batch.output_tokens)}",
         "Retries": number(batch.retries) if batch.retries else "",
+        "Trace": "" if batch.trace is None else batch.trace.trace_id,
         **{f"metadata {key}": str(value) for key, value in (batch.metadata or {}).items()},
     }
     with ui.element("dl").classes("facts"):

@@ -77,9 +77,9 @@ class BatchPanels:
         batch = replace(forecast, eta=None)
         details = replace(details, at=batch.created_at, batch=batch)
         self._head.show(batch)
-        self._links.show(
-            self._dashboards.batch(format_batch_id(batch.id), batch.created_at, batch.ended_at, now)
-        )
+        id_, began, ended = format_batch_id(batch.id), batch.created_at, batch.ended_at
+        trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
+        self._links.show(self._dashboards.batch(id_, began, ended, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
         for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
             panel.show(details)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lowtide.domain.events import EventType
 from lowtide.domain.ids import parse_batch_id
 from lowtide.domain.pools import Pool
-from tests.http.forms import uploaded
+from tests.http.forms import CONTENT_TYPE, form, line, part, uploaded
 from tests.postgres.worlds import done
 
 if TYPE_CHECKING:
@@ -345,3 +345,34 @@ def test_models_are_those_in_use(api: Api, world: World) -> None:
     assert [model["id"] for model in models["data"]] == ["m"]
     assert api("GET", "/v1/models/m").status_code == 200
     assert api("GET", "/v1/models/%00").status_code == 404
+
+
+CALLER, OTHER = "a" * 32, "b" * 32
+
+
+@pytest.mark.parametrize(
+    ("upload", "create", "continued"),
+    [
+        pytest.param(None, None, None, id="nobody names one"),
+        pytest.param(CALLER, None, CALLER, id="the file's goes on"),
+        pytest.param(CALLER, OTHER, OTHER, id="the caller's wins"),
+        pytest.param(None, OTHER, OTHER, id="only the caller names one"),
+    ],
+)
+def test_a_batch_continues_a_trace(
+    api: Api, world: World, upload: str | None, create: str | None, continued: str | None
+) -> None:
+    def header(trace: str | None) -> dict[str, str]:
+        return {} if trace is None else {"traceparent": f"00-{trace}-{'1' * 16}-01"}
+
+    body = form(part("purpose", b"batch"), part("file", line(), "in.jsonl"))
+    headers = {"Content-Type": CONTENT_TYPE, **header(upload)}
+    stored = api("POST", "/v1/files", data=body, headers=headers)
+    assert stored.headers.get("traceresponse", "")[3:35] == (upload or "")
+    answer = _create(api, {"input_file_id": stored.json["id"]}, **header(create))
+    assert answer.headers.get("traceresponse", "")[3:35] == (create or "")
+    batch = answer.json
+    assert batch["x_lowtide"]["trace_id"] == continued
+    assert api("GET", f"/v1/batches/{batch['id']}").json["x_lowtide"]["trace_id"] == continued
+    rows = world.rows("SELECT traceparent FROM outbox WHERE subject = :id", id=batch["id"])
+    assert [row.traceparent and row.traceparent[3:35] for row in rows] == [continued]

@@ -27,6 +27,8 @@ from tests.portal.test_batch_table import DONE, HOUR, NOW, RUNNING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowtide.domain.batches import Batch
+
 OPERATOR, VIEWER = Visitor("ana", Role.OPERATOR), Visitor("bo", Role.VIEWER)
 BATCH = BatchId(UUID(int=7 << 64))
 
@@ -184,11 +186,11 @@ class _Listing:
 
     def cancel(
         self, _tenant: TenantId, batch: BatchId, _event: object, actor: str | None = None
-    ) -> tuple[None, bool]:
+    ) -> tuple[Batch, bool]:
         if batch in self.ended:
             raise Conflict("over")
         self.actors.append(actor)
-        return None, True
+        return RUNNING, True
 
     def publish(self, events: Sequence[object]) -> None:
         assert len(events) == 1

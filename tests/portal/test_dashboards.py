@@ -115,3 +115,31 @@ def test_settings_take_web_addresses_alone(name: str, url: str) -> None:
 def test_a_setting_takes_a_path() -> None:
     settings = Settings.model_validate({"grafana_url": "https://g.example/grafana"})
     assert Dashboards.of(settings).overview()[0].url.startswith("https://g.example/grafana/d/")
+
+
+@pytest.mark.parametrize(
+    ("page", "trace", "urls"),
+    [
+        (None, "a" * 32, []),
+        ("https://t.example/?q={trace_id}#x", None, []),
+        ("https://t.example/?q={trace_id}#x", "a" * 32, [f"https://t.example/?q={'a' * 32}#x"]),
+    ],
+    ids=["unset", "no trace", "both"],
+)
+def test_a_trace_is_linked_where_there_is_one(
+    page: str | None, trace: str | None, urls: list[str]
+) -> None:
+    links = Dashboards(None, None, None, page).trace(trace)
+    assert [(link.name, link.url) for link in links] == [("Trace", url) for url in urls]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert('{trace_id}')", "https://t.example/", "https://u:p@t.example/{trace_id}",
+        "t.example/{trace_id}", "https:///{trace_id}",
+    ],
+)  # fmt: skip
+def test_the_page_of_a_trace_is_a_web_address_with_a_place_for_it(url: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Settings.model_validate({"trace_url": url})
