@@ -10,7 +10,17 @@ from nicegui import app, ui
 from portal import batch_downloads, shortcuts, theme
 from portal.components import batch_style
 from portal.dashboards import Dashboards
-from portal.pages import batch, batches, dead_letters, health, landing, queues, sign_in, upload
+from portal.pages import (
+    batch,
+    batches,
+    dead_letters,
+    failed,
+    health,
+    landing,
+    queues,
+    sign_in,
+    upload,
+)
 from portal.policy import ContentPolicy
 from portal.session_watch import SessionWatch
 from portal.sessions import Guard
@@ -45,6 +55,7 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     queues.install(watching, dashboards, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)
+    failed.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)
 
 

@@ -10,6 +10,7 @@ from nicegui import app, ui
 
 from portal import theme
 from portal.components import links
+from portal.failures import watch_page
 from portal.sessions import SIGN_OUT, current_visitor
 from portal.shortcuts import help_dialog
 
@@ -51,6 +52,7 @@ def frame(
     without it the page is loaded again.
     """
     visitor = current_visitor()
+    watch_page()
     theme.paint()
     ui.page_title(f"{title} · Lowtide")
     with ui.header(elevated=False).classes("topbar"):

@@ -47,6 +47,7 @@ def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_u
         if found is None:
             with live.page("No such batch", api_url=api_url):
                 _missing(f"{batch_id[:100]!r} is not the id of a batch.")
+            ui.context.client.status_code = 404
             return
         query = LineQuery.read(found, request.query_params)
         await BatchPage(live, readings, query, dashboards).open(api_url)
@@ -90,6 +91,7 @@ class BatchPage:
         if reading.value is None:
             self._readings.unfollow(self._follower)
             absent = isinstance(reading.problem, NotFound)
+            ui.context.client.status_code = 404 if absent else 503
             with self._live.page("No such batch" if absent else "Batch", api_url=api_url):
                 _missing("" if reading.problem is None else reading.problem.message)
             return

@@ -1,0 +1,61 @@
+"""The pages for what fails and for what is not there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fastapi.exception_handlers import http_exception_handler
+from nicegui import Client, app, ui
+from nicegui.page import page
+from starlette.exceptions import HTTPException
+
+from portal import theme
+from portal.components.frame import frame
+from portal.components.headings import heading
+from portal.failures import explain
+from portal.sessions import visitor_of
+
+if TYPE_CHECKING:
+    from fastapi import Request
+    from starlette.responses import Response
+
+_NOT_FOUND: Final = 404
+
+
+def install(*, api_url: str) -> None:
+    """Answer for pages that fail and for pages that are not there."""
+
+    async def absent(request: Request, error: Exception) -> Response:
+        is_page = request.scope.get("endpoint") is None
+        if not is_page and isinstance(error, HTTPException):
+            return await http_exception_handler(request, error)
+        with Client(page(""), request=request) as client:
+            _build("No such page", "There is nothing at this address.", request, api_url)
+        return client.build_response(request, _NOT_FOUND)
+
+    def failed(error: Exception) -> None:
+        request = ui.context.client.request
+        _build("This page failed", explain(error), request, api_url)
+
+    app.exception_handler(_NOT_FOUND)(absent)
+    app.on_page_exception(failed)
+
+
+def _build(title: str, message: str, request: Request | None, api_url: str) -> None:
+    visitor = None if request is None else visitor_of(request.session)
+    if visitor is None:
+        # The way in has failed, too: no frame without somebody to show it to.
+        theme.paint()
+        ui.page_title(f"{title} · Lowtide")
+        with ui.element("div").classes("page"):
+            _say(title, message, "/sign-in", "Sign in")
+        return
+    with frame(title, api_url=api_url, on_interval=None):
+        _say(title, message, "/batches", "See all batches")
+
+
+def _say(title: str, message: str, path: str, name: str) -> None:
+    with ui.element("div").classes("card section").props("role=alert"):
+        heading(title, 1)
+        ui.label(message).classes("break")
+        ui.link(name, path)
