@@ -52,6 +52,8 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
         return
     OUT.print(f"Paused {pool} {_since(pause)}.", markup=False, highlight=False)
     OUT.print(f"{effect.queued:,} lines wait, {effect.running:,} run to their end.", markup=False)
+    if effect.stops_all:
+        OUT.print("The other pool is paused, too: nothing runs until one of them goes on.")
     if effect.endangered.batches:
         OUT.print(f"Nothing promises the deadlines of {effect.endangered.batches:,} batches now.")
 

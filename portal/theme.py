@@ -188,6 +188,11 @@ TONES
 .plain-table th, .plain-table td { padding: 8px 12px 8px 0; text-align: left; font-weight: 400; }
 .plain-table thead th { color: var(--muted); font-size: 12.5px; font-weight: 600; }
 .plain-table tbody tr { border-top: 1px solid var(--line); }
+.notice { padding: 12px 16px; border-radius: 10px; background: var(--warn); color: var(--warn-ink);
+  font-weight: 550; }
+.range-head { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center;
+  justify-content: space-between; }
+.ranges { border: 1px solid var(--line); border-radius: 8px; }
 .banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
   font-weight: 550; }
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from lowtide import wiring
 from lowtide.domain.pools import Pool
 from lowtide.postgres.evidence import PostgresEvidence
+from lowtide.postgres.history import PostgresHistory
 from lowtide.postgres.operations import PostgresOperations
 from lowtide.postgres.overview import PostgresOverview
 from lowtide.services.evidence import EvidenceWatch
+from lowtide.services.history import HistoryBook
 from lowtide.services.operations import OperationsWatch, ScaleRule
 from lowtide.services.overview import Watch
 from lowtide.services.probing import Probing
@@ -33,6 +35,7 @@ class Watching:
     operations: OperationsWatch
     probing: Probing
     readings: Readings
+    history: HistoryBook
     evidence: EvidenceWatch
     alerts: Alertmanager | None
     probes_api: bool
@@ -54,6 +57,7 @@ def watch_everything(settings: Settings) -> Watching:
     probes = {"Object store": lambda: wiring.objects().check()}
     probing = Probing(probes if settings.object_store_url else {}, clock=wiring.now)
     readings = Readings()
+    history = HistoryBook(PostgresHistory(database))
     evidence = EvidenceWatch(PostgresEvidence(database), clock=wiring.now)
     address = settings.alertmanager_api_url or settings.alertmanager_url
     alerts = None if address is None else Alertmanager(address, clock=wiring.now)
@@ -64,5 +68,12 @@ def watch_everything(settings: Settings) -> Watching:
         asked.append(alerts.look)
     poller = Poller(watch, looks=[operations.look, readings.look], probes=asked)
     return Watching(
-        poller, operations, probing, readings, evidence, alerts, settings.portal_probes_api
+        poller,
+        operations,
+        probing,
+        readings,
+        history,
+        evidence,
+        alerts,
+        settings.portal_probes_api,
     )

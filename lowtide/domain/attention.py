@@ -60,6 +60,8 @@ def _of_operations(reading: Operations) -> list[Concern]:
     found += [
         Concern(f"Lines wait in {pool}, and no worker takes them", "/queues")
         for pool in Pool
-        if not reading.workers.get(pool) and reading.oldest_age(pool) > WORKER_WAIT_SECONDS
+        if not reading.workers.get(pool)
+        and reading.pause(pool) is None
+        and reading.oldest_age(pool) > WORKER_WAIT_SECONDS
     ]
     return found

@@ -1,4 +1,4 @@
-"""How the installation works at a moment: queues, replicas, finished work, kept promises."""
+"""How the installation works at a moment: queues, replicas, finished work, paused pools."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.domain.ids import BatchId, TenantId
+    from lowtide.domain.pools import PoolPause
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +38,16 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class SlaHour:
-    """Batches that ended within the hour from `hour` on, by whether their deadline was held."""
-
-    hour: datetime
-    met: int
-    violated: int
-
-
-@dataclass(frozen=True, slots=True)
 class Operations:
     """One reading; `at` is the database's time.
 
-    `work` is of batches that are active or have just ended, `sla` of the last 24 hours.
-    `planned` are the dedicated replicas that the last tick wanted, at `ticked_at`; None before one.
+    `work` is of batches that are active or have just ended. `planned` are the dedicated replicas that
+    the last tick wanted, at `ticked_at`; None before one.
     """
 
     at: datetime
     loads: tuple[TenantLoad, ...]
     work: tuple[Work, ...]
-    sla: tuple[SlaHour, ...]
     workers: Mapping[Pool, int]
     planned: int | None
     ticked_at: datetime | None
@@ -64,10 +55,19 @@ class Operations:
     oldest_event: datetime | None
     server_version: str
     schema_version: str
+    pauses: tuple[PoolPause, ...] = ()
+
+    def pause(self, pool: Pool) -> PoolPause | None:
+        """The pause of a pool, if there is one."""
+        return next((pause for pause in self.pauses if pause.pool is pool), None)
 
     def queued(self, pool: Pool) -> int:
         """How many lines wait in a pool."""
         return sum(load.queued for load in self.loads if load.pool is pool)
+
+    def running(self, pool: Pool) -> int:
+        """How many lines run in a pool."""
+        return sum(load.running for load in self.loads if load.pool is pool)
 
     def oldest_age(self, pool: Pool) -> float:
         """For how many seconds the first line of a pool has waited; 0 while none does."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
 
@@ -55,19 +56,24 @@ class OpenDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class PauseEffect:
-    """What a pause would do: lines that wait, lines that run to their end, deadlines given up."""
+    """What a pause would do: lines that wait, lines that run to their end, deadlines given up.
+
+    `stops_all`: the other pool is paused already.
+    """
 
     pool: Pool
     queued: int
     running: int
     endangered: OpenDeadlines
+    stops_all: bool = False
 
 
-def effect_of(standing: PoolStanding, held: OpenDeadlines) -> PauseEffect:
+def effect_of(pool: Pool, standings: Sequence[PoolStanding], held: OpenDeadlines) -> PauseEffect:
     """Return what pausing a pool would do.
 
     Deadlines are promised by dedicated alone: without it none is, and without spot all are.
     """
-    dedicated = standing.pool is Pool.DEDICATED
-    endangered = held if dedicated else OpenDeadlines(0, None)
-    return PauseEffect(standing.pool, standing.queued, standing.running, endangered)
+    (standing,) = (each for each in standings if each.pool is pool)
+    endangered = held if pool is Pool.DEDICATED else OpenDeadlines(0, None)
+    stops_all = all(each.pause is not None for each in standings if each.pool is not pool)
+    return PauseEffect(pool, standing.queued, standing.running, endangered, stops_all)

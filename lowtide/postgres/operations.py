@@ -1,4 +1,4 @@
-"""The read model behind queues and health: every tenant's lines, the pools, the promises."""
+"""The read model behind queues and health: every tenant's lines, and the pools."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.ids import BatchId, TenantId
-from lowtide.domain.operations import Operations, SlaHour, TenantLoad, Work
+from lowtide.domain.operations import Operations, TenantLoad, Work
 from lowtide.domain.pools import Pool
 from lowtide.postgres.connections import begin
+from lowtide.postgres.pools import read_pauses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,18 +46,6 @@ FROM (
   WHERE batch_id = b.id OFFSET 0) t
 GROUP BY t.batch_id, t.pool
 """
-# What lowtide.domain.batches.Batch.sla_state says of ended batches, counted.
-SLA = """
-SELECT date_trunc('hour', ended_at) AS hour, count(*) FILTER (WHERE NOT violated) AS met,
-  count(*) FILTER (WHERE violated) AS violated
-FROM (
-  SELECT coalesce(completed_at, failed_at, expired_at, cancelled_at) AS ended_at,
-    status = 'expired' OR coalesce(completed_at, failed_at, expired_at, cancelled_at) > deadline
-      AS violated
-  FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
-    AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
-) e GROUP BY 1 ORDER BY 1
-"""
 STATE = """
 SELECT now() AS at, w.planned, w.ticked_at, o.events_waiting, o.oldest_event,
   current_setting('server_version') AS server_version,
@@ -66,7 +55,7 @@ FROM (SELECT max(replicas) AS planned, max(at) AS ticked_at FROM wanted_replicas
 """
 WORKERS = "SELECT pool, count(*) AS workers FROM workers WHERE expires_at > now() GROUP BY pool"
 
-_LOADS, _WORK, _SLA, _STATE, _WORKERS = map(text, (LOADS, WORK, SLA, STATE, WORKERS))
+_LOADS, _WORK, _STATE, _WORKERS = map(text, (LOADS, WORK, STATE, WORKERS))
 
 
 class PostgresOperations:
@@ -107,7 +96,6 @@ def _read(connection: Connection) -> Operations:
             Work(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
             for row in rows(_WORK)
         ),
-        sla=tuple(SlaHour(row.hour, row.met, row.violated) for row in rows(_SLA)),
         workers={Pool(row.pool): row.workers for row in rows(_WORKERS)},
         planned=state.planned,
         ticked_at=state.ticked_at,
@@ -115,4 +103,5 @@ def _read(connection: Connection) -> Operations:
         oldest_event=state.oldest_event,
         server_version=state.server_version.split()[0],
         schema_version=state.schema_version or "none",
+        pauses=read_pauses(connection),
     )

@@ -75,7 +75,12 @@ class OperationsWatch:
         self._sampled = reading
 
     def desired(self, pool: Pool, reading: Operations) -> int:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned.
+
+        Nothing that waits in a paused pool asks for any.
+        """
+        if reading.pause(pool) is not None:
+            return 0
         rule = self._rules[pool]
         most = rule.most
         if pool is Pool.DEDICATED and reading.planned is not None:

@@ -29,8 +29,7 @@ class Pools:
     def effect(self, visitor: Visitor, pool: Pool) -> PauseEffect:
         """Return what a pause would do, and change nothing; raises Forbidden."""
         visitor.require_operator_of_all()
-        (standing,) = [each for each in self._register.standings() if each.pool is pool]
-        return effect_of(standing, self._register.held_deadlines())
+        return effect_of(pool, self._register.standings(), self._register.held_deadlines())
 
     def pause(self, visitor: Visitor, pool: Pool) -> PoolPause:
         """Have a pool's workers claim nothing until it is resumed; raises Forbidden.

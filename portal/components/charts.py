@@ -1,9 +1,8 @@
-"""Charts over time, drawn by the browser from samples of this process."""
+"""Charts over time, drawn by the browser. A line breaks where nothing was sampled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import ui
@@ -13,116 +12,157 @@ from portal import theme
 from portal.components.headings import heading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from datetime import datetime
 
-    from lowtide.domain.operations import PoolSample, Sample, SlaHour
+    from lowtide.domain.history import History, HistoryPoint, PoolPoint, SlaBar
 
-NOT_ENOUGH: Final = "Samples are being collected; the first line appears within a minute."
+NOT_ENOUGH: Final = (
+    "Nothing was sampled in this time; a tick of the scheduler takes a sample a minute."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a chart: whose, what of it, and how it looks."""
+    """One line of a chart: whose, what of it, and how it looks. None is a gap."""
 
     name: str
     pool: Pool
-    value: Callable[[PoolSample], float]
+    value: Callable[[PoolPoint], float | None]
     dashed: bool = False
 
 
-def lines_by_pool(value: Callable[[PoolSample], float]) -> tuple[Line, ...]:
+def lines_by_pool(value: Callable[[PoolPoint], float | None]) -> tuple[Line, ...]:
     """Return a line for each pool."""
     return tuple(Line(pool.value, pool, value) for pool in Pool)
 
 
 class TimeChart:
-    """Lines over the samples there are."""
+    """Lines over the points of a history. `whole` has the axis count in whole numbers."""
 
     def __init__(
-        self, title: str, unit: str, lines: Sequence[Line], *, filled: bool = False
+        self,
+        title: str,
+        unit: str,
+        lines: Sequence[Line],
+        *,
+        filled: bool = False,
+        whole: bool = False,
     ) -> None:
         self._lines = lines
-        self._shown: object = None
+        self._shown: Hashable = None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("chart-head"):
                 heading(title)
                 ui.label(unit).classes("muted small")
-            self._chart = ui.echart(
-                _options([_series(line, filled=filled) for line in lines])
-            ).classes("chart")
+            options = _options([_series(line, filled=filled) for line in lines], whole=whole)
+            self._chart = ui.echart(options).classes("chart")
             self._chart.props("role=img")
             self._title = title
             self._waiting = ui.label(NOT_ENOUGH).classes("muted small")
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Draw samples; nothing is sent while there is no new one."""
-        newest = samples[-1].at if samples else None
-        if newest == self._shown and self._shown is not None:
+    def show(self, history: History) -> None:
+        """Draw a history; nothing is sent while there is no news."""
+        shown = (history.range, history.points, history.until.replace(second=0, microsecond=0))
+        if shown == self._shown:
             return
-        self._shown = newest
-        self._waiting.set_visibility(len(samples) < 2)
+        self._shown = shown
+        self._waiting.set_visibility(not history.points)
+        runs = history.runs()
         for series, line in zip(self._chart.options["series"], self._lines, strict=True):
-            series["data"] = [
-                [
-                    int(sample.at.timestamp() * 1000),
-                    round(line.value(sample.pools[line.pool]), 2),
-                ]
-                for sample in samples
-            ]
-        last = samples[-1] if samples else None
-        values = [
-            f"{line.name} {line.value(last.pools[line.pool]):.6g}" if last else line.name
-            for line in self._lines
-        ]
-        self._chart.props["aria-label"] = f"{self._title}: {', '.join(values)}"
+            series["data"] = drawn(runs, line)
+        _span(self._chart, history)
+        self._chart.props["aria-label"] = f"{self._title}: {', '.join(self._words(history))}"
         self._chart.update()
+
+    def _words(self, history: History) -> Iterable[str]:
+        for line in self._lines:
+            last = history.points[-1].pools.get(line.pool) if history.points else None
+            value = None if last is None else line.value(last)
+            yield line.name if value is None else f"{line.name} {value:.6g}"
 
 
 class SlaChart:
-    """Deadlines held and missed, hour by hour."""
+    """Deadlines held and missed by the batches that ended."""
 
     def __init__(self) -> None:
-        self._shown: object = None
+        self._shown: Hashable = None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("chart-head"):
                 heading("Deadlines")
-                ui.label("batches an hour, last 24 hours").classes("muted small")
-            self._chart = ui.echart(
-                _options([_bars("met", theme.CHART_GOOD), _bars("violated", theme.CHART_BAD)])
-            ).classes("chart")
+                ui.label("batches that ended").classes("muted small")
+            bars = [_bars("met", theme.CHART_GOOD), _bars("violated", theme.CHART_BAD)]
+            self._chart = ui.echart(_options(bars, whole=True)).classes("chart")
             self._chart.props("role=img")
 
-    def show(self, hours: Sequence[SlaHour]) -> None:
-        """Draw hours; nothing is sent while they stay the same."""
-        if tuple(hours) == self._shown:
+    def show(self, history: History) -> None:
+        """Draw a history; nothing is sent while there is no news."""
+        shown = (history.range, history.sla, history.until.replace(second=0, microsecond=0))
+        if shown == self._shown:
             return
-        self._shown = tuple(hours)
+        self._shown = shown
         met, violated = self._chart.options["series"]
-        met["data"] = [[_milliseconds(each), each.met] for each in hours]
-        violated["data"] = [[_milliseconds(each), each.violated] for each in hours]
-        last = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        axis = self._chart.options["xAxis"]
-        axis["min"] = int((last - timedelta(hours=23)).timestamp() * 1000)
-        axis["max"] = int((last + timedelta(hours=1)).timestamp() * 1000)
+        met["data"] = [[_middle(each, history), each.met] for each in history.sla]
+        violated["data"] = [[_middle(each, history), each.violated] for each in history.sla]
+        _span(self._chart, history)
         self._chart.props["aria-label"] = (
-            f"Deadlines of the last 24 hours: {sum(each.met for each in hours)} met, "
-            f"{sum(each.violated for each in hours)} violated"
+            f"Deadlines of the last {history.range.value}: "
+            f"{sum(each.met for each in history.sla)} met, "
+            f"{sum(each.violated for each in history.sla)} violated"
         )
         self._chart.update()
 
 
-def _milliseconds(hour: SlaHour) -> int:
-    # In the middle of its hour, where a reader looks for a bar.
-    return int(hour.hour.timestamp() * 1000) + 1_800_000
+def drawn(runs: Sequence[Sequence[HistoryPoint]], line: Line) -> list[Any]:
+    """Return a line's data: a null between two runs, and a dot where a point stands alone."""
+    parts: list[list[list[float]]] = []
+    for run in runs:
+        parts.append([])
+        for point in run:
+            pool = point.pools.get(line.pool)
+            value = None if pool is None else line.value(pool)
+            if value is not None:
+                parts[-1].append([_milliseconds(point.at), round(value, 3)])
+            elif parts[-1]:
+                parts.append([])
+    data: list[Any] = []
+    for part in filter(None, parts):
+        if data:
+            data.append([part[0][0], None])
+        data += [{"value": part[0], "symbol": "circle"}] if len(part) == 1 else part
+    return data
 
 
-def _options(series: list[dict[str, Any]]) -> dict[str, Any]:
+def _span(chart: ui.echart, history: History) -> None:
+    """Have the axis cover the whole range, also where there is nothing."""
+    axis = chart.options["xAxis"]
+    axis["min"] = _milliseconds(history.until - history.range.span)
+    axis["max"] = _milliseconds(history.until)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _middle(bar: SlaBar, history: History) -> int:
+    # Where a reader looks for a bar.
+    return _milliseconds(bar.at + history.range.bar / 2)
+
+
+def _options(series: list[dict[str, Any]], *, whole: bool) -> dict[str, Any]:
     words = {"color": theme.CHART_INK}
     return {
         "animation": False,
         "aria": {"enabled": False},
         "textStyle": {"fontFamily": "system-ui, sans-serif"},
-        "grid": {"left": 8, "right": 16, "top": 34, "bottom": 4, "containLabel": True},
+        # The legend of more than two lines takes two rows on a phone.
+        "grid": {
+            "left": 8,
+            "right": 16,
+            "top": 34 if len(series) <= 2 else 52,
+            "bottom": 4,
+            "containLabel": True,
+        },
         "legend": {"top": 0, "left": 0, "itemHeight": 8, "textStyle": words},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {
@@ -132,7 +172,7 @@ def _options(series: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "yAxis": {
             "type": "value",
-            "minInterval": 0,
+            "minInterval": 1 if whole else 0,
             "axisLabel": words,
             "splitLine": {"lineStyle": {"color": theme.CHART_RULE}},
         },
@@ -145,7 +185,8 @@ def _series(line: Line, *, filled: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": line.name,
         "type": "line",
-        "showSymbol": False,
+        "symbol": "none",
+        "symbolSize": 6,
         "color": colour,
         "lineStyle": {"width": 2, "type": "dashed" if line.dashed else "solid"},
         "data": [],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from nicegui import ui
 
 from lowtide.domain.attention import concerns
+from lowtide.domain.history import HistoryRange
 from lowtide.services.overview import RECENT_BATCHES
 from portal.components.alert_list import AlertList
 from portal.components.batch_table import BatchTable
@@ -18,8 +19,10 @@ from portal.components.dashboard_links import dashboard_links
 from portal.components.empty_state import empty_state
 from portal.components.headings import heading
 from portal.components.health_panel import HealthPanel
+from portal.components.pause_notes import PauseNotes
 from portal.components.pool_panel import PoolPanel
 from portal.components.stat_card import StatCard
+from portal.following import FollowedHistory
 from portal.formats import ago, number
 from portal.live import Live
 
@@ -38,14 +41,17 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
     async def landing() -> None:
         await watching.poller.fresh(timeout=2.0)
         live = Live(watching.poller)
+        history = FollowedHistory(watching, live)
+        await history.follow(HistoryRange.HOUR)
         with live.page("Overview", api_url=api_url):
             parts = _build(dashboards)
-        live.keep(lambda: _show(parts, watching))
+        live.keep(lambda: _show(parts, watching, history))
 
 
 @dataclass
 class _Parts:
     problem: ui.label
+    pauses: PauseNotes
     concerns: ConcernList
     alerts: AlertList
     cards: dict[str, StatCard]
@@ -57,7 +63,7 @@ class _Parts:
     empty: ui.element
 
 
-def _show(parts: _Parts, watching: Watching) -> None:
+def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     now = datetime.now(UTC)
     seen, operations, diagnosis = (
         watching.poller.seen,
@@ -78,8 +84,11 @@ def _show(parts: _Parts, watching: Watching) -> None:
     )
     if watching.alerts is not None:
         parts.alerts.show(watching.alerts.seen, now)
-    for chart in parts.charts:
-        chart.show(operations.samples)
+    if operations.reading is not None:
+        parts.pauses.show(operations.reading.pauses, now)
+    if history.seen is not None:
+        for chart in parts.charts:
+            chart.show(history.seen)
     if seen.overview is not None:
         _show_overview(parts, seen.overview, now)
 
@@ -87,6 +96,7 @@ def _show(parts: _Parts, watching: Watching) -> None:
 def _build(dashboards: Dashboards) -> _Parts:
     dashboard_links(dashboards.overview())
     problem = ui.label("").classes("banner").props("role=status")
+    pauses = PauseNotes()
     concern_list = ConcernList()
     alerts = AlertList(dashboards)
     with ui.element("div").classes("cards"):
@@ -96,9 +106,11 @@ def _build(dashboards: Dashboards) -> _Parts:
         pools = PoolPanel()
         health = HealthPanel()
     with ui.element("div").classes("halves"):
+        depth = lines_by_pool(lambda each: each.queued)
+        throughput = lines_by_pool(lambda each: each.throughput)
         charts = (
-            TimeChart("Queue depth", "lines", lines_by_pool(lambda each: each.queued), filled=True),
-            TimeChart("Throughput", "lines a second", lines_by_pool(lambda each: each.throughput)),
+            TimeChart("Queue depth", "lines, last hour", depth, filled=True, whole=True),
+            TimeChart("Throughput", "lines a second, last hour", throughput),
         )
     with ui.element("section").classes("card table-card"):
         with ui.element("div").classes("section-head"):
@@ -111,7 +123,9 @@ def _build(dashboards: Dashboards) -> _Parts:
         )
         listed.set_visibility(False)
         empty.set_visibility(False)
-    return _Parts(problem, concern_list, alerts, cards, charts, pools, health, table, listed, empty)
+    return _Parts(
+        problem, pauses, concern_list, alerts, cards, charts, pools, health, table, listed, empty
+    )
 
 
 def _show_overview(parts: _Parts, overview: Overview, now: datetime) -> None:

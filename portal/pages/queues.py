@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
@@ -21,13 +22,13 @@ from portal.components.pausing import set_paused
 from portal.components.pool_control import PoolControl
 from portal.components.range_choice import range_choice
 from portal.components.stat_card import StatCard
+from portal.following import FollowedHistory
 from portal.formats import counted, duration, number
 from portal.live import Live
-from portal.readings import Subject
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from lowtide.domain.history import History
+    from lowtide.domain.history import PoolPoint
     from lowtide.domain.operations import Operations, Sample
     from portal.dashboards import Dashboards
     from portal.watching import Watching
@@ -64,16 +65,14 @@ class QueuesPage:
         self._live = Live(watching.poller)
         self._range = wanted
         self._visitor = current_visitor()
-        self._follower = ui.context.client.id
-        self._history: Subject[History]
+        self._history = FollowedHistory(watching, self._live)
 
     async def open(self, dashboards: Dashboards, api_url: str) -> None:
         """Build the page and keep it current until it is closed."""
-        await self._follow()
+        await self._history.follow(self._range)
         with self._live.page("Queues", api_url=api_url):
             dashboard_links(dashboards.queues())
             self._build()
-        ui.context.client.on_delete(lambda: self._watching.readings.unfollow(self._follower))
         self._live.keep(self._show)
 
     def _build(self) -> None:
@@ -103,22 +102,12 @@ class QueuesPage:
             "of what flowed; where a line breaks, nothing was sampled. Cost is that of results alone."
         ).classes("muted small")
 
-    async def _follow(self) -> None:
-        """Look at this range from now on."""
-        wanted, book = self._range, self._watching.history
-        subject = Subject(("history", wanted), lambda: book.read(wanted))
-        self._history = self._watching.readings.follow(
-            self._follower, subject, lambda: self._live.paused
-        )
-        await in_thread(self._history.look)
-
     async def _choose(self, wanted: HistoryRange) -> None:
-        self._range = wanted
         ui.navigate.history.replace(address_of(wanted))
-        await self._follow()
+        await self._history.follow(wanted)
         self._show()
 
-    async def _set_paused(self, pool: Pool, paused: bool) -> None:  # noqa: FBT001
+    async def _set_paused(self, pool: Pool, paused: bool) -> None:
         if await set_paused(wiring.pools(), pool, paused=paused):
             await in_thread(self._watching.operations.look)
             self._show()
@@ -128,8 +117,7 @@ class QueuesPage:
         self._problem.set_visibility(seen.problem is not None)
         if seen.problem is not None:
             self._problem.text = f"{seen.problem} What you see is older."
-        history = self._history.reading.value
-        if history is not None:
+        if (history := self._history.seen) is not None:
             for chart in self._charts:
                 chart.show(history)
             self._sla.show(history)
@@ -137,24 +125,24 @@ class QueuesPage:
             self._pauses.show(reading.pauses, datetime.now(UTC))
             for pool, control in self._controls.items():
                 control.show(reading, self._watching.operations.desired(pool, reading))
-            _show_cards(self._cards, reading, seen.samples[-1] if seen.samples else None)
+            _show_cards(self._cards, reading, seen.samples[-1] if len(seen.samples) > 1 else None)
             self._table.show(reading.loads, reading.at)
 
 
 def _charts() -> list[TimeChart]:
     prices = wiring.prices()
-    hours = {pool: prices.of_second(pool) * 3600 for pool in Pool}
     replicas = [
         *(Line(f"{pool} live", pool, lambda each: each.live) for pool in Pool),
         *(Line(f"{pool} desired", pool, lambda each: each.desired, dashed=True) for pool in Pool),
     ]
     cost = [
-        Line(pool.value, pool, lambda each, price=hours[pool]: _times(each.earning, price))
-        for pool in Pool
+        Line(pool.value, pool, partial(_cost, price=prices.of_second(pool) * 3600)) for pool in Pool
     ]
     depth = lines_by_pool(lambda each: each.queued)
+    running = lines_by_pool(lambda each: each.running)
     return [
         TimeChart("Depth", "lines queued", depth, filled=True, whole=True),
+        TimeChart("Running", "lines in workers' hands", running, filled=True, whole=True),
         TimeChart("Oldest waits", "seconds", lines_by_pool(lambda each: each.oldest_age)),
         TimeChart("Replicas", "live and desired", replicas, whole=True),
         TimeChart("Throughput", "lines a second", lines_by_pool(lambda each: each.throughput)),
@@ -163,8 +151,8 @@ def _charts() -> list[TimeChart]:
     ]
 
 
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+def _cost(point: PoolPoint, price: float) -> float | None:
+    return None if point.earning is None else point.earning * price
 
 
 def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | None) -> None:

@@ -11,7 +11,7 @@ from lowtide.domain.attention import concerns
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.operations import Operations, TenantLoad
 from lowtide.domain.overview import Overview, Totals
-from lowtide.domain.pools import Pool
+from lowtide.domain.pools import Pool, PoolPause
 from tests.domain.test_operations import NOW, reading
 
 MINUTE = timedelta(minutes=1)
@@ -52,6 +52,11 @@ def test_nothing_while_all_goes_well() -> None:
 def test_what_does_not_mend_itself(operations: Operations, text: str, path: str) -> None:
     (found,) = concerns(None, operations)
     assert (found.text, found.path) == (text, path)
+
+
+def test_nobody_wonders_why_a_paused_pool_has_no_workers() -> None:
+    paused = replace(CALM, workers={}, pauses=(PoolPause(Pool.SPOT, NOW, "ana"),))
+    assert concerns(None, paused) == ()
 
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 batch is"), (2, "2 batches are")])

@@ -25,7 +25,6 @@ def reading(
         at=NOW + timedelta(seconds=after),
         loads=loads,
         work=work,
-        sla=(),
         workers={Pool.SPOT: workers} if workers else {},
         planned=None,
         ticked_at=None,

@@ -6,9 +6,19 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lowtide.domain.pools import OpenDeadlines, PauseEffect, Pool, PoolStanding, effect_of
+from lowtide.domain.pools import (
+    OpenDeadlines,
+    PauseEffect,
+    Pool,
+    PoolPause,
+    PoolStanding,
+    effect_of,
+)
 
-HELD = OpenDeadlines(3, datetime(2026, 1, 1, tzinfo=UTC))
+HELD_FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+HELD = OpenDeadlines(3, HELD_FIRST)
+
+PAUSE = PoolPause(Pool.SPOT, HELD_FIRST, "ana")
 
 
 @pytest.mark.parametrize(
@@ -19,5 +29,11 @@ HELD = OpenDeadlines(3, datetime(2026, 1, 1, tzinfo=UTC))
     ],
 )
 def test_a_pause_of_dedicated_gives_deadlines_up(pool: Pool, endangered: OpenDeadlines) -> None:
-    standing = PoolStanding(pool, queued=7, running=2, workers=1)
-    assert effect_of(standing, HELD) == PauseEffect(pool, 7, 2, endangered)
+    standings = [PoolStanding(each, 7 if each is pool else 99, 2, 1) for each in Pool]
+    assert effect_of(pool, standings, HELD) == PauseEffect(pool, 7, 2, endangered)
+
+
+@pytest.mark.parametrize(("pool", "stops_all"), [(Pool.SPOT, False), (Pool.DEDICATED, True)])
+def test_a_pause_of_the_last_pool_stops_everything(pool: Pool, *, stops_all: bool) -> None:
+    standings = [PoolStanding(Pool.SPOT, 0, 0, 0, PAUSE), PoolStanding(Pool.DEDICATED, 0, 0, 0)]
+    assert effect_of(pool, standings, HELD).stops_all is stops_all

@@ -14,7 +14,9 @@ from lowtide.domain.operations import Work
 from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from lowtide.postgres.connections import connect
-from lowtide.postgres.operations import SLA, WORK, PostgresOperations
+from lowtide.postgres.operations import WORK, PostgresOperations
+from lowtide.postgres.pools import PostgresPools
+from lowtide.wiring import new_id
 from tests.portal.seeds import SeedBatch, add_batch, add_claimed, add_queued, add_worker
 from tests.postgres.plans import plan_nodes
 
@@ -31,7 +33,7 @@ def _read(database: Database) -> Operations:
 
 def test_an_empty_installation(database: Database) -> None:
     found = _read(database)
-    assert (found.loads, found.work, found.sla, found.workers) == ((), (), (), {})
+    assert (found.loads, found.work, found.pauses, found.workers) == ((), (), (), {})
     assert (found.events_waiting, found.oldest_event) == (0, None)
     assert (found.planned, found.ticked_at) == (None, None)
     assert found.server_version[0].isdigit()
@@ -71,19 +73,12 @@ def test_work_is_of_batches_that_are_open_or_have_just_ended(database: Database)
     }
 
 
-def test_deadlines_by_the_hour_as_a_batch_tells_them(database: Database) -> None:
-    worker = database.engine("worker")
-    for seed in (
-        SeedBatch(status=BatchStatus.COMPLETED, window=HOUR),
-        SeedBatch(status=BatchStatus.COMPLETED, age=2 * HOUR, took=2 * HOUR, window=HOUR),
-        SeedBatch(status=BatchStatus.EXPIRED),
-        SeedBatch(status=BatchStatus.FAILED),
-        SeedBatch(status=BatchStatus.COMPLETED, age=30 * HOUR, took=HOUR),
-        SeedBatch(),
-    ):
-        add_batch(worker, seed)
-    hours = _read(database).sla
-    assert (sum(hour.met for hour in hours), sum(hour.violated for hour in hours)) == (2, 2)
+def test_pauses(database: Database) -> None:
+    engine = database.engine("operator")
+    pause = PostgresPools(engine, new_id=new_id).pause(Pool.SPOT, "ana")
+    found = _read(database)
+    assert found.pauses == (pause,)
+    assert (found.pause(Pool.SPOT), found.pause(Pool.DEDICATED)) == (pause, None)
 
 
 def test_a_reading_is_as_many_statements_however_much_there_is(database: Database) -> None:
@@ -112,11 +107,10 @@ def test_ended_batches_are_looked_up_by_index(database: Database) -> None:
         )
     with database.engine("owner").begin() as connection:
         connection.execute(text("ANALYZE batches"))
-    for statement in (SLA, WORK):
-        nodes = plan_nodes(database.engine("operator"), statement)
-        scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
-        assert scans
-        assert all("Seq" not in node["Node Type"] for node in scans), statement
+    nodes = plan_nodes(database.engine("operator"), WORK)
+    scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
+    assert scans
+    assert all("Seq" not in node["Node Type"] for node in scans)
 
 
 def test_what_cannot_be_read_is_unavailable(database: Database) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.operations import Operations, TenantLoad, Work
-from lowtide.domain.pools import Pool
+from lowtide.domain.pools import Pool, PoolPause
 from lowtide.services.operations import SAMPLE_SECONDS, SAMPLES, OperationsWatch, ScaleRule
 from tests.domain.test_operations import NOW, ONE, reading
 
@@ -62,3 +62,10 @@ def test_dedicated_gets_no_more_than_planned() -> None:
         (sample,) = _look(replace(reading(loads=loads), planned=planned)).seen.samples
         assert sample.pools[Pool.DEDICATED].desired == dedicated
         assert sample.pools[Pool.SPOT].desired == 4
+
+
+def test_a_paused_pool_wants_no_replicas() -> None:
+    loads = tuple(TenantLoad(DEFAULT_TENANT, "a", pool, 100, 0, NOW) for pool in Pool)
+    paused = replace(reading(loads=loads), pauses=(PoolPause(Pool.SPOT, NOW, "ana"),))
+    (sample,) = _look(paused).seen.samples
+    assert [sample.pools[pool].desired for pool in Pool] == [0, 2]

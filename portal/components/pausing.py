@@ -1,0 +1,77 @@
+"""Pausing and resuming a pool: first what that means, then the question, then the deed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from lowtide.domain.errors import LowtideError
+from lowtide.domain.pools import Pool
+from portal.background import in_thread
+from portal.components.batch_toolbar import counted_batches
+from portal.components.confirm import confirm
+from portal.formats import counted, duration
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from lowtide.domain.pools import PauseEffect
+    from lowtide.services.pools import Pools
+
+
+async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
+    """Pause after asking, or resume; tell whether that was done."""
+    try:
+        return await (_pause(pools, pool) if paused else _resume(pools, pool))
+    except LowtideError as error:
+        ui.notify(error.message, type="negative", position="bottom")
+        return False
+
+
+async def _pause(pools: Pools, pool: Pool) -> bool:
+    visitor = current_visitor()
+    effect = await in_thread(lambda: pools.effect(visitor, pool))
+    agreed = await confirm(
+        f"Pause {pool}?", consequences(effect, datetime.now(UTC)), action=f"Pause {pool}"
+    )
+    if not agreed:
+        return False
+    # Asked again: a session may end while the question is open.
+    visitor = current_visitor()
+    await in_thread(lambda: pools.pause(visitor, pool))
+    ui.notify(f"{pool.capitalize()} is paused.", type="positive", position="bottom")
+    return True
+
+
+async def _resume(pools: Pools, pool: Pool) -> bool:
+    visitor = current_visitor()
+    await in_thread(lambda: pools.resume(visitor, pool))
+    ui.notify(f"{pool.capitalize()} goes on.", type="positive", position="bottom")
+    return True
+
+
+def consequences(effect: PauseEffect, now: datetime) -> list[str]:
+    """Return what a pause does, in sentences."""
+    waiting, running = counted(effect.queued, "line"), counted(effect.running, "line")
+    told = [
+        f"Waiting in {effect.pool}: {waiting}. Running: {running}; they run to their end.",
+        "Its workers take nothing new, and leave when they are done.",
+    ]
+    if effect.stops_all:
+        told.append("The other pool is paused, too: nothing runs until one of them goes on.")
+    elif effect.pool is Pool.SPOT:
+        told.append(
+            "Dedicated takes lines over when their deadline needs it, which costs more. No deadline "
+            "is given up by this."
+        )
+    else:
+        told.append("What waits for dedicated goes to spot, and spot promises no deadline.")
+    endangered = effect.endangered
+    if endangered.first is not None:
+        left = duration(max(endangered.first - now, timedelta()))
+        told.append(
+            f"At risk until it goes on: {counted_batches(endangered.batches)} whose deadline is held "
+            f"so far. The first is due in {left}."
+        )
+    return told
