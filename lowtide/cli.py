@@ -44,13 +44,32 @@ def up(
     ] = None,
     data_dir: DataDir = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
+    monitoring: Annotated[
+        bool,
+        typer.Option(
+            "--monitoring", envvar="MONITORING", help="Run Prometheus and Alertmanager beside it."
+        ),
+    ] = False,
+    prometheus: Annotated[
+        Path | None, typer.Option(envvar="PROMETHEUS", help="The program; default: on the PATH.")
+    ] = None,
+    alertmanager: Annotated[
+        Path | None, typer.Option(envvar="ALERTMANAGER", help="The program; default: on the PATH.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
     from lowtide.local import runtime
     from lowtide.local.errors import LocalError
 
-    options = stack_options(data_dir, port, portal_port)
+    options = stack_options(
+        data_dir,
+        port,
+        portal_port,
+        monitoring=monitoring,
+        prometheus=prometheus,
+        alertmanager=alertmanager,
+    )
     try:
         if not detach:
             runtime.up(options)
@@ -205,6 +224,9 @@ def _show_status(found: Status, *, as_json: bool) -> None:
     OUT.print(f"API     {found.base_url}/v1", highlight=False)
     OUT.print(f"key     {found.api_key}", highlight=False)
     OUT.print(f"portal  {found.portal_url}  password {found.portal_password}", highlight=False)
+    if found.prometheus_url:
+        OUT.print(f"metrics {found.prometheus_url}", highlight=False)
+        OUT.print(f"alerts  {found.alertmanager_url}", highlight=False)
     table = Table("process", "state", "pid", "port", "restarts")
     for process in found.processes:
         table.add_row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,12 +26,13 @@ Key = Annotated[
 
 
 def stack_options(
-    data_dir: Path | None, port: int = 8080, portal_port: int | None = None
+    data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **more: Any
 ) -> Options:
-    """Return where the local stack lives, and its ports."""
+    """Return where the local stack lives, its ports, and `more` of its options."""
     from lowtide.local.options import Options, default_data_dir
 
-    return Options(data_dir=data_dir or default_data_dir(), port=port, portal_port=portal_port)
+    place = data_dir or default_data_dir()
+    return Options(data_dir=place, port=port, portal_port=portal_port, **more)
 
 
 def running_stack(data_dir: Path | None) -> Status:

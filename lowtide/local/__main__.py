@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--portal-port", type=int, required=True)
     parser.add_argument("--ready-timeout", type=float, required=True)
+    parser.add_argument("--monitoring", action="store_true")
+    parser.add_argument("--prometheus", type=Path)
+    parser.add_argument("--alertmanager", type=Path)
     found = parser.parse_args()
     try:
         up(
@@ -28,6 +31,9 @@ def main() -> None:
                 port=found.port,
                 portal_port=found.portal_port,
                 ready_timeout=found.ready_timeout,
+                monitoring=found.monitoring,
+                prometheus=found.prometheus,
+                alertmanager=found.alertmanager,
             )
         )
     except LocalError as error:

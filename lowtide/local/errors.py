@@ -4,6 +4,7 @@ LocalError
 ├── AlreadyRunning  another stack holds this data directory
 ├── PortInUse       another process listens on a port the stack was asked to use
 ├── BadManifest     a file in knative/ or keda/ cannot be run as it stands
+├── MissingProgram  Prometheus or Alertmanager is not installed
 └── StartFailed     a part of the stack did not come up
 """
 
@@ -24,6 +25,10 @@ class PortInUse(LocalError):
 
 class BadManifest(LocalError):
     """A file in `knative/` or `keda/` cannot be run as it stands."""
+
+
+class MissingProgram(LocalError):
+    """Prometheus or Alertmanager is not installed."""
 
 
 class StartFailed(LocalError):

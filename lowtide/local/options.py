@@ -25,7 +25,8 @@ def default_data_dir() -> Path:
 class Options:
     """One stack. `quiet` keeps the processes' output off the terminal, in `lowtide.log`.
 
-    `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds.
+    `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds. `prometheus` and
+    `alertmanager` are the programs that `monitoring` runs, when they are not on the PATH.
     """
 
     root: Path = field(default_factory=default_root)
@@ -34,6 +35,9 @@ class Options:
     portal_port: int | None = None
     quiet: bool = False
     ready_timeout: float = 60.0
+    monitoring: bool = False
+    prometheus: Path | None = None
+    alertmanager: Path | None = None
 
     @property
     def base_url(self) -> str:

@@ -24,6 +24,7 @@ from lowtide.local import state
 from lowtide.local.environment import check_user
 from lowtide.local.errors import AlreadyRunning, StartFailed
 from lowtide.local.log import Log
+from lowtide.local.monitoring import check_programs
 from lowtide.local.options import Options
 from lowtide.local.ports import require_free
 from lowtide.local.stack import Stack
@@ -70,6 +71,8 @@ def up_detached(options: Options) -> Status:
     if running := status(data_dir):
         raise _already_running(data_dir, running.pid)
     check_user(os.environ)
+    if options.monitoring:
+        check_programs(options)
     require_free(options.port, "choose another: PORT=8090 make up")
     log = _rotated(data_dir / LOG_NAME)
     began = log.stat().st_size
@@ -153,6 +156,8 @@ async def _run(options: Options, log: Log) -> None:
 def _announce(ready: Status, log: Log) -> None:
     log.line("lowtide", f"ready: {ready.base_url}/v1  key {ready.api_key}")
     log.line("lowtide", f"portal: {ready.portal_url}  password {ready.portal_password}")
+    if ready.prometheus_url:
+        log.line("lowtide", f"alerts: {ready.alertmanager_url}  metrics: {ready.prometheus_url}")
     log.line("lowtide", "stop with Ctrl-C or `lowtide down`")
 
 
@@ -166,6 +171,9 @@ def _command(options: Options) -> list[str]:
         *("--port", str(options.port)),
         *("--portal-port", str(options.portal)),
         *("--ready-timeout", str(options.ready_timeout)),
+        *(["--monitoring"] if options.monitoring else []),
+        *(["--prometheus", str(options.prometheus)] if options.prometheus else []),
+        *(["--alertmanager", str(options.alertmanager)] if options.alertmanager else []),
     ]
 
 

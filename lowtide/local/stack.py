@@ -19,6 +19,7 @@ from lowtide.local.database import Cluster
 from lowtide.local.errors import StartFailed
 from lowtide.local.kustomize import load
 from lowtide.local.manifests import ConfigMap, ScaledObject
+from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
 from lowtide.local.ports import HOST, free_port
 from lowtide.local.processes import Launch, Process, State
 from lowtide.local.replicas import ReplicaSet
@@ -60,6 +61,12 @@ class Stack:
             self._process("broker", self._plan_broker),
             self._process("router", self._plan_router),
         ]
+        self._monitoring = Monitoring(options) if options.monitoring else None
+        if self._monitoring:
+            self._helpers += [
+                self._process(name, self._watcher(self._monitoring, name))
+                for name in (PROMETHEUS, ALERTMANAGER)
+            ]
         self._replicas = [
             ReplicaSet(workload, self._maker(workload), self._changed)
             for workload in workloads(self._manifests)
@@ -77,6 +84,8 @@ class Stack:
         self._postgres.start()
         await self._wait_for([self._postgres])
         await asyncio.to_thread(bootstrap, self._cluster, self._postgres_port, self._secrets)
+        if self._monitoring:
+            self._monitoring.prepare()
         for process in self._helpers:
             process.start()
         for replicas in self._replicas:
@@ -98,7 +107,7 @@ class Stack:
         count = sum(len(one.processes) for one in functions)
         self._log.line("lowtide", f"stopping {count} functions and workers")
         await asyncio.gather(*(replicas.stop() for replicas in functions))
-        self._log.line("lowtide", "stopping portal, router and broker")
+        self._log.line("lowtide", "stopping what is in front and beside")
         await asyncio.gather(
             *(replicas.stop() for replicas in fronts),
             *(process.stop() for process in self._helpers),
@@ -128,6 +137,8 @@ class Stack:
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
             portal_password=self._secrets.portal_password,
+            prometheus_url=self._monitoring.url(PROMETHEUS) if self._monitoring else "",
+            alertmanager_url=self._monitoring.url(ALERTMANAGER) if self._monitoring else "",
         )
 
     def _processes(self) -> list[Process]:
@@ -141,6 +152,8 @@ class Stack:
             for service in replicas.workload.services:
                 found.setdefault(service, []).extend(replicas.addresses())
         endpoints.write(self._options.data_dir, found)
+        if self._monitoring:
+            self._monitoring.follow(self._replicas)
 
     async def _wait_for(self, processes: list[Process]) -> None:
         deadline = asyncio.get_running_loop().time() + self._options.ready_timeout
@@ -225,6 +238,16 @@ class Stack:
         port = self._options.port
         return self._plan_helper("router", port, {}, _accepts(port))
 
+    def _watcher(self, monitoring: Monitoring, name: str) -> Callable[[], Launch]:
+        port = monitoring.ports[name]
+        return lambda: Launch(
+            command=monitoring.command(name),
+            environment=os.environ,
+            folder=self._options.data_dir,
+            ready=self._answers_http(port, "/-/ready"),
+            port=port,
+        )
+
     def _plan_helper(
         self, name: str, port: int, extra: dict[str, str], ready: Callable[[], Awaitable[bool]]
     ) -> Launch:
@@ -257,6 +280,7 @@ class Stack:
             "LOWTIDE_COLD_START": _COLD_START_SECONDS,
             "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
             "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
+            **(self._monitoring.settings if self._monitoring else {}),
         }
         manifest = environment.manifest_environment(
             container, self._config_maps, self._secret_values

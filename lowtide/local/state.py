@@ -37,7 +37,10 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole stack; `api_key` is the local default's, `portal_password` its operator's."""
+    """A whole stack; `api_key` is the local default's, `portal_password` its operator's.
+
+    The last two are empty without monitoring.
+    """
 
     base_url: str
     portal_url: str
@@ -48,6 +51,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessStatus]
     api_key: str = ""
     portal_password: str = ""
+    prometheus_url: str = ""
+    alertmanager_url: str = ""
 
     def to_json(self) -> str:
         """Return the status as indented JSON."""

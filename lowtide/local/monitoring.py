@@ -1,0 +1,229 @@
+"""Prometheus and Alertmanager beside the stack: the files of `monitoring/` on a shorter clock."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import yaml
+
+from lowtide.local.errors import BadManifest, MissingProgram
+from lowtide.local.files import write_atomically
+from lowtide.local.ports import HOST, free_port
+from lowtide.local.processes import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from lowtide.local.options import Options
+    from lowtide.local.replicas import ReplicaSet
+
+PROMETHEUS: Final = "prometheus"
+ALERTMANAGER: Final = "alertmanager"
+# Debian's name comes first: there, `alertmanager` may be something else.
+_NAMES: Final = {
+    PROMETHEUS: ("prometheus",),
+    ALERTMANAGER: ("prometheus-alertmanager", "alertmanager"),
+}
+_INSTALL: Final = "apt-get install --no-install-recommends prometheus prometheus-alertmanager"
+_DURATION: Final = re.compile(r"(\d+)(ms|[smhd])")
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_WORKER: Final = "infer-"
+_SCRAPED: Final = (State.READY, State.STOPPING)
+
+
+class LocalClock(msgspec.Struct, frozen=True, kw_only=True):
+    """`monitoring/local.yml`: durations as Prometheus writes them."""
+
+    scrape_interval: str
+    evaluation_interval: str
+    lookback: str
+    retention: str
+    longest_for: str
+    longest_wait: str
+
+
+class Monitoring:
+    """The two programs' configuration, addresses and commands.
+
+    Raises MissingProgram when one of them is not there.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._source = options.root / "monitoring"
+        self._folder = options.data_dir / "monitoring"
+        self._programs = {
+            PROMETHEUS: _found(PROMETHEUS, options.prometheus),
+            ALERTMANAGER: _found(ALERTMANAGER, options.alertmanager),
+        }
+        self.ports = {name: free_port() for name in self._programs}
+
+    def url(self, name: str) -> str:
+        """Where people and programs reach it."""
+        return f"http://{HOST}:{self.ports[name]}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What tells the portal where to link to."""
+        return {
+            "LOWTIDE_PROMETHEUS_URL": self.url(PROMETHEUS),
+            "LOWTIDE_ALERTMANAGER_URL": self.url(ALERTMANAGER),
+        }
+
+    def command(self, name: str) -> tuple[str, ...]:
+        """Return how to start it."""
+        config = self._folder / f"{name}.yml"
+        here = (
+            self._programs[name],
+            f"--config.file={config}",
+            f"--web.listen-address={HOST}:{self.ports[name]}",
+            f"--web.external-url={self.url(name)}",
+            "--log.level=warn",
+        )
+        if name == ALERTMANAGER:
+            # One of its kind looks for no others.
+            return (*here, f"--storage.path={self._folder / name}", "--cluster.listen-address=")
+        clock = self._clock()
+        return (
+            *here,
+            f"--storage.tsdb.path={self._folder / name}",
+            f"--storage.tsdb.retention.time={clock.retention}",
+            # What an earlier run left behind is not news of this one.
+            f"--query.lookback-delta={clock.lookback}",
+        )
+
+    def prepare(self) -> None:
+        """Write both configurations; raises BadManifest for a file of ours that makes no sense."""
+        self._folder.mkdir(exist_ok=True)
+        self.follow([])
+        clock = self._clock()
+        for path in sorted((self._source / "rules").glob("*.rules.yml")):
+            self._write(path.name, shortened_rules(_yaml(path), clock.longest_for))
+        self._write("prometheus.yml", self._prometheus(clock))
+        routes = _yaml(self._source / "alertmanager" / "alertmanager.yml")
+        self._write("alertmanager.yml", quiet_routes(routes, clock.longest_wait))
+
+    def follow(self, workloads: Iterable[ReplicaSet]) -> None:
+        """Tell Prometheus what runs now: it watches the file."""
+        if self._folder.is_dir():
+            targets = msgspec.json.encode(targets_of(workloads))
+            write_atomically(self._folder / "targets.json", targets)
+
+    def _clock(self) -> LocalClock:
+        path = self._source / "local.yml"
+        try:
+            return msgspec.convert(_yaml(path), LocalClock)
+        except msgspec.ValidationError as error:
+            raise BadManifest(f"{path}: {error}") from error
+
+    def _prometheus(self, clock: LocalClock) -> dict[str, Any]:
+        return {
+            "global": {
+                "scrape_interval": clock.scrape_interval,
+                "scrape_timeout": clock.scrape_interval,
+                "evaluation_interval": clock.evaluation_interval,
+                "external_labels": {"runbooks": f"{self._source.parent.as_uri()}/"},
+            },
+            "rule_files": [str(self._folder / "*.rules.yml")],
+            "alerting": {
+                "alert_relabel_configs": [{"regex": "runbooks", "action": "labeldrop"}],
+                "alertmanagers": [
+                    {"static_configs": [{"targets": [f"{HOST}:{self.ports[ALERTMANAGER]}"]}]}
+                ],
+            },
+            "scrape_configs": [
+                {
+                    "job_name": "lowtide",
+                    "honor_labels": True,
+                    "file_sd_configs": [{"files": [str(self._folder / "targets.json")]}],
+                }
+            ],
+        }
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(content), sort_keys=False)
+        write_atomically(self._folder / name, text.encode())
+
+
+def check_programs(options: Options) -> None:
+    """Raise MissingProgram, before anything has started."""
+    _found(PROMETHEUS, options.prometheus)
+    _found(ALERTMANAGER, options.alertmanager)
+
+
+def shortened_rules(rules: dict[str, Any], longest_for: str) -> dict[str, Any]:
+    """Return the rules with no alert pending for longer than `longest_for`."""
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            if "for" in rule:
+                rule["for"] = min(rule["for"], longest_for, key=seconds)
+    return rules
+
+
+def quiet_routes(config: dict[str, Any], longest_wait: str) -> dict[str, Any]:
+    """Return the routes on a shorter clock, to receivers that notify nobody."""
+    pending = [config["route"]]
+    while pending:
+        route = pending.pop()
+        for wait in ("group_wait", "group_interval"):
+            if wait in route:
+                route[wait] = min(route[wait], longest_wait, key=seconds)
+        pending += route.get("routes", [])
+    config["receivers"] = [{"name": receiver["name"]} for receiver in config["receivers"]]
+    config.pop("templates", None)
+    return config
+
+
+def targets_of(workloads: Iterable[ReplicaSet]) -> list[dict[str, Any]]:
+    """Return each process that runs, with the labels that a pod of a cluster has."""
+    return [
+        {
+            "targets": [f"{HOST}:{process.launch.health_port}"],
+            "labels": {
+                "namespace": "local",
+                "pod": process.name,
+                # Not the address: the port is another one after each start.
+                "instance": process.name,
+                "function": replicas.name,
+                **_pool(replicas.name),
+            },
+        }
+        for replicas in workloads
+        for process in replicas.processes
+        if process.launch is not None and process.state in _SCRAPED
+    ]
+
+
+def seconds(duration: str) -> float:
+    """Return the seconds of `1h30m`; raises BadManifest."""
+    parts = _DURATION.findall(str(duration))
+    if "".join(number + unit for number, unit in parts) != str(duration):
+        raise BadManifest(f"monitoring/: {duration!r} is no duration, such as 30s or 1h30m")
+    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def _pool(function: str) -> dict[str, str]:
+    return {"pool": function.removeprefix(_WORKER)} if function.startswith(_WORKER) else {}
+
+
+def _found(name: str, chosen: Path | None) -> str:
+    for candidate in [str(chosen)] if chosen else _NAMES[name]:
+        if path := shutil.which(candidate):
+            return path
+    raise MissingProgram(
+        f"No program {chosen or ' or '.join(_NAMES[name])} was found. On Debian and Ubuntu: {_INSTALL}. "
+        f"Elsewhere name it: lowtide up --monitoring --{name} PATH."
+    )
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadManifest(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise BadManifest(f"{path}: a mapping is expected")
+    return found
