@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import httpx
 
     from lowtide.domain.events import Event
+    from lowtide.domain.traces import TraceContext
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +40,11 @@ class HttpSink:
             "subject": event.subject,
             "datacontenttype": "application/json",
         }
-        if event.trace is not None:
-            # Extension attributes, not headers of this request: they stay with the event.
-            attributes["traceparent"] = event.trace.traceparent
-            if event.trace.state:
-                attributes["tracestate"] = event.trace.state
-        headers, body = to_binary(CloudEvent(attributes, dict(event.data)))
+        # As extension attributes they stay with the event. As headers of this request, a broker that
+        # traces its own work, and then writes its own attributes, goes on in the same trace.
+        trace = _fields(event.trace)
+        headers, body = to_binary(CloudEvent(attributes | trace, dict(event.data)))
+        headers |= trace
         try:
             response = self._client.post(self._url, headers=headers, content=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -56,6 +56,13 @@ class HttpSink:
             "event.refused", extra={"event_id": str(event.id), "status": response.status_code}
         )
         return False
+
+
+def _fields(trace: TraceContext | None) -> dict[str, str]:
+    if trace is None:
+        return {}
+    fields = {"traceparent": trace.traceparent, "tracestate": trace.state}
+    return {name: value for name, value in fields.items() if value}
 
 
 class NoSink:

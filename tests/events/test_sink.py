@@ -136,11 +136,11 @@ TRACE = TraceContext("a" * 32, "b" * 16, True, "vendor=1")
         pytest.param(None, {}, id="none"),
         pytest.param(
             TRACE,
-            {"ce-traceparent": TRACE.traceparent, "ce-tracestate": "vendor=1"},
+            {"traceparent": TRACE.traceparent, "tracestate": "vendor=1"},
             id="with state",
         ),
         pytest.param(
-            replace(TRACE, state=""), {"ce-traceparent": TRACE.traceparent}, id="without state"
+            replace(TRACE, state=""), {"traceparent": TRACE.traceparent}, id="without state"
         ),
     ],
 )
@@ -148,7 +148,8 @@ def test_an_event_carries_its_trace(trace: TraceContext | None, attributes: dict
     with _server(202) as (url, arrived):
         assert _publish(url, replace(EVENT, trace=trace))
     [(headers, _)] = arrived
-    assert {name: value for name, value in headers.items() if "trace" in name} == attributes
+    carried = {f"ce-{name}": value for name, value in attributes.items()} | attributes
+    assert {name: value for name, value in headers.items() if "trace" in name} == carried
 
 
 @pytest.mark.parametrize(
