@@ -47,6 +47,15 @@ check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
+manifests: $(VENV)/.dev .venv-manifests/.installed ## Render every overlay and hold it to schemas, webhooks' rules and checkov
+	@$(BIN)/python -m manifests
+
+# Checkov wants older versions of what we use.
+.venv-manifests/.installed: requirements/manifests.txt
+	$(PYTHON) -m venv .venv-manifests
+	.venv-manifests/bin/pip install --quiet -r $<
+	@touch $@
+
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -91,10 +100,12 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	for extra in local dev bench; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --extra $$extra \
 		--output-file requirements/$$extra.txt pyproject.toml; done
+	echo 'checkov>=3.3' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --output-file requirements/manifests.txt -
 	$(BIN)/uv pip compile $(HASHED) --extra image --output-file requirements/image.txt pyproject.toml
 	$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt requirements/build.txt
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-pages bench-scheduler docs monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowtide.local.rendering import render
+from lowtide.local.rendering import documents, render
 
 if TYPE_CHECKING:
     from lowtide.local.patches import Document
@@ -26,6 +26,17 @@ KUSTOMIZATIONS = (
 def rendered(kustomization: str, root: Path = ROOT) -> list[Document]:
     """Return the objects of a kustomization, by its path in the checkout."""
     return [resource.document for resource in render(root / kustomization)]
+
+
+def others(root: Path = ROOT) -> list[Document]:
+    """Return the objects that no kustomization lists: what Argo CD and Prometheus's operator read."""
+    return [
+        document
+        for pattern in ("monitoring/*.yaml", "monitoring/*/*.yaml", "argocd/**/*.yaml")
+        for path in sorted(root.glob(pattern))
+        for document in documents(path)
+        if {"apiVersion", "kind", "metadata"} <= set(document)
+    ]
 
 
 def label(document: Document) -> str:

@@ -1,0 +1,58 @@
+"""`make manifests`: render everything, hold it to every rule, print what was looked at."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lowtide.local.errors import BadManifest
+from manifests import bounds, check, kubectl, policies
+from manifests.overlays import KUSTOMIZATIONS, others, rendered
+
+if TYPE_CHECKING:
+    from lowtide.local.patches import Document
+
+
+def main() -> int:
+    """Return the exit code: 1 with any finding."""
+    began = time.monotonic()
+    try:
+        everything = {name: rendered(name) for name in KUSTOMIZATIONS}
+    except BadManifest as error:
+        print(error)
+        return 1
+    found = [f"{path} is stale: python -m manifests.bounds" for path in bounds.stale()]
+    for name, documents in everything.items():
+        found += [f"{name} {one}" for one in check.findings(documents)]
+    found += check.findings(others())
+    compared = 0
+    if kubectl.available():
+        for name, documents in everything.items():
+            found += [f"{name} {one}" for one in kubectl.differences(name, documents)]
+            compared += 1
+    scanned = policies.scan(everything)
+    found += policies.unexplained(scanned, policies.allowances())
+    for finding in found:
+        print(finding)
+    _print_summary(everything, compared, len(scanned))
+    print(f"{len(found)} findings in {time.monotonic() - began:.1f} s")
+    return 1 if found else 0
+
+
+def _print_summary(everything: dict[str, list[Document]], compared: int, scanned: int) -> None:
+    objects = [document for documents in everything.values() for document in documents] + others()
+    kinds = Counter(document["kind"] for document in objects)
+    print(f"{len(everything)} kustomizations, {len(objects)} objects of {len(kinds)} kinds:")
+    print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+    print(
+        f"{compared} of them rendered by kubectl, too, to the same objects"
+        if compared
+        else "no kubectl here"
+    )
+    print(f"{scanned} findings of checkov's, each allowed in {policies.ALLOWED.name} or told above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

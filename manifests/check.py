@@ -1,0 +1,36 @@
+"""Every rule that needs nothing but the objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from manifests import events, knative, references, schemas, security
+from manifests.overlays import label
+from manifests.pods import KNATIVE, templates
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.local.patches import Document
+
+
+def findings(documents: Sequence[Document]) -> list[str]:
+    """Return what is wrong with objects that are applied together, as `Kind/name: what`."""
+    found = [
+        (label(document), one)
+        for document in documents
+        for one in [
+            *schemas.findings(document),
+            *events.findings(document),
+            *(knative.findings(document) if document["apiVersion"] == KNATIVE else []),
+        ]
+    ]
+    found += [
+        (label(template.owner), one)
+        for template in templates(documents)
+        for one in security.findings(template)
+    ]
+    # Those that stand alone refer to what others make.
+    if any(document["kind"] == "Namespace" for document in documents):
+        found += references.findings(documents)
+    return [f"{where}: {one}" for where, one in found]

@@ -1,0 +1,127 @@
+"""What Knative Eventing's, KEDA's and the Gateway API's own rules say, beyond their schemas.
+
+From `pkg/apis` of knative/eventing, `apis/keda/v1alpha1` and `pkg/scalers/postgresql_scaler.go` of
+kedacore/keda 2.18, and the specification of the Gateway API.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from croniter import croniter
+
+from lowtide.local.durations import parse
+from lowtide.local.errors import BadManifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lowtide.local.patches import Document
+
+_ATTRIBUTE = re.compile(r"[a-z][a-z0-9]*")
+_BROKER_CLASS = "eventing.knative.dev/broker.class"
+
+
+def findings(document: Document) -> list[str]:
+    """Return what a webhook or a controller would say of an object."""
+    check = _CHECKS.get((document["apiVersion"].partition("/")[0], document["kind"]))
+    return list(check(document)) if check else []
+
+
+def _broker(document: Document) -> Iterator[str]:
+    if not document["metadata"].get("annotations", {}).get(_BROKER_CLASS):
+        yield f"no annotation {_BROKER_CLASS}"
+    yield from _delivery(document["spec"].get("delivery", {}))
+
+
+def _trigger(document: Document) -> Iterator[str]:
+    spec = document["spec"]
+    for name in spec.get("filter", {}).get("attributes", {}):
+        if not _ATTRIBUTE.fullmatch(name):
+            yield f"filter attribute {name}: lower case letters and digits alone"
+    yield from _delivery(spec.get("delivery", {}))
+
+
+def _delivery(delivery: Document) -> Iterator[str]:
+    if delivery.get("retry", 0) < 0:
+        yield "delivery.retry is negative"
+    for name in ("timeout", "backoffDelay"):
+        if name in delivery:
+            try:
+                if parse(delivery[name]) <= 0:
+                    yield f"delivery.{name} is not more than nothing"
+            except BadManifest as error:
+                yield f"delivery.{name}: {error}"
+    if "retryAfterMax" in delivery:
+        yield "delivery.retryAfterMax needs a feature flag"
+
+
+def _ping(document: Document) -> Iterator[str]:
+    spec = document["spec"]
+    fields = len(spec["schedule"].split())
+    if fields not in {5, 6} or not croniter.is_valid(spec["schedule"], second_at_beginning=True):
+        yield f"schedule {spec['schedule']} is no cron line of five fields, or six with seconds"
+    if spec.get("contentType") == "application/json" and not isinstance(
+        json.loads(spec.get("data", "null")), dict
+    ):
+        yield "data is no JSON object"
+
+
+def _binding(document: Document) -> Iterator[str]:
+    metadata, subject = document["metadata"], document["spec"]["subject"]
+    if subject.get("namespace") != metadata.get("namespace"):
+        yield "a SinkBinding binds in its own namespace alone"
+    if ("name" in subject) == ("selector" in subject):
+        yield "the subject needs a name or a selector, and one of them"
+
+
+def _scaled(document: Document) -> Iterator[str]:
+    spec = document["spec"]
+    least, most = spec.get("minReplicaCount", 0), spec.get("maxReplicaCount", 100)
+    if not 0 <= least <= most:
+        yield f"minReplicaCount {least} is more than maxReplicaCount {most}"
+    fallback = spec.get("fallback", {})
+    if fallback and not (fallback["failureThreshold"] > 0 and fallback["replicas"] > 0):
+        yield "fallback.replicas of 0 would scale to zero when the database is away"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    if any(behavior[way].get("tolerance") != "0" for way in ("scaleUp", "scaleDown")):
+        yield "without a tolerance of 0 the count is not exact"
+    for trigger in spec["triggers"]:
+        metadata: Any = trigger["metadata"]
+        if not all(isinstance(value, str) for value in metadata.values()):
+            yield "a trigger's metadata are strings"
+        if trigger.get("metricType", "AverageValue") != "AverageValue":
+            yield "fallback works for AverageValue alone"
+        target = float(metadata["targetQueryValue"])
+        limit = f"LIMIT {int(most * target)})"
+        if metadata["query"].count("LIMIT") != 2 or metadata["query"].count(limit) != 2:
+            yield f"each part of the query must count to {most} x {target:g}: {limit}"
+
+
+def _route(document: Document) -> Iterator[str]:
+    spec = document["spec"]
+    rules = spec["rules"]
+    if len(rules) > 16:
+        yield "more than 16 rules"
+    for number, rule in enumerate(rules):
+        matches = rule.get("matches", [])
+        if len(matches) > 64:
+            yield f"rule {number}: more than 64 matches"
+        for match in matches:
+            if not match.get("path", {}).get("value", "/").startswith("/"):
+                yield f"rule {number}: a path starts with /"
+        kinds = [one["type"] for one in rule.get("filters", [])]
+        if len(kinds) != len(set(kinds)):
+            yield f"rule {number}: a filter is there twice"
+
+
+_CHECKS: dict[tuple[str, str], Callable[[Document], Iterator[str]]] = {
+    ("eventing.knative.dev", "Broker"): _broker,
+    ("eventing.knative.dev", "Trigger"): _trigger,
+    ("sources.knative.dev", "PingSource"): _ping,
+    ("sources.knative.dev", "SinkBinding"): _binding,
+    ("keda.sh", "ScaledObject"): _scaled,
+    ("gateway.networking.k8s.io", "HTTPRoute"): _route,
+}

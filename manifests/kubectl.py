@@ -1,0 +1,54 @@
+"""What kubectl renders, beside what we do."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from manifests.overlays import ROOT, label
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.local.patches import Document
+
+
+def available() -> bool:
+    """Whether there is a kubectl."""
+    return shutil.which("kubectl") is not None
+
+
+def differences(kustomization: str, documents: Sequence[Document]) -> list[str]:
+    """Return the objects that kubectl renders otherwise, or not at all, or alone."""
+    output = subprocess.run(  # noqa: S603 - a folder of ours
+        ["kubectl", "kustomize", str(ROOT / kustomization)],  # noqa: S607 - the user's own
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    theirs = {_key(one): _settled(one) for one in yaml.safe_load_all(output)}
+    ours = {_key(one): _settled(one) for one in documents}
+    return [
+        f"{key[-1]}: kubectl renders it otherwise"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _key(document: Document) -> tuple[str, str]:
+    return document["apiVersion"], label(document)
+
+
+def _settled(value: Any) -> Any:
+    """Put lists of named things in one order: a patch may add in front or behind."""
+    if isinstance(value, dict):
+        return {name: _settled(one) for name, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    found = [_settled(one) for one in value]
+    if all(isinstance(one, dict) and "name" in one for one in found):
+        found.sort(key=lambda one: str(one["name"]))
+    return found

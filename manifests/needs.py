@@ -1,0 +1,81 @@
+"""What a pod template needs of other objects: accounts, volumes, keys, ports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowtide.settings import unknown_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lowtide.local.patches import Document
+    from manifests.objects import Objects
+    from manifests.pods import Template
+
+
+def findings(template: Template, objects: Objects) -> Iterator[str]:
+    """Return what a pod needs and will not find, and what it says twice and not alike."""
+    spec = template.spec
+    if not objects.named("ServiceAccount", spec.get("serviceAccountName", "default")):
+        yield f"no ServiceAccount {spec.get('serviceAccountName', 'default')}"
+    priority = spec.get("priorityClassName")
+    if priority and not objects.named("PriorityClass", priority):
+        yield f"no PriorityClass {priority}"
+    for volume in spec.get("volumes", []):
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        if claim and not objects.named("PersistentVolumeClaim", claim):
+            yield f"no PersistentVolumeClaim {claim}"
+    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    for container in template.containers:
+        for one in _container(container, volumes, objects):
+            yield f"container {container['name']}: {one}"
+    yield from _numbers(template)
+
+
+def _numbers(template: Template) -> Iterator[str]:
+    spec = template.spec
+    grace = spec.get("terminationGracePeriodSeconds", 30)
+    for container in spec["containers"]:
+        worker = _plain(container).get("LOWTIDE_WORKER_GRACE")
+        # Afterwards it writes its last results and closes its lease.
+        if worker and float(worker) + 15 > grace:
+            yield f"LOWTIDE_WORKER_GRACE {worker} leaves nothing of {grace} s to end in"
+    if template.is_knative:
+        environment = _plain(spec["containers"][0])
+        limit = str(spec.get("containerConcurrency"))
+        if {environment.get("THREADS"), environment.get("LOWTIDE_DATABASE_POOL_SIZE")} != {limit}:
+            yield "containerConcurrency, THREADS and LOWTIDE_DATABASE_POOL_SIZE are not one number"
+
+
+def _plain(container: Document) -> dict[str, str]:
+    return {one["name"]: one.get("value", "") for one in container.get("env", [])}
+
+
+def _container(container: Document, volumes: set[str], objects: Objects) -> Iterator[str]:
+    yield from _environment(container, objects)
+    for mount in container.get("volumeMounts", []):
+        if mount["name"] not in volumes:
+            yield f"no volume {mount['name']}"
+    if unknown := unknown_variables(_plain(container)):
+        yield f"unknown settings {', '.join(unknown)}"
+    named = {port["name"] for port in container.get("ports", []) if "name" in port}
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        for action in ("httpGet", "tcpSocket"):
+            port = container.get(probe, {}).get(action, {}).get("port")
+            if isinstance(port, str) and port not in named:
+                yield f"{probe} asks port {port}, which it has not"
+
+
+def _environment(container: Document, objects: Objects) -> Iterator[str]:
+    for source in container.get("envFrom", []):
+        for kind, field in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+            if field in source and objects.keys(kind, source[field]["name"]) is None:
+                yield f"no {kind} {source[field]['name']}"
+    for variable in container.get("env", []):
+        for kind, field in (("ConfigMap", "configMapKeyRef"), ("Secret", "secretKeyRef")):
+            reference = variable.get("valueFrom", {}).get(field)
+            if reference is None:
+                continue
+            if reference["key"] not in (objects.keys(kind, reference["name"]) or set()):
+                yield f"no key {reference['key']} in {kind} {reference['name']}"

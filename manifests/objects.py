@@ -1,0 +1,51 @@
+"""The objects that are applied together, and what is there before them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from manifests.overlays import rendered
+from manifests.pods import templates
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.local.patches import Document
+
+# Made by whoever owns the model, if it needs one.
+_MODEL_SECRETS = {"lowtide-models": {"hf-token"}}
+
+
+class Objects:
+    """The objects that are applied together, and the Secrets that are there before them."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        self.templates = list(templates(documents))
+        self.secrets: dict[str, set[str]] = dict(_MODEL_SECRETS)
+        self.grants: list[Document] = []
+        for document in rendered("knative/examples"):
+            if document["kind"] == "ExternalSecret":
+                keys = {one["secretKey"] for one in document["spec"]["data"]}
+                self.secrets[document["spec"]["target"]["name"]] = keys
+        for gateway in ("kourier", "istio"):
+            self.grants += rendered(f"knative/cluster/{gateway}")
+
+    def named(self, kind: str, name: str, group: str | None = None) -> Document | None:
+        """Return the object of this kind and name."""
+        for document in self.documents:
+            same = (document["kind"], document["metadata"]["name"]) == (kind, name)
+            if same and group in {None, document["apiVersion"].partition("/")[0]}:
+                return document
+        return None
+
+    def keys(self, kind: str, name: str) -> set[str] | None:
+        """Return the keys of a ConfigMap or Secret; None when there is none."""
+        if kind == "Secret":
+            return self.secrets.get(name)
+        found = self.named(kind, name)
+        return None if found is None else set(found["data"])
+
+    def all(self, kind: str) -> list[Document]:
+        """Return every object of this kind."""
+        return [document for document in self.documents if document["kind"] == kind]

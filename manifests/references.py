@@ -1,0 +1,206 @@
+"""Whether what one object says of another is true: names, keys, ports, selectors, numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lowtide.settings import unknown_variables
+from manifests import needs
+from manifests.objects import Objects
+from manifests.overlays import label
+from manifests.pods import KNATIVE, selects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lowtide.local.patches import Document
+    from manifests.pods import Template
+
+_GPU = "nvidia.com/gpu"
+
+
+def findings(documents: Sequence[Document]) -> list[tuple[str, str]]:
+    """Return what leads nowhere, or disagrees: the object and what is wrong with it."""
+    objects = Objects(documents)
+    found = [
+        (label(template.owner), one)
+        for template in objects.templates
+        for one in needs.findings(template, objects)
+    ]
+    for document in documents:
+        check = _CHECKS.get(document["kind"])
+        if check is not None:
+            found += [(label(document), one) for one in check(document, objects)]
+    return found
+
+
+def _service(document: Document, objects: Objects) -> Iterator[str]:
+    if document["apiVersion"] != "v1":
+        return
+    spec = document["spec"]
+    chosen = [
+        one for one in objects.templates if selects({"matchLabels": spec["selector"]}, one.labels)
+    ]
+    if len(chosen) != 1:
+        yield f"selects the pods of {len(chosen)} workloads"
+    for port in spec["ports"]:
+        for template in chosen:
+            if not _has_port(template, port.get("targetPort", port["port"])):
+                yield f"port {port.get('targetPort')} is none of its pods'"
+
+
+def _has_port(template: Template, port: object) -> bool:
+    return any(
+        port in (one.get("name"), one["containerPort"])
+        for container in template.containers
+        for one in container.get("ports", [])
+    )
+
+
+def _selecting(document: Document, objects: Objects) -> Iterator[str]:
+    spec = document["spec"]
+    selector = spec["podSelector" if document["kind"] == "NetworkPolicy" else "selector"]
+    chosen = [one for one in objects.templates if selects(selector, one.labels)]
+    if not chosen:
+        yield "selects no pod"
+    for rule in spec.get("ingress", []):
+        yield from _policy_ports(rule, chosen)
+
+
+def _policy_ports(rule: Document, chosen: Sequence[Template]) -> Iterator[str]:
+    for port in rule.get("ports", []):
+        name = port["port"]
+        if isinstance(name, str) and not all(_has_port(one, name) for one in chosen):
+            yield f"port {name} is not one of every pod that it selects"
+
+
+def _trigger(document: Document, objects: Objects) -> Iterator[str]:
+    spec = document["spec"]
+    if not objects.named("Broker", spec["broker"]):
+        yield f"no Broker {spec['broker']}"
+    yield from _destination(spec["subscriber"], objects)
+
+
+def _source(document: Document, objects: Objects) -> Iterator[str]:
+    spec = document["spec"]
+    yield from _destination(spec["sink"], objects)
+    if document["kind"] == "SinkBinding" and not _subjects(spec["subject"], objects):
+        yield "binds nothing"
+
+
+def _role(document: Document, objects: Objects) -> Iterator[str]:
+    if not objects.named("Role", document["roleRef"]["name"]):
+        yield f"no Role {document['roleRef']['name']}"
+
+
+def _destination(destination: Document, objects: Objects) -> Iterator[str]:
+    reference = destination.get("ref")
+    if reference is None:
+        return
+    group = reference["apiVersion"].partition("/")[0]
+    if not objects.named(reference["kind"], reference["name"], group):
+        yield f"no {reference['kind']} {reference['name']} of {reference['apiVersion']}"
+
+
+def _subjects(subject: Document, objects: Objects) -> list[Document]:
+    return [
+        document
+        for document in objects.documents
+        if (document["apiVersion"], document["kind"]) == (subject["apiVersion"], subject["kind"])
+        and selects(subject.get("selector", {}), document["metadata"].get("labels", {}))
+    ]
+
+
+def _scaled(document: Document, objects: Objects) -> Iterator[str]:
+    spec = document["spec"]
+    target = objects.named("Deployment", spec["scaleTargetRef"]["name"])
+    if target is None:
+        yield f"no Deployment {spec['scaleTargetRef']['name']}"
+    elif "replicas" in target["spec"]:
+        yield "its Deployment sets replicas: each apply would undo what KEDA decided"
+    for trigger in spec["triggers"]:
+        name = trigger["authenticationRef"]["name"]
+        authentication = objects.named("TriggerAuthentication", name)
+        if authentication is None:
+            yield f"no TriggerAuthentication {name}"
+            continue
+        for one in authentication["spec"]["secretTargetRef"]:
+            if one["key"] not in objects.secrets.get(one["name"], set()):
+                yield f"no key {one['key']} in Secret {one['name']}"
+
+
+def _route(route: Document, objects: Objects) -> Iterator[str]:
+    for number, rule in enumerate(route["spec"]["rules"]):
+        for one in rule.get("filters", []):
+            host = one.get("urlRewrite", {}).get("hostname", "")
+            name, _, rest = host.partition(".")
+            ours = f"{route['metadata']['namespace']}.svc.cluster.local"
+            if host and (
+                rest != ours or not objects.named("Service", name, KNATIVE.partition("/")[0])
+            ):
+                yield f"rule {number}: no function answers to {host}"
+        for backend in rule.get("backendRefs", []):
+            if "namespace" not in backend:
+                if not objects.named("Service", backend["name"], "v1"):
+                    yield f"rule {number}: {backend['name']} is no Service that can be followed"
+            elif not any(_grants(grant, route, backend) for grant in objects.grants):
+                yield f"rule {number}: no ReferenceGrant for {backend['namespace']}/{backend['name']}"
+
+
+def _grants(grant: Document, route: Document, backend: Document) -> bool:
+    spec = grant["spec"]
+    return (
+        grant["metadata"]["namespace"] == backend["namespace"]
+        and any(one["namespace"] == route["metadata"]["namespace"] for one in spec["from"])
+        and any(one.get("name", backend["name"]) == backend["name"] for one in spec["to"])
+    )
+
+
+def _quota(document: Document, objects: Objects) -> Iterator[str]:
+    wanted = 0
+    for scaler in objects.all("ScaledObject"):
+        name = scaler["spec"]["scaleTargetRef"]["name"]
+        for template in objects.templates:
+            if template.owner["metadata"]["name"] == name:
+                each = sum(
+                    int(one["resources"]["limits"].get(_GPU, 0)) for one in template.containers
+                )
+                wanted += each * scaler["spec"]["maxReplicaCount"]
+    granted = int(document["spec"]["hard"][f"requests.{_GPU}"])
+    if granted != wanted:
+        yield f"grants {granted} GPUs, and the ScaledObjects may want {wanted}"
+
+
+def _settings(document: Document, objects: Objects) -> Iterator[str]:
+    """What the scheduler is told of KEDA and the clock must be what they do."""
+    data: dict[str, Any] = document["data"]
+    if unknown := unknown_variables(data):
+        yield f"unknown settings {', '.join(unknown)}"
+    for scaler in objects.all("ScaledObject"):
+        pool = scaler["metadata"]["name"].removeprefix("infer-").upper()
+        spec = scaler["spec"]
+        told = {
+            f"LOWTIDE_{pool}_REPLICAS": str(spec["maxReplicaCount"]),
+            f"LOWTIDE_{pool}_ROWS_PER_REPLICA": spec["triggers"][0]["metadata"]["targetQueryValue"],
+        }
+        yield from (f"{name} is not {value}" for name, value in told.items() if data[name] != value)
+    for ping in objects.all("PingSource"):
+        seconds = re.fullmatch(r"\*/(\d+)( \*){5}", ping["spec"]["schedule"])
+        if seconds is None or seconds.group(1) != data["LOWTIDE_TICK"]:
+            yield f"LOWTIDE_TICK is not the schedule {ping['spec']['schedule']}"
+
+
+_CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {
+    "Service": _service,
+    "NetworkPolicy": _selecting,
+    "PodDisruptionBudget": _selecting,
+    "Trigger": _trigger,
+    "PingSource": _source,
+    "SinkBinding": _source,
+    "ScaledObject": _scaled,
+    "HTTPRoute": _route,
+    "RoleBinding": _role,
+    "ResourceQuota": _quota,
+    "ConfigMap": _settings,
+}
