@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lowtide.ports.administration import AuditLog, KeyListing, TenantUsage
 from lowtide.ports.batches import BatchLedger, ModelCatalog, RequestCatalog
 from lowtide.ports.browsing import BatchListing, BatchReading
 from lowtide.ports.dead_letters import DeadLetterCatalog, DeadLetterDesk
@@ -25,6 +26,7 @@ from lowtide.ports.timetable import Timetable
 from lowtide.ports.visitors import SignIn
 
 __all__ = [
+    "AuditLog",
     "BatchLedger",
     "BatchListing",
     "BatchReading",
@@ -38,6 +40,7 @@ __all__ = [
     "Finals",
     "HistoryRecorder",
     "HistorySource",
+    "KeyListing",
     "ModelCatalog",
     "ObjectStore",
     "ObjectWriter",
@@ -53,6 +56,7 @@ __all__ = [
     "Split",
     "Splits",
     "TenantRegistry",
+    "TenantUsage",
     "Ticks",
     "Timetable",
     "WorkerMeter",

@@ -59,8 +59,8 @@ class Tenancy:
         new_key: Callable[[], str],
         clock: Callable[[], datetime],
     ) -> None:
+        self.defaults = defaults
         self._registry = registry
-        self._defaults = defaults
         self._actor = actor
         self._new_id = new_id
         self._new_key = new_key
@@ -73,7 +73,7 @@ class Tenancy:
     def create(self, name: str, changes: TenantChanges) -> Tenant:
         """Create a tenant with the default limits, changed; raises InvalidRequest or Conflict."""
         plain = Tenant(
-            TenantId(self._new_id()), check_name(name, "name"), 1, self._defaults, self._clock()
+            TenantId(self._new_id()), check_name(name, "name"), 1, self.defaults, self._clock()
         )
         made = changes.apply(plain)
         self._registry.add(made, self._actor)

@@ -24,12 +24,13 @@ from lowtide.wiring.base import (
     sightings,
     tracer,
 )
-from lowtide.wiring.operators import open_pools, open_tenancy
+from lowtide.wiring.operators import administration, open_pools, open_tenancy
 from lowtide.wiring.portal import Desks, database_for, desks_for, entrance, pools
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, vitals
 
 __all__ = [
     "Desks",
+    "administration",
     "batches",
     "build_worker",
     "capacity",
