@@ -237,6 +237,9 @@ def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Find
         return Finding(part, Condition.FINE, word, "", crew.heartbeat_at)
     known = evidence.sightings.get((Sight.FUNCTION, part))
     last = None if known is None else known.last_at
+    pause = None if operations is None else operations.pause(pool)
+    if pause is not None:
+        return Finding(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
     if not queued:
         detail = "" if last is None else f"since {duration(evidence.at - last)}"
         return Finding(part, Condition.IDLE, "Scaled to zero", detail, last)
@@ -255,7 +258,7 @@ def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Find
 
 def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
     part = f"Autoscaler, {pool}"
-    detail = f"{scale.live:,} of {scale.desired:,} wanted"
+    detail = f"{scale.live:,} live, {scale.desired:,} wanted"
     if not scale.desired and not scale.live:
         return Finding(part, Condition.IDLE, "At zero", "none wanted", now)
     short = scale.short_since

@@ -23,7 +23,7 @@ class FindingRow(FactRow):
 
     def __init__(self, part: str) -> None:
         super().__init__(part)
-        with self.row:
+        with self.row.classes("finding"):
             self._advice = ui.label("").classes("advice small")
         self._advice.set_visibility(False)
 

@@ -249,7 +249,7 @@ def test_the_autoscaler_is_known_by_what_it_brings(
 def test_without_samples_nothing_is_said_of_the_autoscaler() -> None:
     assert findings.autoscaler(scales_of([]), NOW) == ()
     scale = Scale(desired=1, live=1, short_since=None)
-    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 of 1 wanted"
+    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 live, 1 wanted"
 
 
 @pytest.mark.parametrize(
