@@ -125,6 +125,7 @@ def test_a_rotated_key_works_beside_the_new_one(database: Database) -> None:
         (("tenants", "set", "default", "--running-lines", "many"), 2, "'none' for no limit"),
         (("tenants", "set", "default", "--weight", "0"), 2, "--weight"),
         (("keys", "create", "nobody"), 1, "No tenant 'nobody'"),
+        (("pools", "pause", "gpu"), 2, "'gpu' is not one of"),
         (("keys", "revoke", "default", "--name", "x"), 1, "has no key 'x' in use"),
         (("keys", "revoke", "default", "--id", "x"), 2, "lowtide keys list"),
         (("keys", "rotate", "default", "--overlap", "31d"), 1, "is no overlap"),
@@ -133,6 +134,30 @@ def test_a_rotated_key_works_beside_the_new_one(database: Database) -> None:
 def test_what_is_wrong_is_said(arguments: tuple[str, ...], status: int, message: str) -> None:
     result = _run(*arguments, fails=status)
     assert message in result.output
+
+
+def test_a_pool_is_paused_and_resumed() -> None:
+    paused = _ask("pools", "pause", "spot")
+    assert paused["pool"] == "spot"
+    by, since = paused["paused"]["by"], paused["paused"]["since"]
+    assert by.startswith("operator ")
+    again = _run("pools", "pause", "spot").stdout
+    assert f"by {by}" in again
+    assert "0 lines wait, 0 run to their end." in again
+    assert "The other pool is paused" in _run("pools", "pause", "dedicated").stdout
+    spot, dedicated = _ask("pools", "list")
+    assert spot == {
+        "pool": "spot",
+        "waiting": 0,
+        "running": 0,
+        "workers": 0,
+        "paused": {"since": since, "by": by},
+    }
+    assert dedicated["paused"] is not None
+    assert "UTC by operator" in _run("pools", "list").stdout
+    assert _ask("pools", "resume", "spot")["was_paused"] == {"since": since, "by": by}
+    assert "Spot was not paused." in _run("pools", "resume", "spot").stdout
+    assert _ask("pools", "list")[0]["paused"] is None
 
 
 def test_without_a_database_the_local_stack_is_meant(

@@ -30,12 +30,13 @@ class PoolControl:
                 with ui.element("span").classes("badges"):
                     pool_badge(pool)
                     self._state = ui.label("").classes("badge").mark(f"{pool} state")
-                self._button = ui.button(
-                    "", on_click=lambda: on_pause(pool, not self._paused), color=None
-                ).props("outline dense no-caps padding='4px 12px'")
-                self._button.set_visibility(may_act)
+                self._button = self._add_button(on_pause) if may_act else None
             self._figures = ui.label("")
         self._show_state(paused=False)
+
+    def _add_button(self, on_pause: Callable[[Pool, bool], Awaitable[None]]) -> ui.button:
+        button = ui.button("", on_click=lambda: on_pause(self._pool, not self._paused), color=None)
+        return button.props("outline dense no-caps padding='4px 12px'")
 
     def show(self, reading: Operations, desired: int) -> None:
         """Show how the pool stands."""
@@ -54,4 +55,5 @@ class PoolControl:
         tone, other = (Tone.WARN, Tone.GOOD) if paused else (Tone.GOOD, Tone.WARN)
         self._state.text = "Paused" if paused else "Open"
         self._state.classes(remove=f"badge-{other}", add=f"badge-{tone}")
-        self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool} …"
+        if self._button is not None:
+            self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool} …"

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.domain.ids import format_batch_id
+from lowtide.domain.pools import Pool
+from lowtide.postgres.pools import PostgresPools
+from lowtide.wiring import new_id
 from tests.conftest import API_KEY
-from tests.portal.conftest import VIEWER_PASSWORD
+from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import SeedBatch, add_batch, add_queued
 from tests.postgres.worlds import World, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowtide.domain.ids import BatchId
     from tests.conftest import Database
     from tests.portal.conftest import Portal
@@ -56,6 +61,37 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
         health = client.get("/health").text
     assert "Ticking" not in health
     assert "in the outbox" in health
+
+
+@pytest.fixture
+def spot_is_paused(shared: Database) -> Iterator[None]:
+    """A pause by somebody with a hostile name."""
+    pools = PostgresPools(shared.engine("operator"), new_id=new_id)
+    pools.pause(Pool.SPOT, HOSTILE)
+    yield
+    pools.resume(Pool.SPOT, "ana")
+
+
+@pytest.mark.usefixtures("spot_is_paused")
+def test_a_pause_is_said_on_every_page_of_the_whole_installation(portal: Portal) -> None:
+    with portal.client() as client:
+        for path in ("/queues", "/", "/health"):
+            eventually(lambda path=path: "Spot is paused since" in client.get(path).text)
+        page = client.get("/queues").text
+    assert "alert(1)" in page
+    assert "<script>alert(1)" not in page
+    assert "Resume spot" in page
+    assert "Pause dedicated" in page
+
+
+@pytest.mark.parametrize(
+    ("secret", "buttons"), [(PORTAL_PASSWORD, True), (VIEWER_PASSWORD, False)], ids=str
+)
+def test_only_operators_can_pause_a_pool(portal: Portal, secret: str, *, buttons: bool) -> None:
+    with portal.client(secret) as client:
+        page = client.get("/queues?range=7d").text
+    assert ("Pause dedicated" in page) is buttons
+    assert "0 live of" in page
 
 
 @pytest.mark.usefixtures("letters")

@@ -1,0 +1,121 @@
+"""What the page of queues is made of, without a browser."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lowtide.domain.history import HistoryPoint, HistoryRange, PoolPoint, unbroken
+from lowtide.domain.pools import OpenDeadlines, PauseEffect, Pool, PoolPause
+from portal.components.charts import Line, drawn
+from portal.components.pause_notes import note_of
+from portal.components.pausing import consequences
+from portal.pages.queues import address_of, range_of
+
+NOW = datetime(2026, 1, 2, 12, 4, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+THROUGHPUT = Line("spot", Pool.SPOT, lambda each: each.throughput)
+
+
+def _points(values: list[tuple[int, float | None]]) -> list[HistoryPoint]:
+    return [
+        HistoryPoint(
+            NOW + minute * MINUTE, {Pool.SPOT: PoolPoint(0, 0, 0.0, 0, 0, value, None, None)}
+        )
+        for minute, value in values
+    ]
+
+
+def _shown(data: list[Any]) -> list[Any]:
+    """Return a value a point, `-` for a break, and `.` before a point that is a dot."""
+    return [
+        f".{item['value'][1]:g}"
+        if isinstance(item, dict)
+        else ("-" if item[1] is None else f"{item[1]:g}")
+        for item in data
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([(0, 1), (1, 2), (2, 3)], ["1", "2", "3"], id="a line"),
+        pytest.param([(0, 1), (1, 2), (9, 3), (10, 4)], ["1", "2", "-", "3", "4"], id="a gap"),
+        pytest.param([(0, 1), (1, 2), (9, 3)], ["1", "2", "-", ".3"], id="a point alone is a dot"),
+        pytest.param([(0, None), (1, 2), (2, 3)], ["2", "3"], id="nothing flowed yet"),
+        pytest.param([(0, 1), (1, None), (2, 3)], [".1", "-", ".3"], id="not measured in between"),
+    ],
+)
+def test_lines_break_where_nothing_was_sampled(
+    values: list[tuple[int, float | None]], shown: list[str]
+) -> None:
+    assert _shown(drawn(unbroken(_points(values), MINUTE), THROUGHPUT)) == shown
+
+
+def test_a_pool_without_a_point_has_no_line() -> None:
+    points = [HistoryPoint(NOW, {})]
+    assert drawn(unbroken(points, MINUTE), THROUGHPUT) == []
+
+
+@pytest.mark.parametrize(
+    ("since", "note"),
+    [
+        (NOW - MINUTE, "Spot is paused since 12:03 UTC by ana"),
+        (NOW - timedelta(days=1), "Spot is paused since 2026-01-01 12:04 UTC by ana"),
+    ],
+)
+def test_a_pause_is_said_with_its_time_and_name(since: datetime, note: str) -> None:
+    assert note_of(PoolPause(Pool.SPOT, since, "ana"), NOW) == note
+
+
+NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("effect", "said", "unsaid"),
+    [
+        pytest.param(
+            PauseEffect(Pool.SPOT, 1234, 1, NONE),
+            ["Waiting in spot: 1,234 lines. Running: 1 line", "No deadline is given up"],
+            ["At risk", "other pool"],
+            id="spot",
+        ),
+        pytest.param(
+            PauseEffect(Pool.DEDICATED, 0, 0, THREE),
+            ["goes to spot", "At risk until it goes on: 3 batches", "due in 2 h"],
+            ["No deadline", "other pool"],
+            id="dedicated",
+        ),
+        pytest.param(
+            PauseEffect(Pool.DEDICATED, 0, 0, NONE),
+            ["goes to spot"],
+            ["At risk"],
+            id="dedicated, nothing is held",
+        ),
+        pytest.param(
+            PauseEffect(Pool.SPOT, 1, 0, NONE, stops_all=True),
+            ["nothing runs until one of them goes on"],
+            ["No deadline", "takes lines over"],
+            id="the last one",
+        ),
+    ],
+)
+def test_the_question_says_what_a_pause_does(
+    effect: PauseEffect, said: list[str], unsaid: list[str]
+) -> None:
+    whole = " ".join(consequences(effect, NOW))
+    assert [part for part in said if part not in whole] == []
+    assert [part for part in unsaid if part in whole] == []
+
+
+@pytest.mark.parametrize("wanted", list(HistoryRange))
+def test_an_address_says_the_range(wanted: HistoryRange) -> None:
+    assert range_of(address_of(wanted).partition("range=")[2]) is wanted
+
+
+@pytest.mark.parametrize("text", ["", "2h", "<script>", "1h,7d"])
+def test_an_address_that_means_nothing_shows_the_last_hour(text: str) -> None:
+    assert range_of(text) is HistoryRange.HOUR
