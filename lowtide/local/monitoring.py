@@ -200,7 +200,7 @@ def targets_of(workloads: Iterable[ReplicaSet]) -> list[dict[str, Any]]:
 def seconds(duration: str) -> float:
     """Return the seconds of `1h30m`; raises BadManifest."""
     parts = _DURATION.findall(str(duration))
-    if "".join(number + unit for number, unit in parts) != str(duration):
+    if not parts or "".join(number + unit for number, unit in parts) != str(duration):
         raise BadManifest(f"monitoring/: {duration!r} is no duration, such as 30s or 1h30m")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 

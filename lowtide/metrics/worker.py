@@ -51,6 +51,8 @@ class PrometheusMeter:
         self._on_answer = on_answer
         self._price = prices.of_second(pool)
         self._pool = pool.value
+        # From 0 on, so that what the first scrape sees is a rise.
+        _ANSWERS.labels(self._pool, "200")
         self._wait = _WAIT.labels(pool.value)
         self._spent = _SPENT.labels(pool.value)
         self._cost = _COST.labels(pool.value, prices.currency)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.stacks import LocalStack, running
+from tests.monitoring.programs import MONITORING, missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -50,8 +51,11 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[LocalStack]:
-    """One stack that all tests share: simulated engine, every tenth spot attempt interrupted."""
-    with running(SETTINGS) as shared:
+    """One stack that all tests share: simulated engine, every tenth spot attempt interrupted.
+
+    Prometheus and Alertmanager run beside it where they are installed.
+    """
+    with running(SETTINGS, monitoring=not missing(*MONITORING)) as shared:
         yield shared
 
 

@@ -57,6 +57,7 @@ class LocalStack:
     settings: Mapping[str, str]
     port: int = field(default_factory=free_port)
     portal_port: int = field(default_factory=free_port)
+    monitoring: bool = False
     seen_workers: set[int] = field(default_factory=set)
     _database: Engine | None = None
 
@@ -66,7 +67,7 @@ class LocalStack:
     def arguments(self) -> tuple[str, ...]:
         """What `lowtide up` is told."""
         ports = ("--port", str(self.port), "--portal-port", str(self.portal_port))
-        return (*ports, *self._data)
+        return (*ports, *self._data, *(["--monitoring"] if self.monitoring else []))
 
     def up(self) -> None:
         """Start it, or start it again, with `lowtide up --detach`."""
@@ -305,19 +306,20 @@ class LocalStack:
         return found
 
 
-def new_stack(settings: Mapping[str, str]) -> LocalStack:
+def new_stack(settings: Mapping[str, str], *, monitoring: bool = False) -> LocalStack:
     """Return a stack that was never started.
 
     Its folder is not one of pytest's: the server's own user must be able to pass through, and each
     pytest that starts beside this one closes its folders to others.
     """
-    return LocalStack(Path(tempfile.mkdtemp(prefix="lowtide-e2e-")), settings)
+    folder = Path(tempfile.mkdtemp(prefix="lowtide-e2e-"))
+    return LocalStack(folder, settings, monitoring=monitoring)
 
 
 @contextmanager
-def running(settings: Mapping[str, str]) -> Iterator[LocalStack]:
-    """Run a new stack for the length of the block."""
-    stack = new_stack(settings)
+def running(settings: Mapping[str, str], *, monitoring: bool = False) -> Iterator[LocalStack]:
+    """Run a new stack for the length of the block, with Prometheus and Alertmanager or without."""
+    stack = new_stack(settings, monitoring=monitoring)
     try:
         stack.up()
         yield stack

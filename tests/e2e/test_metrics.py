@@ -10,19 +10,36 @@ from prometheus_client.parser import text_string_to_metric_families
 from lowtide.local.ports import HOST
 from tests.e2e.questions import chat_file, simulated_answer
 from tests.e2e.waiting import until
+from tests.monitoring.queries import exported_names
 
 if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
-WORKER = {
+EVERYBODY = {"lowtide_build_info"}
+WORKER = EVERYBODY | {
     "worker_dequeue_total", "worker_completed_total", "worker_failed_total", "worker_idle_seconds",
     "queue_wait_time_seconds_count", "requests_sla_met_total", "requests_sla_violated_total",
-    "spot_interruptions_total", "replica_seconds_total", "cost_total",
+    "spot_interruptions_total", "replica_seconds_total", "cost_total", "engine_answers_total",
+    "dead_letters_total",
 }  # fmt: skip
-SCHEDULER = {
+SCHEDULER = EVERYBODY | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
-    "batch_deadline_slack_seconds", "escalations_total", "batches_at_risk", "queue_depth",
-    "scheduler_ticks_total", "leases_reaped_lines_total", "requests_sla_violated_total",
+    "autoscaler_max_replicas", "batch_deadline_slack_seconds", "escalations_total",
+    "deescalations_total", "revocations_total", "batches_at_risk", "queue_depth", "pool_paused",
+    "dedicated_replicas_planned", "scheduler_ticks_total", "scheduler_last_tick_timestamp_seconds",
+    "leases_reaped_lines_total", "requests_sla_violated_total", "dead_letters_total",
+    "queue_oldest_age_seconds", "workers_alive", "outbox_events", "outbox_oldest_age_seconds",
+}  # fmt: skip
+API = EVERYBODY | {"api_requests_total", "api_request_seconds_bucket"}
+# Only while there is such a thing: a limit that was met, a batch at risk, a tenant's open batch or
+# dead letter, a rate that was measured.
+SOMETIMES = {
+    "api_rate_limited_total", "batch_at_risk_seconds_left", "tenant_dead_letters",
+    "replica_rate_lines_per_second",
+}  # fmt: skip
+TENANT = {
+    "tenant_open_batches", "tenant_batches_at_risk", "tenant_queue_depth", "tenant_running",
+    "tenant_queue_oldest_age_seconds",
 }  # fmt: skip
 LINES = 200
 
@@ -36,7 +53,7 @@ def scrape(port: int | None) -> dict[str, float]:
     return found
 
 
-def test_workers_and_the_scheduler_export_what_dashboards_read(stack: LocalStack) -> None:
+def test_processes_export_what_dashboards_and_alerts_read(stack: LocalStack) -> None:
     before = [scrape(worker.health_port) for worker in stack.workers()]
     source = chat_file(LINES)
     stack.finish(stack.submit(stack.upload(source)), source, answers=simulated_answer)
@@ -44,14 +61,28 @@ def test_workers_and_the_scheduler_export_what_dashboards_read(stack: LocalStack
     assert workers
     assert all(worker.keys() >= WORKER for worker in workers)
     total = {name: sum(worker[name] for worker in workers) for name in WORKER}
-    known = {name: sum(worker[name] for worker in before) for name in WORKER}
+    known = {name: sum(worker.get(name, 0.0) for worker in before) for name in WORKER}
     assert total["worker_completed_total"] - known["worker_completed_total"] == LINES
     assert total["requests_sla_met_total"] - known["requests_sla_met_total"] == LINES
     assert total["queue_wait_time_seconds_count"] - known["queue_wait_time_seconds_count"] == LINES
     # Every tenth attempt was interrupted, and ran again.
     assert total["spot_interruptions_total"] > known["spot_interruptions_total"]
+    assert total["engine_answers_total"] - known["engine_answers_total"] > LINES
     assert total["requests_sla_violated_total"] == 0
     assert total["cost_total"] > 0
+
     scheduler = stack.program("schedule").health_port
-    until(lambda: scrape(scheduler)["scheduler_ticks_total"] > 0, "a tick")
-    assert scrape(scheduler).keys() >= SCHEDULER
+    # The next tick looks at a batch that is open.
+    batch = stack.submit(stack.upload(source))
+    ticks = scrape(scheduler).get("scheduler_ticks_total", 0.0)
+    until(lambda: scrape(scheduler)["scheduler_ticks_total"] > ticks, "a tick")
+    scheduled = scrape(scheduler)
+    assert scheduled.keys() >= SCHEDULER
+    stack.follow(batch)
+    reading, portal = (scrape(stack.program(name).health_port) for name in ("read", "portal"))
+    assert reading.keys() >= API
+    assert portal.keys() >= EVERYBODY
+    assert exported_names() - SOMETIMES - TENANT <= (
+        WORKER | SCHEDULER | API | {"queue_wait_time_seconds_bucket"}
+    )
+    assert "queue_wait_time_seconds_bucket" in workers[0]

@@ -1,0 +1,90 @@
+"""What processes export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import REGISTRY
+
+from lowtide.domain.ids import BatchId
+from lowtide.domain.outcomes import Answered, Interrupted, Unanswered
+from lowtide.domain.pools import Depth, Pool
+from lowtide.domain.pricing import Prices
+from lowtide.domain.vitals import RiskyBatch, TenantVitals, Vitals
+from lowtide.metrics import build, vitals
+from lowtide.metrics.worker import PrometheusMeter
+from lowtide.wiring import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ACME = TenantVitals(
+    "acme", 2, 1, {Pool.SPOT: Depth(7, 3), Pool.DEDICATED: Depth(1, 0)}, {Pool.SPOT: 61.0}
+)
+BETA = TenantVitals("beta", 1, 0, {pool: Depth(0, 0) for pool in Pool}, {Pool.SPOT: 5.0})
+
+
+@pytest.fixture
+def _forgotten() -> Iterator[None]:
+    yield
+    vitals._LATEST.seen = None
+
+
+def _value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+@pytest.mark.usefixtures("_forgotten")
+def test_a_look_is_published_as_a_whole() -> None:
+    assert _value("outbox_events") is None  # unknown is not 0
+    batch = BatchId(new_id())
+    vitals.measured(
+        Vitals(
+            (ACME, BETA), (RiskyBatch("acme", batch, -3.0),), {Pool.SPOT: 4}, {"acme": 9}, 2, 8.0
+        )
+    )
+    assert _value("queue_oldest_age_seconds", pool="spot") == 61
+    assert _value("queue_oldest_age_seconds", pool="dedicated") == 0
+    assert _value("workers_alive", pool="spot") == 4
+    assert _value("tenant_queue_depth", tenant="acme", pool="spot") == 7
+    assert _value("tenant_running", tenant="acme", pool="spot") == 3
+    assert _value("tenant_queue_oldest_age_seconds", tenant="beta", pool="spot") == 5
+    assert _value("tenant_batches_at_risk", tenant="acme") == 1
+    assert _value("tenant_dead_letters", tenant="acme") == 9
+    named = f"batch_{batch.hex}"
+    assert _value("batch_at_risk_seconds_left", tenant="acme", batch=named) == -3
+    assert (_value("outbox_events"), _value("outbox_oldest_age_seconds")) == (2, 8)
+    vitals.measured(Vitals((BETA,), (), {}, {}, 0, 0.0))
+    assert _value("tenant_open_batches", tenant="acme") is None
+    assert _value("tenant_open_batches", tenant="beta") == 1
+    assert _value("workers_alive", pool="spot") == 0
+
+
+def test_engines_are_counted_by_what_they_said() -> None:
+    meter = PrometheusMeter(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None)
+    answers = ("200", "429", "timeout", "interrupted")
+
+    def counts() -> list[float]:
+        return [
+            _value("engine_answers_total", pool="dedicated", answer=answer) or 0.0
+            for answer in answers
+        ]
+
+    before = counts()
+    ran = [Answered(200, "{}"), Answered(429, "{}"), Unanswered("timeout", ""), Interrupted("")]
+    meter.ran([*ran, Answered(200, "{}")])
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
+
+
+def test_dead_letters_are_counted_with_what_failed() -> None:
+    before = _value("dead_letters_total") or 0.0
+    PrometheusMeter(Pool.SPOT, Prices(1.0, 3.0, "USD"), lambda _: None).settled(1, 3, 2)
+    assert (_value("dead_letters_total") or 0.0) - before == 2
+
+
+def test_each_process_says_which_build_it_is() -> None:
+    build.export()
+    assert [
+        s.value for m in REGISTRY.collect() if m.name == "lowtide_build_info" for s in m.samples
+    ] == [1]

@@ -1,0 +1,39 @@
+"""Prometheus, Alertmanager and their tools, as Debian packages bring them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INSTALL = "apt-get install --no-install-recommends prometheus prometheus-alertmanager"
+MONITORING = ("prometheus", "prometheus-alertmanager")
+
+
+def missing(*programs: str) -> list[str]:
+    """Return the programs that are not installed."""
+    return [program for program in programs if shutil.which(program) is None]
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip a test where a program is not installed."""
+    away = missing(*programs)
+    return pytest.mark.skipif(bool(away), reason=f"{', '.join(away)} is not installed: {INSTALL}")
+
+
+def run(*command: str | Path) -> str:
+    """Run a program, which must succeed; return what it prints."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout

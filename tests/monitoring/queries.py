@@ -1,0 +1,99 @@
+"""Every PromQL expression in monitoring/, and the names in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import promql_parser
+import yaml
+
+from monitoring.generate import HERE, RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+# What Prometheus itself makes.
+BUILT_IN = {"up", "ALERTS"}
+_RANGES = ("$__rate_interval", "$__range", "$__interval")
+_LABEL_VALUES = re.compile(r"label_values\((.+), \w+\)")
+
+
+@cache
+def rules() -> list[dict[str, Any]]:
+    """Return every rule."""
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    """Return the alert rules by name."""
+    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def recordings() -> set[str]:
+    """Return the names that are recorded."""
+    return {rule["record"] for rule in rules() if "record" in rule}
+
+
+@cache
+def boards() -> dict[str, dict[str, Any]]:
+    """Return the committed dashboards by file name."""
+    paths = sorted((HERE / "dashboards" / "json").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def expressions_of(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (panel or variable, expression)."""
+    for panel in _panels(board["panels"]):
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+    for variable in board["templating"]["list"]:
+        if found := _LABEL_VALUES.fullmatch(str(variable.get("query"))):
+            yield f"${variable['name']}", found[1]
+
+
+def names_in(expression: str) -> set[str]:
+    """Return the metrics that an expression selects; raises ValueError for one that is none."""
+    for range_ in _RANGES:
+        expression = expression.replace(range_, "5m")
+    found: set[str] = set()
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            node = node.vector_selector
+        if isinstance(node, promql_parser.VectorSelector):
+            assert node.name, f"a selector without a name in {expression}"
+            found.add(node.name)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found
+
+
+@cache
+def used() -> dict[str, set[str]]:
+    """Return every name that a rule, panel or variable uses, and where."""
+    found: dict[str, set[str]] = {}
+    for rule in rules():
+        for name in names_in(rule["expr"]):
+            found.setdefault(name, set()).add(rule.get("alert") or rule["record"])
+    for file, board in boards().items():
+        for place, expression in expressions_of(board):
+            for name in names_in(expression):
+                found.setdefault(name, set()).add(f"{file}: {place}")
+    return found
+
+
+def exported_names() -> set[str]:
+    """Return the names that rules and panels want from a process, as it exports them."""
+    return set(used()) - recordings() - BUILT_IN
+
+
+def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for panel in panels:
+        yield panel
+        yield from _panels(panel.get("panels") or [])

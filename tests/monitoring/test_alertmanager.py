@@ -1,0 +1,81 @@
+"""Who hears of which alert, asked of Alertmanager's own code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from monitoring.generate import HERE
+from tests.monitoring.programs import needs, run
+from tests.monitoring.queries import alerts
+
+CONFIG = HERE / "alertmanager" / "alertmanager.yml"
+BY_SEVERITY = {"critical": "page,chat", "warning": "chat", "info": "digest"}
+
+pytestmark = needs("amtool")
+
+
+def _receivers(**labels: str) -> str:
+    words = [f"{name}={value}" for name, value in labels.items()]
+    return run("amtool", "config", "routes", "test", "--config.file", CONFIG, *words).strip()
+
+
+def _config() -> Any:
+    return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+
+
+def test_the_configuration_is_one() -> None:
+    assert "SUCCESS" in run("amtool", "check-config", CONFIG)
+
+
+@pytest.mark.parametrize("severity", BY_SEVERITY)
+def test_a_severity_goes_to_those_who_should_know(severity: str) -> None:
+    assert _receivers(alertname="LowtideAnything", severity=severity) == BY_SEVERITY[severity]
+
+
+@pytest.mark.parametrize(
+    ("labels", "receivers"),
+    [
+        ({"alertname": "NodeDown", "severity": "critical"}, "nobody"),
+        ({"alertname": "LowtideAnything"}, "chat"),
+    ],
+    ids=["another system's", "a severity nobody knows"],
+)
+def test_what_fits_nowhere(labels: dict[str, str], receivers: str) -> None:
+    assert _receivers(**labels) == receivers
+
+
+def test_every_severity_that_a_rule_has_is_routed() -> None:
+    assert {rule["labels"]["severity"] for rule in alerts().values()} <= set(BY_SEVERITY)
+
+
+def test_an_inhibition_names_alerts_that_there_are() -> None:
+    named = {
+        name
+        for rule in _config()["inhibit_rules"]
+        for matcher in (*rule["source_matchers"], *rule["target_matchers"])
+        if matcher.startswith("alertname") and ".*" not in matcher
+        for name in matcher.split('"')[1].split("|")
+    }
+    assert named
+    assert named <= set(alerts())
+
+
+def test_what_the_tick_measures_is_silent_without_ticks() -> None:
+    """Those alerts carry `from`; what workers and the API measure does not."""
+    from_tick = {name for name, rule in alerts().items() if rule["labels"].get("from") == "tick"}
+    assert from_tick == {
+        "LowtideAutoscalerAtMax", "LowtideBatchAtRisk", "LowtideEventsNotTaken", "LowtideNoWorkers",
+        "LowtidePoolPaused", "LowtideQueueOld", "LowtideQueueStuck",
+    }  # fmt: skip
+
+
+def test_no_secret_and_no_host_is_in_it() -> None:
+    text = CONFIG.read_text(encoding="utf-8")
+    assert "://" not in text
+    for receiver in _config()["receivers"]:
+        for kind, configs in receiver.items():
+            if kind != "name":
+                assert all(any(key.endswith("_file") for key in one) for one in configs)

@@ -1,0 +1,93 @@
+"""What is scraped: the pods that the manifests start, at the port where they answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lowtide.local.kustomize import load
+from lowtide.local.workloads import workloads
+from lowtide.settings import Settings
+from monitoring.generate import HERE
+from tests.monitoring.programs import needs, run
+from tests.monitoring.queries import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = HERE / "prometheus.yml"
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@needs("promtool")
+def test_promtool_takes_the_plain_configuration(tmp_path: Path) -> None:
+    """Debian's build knows no Kubernetes: everything but the discovery itself is checked."""
+    config = _read(CONFIG)
+    for job in config["scrape_configs"]:
+        job["file_sd_configs"] = [{"files": ["targets.json"]}]
+        assert job.pop("kubernetes_sd_configs")
+    config["rule_files"] = [str(HERE / "rules" / "*.rules.yml")]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "targets.json").write_text("[]")
+    assert "SUCCESS" in run("promtool", "check", "config", tmp_path / "prometheus.yml")
+
+
+def test_operator_and_plain_prometheus_see_the_same() -> None:
+    plain = _read(CONFIG)["scrape_configs"][0]
+    monitor = _read(HERE / "podmonitors.yaml")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    ours = [
+        {
+            {"sourceLabels": "source_labels", "targetLabel": "target_label"}.get(key, key): value
+            for key, value in step.items()
+        }
+        for step in endpoint["relabelings"]
+        if step.get("action") != "labeldrop"
+    ]
+    # The operator adds these two by itself.
+    theirs = [
+        step
+        for step in plain["relabel_configs"]
+        if step.get("target_label") not in {"namespace", "pod"}
+    ]
+    assert ours == theirs
+    assert endpoint["honorLabels"] is plain["honor_labels"] is True
+    (discovery,) = plain["kubernetes_sd_configs"]
+    labels = monitor["selector"]["matchLabels"]
+    assert discovery["selectors"][0]["label"] == ",".join(f"{k}={v}" for k, v in labels.items())
+
+
+def test_every_workload_of_the_manifests_is_scraped() -> None:
+    monitor = _read(HERE / "podmonitors.yaml")["spec"]
+    keep = monitor["podMetricsEndpoints"][0]["relabelings"][0]
+    templates = [
+        document["spec"]["template"]
+        for path in (ROOT / "knative" / "base").rglob("*.yaml")
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if document["kind"] in {"Service", "Deployment"} and "template" in document["spec"]
+    ]
+    assert len(templates) == len(workloads(load(ROOT)))
+    named = set(keep["regex"].split("|"))
+    wanted = monitor["selector"]["matchLabels"].items()
+    (expression,) = monitor["selector"]["matchExpressions"]
+    for template in templates:
+        assert template["spec"]["containers"][0]["name"] in named
+        labels = template["metadata"]["labels"]
+        assert labels.items() >= wanted
+        assert labels[expression["key"]] in expression["values"]
+    (port,) = {
+        step["replacement"].rpartition(":")[2]
+        for step in monitor["podMetricsEndpoints"][0]["relabelings"]
+        if step.get("targetLabel") == "__address__"
+    }
+    assert int(port) == Settings.model_fields["health_port"].default
+
+
+def test_the_kustomization_has_every_dashboard() -> None:
+    (config_map,) = _read(HERE / "kustomization.yaml")["configMapGenerator"]
+    committed = (HERE / "dashboards" / "json").glob("*.json")
+    assert set(config_map["files"]) == {f"dashboards/json/{path.name}" for path in committed}
