@@ -14,7 +14,7 @@ from lowtide.domain.evidence import Backlog, Crew, Evidence, Scale, scales_of
 from lowtide.domain.findings import Condition
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.operations import PoolSample, Sample, TenantLoad
-from lowtide.domain.pools import Pool
+from lowtide.domain.pools import Pool, PoolPause
 from lowtide.domain.sightings import TICK, Sight, Sighting
 from tests.domain.test_operations import NOW, reading
 
@@ -201,6 +201,13 @@ def test_workers(
     spot, dedicated = findings.workers(replace(NOTHING, crews=crews), operations)
     assert (spot.part, spot.condition, spot.word) == ("infer_spot", condition, word)
     assert dedicated.condition is Condition.IDLE
+
+
+def test_a_paused_pool_misses_no_workers() -> None:
+    pause = PoolPause(Pool.SPOT, NOW - 9 * MINUTE, "ana")
+    operations = replace(reading(), loads=(_load(5, 9),), pauses=(pause,))
+    spot, _ = findings.workers(NOTHING, operations)
+    assert (spot.condition, spot.word, spot.detail) == (Condition.IDLE, "Paused", "by ana")
 
 
 def test_an_engine_that_fails_names_what_it_said() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from sqlalchemy import text
 
 from lowtide.domain.dead_letters import LetterFilter
@@ -26,8 +24,10 @@ from lowtide.postgres import (
     dead_letters,
     draining,
     finals,
+    history,
     moves,
     outbox,
+    pools,
     queue,
     requests,
     ticks,
@@ -35,6 +35,7 @@ from lowtide.postgres import (
     vitals,
 )
 from lowtide.wiring import new_id
+from manifests.overlays import rendered
 from tests.postgres.loads import fill
 from tests.postgres.worlds import World
 
@@ -45,11 +46,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-KEDA = Path(__file__).parents[2] / "keda"
 BATCH_LINES, TENANTS, WORKERS, HELD = 50_000, 4, 200, 48
 BIG = {"queue", "requests", "results", "claims", "batches"}
 EMPTIED = "files, batches, requests, queue, claims, results, workers, tallies, dead_letters"
 LEASE = "00000000-0000-7000-8000-000000000001"
+LEVELS = json.dumps(
+    [{"pool": pool, "queued": 9, "running": 9, "desired": 9} for pool in ("spot", "dedicated")]
+)
 CLAIMS = """
 INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
   interruptions, lost_leases, escalated, pool)
@@ -243,6 +246,12 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda load: {"batch": load.batch, "lines": list(range(1, 101))},
         6000,
     ),
+    "a sample of the pools": (
+        history.SAMPLE,
+        lambda _: {"levels": LEVELS, "last": None},
+        1500,
+    ),
+    "what a resumed pool has first": (pools.FIRST_WAITING, lambda _: {"pool": "spot"}, 200),
     "expire": (str(ticks._EXPIRE), lambda _: {}, 200),
     "cancel due": (str(ticks._CANCEL_DUE), lambda _: {"grace": 1}, 200),
     "silent batches": (str(ticks._SILENT), lambda _: {}, 500),
@@ -295,12 +304,19 @@ def test_it_reads_what_it_needs_at_any_depth(load: Load, name: str) -> None:
     assert _sorted_rows(nodes) <= max(1000, WORKERS)
 
 
-@pytest.mark.parametrize("file", ["infer-spot.yaml", "infer-dedicated.yaml"])
-def test_a_poll_of_the_autoscaler(load: Load, file: str) -> None:
-    trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
-    sql = trigger["metadata"]["query"].replace(":", r"\:")
-    _, pages = run(load, f"poll of {file}", sql, role="autoscaler")
+@pytest.mark.parametrize("name", ["infer-spot", "infer-dedicated"])
+@pytest.mark.parametrize("where", ["keda", "knative/overlays/prod"])
+def test_a_poll_of_the_autoscaler(load: Load, where: str, name: str) -> None:
+    (scaler,) = (
+        one["spec"]
+        for one in rendered(where)
+        if (one["kind"], one["metadata"]["name"]) == ("ScaledObject", name)
+    )
+    sql = scaler["triggers"][0]["metadata"]["query"].replace(":", r"\:")
+    nodes, pages = run(load, f"poll of {name} in {where}", sql, role="autoscaler")
     assert pages <= 300
+    (walk,) = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert walk["Node Type"] == "Index Only Scan"
 
 
 @pytest.mark.parametrize("what", ["open work", "living workers"])
