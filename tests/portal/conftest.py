@@ -88,12 +88,12 @@ def api() -> Iterator[StubApi]:
 @pytest.fixture(scope="module")
 def start_portal(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str, str], Portal]]:
-    """Start portals on a database and an API; all end with the module."""
+) -> Iterator[Callable[..., Portal]]:
+    """Start portals on a database and an API, with other settings; all end with the module."""
     started: list[Portal] = []
     tmp_path = tmp_path_factory.mktemp("portal")
 
-    def start(database_url: str, api_url: str) -> Portal:
+    def start(database_url: str, api_url: str, **settings: str) -> Portal:
         port = free_port()
         log = tmp_path / f"portal-{port}.log"
         environment = {
@@ -120,6 +120,7 @@ def start_portal(
                     "LOWTIDE_API_URL": api_url,
                     "LOWTIDE_LOG_FORMAT": "text",
                     "NICEGUI_STORAGE_PATH": str(tmp_path / "storage"),
+                    **settings,
                 },
             )
         portal = Portal(f"http://127.0.0.1:{port}", process, log)
