@@ -21,6 +21,9 @@ KEYS: Final = (
     ("g u", "Upload"),
     ("g d", "Dead letters"),
     ("g q", "Queues"),
+    ("g t", "Tenants"),
+    ("g k", "API keys"),
+    ("g a", "Audit log"),
     ("g h", "Health"),
     ("r", "Refresh"),
     ("t", "Change colours"),
@@ -30,7 +33,8 @@ KEYS: Final = (
 # Elements say what key presses them with `data-key`; a page's search box has `data-search`.
 _SCRIPT: Final = """
 (() => {
-  const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health" };
+  const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
+    t: "/tenants", k: "/keys", a: "/audit" };
   const presses = { r: "refresh", t: "theme", "?": "help" };
   let wentAt = 0;
   const search = () => {
@@ -80,7 +84,10 @@ def install() -> None:
 
 def help_dialog() -> ui.dialog:
     """Return the closed dialog that lists the keys."""
-    with ui.dialog() as dialog, ui.element("div").classes("card dialog section"):
+    with (
+        ui.dialog().props("aria-label=Keyboard") as dialog,
+        ui.element("div").classes("card dialog section"),
+    ):
         heading("Keyboard")
         with ui.element("dl").classes("keys"):
             for key, meaning in KEYS:

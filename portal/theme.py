@@ -120,7 +120,7 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .q-dialog .card.dialog { min-width: min(320px, 90vw); max-width: 560px; color: var(--ink); }
 .actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
 .actions.end { justify-content: flex-end; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 14px 12px; }
 .concerns { border-left: 4px solid var(--warn-fill); display: flex; flex-direction: column; gap: 8px; }
 .concerns ul { margin: 0; padding-left: 18px; }
 .concerns a { color: var(--accent); }
@@ -179,7 +179,7 @@ TONES
 .probe { display: flex; gap: 4px 12px; align-items: center; flex-wrap: wrap; }
 .probe .name { font-weight: 600; min-width: 84px; }
 .probe > :empty { display: none; }
-.probe.finding .name { min-width: 150px; }
+.probe.finding .name { min-width: 165px; }
 .probe .advice { flex-basis: 100%; padding: 6px 10px; border-radius: 8px; background: var(--code);
   overflow-wrap: anywhere; }
 .stacked { display: flex; flex-direction: column; gap: 16px; min-width: 0; }
@@ -232,6 +232,8 @@ TONES
 .command { display: flex; align-items: center; gap: 4px; max-width: 100%; padding: 6px 6px 6px 14px;
   border: 1px solid var(--line); border-radius: 8px; background: var(--code); }
 .q-btn { color: var(--muted); }
+.q-dialog .q-btn--flat, .pager .q-btn, .table-card .q-table .q-btn { color: var(--accent); }
+.q-dialog .q-btn--flat { background: var(--card); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media (max-width: 1240px) {
@@ -251,7 +253,7 @@ TONES
   .card { padding: 14px 16px; }
   .table-card { padding: 0; }
   .table-card > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
-  .q-header.topbar { padding: 0 16px; }
+  .q-header.topbar { padding: 8px 16px 0; }
   .stat .value { font-size: 25px; }
 }
 """

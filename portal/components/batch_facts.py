@@ -54,7 +54,12 @@ def facts(details: BatchDetails) -> None:
         "Tokens in / out": f"{number(batch.input_tokens)} / {number(batch.output_tokens)}",
         "Retries": number(batch.retries) if batch.retries else "",
         "Trace": "" if batch.trace is None else batch.trace.trace_id,
-        **{f"metadata {key}": str(value) for key, value in (batch.metadata or {}).items()},
+        # The way to name a user by OpenAI's client, and said above.
+        **{
+            f"metadata {key}": str(value)
+            for key, value in (batch.metadata or {}).items()
+            if (key, value) != ("user", batch.user)
+        },
     }
     with ui.element("dl").classes("facts"):
         for name, value in shown.items():

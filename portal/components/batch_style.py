@@ -13,6 +13,11 @@ h1 { overflow-wrap: anywhere; }
 .cards.five { grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .batch-head { display: flex; flex-wrap: wrap; gap: 12px 24px; align-items: center; }
 .batch-head .spacer { flex: 1; }
+.batch-head .q-btn { padding: 4px 12px; border: 1px solid var(--line); color: var(--bad-ink); }
+.batch-item { position: relative; }
+.batch-choice { position: absolute; left: 14px; }
+.batch-choice + .batch-line { padding-left: 28px; }
+.card.section > div > .progress-text { flex-wrap: wrap; white-space: normal; }
 .facts dt { color: var(--muted); font-size: 12.5px; }
 .facts dd { overflow-wrap: anywhere; }
 .bar.big { height: 12px; border-radius: 6px; }
@@ -42,6 +47,11 @@ h1 { overflow-wrap: anywhere; }
 .table-tools { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center;
   justify-content: space-between; border-bottom: 1px solid var(--line); }
 .table-tools .q-field { flex: 1 1 240px; margin: 10px 20px; }
+.tabs.apart { padding: 0; }
+.meter { min-width: 96px; display: flex; flex-direction: column; gap: 4px; }
+.figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px 20px; }
+.figure-line { display: flex; flex-direction: column; min-width: 0; }
+.table-note { display: block; padding: 12px 20px; border-top: 1px solid var(--line); }
 .tab { padding: 5px 12px; border-radius: 999px; color: var(--muted); text-decoration: none;
   font-weight: 550; }
 .tab:hover { background: var(--track); color: var(--ink); }

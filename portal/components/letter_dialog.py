@@ -18,7 +18,10 @@ _MOST: Final = 20_000
 def show_letter(shown: ShownLetter) -> None:
     """Open a dialog with the exact text of a letter and of its last answer."""
     answer = shown.answer
-    with ui.dialog() as dialog, ui.element("div").classes("card dialog wide section"):
+    with (
+        ui.dialog().props('aria-label="Dead letter"') as dialog,
+        ui.element("div").classes("card dialog wide section"),
+    ):
         dialog.on("hide", dialog.delete)
         heading(shown.letter.custom_id)
         ui.label(format_request_id(shown.letter.batch, shown.letter.line)).classes(

@@ -172,32 +172,3 @@ def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
         assert answer.status_code == 200
         assert "No such batch" in answer.text
         assert client.get(f"{path}/files/output").status_code == 404
-
-
-@pytest.mark.slow
-def test_the_pages_are_accessible_and_fit(
-    filled: UUID, portal: Portal, visit: Callable[..., Visit]
-) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    paths = {
-        "list": "/batches",
-        "batch": _path(filled),
-        "drawer": f"{_path(filled)}?line=1",
-        "sign-in": "/sign-in?problem=401",
-    }
-    for name, path in paths.items():
-        for scheme in ("light", "dark"):
-            page = (visited := visit(portal.url + path, scheme=scheme)).page
-            for width in (1440, 390) if name in {"list", "batch"} else (390,):
-                page.set_viewport_size({"width": width, "height": 900})
-                page.wait_for_timeout(250)
-                found = axe.run(page).response
-                assert [problem["id"] for problem in found["violations"]] == [], (
-                    name,
-                    scheme,
-                    width,
-                )
-                overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-                assert overflow <= 0, (name, scheme, width)
-            assert visited.problems == []
-            page.close()

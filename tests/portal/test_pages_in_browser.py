@@ -11,7 +11,6 @@ from sqlalchemy import text
 
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
-from tests.portal.seeds import SeedBatch, add_batch, add_queued
 from tests.postgres.worlds import World
 
 if TYPE_CHECKING:
@@ -159,26 +158,4 @@ def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
     page.keyboard.press("/")
     page.keyboard.type("gb?")
     assert page.get_by_label("Batch id").input_value() == "gb?", "keys are text in a box"
-    assert visited.problems == []
-
-
-@pytest.mark.usefixtures("letters")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_they_are_accessible_and_fit(
-    shared: Database, portal: Portal, visit: Callable[..., Visit], scheme: str
-) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    worker = shared.engine("worker")
-    add_queued(worker, add_batch(worker, SeedBatch(user=HOSTILE)), "spot", range(1, 50))
-    page = (visited := visit(portal.url, scheme=scheme)).page
-    for path in ("/", "/upload", "/dead-letters", "/queues", "/health"):
-        page.goto(f"{portal.url}{path}")
-        page.get_by_role("heading", level=1).wait_for()
-        for width in (1440, 390):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(300)
-            found = axe.run(page).response
-            assert [each["id"] for each in found["violations"]] == [], (path, width)
-            overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            assert overflow <= 0, (path, width)
     assert visited.problems == []

@@ -1,0 +1,126 @@
+"""Every page there is: no violation that axe knows, and nothing that sticks out, in both themes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+from lowtide.domain.ids import format_batch_id
+from lowtide.domain.statuses import BatchStatus
+from lowtide.local.ports import free_port
+from tests.portal.letters import dead_batch
+from tests.portal.seeds import SeedBatch, add_batch, add_claimed, add_queued, add_worker
+from tests.postgres.worlds import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Page
+
+    from tests.browsing import Visit
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
+WIDTHS = (1440, 1000, 390)
+LIST_PAGES = """
+import json
+from nicegui import Client
+import portal.__main__ as portal
+portal.serve = lambda _: print(json.dumps(sorted(Client.page_routes.values())), flush=True)
+portal.main()
+"""
+# A dialog on its way in is seen through.
+STILL = """
+() => !document.querySelector("[class*=animating], [class*=enter-active]")
+  && document.getAnimations().every((each) => each.playState !== "running")
+"""
+
+
+@pytest.fixture(scope="module")
+def routes(shared_portal: Portal) -> list[str]:
+    """The pages that the portal has registered, so that a new one cannot be forgotten here."""
+    told = subprocess.run(
+        [sys.executable, "-c", LIST_PAGES],
+        env=psutil.Process(shared_portal.process.pid).environ()
+        | {"LOWTIDE_HEALTH_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    found: list[str] = json.loads(told.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture
+def batch(shared: Database, portal: Portal) -> str:
+    """Something on every page; returns the id of a batch with dead letters and a hostile line."""
+    with shared.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    worker = shared.engine("worker")
+    for status in BatchStatus:
+        add_batch(worker, SeedBatch(status=status, failed=5, completed=9, escalated=9))
+    running = add_batch(worker, SeedBatch(user=HOSTILE, at_risk=True, interrupted=3))
+    add_queued(worker, running, "spot", range(1, 50))
+    add_claimed(worker, running, "dedicated", range(50, 60))
+    add_worker(worker, "spot")
+    return format_batch_id(dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2)))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_accessible_and_fits(
+    routes: list[str], batch: str, portal: Portal, visit: Callable[..., Visit], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    assert len(routes) > 6
+    visited = visit(portal.url, scheme=scheme)
+    page = visited.page
+    for route in routes:
+        page.goto(portal.url + route.format(batch_id=batch))
+        page.get_by_role("heading", level=1).wait_for()
+        page.wait_for_load_state("networkidle")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            _check(axe, page, f"{route} {width}")
+    assert visited.problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_opens_on_a_page_is_accessible(
+    batch: str, portal: Portal, visit: Callable[..., Visit], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    visited = visit(f"{portal.url}/batches/{batch}?line=1", scheme=scheme, width=390)
+    page = visited.page
+    page.get_by_role("dialog", name="Request").get_by_text("one").first.wait_for()
+    _check(axe, page, "drawer")
+    page.goto(f"{portal.url}/dead-letters")
+    page.get_by_role("button", name="Look inside one").click()
+    page.get_by_text('"custom_id": "one"').wait_for()
+    _check(axe, page, "letter")
+    assert visited.problems == []
+
+
+def _fits(page: Page) -> bool:
+    """Whether nothing sticks out, once tables have become cards."""
+    try:
+        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=2000)
+    except PlaywrightTimeout:
+        return False
+    return True
+
+
+def _check(axe: Any, page: Page, where: str) -> None:
+    page.wait_for_function(STILL)
+    found = axe.run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["failureSummary"]) for each in found] == [], where
+    assert _fits(page), where
