@@ -16,7 +16,14 @@ from lowtide.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "functions/*/*.md", "knative/*.md", "keda/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "functions/*/*.md",
+        "knative/*.md",
+        "keda/*.md",
+        "monitoring/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
@@ -42,10 +49,11 @@ def test_every_make_target_named_in_the_readme_exists() -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/dead-letters.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/dead-letters.md", "docs/operations.md"])
 def test_commands_are_ones_that_the_command_takes(page: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    shown = [line for block in blocks for line in block.splitlines() if line.startswith("lowtide ")]
+    lines = [line.rpartition(" -- ")[2] for block in blocks for line in block.splitlines()]
+    shown = [line for line in lines if line.startswith("lowtide ")]
     assert shown
     for line in shown:
         command: Any = get_command(app)
