@@ -108,12 +108,13 @@ class Worker:
 
 
 class Model:
-    """Every batch, and how many lines of each tenant may run."""
+    """Every batch, how many lines of each tenant may run, and the pools that are paused."""
 
     def __init__(self, limits: Mapping[TenantId, int | None]) -> None:
         self.limits = limits
         self.batches: dict[BatchId, Batch] = {}
         self.workers: dict[LeaseId, Worker] = {}
+        self.paused: set[Pool] = set()
 
     def line(self, claim: Claim) -> Line:
         return self.batches[claim.batch].lines[claim.line]

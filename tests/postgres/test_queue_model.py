@@ -39,6 +39,7 @@ from lowtide.postgres.requeues import PostgresRequeues
 from lowtide.wiring import new_id
 from tests.postgres.loads import fill, tenant_with
 from tests.postgres.queue_model import FINAL, SECONDS, Batch, Line, Model, Worker
+from tests.postgres.test_pools import register
 from tests.postgres.worlds import MAX_LOST_LEASES, World, done
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ class QueueMachine(RuleBasedStateMachine):
         with self.world.worker.begin() as connection:
             for table in EMPTIED:
                 connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608
+        self.pools = register(self.world)
+        for pool in Pool:
+            self.pools.resume(pool, "ana")
         self.model = Model(self.tenants)
         self.created = self.steps = 0
         for tenant in self.tenants:
@@ -254,6 +258,8 @@ class QueueMachine(RuleBasedStateMachine):
         }
         if unseen:
             assert {(claim.batch, claim.line) for claim in claims} == unseen
+        elif worker.pool in self.model.paused:
+            assert claims == []
         else:
             self.model.check_claim(worker, lines, claims, fresh=fresh)
         worker.unseen = set()
@@ -262,6 +268,19 @@ class QueueMachine(RuleBasedStateMachine):
             assert (claim.attempts, claim.interruptions) == (line.attempts, line.interruptions)
             line.place, line.lease = "claims", lease
             worker.held.append(claim)
+
+    @rule(pool=st.sampled_from(list(Pool)))
+    @precondition(lambda self: self.steps % 6 == 0)
+    def pause(self, pool: Pool) -> None:
+        self.pools.pause(pool, "ana")
+        self.model.paused.add(pool)
+
+    @rule()
+    @precondition(lambda self: self.model.paused)
+    def resume(self) -> None:
+        for pool in self.model.paused:
+            self.pools.resume(pool, "ana")
+        self.model.paused.clear()
 
     @rule(pick=PICK, lines=st.integers(1, 6), committed=st.booleans())
     @precondition(lambda self: self.steps % 5 == 0)
@@ -288,6 +307,7 @@ class QueueMachine(RuleBasedStateMachine):
             line = self.model.batches[row.batch_id].lines[row.line]
             if line.place == "queue":
                 assert committed
+                assert worker.pool not in self.model.paused
                 assert (row.lease_id, worker.alive, line.is_delayed) == (lease, True, False)
                 line.place, line.lease = "claims", lease
                 worker.unseen.add((row.batch_id, row.line))
@@ -515,6 +535,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once nothing breaks any more, every batch reaches its end by itself."""
         self._die(list(self.model.workers))
+        self.resume()
         while any(self.model.all_at("queue")):
             self.time_passes()
             for pool in Pool:
