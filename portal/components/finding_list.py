@@ -9,6 +9,7 @@ from nicegui import ui
 from lowtide.domain.findings import Condition
 from portal.components.headings import heading
 from portal.components.health_panel import STALE_AFTER, FactRow, badge_of
+from portal.components.rebuilt import Rebuilt
 from portal.formats import absolute, ago
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ class FindingRow(FactRow):
     def __init__(self, part: str) -> None:
         super().__init__(part)
         with self.row.classes("finding"):
-            self._advice = ui.label("").classes("advice small")
-        self._advice.set_visibility(False)
+            self._advice = Rebuilt(_advise, "advice small")
 
     def show(self, finding: Finding, at: datetime, looked_at: datetime, now: datetime) -> None:
         """Show what was found at `at`; what was read too long ago is stale."""
@@ -34,8 +34,15 @@ class FindingRow(FactRow):
         self.show_detail(f"{finding.word.lower()} {finding.detail}" if stale else finding.detail)
         self.show_age(f"seen {ago(finding.at, at)}" if finding.at else "", finding.at)
         wrong = finding.condition in (Condition.BAD, Condition.DOUBTFUL)
-        self._advice.text = finding.advice if wrong else ""
-        self._advice.set_visibility(bool(self._advice.text))
+        self._advice.show(finding.advice if wrong else "")
+
+
+def _advise(advice: str) -> None:
+    """Show advice, with the commands in it set apart."""
+    for place, part in enumerate(advice.split("`")):
+        if part:
+            with ui.element("code" if place % 2 else "span"):
+                ui.label(part).style("display: inline; white-space: pre-wrap")
 
 
 class FindingList:

@@ -33,7 +33,7 @@ _EVENTS: Final = {
 _HOW: Final = (
     f"Read every few seconds for all pages together; older than {duration(STALE_AFTER)} is stale. "
     "Functions are not asked, so that they can scale to zero: the database tells when each was last "
-    "at work. Commands are for a cluster; on one machine, read the log of `lowtide up`."
+    "at work. Commands are for a cluster; on one machine, the log of lowtide up has the same answers."
 )
 
 
@@ -62,6 +62,9 @@ class _Health:
                 self._api = ProbeRow("API") if watching.probes_api else FindingRow("API")
                 self._broker = FindingRow("Broker")
                 self._alerts = None if watching.alerts is None else ProbeRow("Alertmanager")
+            for row in (self._database, self._objects, self._api, self._alerts):
+                if row is not None:
+                    row.row.classes("finding")
             self._functions = FindingList("Functions")
             self._workers = FindingList("Workers, engines, autoscaler")
             with ui.element("div").classes("stacked"):
