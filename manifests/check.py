@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 def findings(documents: Sequence[Document]) -> list[str]:
     """Return what is wrong with objects that are applied together, as `Kind/name: what`."""
-    found = [
-        (label(document), one)
-        for document in documents
-        for one in [
-            *schemas.findings(document),
-            *events.findings(document),
-            *(knative.findings(document) if document["apiVersion"] == KNATIVE else []),
-        ]
-    ]
+    found = [(label(document), one) for document in documents for one in schemas.findings(document)]
+    if found:
+        # What follows takes for granted that fields are where they belong.
+        return [f"{where}: {one}" for where, one in found]
+    for document in documents:
+        found += [(label(document), one) for one in events.findings(document)]
+        if document["apiVersion"] == KNATIVE:
+            found += [(label(document), one) for one in knative.findings(document)]
     found += [
         (label(template.owner), one)
         for template in templates(documents)

@@ -66,12 +66,7 @@ def findings(document: Document) -> list[str]:
             {**document, "kind": "Application", "spec": document["spec"]["template"]["spec"]}
         )
     if version in _CORE:
-        try:
-            kubernetes_validate.validate(document, KUBERNETES, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            where = ".".join(str(step) for step in error.path)
-            return [f"{where}: {error.message}"]
-        return []
+        return list(_core(json.dumps(document, sort_keys=True)))
     validator = _validator(version, kind)
     if validator is None:
         return [f"no schema is known for {version} {kind}: see manifests/schemas/README.md"]
@@ -79,6 +74,17 @@ def findings(document: Document) -> list[str]:
         f"{'.'.join(str(step) for step in error.absolute_path)}: {error.message}"
         for error in validator.iter_errors(document)
     ]
+
+
+@cache
+def _core(document: str) -> tuple[str, ...]:
+    """Return the findings in a core object, kept: most are the same in every overlay."""
+    try:
+        kubernetes_validate.validate(json.loads(document), KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        where = ".".join(str(step) for step in error.path)
+        return (f"{where}: {error.message}",)
+    return ()
 
 
 @cache

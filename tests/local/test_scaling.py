@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from sqlalchemy import text
 
-from lowtide.local.autoscaler import Memory, decide
+from lowtide.local.autoscaler import Memory, decide, policy
 from lowtide.local.bootstrap import addresses, bootstrap
 from lowtide.local.database import engine
 from lowtide.local.kustomize import Manifests, load
@@ -16,12 +18,12 @@ from lowtide.local.replicas import ReplicaSet
 from lowtide.local.scaling import Scaler, connection_of
 from lowtide.local.secrets import SUPERUSER, read_or_create
 from lowtide.local.workloads import workloads
+from manifests.overlays import rendered
 
 from .conftest import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from sqlalchemy import Connection, Engine
 
@@ -128,6 +130,56 @@ def test_our_queries_on_the_real_schema(
     assert scaler.read() == value
     assert scalers[f"infer-{other}"].read() == 0
     assert decide(scaler.policy, Memory(), scaler.read(), 0.0).replicas == replicas
+
+
+MOST_LINES = 200
+FEWER = "DELETE FROM queue WHERE ctid = (SELECT ctid FROM queue LIMIT 1)"
+ROWS_PER_REPLICA = {"spot": 5, "dedicated": 10}
+BOUNDS = {
+    "keda": {"spot": 4, "dedicated": 2},
+    "knative/overlays/dev": {"spot": 4, "dedicated": 2},
+    "knative/overlays/stage": {"spot": 10, "dedicated": 4},
+    "knative/overlays/prod": {"spot": 50, "dedicated": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def answers(scalers: dict[str, Scaler], database: Engine) -> dict[tuple[str, str], list[int]]:
+    """How many replicas each ScaledObject wants for 0, 1, ... 200 queued lines of its pool."""
+    policies = {
+        (where, document["metadata"]["name"].removeprefix("infer-")): policy(
+            msgspec.convert(document, ScaledObject)
+        )
+        for where in BOUNDS
+        for document in rendered(where)
+        if document["kind"] == "ScaledObject"
+    }
+    found: dict[tuple[str, str], list[int]] = {key: [] for key in policies}
+    asking = scalers["infer-spot"]._engine  # as the role that KEDA gets
+    with database.connect() as connection, asking.connect() as autoscaler:
+        for pool in ROWS_PER_REPLICA:
+            connection.execute(text("TRUNCATE queue, claims"))
+            fill(connection, "queue", pool, MOST_LINES)
+            for _ in range(MOST_LINES + 1):
+                for key, wanted in policies.items():
+                    if key[1] == pool:
+                        value = float(autoscaler.scalar(text(wanted.query)))
+                        found[key].insert(0, decide(wanted, Memory(), value, 0.0).replicas)
+                connection.execute(text(FEWER))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("where", "pool"),
+    [(where, pool) for where in BOUNDS for pool in ROWS_PER_REPLICA],
+    ids=[f"{Path(where).name}-{pool}" for where in BOUNDS for pool in ROWS_PER_REPLICA],
+)
+def test_replicas_are_the_ceiling_of_lines_within_bounds(
+    answers: dict[tuple[str, str], list[int]], where: str, pool: str
+) -> None:
+    each, most = ROWS_PER_REPLICA[pool], BOUNDS[where][pool]
+    expected = [min(-(-lines // each), most) for lines in range(MOST_LINES + 1)]
+    assert answers[where, pool] == expected
 
 
 def test_a_database_that_does_not_answer_is_no_metric(manifests: Manifests) -> None:

@@ -1,0 +1,168 @@
+"""Kustomizations as the local runtime renders them; `tests/manifests` compares with kubectl."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from lowtide.local.errors import BadManifest
+from lowtide.local.rendering import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a, labels: {x: "1"}}
+spec:
+  template:
+    spec:
+      containers: [{name: c, image: "lowtide:dev", env: [{name: A, value: "1"}, {name: B, value: "2"}]}]
+"""
+JOB = """
+apiVersion: batch/v1
+kind: Job
+metadata: {name: migrate, annotations: {from: x}}
+spec: {template: {spec: {containers: [{name: c, image: "lowtide:1.2@sha256:abc"}]}}}
+"""
+
+
+def build(folder: Path, kustomization: dict[str, Any], **files: str) -> dict[str, Any]:
+    """Render a kustomization of these files; return the only object."""
+    for name, content in {"a": DEPLOYMENT, **files}.items():
+        (folder / f"{name}.yaml").write_text(content)
+    whole = {"resources": ["a.yaml"], **kustomization}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+    (resource,) = render(folder)
+    return resource.document
+
+
+def test_a_merge_patch_merges_lists_by_name(tmp_path: Path) -> None:
+    patch = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a, labels: {y: "2"}}
+spec:
+  template:
+    spec:
+      containers: [{name: c, env: [{name: B, value: "3"}, {name: C, value: "4"}]}]
+      volumes: [{name: v, emptyDir: {}}]
+"""
+    found = build(tmp_path, {"patches": [{"path": "p.yaml"}]}, p=patch)
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in container["env"]} == {"A": "1", "B": "3", "C": "4"}
+    assert container["image"] == "lowtide:dev"
+    assert found["spec"]["template"]["spec"]["volumes"] == [{"name": "v", "emptyDir": {}}]
+    assert found["metadata"]["labels"] == {"x": "1", "y": "2"}
+
+
+@pytest.mark.parametrize(
+    ("target", "hit"),
+    [
+        ({"kind": "Deployment"}, True),
+        ({"kind": "Deployment", "name": "a|b"}, True),
+        ({"kind": "Deployment", "name": "aa"}, False),
+        ({"group": "apps"}, True),
+        ({"group": "serving.knative.dev"}, False),
+        ({"kind": "Deployment", "labelSelector": "x=1"}, True),
+        ({"kind": "Deployment", "labelSelector": "x=2"}, False),
+    ],
+    ids=str,
+)
+def test_a_json_patch_goes_to_its_target(
+    tmp_path: Path, target: dict[str, str], *, hit: bool
+) -> None:
+    patch = "[{op: replace, path: /spec/template/spec/containers/0/image, value: new}]"
+    kustomization = {"patches": [{"path": "p.yaml", "target": target}]}
+    if not hit:
+        with pytest.raises(BadManifest, match="patches nothing"):
+            build(tmp_path, kustomization, p=patch)
+        return
+    found = build(tmp_path, kustomization, p=patch)
+    assert found["spec"]["template"]["spec"]["containers"][0]["image"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ({"newName": "r/x"}, "r/x:dev"),
+        ({"newTag": "2"}, "lowtide:2"),
+        ({"newName": "r/x", "newTag": "2", "digest": "sha256:0"}, "r/x:2@sha256:0"),
+        ({"digest": "sha256:0"}, "lowtide@sha256:0"),
+    ],
+    ids=["name", "tag", "all", "digest"],
+)
+def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) -> None:
+    found = build(tmp_path, {"images": [{"name": "lowtide", **image}]})
+    assert found["spec"]["template"]["spec"]["containers"][0]["image"] == name
+
+
+def test_a_job_is_named_by_its_image(tmp_path: Path) -> None:
+    select = {"kind": "Job", "name": "migrate"}
+    image = {**select, "fieldPath": "spec.template.spec.containers.0.image"}
+    note = {**select, "fieldPath": "metadata.annotations.[from]"}
+    to_note = [{"select": select, "fieldPaths": ["metadata.annotations.[from]"]}]
+    steps = [
+        {"source": {**image, "options": {"delimiter": "@", "index": 0}}, "targets": to_note},
+        {"source": {**note, "options": {"delimiter": ":", "index": 1}}, "targets": to_note},
+        {
+            "source": note,
+            "targets": [
+                {
+                    "select": select,
+                    "fieldPaths": ["metadata.name"],
+                    "options": {"delimiter": "-", "index": 1},
+                }
+            ],
+        },
+    ]
+    found = build(tmp_path, {"replacements": steps}, a=JOB)
+    assert found["metadata"] == {"name": "migrate-1.2", "annotations": {"from": "1.2"}}
+
+
+@pytest.mark.parametrize(
+    ("kustomization", "patch", "message"),
+    [
+        ({"helmCharts": []}, "", "helmCharts is not understood"),
+        ({"resources": ["gone.yaml"]}, "", r"gone\.yaml"),
+        ({"resources": ["a.yaml", "a.yaml"]}, "", "is twice"),
+        ({"patches": [{"patch": "x"}]}, "", "needs a path"),
+        (
+            {"patches": [{"path": "p.yaml", "target": {"kind": "Deployment"}}]},
+            "[{op: add, path: /spec/x, value: 1}]",
+            "operation add",
+        ),
+        (
+            {"patches": [{"path": "p.yaml", "target": {"kind": "Deployment"}}]},
+            "[{op: replace, path: /spec/x/y, value: 1}]",
+            "nothing at /spec/x/y",
+        ),
+        ({"patches": [{"path": "p.yaml"}]}, "[{op: replace}]", "needs a target"),
+        (
+            {"patches": [{"path": "p.yaml"}]},
+            "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {$patch: delete}}",
+            r"directive \$patch",
+        ),
+        (
+            {"patches": [{"path": "p.yaml", "target": {"version": "v1"}}]},
+            "[]",
+            "target by version",
+        ),
+    ],
+    ids=["field", "file", "twice", "inline", "add", "nowhere", "target", "directive", "version"],
+)
+def test_what_is_not_understood_says_so(
+    tmp_path: Path, kustomization: dict[str, Any], patch: str, message: str
+) -> None:
+    with pytest.raises(BadManifest, match=message):
+        build(tmp_path, kustomization, p=patch)
+
+
+def test_a_list_of_a_custom_resource_is_not_merged(tmp_path: Path) -> None:
+    service = DEPLOYMENT.replace("apps/v1", "serving.knative.dev/v1")
+    patch = service.replace("lowtide:dev", "other")
+    with pytest.raises(BadManifest, match="use a JSON patch"):
+        build(tmp_path, {"patches": [{"path": "p.yaml"}]}, a=service, p=patch)

@@ -1,0 +1,343 @@
+"""What is applied to clusters passes every check that needs no cluster, and each check can fail."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide.local.errors import BadManifest
+from lowtide.local.rendering import render
+from manifests import bounds, check, kubectl, policies
+from manifests.overlays import KUSTOMIZATIONS, OVERLAYS, ROOT, label, others, rendered
+from manifests.policies import Allowance, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lowtide.local.patches import Document
+
+GPU = "knative/overlays/prod-gpu"
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_nothing_is_found(kustomization: str) -> None:
+    assert check.findings(rendered(kustomization)) == []
+
+
+def test_nothing_is_found_in_what_no_kustomization_lists() -> None:
+    assert check.findings(others()) == []
+
+
+def test_istio_takes_the_place_of_kourier(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{ROOT}/knative/overlays/prod]\ncomponents: [{ROOT}/knative/components/istio]\n"
+    )
+    documents = [resource.document for resource in render(tmp_path)]
+    assert check.findings(documents) == []
+    (route,) = [one for one in documents if one["kind"] == "HTTPRoute"]
+    backends = {rule["backendRefs"][0]["namespace"] for rule in route["spec"]["rules"]}
+    assert backends == {"istio-system"}
+
+
+def test_every_overlay_is_looked_at() -> None:
+    assert {path.name for path in (ROOT / "knative/overlays").iterdir()} == set(OVERLAYS)
+
+
+@pytest.mark.skipif(not kubectl.available(), reason="no kubectl here")
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_kubectl_renders_the_same(kustomization: str) -> None:
+    assert kubectl.differences(kustomization, rendered(kustomization)) == []
+
+
+@pytest.mark.skipif(not kubectl.available(), reason="no kubectl here")
+def test_a_difference_to_kubectl_is_told() -> None:
+    documents = rendered("keda")
+    documents[0]["metadata"]["name"] = "other"
+    assert len(kubectl.differences("keda", documents)) == 2
+
+
+def test_the_bounds_of_overlays_are_those_of_the_base_but_for_the_limits() -> None:
+    assert bounds.stale() == []
+    (base,) = (one for one in rendered("keda") if label(one) == "ScaledObject/infer-spot")
+    query = base["spec"]["triggers"][0]["metadata"]["query"]
+    (prod,) = (
+        one for one in rendered("knative/overlays/prod") if label(one) == "ScaledObject/infer-spot"
+    )
+    ours = prod["spec"]["triggers"][0]["metadata"]["query"]
+    assert ours != query
+    assert bounds.bounded(ours, 20) == query
+
+
+def test_a_stale_bound_is_told(tmp_path: Path) -> None:
+    for name in ("keda", *(f"knative/overlays/{one}" for one in bounds.SCALED)):
+        (tmp_path / name).mkdir(parents=True)
+        for path in (ROOT / name).glob("*.yaml"):
+            (tmp_path / name / path.name).write_text(path.read_text())
+    config = tmp_path / "knative/overlays/prod/config.yaml"
+    config.write_text(config.read_text().replace('"50"', '"60"'))
+    assert bounds.stale(tmp_path) == ["knative/overlays/prod/scale-spot.yaml"]
+    bounds.write(tmp_path)
+    assert bounds.stale(tmp_path) == []
+    assert "LIMIT 300)" in (tmp_path / "knative/overlays/prod/scale-spot.yaml").read_text()
+
+
+def _at(document: Document, *path: str | int) -> Any:
+    place: Any = document
+    for step in path:
+        place = place[step]
+    return place
+
+
+def _pod(document: Document) -> Any:
+    return document["spec"]["template"]["spec"]
+
+
+def _worker(document: Document) -> Any:
+    return _pod(document)["containers"][0]
+
+
+BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
+    "core: a field that does not exist": (
+        "Deployment/portal", lambda d: d["spec"].update(replica=2), "replica"
+    ),
+    "custom: a field that does not exist": (
+        "ScaledObject/infer-spot", lambda d: d["spec"].update(coolDown=3), "coolDown"
+    ),
+    "custom: a wrong type": (
+        "Trigger/split", lambda d: d["spec"]["delivery"].update(retry="8"), "not of type 'integer'"
+    ),
+    "a kind without a schema": (
+        "Broker/default", lambda d: d.update(apiVersion="eventing.knative.dev/v2"), "no schema"
+    ),
+    "knative: a field behind a flag": (
+        "Service/upload", lambda d: _pod(d).update(nodeSelector={"a": "b"}), "must not set nodeSelector"
+    ),
+    "knative: two ports": (
+        "Service/upload", lambda d: _worker(d)["ports"].append({"containerPort": 8081}), "2 ports"
+    ),
+    "knative: its own port": (
+        "Service/upload", lambda d: _worker(d)["ports"][0].update(containerPort=8012), "8012"
+    ),
+    "knative: a reserved variable": (
+        "Service/upload", lambda d: _worker(d)["env"].append({"name": "PORT", "value": "1"}), "PORT"
+    ),
+    "knative: too long": (
+        "Service/split", lambda d: _pod(d).update(timeoutSeconds=601), "more than 600"
+    ),
+    "knative: a first byte sooner": (
+        "Service/split", lambda d: _pod(d).pop("responseStartTimeoutSeconds"), "first byte after 300"
+    ),
+    "knative: an insecure default": (
+        "Service/read", lambda d: _worker(d)["securityContext"].pop("seccompProfile"), "warning"
+    ),
+    "knative: a liveness port": (
+        "Service/read",
+        lambda d: _worker(d)["livenessProbe"]["tcpSocket"].update(port=8081),
+        "names a port, which is ignored",
+    ),
+    "knative: scaling in the wrong place": (
+        "Service/read",
+        lambda d: d["metadata"].update(annotations={"autoscaling.knative.dev/min-scale": "1"}),
+        "belong into the template",
+    ),
+    "knative: bounds that cross": (
+        "Service/read",
+        lambda d: d["spec"]["template"]["metadata"]["annotations"].update(
+            {"autoscaling.knative.dev/min-scale": "99"}
+        ),
+        "do not fit",
+    ),
+    "restricted: privileged": (
+        "Deployment/portal", lambda d: _worker(d)["securityContext"].update(privileged=True), "privileged"
+    ),
+    "restricted: escalation": (
+        "Deployment/portal",
+        lambda d: _worker(d)["securityContext"].pop("allowPrivilegeEscalation"),
+        "allowPrivilegeEscalation",
+    ),
+    "restricted: root": (
+        "Deployment/portal", lambda d: _worker(d)["securityContext"].update(runAsUser=0), "runAsUser is 0"
+    ),
+    "restricted: capabilities": (
+        "Deployment/portal",
+        lambda d: _worker(d)["securityContext"].update(capabilities={"drop": ["NET_RAW"]}),
+        "no ALL",
+    ),
+    "restricted: the host's network": (
+        "Deployment/portal", lambda d: _pod(d).update(hostNetwork=True), "hostNetwork"
+    ),
+    "restricted: the host's files": (
+        "Deployment/portal",
+        lambda d: _pod(d)["volumes"].append({"name": "h", "hostPath": {"path": "/"}}),
+        "hostPath",
+    ),
+    "restricted: a sidecar's seccomp": (
+        "Deployment/infer-spot",
+        lambda d: _pod(d)["initContainers"][0]["securityContext"].update(
+            seccompProfile={"type": "Unconfined"}
+        ),
+        "container engine: seccompProfile",
+    ),
+    "eventing: a delivery of no time": (
+        "Trigger/split", lambda d: d["spec"]["delivery"].update(timeout="PT0S"), "timeout"
+    ),
+    "eventing: a filter's attribute": (
+        "Trigger/split", lambda d: d["spec"]["filter"]["attributes"].update({"a-b": "c"}), "a-b"
+    ),
+    "eventing: a cron line": (
+        "PingSource/schedule", lambda d: d["spec"].update(schedule="every second"), "no cron line"
+    ),
+    "eventing: no class": (
+        "Broker/default", lambda d: d["metadata"].pop("annotations"), "broker.class"
+    ),
+    "eventing: a binding of nothing": (
+        "SinkBinding/deployments",
+        lambda d: d["spec"]["subject"]["selector"].update(matchLabels={"a": "b"}),
+        "binds nothing",
+    ),
+    "keda: the default tolerance": (
+        "ScaledObject/infer-spot",
+        lambda d: _at(
+            d, "spec", "advanced", "horizontalPodAutoscalerConfig", "behavior", "scaleUp"
+        ).pop("tolerance"),
+        "not exact",
+    ),
+    "keda: a query without bounds": (
+        "ScaledObject/infer-spot",
+        lambda d: d["spec"]["triggers"][0]["metadata"].update(query="SELECT count(*) FROM queue"),
+        "must count to 50 x 5",
+    ),
+    "keda: to zero without a database": (
+        "ScaledObject/infer-spot", lambda d: d["spec"]["fallback"].update(replicas=0), "fallback"
+    ),
+    "keda: more than the scheduler knows": (
+        "ScaledObject/infer-spot", lambda d: d["spec"].update(maxReplicaCount=51), "is not 51"
+    ),
+    "keda: replicas of two minds": (
+        "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "undo what KEDA decided"
+    ),
+    "a missing account": (
+        "Deployment/portal", lambda d: _pod(d).update(serviceAccountName="x"), "no ServiceAccount x"
+    ),
+    "a missing key": (
+        "Deployment/portal",
+        lambda d: next(one for one in _worker(d)["env"] if "valueFrom" in one)["valueFrom"][
+            "secretKeyRef"
+        ].update(key="gone"),
+        "no key gone",
+    ),
+    "an unknown setting": (
+        "Deployment/portal",
+        lambda d: _worker(d)["env"].append({"name": "LOWTIDE_TYPO", "value": ""}),
+        "LOWTIDE_TYPO",
+    ),
+    "an unknown setting for all": (
+        "ConfigMap/lowtide-config", lambda d: d["data"].update(LOWTIDE_TYPO=""), "LOWTIDE_TYPO"
+    ),
+    "a Service's selector": (
+        "Service/portal", lambda d: d["spec"].update(selector={"a": "b"}), "of 0 workloads"
+    ),
+    "a Service's port": (
+        "Service/portal", lambda d: d["spec"]["ports"][0].update(targetPort="x"), "none of its pods"
+    ),
+    "a probe's port": (
+        "Deployment/portal",
+        lambda d: _worker(d)["readinessProbe"]["tcpSocket"].update(port="x"),
+        "asks port x",
+    ),
+    "a policy for nobody": (
+        "NetworkPolicy/portal",
+        lambda d: d["spec"].update(podSelector={"matchLabels": {"a": "b"}}),
+        "selects no pod",
+    ),
+    "a budget for nobody": (
+        "PodDisruptionBudget/read",
+        lambda d: d["spec"]["selector"].update(matchLabels={"a": "b"}),
+        "selects no pod",
+    ),
+    "a route to a function that is not": (
+        "HTTPRoute/lowtide",
+        lambda d: d["spec"]["rules"][0]["filters"][0]["urlRewrite"].update(hostname="x.y"),
+        "no function answers to x.y",
+    ),
+    "a route to an ExternalName Service": (
+        "HTTPRoute/lowtide",
+        lambda d: d["spec"]["rules"][0].update(backendRefs=[{"name": "upload", "port": 80}]),
+        "no Service that can be followed",
+    ),
+    "a route that nobody granted": (
+        "HTTPRoute/lowtide",
+        lambda d: d["spec"]["rules"][0]["backendRefs"][0].update(name="other"),
+        "no ReferenceGrant",
+    ),
+    "a grace that nothing is left of": (
+        "Deployment/infer-spot",
+        lambda d: _pod(d).update(terminationGracePeriodSeconds=640),
+        "leaves nothing",
+    ),
+    "GPUs that are not granted": (
+        "ResourceQuota/gpus", lambda d: d["spec"]["hard"].update({"requests.nvidia.com/gpu": "9"}), "9 GPUs"
+    ),
+    "a tick that differs": (
+        "PingSource/schedule", lambda d: d["spec"].update(schedule="*/20 * * * * *"), "LOWTIDE_TICK"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[Document]:
+    return rendered(GPU)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_manifest_is_found(whole: list[Document], name: str) -> None:
+    which, break_it, message = BROKEN[name]
+    documents = copy.deepcopy(whole)
+    for one in documents:
+        # The core's Services share their kind with Knative's.
+        if label(one) == which and not (which == "Service/portal" and one["apiVersion"] != "v1"):
+            break_it(one)
+    found = check.findings(documents)
+    assert any(message in one for one in found), found
+
+
+def test_an_image_that_is_no_digest_needs_a_reason() -> None:
+    found = [Finding("prod", "Deployment/a", "CKV_1", "text")]
+    reason = Allowance("CKV_1", ("Deployment/*",), ("prod",), "because")
+    assert policies.unexplained(found, [reason]) == []
+    assert policies.unexplained(found, []) == ["prod Deployment/a: CKV_1: text"]
+    other = Allowance("CKV_1", ("Deployment/*",), ("dev",), "because")
+    assert len(policies.unexplained(found, [other])) == 2
+    assert all(one.reason for one in policies.allowances())
+
+
+def test_a_function_is_wrapped_for_checkov() -> None:
+    (upload,) = (
+        one
+        for one in rendered("knative")
+        if one["metadata"]["name"] == "upload" and "template" in one["spec"]
+    )
+    wrapped = policies.wrapped(upload)
+    assert wrapped["kind"] == "Deployment"
+    assert wrapped["spec"]["template"]["spec"]["containers"] == _pod(upload)["containers"]
+    assert "containerConcurrency" not in wrapped["spec"]["template"]["spec"]
+
+
+@pytest.mark.skipif(not policies.CHECKOV.exists(), reason="`make manifests` installs checkov")
+@pytest.mark.slow
+def test_checkov_finds_what_is_not_allowed(whole: list[Document]) -> None:
+    documents = copy.deepcopy(whole)
+    (portal,) = (one for one in documents if label(one) == "Deployment/portal")
+    del _worker(portal)["readinessProbe"]
+    found = policies.scan({GPU: documents})
+    told = policies.unexplained(found, policies.allowances())
+    assert any("Deployment/portal: CKV_K8S_9" in one for one in told), os.linesep.join(told)
+
+
+def test_a_missing_folder_says_so() -> None:
+    with pytest.raises(BadManifest, match="is missing"):
+        rendered("knative/overlays/none")
