@@ -26,10 +26,13 @@ from portal_volume import fill
 from stage import Stage
 
 from lowtide.domain.batch_lists import BatchFilter, BatchOrder, mark_of
+from lowtide.domain.history import HistoryRange
 from lowtide.domain.statuses import BatchStatus, RequestStatus
 from lowtide.postgres.batch_details import PostgresBatchDetails
 from lowtide.postgres.batch_lists import PostgresBatchLists
 from lowtide.postgres.connections import connect
+from lowtide.postgres.history import PostgresHistory
+from lowtide.postgres.operations import PostgresOperations
 from lowtide.postgres.overview import PostgresOverview
 
 if TYPE_CHECKING:
@@ -65,6 +68,9 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
         found[f"requests, {status or 'all'}"] = lines
         found[f"requests, {status or 'all'}, by custom_id"] = partial(lines, "request-4999")
     found["request"] = partial(details.line, None, batch, 77)
+    found["queues"] = PostgresOperations(engine).read
+    for span in HistoryRange:
+        found[f"history, {span}"] = partial(PostgresHistory(engine).read, span)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Ten thousand batches and a million requests, as functions and workers leave them."""
+"""Ten thousand batches, a million requests and a week of samples, as functions and workers leave them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,13 @@ SELECT tenant_id, id, line, CASE WHEN mod(line, 3) = 0 THEN 'interrupted' ELSE '
   'The worker was told to stop'
 FROM batches, generate_series(1, CASE WHEN id = :largest_batch THEN least(total, 5000) ELSE 20 END) line
 """
-TABLES = "batches, requests, results, queue, tallies, request_events"
+SAMPLES = """
+INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live, seconds, done,
+  interrupted, replica_seconds)
+SELECT now() - n * interval '1 minute', pool, mod(n, 5000), 96, 60, 4, 3, 60, 3000, mod(n, 3), 120
+FROM generate_series(0, 10080) n, unnest(ARRAY['spot', 'dedicated']) pool
+"""
+TABLES = "batches, requests, results, queue, tallies, request_events, pool_samples"
 
 
 def fill(
@@ -88,6 +94,7 @@ def fill(
             (QUEUE, {}),
             (TALLIES, {}),
             (NOTES, {"largest_batch": newest}),
+            (SAMPLES, {}),
         ):
             connection.execute(text(statement), parameters)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
