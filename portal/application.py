@@ -11,14 +11,17 @@ from portal import batch_downloads, shortcuts, theme
 from portal.components import batch_style
 from portal.dashboards import Dashboards
 from portal.pages import (
+    audit,
     batch,
     batches,
     dead_letters,
     failed,
     health,
+    keys,
     landing,
     queues,
     sign_in,
+    tenants,
     upload,
 )
 from portal.policy import ContentPolicy
@@ -57,6 +60,8 @@ def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
     upload.install(api_url=settings.api_url)
     failed.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)
+    for page in (tenants, keys, audit):
+        page.install(watching, api_url=settings.api_url)
 
 
 def serve(settings: Settings) -> None:

@@ -30,7 +30,7 @@ FIRST_PAGE: Final = "/batches"
 
 _NAME: Final = "visitor"
 _OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
-WHOLE_INSTALLATION: Final = ("/", "/queues", "/health")
+WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/tenants", "/keys", "/audit")
 """Pages that show every tenant's work."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
 # Uploads go to an element of an open page.

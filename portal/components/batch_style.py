@@ -48,6 +48,9 @@ h1 { overflow-wrap: anywhere; }
   justify-content: space-between; border-bottom: 1px solid var(--line); }
 .table-tools .q-field { flex: 1 1 240px; margin: 10px 20px; }
 .tabs.apart { padding: 0; }
+.table-card .q-btn.act { color: var(--accent); }
+.q-dialog .card.dialog.form { width: min(560px, 94vw); }
+.dialog.form .fields { gap: 18px 12px; }
 .meter { min-width: 96px; display: flex; flex-direction: column; gap: 4px; }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px 20px; }
 .figure-line { display: flex; flex-direction: column; min-width: 0; }

@@ -27,6 +27,7 @@ PLACES: Final = (
     Place("Upload", "/upload", "upload_file", "u"),
     Place("Dead letters", "/dead-letters", "mark_email_unread", "d"),
     Place("Queues", "/queues", "stacked_line_chart", "q"),
+    Place("Tenants", "/tenants", "groups", "t"),
     Place("Health", "/health", "monitor_heart", "h"),
 )
 
@@ -62,4 +63,6 @@ def monitoring() -> None:
 
 
 def _is_at(path: str, current: str) -> bool:
+    if path == "/tenants" and current in ("/keys", "/audit"):
+        return True
     return current == path or (path != "/" and current.startswith(f"{path}/"))

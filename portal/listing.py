@@ -1,0 +1,179 @@
+"""A list that is kept current, page by page; its address says what is in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
+
+from nicegui import ui
+
+from lowtide.domain.errors import LowtideError
+from portal.background import in_thread
+from portal.components.administration_tabs import administration_tabs
+from portal.components.pager import Pager
+from portal.live import Live
+from portal.readings import Subject
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from portal.polling import Poller
+    from portal.readings import Readings
+
+PAGE_SIZE: Final = 50
+
+
+class Query(Protocol):
+    """What an address says."""
+
+    @property
+    def after(self) -> str:
+        """Where the page before ended."""
+        ...
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        ...
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        ...
+
+    def behind(self, after: str) -> Self:
+        """Return the same from a mark on; an empty one is the beginning."""
+        ...
+
+
+_Query = TypeVar("_Query", bound=Query)
+_Item = TypeVar("_Item")
+
+
+class ListPage(ABC, Generic[_Query, _Item]):
+    """One open list. What it shows is read by the poller, once for all who look at the same."""
+
+    TITLE: str
+    NOTHING: str
+
+    def __init__(self, poller: Poller, readings: Readings, query: _Query) -> None:
+        self.query = query
+        self.visitor = current_visitor()
+        self._live = Live(poller)
+        self._readings = readings
+        self._follower = ui.context.client.id
+        self._behind: list[_Query] = []
+        self._subject: Subject[tuple[Sequence[_Item], bool]] | None = None
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read what the controls need, in a thread of its own; may raise LowtideError."""
+
+    @abstractmethod
+    def controls(self) -> None:
+        """Lay out what stands above the list."""
+
+    @abstractmethod
+    def table(self) -> None:
+        """Lay out the list."""
+
+    @abstractmethod
+    def reader(self) -> Callable[[], tuple[Sequence[_Item], bool]]:
+        """Return what reads the page that the query means; raises LowtideError for a wrong one."""
+
+    @abstractmethod
+    def show(self, items: Sequence[_Item]) -> None:
+        """Show these."""
+
+    @abstractmethod
+    def mark(self, item: _Item) -> str:
+        """Return where a page ends that ends with this one."""
+
+    async def open(self, api_url: str) -> None:
+        """Build the page and keep it current until it is closed."""
+        problem = ""
+        try:
+            await in_thread(self.prepare)
+        except LowtideError as error:
+            problem = error.message
+        with self._live.page(self.TITLE, api_url=api_url):
+            administration_tabs(ui.context.client.page.path)
+            self._problem = ui.label("").classes("banner").props("role=status")
+            with ui.element("section").classes("card table-card"):
+                self.controls()
+                self.table()
+                self._nothing = ui.label("").classes("empty muted")
+                self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
+        self._say(problem)
+        if problem:
+            return
+        ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
+        await self._read()
+        self._live.keep(self._draw)
+
+    async def narrow(self, query: _Query) -> None:
+        """Show the first page of something else."""
+        self._behind.clear()
+        await self._go(query.behind(""))
+
+    async def reload(self) -> None:
+        """Show at once what was just changed."""
+        if self._subject is not None:
+            await in_thread(self._subject.look)
+        self._draw()
+
+    async def _read(self) -> None:
+        """Look at what the query says, from now on."""
+        try:
+            read = self.reader()
+        except LowtideError as error:
+            self._subject = None
+            self._readings.unfollow(self._follower)
+            self._say(error.message)
+            return
+        subject = Subject((type(self).__name__, self.query), read)
+        self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
+        await in_thread(self._subject.look)
+
+    def _draw(self) -> None:
+        reading = None if self._subject is None else self._subject.reading
+        if reading is None:
+            self._list([], more=False)
+            return
+        self._say("" if reading.problem is None else reading.problem.message)
+        if reading.value is not None:
+            items, more = reading.value
+            self._list(items, more=more)
+
+    def _list(self, items: Sequence[_Item], *, more: bool) -> None:
+        self.show(items)
+        self._nothing.text = (
+            "Nothing is like this. Take a filter away to see more."
+            if self.query.narrows
+            else self.NOTHING
+        )
+        self._nothing.set_visibility(not items)
+        self._pager.show(first=not self.query.after, more=more)
+
+    def _say(self, problem: str) -> None:
+        self._problem.text = problem
+        self._problem.set_visibility(bool(problem))
+
+    async def _go(self, query: _Query) -> None:
+        self.query = query
+        ui.navigate.history.replace(query.address())
+        await self._read()
+        self._draw()
+
+    async def _first(self) -> None:
+        self._behind.clear()
+        await self._go(self.query.behind(""))
+
+    async def _back(self) -> None:
+        await self._go(self._behind.pop() if self._behind else self.query.behind(""))
+
+    async def _next(self) -> None:
+        seen = None if self._subject is None else self._subject.reading.value
+        if seen is not None and seen[0]:
+            self._behind.append(self.query)
+            await self._go(self.query.behind(self.mark(seen[0][-1])))
