@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.claims import Finished, Returned
@@ -40,7 +42,7 @@ class _Share:
     """A batch's lines of a set, and what became of them so far."""
 
     span: Span
-    lines: int = 0
+    lines: int
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
@@ -49,17 +51,15 @@ class _Share:
     output_tokens: int = 0
 
     def add(self, line: Finished | Returned) -> None:
-        if isinstance(line, Finished):
-            if line.succeeded:
-                self.succeeded += 1
-            else:
-                self.failed += 1
-            self.input_tokens += line.usage.input_tokens
-            self.output_tokens += line.usage.output_tokens
-        elif line.interrupted:
-            self.interrupted += 1
-        elif line.failed:
-            self.retried += 1
+        if isinstance(line, Returned):
+            self.interrupted += line.interrupted
+            self.retried += line.failed
+            return
+        self.succeeded += line.succeeded
+        self.failed += not line.succeeded
+        usage = line.usage
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
 
     def counts(self) -> dict[str, int]:
         ended = {
@@ -75,9 +75,10 @@ class SetSpans:
     """The spans of one claimed set. Every line passes through `add` as it ends or goes back."""
 
     def __init__(self, tracer: Tracer, pool: Pool, claims: Sequence[Claim]) -> None:
-        firsts: dict[BatchId, Claim] = {}
-        for claim in claims:
-            firsts.setdefault(claim.batch, claim)
+        lines: dict[BatchId, list[Claim]] = {}
+        for batch, share in groupby(claims, key=attrgetter("batch")):
+            lines.setdefault(batch, []).extend(share)
+        firsts = {batch: share[0] for batch, share in lines.items()}
         attributes = {"lowtide.pool": pool.value}
         self._tracer = tracer
         self._span = tracer.start(
@@ -99,33 +100,33 @@ class SetSpans:
                         TENANT: str(claim.tenant or ""),
                         "gen_ai.operation.name": _OPERATIONS.get(claim.endpoint, claim.endpoint),
                     },
-                )
+                ),
+                lines=len(lines[batch]),
             )
             for batch, claim in firsts.items()
         }
-        for claim in claims:
-            self._shares[claim.batch].lines += 1
+        # The usual set: to look a share up by its batch's UUID, for each line, would cost most.
+        self._only = next(iter(self._shares.values())) if len(self._shares) == 1 else None
 
     def trace_of(self, batch: BatchId) -> TraceContext | None:
         """Return what the engine's work on a batch's lines continues."""
-        return self._shares[batch].span.context
+        return (self._only or self._shares[batch]).span.context
 
     def add(self, settled: Sequence[Finished | Returned]) -> None:
         """Count lines as they end or go back."""
         for line in settled:
-            self._shares[line.batch].add(line)
+            (self._only or self._shares[line.batch]).add(line)
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Let a block be the work on the set; what is not counted by its end is unfinished."""
         # Of one batch alone the log lines tell which.
-        shares = list(self._shares.values())
-        around = shares[0].span if len(shares) == 1 else self._span
+        around = self._span if self._only is None else self._only.span
         try:
             with self._tracer.inside(around):
                 yield
         finally:
-            for share in shares:
+            for share in self._shares.values():
                 self._end(share)
             self._span.end()
 

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from lowtide.ports.tracing import Attributes
 
 _KINDS: Final = {kind: trace.SpanKind[kind.name] for kind in SpanKind}
-# While a collector is away, these tell of it several times for each export.
+# While a collector is away, the exporter and its thread tell of it several times for each export; the
+# last one quotes a caller's tracestate that it cannot read.
 _CHATTY: Final = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
+    "opentelemetry.trace.span",
 )
 _SILENCE_SECONDS: Final = 60.0
 
