@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowtide.domain.spans import duration
+from portal.zones import visitor_zone
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,8 +43,8 @@ def milliseconds(seconds: float) -> str:
 
 
 def absolute(moment: datetime) -> str:
-    """Return a moment in UTC, to the second."""
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    """Return a moment by the visitor's clock, to the second, with its zone."""
+    return f"{moment.astimezone(visitor_zone()):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def size(count: int) -> str:

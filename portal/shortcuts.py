@@ -71,6 +71,8 @@ _SCRIPT: Final = """
     else if (tries > 0) setTimeout(() => showPlace(tries - 1), 100);
   };
   addEventListener("load", () => showPlace(30));
+  // Times are drawn by the server, by the clock of who looks.
+  document.cookie = `zone=${Intl.DateTimeFormat().resolvedOptions().timeZone}; path=/; max-age=31536000; samesite=lax`;
   if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
 })();
 """

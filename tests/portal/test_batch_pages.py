@@ -165,6 +165,19 @@ def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
         assert client.get(f"{_path(filled)}/files/input").status_code == 404
 
 
+def test_times_are_by_the_clock_of_who_looks(
+    filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    with portal.client() as client:
+        assert " UTC" in client.get(_path(filled)).text
+        client.cookies.set("zone", "Asia/Tokyo")
+        shown = client.get(_path(filled)).text
+        assert " JST" in shown
+        assert " UTC" not in shown
+    visited = visit(portal.url)
+    assert [each["name"] for each in visited.context.cookies() if each["name"] == "zone"]
+
+
 @pytest.mark.parametrize("path", ["/batches/nonsense", f"/batches/batch_{'0' * 32}"])
 def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
     with portal.client() as client:

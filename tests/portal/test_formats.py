@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from portal.formats import absolute, ago, counted, duration, milliseconds, number
+from portal.zones import zone_named
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -44,3 +45,17 @@ def test_counts_latencies_and_moments() -> None:
     assert [counted(n, "worker") for n in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
     assert [milliseconds(s) for s in (0.0004, 0.0123)] == ["under 1 ms", "12 ms"]
     assert absolute(NOW) == "2026-01-02 03:04:05 UTC"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        pytest.param("Europe/Berlin", "2026-01-02 04:04:05 CET", id="known"),
+        pytest.param("", "2026-01-02 03:04:05 UTC", id="not told"),
+        pytest.param("Mars/Olympus", "2026-01-02 03:04:05 UTC", id="unknown"),
+        pytest.param("../../etc/passwd", "2026-01-02 03:04:05 UTC", id="a path"),
+        pytest.param("Europe", "2026-01-02 03:04:05 UTC", id="a folder"),
+    ],
+)
+def test_a_zone_by_its_name(name: str, shown: str) -> None:
+    assert f"{NOW.astimezone(zone_named(name)):%Y-%m-%d %H:%M:%S %Z}" == shown
