@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 
 from lowtide.settings import Settings
-from portal.dashboards import Dashboards
+from portal.dashboards import ALERT_NAMES, Dashboards
 
+MONITORING = Path(__file__).parents[2] / "monitoring"
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ENDED = CREATED + timedelta(minutes=11)
 BATCH = "batch_01a2089ef54e794eb12ed8517f6539a7"
@@ -143,3 +147,19 @@ def test_a_trace_is_linked_where_there_is_one(
 def test_the_page_of_a_trace_is_a_web_address_with_a_place_for_it(url: str) -> None:
     with pytest.raises(ValueError, match="must"):
         Settings.model_validate({"trace_url": url})
+
+
+def test_what_is_linked_to_is_there() -> None:
+    for links in (ALL.overview(), ALL.queues(), ALL.batch(BATCH, CREATED, ENDED, ENDED)):
+        uid = urlsplit(links[0].url).path.rpartition("/")[2]
+        board = json.loads((MONITORING / "dashboards" / "json" / f"{uid}.json").read_text())
+        assert board["uid"] == uid
+        variables = {each["name"] for each in board["templating"]["list"]}
+        wanted = {name.removeprefix("var-") for name in _query(links[0].url) if "var-" in name}
+        assert wanted <= variables
+    rules = yaml.safe_load((MONITORING / "rules" / "lowtide.rules.yml").read_text())
+    names = [
+        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
+    ]
+    assert names
+    assert all(re.fullmatch(ALERT_NAMES, name) for name in names)

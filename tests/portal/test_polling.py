@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -89,6 +90,24 @@ def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
         assert source.reads <= 2
 
     _run(scenario)
+
+
+def test_a_probe_that_hangs_holds_up_no_other() -> None:
+    hangs, asked = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        watch = Watch(Source(), lambda: None, clock=lambda: datetime.now(UTC))
+        poller = Poller(watch, probes=[lambda: hangs.wait(20) and None, asked.set])
+        poller.start()
+        try:
+            await _until(asked.is_set)
+            await poller.fresh(timeout=5)
+        finally:
+            hangs.set()
+            poller.stop()
+
+    asyncio.run(main())
+    assert asked.is_set()
 
 
 def test_a_bug_in_a_reading_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
