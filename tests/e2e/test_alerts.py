@@ -28,6 +28,11 @@ def prometheus(stack: LocalStack) -> str:
     return f"{stack.status()['prometheus_url']}/api/v1"
 
 
+@pytest.fixture(scope="module")
+def alertmanager(stack: LocalStack) -> str:
+    return f"{stack.status()['alertmanager_url']}/api/v2"
+
+
 def test_every_process_is_scraped_with_the_labels_of_a_pod(
     stack: LocalStack, prometheus: str
 ) -> None:
@@ -50,13 +55,13 @@ def test_prometheus_evaluates_every_rule(prometheus: str) -> None:
     assert states().keys() == alerts().keys() | recordings()
 
 
-def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: str) -> None:
+def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: str, alertmanager: str) -> None:
     """The portal stands still: Prometheus sees it, Alertmanager tells, and forgets when it goes on."""
     portal = stack.program("portal")
     assert portal.pid is not None
 
     def told() -> list[dict[str, Any]]:
-        found = _get(f"{stack.status()['alertmanager_url']}/api/v2/alerts", active="true")
+        found = _get(f"{alertmanager}/alerts", active="true")
         return [one for one in found if one["labels"]["alertname"] == "LowtidePortalDown"]
 
     until(
