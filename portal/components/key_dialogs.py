@@ -82,7 +82,7 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         _tenancy()
         if not await confirm(
             f"Rotate key {name} of {tenant}?",
-            ["A new key of the same name works at once. The old one still works …"],
+            ["A new key of the same name works at once, beside the old one."],
             action=f"Rotate {name}",
             fill=lambda: overlaps.append(_overlap_choice()),
         ):

@@ -1,0 +1,229 @@
+"""Tenants, keys and the audit log: who sees them, what they show, and what is done there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.domain.errors import Unauthenticated
+from lowtide.domain.ids import DEFAULT_TENANT
+from lowtide.postgres.tenants import PostgresTenants
+from lowtide.wiring import new_id
+from tests.conftest import API_KEY, PEPPER
+from tests.portal.conftest import VIEWER_PASSWORD
+from tests.portal.seeds import SeedBatch, add_batch, add_queued
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Page
+
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal, Visit
+
+PATHS = ("/tenants", "/keys", "/audit")
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
+
+
+@pytest.fixture
+def known(shared: Database, portal: Portal) -> Iterator[Portal]:
+    """A portal with a tenant `acme` at a limit, and one whose names no service would take."""
+    acme, hostile = new_id(), new_id()
+    add = "INSERT INTO tenants (id, name, weight, max_active_batches) VALUES (:id, :name, 2, :most)"
+    key = (
+        "INSERT INTO api_keys (hash, tenant_id, name, prefix) "
+        "VALUES (decode(md5(:name), 'hex'), :id, :name, 'lt_hostil')"
+    )
+    note = (
+        "INSERT INTO audit_log (tenant_id, actor, action, subject) "
+        "VALUES (:id, :name, 'key.created', :name)"
+    )
+    with shared.engine("operator").begin() as connection:
+        connection.execute(text(add), {"id": acme, "name": "acme", "most": 1})
+        connection.execute(text(add), {"id": hostile, "name": HOSTILE, "most": None})
+        for statement in (key, note):
+            connection.execute(text(statement), {"id": hostile, "name": HOSTILE})
+    worker = shared.engine("worker")
+    batch = add_batch(worker, SeedBatch(user="ana", total=1500, completed=266))
+    add_queued(worker, batch, "spot", range(267, 1501))
+    with worker.begin() as connection:
+        connection.execute(text("UPDATE batches SET tenant_id = :id"), {"id": acme})
+        connection.execute(text("UPDATE tallies SET tenant_id = :id"), {"id": acme})
+    yield portal
+    with shared.engine("owner").begin() as connection:
+        connection.exec_driver_sql("TRUNCATE audit_log, batches, tallies, queue")
+        for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
+            connection.execute(
+                text(f"DELETE FROM {table} WHERE {column} <> :kept"),  # noqa: S608
+                {"kept": DEFAULT_TENANT},
+            )
+
+
+def _audit(shared: Database) -> list[tuple[str, str]]:
+    with shared.engine("operator").connect() as connection:
+        rows = connection.execute(
+            text("SELECT actor, action FROM audit_log WHERE actor LIKE 'portal%' ORDER BY id")
+        )
+        return [(row.actor, row.action) for row in rows]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("query", ["", "?search=%00&state=gone&after=~x", "?tenant=nobody"])
+def test_they_show_hostile_names_as_text_and_survive_any_address(
+    known: Portal, path: str, query: str
+) -> None:
+    with known.client() as client:
+        answer = client.get(path + query)
+    assert answer.status_code == 200
+    assert answer.text.count('"tag":"h1"') == 1
+    assert "<script>alert" not in answer.text
+    assert "<img src=x" not in answer.text
+    for other in PATHS:
+        assert f'"href":"{other}"' in answer.text
+
+
+def test_tenants_show_what_they_use(known: Portal) -> None:
+    with known.client() as client:
+        page = client.get("/tenants?search=acm").text
+    assert "1,234" in page
+    assert "/batches?tenant=acme" in page
+    assert '"name":"default"' not in page
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_they_are_not_for_a_tenants_visitors(known: Portal, path: str) -> None:
+    with known.client(API_KEY) as client:
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/batches")
+        assert f'"href":"{path}"' not in client.get("/batches").text
+
+
+def test_a_viewer_sees_them_and_has_no_buttons(known: Portal) -> None:
+    with known.client(VIEWER_PASSWORD) as client:
+        pages = [client.get(path).text for path in PATHS]
+    assert "acme" in pages[0]
+    for page in pages:
+        for action in ("Edit …", "New tenant …", "New key …", "Rotate …", "Revoke …"):
+            assert action not in page
+
+
+def _shown_key(page: Page) -> str:
+    page.get_by_role("heading", name="Copy this key now").wait_for()
+    return page.get_by_role("dialog").locator("code").inner_text()
+
+
+def _close_key(page: Page) -> None:
+    page.get_by_role("button", name="I have copied it").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+
+
+@pytest.mark.slow
+def test_a_key_is_made_rotated_and_revoked_and_shown_once(
+    shared: Database, known: Portal, visit: Callable[..., Visit]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    tenants = PostgresTenants(shared.engine("api"), pepper=PEPPER, anonymous=None)
+    page = (visited := visit(f"{known.url}/keys?tenant=acme")).page
+    page.get_by_text("Nothing is like this").wait_for()
+    page.get_by_role("button", name="New key …").click()
+    page.get_by_role("textbox", name="Name", exact=True).fill("No Name")
+    page.get_by_role("button", name="Create key").click()
+    page.get_by_text("Up to 63 lower-case letters").wait_for()
+    page.wait_for_timeout(400)
+    # What a dialog dims behind it is not to be read.
+    assert [each["id"] for each in axe.run(page, ".q-dialog").response["violations"]] == []
+    page.get_by_role("textbox", name="Name", exact=True).fill("laptop")
+    page.get_by_role("button", name="Create key").click()
+    first = _shown_key(page)
+    assert tenants.caller(f"Bearer {first}").name == "laptop"
+    page.wait_for_timeout(400)
+    assert [each["id"] for each in axe.run(page, ".q-dialog").response["violations"]] == []
+    page.reload()
+    page.get_by_role("button", name=re.compile("^Rotate laptop of acme")).wait_for()
+    assert first not in page.content(), "a reload shows it no more"
+    page.get_by_role("button", name=re.compile("^Rotate laptop of acme")).click()
+    page.get_by_role("button", name="Rotate laptop", exact=True).click()
+    second = _shown_key(page)
+    for key in (first, second):
+        assert tenants.caller(f"Bearer {key}").name == "laptop"
+    page.goto(f"{known.url}/tenants")
+    page.get_by_role("heading", level=1).wait_for()
+    page.go_back()
+    page.get_by_text("expiring", exact=True).wait_for()
+    assert second not in page.content(), "going back shows it no more"
+    page.get_by_role("button", name=re.compile("^Revoke laptop of acme")).last.click()
+    page.get_by_role("button", name="Revoke laptop", exact=True).click()
+    page.get_by_text("revoked", exact=True).wait_for()
+    with pytest.raises(Unauthenticated):
+        tenants.caller(f"Bearer {first}")
+    assert tenants.caller(f"Bearer {second}").name == "laptop"
+    log = known.log.read_text()
+    assert first not in log
+    assert second not in log
+    assert _audit(shared) == [
+        ("portal operator", action) for action in ("key.created", "key.rotated", "key.revoked")
+    ]
+    assert visited.problems == []
+
+
+@pytest.mark.slow
+def test_a_tenant_is_made_and_changed_after_saying_what(
+    shared: Database, known: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{known.url}/tenants")).page
+    page.get_by_role("button", name="New tenant …").click()
+    page.get_by_role("textbox", name="Name", exact=True).fill("fresh")
+    page.get_by_role("textbox", name="Running lines").fill("7")
+    page.get_by_role("button", name="Create tenant").click()
+    page.get_by_role("button", name="Edit fresh").click()
+    page.get_by_role("textbox", name="Weight").fill("0")
+    page.get_by_role("button", name="Review changes").click()
+    page.get_by_text("From 1 to 1,000,000,000.").wait_for()
+    page.get_by_role("textbox", name="Weight").fill("3")
+    page.get_by_role("textbox", name="Running lines").fill("")
+    page.get_by_role("button", name="Review changes").click()
+    page.get_by_text("weight: 1 → 3").wait_for()
+    page.get_by_text("running lines: 7 → none").wait_for()
+    assert _audit(shared)[-1][1] == "tenant.changed", "what creating it set"
+    before = len(_audit(shared))
+    with shared.engine("operator").begin() as connection:
+        connection.execute(text("UPDATE tenants SET max_queued_lines = 9 WHERE name = 'fresh'"))
+    page.get_by_role("button", name="Change fresh").click()
+    page.get_by_text("Somebody changed fresh meanwhile: queued lines: none → 9.").wait_for()
+    assert len(_audit(shared)) == before
+    page.reload()
+    page.get_by_role("button", name="Edit fresh").click()
+    page.get_by_role("textbox", name="Weight").fill("3")
+    page.get_by_role("button", name="Review changes").click()
+    page.get_by_role("button", name="Change fresh").click()
+    page.get_by_text("fresh: weight: 1 → 3").wait_for()
+    assert len(_audit(shared)) == before + 1
+    page.goto(f"{known.url}/audit?action=tenant.changed")
+    page.get_by_text("weight: 1 -> 3").wait_for()
+    page.get_by_label("Who, exactly").fill("nobody")
+    page.get_by_text("Nothing is like this").wait_for()
+    assert page.url.endswith("/audit?actor=nobody&action=tenant.changed")
+    assert visited.problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_they_are_accessible_and_fit(
+    known: Portal, visit: Callable[..., Visit], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = (visited := visit(f"{known.url}/tenants", scheme=scheme)).page
+    for path in PATHS:
+        page.goto(known.url + path)
+        page.get_by_text(HOSTILE).first.wait_for()
+        for width in (1440, 390) if scheme == "light" else (390,):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(250)
+            found = axe.run(page).response
+            assert [each["id"] for each in found["violations"]] == [], (path, width)
+            overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, (path, width)
+    assert visited.problems == []
