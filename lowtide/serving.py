@@ -57,10 +57,11 @@ def post_worker_init(worker: Any) -> None:
 
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001
     """Note that this function answered, and the type of an event that it handled."""
-    # Probes are no use of it, and would keep an idle function's sighting young.
-    if not _FUNCTION or environ.get("PATH_INFO", "").startswith("/health/"):
+    # Probes are no use of it, and would keep an idle function's sighting young. Without a response,
+    # what came was no request at all.
+    if not _FUNCTION or response is None or environ.get("PATH_INFO", "").startswith("/health/"):
         return
-    status = getattr(response, "status_code", None) or 500
+    status = response.status_code or 500
     problem = f"HTTP {status}" if status >= 500 else None
     sightings = wiring.sightings()
     sightings.note(Sight.FUNCTION, _FUNCTION, problem)
