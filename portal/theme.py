@@ -183,7 +183,8 @@ TONES
 .probe .advice { flex-basis: 100%; padding: 6px 10px; border-radius: 8px; background: var(--code);
   overflow-wrap: anywhere; }
 .stacked { display: flex; flex-direction: column; gap: 16px; min-width: 0; }
-.dashboards { display: flex; flex-wrap: wrap; gap: 4px 16px; }
+.dashboards { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 12.5px; }
+.titlebar + .dashboards { margin-top: -12px; }
 .concerns ul.alerts { padding: 0; list-style: none; display: flex; flex-direction: column; gap: 8px; }
 .alert { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
 .plain-table { width: 100%; border-collapse: collapse; }
@@ -233,6 +234,7 @@ TONES
   border: 1px solid var(--line); border-radius: 8px; background: var(--code); }
 .q-btn { color: var(--muted); }
 .q-dialog .q-btn--flat, .pager .q-btn, .table-card .q-table .q-btn { color: var(--accent); }
+.table-card .q-table .q-btn { font-size: 12.5px; }
 .q-dialog .q-btn--flat { background: var(--card); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
@@ -252,6 +254,7 @@ TONES
   .cards, .halves { gap: 12px; }
   .card { padding: 14px 16px; }
   .table-card { padding: 0; }
+  .filters { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); padding: 14px 16px; }
   .table-card > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
   .q-header.topbar { padding: 8px 16px 0; }
   .stat .value { font-size: 25px; }

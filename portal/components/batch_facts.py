@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from nicegui import ui
 
 from lowtide.domain.ids import format_batch_id
 from lowtide.domain.overview import pools_of
-from lowtide.domain.statuses import SHOWN_AS, BatchStatus
-from portal.components.badges import badge, pool_badge, sla_of, status_badge
+from lowtide.domain.statuses import BatchStatus
+from portal.components.badges import badge, pool_badge, sla_of
+from portal.components.batch_table import status_of_batch
 from portal.formats import absolute, counted, duration, number, size
 
 if TYPE_CHECKING:
@@ -32,10 +34,18 @@ PHASES: Final = {
 }
 
 
+class _Error(msgspec.Struct):
+    message: str = ""
+
+
+class _Answer(msgspec.Struct):
+    error: _Error
+
+
 def head(batch: Batch) -> None:
     """Show status, pools and SLA."""
     with ui.element("span").classes("badges"):
-        status_badge(SHOWN_AS[batch.status])
+        badge(status_of_batch(batch))
         for pool in pools_of(batch):
             pool_badge(pool)
         badge(sla_of(batch.sla_state))
@@ -143,7 +153,7 @@ def notes_list(found: Sequence[Note]) -> None:
     with ui.element("ul").classes("notes"):
         for note in found:
             with ui.element("li").classes(note.kind):
-                ui.label(f"{note.kind.capitalize()}: {note.detail}")
+                ui.label(f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}")
                 ui.label(_where(note)).classes("small")
 
 
@@ -164,11 +174,19 @@ def errors(found: Sequence[TopError], batch: BatchId) -> None:
                 ui.label(number(error.lines)).classes("count")
                 with ui.element("div"):
                     ui.label(error.code).classes("mono small")
-                    ui.label(error.message).classes("clamp")
+                    ui.label(said(error.message)).classes("clamp")
                     ui.link(
                         f"line {number(error.first_line)}",
                         f"/batches/{format_batch_id(batch)}?line={error.first_line}",
                     ).classes("small")
+
+
+def said(answer: str) -> str:
+    """Return what an OpenAI-compatible server's error says; what is none stays as it is."""
+    try:
+        return msgspec.json.decode(answer, type=_Answer).error.message or answer
+    except msgspec.DecodeError:
+        return answer
 
 
 def cost(details: BatchDetails) -> None:

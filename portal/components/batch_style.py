@@ -40,7 +40,7 @@ h1 { overflow-wrap: anywhere; }
 .notes li.escalated { border-color: var(--dedicated-fill); background: var(--dedicated);
   color: var(--dedicated-ink); }
 .errors li { display: flex; gap: 12px; overflow-wrap: anywhere; }
-.errors .count { font-weight: 650; min-width: 56px; text-align: right; color: var(--bad-ink); }
+.errors .count { font-weight: 650; white-space: nowrap; color: var(--bad-ink); }
 .banner.plain { background: var(--info); color: var(--info-ink); }
 .files { display: flex; flex-wrap: wrap; gap: 6px 16px; }
 .tabs { display: flex; flex-wrap: wrap; gap: 4px; padding: 12px 20px; }

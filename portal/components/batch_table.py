@@ -186,13 +186,13 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
         created_at=absolute(batch.created_at),
         user=batch.user,
         model=batch.model or batch.endpoint,
-        status=_status(batch),
+        status=status_of_batch(batch),
         exact=_exact(batch),
         pools=[pool_of(pool) for pool in pools_of(batch)],
         sla=sla_of(batch.sla_state),
         due=_due(batch, now),
         due_at=f"Deadline {absolute(batch.deadline)}",
-        done=f"{number(done)} / {number(batch.total)}" if batch.total else "not counted yet",
+        done=_done(done, batch),
         share=f"{percent}%" if batch.total else "",
         failures=f"{number(batch.failed)} failed" if batch.failed else "",
         completed_width=_width(batch.completed, batch.total),
@@ -204,11 +204,18 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
     )
 
 
-def _status(batch: Batch) -> Badge:
+def status_of_batch(batch: Batch) -> Badge:
+    """Return the badge of a batch; a cancelled one is no failure of anybody's."""
     shown = status_of(SHOWN_AS[batch.status])
     if batch.status is BatchStatus.CANCELLED:
-        return Badge(text=shown["text"], tone=Tone.NEUTRAL)
+        return Badge(text="Cancelled", tone=Tone.NEUTRAL)
     return shown
+
+
+def _done(done: int, batch: Batch) -> str:
+    if batch.total:
+        return f"{number(done)} / {number(batch.total)}"
+    return "not counted yet" if batch.ended_at is None else "none counted"
 
 
 def _exact(batch: Batch) -> str:

@@ -16,7 +16,7 @@ from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
 from lowtide.domain.visitors import Role, Visitor
 from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
 from portal.batch_query import BatchQuery, LineQuery
-from portal.components.batch_facts import all_failed, eta_of
+from portal.components.batch_facts import all_failed, eta_of, said
 from portal.components.batch_timeline import steps_of
 from portal.components.line_drawer import MOST_SHOWN, exact
 from portal.components.line_table import row_of
@@ -77,7 +77,7 @@ def test_an_unknown_tenant_is_no_filter_but_an_error() -> None:
 
 
 def test_lines_have_addresses_too() -> None:
-    query = LineQuery(BATCH, RequestStatus.DEAD_LETTERED, 50, 7)
+    query = LineQuery(BATCH, RequestStatus.DEAD_LETTERED, after=50, line=7)
     assert query.address().endswith("?status=DeadLettered&after=50&line=7")
     said = {"status": "DeadLettered", "after": "50", "line": "7"}
     assert LineQuery.read(BATCH, said) == query
@@ -252,3 +252,18 @@ def test_what_was_read_last_stays_through_a_failure() -> None:
     subject.look()
     assert (subject.reading.value, subject.reading.at) == (7, at)
     assert isinstance(subject.reading.problem, Unavailable)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        pytest.param('{"error": {"message": "Too long.", "code": null}}', "Too long.", id="said"),
+        pytest.param('{"error": {"code": 7}}', '{"error": {"code": 7}}', id="no message"),
+        pytest.param('{"error": "no"}', '{"error": "no"}', id="of another shape"),
+        pytest.param('{"error": {"message": "cut', '{"error": {"message": "cut', id="cut off"),
+        pytest.param("Bad gateway", "Bad gateway", id="text"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_an_error_is_what_the_engine_said(answer: str, shown: str) -> None:
+    assert said(answer) == shown

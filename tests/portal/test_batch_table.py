@@ -108,7 +108,7 @@ def test_a_running_batch() -> None:
         ),
         pytest.param(
             replace(RUNNING, status=BatchStatus.CANCELLED, cancelled_at=NOW),
-            ("Failed", Tone.NEUTRAL),
+            ("Cancelled", Tone.NEUTRAL),
             "cancelled",
             ("Met", Tone.GOOD),
             "",
