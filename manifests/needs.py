@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from lowtide.settings import unknown_variables
@@ -14,9 +15,15 @@ if TYPE_CHECKING:
     from manifests.pods import Template
 
 
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
 def findings(template: Template, objects: Objects) -> Iterator[str]:
     """Return what a pod needs and will not find, and what it says twice and not alike."""
     spec = template.spec
+    name = template.owner["metadata"]["name"]
+    if not _LABEL.fullmatch(name):
+        yield f"{name} is no DNS label, of which an API server warns"
     if not objects.named("ServiceAccount", spec.get("serviceAccountName", "default")):
         yield f"no ServiceAccount {spec.get('serviceAccountName', 'default')}"
     priority = spec.get("priorityClassName")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lowtide.local import patches, replacements
+from lowtide.local import patches
 from lowtide.local.errors import BadManifest
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _KNOWN = frozenset(
         "patches",
         "namespace",
         "images",
-        "replacements",
     ]
 )
 _CLUSTER_SCOPED = frozenset(["Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding"])
@@ -87,8 +86,6 @@ def _accumulate(folder: Path, given: list[Resource]) -> list[Resource]:
     for image in kustomization.get("images", []):
         for resource in found:
             _rename_image(resource.document, image)
-    for rule in _rules(folder, kustomization):
-        replacements.replace([resource.document for resource in found], rule)
     return found
 
 
@@ -189,12 +186,3 @@ def _renamed(old: str, image: Document) -> str:
         colon, tag = (":", image["newTag"]) if "newTag" in image else ("", "")
         at, digest = ("@", image["digest"]) if "digest" in image else ("", "")
     return f"{image.get('newName', name)}{colon}{tag}{at}{digest}"
-
-
-def _rules(folder: Path, kustomization: Document) -> Iterator[Document]:
-    for one in kustomization.get("replacements", []):
-        if "path" in one:
-            for rules in _anything(folder / one["path"]):
-                yield from rules
-        else:
-            yield one

@@ -22,12 +22,6 @@ spec:
     spec:
       containers: [{name: c, image: "lowtide:dev", env: [{name: A, value: "1"}, {name: B, value: "2"}]}]
 """
-JOB = """
-apiVersion: batch/v1
-kind: Job
-metadata: {name: migrate, annotations: {from: x}}
-spec: {template: {spec: {containers: [{name: c, image: "lowtide:1.2@sha256:abc"}]}}}
-"""
 
 
 def build(folder: Path, kustomization: dict[str, Any], **files: str) -> dict[str, Any]:
@@ -98,29 +92,6 @@ def test_a_json_patch_goes_to_its_target(
 def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) -> None:
     found = build(tmp_path, {"images": [{"name": "lowtide", **image}]})
     assert found["spec"]["template"]["spec"]["containers"][0]["image"] == name
-
-
-def test_a_job_is_named_by_its_image(tmp_path: Path) -> None:
-    select = {"kind": "Job", "name": "migrate"}
-    image = {**select, "fieldPath": "spec.template.spec.containers.0.image"}
-    note = {**select, "fieldPath": "metadata.annotations.[from]"}
-    to_note = [{"select": select, "fieldPaths": ["metadata.annotations.[from]"]}]
-    steps = [
-        {"source": {**image, "options": {"delimiter": "@", "index": 0}}, "targets": to_note},
-        {"source": {**note, "options": {"delimiter": ":", "index": 1}}, "targets": to_note},
-        {
-            "source": note,
-            "targets": [
-                {
-                    "select": select,
-                    "fieldPaths": ["metadata.name"],
-                    "options": {"delimiter": "-", "index": 1},
-                }
-            ],
-        },
-    ]
-    found = build(tmp_path, {"replacements": steps}, a=JOB)
-    assert found["metadata"] == {"name": "migrate-1.2", "annotations": {"from": "1.2"}}
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,9 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "keda: replicas of two minds": (
         "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "undo what KEDA decided"
     ),
+    "a name with dots": (
+        "Job/migrate-prod", lambda d: d["metadata"].update(name="migrate-0.1"), "no DNS label"
+    ),
     "a missing account": (
         "Deployment/portal", lambda d: _pod(d).update(serviceAccountName="x"), "no ServiceAccount x"
     ),

@@ -1,0 +1,172 @@
+"""What `lowtide up` runs is what the overlay for development says, as kubectl would apply it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.kustomize import OVERLAY
+from lowtide.local.ports import HOST
+from manifests.overlays import rendered
+from manifests.pods import templates
+from tests.e2e.conftest import SETTINGS
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.stacks import LocalStack
+
+# What one machine supplies itself: ports, addresses, and the grace that it gives a process.
+SUPPLIED = {
+    "PORT",
+    "LOWTIDE_API_URL",
+    "LOWTIDE_COLD_START",
+    "LOWTIDE_OBJECT_STORE_URL",
+    "LOWTIDE_PORTAL_HOST",
+    "LOWTIDE_PORTAL_PORT",
+    "LOWTIDE_WORKER_GRACE",
+    "NICEGUI_STORAGE_PATH",
+}
+# What takes the place of a cluster's own parts.
+HELPERS = {"postgres", "broker", "router", "prometheus", "alertmanager"}
+DOCUMENTS = rendered(OVERLAY)
+TEMPLATES = {
+    template.owner["metadata"]["name"]: template
+    for template in templates(DOCUMENTS)
+    if template.owner["kind"] != "Job"
+}
+SCALERS = [one["spec"] for one in DOCUMENTS if one["kind"] == "ScaledObject"]
+SEEN = """
+CREATE TABLE local_broker.seen (trigger text, type text);
+CREATE FUNCTION local_broker.see() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+  'BEGIN INSERT INTO local_broker.seen VALUES (NEW.trigger, NEW.headers->>''ce-type''); RETURN NEW; END';
+CREATE TRIGGER see AFTER INSERT ON local_broker.deliveries
+  FOR EACH ROW EXECUTE FUNCTION local_broker.see();
+"""
+WAITING = """
+INSERT INTO queue (batch_id, line, tenant_id, pool, queued_at, deadline, available_at)
+SELECT gen_random_uuid(), 0, gen_random_uuid(), :pool, now(), now() + interval '1 d',
+  now() + interval '1 h'
+"""
+UNSEEN = "DROP TABLE local_broker.seen; DROP FUNCTION local_broker.see() CASCADE"
+
+
+def _config() -> dict[str, str]:
+    (found,) = (one for one in DOCUMENTS if one["kind"] == "ConfigMap")
+    data: dict[str, str] = found["data"]
+    return data
+
+
+def test_every_workload_runs_as_often_as_it_says(stack: LocalStack) -> None:
+    running = [name for name in stack.programs() if name not in HELPERS]
+    scaled = {one["scaleTargetRef"]["name"]: one["maxReplicaCount"] for one in SCALERS}
+    for name, template in TEMPLATES.items():
+        if name in scaled:
+            count = sum(one.rpartition("-")[0] == name for one in running)
+            assert count <= scaled[name]
+        else:
+            assert running.count(name) == template.owner["spec"].get("replicas", 1)
+    assert {one if one in TEMPLATES else one.rpartition("-")[0] for one in running} <= set(
+        TEMPLATES
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_its_command_and_environment_are_the_manifests(stack: LocalStack, name: str) -> None:
+    scaled = name.startswith("infer-")
+    if scaled:
+        _wake(stack, name.removeprefix("infer-"))
+    program = next(
+        one
+        for one in stack.programs().values()
+        if one.name == name or (scaled and one.name.rpartition("-")[0] == name)
+    )
+    process = psutil.Process(program.pid)
+    (container,) = TEMPLATES[name].spec["containers"]
+    _, *arguments = container["command"]
+    assert process.cmdline()[-len(arguments) :] == arguments
+    environment = process.environ()
+    expected = {**_config(), **_own(container)}
+    for variable, value in (expected | SETTINGS).items():
+        if variable not in SUPPLIED:
+            assert environment.get(variable) == value, variable
+    for variable in _secret(container):
+        assert environment.get(variable), variable
+    publishes = "lowtide.dev/publishes" in TEMPLATES[name].owner["metadata"]["labels"]
+    assert ("K_SINK" in environment) == publishes
+
+
+def _own(container: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+def _secret(container: dict[str, Any]) -> list[str]:
+    return [one["name"] for one in container["env"] if "valueFrom" in one]
+
+
+def _wake(stack: LocalStack, pool: str) -> None:
+    """Let a line wait in a pool, for later, until a worker comes; then take the line away."""
+    if stack.workers(pool):
+        return
+    with stack.database.connect() as connection:
+        # A line of no batch: nobody may claim it, and it is there for a moment.
+        connection.execute(text("SET session_replication_role = replica"))
+        connection.execute(text(WAITING), {"pool": pool})
+    until(lambda: stack.workers(pool), f"a worker comes to {pool}")
+    with stack.database.connect() as connection:
+        connection.execute(text("DELETE FROM queue WHERE line = 0"))
+
+
+def test_the_autoscaler_asks_what_the_scaled_objects_say(stack: LocalStack) -> None:
+    asked: set[str] = set()
+    expected = {one["triggers"][0]["metadata"]["query"] for one in SCALERS}
+
+    def look() -> bool:
+        rows = stack.query(
+            "SELECT query FROM pg_stat_activity WHERE application_name = 'lowtide-autoscaler'"
+        )
+        asked.update(row.query for row in rows if "FROM queue" in row.query)
+        return asked >= expected
+
+    until(look, "each query is asked", within=30)
+    assert asked == expected
+
+
+@pytest.fixture
+def seen(stack: LocalStack) -> Iterator[LocalStack]:
+    """The shared stack, which notes what its broker accepts for whom."""
+    with stack.database.connect() as connection:
+        connection.exec_driver_sql(SEEN)
+    yield stack
+    with stack.database.connect() as connection:
+        connection.exec_driver_sql(UNSEEN)
+
+
+def test_the_broker_sends_events_where_the_triggers_say(seen: LocalStack) -> None:
+    triggers = [one for one in DOCUMENTS if one["kind"] == "Trigger"]
+    expected = {
+        (one["metadata"]["name"], one["spec"]["filter"]["attributes"]["type"]) for one in triggers
+    }
+    for type_ in {*(type_ for _, type_ in expected), "dev.lowtide.unknown"}:
+        answer = httpx.post(
+            f"http://{HOST}:{seen.program('broker').port}/",
+            headers={
+                "ce-specversion": "1.0",
+                "ce-id": str(uuid.uuid4()),
+                "ce-type": type_,
+                "ce-source": "/tests",
+                "content-type": "application/json",
+            },
+            json={"batch_id": str(uuid.uuid4()), "tenant_id": str(uuid.uuid4())},
+        )
+        assert answer.status_code == 202
+    found = {
+        tuple(row) for row in seen.query("SELECT DISTINCT trigger, type FROM local_broker.seen")
+    }
+    assert found == expected
