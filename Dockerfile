@@ -8,13 +8,13 @@
 ARG PYTHON=python:3.11-slim-bookworm@sha256:0000000000000000000000000000000000000000000000000000000000000000
 
 FROM ${PYTHON} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore UV_LINK_MODE=copy
 WORKDIR /build
 COPY requirements/image-build.txt requirements/image.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=cache,target=/root/.cache/uv \
     python -m venv --without-pip /opt/lowtide && \
     python -m pip install --require-hashes --only-binary :all: -r requirements/image-build.txt && \
-    python -m pip --python /opt/lowtide/bin/python install --no-compile --require-hashes \
+    python -m uv pip install --python /opt/lowtide/bin/python --require-hashes \
         --only-binary :all: -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY lowtide lowtide
@@ -22,7 +22,7 @@ COPY portal portal
 COPY functions /app/functions
 # Compiled here, as nothing can be written later; by hash, as a copied layer may change times.
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
-    python -m pip --python /opt/lowtide/bin/python install --no-deps --no-compile dist/*.whl && \
+    python -m uv pip install --python /opt/lowtide/bin/python --no-deps dist/*.whl && \
     python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/lowtide/lib /app
 
 FROM ${PYTHON}

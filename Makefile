@@ -106,7 +106,8 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 	echo 'checkov>=3.3' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements/manifests.txt -
 	$(BIN)/uv pip compile $(HASHED) --extra image --output-file requirements/image.txt pyproject.toml
-	$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt requirements/build.txt
+	echo uv | cat requirements/build.txt - | \
+		$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt -
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LEFT_OUT = shutil.ignore_patterns(
     "site-packages", "test", "tests", "idlelib", "tkinter", "config-3*"
 )
+# How this machine installs packages.
+_USERS = ("HOME", "PIP_", "UV_", "SSL_")
 
 
 @dataclass
@@ -140,7 +142,8 @@ class Replay:
             ["sh", "-ec", self._image.placed(script)],  # noqa: S607
             cwd=self._image.folder,
             # The cache of packages is this user's, as the build's cache mount is the builder's.
-            env={"HOME": os.environ.get("HOME", "/"), **self._image.environment},
+            env={name: os.environ[name] for name in os.environ if name.startswith(_USERS)}
+            | self._image.environment,
             capture_output=True,
             text=True,
             check=False,
