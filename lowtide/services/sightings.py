@@ -68,7 +68,8 @@ class Sightings:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True, name="sightings")
                 self._thread.start()
-        self._some.set()
+        if not self._some.is_set():
+            self._some.set()
 
     def close(self, timeout: float) -> None:
         """Write what is left, for at most `timeout` seconds."""
