@@ -162,7 +162,9 @@ def shared_portal(
 def portal(shared: Database, shared_portal: Portal) -> Portal:
     """A portal that has no batches to show."""
     with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql("TRUNCATE batches, tallies, queue, claims, workers")
+        connection.exec_driver_sql(
+            "TRUNCATE batches, tallies, queue, claims, workers, paused_pools, pool_samples"
+        )
     return shared_portal
 
 

@@ -138,6 +138,21 @@ def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> None:
         )
 
 
+def add_samples(engine: Engine, *, minutes: int) -> None:
+    """Sample both pools in each of the last minutes, but for a gap of ten in the middle."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live,
+                  seconds, done, interrupted, replica_seconds)
+                SELECT now() - n * interval '1 minute', pool, n, 9, 30, 2, 1, 60, 120 * n, 1, 30
+                FROM generate_series(0, :minutes) n, unnest(ARRAY['spot', 'dedicated']) pool
+                WHERE n NOT BETWEEN :minutes / 2 - 5 AND :minutes / 2 + 5
+            """),
+            {"minutes": minutes},
+        )
+
+
 def _add_lines(engine: Engine, insert: str, batch: UUID, pool: str, lines: range) -> None:
     with engine.begin() as connection:
         connection.execute(

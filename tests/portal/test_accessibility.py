@@ -12,10 +12,20 @@ import pytest
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from lowtide.domain.ids import format_batch_id
+from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from lowtide.local.ports import free_port
+from lowtide.postgres.pools import PostgresPools
+from lowtide.wiring import new_id
 from tests.portal.letters import dead_batch
-from tests.portal.seeds import SeedBatch, add_batch, add_claimed, add_queued, add_worker
+from tests.portal.seeds import (
+    SeedBatch,
+    add_batch,
+    add_claimed,
+    add_queued,
+    add_samples,
+    add_worker,
+)
 from tests.postgres.worlds import World
 
 if TYPE_CHECKING:
@@ -73,7 +83,10 @@ def batch(shared: Database, portal: Portal) -> str:
     add_queued(worker, running, "spot", range(1, 50))
     add_claimed(worker, running, "dedicated", range(50, 60))
     add_worker(worker, "spot")
-    return format_batch_id(dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2)))
+    add_samples(worker, minutes=50)
+    died = dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2))
+    PostgresPools(shared.engine("operator"), new_id=new_id).pause(Pool.SPOT, HOSTILE)
+    return format_batch_id(died)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

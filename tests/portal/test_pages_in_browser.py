@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
+from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples
 from tests.postgres.worlds import World
 
 if TYPE_CHECKING:
@@ -158,4 +159,35 @@ def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
     page.keyboard.press("/")
     page.keyboard.type("gb?")
     assert page.get_by_label("Batch id").input_value() == "gb?", "keys are text in a box"
+    assert visited.problems == []
+
+
+def test_a_pool_is_paused_after_a_question_and_history_has_its_range_in_the_address(
+    shared: Database, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    worker = shared.engine("worker")
+    add_queued(worker, add_batch(worker, SeedBatch()), "spot", range(1, 50))
+    add_samples(worker, minutes=50)
+    page = (visited := visit(f"{portal.url}/queues")).page
+    page.get_by_role("button", name="7 d").click()
+    page.wait_for_url(re.compile("range=7d$"))
+    depth = page.get_by_role("img", name=re.compile("^Depth: spot [0-9]"))
+    depth.locator("canvas").wait_for()
+    page.get_by_role("button", name="Pause spot …").click()
+    page.get_by_text("Waiting in spot: 49 lines.").wait_for()
+    page.get_by_role("button", name="Keep as is").click()
+    page.get_by_role("button", name="Pause spot …").click()
+    page.get_by_role("button", name="Pause spot", exact=True).click()
+    page.get_by_text(re.compile("^Spot is paused since .* UTC by portal operator$")).wait_for()
+    page.get_by_role("button", name="Resume spot").click()
+    page.get_by_text("Spot goes on.").wait_for()
+    page.get_by_role("button", name="Pause spot …").wait_for()
+    with shared.engine("operator").connect() as connection:
+        rows = connection.execute(
+            text("SELECT actor, action FROM audit_log WHERE action LIKE 'pool.%' ORDER BY id DESC")
+        )
+        assert [tuple(row) for row in rows][:2] == [
+            ("portal operator", "pool.resumed"),
+            ("portal operator", "pool.paused"),
+        ]
     assert visited.problems == []

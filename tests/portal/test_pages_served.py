@@ -19,8 +19,6 @@ from tests.portal.seeds import SeedBatch, add_batch, add_queued
 from tests.postgres.worlds import World, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lowtide.domain.ids import BatchId
     from tests.conftest import Database
     from tests.portal.conftest import Portal
@@ -64,12 +62,10 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
 
 
 @pytest.fixture
-def spot_is_paused(shared: Database) -> Iterator[None]:
+def spot_is_paused(shared: Database, portal: Portal) -> None:
     """A pause by somebody with a hostile name."""
-    pools = PostgresPools(shared.engine("operator"), new_id=new_id)
-    pools.pause(Pool.SPOT, HOSTILE)
-    yield
-    pools.resume(Pool.SPOT, "ana")
+    assert portal
+    PostgresPools(shared.engine("operator"), new_id=new_id).pause(Pool.SPOT, HOSTILE)
 
 
 @pytest.mark.usefixtures("spot_is_paused")
