@@ -42,7 +42,7 @@ _EVENT_TYPES = frozenset({*EventType, TICK})
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the function, in the process that serves it."""
     settings = read_settings()
-    configure(settings.log_format)
+    configure(settings.log_format, settings.log_level)
     # Here, not before: its thread would not come along into this process.
     wiring.tracer()
     health.serve(settings.health_port, is_ready=check_database)

@@ -21,7 +21,7 @@ def main() -> None:
     # NiceGUI takes a process that inherits this, as every child of a test does, for a test of its own.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
-    configure(settings.log_format)
+    configure(settings.log_format, settings.log_level)
     # Ready even without the database: the pages then say that it is away.
     health.serve(settings.health_port, is_ready=lambda: None)
     build(watch_everything(settings), wiring.entrance(), settings)

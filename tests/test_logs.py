@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from lowtide.logs import configure
-from lowtide.settings import LogFormat
+from lowtide.settings import LogFormat, LogLevel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ def _restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.getLogger("lowtide").setLevel(logging.NOTSET)
 
 
 def _lines(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
@@ -117,3 +118,23 @@ def test_chatty_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         logging.getLogger(name).info("noise")
     logging.getLogger("httpx").warning("news")
     assert json.loads(logged())["event"] == "news"
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        (LogLevel.DEBUG, ["lowtide debug", "lowtide info", "lowtide warning", "urllib3 info"]),
+        (LogLevel.INFO, ["lowtide info", "lowtide warning", "urllib3 info"]),
+        (LogLevel.WARNING, ["lowtide warning", "urllib3 info"]),
+    ],
+)
+def test_the_level_is_that_of_our_own_lines(
+    capsys: pytest.CaptureFixture[str], level: LogLevel, shown: list[str]
+) -> None:
+    configure(LogFormat.JSON, level)
+    for name in ("lowtide", "urllib3"):
+        logger = logging.getLogger(f"{name}.test")
+        for severity in ("debug", "info", "warning" if name == "lowtide" else "info"):
+            getattr(logger, severity)(f"{name} {severity}")
+    told = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert list(dict.fromkeys(told)) == shown

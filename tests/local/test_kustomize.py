@@ -88,19 +88,6 @@ def test_function_sources_exist_and_settings_are_known(
     assert unknown_variables(environment | config) == []
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("functions/*/func.yaml")), ids=lambda p: p.parent.name
-)
-def test_func_yaml_says_what_the_manifest_says(by_name: dict[str, Workload], path: Path) -> None:
-    function = yaml.safe_load(path.read_text())
-    manifest = {one.name: one.value for one in by_name[function["name"]].container.env}
-    assert function["run"]["envs"] == [
-        {"name": name, "value": manifest[name]}
-        for name in ("FUNCTION_SOURCE", "FUNCTION_TARGET", "FUNCTION_SIGNATURE_TYPE")
-    ]
-    assert function["invoke"] == manifest["FUNCTION_SIGNATURE_TYPE"]
-
-
 def test_threads_concurrency_and_pool_are_one_number(manifests: Manifests) -> None:
     for service in manifests.all(KnativeService):
         name = service.metadata.name
