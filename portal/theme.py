@@ -120,7 +120,7 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .q-dialog .card.dialog { min-width: min(320px, 90vw); max-width: 560px; color: var(--ink); }
 .actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
 .actions.end { justify-content: flex-end; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 14px 12px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px 12px; }
 .concerns { border-left: 4px solid var(--warn-fill); display: flex; flex-direction: column; gap: 8px; }
 .concerns ul { margin: 0; padding-left: 18px; }
 .concerns a { color: var(--accent); }
@@ -233,8 +233,9 @@ TONES
 .command { display: flex; align-items: center; gap: 4px; max-width: 100%; padding: 6px 6px 6px 14px;
   border: 1px solid var(--line); border-radius: 8px; background: var(--code); }
 .q-btn { color: var(--muted); }
-.q-dialog .q-btn--flat, .pager .q-btn, .table-card .q-table .q-btn { color: var(--accent); }
+.q-dialog .q-btn--flat, .pager .q-btn, .table-card .q-btn { color: var(--accent); }
 .table-card .q-table .q-btn { font-size: 12.5px; }
+.toolbar .q-btn { padding: 4px 10px; }
 .q-dialog .q-btn--flat { background: var(--card); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }

@@ -90,7 +90,7 @@ def syntax_fault(line: bytes) -> str:
         # Read as floating point: integers of thousands of digits would be refused, or take long.
         value = json.loads(line.decode(), parse_constant=_refuse, parse_int=float)
     except json.JSONDecodeError as error:
-        return f"{error.msg} at character {error.pos + 1}"
+        return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except _NoNumber as error:
         return f"{error} is no JSON number"
     if not isinstance(value, dict):

@@ -56,7 +56,7 @@ _TIMES: Final = "".join(
 )
 _ERROR: Final = '<span class="small clamp" :title="props.row.error">{{ props.row.error }}</span>'
 _MORE: Final = (
-    '<q-btn flat dense no-caps size="sm" label="Look inside" '
+    '<q-btn flat dense no-caps label="Look inside" '
     ':aria-label="`Look inside line ${props.row.line}`" '
     "@click=\"() => $parent.$emit('inside', props.row.line)\" />"
 )
