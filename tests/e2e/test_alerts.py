@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,61 +12,89 @@ import pytest
 
 from tests.e2e.waiting import until
 from tests.monitoring.programs import MONITORING, needs
-from tests.monitoring.queries import alerts, recordings
+from tests.monitoring.queries import alerts, boards, expressions_of, filled, recordings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.e2e.stacks import LocalStack
 
 pytestmark = needs(*MONITORING)
 
 
-def _get(address: str, **parameters: str) -> Any:
-    return httpx.get(address, params=parameters, timeout=10).raise_for_status().json()
+@dataclass(frozen=True)
+class Api:
+    """One of the two programs, over a connection that is kept."""
+
+    client: httpx.Client
+    base: str
+
+    def get(self, path: str, **parameters: str) -> Any:
+        return self.client.get(self.base + path, params=parameters).raise_for_status().json()
 
 
 @pytest.fixture(scope="module")
-def prometheus(stack: LocalStack) -> str:
-    return f"{stack.status()['prometheus_url']}/api/v1"
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(trust_env=False, timeout=10) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
-def alertmanager(stack: LocalStack) -> str:
-    return f"{stack.status()['alertmanager_url']}/api/v2"
+def prometheus(stack: LocalStack, http: httpx.Client) -> Api:
+    return Api(http, f"{stack.status()['prometheus_url']}/api/v1/")
+
+
+@pytest.fixture(scope="module")
+def alertmanager(stack: LocalStack, http: httpx.Client) -> Api:
+    return Api(http, f"{stack.status()['alertmanager_url']}/api/v2/")
 
 
 def test_every_process_is_scraped_with_the_labels_of_a_pod(
-    stack: LocalStack, prometheus: str
+    stack: LocalStack, prometheus: Api
 ) -> None:
     expected = {one.name for one in stack.programs().values() if one.health_port is not None}
 
     def healthy() -> dict[str, dict[str, str]]:
-        found = _get(f"{prometheus}/targets")["data"]["activeTargets"]
+        found = prometheus.get("targets")["data"]["activeTargets"]
         return {one["labels"]["pod"]: one["labels"] for one in found if one["health"] == "up"}
 
     until(lambda: healthy().keys() >= expected, "all are scraped", within=30)
     assert healthy()["schedule"].items() >= {"namespace": "local", "function": "schedule"}.items()
 
 
-def test_prometheus_evaluates_every_rule(prometheus: str) -> None:
+def test_prometheus_evaluates_every_rule(prometheus: Api) -> None:
     def states() -> dict[str, str]:
-        groups = _get(f"{prometheus}/rules")["data"]["groups"]
+        groups = prometheus.get("rules")["data"]["groups"]
         return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
 
     until(lambda: set(states().values()) == {"ok"}, "all are evaluated", within=30)
     assert states().keys() == alerts().keys() | recordings()
 
 
-def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: str, alertmanager: str) -> None:
+def test_prometheus_answers_every_panel(prometheus: Api) -> None:
+    depth = filled('sum(namespace_pool:queue_depth:max{namespace=~"$namespace"})')
+
+    def answer(expression: str) -> Any:
+        found = prometheus.get("query", query=filled(expression))
+        return found["data"]["result"] if found["status"] == "success" else None
+
+    asked = {expression for board in boards().values() for _, expression in expressions_of(board)}
+    assert depth in map(filled, asked)
+    until(lambda: answer(depth), "the first tick is told of", within=30)
+    assert not {expression for expression in asked if answer(expression) is None}
+
+
+def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: Api, alertmanager: Api) -> None:
     """The portal stands still: Prometheus sees it, Alertmanager tells, and forgets when it goes on."""
     portal = stack.program("portal")
     assert portal.pid is not None
 
     def told() -> list[dict[str, Any]]:
-        found = _get(f"{alertmanager}/alerts", active="true")
+        found = alertmanager.get("alerts", active="true")
         return [one for one in found if one["labels"]["alertname"] == "LowtidePortalDown"]
 
     until(
-        lambda: _get(f"{prometheus}/query", query='up{function="portal"} == 1')["data"]["result"],
+        lambda: prometheus.get("query", query='up{function="portal"} == 1')["data"]["result"],
         "the portal is scraped",
         within=30,
     )

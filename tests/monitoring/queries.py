@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 # What Prometheus itself makes.
 BUILT_IN = {"up", "ALERTS"}
-_RANGES = ("$__rate_interval", "$__range", "$__interval")
+_VARIABLE = re.compile(r"\$(?:__)?[a-z_]+")
 _LABEL_VALUES = re.compile(r"label_values\((.+), \w+\)")
 
 
@@ -57,10 +57,13 @@ def expressions_of(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"${variable['name']}", found[1]
 
 
+def filled(expression: str) -> str:
+    """Return an expression of a panel as Grafana sends it when everything is chosen."""
+    return _VARIABLE.sub(lambda found: "5m" if found[0].startswith("$__") else ".*", expression)
+
+
 def names_in(expression: str) -> set[str]:
     """Return the metrics that an expression selects; raises ValueError for one that is none."""
-    for range_ in _RANGES:
-        expression = expression.replace(range_, "5m")
     found: set[str] = set()
 
     def visit(node: promql_parser.Expr) -> None:
@@ -70,7 +73,7 @@ def names_in(expression: str) -> set[str]:
             assert node.name, f"a selector without a name in {expression}"
             found.add(node.name)
 
-    promql_parser.walk(promql_parser.parse(expression), visit)
+    promql_parser.walk(promql_parser.parse(filled(expression)), visit)
     return found
 
 
