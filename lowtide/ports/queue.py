@@ -25,7 +25,7 @@ class Queue(Protocol):
         ...
 
     def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
-        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+        """Take up to `lines` of the most urgent lines; none when the lease is gone or the pool paused."""
         ...
 
     def settle(

@@ -38,7 +38,8 @@ INSERT INTO paused_pools (pool, paused_by) VALUES (:pool, :actor) ON CONFLICT DO
 RETURNING pool, since, paused_by
 """)
 _RESUME = text("DELETE FROM paused_pools WHERE pool = :pool RETURNING pool, since, paused_by")
-# The event is a hint for workers that are awake, and one is enough for each of them.
+# Whose event wakes workers: a hint. Those that it does not reach look by themselves, at most the longest
+# of their waits later.
 FIRST_WAITING = """
 SELECT b.tenant_id, b.id FROM batches b
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
@@ -78,7 +79,7 @@ class PostgresPools:
 
         What a claim under way has taken is taken.
         """
-        while True:
+        while True:  # it may be resumed between the two statements
             with begin(self._engine) as connection:
                 row = connection.execute(_PAUSE, {"pool": pool.value, "actor": actor}).one_or_none()
                 if row is not None:

@@ -66,7 +66,10 @@ def consequences(effect: PauseEffect, now: datetime) -> list[str]:
             "is given up by this."
         )
     else:
-        told.append("What waits for dedicated goes to spot, and spot promises no deadline.")
+        told.append(
+            "Lines that were moved there go back to spot, which promises no deadline; batches that "
+            "were sent there wait."
+        )
     endangered = effect.endangered
     if endangered.first is not None:
         left = duration(max(endangered.first - now, timedelta()))

@@ -85,13 +85,13 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
         ),
         pytest.param(
             PauseEffect(Pool.DEDICATED, 0, 0, THREE),
-            ["goes to spot", "At risk until it goes on: 3 batches", "due in 2 h"],
+            ["go back to spot", "At risk until it goes on: 3 batches", "due in 2 h"],
             ["No deadline", "other pool"],
             id="dedicated",
         ),
         pytest.param(
             PauseEffect(Pool.DEDICATED, 0, 0, NONE),
-            ["goes to spot"],
+            ["go back to spot"],
             ["At risk"],
             id="dedicated, nothing is held",
         ),
