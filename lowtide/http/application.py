@@ -84,7 +84,8 @@ class Application:
         pattern = "unmatched" if isinstance(found, HTTPException) else found[0].path
         trace = parse_trace(request.headers.get("traceparent"), request.headers.get("tracestate"))
         method = metrics.method_of(request.method)
-        with wiring.tracer().span(
+        tracer = wiring.tracer()
+        with tracer.span(
             f"{method} {pattern}",
             kind=SpanKind.SERVER,
             parent=trace,
@@ -101,7 +102,7 @@ class Application:
             if response.status_code >= 500:
                 span.fail(str(response.status_code))
         response.headers["x-request-id"] = request_id
-        if span.context is not None:
+        if tracer.is_on and span.context is not None:
             response.headers["traceresponse"] = span.context.traceparent
         metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
         return response

@@ -75,7 +75,7 @@ def test_one_trace_leads_from_the_upload_to_the_output_file(
     traced.kill(traced.workers()[0].name)
     ended = traced.finish(batch, source, answers=simulated_answer)
     assert ended["x_lowtide"]["interruptions"] > 0
-    spans = until(lambda: finished(collector.of(TRACE)), "the last span")
+    spans = until(lambda: whole(collector, TRACE), "the last span")
 
     upload = only(spans, "POST /v1/files", "lowtide-upload")
     stored = only(spans, "store file", "lowtide-upload")
@@ -99,7 +99,8 @@ def test_one_trace_leads_from_the_upload_to_the_output_file(
     for share in shares:
         ((_, of_set),) = share.links
         assert (TRACE, created.span_id) in sets[of_set].links
-    check_counts(shares, ended)
+    assert counts(shares)["succeeded"] > 0
+    assert counts(shares)["interrupted"] > 0
     assert all(span.attributes["lowtide.batch.id"] == batch for span in shares)
     assert stored.attributes["lowtide.lines"] == split.attributes["lowtide.lines"] == LINES
     assert final.attributes["lowtide.batch.completed"] == LINES
@@ -111,13 +112,17 @@ def test_one_trace_leads_from_the_upload_to_the_output_file(
     assert [row.traceparent[3:35] for row in rows] == [TRACE] * len(rows)
 
 
-def finished(spans: list[Told]) -> list[Told]:
-    """Return the spans once the end of the batch is told, and all that was begun before."""
-    return spans if any(span.name == "send dev.lowtide.batch.completed" for span in spans) else []
+def whole(collector: Collector, trace: str) -> list[Told]:
+    """Return the spans of a trace once its end is told, and all that these spans name."""
+    spans = collector.of(trace)
+    known = {span.span_id for span in list(collector.spans)} | {CALLER}
+    named = {span.parent for span in spans} | {of for span in spans for _, of in span.links}
+    over = any(span.name == "finalize" for span in spans)
+    return spans if over and named <= known else []
 
 
-def check_counts(shares: list[Told], ended: dict[str, Any]) -> None:
-    """What the shares tell adds up to what became of the batch, but for the worker that was killed."""
+def counts(shares: list[Told]) -> Counter[str]:
+    """Return what became of the lines of shares; each share accounts for all of its own."""
     total = Counter[str]()
     for share in shares:
         told = {
@@ -127,10 +132,7 @@ def check_counts(shares: list[Told], ended: dict[str, Any]) -> None:
         }
         assert sum(told.values()) == share.attributes["messaging.batch.message_count"]
         total.update(told)
-    assert 0 < total["succeeded"] <= LINES
-    assert 0 < total["interrupted"] <= ended["x_lowtide"]["interruptions"]
-    assert 0 < total["retried"] <= ended["x_lowtide"]["retries"]
-    assert total["failed"] == 0
+    return total
 
 
 def check_content(spans: list[Told], source: bytes) -> None:
@@ -161,13 +163,23 @@ def test_a_caller_of_both_calls_names_the_trace_of_both(
 ) -> None:
     other = "0af7651916cd43dd8448eb211c80319c"
     batch = traced.client.batches.create(
-        input_file_id=traced.upload(chat_file(5)),
+        input_file_id=traced.upload(chat_file(LINES)),
         endpoint="/v1/chat/completions",
         completion_window="24h",
         extra_headers={"traceparent": f"00-{other}-{CALLER}-01"},
     ).id
-    traced.follow(batch)
-    spans = until(lambda: finished(collector.of(other)), "the last span")
+    ended = traced.follow(batch)[-1]
+    spans = until(lambda: whole(collector, other), "the last span")
+    told = counts([span for span in spans if span.name == "infer spot"])
+    assert told == {
+        "succeeded": LINES,
+        "failed": 0,
+        "unfinished": 0,
+        "retried": ended["x_lowtide"]["retries"],
+        "interrupted": ended["x_lowtide"]["interruptions"],
+    }
+    assert told["interrupted"] > 0
+    assert told["retried"] > 0
     request = only(spans, "POST /v1/batches", "lowtide-create-batch")
     created = only(spans, CREATED, "lowtide-create-batch")
     assert (request.parent, created.parent, created.links) == (CALLER, request.span_id, ())

@@ -368,9 +368,9 @@ def test_a_batch_continues_a_trace(
     body = form(part("purpose", b"batch"), part("file", line(), "in.jsonl"))
     headers = {"Content-Type": CONTENT_TYPE, **header(upload)}
     stored = api("POST", "/v1/files", data=body, headers=headers)
-    assert stored.headers.get("traceresponse", "")[3:35] == (upload or "")
     answer = _create(api, {"input_file_id": stored.json["id"]}, **header(create))
-    assert answer.headers.get("traceresponse", "")[3:35] == (create or "")
+    # Tracing is off: there is no span of this answer to tell of.
+    assert "traceresponse" not in answer.headers
     batch = answer.json
     assert batch["x_lowtide"]["trace_id"] == continued
     assert api("GET", f"/v1/batches/{batch['id']}").json["x_lowtide"]["trace_id"] == continued
