@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,27 @@ def test_what_keda_and_a_canary_change_is_left_to_them(environment: str) -> None
     assert scaled
     assert ignored == scaled | {("Service", None, "/spec/traffic")}
     assert "RespectIgnoreDifferences=true" in spec["syncPolicy"]["syncOptions"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
+    environment: str, tmp_path: Path
+) -> None:
+    for folder in ("knative", "keda", "argocd"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    source = application(environment)["source"]
+    path = tmp_path / source["path"]
+    overlay = yaml.safe_load((path / "kustomization.yaml").read_text())
+    # As Argo CD does: `kustomize edit add component`.
+    overlay.setdefault("components", []).extend(source["kustomize"]["components"])
+    (path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    waves: dict[str, set[int]] = {}
+    for document in rendered(source["path"], tmp_path):
+        annotations = document["metadata"].get("annotations", {})
+        wave = int(annotations.get("argocd.argoproj.io/sync-wave", "0"))
+        waves.setdefault(document["kind"], set()).add(wave)
+    (migration,) = waves["Job"]
+    for kind in ("Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap"):
+        assert max(waves[kind]) < migration, kind
+    assert min(waves["Service"] | waves["Deployment"]) > migration
+    assert min(waves["ScaledObject"]) > max(waves["Deployment"])
