@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 _exporter = make_wsgi_app()
 
 
-def serve(port: int, *, is_ready: Callable[[], None]) -> None:
-    """Answer in a thread; `is_ready` raises LowtideError while the process is not."""
+def serve(port: int, *, is_ready: Callable[[], None], host: str | None = None) -> None:
+    """Answer in a thread; `is_ready` raises LowtideError while the process is not.
+
+    Without a `host`, `HOST` of the environment says where, or else every address: a pod's probes and
+    scrapes come from outside.
+    """
     build.export()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -44,7 +48,7 @@ def serve(port: int, *, is_ready: Callable[[], None]) -> None:
         return Response(text, status)(environ, start_response)
 
     server = make_server(
-        os.environ.get("HOST", "0.0.0.0"),  # noqa: S104
+        host or os.environ.get("HOST", "0.0.0.0"),  # noqa: S104
         port,
         answer,
         threaded=True,
