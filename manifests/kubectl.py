@@ -6,8 +6,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from lowtide.local.rendering import parsed
 from manifests.overlays import ROOT, label
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def differences(kustomization: str, documents: Sequence[Document]) -> list[str]:
         capture_output=True,
         text=True,
     ).stdout
-    theirs = {_key(one): _settled(one) for one in yaml.safe_load_all(output)}
+    theirs = {_key(one): _settled(one) for one in parsed(output)}
     ours = {_key(one): _settled(one) for one in documents}
     return [
         f"{key[-1]}: kubectl renders it otherwise"

@@ -32,7 +32,7 @@ def others(root: Path = ROOT) -> list[Document]:
     """Return the objects that no kustomization lists: what Argo CD and Prometheus's operator read."""
     return [
         document
-        for pattern in ("monitoring/*.yaml", "monitoring/*/*.yaml", "argocd/**/*.yaml")
+        for pattern in ("monitoring/*.yaml", "monitoring/*/*.yaml", "argocd/*.yaml")
         for path in sorted(root.glob(pattern))
         for document in documents(path)
         if {"apiVersion", "kind", "metadata"} <= set(document)

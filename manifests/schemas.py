@@ -59,31 +59,37 @@ _KEPT = frozenset(
 
 def findings(document: Document) -> list[str]:
     """Return what an API server would say of an object."""
-    version, kind = document["apiVersion"], document["kind"]
-    if kind == "ApplicationSet":
-        # Its own schema is 400 kB, as generators nest; what matters is what it makes.
-        return findings(
-            {**document, "kind": "Application", "spec": document["spec"]["template"]["spec"]}
-        )
-    if version in _CORE:
-        return list(_core(json.dumps(document, sort_keys=True)))
-    validator = _validator(version, kind)
-    if validator is None:
-        return [f"no schema is known for {version} {kind}: see manifests/schemas/README.md"]
-    return [
-        f"{'.'.join(str(step) for step in error.absolute_path)}: {error.message}"
-        for error in validator.iter_errors(document)
-    ]
+    # Most objects are the same in every overlay, and a schema takes a while to read.
+    return list(_findings(json.dumps(document, sort_keys=True)))
 
 
 @cache
-def _core(document: str) -> tuple[str, ...]:
-    """Return the findings in a core object, kept: most are the same in every overlay."""
+def _findings(text: str) -> tuple[str, ...]:
+    document = json.loads(text)
+    version, kind = document["apiVersion"], document["kind"]
+    if version in _CORE:
+        return _core(document)
+    if kind == "ApplicationSet":
+        # Its own schema is 400 kB, as generators nest; what matters is what it makes.
+        made = document["spec"]["template"]["spec"]
+        return tuple(findings({**document, "kind": "Application", "spec": made}))
+    validator = _validator(version, kind)
+    if validator is None:
+        return (f"no schema is known for {version} {kind}: see manifests/schemas/README.md",)
+    return tuple(
+        f"{'.'.join(str(step) for step in error.absolute_path)}: {error.message}"
+        for error in validator.iter_errors(document)
+    )
+
+
+def _core(document: Document) -> tuple[str, ...]:
     try:
-        kubernetes_validate.validate(json.loads(document), KUBERNETES, strict=True)
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
         where = ".".join(str(step) for step in error.path)
         return (f"{where}: {error.message}",)
+    except kubernetes_validate.SchemaNotFoundError:
+        return (f"Kubernetes {KUBERNETES} knows no {document['kind']} of {document['apiVersion']}",)
     return ()
 
 

@@ -68,10 +68,14 @@ def documents(path: Path) -> list[Document]:
 
 def _anything(path: Path) -> list[Any]:
     try:
-        with path.open("rb") as file:
-            return list(yaml.load_all(file, _LOADER))
+        return parsed(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise BadManifest(f"{path}: {error}") from error
+
+
+def parsed(text: str) -> list[Any]:
+    """Return the documents of a YAML text, by libyaml where it is there."""
+    return list(yaml.load_all(text, _LOADER))
 
 
 def _accumulate(folder: Path, given: list[Resource]) -> list[Resource]:

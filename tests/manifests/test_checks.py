@@ -110,6 +110,9 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "custom: a wrong type": (
         "Trigger/split", lambda d: d["spec"]["delivery"].update(retry="8"), "not of type 'integer'"
     ),
+    "core: a kind that does not exist": (
+        "ServiceAccount/lowtide-api", lambda d: d.update(kind="Account"), "knows no Account"
+    ),
     "a kind without a schema": (
         "Broker/default", lambda d: d.update(apiVersion="eventing.knative.dev/v2"), "no schema"
     ),
