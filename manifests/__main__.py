@@ -8,8 +8,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lowtide.local.errors import BadManifest
-from manifests import bounds, check, kubectl, policies
-from manifests.overlays import KUSTOMIZATIONS, others, rendered
+from manifests import bounds, check, kubectl, models, policies
+from manifests.overlays import KUSTOMIZATIONS, label, others, rendered
 
 if TYPE_CHECKING:
     from lowtide.local.patches import Document
@@ -26,6 +26,8 @@ def main() -> int:
     found = [f"{path} is stale: python -m manifests.bounds" for path in bounds.stale()]
     for name, documents in everything.items():
         found += [f"{name} {one}" for one in check.findings(documents)]
+        for document in documents:
+            found += [f"{name} {label(document)}: {one}" for one in models.findings(document)]
     found += check.findings(others())
     compared = 0
     if kubectl.available():
@@ -46,11 +48,7 @@ def _print_summary(everything: dict[str, list[Document]], compared: int, scanned
     kinds = Counter(document["kind"] for document in objects)
     print(f"{len(everything)} kustomizations, {len(objects)} objects of {len(kinds)} kinds:")
     print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
-    print(
-        f"{compared} of them rendered by kubectl, too, to the same objects"
-        if compared
-        else "no kubectl here"
-    )
+    print(f"{compared} of them compared with kubectl's rendering")
     print(f"{scanned} findings of checkov's, each allowed in {policies.ALLOWED.name} or told above")
 
 

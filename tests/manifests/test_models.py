@@ -2,71 +2,42 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from manifests import models
 from manifests.overlays import label, rendered
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from collections.abc import Callable
 
-with warnings.catch_warnings():
-    # The generated models shadow attributes of their base class.
-    warnings.simplefilter("ignore")
-    from cloudcoil.models.keda import v1alpha1 as keda
-    from cloudcoil.models.knative_eventing.eventing import v1 as eventing
-    from cloudcoil.models.knative_eventing.sources import v1 as sources
-    from cloudcoil.models.knative_serving.serving import v1 as serving
+    from lowtide.local.patches import Document
 
-MODELS: dict[tuple[str, str], type[BaseModel]] = {
-    ("serving.knative.dev/v1", "Service"): serving.Service,
-    ("eventing.knative.dev/v1", "Broker"): eventing.Broker,
-    ("eventing.knative.dev/v1", "Trigger"): eventing.Trigger,
-    ("sources.knative.dev/v1", "SinkBinding"): sources.SinkBinding,
-    ("sources.knative.dev/v1", "PingSource"): sources.PingSource,
-    ("keda.sh/v1alpha1", "ScaledObject"): keda.ScaledObject,
-    ("keda.sh/v1alpha1", "TriggerAuthentication"): keda.TriggerAuthentication,
-}
-# Unknown to the models: `fallback.behavior` and the HPA's `tolerance` are newer than they are,
-# and Knative's schema keeps `delivery.timeout` as an unknown field (feature delivery-timeout).
-NEWER = (".spec.fallback.behavior", ".tolerance", ".spec.delivery.timeout")
+KUSTOMIZATIONS = ("knative/overlays/dev", "knative/overlays/prod-gpu")
 
 
-def documents() -> list[Any]:
-    return [
-        pytest.param(document, id=f"{Path(kustomization).name}-{label(document)}")
-        for kustomization in ("knative", "knative/overlays/dev", "knative/overlays/prod-gpu")
-        for document in rendered(kustomization)
-        if (document["apiVersion"], document["kind"]) in MODELS
-    ]
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS, ids=lambda one: Path(one).name)
+def test_every_model_knows_its_manifests(kustomization: str) -> None:
+    documents = [one for one in rendered(kustomization) if one["apiVersion"] in models.PACKAGES]
+    assert len(documents) > 15
+    assert {label(one): models.findings(one) for one in documents if models.findings(one)} == {}
 
 
-def dropped(document: object, model: object, path: str = "") -> list[str]:
-    """Return the fields that the schema does not know: the models ignore them silently."""
-    if isinstance(document, dict) and isinstance(model, dict):
-        return [
-            lost
-            for name, value in document.items()
-            for lost in (
-                dropped(value, model[name], f"{path}.{name}")
-                if name in model
-                else [f"{path}.{name}"]
-            )
-        ]
-    if isinstance(document, list) and isinstance(model, list):
-        return [
-            lost
-            for number, value in enumerate(document)
-            for lost in dropped(value, model[number], f"{path}[{number}]")
-        ]
-    return []
-
-
-@pytest.mark.parametrize("document", documents())
-def test_manifest_follows_its_schema(document: dict[str, Any]) -> None:
-    model = MODELS[document["apiVersion"], document["kind"]].model_validate(document)
-    lost = dropped(document, model.model_dump(by_alias=True, exclude_none=True, mode="json"))
-    assert [one for one in lost if not one.endswith(NEWER)] == []
+@pytest.mark.parametrize(
+    ("name", "break_it", "message"),
+    [
+        ("Broker/default", lambda one: one["spec"].update(retries=1), ".spec.retries is unknown"),
+        ("ScaledObject/infer-spot", lambda one: one["spec"].update(triggers={}), "triggers"),
+    ],
+    ids=["unknown", "wrong"],
+)
+def test_what_a_model_does_not_know_is_found(
+    name: str, break_it: Callable[[Document], Any], message: str
+) -> None:
+    (document,) = (one for one in rendered(KUSTOMIZATIONS[0]) if label(one) == name)
+    broken = copy.deepcopy(document)
+    break_it(broken)
+    assert any(message in one for one in models.findings(broken))
