@@ -23,7 +23,8 @@ def missing(*programs: str) -> list[str]:
 def needs(*programs: str) -> pytest.MarkDecorator:
     """Skip a test where a program is not installed."""
     away = missing(*programs)
-    return pytest.mark.skipif(bool(away), reason=f"{', '.join(away)} is not installed: {INSTALL}")
+    hint = "" if "kubectl" in away else f": {INSTALL}"
+    return pytest.mark.skipif(bool(away), reason=f"{', '.join(away)} is not installed{hint}")
 
 
 def run(*command: str | Path) -> str:

@@ -14,7 +14,7 @@ from tests.monitoring.queries import alerts
 CONFIG = HERE / "alertmanager" / "alertmanager.yml"
 BY_SEVERITY = {"critical": "page,chat", "warning": "chat", "info": "digest"}
 
-pytestmark = needs("amtool")
+with_amtool = needs("amtool")
 
 
 def _receivers(**labels: str) -> str:
@@ -26,15 +26,18 @@ def _config() -> Any:
     return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
 
 
+@with_amtool
 def test_the_configuration_is_one() -> None:
     assert "SUCCESS" in run("amtool", "check-config", CONFIG)
 
 
+@with_amtool
 @pytest.mark.parametrize("severity", BY_SEVERITY)
 def test_a_severity_goes_to_those_who_should_know(severity: str) -> None:
     assert _receivers(alertname="LowtideAnything", severity=severity) == BY_SEVERITY[severity]
 
 
+@with_amtool
 @pytest.mark.parametrize(
     ("labels", "receivers"),
     [

@@ -91,3 +91,13 @@ def test_the_kustomization_has_every_dashboard() -> None:
     (config_map,) = _read(HERE / "kustomization.yaml")["configMapGenerator"]
     committed = (HERE / "dashboards" / "json").glob("*.json")
     assert set(config_map["files"]) == {f"dashboards/json/{path.name}" for path in committed}
+
+
+@needs("kubectl")
+def test_kubectl_renders_it() -> None:
+    found = list(yaml.safe_load_all(run("kubectl", "kustomize", HERE)))
+    kinds = {document["kind"]: document for document in found}
+    assert sorted(kinds) == ["ConfigMap", "PodMonitor", "PrometheusRule"]
+    assert {document["metadata"]["namespace"] for document in found} == {"monitoring"}
+    assert kinds["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert len(kinds["ConfigMap"]["data"]) == 5

@@ -75,7 +75,7 @@ def test_events_that_nobody_took_and_letters_that_nobody_opened(world: World) ->
     ids=["events", "letters", "risky"],
 )
 def test_a_look_does_not_grow_with_what_is_stored(world: World, statement: str, table: str) -> None:
-    batch = fill(world, 20_000)
+    batch = fill(world, 5000)
     world.run(
         "INSERT INTO outbox (id, tenant_id, type, subject, data) SELECT gen_random_uuid(), tenant_id,"
         " 't', 's', '{}' FROM queue WHERE batch_id = :batch",
