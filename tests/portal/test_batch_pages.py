@@ -182,6 +182,6 @@ def test_times_are_by_the_clock_of_who_looks(
 def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
     with portal.client() as client:
         answer = client.get(path)
-        assert answer.status_code == 200
+        assert answer.status_code == 404
         assert "No such batch" in answer.text
         assert client.get(f"{path}/files/output").status_code == 404

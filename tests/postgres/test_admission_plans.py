@@ -29,9 +29,11 @@ def loaded(shared_database: Database) -> Iterator[World]:
     emptied = text(f"TRUNCATE {', '.join(BIG)}")
     with shared_database.engine("owner").begin() as connection:
         connection.execute(emptied)
-        connection.execute(
-            text("DELETE FROM tenants WHERE id <> :default"), {"default": DEFAULT_TENANT}
-        )
+        for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
+            connection.execute(
+                text(f"DELETE FROM {table} WHERE {column} <> :default"),  # noqa: S608
+                {"default": DEFAULT_TENANT},
+            )
     others = [world.tenant(f"other {number}") for number in range(1, TENANTS)]
     values = {"tenants": [DEFAULT_TENANT, *others], "file": world.file().id, "leases": LEASES}
     with shared_database.engine("worker").begin() as connection:
