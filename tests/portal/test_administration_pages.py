@@ -216,20 +216,14 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_they_are_accessible_and_fit(
-    known: Portal, visit: Callable[..., Visit], scheme: str
+def test_hostile_names_are_text_in_a_browser_and_fit_a_phone(
+    known: Portal, visit: Callable[..., Visit]
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = (visited := visit(f"{known.url}/tenants", scheme=scheme)).page
+    page = (visited := visit(f"{known.url}/tenants", width=390)).page
     for path in PATHS:
         page.goto(known.url + path)
         page.get_by_text(HOSTILE).first.wait_for()
-        for width in (1440, 390) if scheme == "light" else (390,):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(250)
-            found = axe.run(page).response
-            assert [each["id"] for each in found["violations"]] == [], (path, width)
-            overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            assert overflow <= 0, (path, width)
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0, path
+    assert page.locator("img[src=x]").count() == 0
     assert visited.problems == []
