@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from lowtide.domain.errors import Unavailable
+from lowtide.postgres.encryption import encryption
 from lowtide.postgres.prepared import PreparingConnection
 
 if TYPE_CHECKING:
@@ -37,18 +38,21 @@ def connect(
 ) -> Engine:
     """Return an engine for `postgresql://…`; nothing is opened before the first use.
 
+    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for what they cannot be.
     `timeout` is in seconds without an answer, for connecting, for waiting for a free connection
     and for each statement. The server waits as long for the next statement of a transaction: a
     process that freezes in one would keep its locks for ever, and nobody could take its lines over.
     """
+    address, tls = encryption(make_url(url))
     waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
     engine = create_engine(
-        make_url(url).set(drivername="postgresql+pg8000"),
+        address.set(drivername="postgresql+pg8000"),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout,
         connect_args={
             "timeout": timeout,
+            "ssl_context": tls,
             "application_name": application,
             "startup_params": _PLANNER | waits,
         },
