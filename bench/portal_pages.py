@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import uuid
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ PAGES = {
     "batches": "/batches",
     "queues": "/queues",
     "health": "/health",
+    "tenants": "/tenants",
 }
 STATISTICS = {
     "shared_preload_libraries": "pg_stat_statements",
@@ -111,9 +112,11 @@ class Tab:
     bytes: int = 0
 
     async def acknowledge(self) -> None:
-        """Tell what has come, as a browser does."""
-        message = {"client_id": self.id, "next_message_id": self.next_message}
-        await self.client.emit("ack", message)
+        """Keep telling what has come, as a browser does."""
+        while True:
+            await asyncio.sleep(ACKNOWLEDGED)
+            message = {"client_id": self.id, "next_message_id": self.next_message}
+            await self.client.emit("ack", message)
 
 
 @dataclass
@@ -134,10 +137,11 @@ class Portal:
         answer = httpx.post(f"{self.url}/sign-in", data={"secret": PASSWORD}, trust_env=False)
         self.cookies = dict(answer.cookies)
 
-    async def open(self, path: str) -> Tab:
-        """Load a page, and follow it."""
+    @asynccontextmanager
+    async def tab(self, path: str) -> AsyncIterator[Tab]:
+        """Load a page, and follow it for the length of the block."""
         async with httpx.AsyncClient(
-            base_url=self.url, cookies=self.cookies, trust_env=False
+            base_url=self.url, cookies=self.cookies, trust_env=False, timeout=60
         ) as browser:
             shown = (await browser.get(path)).raise_for_status().text
         query = _query_of(shown)
@@ -160,7 +164,12 @@ class Portal:
             socketio_path="/_nicegui_ws/socket.io",
             transports=["websocket"],
         )
-        return tab
+        acknowledging = asyncio.create_task(tab.acknowledge())
+        try:
+            yield tab
+        finally:
+            acknowledging.cancel()
+            await client.disconnect()
 
 
 def _query_of(page: str) -> dict[str, str]:
@@ -172,26 +181,6 @@ def _query_of(page: str) -> dict[str, str]:
     return query | {"implicit_handshake": "true"}
 
 
-@asynccontextmanager
-async def opened(portal: Portal, paths: list[str]) -> AsyncIterator[list[Tab]]:
-    """Keep pages open for the length of the block."""
-    tabs = [await portal.open(path) for path in paths]
-
-    async def acknowledge() -> None:
-        while True:
-            await asyncio.sleep(ACKNOWLEDGED)
-            for tab in tabs:
-                await tab.acknowledge()
-
-    acknowledging = asyncio.create_task(acknowledge())
-    try:
-        yield tabs
-    finally:
-        acknowledging.cancel()
-        for tab in tabs:
-            await tab.client.disconnect()
-
-
 async def cost_of(portal: Portal, admin: Engine, paths: list[str], seconds: float) -> Cost:
     """Return what these pages cost once they are open."""
 
@@ -199,7 +188,8 @@ async def cost_of(portal: Portal, admin: Engine, paths: list[str], seconds: floa
         with admin.connect() as connection:
             return int(connection.execute(STATEMENTS).scalar_one())
 
-    async with opened(portal, paths) as tabs:
+    async with AsyncExitStack() as browser:
+        tabs = [await browser.enter_async_context(portal.tab(path)) for path in paths]
         await asyncio.sleep(SETTLED)
         before = statements(), sum(tab.messages for tab in tabs), sum(tab.bytes for tab in tabs)
         start, used = time.perf_counter(), portal.cpu()
@@ -221,6 +211,7 @@ def serving(stage: Stage) -> Iterator[Portal]:
     port = free_port()
     environment = stage.environment("operator") | {
         "LOWTIDE_PORTAL_PORT": str(port),
+        "LOWTIDE_HEALTH_PORT": str(free_port()),
         "LOWTIDE_PORTAL_SECRET": uuid.uuid4().hex,
         "LOWTIDE_PORTAL_PASSWORD_HASH": hash_password(PASSWORD),
         "LOWTIDE_PORTAL_TENANT_DATABASE_URL": stage.url("api"),

@@ -1,32 +1,27 @@
 """Take the pictures of the portal: `make screenshots`.
 
-A stack of its own runs real batches that fail, are interrupted and miss deadlines, so that every page
-has something to show. Pictures go to `docs/images`, or to the folder that OUT names; `.gitignore` says
-which of them are kept.
+Every page of a stack of its own (docs/scene.py), light and dark, wide and on a phone. Pictures go to
+`docs/images`, or to the folder that OUT names: `NAME[-narrow][-dark].png`.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
-import shutil
-import tempfile
-import time
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
-from lowtide import client as api
-from lowtide.local import runtime
-from lowtide.local.options import Options
+from docs.scene import FIRST, LAST, Job, request_lines, staged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from openai import OpenAI
     from playwright.sync_api import Browser, Page
 
     from lowtide.local.state import Status
@@ -37,131 +32,132 @@ FLAGS: Final = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PAGES: Final = {
-    "portal": "/",
+    "overview": "/",
     "batches": "/batches",
-    "upload": "/upload",
     "dead-letters": "/dead-letters",
     "queues": "/queues",
     "health": "/health",
+    "tenants": "/tenants",
+    "keys": "/keys",
+    "audit": "/audit",
 }
-WIDTHS: Final = {"": 1440, "-narrow": 390}
-SCENE: Final = {
-    "LOWTIDE_SIMULATED_INTERRUPTION_RATE": "0.05",
-    "LOWTIDE_SIMULATED_FAILURE_RATE": "0.28",
-    "LOWTIDE_SIMULATED_LATENCY": "1.5",
-    "LOWTIDE_MAX_ATTEMPTS": "3",
-    "LOWTIDE_RETRY_CAP": "2",
-    "LOWTIDE_CURRENCY": "USD",
-    "LOWTIDE_SPOT_PRICE": "0.9",
-    "LOWTIDE_DEDICATED_PRICE": "2.9",
-    "LOWTIDE_GRAFANA_URL": "https://grafana.example",
-    "LOWTIDE_PROMETHEUS_URL": "https://prometheus.example",
-}
-# User, model, lines, window.
-BATCHES: Final = (
-    ("ana", "llama-3.1-8b", 120, "24h"),
-    ("ben", "qwen2.5-7b", 60, "1m"),
-    ("research", "llama-3.1-70b", 400, "2h"),
-    ("chen", "llama-3.1-8b", 40, "24h"),
-    ("ana", "llama-3.1-8b", 250, "6h"),
-    ("nightly-eval", "qwen2.5-7b", 900, "1h"),
-    ("research", "llama-3.1-70b", 1500, "24h"),
-)
-# Still running while the pictures are taken.
-LAST: Final = ("nightly-eval", "llama-3.1-70b", 20_000, "24h")
+SIZES: Final = {"": (1440, 1180), "-narrow": (390, 1180)}
+COLOURS: Final = 256
+UPLOADED: Final = Job("acme", "nightly-eval", "llama-3.1-8b", 2_500)
 
 
 def main() -> None:
     """Run the scene and take the pictures."""
     out = Path(os.environ.get("OUT") or Path(__file__).parent / "images")
     out.mkdir(parents=True, exist_ok=True)
-    seconds = float(os.environ.get("SCENE_SECONDS") or 120)
-    with _stack() as status, tempfile.TemporaryDirectory() as folder:
-        client = api.open_client(status.base_url, status.api_key)
-        for place, batch in enumerate((*BATCHES, LAST)):
-            _submit(client, Path(folder), place, *batch)
-            time.sleep(seconds / len(BATCHES))
-        take_pictures(status.portal_url, status.portal_password, out)
+    with staged(float(os.environ.get("SCENE_SECONDS") or 90)) as status:
+        take_pictures(status, out)
 
 
-def _submit(
-    client: OpenAI, folder: Path, place: int, user: str, model: str, lines: int, window: str
-) -> None:
-    path = folder / f"{user}-{place}.jsonl"
-    path.write_text("".join(_lines(model, lines)))
-    batch = api.submit(client, path, window=window, user=user)
-    print(batch.id, path.name)  # noqa: T201
-
-
-def _lines(model: str, count: int) -> Iterator[str]:
-    for number in range(1, count + 1):
-        question = f"What does tide table {number} say about low water?"
-        body = {"model": model, "messages": [{"role": "user", "content": question}]}
-        line = {
-            "custom_id": f"question-{number:04}",
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": body,
-        }
-        yield json.dumps(line) + "\n"
-
-
-@contextmanager
-def _stack() -> Iterator[Status]:
-    folder = Path(tempfile.mkdtemp(prefix="lowtide-screenshots-"))
-    os.environ.update(SCENE)
-    try:
-        yield runtime.up_detached(
-            Options(data_dir=folder, port=int(os.environ.get("PORT") or 8480))
-        )
-    finally:
-        runtime.down(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def take_pictures(portal: str, password: str, out: Path) -> None:
+def take_pictures(status: Status, out: Path) -> None:
     """Visit every page, light and dark, wide and narrow."""
     with sync_playwright() as runner:
         browser = runner.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         for scheme in ("light", "dark"):
-            for suffix, width in WIDTHS.items():
-                page = _visit(browser, portal, password, scheme, width)
-                for name, path in (dict(PAGES) | _newest_batch(page, portal)).items():
-                    target = out / f"{name}{suffix}{'-dark' if scheme == 'dark' else ''}.png"
-                    _picture(page, f"{portal}{path}", target)
+            for suffix, size in SIZES.items():
+                ending = f"{suffix}{'-dark' if scheme == 'dark' else ''}.png"
+                page = _visit(browser, status, scheme, size)
+                _take_all(page, status.portal_url, lambda name, e=ending: out / f"{name}{e}")
                 page.context.close()
         browser.close()
 
 
-def _visit(browser: Browser, portal: str, password: str, scheme: str, width: int) -> Page:
+def _visit(browser: Browser, status: Status, scheme: str, size: tuple[int, int]) -> Page:
     context = browser.new_context(
-        viewport={"width": width, "height": 900},
+        viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if scheme == "dark" else "light",
         timezone_id="Europe/Berlin",
+        locale="en-GB",
     )
-    context.request.post(f"{portal}/sign-in", form={"secret": password})
+    context.request.post(f"{status.portal_url}/sign-in", form={"secret": status.portal_password})
     return context.new_page()
 
 
-def _newest_batch(page: Page, portal: str) -> dict[str, str]:
-    page.goto(f"{portal}/batches")
-    link = page.locator('a[href^="/batches/batch_"]').first
-    try:
-        link.wait_for(timeout=5000)
-    except PlaywrightError:
-        return {}
-    return {"batch": link.get_attribute("href") or ""}
+def _take_all(page: Page, portal: str, target: Callable[[str], Path]) -> None:
+    # Once more: what a browser tells of itself, like its time zone, is known from the second page on.
+    page.goto(portal)
+    for name, path in PAGES.items():
+        if _open(page, f"{portal}{path}"):
+            _picture(page, target(name))
+    for name, user in (
+        ("batch", LAST[0].user),
+        ("batch-ended", FIRST[2].user),
+        ("failed", FIRST[3].user),
+    ):
+        _open(page, f"{portal}/batches?user={user}")
+        page.locator('a[href^="/batches/batch_"]').first.click()
+        page.wait_for_url("**/batches/batch_*")
+        _picture(page, target(name))
+    _take_request(page, portal, target("request"))
+    _take_upload(page, portal, target)
+    page.context.clear_cookies()
+    _open(page, f"{portal}/sign-in")
+    _picture(page, target("sign-in"))
 
 
-def _picture(page: Page, url: str, target: Path) -> None:
+def _take_request(page: Page, portal: str, target: Path) -> None:
+    """Look into a line that failed."""
+    _open(page, f"{portal}/batches?user={FIRST[2].user}")
+    address = page.locator('a[href^="/batches/batch_"]').first.get_attribute("href")
+    _open(page, f"{portal}{address}?status=DeadLettered")
+    with suppress(PlaywrightError):
+        page.get_by_role("button", name="Look inside").first.click(timeout=3000)
+        page.get_by_role("dialog", name="Request").wait_for(timeout=3000)
+    _picture(page, target)
+
+
+def _take_upload(page: Page, portal: str, target: Callable[[str], Path]) -> None:
+    """Upload a file with two bad lines, and one without."""
+    good = [f"{line}\n" for line in request_lines(UPLOADED)]
+    bad = [*good[:40], good[3], '{"custom_id": "half a li\n', *good[41:]]
+    for name, lines in (("upload-problems", bad), ("upload", good)):
+        _open(page, f"{portal}/upload")
+        page.get_by_label("File of requests").set_input_files(
+            {
+                "name": "nightly-eval.jsonl",
+                "mimeType": "application/jsonl",
+                "buffer": "".join(lines).encode(),
+            }
+        )
+        page.get_by_text("2 problems" if lines is bad else "Ready", exact=True).wait_for()
+        _picture(page, target(name))
+
+
+def _open(page: Page, url: str) -> bool:
     answer = page.goto(url)
-    if answer is None or not answer.ok:
-        print(target.name, "not taken")  # noqa: T201
-        return
     page.get_by_role("heading", level=1).wait_for()
+    return answer is not None and answer.ok
+
+
+def _picture(page: Page, target: Path) -> None:
+    # Charts are drawn, and the first news of a live page have come.
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(target))
+    # No more of an empty page than its end.
+    size = page.viewport_size
+    assert size is not None  # noqa: S101 - every page here has one
+    end = page.evaluate("document.querySelector('.page').getBoundingClientRect().bottom + scrollY")
+    whole = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], end)}
+    with Image.open(io.BytesIO(page.screenshot(clip=whole))) as taken:
+        _few_colours(taken.convert("RGB")).save(target, optimize=True)
     print(target.name, target.stat().st_size // 1000, "kB")  # noqa: T201
+
+
+def _few_colours(picture: Image.Image) -> Image.Image:
+    """Return a picture a third as large: the most frequent colours exact, the others as the nearest."""
+    pixels = np.asarray(picture).reshape(-1, 3)
+    colours, places, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    kept = colours[np.argsort(-counts)[:COLOURS]]
+    apart = ((colours[:, None].astype(int) - kept[None].astype(int)) ** 2).sum(axis=2)
+    few = Image.fromarray(
+        apart.argmin(axis=1).astype(np.uint8)[places].reshape(picture.size[::-1]), "P"
+    )
+    few.putpalette(kept.tobytes())
+    return few
 
 
 if __name__ == "__main__":

@@ -41,6 +41,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_the_tour_shows_every_picture_of_the_portal() -> None:
+    tour = (DOCS / "portal.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r'(?:src|srcset)="images/([^"]+)"|\(images/([^)]+)\)', tour))
+    taken = {path.name for path in (DOCS / "images").glob("*.png")}
+    assert {name for pair in shown for name in pair if name} <= taken
+    wide = {name for name in taken if not re.search(r"-(narrow|dark)", name)}
+    assert {first for first, _ in shown} - {""} >= wide, "a page has no picture in the tour"
+    for name in wide:
+        for variant in ("-narrow", "-dark", "-narrow-dark"):
+            assert name.replace(".png", f"{variant}.png") in taken
+    assert sum((DOCS / "images" / name).stat().st_size for name in taken) < 3_000_000
+
+
 def test_every_make_target_named_in_the_readme_exists() -> None:
     named = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
     targets = set(
