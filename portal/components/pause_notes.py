@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from portal.zones import visitor_zone
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from lowtide.domain.pools import PoolPause
 
@@ -18,12 +20,13 @@ class PauseNotes:
 
     def __init__(self) -> None:
         self._shown: list[str] | None = None
+        self._zone = visitor_zone()
         self._place = ui.element("div").classes("notice").props("role=status")
         self._place.set_visibility(False)
 
     def show(self, pauses: Sequence[PoolPause], now: datetime) -> None:
         """Show these; nothing is sent while they stay the same."""
-        notes = [note_of(pause, now) for pause in pauses]
+        notes = [note_of(pause, now, self._zone) for pause in pauses]
         if notes == self._shown:
             return
         self._shown = notes
@@ -34,8 +37,9 @@ class PauseNotes:
                 ui.label(note)
 
 
-def note_of(pause: PoolPause, now: datetime) -> str:
+def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
     """Return a pause in words; the date is named once it is another."""
-    same_day = pause.since.date() == now.date()
-    since = f"{pause.since:%H:%M}" if same_day else f"{pause.since:%Y-%m-%d %H:%M}"
-    return f"{pause.pool.capitalize()} is paused since {since} UTC by {pause.by}"
+    since = pause.since.astimezone(zone)
+    same_day = since.date() == now.astimezone(zone).date()
+    moment = f"{since:%H:%M %Z}" if same_day else f"{since:%Y-%m-%d %H:%M %Z}"
+    return f"{pause.pool.capitalize()} is paused since {moment} by {pause.by}"

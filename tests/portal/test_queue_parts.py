@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -61,14 +62,22 @@ def test_a_pool_without_a_point_has_no_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("since", "note"),
+    ("since", "zone", "note"),
     [
-        (NOW - MINUTE, "Spot is paused since 12:03 UTC by ana"),
-        (NOW - timedelta(days=1), "Spot is paused since 2026-01-01 12:04 UTC by ana"),
+        (NOW - MINUTE, "UTC", "Spot is paused since 12:03 UTC by ana"),
+        (NOW - timedelta(days=1), "UTC", "Spot is paused since 2026-01-01 12:04 UTC by ana"),
+        (NOW - timedelta(hours=3), "Asia/Tokyo", "Spot is paused since 18:04 JST by ana"),
+        (NOW - 7 * timedelta(hours=1), "Asia/Tokyo", "Spot is paused since 14:04 JST by ana"),
+        (NOW - timedelta(hours=13), "Asia/Tokyo", "Spot is paused since 08:04 JST by ana"),
+        (
+            NOW - timedelta(hours=22),
+            "Asia/Tokyo",
+            "Spot is paused since 2026-01-01 23:04 JST by ana",
+        ),
     ],
 )
-def test_a_pause_is_said_with_its_time_and_name(since: datetime, note: str) -> None:
-    assert note_of(PoolPause(Pool.SPOT, since, "ana"), NOW) == note
+def test_a_pause_is_said_with_its_time_and_name(since: datetime, zone: str, note: str) -> None:
+    assert note_of(PoolPause(Pool.SPOT, since, "ana"), NOW, ZoneInfo(zone)) == note
 
 
 NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
