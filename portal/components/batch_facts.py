@@ -9,6 +9,7 @@ from nicegui import ui
 
 from lowtide.domain.ids import format_batch_id
 from lowtide.domain.overview import pools_of
+from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from portal.components.badges import badge, pool_badge, sla_of
 from portal.components.batch_table import status_of_batch
@@ -153,8 +154,15 @@ def notes_list(found: Sequence[Note]) -> None:
     with ui.element("ul").classes("notes"):
         for note in found:
             with ui.element("li").classes(note.kind):
-                ui.label(f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}")
+                ui.label(words_of(note))
                 ui.label(_where(note)).classes("small")
+
+
+def words_of(note: Note) -> str:
+    """Return what happened; a move back to spot is noted as an escalation, and says what it is."""
+    if note.kind == "escalated" and note.pool is Pool.SPOT:
+        return note.detail
+    return f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}"
 
 
 def _where(note: Note) -> str:

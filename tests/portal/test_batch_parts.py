@@ -8,15 +8,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from lowtide.domain.batch_details import Note
 from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
 from lowtide.domain.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
+from lowtide.domain.pools import Pool
 from lowtide.domain.requests import RequestState
 from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
 from lowtide.domain.visitors import Role, Visitor
 from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
 from portal.batch_query import BatchQuery, LineQuery
-from portal.components.batch_facts import all_failed, eta_of, said
+from portal.components.batch_facts import all_failed, eta_of, said, words_of
 from portal.components.batch_timeline import steps_of
 from portal.components.line_drawer import MOST_SHOWN, exact
 from portal.components.line_table import row_of
@@ -267,3 +269,16 @@ def test_what_was_read_last_stays_through_a_failure() -> None:
 )
 def test_an_error_is_what_the_engine_said(answer: str, shown: str) -> None:
     assert said(answer) == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool", "words"),
+    [
+        ("interrupted", Pool.SPOT, "Interrupted: why"),
+        ("lease_expired", Pool.SPOT, "Lease expired: why"),
+        ("escalated", Pool.DEDICATED, "Escalated: why"),
+        ("escalated", Pool.SPOT, "why"),
+    ],
+)
+def test_a_note_says_what_happened(kind: str, pool: Pool, words: str) -> None:
+    assert words_of(Note(kind, pool, None, 2, "why", NOW)) == words
