@@ -236,7 +236,6 @@ TONES
 .q-dialog .q-btn--flat, .pager .q-btn, .table-card .q-btn { color: var(--accent); }
 .table-card .q-table .q-btn { font-size: 12.5px; }
 .toolbar .q-btn { padding: 4px 10px; }
-.q-dialog .q-btn--flat { background: var(--card); }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media (max-width: 1240px) {
