@@ -146,7 +146,10 @@ class Portal:
             shown = (await browser.get(path)).raise_for_status().text
         query = _query_of(shown)
         client = socketio.AsyncClient(
-            reconnection=False, websocket_extra_options={"compress": 15}, handle_sigint=False
+            reconnection=False,
+            request_timeout=30,
+            websocket_extra_options={"compress": 15},
+            handle_sigint=False,
         )
         tab = Tab(client, query["client_id"], int(query["next_message_id"]))
 
@@ -163,6 +166,7 @@ class Portal:
             headers={"Cookie": cookie},
             socketio_path="/_nicegui_ws/socket.io",
             transports=["websocket"],
+            wait_timeout=30,
         )
         acknowledging = asyncio.create_task(tab.acknowledge())
         try:
