@@ -39,7 +39,7 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
 
     @ui.page("/")
     async def landing() -> None:
-        await watching.poller.fresh(timeout=2.0)
+        await watching.poller.fresh(timeout=1.0)
         live = Live(watching.poller)
         history = FollowedHistory(watching, live)
         await history.follow(HistoryRange.HOUR)

@@ -42,7 +42,7 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
 
     @ui.page(PATH)
     async def queues(request: Request) -> None:
-        await watching.poller.fresh(timeout=2.0)
+        await watching.poller.fresh(timeout=1.0)
         page = QueuesPage(watching, range_of(request.query_params.get("range", "")))
         await page.open(dashboards, api_url)
 
