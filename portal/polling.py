@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 IDLE_INTERVAL = 10.0
 PROBE_INTERVAL = 5.0
 FRESH_FOR = 1.0
-# A reading that takes long is repeated that much less often: the portal must not be the load.
 DUTY_CYCLE = 0.1
+LONGEST_REST = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Poller:
             self._looked_at = time.monotonic()
             self._looked.set()
             self.changed.emit()
-            await self._rest((self._looked_at - start) / DUTY_CYCLE)
+            await self._rest(rest_after(self._looked_at - start))
 
     async def _rest(self, least: float) -> None:
         """Wait for the interval of the most eager follower, cut short when a new one comes."""
@@ -106,6 +106,15 @@ class Poller:
             await _in_background(probe)
             self.changed.emit()
             await asyncio.sleep(PROBE_INTERVAL)
+
+
+def rest_after(reading: float) -> float:
+    """Return the least seconds between a reading of this many seconds and the next.
+
+    What takes long is repeated that much less often, as the portal must not be the load. But on a
+    machine that is short of everything, an operator wants to see why.
+    """
+    return min(reading / DUTY_CYCLE, LONGEST_REST)
 
 
 async def _in_background(step: Callable[[], None]) -> None:

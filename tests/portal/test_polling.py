@@ -8,14 +8,14 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lowtide.domain.overview import Overview, Totals
 from lowtide.services.overview import Watch
-from portal.polling import Poller
+from portal.polling import Poller, rest_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    import pytest
 
 OVERVIEW = Overview(datetime(2026, 1, 2, tzinfo=UTC), Totals(0, 0, 0, 0, 0, 0), (), ())
 
@@ -78,6 +78,11 @@ def test_a_new_follower_wakes_it_and_fifty_cost_as_much_as_one() -> None:
         assert 2 <= source.reads - first <= 7
 
     _run(scenario)
+
+
+@pytest.mark.parametrize(("reading", "rest"), [(0.0, 0.0), (0.1, 1.0), (0.5, 5.0), (4.0, 10.0)])
+def test_a_slow_reading_is_repeated_less_often(reading: float, rest: float) -> None:
+    assert rest_after(reading) == pytest.approx(rest)
 
 
 def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
