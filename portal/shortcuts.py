@@ -36,7 +36,7 @@ _SCRIPT: Final = """
   const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
     t: "/tenants", k: "/keys", a: "/audit" };
   const presses = { r: "refresh", t: "theme", "?": "help" };
-  let wentAt = 0;
+  let wentAt = -Infinity;
   const search = () => {
     const box = document.querySelector("input[data-search]");
     if (box) { box.focus(); box.select(); }
@@ -50,7 +50,7 @@ _SCRIPT: Final = """
     const typing = event.target.closest?.("input, textarea, select, [contenteditable=true], [role=combobox]");
     if (typing || document.querySelector(".q-dialog, .q-menu")) return;
     const went = event.timeStamp - wentAt < 1500;
-    wentAt = 0;
+    wentAt = -Infinity;
     if (went && places[event.key]) location.assign(places[event.key]);
     else if (event.key === "g") wentAt = event.timeStamp;
     else if (event.key === "/") { if (!search()) location.assign("/batches#search"); }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.domain.claims import Claim, Finished, Returned
-from lowtide.domain.ids import LeaseId
+from lowtide.domain.ids import DEFAULT_TENANT, LeaseId
 from lowtide.domain.outcomes import Usage
 from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
@@ -43,7 +43,18 @@ def test_a_claim_tells_what_to_run(world: World) -> None:
     row = world.row(batch)
     claims = world.queue.claim(lease, Pool.SPOT, 5)
     assert [replace(claim, waited=0.0) for claim in claims] == [
-        Claim(batch, "/v1/embeddings", row.input_key, line, line * 100, 90, 0, 0) for line in (1, 2)
+        Claim(
+            batch,
+            "/v1/embeddings",
+            row.input_key,
+            line,
+            line * 100,
+            90,
+            0,
+            0,
+            tenant=DEFAULT_TENANT,
+        )
+        for line in (1, 2)
     ]
     assert all(0 < claim.waited < PATIENCE for claim in claims)
     assert world.lines("queue", batch) == []
