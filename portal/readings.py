@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -71,3 +72,21 @@ class Readings:
         followed = list(self._followers.values())
         for subject in {id(each): each for each, paused in followed if not paused()}.values():
             subject.look()
+
+
+def at_most_every(
+    seconds: float,
+    read: Callable[[], _Value],
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], _Value]:
+    """Return a reading that repeats itself where the last one is younger than this."""
+    last: tuple[float, _Value] | None = None
+
+    def again() -> _Value:
+        nonlocal last
+        now = clock()
+        if last is None or now - last[0] >= seconds:
+            last = (now, read())
+        return last[1]
+
+    return again

@@ -16,27 +16,34 @@ _PARAMETERS = ("sslmode", "sslrootcert")
 # As the driver has it: False speaks plainly, None encrypts where the server can, True insists.
 _UNVERIFIED = {"disable": False, "allow": None, "prefer": None, "require": True}
 _VERIFIED = ("verify-ca", "verify-full")
+_SYSTEM = "system"
 
 
 def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
     """Return the address without libpq's parameters, and what they mean to the driver.
 
-    Without `sslmode` it is `prefer`. `require` takes any certificate, unless `sslrootcert` names
-    those to trust; `system`, or nothing, stands for the system's. Raises ValueError.
+    Without both it is `prefer`. `require` takes any certificate, unless `sslrootcert` names those to
+    trust. With `system`, or none named for a mode that verifies, the system's are trusted; they sign
+    for anybody, so that only `verify-full` will do. Raises ValueError.
     """
     unknown = sorted(set(url.query) - set(_PARAMETERS))
     if unknown:
         raise ValueError(f"unknown parameter in the database's address: {', '.join(unknown)}")
     mode, roots = (_one(url, name) for name in _PARAMETERS)
-    plain = url.difference_update_query(_PARAMETERS)
-    if mode == "require" and roots:
-        mode = "verify-ca"
-    if mode in _VERIFIED:
-        return plain, _trusting(roots, named=mode == "verify-full")
-    if mode and mode not in _UNVERIFIED:
+    mode = mode or ("verify-full" if roots == _SYSTEM else "prefer")
+    if mode not in (*_UNVERIFIED, *_VERIFIED):
         known = ", ".join([*_UNVERIFIED, *_VERIFIED])
         raise ValueError(f"sslmode={mode} in the database's address is none of {known}")
-    return plain, _UNVERIFIED[mode or "prefer"]
+    if mode == "require" and roots:
+        mode = "verify-ca"
+    if mode == "verify-ca" and roots in {"", _SYSTEM}:
+        raise ValueError("the system's certificates sign for anybody: say sslmode=verify-full")
+    if mode in _UNVERIFIED and roots:
+        raise ValueError(f"sslmode={mode} verifies nothing, and sslrootcert says what to trust")
+    plain = url.difference_update_query(_PARAMETERS)
+    if mode in _UNVERIFIED:
+        return plain, _UNVERIFIED[mode]
+    return plain, _trusting(roots, named=mode == "verify-full")
 
 
 def _one(url: URL, name: str) -> str:
@@ -48,7 +55,7 @@ def _trusting(roots: str, *, named: bool) -> SSLContext:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=roots if roots not in {"", "system"} else None)
+        context = ssl.create_default_context(cafile=roots if roots not in {"", _SYSTEM} else None)
     except OSError as error:
         raise ValueError(
             f"sslrootcert={roots} in the database's address: {error.strerror or error}"

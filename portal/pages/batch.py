@@ -22,7 +22,7 @@ from portal.components.line_tabs import line_tabs
 from portal.components.pager import Pager
 from portal.components.rebuilt import Rebuilt
 from portal.live import Live
-from portal.readings import Readings, Subject
+from portal.readings import Readings, Subject, at_most_every
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from portal.polling import Poller
 
 PAGE_SIZE: Final = 50
+SEARCH_INTERVAL: Final = 10.0
+"""Seconds between two walks through a whole batch for one custom_id."""
 
 
 def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_url: str) -> None:
@@ -117,16 +119,21 @@ class BatchPage:
         """Look at this batch and this page of its lines, from now on."""
         visitor, query, browser = self._visitor, self._query, self._desks.browser
 
-        def read() -> Seen:
-            details = browser.details(visitor, query.batch)
-            lines, more = browser.lines(
+        page = at_most_every(
+            SEARCH_INTERVAL if query.custom_id else 0.0,
+            lambda: browser.lines(
                 visitor,
                 query.batch,
                 query.status,
                 query.custom_id,
                 after=query.after,
                 limit=PAGE_SIZE,
-            )
+            ),
+        )
+
+        def read() -> Seen:
+            details = browser.details(visitor, query.batch)
+            lines, more = page()
             return Seen(details, tuple(lines), more)
 
         key = ("batch", visitor.tenant, replace(query, line=None))

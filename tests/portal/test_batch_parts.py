@@ -22,7 +22,7 @@ from portal.components.batch_facts import all_failed, eta_of, said, words_of
 from portal.components.batch_timeline import steps_of
 from portal.components.line_drawer import MOST_SHOWN, exact
 from portal.components.line_table import row_of
-from portal.readings import Readings, Subject
+from portal.readings import Readings, Subject, at_most_every
 from portal.theme import Tone
 from tests.portal.test_batch_table import DONE, HOUR, NOW, RUNNING
 
@@ -282,3 +282,12 @@ def test_an_error_is_what_the_engine_said(answer: str, shown: str) -> None:
 )
 def test_a_note_says_what_happened(kind: str, pool: Pool, words: str) -> None:
     assert words_of(Note(kind, pool, None, 2, "why", NOW)) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "readings"), [(0.0, [1, 2, 3, 4]), (10.0, [1, 1, 2, 2])], ids=["always", "seldom"]
+)
+def test_what_is_dear_to_read_is_read_less_often(seconds: float, readings: list[int]) -> None:
+    times, values = iter([0.0, 9.9, 10.0, 19.0]), iter([1, 2, 3, 4])
+    again = at_most_every(seconds, lambda: next(values), clock=lambda: next(times))
+    assert [again() for _ in range(4)] == readings

@@ -124,6 +124,7 @@ def test_what_is_sent_is_encrypted(
     ("query", "host"),
     [
         pytest.param({"sslmode": "verify-full"}, HOST, id="an authority that nobody trusts"),
+        pytest.param({"sslrootcert": "system"}, HOST, id="the system's authorities"),
         pytest.param(
             {"sslmode": "verify-full", "sslrootcert": ""}, "localhost", id="a name of another"
         ),
@@ -140,7 +141,7 @@ def test_who_is_not_the_server_gets_nothing(
 ) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
-    files = {"": roots, "other": str(other)}
+    files = {"": roots, "other": str(other), "system": "system"}
     if "sslrootcert" in query:
         query = {**query, "sslrootcert": files[query["sslrootcert"]]}
     engine = connect(through(database, proxy, query, host), pool_size=1, timeout=5)
@@ -171,6 +172,9 @@ def test_plainly_is_without_asking(database: Database, proxy: Proxy) -> None:
     [
         ("sslmode=sometimes", "sslmode=sometimes in the database's address is none of disable"),
         ("sslmode=verify-full&sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
+        ("sslmode=require&sslrootcert=system", "say sslmode=verify-full"),
+        ("sslmode=verify-ca", "say sslmode=verify-full"),
+        ("sslrootcert=/some/ca.pem", "sslmode=prefer verifies nothing"),
         ("ssl=true", "unknown parameter in the database's address: ssl"),
     ],
 )
