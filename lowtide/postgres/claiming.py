@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lowtide.domain.ids import LeaseId
     from lowtide.domain.pools import Pool
 
+# None of a paused pool, where a claim would try them one by one for nothing. TAKE makes it sure.
 LANES = """
 SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
@@ -39,6 +40,7 @@ FROM tenants t CROSS JOIN LATERAL (
     ORDER BY q.available_at LIMIT 1) waiting
   WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
   ORDER BY b.deadline LIMIT :most) b
+WHERE NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
 """
 _LANES = hot(LANES)
 LANES_A_TENANT = 100
@@ -85,6 +87,10 @@ CROSS JOIN LATERAL (
 GROUP BY t.batch_id, b.id
 """
 _TAKE = hot(TAKE)
+_MAY_TAKE = hot("""
+SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
+  AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
+""")
 
 # What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
 # lives on.
@@ -167,6 +173,7 @@ class Claiming:
         claims: list[Claim] = []
         locked: set[TenantId] = set()
         at = None
+        may_take = False
         fresh = monotonic() >= self._next_look
         if fresh:
             self._look(connection)
@@ -177,12 +184,21 @@ class Claiming:
                 rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
                 at = rows[0].claimed_at if rows else at
                 claims += self._taken(shares, rooms, rows)
+                # Lanes of an earlier look may be many, and each would be tried for nothing.
+                may_take = may_take or bool(rows) or self._may_take(connection, lease)
+                if not may_take:
+                    self._lanes = []
+                    break
             elif fresh:
                 break
             else:
                 fresh = True
                 self._look(connection)
         return claims, at
+
+    def _may_take(self, connection: Connection, lease: LeaseId) -> bool:
+        parameters = {"lease": lease, "pool": self._pool.value}
+        return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
 
     def _look(self, connection: Connection) -> None:
         """Find the batches that wait. How often follows from how long it takes."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from lowtide.domain.events import EventType
 from lowtide.domain.pools import OpenDeadlines, Pool
-from lowtide.postgres import pools
+from lowtide.postgres import claiming, pools
 from lowtide.postgres.outlook import PostgresOutlook
 from lowtide.postgres.pools import PostgresPools
 from lowtide.wiring import new_id
@@ -50,6 +50,35 @@ def test_a_paused_pool_claims_nothing_and_ends_what_it_holds(world: World, pool:
     assert world.lines("queue", batch) == list(range(4, 11))
     register(world).resume(pool, "ana")
     assert numbers(world.queue.claim(lease, pool, 99)) == list(range(4, 11))
+
+
+def test_a_paused_pool_is_asked_a_few_statements_however_much_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first worker keeps its lanes until they give it nothing.
+    monkeypatch.setattr(claiming, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(claiming, "_LOOKING_SHARE", 1_000_000)
+    for due_in in range(600, 612):
+        world.batch(2, due_in=due_in, pool="dedicated")
+    lease = world.queue.open_lease(Pool.DEDICATED, "w")
+    world.queue.claim(lease, Pool.DEDICATED, 1)
+    register(world).pause(Pool.DEDICATED, "ana")
+    new = world.queue.open_lease(Pool.DEDICATED, "new")
+    statements: list[str] = []
+
+    def executed(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    event.listen(world.worker, "before_cursor_execute", executed)
+    try:
+        assert world.queue.claim(lease, Pool.DEDICATED, 9) == []
+        with_known_lanes = len(statements)
+        assert world.queue.claim(new, Pool.DEDICATED, 9) == []
+    finally:
+        event.remove(world.worker, "before_cursor_execute", executed)
+    assert (with_known_lanes, len(statements) - with_known_lanes) == (2, 1)
+    register(world).resume(Pool.DEDICATED, "ana")
+    assert len(world.queue.claim(lease, Pool.DEDICATED, 99)) == 23
 
 
 def test_the_other_pool_goes_on(world: World) -> None:
