@@ -59,7 +59,8 @@ class Outlook:
     def eta(self, batch: Batch, prior: float) -> datetime | None:
         """Return when a batch will probably be done; None unless it is in progress and workers run.
 
-        `prior` is the rate of a replica that was never measured, in lines a second.
+        `prior` is the rate of a replica that was never measured, in lines a second. Lines that
+        started on dedicated stay there: no worker of spot ends them.
         """
         if batch.status is not BatchStatus.IN_PROGRESS:
             return None
@@ -69,7 +70,7 @@ class Outlook:
             [
                 Crew(count, self._rate(pool, prior))
                 for pool, count in self.workers.items()
-                if pool not in self.paused
+                if pool not in self.paused and batch.pool in (Pool.SPOT, pool)
             ],
             self.at,
             attempts=attempts_per_line(*self._tries()),

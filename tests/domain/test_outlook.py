@@ -84,3 +84,22 @@ def test_workers_of_paused_pools_end_nothing(
     outlook = Outlook(NOW, (_due(2, 60),), BOTH, paused=frozenset(paused))
     eta = outlook.eta(running, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
+
+
+@pytest.mark.parametrize(
+    ("workers", "paused", "seconds"),
+    [
+        pytest.param({Pool.SPOT: 3, Pool.DEDICATED: 1}, (), 120, id="beside spot"),
+        pytest.param(TWO_ON_SPOT, (), None, id="spot alone"),
+        pytest.param(BOTH, (Pool.DEDICATED,), None, id="its own is paused"),
+    ],
+)
+def test_lines_that_stay_on_dedicated_wait_for_its_workers(
+    workers: Mapping[Pool, int], paused: tuple[Pool, ...], seconds: float | None
+) -> None:
+    running = replace(
+        example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5, pool=Pool.DEDICATED
+    )
+    outlook = Outlook(NOW, (_due(2, 60),), workers, paused=frozenset(paused))
+    eta = outlook.eta(running, PRIOR)
+    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
