@@ -32,6 +32,14 @@ class _Seen:
     failed: float | None = None
     problem: str = ""
 
+    def since(self, before: _Seen | None) -> _Seen:
+        """Return this and what was seen before; a failure keeps its own problem."""
+        if before is None:
+            return self
+        last = self if self.failed is not None else before
+        succeeded = before.succeeded if self.succeeded is None else self.succeeded
+        return _Seen(succeeded, last.failed, last.problem)
+
 
 class Sightings:
     """Keeps what this process saw in memory, and writes it at most every `every` seconds.
@@ -96,7 +104,8 @@ class Sightings:
         except LowtideError as error:
             _log.info("sightings.unwritten", extra={"reason": error.message})
             with self._lock:
-                self._seen = seen | self._seen
+                newer = {key: each.since(seen.get(key)) for key, each in self._seen.items()}
+                self._seen = seen | newer
             self._some.set()
         except Exception:  # noqa: BLE001 - the thread must outlive it, and the work must not notice
             _log.exception("sightings.failed")

@@ -28,11 +28,13 @@ class Book:
     def __init__(self) -> None:
         self.writes: list[Sequence[Glimpse]] = []
         self.refusing = False
+        self.asked = 0
         self.refusals = 0
         self.open = threading.Event()
         self.open.set()
 
     def write(self, glimpses: Sequence[Glimpse]) -> None:
+        self.asked += 1
         assert self.open.wait(10)
         if self.refusing:
             self.refusals += 1
@@ -90,6 +92,40 @@ def test_what_the_book_refuses_is_written_later_with_its_true_age() -> None:
     _until(lambda: bool(book.writes))
     sightings.close(10)
     assert [glimpse.succeeded for glimpse in book.of("read")] == [30.0]
+
+
+@pytest.mark.parametrize(
+    ("refused", "later", "expected"),
+    [
+        pytest.param([None], ["HTTP 500"], (20.0, 10.0, "HTTP 500"), id="success, failure"),
+        pytest.param(["HTTP 500"], [None], (10.0, 20.0, "HTTP 500"), id="failure, success"),
+        pytest.param(["HTTP 500"], ["HTTP 503"], (None, 10.0, "HTTP 503"), id="two failures"),
+        pytest.param([None, "HTTP 500"], [None], (10.0, 20.0, "HTTP 500"), id="both, success"),
+    ],
+)
+def test_what_is_seen_after_a_refusal_adds_to_what_was_refused(
+    refused: list[str | None],
+    later: list[str | None],
+    expected: tuple[float | None, float | None, str],
+) -> None:
+    book, clock = Book(), [100.0]
+    book.refusing = True
+    book.open.clear()
+    sightings = Sightings(book, timer=lambda: clock[0], every=60)
+    for problem in refused:
+        sightings.note(Sight.FUNCTION, "read", problem)
+    # The thread has taken what was noted, and stands before the book.
+    _until(lambda: book.asked == 1)
+    clock[0] = 110.0
+    for problem in later:
+        sightings.note(Sight.FUNCTION, "read", problem)
+    book.open.set()
+    _until(lambda: book.refusals == 1)
+    book.refusing = False
+    clock[0] = 120.0
+    sightings.close(10)
+    (found,) = book.of("read")
+    assert (found.succeeded, found.failed, found.problem) == expected
 
 
 def test_a_process_that_saw_nothing_has_no_thread() -> None:
