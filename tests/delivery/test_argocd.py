@@ -97,6 +97,8 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
     overlay = yaml.safe_load((path / "kustomization.yaml").read_text())
     # As Argo CD does: `kustomize edit add component`.
     overlay.setdefault("components", []).extend(source["kustomize"]["components"])
+    overlay["resources"].append("external-secrets.yaml")
+    shutil.copy(ROOT / "knative/examples/external-secrets.yaml", path)
     (path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     waves: dict[str, set[int]] = {}
     for document in rendered(source["path"], tmp_path):
@@ -104,7 +106,8 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
         wave = int(annotations.get("argocd.argoproj.io/sync-wave", "0"))
         waves.setdefault(document["kind"], set()).add(wave)
     (migration,) = waves["Job"]
-    for kind in ("Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap"):
+    for kind in ("Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap", "ExternalSecret"):
         assert max(waves[kind]) < migration, kind
     assert min(waves["Service"] | waves["Deployment"]) > migration
-    assert min(waves["ScaledObject"]) > max(waves["Deployment"])
+    # A worker without its scaler has one replica, and Argo CD would wait for that.
+    assert waves["ScaledObject"] == waves["TriggerAuthentication"] == waves["Deployment"]
