@@ -41,7 +41,7 @@ def build() -> Dashboard:
         .with_panel(
             number(
                 "Since the last tick",
-                f"time() - max(namespace:scheduler_last_tick_timestamp_seconds:max1d{{{_HERE}}})",
+                f"time() - max(namespace:scheduler_last_tick_timestamp_seconds:max7d{{{_HERE}}})",
                 unit="s",
                 description="Ticks come every ten seconds.",
                 alarm_from=60,
