@@ -181,9 +181,17 @@ class Worker:
         task.add_done_callback(self._sets.discard)
 
     async def _run_set(self, held: Mapping[int, Claim], began: float) -> None:
-        spans = SetSpans(self._tracer, self._rules.pool, list(held.values()))
-        with spans.working():
-            await self._run_lines(held, began, spans)
+        """Run lines as one span. Tracing that fails is logged, and its lines are run without."""
+        try:
+            spans = SetSpans(self._tracer, self._rules.pool, list(held.values()))
+            with spans.working():
+                await self._run_lines(held, began, spans)
+        except Exception:  # noqa: BLE001 - the lease lives on: nobody else would run the lines
+            _log.exception("tracing.failed")
+            left = {key: claim for key, claim in held.items() if key in self._held}
+            if left:
+                untraced = SetSpans(UNTRACED, self._rules.pool, list(left.values()))
+                await self._run_lines(left, began, untraced)
 
     async def _run_lines(self, held: Mapping[int, Claim], began: float, spans: SetSpans) -> None:
         """Run lines; whatever fails, none stays in hand. `began` is the pace's share at their start.
@@ -201,8 +209,8 @@ class Worker:
                     settle_line(held[key], out, self._policy, self._rng, replica_seconds=part)
                     for key, out in group
                 ]
-                spans.add(ended)
                 self._settler.add(ended)
+                spans.add(ended)
         except NotFound:
             self._end_rest(held, _lost_input, spans)
         except LowtideError as error:
@@ -222,8 +230,8 @@ class Worker:
         left = [key for key in held if key in self._held]
         self._let_go(left)
         ended = [ending(held[key]) for key in left]
-        spans.add(ended)
         self._settler.add(ended)
+        spans.add(ended)
 
     def _let_go(self, keys: Sequence[int]) -> float:
         """Take lines out of hand; return the pace's share at their end."""

@@ -16,14 +16,18 @@ from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.models import PostgresModels
 from lowtide.services import leases, settling
+from lowtide.services.scopes import ScopedSpan, Untraced
+from lowtide.services.set_spans import SetSpans
 from lowtide.services.settling import FlushRules
 from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
 
     from lowtide.domain.outcomes import Outcome
     from lowtide.ports import EngineRequest
+    from lowtide.ports.tracing import Span
     from tests.postgres.worlds import World
 
 
@@ -305,6 +309,49 @@ def test_an_engines_fault_gives_its_lines_back(world: World) -> None:
 
     _work(bench, during)
     assert world.value("SELECT max(attempts) FROM results") == 1
+
+
+class _BrokenTracer(Untraced):
+    """Port Tracer: the first call of one of its methods raises."""
+
+    def __init__(self, call: str) -> None:
+        self._calls = [call]
+
+    def start(self, name: str, **options: Any) -> ScopedSpan:
+        self._fail("start")
+        return super().start(name, **options)
+
+    def inside(self, span: Span) -> AbstractContextManager[None]:
+        self._fail("inside")
+        return super().inside(span)
+
+    def _fail(self, call: str) -> None:
+        if call in self._calls:
+            self._calls.remove(call)
+            raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize("call", ["start", "inside"])
+def test_a_fault_of_tracing_leaves_no_line_in_its_hands(
+    world: World, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    batch = world.batch(3)
+    _work(Bench.of(world, SteeredEngine(), lines=3, tracer=_BrokenTracer(call)), _finished(3))
+    assert world.lines("claims", batch) == []
+    assert world.value("SELECT max(attempts) FROM results") == 1
+    assert "tracing.failed" in caplog.messages
+
+
+def test_a_fault_of_counting_for_a_span_loses_no_result(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(SetSpans, "add", broken)
+    batch = world.batch(1)
+    _work(Bench.of(world, SteeredEngine(), lines=1), _finished(1))
+    assert world.lines("claims", batch) == []
 
 
 @pytest.mark.parametrize(

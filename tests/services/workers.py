@@ -21,6 +21,7 @@ from lowtide.services.inference import Worker, WorkerRules
 from lowtide.services.leases import LeaseKeeper
 from lowtide.services.pace import Pace
 from lowtide.services.publishing import Publisher
+from lowtide.services.scopes import UNTRACED
 from lowtide.services.settling import FlushRules, Settler
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lowtide.domain.events import Event
     from lowtide.domain.ids import LeaseId
     from lowtide.ports import EngineRequest, Queue
+    from lowtide.ports.tracing import Tracer
     from tests.postgres.worlds import World
 
 PATIENCE = 15.0
@@ -247,6 +249,7 @@ class Bench:
         backoff: ExponentialBackoff | None = None,
         flush: FlushRules | None = None,
         policy: RetryPolicy | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> Bench:
         store = store or stored_lines(world, lines)
         queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
@@ -260,6 +263,7 @@ class Bench:
             rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
             policy=policy or RetryPolicy(3, 0.001, 0.001),
             rng=Random(0),  # noqa: S311
+            tracer=tracer,
         )  # fmt: skip
         return cls(world, store, engine, queue, meter, sink, backoff, keeper, worker)
 
