@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
@@ -83,7 +83,9 @@ class Dashboards:
         steps = int(((until or now) - since).total_seconds()) // _RANGE_STEP + 1
         range_ = {"range_input": f"{max(steps, 1) * _RANGE_STEP}s"}
         if until is not None:
-            range_["end_input"] = f"{until + timedelta(seconds=1):%Y-%m-%d %H:%M:%S}"
+            # Its page reads this as UTC; the database gives times in the zone of its session.
+            end = until.astimezone(UTC) + timedelta(seconds=1)
+            range_["end_input"] = f"{end:%Y-%m-%d %H:%M:%S}"
         return self._links(
             ("lowtide-sla", milliseconds),
             [_DEPTH, f"batch_at_risk_seconds_left{{batch={_quoted(batch)}}}"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -52,6 +52,11 @@ def test_prometheus_gets_expressions_and_the_range_that_holds_the_batch() -> Non
     assert query["g1.expr"] == f'batch_at_risk_seconds_left{{batch="{BATCH}"}}'
     assert query["g0.range_input"] == query["g1.range_input"] == "900s"
     assert query["g0.end_input"] == "2026-01-02 03:15:06"
+
+
+def test_prometheus_gets_the_end_in_utc() -> None:
+    elsewhere = ENDED.astimezone(timezone(timedelta(hours=9)))
+    assert _query(_batch(ended=elsewhere)["Prometheus"])["g0.end_input"] == "2026-01-02 03:15:06"
 
 
 def test_alertmanager_gets_a_filter_in_its_fragment() -> None:
