@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime  # noqa: TC003 - read at run time, to know what to decode
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import httpx
 import msgspec
@@ -35,7 +35,8 @@ class _Gettable(msgspec.Struct, rename="camel"):
 
     labels: dict[str, str]
     annotations: dict[str, str]
-    starts_at: datetime
+    # One without a zone could not be told from now.
+    starts_at: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 _decode = msgspec.json.Decoder(list[_Gettable]).decode

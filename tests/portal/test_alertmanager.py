@@ -154,6 +154,12 @@ def test_no_more_are_kept_than_a_page_shows(server: Server, reads: Reads) -> Non
         pytest.param(302, b"", "it answers HTTP 302", id="wants a sign-in"),
         pytest.param(200, b"<html>", "not what Alertmanager answers", id="something else"),
         pytest.param(200, b'{"a": 1}', "not what Alertmanager answers", id="another shape"),
+        pytest.param(
+            200,
+            b'[{"labels": {}, "annotations": {}, "startsAt": "2026-01-02T03:04:05"}]',
+            "not what Alertmanager answers",
+            id="a time without a zone",
+        ),
         pytest.param(200, b"[" + b" " * 2_100_000, "its answer is too long", id="too long"),
     ],
 )
