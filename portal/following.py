@@ -23,6 +23,7 @@ class FollowedHistory:
         self._live = live
         self._follower = ui.context.client.id
         self._subject: Subject[History] | None = None
+        self._wanted: HistoryRange | None = None
         ui.context.client.on_delete(lambda: watching.readings.unfollow(self._follower))
 
     @property
@@ -32,10 +33,13 @@ class FollowedHistory:
 
     async def follow(self, wanted: HistoryRange) -> None:
         """Look at this range from now on."""
+        self._wanted = wanted
         book = self._watching.history
         subject = Subject(("history", wanted), lambda: book.read(wanted))
         followed = self._watching.readings.follow(
             self._follower, subject, lambda: self._live.paused
         )
         await in_thread(followed.look)
-        self._subject = followed
+        # A range that was chosen while this one was read is the one to show.
+        if self._wanted is wanted:
+            self._subject = followed

@@ -71,7 +71,7 @@ class TimeChart:
         runs = history.runs()
         for series, line in zip(self._chart.options["series"], self._lines, strict=True):
             series["data"] = drawn(runs, line)
-        _span(self._chart, history)
+        _span(self._chart, history.until - history.range.span, history.until)
         self._chart.props["aria-label"] = f"{self._title}: {', '.join(self._words(history))}"
         self._chart.update()
 
@@ -104,7 +104,7 @@ class SlaChart:
         met, violated = self._chart.options["series"]
         met["data"] = [[_middle(each, history), each.met] for each in history.sla]
         violated["data"] = [[_middle(each, history), each.violated] for each in history.sla]
-        _span(self._chart, history)
+        _span(self._chart, *whole_bars(history))
         self._chart.props["aria-label"] = (
             f"Deadlines of the last {history.range.value}: "
             f"{sum(each.met for each in history.sla)} met, "
@@ -133,11 +133,18 @@ def drawn(runs: Sequence[Sequence[HistoryPoint]], line: Line) -> list[Any]:
     return data
 
 
-def _span(chart: ui.echart, history: History) -> None:
+def whole_bars(history: History) -> tuple[datetime, datetime]:
+    """Return from when until when an axis goes that cuts no bar: the newest may end after now."""
+    begin, end = history.until - history.range.span, history.until
+    if history.sla:
+        begin = min(begin, history.sla[0].at)
+        end = max(end, history.sla[-1].at + history.range.bar)
+    return begin, end
+
+
+def _span(chart: ui.echart, begin: datetime, end: datetime) -> None:
     """Have the axis cover the whole range, also where there is nothing."""
-    axis = chart.options["xAxis"]
-    axis["min"] = _milliseconds(history.until - history.range.span)
-    axis["max"] = _milliseconds(history.until)
+    chart.options["xAxis"] |= {"min": _milliseconds(begin), "max": _milliseconds(end)}
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pytest
+from nicegui import Client, run
+from nicegui.page import page
 
-from lowtide.domain.history import HistoryPoint, HistoryRange, PoolPoint, unbroken
+from lowtide.domain.history import History, HistoryPoint, HistoryRange, PoolPoint, SlaBar, unbroken
 from lowtide.domain.pools import OpenDeadlines, PauseEffect, Pool, PoolPause
-from portal.components.charts import Line, drawn
+from portal.components.charts import Line, drawn, whole_bars
 from portal.components.pause_notes import note_of
 from portal.components.pausing import consequences
+from portal.following import FollowedHistory
 from portal.pages.queues import address_of, range_of
+from portal.readings import Readings
 
 NOW = datetime(2026, 1, 2, 12, 4, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -59,6 +66,42 @@ def test_lines_break_where_nothing_was_sampled(
 def test_a_pool_without_a_point_has_no_line() -> None:
     points = [HistoryPoint(NOW, {})]
     assert drawn(unbroken(points, MINUTE), THROUGHPUT) == []
+
+
+@pytest.mark.parametrize("range_", list(HistoryRange))
+def test_no_bar_of_deadlines_is_cut(range_: HistoryRange) -> None:
+    bars = [SlaBar(at, 1, 0) for at in (NOW - range_.span - MINUTE, NOW - MINUTE)]
+    assert whole_bars(History(range_, NOW, sla=tuple(bars))) == (
+        bars[0].at,
+        bars[1].at + range_.bar,
+    )
+    assert whole_bars(History(range_, NOW)) == (NOW - range_.span, NOW)
+
+
+def test_the_range_chosen_last_is_shown_whichever_is_read_first() -> None:
+    slow, book, live = threading.Event(), Mock(), Mock(paused=False)
+
+    def read(wanted: HistoryRange) -> History:
+        if wanted is HistoryRange.WEEK:
+            assert slow.wait(10)
+        return History(wanted, NOW)
+
+    book.read = read
+
+    async def choose_twice() -> History | None:
+        with Client(page(""), request=None):
+            followed = FollowedHistory(Mock(history=book, readings=Readings()), live)
+            week = asyncio.create_task(followed.follow(HistoryRange.WEEK))
+            await asyncio.sleep(0)
+            await followed.follow(HistoryRange.HOUR)
+            slow.set()
+            await week
+            return followed.seen
+
+    run.setup()
+    seen = asyncio.run(choose_twice())
+    assert seen is not None
+    assert seen.range is HistoryRange.HOUR
 
 
 @pytest.mark.parametrize(
