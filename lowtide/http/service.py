@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
 from lowtide import wiring
 from lowtide.domain.errors import NotFound
 from lowtide.http import types
 from lowtide.http.application import json_response
-from lowtide.postgres.connections import begin
+from lowtide.postgres.schema import check_schema
 
 if TYPE_CHECKING:
     from flask import Response
@@ -24,7 +22,7 @@ def live() -> Response:
 
 
 def ready() -> Response:
-    """`GET /health/ready`: the database answers too; raises Unavailable."""
+    """`GET /health/ready`: the database answers, with the schema of this version; raises Unavailable."""
     check_database()
     return json_response({"status": "ok"})
 
@@ -50,6 +48,5 @@ def _models(call: Call) -> list[types.Model]:
 
 
 def check_database() -> None:
-    """Raise Unavailable when the database does not answer."""
-    with begin(wiring.database()) as connection:
-        connection.execute(text("SELECT 1"))
+    """Raise Unavailable while the database does not answer or waits for a migration."""
+    check_schema(wiring.database())

@@ -99,11 +99,16 @@ def acting_for(engine: Engine, tenant: TenantId) -> Iterator[Connection]:
         yield connection
 
 
+def sqlstate(error: DBAPIError) -> str:
+    """Return what the server calls an error; "" for the driver's own."""
+    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return str(details.get("C", "")) if isinstance(details, dict) else ""
+
+
 def _is_transient(error: Exception) -> bool:
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return True
-    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    if isinstance(details, dict):
-        return str(details.get("C", "")).startswith(_TRANSIENT_CLASSES)
+    if state := sqlstate(error):
+        return state.startswith(_TRANSIENT_CLASSES)
     # The driver's own errors carry no SQLSTATE; those about the connection are InterfaceErrors.
     return type(error).__name__ == "InterfaceError"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +37,6 @@ def migrate(url: str, passwords: Mapping[str, str]) -> None:
                 _set_password(connection, role, password)
     finally:
         engine.dispose()
-
-
-@lru_cache(maxsize=1)
-def newest_revision() -> str:
-    """Return the revision that this version's database has once it is migrated."""
-    versions = Path(__file__).parent / "migrations" / "versions"
-    return max(path.name[:4] for path in versions.glob("[0-9]*.py"))
 
 
 def _set_password(connection: Connection, role: str, password: str) -> None:

@@ -11,7 +11,7 @@ from nicegui import ui
 
 from lowtide.domain.events import EventType
 from lowtide.domain.sightings import TICK, Sight
-from lowtide.postgres.migrate import newest_revision
+from lowtide.postgres.schema import newest_revision
 from portal.components.finding_list import EventTable, FindingList, FindingRow
 from portal.components.headings import heading
 from portal.components.health_panel import STALE_AFTER, ProbeRow

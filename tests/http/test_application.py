@@ -10,16 +10,19 @@ import pytest
 from flask import Flask, Response
 from flask import request as current
 from prometheus_client import REGISTRY
+from sqlalchemy import text
 
 from lowtide import wiring
 from lowtide.domain import errors
 from lowtide.http.application import Application
 from lowtide.http.operations import Route
+from lowtide.postgres.schema import newest_revision
 from lowtide.services.scopes import log_fields
 from tests.http.forms import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
+    from tests.postgres.worlds import World
 
 ID = "0" * 32
 
@@ -83,6 +86,21 @@ def test_health_needs_no_key(api: Api, path: str) -> None:
     answer = api("GET", path)
     assert (answer.status_code, answer.json) == (200, {"status": "ok"})
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_function_is_not_ready_before_the_migration(api: Api, world: World) -> None:
+    with world.database.engine("owner").connect() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0009'"))
+        connection.commit()
+        try:
+            answers = [api("GET", path) for path in ("/health/ready", "/health/live")]
+        finally:
+            connection.execute(
+                text("UPDATE alembic_version SET version_num = :it"), {"it": newest_revision()}
+            )
+            connection.commit()
+    assert [answer.status_code for answer in answers] == [503, 200]
+    assert "has schema 0009" in answers[0].json["error"]["message"]
 
 
 def test_request_ids_differ(api: Api) -> None:

@@ -1,4 +1,4 @@
-"""When each function, event type and engine was last seen at work."""
+"""When each part was last seen at work; the schema's revision for all to read; the old audit log to go."""
 
 from __future__ import annotations
 
@@ -21,10 +21,21 @@ CREATE TABLE sightings (
 GRANT SELECT, INSERT, UPDATE ON sightings TO lowtide_api, lowtide_worker, lowtide_operator;
 """
 
+# A function is not ready before it sees the schema that it needs.
+REVISION = "GRANT SELECT ON alembic_version TO lowtide_api, lowtide_worker"
+
+# The scheduler may drop what is old, and nothing else: not even it can hide what was done this month.
+RETENTION = """
+GRANT SELECT (id, at), DELETE ON audit_log TO lowtide_worker;
+CREATE POLICY only_old ON audit_log AS RESTRICTIVE FOR DELETE TO lowtide_worker
+  USING (at < now() - interval '30 days');
+"""
+
 
 def upgrade() -> None:
     """Apply."""
-    op.execute(SIGHTINGS)
+    for script in (SIGHTINGS, REVISION, RETENTION):
+        op.execute(script)
 
 
 def downgrade() -> None:
