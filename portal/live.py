@@ -28,6 +28,8 @@ class Live:
         self._poller = poller
         self._interval = chosen_interval()
         self._follower = ui.context.client.id
+        # Also where the page turns out to have nothing to follow: its visitor may choose a pace.
+        ui.context.client.on_delete(lambda: poller.unfollow(self._follower))
         self._shown_at = datetime.min.replace(tzinfo=UTC)
         self._show: Callable[[], None] = _nothing
         self._updated: ui.label
@@ -50,7 +52,6 @@ class Live:
         """Call `show` now, and again whenever there is news that the visitor wants to see."""
         self._show = show
         self._follow(self._interval)
-        ui.context.client.on_delete(lambda: self._poller.unfollow(self._follower))
         self._poller.changed.subscribe(self._on_change)
         self._draw()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 _Value = TypeVar("_Value")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,13 @@ class Readings:
         self._followers.pop(follower, None)
 
     def look(self) -> None:
-        """Read each subject that somebody looks at."""
+        """Read each subject that somebody looks at; a bug in one holds up no other."""
         followed = list(self._followers.values())
         for subject in {id(each): each for each, paused in followed if not paused()}.values():
-            subject.look()
+            try:
+                subject.look()
+            except Exception:  # noqa: BLE001 - as in the poller: what fails is logged, the rest goes on
+                _log.exception("portal.reading_failed")
 
 
 def at_most_every(

@@ -1,4 +1,4 @@
-"""Ends sessions whose password or API key is no longer one."""
+"""Closes the pages of sessions that are over, or whose password or API key is no longer one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from nicegui import Client
 
 from lowtide.domain.errors import LowtideError
 from portal.background import in_thread
-from portal.sessions import SIGN_IN, visitor_of
+from portal.sessions import SIGN_IN, is_over, visitor_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowtide.services.entrance import Entrance
 
 # The browser gets this long to hear that it is to leave; then the page answers nothing any more.
@@ -26,21 +28,42 @@ class SessionWatch:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._checking = False
 
     async def check(self) -> None:
-        """Close the pages of sessions that are over; while nobody can tell, none is."""
-        opened = {client: _credential(client) for client in list(Client.instances.values())}
-        credentials = {each for each in opened.values() if each is not None}
+        """Close the pages of sessions that are over; while nobody can tell of a key, its pages stay.
+
+        One look at a time: those that wait for a database that hangs would take every thread there is.
+        """
+        opened = list(Client.instances.values())
+        for client in opened:
+            if is_over(client.request.session):
+                _send_away(client)
+        if self._checking:
+            return
+        self._checking = True
+        try:
+            await self._check_credentials(opened)
+        finally:
+            self._checking = False
+
+    async def _check_credentials(self, opened: Sequence[Client]) -> None:
+        by_client = {client: _credential(client) for client in opened}
+        credentials = {each for each in by_client.values() if each is not None}
         if not credentials:
             return
         try:
             ended = await in_thread(lambda: self._entrance.ended(credentials))
         except LowtideError:
             return
-        for client, credential in opened.items():
+        for client, credential in by_client.items():
             if credential in ended:
-                client.open(SIGN_IN)
-                asyncio.get_running_loop().call_later(_GRACE, _close, client)
+                _send_away(client)
+
+
+def _send_away(client: Client) -> None:
+    client.open(SIGN_IN)
+    asyncio.get_running_loop().call_later(_GRACE, _close, client)
 
 
 def _credential(client: Client) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -43,6 +44,10 @@ _HEADERS: Final = {
 
 Session = dict[str, Any]
 
+_left: dict[str, float] = {}
+"""Sessions that somebody left, until when they would have lasted: copies of their cookies go round,
+and pages that were opened with them. One process serves all pages, and forgets with a restart."""
+
 
 def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: int) -> None:
     """Remember a visitor for so long. What the cookie held before is dropped, its id too."""
@@ -53,13 +58,30 @@ def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: i
         "tenant": None if visitor.tenant is None else str(visitor.tenant),
         "credential": visitor.credential,
         "until": time.time() + seconds,
+        "id": token_urlsafe(16),
     }
+
+
+def leave_session(session: MutableMapping[str, Any]) -> None:
+    """End a session wherever it is open, and forget it here."""
+    known = session.get(_NAME)
+    if isinstance(known, dict):
+        now = time.time()
+        for id_ in [each for each, until in _left.items() if until < now]:
+            del _left[id_]
+        _left[known.get("id", "")] = known["until"]
+    session.clear()
+
+
+def is_over(session: MutableMapping[str, Any]) -> bool:
+    """Whether somebody was signed in here, and is no more."""
+    return _NAME in session and visitor_of(session) is None
 
 
 def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
     """Return whom the cookie names; None once the session is over."""
     known = session.get(_NAME)
-    if not isinstance(known, dict) or known["until"] < time.time():
+    if not isinstance(known, dict) or known["until"] < time.time() or known.get("id", "") in _left:
         return None
     tenant = known["tenant"]
     return Visitor(

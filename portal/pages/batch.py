@@ -88,6 +88,8 @@ class BatchPage:
 
     async def open(self, api_url: str) -> None:
         """Build the page, or say that there is no such batch."""
+        # Before anything can fail: what nobody unfollows is read until the portal restarts.
+        ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         await self._read()
         reading = self._subject.reading
         if reading.value is None:
@@ -97,7 +99,6 @@ class BatchPage:
             with self._live.page("No such batch" if absent else "Batch", api_url=api_url):
                 _missing("" if reading.problem is None else reading.problem.message)
             return
-        ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         with self._live.page(format_batch_id(self._query.batch), api_url=api_url):
             self._build()
         self._live.keep(self._show)

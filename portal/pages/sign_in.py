@@ -12,7 +12,7 @@ from nicegui import app, ui
 from lowtide.domain.errors import LowtideError
 from portal import theme
 from portal.background import in_thread
-from portal.sessions import SIGN_IN, SIGN_OUT, open_session
+from portal.sessions import SIGN_IN, SIGN_OUT, leave_session, open_session
 
 if TYPE_CHECKING:
     from fastapi import Response
@@ -51,7 +51,7 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
         return RedirectResponse(target, status_code=303)
 
     async def leave(request: Request) -> Response:
-        request.session.clear()
+        leave_session(request.session)
         return RedirectResponse(SIGN_IN, status_code=303)
 
     app.add_api_route(SIGN_IN, admit, methods=["POST"], include_in_schema=False)

@@ -216,7 +216,7 @@ def _packed(text: str) -> str:
 
 
 def _requeue(page: Page, batch: str, failed: int) -> str:
-    page.goto(f"{page.url.split('/batches')[0]}/dead-letters?batch={batch}")
+    page.goto(f"{page.url.split('/batches')[0]}/dead-letters?batch_id={batch}")
     page.get_by_text(HOSTILE).first.wait_for()
     page.get_by_role("button", name=re.compile("^Look inside ")).first.click()
     page.get_by_text('"zebra"').wait_for()

@@ -239,6 +239,16 @@ def test_pages_that_look_at_the_same_read_it_once_and_a_paused_one_not_at_all() 
     assert reads == ["x"]
 
 
+def test_a_bug_in_one_reading_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    reads: list[str] = []
+    readings = Readings()
+    readings.follow("a", Subject("x", lambda: 1 // 0), lambda: False)
+    readings.follow("b", Subject("y", lambda: reads.append("y")), lambda: False)
+    readings.look()
+    assert reads == ["y"]
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_what_was_read_last_stays_through_a_failure() -> None:
     answers = iter([7])
 

@@ -16,7 +16,7 @@ from lowtide.domain.visitors import Role, Visitor
 from lowtide.postgres.tenant_registry import PostgresTenantRegistry
 from lowtide.services.entrance import MOST_FAILURES, WITHIN_SECONDS, Entrance
 from portal.pages.sign_in import _own_path
-from portal.sessions import open_session, visitor_of
+from portal.sessions import is_over, leave_session, open_session, visitor_of
 from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 
@@ -71,6 +71,17 @@ def test_a_session_names_its_visitor_until_it_is_over() -> None:
     assert visitor_of({}) is None
 
 
+def test_a_session_that_was_left_is_over_wherever_it_is_open() -> None:
+    sessions: list[dict[str, object]] = [{}, {}]
+    for session in sessions:
+        open_session(session, Visitor("ana", Role.OPERATOR), 60)
+    left, other = sessions
+    copied = dict(left)
+    leave_session(left)
+    assert [visitor_of(each) for each in (left, copied)] == [None, None]
+    assert [is_over(each) for each in (left, copied, other)] == [False, True, False]
+
+
 def test_a_session_is_of_one_password_and_one_role() -> None:
     stored = hash_password("right")
 
@@ -121,6 +132,15 @@ def test_an_open_page_is_left_when_its_key_ends(
     page = visit(f"{portal.url}/batches", secret=VISIT_KEY).page
     page.get_by_text("No batches yet").wait_for()
     keys.revoke_key("default", "visit", "me")
+    page.wait_for_url("**/sign-in")
+
+
+def test_an_open_page_is_left_when_its_session_is(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = visit(f"{portal.url}/batches").page
+    page.get_by_text("No batches yet").wait_for()
+    page.context.request.post(f"{portal.url}/sign-out")
     page.wait_for_url("**/sign-in")
 
 
