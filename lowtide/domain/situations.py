@@ -138,3 +138,10 @@ class Replanned:
             Pool.SPOT: self.before[Pool.SPOT].queued - moved,
             Pool.DEDICATED: self.before[Pool.DEDICATED].queued + moved + self.revoked,
         }
+
+    @property
+    def after(self) -> dict[Pool, Depth]:
+        """What waits and runs in each pool now; what was revoked ran on spot."""
+        running = {pool: depth.running for pool, depth in self.before.items()}
+        running[Pool.SPOT] -= self.revoked
+        return {pool: Depth(queued, running[pool]) for pool, queued in self.waiting.items()}

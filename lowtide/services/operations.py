@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.errors import LowtideError
 from lowtide.domain.operations import sample_of
-from lowtide.domain.pools import Pool
-from lowtide.domain.replicas import desired_replicas
+from lowtide.domain.pools import Depth, Pool
+from lowtide.domain.replicas import scaled_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,14 +75,12 @@ class OperationsWatch:
         self._sampled = reading
 
     def desired(self, pool: Pool, reading: Operations) -> int:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned.
-
-        Nothing that waits in a paused pool asks for any.
-        """
-        if reading.pause(pool) is not None:
-            return 0
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
         rule = self._rules[pool]
-        most = rule.most
-        if pool is Pool.DEDICATED and reading.planned is not None:
-            most = min(most, reading.planned)
-        return desired_replicas(reading.queued(pool), rule.rows_per_replica, most=most)
+        return scaled_replicas(
+            Depth(reading.queued(pool), reading.running(pool)),
+            rule.rows_per_replica,
+            most=rule.most,
+            planned=reading.planned if pool is Pool.DEDICATED else None,
+            paused=reading.pause(pool) is not None,
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.history import PoolLevel
 from lowtide.domain.pools import Pool
-from lowtide.domain.replicas import desired_replicas
+from lowtide.domain.replicas import scaled_replicas
 from lowtide.domain.situations import decide
 
 if TYPE_CHECKING:
@@ -107,18 +107,16 @@ class Scheduler:
         )
 
     def _desired(self, planned: Replanned) -> dict[Pool, int]:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned.
-
-        Nothing that waits in a paused pool asks for any.
-        """
-        scales = self._rules.scales
-        most = {pool: scale.replicas for pool, scale in scales.items()}
-        most[Pool.DEDICATED] = min(most[Pool.DEDICATED], planned.plan.replicas)
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
         return {
-            pool: 0
-            if pool in planned.paused
-            else desired_replicas(lines, scales[pool].rows_per_replica, most=most[pool])
-            for pool, lines in planned.waiting.items()
+            pool: scaled_replicas(
+                depth,
+                self._rules.scales[pool].rows_per_replica,
+                most=self._rules.scales[pool].replicas,
+                planned=planned.plan.replicas if pool is Pool.DEDICATED else None,
+                paused=pool in planned.paused,
+            )
+            for pool, depth in planned.after.items()
         }
 
     def _record(self, report: TickReport) -> None:

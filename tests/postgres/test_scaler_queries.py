@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEDA = Path(__file__).parents[2] / "keda"
 
 
-def _replicas(world: World, pool: Pool) -> int:
+def keda_replicas(world: World, pool: Pool) -> int:
     """Return what the HPA makes of the query's answer."""
     scaler = yaml.safe_load((KEDA / f"infer-{pool.value}.yaml").read_text())["spec"]
     metadata = scaler["triggers"][0]["metadata"]
@@ -47,10 +47,10 @@ def _replicas(world: World, pool: Pool) -> int:
 def test_lines_ask_for_replicas(world: World, pool: Pool, lines: int, replicas: int) -> None:
     if lines:
         world.batch(lines, pool=pool.value)
-    assert _replicas(world, pool) == replicas
+    assert keda_replicas(world, pool) == replicas
     lease = world.queue.open_lease(pool, "w")
     world.queue.claim(lease, pool, lines)
-    assert _replicas(world, pool) == replicas
+    assert keda_replicas(world, pool) == replicas
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_lines_ask_for_replicas(world: World, pool: Pool, lines: int, replicas: 
 def test_dedicated_gets_no_more_than_is_wanted(world: World, wanted: int, replicas: int) -> None:
     world.batch(99, pool="dedicated")
     world.apply(Plan(replicas=wanted))
-    assert _replicas(world, Pool.DEDICATED) == replicas
-    assert _replicas(world, Pool.SPOT) == 0
+    assert keda_replicas(world, Pool.DEDICATED) == replicas
+    assert keda_replicas(world, Pool.SPOT) == 0
     world.run("UPDATE wanted_replicas SET at = now() - interval '61 s'")
-    assert _replicas(world, Pool.DEDICATED) == 2
+    assert keda_replicas(world, Pool.DEDICATED) == 2
     world.run("DELETE FROM queue")
     world.run("UPDATE wanted_replicas SET at = now(), replicas = 2")
-    assert _replicas(world, Pool.DEDICATED) == 0
+    assert keda_replicas(world, Pool.DEDICATED) == 0
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_paused_pool_keeps_busy_workers_and_gets_no_others(
 ) -> None:
     world.batch(99, pool=pool.value)
     world.queue.claim(world.queue.open_lease(pool, "w"), pool, running)
-    before = _replicas(world, pool)
+    before = keda_replicas(world, pool)
     register(world).pause(pool, "ana")
     world.apply(Plan(replicas=0))
-    assert _replicas(world, pool) == replicas
+    assert keda_replicas(world, pool) == replicas
     register(world).resume(pool, "ana")
     world.apply(Plan(replicas=2))
-    assert _replicas(world, pool) == before > 0
+    assert keda_replicas(world, pool) == before > 0

@@ -58,10 +58,17 @@ def test_what_was_read_survives_a_failure_and_the_failure_is_told() -> None:
 
 def test_dedicated_gets_no_more_than_planned() -> None:
     loads = tuple(TenantLoad(DEFAULT_TENANT, "a", pool, 100, 0, NOW) for pool in Pool)
-    for planned, dedicated in ((None, 2), (1, 1), (0, 0)):
+    for planned, dedicated in ((None, 2), (2, 2), (1, 1), (0, 1)):
         (sample,) = _look(replace(reading(loads=loads), planned=planned)).seen.samples
         assert sample.pools[Pool.DEDICATED].desired == dedicated
         assert sample.pools[Pool.SPOT].desired == 4
+
+
+def test_what_runs_keeps_its_replica_and_nothing_wants_none() -> None:
+    for running, dedicated in ((0, 0), (9, 1)):
+        loads = (TenantLoad(DEFAULT_TENANT, "a", Pool.DEDICATED, 0, running, NOW),)
+        (sample,) = _look(replace(reading(loads=loads), planned=0)).seen.samples
+        assert sample.pools[Pool.DEDICATED].desired == dedicated
 
 
 def test_a_paused_pool_wants_no_replicas() -> None:

@@ -17,6 +17,7 @@ from lowtide.postgres.rates import PostgresRates
 from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
 from tests.postgres.test_pools import register
+from tests.postgres.test_scaler_queries import keda_replicas
 from tests.postgres.worlds import done, together
 from tests.services.workers import Sink
 
@@ -216,6 +217,30 @@ def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(wor
     register(world).resume(Pool.DEDICATED, "ana")
     assert _planned(_scheduler(world).tick()) == (20, 0)
     assert not world.row(batch).at_risk
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["goes on", "paused"])
+@pytest.mark.parametrize(
+    ("lines", "claimed", "replicas"),
+    [
+        pytest.param(0, 0, (0, 0), id="nothing"),
+        pytest.param(26, 0, (1, 0), id="lines that stay and wait"),
+        pytest.param(26, 9, (1, 1), id="some of them run"),
+        pytest.param(9, 9, (1, 1), id="all of them run"),
+    ],
+)
+def test_a_tick_reports_what_keda_is_told_of_lines_that_no_deadline_moved(
+    world: World, lines: int, claimed: int, replicas: tuple[int, int], *, paused: bool
+) -> None:
+    if lines:
+        batch = world.batch(lines, due_in=86_400, pool="dedicated")
+        world.run("UPDATE batches SET start_pool = 'dedicated' WHERE id = :id", id=batch)
+    world.queue.claim(world.queue.open_lease(Pool.DEDICATED, "w"), Pool.DEDICATED, claimed)
+    if paused:
+        register(world).pause(Pool.DEDICATED, "ana")
+    told = _scheduler(world).tick().desired_replicas
+    assert told[Pool.DEDICATED] == replicas[paused]
+    assert told == {pool: keda_replicas(world, pool) for pool in Pool}
 
 
 def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
