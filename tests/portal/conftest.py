@@ -161,10 +161,12 @@ def shared_portal(
 @pytest.fixture
 def portal(shared: Database, shared_portal: Portal) -> Portal:
     """A portal that has no batches to show."""
-    with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql(
-            "TRUNCATE batches, tallies, queue, claims, workers, paused_pools, pool_samples"
-        )
+    # One by one: the portal reads several in a transaction, in an order of its own.
+    for table in (
+        "batches", "tallies", "queue", "claims", "workers", "paused_pools", "pool_samples"
+    ):  # fmt: skip
+        with shared.engine("owner").begin() as connection:
+            connection.exec_driver_sql(f"TRUNCATE {table}")
     return shared_portal
 
 
