@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from nicegui import ui
 
+from portal.components.clipboard import copy
+
 
 def empty_state(title: str, hint: str, command: str) -> ui.element:
     """Show what is missing, and the command that brings it, ready to copy."""
@@ -13,12 +15,7 @@ def empty_state(title: str, hint: str, command: str) -> ui.element:
         with ui.element("div").classes("command"):
             with ui.element("code").classes("mono"):
                 ui.label(command)
-            ui.button(icon="content_copy", on_click=lambda: _copy(command), color=None).props(
+            ui.button(icon="content_copy", on_click=lambda: copy(command), color=None).props(
                 'flat dense size=sm aria-label="Copy the command"'
             )
     return shown
-
-
-def _copy(command: str) -> None:
-    ui.clipboard.write(command)
-    ui.notify("Copied", type="positive", position="bottom")

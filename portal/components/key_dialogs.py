@@ -10,6 +10,7 @@ from lowtide import wiring
 from lowtide.domain.errors import InvalidRequest, LowtideError
 from lowtide.domain.tenants import check_name
 from portal.background import in_thread
+from portal.components.clipboard import copy
 from portal.components.confirm import confirm
 from portal.components.headings import heading
 from portal.formats import absolute, ago
@@ -142,7 +143,7 @@ def show_once(key: str, whose: str, *notes: str) -> None:
         with ui.element("div").classes("command"):
             with ui.element("code").classes("mono"):
                 ui.label(key).mark("new key")
-            ui.button(icon="content_copy", on_click=lambda: _copy(key), color=None).props(
+            ui.button(icon="content_copy", on_click=lambda: copy(key), color=None).props(
                 'flat dense aria-label="Copy the key"'
             )
         for note in notes:
@@ -154,11 +155,6 @@ def show_once(key: str, whose: str, *notes: str) -> None:
             ui.button("I have copied it", on_click=dialog.close).props("unelevated no-caps")
     dialog.on("hide", dialog.delete)
     dialog.open()
-
-
-def _copy(key: str) -> None:
-    ui.clipboard.write(key)
-    ui.notify("Copied", type="positive", position="bottom")
 
 
 def _overlap_choice() -> ui.select:

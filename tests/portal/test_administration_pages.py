@@ -115,6 +115,19 @@ def _shown_key(page: Page) -> str:
     return page.get_by_role("dialog").locator("code").inner_text()
 
 
+def _check_copying(page: Page, key: str) -> None:
+    """Copy without a clipboard, as over plain HTTP, and with one."""
+    copy = page.get_by_role("button", name="Copy the key")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {configurable: true})")
+    copy.click()
+    page.get_by_text("Not copied: select it and copy it by hand").wait_for()
+    page.evaluate("delete navigator.clipboard")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    copy.click()
+    page.get_by_text("Copied", exact=True).wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == key
+
+
 def _close_key(page: Page) -> None:
     page.get_by_role("button", name="I have copied it").click()
     page.get_by_role("dialog").wait_for(state="detached")
@@ -147,6 +160,7 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
     first = _shown_key(page)
     assert tenants.caller(f"Bearer {first}").name == "laptop"
     assert _problems_of_dialog(axe, page) == []
+    _check_copying(page, first)
     page.reload()
     page.get_by_role("button", name=re.compile("^Rotate laptop of acme")).wait_for()
     assert first not in page.content(), "a reload shows it no more"
