@@ -16,6 +16,7 @@ from portal.components.headings import heading
 from portal.components.rebuilt import Rebuilt
 from portal.components.stat_card import StatCard
 from portal.formats import number
+from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +40,8 @@ class BatchPanels:
         may_act: bool,
     ) -> None:
         self._may_act = may_act
-        self._dashboards = dashboards
+        # They show every tenant's work.
+        self._dashboards = dashboards if current_visitor().tenant is None else None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("batch-head"):
                 self._head = Rebuilt(batch_facts.head, "batch-head")
@@ -78,8 +80,9 @@ class BatchPanels:
         details = replace(details, at=batch.created_at, batch=batch)
         self._head.show(batch)
         id_, began, ended = format_batch_id(batch.id), batch.created_at, batch.ended_at
-        trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
-        self._links.show(self._dashboards.batch(id_, began, ended, now) + trace)
+        if self._dashboards is not None:
+            trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
+            self._links.show(self._dashboards.batch(id_, began, ended, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
         for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
             panel.show(details)

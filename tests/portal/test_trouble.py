@@ -16,6 +16,7 @@ from lowtide.domain.ids import BatchId, format_batch_id
 from lowtide.domain.sightings import Glimpse, Sight
 from lowtide.domain.statuses import BatchStatus
 from lowtide.postgres.sightings import PostgresSightings
+from tests.conftest import API_KEY
 from tests.portal.seeds import SeedBatch, add_batch
 from tests.portal.test_alertmanager import gettable
 from tests.postgres.worlds import eventually
@@ -148,6 +149,17 @@ def test_a_batch_leads_to_dashboards_of_its_own_time(troubled: tuple[Portal, str
     page = _text(portal, f"/batches/{batch}").replace("&amp;", "&")
     assert f"{GRAFANA}/d/lowtide-sla?var-batch={batch}&from=" in page
     assert "Prometheus" not in page
+
+
+def test_a_tenants_visitor_is_not_led_to_dashboards_of_all(troubled: tuple[Portal, str]) -> None:
+    portal, batch = troubled
+    for path in ("/batches", f"/batches/{batch}"):
+        with portal.client(API_KEY) as client:
+            answer = client.get(path)
+        assert answer.status_code == 200
+        assert GRAFANA not in answer.text
+        assert "alerts.example" not in answer.text
+        assert GRAFANA in _text(portal, path)
 
 
 def test_pages_ask_nobody(troubled: tuple[Portal, str], alerts: Alerts) -> None:
