@@ -234,6 +234,11 @@ class Settings(BaseSettings):
         description="Seconds that samples of queues and replicas, one a minute, are kept for the "
         "portal.",
     )
+    audit_retention: int = Field(
+        default=34_560_000,
+        ge=2_592_000,
+        description="Seconds that the audit log is kept; at least 30 days.",
+    )
 
     portal_secret: SecretStr = Field(
         default=SecretStr(""), description="Signs the portal's session cookies."

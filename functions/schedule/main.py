@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import functions_framework
@@ -14,10 +15,20 @@ from lowtide.metrics import vitals
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
+_log = logging.getLogger("lowtide.schedule")
+
 
 @functions_framework.cloud_event
 def schedule(event: CloudEvent) -> None:
     """Handle one tick."""
     with received(event, wiring.tracer()):
         metrics.ticked(wiring.scheduler().tick())
+        _measure()
+
+
+def _measure() -> None:
+    """Look at what alerts look at: a tick that failed for it would do all its work again."""
+    try:
         vitals.measured(wiring.vitals().read())
+    except Exception:  # noqa: BLE001 - what an answer of 500 would repeat is done
+        _log.exception("vitals.not_read")

@@ -27,3 +27,7 @@ class Ticks(Protocol):
     def forget_strays(self, keys: Sequence[str]) -> None:
         """Note that these objects are gone."""
         ...
+
+    def trim_audit(self, *, kept: float, limit: int) -> int:
+        """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+        ...

@@ -12,6 +12,7 @@ from lowtide.domain.ids import BatchId, TenantId
 from lowtide.domain.leases import is_storm
 from lowtide.domain.pools import Pool
 from lowtide.domain.situations import Swept
+from lowtide.postgres import audit
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.outbox import add_event
@@ -154,6 +155,11 @@ class PostgresTicks:
         """Note that these objects are gone."""
         with begin(self._engine) as connection:
             connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
+
+    def trim_audit(self, *, kept: float, limit: int) -> int:
+        """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+        with begin(self._engine) as connection:
+            return audit.trim(connection, kept=kept, limit=limit)
 
     def _is_poison(self, orphan: Any) -> bool:
         return bool(orphan.lost_leases >= self._max_lost_leases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from lowtide.domain.replicas import scaled_replicas
 from lowtide.domain.situations import decide
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from lowtide.domain.demand import Capacity
     from lowtide.domain.rates import Rate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STRAYS_A_TICK = 200
+_AUDITS_A_TICK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,17 @@ class PoolScale:
 
 @dataclass(frozen=True, slots=True)
 class TickRules:
-    """Settings of a tick; times in seconds. Samples of the pools are kept for `history_kept`."""
+    """Settings of a tick; times in seconds.
+
+    Samples of the pools are kept for `history_kept`, the audit log for `audit_kept`.
+    """
 
     capacity: Capacity
     scales: Mapping[Pool, PoolScale]
     cancel_grace: float
     stalled_after: float
     history_kept: float
+    audit_kept: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,10 @@ class Scheduler:
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
             most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
         )
-        self._record(report)
+        with _spared("history.not_recorded"):
+            self._record(report)
+        with _spared("audit.not_trimmed"):
+            self._ticks.trim_audit(kept=self._rules.audit_kept, limit=_AUDITS_A_TICK)
         _tell(report)
         return report
 
@@ -120,7 +129,7 @@ class Scheduler:
         }
 
     def _record(self, report: TickReport) -> None:
-        """Take a sample, if it is time; a tick has done its work without one."""
+        """Take a sample, if it is time."""
         planned = report.planned
         if planned is None:
             return
@@ -128,10 +137,7 @@ class Scheduler:
             pool: PoolLevel(lines, planned.before[pool].running, report.desired_replicas[pool])
             for pool, lines in planned.waiting.items()
         }
-        try:
-            self._recorder.record(levels, kept=self._rules.history_kept)
-        except Unavailable as error:
-            _log.warning("history.not_recorded", extra={"reason": error.message})
+        self._recorder.record(levels, kept=self._rules.history_kept)
 
     def _remove_strays(self) -> None:
         """Remove objects without a file; what fails here is due again at the next tick."""
@@ -143,6 +149,17 @@ class Scheduler:
                 _log.info("objects.removed", extra={"objects": len(keys)})
         except Unavailable as error:
             _log.warning("objects.not_removed", extra={"reason": error.message})
+
+
+@contextmanager
+def _spared(event: str) -> Iterator[None]:
+    """Log what fails under `event`: the tick has done its work without it, and goes on."""
+    try:
+        yield
+    except Unavailable as error:
+        _log.warning(event, extra={"reason": error.message})
+    except Exception:  # noqa: BLE001 - a tick that answers 500 does all its work again
+        _log.exception(event)
 
 
 def _tell(report: TickReport) -> None:

@@ -80,6 +80,7 @@ def scheduler() -> Scheduler:
         cancel_grace=settings.cancel_grace,
         stalled_after=settings.stalled_after,
         history_kept=settings.history_retention,
+        audit_kept=settings.audit_retention,
     )
     ticks = PostgresTicks(database(), new_id=new_id, max_lost_leases=settings.max_lost_leases)
     timetable = PostgresTimetable(database(), new_id=new_id)

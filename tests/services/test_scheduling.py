@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
 from lowtide.domain.demand import Capacity
 from lowtide.domain.errors import Unavailable
@@ -16,13 +17,13 @@ from lowtide.postgres.history import PostgresRecorder
 from lowtide.postgres.rates import PostgresRates
 from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
+from tests.postgres.test_audit_retention import AUDITED
 from tests.postgres.test_pools import register
 from tests.postgres.test_scaler_queries import keda_replicas
 from tests.postgres.worlds import done, together
 from tests.services.workers import Sink
 
 if TYPE_CHECKING:
-    from lowtide.ports import HistoryRecorder
     from lowtide.services.scheduling import TickReport
     from tests.postgres.worlds import World
 
@@ -35,18 +36,24 @@ def _scheduler(
     sink: Sink | None = None,
     store: ObstoreObjects | None = None,
     replicas: int = 2,
-    recorder: HistoryRecorder | None = None,
 ) -> Scheduler:
     capacity = Capacity(
         rate=1.0, replicas=replicas, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0
     )
-    rules = TickRules(capacity, SCALES, cancel_grace=10, stalled_after=30, history_kept=86_400)
+    rules = TickRules(
+        capacity,
+        SCALES,
+        cancel_grace=10,
+        stalled_after=30,
+        history_kept=86_400,
+        audit_kept=400 * 86_400,
+    )
     publisher = Publisher(sink or Sink(), world.outbox)
     return Scheduler(
         world.ticks,
         world.timetable,
         PostgresRates(world.worker),
-        recorder or PostgresRecorder(world.worker),
+        PostgresRecorder(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,
@@ -251,11 +258,38 @@ def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
     assert {tuple(row) for row in rows[:2]} == {("spot", 26, 0, 4), ("dedicated", 0, 0, 0)}
 
 
-def test_a_tick_does_its_work_without_a_sample(world: World) -> None:
-    class Away:
-        def record(self, *_: object, kept: float) -> bool:
-            raise Unavailable(f"away for {kept}")
+@pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a bug")], ids=repr)
+def test_a_tick_does_its_work_without_a_sample_or_a_trim(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
 
+    monkeypatch.setattr(PostgresRecorder, "record", fail)
+    monkeypatch.setattr(world.ticks, "trim_audit", fail)
     batch = world.batch(110, due_in=60)
-    assert _planned(_scheduler(world, recorder=Away()).tick())[0] == 20
+    assert _planned(_scheduler(world).tick())[0] == 20
     assert world.row(batch).escalated == 20
+    told = [record.message for record in caplog.records]
+    assert told == ["history.not_recorded", "audit.not_trimmed"]
+
+
+def test_a_tick_fails_where_its_own_work_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.ticks, "sweep", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        _scheduler(world).tick()
+
+
+def test_a_tick_trims_the_audit_log(world: World) -> None:
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(text(AUDITED), {"days": [401, 399]})
+    _scheduler(world).tick()
+    assert world.value("SELECT count(id) FROM audit_log") == 1

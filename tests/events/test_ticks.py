@@ -1,0 +1,70 @@
+"""The function `schedule`: what its answer depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import functions_framework
+import pytest
+
+from lowtide import wiring
+from lowtide.domain.sightings import TICK
+from lowtide.metrics import scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+create_app: Any = functions_framework.create_app
+SOURCE = Path(__file__).parents[2] / "functions" / "schedule" / "main.py"
+EVENT = {"ce-specversion": "1.0", "ce-type": TICK, "ce-source": "/ping", "ce-id": "1"}
+
+
+class Part:
+    """The scheduler or the vitals: works, or raises."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def tick(self) -> None:
+        """Do one round."""
+        if self._error:
+            raise self._error
+
+    read = tick
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Send one tick; return the status of the answer."""
+
+    def send(tick: Exception | None, vitals: Exception | None) -> int:
+        monkeypatch.setattr(wiring, "scheduler", lambda: Part(tick))
+        monkeypatch.setattr(wiring, "vitals", lambda: Part(vitals))
+        monkeypatch.setattr(scheduler, "ticked", lambda _: None)
+        client = create_app("schedule", str(SOURCE), "cloudevent").test_client()
+        status: int = client.post("/", json={}, headers=EVENT).status_code
+        return status
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("tick", "vitals", "status", "logged"),
+    [
+        pytest.param(None, None, 200, [], id="works"),
+        pytest.param(None, RuntimeError(), 200, ["vitals.not_read"], id="nothing measured"),
+        pytest.param(RuntimeError(), None, 500, ["event.failed"], id="no tick"),
+    ],
+)
+def test_a_tick_is_done_whether_or_not_it_was_measured(
+    answer: Callable[..., int],
+    caplog: pytest.LogCaptureFixture,
+    tick: Exception | None,
+    vitals: Exception | None,
+    status: int,
+    logged: list[str],
+) -> None:
+    assert answer(tick, vitals) == status
+    ours = [it.message for it in caplog.records if it.name.startswith("lowtide")]
+    assert ours == logged
