@@ -77,7 +77,6 @@ class LetterActions:
     def _button(self, text: str, start: Callable[[], Awaitable[None]]) -> ui.button:
         async def guarded() -> None:
             try:
-                current_visitor().require_operator()
                 await start()
             except LowtideError as error:
                 ui.notify(error.message, type="negative", multi_line=True, timeout=10_000)
@@ -88,10 +87,10 @@ class LetterActions:
         return list(self._chosen) if self._chosen else self._matching
 
     async def _start_requeue(self) -> None:
-        tenant, wanted, actor = self._tenant, self._wanted(), current_visitor().name
+        tenant, wanted = self._tenant, self._wanted()
         if tenant is None:
             return
-        dry = RequeueRequest(wanted, actor, dry_run=True)
+        dry = RequeueRequest(wanted, _actor(), dry_run=True)
         would = await in_thread(lambda: self._desk.requeuer.requeue(tenant, dry))
         if not would.changed:
             ui.notify("None of these letters is open.", type="info")
@@ -106,6 +105,7 @@ class LetterActions:
             fill=lambda: asked.append(_Asked()),
         )
         if agreed:
+            actor = _actor()
             window, pool = asked[0].answer()
             request = RequeueRequest(wanted, actor, window, key, pool=pool)
             done = await in_thread(lambda: self._desk.requeuer.requeue(tenant, request))
@@ -113,14 +113,15 @@ class LetterActions:
             await self._on_done()
 
     async def _start_discard(self) -> None:
-        tenant, wanted, actor = self._tenant, self._wanted(), current_visitor().name
+        tenant, wanted = self._tenant, self._wanted()
         if tenant is None:
             return
 
-        def discard(*, dry_run: bool) -> Discarded:
+        def discard(actor: str, *, dry_run: bool) -> Discarded:
             return self._desk.letters.discard(tenant, wanted, actor=actor, dry_run=dry_run)
 
-        would = await in_thread(lambda: discard(dry_run=True))
+        actor = _actor()
+        would = await in_thread(lambda: discard(actor, dry_run=True))
         if not would.changed:
             ui.notify("None of these letters is open.", type="info")
             return
@@ -134,7 +135,8 @@ class LetterActions:
             action=f"Discard {number(would.changed)}",
             dangerous=True,
         ):
-            done = await in_thread(lambda: discard(dry_run=False))
+            agreed_by = _actor()
+            done = await in_thread(lambda: discard(agreed_by, dry_run=False))
             ui.notify(f"{counted(done.changed, 'dead letter')} discarded", type="positive")
             await self._on_done()
 
@@ -148,6 +150,13 @@ class LetterActions:
                     ui.link(f"{name[:14]}… ({counted(each.letters, 'line')})", f"/batches/{name}")
             if len(done.batches) > 5:
                 ui.label(f"and {len(done.batches) - 5} batches more")
+
+
+def _actor() -> str:
+    # Asked again before the deed: a session may end while the question is open.
+    visitor = current_visitor()
+    visitor.require_operator()
+    return visitor.name
 
 
 def _requeue_details(would: RequeueOutcome) -> list[str]:

@@ -1,0 +1,55 @@
+"""Acting on dead letters, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+from fastapi import Request
+from nicegui import Client, run
+from nicegui.page import page
+
+from lowtide.domain.errors import Unauthenticated
+from lowtide.domain.ids import TenantId
+from lowtide.domain.visitors import Role, Visitor
+from lowtide.services.dead_letters import Discarded
+from portal import letter_actions
+from portal.letter_actions import LetterActions
+from portal.letter_query import LetterQuery
+from portal.sessions import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize("action", ["_start_requeue", "_start_discard"])
+def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: dict[str, Any] = {}
+    open_session(session, Visitor("ana", Role.OPERATOR, None, "c"), 60)
+    desk = Mock()
+    desk.requeuer.requeue.return_value = Mock(changed=2, unchanged=0, remaining=0, batches=())
+    desk.letters.discard.return_value = Mock(spec=Discarded, changed=2, unchanged=0, remaining=0)
+
+    async def agree_too_late(*_: object, fill: Callable[[], object] = dict, **__: object) -> bool:
+        fill()
+        session.clear()
+        return True
+
+    async def act() -> None:
+        scope = {"type": "http", "path": "/", "session": session, "headers": []}
+        with Client(page(""), request=Request(scope)):
+            actions = LetterActions(desk, on_done=AsyncMock())
+            actions.aim(TenantId(uuid.uuid4()), LetterQuery.read({}))
+            with pytest.raises(Unauthenticated):
+                await getattr(actions, action)()
+
+    monkeypatch.setattr(letter_actions, "confirm", agree_too_late)
+    run.setup()
+    asyncio.run(act())
+    asked = [*desk.requeuer.requeue.call_args_list, *desk.letters.discard.call_args_list]
+    assert len(asked) == 1, "only how many letters it is about"
