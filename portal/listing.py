@@ -64,6 +64,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._follower = ui.context.client.id
         self._behind: list[_Query] = []
         self._subject: Subject[tuple[Sequence[_Item], bool]] | None = None
+        self._preparing: Subject[bool] | None = None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -105,10 +106,11 @@ class ListPage(ABC, Generic[_Query, _Item]):
                 self._nothing = ui.label("").classes("empty muted")
                 self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
         self._say(problem)
-        if problem:
-            return
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
-        await self._read()
+        if problem:
+            self._prepare_again()
+        else:
+            await self._read()
         self._live.keep(self._draw)
 
     async def narrow(self, query: _Query) -> None:
@@ -122,6 +124,16 @@ class ListPage(ABC, Generic[_Query, _Item]):
             await in_thread(self._subject.look)
         self._draw()
 
+    def _prepare_again(self) -> None:
+        """Have the poller try until it works, on a paused page too: that has nothing to show."""
+
+        def prepare() -> bool:
+            self.prepare()
+            return True
+
+        subject = Subject((type(self).__name__, "prepare", self._follower), prepare)
+        self._preparing = self._readings.follow(self._follower, subject, lambda: False)
+
     async def _read(self) -> None:
         """Look at what the query says, from now on."""
         try:
@@ -131,11 +143,16 @@ class ListPage(ABC, Generic[_Query, _Item]):
             self._readings.unfollow(self._follower)
             self._say(error.message)
             return
-        subject = Subject((type(self).__name__, self.query), read)
+        subject = Subject((type(self).__name__, self.visitor.tenant, self.query), read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)
 
     def _draw(self) -> None:
+        if self._preparing is not None:
+            if self._preparing.reading.value:
+                # The controls were laid out without what they need.
+                ui.navigate.reload()
+            return
         reading = None if self._subject is None else self._subject.reading
         if reading is None:
             self._list([], more=False)
@@ -144,6 +161,10 @@ class ListPage(ABC, Generic[_Query, _Item]):
         if reading.value is not None:
             items, more = reading.value
             self._list(items, more=more)
+        elif reading.problem is not None:
+            # What was shown before is of another address. Whether there is nothing, nobody knows.
+            self._list([], more=False)
+            self._nothing.set_visibility(False)
 
     def _list(self, items: Sequence[_Item], *, more: bool) -> None:
         self.show(items)
@@ -162,7 +183,8 @@ class ListPage(ABC, Generic[_Query, _Item]):
     async def _go(self, query: _Query) -> None:
         self.query = query
         ui.navigate.history.replace(query.address())
-        await self._read()
+        if self._preparing is None:
+            await self._read()
         self._draw()
 
     async def _first(self) -> None:

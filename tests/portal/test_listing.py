@@ -1,0 +1,141 @@
+"""Lists that cannot be read, and lists of different visitors, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING
+from unittest.mock import MagicMock, Mock
+
+import pytest
+from fastapi import Request
+from nicegui import Client, run, ui
+from nicegui.page import page
+
+from lowtide.domain.errors import Unavailable
+from lowtide.domain.ids import TenantId
+from lowtide.domain.visitors import Role, Visitor
+from portal import listing
+from portal.administration_query import TenantQuery
+from portal.listing import ListPage
+from portal.readings import Readings
+from portal.sessions import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+
+class Rows(ListPage[TenantQuery, str]):
+    """A list of one row, the tenant of who looks; nothing can be read while it is `broken`."""
+
+    TITLE = NOTHING = "rows"
+    broken = False
+    rows: Sequence[str] = ()
+    client: Client
+
+    def prepare(self) -> None:
+        if self.broken:
+            raise Unavailable("The database does not answer.")
+
+    def controls(self) -> None:
+        """Have none."""
+
+    def table(self) -> None:
+        """Have none."""
+
+    def reader(self) -> Callable[[], tuple[Sequence[str], bool]]:
+        def read() -> tuple[Sequence[str], bool]:
+            self.prepare()
+            return [str(self.visitor.tenant)], False
+
+        return read
+
+    def show(self, items: Sequence[str]) -> None:
+        self.rows = items
+
+    def mark(self, item: str) -> str:
+        return item
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """What keeps pages current; `keep` is given what draws them anew."""
+    made = MagicMock()
+    made.return_value.paused = False
+    monkeypatch.setattr(listing, "Live", made)
+    return made
+
+
+@pytest.fixture
+def reload(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """What has the browser load the page again."""
+    made = Mock()
+    monkeypatch.setattr(ui.navigate, "reload", made)
+    return made
+
+
+def _run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    run.setup()
+    asyncio.run(scenario())
+
+
+async def _open(
+    readings: Readings, *, broken: bool = False, tenant: TenantId | None = None
+) -> Rows:
+    session: dict[str, object] = {}
+    open_session(session, Visitor("ana", Role.OPERATOR, tenant, "c"), 60)
+    scope = {"type": "http", "path": "/", "session": session, "headers": []}
+    with Client(page(""), request=Request(scope)) as client:
+        opened = Rows(Mock(), readings, TenantQuery())
+        opened.broken, opened.client = broken, client
+        await opened.open("")
+    return opened
+
+
+def test_a_list_that_could_not_be_prepared_is_loaded_again_once_it_can(
+    live: MagicMock, reload: Mock
+) -> None:
+    async def scenario() -> None:
+        opened = await _open(readings := Readings(), broken=True)
+        (draw,) = live.return_value.keep.call_args.args
+        readings.look()
+        draw()
+        assert not reload.called
+        opened.broken = False
+        readings.look()
+        draw()
+        assert reload.called
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("live")
+def test_rows_of_another_filter_do_not_stay_where_the_first_read_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ui.navigate.history, "replace", Mock())
+
+    async def scenario() -> None:
+        opened = await _open(Readings())
+        await opened.reload()
+        assert opened.rows == ["None"]
+        opened.broken = True
+        await opened.reload()
+        assert opened.rows == ["None"], "what was read last of this address stays"
+        with opened.client:
+            await opened.narrow(TenantQuery(text="b"))
+        assert opened.rows == []
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("live")
+def test_visitors_of_different_tenants_share_no_reading() -> None:
+    async def scenario() -> None:
+        readings, tenants = Readings(), [TenantId(uuid.uuid4()) for _ in range(2)]
+        opened = [await _open(readings, tenant=tenant) for tenant in tenants]
+        for each in opened:
+            await each.reload()
+        assert [each.rows for each in opened] == [[str(tenant)] for tenant in tenants]
+
+    _run(scenario)
