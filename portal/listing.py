@@ -111,7 +111,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
             self._prepare_again()
         else:
             await self._read()
-        self._live.keep(self._draw)
+        self._live.keep(self._draw, self._look)
 
     async def narrow(self, query: _Query) -> None:
         """Show the first page of something else."""
@@ -120,9 +120,12 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     async def reload(self) -> None:
         """Show at once what was just changed."""
-        if self._subject is not None:
-            await in_thread(self._subject.look)
+        await in_thread(self._look)
         self._draw()
+
+    def _look(self) -> None:
+        if self._subject is not None:
+            self._subject.look()
 
     def _prepare_again(self) -> None:
         """Have the poller try until it works, on a paused page too: that has nothing to show."""

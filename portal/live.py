@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from portal.background import in_thread
 from portal.components.frame import chosen_interval, frame
 from portal.components.headings import heading
 from portal.formats import absolute, duration
@@ -32,6 +33,7 @@ class Live:
         ui.context.client.on_delete(lambda: poller.unfollow(self._follower))
         self._shown_at = datetime.min.replace(tzinfo=UTC)
         self._show: Callable[[], None] = _nothing
+        self._reread: Callable[[], None] | None = None
         self._updated: ui.label
 
     @contextmanager
@@ -48,9 +50,13 @@ class Live:
         """Whether the visitor wants the page to stand still."""
         return self._interval == 0
 
-    def keep(self, show: Callable[[], None]) -> None:
-        """Call `show` now, and again whenever there is news that the visitor wants to see."""
+    def keep(self, show: Callable[[], None], reread: Callable[[], None] | None = None) -> None:
+        """Call `show` now, and again whenever there is news that the visitor wants to see.
+
+        `reread` reads what the poller reads for this page alone, and not while the page is paused.
+        """
         self._show = show
+        self._reread = reread
         self._follow(self._interval)
         self._poller.changed.subscribe(self._on_change)
         self._draw()
@@ -58,6 +64,8 @@ class Live:
     async def refresh(self) -> None:
         """Show what there is now, also while the page is paused."""
         await self._poller.fresh(timeout=2.0)
+        if self.paused and self._reread is not None:
+            await in_thread(self._reread)
         self._draw()
 
     def _follow(self, interval: int) -> None:

@@ -101,7 +101,7 @@ class BatchPage:
             return
         with self._live.page(format_batch_id(self._query.batch), api_url=api_url):
             self._build()
-        self._live.keep(self._show)
+        self._live.keep(self._show, self._look)
         if self._query.line is not None:
             await self._look_inside(self._query.line)
 
@@ -154,6 +154,9 @@ class BatchPage:
         self._table.show(seen.lines)
         self._nothing.set_visibility(not seen.lines)
         self._pager.show(first=self._query.after == 0, more=seen.more)
+
+    def _look(self) -> None:
+        self._subject.look()
 
     async def _look_inside(self, line: int) -> None:
         batch = self._query.batch

@@ -84,7 +84,7 @@ class BatchesPage:
             return
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         await self._read()
-        self._live.keep(self._show)
+        self._live.keep(self._show, self._look)
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
@@ -123,6 +123,9 @@ class BatchesPage:
         subject = Subject(key, read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)
+
+    def _look(self) -> None:
+        self._subject.look()
 
     def _show(self) -> None:
         reading = self._subject.reading

@@ -97,7 +97,7 @@ def test_a_list_that_could_not_be_prepared_is_loaded_again_once_it_can(
 ) -> None:
     async def scenario() -> None:
         opened = await _open(readings := Readings(), broken=True)
-        (draw,) = live.return_value.keep.call_args.args
+        draw, _ = live.return_value.keep.call_args.args
         readings.look()
         draw()
         assert not reload.called
