@@ -21,6 +21,7 @@ from lowtide.local.database import engine
 from lowtide.local.ports import free_port
 from tests.browsing import Visit, launched, new_visit
 from tests.conftest import PEPPER, Database
+from tests.portal.seeds import empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,12 +162,10 @@ def shared_portal(
 @pytest.fixture
 def portal(shared: Database, shared_portal: Portal) -> Portal:
     """A portal that has no batches to show."""
-    # One by one: the portal reads several in a transaction, in an order of its own.
-    for table in (
-        "batches", "tallies", "queue", "claims", "workers", "paused_pools", "pool_samples"
-    ):  # fmt: skip
-        with shared.engine("owner").begin() as connection:
-            connection.exec_driver_sql(f"TRUNCATE {table}")
+    empty(
+        shared.engine("owner"),
+        "batches, tallies, queue, claims, workers, paused_pools, pool_samples",
+    )
     return shared_portal
 
 

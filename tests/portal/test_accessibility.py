@@ -25,6 +25,7 @@ from tests.portal.seeds import (
     add_queued,
     add_samples,
     add_worker,
+    empty,
 )
 from tests.postgres.worlds import World
 
@@ -76,8 +77,7 @@ def routes(shared_portal: Portal) -> list[str]:
 @pytest.fixture
 def batch(shared: Database, portal: Portal) -> str:
     """Something on every page; returns the id of a batch with dead letters and a hostile line."""
-    with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
     worker = shared.engine("worker")
     for status in BatchStatus:
         add_batch(worker, SeedBatch(status=status, failed=5, completed=9, escalated=9))

@@ -14,7 +14,7 @@ from lowtide.postgres.tenants import PostgresTenants
 from lowtide.wiring import new_id
 from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import VIEWER_PASSWORD
-from tests.portal.seeds import SeedBatch, add_batch, add_queued
+from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,8 +53,8 @@ def known(shared: Database, portal: Portal) -> Iterator[Portal]:
         connection.execute(text("UPDATE batches SET tenant_id = :id"), {"id": acme})
         connection.execute(text("UPDATE tallies SET tenant_id = :id"), {"id": acme})
     yield portal
+    empty(shared.engine("owner"), "audit_log, batches, tallies, queue")
     with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql("TRUNCATE audit_log, batches, tallies, queue")
         for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
             connection.execute(
                 text(f"DELETE FROM {table} WHERE {column} <> :kept"),  # noqa: S608

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
-from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples
+from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples, empty
 from tests.postgres.worlds import World
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ NAMES = ["one", "two", HOSTILE, "four"]
 @pytest.fixture
 def letters(shared: Database, portal: Portal) -> None:
     """Four dead letters of one batch."""
-    with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
     dead_batch(World(shared), portal, NAMES, dead=(1, 2, 3, 4))
 
 

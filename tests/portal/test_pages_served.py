@@ -15,7 +15,7 @@ from lowtide.wiring import new_id
 from tests.conftest import API_KEY
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
-from tests.portal.seeds import SeedBatch, add_batch, add_queued
+from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
 from tests.postgres.worlds import World, eventually
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 @pytest.fixture
 def letters(shared: Database, portal: Portal) -> BatchId:
     """A batch of three lines, of which the first and the last, a hostile one, died."""
-    with shared.engine("owner").begin() as connection:
-        connection.exec_driver_sql("TRUNCATE dead_letters, requests, results, files CASCADE")
+    empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
     return dead_batch(World(shared), portal, ["plain", "fine", HOSTILE], dead=(1, 3))
 
 
