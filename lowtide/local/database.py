@@ -33,6 +33,7 @@ from lowtide.local.errors import StartFailed
 from lowtide.local.ports import HOST, free_port
 from lowtide.local.secrets import SUPERUSER
 from lowtide.local.users import let_through, postgres_credentials, postgres_user
+from lowtide.postgres.connections import sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -240,12 +241,6 @@ def engine(url: str, timeout: float = 5.0) -> Engine:
         isolation_level="AUTOCOMMIT",
         connect_args={"timeout": timeout},
     )
-
-
-def sqlstate(error: DBAPIError) -> str:
-    """Return PostgreSQL's five-character code; empty when the server did not answer."""
-    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    return str(details.get("C", "")) if isinstance(details, dict) else ""
 
 
 def binaries() -> Path:

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.local.database import EmbeddedPostgres, engine, sqlstate
+from lowtide.local.database import EmbeddedPostgres, engine
 from lowtide.local.errors import StartFailed
+from lowtide.postgres.connections import sqlstate
 
 if TYPE_CHECKING:
     from pathlib import Path

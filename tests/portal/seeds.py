@@ -16,6 +16,8 @@ from lowtide.domain.statuses import BatchStatus
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from tests.conftest import Database
+
 _NEVER_RUN = UUID(int=0)
 _STAMPS = {
     "in_progress": ("in_progress_at",),
@@ -180,3 +182,20 @@ def empty(owner: Engine, tables: str) -> None:
                 raise
         else:
             return
+
+
+def add_old_batches(database: Database) -> None:
+    """Write 10,000 batches that ended long ago, and have the planner know of them."""
+    with database.engine("worker").begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+                  completion_window, status, created_at, deadline, completed_at)
+                SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'ana',
+                  gen_random_uuid(), 'input', '/v1/embeddings', '24h', 'completed',
+                  now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
+                FROM generate_series(1, 10000)
+            """)
+        )
+    with database.engine("owner").begin() as connection:
+        connection.execute(text("ANALYZE batches"))

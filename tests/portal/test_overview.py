@@ -15,7 +15,14 @@ from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from lowtide.postgres.connections import connect
 from lowtide.postgres.overview import RECENT, TOTALS, PostgresOverview
-from tests.portal.seeds import SeedBatch, add_batch, add_claimed, add_queued, add_worker
+from tests.portal.seeds import (
+    SeedBatch,
+    add_batch,
+    add_claimed,
+    add_old_batches,
+    add_queued,
+    add_worker,
+)
 
 if TYPE_CHECKING:
     from lowtide.domain.overview import Overview
@@ -99,14 +106,14 @@ def test_pools_of_a_batch(database: Database, seed: SeedBatch, pools: tuple[Pool
 
 
 def test_recent_batches_come_from_the_key_in_order(database: Database) -> None:
-    _fill(database)
+    add_old_batches(database)
     plan = _plan(database, RECENT.replace(":limit", "20"))
     assert "Index Scan Backward using batches_pkey" in plan
     assert "Sort" not in plan
 
 
 def test_active_batches_come_from_their_index(database: Database) -> None:
-    _fill(database)
+    add_old_batches(database)
     assert "batches_active" in _plan(database, TOTALS)
 
 
@@ -126,22 +133,6 @@ def test_what_cannot_be_read_is_unavailable(database: Database, url: str) -> Non
             PostgresOverview(engine).read(recent=1)
     finally:
         engine.dispose()
-
-
-def _fill(database: Database) -> None:
-    with database.engine("worker").begin() as connection:
-        connection.execute(
-            text("""
-                INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
-                  completion_window, status, created_at, deadline, completed_at)
-                SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'ana',
-                  gen_random_uuid(), 'input', '/v1/embeddings', '24h', 'completed',
-                  now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
-                FROM generate_series(1, 10000)
-            """)
-        )
-    with database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE batches"))
 
 
 def _plan(database: Database, statement: str) -> str:

@@ -15,7 +15,7 @@ from lowtide.domain.statuses import BatchStatus
 from lowtide.postgres.connections import connect
 from lowtide.postgres.evidence import STEPS, PostgresEvidence
 from lowtide.postgres.sightings import PostgresSightings
-from tests.portal.seeds import SeedBatch, add_batch, add_worker
+from tests.portal.seeds import SeedBatch, add_batch, add_old_batches, add_worker
 from tests.postgres.plans import plan_nodes
 
 if TYPE_CHECKING:
@@ -81,19 +81,7 @@ def test_a_database_that_refuses_is_unavailable(database: Database) -> None:
 
 
 def test_ended_batches_are_not_read(database: Database) -> None:
-    with database.engine("worker").begin() as connection:
-        connection.execute(
-            text("""
-                INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
-                  completion_window, status, created_at, deadline, completed_at)
-                SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'ana',
-                  gen_random_uuid(), 'input', '/v1/embeddings', '24h', 'completed',
-                  now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
-                FROM generate_series(1, 10000)
-            """)
-        )
-    with database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE batches"))
+    add_old_batches(database)
     nodes = plan_nodes(database.engine("operator"), STEPS)
     scans = [node for node in nodes if node.get("Relation Name") == "batches"]
     assert scans

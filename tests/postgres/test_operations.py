@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId
@@ -17,7 +17,14 @@ from lowtide.postgres.connections import connect
 from lowtide.postgres.operations import WORK, PostgresOperations
 from lowtide.postgres.pools import PostgresPools
 from lowtide.wiring import new_id
-from tests.portal.seeds import SeedBatch, add_batch, add_claimed, add_queued, add_worker
+from tests.portal.seeds import (
+    SeedBatch,
+    add_batch,
+    add_claimed,
+    add_old_batches,
+    add_queued,
+    add_worker,
+)
 from tests.postgres.plans import plan_nodes
 
 if TYPE_CHECKING:
@@ -94,19 +101,7 @@ def test_a_reading_is_as_many_statements_however_much_there_is(database: Databas
 
 
 def test_ended_batches_are_looked_up_by_index(database: Database) -> None:
-    with database.engine("worker").begin() as connection:
-        connection.execute(
-            text("""
-                INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
-                  completion_window, status, created_at, deadline, completed_at)
-                SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'ana',
-                  gen_random_uuid(), 'input', '/v1/embeddings', '24h', 'completed',
-                  now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
-                FROM generate_series(1, 10000)
-            """)
-        )
-    with database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE batches"))
+    add_old_batches(database)
     nodes = plan_nodes(database.engine("operator"), WORK)
     scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
     assert scans
