@@ -1,38 +1,52 @@
-"""TCP ports of the loopback interface."""
+"""TCP ports of the loopback interface, reserved across processes.
+
+The UDP port of the same number is the reservation: the kernel gives it to one process at a time,
+whoever runs it, and takes it back when that process ends, however it ends. Nothing sends on it.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import socket
-from collections import deque
+from pathlib import Path
 
 import psutil
 
 from lowtide.local.errors import PortInUse
 
 HOST = "127.0.0.1"
-# Below the ports that systems give to outgoing connections: those come and go all the time, and
-# would take a port away between two starts of the process that it was chosen for.
-_CHOICE = range(20_000, 32_768)
-_given: deque[int] = deque(maxlen=1000)
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST, _LAST = 20_000, 65_535
+_reserved: dict[int, int] = {}
+"""Ports of this process, with the file descriptor that holds each."""
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, and that this process was not given before.
+    """Reserve a port that nothing listens on, until `release_ports` or the end of this process.
 
-    What it was chosen for may bind it later, and again after a crash: until then it looks free.
+    A process that the port is meant for can bind it at any time, and again after a crash.
     """
-    for port in random.sample(_CHOICE, len(_CHOICE)):
-        if port in _given:
-            continue
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        _given.append(port)
-        return port
+    choice = _choice()
+    for port in random.sample(choice, len(choice)):
+        if _reserve(port):
+            return port
     raise PortInUse("No port is free: too many programs listen on this machine.")
+
+
+def hold_port(port: int) -> None:
+    """Reserve a port that a person chose; no effect when another process has reserved it.
+
+    A test that starts a stack chose the stack's port with `free_port`, for instance.
+    """
+    _reserve(port, probe=False)
+
+
+def release_ports(*ports: int) -> None:
+    """Give reserved ports back; a port that is not reserved here is ignored."""
+    for port in ports:
+        if (descriptor := _reserved.pop(port, None)) is not None:
+            os.close(descriptor)
 
 
 def require_free(port: int, hint: str) -> None:
@@ -43,6 +57,32 @@ def require_free(port: int, hint: str) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise PortInUse(f"Port {port} is in use{_owner(port)}; stop it or {hint}.") from error
+
+
+def _choice() -> list[int]:
+    """Return the ports that the system never gives to outgoing connections.
+
+    Those come and go all the time, and would take a port away between two starts of a process.
+    """
+    try:
+        low, high = map(int, _EPHEMERAL.read_text().split())
+    except (OSError, ValueError):  # not Linux: macOS and the BSDs begin at 49,152 or above
+        low, high = 32_768, _LAST
+    outside = [port for port in range(_FIRST, _LAST) if not low <= port <= high]
+    return outside or list(range(_FIRST, _LAST))
+
+
+def _reserve(port: int, *, probe: bool = True) -> bool:
+    with socket.socket(type=socket.SOCK_DGRAM) as reservation, socket.socket() as listener:
+        try:
+            reservation.bind((HOST, port))
+            if probe:
+                listener.bind((HOST, port))
+        except OSError:
+            return False
+        # A bare descriptor: a socket object would warn that it was never closed.
+        _reserved[port] = reservation.detach()
+    return True
 
 
 def _owner(port: int) -> str:

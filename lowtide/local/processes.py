@@ -42,7 +42,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One start of a process; ports are chosen anew for each."""
+    """One start of a process; ports are chosen anew for each.
+
+    `before` runs before the command starts, `after` once it has ended or could not be started.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -52,6 +55,7 @@ class Launch:
     health_port: int | None = None
     credentials: Credentials | None = None
     before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
 
 
 class Process:
@@ -142,7 +146,13 @@ class Process:
 
     async def _once(self) -> int:
         launch = self.launch = self._plan()
-        await asyncio.to_thread(launch.before)
+        try:
+            await asyncio.to_thread(launch.before)
+            return await self._supervise(launch)
+        finally:
+            launch.after()
+
+    async def _supervise(self, launch: Launch) -> int:
         child = await asyncio.create_subprocess_exec(
             *_tied_to_us(launch.command, self._stop_signal),
             env=dict(launch.environment),

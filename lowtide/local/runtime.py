@@ -26,7 +26,7 @@ from lowtide.local.errors import AlreadyRunning, StartFailed
 from lowtide.local.log import Log
 from lowtide.local.monitoring import check_programs
 from lowtide.local.options import Options
-from lowtide.local.ports import require_free
+from lowtide.local.ports import hold_port, require_free
 from lowtide.local.stack import Stack
 from lowtide.local.state import Status
 
@@ -58,6 +58,8 @@ def up(options: Options) -> None:
             log.line("lowtide", f"{name} was left by an earlier run: ended")
         require_free(options.port, "choose another: PORT=8090 make up")
         require_free(options.portal, "choose another port for the portal")
+        for port in (options.port, options.portal):
+            hold_port(port)
         asyncio.run(_run(options, log))
 
 

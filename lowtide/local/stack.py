@@ -20,7 +20,7 @@ from lowtide.local.errors import StartFailed
 from lowtide.local.kustomize import load
 from lowtide.local.manifests import ConfigMap, ScaledObject
 from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
-from lowtide.local.ports import HOST, free_port
+from lowtide.local.ports import HOST, free_port, release_ports
 from lowtide.local.processes import Launch, Process, State
 from lowtide.local.replicas import ReplicaSet
 from lowtide.local.scaling import Scaler, connection_of
@@ -263,8 +263,8 @@ class Stack:
 
     def _plan(self, workload: Workload) -> Launch:
         container = workload.container
-        port = self._options.portal if _is_front(workload) else free_port()
-        health_port = free_port()
+        reserved = [free_port(), *([] if _is_front(workload) else [free_port()])]
+        health_port, port = (*reserved, self._options.portal)[:2]
         fixed = {
             "PORT": str(port),
             "LOWTIDE_HEALTH_PORT": str(health_port),
@@ -273,15 +273,6 @@ class Stack:
         }
         if sink_of(workload, self._manifests):
             fixed["K_SINK"] = f"http://{HOST}:{self._broker_port}/"
-        defaults = {
-            "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
-            "LOWTIDE_LOG_FORMAT": "text",
-            "LOWTIDE_API_URL": self._options.base_url,
-            "LOWTIDE_COLD_START": _COLD_START_SECONDS,
-            "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
-            "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
-            **(self._monitoring.settings if self._monitoring else {}),
-        }
         manifest = environment.manifest_environment(
             container, self._config_maps, self._secret_values
         )
@@ -291,12 +282,25 @@ class Stack:
             ready = self._answers_http(health_port, workload.ready_path)
         return Launch(
             command=(*container.command, *container.args),
-            environment=environment.merge(os.environ, manifest, defaults, fixed),
+            environment=environment.merge(os.environ, manifest, self._defaults(workload), fixed),
             folder=self._options.root,
             ready=ready,
             port=port,
             health_port=health_port,
+            after=lambda: release_ports(*reserved),
         )
+
+    def _defaults(self, workload: Workload) -> dict[str, str]:
+        """Return what fits this machine, unless the user says otherwise."""
+        return {
+            "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
+            "LOWTIDE_LOG_FORMAT": "text",
+            "LOWTIDE_API_URL": self._options.base_url,
+            "LOWTIDE_COLD_START": _COLD_START_SECONDS,
+            "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
+            "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
+            **(self._monitoring.settings if self._monitoring else {}),
+        }
 
     def _answers_http(self, port: int, path: str) -> Callable[[], Awaitable[bool]]:
         async def ready() -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from lowtide.local import secrets
 from lowtide.local.bootstrap import DATABASE
-from lowtide.local.ports import HOST, free_port
+from lowtide.local.ports import HOST, free_port, release_ports
 from tests import oracle
 from tests.e2e.command import lowtide
 from tests.e2e.waiting import until
@@ -83,6 +83,7 @@ class LocalStack:
         if "client" in self.__dict__:
             self.client.close()
         self.down()
+        release_ports(self.port, self.portal_port)
         shutil.rmtree(self.data_dir)
 
     def status(self) -> dict[str, Any]:

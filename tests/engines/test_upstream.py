@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from lowtide.domain.outcomes import Answered, Unanswered, Usage
 from lowtide.domain.traces import TraceContext
 from lowtide.engines.upstream import UpstreamEngine
+from lowtide.local.ports import free_port
 from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
@@ -231,10 +231,7 @@ def test_connections_are_kept_and_bounded(upstream: ScriptedUpstream) -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        [outcome] = ask(f"http://127.0.0.1:{port}", b'{"model":"m"}')
+    [outcome] = ask(f"http://127.0.0.1:{free_port()}", b'{"model":"m"}')
     assert isinstance(outcome, Unanswered)
     assert outcome.code == "connection_error"
 

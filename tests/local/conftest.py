@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +32,16 @@ def eventually(
             return answer
         assert time.monotonic() < deadline, f"still {answer!r} after {within} s"
         time.sleep(0.02)
+
+
+def reserved(port: int) -> bool:
+    """Whether some process holds the reservation of a port."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 @pytest.fixture(scope="session")

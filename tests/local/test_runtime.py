@@ -20,7 +20,7 @@ from lowtide.local.ports import free_port
 from lowtide.local.runtime import Options, Status, down, status, up, up_detached
 from lowtide.local.secrets import SUPERUSER, read_or_create
 
-from .conftest import eventually, write_overlay
+from .conftest import eventually, reserved, write_overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,6 +183,25 @@ def test_the_ports_stay_on_the_loopback_interface(stack: Status) -> None:
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr[0] == "127.0.0.1", one.name
                 assert connection.family == socket.AF_INET
+
+
+def test_the_ports_stay_the_stacks_own_between_two_starts_of_a_process(
+    stack: Status, options: Options
+) -> None:
+    before = process(options, "hello")
+    assert before.pid is not None
+    ports = [each for one in stack.processes for each in (one.port, one.health_port) if each]
+    assert all(reserved(port) for port in [*ports, options.port, options.portal])
+    os.kill(before.pid, signal.SIGKILL)
+    now = eventually(
+        lambda: process(options, "hello"),
+        lambda now: now.restarts > before.restarts and now.state == "ready",
+    )
+    assert now.port is not None
+    assert reserved(now.port)
+    for port in {before.port, before.health_port} - {now.port, now.health_port}:
+        assert port is not None
+        assert not reserved(port), "given back when its process ended"
 
 
 def test_requests_go_through_the_router(stack: Status) -> None:

