@@ -24,6 +24,7 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
 
     Raises UnsupportedMediaType, PayloadTooLarge, or InvalidRequest, which names the field.
     """
+    refuse_encoded(request)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
     body = request.stream.read(most + 1)
@@ -36,6 +37,17 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
         raise InvalidRequest(
             f"The body is not what this call takes: {error}.", param=place[1] if place else None
         ) from error
+
+
+def refuse_encoded(request: Request) -> None:
+    """Raise UnsupportedMediaType for a compressed body: its size could not be bounded as it comes."""
+    coding = request.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"A body of Content-Encoding {coding[:100]!r} is not taken: send it as it is, without "
+            "compression.",
+            code="unsupported_content_encoding",
+        )
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -16,7 +16,7 @@ from lowtide.domain.pools import Pool
 from lowtide.http import dead_letter_types as types
 from lowtide.http.application import json_response
 from lowtide.http.bodies import idempotency_key, json_body
-from lowtide.http.paging import limit_argument
+from lowtide.http.paging import argument, limit_argument
 from lowtide.services.dead_letters import Content
 from lowtide.services.requeueing import RequeueRequest
 
@@ -39,7 +39,7 @@ _decode_discard = msgspec.json.Decoder(types.DiscardDeadLetters).decode
 
 def page(call: Call) -> Response:
     """`GET /v1/dead_letters`."""
-    after = call.request.args.get("after")
+    after = argument(call.request, "after")
     letters, more = wiring.dead_letters().page(
         call.tenant,
         _filter(call.request),
@@ -80,7 +80,7 @@ def get(call: Call, letter_id: str) -> Response:
 
 def content(call: Call) -> Response:
     """`GET /v1/dead_letters/content`: NDJSON of inputs or of last answers."""
-    text = call.request.args.get("which", Content.INPUT.value)
+    text = argument(call.request, "which") or Content.INPUT.value
     if text not in set(Content):
         raise InvalidRequest(f"which must be one of {', '.join(Content)}.", param="which")
     wanted = _filter(call.request)
@@ -155,7 +155,7 @@ def _chosen(wanted: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilt
 def _filter(request: Request) -> LetterFilter:
     """Read `batch_id`, `error_code` and `state`; raises InvalidRequest."""
     batch_id, error_code, state = (
-        request.args.get(name) for name in ("batch_id", "error_code", "state")
+        argument(request, name) for name in ("batch_id", "error_code", "state")
     )
     if error_code is not None and ("\x00" in error_code or len(error_code) > _MAX_ERROR_CODE):
         raise InvalidRequest(

@@ -17,7 +17,7 @@ from lowtide.http import types
 from lowtide.http.application import error_response, json_response
 from lowtide.http.multipart import read_form
 from lowtide.http.objects import file_not_named, file_object, file_page
-from lowtide.http.paging import page_arguments
+from lowtide.http.paging import argument, page_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def delete(call: Call, file_id: str) -> Response:
 
 
 def _purpose(request: Request) -> str | None:
-    purpose = request.args.get("purpose")
+    purpose = argument(request, "purpose")
     if purpose is not None and "\x00" in purpose:
         raise InvalidRequest("purpose must not contain U+0000.", param="purpose")
     return purpose

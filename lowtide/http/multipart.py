@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+    parse_options_header,
+)
 
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from lowtide.http.bodies import refuse_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flask import Request
 
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+_ENCODED_FILENAME = re.compile(r";\s*filename\*\s*=\s*([\w-]+)'[\w-]*'([^;\s]*)", re.IGNORECASE)
 _CHUNK_BYTES = 1 << 18
 _MAX_FIELD_BYTES = 4096
 _MAX_PARTS = 16
@@ -29,6 +40,7 @@ def read_form(
     """
     fields: dict[str, bytearray] = {}
     take: Callable[[bytes], None] | None = None
+    refuse_encoded(request)
     boundary = _boundary(request)
     try:
         for part, piece in _pieces(_chunks(request, max_file_bytes), boundary):
@@ -38,7 +50,7 @@ def read_form(
                 if len(value) > _MAX_FIELD_BYTES:
                     raise InvalidRequest("A form field is too long.", param=part.name)
             elif take is None:
-                take = open_file(part.filename or "file")
+                take = open_file(_filename(part))
             elif not piece:
                 raise InvalidRequest("The form has two files: send one.", param="file")
             else:
@@ -61,6 +73,18 @@ def _boundary(request: Request) -> str:
             "Send the file as multipart/form-data with the fields 'file' and 'purpose'."
         )
     return str(options["boundary"])
+
+
+def _filename(part: MultipartSegment) -> str:
+    """Return the name that a part gives its file: RFC 6266 prefers `filename*` (RFC 8187)."""
+    bare = _QUOTED.sub("", part.header("Content-Disposition", ""))
+    encoded = _ENCODED_FILENAME.search(bare)
+    name = ""
+    if encoded is not None:
+        # An unreadable one is ignored: the plain name beside it is for those who cannot read it.
+        with suppress(LookupError, UnicodeDecodeError):
+            name = unquote(encoded[2], encoded[1], "strict")
+    return name or part.filename or "file"
 
 
 def _chunks(request: Request, max_file_bytes: int) -> Iterator[bytes]:

@@ -113,9 +113,12 @@ def _path_parameter(name: str) -> dict[str, Any]:
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
-    return {
+    made: dict[str, Any] = {
         "name": parameter.name,
         "in": parameter.place,
         "description": parameter.description,
         "schema": dict(parameter.schema),
     }
+    if parameter.place == "query":
+        made["allowEmptyValue"] = True
+    return made

@@ -23,18 +23,23 @@ class PageArguments:
     newest_first: bool
 
 
+def argument(request: Request, name: str) -> str | None:
+    """Return a query parameter; None where it is absent or empty, as clients send unset ones."""
+    return request.args.get(name) or None
+
+
 def page_arguments(request: Request, *, most: int, default: int) -> PageArguments:
     """Read `after`, `limit` and `order`; raises InvalidRequest."""
     limit = limit_argument(request, most=most, default=default)
-    order = request.args.get("order", "desc")
+    order = argument(request, "order") or "desc"
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be 'asc' or 'desc'.", param="order")
-    return PageArguments(request.args.get("after"), limit, order == "desc")
+    return PageArguments(argument(request, "after"), limit, order == "desc")
 
 
 def limit_argument(request: Request, *, most: int, default: int) -> int:
     """Read `limit`; raises InvalidRequest."""
-    text = request.args.get("limit", str(default))
+    text = argument(request, "limit") or str(default)
     if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
         raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
     return int(text)

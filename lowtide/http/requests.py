@@ -15,7 +15,7 @@ from lowtide.domain.statuses import RequestStatus
 from lowtide.http.application import json_response
 from lowtide.http.batches import batch_named
 from lowtide.http.objects import request_page
-from lowtide.http.paging import limit_argument
+from lowtide.http.paging import argument, limit_argument
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -42,7 +42,7 @@ def page(call: Call, batch_id: str) -> Response:
 def results(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}/results`: NDJSON of what is finished behind the cursor."""
     batch = batch_named(batch_id)
-    text = call.request.args.get("after", str(ResultCursor()))
+    text = argument(call.request, "after") or str(ResultCursor())
     cursor = parse_cursor(text)
     if cursor is None:
         raise InvalidRequest(
@@ -61,7 +61,7 @@ def results(call: Call, batch_id: str) -> Response:
 
 def _after(call: Call) -> int:
     """Return the line that `after` names, by number or by request id."""
-    text = call.request.args.get("after", "0")
+    text = argument(call.request, "after") or "0"
     digits = str(int(text[-8:], 16)) if _is_request_id(text) else text
     if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
         raise InvalidRequest("after must be a request's id or its line.", param="after")
@@ -74,7 +74,7 @@ def _is_request_id(text: str) -> bool:
 
 
 def _choice(call: Call, name: str, choices: type[_Choice]) -> _Choice | None:
-    text = call.request.args.get(name)
+    text = argument(call.request, name)
     if text is None:
         return None
     try:

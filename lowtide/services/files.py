@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lowtide.domain.errors import InvalidRequest, PayloadTooLarge
+from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import FileId, format_file_id
 from lowtide.domain.lines import Limits, LineReader
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lowtide.ports.tracing import Tracer
 
 _log = logging.getLogger(__name__)
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Upload:
         self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
         self._sha256 = hashlib.sha256()
         self._size = 0
+        self._head = b""
         self._block = ExitStack()
         self._writer = objects.open_writer(object_key(file))
 
@@ -107,7 +109,15 @@ class Upload:
         return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes; raises PayloadTooLarge."""
+        """Take the next bytes; raises PayloadTooLarge, or UnsupportedMediaType for a packed file."""
+        if len(self._head) < len(_GZIP):
+            self._head = (self._head + chunk)[: len(_GZIP)]
+            if self._head == _GZIP:
+                raise UnsupportedMediaType(
+                    "The file is compressed with gzip: unpack it (gunzip) and upload the JSONL.",
+                    param="file",
+                    code="packed_file",
+                )
         self._size += len(chunk)
         if self._size > self._limits.max_bytes:
             raise PayloadTooLarge(

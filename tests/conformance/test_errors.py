@@ -157,6 +157,18 @@ def test_what_is_not_routed(server: Server) -> None:
     assert response.headers["x-request-id"]
 
 
+@proves(Area.ERRORS, "A last slash changes nothing, on POST as on GET")
+def test_a_last_slash(server: Server) -> None:
+    uploaded = server.http.post("/v1/files/", files={"file": requests(1)})
+    assert uploaded.status_code == 200, uploaded.text
+    created = server.http.post("/v1/batches/", json={"input_file_id": uploaded.json()["id"]})
+    assert created.status_code == 200, created.text
+    cancelled = server.http.post(f"/v1/batches/{created.json()['id']}/cancel/")
+    assert cancelled.status_code in {200, 409}, cancelled.text
+    assert server.http.delete(f"/v1/files/{uploaded.json()['id']}/").status_code in {200, 409}
+    assert server.http.get("/v1/batches/").status_code == 200
+
+
 @pytest.fixture(scope="module")
 def stranger(server: Server, own: Own) -> Iterator[Server]:
     """The same server, as another tenant."""

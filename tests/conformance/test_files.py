@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -139,6 +140,19 @@ def test_filenames(server: Server, sent: str, shown: str) -> None:
     assert server.upload(requests(1), sent)["filename"] == shown
 
 
+@proves(Area.FILES, "A filename in the encoded form `filename*` of RFC 6266")
+def test_an_encoded_filename(server: Server) -> None:
+    body = (
+        b"--b\r\nContent-Disposition: form-data; name=file; filename*=UTF-8''%E6%B0%B4.jsonl\r\n\r\n"
+        + requests(1)
+        + b"\r\n--b--\r\n"
+    )
+    response = server.http.post(
+        "/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    assert response.json()["filename"] == "水.jsonl"
+
+
 @proves(Area.FILES, "Uploads up to 200 MB; more is 413")
 def test_an_upload_over_the_limit(official: Official, own: Own) -> None:
     most = int(own.stack.settings["LOWTIDE_MAX_FILE_BYTES"])
@@ -169,6 +183,15 @@ def test_an_upload_at_the_limit(official: Official, own: Own) -> None:
             415,
             None,
             id="no-boundary",
+        ),
+        pytest.param(
+            {"files": {"file": b"x"}, "headers": {"Content-Encoding": "gzip"}},
+            415,
+            None,
+            id="an-encoded-body",
+        ),
+        pytest.param(
+            {"files": {"file": gzip.compress(requests(1))}}, 415, "file", id="a-gzip-file"
         ),
         pytest.param(
             {

@@ -64,7 +64,7 @@ class Api:
 def _function(method: str, path: str) -> str:
     if method in {"GET", "HEAD"}:
         return "read"
-    if path.endswith("/cancel"):
+    if path.rstrip("/").endswith("/cancel"):
         return "cancel_batch"
     return "upload" if path.startswith("/v1/files") else "create_batch"
 

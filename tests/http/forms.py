@@ -40,9 +40,9 @@ def form(*parts: bytes) -> bytes:
 CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def post(api: Api, body: bytes, content_type: str = CONTENT_TYPE) -> Any:
+def post(api: Api, body: bytes, content_type: str = CONTENT_TYPE, path: str = "/v1/files") -> Any:
     """Upload a form's bytes as they are."""
-    return api("POST", "/v1/files", data=body, content_type=content_type)
+    return api("POST", path, data=body, content_type=content_type)
 
 
 def uploaded(api: Api, content: bytes | None = None, filename: str = "in.jsonl") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,67 @@ def test_a_filename_is_only_a_name(api: Api, sent: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("disposition", "shown"),
+    [
+        pytest.param("filename*=UTF-8''na%C3%AFve%20%E2%82%AC.jsonl", "naïve €.jsonl", id="UTF-8"),
+        pytest.param("filename*=iso-8859-1'en'%A3.jsonl", "£.jsonl", id="Latin-1, a language"),
+        pytest.param(
+            "filename=\"plain.jsonl\"; filename*=UTF-8''%C3%A9.jsonl",
+            "é.jsonl",
+            id="beside a plain one",
+        ),
+        pytest.param(
+            "filename*=UTF-8''%C3%A9.jsonl; filename=\"plain.jsonl\"",
+            "é.jsonl",
+            id="before a plain one",
+        ),
+        pytest.param("filename*=UTF-8''..%2Fetc%2Fpasswd", "passwd", id="folders"),
+        pytest.param(
+            "filename*=klingon''%C3%A9; filename=a.jsonl", "a.jsonl", id="no such charset"
+        ),
+        pytest.param("filename*=nonsense; filename=a.jsonl", "a.jsonl", id="malformed"),
+        pytest.param("filename*=UTF-8''%FF; filename=a.jsonl", "a.jsonl", id="not of its charset"),
+        pytest.param("filename*=klingon''%C3%A9", "file", id="no name at all"),
+        pytest.param("filename=\"; filename*=UTF-8''b\"", "; filename*=UTF-8''b", id="quoted"),
+    ],
+)
+def test_an_encoded_filename_is_preferred(api: Api, disposition: str, shown: str) -> None:
+    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=file; {disposition}\r\n\r\n"
+    answer = post(api, form(head.encode() + line() + b"\r\n"))
+    assert (answer.status_code, answer.json.get("filename")) == (200, shown)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_an_encoded_body_is_refused_by_name(api: Api, coding: str) -> None:
+    answer = api(
+        "POST",
+        "/v1/files",
+        data=gzip.compress(form(part("file", line(), "a"))),
+        content_type=CONTENT_TYPE,
+        headers={"Content-Encoding": coding},
+    )
+    assert answer.status_code == 415
+    assert answer.json["error"]["code"] == "unsupported_content_encoding"
+    assert "Content-Encoding" in answer.json["error"]["message"]
+    assert api.stored() == set()
+
+
+def test_a_body_may_name_that_it_is_not_encoded(api: Api) -> None:
+    body = form(part("file", line(), "a"))
+    headers = {"Content-Encoding": "identity"}
+    answer = api("POST", "/v1/files", data=body, content_type=CONTENT_TYPE, headers=headers)
+    assert answer.status_code == 200
+
+
+def test_a_packed_file_is_refused_with_the_fix(api: Api) -> None:
+    answer = post(api, form(part("file", gzip.compress(line()), "in.jsonl.gz")))
+    assert answer.status_code == 415
+    assert (answer.json["error"]["param"], answer.json["error"]["code"]) == ("file", "packed_file")
+    assert "unpack" in answer.json["error"]["message"]
+    assert api.stored() == set()
+
+
+@pytest.mark.parametrize(
     ("content", "details"),
     [
         pytest.param(b"", "no requests", id="empty"),
@@ -94,6 +156,9 @@ GOOD = form(part("purpose", b"batch"), part("file", line(), "a"))
 BAD_FORMS = [
     pytest.param(b"", CONTENT_TYPE, 400, id="nothing"),
     pytest.param(GOOD, "application/json", 415, id="not a form"),
+    pytest.param(
+        form(part("file", gzip.compress(line()), "a.jsonl.gz")), CONTENT_TYPE, 415, id="a gzip file"
+    ),
     pytest.param(GOOD, "multipart/form-data", 415, id="no boundary"),
     pytest.param(GOOD, "multipart/form-data; boundary=other", 400, id="another boundary"),
     pytest.param(GOOD, "multipart/mixed; boundary=x", 415, id="another multipart"),
@@ -313,7 +378,6 @@ def test_pages(api: Api) -> None:
         "0",
         "-1",
         "x",
-        "",
         "1.5",
         "10001",
         "0" * 9 + "99999",
