@@ -1,0 +1,68 @@
+"""Resident memory of a stack's processes, and what their manifests allow."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+import yaml
+
+if TYPE_CHECKING:
+    from tests.e2e.stacks import LocalStack
+
+_BASE: Final = Path(__file__).parents[2] / "knative" / "base"
+_UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9, "": 1}
+_REPLICA: Final = re.compile(r"-\d+$")
+
+
+def peak_memory(stack: LocalStack, program: str) -> int:
+    """Return the most resident memory of a program so far, in bytes.
+
+    It is the sum over the processes of its group: pages that they share count once in each, so that
+    a container holds no more than this.
+    """
+    pid = stack.program(program).pid
+    assert pid is not None, f"{program} does not run"
+    root = psutil.Process(pid)
+    return sum(_peak(process.pid) for process in (root, *root.children(recursive=True)))
+
+
+def reset_peaks(stack: LocalStack, program: str) -> None:
+    """Let `peak_memory` count from now on."""
+    pid = stack.program(program).pid
+    assert pid is not None, f"{program} does not run"
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+@cache
+def memory_limit(program: str) -> int:
+    """Return the bytes that the manifest of a program allows; a replica's number is left out."""
+    name = _REPLICA.sub("", program)
+    for path in _BASE.rglob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            if not document or document.get("metadata", {}).get("name") != name:
+                continue
+            template = document.get("spec", {}).get("template", {})
+            for container in template.get("spec", {}).get("containers", ()):
+                return _bytes(container["resources"]["limits"]["memory"])
+    raise AssertionError(f"no manifest limits the memory of {program}")
+
+
+def _peak(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _bytes(quantity: str) -> int:
+    found = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
+    assert found, quantity
+    return int(found[1]) * _UNITS[found[2]]
