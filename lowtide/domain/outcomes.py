@@ -1,8 +1,9 @@
-"""What an engine says of a line, and what becomes of the line then."""
+"""What an engine says of a request, and when a request that failed is tried again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from lowtide.domain.backoff import retry_delay
@@ -23,7 +24,8 @@ class Usage:
 class Answered:
     """The engine answered over HTTP; `body` is one JSON value as text, exactly as it came.
 
-    `retry_after` is in seconds.
+    `retry_after` is in seconds. `lacks_model`: the error says that the engine does not serve the
+    request's model.
     """
 
     status_code: int
@@ -31,6 +33,7 @@ class Answered:
     request_id: str = ""
     usage: Usage = Usage()
     retry_after: float | None = None
+    lacks_model: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -38,9 +41,31 @@ class Answered:
         return 200 <= self.status_code < 300
 
 
+class NoAnswer(StrEnum):
+    """Why there is no usable answer; the value is the error code of a request that ends with it.
+
+    The first three mean that no byte of an answer came; whether the request was at fault cannot be
+    seen from `TIMEOUT`, `LOST`, `GARBAGE` and `FAULT` alone. `TOO_LARGE` and `UNSENDABLE` would be
+    the same again.
+    """
+
+    UNREACHED = "connection_error"
+    DNS = "dns_error"
+    TLS = "tls_error"
+    TIMEOUT = "timeout"
+    LOST = "connection_lost"
+    GARBAGE = "invalid_response"
+    FAULT = "engine_error"
+    TOO_LARGE = "response_too_large"
+    UNSENDABLE = "request_not_sendable"
+
+
+PERMANENT_CODES = frozenset({NoAnswer.TOO_LARGE, NoAnswer.UNSENDABLE})
+
+
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """The engine gave no usable answer: timeout, connection lost, garbage. Always worth a retry."""
+    """The engine gave no usable answer. `code` is a NoAnswer, or an engine's own word for one."""
 
     code: str
     message: str
@@ -48,12 +73,20 @@ class Unanswered:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The capacity under the line went away; never the line's fault."""
+    """The capacity under the request went away; never the request's fault."""
 
     reason: str
 
 
-Outcome = Answered | Unanswered | Interrupted
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """The request could not be read from its input object: it is missing or not what was uploaded."""
+
+    code: str
+    message: str
+
+
+Outcome = Answered | Unanswered | Interrupted | BadInput
 
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
 
@@ -69,7 +102,9 @@ class RetryPolicy:
     @staticmethod
     def is_transient(outcome: Answered | Unanswered) -> bool:
         """Whether the same request may succeed later."""
-        return isinstance(outcome, Unanswered) or outcome.status_code in TRANSIENT_STATUSES
+        if isinstance(outcome, Unanswered):
+            return outcome.code not in PERMANENT_CODES
+        return outcome.status_code in TRANSIENT_STATUSES
 
     def delay(self, outcome: Answered | Unanswered, attempts: int, rng: Random) -> float | None:
         """Return the seconds until the next attempt, or None when this failure is the last.

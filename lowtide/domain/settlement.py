@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowtide.domain.claims import Claim, Finished, Returned
-from lowtide.domain.outcomes import Answered, Interrupted, Usage
+from lowtide.domain.outcomes import Answered, BadInput, Interrupted, Usage
 
 if TYPE_CHECKING:
     from random import Random
@@ -27,6 +27,8 @@ def settle_line(
     """
     if isinstance(outcome, Interrupted):
         return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
+    if isinstance(outcome, BadInput):
+        return _unreadable(claim, outcome)
     attempts = claim.attempts + 1
     succeeded = isinstance(outcome, Answered) and outcome.succeeded
     if not succeeded:
@@ -62,4 +64,17 @@ def settle_line(
         error_message=outcome.message,
         dead_letter=exhausted,
         replica_seconds=replica_seconds,
+    )
+
+
+def _unreadable(claim: Claim, outcome: BadInput) -> Finished:
+    """Return the end of a request that was never sent: no attempt is counted."""
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=claim.attempts,
+        usage=Usage(),
+        error_code=outcome.code,
+        error_message=outcome.message,
     )

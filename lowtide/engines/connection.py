@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from lowtide.domain.outcomes import NoAnswer
 from lowtide.engines.replies import Reply
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class BrokenReplyError(Exception):
-    """What came is no complete HTTP reply, or is too large."""
+    """What came is no complete HTTP reply, or is too large; `code` says which."""
+
+    def __init__(self, message: str, code: NoAnswer = NoAnswer.GARBAGE) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ class Connection(asyncio.Protocol):
         if self._answered:
             self.close()
         elif self._received > self._max_bytes:
-            self._fail(BrokenReplyError(f"it is over {self._max_bytes} bytes"))
+            text = f"it is over {self._max_bytes} bytes"
+            self._fail(BrokenReplyError(text, NoAnswer.TOO_LARGE))
         else:
             try:
                 self._parser.feed_data(data)
@@ -143,7 +149,8 @@ class Connection(asyncio.Protocol):
         if self._status and not self._sized and exc is None:
             self._finish()
         elif self._received:
-            self._fail(BrokenReplyError("the connection was lost in the middle of it"))
+            text = "the connection was lost in the middle of it"
+            self._fail(BrokenReplyError(text, NoAnswer.LOST))
         else:
             reason = f": {exc}" if exc else "."
             self._fail(ConnectionResetError(f"It closed the connection without a reply{reason}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,12 @@ from lowtide.domain.outcomes import Answered, Unanswered, Usage
 _MOST_TOKENS: Final = 2**31 - 1
 _LONGEST_TEXT: Final = 2000
 _LONGEST_ID: Final = 256
+_MAY_LACK_MODEL: Final = frozenset({400, 404})
+_MODEL_CODES: Final = ("model_not_found", "DeploymentNotFound")
+_MODEL_MESSAGE: Final = re.compile(
+    r"^(the )?(requested )?model\b.{0,600}?\b(does not exist|is not found|not found)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -42,6 +49,15 @@ class _Tokens(msgspec.Struct):
     output_tokens: object = None
 
 
+class _Refusal(msgspec.Struct):
+    """An error in OpenAI's envelope, or without it."""
+
+    error: object = None
+    code: object = None
+    message: object = None
+
+
+_decode_refusal = msgspec.json.Decoder(_Refusal).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_tokens = msgspec.json.Decoder(_Tokens).decode
 _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
@@ -64,7 +80,8 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
         if 200 <= reply.status < 300:
             return Unanswered("invalid_response", f"The upstream's answer is not JSON: {error}")
         text, usage = _wrapped(reply), Usage()
-    return Answered(reply.status, text, request_id, usage, retry_after)
+    lacks_model = reply.status in _MAY_LACK_MODEL and _lacks_model(reply.body)
+    return Answered(reply.status, text, request_id, usage, retry_after, lacks_model)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
@@ -84,6 +101,25 @@ def parse_retry_after(value: str, now: float) -> float | None:
             return None
         return max(seconds, 0.0)
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _lacks_model(body: bytes) -> bool:
+    """Return whether an error says that the model is not served here.
+
+    OpenAI: code `model_not_found`; Azure: `DeploymentNotFound`; vLLM, once without the envelope
+    and now in it: type `NotFoundError`, "The model `x` does not exist."; Ollama: "model 'x' not
+    found". A 404 of anything else, a file or an adapter, is the request's.
+    """
+    try:
+        given = _decode_refusal(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    error = given.error if isinstance(given.error, dict) else {}
+    code = error.get("code", given.code)
+    message = error.get("message", given.message)
+    return code in _MODEL_CODES or (
+        isinstance(message, str) and _MODEL_MESSAGE.search(message[:_LONGEST_TEXT]) is not None
+    )
 
 
 def _usage(body: bytes) -> Usage:

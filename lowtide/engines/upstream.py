@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lowtide.domain.outcomes import Unanswered
+from lowtide.domain.outcomes import NoAnswer, Unanswered
 from lowtide.engines.arrivals import Arrivals
 from lowtide.engines.connection import BrokenReplyError, Connection, Origin
 from lowtide.engines.replies import outcome_of
@@ -111,16 +112,32 @@ class UpstreamEngine:
     async def _ask(self, request: EngineRequest) -> Outcome:
         try:
             asked = self._origin.post(request.endpoint, request.body, request.trace)
+        except (UnicodeError, ValueError) as error:
+            return Unanswered(NoAnswer.UNSENDABLE, f"The request cannot be sent: {error}")
+        try:
             return outcome_of(await self._exchange(asked))
-        except TimeoutError:
-            return Unanswered("timeout", f"The upstream gave no answer in {self._timeout:g} s.")
-        except BrokenReplyError as error:
-            return Unanswered("invalid_response", f"The upstream's answer is unusable: {error}.")
-        except OSError as error:
-            return Unanswered("connection_error", f"The upstream was not reached: {error}")
-        # A line without an outcome would never end, so whatever else goes wrong is one.
+        # A request without an outcome would never end, so whatever goes wrong is one.
         except Exception as error:  # noqa: BLE001
-            return Unanswered("engine_error", f"The request failed: {error!r}")
+            return self._unanswered(error)
+
+    def _unanswered(self, error: Exception) -> Unanswered:
+        """Return the outcome of an exchange that failed; all but the last are expected."""
+        match error:
+            case TimeoutError():
+                text = f"The upstream gave no answer in {self._timeout:g} s."
+                return Unanswered(NoAnswer.TIMEOUT, text)
+            case BrokenReplyError():
+                return Unanswered(error.code, f"The upstream's answer is unusable: {error}.")
+            case socket.gaierror():
+                text = f"The upstream's name {self._origin.host} cannot be resolved: {error}"
+                return Unanswered(NoAnswer.DNS, text)
+            case ssl.SSLError() | ssl.CertificateError():
+                text = f"The upstream's TLS certificate or handshake fails: {error}"
+                return Unanswered(NoAnswer.TLS, text)
+            case OSError():
+                return Unanswered(NoAnswer.UNREACHED, f"The upstream was not reached: {error}")
+            case _:
+                return Unanswered(NoAnswer.FAULT, f"The request failed: {error!r}")
 
     async def _exchange(self, request: bytes) -> Reply:
         async with asyncio.timeout(self._timeout):

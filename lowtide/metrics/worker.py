@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from lowtide.domain.outcomes import Answered, Unanswered
+from lowtide.domain.outcomes import Answered, Interrupted
 from lowtide.metrics import requests
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ class PrometheusMeter:
 def _answer(outcome: Outcome) -> str:
     if isinstance(outcome, Answered):
         return str(outcome.status_code)
-    return outcome.code if isinstance(outcome, Unanswered) else "interrupted"
+    return "interrupted" if isinstance(outcome, Interrupted) else str(outcome.code)

@@ -123,3 +123,36 @@ def test_any_reply_has_an_outcome(body: bytes, status: int) -> None:
     if isinstance(outcome, Answered):
         json.loads(outcome.body)
         assert "\n" not in outcome.body
+
+
+LACKS_MODEL = {
+    "OpenAI": (404, b'{"error":{"message":"The model `gpt-9` does not exist or you do not have access to it.","type":"invalid_request_error","param":null,"code":"model_not_found"}}'),
+    "vLLM": (404, b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError","param":"model","code":404}}'),
+    "vLLM before 0.10": (404, b'{"object":"error","message":"The model `m` does not exist.","type":"NotFoundError","param":null,"code":404}'),
+    "Ollama": (404, b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}'),
+    "Azure": (404, b'{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}'),
+    "a gateway": (400, b'{"error":{"message":"no","code":"model_not_found"}}'),
+}  # fmt: skip
+NOT_THE_MODEL = {
+    "a path": (404, b'{"detail":"Not Found"}'),
+    "a file": (404, b'{"error":{"message":"No such File object: file-1","type":"invalid_request_error","param":"id","code":null}}'),
+    "an adapter's file": (404, b'{"object":"error","message":"The lora adapter \'m\' cannot be found.","type":"NotFoundError","code":404}'),
+    "of another status": (500, b'{"error":{"message":"The model `m` does not exist.","code":"model_not_found"}}'),
+    "not JSON": (404, b"<h1>model does not exist</h1>"),
+    "an array": (404, b"[]"),
+    "numbers": (404, b'{"error":{"message":1,"code":[]}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body"), LACKS_MODEL.values(), ids=LACKS_MODEL.keys())
+def test_an_engine_says_that_it_lacks_the_model(status: int, body: bytes) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    assert isinstance(outcome, Answered)
+    assert outcome.lacks_model
+
+
+@pytest.mark.parametrize(("status", "body"), NOT_THE_MODEL.values(), ids=NOT_THE_MODEL.keys())
+def test_other_refusals_are_not_about_the_model(status: int, body: bytes) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    assert isinstance(outcome, Answered)
+    assert not outcome.lacks_model

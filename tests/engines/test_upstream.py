@@ -124,12 +124,12 @@ def test_other_statuses_are_answers_with_json(upstream: ScriptedUpstream, status
 OK = b"HTTP/1.1 200 OK\r\n"
 FAULTS = {
     "closed without a word": (b"", "close", "connection_error"),
-    "closed in the head": (OK + b"Content-Le", "close", "invalid_response"),
-    "closed in the body": (OK + b'Content-Length: 50\r\n\r\n{"a":1}', "close", "invalid_response"),
+    "closed in the head": (OK + b"Content-Le", "close", "connection_lost"),
+    "closed in the body": (OK + b'Content-Length: 50\r\n\r\n{"a":1}', "close", "connection_lost"),
     "closed in a chunk": (
         OK + b'Transfer-Encoding: chunked\r\n\r\n7\r\n{"a":1}\r\n',
         "close",
-        "invalid_response",
+        "connection_lost",
     ),
     "cut short without a length": (
         OK + b'Connection: close\r\n\r\n{"a":',
@@ -154,7 +154,7 @@ FAULTS = {
     "endless": (
         OK + b"Content-Length: 9000000\r\n\r\n" + b"[" * 70_000,
         "hang",
-        "invalid_response",
+        "response_too_large",
     ),
 }
 
@@ -234,6 +234,33 @@ def test_nobody_listens() -> None:
     [outcome] = ask(f"http://127.0.0.1:{free_port()}", b'{"model":"m"}')
     assert isinstance(outcome, Unanswered)
     assert outcome.code == "connection_error"
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    [outcome] = ask("http://engine.invalid", b'{"model":"m"}')
+    assert isinstance(outcome, Unanswered)
+    assert outcome.code == "dns_error"
+
+
+def test_a_server_without_tls(upstream: ScriptedUpstream) -> None:
+    script(upstream, b"HTTP/1.1 400 Bad Request\r\n\r\n", "close")
+    [outcome] = ask(upstream.url.replace("http:", "https:"), b'{"model":"m"}')
+    assert isinstance(outcome, Unanswered)
+    assert outcome.code in {"tls_error", "connection_error"}
+
+
+def test_a_path_that_cannot_be_sent(upstream: ScriptedUpstream) -> None:
+    async def main() -> Outcome:
+        engine = UpstreamEngine(upstream.url)
+        request = EngineRequest(0, "/v1/🌊", b"{}", 1, spot=False)
+        found = [pair async for group in engine.run([request]) for pair in group]
+        await engine.close()
+        return found[0][1]
+
+    outcome = asyncio.run(main())
+    assert isinstance(outcome, Unanswered)
+    assert outcome.code == "request_not_sendable"
+    assert upstream.requests == []
 
 
 def test_closing_ends_running_calls(upstream: ScriptedUpstream) -> None:
