@@ -11,7 +11,7 @@ import os
 import signal
 from typing import Any
 
-from lowtide import health, wiring
+from lowtide import connections, health, wiring
 from lowtide.domain.events import EventType
 from lowtide.domain.sightings import TICK, Sight
 from lowtide.http.service import check_database
@@ -23,19 +23,26 @@ from lowtide.settings import read_settings
 bind = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}"  # noqa: S104
 workers = 1
 threads = int(os.environ.get("THREADS", "8"))
-worker_class = "gthread"
+worker_class = "lowtide.connections.Worker"
 timeout = 0
 # Work in hand may take its grace, then the last results are written and the lease is closed.
 graceful_timeout = int(read_settings().worker_grace + DRAIN_SECONDS) + 5
 keepalive = 75
 loglevel = "warning"
-limit_request_line = 0
+# The longest paths of the API, with every parameter, have under 1,000 characters.
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+# Fewer than the 1,024 files that many systems let a process open: accepting the last would fail.
+worker_connections = 512
 # Its file would be one for all functions of a user, and needs a writable home.
 control_socket_disable = True
 
 _LAST_WORDS_SECONDS = 2.0
 _FUNCTION = os.environ.get("FUNCTION_TARGET", "")
 _TAKES_EVENTS = os.environ.get("FUNCTION_SIGNATURE_TYPE") == "cloudevent"
+# Brokers need not carry larger ones (CloudEvents 1.0, "Size Limits").
+_MAX_EVENT_BYTES = 64 * 1024
 _EVENT_TYPES = frozenset({*EventType, TICK})
 
 
@@ -45,6 +52,7 @@ def post_worker_init(worker: Any) -> None:
     configure(settings.log_format, settings.log_level)
     # Here, not before: its thread would not come along into this process.
     wiring.tracer()
+    _protect(worker)
     health.serve(settings.health_port, is_ready=check_database)
     PULL_LOOP.start()
 
@@ -53,6 +61,15 @@ def post_worker_init(worker: Any) -> None:
         worker.handle_exit(signum, frame)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def _protect(worker: Any) -> None:
+    """Have the application read no more of a body than it wants to."""
+    # The framework's hook would read what a refused client still sends, whole, into memory.
+    worker.wsgi.after_request_funcs.clear()
+    if _TAKES_EVENTS:
+        worker.wsgi.config["MAX_CONTENT_LENGTH"] = _MAX_EVENT_BYTES
+    worker.wsgi = connections.closing(worker.wsgi)
 
 
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001

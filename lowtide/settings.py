@@ -149,6 +149,18 @@ class Settings(BaseSettings):
         description="What prices are in: `USD`, `EUR`; the default counts in hours of a spot replica.",
     )
 
+    client_timeout: float = Field(
+        default=15.0,
+        gt=0,
+        description="Seconds that a client may take for the head of a request, and then keep a thread "
+        "waiting: sending a body, or taking an answer.",
+    )
+    client_rate: float = Field(
+        default=16_384.0,
+        gt=0,
+        description="Bytes a second that a caller with a key must send or take, on average, to go on "
+        "for longer than that.",
+    )
     health_port: int = Field(default=8081, description="Port of `/health/*` and `/metrics`.")
     log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
     log_level: LogLevel = Field(

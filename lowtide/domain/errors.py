@@ -5,6 +5,7 @@ LowtideError
 ├── Unauthenticated       401  no key, or an unknown one
 ├── Forbidden             403  known, and not allowed to do this
 ├── NotFound              404  unknown id, or another tenant's
+├── RequestTimeout        408  the body came too slowly
 ├── Conflict              409  not in this state
 ├── PayloadTooLarge       413  over a configured limit
 ├── UnsupportedMediaType  415  not the content type this call takes
@@ -74,6 +75,14 @@ class MethodNotAllowed(LowtideError):
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+
+class RequestTimeout(LowtideError):
+    """The body of a request came too slowly."""
+
+    status = 408
+    type = "invalid_request_error"
+    default_code = "request_timeout"
 
 
 class Conflict(LowtideError):

@@ -17,6 +17,7 @@ from flask import request as routed
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 from werkzeug.exceptions import NotFound as NoSuchRoute
+from werkzeug.exceptions import RequestTimeout as BodyTooSlow
 from werkzeug.routing import Map, Rule
 
 from lowtide import wiring
@@ -26,12 +27,14 @@ from lowtide.domain.errors import (
     LowtideError,
     MethodNotAllowed,
     NotFound,
+    RequestTimeout,
     TooManyRequests,
     Unauthenticated,
     Unavailable,
 )
 from lowtide.domain.ids import parse_batch_id
 from lowtide.domain.traces import parse_trace
+from lowtide.http.patience import PATIENCE
 from lowtide.http.rate_headers import rate_headers
 from lowtide.metrics import api as metrics
 from lowtide.ports.tracing import BATCH, REQUEST, TENANT, SpanKind
@@ -43,13 +46,13 @@ if TYPE_CHECKING:
 
     from lowtide.domain.ids import TenantId
     from lowtide.http.operations import Route
+    from lowtide.http.patience import Patience
     from lowtide.ports.tracing import Span
     from lowtide.postgres.tenants import Caller
 
     Match = tuple[Route, dict[str, Any]]
 
 _log = logging.getLogger(__name__)
-_DRAIN_BYTES = 1 << 30
 _LONGEST_PATH = 200
 
 
@@ -126,8 +129,8 @@ class Application:
             response = error_response(
                 LowtideError("The server failed: this is a bug, please report it.")
             )
-        if not _discard_body(request):
-            response.headers["Connection"] = "close"
+        # What is left of the body stays unread; the framework would read it, whole, into memory.
+        request.stream = BytesIO()
         response.headers.update(headers)
         return response
 
@@ -153,6 +156,9 @@ class Application:
         if caller.allowance is not None:
             headers.update(rate_headers(caller.allowance))
             caller.allowance.check()
+        patience: Patience | None = request.environ.get(PATIENCE)
+        if patience is not None:
+            patience.earn()
         return route.handler(Call(request, caller, joins_trace), **values)
 
 
@@ -187,6 +193,8 @@ def error_response(error: LowtideError) -> Response:
 
 def _refusal(request: Request, error: HTTPException) -> Response:
     """Return 405 for a path that takes other methods, of this function or of another."""
+    if isinstance(error, BodyTooSlow):
+        return error_response(RequestTimeout(error.description or ""))
     if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
         return error_response(InvalidRequest(error.description or "The request could not be read."))
     methods = sorted(_every_route().bind_to_environ(request.environ).allowed_methods())
@@ -208,22 +216,3 @@ def _every_route() -> Map:
 def _map(routes: Sequence[Route]) -> Map:
     rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in routes]
     return Map(rules, strict_slashes=False, merge_slashes=False)
-
-
-def _discard_body(request: Request) -> bool:
-    """Read what the client is still sending: it would miss an answer sent before.
-
-    The framework would otherwise read it too, but all into memory; it finds nothing left. Returns
-    whether the body came to its end.
-    """
-    left = _DRAIN_BYTES
-    try:
-        while left > 0:
-            chunk = request.stream.read(65536)
-            if not chunk:
-                return True
-            left -= len(chunk)
-    except (HTTPException, OSError):
-        pass
-    request.stream = BytesIO()
-    return False

@@ -27,8 +27,9 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
     refuse_encoded(request)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
-    body = request.stream.read(most + 1)
-    if len(body) > most:
+    # Refused by its length alone, where it has one: nothing of it is read then.
+    body = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
+    if body is None or len(body) > most:
         raise PayloadTooLarge(f"The body is larger than {most} bytes.")
     try:
         return decode(body)

@@ -13,6 +13,7 @@ from multipart import (
     PushMultipartParser,
     parse_options_header,
 )
+from werkzeug.exceptions import HTTPException
 
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from lowtide.http.bodies import refuse_encoded
@@ -106,6 +107,8 @@ def _chunks(request: Request, max_file_bytes: int) -> Iterator[bytes]:
 def _read(stream: Any) -> bytes:
     try:
         chunk: bytes = stream.read(_CHUNK_BYTES)
+    except HTTPException:
+        raise
     except Exception as error:  # each server has its own names for a body that breaks off
         raise InvalidRequest(
             "The request's body broke off: send it again.", param="file"
