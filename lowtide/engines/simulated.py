@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -130,6 +130,10 @@ class SimulatedEngine:
         request_id = f"req_{digest.hex()[:32]}"
         if failed < self._failure_rate:
             return Answered(500, failure("The simulated server failed."), request_id), seconds
+        if b'"seed"' in request.body:
+            # One seed, one answer: whatever else differs between attempts.
+            digest = self._digest(replace(request, attempt=1, spot=False, interruptions=0))
+            *_, length, age, _ = ((draw >> 11) / 2**53 for draw in _DRAWS.unpack(digest))
         tokens = 1 + int(-math.log1p(-length) * (self._tokens - 1))
         status, body, usage = answer(request.endpoint, request.body, digest, tokens, age)
         return Answered(status, body, request_id, usage), seconds

@@ -34,7 +34,7 @@ def run(engine: SimulatedEngine, requests: Sequence[EngineRequest]) -> dict[int,
 
 
 def many(count: int, **more: Any) -> list[EngineRequest]:
-    return [replace(request({"model": "m", "n": n}, **more), key=n) for n in range(count)]
+    return [replace(request({"model": "m", "user": n}, **more), key=n) for n in range(count)]
 
 
 def answered(body: Any, endpoint: str) -> tuple[dict[str, Any], Answered]:
@@ -138,7 +138,7 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "tell me of"}, {"
     ("endpoint", "body", "path", "text"),
     [
         ("/v1/chat/completions", {"messages": PARTS}, "choices.0.message.content", "seals"),
-        ("/v1/completions", {"prompt": ["of", "tides"]}, "choices.0.text", "of tides"),
+        ("/v1/completions", {"prompt": "of tides"}, "choices.0.text", "of tides"),
         ("/v1/responses", {"input": "of moons"}, "output.0.content.0.text", "of moons"),
         ("/v1/responses", {"input": PARTS}, "output.0.content.0.text", "seals"),
     ],

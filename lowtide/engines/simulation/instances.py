@@ -1,0 +1,301 @@
+"""Values made up from a JSON schema; what one schema forbids another way is left to a check."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from lowtide.engines.simulation.merging import Impossible, flat, resolve
+from lowtide.engines.simulation.strings import string
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from lowtide.engines.simulation.merging import Schema
+
+_MOST_NODES: Final = 5000
+_DEEP: Final = 4
+_TRIES: Final = 20
+_INFINITE: Final = math.inf
+_WIDEST: Final = 2**53
+_NAMES: Final = ("tide", "shore", "wave", "sand", "moon", "reef", "gull", "kelp")
+_SIMPLE: Final = ("null", "boolean", "integer", "number", "string", "array", "object")
+_HINTS: Final[Mapping[str, str]] = {
+    "properties": "object",
+    "required": "object",
+    "additionalProperties": "object",
+    "minProperties": "object",
+    "items": "array",
+    "prefixItems": "array",
+    "minItems": "array",
+    "contains": "array",
+    "minimum": "number",
+    "maximum": "number",
+    "exclusiveMinimum": "number",
+    "exclusiveMaximum": "number",
+    "multipleOf": "number",
+}
+"""Types of schemas that name none."""
+
+
+class Exhausted(Exception):
+    """The value would be larger than any answer."""
+
+
+class Instances:
+    """Makes one value of a schema; later attempts try more, and at last the least."""
+
+    def __init__(self, schema: object, random: Random, attempt: int = 0) -> None:
+        self._root = schema
+        self._random = random
+        # The first attempt is the most natural one: most optional properties, short arrays.
+        self._optional = (0.8, 0.0, 1.0, 0.5)[attempt % 4]
+        self._deep = _DEEP if attempt % 2 == 0 else 1
+        self._wild = attempt >= 4
+        self._nodes = 0
+        self._heights: dict[str, float] = {}
+
+    def make(self) -> object:
+        """Return a value; raises Impossible or Exhausted."""
+        return self._of(self._root, 0)
+
+    def _of(self, schema: object, depth: int) -> object:
+        self._step()
+        part = flat(self._root, schema, partial(self._choose, depth))
+        if "const" in part:
+            return part["const"]
+        if "enum" in part:
+            return self._random.choice(part["enum"])
+        return self._makers[self._type(part, depth)](self, part, depth)
+
+    def _step(self) -> None:
+        self._nodes += 1
+        if self._nodes > _MOST_NODES:
+            raise Exhausted
+
+    def _choose(self, depth: int, branches: list[object]) -> object:
+        """Return a branch; the shallowest when deep, so that recursion ends."""
+        if depth < self._deep:
+            able = [each for each in branches if self._height(each, frozenset()) < _INFINITE]
+            return self._random.choice(able or branches)
+        return min(branches, key=lambda each: self._height(each, frozenset()))
+
+    def _type(self, part: Schema, depth: int) -> str:
+        named = part.get("type")
+        if named is None:
+            hint = next((_HINTS[key] for key in part if key in _HINTS), None)
+            return hint or (self._random.choice(_SIMPLE) if self._wild else "string")
+        kinds = named if isinstance(named, list) else [named]
+        if depth >= self._deep:
+            return str(min(kinds, key=_SIMPLE.index))
+        return str(self._random.choice([kind for kind in kinds if kind != "null"] or kinds))
+
+    def _height(self, schema: object, seen: frozenset[str]) -> float:
+        """Return how many levels the smallest value has; infinite when it would contain itself."""
+        self._step()
+        if not isinstance(schema, dict):
+            return 0 if schema is not False else _INFINITE
+        if "const" in schema or "enum" in schema:
+            return 0
+        levels = [0.0]
+        if isinstance(reference := schema.get("$ref"), str):
+            levels.append(self._height_of(reference, seen))
+        levels += [self._height(each, seen) for each in schema.get("allOf", ())]
+        for key in ("anyOf", "oneOf"):
+            if branches := schema.get(key):
+                levels.append(min(self._height(each, seen) for each in branches))
+        levels += [1 + self._height(each, seen) for each in _needed(schema)]
+        return max(levels)
+
+    def _height_of(self, reference: str, seen: frozenset[str]) -> float:
+        if reference in self._heights:
+            return self._heights[reference]
+        if reference in seen:
+            return _INFINITE
+        height = self._height(resolve(self._root, reference), seen | {reference})
+        # Infinite may mean no more than: infinite on this way.
+        if height < _INFINITE:
+            self._heights[reference] = height
+        return height
+
+    def _object(self, part: Schema, depth: int) -> object:
+        properties: Mapping[str, object] = part.get("properties", {})
+        required = part.get("required", [])
+        wanted = [
+            name
+            for name in properties
+            if name in required or self._takes_optional(properties[name], depth)
+        ]
+        wanted = wanted[: part.get("maxProperties", len(wanted))]
+        wanted += [name for name in required if name not in wanted]
+        wanted += self._further_names(part, wanted)
+        return {name: self._of(_property(part, name), depth + 1) for name in wanted}
+
+    def _takes_optional(self, schema: object, depth: int) -> bool:
+        if depth >= self._deep or self._random.random() >= self._optional:
+            return False
+        return self._height(schema, frozenset()) < _INFINITE
+
+    def _further_names(self, part: Schema, taken: list[str]) -> list[str]:
+        """Return names beyond the known ones: the fewest allowed, or some of a plain map."""
+        is_map = isinstance(part.get("additionalProperties"), dict) and not taken
+        missing = part.get("minProperties", 0) - len(taken)
+        if is_map and missing <= 0 and self._takes_optional(part["additionalProperties"], 0):
+            missing = min(2, part.get("maxProperties", 2))
+        if missing > _MOST_NODES:
+            raise Exhausted
+        names: list[str] = []
+        for number in range(max(0, missing) + _TRIES):
+            if len(names) >= missing:
+                break
+            self._step()
+            name = self._name(part, number)
+            if name not in taken and name not in names:
+                names.append(name)
+        return names
+
+    def _name(self, part: Schema, number: int) -> str:
+        rule = part.get("propertyNames")
+        if rule is None and part.get("additionalProperties") is False:
+            rule = next(({"pattern": each} for each in part.get("patternProperties", ())), None)
+        if isinstance(rule, dict):
+            return str(self._of({"type": "string"} | rule, self._deep))
+        return _NAMES[number % len(_NAMES)] + (str(number) if number >= len(_NAMES) else "")
+
+    def _array(self, part: Schema, depth: int) -> object:
+        prefix = part.get("prefixItems", [])
+        items = part.get("items", True)
+        # Draft 7 and before: a list of items is what is prefixItems since.
+        if isinstance(items, list):
+            prefix, items = items, part.get("additionalItems", True)
+        length = self._length(part, prefix, items, depth)
+        parts = [*prefix[:length], *[items] * (length - len(prefix))]
+        if (wanted := part.get("contains")) is not None:
+            for at in range(min(part.get("minContains", 1), length)):
+                parts[-1 - at] = {"allOf": [parts[-1 - at], wanted]}
+        made: list[object] = []
+        for each in parts:
+            made.append(self._item(each, made if part.get("uniqueItems") is True else [], depth))
+        return made
+
+    def _length(self, part: Schema, prefix: list[object], items: object, depth: int) -> int:
+        fewest = max(part.get("minItems", 0), part.get("minContains", 1) * ("contains" in part))
+        most = part.get("maxItems", _INFINITE)
+        if items is False:
+            most = min(most, len(prefix))
+        natural = len(prefix) or self._random.randint(1, 3)
+        if depth >= self._deep or self._height(items, frozenset()) == _INFINITE:
+            natural = len(prefix)
+        if fewest > _MOST_NODES:
+            raise Exhausted
+        return int(min(most, max(fewest, natural)))
+
+    def _item(self, schema: object, others: list[object], depth: int) -> object:
+        for _ in range(_TRIES):
+            made = self._of(schema, depth + 1)
+            # Python takes 1, 1.0 and True for the same; only the first two are, in JSON.
+            if not any(made == other and type(made) is type(other) for other in others):
+                return made
+        raise Impossible("too few values for unique items")
+
+    def _string(self, part: Schema, _: int) -> object:
+        return string(part, self._random)
+
+    def _integer(self, part: Schema, _: int) -> object:
+        low, high = _bounds(part, whole=True, wild=self._wild)
+        step = part.get("multipleOf", 1)
+        step = step if isinstance(step, int) or float(step).is_integer() else 1
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if first > last:
+            raise Impossible("no integer is within its bounds")
+        return int(self._random.randint(first, last) * int(step))
+
+    def _number(self, part: Schema, depth: int) -> object:
+        low, high = _bounds(part, wild=self._wild)
+        step = part.get("multipleOf")
+        if step is None:
+            if low > high:
+                raise Impossible("no number is within its bounds")
+            drawn = self._random.uniform(low, high)
+            return shorter if low <= (shorter := round(drawn, 2)) <= high else drawn
+        if float(step).is_integer():
+            return self._integer(part, depth)
+        first, last = math.ceil(low / step), math.floor(high / step)
+        for _ in range(_TRIES):
+            if first > last:
+                break
+            # Validators divide, and floating point must come out even.
+            drawn = round(self._random.randint(first, last) * step, 12)
+            if (drawn / step).is_integer() and low <= drawn <= high:
+                return drawn
+        raise Impossible(f"no multiple of {step} is within its bounds")
+
+    def _boolean(self, _: Schema, __: int) -> object:
+        return self._random.random() < 0.5
+
+    def _null(self, _: Schema, __: int) -> object:
+        return None
+
+    _makers: Final[Mapping[str, Callable[[Instances, Schema, int], object]]] = {
+        "object": _object,
+        "array": _array,
+        "string": _string,
+        "integer": _integer,
+        "number": _number,
+        "boolean": _boolean,
+        "null": _null,
+    }
+
+
+def _needed(schema: Schema) -> list[object]:
+    """Return the schemas of what a value must contain."""
+    named = schema.get("type")
+    kinds = named if isinstance(named, list) else [named]
+    if "object" not in kinds and "array" not in kinds and named is not None:
+        return []
+    if any(kind not in {"object", "array", None} for kind in kinds):
+        return []
+    needed = [_property(schema, name) for name in schema.get("required", ())]
+    fewest = schema.get("minItems", 0)
+    prefix = schema.get("prefixItems", [])
+    needed += prefix[:fewest]
+    if fewest > len(prefix):
+        needed.append(schema.get("items", True))
+    return needed
+
+
+def _property(part: Schema, name: str) -> object:
+    known = part.get("properties", {})
+    if name in known:
+        return known[name]
+    further = part.get("additionalProperties", True)
+    if further is False and "patternProperties" in part:
+        return next(iter(part["patternProperties"].values()))
+    return further
+
+
+def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[float, float]:
+    """Return the lowest and highest number; half-open ranges are given a natural other end."""
+    lows = [part[key] for key in ("minimum", "exclusiveMinimum") if _is_number(part.get(key))]
+    highs = [part[key] for key in ("maximum", "exclusiveMaximum") if _is_number(part.get(key))]
+    low: float = max(lows) if lows else min(0, *highs, 0)
+    span = max(100, 20 * part.get("multipleOf", 1))
+    high: float = min(highs) if highs else low + span
+    if not lows and (wild or low == high):
+        low = high - 2 * span
+    if _excludes(part, "Minimum", low):
+        low = low + 1 if whole and float(low).is_integer() else math.nextafter(low, math.inf)
+    if _excludes(part, "Maximum", high):
+        high = high - 1 if whole and float(high).is_integer() else math.nextafter(high, -math.inf)
+    return max(low, -_WIDEST), min(high, _WIDEST)
+
+
+def _excludes(part: Schema, end: str, bound: float) -> bool:
+    given: Any = part.get(f"exclusive{end}")
+    return given is True if isinstance(given, bool) else given == bound
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

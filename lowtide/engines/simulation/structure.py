@@ -1,0 +1,106 @@
+"""Text that a request wants as JSON: any object, or an instance of a schema."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lowtide.engines.simulation.drafts import BadRequest, Draft, Request, shorten, write
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from lowtide.engines.simulation.drafts import Written
+
+
+def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:
+    """Return what `response_format` or vLLM's options ask for; None for plain text.
+
+    Raises BadRequest as OpenAI does for a format that is none.
+    """
+    request = draft.request
+    if request.response_format is not None:
+        return _formatted(draft, prompt, choice, request.response_format)
+    schema = request.guided_json
+    if isinstance(request.structured_outputs, dict):
+        schema = request.structured_outputs.get("json")
+    if schema is None:
+        return None
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise BadRequest(f"The schema is not JSON: {error}", "structured_outputs") from error
+    text = instance_text(schema, draft.random(choice), "structured outputs", "structured_outputs")
+    return shorten(draft, text)
+
+
+def formatted_text(draft: Draft, prompt: str, given: object) -> Written | None:
+    """Return what `text.format` of the Responses API asks for; None for plain text."""
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise BadRequest("'text.format' must be an object.", "text.format")
+    match given.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return shorten(draft, _object_text(draft, prompt))
+        case "json_schema":
+            text = _schema_text(given, draft.random(), "text.format", "invalid_json_schema")
+            return shorten(draft, text)
+    raise BadRequest("'text.format.type' must be text, json_object or json_schema.", "text.format")
+
+
+def instance_text(
+    schema: object, random: Random, owner: str, param: str, code: str | None = None
+) -> str:
+    """Return an instance of a schema as JSON text; BadRequest names the schema's owner."""
+    # Most requests want plain text: only the others pay for what reads schemas.
+    from lowtide.engines.simulation.schemas import InvalidSchema, instance_of
+
+    try:
+        made = instance_of(schema, random)
+    except InvalidSchema as error:
+        raise BadRequest(f"Invalid schema for {owner}: {error}", param, code) from error
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+
+
+def _formatted(draft: Draft, prompt: str, choice: int, given: object) -> Written | None:
+    kind = given.get("type") if isinstance(given, dict) else None
+    match kind:
+        case "text":
+            return None
+        case "json_object":
+            return shorten(draft, _object_text(draft, prompt, choice))
+        case "json_schema":
+            inner = given.get("json_schema") if isinstance(given, dict) else None
+            if not isinstance(inner, dict):
+                raise BadRequest(
+                    "Missing required parameter: 'response_format.json_schema'.",
+                    "response_format.json_schema",
+                    "missing_required_parameter",
+                )
+            text = _schema_text(inner, draft.random(choice), "response_format", None)
+            return shorten(draft, text)
+    raise BadRequest(
+        "'response_format.type' must be text, json_object or json_schema.", "response_format"
+    )
+
+
+def _schema_text(format_: dict[str, Any], random: Random, param: str, code: str | None) -> str:
+    name = format_.get("name")
+    if not isinstance(name, str) or not name:
+        inner = f"{param}.name" if param == "text.format" else f"{param}.json_schema.name"
+        raise BadRequest(
+            f"Missing required parameter: '{inner}'.", inner, "missing_required_parameter"
+        )
+    schema = format_.get("schema", {})
+    where = f"{param}.schema" if param == "text.format" else param
+    return instance_text(schema, random, f"response_format '{name}'", where, code)
+
+
+def _object_text(draft: Draft, prompt: str, choice: int = 0) -> str:
+    whole = Draft(Request(), draft.id, draft.created, draft.tokens)
+    text = write(whole, prompt, choice).text
+    return json.dumps({"answer": text}, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,197 @@
+"""Tool calls: when one is made, of which tool, and arguments valid against its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowtide.engines.simulation.drafts import BadRequest, shorten
+from lowtide.engines.simulation.structure import instance_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from random import Random
+
+    from lowtide.engines.simulation.drafts import Draft, Written
+
+_MOST_CALLS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One that can be called; `custom` ones take text."""
+
+    name: str
+    parameters: object
+    where: str
+    custom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool and the text it is given; `number` tells calls of one answer apart."""
+
+    tool: Tool
+    given: Written
+    number: str
+
+    @property
+    def id(self) -> str:
+        """The id that the tool's result must name."""
+        return f"call_{self.number}"
+
+
+def called(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
+    """Return the message and finish reason of a chat that calls tools, and its tokens."""
+    request = draft.request
+    if request.tools is None and request.functions is not None:
+        return _legacy(draft, choice)
+    calls = choose(draft, chat_tools(request.tools), request.tool_choice, request.messages, choice)
+    if not calls:
+        return None
+    message = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "tool_calls": [_chat_call(call) for call in calls],
+    }
+    return {"message": message, "finish_reason": _reason(calls, "tool_calls")}, _tokens(calls)
+
+
+def choose(
+    draft: Draft, tools: Sequence[Tool], choice: object, turns: object, number: int = 0
+) -> list[Call]:
+    """Return the calls that are made; none when the answer is to be text.
+
+    A call is due unless the last turn is a tool's result, as a model would rather answer then.
+    """
+    mode, able = _wanted(tools, choice)
+    if mode == "none" or not able or (mode == "auto" and _has_result(turns)):
+        return []
+    random = draft.random(number)
+    calls = [random.choice(able)]
+    if draft.request.parallel_tool_calls is not False and mode != "named":
+        calls += random.choices(able, k=random.randrange(_MOST_CALLS))
+    made: list[Call] = []
+    for at, tool in enumerate(calls):
+        given = shorten(draft, _given(draft, tool, random))
+        made.append(Call(tool, given, f"{draft.id}{number}{at}"))
+        if given.cut:
+            break
+    return made
+
+
+def chat_tools(given: object) -> list[Tool]:
+    """Return the tools of a chat: their description lies in a field named after their type."""
+    if not isinstance(given, list):
+        raise BadRequest("'tools' must be an array.", "tools")
+    found: list[Tool] = []
+    for at, each in enumerate(given):
+        kind = each.get("type") if isinstance(each, dict) else None
+        if kind not in {"function", "custom"}:
+            raise BadRequest(
+                f"Invalid value for 'tools[{at}].type': 'function' and 'custom' are known.",
+                f"tools[{at}].type",
+            )
+        found.append(_tool(each.get(kind), f"tools[{at}].{kind}", custom=kind == "custom"))
+    return found
+
+
+def response_tools(given: object) -> list[Tool]:
+    """Return what can be called here of the Responses API's tools; hosted ones are not."""
+    if not isinstance(given, list):
+        raise BadRequest("'tools' must be an array.", "tools")
+    return [
+        _tool(each, f"tools[{at}]", custom=each["type"] == "custom")
+        for at, each in enumerate(given)
+        if isinstance(each, dict) and each.get("type") in {"function", "custom"}
+    ]
+
+
+def _tool(given: object, where: str, *, custom: bool = False) -> Tool:
+    name = given.get("name") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or not isinstance(name, str) or not name:
+        raise BadRequest(
+            f"Missing required parameter: '{where}.name'.",
+            f"{where}.name",
+            "missing_required_parameter",
+        )
+    parameters = given.get("parameters")
+    return Tool(name, {"type": "object"} if parameters is None else parameters, where, custom)
+
+
+def _wanted(tools: Sequence[Tool], choice: object) -> tuple[str, Sequence[Tool]]:
+    """Return the mode and the tools that may be called."""
+    if choice is None:
+        return "auto", tools
+    if isinstance(choice, str):
+        if choice not in {"none", "auto", "required"}:
+            raise BadRequest(
+                "'tool_choice' must be none, auto, required or name a tool.", "tool_choice"
+            )
+        return choice, tools
+    if not isinstance(choice, dict):
+        raise BadRequest("'tool_choice' must be a string or an object.", "tool_choice")
+    if choice.get("type") == "allowed_tools":
+        allowed = _inner(choice, "allowed_tools")
+        names = {_name(each) for each in allowed.get("tools", ()) if isinstance(each, dict)}
+        return str(allowed.get("mode", "auto")), [tool for tool in tools if tool.name in names]
+    named = [tool for tool in tools if tool.name == _name(choice)]
+    if not named:
+        raise BadRequest(
+            f"Tool choice {_name(choice)!r} not found in 'tools' parameter.", "tool_choice"
+        )
+    return "named", named
+
+
+def _name(given: Mapping[str, Any]) -> object:
+    """Return a tool's name, in either API's shape."""
+    return _inner(given, str(given.get("type"))).get("name")
+
+
+def _inner(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = given.get(key)
+    return inner if isinstance(inner, dict) else given
+
+
+def _has_result(turns: object) -> bool:
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if not isinstance(last, dict):
+        return False
+    return last.get("role") in {"tool", "function"} or str(last.get("type")).endswith("_output")
+
+
+def _given(draft: Draft, tool: Tool, random: Random) -> str:
+    if tool.custom:
+        return f"Simulated input of {tool.name}, {draft.id}"
+    where = f"{tool.where.removesuffix('.function')}.parameters"
+    owner = f"function '{tool.name}'"
+    return instance_text(tool.parameters, random, owner, where, "invalid_function_parameters")
+
+
+def _chat_call(call: Call) -> dict[str, Any]:
+    kind, field = ("custom", "input") if call.tool.custom else ("function", "arguments")
+    return {"id": call.id, "type": kind, kind: {"name": call.tool.name, field: call.given.text}}
+
+
+def _legacy(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
+    """Return a call as `functions`, which came before tools, has it."""
+    request = draft.request
+    given = request.functions if isinstance(request.functions, list) else []
+    tools = [_tool(each, f"functions[{at}]") for at, each in enumerate(given)]
+    wanted = request.function_call
+    calls = choose(draft, tools, wanted, request.messages, choice)[:1]
+    if not calls:
+        return None
+    call = {"name": calls[0].tool.name, "arguments": calls[0].given.text}
+    message = {"role": "assistant", "content": None, "refusal": None, "function_call": call}
+    return {"message": message, "finish_reason": _reason(calls, "function_call")}, _tokens(calls)
+
+
+def _reason(calls: Sequence[Call], reason: str) -> str:
+    return "length" if calls[-1].given.cut else reason
+
+
+def _tokens(calls: Sequence[Call]) -> int:
+    return sum(call.given.tokens for call in calls)

@@ -1,0 +1,45 @@
+"""Requests to a simulated engine, and what it answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from lowtide.domain.outcomes import Answered
+from lowtide.engines.simulated import SimulatedEngine
+from lowtide.ports import EngineRequest
+
+CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+
+
+def ask(endpoint: str, *, attempt: int = 1, **body: Any) -> Answered:
+    """Return what the engine answers a body."""
+
+    async def run() -> Answered:
+        text = json.dumps({"model": "m", **body}).encode()
+        request = EngineRequest(0, endpoint, text, attempt=attempt, spot=False)
+        engine = SimulatedEngine(seed=1, tokens=20)
+        groups = [group async for group in engine.run([request])]
+        [[(_, outcome)]] = groups
+        assert isinstance(outcome, Answered)
+        return outcome
+
+    return asyncio.run(run())
+
+
+def answer(endpoint: str, **body: Any) -> dict[str, Any]:
+    """Return the body of a successful answer."""
+    outcome = ask(endpoint, **body)
+    assert outcome.status_code == 200, outcome.body
+    made: dict[str, Any] = json.loads(outcome.body)
+    return made
+
+
+def refusal(endpoint: str, **body: Any) -> dict[str, Any]:
+    """Return the error of a body that is answered with 400."""
+    outcome = ask(endpoint, **body)
+    assert outcome.status_code == 400, outcome.body
+    error: dict[str, Any] = json.loads(outcome.body)["error"]
+    return error
