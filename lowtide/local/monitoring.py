@@ -97,7 +97,7 @@ class Monitoring:
 
     def prepare(self) -> None:
         """Write both configurations; raises BadManifest for a file of ours that makes no sense."""
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         self.follow([])
         clock = self._clock()
         for path in sorted((self._source / "rules").glob("*.rules.yml")):

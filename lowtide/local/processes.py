@@ -28,6 +28,7 @@ FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
 STABLE_AFTER = 10.0
 _PROBE_INTERVAL = 0.05
+_PRIVATE = 0o077  # what a process writes is for its own user alone
 
 
 class State(StrEnum):
@@ -161,6 +162,7 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            umask=_PRIVATE,
             **(launch.credentials or {}),
         )
         self.pid = child.pid

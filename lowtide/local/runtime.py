@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lowtide.local import state
+from lowtide.local import secrets, state
 from lowtide.local.environment import check_user
-from lowtide.local.errors import AlreadyRunning, StartFailed
+from lowtide.local.errors import AlreadyRunning, ForeignFolder, StartFailed
 from lowtide.local.log import Log
 from lowtide.local.monitoring import check_programs
 from lowtide.local.options import Options
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "Status", "down", "status", "up", "up_detached"]
 
 LOG_NAME = "lowtide.log"
+_LOCK = "lock"
 _LARGEST_LOG = 20_000_000
 _TAIL = 4_000
 _POLL = 0.05
@@ -180,14 +181,27 @@ def _command(options: Options) -> list[str]:
 
 
 def _prepared(data_dir: Path) -> Path:
+    """Make the data directory; raises ForeignFolder for one that holds other files.
+
+    The mode of a folder that is there already is its owner's choice: everything inside is private.
+    """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (data_dir / "objects").mkdir(exist_ok=True)
+    entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
+    if entries and not entries & {_LOCK, secrets.NAME}:
+        raise ForeignFolder(
+            f"{data_dir} holds other files, such as {min(entries)}: name an empty or a new folder, "
+            "as in DATA_DIR=… make up"
+        )
+    (data_dir / _LOCK).touch(mode=0o600)
+    objects = data_dir / "objects"
+    objects.mkdir(exist_ok=True)
+    objects.chmod(0o700)
     return data_dir.resolve()
 
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    with (data_dir / "lock").open("a+") as lock:
+    with (data_dir / _LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

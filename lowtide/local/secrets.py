@@ -15,6 +15,7 @@ from lowtide.local.files import write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
+NAME = "secrets.json"
 LOGIN_ROLES = ("lowtide_api", "lowtide_worker", "lowtide_operator", "lowtide_autoscaler")
 OWNER = "lowtide_owner"
 SUPERUSER = "postgres"
@@ -38,7 +39,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
 def read_or_create(data_dir: Path) -> Secrets:
     """Return the secrets of `data_dir`, making them on first use; the file is mode 0600."""
-    path = data_dir / "secrets.json"
+    path = data_dir / NAME
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     made = Secrets(
@@ -55,5 +56,5 @@ def read_or_create(data_dir: Path) -> Secrets:
 
 def read(data_dir: Path) -> Secrets | None:
     """Return the secrets of `data_dir`; None before the first start."""
-    path = data_dir / "secrets.json"
+    path = data_dir / NAME
     return msgspec.json.decode(path.read_bytes(), type=Secrets) if path.exists() else None

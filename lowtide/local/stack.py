@@ -218,7 +218,7 @@ class Stack:
         return Launch(
             command=self._cluster.command(self._postgres_port),
             environment={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-            folder=self._cluster.folder.parent,
+            folder=self._cluster.folder,
             ready=ready,
             port=self._postgres_port,
             credentials=postgres_credentials(),

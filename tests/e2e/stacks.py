@@ -308,11 +308,7 @@ class LocalStack:
 
 
 def new_stack(settings: Mapping[str, str], *, monitoring: bool = False) -> LocalStack:
-    """Return a stack that was never started.
-
-    Its folder is not one of pytest's: the server's own user must be able to pass through, and each
-    pytest that starts beside this one closes its folders to others.
-    """
+    """Return a stack that was never started, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="lowtide-e2e-"))
     return LocalStack(folder, settings, monitoring=monitoring)
 

@@ -31,14 +31,28 @@ def test_data_survives_kill_and_restart_on_the_same_port(tmp_path: Path) -> None
             assert connection.scalar(text("SELECT answer FROM kept")) == 42
     finally:
         server.stop()
-    assert not [p for p in psutil.process_iter() if str(tmp_path) in _command(p)]
+    assert not [p for p in psutil.process_iter() if _folder(p).startswith(str(tmp_path))]
 
 
-def _command(process: psutil.Process) -> str:
+def _folder(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return process.cwd()
     except psutil.Error:
         return ""
+
+
+def test_the_folders_above_stay_as_they_are(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    server = EmbeddedPostgres(home / "share", settings={"fsync": "off"})
+    for _ in range(2):
+        server.start()
+        try:
+            with engine(server.superuser_url).connect() as connection:
+                assert connection.scalar(text("SELECT 42")) == 42
+        finally:
+            server.stop()
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""`.ci/run` with a `make` that only says what it was asked for: every lane runs once, whatever fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
+INSTALLED = ("curl", "chromium", "promtool", "amtool")
+MAKE = """#!/usr/bin/env bash
+lane=$(grep -o -- 'cache-[a-z]*' <<<"${PYTEST_ADDOPTS:-}")
+trap 'echo "stopped $lane" >>"$CALLS"; exit 1' INT
+echo "$1 $lane" >>"$CALLS"
+echo "output of $1 $lane"
+while [[ "$HANGS" = "$1" ]]; do sleep 0.1; done
+[[ "$FAILS" != "$1" ]]
+"""
+LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a copy of the script with programs that do nothing; its calls are in `calls`."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in INSTALLED:
+        (programs / name).write_text("#!/bin/sh\n")
+    (programs / "make").write_text(MAKE)
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, script)
+    (tmp_path / "work").mkdir()
+
+    def start(*, fails: str = "", hangs: str = "") -> subprocess.Popen[str]:
+        environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "TMPDIR": str(tmp_path / "work"),
+            "CALLS": str(tmp_path / "calls"),
+            "FAILS": fails,
+            "HANGS": hangs,
+        }
+        return subprocess.Popen(
+            [script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("fails", ["", "test", "test-slow"])
+def test_every_lane_runs_once_and_what_fails_fails_the_run(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, fails: str
+) -> None:
+    process = run(fails=fails)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (1 if fails else 0), output
+    assert sorted((tmp_path / "calls").read_text().splitlines()) == ["check ", *LANES]
+    assert all(f"output of {lane}" in output for lane in LANES)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_failed_check_ends_it(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = run(fails="check")
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert (tmp_path / "calls").read_text().splitlines() == ["check "]
+
+
+def test_an_interrupted_run_lets_its_lanes_end_what_they_started(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = run(hangs="test-slow")
+    calls = tmp_path / "calls"
+    deadline = time.monotonic() + 60
+    while not calls.exists() or len(calls.read_text().splitlines()) < 1 + len(LANES):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = [line for line in calls.read_text().splitlines() if line.startswith("stopped")]
+    assert sorted(stopped) == ["stopped cache-slow", "stopped cache-stacks"]
+    assert list((tmp_path / "work").iterdir()) == []
