@@ -109,7 +109,9 @@ class Settings(BaseSettings):
         default=2_592_000, gt=0, description="Seconds that an uploaded file is kept."
     )
     max_batch_lines: int = Field(default=50_000, gt=0, description="Most requests a file.")
-    max_line_bytes: int = Field(default=4_194_304, gt=0, description="Largest request, in bytes.")
+    max_line_bytes: int = Field(
+        default=33_554_432, gt=0, description="Largest request, in bytes: images travel in it."
+    )
     endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         default=ENDPOINTS, description="Endpoints that batches may name, comma-separated."
     )

@@ -9,14 +9,17 @@ import msgspec
 
 from lowtide.domain.line_syntax import (
     MAX_NESTING,
+    check_utf8,
     decode_any_model,
     decode_fields,
     decode_model,
     decode_plain,
+    frame_of,
     is_shallow,
     repeated_fields,
     syntax_fault,
     text_of,
+    without_halves,
 )
 
 if TYPE_CHECKING:
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
 
 MAX_CUSTOM_ID: Final = 512
 MAX_MODEL: Final = 512
+_MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
+_NO_STREAM: Final = frozenset({b"", b"null", b"false"})
 _ABSENT: Final = frozenset({b"", b"null", b'""'})
 # Remembered as they are; longer ones by a digest, so that 50,000 of them stay small.
 _SHORT_ID: Final = 64
+# What stands outside of a body is parsed into objects, which take many times its bytes.
+_MAX_FRAME: Final = 1 << 20
 # Four keys and three strings: with just these quotes outside its body, a line names nothing twice.
 _PLAIN_QUOTES: Final = 14
 
@@ -42,12 +49,14 @@ class Fault(NamedTuple):
 class LineChecks:
     """Checks the requests of one file, in order, against each other and against the rules.
 
-    `endpoint` is what each url must be; None takes the first good one. `model` is the first one.
+    `endpoint` is what each url must be; None takes the first good one. `model` is the first one, or
+    None where the first line may do without.
     """
 
     def __init__(self, endpoint: str | None, endpoints: tuple[str, ...]) -> None:
         self.endpoint = endpoint
         self.model: str | None = None
+        self._named = False
         self._endpoints = endpoints
         self._seen: dict[str | bytes, int] = {}
 
@@ -57,11 +66,11 @@ class LineChecks:
         Almost every line ends here, so this does no more than it must.
         """
         try:
-            if not line.isascii():
-                line.decode()
+            check_utf8(line)
             head = decode_plain(line)
             body = head.body
-            if decode_model(body).model != self.model:
+            about = decode_model(body)
+            if about.model != self.model or not self._named or about.stream:
                 return None
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             return None
@@ -82,7 +91,7 @@ class LineChecks:
     def examine(self, line: bytes, number: int) -> tuple[str | None, list[Fault]]:
         """Return the custom_id of any line, if it has one, and all that is wrong with the line."""
         try:
-            line.decode()
+            check_utf8(line)
             if not is_shallow(line):
                 text = f"The line is nested deeper than {MAX_NESTING} levels: flatten the request."
                 return None, [Fault("nested_too_deeply", text)]
@@ -90,13 +99,21 @@ class LineChecks:
         except UnicodeDecodeError as error:
             text = f"The line is not valid UTF-8 at byte {error.start + 1}: save the file as UTF-8."
             return None, [Fault("invalid_utf8", text)]
-        except msgspec.DecodeError:
-            text = f"The line is not a JSON object ({syntax_fault(line)}): write one object a line."
+        except msgspec.DecodeError as error:
+            mended = without_halves(line)
+            if mended is not None:
+                # The engine is never asked, and only this request fails.
+                return self.examine(mended, number)
+            text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object a line."
             return None, [Fault("invalid_json_line", text)]
         body = bytes(fields.body)
+        frame = frame_of(line, body)
+        if len(frame) > _MAX_FRAME:
+            text = f"The line has over {_MAX_FRAME} bytes outside of its body: move them there."
+            return None, [Fault("line_too_long", text)]
         faults = [
             Fault("repeated_field", f"{name} is given more than once: keep one.", name)
-            for name in repeated_fields(line, body)
+            for name in repeated_fields(frame)
         ]
         custom_id = text_of(fields.custom_id)
         of_fields = (
@@ -104,6 +121,7 @@ class LineChecks:
             self._method(fields),
             self._url(fields),
             self._body(body),
+            self._stream(body),
         )
         return custom_id, faults + [fault for fault in of_fields if fault is not None]
 
@@ -150,19 +168,33 @@ class LineChecks:
             return Fault("missing_body", "body is missing: put the request's JSON there.", "body")
         if not body.startswith(b"{"):
             return Fault("invalid_body", "body must be a JSON object.", "body")
-        given = decode_any_model(body).model
-        model = text_of(given)
-        if bytes(given) in _ABSENT:
+        return self._model(decode_any_model(body).model)
+
+    def _model(self, given: msgspec.Raw) -> Fault | None:
+        is_absent = bytes(given) in _ABSENT
+        if is_absent and self.endpoint not in _MODEL_OPTIONAL:
             return Fault("missing_model", "body.model is missing: name a model.", "body.model")
-        if model is None or "\x00" in model or len(model) > MAX_MODEL:
+        model = None if is_absent else text_of(given)
+        if not is_absent and (model is None or "\x00" in model or len(model) > MAX_MODEL):
             text = f"body.model must be a string of at most {MAX_MODEL} characters, without U+0000."
             return Fault("invalid_model", text, "body.model")
-        if self.model is None:
-            self.model = model
+        if not self._named:
+            self.model, self._named = model, True
         if model == self.model:
             return None
         text = (
-            f"body.model is {model!r}, but the file began with {self.model!r}: "
+            f"body.model is {_named(model)}, but the file began with {_named(self.model)}: "
             "put each model into its own file."
         )
         return Fault("mismatched_model", text, "body.model")
+
+    @staticmethod
+    def _stream(body: bytes) -> Fault | None:
+        if not body.startswith(b"{") or bytes(decode_any_model(body).stream) in _NO_STREAM:
+            return None
+        text = "body.stream must be false or absent: a batch has whole answers only."
+        return Fault("stream_not_supported", text, "body.stream")
+
+
+def _named(model: str | None) -> str:
+    return "absent" if model is None else repr(model)

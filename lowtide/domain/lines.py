@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from lowtide.domain.line_checks import LineChecks
-from lowtide.domain.line_syntax import decode_body
+from lowtide.domain.line_syntax import HALF, decode_body, without_halves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ class Limits:
     """Bounds on an input file."""
 
     max_lines: int = 50_000
-    max_line_bytes: int = 4 * 1024 * 1024
+    max_line_bytes: int = 32 * 1024 * 1024
     max_problems: int = 100
 
 
@@ -52,9 +52,21 @@ class InputLine(msgspec.Struct, frozen=True, gc=False):
     length: int
 
 
+class UnsendableBody(ValueError):
+    """The body of a request holds half a character, which no engine could be sent."""
+
+
 def body_of(line: bytes) -> bytes:
-    """Return the exact bytes of the body of a validated line."""
-    return bytes(decode_body(line).body)
+    """Return the exact bytes of the body of a validated line.
+
+    Raises UnsendableBody for one with half a character: it costs its request, not the file.
+    """
+    try:
+        return bytes(decode_body(line).body)
+    except msgspec.DecodeError as error:
+        if without_halves(line) is None:
+            raise
+        raise UnsendableBody(f"{HALF}: write whole characters") from error
 
 
 class LineReader:

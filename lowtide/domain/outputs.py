@@ -43,21 +43,35 @@ NEVER_RAN: dict[BatchStatus, tuple[str, str]] = {
 """Code and message of lines that a batch ended without."""
 
 
+# In JSON these stand only in strings: it has every control character of ASCII escaped already.
+_SEPARATORS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
+
+
+def escape_separators(text: str) -> str:
+    """Return JSON whose strings escape what `str.splitlines` and many readers of lines end one at.
+
+    Those characters are U+0085, U+2028 and U+2029; parsed, the text is the same as before.
+    """
+    if "\u2028" in text or "\u2029" in text or "\x85" in text:
+        return text.translate(_SEPARATORS)
+    return text
+
+
 def render(batch: BatchId, line: FinishedLine) -> bytes:
-    """Return the line with its newline; the body's bytes are embedded as they are.
+    """Return the line with its newline; the body is embedded as it is, but for its separators.
 
     Where the engine named no request, the line's own id stands for it.
     """
-    head = b'{"id":"%b","custom_id":%b,"response":' % (
-        format_request_id(batch, line.number).encode(),
-        _encode(line.custom_id),
-    )
+    request_id = format_request_id(batch, line.number)
+    head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
     if line.status_code is None or line.body is None:
-        error = {"code": line.error_code, "message": line.error_message}
-        return b'%bnull,"error":%b}\n' % (head, _encode(error))
-    return b'%b{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
-        head,
-        line.status_code,
-        _encode(line.request_id or format_request_id(batch, line.number)),
-        line.body.encode(),
-    )
+        error = f'{{"code":{_text(line.error_code)},"message":{_text(line.error_message)}}}'
+        return escape_separators(f'{head}null,"error":{error}}}\n').encode()
+    return escape_separators(
+        f'{head}{{"status_code":{line.status_code},"request_id":'
+        f'{_text(line.request_id or request_id)},"body":{line.body}}},"error":null}}\n'
+    ).encode()
+
+
+def _text(value: str | None) -> str:
+    return _encode(value).decode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lowtide.domain.dead_letters import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.domain.errors import Conflict, InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id
-from lowtide.domain.outputs import render
+from lowtide.domain.outputs import escape_separators, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -168,8 +168,11 @@ def read_lines(
 
 
 def joined(lines: Iterable[bytes]) -> bytes:
-    """Return lines as a file has them, each with its newline."""
-    return b"".join(line + b"\n" for line in lines)
+    """Return lines as a file has them, each with its newline; any reader sees one line for each."""
+    return b"".join(
+        (line if line.isascii() else escape_separators(line.decode()).encode()) + b"\n"
+        for line in lines
+    )
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lowtide.domain.claims import Finished, Returned
 from lowtide.domain.errors import LowtideError, NotFound
-from lowtide.domain.lines import body_of
+from lowtide.domain.lines import UnsendableBody, body_of
 from lowtide.domain.outcomes import Usage
 from lowtide.domain.pools import Pool
 from lowtide.domain.settlement import settle_line
@@ -200,7 +200,9 @@ class Worker:
         would never be run again.
         """
         try:
-            requests = await asyncio.to_thread(self._load, held, spans)
+            requests, unsendable = await asyncio.to_thread(self._load, held, spans)
+            for key, reason in unsendable.items():
+                self._end_rest({key: held[key]}, partial(_unsendable, reason=reason), spans)
             async for group in self._engine.run(requests):
                 keys = [key for key, _ in group]
                 self._meter.ran(out for _, out in group)
@@ -240,8 +242,14 @@ class Worker:
         self._room.set()
         return self._keeper.pace.ended(len(keys))
 
-    def _load(self, held: Mapping[int, Claim], spans: SetSpans) -> list[EngineRequest]:
-        """Read the bodies, with one call to the store for each input file."""
+    def _load(
+        self, held: Mapping[int, Claim], spans: SetSpans
+    ) -> tuple[list[EngineRequest], dict[int, str]]:
+        """Read the bodies, with one call to the store for each input file.
+
+        Returns the requests, and why others can never be sent.
+        """
+        unsendable: dict[int, str] = {}
         by_input: dict[str, list[int]] = {}
         for key, claim in held.items():
             by_input.setdefault(claim.input_key, []).append(key)
@@ -249,19 +257,23 @@ class Worker:
         for input_key, keys in by_input.items():
             ranges = [(held[key].start, held[key].length) for key in keys]
             lines = self._objects.read_ranges(input_key, ranges)
-            requests += [
-                EngineRequest(
+            for key, line in zip(keys, lines, strict=True):
+                try:
+                    body = body_of(line)
+                except UnsendableBody as error:
+                    unsendable[key] = str(error)
+                    continue
+                request = EngineRequest(
                     key=key,
                     endpoint=held[key].endpoint,
-                    body=body_of(line),
+                    body=body,
                     attempt=held[key].attempts + 1,
                     spot=self._rules.pool is Pool.SPOT,
                     interruptions=held[key].interruptions,
                     trace=spans.trace_of(held[key].batch),
                 )
-                for key, line in zip(keys, lines, strict=True)
-            ]
-        return requests
+                requests.append(request)
+        return requests, unsendable
 
     def _abandon(self) -> None:
         """Forget lines that were given to somebody else."""
@@ -314,6 +326,18 @@ def _lost_input(claim: Claim) -> Finished:
         usage=Usage(),
         error_code="input_missing",
         error_message="The input file is no longer in the object store.",
+    )
+
+
+def _unsendable(claim: Claim, reason: str) -> Finished:
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=claim.attempts,
+        usage=Usage(),
+        error_code="invalid_unicode",
+        error_message=f"Line {claim.line} cannot be sent: {reason}.",
     )
 
 

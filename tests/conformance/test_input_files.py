@@ -15,6 +15,7 @@ from tests.conformance.shapes import check_batch
 if TYPE_CHECKING:
     from tests.conformance.server import Own, Server
 
+MODERATIONS = "/v1/moderations"
 GOOD = request("good")
 BOM = b"\xef\xbb\xbf"
 
@@ -71,6 +72,7 @@ REFUSED: dict[str, tuple[bytes, str, str | None, int | None]] = {
     "body-no-object": (jsonl(_line(body="text")), "invalid_body", "body", 1),
     "no-model": (jsonl(_body(model=None)), "missing_model", "body.model", 1),
     "number-as-model": (jsonl(_body(model=7)), "invalid_model", "body.model", 1),
+    "stream": (jsonl(_body(stream=True)), "stream_not_supported", "body.stream", 1),
     "two-models": (
         jsonl(GOOD, {**_body(model="other"), "custom_id": "b"}),
         "mismatched_model",
@@ -144,6 +146,28 @@ def test_bad_file(server: Server, refused: dict[str, dict[str, Any]], name: str)
     assert ended["failed_at"] >= ended["created_at"]
     assert (ended["in_progress_at"], ended["output_file_id"], ended["error_file_id"]) == (None,) * 3
     assert ended["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+
+
+@proves(Area.INPUT, "`model` is optional for moderations")
+def test_moderations_without_a_model(server: Server) -> None:
+    lines = [request(name, endpoint=MODERATIONS) for name in ("a", "b")]
+    for line in lines:
+        del line["body"]["model"]
+    ended = server.finish(server.create(jsonl(*lines), endpoint=MODERATIONS))
+    assert (ended["status"], ended["model"], ended["errors"]) == ("completed", None, None)
+    assert ended["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+
+
+@proves(Area.INPUT, "Half a character (a lone surrogate) costs its request, not the file")
+def test_half_a_character(server: Server) -> None:
+    source = jsonl(request("half", "How high \ud83d?"), request("whole"))
+    ended = server.finish(server.create(source))
+    assert (ended["status"], ended["errors"]) == ("completed", None)
+    (failed,) = oracle.outcomes(server.content(ended["error_file_id"]))
+    assert (failed.custom_id, failed.error["code"]) == ("half", "invalid_unicode")
+    assert "Line 1 " in failed.error["message"]
+    (answered,) = oracle.outcomes(server.content(ended["output_file_id"]))
+    assert (answered.custom_id, answered.status_code) == ("whole", 200)
 
 
 @proves(Area.INPUT, "A bad file is told at once in the File's `status_details`")

@@ -10,7 +10,7 @@ import pytest
 from tests import oracle
 from tests.conformance.conftest import OUTPUT_EXPIRY
 from tests.conformance.features import Area, proves
-from tests.conformance.lines import CHAT, MODEL, requests
+from tests.conformance.lines import CHAT, MODEL, request, requests
 from tests.conformance.shapes import check_batch, check_file
 
 if TYPE_CHECKING:
@@ -129,6 +129,17 @@ def test_error_lines(completed: Ended, own: Own) -> None:
     for line in lines:
         assert (line.status_code, line.error) == (400, None)
         assert line.body["error"]["message"] == "The engine refuses this."
+
+
+@proves(Area.RESULTS, "Every line is one line to any reader: U+2028, U+2029, U+0085 are escaped")
+def test_lines_of_any_reader(server: Server) -> None:
+    odd = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b"
+    source = json.dumps(request(odd, odd), ensure_ascii=False).encode()
+    ended = server.finish(server.create(source))
+    results = server.http.get(f"/v1/batches/{ended['id']}/results").content
+    for content in (server.content(ended["output_file_id"]), results):
+        (line,) = content.decode().splitlines()
+        assert json.loads(line)["custom_id"] == odd
 
 
 @proves(Area.RESULTS, "Without failures there is no error file")

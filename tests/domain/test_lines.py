@@ -17,6 +17,7 @@ from lowtide.domain.lines import (
     Limits,
     LineReader,
     Problem,
+    UnsendableBody,
     body_of,
     read_lines,
 )
@@ -75,7 +76,6 @@ BAD_LINES = [
     pytest.param(GOOD[:-1] + b', "x": NaN}', "invalid_json_line", None, id="NaN"),
     pytest.param(GOOD[:-1] + b', "x": -Infinity}', "invalid_json_line", None, id="Infinity"),
     pytest.param(GOOD[:-1] + b', "x": "\x01"}', "invalid_json_line", None, id="control character"),
-    pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', "invalid_json_line", None, id="lone surrogate"),
     pytest.param(
         GOOD[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "nested_too_deeply",
@@ -99,6 +99,12 @@ BAD_LINES = [
     pytest.param(_raw(b"1" * 5000), "invalid_custom_id", "custom_id", id="giant custom_id"),
     pytest.param(rb'{"custom_id":"\ud800"}', "invalid_json_line", None, id="half a character"),
     pytest.param(
+        _raw(body=rb'{"model":"\ude00"}'), "invalid_json_line", None, id="half a character as model"
+    ),
+    pytest.param(
+        GOOD[:-1] + rb', "x": "\ud800",}', "invalid_json_line", None, id="half a character and more"
+    ),
+    pytest.param(
         _line("x" * (MAX_CUSTOM_ID + 1)), "invalid_custom_id", "custom_id", id="long custom_id"
     ),
     pytest.param(_line(method=...), "invalid_method", "method", id="no method"),
@@ -120,6 +126,21 @@ BAD_LINES = [
     pytest.param(_line(body={"model": ""}), "missing_model", "body.model", id="empty model"),
     pytest.param(_line(body={"model": 1}), "invalid_model", "body.model", id="numeric model"),
     pytest.param(_line(body={"model": "\x00"}), "invalid_model", "body.model", id="NUL in model"),
+    *(
+        pytest.param(
+            _line(body={"model": "m", "stream": value}),
+            "stream_not_supported",
+            "body.stream",
+            id=f"stream: {json.dumps(value)}",
+        )
+        for value in (True, "true", 1, {})
+    ),
+    pytest.param(
+        _raw(body=rb'{"model":"m","str\u0065am":true}'),
+        "stream_not_supported",
+        "body.stream",
+        id="stream, escaped",
+    ),
 ]
 
 
@@ -139,7 +160,9 @@ REASONS = [
     pytest.param(b'{"a": NaN}', "NaN is no JSON number", id="NaN"),
     pytest.param(b'{"a": -Infinity}', "-Infinity is no JSON number", id="Infinity"),
     pytest.param(
-        rb'{"a": "\ud83dx"}', r"an escape like \ud800 stands without its other half", id="half"
+        rb'{"custom_id": "\ud83dx"}',
+        r"an escape like \ud800 stands without its other half",
+        id="half",
     ),
     pytest.param(b"[1]", "it is an array", id="array"),
     pytest.param(b'"a"', "it is a string", id="string"),
@@ -204,6 +227,15 @@ def test_a_field_is_seen_twice_wherever_the_body_stands() -> None:
         ),
         pytest.param(_raw(body=rb'{"model":"m","a":"\u0000"}'), id="NUL in the body"),
         pytest.param(_raw(body=b'{"model":"m","a":' + b"9" * 5000 + b"}"), id="giant integer"),
+        pytest.param(_line(body={"model": "m", "stream": False}), id="stream: false"),
+        pytest.param(_line(body={"model": "m", "stream": None}), id="stream: null"),
+        pytest.param(_line(body={"model": "m", "a": {"stream": True}}), id="stream, deeper"),
+        pytest.param(_raw(body=rb'{"model":"m","a":"\ud83d"}'), id="half a character"),
+        pytest.param(
+            _raw(body=rb'{"model":"m","\uDE00\ud83d":1}'), id="halves the wrong way round"
+        ),
+        pytest.param(_raw(body=rb'{"model":"m","a":"\\\ud83d"}'), id="half, behind a backslash"),
+        pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', id="half a character outside of the body"),
     ],
 )
 @pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "behind another"])
@@ -254,6 +286,49 @@ def test_one_model_a_file() -> None:
     _, reader = _read([b"\n".join([_line("a"), other, _line("c")])])
     assert _codes(reader) == [("mismatched_model", "body.model", 2)]
     assert reader.model == "m"
+
+
+def _moderation(custom_id: str, **body: object) -> bytes:
+    return _line(custom_id, url="/v1/moderations", body={"input": "hi", **body})
+
+
+@pytest.mark.parametrize("endpoint", [None, "/v1/moderations"])
+@pytest.mark.parametrize(
+    ("bodies", "problems", "model"),
+    [
+        pytest.param([{}, {}], [], None, id="none"),
+        pytest.param([{}, {"model": None}, {"model": ""}], [], None, id="as good as none"),
+        pytest.param([{"model": "a"}, {"model": "a"}], [], "a", id="one"),
+        pytest.param([{}, {"model": "a"}, {}], [2], None, id="none, then one"),
+        pytest.param([{"model": "a"}, {}, {"model": "a"}], [2], "a", id="one, then none"),
+    ],
+)
+def test_moderations_need_no_model(
+    endpoint: str | None, bodies: list[dict[str, Any]], problems: list[int], model: str | None
+) -> None:
+    content = b"\n".join(_moderation(str(n), **body) for n, body in enumerate(bodies))
+    found, reader = _read([content], endpoint=endpoint)
+    assert _codes(reader) == [("mismatched_model", "body.model", line) for line in problems]
+    assert reader.model == model
+    assert len(found) == len(bodies) - len(problems)
+
+
+@pytest.mark.parametrize(
+    ("body", "fit"),
+    [
+        pytest.param(rb'{"a":"\ud83d\ude00 \\ud83d"}', True, id="whole characters"),
+        pytest.param(rb'{"a":"\ud83d"}', False, id="first half"),
+        pytest.param(rb'{"a":"\uDE00"}', False, id="second half"),
+        pytest.param(rb'{"a":"\ud83d\ud83d\ude00"}', False, id="a half before a whole one"),
+    ],
+)
+def test_a_body_with_half_a_character_cannot_be_sent(body: bytes, fit: bool) -> None:
+    line = _raw(body=body)
+    if fit:
+        assert body_of(line) == body
+    else:
+        with pytest.raises(UnsendableBody, match=r"\\ud800 stands without its other half"):
+            body_of(line)
 
 
 def test_without_an_endpoint_the_first_good_url_decides() -> None:
@@ -373,6 +448,46 @@ def test_an_endless_line_takes_no_memory() -> None:
     assert peak < 1_000_000
     assert _codes(reader) == [("line_too_long", None, 1)]
     assert reader.requests == 1
+
+
+_LARGE = 2 << 20
+
+
+def _filled(unit: bytes, before: bytes = b"", behind: bytes = b"") -> bytes:
+    """A line of about 2 MiB whose body is made of `unit`, after `before` and before `behind`."""
+    return _raw(body=b'{"model":"m","a":' + before + unit * (_LARGE // len(unit)) + behind + b"}")
+
+
+@pytest.mark.parametrize(
+    ("line", "codes"),
+    [
+        pytest.param(_filled(b"a", b'"', b'"'), [], id="text"),
+        pytest.param(_filled("é".encode(), b'"\xf0\x9f\x90\x9a', b'"'), [], id="wide characters"),
+        pytest.param(_filled(rb"\n", b'"', b'"'), [], id="escapes"),
+        pytest.param(_filled(b'"",[],', b"[", b"0]"), [], id="brackets"),
+        pytest.param(_filled(rb"\n", b'"', rb'\ud83d"'), [], id="half a character"),
+        pytest.param(_filled(rb"\ud83d", b'"', b'"'), [], id="half characters"),
+        pytest.param(_filled(b"[],", b"[", b"]"), ["invalid_json_line"], id="malformed"),
+        pytest.param(_filled(b"[") + b"", ["nested_too_deeply"], id="deep"),
+        pytest.param(
+            GOOD[:-1] + b',"x":[' + b"[]," * (_LARGE // 3) + b"0]}", ["line_too_long"], id="no body"
+        ),
+    ],
+)
+def test_a_large_line_takes_little_more_memory_than_its_bytes(
+    line: bytes, codes: list[str]
+) -> None:
+    chunks = [line[at : at + 65536] for at in range(0, len(line), 65536)]
+    reader = LineReader(endpoint=CHAT)
+    tracemalloc.start()
+    try:
+        found = list(read_lines(chunks, reader))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [problem.code for problem in reader.problems] == codes
+    assert len(found) == (not codes)
+    assert peak < 4 * len(line)
 
 
 def test_endless_lines_take_no_memory() -> None:

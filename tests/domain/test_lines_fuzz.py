@@ -53,6 +53,7 @@ class Reference:
     def __init__(self, endpoint: str | None) -> None:
         self.endpoint = endpoint
         self.model: str | None = None
+        self.models: set[str | None] = set()
         self.used: set[str] = set()
         self.found: list[tuple[str, str | None]] = []
 
@@ -106,7 +107,8 @@ class Reference:
                 text, object_pairs_hook=Object, parse_constant=refuse, parse_int=Number,
                 parse_float=Number,
             )  # fmt: skip
-            check_surrogates(value)
+            if isinstance(value, Object):
+                check_surrogates(known_by(value))
         except ValueError:
             self.say("invalid_json_line")
             return None
@@ -145,15 +147,21 @@ class Reference:
         elif not isinstance(body, Object):
             self.say("invalid_body", "body")
         else:
-            model = body.last("model")
-            if model is None or (is_text(model) and model == ""):
-                self.say("missing_model", "body.model")
-            elif not is_text(model) or len(model) > 512 or "\0" in model:
-                self.say("invalid_model", "body.model")
-            elif self.model is None:
-                self.model = model
-            elif model != self.model:
-                self.say("mismatched_model", "body.model")
+            self.named(body.last("model"))
+            if body.last("stream") not in (None, False) or isinstance(body.last("stream"), Number):
+                self.say("stream_not_supported", "body.stream")
+
+    def named(self, model: Any) -> None:
+        absent = model is None or (is_text(model) and model == "")
+        if absent and self.endpoint != "/v1/moderations":
+            self.say("missing_model", "body.model")
+        elif not absent and (not is_text(model) or len(model) > 512 or "\0" in model):
+            self.say("invalid_model", "body.model")
+        elif not self.models:
+            self.model = None if absent else model
+            self.models.add(self.model)
+        elif (None if absent else model) not in self.models:
+            self.say("mismatched_model", "body.model")
 
 
 def is_text(value: object) -> bool:
@@ -162,6 +170,13 @@ def is_text(value: object) -> bool:
 
 def refuse(constant: str) -> Any:
     raise ValueError(constant)
+
+
+def known_by(line: Object) -> list[Any]:
+    """Return what names a request; half a character elsewhere costs that request, not the file."""
+    body = line.last("body")
+    model = body.last("model") if isinstance(body, Object) else None
+    return [line.last("custom_id"), line.last("method"), line.last("url"), model]
 
 
 def check_surrogates(value: object) -> None:

@@ -40,7 +40,7 @@ ID = "batch_req_00000000000000000000000000000abc00000007"
         ),
         pytest.param(
             FinishedLine(7, '"\\\u2028</script>é', 200, "r", '"é"'),
-            '{"id":"%s","custom_id":"\\"\\\\\u2028</script>é","response":{"status_code":200,'
+            '{"id":"%s","custom_id":"\\"\\\\\\u2028</script>é","response":{"status_code":200,'
             '"request_id":"r","body":"é"},"error":null}\n',
             id="odd characters",
         ),
@@ -50,21 +50,60 @@ def test_exact_bytes(line: FinishedLine, text: str) -> None:
     assert render(BATCH, line) == text.replace("%s", ID).encode()
 
 
+SEPARATORS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+def _untouched(text: str) -> str:
+    """A string of JSON as engines write it that escape no more than they must."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(
+            FinishedLine(7, SEPARATORS, 200, SEPARATORS, _untouched(f"x{SEPARATORS}y")), id="answer"
+        ),
+        pytest.param(
+            FinishedLine(7, SEPARATORS, error_code="timeout", error_message=SEPARATORS), id="error"
+        ),
+        pytest.param(
+            FinishedLine(7, "a", 200, "", f'{{"{SEPARATORS[-3:]}":1}}'),
+            id="key",
+        ),
+    ],
+)
+def test_a_line_is_one_line_to_any_reader(line: FinishedLine) -> None:
+    rendered = render(BATCH, line).decode()
+    assert rendered.splitlines() == [rendered[:-1]]
+    parsed = json.loads(rendered)
+    assert parsed["custom_id"] == line.custom_id
+    if line.body is not None:
+        assert parsed["response"]["body"] == json.loads(line.body)
+    else:
+        assert parsed["error"]["message"] == line.error_message
+
+
+def test_the_neighbours_of_separators_stay_as_they_are() -> None:
+    text = "é\u2027\u202a\u0084\u0086"
+    assert text.encode() in render(BATCH, FinishedLine(7, "a", 200, "", _untouched(text)))
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(SEPARATORS))
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=5,
 )
-_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(_TEXT, st.integers(100, 599), _TEXT, _JSON)
 def test_every_line_is_one_json_object(
     custom_id: str, status: int, request: str, body: object
 ) -> None:
-    line = FinishedLine(1, custom_id, status, request, json.dumps(body))
+    line = FinishedLine(1, custom_id, status, request, json.dumps(body, ensure_ascii=False))
     rendered = render(BATCH, line)
-    assert rendered.count(b"\n") == 1
+    assert len(rendered.decode().splitlines()) == 1
     parsed = json.loads(rendered)
     assert parsed["custom_id"] == custom_id
     named = request or parsed["id"]

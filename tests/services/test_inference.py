@@ -377,6 +377,20 @@ def test_an_input_that_changed_under_it_leaves_nothing_in_its_hands(
     assert bench.engine.seen == []
 
 
+def test_half_a_character_costs_its_request_alone(world: World) -> None:
+    batch = world.batch(3)
+    store = stored_lines(world, 3, odd={2: rb'{"body":{"input":"half \ud83d"}}'})
+    bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
+    _work(bench, _finished(3))
+    rows = world.rows("SELECT * FROM results ORDER BY line")
+    assert [(row.succeeded, row.error_code) for row in rows] == [
+        (True, None), (False, "invalid_unicode"), (True, None),
+    ]  # fmt: skip
+    assert rows[1].error_message.startswith("Line 2 cannot be sent")
+    assert len(bench.engine.seen) == 2
+    assert (world.row(batch).status, world.rows("SELECT 1 FROM dead_letters")) == ("finalizing", [])
+
+
 def test_a_missing_input_ends_its_lines(world: World) -> None:
     batch = world.batch(3)
     bench = Bench.of(world, SteeredEngine(), lines=3, store=ObstoreObjects("memory://"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.dead_letters import PostgresDeadLetters
 from lowtide.postgres.requeues import PostgresRequeues
 from lowtide.services import dead_letters
-from lowtide.services.dead_letters import DeadLetters
+from lowtide.services.dead_letters import Content, DeadLetters
 from lowtide.services.publishing import Publisher
 from lowtide.services.requeueing import Requeuer, RequeueRequest, RequeueRules
 from lowtide.wiring import new_id, now
@@ -146,6 +147,21 @@ def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
     subject = f"{format_batch_id(source)}: 3 lines as {format_batch_id(new.batch)} on spot"
     assert desk.audit() == [("key", "dead_letters.requeue", subject)]
     assert desk.unknown_objects() == []
+
+
+def test_a_requeued_line_is_one_line_to_any_reader(desk: Desk) -> None:
+    separators = "\x85\u2028\u2029é"
+    line = f'{{"custom_id":"{separators}","method":"POST","url":"/v1/embeddings","body":{{"model":"m"}}}}'
+    source = batch_of_lines(desk.world, desk.store, [line.encode()])
+    bury(desk.world, source, [1])
+    taken = [
+        b"".join(desk.letters.download(DEFAULT_TENANT, LetterFilter(), Content.INPUT, actor="k"))
+    ]
+    (new,) = desk.requeue(LetterFilter()).batches
+    assert new.batch is not None
+    for content in (*taken, desk.content(new.batch)):
+        (found,) = content.decode().splitlines()
+        assert json.loads(found)["custom_id"] == separators
 
 
 def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) -> None:

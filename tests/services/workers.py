@@ -25,7 +25,7 @@ from lowtide.services.scopes import UNTRACED
 from lowtide.services.settling import FlushRules, Settler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.events import Event
@@ -194,14 +194,19 @@ class Sink:
         return self.accepts(event)
 
 
-def stored_lines(world: World, lines: int, body: bytes | None = None) -> ObstoreObjects:
-    """Return a store with the input of every batch: line n lies at 100 n and is 90 bytes long."""
+def stored_lines(
+    world: World, lines: int, body: bytes | None = None, *, odd: Mapping[int, bytes] | None = None
+) -> ObstoreObjects:
+    """Return a store with the input of every batch: line n lies at 100 n and is 90 bytes long.
+
+    Each is `body`, or what `odd` has for its number.
+    """
     store = ObstoreObjects("memory://")
     for row in world.rows("SELECT DISTINCT input_key FROM batches"):
         with store.open_writer(row.input_key) as writer:
             writer.write(b" " * 100)
             for number in range(1, lines + 1):
-                line = body or b'{"body":{"n":%d}}' % number
+                line = (odd or {}).get(number) or body or b'{"body":{"n":%d}}' % number
                 writer.write(line.ljust(90)[:90] + b" " * 10)
     return store
 
