@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lowtide import wiring
@@ -9,6 +10,7 @@ from lowtide.domain.errors import NotFound
 from lowtide.http import types
 from lowtide.http.application import json_response
 from lowtide.postgres.schema import check_schema
+from lowtide.readiness import Readiness
 
 if TYPE_CHECKING:
     from flask import Response
@@ -23,7 +25,7 @@ def live() -> Response:
 
 def ready() -> Response:
     """`GET /health/ready`: the database answers, with the schema of this version; raises Unavailable."""
-    check_database()
+    _readiness().require()
     return json_response({"status": "ok"})
 
 
@@ -45,6 +47,11 @@ def _models(call: Call) -> list[types.Model]:
         types.Model(id=name, created=int(since.timestamp()))
         for name, since in wiring.models().names(call.tenant)
     ]
+
+
+@lru_cache(maxsize=1)
+def _readiness() -> Readiness:
+    return Readiness(check_database)
 
 
 def check_database() -> None:

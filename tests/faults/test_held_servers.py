@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -298,6 +300,23 @@ def test_of_too_many_connections_the_one_that_waited_longest_goes(read: Server) 
     assert time.monotonic() - began < PROMPT
     for client in clients:
         client.close()
+
+
+def test_health_answers_while_the_database_hangs(settings: dict[str, str], folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        url = {"LOWTIDE_DATABASE_URL": f"postgresql://lowtide_api:x@127.0.0.1:{port}/lowtide"}
+        with serving("read", folder, settings | url) as server:
+            for _ in range(3):
+                assert server.health("/health/live") == (pytest.approx(0, abs=1), 200)
+                assert server.health("/health/ready") == (pytest.approx(0, abs=1), 503)
+            # On the port that everybody reaches, they share the threads of other requests.
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                began = time.monotonic()
+                ready = f"{server.url}/health/ready"
+                answers = pool.map(lambda _: httpx.get(ready, timeout=30), range(CLIENTS))
+                assert {answer.status_code for answer in answers} == {503}
+                assert time.monotonic() - began < 10
 
 
 def test_what_slow_clients_do_is_not_an_error_of_the_server(upload: Server) -> None:
