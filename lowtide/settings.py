@@ -194,6 +194,11 @@ class Settings(BaseSettings):
         default=16, ge=0, description="Lines a worker holds ready beyond those in flight."
     )
     worker_claim_size: int = Field(default=200, ge=1, description="Most lines of one claim.")
+    worker_memory: int = Field(
+        default=268_435_456,
+        ge=1_048_576,
+        description="Bytes of requests and answers that a worker holds: over it, it starts nothing.",
+    )
     worker_flush_lines: int = Field(default=100, ge=1, description="Results of one write.")
     worker_flush_interval: float = Field(default=0.1, gt=0, description="Seconds between writes.")
     worker_poll_initial: float = Field(default=0.25, gt=0, description="First wait when idle.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowtide.domain.lines import checksum_of
+
 if TYPE_CHECKING:
     from lowtide.domain.events import Event
     from lowtide.domain.ids import BatchId, TenantId
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 class Claim:
     """One line, held under a lease. `start` and `length` locate it in the input object.
 
+    `checksum` proves its bytes; a line that was split before checksums were kept has none.
     `waited` is the seconds since it was first queued, `trace` what its batch's work continues.
     """
 
@@ -28,8 +31,13 @@ class Claim:
     attempts: int
     interruptions: int
     waited: float = 0.0
+    checksum: int | None = None
     tenant: TenantId | None = None
     trace: TraceContext | None = None
+
+    def proves(self, line: bytes) -> bool:
+        """Whether bytes are what was uploaded, as far as is known."""
+        return self.checksum is None or self.checksum == checksum_of(line)
 
     @property
     def is_first(self) -> bool:

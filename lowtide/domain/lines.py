@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import msgspec
 
@@ -44,29 +45,47 @@ class Problem:
 
 
 class InputLine(msgspec.Struct, frozen=True, gc=False):
-    """One request of a file. `number` counts requests from 1; the rest is where its bytes lie."""
+    """One request of a file. `number` counts requests from 1; the rest locates and proves its bytes."""
 
     number: int
     custom_id: str
     offset: int
     length: int
+    checksum: int | None = None
 
 
 class UnsendableBody(ValueError):
     """The body of a request holds half a character, which no engine could be sent."""
 
 
-def body_of(line: bytes) -> bytes:
-    """Return the exact bytes of the body of a validated line.
+def body_of(line: bytes) -> bytes | None:
+    """Return the exact bytes of the body of a validated line; None for what is no such line.
 
     Raises UnsendableBody for one with half a character: it costs its request, not the file.
     """
     try:
-        return bytes(decode_body(line).body)
-    except msgspec.DecodeError as error:
-        if without_halves(line) is None:
-            raise
-        raise UnsendableBody(f"{HALF}: write whole characters") from error
+        return bytes(decode_body(line).body) or None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if _has_halves(line):
+            raise UnsendableBody(f"{HALF}: write whole characters") from None
+        return None
+
+
+def _has_halves(line: bytes) -> bool:
+    try:
+        return without_halves(line) is not None
+    except (UnicodeDecodeError, RecursionError):
+        return False
+
+
+def checksum_of(line: bytes) -> int:
+    """Return the checksum that tells a request's bytes from others, as a signed 32-bit integer.
+
+    CRC-32 finds accidents: damage, or another object in the place of the right one. It costs a
+    fortieth of the time that splitting a line takes, BLAKE2 a tenth; neither could stop somebody who
+    may write to the object store.
+    """
+    return crc32(line) - 2**31
 
 
 class LineReader:
@@ -197,7 +216,9 @@ class LineReader:
         self.requests += 1
         custom_id = self._checks.accept(request, self._physical) or self._examine(request)
         if custom_id is not None:
-            found.append(InputLine(self.requests, custom_id, start, len(request)))
+            found.append(
+                InputLine(self.requests, custom_id, start, len(request), checksum_of(request))
+            )
 
     def _examine(self, request: bytes) -> str | None:
         """Return the custom_id of a request that only looks odd; report what is wrong."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -85,19 +86,58 @@ class ObstoreObjects:
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Return the bytes of each (offset, length); ranges up to 64 KiB apart are read as one."""
-        wanted = [(offset, length) for offset, length in ranges if length]
-        found: list[bytes] = []
-        if wanted:
-            starts, lengths = zip(*wanted, strict=True)
-            with _errors(key):
-                parts = obstore.get_ranges(
-                    self._store, key, starts=starts, lengths=lengths, coalesce=_GAP
-                )
-            found = [part.to_bytes() for part in parts]
-        for (_, length), part in zip(wanted, found, strict=True):
+        regions = _regions(ranges)
+        with _errors(key):
+            starts, ends = [region[0] for region in regions], [region[1] for region in regions]
+            read = obstore.get_ranges(self._store, key, starts=starts, ends=ends, coalesce=0)
+        found = _cut(ranges, regions, read)
+        for (_, length), part in zip(ranges, found, strict=True):
             _expect(key, length, len(part))
-        rest = iter(found)
-        return [next(rest) if length else b"" for _, length in ranges]
+        return found
+
+    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Return the bytes of each (offset, length) without blocking; cancelling ends the read.
+
+        What lies behind the object's end comes short, or is empty.
+        """
+        try:
+            with self._reading(key):
+                return await self._fetch(key, ranges)
+        except Unavailable as error:
+            # A range that begins behind the end is an error like any other: look where the end is.
+            try:
+                with self._reading(key):
+                    size = (await obstore.head_async(self._store, key))["size"]
+            except NotFound:
+                # The answer to HEAD has no body, which would tell a missing bucket.
+                raise error from None
+            if all(offset + length <= size for offset, length in ranges):
+                raise
+        there = [
+            (min(offset, size), min(length, max(size - offset, 0))) for offset, length in ranges
+        ]
+        with self._reading(key):
+            return await self._fetch(key, there)
+
+    async def _fetch(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        regions = _regions(ranges)
+        starts, ends = [region[0] for region in regions], [region[1] for region in regions]
+        read = await obstore.get_ranges_async(
+            self._store, key, starts=starts, ends=ends, coalesce=0
+        )
+        return _cut(ranges, regions, read)
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """Turn errors into ours; where the whole folder or bucket is missing, the store is away."""
+        try:
+            with _errors(key):
+                yield
+        except NotFound as error:
+            away = self._folder is not None and not self._folder.is_dir()
+            if away or "NoSuchBucket" in str(error.__cause__):
+                raise _unavailable(error) from error
+            raise
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; unknown keys are fine."""
@@ -185,6 +225,35 @@ def _errors(read: str | None = None) -> Iterator[None]:
         if read is not None and isinstance(error, FileNotFoundError):
             raise NotFound(f"There is no object {read!r}.") from error
         raise _unavailable(error) from error
+
+
+def _regions(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the (start, end) of what is read at a time: ranges that lie near each other.
+
+    Left to itself obstore would do the same, and panic where the object ends before they do.
+    """
+    regions: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if regions and offset - regions[-1][1] <= _GAP:
+            start, end = regions.pop()
+            regions.append((start, max(end, offset + length)))
+        elif length:
+            regions.append((offset, offset + length))
+    return regions
+
+
+def _cut(
+    ranges: Sequence[tuple[int, int]], regions: Sequence[tuple[int, int]], read: Sequence[Any]
+) -> Sequence[bytes]:
+    """Return the bytes of each range out of the regions that were read."""
+    views = [memoryview(part) for part in read]
+    starts = [start for start, _ in regions]
+    found: list[bytes] = []
+    for offset, length in ranges:
+        region = bisect_right(starts, offset) - 1
+        at = offset - starts[region] if length else 0
+        found.append(bytes(views[region][at : at + length]) if length else b"")
+    return found
 
 
 def _unavailable(error: Exception) -> Unavailable:

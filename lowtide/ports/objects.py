@@ -42,6 +42,13 @@ class ObjectStore(Protocol):
         """Return the bytes of each (offset, length), near ones fetched together."""
         ...
 
+    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Return the bytes of each (offset, length) without blocking; cancelling ends the read.
+
+        What lies behind the object's end comes short, or is empty.
+        """
+        ...
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; unknown keys are fine."""
         ...

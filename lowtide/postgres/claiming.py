@@ -79,11 +79,11 @@ SELECT t.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.traces
   now() AS claimed_at, max(t.available_at) AS at,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
   json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
-    extract(epoch FROM now() - t.queued_at)) ORDER BY t.line)::text AS lines
+    extract(epoch FROM now() - t.queued_at), r.checksum) ORDER BY t.line)::text AS lines
 FROM taken t
 JOIN batches b ON b.id = t.batch_id
 CROSS JOIN LATERAL (
-  SELECT start, length FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
+  SELECT start, length, checksum FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
 GROUP BY t.batch_id, b.id
 """
 _TAKE = hot(TAKE)
@@ -97,11 +97,11 @@ SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
 _UNSEEN = text("""
 SELECT c.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
   json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
-    extract(epoch FROM now() - c.queued_at)) ORDER BY c.line)::text AS lines
+    extract(epoch FROM now() - c.queued_at), r.checksum) ORDER BY c.line)::text AS lines
 FROM claims c
 JOIN batches b ON b.id = c.batch_id
 CROSS JOIN LATERAL (
-  SELECT start, length FROM requests WHERE batch_id = c.batch_id AND line = c.line OFFSET 0) r
+  SELECT start, length, checksum FROM requests WHERE batch_id = c.batch_id AND line = c.line OFFSET 0) r
 WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz), '-infinity')
 GROUP BY c.batch_id, b.id, c.claimed_at
 """)
@@ -116,7 +116,7 @@ FROM unnest(cast(:tenants AS uuid[])) AS t (id)
 """)
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float]]).decode
+_decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float, int | None]]).decode
 _START = {"at": "-infinity", "line": 0}
 _LOOKING_SHARE = 20
 """Looking for batches may take one part in this many of a busy worker's time."""

@@ -29,13 +29,14 @@ SELECT tenant_id, input_key, endpoint FROM batches WHERE id = :batch AND status 
 """)
 # COPY cannot write to a table with row-level security, hence the detour.
 _INCOMING = text("""
-CREATE TEMPORARY TABLE incoming (line integer, start bigint, length integer, custom_id text)
+CREATE TEMPORARY TABLE incoming (
+  line integer, start bigint, length integer, checksum integer, custom_id text)
 ON COMMIT DROP
 """)
 _COPY = "COPY incoming FROM STDIN"
 _STORE = text("""
-INSERT INTO requests (batch_id, tenant_id, line, start, length, custom_id)
-SELECT :batch, :tenant, line, start, length, custom_id FROM incoming
+INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom_id)
+SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
 """)
 _QUEUE = text("""
 INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
@@ -121,7 +122,8 @@ def _row(line: InputLine) -> str:
     custom_id = line.custom_id
     if "\\" in custom_id or not custom_id.isprintable():
         custom_id = custom_id.translate(_ESCAPES)
-    return f"{line.number}\t{line.offset}\t{line.length}\t{custom_id}\n"
+    checksum = r"\N" if line.checksum is None else line.checksum
+    return f"{line.number}\t{line.offset}\t{line.length}\t{checksum}\t{custom_id}\n"
 
 
 class PostgresSplits:

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from lowtide.domain.claims import Finished, Returned
-from lowtide.domain.errors import LowtideError, NotFound
-from lowtide.domain.lines import UnsendableBody, body_of
-from lowtide.domain.outcomes import Usage
+from lowtide.domain.claims import Returned
+from lowtide.domain.errors import LowtideError
 from lowtide.domain.pools import Pool
 from lowtide.domain.settlement import settle_line
 from lowtide.ports import EngineRequest
@@ -22,19 +19,21 @@ from lowtide.services.scopes import UNTRACED
 from lowtide.services.set_spans import SetSpans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from random import Random
 
     from lowtide.domain.backoff import Backoff
-    from lowtide.domain.claims import Claim
+    from lowtide.domain.budgets import ByteBudget
+    from lowtide.domain.claims import Claim, Finished
     from lowtide.domain.outcomes import RetryPolicy
-    from lowtide.ports import Engine, ModelCatalog, ObjectStore, Queue, WorkerMeter
+    from lowtide.ports import Engine, ModelCatalog, Queue, WorkerMeter
     from lowtide.ports.tracing import Tracer
     from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.loading import InputLoader
     from lowtide.services.settling import Settler
 
 _log = logging.getLogger(__name__)
-_UNREADABLE_DELAY_SECONDS = 1.0
+_UNRUN_DELAY_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
 """Longest time that a stopping worker spends on writing its last results."""
 
@@ -71,12 +70,13 @@ class Worker:
         self,
         queue: Queue,
         engine: Engine,
-        objects: ObjectStore,
+        loader: InputLoader,
         keeper: LeaseKeeper,
         settler: Settler,
         meter: WorkerMeter,
         backoff: Backoff,
         models: ModelCatalog,
+        budget: ByteBudget,
         *,
         rules: WorkerRules,
         policy: RetryPolicy,
@@ -85,12 +85,13 @@ class Worker:
     ) -> None:
         self._queue = queue
         self._engine = engine
-        self._objects = objects
+        self._loader = loader
         self._keeper = keeper
         self._settler = settler
         self._meter = meter
         self._backoff = backoff
         self._models = models
+        self._budget = budget
         self._rules = rules
         self._policy = policy
         self._rng = rng
@@ -147,7 +148,8 @@ class Worker:
             self._room.clear()
             self._work.clear()
             free = self._rules.capacity - len(self._held)
-            if free < self._rules.refill_at or self._settler.is_congested:
+            is_full = self._settler.is_congested or self._budget.is_spent
+            if free < self._rules.refill_at or is_full:
                 await self._pause(self._room, 1.0)
                 continue
             claims = await self._claim(min(free, self._rules.claim_size))
@@ -199,11 +201,22 @@ class Worker:
         The lease is renewed as long as the worker lives: a line that a fault left in its hands
         would never be run again.
         """
+        parts = self._loader.parts(held)
+        if len(parts) == 1:
+            await self._run_part(held, began, spans)
+            return
+        async with asyncio.TaskGroup() as running:
+            for part in parts:
+                running.create_task(self._run_part(part, began, spans))
+
+    async def _run_part(self, held: Mapping[int, Claim], began: float, spans: SetSpans) -> None:
         try:
-            requests, unsendable = await asyncio.to_thread(self._load, held, spans)
-            for key, reason in unsendable.items():
-                self._end_rest({key: held[key]}, partial(_unsendable, reason=reason), spans)
-            async for group in self._engine.run(requests):
+            loaded = await self._loader.load(held)
+            self._end(loaded.settled, spans)
+            groups = self._engine.run(self._requests(held, loaded.bodies, spans))
+            # The engine lets go of each body as its request ends: nobody else may hold it.
+            del loaded
+            async for group in groups:
                 keys = [key for key, _ in group]
                 self._meter.ran(out for _, out in group)
                 part = self._let_go(keys) - began
@@ -213,73 +226,49 @@ class Worker:
                 ]
                 self._settler.add(ended)
                 spans.add(ended)
-        except NotFound:
-            self._end_rest(held, _lost_input, spans)
-        except LowtideError as error:
-            _log.warning("input.unreadable", extra={"reason": error.message})
-            self._end_rest(held, partial(_unread, reason=error.message), spans)
         except Exception:  # noqa: BLE001
             _log.exception("lines.failed")
-            reason = "The worker failed to run the line"
-            self._end_rest(held, partial(_unread, reason=reason), spans)
+            left = {key: _unrun(claim) for key, claim in held.items() if key in self._held}
+            self._end(left, spans)
+        finally:
+            self._loader.release(held)
 
-    def _end_rest(
-        self,
-        held: Mapping[int, Claim],
-        ending: Callable[[Claim], Finished | Returned],
-        spans: SetSpans,
-    ) -> None:
-        left = [key for key in held if key in self._held]
-        self._let_go(left)
-        ended = [ending(held[key]) for key in left]
-        self._settler.add(ended)
-        spans.add(ended)
+    def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
+        if settled:
+            self._let_go(list(settled))
+            self._settler.add(list(settled.values()))
+            spans.add(list(settled.values()))
 
     def _let_go(self, keys: Sequence[int]) -> float:
         """Take lines out of hand; return the pace's share at their end."""
         for key in keys:
             self._held.pop(key, None)
+        self._loader.release(keys)
         self._room.set()
         return self._keeper.pace.ended(len(keys))
 
-    def _load(
-        self, held: Mapping[int, Claim], spans: SetSpans
-    ) -> tuple[list[EngineRequest], dict[int, str]]:
-        """Read the bodies, with one call to the store for each input file.
-
-        Returns the requests, and why others can never be sent.
-        """
-        unsendable: dict[int, str] = {}
-        by_input: dict[str, list[int]] = {}
-        for key, claim in held.items():
-            by_input.setdefault(claim.input_key, []).append(key)
-        requests: list[EngineRequest] = []
-        for input_key, keys in by_input.items():
-            ranges = [(held[key].start, held[key].length) for key in keys]
-            lines = self._objects.read_ranges(input_key, ranges)
-            for key, line in zip(keys, lines, strict=True):
-                try:
-                    body = body_of(line)
-                except UnsendableBody as error:
-                    unsendable[key] = str(error)
-                    continue
-                request = EngineRequest(
-                    key=key,
-                    endpoint=held[key].endpoint,
-                    body=body,
-                    attempt=held[key].attempts + 1,
-                    spot=self._rules.pool is Pool.SPOT,
-                    interruptions=held[key].interruptions,
-                    trace=spans.trace_of(held[key].batch),
-                )
-                requests.append(request)
-        return requests, unsendable
+    def _requests(
+        self, held: Mapping[int, Claim], bodies: Mapping[int, bytes], spans: SetSpans
+    ) -> list[EngineRequest]:
+        return [
+            EngineRequest(
+                key=key,
+                endpoint=held[key].endpoint,
+                body=body,
+                attempt=held[key].attempts + 1,
+                spot=self._rules.pool is Pool.SPOT,
+                interruptions=held[key].interruptions,
+                trace=spans.trace_of(held[key].batch),
+            )
+            for key, body in bodies.items()
+        ]
 
     def _abandon(self) -> None:
         """Forget lines that were given to somebody else."""
         for task in self._sets:
             task.cancel()
         self._held.clear()
+        self._loader.release_all()
         self._settler.discard()
 
     async def _finish_in_hand(self) -> None:
@@ -317,29 +306,6 @@ class Worker:
             self._loop.call_soon_threadsafe(self._work.set)
 
 
-def _lost_input(claim: Claim) -> Finished:
-    return Finished(
-        claim.batch,
-        claim.line,
-        succeeded=False,
-        attempts=claim.attempts,
-        usage=Usage(),
-        error_code="input_missing",
-        error_message="The input file is no longer in the object store.",
-    )
-
-
-def _unsendable(claim: Claim, reason: str) -> Finished:
-    return Finished(
-        claim.batch,
-        claim.line,
-        succeeded=False,
-        attempts=claim.attempts,
-        usage=Usage(),
-        error_code="invalid_unicode",
-        error_message=f"Line {claim.line} cannot be sent: {reason}.",
-    )
-
-
-def _unread(claim: Claim, reason: str) -> Returned:
-    return Returned(claim.batch, claim.line, reason, delay=_UNREADABLE_DELAY_SECONDS)
+def _unrun(claim: Claim) -> Returned:
+    reason = "The worker failed to run the line"
+    return Returned(claim.batch, claim.line, reason, delay=_UNRUN_DELAY_SECONDS)

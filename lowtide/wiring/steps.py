@@ -105,12 +105,14 @@ def vitals() -> PostgresVitals:
 
 def build_worker(pool: Pool) -> Worker:
     """Return a worker of a pool, with an engine of its own."""
+    from lowtide.domain.budgets import ByteBudget
     from lowtide.engines.selection import build_engine
     from lowtide.metrics.worker import PrometheusMeter
     from lowtide.postgres.queue import PostgresQueue
     from lowtide.postgres.rates import PostgresRates
     from lowtide.services.inference import Worker, WorkerRules
     from lowtide.services.leases import LeaseKeeper
+    from lowtide.services.loading import InputLoader
     from lowtide.services.pace import Pace
     from lowtide.services.settling import FlushRules, Settler
     from lowtide.services.sightings import SightedEngine
@@ -127,16 +129,19 @@ def build_worker(pool: Pool) -> Worker:
     )
     sightings().note(Sight.FUNCTION, f"infer_{pool}")
     meter = PrometheusMeter(pool, prices(), SightedEngine(sightings(), pool).answered)
+    rng = random.Random()  # noqa: S311
+    budget = ByteBudget(settings.worker_memory)
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(
         queue,
         build_engine(settings),
-        objects(),
+        InputLoader(objects(), budget, rng),
         keeper,
         Settler(keeper, queue, publisher(), meter, flush),
         meter,
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
         models(),
+        budget,
         rules=WorkerRules(
             pool=pool,
             concurrency=settings.worker_concurrency,
@@ -145,6 +150,6 @@ def build_worker(pool: Pool) -> Worker:
             grace=settings.worker_grace,
         ),
         policy=RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap),
-        rng=random.Random(),  # noqa: S311
+        rng=rng,
         tracer=tracer(),
     )

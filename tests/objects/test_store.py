@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -88,13 +89,36 @@ def test_ranges(objects: ObjectStore, ranges: list[tuple[int, int]]) -> None:
     put(objects, LARGE)
     expected = [LARGE[offset : offset + length] for offset, length in ranges]
     assert list(objects.read_ranges(KEY, ranges)) == expected
+    assert list(asyncio.run(objects.fetch_ranges(KEY, ranges))) == expected
 
 
-@pytest.mark.parametrize("wanted", [(len(LARGE) - 2, 5), (len(LARGE) + 5, 5)])
-def test_a_range_beyond_the_end_is_an_error(objects: ObjectStore, wanted: tuple[int, int]) -> None:
-    put(objects, LARGE)
+SHORT = LARGE[: CHUNK // 2]
+BEYOND = [
+    pytest.param([(len(SHORT) - 2, 5)], [2], id="across the end"),
+    pytest.param([(len(SHORT) + 5, 5)], [0], id="behind the end"),
+    pytest.param([(len(SHORT) - 9, 5), (len(SHORT) + 5, 5)], [5, 0], id="before and behind"),
+    pytest.param([(len(SHORT) + 9, 5), (0, 3), (5, 0)], [0, 3, 0], id="far apart"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "_"), BEYOND)
+def test_a_range_beyond_the_end_is_an_error(
+    objects: ObjectStore, wanted: list[tuple[int, int]], _: object
+) -> None:
+    put(objects, SHORT)
     with pytest.raises(Unavailable):
-        objects.read_ranges(KEY, [wanted])
+        objects.read_ranges(KEY, wanted)
+
+
+@pytest.mark.parametrize(("wanted", "lengths"), BEYOND)
+def test_a_range_beyond_the_end_is_fetched_short(
+    objects: ObjectStore, wanted: list[tuple[int, int]], lengths: list[int]
+) -> None:
+    put(objects, SHORT)
+    found = asyncio.run(objects.fetch_ranges(KEY, wanted))
+    expected = [SHORT[offset : offset + length] for offset, length in wanted]
+    assert list(found) == expected
+    assert [len(part) for part in found] == lengths
 
 
 def test_an_unknown_key_is_not_found(objects: ObjectStore) -> None:
@@ -103,6 +127,8 @@ def test_an_unknown_key_is_not_found(objects: ObjectStore) -> None:
         read(objects)
     with pytest.raises(NotFound):
         objects.read_ranges(KEY, [(0, 1)])
+    with pytest.raises(NotFound):
+        asyncio.run(objects.fetch_ranges(KEY, [(0, 1)]))
 
 
 @pytest.mark.parametrize("size", [0, 10, 20 * CHUNK], ids=["nothing", "little", "parts"])
@@ -161,6 +187,8 @@ def test_a_missing_bucket_is_unavailable() -> None:
         missing.check()
     with pytest.raises(Unavailable):
         put(missing, LARGE)
+    with pytest.raises(Unavailable):
+        asyncio.run(missing.fetch_ranges(KEY, [(0, 1)]))
 
 
 @pytest.mark.usefixtures("s3_environment")
@@ -182,6 +210,8 @@ def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "gone").rmdir()
     with pytest.raises(Unavailable):
         objects.check()
+    with pytest.raises(Unavailable):
+        asyncio.run(objects.fetch_ranges(KEY, [(0, 1)]))
 
 
 def test_a_path_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_the_earliest_deadline_is_claimed_first(world: World) -> None:
     ]
 
 
+def test_a_claim_brings_the_checksum(world: World) -> None:
+    batch = world.batch(2)
+    world.run("UPDATE requests SET checksum = -7 WHERE line = 2")
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 5)
+    assert [(claim.batch, claim.line, claim.checksum) for claim in claims] == [
+        (batch, 1, None),
+        (batch, 2, -7),
+    ]
+
+
 def test_a_claim_tells_what_to_run(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")

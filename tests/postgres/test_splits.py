@@ -57,10 +57,10 @@ def test_any_custom_id_survives_the_copy(world: World, custom_id: str) -> None:
     batch = world.new_batch()
     with world.splits.open(batch) as split:
         assert split is not None
-        split.write([InputLine(1, custom_id, 3, 4), InputLine(2, "next", 5, 6)])
+        split.write([InputLine(1, custom_id, 3, 4, -(2**31)), InputLine(2, "next", 5, 6)])
         assert split.start(2, "m", queued_event(batch))
-    rows = world.rows("SELECT custom_id, start, length FROM requests ORDER BY line")
-    assert [tuple(row) for row in rows] == [(custom_id, 3, 4), ("next", 5, 6)]
+    rows = world.rows("SELECT custom_id, start, length, checksum FROM requests ORDER BY line")
+    assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
 
 
 def test_a_discarded_split_leaves_nothing(world: World) -> None:

@@ -15,7 +15,7 @@ from lowtide.domain.outcomes import Answered, Interrupted, RetryPolicy
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.models import PostgresModels
-from lowtide.services import leases, settling
+from lowtide.services import leases, loading, settling
 from lowtide.services.scopes import ScopedSpan, Untraced
 from lowtide.services.set_spans import SetSpans
 from lowtide.services.settling import FlushRules
@@ -359,21 +359,21 @@ def test_a_fault_of_counting_for_a_span_loses_no_result(
     [
         pytest.param(b"not JSON", id="not the line that was checked"),
         pytest.param(b'{"body":', id="cut off"),
+        pytest.param(b"{}", id="no body"),
+        pytest.param(b'{"body":"\xff\xfe"', id="no UTF-8"),
+        pytest.param(b"[" * 90, id="nested"),
     ],
 )
-def test_an_input_that_changed_under_it_leaves_nothing_in_its_hands(
-    world: World, content: bytes
-) -> None:
+def test_a_line_that_is_no_request_any_more_ends(world: World, content: bytes) -> None:
     batch = world.batch(3)
     store = stored_lines(world, 3, content)
     bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
-
-    async def during(bench: Bench) -> None:
-        await until(lambda: bench.queue.calls.get("settle", 0) >= 1)
-        await until(lambda: world.lines("claims", batch) == [])
-
-    _work(bench, during)
-    assert world.lines("queue", batch) == [1, 2, 3]
+    _work(bench, _finished(3))
+    rows = world.rows("SELECT * FROM results")
+    assert {(row.error_code, row.succeeded, row.attempts) for row in rows} == {
+        ("input_corrupt", False, 0)
+    }
+    assert world.lines("queue", batch) == []
     assert bench.engine.seen == []
 
 
@@ -408,24 +408,20 @@ def test_an_unreadable_store_gives_its_lines_back(
     world.batch(3)
     bench = Bench.of(world, SteeredEngine(), lines=3)
     failing = iter([True])
-    real = bench.store.read_ranges
+    real = bench.store.fetch_ranges
 
-    def read_ranges(*arguments: Any) -> Any:
+    async def fetch_ranges(*arguments: Any) -> Any:
         if next(failing, False):
             raise Unavailable("The store is away")
-        return real(*arguments)
+        return await real(*arguments)
 
-    monkeypatch.setattr(bench.store, "read_ranges", read_ranges)
+    monkeypatch.setattr(bench.store, "fetch_ranges", fetch_ranges)
+    monkeypatch.setattr(loading, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(loading, "_SPREAD", 0.05)
 
-    async def during(bench: Bench) -> None:
-        await until(
-            lambda: world.value("SELECT count(*) FROM queue WHERE available_at > now()") == 3
-        )
-        world.run("UPDATE queue SET available_at = now()")
-        bench.worker.wake()
-        await until(lambda: bench.finished() == 3)
-
-    _work(bench, during)
+    _work(bench, _finished(3))
+    assert {row.attempts for row in world.rows("SELECT attempts FROM results")} == {1}
+    assert next(failing, None) is None
 
 
 def test_a_lost_lease_is_noticed_and_a_new_one_opened(world: World) -> None:

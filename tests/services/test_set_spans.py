@@ -26,7 +26,7 @@ TRACES = {ONE: TraceContext("a" * 32, "1" * 16, True), TWO: TraceContext("b" * 3
 
 def claim(batch: BatchId, line: int) -> Claim:
     return Claim(
-        batch, "/v1/chat/completions", "key", line, 0, 1, 0, 0, 0.0, DEFAULT_TENANT,
+        batch, "/v1/chat/completions", "key", line, 0, 1, 0, 0, 0.0, None, DEFAULT_TENANT,
         TRACES.get(batch),
     )  # fmt: skip
 

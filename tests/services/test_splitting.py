@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide.domain.errors import Unavailable
-from lowtide.domain.lines import Limits
+from lowtide.domain.lines import Limits, checksum_of
 from lowtide.objects.store import ObstoreObjects
 from lowtide.services.publishing import Publisher
 from lowtide.services.splitting import Splitter
@@ -45,6 +45,8 @@ def test_a_good_file_is_queued_once(world: World) -> None:
     assert [bytes(part) + b"\n" for part in store.read_ranges(row.input_key, ranges)] == (
         content.splitlines(keepends=True)
     )
+    checksums = [checksum_of(each) for each in content.splitlines()]
+    assert [request.checksum for request in requests] == checksums
 
 
 @pytest.mark.parametrize(

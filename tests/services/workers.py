@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lowtide.domain.backoff import ExponentialBackoff
+from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.outcomes import Answered, Outcome, RetryPolicy, Usage
 from lowtide.domain.pools import Pool
@@ -19,6 +20,7 @@ from lowtide.postgres.models import PostgresModels
 from lowtide.postgres.rates import PostgresRates
 from lowtide.services.inference import Worker, WorkerRules
 from lowtide.services.leases import LeaseKeeper
+from lowtide.services.loading import InputLoader
 from lowtide.services.pace import Pace
 from lowtide.services.publishing import Publisher
 from lowtide.services.scopes import UNTRACED
@@ -255,7 +257,9 @@ class Bench:
         flush: FlushRules | None = None,
         policy: RetryPolicy | None = None,
         tracer: Tracer = UNTRACED,
+        memory: int = 2**28,
     ) -> Bench:
+        budget = ByteBudget(memory)
         store = store or stored_lines(world, lines)
         queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
@@ -263,8 +267,8 @@ class Bench:
         publisher = Publisher(sink, world.outbox)
         settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
         worker = Worker(
-            queue, engine, store, keeper, settler, meter, backoff,
-            PostgresModels(world.worker),
+            queue, engine, InputLoader(store, budget, Random(0)),  # noqa: S311
+            keeper, settler, meter, backoff, PostgresModels(world.worker), budget,
             rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
             policy=policy or RetryPolicy(3, 0.001, 0.001),
             rng=Random(0),  # noqa: S311
