@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lowtide.domain.fault_plans import parse_faults
 from lowtide.domain.lines import ENDPOINTS
 from lowtide.domain.visitors import Role
 
@@ -40,6 +41,13 @@ def _trace_address(value: str) -> str:
     return value
 
 
+def _fault_plan(value: str) -> str:
+    """Return a plan of faults that can be read; raises ValueError."""
+    parse_faults(value)
+    return value
+
+
+FaultPlan = Annotated[str, AfterValidator(_fault_plan)]
 TraceAddress = Annotated[str, AfterValidator(_trace_address)]
 
 
@@ -187,6 +195,11 @@ class Settings(BaseSettings):
     )
     simulated_interruption_rate: float = Field(
         default=0.0, ge=0, le=1, description="Share of spot attempts that are interrupted."
+    )
+    simulated_faults: FaultPlan = Field(
+        default="",
+        description="Faults on command, `[WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE]`, "
+        "comma-separated: `down@60-75,1/4:500:0.1`. See [simulated-engine.md](simulated-engine.md).",
     )
 
     worker_concurrency: int = Field(default=32, ge=1, description="Requests in flight a worker.")

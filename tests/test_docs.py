@@ -62,7 +62,10 @@ def test_every_make_target_named_in_the_readme_exists() -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/dead-letters.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/dead-letters.md", "docs/operations.md", "docs/simulated-engine.md"],
+)
 def test_commands_are_ones_that_the_command_takes(page: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     lines = [line.rpartition(" -- ")[2] for block in blocks for line in block.splitlines()]

@@ -64,6 +64,7 @@ def test_all_unknown_variables_are_named() -> None:
         ("DATABASE_TIMEOUT", "0"),
         ("SIMULATED_FAILURE_RATE", "1.1"),
         ("SIMULATED_INTERRUPTION_RATE", "-0.1"),
+        ("SIMULATED_FAULTS", "down,broken"),
         ("WORKER_CONCURRENCY", "0"),
         ("DEDICATED_RATE", "0"),
         ("TICK", "-1"),
@@ -77,6 +78,12 @@ def test_all_unknown_variables_are_named() -> None:
 def test_bad_values_are_errors(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValidationError, match=name.lower()):
+        read_settings()
+
+
+def test_a_plan_of_faults_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWTIDE_SIMULATED_FAULTS", "down@0-5,500:2")
+    with pytest.raises(ValidationError, match=r"simulated_faults\n.*'500:2': the share is above 0"):
         read_settings()
 
 

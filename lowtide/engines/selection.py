@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING, assert_never
 
 from lowtide.settings import EngineKind
 
 if TYPE_CHECKING:
+    from lowtide.engines.simulation.faults import Faults
     from lowtide.ports import Engine
     from lowtide.settings import Settings
 
@@ -24,6 +27,7 @@ def build_engine(settings: Settings) -> Engine:
                 failure_rate=settings.simulated_failure_rate,
                 interruption_rate=settings.simulated_interruption_rate,
                 concurrency=settings.worker_concurrency,
+                faults=_faults(settings),
             )
         case EngineKind.OPENAI:
             from lowtide.engines.upstream import UpstreamEngine
@@ -40,3 +44,19 @@ def build_engine(settings: Settings) -> Engine:
             return NoopEngine()
         case _:
             assert_never(settings.engine)
+
+
+def _faults(settings: Settings) -> Faults | None:
+    """Return the faults that this worker has; Kubernetes names a pod in HOSTNAME."""
+    if not settings.simulated_faults:
+        return None
+    from lowtide.domain.fault_plans import Worker, parse_faults
+    from lowtide.engines.simulation.faults import Faults, Limits
+
+    pool = os.environ.get("FUNCTION_TARGET", "").removeprefix("infer_")
+    return Faults(
+        parse_faults(settings.simulated_faults),
+        Worker(pool, os.environ.get("HOSTNAME") or socket.gethostname()),
+        seed=settings.simulated_seed,
+        limits=Limits(timeout=settings.engine_timeout),
+    )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from lowtide.domain.outcomes import Outcome
+    from lowtide.engines.simulation.faults import Faults
     from lowtide.ports import EngineRequest
 
 INTERRUPTION: Final = "Simulated spot interruption"
@@ -40,7 +41,7 @@ class SimulatedEngine:
     What becomes of a request depends on the seed and the request alone (endpoint, body, attempt,
     spot, interruptions), never on the order or the time of calls. `latency` is the mean in
     seconds, 0 answers at once; `tokens` is the mean of a response; the rates are shares of
-    attempts, and only spot requests are interrupted.
+    attempts, and only spot requests are interrupted. `faults` come by the clock, over all that.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SimulatedEngine:
         failure_rate: float = 0.0,
         interruption_rate: float = 0.0,
         concurrency: int = 32,
+        faults: Faults | None = None,
     ) -> None:
         self._seed = blake2b(str(seed).encode(), digest_size=32).digest()
         self._latency = latency
@@ -61,6 +63,7 @@ class SimulatedEngine:
         self._free = concurrency
         self._waiting: deque[tuple[_Call, EngineRequest]] = deque()
         self._calls: list[_Call] = []
+        self._faults = faults
 
     async def run(
         self, requests: Sequence[EngineRequest]
@@ -68,7 +71,7 @@ class SimulatedEngine:
         """Yield outcomes as their time comes; without latency, all in one group."""
         if not requests:
             return
-        if not self._latency:
+        if not self._latency and not self._faults:
             yield [(request.key, self._simulate(request)[0]) for request in requests]
             return
         call = _Call(Arrivals(len(requests)))
@@ -99,6 +102,8 @@ class SimulatedEngine:
             if call.over:
                 continue
             outcome, delay = self._simulate(request)
+            if self._faults:
+                outcome, delay = self._faults.strike(request, outcome, delay)
             self._free -= 1
             call.timers[request.key] = loop.call_later(
                 delay, self._finish, call, request.key, outcome

@@ -207,7 +207,7 @@ class Stack:
 
     def _maker(self, workload: Workload) -> Callable[[str], Process]:
         def make(name: str) -> Process:
-            return self._process(name, lambda: self._plan(workload), grace=workload.grace)
+            return self._process(name, lambda: self._plan(workload, name), grace=workload.grace)
 
         return make
 
@@ -261,7 +261,7 @@ class Stack:
             port=port,
         )
 
-    def _plan(self, workload: Workload) -> Launch:
+    def _plan(self, workload: Workload, name: str) -> Launch:
         container = workload.container
         reserved = [free_port(), *([] if _is_front(workload) else [free_port()])]
         health_port, port = (*reserved, self._options.portal)[:2]
@@ -270,6 +270,8 @@ class Stack:
             "LOWTIDE_HEALTH_PORT": str(health_port),
             "LOWTIDE_PORTAL_PORT": str(self._options.portal),
             "LOWTIDE_PORTAL_HOST": HOST,
+            # As Kubernetes names a pod to itself.
+            "HOSTNAME": name,
         }
         if sink_of(workload, self._manifests):
             fixed["K_SINK"] = f"http://{HOST}:{self._broker_port}/"

@@ -1,0 +1,148 @@
+"""Faults that the simulated engine is told to have: which, when, for whom, how often.
+
+    [WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE], …
+
+WHO is `spot`, `dedicated`, a share of the workers (`1/4`) or a worker's name, with `*`. KIND is a
+status of 400 to 599 or a word of `Kind`. FROM and TO are seconds since the worker started, Unix time
+from a billion on, and with PERIOD seconds of every such period of the clock. SHARE is of requests.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Final
+from zlib import crc32
+
+_UNIX_TIME: Final = 1_000_000_000
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_FAULT: Final = re.compile(
+    rf"(?:(?P<who>[a-z*][\w*.-]*|\d+/\d+):)?(?P<kind>[a-z]+|\d{{3}})(?:=(?P<value>{_NUMBER}))?"
+    rf"(?:@(?P<start>{_NUMBER})-(?P<end>{_NUMBER})?(?:/(?P<period>{_NUMBER}))?)?"
+    rf"(?::(?P<share>{_NUMBER}))?"
+)
+_FORM: Final = "[WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE]"
+_ORDINAL: Final = re.compile(r"-(\d+)$")
+
+
+class Kind(StrEnum):
+    """Words for faults; `VALUE` is in seconds for `slow`, in bytes for `huge`."""
+
+    DOWN = "down"
+    SLOW = "slow"
+    HANG = "hang"
+    GARBAGE = "garbage"
+    HUGE = "huge"
+    ERROR = "error"
+    POISON = "poison"
+    STATUS = "status"
+
+
+_WORDS: Final = frozenset(Kind) - {Kind.STATUS}
+_WITH_VALUE: Final = frozenset({Kind.SLOW, Kind.HUGE, Kind.STATUS})
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who may be told to have a fault: a worker's pool and its name."""
+
+    pool: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One fault. `value` is that of a status' Retry-After in seconds, or as its kind says."""
+
+    kind: Kind
+    status: int = 0
+    value: float | None = None
+    who: str = "*"
+    start: float = 0.0
+    end: float = math.inf
+    period: float | None = None
+    share: float = 1.0
+
+    def concerns(self, worker: Worker) -> bool:
+        """Whether a worker is one that has the fault."""
+        some, slash, of_all = self.who.partition("/")
+        if slash:
+            return _place(worker.name) % int(of_all) < int(some)
+        return self.who == worker.pool or fnmatchcase(worker.name, self.who)
+
+    def wait(self, now: float, started: float) -> float:
+        """Return the seconds until the fault is there; 0 while it is, infinite when it is over.
+
+        `now` and `started`, when the worker started, are in Unix seconds.
+        """
+        if self.period is not None:
+            at = now % self.period
+            if self.start <= at < self.end:
+                return 0.0
+            return (self.start - at) % self.period
+        zero = 0.0 if self.start >= _UNIX_TIME else started
+        if now - zero >= self.end:
+            return math.inf
+        return max(0.0, self.start - (now - zero))
+
+
+def parse_faults(text: str) -> tuple[PlannedFault, ...]:
+    """Return the faults of a plan; raises ValueError that names the part that is wrong."""
+    return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _parse(part: str) -> PlannedFault:
+    found = _FAULT.fullmatch(part)
+    if found is None:
+        raise ValueError(f"{part!r} is not of the form {_FORM}")
+    given = found.groupdict()
+    kind, status = _kind(part, given["kind"])
+    fault = PlannedFault(
+        kind,
+        status,
+        value=None if given["value"] is None else float(given["value"]),
+        who=given["who"] or "*",
+        start=float(given["start"] or 0),
+        end=float(given["end"] or math.inf),
+        period=None if given["period"] is None else float(given["period"]),
+        share=float(given["share"] or 1),
+    )
+    if problem := _problem(fault):
+        raise ValueError(f"{part!r}: {problem}")
+    return fault
+
+
+def _kind(part: str, word: str) -> tuple[Kind, int]:
+    if word.isdigit():
+        if not 400 <= int(word) <= 599:
+            raise ValueError(f"{part!r}: a status is one of 400 to 599")
+        return Kind.STATUS, int(word)
+    if word not in _WORDS:
+        words = ", ".join(kind for kind in Kind if kind in _WORDS)
+        raise ValueError(f"{part!r}: {word} is neither a status nor one of {words}")
+    return Kind(word), 0
+
+
+def _problem(fault: PlannedFault) -> str | None:
+    """Return what is wrong with a fault, if anything."""
+    some, slash, of_all = fault.who.partition("/")
+    problems = {
+        f"{fault.who} is no share of workers, as 1/4 is": (
+            slash and not 1 <= int(some) <= int(of_all)
+        ),
+        f"{fault.who} is a kind of fault, and no worker's name": fault.who in _WORDS,
+        f"{fault.kind} takes no value": fault.value is not None and fault.kind not in _WITH_VALUE,
+        "the window ends before it starts": fault.start >= fault.end,
+        "the window ends after its period": fault.period is not None and fault.end > fault.period,
+        "the share is above 0 and at most 1": not 0 < fault.share <= 1,
+    }
+    return next((text for text, applies in problems.items() if applies), None)
+
+
+def _place(name: str) -> int:
+    """Return a worker's number, so that shares of few are exact; of a random name, its hash."""
+    ordinal = _ORDINAL.search(name)
+    return int(ordinal[1]) - 1 if ordinal else crc32(name.encode())

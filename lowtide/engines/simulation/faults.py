@@ -1,0 +1,152 @@
+"""Faults of the simulated engine, as outcomes that a real one's faults have."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from lowtide.domain.fault_plans import Kind, PlannedFault, Worker
+from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.engines.answers import failure
+from lowtide.engines.replies import Reply, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowtide.domain.outcomes import Outcome
+    from lowtide.ports import EngineRequest
+
+REFUSED: Final = Unanswered(
+    NoAnswer.UNREACHED, "The upstream was not reached: simulated: connection refused"
+)
+RESET: Final = Unanswered(
+    NoAnswer.UNREACHED, "The upstream was not reached: simulated: connection reset"
+)
+_GARBAGE: Final = b"<html>Simulated garbage</html>"
+_SLOW_SECONDS: Final = 10.0
+_PADDING: Final = '"padding":"'
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The longest wait for an answer in seconds, and the largest answer in bytes."""
+
+    timeout: float = 600.0
+    max_response_bytes: int = 64 * 1024 * 1024
+
+
+class Faults:
+    """The faults that one worker has by a plan. What they strike is drawn anew at every attempt.
+
+    Only `poison` strikes the same requests every time, on every worker.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[PlannedFault],
+        worker: Worker,
+        *,
+        seed: int = 0,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._plan = [fault for fault in plan if fault.concerns(worker)]
+        self._draws = Random(f"{seed} {worker.pool} {worker.name}")  # noqa: S311
+        self._seed = seed
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._started = clock()
+
+    def __bool__(self) -> bool:
+        return bool(self._plan)
+
+    def strike(
+        self, request: EngineRequest, well: Outcome, seconds: float
+    ) -> tuple[Outcome, float]:
+        """Return what becomes of a request that is sent now, and after how many seconds.
+
+        `well` and `seconds` are what would become of it without faults.
+        """
+        now = self._clock()
+        for fault in self._plan:
+            if fault.wait(now, self._started) == 0 and self._hits(fault, request.body):
+                well, seconds = self._apply(fault, well, seconds)
+                break
+        return self._cut(now, well, seconds)
+
+    def refusal(self) -> Unanswered | None:
+        """Return what a health check that is sent now gets, if it is not an answer."""
+        now = self._clock()
+        for fault in self._plan:
+            if fault.wait(now, self._started) == 0 and self._hits(fault, b""):
+                if fault.kind is Kind.DOWN:
+                    return REFUSED
+                if fault.kind is Kind.HANG:
+                    return self._unanswered()
+        return None
+
+    def _hits(self, fault: PlannedFault, body: bytes) -> bool:
+        if fault.kind is Kind.POISON:
+            drawn = blake2b(body, key=str(self._seed).encode(), digest_size=8).digest()
+            return int.from_bytes(drawn) / 2**64 < fault.share
+        return fault.share == 1 or self._draws.random() < fault.share
+
+    def _apply(self, fault: PlannedFault, well: Outcome, seconds: float) -> tuple[Outcome, float]:
+        match fault.kind:
+            case Kind.DOWN:
+                return REFUSED, 0.0
+            case Kind.HANG:
+                seconds = math.inf
+            case Kind.SLOW:
+                seconds += _SLOW_SECONDS if fault.value is None else fault.value
+            case _:
+                return self._instead(fault, well), seconds
+        if seconds < self._limits.timeout:
+            return well, seconds
+        return self._unanswered(), self._limits.timeout
+
+    def _instead(self, fault: PlannedFault, well: Outcome) -> Outcome:
+        """Return what comes instead of an answer, as soon as that would."""
+        if fault.kind is Kind.HUGE:
+            return self._padded(well, fault.value)
+        if fault.kind is Kind.GARBAGE:
+            return outcome_of(Reply(200, "OK", _GARBAGE))
+        if fault.kind is Kind.ERROR:
+            return outcome_of(Reply(200, "OK", failure("The simulated server failed.").encode()))
+        return _status(fault.status or 500, fault.value)
+
+    def _unanswered(self) -> Unanswered:
+        text = f"The upstream gave no answer in {self._limits.timeout:g} s."
+        return Unanswered(NoAnswer.TIMEOUT, text)
+
+    def _padded(self, well: Outcome, size: float | None) -> Outcome:
+        """Return an answer of so many bytes; without a size, one that is too large by a byte."""
+        largest = self._limits.max_response_bytes
+        if size is None or size > largest:
+            text = f"The upstream's answer is unusable: it is over {largest} bytes."
+            return Unanswered(NoAnswer.TOO_LARGE, text)
+        if not isinstance(well, Answered) or not well.succeeded:
+            return well
+        more = int(size) - len(well.body.encode()) - len(_PADDING) - 2
+        body = "{" + _PADDING + "x" * max(0, more) + '",' + well.body[1:]
+        return Answered(well.status_code, body, well.request_id, well.usage)
+
+    def _cut(self, now: float, outcome: Outcome, seconds: float) -> tuple[Outcome, float]:
+        """Return a reset instead, if the engine goes down before the answer is there."""
+        for fault in self._plan:
+            if fault.kind is Kind.DOWN and fault.share == 1:
+                wait = fault.wait(now, self._started)
+                if 0 < wait < seconds:
+                    return RESET, wait
+        return outcome, seconds
+
+
+def _status(status: int, retry_after: float | None) -> Outcome:
+    kind = "rate_limit_error" if status == 429 else "server_error"
+    body = failure(f"The simulated server answers {status}.", kind).encode()
+    after = "" if retry_after is None else f"{retry_after:g}"
+    return outcome_of(Reply(status, "", body, retry_after=after))

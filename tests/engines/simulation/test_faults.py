@@ -1,0 +1,148 @@
+"""Faults on command: what a request gets, when, and that the clock alone decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.attribution import EngineState, Fault, attribute
+from lowtide.domain.fault_plans import Worker, parse_faults
+from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.engines.simulated import SimulatedEngine
+from lowtide.engines.simulation.faults import Faults, Limits
+from lowtide.ports import EngineRequest
+
+if TYPE_CHECKING:
+    from lowtide.domain.outcomes import Outcome
+
+WELL = Answered(200, '{"object":"chat.completion"}')
+REQUEST = EngineRequest(0, "/v1/chat/completions", b'{"model":"m"}', attempt=1, spot=True)
+SPOT = Worker("spot", "infer-spot-1")
+LIMITS = Limits(timeout=60.0, max_response_bytes=1000)
+
+
+class Clock:
+    """Time that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def faults(plan: str, clock: Clock | None = None, *, seed: int = 0) -> Faults:
+    return Faults(parse_faults(plan), SPOT, seed=seed, limits=LIMITS, clock=clock or Clock())
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "seconds", "fault"),
+    [
+        ("down", NoAnswer.UNREACHED, 0.0, Fault.ENGINE),
+        ("hang", NoAnswer.TIMEOUT, 60.0, Fault.REQUEST),
+        ("slow=59", NoAnswer.TIMEOUT, 60.0, Fault.REQUEST),
+        ("garbage", NoAnswer.GARBAGE, 2.0, Fault.REQUEST),
+        ("huge", NoAnswer.TOO_LARGE, 2.0, Fault.REQUEST),
+        ("huge=1001", NoAnswer.TOO_LARGE, 2.0, Fault.REQUEST),
+    ],
+)
+def test_there_is_no_answer(plan: str, code: NoAnswer, seconds: float, fault: Fault) -> None:
+    outcome, after = faults(plan).strike(REQUEST, WELL, 2.0)
+    assert isinstance(outcome, Unanswered)
+    assert (outcome.code, after) == (code, seconds)
+    assert attribute(outcome, EngineState(answers_others=True)) is fault
+
+
+@pytest.mark.parametrize(
+    ("plan", "status", "retry_after", "fault"),
+    [
+        ("500", 500, None, Fault.REQUEST),
+        ("400", 400, None, Fault.REQUEST),
+        ("401", 401, None, Fault.ENGINE),
+        ("502", 502, None, Fault.ENGINE),
+        ("503", 503, None, Fault.ENGINE),
+        ("503=3", 503, 3.0, Fault.BACK_PRESSURE),
+        ("429", 429, None, Fault.BACK_PRESSURE),
+        ("429=2", 429, 2.0, Fault.BACK_PRESSURE),
+        ("poison", 500, None, Fault.REQUEST),
+        ("slow=5", 200, None, None),
+    ],
+)
+def test_there_is_an_answer(
+    plan: str, status: int, retry_after: float | None, fault: Fault | None
+) -> None:
+    outcome, after = faults(plan).strike(REQUEST, WELL, 2.0)
+    assert isinstance(outcome, Answered)
+    assert (outcome.status_code, outcome.retry_after) == (status, retry_after)
+    assert after == (7.0 if plan.startswith("slow") else 2.0)
+    assert attribute(outcome, EngineState(answers_others=True)) is fault
+
+
+def test_an_error_may_come_with_200() -> None:
+    outcome, _ = faults("error").strike(REQUEST, WELL, 2.0)
+    assert "error" in json.loads(getattr(outcome, "body", "{}"))
+
+
+def test_a_size_is_met() -> None:
+    outcome, _ = faults("huge=900").strike(REQUEST, WELL, 2.0)
+    assert isinstance(outcome, Answered)
+    assert len(outcome.body.encode()) == 900
+    assert json.loads(outcome.body)["object"] == "chat.completion"
+
+
+def test_a_window_opens_and_closes() -> None:
+    clock = Clock()
+    plan = faults("500@10-20", clock)
+    statuses = []
+    for _ in range(4):
+        outcome, _ = plan.strike(REQUEST, WELL, 1.0)
+        statuses.append(getattr(outcome, "status_code", None))
+        clock.now += 7.0
+    assert statuses == [200, 200, 500, 200]
+
+
+def test_going_down_cuts_what_is_in_flight() -> None:
+    plan = faults("down@10-20")
+    assert plan.strike(REQUEST, WELL, 9.0) == (WELL, 9.0)
+    outcome, after = plan.strike(REQUEST, WELL, 11.0)
+    assert isinstance(outcome, Unanswered)
+    assert (outcome.code, after) == (NoAnswer.UNREACHED, 10.0)
+
+
+def test_a_share_is_met_and_drawn_anew() -> None:
+    plan = faults("500:0.2")
+    struck = [plan.strike(REQUEST, WELL, 1.0)[0] is not WELL for _ in range(4000)]
+    assert sum(struck) == pytest.approx(800, rel=0.15)
+
+
+def test_poison_is_the_same_requests_on_every_worker() -> None:
+    def poisoned(worker: str) -> set[int]:
+        plan = Faults(parse_faults("poison:0.2"), Worker("spot", worker), limits=LIMITS)
+        bodies = {n: b'{"user":"%d"}' % n for n in range(1000)}
+        return {
+            n
+            for n, body in bodies.items()
+            if plan.strike(EngineRequest(n, "/v1/x", body, 1, spot=True), WELL, 1.0)[0] is not WELL
+        }
+
+    assert poisoned("a") == poisoned("b")
+    assert len(poisoned("a")) == pytest.approx(200, rel=0.3)
+
+
+def test_the_first_fault_that_strikes_counts() -> None:
+    outcome, _ = faults("dedicated:down,500,garbage").strike(REQUEST, WELL, 1.0)
+    assert getattr(outcome, "status_code", None) == 500
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.001])
+def test_the_engine_has_them(latency: float) -> None:
+    async def run() -> list[Outcome]:
+        engine = SimulatedEngine(latency=latency, faults=faults("503"))
+        requests = [EngineRequest(n, "/v1/embeddings", b"{}", 1, spot=True) for n in range(20)]
+        return [outcome async for group in engine.run(requests) for _, outcome in group]
+
+    outcomes = asyncio.run(run())
+    assert [getattr(outcome, "status_code", None) for outcome in outcomes] == [503] * 20
