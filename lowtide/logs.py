@@ -1,5 +1,6 @@
 """Logs: events with fields, as JSON in production and as readable lines on a terminal.
 
+Secrets are masked in every line, and a value cannot forge one: its control characters are escaped.
 Each line also says where it comes from, as far as that is known: the function, the trace and span,
 the batch, the tenant, the request.
 """
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lowtide.domain.redaction import masked, printable, printable_json
 from lowtide.services.scopes import log_fields
-from lowtide.settings import LogLevel
+from lowtide.settings import LogLevel, secret_values
 
 if TYPE_CHECKING:
     from lowtide.settings import LogFormat
@@ -25,18 +27,27 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _LONG_WINDED = frozenset({"span_id", "tenant_id"})
 
 
+# A server's own handlers would write past the formatter.
+_SERVERS = ("gunicorn.error", "uvicorn", "uvicorn.error")
+
+
 def configure(log_format: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
     """Send every log record of this process to standard error in one format.
 
     `level` is that of Lowtide's own records; libraries narrate no more than at INFO.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if log_format.value == "json" else _ReadableLines())
+    secrets = secret_values(os.environ)
+    lines = _JsonLines() if log_format.value == "json" else _ReadableLines()
+    handler.setFormatter(_Masked(lines, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     for ours in ("lowtide", "portal"):
         logging.getLogger(ours).setLevel(level.value.upper())
+    for server in map(logging.getLogger, _SERVERS):
+        server.handlers.clear()
+        server.propagate = True
     # These narrate every request at INFO.
     for chatty in ("httpx", "httpcore", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -46,6 +57,18 @@ def configure(log_format: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class _Masked(logging.Formatter):
+    """Another formatter's lines without the values of secrets."""
+
+    def __init__(self, lines: logging.Formatter, secrets: tuple[str, ...]) -> None:
+        super().__init__()
+        self._lines = lines
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(self._lines.format(record), self._secrets)
 
 
 class _JsonLines(logging.Formatter):
@@ -65,7 +88,7 @@ class _JsonLines(logging.Formatter):
             entry[f"{key}_" if key in entry else key] = value
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry, enc_hook=str).decode()
+        return printable_json(msgspec.json.encode(entry, enc_hook=str).decode())
 
 
 class _ReadableLines(logging.Formatter):
@@ -73,5 +96,9 @@ class _ReadableLines(logging.Formatter):
         parts = [f"{record.levelname.lower():7}", record.getMessage()]
         around = {key: value for key, value in log_fields().items() if key not in _LONG_WINDED}
         parts += [f"{key}={value}" for key, value in (_fields(record) | around).items()]
-        line = " ".join(parts)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [printable(" ".join(parts))]
+        if record.exc_info:
+            # Indented, so that a line of an error's message is none of the log.
+            trace = self.formatException(record.exc_info).split("\n")
+            lines += [f"  {printable(line)}" for line in trace]
+        return "\n".join(lines)

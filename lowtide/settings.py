@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator
@@ -13,9 +13,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lowtide.domain.fault_plans import parse_faults
 from lowtide.domain.lines import ENDPOINTS
+from lowtide.domain.redaction import masked
 from lowtide.domain.visitors import Role
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 PREFIX = "LOWTIDE_"
+_AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SHORTEST_SECRET = 6  # a shorter value, such as `test`, is a word of other lines too
 
 
 def _web_address(value: str) -> str:
@@ -334,6 +340,32 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Return what `repr` shows: an address without its password."""
+        for name, value in super().__repr_args__():
+            yield name, masked(value) if isinstance(value, str) else value
+
+
+def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what no log may show: the values of secret settings, passwords of addresses, AWS's keys."""
+    names = [
+        PREFIX + name.upper()
+        for name, setting in Settings.model_fields.items()
+        if setting.annotation is SecretStr
+    ]
+    values = [environment.get(name, "") for name in (*names, *_AWS_SECRETS)]
+    passwords = [_password(value) for value in environment.values() if "://" in value]
+    found = {value for value in (*values, *passwords) if len(value) >= _SHORTEST_SECRET}
+    # The longest first: an address before the password in it.
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _password(address: str) -> str:
+    try:
+        return urlsplit(address).password or ""
+    except ValueError:
+        return ""
 
 
 def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:

@@ -85,6 +85,7 @@ def serve(settings: Settings) -> None:
         reload=False,
         show_welcome_message=False,
         uvicorn_logging_level="warning",
+        log_config=None,  # its lines go through ours
         timeout_graceful_shutdown=1,
     )
 

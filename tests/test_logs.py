@@ -112,6 +112,95 @@ def test_no_value_breaks_the_log(
     assert "Logging error" not in text
 
 
+@pytest.mark.parametrize("log_format", list(LogFormat))
+@pytest.mark.parametrize("end", ["\n", "\r", "\x1b[2K\r", "\x9b2J", "\u2028", "\x85", "\x0b"])
+def test_a_value_cannot_forge_a_line(
+    capsys: pytest.CaptureFixture[str], log_format: LogFormat, end: str
+) -> None:
+    logged = _lines(capsys, log_format)
+    forged = f"a{end}error   key.revoked name=ana"
+    log.info("file.stored", extra={"file_name": forged})
+    log.info("said %s", forged)
+    text = logged()
+    assert text.count("\n") == 2
+    assert len(text.splitlines()) == 2
+    assert all(character == "\n" or character.isprintable() for character in text)
+    if log_format is LogFormat.JSON:
+        assert json.loads(text.splitlines()[0])["file_name"] == forged
+
+
+def test_an_errors_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.TEXT)
+    try:
+        raise ValueError("a\nerror   key.revoked\x1b[0m")  # noqa: TRY301
+    except ValueError:
+        log.exception("request.failed")
+    first, *trace = logged().splitlines()
+    assert first == "error   request.failed"
+    assert trace[-1] == r"  error   key.revoked\x1b[0m"
+    assert all(line.startswith("  ") for line in trace)
+
+
+KEY = "lt_" + "k" * 43
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"key {KEY} refused", KEY),
+        ("postgresql://ana:hunter2@db:5432/lowtide", "hunter2"),
+        ("Authorization: Basic YW5hOmh1bnRlcjI=", "YW5hOmh1bnRlcjI="),
+        ("headers={'authorization': 'Bearer abcdefgh12345678'}", "abcdefgh12345678"),
+        ('{"api_key": "abcdef", "n": 1}', "abcdef"),
+        ("aws_secret_access_key=wJalrXUtnFEMI/K7", "wJalrXUtnFEMI/K7"),
+        ("https://s3/b?X-Amz-Signature=abc123&x=1", "abc123"),
+        ("sk-proj-abcdefghijklmnop", "sk-proj-abcdefghijklmnop"),
+        ("the engine said: wrong pass-phrase-1", "pass-phrase-1"),
+        ("no access with amazons-own", "amazons-own"),
+        ("connecting as quoted%20one failed", "quoted%20one"),
+    ],
+)  # fmt: skip
+def test_secrets_are_masked(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    log_format: LogFormat,
+    text: str,
+    secret: str,
+) -> None:
+    monkeypatch.setenv("LOWTIDE_ENGINE_API_KEY", "pass-phrase-1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "amazons-own")
+    monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://ana:quoted%20one@db/x")
+    logged = _lines(capsys, log_format)
+    log.info("tried", extra={"text": text})
+    log.info("tried %s", text)
+    try:
+        raise ValueError(text)  # noqa: TRY301
+    except ValueError:
+        log.exception("failed")
+    written = logged()
+    assert secret not in written
+    assert "***" in written
+    if log_format is LogFormat.JSON:
+        assert [json.loads(line)["level"] for line in written.splitlines()][-1] == "error"
+
+
+def test_masking_leaves_json_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _lines(capsys, LogFormat.JSON)
+    log.info("odd", extra={"api_key": None, "signature": 3, "password": ["hunter2"], "n": "b"})
+    entry = json.loads(logged())
+    assert (entry["api_key"], entry["signature"], entry["n"]) == (None, 3, "b")
+
+
+def test_servers_log_through_us(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("gunicorn.error")
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+    logged = _lines(capsys, LogFormat.JSON)
+    logger.error("Error handling request /v1?api_key=abcdef")
+    assert json.loads(logged())["event"] == "Error handling request /v1?api_key=***"
+
+
 def test_chatty_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     logged = _lines(capsys, LogFormat.JSON)
     for name in ("httpx", "httpcore", "alembic"):

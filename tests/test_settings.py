@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from lowtide.settings import PREFIX, EngineKind, Settings, read_settings, unknown_variables
 
@@ -108,3 +108,14 @@ def test_settings_are_frozen() -> None:
 
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_no_secret_is_shown() -> None:
+    settings = Settings(
+        database_url=SecretStr("postgresql://ana:hunter2@db/x"),
+        engine_url="http://ana:hunter2@engine:8000",
+        engine_api_key=SecretStr("hunter2"),
+    )
+    for text in (repr(settings), str(settings)):
+        assert "hunter2" not in text
+        assert "http://ana:***@engine:8000" in text

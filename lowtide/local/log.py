@@ -1,10 +1,16 @@
-"""One readable log of many processes: `infer-spot-1 | text`, a whole line at a time."""
+"""One readable log of many processes: `infer-spot-1 | text`, a whole line at a time.
+
+Secrets are masked and control characters escaped, so that no process and no value in its lines can
+forge a line of another.
+"""
 
 from __future__ import annotations
 
 import os
 import zlib
 from typing import TYPE_CHECKING
+
+from lowtide.domain.redaction import masked, printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,12 +29,19 @@ class Log:
 
     def line(self, name: str, text: str) -> None:
         """Write one line in one system call; a closed terminal is ignored."""
+        self._write(name, masked(text))
+
+    def secret(self, name: str, text: str, *, elsewhere: str) -> None:
+        """Write a line with a secret to a terminal, and to a file what else is there to be said."""
+        self._write(name, text if os.isatty(self._descriptor) else elsewhere)
+
+    def _write(self, name: str, text: str) -> None:
         self._width = max(self._width, len(name))
         prefix = f"{name:<{self._width}} |"
         if self._coloured:
             colour = _COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)]
             prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
-        data = f"{prefix} {text}\n".encode(errors="replace")
+        data = f"{prefix} {printable(text)}\n".encode(errors="replace")
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -50,5 +63,5 @@ class Log:
             self._show(name, rest)
 
     def _show(self, name: str, line: bytes) -> None:
-        if text := line.decode(errors="replace").rstrip():
+        if text := line.decode(errors="replace").rstrip(" \t\r"):
             self.line(name, text)

@@ -157,8 +157,12 @@ async def _run(options: Options, log: Log) -> None:
 
 
 def _announce(ready: Status, log: Log) -> None:
-    log.line("lowtide", f"ready: {ready.base_url}/v1  key {ready.api_key}")
-    log.line("lowtide", f"portal: {ready.portal_url}  password {ready.portal_password}")
+    for text, secret in (
+        (f"ready: {ready.base_url}/v1", f"key {ready.api_key}"),
+        (f"portal: {ready.portal_url}", f"password {ready.portal_password}"),
+    ):
+        hint = f"{secret.split()[0]}: see lowtide status"
+        log.secret("lowtide", f"{text}  {secret}", elsewhere=f"{text}  {hint}")
     if ready.prometheus_url:
         log.line("lowtide", f"alerts: {ready.alertmanager_url}  metrics: {ready.prometheus_url}")
     log.line("lowtide", "stop with Ctrl-C or `lowtide down`")

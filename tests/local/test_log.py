@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,41 @@ def written(tmp_path: Path, chunks: list[bytes], *, coloured: bool = False) -> s
 )
 def test_whole_lines_with_prefix(tmp_path: Path, chunks: list[bytes], lines: list[str]) -> None:
     assert written(tmp_path, chunks).splitlines() == [f"read         | {one}" for one in lines]
+
+
+def test_no_process_can_forge_a_line_of_another(tmp_path: Path) -> None:
+    forged = "\x1b[2K\rlowtide      | ready\x9b2J\u2028portal       | signed in\x85"
+    assert written(tmp_path, [forged.encode() + b"\n"]) == (
+        r"read         | \x1b[2K\rlowtide      | ready\x9b2J\u2028portal       | signed in\x85"
+        "\n"
+    )
+    path = tmp_path / "own"
+    with path.open("wb") as file:
+        Log(file.fileno()).line("lowtide", "no such file: a\nportal       | signed in")
+    assert path.read_text() == "lowtide      | no such file: a\\nportal       | signed in\n"
+
+
+def test_secrets_are_masked(tmp_path: Path) -> None:
+    key, password = "lt_" + "k" * 43, "hunter2"
+    line = f"Authorization: Bearer {key} postgresql://ana:{password}@db/x {key}"
+    text = written(tmp_path, [line.encode() + b"\n"])
+    assert key not in text
+    assert password not in text
+    assert "postgresql://ana:***@db/x lt_***" in text
+
+
+def test_only_a_terminal_is_shown_a_secret(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        Log(file.fileno()).secret("lowtide", "key lt_secret", elsewhere="key: see status")
+    assert path.read_text() == "lowtide      | key: see status\n"
+    ours, terminal = pty.openpty()
+    try:
+        Log(terminal).secret("lowtide", "key lt_secret", elsewhere="key: see status")
+        assert b"key lt_secret" in os.read(ours, 1000)
+    finally:
+        os.close(ours)
+        os.close(terminal)
 
 
 def test_colours_only_when_asked(tmp_path: Path) -> None:
