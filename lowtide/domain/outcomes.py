@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one response."""
+    """Tokens of one response; the last two are parts of the first two."""
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The engine answered over HTTP; `body` is one JSON value as text, exactly as it came.
 
-    `retry_after` is in seconds. `lacks_model`: the error says that the engine does not serve the
+    `status_code` is that of the error where a 2xx answer holds one. `retry_after` is in seconds. `lacks_model`: the error says that the engine does not serve the
     request's model.
     """
 

@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httptools
 
 from lowtide.domain.outcomes import NoAnswer
+from lowtide.engines.encodings import BrokenReplyError, decoder_of
 from lowtide.engines.replies import Reply
 
 if TYPE_CHECKING:
     import ssl
 
     from lowtide.domain.traces import TraceContext
+    from lowtide.engines.encodings import Decoder
 
 
-class BrokenReplyError(Exception):
-    """What came is no complete HTTP reply, or is too large; `code` says which."""
-
-    def __init__(self, message: str, code: NoAnswer = NoAnswer.GARBAGE) -> None:
-        super().__init__(message)
-        self.code = code
+_REDIRECTS = frozenset({307, 308})
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,7 @@ class Origin:
     encrypted: bool
     path: str
     fields: str
+    address: str
 
     @classmethod
     def parse(cls, url: str, api_key: str) -> Origin:
@@ -51,11 +50,13 @@ class Origin:
             raise ValueError("The upstream's API key must be printable ASCII.")
         host = parts.netloc.rpartition("@")[2]
         fields = f"Host: {host}\r\nUser-Agent: lowtide\r\nAccept: application/json\r\n"
+        # A network between engine and worker is faster than gzip is.
+        fields += "Accept-Encoding: identity\r\n"
         if api_key:
             fields += f"Authorization: Bearer {api_key}\r\n"
         encrypted = parts.scheme == "https"
-        port = parts.port or (443 if encrypted else 80)
-        return cls(parts.hostname, port, encrypted, parts.path.rstrip("/"), fields)
+        port = parts.port or _PORTS[parts.scheme]
+        return cls(parts.hostname, port, encrypted, parts.path.rstrip("/"), fields, host)
 
     def get(self, path: str) -> bytes:
         """Return a GET request."""
@@ -69,6 +70,28 @@ class Origin:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body
+
+    def other_path(self, path: str, reply: Reply) -> str | None:
+        """Return where a redirect leads that adds or takes the path's last slash, and nothing else.
+
+        Servers that tell the two apart send such ones; any other redirect is an answer.
+        """
+        if reply.status not in _REDIRECTS or not reply.location:
+            return None
+        other = path.removesuffix("/") if path.endswith("/") else f"{path}/"
+        own = f"http{'s' * self.encrypted}://{self.address}{self.path}{path}"
+        try:
+            place = urlsplit(urljoin(own, reply.location))
+            port = place.port or _PORTS.get(place.scheme)
+        except ValueError:
+            return None
+        is_same = (place.scheme == "https", place.hostname, port) == (
+            self.encrypted,
+            self.host,
+            self.port,
+        )
+        whole = self.path + other
+        return other if is_same and (place.path, place.query) == (whole, "") else None
 
 
 def _trace_fields(trace: TraceContext) -> str:
@@ -87,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Reply] | None = None
+        self._decoder: Decoder | None = None
         self.reusable = True
         self.idle_since = 0.0
         self._reset()
@@ -171,16 +195,29 @@ class Connection(asyncio.Protocol):
             self._request_id = value.decode("latin-1")
         elif field == b"retry-after":
             self._retry_after = value.decode("latin-1")
+        elif field == b"location":
+            self._location = value.decode("latin-1")
+        elif field == b"content-encoding":
+            self._encoding = value.decode("latin-1")
         elif field in {b"content-length", b"transfer-encoding"}:
             self._sized = True
 
     def on_headers_complete(self) -> None:
-        """Note the status (the parser's callback)."""
+        """Note the status, and choose the decoder (the parser's callback)."""
         self._status = self._parser.get_status_code()
+        try:
+            self._decoder = decoder_of(self._encoding, self._max_bytes)
+        except BrokenReplyError as error:
+            self._fail(error)
 
     def on_body(self, body: bytes) -> None:
         """Collect the body (the parser's callback)."""
-        self._body.append(body)
+        if self._answered:
+            return
+        try:
+            self._body.append(body if self._decoder is None else self._decoder.feed(body))
+        except BrokenReplyError as error:
+            self._fail(error)
 
     def on_message_complete(self) -> None:
         """End the reply, unless it only announces another (the parser's callback)."""
@@ -201,15 +238,31 @@ class Connection(asyncio.Protocol):
         self._reason = ""
         self._request_id = ""
         self._retry_after = ""
+        self._location = ""
+        self._encoding = ""
+        self._decoder = None
         self._sized = False
         self._body: list[bytes] = []
 
     def _finish(self) -> None:
-        if self._waiter is not None and not self._answered:
-            body = b"".join(self._body)
-            self._waiter.set_result(
-                Reply(self._status, self._reason, body, self._request_id, self._retry_after)
+        if self._waiter is None or self._answered:
+            return
+        try:
+            if self._decoder is not None:
+                self._decoder.finish()
+        except BrokenReplyError as error:
+            self._fail(error)
+            return
+        self._waiter.set_result(
+            Reply(
+                self._status,
+                self._reason,
+                b"".join(self._body),
+                self._request_id,
+                self._retry_after,
+                self._location,
             )
+        )
 
     def _fail(self, error: Exception) -> None:
         if self._waiter is not None and not self._answered:

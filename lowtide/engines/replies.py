@@ -22,6 +22,18 @@ _MODEL_MESSAGE: Final = re.compile(
     r"^(the )?(requested )?model\b.{0,600}?\b(does not exist|is not found|not found)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_UNKNOWN_ERROR: Final = 500
+_HTTP_ERRORS: Final = frozenset(str(status) for status in range(400, 600))
+_NO_ERROR: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
+# Codes and types of OpenAI, Anthropic, vLLM and others: `rate_limit_exceeded`, `BadRequestError`, …
+_ERROR_WORDS: Final = {
+    429: re.compile(r"rate_?limit|insufficient_quota|too_?many"),
+    503: re.compile(r"overloaded|unavailable"),
+    401: re.compile(r"authentication|unauthorized|api_key"),
+    403: re.compile(r"permission|forbidden"),
+    404: re.compile(r"not_?found"),
+    400: re.compile(r"invalid|bad_?request|context_length|content_(filter|policy)|unsupported"),
+}
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -34,10 +46,13 @@ class Reply:
     body: bytes
     request_id: str = ""
     retry_after: str = ""
+    location: str = ""
 
 
 class _Envelope(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    object: msgspec.Raw = msgspec.Raw()
 
 
 class _Tokens(msgspec.Struct):
@@ -47,6 +62,10 @@ class _Tokens(msgspec.Struct):
     completion_tokens: object = None
     input_tokens: object = None
     output_tokens: object = None
+    prompt_tokens_details: object = None
+    completion_tokens_details: object = None
+    input_tokens_details: object = None
+    output_tokens_details: object = None
 
 
 class _Refusal(msgspec.Struct):
@@ -69,19 +88,25 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
     A JSON body is kept byte for byte, except that line breaks, which JSON only allows between
     tokens, become spaces. Another body is unusable with a 2xx status, and with any other is
     wrapped into OpenAI's error object.
+
+    A 2xx answer that is no object, or holds an error, counts as what the error says, else as a 500.
     """
     retry_after = parse_retry_after(reply.retry_after, time.time())
     request_id = reply.request_id[:_LONGEST_ID]
     try:
         # msgspec checks the syntax of strings that it skips, but not their UTF-8.
         text = reply.body.translate(_ONE_LINE).decode()
-        usage = _usage(reply.body)
+        envelope = _envelope(reply.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         if 200 <= reply.status < 300:
             return Unanswered("invalid_response", f"The upstream's answer is not JSON: {error}")
-        text, usage = _wrapped(reply), Usage()
-    lacks_model = reply.status in _MAY_LACK_MODEL and _lacks_model(reply.body)
-    return Answered(reply.status, text, request_id, usage, retry_after, lacks_model)
+        text, envelope = _wrapped(reply), None
+    status = reply.status
+    if 200 <= status < 300 and (envelope is None or _is_error(envelope)):
+        status = _status_of(reply.body)
+    usage = Usage() if envelope is None else _usage(envelope.usage)
+    lacks_model = status in _MAY_LACK_MODEL and _lacks_model(reply.body)
+    return Answered(status, text, request_id, usage, retry_after, lacks_model)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
@@ -122,12 +147,40 @@ def _lacks_model(body: bytes) -> bool:
     )
 
 
-def _usage(body: bytes) -> Usage:
+def _envelope(body: bytes) -> _Envelope | None:
+    """Return the parts of an answer that matter; None for JSON that is no object."""
     try:
-        raw = _decode_envelope(body).usage
+        return _decode_envelope(body)
     except msgspec.ValidationError:
         _decode_any(body)
-        return Usage()
+        return None
+
+
+def _is_error(envelope: _Envelope) -> bool:
+    """Return whether an answer is an error in OpenAI's envelope, or in vLLM's before 0.10."""
+    return bytes(envelope.error) not in _NO_ERROR or bytes(envelope.object) == b'"error"'
+
+
+def _status_of(body: bytes) -> int:
+    """Return the HTTP status that an error stands for; 500 where it does not say."""
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _UNKNOWN_ERROR
+    error = given.get("error") or given if isinstance(given, dict) else None
+    if not isinstance(error, dict):
+        return _UNKNOWN_ERROR
+    said = [str(error.get(name) or "").lower() for name in ("code", "status", "type")]
+    for text in said:
+        if text in _HTTP_ERRORS:
+            return int(text)
+    for status, words in _ERROR_WORDS.items():
+        if any(words.search(text) for text in said):
+            return status
+    return _UNKNOWN_ERROR
+
+
+def _usage(raw: msgspec.Raw) -> Usage:
     try:
         tokens = _decode_tokens(raw) if raw else _Tokens()
     except (msgspec.DecodeError, UnicodeError):
@@ -135,7 +188,13 @@ def _usage(body: bytes) -> Usage:
     return Usage(
         _count(tokens.prompt_tokens, tokens.input_tokens),
         _count(tokens.completion_tokens, tokens.output_tokens),
+        _part("cached_tokens", tokens.prompt_tokens_details, tokens.input_tokens_details),
+        _part("reasoning_tokens", tokens.completion_tokens_details, tokens.output_tokens_details),
     )
+
+
+def _part(name: str, *details: object) -> int:
+    return _count(*(given.get(name) for given in details if isinstance(given, dict)))
 
 
 def _count(*candidates: object) -> int:

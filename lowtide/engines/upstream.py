@@ -11,7 +11,8 @@ import msgspec
 
 from lowtide.domain.outcomes import NoAnswer, Unanswered
 from lowtide.engines.arrivals import Arrivals
-from lowtide.engines.connection import BrokenReplyError, Connection, Origin
+from lowtide.engines.connection import Connection, Origin
+from lowtide.engines.encodings import BrokenReplyError
 from lowtide.engines.replies import outcome_of
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class UpstreamEngine:
     """Posts each request to `base_url` + endpoint, over connections that are kept.
 
     `timeout` is in seconds for one request, connecting included; waiting for one of the
-    `concurrency` slots does not count. Redirects are answers like any other, and proxies are not
-    used. Raises ValueError for a URL that is not http(s).
+    `concurrency` slots does not count. Redirects are answers like any other, but for one that
+    only adds or takes a last slash; proxies are not used. Raises ValueError for a URL that is not http(s).
     """
 
     def __init__(
@@ -115,7 +116,12 @@ class UpstreamEngine:
         except (UnicodeError, ValueError) as error:
             return Unanswered(NoAnswer.UNSENDABLE, f"The request cannot be sent: {error}")
         try:
-            return outcome_of(await self._exchange(asked))
+            reply = await self._exchange(asked)
+            other = self._origin.other_path(request.endpoint, reply)
+            if other is not None:
+                asked = self._origin.post(other, request.body, request.trace)
+                reply = await self._exchange(asked)
+            return outcome_of(reply)
         # A request without an outcome would never end, so whatever goes wrong is one.
         except Exception as error:  # noqa: BLE001
             return self._unanswered(error)

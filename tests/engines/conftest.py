@@ -30,6 +30,8 @@ class ScriptedUpstream:
 
     scripts: dict[str, Script] = field(default_factory=dict)
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)
+    moved: dict[bytes, str] = field(default_factory=dict)
+    """Heads, after the status line, of redirects by path; what is at another path answers."""
     in_flight: int = 0
     most_in_flight: int = 0
     connections: int = 0
@@ -90,6 +92,8 @@ class ScriptedUpstream:
         model = json.loads(body)["model"] if body else "models"
         default = Script(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER))
         script = self.scripts.get(model, default)
+        if (moved := self.moved.get(head.split()[1])) is not None:
+            script = Script(f"HTTP/1.1 {moved}\r\nContent-Length: 0\r\n\r\n".encode())
         self.in_flight -= 1
         writer.write(script.data)
         await writer.drain()

@@ -43,6 +43,26 @@ def test_any_retry_after_is_read_or_ignored(value: str) -> None:
         (b'{"prompt_tokens":3,"completion_tokens":4}', Usage(3, 4)),
         (b'{"input_tokens":5,"output_tokens":6}', Usage(5, 6)),
         (b'{"prompt_tokens":8,"total_tokens":8}', Usage(8, 0)),
+        (
+            (
+                b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":4,"audio_tokens":0},'
+                b'"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":5}}'
+            ),
+            Usage(9, 7, 4, 5),
+        ),
+        (
+            (
+                b'{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},'
+                b'"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}}'
+            ),
+            Usage(9, 7, 4, 5),
+        ),
+        (
+            b'{"prompt_tokens":9,"prompt_tokens_details":null,"completion_tokens_details":[1]}',
+            Usage(9),
+        ),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":-4}}', Usage(9)),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":1e999}}', Usage()),
         (b'{"prompt_tokens":-1,"completion_tokens":true}', Usage()),
         (b'{"prompt_tokens":1e30,"completion_tokens":99999999999999999999}', Usage()),
         (b'{"prompt_tokens":1e999}', Usage()),
@@ -115,6 +135,74 @@ def test_garbage_is_unusable_with_success_and_wrapped_with_an_error(body: bytes)
     assert error["type"] == "upstream_error"
     assert error["message"]
     assert "\\u0000" not in wrapped.body
+
+
+ERRORS_IN_200 = [
+    pytest.param(b'{"error":{"message":"m","type":"server_error","code":null}}', 500, id="server"),
+    pytest.param(b'{"error":{"message":"m","code":429}}', 429, id="code of HTTP"),
+    pytest.param(b'{"error":{"message":"m","code":"503"}}', 503, id="code of HTTP as text"),
+    pytest.param(b'{"error":{"message":"m","status":502}}', 502, id="status of HTTP"),
+    pytest.param(b'{"error":{"message":"m","type":"rate_limit_error"}}', 429, id="rate limit"),
+    pytest.param(b'{"error":{"message":"m","code":"rate_limit_exceeded"}}', 429, id="its code"),
+    pytest.param(b'{"error":{"type":"overloaded_error"}}', 503, id="overloaded"),
+    pytest.param(b'{"error":{"type":"invalid_request_error"}}', 400, id="invalid request"),
+    pytest.param(b'{"error":{"type":"BadRequestError","code":400}}', 400, id="vLLM"),
+    pytest.param(b'{"error":{"code":"invalid_prompt"}}', 400, id="a prompt of Responses"),
+    pytest.param(b'{"error":{"code":"context_length_exceeded"}}', 400, id="too long a prompt"),
+    pytest.param(b'{"error":{"code":"content_filter"}}', 400, id="content"),
+    pytest.param(b'{"error":{"code":"invalid_api_key"}}', 401, id="key"),
+    pytest.param(b'{"error":{"type":"authentication_error"}}', 401, id="authentication"),
+    pytest.param(b'{"error":{"type":"permission_error"}}', 403, id="permission"),
+    pytest.param(b'{"error":{"type":"NotFoundError"}}', 404, id="not found"),
+    pytest.param(b'{"object":"error","message":"m","code":400}', 400, id="vLLM before 0.10"),
+    pytest.param(
+        b'{"object":"response","status":"failed","error":{"code":"server_error","message":"m"}}',
+        500,
+        id="a failed response",
+    ),
+    pytest.param(b'{"error":"out of memory"}', 500, id="text"),
+    pytest.param(b'{"error":{"message":"m","code":200}}', 500, id="a code that is none"),
+    pytest.param(b'{"error":[1]}', 500, id="a list"),
+    pytest.param(b"null", 500, id="null"),
+    pytest.param(b"[]", 500, id="an array"),
+    pytest.param(b'[{"error":1}]', 500, id="an array of errors"),
+    pytest.param(b'"text"', 500, id="a string"),
+    pytest.param(b"7", 500, id="a number"),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), ERRORS_IN_200)
+@pytest.mark.parametrize("sent", [200, 201])
+def test_an_error_in_a_success_is_no_success(body: bytes, status: int, sent: int) -> None:
+    outcome = outcome_of(Reply(sent, "OK", body, "id", "3"))
+    assert isinstance(outcome, Answered)
+    assert (outcome.status_code, outcome.body.encode()) == (status, body)
+    assert (outcome.succeeded, outcome.request_id, outcome.retry_after) == (False, "id", 3.0)
+
+
+def test_an_unserved_model_is_seen_in_a_success_too() -> None:
+    body = b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError"}}'
+    outcome = outcome_of(Reply(200, "OK", body))
+    assert isinstance(outcome, Answered)
+    assert (outcome.status_code, outcome.lacks_model) == (404, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"object":"response","error":null}',
+        b'{"error":{},"choices":[]}',
+        b'{"error":"","choices":[]}',
+        b'{"error":false}',
+        b'{"choices":[{"error":{"code":500}}]}',
+        b'{"object":"chat.completion"}',
+        b"{}",
+    ],
+)
+def test_an_empty_error_is_none(body: bytes) -> None:
+    outcome = outcome_of(Reply(200, "OK", body))
+    assert isinstance(outcome, Answered)
+    assert outcome.succeeded
 
 
 @given(st.binary(max_size=60), st.integers(200, 599))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -193,6 +195,120 @@ def test_every_way_to_frame_a_reply(upstream: ScriptedUpstream, data: bytes) -> 
     script(upstream, data, "keep" if b"ength" in data or b"chunked" in data else "close")
     outcomes = ask(upstream.url, *[b'{"model":"m"}'] * 3, concurrency=1)
     assert outcomes == [Answered(200, '{"a":1}')] * 3
+
+
+TEXT = b'{"a":1}'
+_RAW = zlib.compressobj(wbits=-15)
+ENCODED = {
+    "gzip": ("gzip", gzip.compress(TEXT)),
+    "gzip, upper case": ("GZIP", gzip.compress(TEXT)),
+    "its old name": ("x-gzip", gzip.compress(TEXT)),
+    "two gzip members": ("gzip", gzip.compress(TEXT[:3]) + gzip.compress(TEXT[3:])),
+    "deflate": ("deflate", zlib.compress(TEXT)),
+    "deflate without its wrapper": ("deflate", _RAW.compress(TEXT) + _RAW.flush()),
+    "identity": ("identity", TEXT),
+    "an empty field": ("", TEXT),
+}
+
+
+@pytest.mark.parametrize(("coding", "body"), ENCODED.values(), ids=ENCODED.keys())
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+def test_encoded_answers_are_decoded(
+    upstream: ScriptedUpstream, coding: str, body: bytes, status: str
+) -> None:
+    upstream.reply("m", body, status=status, head=f"Content-Encoding: {coding}\r\n")
+    outcomes = ask(upstream.url, *[b'{"model":"m"}'] * 3, concurrency=1)
+    assert outcomes == [Answered(int(status[:3]), '{"a":1}')] * 3
+
+
+def test_an_encoded_answer_in_pieces(upstream: ScriptedUpstream) -> None:
+    packed = gzip.compress(TEXT)
+    chunks = b"".join(b"1\r\n%b\r\n" % packed[at : at + 1] for at in range(len(packed)))
+    head = b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    script(upstream, OK + head + chunks + b"0\r\n\r\n")
+    assert ask(upstream.url, b'{"model":"m"}') == [Answered(200, '{"a":1}')]
+
+
+BOMB = gzip.compress(b"[" * 50_000_000)
+UNDECODABLE = {
+    "a bomb": ("gzip", BOMB, "response_too_large"),
+    "cut short": ("gzip", gzip.compress(TEXT)[:-9], "invalid_response"),
+    "damaged": ("gzip", gzip.compress(TEXT)[:-8] + b"\0" * 8, "invalid_response"),
+    "not encoded at all": ("gzip", TEXT, "invalid_response"),
+    "nothing": ("gzip", b"", "invalid_response"),
+    "an unknown coding": ("br", TEXT, "invalid_response"),
+    "two codings": ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "invalid_response"),
+}
+
+
+@pytest.mark.parametrize(("coding", "body", "code"), UNDECODABLE.values(), ids=UNDECODABLE.keys())
+def test_an_answer_that_cannot_be_decoded(
+    upstream: ScriptedUpstream, coding: str, body: bytes, code: str
+) -> None:
+    upstream.reply("m", body, head=f"Content-Encoding: {coding}\r\n")
+    asked = [b'{"model":"fine"}', b'{"model":"m"}', b'{"model":"fine"}']
+    first, outcome, last = ask(upstream.url, *asked, concurrency=1, max_response_bytes=65_536)
+    assert isinstance(outcome, Unanswered), outcome
+    assert (outcome.code, bool(outcome.message)) == (code, True)
+    assert isinstance(first, Answered)
+    assert isinstance(last, Answered)
+
+
+def test_no_encoding_is_asked_for(upstream: ScriptedUpstream) -> None:
+    ask(upstream.url, b'{"model":"m"}')
+    assert b"\r\nAccept-Encoding: identity\r\n" in upstream.requests[0][0]
+
+
+@pytest.mark.parametrize("status", ["307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize("place", ["{url}{path}/", "{path}/", "//127.0.0.1:{port}{path}/"])
+def test_a_redirect_to_the_path_with_a_slash_is_followed(
+    upstream: ScriptedUpstream, status: str, place: str
+) -> None:
+    port = upstream.url.rpartition(":")[2]
+    location = place.format(url=upstream.url, path=CHAT, port=port)
+    upstream.moved[CHAT.encode()] = f"{status}\r\nLocation: {location}"
+    body = b'{"model":"m"}'
+    [outcome] = ask(upstream.url, body)
+    assert isinstance(outcome, Answered)
+    assert outcome.status_code == 200
+    assert [(head.split()[1], sent) for head, sent in upstream.requests] == [
+        (CHAT.encode(), body),
+        (CHAT.encode() + b"/", body),
+    ]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "307 T\r\nLocation: {url}/elsewhere",
+        "307 T\r\nLocation: http://other.invalid{path}/",
+        "307 T\r\nLocation: https://127.0.0.1:{port}{path}/",
+        "307 T\r\nLocation: http://127.0.0.1:1{path}/",
+        "307 T\r\nLocation: {url}{path}/?a=1",
+        "307 T\r\nLocation: {url}{path}",
+        "307 T\r\nLocation: {url}{path}//",
+        "307 T\r\nLocation: http://[",
+        "307 T\r\nLocation:",
+        "307 T",
+        "301 M\r\nLocation: {url}{path}/",
+        "302 F\r\nLocation: {url}{path}/",
+    ],
+)
+def test_no_other_redirect_is_followed(upstream: ScriptedUpstream, head: str) -> None:
+    port = upstream.url.rpartition(":")[2]
+    upstream.moved[CHAT.encode()] = head.format(url=upstream.url, path=CHAT, port=port)
+    [outcome] = ask(upstream.url, b'{"model":"m"}')
+    assert isinstance(outcome, Answered)
+    assert outcome.status_code == int(head[:3])
+    assert len(upstream.requests) == 1
+
+
+def test_a_redirect_is_followed_once(upstream: ScriptedUpstream) -> None:
+    for path, other in ((CHAT, CHAT + "/"), (CHAT + "/", CHAT)):
+        upstream.moved[path.encode()] = f"307 T\r\nLocation: {other}"
+    [outcome] = ask(upstream.url, b'{"model":"m"}')
+    assert isinstance(outcome, Answered)
+    assert (outcome.status_code, len(upstream.requests)) == (307, 2)
 
 
 def test_an_unasked_reply_is_never_taken_for_the_next(upstream: ScriptedUpstream) -> None:
