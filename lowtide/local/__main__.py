@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--monitoring", action="store_true")
     parser.add_argument("--prometheus", type=Path)
     parser.add_argument("--alertmanager", type=Path)
+    parser.add_argument("--via", type=_detour, action="append", default=[], metavar="NAME=PORT")
     found = parser.parse_args()
     try:
         up(
@@ -34,10 +35,19 @@ def main() -> None:
                 monitoring=found.monitoring,
                 prometheus=found.prometheus,
                 alertmanager=found.alertmanager,
+                via=dict(found.via),
             )
         )
     except LocalError as error:
         sys.exit(f"lowtide: {error}")
+
+
+def _detour(text: str) -> tuple[str, int]:
+    """Return a process's name and the port of the proxy in front of it."""
+    name, _, port = text.partition("=")
+    if name not in {"postgres", "broker"} or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: use postgres=PORT or broker=PORT.")
+    return name, int(port)
 
 
 if __name__ == "__main__":

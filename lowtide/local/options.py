@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from platformdirs import user_data_dir
 
 import lowtide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def default_root() -> Path:
@@ -26,7 +30,8 @@ class Options:
     """One stack. `quiet` keeps the processes' output off the terminal, in `lowtide.log`.
 
     `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds. `prometheus` and
-    `alertmanager` are the programs that `monitoring` runs, when they are not on the PATH.
+    `alertmanager` are the programs that `monitoring` runs, when they are not on the PATH. `via` has the ports at which
+    functions, workers and broker reach `postgres` and `broker`, where a proxy stands in front of them.
     """
 
     root: Path = field(default_factory=default_root)
@@ -38,6 +43,7 @@ class Options:
     monitoring: bool = False
     prometheus: Path | None = None
     alertmanager: Path | None = None
+    via: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def base_url(self) -> str:

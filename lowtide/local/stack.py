@@ -178,8 +178,12 @@ class Stack:
             for scaler in self._manifests.all(ScaledObject)
         ]
 
+    def _via(self, name: str, port: int) -> int:
+        """Return the port at which others reach a process that listens on `port`."""
+        return self._options.via.get(name, port)
+
     def _kubernetes_secrets(self) -> environment.Values:
-        urls = addresses(self._cluster, self._postgres_port, self._secrets)
+        urls = addresses(self._cluster, self._via("postgres", self._postgres_port), self._secrets)
         return {
             "lowtide-database": {
                 "migration-url": urls.migration,
@@ -226,7 +230,7 @@ class Stack:
         )
 
     def _plan_broker(self) -> Launch:
-        urls = addresses(self._cluster, self._postgres_port, self._secrets)
+        urls = addresses(self._cluster, self._via("postgres", self._postgres_port), self._secrets)
         return self._plan_helper(
             "broker",
             self._broker_port,
@@ -274,7 +278,7 @@ class Stack:
             "HOSTNAME": name,
         }
         if sink_of(workload, self._manifests):
-            fixed["K_SINK"] = f"http://{HOST}:{self._broker_port}/"
+            fixed["K_SINK"] = f"http://{HOST}:{self._via('broker', self._broker_port)}/"
         manifest = environment.manifest_environment(
             container, self._config_maps, self._secret_values
         )

@@ -1,0 +1,91 @@
+"""Requests of a chaos run, and the one right answer to each: pure, shared by sender, engine and oracle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tests.oracle import InputLine
+
+MODEL = "tide-chaos"
+ENDPOINT = "/v1/chat/completions"
+POISON = "x_status"
+"""The body's own field that makes every engine answer the request with this status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; `marker` names it in the whole run, `status` is what a poison one is answered."""
+
+    marker: str
+    status: int = 200
+
+    @property
+    def custom_id(self) -> str:
+        """The id within its batch."""
+        return self.marker.rpartition("/")[2]
+
+    def body(self) -> dict[str, Any]:
+        """Return the body that engines get."""
+        poison = {} if self.status == 200 else {POISON: self.status}
+        return {"model": MODEL, "messages": [{"role": "user", "content": self.marker}], **poison}
+
+    def line(self) -> bytes:
+        """Return the line of the input file."""
+        line = {
+            "custom_id": self.custom_id,
+            "method": "POST",
+            "url": ENDPOINT,
+            "body": self.body(),
+        }
+        return json.dumps(line).encode() + b"\n"
+
+
+def input_file(requests: Iterable[Request]) -> bytes:
+    """Return an input file."""
+    return b"".join(request.line() for request in requests)
+
+
+def marker_of(body: Mapping[str, Any]) -> str:
+    """Return the marker of a request from its body."""
+    return str(body["messages"][-1]["content"])
+
+
+def answer(body: Mapping[str, Any], padding: int = 0) -> dict[str, Any]:
+    """Return the right answer; `padding` makes it as many characters longer."""
+    marker = marker_of(body)
+    digest = hashlib.sha256(marker.encode()).hexdigest()
+    prompt, completion = 1 + len(marker), 1 + int(digest[:2], 16)
+    message = {"role": "assistant", "content": f"{marker} {digest}" + "~" * padding}
+    return {
+        "id": f"chatcmpl-{digest[:16]}",
+        "object": "chat.completion",
+        "created": 1,
+        "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+def check_answer(line: InputLine, body: Any) -> None:
+    """Assert that an output's body is the right answer to its request, with any padding."""
+    assert POISON not in line.body, f"a poison request succeeded: {line.custom_id}"
+    wanted = answer(line.body)
+    given = json.loads(json.dumps(body))
+    message = given["choices"][0]["message"]
+    message["content"] = message["content"].rstrip("~")
+    assert given == wanted, f"{line.custom_id}: another's answer, or none: {str(given)[:300]}"
+
+
+def latency(marker: str) -> float:
+    """Return the seconds that a well engine takes for a request: 20 to 60 ms."""
+    return 0.02 + hashlib.sha256(marker.encode()).digest()[1] / 255 * 0.04

