@@ -200,3 +200,101 @@ def _check_usage(batch: Mapping[str, Any], succeeded: list[Outcome], failed: lis
     assert usage["input_tokens"] == spent["prompt_tokens"] + spent["input_tokens"], usage
     assert usage["output_tokens"] == spent["completion_tokens"] + spent["output_tokens"], usage
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSample:
+    """A worker's lease as read from the database; times in Unix seconds."""
+
+    lease: str
+    pid: int
+    at: float
+    ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One request at an engine, from when it came to when its answer or its sender went."""
+
+    marker: str
+    worker: str
+    pid: int
+    began: float
+    ended: float
+    outcome: str
+
+
+def check_causes(failed: Sequence[Outcome], excused: Callable[[Outcome], bool]) -> None:
+    """Assert that no request failed but those that an input, or their tenant, gave a cause."""
+    innocent = [outcome for outcome in failed if not excused(outcome)]
+    shown = [(one.custom_id, one.status_code, one.error or one.body) for one in innocent[:3]]
+    assert not innocent, f"{len(innocent)} innocent requests failed, the first: {shown}"
+
+
+def check_single_lease(
+    executions: Sequence[Execution], leases: Sequence[LeaseSample], *, slack: float = 1.0
+) -> None:
+    """Assert that no request ran in two workers while the first one's lease lived.
+
+    A worker that lost its lease may go on for a moment: it changes nothing. A lease lived through an
+    overlap when it was seen, and not over, before and after it. `slack` is in seconds.
+    """
+    by_pid: dict[int, list[LeaseSample]] = {}
+    for sample in leases:
+        by_pid.setdefault(sample.pid, []).append(sample)
+    by_marker: dict[str, list[Execution]] = {}
+    for one in sorted(executions, key=lambda each: each.began):
+        by_marker.setdefault(one.marker, []).append(one)
+    for runs in by_marker.values():
+        for number, first in enumerate(runs):
+            for second in runs[number + 1 :]:
+                end = min(first.ended, second.ended)
+                if first.pid == second.pid or end - second.began <= slack:
+                    continue
+                samples = by_pid.get(first.pid, [])
+                before = {s.lease for s in samples if s.at <= second.began and s.ends > s.at}
+                after = {s.lease for s in samples if s.at >= end and s.ends > s.at}
+                broken = {
+                    s.lease for s in samples if second.began <= s.at <= end and s.ends <= s.at
+                }
+                lived = (before & after) - broken
+                assert not lived, f"{first} and {second} ran side by side, under {lived}"
+
+
+def check_rate(
+    counted: Sequence[tuple[float, int]], most: float, what: str, *, window: float = 10.0
+) -> None:
+    """Assert that a running count, as (seconds, count), grew by at most `most` a second.
+
+    Any stretch of at least `window` seconds counts.
+    """
+    start = 0
+    for at, count in counted:
+        while start + 1 < len(counted) and at - counted[start + 1][0] >= window:
+            start += 1
+        began, before = counted[start]
+        if at - began >= window:
+            rate = (count - before) / (at - began)
+            assert rate <= most, f"{rate:.0f} {what} a second for {at - began:.0f} s"
+
+
+def check_hidden(statuses: Mapping[str, int]) -> None:
+    """Assert that what another tenant asked for was not there for it."""
+    seen = {path: status for path, status in statuses.items() if status != 404}
+    assert not seen, f"another tenant is answered {seen}"
+
+
+def check_disjoint(listed: set[str], foreign: set[str]) -> None:
+    """Assert that a tenant's list has nothing of others."""
+    assert not listed & foreign, f"listed, and another's: {sorted(listed & foreign)[:3]}"
+
+
+def check_replica_time(seconds: float, leases: Sequence[LeaseSample]) -> None:
+    """Assert that no second of a worker was charged twice: `seconds` is what all batches were charged."""
+    seen: dict[str, tuple[float, float]] = {}
+    for sample in leases:
+        first, last = seen.get(sample.lease, (sample.at, sample.at))
+        seen[sample.lease] = (min(first, sample.at), max(last, sample.ends))
+    lived = sum(last - first for first, last in seen.values())
+    # Leases begin up to a heartbeat before they are first seen, and short ones are never seen.
+    assert seconds <= 1.25 * lived + 60, f"{seconds:.0f} s charged, {lived:.0f} s lived"

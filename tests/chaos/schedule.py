@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -155,3 +156,8 @@ def counts(faults: Iterable[Fault]) -> dict[str, int]:
     for fault in faults:
         found[fault.kind] = found.get(fault.kind, 0) + 1
     return dict(sorted(found.items()))
+
+
+def as_line(fault: Fault) -> str:
+    """Return a fault as one line of JSON."""
+    return json.dumps(fault.to_dict())

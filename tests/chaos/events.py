@@ -1,0 +1,76 @@
+"""Events that come twice, late, never, or from nobody."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from tests.e2e.stacks import LocalStack
+
+_TYPES = {
+    "split": "dev.lowtide.batch.created",
+    "finalize": "dev.lowtide.batch.drained",
+    "schedule": "dev.knative.sources.ping",
+    "broker": "dev.lowtide.batch.created",
+}
+_LOST = """
+DELETE FROM local_broker.deliveries WHERE id = (
+  SELECT id FROM local_broker.deliveries ORDER BY id DESC LIMIT 1)
+RETURNING trigger
+"""
+_DELAYED = """
+UPDATE local_broker.deliveries SET next_at = now() + make_interval(secs => :seconds)
+WHERE id = (SELECT id FROM local_broker.deliveries ORDER BY id DESC LIMIT 1)
+RETURNING trigger
+"""
+
+
+def disturb(stack: LocalStack, how: str, seconds: float) -> str:
+    """Lose or delay an event that the broker keeps; return whose it was, empty if there was none."""
+    rows = stack.attempt(_LOST) if how == "lost" else stack.attempt(_DELAYED, seconds=seconds)
+    return str(rows[0][0]) if rows else ""
+
+
+def post(url: str, how: str, target: str, batch: str, pick: int) -> None:
+    """Send an event that happened before, or one that never did and is malformed."""
+    type_ = _TYPES[target]
+    if how == "duplicate":
+        headers = {
+            "ce-specversion": "1.0",
+            "ce-id": f"chaos-{pick}",
+            "ce-source": "/chaos",
+            "ce-type": type_,
+            "ce-subject": batch,
+            "content-type": "application/json",
+        }
+        _send(url, headers, json.dumps({"batch_id": batch}).encode())
+        return
+    event = {"specversion": "1.0", "id": f"forged-{pick}", "source": "/chaos", "type": type_}
+    forged: list[tuple[dict[str, str], bytes]] = [
+        (
+            {"content-type": "application/cloudevents+json"},
+            json.dumps({**event, "extra": {"an": "object"}, "data": {"batch_id": batch}}).encode(),
+        ),
+        ({"content-type": "application/json", "ce-id": "1"}, b"{}"),
+        ({"content-type": "application/cloudevents+json"}, b"\xff{"),
+        (
+            {"content-type": "application/cloudevents+json"},
+            json.dumps({**event, "data": {"batch_id": "batch_" + "f" * 32}}).encode(),
+        ),
+        (
+            {"content-type": "application/cloudevents+json"},
+            json.dumps({**event, "data": ["no", "batch"]}).encode(),
+        ),
+    ]
+    _send(url, *forged[pick % len(forged)])
+
+
+def _send(url: str, headers: dict[str, str], body: bytes) -> None:
+    # A server that is away, or takes its time, is another fault's doing.
+    try:
+        httpx.post(url, headers=headers, content=body, timeout=10)
+    except httpx.HTTPError:
+        return

@@ -1,0 +1,146 @@
+"""Looks at everything while it breaks: every batch as its tenant sees it, the leases, the events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests import oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.chaos.workload import Batch, Workload
+    from tests.e2e.stacks import LocalStack
+
+READERS = 2
+_EVERY = 0.4
+_FOREIGN = 5  # one look in this many is followed by another tenant's, which must see nothing
+
+_LEASES = """
+SELECT id::text AS lease, split_part(name, '/', 2)::integer AS pid,
+  extract(epoch FROM clock_timestamp())::float8 AS at, extract(epoch FROM expires_at)::float8 AS ends
+FROM workers
+"""
+_EVENTS = """
+SELECT coalesce(sum(n_tup_ins + n_tup_upd), 0)::bigint FROM pg_stat_user_tables
+WHERE schemaname = 'local_broker'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken invariant, with what shows it; `at` is in seconds from the start."""
+
+    at: float
+    invariant: str
+    evidence: str
+
+
+class Findings:
+    """The violations of a run; each invariant is kept with its first few."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.all: list[Violation] = []
+        self._lock = threading.Lock()
+
+    def report(self, invariant: str, evidence: str) -> None:
+        """Add one."""
+        with self._lock:
+            at = round(time.monotonic() - self.began, 1)
+            self.all.append(Violation(at, invariant, evidence))
+
+    def hold(self, invariant: str, check: Callable[[], None], about: str = "") -> bool:
+        """Return whether a check holds; what it raises is a violation."""
+        try:
+            check()
+        except AssertionError as error:
+            self.report(invariant, f"{about} {str(error)[:600]}".strip())
+            return False
+        return True
+
+
+class Observer:
+    """Threads that look until they are stopped."""
+
+    def __init__(self, workload: Workload, stack: LocalStack, findings: Findings) -> None:
+        self._workload = workload
+        self._stack = stack
+        self._findings = findings
+        self.leases: list[oracle.LeaseSample] = []
+        self.event_writes: list[tuple[float, int]] = []
+        self.samples = 0
+        self._stopping = threading.Event()
+        self._threads = [
+            *(threading.Thread(target=self._read, args=(n,), daemon=True) for n in range(READERS)),
+            threading.Thread(target=self._sample, daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start looking."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+    def _read(self, number: int) -> None:
+        turn = number
+        while not self._stopping.wait(0.05):
+            live = self._workload.live()
+            if not live:
+                self._stopping.wait(0.3)
+                continue
+            turn += READERS
+            batch = live[turn % len(live)]
+            if turn % READERS != number:
+                continue
+            try:
+                self._look(batch)
+                if turn // READERS % _FOREIGN == 0:
+                    self._look_as_another(batch, turn)
+            except Exception as error:  # noqa: BLE001
+                self._findings.report("api", f"{batch.id} could not be read: {error!r}")
+
+    def _look(self, batch: Batch) -> None:
+        before = batch.last
+        now = batch.tenant.api.batch(batch.id)
+        self.samples += 1
+        self._findings.hold(
+            "history", lambda: oracle.check_history([before, now]), f"{batch.id} ({batch.purpose})"
+        )
+        batch.seen.append(now)
+
+    def _look_as_another(self, batch: Batch, turn: int) -> None:
+        others = [one for one in self._workload.tenants if one is not batch.tenant]
+        other = others[turn % len(others)]
+        paths = [f"/batches/{batch.id}", f"/files/{batch.file}", f"/files/{batch.file}/content"]
+        if output := batch.last["output_file_id"]:
+            paths.append(f"/files/{output}/content")
+        statuses = {path: other.api.status_of(path) for path in paths}
+        self._findings.hold("isolation", lambda: oracle.check_hidden(statuses), other.name)
+        listed = set(other.api.batches())
+        theirs = {one.id for one in self._workload.all() if one.tenant is not other}
+        self._findings.hold("isolation", lambda: oracle.check_disjoint(listed, theirs), other.name)
+
+    def _sample(self) -> None:
+        written = last = 0
+        while not self._stopping.wait(_EVERY):
+            try:
+                rows = self._stack.attempt(_LEASES)
+                self.leases += [oracle.LeaseSample(*row) for row in rows]
+                counted = self._stack.attempt(_EVENTS)
+            except Exception:  # noqa: BLE001, S112 - the database is away, or moves
+                continue
+            if counted:
+                # A crash of the database sets its statistics back.
+                now = int(counted[0][0])
+                written += now - last if now >= last else now
+                last = now
+                self.event_writes.append((time.monotonic(), written))

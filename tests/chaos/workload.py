@@ -1,0 +1,150 @@
+"""The work that goes on while things break: batches of several tenants, some of them hopeless."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.chaos.exchange import ENDPOINT, Request, input_file
+from tests.e2e.stacks import FINAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.chaos.api import Api
+
+WEIGHTS = {"ebb": 1, "flood": 2, "slack": 4}
+"""The tenants of a run, by name, with their weights."""
+LIVE = 3
+"""Batches of a tenant that are under way at a time, beside those that faults bring along."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant and its key's client."""
+
+    name: str
+    api: Api
+
+
+@dataclass
+class Batch:
+    """A batch of the run. `purpose` says what may become of it:
+
+    `plain`: completed; `poison`: some requests fail; `victim`: its input is broken; `cancel` and
+    `expire`: it may end so; `bad`: it must not be accepted.
+    """
+
+    tenant: Tenant
+    purpose: str
+    requests: Sequence[Request]
+    source: bytes
+    id: str = ""
+    file: str = ""
+    refused: str = ""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The batch as it was read last."""
+        return self.seen[-1]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has reached a final state, as far as was read."""
+        return bool(self.seen) and self.last["status"] in FINAL
+
+
+class Workload:
+    """Keeps `LIVE` batches of each tenant under way until it is stopped.
+
+    `size` bounds the requests of a batch. A thread that fails tells `report`.
+    """
+
+    def __init__(
+        self,
+        tenants: Sequence[Tenant],
+        seed: int,
+        size: tuple[int, int],
+        report: Callable[[str, str], None],
+    ) -> None:
+        self.tenants = tenants
+        self.batches: list[Batch] = []
+        self._size = size
+        self._report = report
+        self._numbers = random.Random(f"{seed} workload")  # noqa: S311
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._feed, args=(tenant,), daemon=True) for tenant in tenants
+        ]
+        self._submitted = 0
+
+    def start(self) -> None:
+        """Start submitting."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Submit nothing more; returns once the last submission is through."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def submit(
+        self,
+        tenant: Tenant,
+        purpose: str,
+        *,
+        poison: Sequence[int] = (),
+        window: str = "24h",
+        size: int | None = None,
+        before: Callable[[Batch], None] = lambda _: None,
+    ) -> Batch:
+        """Upload a file and create its batch; the first requests are answered with `poison`.
+
+        `before` is called between the two.
+        """
+        with self._lock:
+            self._submitted += 1
+            name = f"{tenant.name}/{self._submitted}"
+            number = self._numbers.randint(*self._size) if size is None else size
+        statuses = [*poison, *[200] * (number - len(poison))]
+        requests = [Request(f"{name}/{n}", status) for n, status in enumerate(statuses, start=1)]
+        batch = Batch(tenant, purpose, requests, input_file(requests))
+        batch.file = tenant.api.upload(batch.source)
+        before(batch)
+        created = tenant.api.create(batch.file, ENDPOINT, window, key=f"chaos-{name}")
+        batch.id = created["id"]
+        batch.seen.append(created)
+        with self._lock:
+            self.batches.append(batch)
+        return batch
+
+    def add(self, batch: Batch) -> None:
+        """Take a batch along that was created elsewhere."""
+        with self._lock:
+            self.batches.append(batch)
+
+    def all(self) -> list[Batch]:
+        """Return every batch so far."""
+        with self._lock:
+            return list(self.batches)
+
+    def live(self, tenant: Tenant | None = None) -> list[Batch]:
+        """Return the batches that are not over."""
+        return [one for one in self.all() if not one.is_over and tenant in (None, one.tenant)]
+
+    def _feed(self, tenant: Tenant) -> None:
+        while not self._stopping.is_set():
+            plain = [one for one in self.live(tenant) if one.purpose == "plain"]
+            if len(plain) >= LIVE:
+                self._stopping.wait(0.2)
+                continue
+            try:
+                self.submit(tenant, "plain")
+            except Exception as error:  # noqa: BLE001 - the run goes on, and says so at its end
+                self._report("api", f"{tenant.name} could not submit: {error!r}")
+                self._stopping.wait(1.0)
