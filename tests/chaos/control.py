@@ -66,7 +66,7 @@ class Helper:
             json.dumps(order).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=10):
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
             pass
 
     def stop(self) -> None:

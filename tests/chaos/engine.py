@@ -156,10 +156,13 @@ class Engine:
             return await _half(request, body)
         if mode == "not_http":
             assert request.transport is not None
-            request.transport.write(b"\x00\x01 no HTTP at all\r\n\r\n")  # type: ignore[attr-defined]
+            request.transport.write(b"\x00\x01 no HTTP at all\r\n\r\n")
             return _abort(request, at_once=False)
         if mode in _STRANGE:
             return web.Response(body=_STRANGE[mode], content_type="application/json")
+        return self._refuse(mode)
+
+    def _refuse(self, mode: str) -> web.Response:
         if mode == "wrong_model":
             return _error(404, f"The model `{MODEL}` does not exist.", code="model_not_found")
         status = int(mode[:3]) if mode[:3].isdecimal() else 500
@@ -188,7 +191,7 @@ def _error(status: int, message: str, code: str | None = None) -> web.Response:
 def _abort(request: web.Request, *, at_once: bool = True) -> web.Response:
     if request.transport is not None:
         if at_once:
-            request.transport.abort()  # type: ignore[attr-defined]
+            request.transport.abort()
         else:
             request.transport.close()
     return web.Response(status=500)

@@ -80,6 +80,8 @@ def check_answer(line: InputLine, body: Any) -> None:
     """Assert that an output's body is the right answer to its request, with any padding."""
     assert POISON not in line.body, f"a poison request succeeded: {line.custom_id}"
     wanted = answer(line.body)
+    assert isinstance(body, dict), f"{line.custom_id}: no answer: {str(body)[:300]}"
+    assert "choices" in body, f"{line.custom_id}: no answer: {str(body)[:300]}"
     given = json.loads(json.dumps(body))
     message = given["choices"][0]["message"]
     message["content"] = message["content"].rstrip("~")

@@ -164,7 +164,7 @@ class Injector:
             try:
                 supervisor = stack.supervisor
                 supervisor.kill()
-                until(lambda: (stack.reap(), not supervisor.is_running())[1], "it is gone")
+                until(lambda: not supervisor.is_running() or stack.reap(), "it is gone")
                 for again in range(3):
                     try:
                         stack.up()

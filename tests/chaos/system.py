@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +28,7 @@ from tests.e2e.stacks import LocalStack
 from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping
 
 _WEED_SERVICES = ("master", "volume", "filer", "s3")
@@ -70,10 +70,9 @@ class ProxiedStack(LocalStack):
     def _daemons(self) -> list[subprocess.Popen[bytes]]:
         return []
 
-    def reap(self) -> None:
-        """Collect the exit statuses of supervisors that have ended."""
-        for daemon in self._daemons:
-            daemon.poll()
+    def reap(self) -> bool:
+        """Collect the exit statuses of supervisors; return whether all have ended."""
+        return all(daemon.poll() is not None for daemon in self._daemons)
 
 
 @dataclass
@@ -123,9 +122,8 @@ class S3Server:
         """Send a request about an object, past all proxies; return whether it succeeded."""
         url = f"http://{HOST}:{self.port}/bucket/{key}".rstrip("/")
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(url, data, method=method), timeout=10
-            ):
+            request = urllib.request.Request(url, data, method=method)  # noqa: S310
+            with urllib.request.urlopen(request, timeout=10):  # noqa: S310
                 return True
         except OSError as error:
             if isinstance(error, urllib.error.HTTPError):
@@ -223,9 +221,7 @@ class System:
         if (self.data_dir / "state.json").exists():
             self.stack.down()
         deadline = time.monotonic() + 5
-        while (
-            any(one.poll() is None for one in self.stack._daemons) and time.monotonic() < deadline
-        ):
+        while not self.stack.reap() and time.monotonic() < deadline:
             time.sleep(0.05)
         self.store.stop()
         if keep:
