@@ -60,6 +60,9 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+chaos: $(VENV)/.dev ## Break a whole stack at random, and check every invariant: SEED= FAULTS=
+	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),1000)
+
 bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
 	@$(BIN)/python bench/imports.py
 
@@ -112,4 +115,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow chaos conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean

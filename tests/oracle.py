@@ -112,8 +112,8 @@ def check(
     _check_counts(batch, len(wanted), len(succeeded), len(failed))
     _check_times(batch)
     _check_usage(batch, succeeded, failed)
-    assert bool(batch["output_file_id"]) == bool(succeeded)
-    assert bool(batch["error_file_id"]) == bool(failed)
+    assert bool(batch["output_file_id"]) == bool(succeeded), batch
+    assert bool(batch["error_file_id"]) == bool(failed), batch
     by_id = {line.custom_id: line for line in wanted}
     for outcome in succeeded:
         assert outcome.status_code is not None, outcome.raw
@@ -175,7 +175,8 @@ def _check_completeness(
 
 
 def _check_counts(batch: Mapping[str, Any], total: int, completed: int, failed: int) -> None:
-    assert batch["request_counts"] == {"total": total, "completed": completed, "failed": failed}
+    counted = {"total": total, "completed": completed, "failed": failed}
+    assert batch["request_counts"] == counted, f"{batch['request_counts']}, but {counted}"
 
 
 def _check_times(batch: Mapping[str, Any]) -> None:
@@ -185,7 +186,7 @@ def _check_times(batch: Mapping[str, Any]) -> None:
     assert times == sorted(times), dict(zip(path, times, strict=True))
     others = _ENDINGS - {path[-1]}
     assert all(batch[name] is None for name in others), batch
-    assert batch["expires_at"] > batch["created_at"]
+    assert batch["expires_at"] > batch["created_at"], batch
 
 
 def _check_usage(batch: Mapping[str, Any], succeeded: list[Outcome], failed: list[Outcome]) -> None:

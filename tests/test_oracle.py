@@ -109,7 +109,9 @@ def _out_of_order(world: World) -> None:
 
 
 def _error_in_output(world: World) -> None:
-    world.output[0]["response"]["body"] = {"error": {"message": "CUDA error"}}
+    response = world.output[0]["response"]
+    usage = response["body"]["usage"]
+    response["body"] = {"error": {"message": "CUDA error"}, "usage": usage}
 
 
 def test_a_right_batch_passes() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -208,6 +209,20 @@ def test_requests_go_through_the_router(stack: Status) -> None:
     sink = next(one.port for one in stack.processes if one.name == "broker")
     text = httpx.get(f"{stack.base_url}/hello").text
     assert text == f"hello http://127.0.0.1:{sink}/"
+
+
+def test_a_proxy_can_stand_in_front_of_the_broker(options: Options, tmp_path: Path) -> None:
+    detour = free_port()
+    port, portal_port = free_port(), free_port()
+    other = replace(
+        options, data_dir=tmp_path, port=port, portal_port=portal_port, via={"broker": detour}
+    )
+    started = up_detached(other)
+    try:
+        said = httpx.get(f"{started.base_url}/hello").text
+    finally:
+        down(tmp_path)
+    assert said == f"hello http://127.0.0.1:{detour}/"
 
 
 @pytest.mark.parametrize("name", ["hello", "router", "broker", "postgres"])
