@@ -11,7 +11,7 @@ from nicegui import ui
 
 from lowtide.domain.events import EventType
 from lowtide.domain.sightings import TICK, Sight
-from lowtide.postgres.schema import newest_revision
+from lowtide.postgres.schema import is_older, newest_revision
 from portal.components.finding_list import EventTable, FindingList, FindingRow
 from portal.components.headings import heading
 from portal.components.health_panel import STALE_AFTER, ProbeRow
@@ -141,7 +141,7 @@ def judge_schema(found: str) -> str:
     newest = newest_revision()
     if found == newest:
         return found
-    if found < newest:
+    if is_older(found):
         return f"{found}: this portal needs {newest}; run the migration"
     return f"{found}: newer than this portal, which knows {newest}"
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 
 from lowtide.domain.errors import Unavailable
+from lowtide.postgres import schema
 from lowtide.postgres.connections import connect
 from lowtide.postgres.schema import check_schema, newest_revision
 from tests.conftest import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import Database
     from tests.postgres.worlds import World
 
 REPLACE = "UPDATE alembic_version SET version_num = :it"
-OLDER = f"{int(newest_revision()) - 2:04}"
-NEWER = f"{int(newest_revision()) + 1:04}"
+OLDER = "0010"
+NEWER = "9999"
 NEEDED = f"this version needs {newest_revision()}: run the migration"
 
 
@@ -76,3 +79,19 @@ def test_a_process_waits_for_the_migration(shared: Database, change: str, messag
     _change(shared, change, **({"it": OLDER} if change is REPLACE else {}))
     with pytest.raises(Unavailable, match=message):
         check_schema(shared.engine("api"))
+
+
+def test_the_order_of_revisions_is_their_chain_not_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, before in (("0001", None), ("0009", "0001"), ("0003", "0009")):
+        script = f'revision = "{number}"\ndown_revision = {json.dumps(before)}\n'
+        (tmp_path / f"{number}_any.py").write_text(script.replace("null", "None"))
+    monkeypatch.setattr(schema, "_VERSIONS", tmp_path)
+    schema._revisions.cache_clear()
+    try:
+        assert newest_revision() == "0003"
+    finally:
+        monkeypatch.undo()
+        schema._revisions.cache_clear()
+    assert int(newest_revision()) > 10
