@@ -7,12 +7,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema_rs import validator_for
 
 from lowtide.domain.lines import ENDPOINTS
 from lowtide.domain.outcomes import Answered, Interrupted, Usage
 from lowtide.engines.simulated import SimulatedEngine
+from lowtide.engines.simulation.drafts import Request
 from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
@@ -183,15 +185,102 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
-FIELDS = ["model", "messages", "input", "prompt", "max_tokens", "dimensions", "encoding_format"]
+NAMES = st.sampled_from(["a", "b"])
+SIZES = st.integers(-1, 5) | st.floats(-2, 5) | st.just(10**12)
+SCHEMAS = st.recursive(
+    st.booleans()
+    | st.just({"$ref": "#"})
+    | st.just({"$ref": "#/properties/a"})
+    | st.fixed_dictionaries({}, optional={"enum": st.lists(JSON), "const": JSON}),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", "string", "integer", "number", ["null"]]),
+            "properties": st.dictionaries(NAMES, inner),
+            "patternProperties": st.dictionaries(st.sampled_from(["^x", "(", "a$"]), inner),
+            "required": st.lists(NAMES),
+            "items": inner,
+            "prefixItems": st.lists(inner, max_size=2),
+            "contains": inner,
+            "uniqueItems": st.booleans(),
+            "additionalProperties": inner,
+            "propertyNames": inner,
+            "not": inner,
+            "if": inner,
+            "then": inner,
+            "allOf": st.lists(inner, min_size=1, max_size=2),
+            "anyOf": st.lists(inner, min_size=1, max_size=2),
+            "oneOf": st.lists(inner, max_size=2),
+            "pattern": st.text(st.sampled_from("ab^$.*+?(){}[]|\\d-,1"), max_size=8),
+            "format": st.sampled_from(["date", "email", "unheard-of"]),
+        }
+        | {
+            name + what: SIZES
+            for name in ("min", "max")
+            for what in ("imum", "Length", "Items", "Properties", "Contains")
+        }
+        | dict.fromkeys(("multipleOf", "exclusiveMinimum", "exclusiveMaximum"), SIZES),
+    ),
+    max_leaves=6,
+)
+FORMATS = st.fixed_dictionaries(
+    {"type": st.just("json_schema")},
+    optional={
+        "name": st.just("n"),
+        "schema": SCHEMAS | JSON,
+        "json_schema": st.fixed_dictionaries({"name": st.just("n"), "schema": SCHEMAS}) | JSON,
+    },
+)
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["function", "custom", "other"])},
+        optional={
+            "name": st.just("f") | JSON,
+            "parameters": SCHEMAS | JSON,
+            "function": st.fixed_dictionaries({"name": st.just("f"), "parameters": SCHEMAS}) | JSON,
+            "custom": JSON,
+        },
+    )
+    | JSON,
+    max_size=3,
+)
+BODIES = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(Request.__struct_fields__, JSON)
+    | {
+        "response_format": FORMATS | JSON,
+        "text": st.fixed_dictionaries({}, optional={"format": FORMATS | JSON, "verbosity": JSON}),
+        "tools": TOOLS | JSON,
+        "functions": TOOLS | JSON,
+        "guided_json": SCHEMAS | JSON,
+        "n": st.integers(-1, 3) | JSON,
+        "dimensions": st.integers(-1, 3) | JSON,
+        "stop": st.text() | st.lists(st.text()),
+    },
+)
 
 
 @given(
-    body=st.dictionaries(st.sampled_from(FIELDS), JSON).map(lambda body: json.dumps(body).encode())
-    | st.binary(max_size=40),
+    body=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=40),
     endpoint=st.sampled_from([*ENDPOINTS, "/v1/other"]),
 )
+@settings(max_examples=100, deadline=None)
 def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
     outcome = run(SimulatedEngine(), [request(body, endpoint)])[0]
     assert isinstance(outcome, Answered)
+    assert outcome.status_code in {200, 400, 404}
     assert isinstance(json.loads(outcome.body), dict)
+
+
+@given(schema=SCHEMAS)
+@settings(max_examples=100, deadline=None)
+def test_any_schema_gets_an_instance_or_a_refusal(schema: Any) -> None:
+    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    body = {"model": "m", "response_format": given}
+    outcome = run(SimulatedEngine(), [request(body)])[0]
+    assert isinstance(outcome, Answered)
+    if outcome.status_code == 200:
+        content = json.loads(outcome.body)["choices"][0]["message"]["content"]
+        assert validator_for(schema).is_valid(json.loads(content))
+    else:
+        assert outcome.status_code == 400

@@ -27,11 +27,11 @@ def instance_of(schema: object, random: Random) -> object:
     """Return a value that is valid against the schema; raises InvalidSchema."""
     if not isinstance(schema, dict | bool):
         raise InvalidSchema("a schema is an object or a boolean")
-    validator = _validator(json.dumps(schema, sort_keys=True))
+    validator, read = _read(json.dumps(schema, sort_keys=True))
     reason = "no instance of it was found"
     for attempt in range(_TRIES):
         try:
-            made = Instances(schema, random, attempt).make()
+            made = Instances(read, random, attempt).make()
         except Impossible as error:
             reason = f"no instance of it was found: {error}"
             continue
@@ -39,17 +39,28 @@ def instance_of(schema: object, random: Random) -> object:
             if attempt:
                 raise InvalidSchema("its instances are too large") from None
             continue
+        # A keyword's value that its meta-schema takes and the rules for making values do not.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"no instance of it was found: {error}"
+            continue
         if validator.is_valid(made):
             return made
     raise InvalidSchema(reason)
 
 
 @lru_cache(maxsize=64)
-def _validator(text: str) -> Validator:
-    """Return the validator of a schema's JSON; a batch's requests often share one."""
+def _read(text: str) -> tuple[Validator, object]:
+    """Return a schema with its validator; a batch's requests often share one."""
     try:
         # A request's schema never makes the worker fetch or open something.
-        return validator_for(json.loads(text), offline=True)
+        validator = validator_for(json.loads(text), offline=True)
     except (ValidationError, ReferencingError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise InvalidSchema(first) from error
+    return validator, json.loads(text, parse_float=_number)
+
+
+def _number(text: str) -> float:
+    """Return an integer where JSON Schema sees one: 2.0 is a length."""
+    value = float(text)
+    return int(value) if value.is_integer() else value

@@ -83,7 +83,9 @@ def test_there_is_an_answer(
 
 def test_an_error_may_come_with_200() -> None:
     outcome, _ = faults("error").strike(REQUEST, WELL, 2.0)
-    assert "error" in json.loads(getattr(outcome, "body", "{}"))
+    assert isinstance(outcome, Answered)
+    assert not outcome.succeeded
+    assert json.loads(outcome.body)["error"]["type"] == "server_error"
 
 
 def test_a_size_is_met() -> None:
