@@ -91,5 +91,6 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     """Let the pull loop finish its work in hand."""
     PULL_LOOP.begin_stop()
     PULL_LOOP.join()
+    wiring.publisher().drain(_LAST_WORDS_SECONDS)
     wiring.sightings().close(_LAST_WORDS_SECONDS)
     wiring.tracer().close(_LAST_WORDS_SECONDS)

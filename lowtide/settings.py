@@ -114,9 +114,14 @@ class Settings(BaseSettings):
     event_sink: str | None = Field(
         default=None,
         validation_alias="K_SINK",
-        description="Where CloudEvents are sent; Knative's SinkBinding sets it.",
+        description="Where CloudEvents are sent: the broker's ingress.",
     )
-    event_sink_timeout: float = Field(default=3.0, gt=0, description="Seconds for one event.")
+    event_sink_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds without an answer after which an event is sent again later. Nobody waits "
+        "for it: Knative's default broker answers only once the subscriber has.",
+    )
 
     max_file_bytes: int = Field(default=200_000_000, gt=0, description="Largest upload, in bytes.")
     file_expiry: int = Field(
@@ -221,7 +226,7 @@ class Settings(BaseSettings):
     worker_flush_lines: int = Field(default=100, ge=1, description="Results of one write.")
     worker_flush_interval: float = Field(default=0.1, gt=0, description="Seconds between writes.")
     worker_poll_initial: float = Field(default=0.25, gt=0, description="First wait when idle.")
-    worker_poll_cap: float = Field(default=10.0, gt=0, description="Longest wait when idle.")
+    worker_poll_cap: float = Field(default=2.0, gt=0, description="Longest wait when idle.")
     worker_grace: float = Field(
         default=20.0, ge=0, description="Seconds for work in hand after SIGTERM."
     )

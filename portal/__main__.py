@@ -29,6 +29,7 @@ def main() -> None:
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):
         serve(settings)
+    wiring.publisher().drain(_LAST_WORDS_SECONDS)
     wiring.tracer().close(_LAST_WORDS_SECONDS)
     # A query that hangs holds its thread, and an ordinary exit would wait for it.
     logging.shutdown()

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide import wiring
+from lowtide.events.answers import answer_without_body
 from lowtide.events.inbox import batch_of, received
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
+
+answer_without_body()
 
 
 @functions_framework.cloud_event

@@ -1,4 +1,4 @@
-"""`dev.lowtide.requests.queued`: wake this spot worker; its pull loop does the work."""
+"""Any CloudEvent wakes this spot worker; its pull loop does the work, with or without."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import functions_framework
 
 from lowtide import wiring
 from lowtide.domain.pools import Pool
+from lowtide.events.answers import answer_without_body
 from lowtide.events.inbox import received
 from lowtide.pull_loop import PULL_LOOP
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
+answer_without_body()
 PULL_LOOP.serve(Pool.SPOT)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide import wiring
+from lowtide.events.answers import answer_without_body
 from lowtide.events.inbox import received
 from lowtide.metrics import scheduler as metrics
 from lowtide.metrics import vitals
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
 _log = logging.getLogger("lowtide.schedule")
+answer_without_body()
 
 
 @functions_framework.cloud_event

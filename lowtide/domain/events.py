@@ -20,7 +20,6 @@ class EventType(StrEnum):
     """What happened; the `type` attribute of a CloudEvent."""
 
     BATCH_CREATED = "dev.lowtide.batch.created"
-    REQUESTS_QUEUED = "dev.lowtide.requests.queued"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 from cloudevents.conversion import to_binary
@@ -18,21 +19,24 @@ _log = logging.getLogger(__name__)
 
 
 class HttpSink:
-    """Port EventSink: one POST an event, in binary content mode."""
+    """Port EventSink: one POST an event, in binary content mode. For use by many threads at once."""
 
     def __init__(self, url: str, *, source: str, timeout: float) -> None:
         self._url = url
         self._source = source
         self._timeout = timeout
         self._client: httpx.Client | None = None
+        self._opening = threading.Lock()
 
     def publish(self, event: Event) -> bool:
         """Send one event; return whether the sink accepted it. Never raises."""
         # Imported at the first event: a function that sends none starts faster.
         import httpx
 
-        if self._client is None:
-            self._client = httpx.Client(timeout=self._timeout)
+        with self._opening:
+            if self._client is None:
+                self._client = httpx.Client(timeout=self._timeout)
+            client = self._client
         attributes = {
             "id": str(event.id),
             "type": event.type.value,
@@ -46,7 +50,7 @@ class HttpSink:
         headers, body = to_binary(CloudEvent(attributes | trace, dict(event.data)))
         headers |= trace
         try:
-            response = self._client.post(self._url, headers=headers, content=body)
+            response = client.post(self._url, headers=headers, content=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             _log.warning("event.unsent", extra={"event_id": str(event.id), "reason": str(error)})
             return False

@@ -21,8 +21,8 @@ class EventSink(Protocol):
 class Outbox(Protocol):
     """CloudEvents that are recorded but not yet accepted by the sink."""
 
-    def waiting(self, limit: int, older_than: float) -> Sequence[Event]:
-        """Return events recorded more than `older_than` seconds ago, oldest first."""
+    def due(self, limit: int) -> Sequence[Event]:
+        """Return up to `limit` events whose next attempt is due, and put off the one behind it."""
         ...
 
     def forget(self, event: Event) -> None:

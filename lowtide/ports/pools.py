@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.domain.events import Event
     from lowtide.domain.pools import OpenDeadlines, Pool, PoolPause, PoolStanding
 
 
@@ -26,6 +25,6 @@ class PoolRegister(Protocol):
         """Have a pool's workers claim nothing from now on; return the pause that there is."""
         ...
 
-    def resume(self, pool: Pool, actor: str) -> tuple[PoolPause | None, Sequence[Event]]:
-        """End a pause; return the one there was, and the recorded events that wake workers."""
+    def resume(self, pool: Pool, actor: str) -> PoolPause | None:
+        """End a pause; return the one there was."""
         ...

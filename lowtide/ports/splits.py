@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from lowtide.domain.events import Event
     from lowtide.domain.ids import BatchId
     from lowtide.domain.jobs import SplitJob
     from lowtide.domain.lines import InputLine, Problem
@@ -23,8 +22,8 @@ class Split(Protocol):
         """Store requests as they come; return how many."""
         ...
 
-    def start(self, total: int, model: str | None, event: Event) -> bool:
-        """Queue what was written and record the event; False when the batch was cancelled."""
+    def start(self, total: int, model: str | None) -> bool:
+        """Queue what was written; False when the batch was cancelled."""
         ...
 
     def discard(self) -> None:

@@ -15,8 +15,5 @@ class Timetable(Protocol):
     """Everything that is open, and which pool its lines are in."""
 
     def replan(self, decide: Callable[[Situation], Plan]) -> Replanned | None:
-        """Look, decide, move lines and note what is at risk; None while another tick does so.
-
-        The moved lines' events are recorded; nobody has sent them yet.
-        """
+        """Look, decide, move lines and note what is at risk; None while another tick does so."""
         ...

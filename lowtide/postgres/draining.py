@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from lowtide.domain.events import Event, EventType, batch_event
 from lowtide.domain.ids import BatchId, TenantId
-from lowtide.postgres.outbox import add_event
+from lowtide.postgres.outbox import OWN_ATTEMPT_SECONDS, add_event
 from lowtide.postgres.prepared import hot
 from lowtide.postgres.traces import trace_of
 
@@ -62,13 +62,16 @@ def note_drained(
     batches: Sequence[BatchId],
     new_id: Callable[[], UUID],
     marks: Mapping[UUID, Mark] = MappingProxyType({}),
+    *,
+    delay: float = OWN_ATTEMPT_SECONDS,
 ) -> tuple[Event, ...]:
     """Move batches that ended their last line on, and record their `batch.drained` events.
 
     Two workers may end the last two lines at the same time, each still seeing the other's. Hence
     the lock: whoever comes second looks again with a snapshot taken after the first committed.
     Only batches with nothing queued take it, so that running batches stay free of a shared lock.
-    `marks` tells behind which place a batch's next line would be, where the caller knows.
+    `marks` tells behind which place a batch's next line would be, where the caller knows. Without a
+    `delay` the scheduler's next look at the outbox sends the events.
     """
     if not batches:
         return ()
@@ -92,5 +95,5 @@ def note_drained(
         for row in drained
     )
     for event in events:
-        add_event(connection, event)
+        add_event(connection, event, delay=delay)
     return events

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.domain.ids import BatchId, TenantId
 from lowtide.postgres.queue import requeue
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from lowtide.domain.escalation import Move
+    from lowtide.domain.ids import BatchId
 
 # From the end, which spot would reach last; lines that wait out a delay only when no others are left.
 ESCALATE = """
@@ -41,7 +41,7 @@ WITH moved AS (
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
 SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-RETURNING tenant_id, (SELECT lines FROM counted) AS lines
+RETURNING (SELECT lines FROM counted) AS lines
 """
 _ESCALATE = text(ESCALATE)
 GIVE_BACK = """
@@ -61,7 +61,7 @@ WITH moved AS (
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
 SELECT tenant_id, :batch, lines, 'escalated', 'spot', :reason FROM counted
-RETURNING tenant_id, lines
+RETURNING lines
 """
 _GIVE_BACK = text(GIVE_BACK)
 # The last ones taken have the least to lose.
@@ -83,44 +83,37 @@ WITH moved AS (
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
 SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-RETURNING tenant_id
 """)
 
 
-def escalate(connection: Connection, moves: Sequence[Move]) -> tuple[int, dict[BatchId, TenantId]]:
-    """Move waiting lines to dedicated; return how many, and of which batches."""
-    moved, touched = 0, {}
+def escalate(connection: Connection, moves: Sequence[Move]) -> int:
+    """Move waiting lines to dedicated; return how many."""
+    moved = 0
     for move in moves:
         left = move.lines
         for ready in (True, False):
             parameters = {"batch": move.batch, "lines": left, "ready": ready}
             for row in connection.execute(_ESCALATE, parameters) if left > 0 else ():
                 left -= row.lines
-                touched[move.batch] = TenantId(row.tenant_id)
         moved += move.lines - left
-    return moved, touched
+    return moved
 
 
-def give_back(
-    connection: Connection, moves: Sequence[Move], reason: str
-) -> tuple[int, dict[BatchId, TenantId]]:
-    """Move lines that wait for dedicated back to spot; return how many, and of which batches."""
-    moved, touched = 0, {}
+def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int:
+    """Move lines that wait for dedicated back to spot; return how many."""
+    moved = 0
     for move in moves:
         parameters = {"batch": move.batch, "lines": move.lines, "reason": reason}
         for row in connection.execute(_GIVE_BACK, parameters):
             moved += row.lines
-            touched[move.batch] = TenantId(row.tenant_id)
-    return moved, touched
+    return moved
 
 
-def revoke(
-    connection: Connection, moves: Sequence[Move]
-) -> tuple[int, dict[BatchId, TenantId], list[BatchId]]:
+def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
     """Take lines out of the hands of spot workers, as interruptions, for dedicated.
 
-    Their workers' results are refused from now on. Returns how many, of which batches, and the
-    batches that are ending, which this may have drained.
+    Their workers' results are refused from now on. Returns how many, and the batches that are ending,
+    which this may have drained.
     """
     rows = [
         row
@@ -128,11 +121,9 @@ def revoke(
         for row in connection.execute(_REVOKE, {"batch": move.batch, "lines": move.lines})
     ]
     ending = requeue(connection, rows)
-    touched = {}
     by_batch: dict[UUID, list[int]] = {}
     for row in rows:
         by_batch.setdefault(row.batch_id, []).append(row.line)
     for batch, lines in sorted(by_batch.items()):
-        for row in connection.execute(_ESCALATE_THESE, {"batch": batch, "lines": lines}):
-            touched[BatchId(batch)] = TenantId(row.tenant_id)
-    return len(rows), touched, ending
+        connection.execute(_ESCALATE_THESE, {"batch": batch, "lines": lines})
+    return len(rows), ending

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
@@ -17,19 +18,34 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+OWN_ATTEMPT_SECONDS = 5.0
+"""Time that the process which recorded an event has to send it, before the scheduler does."""
+_RETRY_SECONDS = 10.0
+_LONGEST_RETRY_SECONDS = 300.0
+_KEPT_SECONDS = 86_400.0
 _ADD = text("""
-INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate)
-VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate)
+INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate, next_at)
+VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
+  now() + make_interval(secs => :delay))
 """)
-_WAITING = text("""
-SELECT id, type, tenant_id, subject, data, traceparent, tracestate FROM outbox
-WHERE created_at <= now() - make_interval(secs => :age) ORDER BY id LIMIT :limit
-""")
+# Put off before it is tried: an attempt that takes the process with it is an attempt, too.
+DUE = """
+UPDATE outbox SET attempts = attempts + 1,
+  next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))
+WHERE id = ANY(ARRAY(
+  SELECT id FROM outbox WHERE next_at <= now() ORDER BY next_at LIMIT :limit
+  FOR UPDATE SKIP LOCKED))
+RETURNING id, type, tenant_id, subject, data, traceparent, tracestate, attempts,
+  created_at < now() - make_interval(secs => :kept) AS is_old
+"""
+_DUE = text(DUE)
 _FORGET = text("DELETE FROM outbox WHERE id = :id")
+_FORGET_ALL = text("DELETE FROM outbox WHERE id = ANY(:ids)")
+_log = logging.getLogger(__name__)
 
 
-def add_event(connection: Connection, event: Event) -> None:
-    """Record an event in the caller's transaction."""
+def add_event(connection: Connection, event: Event, *, delay: float = OWN_ATTEMPT_SECONDS) -> None:
+    """Record an event in the caller's transaction; the scheduler sends it after `delay` seconds."""
     connection.execute(
         _ADD,
         {
@@ -39,6 +55,7 @@ def add_event(connection: Connection, event: Event) -> None:
             "subject": event.subject,
             "data": msgspec.json.encode(event.data).decode(),
             **trace_columns(event.trace),
+            "delay": delay,
         },
     )
 
@@ -49,23 +66,43 @@ class PostgresOutbox:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def waiting(self, limit: int, older_than: float) -> Sequence[Event]:
-        """Return events recorded more than `older_than` seconds ago, oldest first."""
+    def due(self, limit: int) -> Sequence[Event]:
+        """Return up to `limit` events whose next attempt is due, and put off the one behind it.
+
+        What nobody took for a day is given up: what a batch waits for is announced anew anyway.
+        """
+        parameters = {
+            "limit": limit,
+            "base": _RETRY_SECONDS,
+            "most": _LONGEST_RETRY_SECONDS,
+            "kept": _KEPT_SECONDS,
+        }
         with begin(self._engine) as connection:
-            rows = connection.execute(_WAITING, {"age": older_than, "limit": limit})
-            return [
-                Event(
-                    row.id,
-                    EventType(row.type),
-                    TenantId(row.tenant_id),
-                    row.subject,
-                    row.data,
-                    trace_of(row),
-                )
-                for row in rows
-            ]
+            rows = connection.execute(_DUE, parameters).all()
+            given_up = [row for row in rows if row.is_old]
+            if given_up:
+                connection.execute(_FORGET_ALL, {"ids": [row.id for row in given_up]})
+        for row in given_up:
+            extra = {"event_type": row.type, "subject": row.subject, "attempts": row.attempts}
+            _log.error("event.given_up", extra=extra)
+        return [_event(row) for row in rows if not row.is_old and row.type in _TYPES]
 
     def forget(self, event: Event) -> None:
         """Drop an event that was accepted."""
         with acting_for(self._engine, event.tenant) as connection:
             connection.execute(_FORGET, {"id": event.id})
+
+
+# The release before or after this one may record others, which its own scheduler sends.
+_TYPES = frozenset(EventType)
+
+
+def _event(row: Any) -> Event:
+    return Event(
+        row.id,
+        EventType(row.type),
+        TenantId(row.tenant_id),
+        row.subject,
+        row.data,
+        trace_of(row),
+    )

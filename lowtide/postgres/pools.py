@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.domain.events import EventType, batch_event
-from lowtide.domain.ids import BatchId, TenantId
 from lowtide.domain.pools import OpenDeadlines, Pool, PoolPause, PoolStanding
 from lowtide.postgres.audit import note
 from lowtide.postgres.connections import begin
-from lowtide.postgres.outbox import add_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from uuid import UUID
+    from collections.abc import Sequence
 
     from sqlalchemy import Connection, Engine
-
-    from lowtide.domain.events import Event
 
 _PAUSES = text("SELECT pool, since, paused_by FROM paused_pools ORDER BY since, pool")
 _STANDINGS = text("""
@@ -38,23 +32,13 @@ INSERT INTO paused_pools (pool, paused_by) VALUES (:pool, :actor) ON CONFLICT DO
 RETURNING pool, since, paused_by
 """)
 _RESUME = text("DELETE FROM paused_pools WHERE pool = :pool RETURNING pool, since, paused_by")
-# Whose event wakes workers: a hint. Those that it does not reach look by themselves, at most the longest
-# of their waits later.
-FIRST_WAITING = """
-SELECT b.tenant_id, b.id FROM batches b
-WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
-  AND EXISTS (SELECT FROM queue q WHERE q.pool = :pool AND q.batch_id = b.id)
-ORDER BY b.deadline LIMIT 1
-"""
-_FIRST_WAITING = text(FIRST_WAITING)
 
 
 class PostgresPools:
     """Port PoolRegister, for the operator's role."""
 
-    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._new_id = new_id
 
     def standings(self) -> Sequence[PoolStanding]:
         """Return how each pool stands; raises Unavailable."""
@@ -89,24 +73,14 @@ class PostgresPools:
                     if pause.pool is pool:
                         return pause
 
-    def resume(self, pool: Pool, actor: str) -> tuple[PoolPause | None, Sequence[Event]]:
-        """End a pause; return the one there was, and the recorded events that wake workers."""
+    def resume(self, pool: Pool, actor: str) -> PoolPause | None:
+        """End a pause; return the one there was."""
         with begin(self._engine) as connection:
             row = connection.execute(_RESUME, {"pool": pool.value}).one_or_none()
             if row is None:
-                return None, ()
+                return None
             note(connection, None, actor, "pool.resumed", [pool.value])
-            first = connection.execute(_FIRST_WAITING, {"pool": pool.value}).one_or_none()
-            if first is None:
-                return _pause(row), ()
-            event = batch_event(
-                self._new_id(),
-                EventType.REQUESTS_QUEUED,
-                TenantId(first.tenant_id),
-                BatchId(first.id),
-            )
-            add_event(connection, event)
-            return _pause(row), (event,)
+            return _pause(row)
 
 
 def read_pauses(connection: Connection) -> tuple[PoolPause, ...]:

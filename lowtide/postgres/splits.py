@@ -13,14 +13,12 @@ from sqlalchemy import text
 from lowtide.domain.ids import TenantId
 from lowtide.domain.jobs import SplitJob
 from lowtide.postgres.connections import begin
-from lowtide.postgres.outbox import add_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, Engine
 
-    from lowtide.domain.events import Event
     from lowtide.domain.ids import BatchId
     from lowtide.domain.lines import InputLine, Problem
 
@@ -76,7 +74,7 @@ class SplitTransaction:
             raise source.failure
         return source.count
 
-    def start(self, total: int, model: str | None, event: Event) -> bool:
+    def start(self, total: int, model: str | None) -> bool:
         """Store and queue what was written; False when the batch was cancelled meanwhile."""
         self._connection.execute(_STORE, {"batch": self.job.batch, "tenant": self.job.tenant})
         self._connection.execute(_QUEUE, {"batch": self.job.batch})
@@ -86,7 +84,6 @@ class SplitTransaction:
         if started.rowcount != 1:
             self.discard()
             return False
-        add_event(self._connection, event)
         return True
 
     def discard(self) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.domain.events import EventType, batch_event
-from lowtide.domain.ids import BatchId, TenantId
+from lowtide.domain.ids import BatchId, TenantId, format_batch_id
 from lowtide.domain.leases import is_storm
 from lowtide.domain.pools import Pool
 from lowtide.domain.situations import Swept
@@ -51,9 +51,11 @@ UPDATE batches b SET nudged_at = now()
 WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_progress')
     AND drained_at IS NOT NULL)
   AND nudged_at <= now() - make_interval(secs => :age)
-  AND NOT EXISTS (
-    SELECT 1 FROM outbox o WHERE o.subject = 'batch_' || replace(cast(b.id AS text), '-', ''))
 RETURNING id, tenant_id, status, traceparent, tracestate
+""")
+# What waits to be announced once more is announced by a new event alone.
+_FORGET_ANNOUNCED = text("""
+DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
 """)
 _LEASES = text("""
 SELECT count(*) FILTER (WHERE expires_at <= now()) AS lost,
@@ -118,6 +120,7 @@ SELECT object_key FROM stray_objects WHERE due_at <= now() ORDER BY due_at LIMIT
 """)
 _FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
 _LEASES_A_SET = 40
+_STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
 
 
 class PostgresTicks:
@@ -195,7 +198,7 @@ class PostgresTicks:
             if poison:
                 _bury(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
-            note_drained(connection, sorted(set(ending)), self._new_id)
+            note_drained(connection, sorted(set(ending)), self._new_id, delay=0)
         return ended, orphans
 
     def _expire(self) -> int:
@@ -213,17 +216,24 @@ class PostgresTicks:
         """Move on batches whose last line was settled while they were being dropped."""
         with begin(self._engine) as connection:
             silent = [BatchId(batch) for batch in connection.execute(_SILENT).scalars()]
-            note_drained(connection, silent, self._new_id)
+            note_drained(connection, silent, self._new_id, delay=0)
 
     def _restart_stalled(self, age: float) -> None:
-        """Announce again what has waited `age` seconds for a split or for finalizing."""
+        """Announce again what has waited `age` seconds for a split or for finalizing.
+
+        Whatever the outbox holds of it: an event may be there and never be taken.
+        """
         with begin(self._engine) as connection:
-            for row in connection.execute(_STALLED, {"age": age}).all():
+            stalled = connection.execute(_STALLED, {"age": age}).all()
+            subjects = [format_batch_id(BatchId(row.id)) for row in stalled]
+            if stalled:
+                connection.execute(_FORGET_ANNOUNCED, {"types": _STEPS, "subjects": subjects})
+            for row in stalled:
                 waits_for_split = row.status == "validating"
                 type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
                 tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
                 event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
-                add_event(connection, event)
+                add_event(connection, event, delay=0)
 
     def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:
         if not batches:
@@ -232,7 +242,7 @@ class PostgresTicks:
             connection.execute(statement, {"batches": list(batches)}).rowcount
             for statement in (_DROP_QUEUED, _DROP_RUNNING)
         )
-        note_drained(connection, [BatchId(batch) for batch in batches], self._new_id)
+        note_drained(connection, [BatchId(batch) for batch in batches], self._new_id, delay=0)
         return dropped
 
 

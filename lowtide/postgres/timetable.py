@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from lowtide.domain.escalation import OpenBatch
-from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.ids import BatchId
 from lowtide.domain.pools import Pool
 from lowtide.domain.situations import Replanned, Situation
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.moves import escalate, give_back, revoke
-from lowtide.postgres.outbox import add_event
-from lowtide.postgres.traces import traces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.domain.escalation import Plan
-    from lowtide.domain.ids import TenantId
 
 # Held until the transaction ends: a plan that another tick has not seen must not be applied beside
 # its own. Nobody waits for it.
@@ -89,17 +85,12 @@ class PostgresTimetable:
 
     def _apply(self, connection: Connection, plan: Plan, situation: Situation) -> Replanned:
         """Move lines. Claims come first, then batches: everything else takes them in that order."""
-        revoked, taken, ending = revoke(connection, plan.revocations)
-        note_drained(connection, ending, self._new_id)
-        escalated, moved = escalate(connection, plan.escalations)
+        revoked, ending = revoke(connection, plan.revocations)
+        note_drained(connection, ending, self._new_id, delay=0)
+        escalated = escalate(connection, plan.escalations)
         caught_up = Pool.DEDICATED not in situation.paused
         reason = "spot, which has caught up" if caught_up else "spot: dedicated is paused"
-        returned, back = give_back(connection, plan.returns, f"Given back to {reason}")
-        touched: dict[BatchId, TenantId] = taken | moved | back
-        traces = traces_of(connection, touched)
-        for batch, tenant in sorted(touched.items()):
-            id_, trace = self._new_id(), traces.get(batch)
-            add_event(connection, batch_event(id_, EventType.REQUESTS_QUEUED, tenant, batch, trace))
+        returned = give_back(connection, plan.returns, f"Given back to {reason}")
         return Replanned(
             plan,
             situation.depths(),

@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from lowtide.domain.pools import PauseEffect, Pool, PoolPause, PoolStanding
     from lowtide.domain.visitors import Visitor
     from lowtide.ports import PoolRegister
-    from lowtide.services.publishing import Publisher
 
 
 class Pools:
     """Where an operator of the whole installation pauses pools."""
 
-    def __init__(self, register: PoolRegister, publisher: Publisher) -> None:
+    def __init__(self, register: PoolRegister) -> None:
         self._register = register
-        self._publisher = publisher
 
     def standings(self) -> Sequence[PoolStanding]:
         """Return how each pool stands; raises Unavailable."""
@@ -40,11 +38,9 @@ class Pools:
         return self._register.pause(pool, visitor.name)
 
     def resume(self, visitor: Visitor, pool: Pool) -> PoolPause | None:
-        """Let a pool's workers claim again, and wake them; raises Forbidden.
+        """Let a pool's workers claim again; raises Forbidden.
 
         Returns the pause that ended, None where there was none.
         """
         visitor.require_operator_of_all()
-        ended, events = self._register.resume(pool, visitor.name)
-        self._publisher.publish(events)
-        return ended
+        return self._register.resume(pool, visitor.name)

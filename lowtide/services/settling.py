@@ -142,7 +142,7 @@ class Settler:
         self._meter.interrupted(sum(line.interrupted for line in returned))
         self._meter.spent(sum(line.replica_seconds for line in finished))
         if settled.drained:
-            await asyncio.to_thread(self._publisher.publish, settled.drained)
+            self._publisher.publish(settled.drained)
 
 
 def _unstorable(line: Finished | Returned) -> Finished:

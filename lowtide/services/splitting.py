@@ -6,19 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from lowtide.domain.errors import NotFound
-from lowtide.domain.events import EventType, batch_event
-from lowtide.domain.ids import BatchId, format_batch_id
+from lowtide.domain.ids import format_batch_id
 from lowtide.domain.lines import Limits, LineReader, Problem, read_lines
 from lowtide.ports.tracing import BATCH, TENANT
 from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
-
+    from lowtide.domain.ids import BatchId
     from lowtide.ports import ObjectStore, Splits
     from lowtide.ports.tracing import Span, Tracer
-    from lowtide.services.publishing import Publisher
 
 _log = logging.getLogger(__name__)
 # No later try would find it: the batch must end, and say why.
@@ -35,17 +31,13 @@ class Splitter:
         self,
         splits: Splits,
         objects: ObjectStore,
-        publisher: Publisher,
         limits: Limits,
         *,
-        new_id: Callable[[], UUID],
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._splits = splits
         self._objects = objects
-        self._publisher = publisher
         self._limits = limits
-        self._new_id = new_id
         self._tracer = tracer
 
     def split(self, batch: BatchId) -> None:
@@ -68,16 +60,12 @@ class Splitter:
             except NotFound:
                 lines, problems = 0, [_LOST]
             span.note({"lowtide.lines": lines, "lowtide.problems": len(problems)})
-            event = batch_event(
-                self._new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch, span.context
-            )
             if problems:
                 split.discard()
-            elif not split.start(lines, reader.model, event):
+            elif not split.start(lines, reader.model):
                 return
         if problems:
             self._splits.reject(batch, problems)
             _log.info("batch.rejected", extra={"problems": len(problems)})
             return
         _log.info("batch.split", extra={"lines": lines})
-        self._publisher.publish([event])

@@ -70,20 +70,12 @@ def _tenancy(engine: Engine, pepper: str, actor: str) -> Tenancy:
 
 @contextmanager
 def open_pools(url: str) -> Iterator[Pools]:
-    """Open an operator's service of pools, on the database at `url`.
-
-    Its events wait in the outbox for the next tick: the command knows no broker.
-    """
-    from lowtide.events.sink import NoSink
-    from lowtide.postgres.outbox import PostgresOutbox
+    """Open an operator's service of pools, on the database at `url`."""
     from lowtide.postgres.pools import PostgresPools
     from lowtide.services.pools import Pools
-    from lowtide.services.publishing import Publisher
 
     engine = connect(url, pool_size=1, timeout=read_settings().database_timeout)
     try:
-        yield Pools(
-            PostgresPools(engine, new_id=new_id), Publisher(NoSink(), PostgresOutbox(engine))
-        )
+        yield Pools(PostgresPools(engine))
     finally:
         engine.dispose()

@@ -111,4 +111,4 @@ def pools() -> Pools:
     from lowtide.postgres.pools import PostgresPools
     from lowtide.services.pools import Pools
 
-    return Pools(PostgresPools(database(), new_id=new_id), publisher())
+    return Pools(PostgresPools(database()))

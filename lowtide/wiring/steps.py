@@ -38,14 +38,7 @@ def splitter() -> Splitter:
     from lowtide.postgres.splits import PostgresSplits
     from lowtide.services.splitting import Splitter
 
-    return Splitter(
-        PostgresSplits(database()),
-        objects(),
-        publisher(),
-        line_limits(),
-        new_id=new_id,
-        tracer=tracer(),
-    )
+    return Splitter(PostgresSplits(database()), objects(), line_limits(), tracer=tracer())
 
 
 @lru_cache(maxsize=1)

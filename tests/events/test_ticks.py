@@ -52,8 +52,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.mark.parametrize(
     ("tick", "vitals", "status", "logged"),
     [
-        pytest.param(None, None, 200, [], id="works"),
-        pytest.param(None, RuntimeError(), 200, ["vitals.not_read"], id="nothing measured"),
+        pytest.param(None, None, 204, [], id="works"),
+        pytest.param(None, RuntimeError(), 204, ["vitals.not_read"], id="nothing measured"),
         pytest.param(RuntimeError(), None, 500, ["event.failed"], id="no tick"),
     ],
 )

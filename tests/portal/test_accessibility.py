@@ -16,7 +16,6 @@ from lowtide.domain.pools import Pool
 from lowtide.domain.statuses import BatchStatus
 from lowtide.local.ports import free_port
 from lowtide.postgres.pools import PostgresPools
-from lowtide.wiring import new_id
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import (
     SeedBatch,
@@ -87,7 +86,7 @@ def batch(shared: Database, portal: Portal) -> str:
     add_worker(worker, "spot")
     add_samples(worker, minutes=50)
     died = dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2))
-    PostgresPools(shared.engine("operator"), new_id=new_id).pause(Pool.SPOT, HOSTILE)
+    PostgresPools(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
     return format_batch_id(died)
 
 

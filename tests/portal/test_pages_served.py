@@ -11,7 +11,6 @@ import pytest
 from lowtide.domain.ids import format_batch_id
 from lowtide.domain.pools import Pool
 from lowtide.postgres.pools import PostgresPools
-from lowtide.wiring import new_id
 from tests.conftest import API_KEY
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
@@ -64,7 +63,7 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
 def spot_is_paused(shared: Database, portal: Portal) -> None:
     """A pause by somebody with a hostile name."""
     assert portal
-    PostgresPools(shared.engine("operator"), new_id=new_id).pause(Pool.SPOT, HOSTILE)
+    PostgresPools(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
 
 
 @pytest.mark.usefixtures("spot_is_paused")

@@ -10,11 +10,8 @@ from lowtide.domain.dead_letters import LetterId
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.lines import Limits
 from lowtide.domain.pools import Pool
-from lowtide.services.publishing import Publisher
 from lowtide.services.splitting import Splitter
-from lowtide.wiring import new_id
 from tests.postgres.worlds import done
-from tests.services.workers import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -51,8 +48,7 @@ def batch_of_lines(
     with store.open_writer(file.object_key) as writer:
         writer.write(b"\n".join(lines))
     batch = world.new_batch(tenant, input_file=file.id, **changes)
-    publisher = Publisher(Sink(), world.outbox)
-    Splitter(world.splits, store, publisher, Limits(), new_id=new_id).split(batch)
+    Splitter(world.splits, store, Limits()).split(batch)
     assert world.row(batch).status == "in_progress"
     return batch
 

@@ -16,7 +16,6 @@ from lowtide.domain.statuses import BatchStatus
 from lowtide.postgres.connections import connect
 from lowtide.postgres.operations import WORK, PostgresOperations
 from lowtide.postgres.pools import PostgresPools
-from lowtide.wiring import new_id
 from tests.portal.seeds import (
     SeedBatch,
     add_batch,
@@ -82,7 +81,7 @@ def test_work_is_of_batches_that_are_open_or_have_just_ended(database: Database)
 
 def test_pauses(database: Database) -> None:
     engine = database.engine("operator")
-    pause = PostgresPools(engine, new_id=new_id).pause(Pool.SPOT, "ana")
+    pause = PostgresPools(engine).pause(Pool.SPOT, "ana")
     found = _read(database)
     assert found.pauses == (pause,)
     assert (found.pause(Pool.SPOT), found.pause(Pool.DEDICATED)) == (pause, None)

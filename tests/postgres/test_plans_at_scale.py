@@ -27,7 +27,6 @@ from lowtide.postgres import (
     history,
     moves,
     outbox,
-    pools,
     queue,
     requests,
     ticks,
@@ -251,7 +250,6 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda _: {"levels": LEVELS, "last": None},
         1500,
     ),
-    "what a resumed pool has first": (pools.FIRST_WAITING, lambda _: {"pool": "spot"}, 200),
     "expire": (str(ticks._EXPIRE), lambda _: {}, 200),
     "cancel due": (str(ticks._CANCEL_DUE), lambda _: {"grace": 1}, 200),
     "silent batches": (str(ticks._SILENT), lambda _: {}, 500),
@@ -263,7 +261,11 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         500,
     ),
     "replicas that are there": (str(timetable._DEDICATED), lambda _: {}, 100),
-    "waiting events": (str(outbox._WAITING), lambda _: {"limit": 100, "age": 0}, 100),
+    "due events": (
+        outbox.DUE,
+        lambda _: {"limit": 100, "base": 10.0, "most": 300.0, "kept": 86_400.0},
+        1000,
+    ),
     "a tenant's use": (admissions.USE, lambda _: {"tenant": DEFAULT_TENANT}, 500),
     "finals, a page": (
         finals.LINES,

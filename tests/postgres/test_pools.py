@@ -8,12 +8,10 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.domain.events import EventType
 from lowtide.domain.pools import OpenDeadlines, Pool
 from lowtide.postgres import claiming, pools
 from lowtide.postgres.outlook import PostgresOutlook
 from lowtide.postgres.pools import PostgresPools
-from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
 from tests.postgres.worlds import done, numbers, together
 
@@ -25,7 +23,7 @@ BOTH = pytest.mark.parametrize("pool", list(Pool))
 
 def register(world: World) -> PostgresPools:
     """Return the pauses of a world."""
-    return PostgresPools(world.database.engine("operator"), new_id=new_id)
+    return PostgresPools(world.database.engine("operator"))
 
 
 def _audited(world: World) -> list[tuple[object, ...]]:
@@ -108,8 +106,8 @@ def test_a_pause_is_taken_once_and_audited_as_nobodys_tenant(world: World) -> No
     assert pools_.pause(Pool.SPOT, "bo") == first
     assert (first.pool, first.by) == (Pool.SPOT, "ana")
     assert [standing.pause for standing in pools_.standings()] == [first, None]
-    assert pools_.resume(Pool.SPOT, "bo")[0] == first
-    assert pools_.resume(Pool.SPOT, "bo") == (None, ())
+    assert pools_.resume(Pool.SPOT, "bo") == first
+    assert pools_.resume(Pool.SPOT, "bo") is None
     assert _audited(world) == [
         (None, "ana", "pool.paused", "spot"),
         (None, "bo", "pool.resumed", "spot"),
@@ -133,17 +131,6 @@ def test_standings_count_lines_and_living_workers(world: World) -> None:
     assert (dedicated.queued, dedicated.running, dedicated.workers) == (0, 0, 0)
 
 
-def test_resuming_wakes_workers_by_the_most_urgent_batch_that_waits(world: World) -> None:
-    world.batch(1, due_in=50, pool="dedicated")
-    later, sooner = world.batch(1, due_in=900), world.batch(1, due_in=100)
-    before = world.events(sooner)[EventType.REQUESTS_QUEUED]
-    register(world).pause(Pool.SPOT, "ana")
-    _, (event,) = register(world).resume(Pool.SPOT, "ana")
-    assert event.type is EventType.REQUESTS_QUEUED
-    assert world.events(sooner)[EventType.REQUESTS_QUEUED] == before + 1
-    assert world.events(later)[EventType.REQUESTS_QUEUED] == before
-
-
 def test_deadlines_that_are_held_so_far(world: World) -> None:
     assert register(world).held_deadlines() == OpenDeadlines(0, None)
     world.batch(1, due_in=900)
@@ -165,8 +152,7 @@ def test_the_outlook_of_tenants_knows_pauses_and_not_by_whom(world: World) -> No
         connection.execute(text("SELECT paused_by FROM paused_pools"))
 
 
-@pytest.mark.parametrize("statement", [pools.HELD, pools.FIRST_WAITING], ids=["held", "first"])
-def test_plans_walk_open_batches_alone(world: World, statement: str) -> None:
+def test_plans_walk_open_batches_alone(world: World) -> None:
     with world.database.engine("worker").begin() as connection:
         connection.execute(
             text("""
@@ -179,8 +165,7 @@ def test_plans_walk_open_batches_alone(world: World, statement: str) -> None:
         )
     with world.database.engine("owner").begin() as connection:
         connection.execute(text("ANALYZE batches"))
-    parameters = {"pool": "spot"} if ":pool" in statement else {}
-    nodes = plan_nodes(world.database.engine("operator"), statement, **parameters)
+    nodes = plan_nodes(world.database.engine("operator"), pools.HELD)
     scans = [node for node in nodes if node.get("Relation Name") in {"batches", "queue"}]
     assert scans
     assert all("Seq" not in node["Node Type"] for node in scans)

@@ -205,6 +205,15 @@ def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> N
     assert world.value("SELECT subject FROM outbox") == f"batch_{batch.hex}"
 
 
+def test_what_stalls_is_announced_whatever_the_outbox_holds_of_it(world: World) -> None:
+    batch = world.new_batch()
+    world.run("UPDATE outbox SET attempts = 9, next_at = now() + interval '300 s'")
+    world.run("UPDATE batches SET nudged_at = now() - interval '31 s'")
+    world.sweep(stalled_after=30)
+    assert [event.subject for event in world.outbox.due(9)] == [f"batch_{batch.hex}"]
+    assert world.value("SELECT count(*) FROM outbox") == 1
+
+
 def test_deadlines_met_and_missed_are_told(world: World) -> None:
     world.batch(4, due_in=-1)
     world.batch(3)

@@ -11,7 +11,6 @@ import pytest
 
 from lowtide.domain.claims import Returned
 from lowtide.domain.escalation import Move, OpenBatch, Plan
-from lowtide.domain.events import EventType
 from lowtide.domain.ids import BatchId
 from lowtide.domain.pools import Depth, Pool
 from tests.postgres.worlds import World, done, numbers, together
@@ -41,9 +40,6 @@ def test_escalation_moves_just_so_many_lines_from_the_end(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.queue.claim(lease, Pool.SPOT, 1)
     assert world.escalate(batch, 2) == 2
-    # The split and the move announced lines.
-    assert world.events(batch)[EventType.REQUESTS_QUEUED] == 2
-    assert world.events(other)[EventType.REQUESTS_QUEUED] == 1
     assert _pools(world, batch) == {
         2: ("spot", False),
         3: ("spot", False),

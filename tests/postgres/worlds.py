@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.domain.claims import Claim
-    from lowtide.domain.events import Event
     from lowtide.domain.situations import Replanned
     from lowtide.local.database import EmbeddedPostgres
 
@@ -218,8 +217,7 @@ class World:
             if split is None:
                 return False
             total = split.write(input_lines(lines))
-            queued = batch_event(new_id(), EventType.REQUESTS_QUEUED, split.job.tenant, batch)
-            return split.start(total, "m", queued)
+            return split.start(total, "m")
 
     def batch(
         self,
@@ -322,11 +320,6 @@ def tables(connection: Connection) -> list[str]:
 def input_lines(count: int) -> list[InputLine]:
     """Return lines `1`..`count`; each has its number as custom_id and lies at 100 times it."""
     return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
-
-
-def queued_event(batch: BatchId) -> Event:
-    """Return the event that announces a split."""
-    return batch_event(new_id(), EventType.REQUESTS_QUEUED, DEFAULT_TENANT, batch)
 
 
 def done(claim: Claim, *, succeeded: bool = True, body: str = "{}") -> Finished:

@@ -13,10 +13,9 @@ from lowtide.domain.ids import DEFAULT_TENANT, FileId, format_request_id
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.services.finalizing import Finalizer
-from lowtide.services.publishing import Publisher
 from lowtide.wiring import new_id
 from tests.postgres.worlds import done, together
-from tests.services.workers import Sink
+from tests.services.workers import Sink, WaitingPublisher
 
 if TYPE_CHECKING:
     from lowtide.domain.ids import BatchId
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _finalizer(world: World, store: ObstoreObjects, sink: Sink | None = None) -> Finalizer:
-    publisher = Publisher(sink or Sink(), world.outbox)
+    publisher = WaitingPublisher(sink or Sink(), world.outbox)
     return Finalizer(world.finals, store, publisher, new_id=new_id)
 
 

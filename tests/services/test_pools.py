@@ -9,14 +9,12 @@ import pytest
 
 from lowtide.domain.backoff import ExponentialBackoff
 from lowtide.domain.errors import Forbidden
-from lowtide.domain.events import EventType
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.pools import Pool
 from lowtide.domain.visitors import Role, Visitor
 from lowtide.services.pools import Pools
-from lowtide.services.publishing import Publisher
 from tests.postgres.test_pools import register
-from tests.services.workers import Bench, Sink, SteeredEngine, until
+from tests.services.workers import Bench, SteeredEngine, until
 
 if TYPE_CHECKING:
     from tests.postgres.worlds import World
@@ -24,8 +22,8 @@ if TYPE_CHECKING:
 ANA = Visitor("ana", Role.OPERATOR)
 
 
-def _pools(world: World, sink: Sink | None = None) -> Pools:
-    return Pools(register(world), Publisher(sink or Sink(), world.outbox))
+def _pools(world: World) -> Pools:
+    return Pools(register(world))
 
 
 @pytest.mark.parametrize(
@@ -56,15 +54,11 @@ def test_it_says_first_what_a_pause_does(world: World) -> None:
     assert all(standing.pause is None for standing in pools.standings())
 
 
-def test_resuming_sends_what_wakes_workers(world: World) -> None:
-    world.batch(5)
-    sink = Sink()
-    pools = _pools(world, sink)
+def test_resuming_returns_the_pause_that_ended(world: World) -> None:
+    pools = _pools(world)
     assert pools.resume(ANA, Pool.SPOT) is None
     pause = pools.pause(ANA, Pool.SPOT)
-    assert sink.sent == []
     assert pools.resume(ANA, Pool.SPOT) == pause
-    assert [event.type for event in sink.sent] == [EventType.REQUESTS_QUEUED]
 
 
 def test_a_worker_waits_longer_and_longer_and_goes_on_when_it_is_woken(world: World) -> None:

@@ -30,12 +30,11 @@ from lowtide.postgres.dead_letters import PostgresDeadLetters
 from lowtide.postgres.requeues import PostgresRequeues
 from lowtide.services import dead_letters
 from lowtide.services.dead_letters import Content, DeadLetters
-from lowtide.services.publishing import Publisher
 from lowtide.services.requeueing import Requeuer, RequeueRequest, RequeueRules
 from lowtide.wiring import new_id, now
 from tests.postgres.letters import batch_of_lines, bury, source_lines
 from tests.postgres.worlds import Running, gate, together
-from tests.services.workers import Sink
+from tests.services.workers import Sink, WaitingPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +57,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.requeues = PostgresRequeues(self.world.api)
-        self.publisher = Publisher(self.sink, self.world.outbox)
+        self.publisher = WaitingPublisher(self.sink, self.world.outbox)
         self.requeuer = Requeuer(
             PostgresDeadLetters(self.world.api),
             self.requeues,

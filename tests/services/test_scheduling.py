@@ -15,13 +15,12 @@ from lowtide.domain.rates import Sample
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.history import PostgresRecorder
 from lowtide.postgres.rates import PostgresRates
-from lowtide.services.publishing import Publisher
 from lowtide.services.scheduling import PoolScale, Scheduler, TickRules
 from tests.postgres.test_audit_retention import AUDITED
 from tests.postgres.test_pools import register
 from tests.postgres.test_scaler_queries import keda_replicas
 from tests.postgres.worlds import done, together
-from tests.services.workers import Sink
+from tests.services.workers import Sink, WaitingPublisher
 
 if TYPE_CHECKING:
     from lowtide.services.scheduling import TickReport
@@ -48,7 +47,7 @@ def _scheduler(
         history_kept=86_400,
         audit_kept=400 * 86_400,
     )
-    publisher = Publisher(sink or Sink(), world.outbox)
+    publisher = WaitingPublisher(sink or Sink(), world.outbox)
     return Scheduler(
         world.ticks,
         world.timetable,
@@ -81,16 +80,15 @@ def test_a_safe_batch_stays_on_spot(world: World) -> None:
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
 
 
-def test_a_batch_that_would_be_late_is_escalated_and_dedicated_woken(world: World) -> None:
-    batch, sink = world.batch(110, due_in=60), Sink()
-    report = _scheduler(world, sink=sink).tick()
+def test_a_batch_that_would_be_late_is_escalated(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    report = _scheduler(world).tick()
     # Creating it took some of the time in which one replica would have been enough.
     assert _planned(report) == (20, 0)
     assert report.planned is not None
     assert report.planned.waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
     assert report.desired_replicas[Pool.DEDICATED] == 2
     assert world.row(batch).escalated == 20
-    assert [event.type for event in sink.sent].count(EventType.REQUESTS_QUEUED) == 2
 
 
 def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
@@ -110,14 +108,17 @@ def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
     assert (report.swept.reaped, _planned(report)[0]) == (20, 20)
 
 
-def test_what_the_sink_refuses_is_sent_at_the_next_tick(world: World) -> None:
-    batch = world.new_batch()
-    _scheduler(world, sink=Sink(accepts=lambda _: False)).tick()
-    assert world.events(batch) == {EventType.BATCH_CREATED.value: 1}
+def test_what_the_sink_refuses_is_sent_again_and_holds_up_nothing(world: World) -> None:
+    refused, taken = world.new_batch(), world.new_batch()
+    world.run("UPDATE outbox SET next_at = now()")
+    _scheduler(world, sink=Sink(lambda event: event.subject != f"batch_{refused.hex}")).tick()
+    assert world.events(refused) == {EventType.BATCH_CREATED.value: 1}
+    assert world.events(taken) == {}, "it does not wait for the other"
     sink = Sink()
+    world.run("UPDATE outbox SET next_at = now()")
     _scheduler(world, sink=sink).tick()
     assert [event.type for event in sink.sent] == [EventType.BATCH_CREATED]
-    assert world.events(batch) == {}
+    assert world.events(refused) == {}
 
 
 def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(

@@ -9,11 +9,8 @@ import pytest
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.lines import Limits, checksum_of
 from lowtide.objects.store import ObstoreObjects
-from lowtide.services.publishing import Publisher
 from lowtide.services.splitting import Splitter
-from lowtide.wiring import new_id
 from tests.http.forms import line
-from tests.services.workers import Sink
 
 if TYPE_CHECKING:
     from lowtide.domain.ids import BatchId
@@ -22,24 +19,22 @@ if TYPE_CHECKING:
 
 def _splitter(
     world: World, batch: BatchId, content: bytes | None
-) -> tuple[Splitter, ObstoreObjects, Sink]:
-    store, sink = ObstoreObjects("memory://"), Sink()
+) -> tuple[Splitter, ObstoreObjects]:
+    store = ObstoreObjects("memory://")
     if content is not None:
         with store.open_writer(world.row(batch).input_key) as writer:
             writer.write(content)
-    publisher = Publisher(sink, world.outbox)
-    return Splitter(world.splits, store, publisher, Limits(), new_id=new_id), store, sink
+    return Splitter(world.splits, store, Limits()), store
 
 
 def test_a_good_file_is_queued_once(world: World) -> None:
     batch = world.new_batch()
     content = b"".join(line(str(number)) for number in range(100))
-    splitter, store, sink = _splitter(world, batch, content)
+    splitter, store = _splitter(world, batch, content)
     splitter.split(batch)
     splitter.split(batch)
     row = world.row(batch)
     assert (row.status, row.total, row.model) == ("in_progress", 100, "m")
-    assert [event.subject for event in sink.sent] == [f"batch_{batch.hex}"]
     requests = world.rows("SELECT * FROM requests ORDER BY line")
     ranges = [(request.start, request.length) for request in requests]
     assert [bytes(part) + b"\n" for part in store.read_ranges(row.input_key, ranges)] == (
@@ -67,13 +62,12 @@ def test_a_bad_file_fails_its_batch_and_leaves_nothing(
     world: World, content: bytes | None, codes: list[str]
 ) -> None:
     batch = world.new_batch()
-    splitter, _, sink = _splitter(world, batch, content)
+    splitter, _ = _splitter(world, batch, content)
     splitter.split(batch)
     row = world.row(batch)
     assert row.status == "failed"
     assert [problem["code"] for problem in row.errors] == codes
     assert world.lines("requests", batch) == world.lines("queue", batch) == []
-    assert sink.sent == []
 
 
 def test_a_store_that_is_away_leaves_the_batch_waiting(
@@ -81,7 +75,7 @@ def test_a_store_that_is_away_leaves_the_batch_waiting(
 ) -> None:
     batch = world.new_batch()
     content = b"".join(line(str(number)) for number in range(1000))
-    splitter, store, _ = _splitter(world, batch, content)
+    splitter, store = _splitter(world, batch, content)
     real = store.stream
 
     def broken(key: str, *arguments: Any) -> Any:

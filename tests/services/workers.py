@@ -196,6 +196,14 @@ class Sink:
         return self.accepts(event)
 
 
+class WaitingPublisher(Publisher):
+    """A publisher whose callers wait until everything is sent, so that tests see what was."""
+
+    def publish(self, events: Iterable[Event]) -> None:
+        super().publish(events)
+        assert self.drain(10)
+
+
 def stored_lines(
     world: World, lines: int, body: bytes | None = None, *, odd: Mapping[int, bytes] | None = None
 ) -> ObstoreObjects:
@@ -264,7 +272,7 @@ class Bench:
         queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
         keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
-        publisher = Publisher(sink, world.outbox)
+        publisher = WaitingPublisher(sink, world.outbox)
         settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
         worker = Worker(
             queue, engine, InputLoader(store, budget, Random(0)),  # noqa: S311

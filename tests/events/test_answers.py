@@ -1,0 +1,107 @@
+"""What functions answer to events, as Knative's broker reads it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import functions_framework
+import pytest
+
+from lowtide import wiring
+from lowtide.domain.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+create_app: Any = functions_framework.create_app
+FUNCTIONS = Path(__file__).parents[2] / "functions"
+TAKING_EVENTS = ("split", "finalize", "schedule", "infer_spot", "infer_dedicated")
+BINARY = {"ce-specversion": "1.0", "ce-type": "t", "ce-source": "/s", "ce-id": "1"}
+STRUCTURED = {"content-type": "application/cloudevents+json"}
+WHOLE = {"specversion": "1.0", "type": "t", "source": "/s", "id": "1", "data": {}}
+
+
+class Part:
+    """Every service of an event function; does nothing, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def tick(self) -> Any:
+        if self._error:
+            raise self._error
+        return None
+
+    read = tick
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function's test client."""
+
+    def client(name: str, error: Exception | None = None) -> Any:
+        part = Part(error)
+        monkeypatch.setattr(wiring, "scheduler", lambda: part)
+        monkeypatch.setattr(wiring, "vitals", lambda: part)
+        monkeypatch.setattr("lowtide.metrics.scheduler.ticked", lambda _: None)
+        monkeypatch.setattr("lowtide.metrics.vitals.measured", lambda _: None)
+        monkeypatch.setattr("lowtide.pull_loop.PULL_LOOP._pool", None)
+        monkeypatch.delitem(sys.modules, "main", raising=False)
+        return create_app(name, str(FUNCTIONS / name / "main.py"), "cloudevent").test_client()
+
+    return client
+
+
+@pytest.mark.parametrize("name", TAKING_EVENTS)
+def test_what_is_taken_is_answered_without_a_body(make: Callable[..., Any], name: str) -> None:
+    client = make(name)
+    for request in (
+        {"json": {}, "headers": BINARY},
+        {"data": json.dumps(WHOLE), "headers": STRUCTURED},
+    ):
+        answer = client.post("/", **request)
+        assert (answer.status_code, answer.data) == (204, b"")
+        assert "Content-Type" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param({}, b"{}", id="no event"),
+        pytest.param({}, b"[1]", id="no object"),
+        pytest.param(STRUCTURED, b"{", id="no JSON"),
+        pytest.param(
+            STRUCTURED,
+            json.dumps(WHOLE | {"extra": {"a": 1}}).encode(),
+            id="an object as attribute",
+        ),
+        pytest.param(
+            BINARY | {"content-type": "application/json"},
+            b"[" * 100_000,
+            id="data too deep to read",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", TAKING_EVENTS)
+def test_what_no_later_try_would_cure_is_refused(
+    make: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    headers: dict[str, str],
+    body: bytes,
+) -> None:
+    answer = make(name).post("/", data=body, headers=headers)
+    assert (answer.status_code, answer.data) == (400, b"")
+    assert "event.refused" in [record.getMessage() for record in caplog.records]
+
+
+def test_what_fails_is_sent_again_and_told_nothing(make: Callable[..., Any]) -> None:
+    answer = make("schedule", Unavailable("secret")).post("/", json={}, headers=BINARY)
+    assert (answer.status_code, answer.data) == (500, b"")
+
+
+def test_only_events_are_answered_so(make: Callable[..., Any]) -> None:
+    assert make("split").get("/").status_code == 405
