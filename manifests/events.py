@@ -69,14 +69,6 @@ def _ping(document: Document) -> Iterator[str]:
         yield "data is no JSON object"
 
 
-def _binding(document: Document) -> Iterator[str]:
-    metadata, subject = document["metadata"], document["spec"]["subject"]
-    if subject.get("namespace") != metadata.get("namespace"):
-        yield "a SinkBinding binds in its own namespace alone"
-    if ("name" in subject) == ("selector" in subject):
-        yield "the subject needs a name or a selector, and one of them"
-
-
 def _scaled(document: Document) -> Iterator[str]:
     spec = document["spec"]
     least, most = spec.get("minReplicaCount", 0), spec.get("maxReplicaCount", 100)
@@ -121,7 +113,6 @@ _CHECKS: dict[tuple[str, str], Callable[[Document], Iterator[str]]] = {
     ("eventing.knative.dev", "Broker"): _broker,
     ("eventing.knative.dev", "Trigger"): _trigger,
     ("sources.knative.dev", "PingSource"): _ping,
-    ("sources.knative.dev", "SinkBinding"): _binding,
     ("keda.sh", "ScaledObject"): _scaled,
     ("gateway.networking.k8s.io", "HTTPRoute"): _route,
 }

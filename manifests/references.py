@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lowtide.settings import unknown_variables
 from manifests import needs
@@ -83,10 +84,7 @@ def _trigger(document: Document, objects: Objects) -> Iterator[str]:
 
 
 def _source(document: Document, objects: Objects) -> Iterator[str]:
-    spec = document["spec"]
-    yield from _destination(spec["sink"], objects)
-    if document["kind"] == "SinkBinding" and not _subjects(spec["subject"], objects):
-        yield "binds nothing"
+    yield from _destination(document["spec"]["sink"], objects)
 
 
 def _role(document: Document, objects: Objects) -> Iterator[str]:
@@ -101,15 +99,6 @@ def _destination(destination: Document, objects: Objects) -> Iterator[str]:
     group = reference["apiVersion"].partition("/")[0]
     if not objects.named(reference["kind"], reference["name"], group):
         yield f"no {reference['kind']} {reference['name']} of {reference['apiVersion']}"
-
-
-def _subjects(subject: Document, objects: Objects) -> list[Document]:
-    return [
-        document
-        for document in objects.documents
-        if (document["apiVersion"], document["kind"]) == (subject["apiVersion"], subject["kind"])
-        and selects(subject.get("selector", {}), document["metadata"].get("labels", {}))
-    ]
 
 
 def _scaled(document: Document, objects: Objects) -> Iterator[str]:
@@ -172,11 +161,20 @@ def _quota(document: Document, objects: Objects) -> Iterator[str]:
         yield f"grants {granted} GPUs, and the ScaledObjects may want {wanted}"
 
 
+def _sink(document: Document, objects: Objects) -> Iterator[str]:
+    """Where events go must be a Broker that is there: the ingress answers 404 for another."""
+    sink = document["data"].get("K_SINK", "")
+    namespace, _, broker = urlsplit(sink).path.strip("/").partition("/")
+    if namespace != document["metadata"].get("namespace") or not objects.named("Broker", broker):
+        yield f"K_SINK {sink} leads to no Broker of these"
+
+
 def _settings(document: Document, objects: Objects) -> Iterator[str]:
     """What the scheduler is told of KEDA and the clock must be what they do."""
     data: dict[str, Any] = document["data"]
     if unknown := unknown_variables(data):
         yield f"unknown settings {', '.join(unknown)}"
+    yield from _sink(document, objects)
     for scaler in objects.all("ScaledObject"):
         pool = scaler["metadata"]["name"].removeprefix("infer-").upper()
         spec = scaler["spec"]
@@ -197,7 +195,6 @@ _CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {
     "PodDisruptionBudget": _selecting,
     "Trigger": _trigger,
     "PingSource": _source,
-    "SinkBinding": _source,
     "ScaledObject": _scaled,
     "HTTPRoute": _route,
     "RoleBinding": _role,

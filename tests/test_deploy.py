@@ -111,11 +111,17 @@ def test_lowtide_takes_what_is_run_in_a_pod(words: list[str]) -> None:
 
 def test_the_secrets_have_every_key_that_the_manifests_ask_for(tmp_path: Path) -> None:
     (script,) = blocks("sh local")
+    # What the image has is installed here, too.
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\n[ "$1 $2" = "run --rm" ] && shift 3 && exec "$@"\n')
+    docker.chmod(0o755)
     done = subprocess.run(
         ["sh", "-euc", script],  # noqa: S607
         cwd=tmp_path,
         env={
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PATH": f"{docker.parent}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "REGISTRY": "registry.example",
             "HOME": str(tmp_path),
             "DATABASE_HOST": "database.example:5432",
             "OWNER_PASSWORD": "owner",

@@ -100,7 +100,7 @@ def broker(evidence: Evidence, operations: Operations | None) -> Finding:
             f"{what}, the first for {duration(evidence.at - oldest)}{why}",
             taken,
             "Check that the Broker is ready and that the functions know it: "
-            "`kubectl get broker,sinkbinding`. Ticks send the events again; nothing is lost.",
+            "`kubectl get broker,trigger`. Ticks send the events again; nothing is lost.",
         )
     if refused is not None and refused.failed_at is not None and not _later(taken, refused):
         return Finding(

@@ -1,4 +1,4 @@
-"""CloudEvents over HTTP to the sink that Knative's SinkBinding names."""
+"""CloudEvents over HTTP to the broker's ingress."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ _KINDS: dict[tuple[str, str], type[kinds.Part]] = {
     ("apps/v1", "Deployment"): kinds.Deployment,
     ("v1", "ConfigMap"): kinds.ConfigMap,
     ("eventing.knative.dev/v1", "Trigger"): kinds.Trigger,
-    ("sources.knative.dev/v1", "SinkBinding"): kinds.SinkBinding,
     ("sources.knative.dev/v1", "PingSource"): kinds.PingSource,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): kinds.HttpRoute,
     ("keda.sh/v1alpha1", "ScaledObject"): kinds.ScaledObject,

@@ -186,21 +186,6 @@ class Selector(Part, frozen=True):
     match_labels: dict[str, str] = {}
 
 
-class Subject(Part, frozen=True):
-    """Which workloads a SinkBinding covers: one by name, or all with these labels."""
-
-    kind: str
-    name: str | None = None
-    selector: Selector | None = None
-
-
-class SinkBindingSpec(Part, frozen=True):
-    """Gives its subject the address of a sink, as `K_SINK`."""
-
-    sink: Destination
-    subject: Subject
-
-
 class PathMatch(Part, frozen=True):
     """`Exact`, or `PathPrefix` by whole segments."""
 
@@ -365,13 +350,6 @@ class Trigger(Part, frozen=True):
 
     metadata: Metadata
     spec: TriggerSpec
-
-
-class SinkBinding(Part, frozen=True):
-    """`sources.knative.dev/v1` SinkBinding."""
-
-    metadata: Metadata
-    spec: SinkBindingSpec
 
 
 class PingSource(Part, frozen=True):

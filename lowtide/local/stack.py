@@ -25,7 +25,6 @@ from lowtide.local.processes import Launch, Process, State
 from lowtide.local.replicas import ReplicaSet
 from lowtide.local.scaling import Scaler, connection_of
 from lowtide.local.secrets import SUPERUSER, read_or_create
-from lowtide.local.sinks import sink_of
 from lowtide.local.users import postgres_credentials
 from lowtide.local.workloads import workloads
 
@@ -277,11 +276,11 @@ class Stack:
             # As Kubernetes names a pod to itself.
             "HOSTNAME": name,
         }
-        if sink_of(workload, self._manifests):
-            fixed["K_SINK"] = f"http://{HOST}:{self._via('broker', self._broker_port)}/"
         manifest = environment.manifest_environment(
             container, self._config_maps, self._secret_values
         )
+        if "K_SINK" in manifest:
+            fixed["K_SINK"] = f"http://{HOST}:{self._via('broker', self._broker_port)}/"
         if workload.ready_path is None:
             ready = _accepts(port)
         else:

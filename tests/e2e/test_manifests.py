@@ -27,6 +27,7 @@ SUPPLIED = {
     "PORT",
     "LOWTIDE_API_URL",
     "LOWTIDE_COLD_START",
+    "K_SINK",
     "LOWTIDE_OBJECT_STORE_URL",
     "LOWTIDE_PORTAL_HOST",
     "LOWTIDE_PORTAL_PORT",
@@ -98,8 +99,7 @@ def test_its_command_and_environment_are_the_manifests(stack: LocalStack, name: 
             assert environment.get(variable) == value, variable
     for variable in _secret(container):
         assert environment.get(variable), variable
-    publishes = "lowtide.dev/publishes" in TEMPLATES[name].owner["metadata"]["labels"]
-    assert ("K_SINK" in environment) == publishes
+    assert environment["K_SINK"].startswith(f"http://{HOST}:")
 
 
 def _own(container: dict[str, Any]) -> dict[str, str]:

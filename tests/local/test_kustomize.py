@@ -17,7 +17,6 @@ from lowtide.local.manifests import (
     ScaledObject,
     Trigger,
 )
-from lowtide.local.sinks import sink_of
 from lowtide.local.workloads import Workload, workloads
 from lowtide.settings import unknown_variables
 
@@ -114,16 +113,6 @@ def test_workers_leave_their_count_to_keda(manifests: Manifests) -> None:
     scaled = {scaler.spec.scale_target_ref.name for scaler in manifests.all(ScaledObject)}
     for deployment in manifests.all(Deployment):
         assert (deployment.spec.replicas is None) == (deployment.metadata.name in scaled)
-
-
-@pytest.mark.parametrize(
-    ("name", "publishes"),
-    [("create-batch", True), ("split", True), ("infer-spot", True), ("read", False)],
-)
-def test_sink_bindings_cover_the_publishers(
-    by_name: dict[str, Workload], manifests: Manifests, name: str, publishes: bool
-) -> None:
-    assert (sink_of(by_name[name], manifests) == "default") is publishes
 
 
 @pytest.mark.parametrize(

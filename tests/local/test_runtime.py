@@ -58,7 +58,7 @@ spec:
       containers:
         - command: [python, server.py]
           readinessProbe: {httpGet: {path: /health/ready}}
-          env: [{name: GREETING, value: hello}]
+          env: [{name: GREETING, value: hello}, {name: K_SINK, value: "http://elsewhere/"}]
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -77,13 +77,6 @@ apiVersion: v1
 kind: Service
 metadata: {name: worker}
 spec: {selector: {app: worker}}
----
-apiVersion: sources.knative.dev/v1
-kind: SinkBinding
-metadata: {name: b}
-spec:
-  subject: {kind: Service, name: hello}
-  sink: {ref: {kind: Broker, name: default}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute

@@ -197,10 +197,10 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "eventing: no class": (
         "Broker/default", lambda d: d["metadata"].pop("annotations"), "broker.class"
     ),
-    "eventing: a binding of nothing": (
-        "SinkBinding/deployments",
-        lambda d: d["spec"]["subject"]["selector"].update(matchLabels={"a": "b"}),
-        "binds nothing",
+    "eventing: a sink that is no broker": (
+        "ConfigMap/lowtide-config",
+        lambda d: d["data"].update(K_SINK="http://broker-ingress.knative-eventing/other/default"),
+        "leads to no Broker",
     ),
     "keda: the default tolerance": (
         "ScaledObject/infer-spot",

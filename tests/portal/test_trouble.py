@@ -114,7 +114,7 @@ def test_health_says_what_is_wrong_and_what_to_do(troubled: tuple[Portal, str]) 
         "1 batch waits, the first for 9 min: events wait and nobody takes them",
         "kubectl get trigger,ksvc split",
         "1 event waits, the first for 7 min: the broker did not take it",
-        "kubectl get broker,sinkbinding",
+        "kubectl get broker,trigger",
         "read: HTTP 500",
         "kubectl logs -l app.kubernetes.io/name=read",
         "LOWTIDE_ENGINE_URL",
