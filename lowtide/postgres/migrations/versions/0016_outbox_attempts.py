@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0016"
-down_revision = "0011"
+down_revision = "0013"
 
 ATTEMPTS = """
 ALTER TABLE outbox ADD attempts smallint NOT NULL DEFAULT 0,
