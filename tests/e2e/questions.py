@@ -41,7 +41,14 @@ def simulated_answer(line: InputLine, body: Any) -> None:
     assert body["object"] == "chat.completion"
     assert body["model"] == line.body["model"]
     assert body["usage"]["prompt_tokens"] == 1 + len(prompt) // 4
-    said = body["choices"][0]["message"]["content"].split()
+    text = body["choices"][0]["message"]["content"]
     wanted = ["Simulated", "answer", "to:", *prompt[:_EXCERPT].split()]
+    if line.body.get("response_format") == {"type": "json_object"}:
+        # A limit may have cut it anywhere.
+        whole = json.dumps({"answer": " ".join(wanted)}, ensure_ascii=False, separators=(",", ":"))
+        shorter = min(len(text.removesuffix('"}')), len(whole) - 2)
+        assert text[:shorter] == whole[:shorter]
+        return
+    said = text.split()
     shorter = min(len(said), len(wanted))
     assert said[:shorter] == wanted[:shorter]

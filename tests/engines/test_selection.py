@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.domain.outcomes import Answered
 from lowtide.engines.selection import build_engine
+from lowtide.ports import EngineRequest
 from lowtide.settings import EngineKind, Settings
+
+if TYPE_CHECKING:
+    from lowtide.ports import Engine
 
 
 @pytest.mark.parametrize(
@@ -21,4 +28,24 @@ def test_the_setting_chooses_the_engine(kind: str, name: str) -> None:
 def test_light_modules_stay_light(module: str) -> None:
     code = f"import sys, lowtide.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert not {"httpx", "httptools", "pydantic", "aiohttp"} & set(done.stdout.split())
+    assert not {"httpx", "httptools", "pydantic", "aiohttp", "jsonschema_rs"} & set(
+        done.stdout.split()
+    )
+
+
+def test_faults_are_those_of_this_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(simulated_faults="spot:500,infer-dedicated-2:503", engine_timeout=7)
+    struck = []
+    for pool, name in (("spot", "1"), ("dedicated", "1"), ("dedicated", "2")):
+        monkeypatch.setenv("FUNCTION_TARGET", f"infer_{pool}")
+        monkeypatch.setenv("HOSTNAME", f"infer-{pool}-{name}")
+        engine = build_engine(settings)
+        request = EngineRequest(0, "/v1/embeddings", b"{}", 1, spot=True)
+        struck.append(asyncio.run(_only(engine, request)).status_code)
+    assert struck == [500, 200, 503]
+
+
+async def _only(engine: Engine, request: EngineRequest) -> Answered:
+    [(_, outcome)] = [pair async for group in engine.run([request]) for pair in group]
+    assert isinstance(outcome, Answered)
+    return outcome
