@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MOST_NOTES: Final = 20
 MOST_ERRORS: Final = 5
+MOST_SHOWN: Final = 200_000
+"""How many bytes of an input, and characters of an output, are shown; the files have the rest."""
 ERRORS_FROM: Final = 10_000
 """Of how many failed lines errors are counted, in input order."""
 
@@ -73,7 +75,10 @@ class BatchDetails:
 
 @dataclass(frozen=True, slots=True)
 class LineRecord:
-    """A line with its answer; `start` and `length` say where its bytes lie in `input_key`."""
+    """A line with its answer; `start` and `length` say where its bytes lie in `input_key`.
+
+    `body` is the first MOST_SHOWN characters of the answer, which has `body_bytes` in all.
+    """
 
     state: RequestState
     input_key: str
@@ -81,6 +86,7 @@ class LineRecord:
     length: int
     request_id: str | None
     body: str | None
+    body_bytes: int
     input_tokens: int
     output_tokens: int
     worker: str | None
@@ -89,7 +95,7 @@ class LineRecord:
 
 @dataclass(frozen=True, slots=True)
 class LineDetails:
-    """A line with its exact bytes, None when the input file is gone."""
+    """A line with its first MOST_SHOWN bytes, None when the input file is gone."""
 
     record: LineRecord
     input: bytes | None

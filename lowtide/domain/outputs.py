@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
 import msgspec
 
 from lowtide.domain.ids import BatchId, format_request_id
 from lowtide.domain.statuses import BatchStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 _encode = msgspec.json.Encoder().encode
 
@@ -13,7 +20,8 @@ _encode = msgspec.json.Encoder().encode
 class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One line of a batch that is over; `body` is the engine's JSON, exactly as it came.
 
-    `status_code` is None when no answer ever came; `error_code` then says why.
+    `status_code` is None when no answer ever came; `error_code` then says why. The body of one that
+    `is_long` is left out, and read in pieces where it is wanted.
     """
 
     number: int
@@ -23,6 +31,7 @@ class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     body: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+    is_long: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -63,14 +72,48 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
     Where the engine named no request, the line's own id stands for it.
     """
     request_id = format_request_id(batch, line.number)
-    head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
     if line.status_code is None or line.body is None:
         error = f'{{"code":{_text(line.error_code)},"message":{_text(line.error_message)}}}'
+        head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
         return escape_separators(f'{head}null,"error":{error}}}\n').encode()
-    return escape_separators(
-        f'{head}{{"status_code":{line.status_code},"request_id":'
-        f'{_text(line.request_id or request_id)},"body":{line.body}}},"error":null}}\n'
-    ).encode()
+    return escape_separators(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}").encode()
+
+
+def render_in_pieces(
+    batch: BatchId, line: FinishedLine, body: Callable[[int], Iterable[str]]
+) -> Iterator[bytes]:
+    """Yield what `render` returns; `body` returns the pieces of a long answer by line."""
+    if not line.is_long:
+        yield render(batch, line)
+        return
+    yield escape_separators(_before_body(batch, line)).encode()
+    for piece in body(line.number):
+        yield escape_separators(piece).encode()
+    yield _AFTER_BODY.encode()
+
+
+def render_all(
+    batch: BatchId, lines: Iterable[FinishedLine], body: Callable[[int], Iterable[str]]
+) -> Iterator[bytes]:
+    """Yield lines in blocks: short ones together, a long one in pieces."""
+    for is_long, run in groupby(lines, key=attrgetter("is_long")):
+        if is_long:
+            for line in run:
+                yield from render_in_pieces(batch, line, body)
+        else:
+            yield b"".join(render(batch, line) for line in run)
+
+
+def _before_body(batch: BatchId, line: FinishedLine) -> str:
+    request_id = format_request_id(batch, line.number)
+    return (
+        f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
+        f'{{"status_code":{line.status_code},"request_id":'
+        f'{_text(line.request_id or request_id)},"body":'
+    )
+
+
+_AFTER_BODY: Final = '},"error":null}\n'
 
 
 def _text(value: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lowtide.services.dead_letters import Content
 from lowtide.services.requeueing import RequeueRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from flask import Request
@@ -61,21 +62,29 @@ def get(call: Call, letter_id: str) -> Response:
     shown = wiring.dead_letters().get(call.tenant, _letter_named(letter_id, "letter_id"))
     answer = shown.answer
     response, error = None, None
-    if answer.status_code is None or answer.body is None:
+    line, body = (uuid.uuid4().hex.encode() for _ in range(2))
+    if answer.status_code is None or shown.body is None:
         error = types.LastError(code=answer.error_code, message=answer.error_message)
     else:
         response = types.LastAnswer(
             status_code=answer.status_code,
             request_id=answer.request_id or format_request_id(shown.letter.batch, answer.number),
-            body=msgspec.Raw(answer.body.encode()),
+            body=msgspec.Raw(body),
         )
     details = types.DeadLetterDetails(
         **_fields(shown.letter),
-        input=msgspec.Raw(b"null" if shown.line is None else shown.line),
+        input=msgspec.Raw(b"null" if shown.line is None else line),
         response=response,
         error=error,
     )
-    return json_response(details)
+    # Both may be as long as a request and an answer can be: they are put in as they are sent.
+    encoded = msgspec.json.encode(details)
+    pieces: list[Iterable[bytes]] = []
+    for placeholder, value in ((line, shown.line), (body, shown.body)):
+        if placeholder in encoded and value is not None:
+            before, _, encoded = encoded.partition(placeholder)
+            pieces += [[before], value]
+    return Response(chain(*pieces, [encoded]), mimetype="application/json")
 
 
 def content(call: Call) -> Response:

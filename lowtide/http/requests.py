@@ -8,7 +8,7 @@ from flask import Response
 
 from lowtide import wiring
 from lowtide.domain.errors import InvalidRequest
-from lowtide.domain.outputs import render
+from lowtide.domain.outputs import render_all
 from lowtide.domain.pools import Pool
 from lowtide.domain.requests import ResultCursor, parse_cursor
 from lowtide.domain.statuses import RequestStatus
@@ -55,8 +55,10 @@ def results(call: Call, batch_id: str) -> Response:
         "x-lowtide-cursor": str(found.cursor),
         "x-lowtide-complete": "true" if found.complete else "false",
     }
-    lines = b"".join(render(batch, line) for line in found.lines)
-    return Response(lines, headers=headers, mimetype="application/x-ndjson")
+    service = wiring.requests()
+    blocks = render_all(batch, found.lines, lambda line: service.body(call.tenant, batch, line))
+    body = blocks if any(line.is_long for line in found.lines) else b"".join(blocks)
+    return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 
 def _after(call: Call) -> int:

@@ -193,7 +193,7 @@ READ = (
         Operation(
             "listResults",
             "Read results while the batch runs, in the order they were committed, as NDJSON in the "
-            "shape of the output file.",
+            "shape of the output file. There are fewer than `limit` where they are long.",
             None,
             media="application/x-ndjson",
             parameters=(

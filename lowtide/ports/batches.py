@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from lowtide.domain.batches import Batch, NewBatch
@@ -69,7 +69,14 @@ class RequestCatalog(Protocol):
     def results(
         self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results committed behind `cursor`; the audit log hears of any."""
+        """Return up to `limit` results committed behind `cursor`; the audit log hears of any.
+
+        There are fewer where bodies are long, and long ones are left out.
+        """
+        ...
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a body that was left out, in pieces; raises NotFound."""
         ...
 
 

@@ -51,7 +51,11 @@ class DeadLetterCatalog(Protocol):
     def answers(
         self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
     ) -> Sequence[FinishedLine]:
-        """Return the last answers of lines, in order of line."""
+        """Return the last answers of lines, in order of line; long bodies are left out."""
+        ...
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a body that was left out, in pieces; raises NotFound."""
         ...
 
     def note_download(self, tenant: TenantId, actor: str, subject: str) -> None:

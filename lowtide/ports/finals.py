@@ -25,6 +25,10 @@ class Finals(Protocol):
         """Yield every line in input order; those without a result carry code and message given."""
         ...
 
+    def body(self, job: FinalJob, line: int) -> Iterator[str]:
+        """Yield a body that `lines` left out, in pieces."""
+        ...
+
     def close(
         self,
         job: FinalJob,

@@ -10,6 +10,7 @@ from lowtide.domain.batch_details import (
     ERRORS_FROM,
     MOST_ERRORS,
     MOST_NOTES,
+    MOST_SHOWN,
     BatchDetails,
     BatchFile,
     LineRecord,
@@ -108,8 +109,9 @@ ORDER BY p.line
 }
 """The statement for each status, without and with a name: a walk of the one table that has just
 such lines."""
-LINE = """
-SELECT s.*, b.input_key, f.request_id, f.body, coalesce(f.input_tokens, 0) AS input_tokens,
+LINE = f"""
+SELECT s.*, b.input_key, f.request_id, left(f.body, {MOST_SHOWN}) AS body,
+  coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
   coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
 FROM batches b
 CROSS JOIN LATERAL (
@@ -119,7 +121,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
   SELECT lease_id FROM claims WHERE batch_id = b.id AND line = :line OFFSET 0) c ON true
 WHERE b.id = :batch
-"""
+"""  # noqa: S608
 LINE_NOTES = """
 SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
 WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
@@ -178,7 +180,7 @@ class PostgresBatchDetails:
             return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
-        """Return a line with its answer; raises NotFound."""
+        """Return a line with the beginning of its answer; raises NotFound."""
         parameters = {"batch": batch, "line": line}
         with looking(self._engine, scope) as connection:
             row = connection.execute(_LINE, parameters).one_or_none()
@@ -193,6 +195,7 @@ class PostgresBatchDetails:
                 length=row.length,
                 request_id=row.request_id,
                 body=row.body,
+                body_bytes=row.body_bytes,
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
                 worker=names.get(row.lease_id),

@@ -12,6 +12,7 @@ from lowtide.domain.errors import NotFound
 from lowtide.domain.ids import BatchId, format_request_id
 from lowtide.domain.outputs import FinishedLine
 from lowtide.postgres.audit import note
+from lowtide.postgres.bodies import IS_LONG, SHORT_BODY, body_in_pieces
 from lowtide.postgres.connections import acting_for
 
 if TYPE_CHECKING:
@@ -76,14 +77,15 @@ WHERE tenant_id = :tenant AND id IN (SELECT batch_id FROM dead_letters WHERE {MA
   AND NOT EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id)
 ORDER BY id LIMIT 5
 """)  # noqa: S608
-ANSWERS = """
-SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body, f.error_code, f.error_message
+ANSWERS = f"""
+SELECT r.line, r.custom_id, f.status_code, f.request_id, {SHORT_BODY} AS body, f.error_code,
+  f.error_message, {IS_LONG} AS is_long
 FROM requests r
 CROSS JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f
 WHERE r.tenant_id = :tenant AND r.batch_id = :batch AND r.line = ANY(:lines)
 ORDER BY r.line
-"""
+"""  # noqa: S608
 _ANSWERS = text(ANSWERS)
 _PAGE_OF_PLACES = 1000
 _FIRST = LetterId(BatchId(UUID(int=0)), 0)
@@ -159,10 +161,14 @@ class PostgresDeadLetters:
     def answers(
         self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
     ) -> Sequence[FinishedLine]:
-        """Return the last answers of lines, in order of line."""
+        """Return the last answers of lines, in order of line; long bodies are left out."""
         parameters = {"tenant": tenant, "batch": batch, "lines": list(lines)}
         with acting_for(self._engine, tenant) as connection:
             return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a long body in pieces; raises NotFound."""
+        return body_in_pieces(lambda: acting_for(self._engine, tenant), batch, line)
 
     def _get(self, tenant: TenantId, letter: LetterId, param: str) -> Any:
         parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}

@@ -11,6 +11,7 @@ from lowtide.domain.ids import TenantId
 from lowtide.domain.jobs import FinalJob
 from lowtide.domain.outputs import FinishedLine
 from lowtide.domain.statuses import BatchStatus
+from lowtide.postgres.bodies import IS_LONG, SHORT_BODY, body_in_pieces
 from lowtide.postgres.connections import begin
 from lowtide.postgres.files import add_file
 from lowtide.postgres.outbox import add_event
@@ -43,9 +44,10 @@ WHERE r.batch_id = :batch AND r.line > :after ORDER BY r.line LIMIT :limit
 # A page as one value takes an eighth of the time that the driver needs for a row a line. It ends
 # early where bodies are long.
 _PAGE = text(f"""
-SELECT json_agg(json_build_array(line, custom_id, status_code, coalesce(request_id, ''), body,
+SELECT json_agg(json_build_array(line, custom_id, status_code, coalesce(request_id, ''),
+  {SHORT_BODY},
   CASE WHEN ran THEN error_code ELSE :code END,
-  CASE WHEN ran THEN error_message ELSE :message END) ORDER BY line)::text
+  CASE WHEN ran THEN error_message ELSE :message END, {IS_LONG}) ORDER BY line)::text
 FROM (
   SELECT *, sum(octet_length(body)) OVER (
     ORDER BY line ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
@@ -90,6 +92,8 @@ class PostgresFinals:
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
         """Yield every line in input order; those without a result carry code and message given.
 
+        Long bodies are left out.
+
         Read in pages, so that neither memory nor a snapshot is held for long.
         """
         code, message = never_ran
@@ -113,6 +117,10 @@ class PostgresFinals:
             yield from lines
             # Long bodies end a page early: then fewer are looked at for the next one.
             after, limit = lines[-1].number, min(2 * len(lines), _LONGEST_PAGE)
+
+    def body(self, job: FinalJob, line: int) -> Iterator[str]:
+        """Yield a long body in pieces."""
+        return body_in_pieces(lambda: begin(self._engine), job.batch, line)
 
     def close(
         self,

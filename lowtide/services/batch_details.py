@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowtide.domain.batch_details import BatchDetails, LineDetails
+from lowtide.domain.batch_details import MOST_SHOWN, BatchDetails, LineDetails
 from lowtide.domain.errors import NotFound
 from lowtide.domain.pricing import cost_of
 
@@ -59,11 +59,11 @@ class BatchBrowser:
         return found[:limit], len(found) > limit
 
     def line(self, visitor: Visitor, batch: BatchId, line: int) -> LineDetails:
-        """Return a line with its exact input and its answer."""
+        """Return a line with the beginnings of its input and its answer."""
         record = self._reading.line(visitor.tenant, batch, line)
         try:
             (content,) = self._objects.read_ranges(
-                record.input_key, [(record.start, record.length)]
+                record.input_key, [(record.start, min(record.length, MOST_SHOWN))]
             )
         except NotFound:
             return LineDetails(record, None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from codecs import iterdecode
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from lowtide.domain.dead_letters import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.domain.errors import Conflict, InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id
-from lowtide.domain.outputs import escape_separators, render
+from lowtide.domain.outputs import escape_separators, render_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +23,8 @@ if TYPE_CHECKING:
     from lowtide.domain.outputs import FinishedLine
     from lowtide.ports import DeadLetterCatalog, DeadLetterDesk, ObjectStore
 
-BLOCK_BYTES = 4 << 20
-"""How much of an input or of answers is held at a time, in bytes; a longer line is held alone."""
+# How much of an input or of answers is held at a time; what is longer comes in pieces.
+_BLOCK_BYTES = 4 << 20
 
 
 class Content(StrEnum):
@@ -32,11 +36,17 @@ class Content(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ShownLetter:
-    """A letter with its line, None when the input file is gone, and its last answer."""
+    """A letter with its line, None when the input file is gone, and its last answer.
+
+    Line and body come in pieces, to be read once; `line_bytes` and `body_bytes` are their sizes.
+    """
 
     letter: DeadLetter
-    line: bytes | None
+    line: Iterator[bytes] | None
+    line_bytes: int
     answer: FinishedLine
+    body: Iterator[bytes] | None
+    body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +84,18 @@ class DeadLetters:
         found, place = self._catalog.get(tenant, letter)
         (answer,) = self._catalog.answers(tenant, letter.batch, [letter.line])
         source = self._catalog.sources(tenant, [letter.batch])[letter.batch]
+        pieces = _line_in_pieces(self._objects, source, place)
+        line: Iterator[bytes] | None
         try:
-            (line,) = read_lines(self._objects, source, [place])
+            line = chain([next(pieces)], pieces)
         except NotFound:
-            return ShownLetter(found, None, answer)
-        return ShownLetter(found, line, answer)
+            line = None
+        body: Iterator[bytes] | None = None
+        if answer.is_long:
+            body = (piece.encode() for piece in self._catalog.body(tenant, *letter))
+        elif answer.body is not None:
+            body = iter([answer.body.encode()])
+        return ShownLetter(found, line, place.length, answer, body, place.answer_bytes)
 
     def download(
         self, tenant: TenantId, wanted: LetterFilter, content: Content, *, actor: str
@@ -117,20 +134,15 @@ class DeadLetters:
     def _inputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
         for page in self._catalog.places(tenant, wanted):
             sources = self._catalog.sources(tenant, list({place.batch for place in page}))
-            for block in in_blocks(page, (place.length for place in page), BLOCK_BYTES):
-                batch = block[0].batch
-                try:
-                    lines = read_lines(self._objects, sources[batch], block)
-                except NotFound as error:
-                    raise input_gone([batch]) from error
-                yield joined(lines)
+            for batch, places in groupby(page, key=attrgetter("batch")):
+                yield from input_blocks(self._objects, sources[batch], places)
 
     def _outputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
         for page in self._catalog.places(tenant, wanted):
-            for block in in_blocks(page, (place.answer_bytes for place in page), BLOCK_BYTES):
+            for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
                 batch = block[0].batch
                 answers = self._catalog.answers(tenant, batch, [place.line for place in block])
-                yield b"".join(render(batch, answer) for answer in answers)
+                yield from render_all(batch, answers, partial(self._catalog.body, tenant, batch))
 
 
 def select(
@@ -160,19 +172,40 @@ def select(
     return desk.named(tenant, letters)
 
 
-def read_lines(
+def input_blocks(
     objects: ObjectStore, source: Source, places: Iterable[LetterPlace]
-) -> Sequence[bytes]:
-    """Return the exact bytes of lines of one batch; raises NotFound when its input is gone."""
-    return objects.read_ranges(source.input_key, [(place.start, place.length) for place in places])
+) -> Iterator[bytes]:
+    """Yield lines of one batch as a file has them; any reader sees one line for each.
+
+    Short ones come together, a long one in pieces. Raises Conflict when their input is gone.
+    """
+    found = list(places)
+    try:
+        for block in in_blocks(found, (place.length for place in found), _BLOCK_BYTES):
+            if sum(place.length for place in block) > _BLOCK_BYTES:
+                for place in block:
+                    pieces = iterdecode(_line_in_pieces(objects, source, place), "utf-8")
+                    yield from (escape_separators(piece).encode() for piece in pieces)
+                    yield b"\n"
+                continue
+            ranges = [(place.start, place.length) for place in block]
+            lines = objects.read_ranges(source.input_key, ranges)
+            yield b"".join(
+                (line if line.isascii() else escape_separators(line.decode()).encode()) + b"\n"
+                for line in lines
+            )
+    except NotFound as error:
+        raise input_gone([source.batch]) from error
 
 
-def joined(lines: Iterable[bytes]) -> bytes:
-    """Return lines as a file has them, each with its newline; any reader sees one line for each."""
-    return b"".join(
-        (line if line.isascii() else escape_separators(line.decode()).encode()) + b"\n"
-        for line in lines
-    )
+def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
+    """Yield the exact bytes of a line; raises NotFound when its input is gone or was cut short."""
+    left = place.length
+    for piece in objects.stream(source.input_key, place.start, place.start + place.length):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise NotFound(f"Line {place.line} is not in its input file any more.")
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import derived_file_id, format_batch_id
-from lowtide.domain.outputs import NEVER_RAN, render
+from lowtide.domain.outputs import NEVER_RAN, render_in_pieces
 from lowtide.ports.tracing import BATCH, TENANT
 from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from uuid import UUID
 
@@ -66,7 +66,8 @@ class Finalizer:
             output = block.enter_context(_OutputFile(self._objects, job, "output", span.context))
             error = block.enter_context(_OutputFile(self._objects, job, "error", span.context))
             for line in self._finals.lines(job, never_ran):
-                (output if line.succeeded else error).add(render(job.batch, line))
+                file = output if line.succeeded else error
+                file.add(render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n)))
         ended = {
             "status": job.final_status.value,
             "completed": output.lines,
@@ -123,12 +124,14 @@ class _OutputFile:
         else:
             self._block.__exit__(kind, error, trace)
 
-    def add(self, line: bytes) -> None:
+    def add(self, line: Iterable[bytes]) -> None:
+        """Append a line, of which memory holds a piece at a time."""
         self.lines += 1
-        self._pending.append(line)
-        self._pending_bytes += len(line)
-        if self._pending_bytes >= _BLOCK_BYTES:
-            self._flush()
+        for piece in line:
+            self._pending.append(piece)
+            self._pending_bytes += len(piece)
+            if self._pending_bytes >= _BLOCK_BYTES:
+                self._flush()
 
     def stored(self) -> StoredFile | None:
         """Return the record of the file; None when it has no lines."""

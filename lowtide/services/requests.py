@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lowtide.domain.ids import BatchId, TenantId
     from lowtide.domain.pools import Pool
@@ -46,7 +46,13 @@ class Requests:
     ) -> ResultPage:
         """Return up to `limit` results behind `cursor`, and tell the audit log of them.
 
+        There are fewer where bodies are long, and long ones are left out.
+
         Raises NotFound for an unknown batch.
         """
         self._ledger.get(tenant, batch)
         return self._catalog.results(tenant, batch, cursor, limit, actor)
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a body that `results` left out, in pieces; raises NotFound."""
+        return self._catalog.body(tenant, batch, line)

@@ -12,18 +12,17 @@ from lowtide.domain.dead_letters import (
     LetterFilter,
     Requeued,
     by_batch,
-    in_blocks,
     requeue_filename,
     requeue_metadata,
 )
-from lowtide.domain.errors import LowtideError, NotFound, Unavailable
+from lowtide.domain.errors import LowtideError, Unavailable
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import BatchId, FileId
 from lowtide.domain.pools import Pool
 from lowtide.domain.windows import parse_window
 from lowtide.ports.tracing import TENANT
-from lowtide.services.dead_letters import BLOCK_BYTES, input_gone, joined, read_lines, select
+from lowtide.services.dead_letters import input_blocks, input_gone, select
 from lowtide.services.scopes import UNTRACED
 
 if TYPE_CHECKING:
@@ -186,15 +185,11 @@ class Requeuer:
         key = object_key(file)
         sha256, size = hashlib.sha256(), 0
         self._files.expect(tenant, key)
-        try:
-            with self._objects.open_writer(key) as writer:
-                for block in in_blocks(places, (place.length for place in places), BLOCK_BYTES):
-                    data = joined(read_lines(self._objects, source, block))
-                    sha256.update(data)
-                    size += len(data)
-                    writer.write(data)
-        except NotFound as error:
-            raise input_gone([source.batch]) from error
+        with self._objects.open_writer(key) as writer:
+            for block in input_blocks(self._objects, source, places):
+                sha256.update(block)
+                size += len(block)
+                writer.write(block)
         return StoredFile(
             id=file,
             tenant=tenant,

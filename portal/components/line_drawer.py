@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 from nicegui import ui
 
+from lowtide.domain.batch_details import MOST_SHOWN
 from portal.components.badges import badge, pool_badge, status_badge
 from portal.components.batch_facts import notes_list
 from portal.components.headings import heading
@@ -16,9 +17,6 @@ from portal.formats import absolute, number, size
 if TYPE_CHECKING:
     from lowtide.domain.batch_details import LineDetails
     from lowtide.domain.requests import RequestState
-
-MOST_SHOWN: Final = 200_000
-"""How many bytes of an input or an output are shown; the files have the rest."""
 
 
 def open_drawer(details: LineDetails) -> None:
@@ -41,25 +39,29 @@ def open_drawer(details: LineDetails) -> None:
             heading("What happened")
             notes_list(record.notes)
         heading("Input")
-        _source("Input", details.input, "The input file is deleted or has expired.")
+        missing = "The input file is deleted or has expired."
+        _source("Input", details.input, record.length, missing)
         heading("Output")
         if record.body is not None:
             tokens = f"{number(record.input_tokens)} tokens in, {number(record.output_tokens)} out"
             ui.label(tokens).classes("muted small")
         body = None if record.body is None else record.body.encode("utf-8", "surrogatepass")
-        _source("Output", body, "There is none.")
+        _source("Output", body, record.body_bytes, "There is none.")
     drawer.on("hide", drawer.delete)
     drawer.open()
 
 
-def exact(content: bytes) -> str:
+def exact(content: bytes, whole: int) -> str:
     """Return JSON on lines of its own, every token as it was sent: digits, escapes, order of keys.
 
-    What is no JSON, or is too long, stays as it is.
+    What is no JSON, or is the beginning of `whole` bytes, stays as it is.
     """
-    if len(content) > MOST_SHOWN:
-        kept = content[:MOST_SHOWN].decode("utf-8", "replace")
-        return f"{kept}\n… {size(len(content) - MOST_SHOWN)} more"
+    if len(content) < whole or whole > MOST_SHOWN:
+        kept = content[:MOST_SHOWN]
+        return (
+            f"{kept.decode('utf-8', 'replace')}\n… {size(whole - len(kept))} more: this is shown in "
+            "part, the batch's files have all of it"
+        )
     try:
         return msgspec.json.format(content, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -84,11 +86,11 @@ def _state(state: RequestState, worker: str | None) -> None:
     ui.label(" · ".join(part for part in parts if part)).classes("muted small")
 
 
-def _source(name: str, content: bytes | None, missing: str) -> None:
+def _source(name: str, content: bytes | None, whole: int, missing: str) -> None:
     if content is None:
         ui.label(missing).classes("muted")
         return
     shown = ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"')
     shown.props("role=region")
     with shown:
-        ui.label(exact(content)).style("white-space: pre-wrap")
+        ui.label(exact(content, whole)).style("white-space: pre-wrap")

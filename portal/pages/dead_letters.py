@@ -13,7 +13,7 @@ from portal.acting import desk_for, tenants_for
 from portal.background import in_thread
 from portal.components.frame import frame
 from portal.components.headings import heading
-from portal.components.letter_dialog import show_letter
+from portal.components.letter_dialog import read_excerpts, show_letter
 from portal.components.letter_filters import LetterFilters
 from portal.components.letter_table import LetterTable
 from portal.letter_actions import LetterActions
@@ -134,7 +134,7 @@ class _Letters:
     async def _look_inside(self, letter: LetterId) -> None:
         try:
             tenant = self._query.chosen_tenant(self._tenants)
-            shown = await in_thread(lambda: self._desk.letters.get(tenant, letter))
+            shown = await in_thread(lambda: read_excerpts(self._desk.letters.get(tenant, letter)))
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return

@@ -178,7 +178,7 @@ def test_an_expired_input_is_told_before_anything_is_sent(letters: Letters) -> N
 def test_inputs_are_downloaded_byte_for_byte(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.services.dead_letters.BLOCK_BYTES", 100)
+    monkeypatch.setattr("lowtide.services.dead_letters._BLOCK_BYTES", 100)
     monkeypatch.setattr("lowtide.postgres.dead_letters._PAGE_OF_PLACES", 2)
     first, _ = letters.batch(), letters.batch(4, (1,))
     answer = letters.api("GET", f"{PATH}/content?batch_id={format_batch_id(first)}")
@@ -191,7 +191,7 @@ def test_inputs_are_downloaded_byte_for_byte(
 def test_outputs_are_those_of_the_error_file(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.services.dead_letters.BLOCK_BYTES", 100)
+    monkeypatch.setattr("lowtide.services.dead_letters._BLOCK_BYTES", 100)
     from lowtide.services.finalizing import Finalizer
 
     batch = letters.batch()

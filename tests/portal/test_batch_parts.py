@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lowtide.domain.batch_details import Note
+from lowtide.domain.batch_details import MOST_SHOWN, Note
 from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
 from lowtide.domain.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
@@ -20,7 +20,7 @@ from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
 from portal.batch_query import BatchQuery, LineQuery
 from portal.components.batch_facts import all_failed, eta_of, said, words_of
 from portal.components.batch_timeline import steps_of
-from portal.components.line_drawer import MOST_SHOWN, exact
+from portal.components.line_drawer import exact
 from portal.components.line_table import row_of
 from portal.readings import Readings, Subject, at_most_every
 from portal.theme import Tone
@@ -101,11 +101,13 @@ def test_lines_have_addresses_too() -> None:
     ],
 )
 def test_json_stays_exact(content: bytes, shown: str) -> None:
-    assert exact(content) == shown
+    assert exact(content, len(content)) == shown
 
 
 def test_a_long_answer_is_cut_and_says_so() -> None:
-    assert exact(b"x" * (MOST_SHOWN + 1500)).endswith("\n… 1.5 kB more")
+    whole = MOST_SHOWN + 1500
+    for content in (b"x" * whole, b"x" * MOST_SHOWN):
+        assert "\n… 1.5 kB more: this is shown in part" in exact(content, whole)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,180 @@
+"""Requests and answers that are too long to be held whole, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide import wiring
+from lowtide.domain.dead_letters import LetterFilter, LetterId
+from lowtide.domain.ids import DEFAULT_TENANT, BatchId, format_batch_id
+from lowtide.domain.outputs import FinishedLine, render
+from lowtide.domain.pools import Pool
+from lowtide.objects.store import ObstoreObjects
+from lowtide.postgres import bodies
+from lowtide.postgres.batch_details import PostgresBatchDetails
+from lowtide.services.finalizing import Finalizer
+from lowtide.services.publishing import Publisher
+from lowtide.wiring import new_id
+from portal.components.letter_dialog import read_excerpts
+from tests.postgres.letters import batch_of_lines, dead
+from tests.postgres.worlds import done
+from tests.services.workers import Sink
+
+if TYPE_CHECKING:
+    from tests.http.conftest import Api
+    from tests.postgres.worlds import World
+
+MIB = 1 << 20
+WIDE = "é\u2028𝄞\x85x"
+BODIES = {
+    1: '{"n":1.0}',
+    2: json.dumps({"text": WIDE * (MIB // 4)}, ensure_ascii=False),
+    3: json.dumps("y" * (MIB + 1)),
+    4: json.dumps("z" * (MIB - 2)),
+    5: json.dumps("y" * (5 * MIB)),
+    6: "{}",
+}
+"""Answers by line: short ones, long ones, and one of each just beside the bound."""
+
+
+@pytest.fixture
+def store(api: Api) -> ObstoreObjects:
+    return ObstoreObjects(f"file://{api.objects}")
+
+
+def _line(number: int, text: str) -> bytes:
+    whole = {
+        "custom_id": str(number),
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"model": "m", "text": text},
+    }
+    return json.dumps(whole, ensure_ascii=False).encode()
+
+
+@pytest.fixture
+def lines() -> list[bytes]:
+    sizes = {1: 1, 2: 5 * MIB // 4, 3: MIB // 4, 4: MIB, 5: 1, 6: 1}
+    return [
+        _line(number, WIDE[: size and 1] + WIDE * (size // 4)) for number, size in sizes.items()
+    ]
+
+
+@pytest.fixture
+def batch(world: World, store: ObstoreObjects, lines: list[bytes]) -> BatchId:
+    """A batch that is answered; every second line is dead."""
+    made = batch_of_lines(world, store, lines)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    for claim in sorted(world.queue.claim(lease, Pool.SPOT, 100), key=lambda claim: claim.line):
+        make = done if claim.line % 2 else dead
+        end: Any = make(claim)
+        body = BODIES[claim.line]
+        world.queue.settle(lease, [_with_body(end, body)], [])
+    return made
+
+
+def _with_body(end: Any, body: str) -> Any:
+    return replace(end, body=body)
+
+
+def _rendered(batch: BatchId, number: int) -> bytes:
+    status = 200 if number % 2 else 500
+    whole = render(batch, FinishedLine(number, str(number), status, "r", BODIES[number]))
+    return whole.replace(b'"request_id":"r"', b"")
+
+
+def _without_ids(content: bytes) -> list[bytes]:
+    return [
+        re.sub(rb'"request_id":"[^"]*"', b"", line) for line in content.splitlines(keepends=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "pages"),
+    [
+        pytest.param(1, [[1], [2], [3], [4], [5], [6]], id="one"),
+        pytest.param(2, [[1, 2], [3, 4], [5], [6]], id="two"),
+        pytest.param(1000, [[1, 2, 3], [4, 5], [6]], id="as many as go"),
+    ],
+)
+def test_results(
+    api: Api, batch: BatchId, limit: int, pages: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "_PIECE", 300_001)
+    path = f"/v1/batches/{format_batch_id(batch)}/results?limit={limit}"
+    after = "0.0"
+    for page in pages:
+        answer = api("GET", f"{path}&after={after}")
+        assert _without_ids(answer.data) == [_rendered(batch, number) for number in page]
+        after = answer.headers["x-lowtide-cursor"]
+    assert api("GET", f"{path}&after={after}").data == b""
+
+
+def test_the_last_page_is_said_to_be_the_last(
+    api: Api, world: World, store: ObstoreObjects, batch: BatchId
+) -> None:
+    _finalize(world, store, batch)
+    path = f"/v1/batches/{format_batch_id(batch)}/results"
+    told, after = [], "0.0"
+    for _ in range(3):
+        answer = api("GET", f"{path}?after={after}")
+        told.append(answer.headers["x-lowtide-complete"])
+        after = answer.headers["x-lowtide-cursor"]
+    assert told == ["false", "false", "true"]
+
+
+def _finalize(world: World, store: ObstoreObjects, batch: BatchId) -> None:
+    publisher = Publisher(Sink(), world.outbox)
+    Finalizer(world.finals, store, publisher, new_id=new_id).finalize(batch)
+
+
+def test_output_and_error_file(
+    api: Api, world: World, store: ObstoreObjects, batch: BatchId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "_PIECE", 300_001)
+    _finalize(world, store, batch)
+    made: Any = api("GET", f"/v1/batches/{format_batch_id(batch)}").json
+    for role, rest in (("output_file_id", 1), ("error_file_id", 0)):
+        content = api("GET", f"/v1/files/{made[role]}/content").data
+        wanted = [_rendered(batch, number) for number in sorted(BODIES) if number % 2 == rest]
+        assert _without_ids(content) == wanted
+
+
+def test_dead_letters(api: Api, batch: BatchId, lines: list[bytes]) -> None:
+    inputs = api("GET", "/v1/dead_letters/content?which=input").data
+    assert [json.loads(line) for line in inputs.splitlines()] == [
+        json.loads(lines[number - 1]) for number in (2, 4, 6)
+    ]
+    assert len(inputs.decode().splitlines()) == 3
+    outputs = api("GET", "/v1/dead_letters/content?which=output").data
+    assert _without_ids(outputs) == [_rendered(batch, number) for number in (2, 4, 6)]
+    letters: Any = api("GET", "/v1/dead_letters").json
+    for letter in letters["data"]:
+        shown: Any = api("GET", f"/v1/dead_letters/{letter['id']}").json
+        number = int(letter["custom_id"])
+        assert shown["input"] == json.loads(lines[number - 1])
+        assert shown["response"]["body"] == json.loads(BODIES[number])
+    requeued: Any = api("POST", "/v1/dead_letters/requeue", json={"filter": {}}).json
+    (new,) = requeued["batches"]
+    file = api("GET", f"/v1/batches/{new['batch_id']}").json["input_file_id"]
+    assert api("GET", f"/v1/files/{file}/content").data == inputs
+
+
+def test_the_portal_reads_the_beginnings(world: World, batch: BatchId) -> None:
+    reading = PostgresBatchDetails(world.api)
+    record = reading.line(DEFAULT_TENANT, batch, 5)
+    assert record.body is not None
+    assert len(record.body) == 200_000
+    assert record.body_bytes == 5 * MIB + 2
+    letters, _ = wiring.dead_letters().page(DEFAULT_TENANT, LetterFilter(), after=None, limit=10)
+    for letter in letters:
+        shown = read_excerpts(
+            wiring.dead_letters().get(DEFAULT_TENANT, LetterId(letter.batch, letter.line))
+        )
+        assert shown.body == BODIES[letter.line].encode()[:20_000].decode(errors="ignore")
+        assert shown.shown.body_bytes == len(BODIES[letter.line].encode())
