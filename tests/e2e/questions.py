@@ -46,7 +46,7 @@ def simulated_answer(line: InputLine, body: Any) -> None:
     if line.body.get("response_format") == {"type": "json_object"}:
         # A limit may have cut it anywhere.
         whole = json.dumps({"answer": " ".join(wanted)}, ensure_ascii=False, separators=(",", ":"))
-        shorter = min(len(text.removesuffix('"}')), len(whole) - 2)
+        shorter = min(len(text.rstrip('"}')), len(whole) - 2)
         assert text[:shorter] == whole[:shorter]
         return
     said = text.split()
