@@ -60,7 +60,6 @@ class Request(msgspec.Struct):
     parallel_tool_calls: object = None
     functions: object = None
     function_call: object = None
-    service_tier: object = None
     text: object = None
     instructions: object = None
     previous_response_id: object = None
