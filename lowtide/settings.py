@@ -196,6 +196,12 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Key that the upstream wants, if any."
     )
     engine_timeout: float = Field(default=600.0, gt=0, description="Seconds for one request.")
+    max_response_bytes: int = Field(
+        default=67_108_864,
+        ge=1024,
+        le=268_435_456,
+        description="Largest answer, in bytes: a request whose answer is larger fails at once.",
+    )
     simulated_seed: int = Field(default=0, description="Seed of the simulated engine.")
     simulated_latency: float = Field(
         default=0.2, ge=0, description="Mean seconds of a simulated request."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 import httptools
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     from lowtide.domain.traces import TraceContext
     from lowtide.engines.encodings import Decoder
+    from lowtide.engines.intake import Intake
+
+
+_PIECE: Final = 256 * 1024
+"""What is sent or received in one go: about what asyncio reads at a time."""
 
 
 _REDIRECTS = frozenset({307, 308})
@@ -62,14 +67,14 @@ class Origin:
         """Return a GET request."""
         return f"GET {self.path}{path} HTTP/1.1\r\n{self.fields}\r\n".encode("ascii")
 
-    def post(self, path: str, body: bytes, trace: TraceContext | None = None) -> bytes:
-        """Return a POST request of JSON, made in a trace."""
+    def post(self, path: str, size: int, trace: TraceContext | None = None) -> bytes:
+        """Return the head of a POST request of JSON, made in a trace; its body has `size` bytes."""
         fields = self.fields if trace is None else self.fields + _trace_fields(trace)
         head = (
             f"POST {self.path}{path} HTTP/1.1\r\n{fields}"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
         )
-        return head.encode("ascii") + body
+        return head.encode("ascii")
 
     def other_path(self, path: str, reply: Reply) -> str | None:
         """Return where a redirect leads that adds or takes the path's last slash, and nothing else.
@@ -102,11 +107,17 @@ def _trace_fields(trace: TraceContext) -> str:
 class Connection(asyncio.Protocol):
     """Carries one request at a time; after any failure it is closed and of no more use.
 
-    `max_bytes` bounds what is read of one reply, its head included.
+    `max_bytes` bounds what is read of one reply, its head included. A large one arrives as the
+    intake lets it.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, intake: Intake) -> None:
         self._max_bytes = max_bytes
+        self._intake = intake
+        self._deadline: asyncio.Timeout | None = None
+        self._time_left: float | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Reply] | None = None
@@ -116,31 +127,77 @@ class Connection(asyncio.Protocol):
         self._reset()
 
     @classmethod
-    async def open(cls, origin: Origin, tls: ssl.SSLContext | None, max_bytes: int) -> Connection:
+    async def open(
+        cls, origin: Origin, tls: ssl.SSLContext | None, max_bytes: int, intake: Intake
+    ) -> Connection:
         """Connect; raises OSError."""
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: cls(max_bytes), origin.host, origin.port, ssl=tls
+            lambda: cls(max_bytes, intake), origin.host, origin.port, ssl=tls
         )
         return connection
 
-    async def exchange(self, request: bytes) -> Reply:
+    async def exchange(self, head: bytes, body: bytes, deadline: asyncio.Timeout) -> Reply:
         """Send a request and return its reply.
 
-        Raises BrokenReplyError, or ConnectionError when nothing came back. Cancelling closes the
-        connection.
+        What it waits for the intake does not count for the deadline. Raises BrokenReplyError, or
+        ConnectionError when nothing came back. Cancelling closes the connection.
         """
         if self._transport is None or not self.reusable:
             raise ConnectionResetError("The connection is closed.")
         self._reset()
         self._waiter = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        self._deadline = deadline
         try:
+            await self._send(self._transport, head, body)
             return await self._waiter
         except BaseException:
             self.close()
             raise
         finally:
             self._waiter = None
+            self._deadline = self._time_left = None
+            self._intake.ended(self)
+
+    async def _send(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+        """Write a request; a large body in pieces, as the transport copies what it cannot send."""
+        if len(body) <= _PIECE:
+            transport.write(head + body)
+            return
+        transport.write(head)
+        rest = memoryview(body)
+        while rest and not self._answered:
+            transport.write(rest[:_PIECE])
+            rest = rest[_PIECE:]
+            await self._may_write.wait()
+        if rest:
+            # Answered already: what is missing of the request would be taken for the next one.
+            self.reusable = False
+
+    def pause_writing(self) -> None:
+        """Wait with what is left of a body (asyncio's callback)."""
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """Go on with it (asyncio's callback)."""
+        self._may_write.set()
+
+    def hold(self) -> None:
+        """Receive no more for now: the time until the deadline stands still."""
+        if self._transport is not None and not self._answered:
+            self._transport.pause_reading()
+            when = None if self._deadline is None else self._deadline.when()
+            if self._deadline is not None and when is not None:
+                self._time_left = when - asyncio.get_running_loop().time()
+                self._deadline.reschedule(None)
+
+    def go_on(self) -> None:
+        """Receive again."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+            if self._deadline is not None and self._time_left is not None:
+                now = asyncio.get_running_loop().time()
+                self._deadline.reschedule(now + self._time_left)
+                self._time_left = None
 
     def close(self) -> None:
         """Close at once."""
@@ -159,17 +216,21 @@ class Connection(asyncio.Protocol):
         if self._answered:
             self.close()
         elif self._received > self._max_bytes:
-            text = f"it is over {self._max_bytes} bytes"
-            self._fail(BrokenReplyError(text, NoAnswer.TOO_LARGE))
+            self._fail(self._too_large())
         else:
             try:
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._fail(BrokenReplyError(f"it is not HTTP: {error}"))
+            size = max(self._received, self._size)
+            if size > _PIECE and not self._answered:
+                expected = self._expected if self._decoder is None else 0
+                self._intake.received(self, size, expected)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a reply that lasts until the connection does, fail any other (asyncio's callback)."""
         self.reusable = False
+        self._may_write.set()
         if self._status and not self._sized and exc is None:
             self._finish()
         elif self._received:
@@ -199,12 +260,17 @@ class Connection(asyncio.Protocol):
             self._location = value.decode("latin-1")
         elif field == b"content-encoding":
             self._encoding = value.decode("latin-1")
-        elif field in {b"content-length", b"transfer-encoding"}:
+        elif field == b"transfer-encoding":
             self._sized = True
+        elif field == b"content-length":
+            self._sized = True
+            self._expected = int(value) if value.isdigit() else 0
 
     def on_headers_complete(self) -> None:
         """Note the status, and choose the decoder (the parser's callback)."""
         self._status = self._parser.get_status_code()
+        if self._expected > self._max_bytes:
+            self._fail(self._too_large())
         try:
             self._decoder = decoder_of(self._encoding, self._max_bytes)
         except BrokenReplyError as error:
@@ -215,7 +281,9 @@ class Connection(asyncio.Protocol):
         if self._answered:
             return
         try:
-            self._body.append(body if self._decoder is None else self._decoder.feed(body))
+            part = body if self._decoder is None else self._decoder.feed(body)
+            self._body.append(part)
+            self._size += len(part)
         except BrokenReplyError as error:
             self._fail(error)
 
@@ -242,6 +310,8 @@ class Connection(asyncio.Protocol):
         self._encoding = ""
         self._decoder = None
         self._sized = False
+        self._expected = 0
+        self._size = 0
         self._body: list[bytes] = []
 
     def _finish(self) -> None:
@@ -253,18 +323,26 @@ class Connection(asyncio.Protocol):
         except BrokenReplyError as error:
             self._fail(error)
             return
+        body = b"".join(self._body)
+        self._body.clear()
+        self._may_write.set()
         self._waiter.set_result(
             Reply(
                 self._status,
                 self._reason,
-                b"".join(self._body),
+                body,
                 self._request_id,
                 self._retry_after,
                 self._location,
             )
         )
 
+    def _too_large(self) -> BrokenReplyError:
+        text = f"it is over {self._max_bytes} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
+        return BrokenReplyError(text, NoAnswer.TOO_LARGE)
+
     def _fail(self, error: Exception) -> None:
         if self._waiter is not None and not self._answered:
             self._waiter.set_exception(error)
+        self._may_write.set()
         self.close()

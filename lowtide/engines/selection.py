@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, assert_never
 from lowtide.settings import EngineKind
 
 if TYPE_CHECKING:
+    from lowtide.domain.budgets import ByteBudget
     from lowtide.engines.simulation.faults import Faults
     from lowtide.ports import Engine
     from lowtide.settings import Settings
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
     """Return the engine of `settings.engine`; only that one's libraries are imported."""
     match settings.engine:
         case EngineKind.SIMULATED:
@@ -37,6 +38,8 @@ def build_engine(settings: Settings) -> Engine:
                 api_key=settings.engine_api_key.get_secret_value(),
                 timeout=settings.engine_timeout,
                 concurrency=settings.worker_concurrency,
+                max_response_bytes=settings.max_response_bytes,
+                budget=budget,
             )
         case EngineKind.NOOP:
             from lowtide.engines.noop import NoopEngine

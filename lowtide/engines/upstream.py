@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.outcomes import NoAnswer, Unanswered
 from lowtide.engines.arrivals import Arrivals
 from lowtide.engines.connection import Connection, Origin
 from lowtide.engines.encodings import BrokenReplyError
+from lowtide.engines.intake import Intake
 from lowtide.engines.replies import outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from lowtide.domain.outcomes import Outcome
     from lowtide.engines.replies import Reply
     from lowtide.ports import EngineRequest
 
-MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 
 _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
@@ -53,12 +57,15 @@ class UpstreamEngine:
         timeout: float = 600.0,
         concurrency: int = 32,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        budget: ByteBudget | None = None,
     ) -> None:
         self._origin = Origin.parse(base_url, api_key.strip())
         self._tls = ssl.create_default_context() if self._origin.encrypted else None
         self._timeout = timeout
         self._concurrency = concurrency
         self._max_response_bytes = max_response_bytes
+        self._budget = budget or ByteBudget(sys.maxsize)
+        self._intake = Intake(self._budget)
         self._slots = asyncio.Semaphore(concurrency)
         self._idle: list[Connection] = []
         self._calls: list[tuple[Arrivals, list[asyncio.Task[None]]]] = []
@@ -67,11 +74,13 @@ class UpstreamEngine:
         self, requests: Sequence[EngineRequest]
     ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
         """Yield outcomes as the upstream answers; closing the iterator cancels the rest."""
-        arrivals = Arrivals(len(requests))
-        queue = iter(requests)
+        arrivals = Arrivals(len(requests), self._budget)
+        queue = deque(requests)
+        # Each body goes as its request ends.
+        del requests
         tasks = [
             asyncio.create_task(self._work(queue, arrivals))
-            for _ in range(min(len(requests), self._concurrency))
+            for _ in range(min(len(queue), self._concurrency))
         ]
         call = (arrivals, tasks)
         self._calls.append(call)
@@ -83,11 +92,12 @@ class UpstreamEngine:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            arrivals.close()
 
     async def models(self) -> Sequence[str]:
         """Return the ids that `GET /v1/models` lists; empty when it fails."""
         try:
-            reply = await self._exchange(self._origin.get("/v1/models"))
+            reply = await self._exchange(self._origin.get("/v1/models"), b"")
             if reply.status != 200:
                 return ()
             return [model.id for model in msgspec.json.decode(reply.body, type=_Models).data]
@@ -103,24 +113,26 @@ class UpstreamEngine:
         while self._idle:
             self._idle.pop().close()
 
-    async def _work(self, queue: Iterator[EngineRequest], arrivals: Arrivals) -> None:
+    async def _work(self, queue: deque[EngineRequest], arrivals: Arrivals) -> None:
         """Send requests of one call until none is left; a call has several of these."""
-        for request in queue:
+        while queue:
+            request = queue.popleft()
             async with self._slots:
                 outcome = await self._ask(request)
             arrivals.add(request.key, outcome)
+            del request, outcome
 
     async def _ask(self, request: EngineRequest) -> Outcome:
         try:
-            asked = self._origin.post(request.endpoint, request.body, request.trace)
+            head = self._origin.post(request.endpoint, len(request.body), request.trace)
         except (UnicodeError, ValueError) as error:
             return Unanswered(NoAnswer.UNSENDABLE, f"The request cannot be sent: {error}")
         try:
-            reply = await self._exchange(asked)
+            reply = await self._exchange(head, request.body)
             other = self._origin.other_path(request.endpoint, reply)
             if other is not None:
-                asked = self._origin.post(other, request.body, request.trace)
-                reply = await self._exchange(asked)
+                head = self._origin.post(other, len(request.body), request.trace)
+                reply = await self._exchange(head, request.body)
             return outcome_of(reply)
         # A request without an outcome would never end, so whatever goes wrong is one.
         except Exception as error:  # noqa: BLE001
@@ -145,10 +157,10 @@ class UpstreamEngine:
             case _:
                 return Unanswered(NoAnswer.FAULT, f"The request failed: {error!r}")
 
-    async def _exchange(self, request: bytes) -> Reply:
-        async with asyncio.timeout(self._timeout):
+    async def _exchange(self, head: bytes, body: bytes) -> Reply:
+        async with asyncio.timeout(self._timeout) as deadline:
             connection = self._kept() or await self._connect()
-            reply = await connection.exchange(request)
+            reply = await connection.exchange(head, body, deadline)
         if connection.reusable:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
@@ -169,6 +181,8 @@ class UpstreamEngine:
     async def _connect(self) -> Connection:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
-                return await Connection.open(self._origin, self._tls, self._max_response_bytes)
+                return await Connection.open(
+                    self._origin, self._tls, self._max_response_bytes, self._intake
+                )
         except TimeoutError as error:
             raise ConnectionError(f"no connection in {_CONNECT_TIMEOUT:g} s") from error

@@ -26,11 +26,16 @@ _MARK = "/* prepared */"
 _STALE = frozenset({"0A000", "26000"})
 """SQLSTATEs of a plan whose result type has changed, and of a statement that is gone."""
 _BEGIN = "begin transaction"
+_LARGE = 65536
 
 
 def hot(sql: str) -> TextClause:
     """Return a statement to be prepared; its plan must not depend on its parameters' values."""
     return text(_MARK + sql)
+
+
+class Encoded(bytes):
+    """Text in UTF-8, as a parameter of a hot statement: sent as it is, without a copy."""
 
 
 class PreparingConnection(dbapi.Connection):
@@ -39,6 +44,7 @@ class PreparingConnection(dbapi.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._prepared: dict[str, tuple[Any, ...]] = {}
+        self.register_out_adapter(Encoded, lambda value: value)
         if self._usock.family != socket.AF_UNIX:
             # Or else the end of a statement that takes two packets waits for the acknowledgement of
             # its beginning, which the server holds back for 40 ms.
@@ -73,7 +79,8 @@ class PreparingConnection(dbapi.Connection):
         begins = not self._in_transaction
         if begins:
             self.send_QUERY(_BEGIN)
-        self._send_message(core.BIND, _binding(name, make_params(self.py_types, values)))
+        for part in _binding(name, make_params(self.py_types, values)):
+            core._write(self._sock, part)  # noqa: SLF001
         core._write(self._sock, core.EXECUTE_MSG + core.SYNC_MSG)  # noqa: SLF001
         core._flush(self._sock)  # noqa: SLF001
         if begins:
@@ -106,11 +113,25 @@ def _native(operation: str) -> str:
     return statement
 
 
-def _binding(name: bytes, values: Sequence[str | None]) -> bytes:
-    """Return a Bind message's content: unnamed portal, every value and every result as text."""
-    parts = [b"\0", name, core.H_pack(0), core.H_pack(len(values))]
+def _binding(name: bytes, values: Sequence[str | Encoded | None]) -> Sequence[bytes]:
+    """Return a Bind message in parts: unnamed portal, every value and every result as text.
+
+    A large value is a part of its own, which is written as it lies in memory.
+    """
+    parts: list[bytes] = []
+    head = [b"\0", name, core.H_pack(0), core.H_pack(len(values))]
+    size = 4
     for value in values:
-        encoded = None if value is None else value.encode()
-        parts.append(core.i_pack(-1 if encoded is None else len(encoded)))
-        parts.append(encoded or b"")
-    return b"".join([*parts, core.H_pack(0)])
+        if value is None:
+            head.append(core.i_pack(-1))
+            continue
+        encoded = value if isinstance(value, Encoded) else value.encode()
+        head.append(core.i_pack(len(encoded)))
+        if len(encoded) < _LARGE:
+            head.append(encoded)
+        else:
+            parts += [b"".join(head), encoded]
+            head = []
+    parts.append(b"".join([*head, core.H_pack(0)]))
+    size += sum(map(len, parts))
+    return [core.BIND + core.i_pack(size), *parts]

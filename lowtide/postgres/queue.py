@@ -16,7 +16,7 @@ from lowtide.domain.ids import BatchId, LeaseId
 from lowtide.postgres.claiming import Claiming
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
-from lowtide.postgres.prepared import hot
+from lowtide.postgres.prepared import Encoded, hot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ WITH given AS MATERIALIZED (
 ), ended AS MATERIALIZED (
   SELECT m.batch_id, m.line, m.tenant_id, m.pool, m.claimed_at, m.deadline, m.interruptions,
     m.escalated, g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.replica_seconds,
-    g.status_code, g.request_id, g.body, g.error_code, g.error_message, g.dead_letter
+    g.status_code, g.request_id, coalesce(cast(:body AS text), g.body) AS body, g.error_code, g.error_message, g.dead_letter
   FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
 ), stored AS (
   INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
@@ -225,6 +225,9 @@ class PostgresQueue:
 
 
 def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
+    # Beside its row, as a string in JSON would have to be escaped, and would be copied several times.
+    alone = len(finished) == 1
+    body = finished[0].body if alone else None
     rows = [
         {
             "batch": line.batch,
@@ -236,14 +239,18 @@ def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]
             "replica_seconds": line.replica_seconds,
             "status_code": line.status_code,
             "request_id": line.request_id,
-            "body": line.body,
+            "body": None if alone else line.body,
             "error_code": line.error_code,
             "error_message": line.error_message,
             "dead_letter": line.dead_letter,
         }
         for line in finished
     ]
-    parameters = {"lease": lease, "rows": _encode(rows).decode()}
+    parameters = {
+        "lease": lease,
+        "rows": Encoded(_encode(rows)),
+        "body": None if body is None else Encoded(body.encode()),
+    }
     return connection.execute(_FINISH, parameters).all()
 
 

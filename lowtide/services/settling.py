@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.claims import Finished, Returned
 from lowtide.domain.errors import LowtideError
@@ -15,6 +16,7 @@ from lowtide.domain.outcomes import Usage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lowtide.domain.budgets import ByteBudget
     from lowtide.domain.ids import LeaseId
     from lowtide.ports import Queue, WorkerMeter
     from lowtide.services.leases import LeaseKeeper
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
+STATEMENT_BYTES: Final = 8 * 2**20
+"""Most bytes of results in one statement, which takes several times as much while it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +55,20 @@ class Settler:
         publisher: Publisher,
         meter: WorkerMeter,
         rules: FlushRules,
+        budget: ByteBudget,
     ) -> None:
         self._keeper = keeper
         self._queue = queue
         self._publisher = publisher
         self._meter = meter
         self._rules = rules
+        self._budget = budget
         self._waiting: list[Finished | Returned] = []
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
         self._writing = asyncio.Lock()
         self._unwritten = 0
+        self._waiting_bytes = 0
 
     @property
     def is_congested(self) -> bool:
@@ -73,13 +80,18 @@ class Settler:
         if not lines:
             return
         self._waiting.extend(lines)
+        size = sum(map(size_of, lines))
+        self._waiting_bytes += size
+        self._budget.take(size)
         self._some.set()
-        if len(self._waiting) >= self._rules.lines:
+        if len(self._waiting) >= self._rules.lines or self._waiting_bytes >= STATEMENT_BYTES:
             self._enough.set()
 
     def discard(self) -> None:
         """Drop everything: the lease is lost, and with it the lines."""
         self._waiting.clear()
+        self._budget.give(self._waiting_bytes)
+        self._waiting_bytes = 0
 
     async def run(self, on_written: Callable[[], None]) -> None:
         """Write until cancelled; `on_written` is called after each write."""
@@ -97,17 +109,25 @@ class Settler:
             self._some.clear()
             self._enough.clear()
             lines, self._waiting = self._waiting, []
-            if not lines or self._keeper.lease is None:
-                return
+            size, self._waiting_bytes = self._waiting_bytes, 0
+            lease = self._keeper.lease
             self._unwritten = len(lines)
             try:
-                await asyncio.shield(self._settle(self._keeper.lease, lines))
+                while lines and lease is not None:
+                    some = in_one_statement(lines)
+                    await asyncio.shield(self._settle(lease, some))
+                    del lines[: len(some)]
+                    written = sum(map(size_of, some))
+                    del some
+                    size -= written
+                    self._budget.give(written)
             except LowtideError as error:
                 _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
                 await asyncio.sleep(_RETRY_SECONDS)
                 self.add(lines)
             finally:
                 self._unwritten = 0
+                self._budget.give(size)
 
     async def drain(self, seconds: float) -> None:
         """Write everything, also what is being written now, for at most `seconds`."""
@@ -143,6 +163,21 @@ class Settler:
         self._meter.spent(sum(line.replica_seconds for line in finished))
         if settled.drained:
             self._publisher.publish(settled.drained)
+
+
+def size_of(line: Finished | Returned) -> int:
+    """Return the bytes that a result takes until it is written."""
+    return sys.getsizeof(line.body) if isinstance(line, Finished) and line.body else 0
+
+
+def in_one_statement(lines: Sequence[Finished | Returned]) -> Sequence[Finished | Returned]:
+    """Return the first of these lines, up to 8 MiB of results; a larger one comes alone."""
+    size = 0
+    for count, line in enumerate(lines):
+        size += size_of(line)
+        if size > STATEMENT_BYTES:
+            return lines[: max(count, 1)]
+    return lines[:]
 
 
 def _unstorable(line: Finished | Returned) -> Finished:

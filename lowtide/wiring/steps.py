@@ -127,10 +127,10 @@ def build_worker(pool: Pool) -> Worker:
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
     return Worker(
         queue,
-        build_engine(settings),
+        build_engine(settings, budget),
         InputLoader(objects(), budget, rng),
         keeper,
-        Settler(keeper, queue, publisher(), meter, flush),
+        Settler(keeper, queue, publisher(), meter, flush, budget),
         meter,
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
         models(),

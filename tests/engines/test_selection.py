@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.outcomes import Answered
 from lowtide.engines.selection import build_engine
 from lowtide.ports import EngineRequest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     [("simulated", "SimulatedEngine"), ("openai", "UpstreamEngine"), ("noop", "NoopEngine")],
 )
 def test_the_setting_chooses_the_engine(kind: str, name: str) -> None:
-    assert type(build_engine(Settings(engine=EngineKind(kind)))).__name__ == name
+    assert type(build_engine(Settings(engine=EngineKind(kind)), ByteBudget(2**20))).__name__ == name
 
 
 @pytest.mark.parametrize("module", ["engines.simulated", "engines.noop", "objects.store"])
@@ -39,7 +40,7 @@ def test_faults_are_those_of_this_worker(monkeypatch: pytest.MonkeyPatch) -> Non
     for pool, name in (("spot", "1"), ("dedicated", "1"), ("dedicated", "2")):
         monkeypatch.setenv("FUNCTION_TARGET", f"infer_{pool}")
         monkeypatch.setenv("HOSTNAME", f"infer-{pool}-{name}")
-        engine = build_engine(settings)
+        engine = build_engine(settings, ByteBudget(2**20))
         request = EngineRequest(0, "/v1/embeddings", b"{}", 1, spot=True)
         struck.append(asyncio.run(_only(engine, request)).status_code)
     assert struck == [500, 200, 503]

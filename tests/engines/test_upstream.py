@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.domain.budgets import ByteBudget
+from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered, Usage
 from lowtide.domain.traces import TraceContext
 from lowtide.engines.upstream import UpstreamEngine
 from lowtide.local.ports import free_port
@@ -325,6 +326,61 @@ def test_a_large_request_and_answer_arrive_whole(upstream: ScriptedUpstream) -> 
     upstream.reply("m", body)
     assert ask(upstream.url, body) == [Answered(200, body.decode())]
     assert upstream.requests[0][1] == body
+
+
+def test_large_answers_arrive_within_the_budget(upstream: ScriptedUpstream) -> None:
+    body = b'{"model":"m","text":"%b"}' % (b"x" * 2_000_000)
+    upstream.reply("m", body)
+    budget = ByteBudget(5_000_000)
+    peaks: list[int] = []
+    take = budget.take
+
+    def watched(size: int) -> None:
+        take(size)
+        peaks.append(budget.used)
+
+    budget.take = watched  # type: ignore[method-assign]
+    requests = [b'{"model":"m"}'] * 12
+    outcomes = ask(upstream.url, *requests, concurrency=12, budget=budget)
+    assert outcomes == [Answered(200, body.decode())] * 12
+    # Whole answers by twos, and for each of the others no more than what had come when it was held.
+    assert 4_000_000 < max(peaks) < 5_000_000 + 12 * 2 * 262_144
+    assert budget.used == 0
+
+
+def test_what_is_held_is_not_timed_out(upstream: ScriptedUpstream) -> None:
+    body = b'{"model":"m","text":"%b"}' % (b"x" * 8_000_000)
+    upstream.reply("m", body)
+    budget = ByteBudget(1_000_000)
+    budget.take(1_000_000)
+
+    async def main() -> list[Outcome]:
+        engine = UpstreamEngine(upstream.url, timeout=1.0, budget=budget)
+        requests = [EngineRequest(n, CHAT, b'{"model":"m"}', 1, spot=False) for n in range(2)]
+        loop = asyncio.get_running_loop()
+        found = []
+        async for group in engine.run(requests):
+            found += [outcome for _, outcome in group]
+            if len(found) == 1:
+                # The other one waits for longer than its timeout: this result is not written yet.
+                written = asyncio.Event()
+                budget.take(10_000_000)
+                loop.call_later(1.2, written.set)
+                await written.wait()
+                budget.give(10_000_000)
+        await engine.close()
+        return found
+
+    assert asyncio.run(main()) == [Answered(200, body.decode())] * 2
+
+
+def test_an_announced_answer_that_is_too_large_ends_at_once(upstream: ScriptedUpstream) -> None:
+    script(upstream, OK + b"Content-Length: 70000\r\n\r\n[", "hang")
+    [outcome] = ask(upstream.url, b'{"model":"m"}', timeout=60, max_response_bytes=65_536)
+    assert isinstance(outcome, Unanswered)
+    assert outcome.code == "response_too_large"
+    assert "LOWTIDE_MAX_RESPONSE_BYTES" in outcome.message
+    assert not RetryPolicy().is_transient(outcome)
 
 
 def test_connections_are_kept_and_bounded(upstream: ScriptedUpstream) -> None:

@@ -129,7 +129,7 @@ def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
 
 @pytest.mark.parametrize("statement", [queue.FINISH, queue.TAKE_BACK])
 def test_settling_looks_each_line_up(loaded: World, statement: str) -> None:
-    nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]")
+    nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]", body=None)
     assert _scanned(nodes) == set()
     assert "claims_pkey" in _indexes(nodes)
 

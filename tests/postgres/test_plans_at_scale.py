@@ -209,7 +209,7 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "finish 48": (
         queue.FINISH,
-        lambda load: {"lease": LEASE, "rows": _finished(load)},
+        lambda load: {"lease": LEASE, "rows": _finished(load), "body": None},
         2500,
     ),
     "take back 48": (

@@ -301,13 +301,16 @@ def test_one_refused_line_undoes_the_whole_settlement(world: World) -> None:
     assert world.lines("results", batch) == []
 
 
-@pytest.mark.parametrize("body", [r'"\u0000"', '"é𝄞\u2028"', '"%s :x"', '"\\\\"'])
+@pytest.mark.parametrize(
+    "body", [r'"\u0000"', '"é𝄞\u2028"', '"%s :x"', '"\\\\"', '"' + "é" * 70_000 + '"'], ids=len
+)
 def test_bodies_are_stored_as_they_are(world: World, body: str) -> None:
-    world.batch(1)
+    world.batch(3)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
-    world.queue.settle(lease, [done(claim, body=body)], [])
-    assert world.value("SELECT body FROM results") == body
+    alone, *together = world.queue.claim(lease, Pool.SPOT, 3)
+    world.queue.settle(lease, [done(alone, body=body)], [])
+    world.queue.settle(lease, [done(claim, body=body) for claim in together], [])
+    assert [row.body for row in world.rows("SELECT body FROM results")] == [body] * 3
 
 
 def test_closing_a_lease_gives_back_without_counting(world: World) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.claims import Returned
 from lowtide.domain.pools import Pool
 from lowtide.services import settling
@@ -32,7 +33,9 @@ def _settle(
     queue, meter = FlakyQueue(world.queue), Meter()
     keeper = lease_keeper(world, queue)
     keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
-    settler = Settler(keeper, queue, Publisher(Sink(), world.outbox), meter, rules)
+    settler = Settler(
+        keeper, queue, Publisher(Sink(), world.outbox), meter, rules, ByteBudget(2**28)
+    )
 
     async def run() -> None:
         assert keeper.lease is not None
@@ -154,3 +157,48 @@ def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
     assert (meter.in_time, meter.late) == (2, 2)
     assert meter.interruptions == 1
     assert meter.replica_seconds == 2.0
+
+
+def test_large_results_are_written_a_few_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_RETRY_SECONDS", 0.001)
+    world.batch(30)
+    mib = 2**20
+    statements: list[list[int]] = []
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        real = queue.settle
+
+        def settle(lease: Any, finished: Sequence[Any], returned: Sequence[Any]) -> Any:
+            statements.append([len(line.body) for line in finished])
+            if len(statements) == 3:
+                queue.fail("settle", 1)
+            return real(lease, finished, returned)
+
+        monkeypatch.setattr(queue, "settle", settle)
+        sizes = [*[3 * mib] * 5, 9 * mib, *[10] * 24]
+        bodies = ['"' + "x" * (size - 2) + '"' for size in sizes]
+        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        assert settler._budget.used >= 24 * mib
+        await until(lambda: _finished(world) == 30)
+        await until(lambda: settler._budget.used == 0)
+
+    assert _settle(world, FlushRules(1000, 600), during).completed == 30
+    most = settling.STATEMENT_BYTES
+    assert all(sum(sizes) <= most or len(sizes) == 1 for sizes in statements)
+    assert [len(sizes) for sizes in statements] == [2, 2, 1, 1, 1, 24]
+    stored = world.rows("SELECT length(body) AS size FROM results ORDER BY line LIMIT 7")
+    assert [row.size for row in stored] == [*[3 * mib] * 5, 9 * mib, 10]
+
+
+def test_discarded_results_take_no_room(world: World) -> None:
+    world.batch(2)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claim, body="x" * 1000) for claim in claims])
+        assert settler._budget.used > 2000
+        settler.discard()
+        assert settler._budget.used == 0
+
+    _settle(world, FlushRules(100, 600), during)

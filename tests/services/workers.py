@@ -273,7 +273,7 @@ class Bench:
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
         keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
         publisher = WaitingPublisher(sink, world.outbox)
-        settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01))
+        settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01), budget)
         worker = Worker(
             queue, engine, InputLoader(store, budget, Random(0)),  # noqa: S311
             keeper, settler, meter, backoff, PostgresModels(world.worker), budget,
