@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import httpx
-
-if TYPE_CHECKING:
-    from tests.e2e.stacks import LocalStack
 
 _TYPES = {
     "split": "dev.lowtide.batch.created",
@@ -16,22 +12,6 @@ _TYPES = {
     "schedule": "dev.knative.sources.ping",
     "broker": "dev.lowtide.batch.created",
 }
-_LOST = """
-DELETE FROM local_broker.deliveries WHERE id = (
-  SELECT id FROM local_broker.deliveries ORDER BY id DESC LIMIT 1)
-RETURNING trigger
-"""
-_DELAYED = """
-UPDATE local_broker.deliveries SET next_at = now() + make_interval(secs => :seconds)
-WHERE id = (SELECT id FROM local_broker.deliveries ORDER BY id DESC LIMIT 1)
-RETURNING trigger
-"""
-
-
-def disturb(stack: LocalStack, how: str, seconds: float) -> str:
-    """Lose or delay an event that the broker keeps; return whose it was, empty if there was none."""
-    rows = stack.attempt(_LOST) if how == "lost" else stack.attempt(_DELAYED, seconds=seconds)
-    return str(rows[0][0]) if rows else ""
 
 
 def post(url: str, how: str, target: str, batch: str, pick: int) -> None:

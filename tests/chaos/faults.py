@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import Program
 
 _PATIENCE = 20.0  # seconds that a fault waits for what it is to strike
+_SWALLOWED = 30.0  # seconds at most, until the event that is to be lost was sent
 _BACKENDS = """
 SELECT pid FROM pg_stat_activity
 WHERE application_name LIKE 'lowtide%' AND pid <> pg_backend_pid() ORDER BY pid
@@ -85,6 +86,13 @@ class Injector:
                 told = {**fault.to_dict(), "struck": struck, "began": round(at, 2)}
                 print(json.dumps(told), file=file)
 
+    def retry_missed(self) -> None:
+        """Inject what was missed, one after the other: it counts once it has struck."""
+        with self._lock:
+            missed, self.missed = self.missed, []
+        for fault, _ in missed:
+            self.inject(fault)
+
     @property
     def tallied(self) -> int:
         """How many faults are over, injected or missed."""
@@ -119,6 +127,9 @@ class Injector:
     def _one(self, fault: Fault, target: str) -> Program:
         deadline = time.monotonic() + _PATIENCE
         while not (found := self._programs(target)):
+            # Pools come and go with their work: any worker will do.
+            if target == "dedicated" and (found := self._programs("spot")):
+                break
             if time.monotonic() > deadline:
                 raise MissedError(f"no {target} ran")
             time.sleep(0.2)
@@ -298,18 +309,26 @@ class Injector:
         return batch.id
 
     def _event(self, fault: Fault) -> str:
-        self._supervised.wait(120)
-        stack = self.system.stack
         how = fault.kind.partition(".")[2]
         if how in {"lost", "delayed"}:
-            deadline = time.monotonic() + _PATIENCE
-            while not (struck := events.disturb(stack, how, fault.seconds)):
-                if time.monotonic() > deadline:
-                    raise MissedError("no event was on its way")
-                time.sleep(0.01)
-            return struck
+            return self._lose_event(fault, come_late=how == "delayed")
         program = self._one(fault, fault.target)
         batches = [batch.id for batch in self.workload.all()]
         batch = batches[fault.pick % len(batches)] if batches else "batch_" + "0" * 32
         events.post(f"http://127.0.0.1:{program.port}/", how, fault.target, batch, fault.pick)
         return f"{program.name} {batch}"
+
+    def _lose_event(self, fault: Fault, *, come_late: bool) -> str:
+        """Lose the event of a new batch on its way to the broker, or bring it there late."""
+        assert self.system.proxies is not None
+        with self._alone_with("net broker"):
+            self.system.proxies.order(name="broker", mode="swallow", seconds=_SWALLOWED)
+            batch = self.workload.submit(self._tenant(fault), "plain", size=30).id
+            time.sleep(min(fault.seconds, 2.0))  # events are sent beside the work
+            self.system.proxies.order(name="broker", mode="heal")
+        if come_late:
+            time.sleep(fault.seconds)
+            program = self._one(fault, "broker")
+            url = f"http://127.0.0.1:{program.port}/"
+            events.post(url, "duplicate", "broker", batch, fault.pick)
+        return batch

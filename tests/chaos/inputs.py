@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.chaos.api import RefusedError
 from tests.chaos.exchange import ENDPOINT, MODEL
 from tests.chaos.workload import Batch
+from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Row
+
     from tests.chaos.system import System
     from tests.chaos.workload import Tenant, Workload
 
@@ -19,11 +24,14 @@ _PREFIX = "lowtide/"  # of the stack's store URL
 
 def spoil(system: System, batch: Batch, how: str) -> bool:
     """Delete, overwrite or truncate a batch's input; return whether that was done."""
-    rows = system.stack.query(
-        "SELECT object_key FROM files WHERE id = cast(:file AS uuid)",
-        file=batch.file.removeprefix("file-"),
-    )
-    key = _PREFIX + rows[0][0]
+
+    def key_of() -> Sequence[Row[Any]]:
+        return system.stack.attempt(
+            "SELECT object_key FROM files WHERE id = cast(:file AS uuid)",
+            file=batch.file.removeprefix("file-"),
+        )
+
+    key = _PREFIX + until(key_of, "the database names the object", every=0.2)[0][0]
     for _ in range(5):
         if how == "missing":
             done = system.store.send("DELETE", key)

@@ -2,7 +2,7 @@
 
 The control takes `{name, mode, seconds, amount}`: `partition` (nothing passes, connections stay),
 `refuse` (all are reset), `delay` (`amount` seconds a piece), `reset` (once), `cut` (each connection is
-reset after `amount` more bytes), `heal`.
+reset after `amount` more bytes), `swallow` (an HTTP request is answered 202, and lost), `heal`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Proxy:
 
     def order(self, mode: str, seconds: float, amount: float) -> None:
         """Start a fault, which ends by itself."""
-        if mode in {"reset", "refuse"}:
+        if mode in {"reset", "refuse", "swallow"}:
             for writer in list(self.writers):
                 writer.transport.abort()
         if mode != "reset":
@@ -52,6 +52,9 @@ class Proxy:
         await self._while_partitioned()
         if self.state == "refuse":
             writer.transport.abort()
+            return
+        if self.state == "swallow":
+            await _swallow(reader, writer)
             return
         try:
             there, back = await asyncio.open_connection(HOST, self.target(), limit=_PIECE)
@@ -97,6 +100,17 @@ class Proxy:
     async def _while_partitioned(self) -> None:
         while self.state == "partition":  # noqa: ASYNC110 - it ends by the clock, not by an event
             await asyncio.sleep(0.05)
+
+
+async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Take one small HTTP request, and say that it is accepted."""
+    with suppress(OSError, asyncio.IncompleteReadError, ValueError):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+        await reader.readexactly(int(length or b"0"))
+        writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+    writer.close()
 
 
 def port_of(data_dir: Path, name: str) -> int:

@@ -151,6 +151,7 @@ def _strike(
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 line("the last faults end")
+    injector.retry_missed()
 
 
 def _settle(

@@ -99,7 +99,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("object.corrupt", 2),
     Kind("object.truncated", 2),
     Kind("event.duplicate", 4, ("split", "finalize", "schedule", "broker")),
-    Kind("event.lost", 4),
+    Kind("event.lost", 4, seconds=(1.0, 4.0)),
     Kind("event.delayed", 3, seconds=(1.0, 20.0)),
     Kind("event.forged", 2, ("split", "finalize", "schedule", "broker")),
     Kind("input.bad", 3, ("json", "utf8", "duplicate", "url", "empty", "nul", "mixed")),

@@ -113,6 +113,9 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
     if ended["status"] == "failed":
         findings.hold("failed batch", lambda: _check_failed(batch), about)
         return verdict
+    if ended["status"] in _ON_PURPOSE and ended["in_progress_at"] is None:
+        findings.hold("unsplit batch", lambda: _check_unsplit(batch), about)
+        return verdict
     api = batch.tenant.api
     try:
         output, errors = (api.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
@@ -148,6 +151,13 @@ def _check_failed(batch: Batch) -> None:
     assert ended["output_file_id"] is None, ended
     assert ended["error_file_id"] is None, ended
     assert ended["failed_at"] is not None, ended
+
+
+def _check_unsplit(batch: Batch) -> None:
+    """Assert that a batch that ended before its file was split has no requests, nor files."""
+    ended = batch.last
+    assert set(ended["request_counts"].values()) == {0}, ended
+    assert ended["output_file_id"] is ended["error_file_id"] is None, ended
 
 
 def _judge_database(stack: LocalStack, observer: Observer, findings: Findings) -> None:
