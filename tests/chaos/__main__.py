@@ -114,6 +114,8 @@ def _shown(report: Report) -> Iterator[Table | str]:
     yield table
     if report.missed:
         yield "\n".join(f"missed {name}: {why}" for name, why in report.missed.items())
+    for error in report.internal_errors[:5]:
+        yield f"HTTP 500 from {error}"
     for one in report.violations[:20]:
         yield f"BROKEN at {one['at']:.0f} s, {one['invariant']}: {one['evidence']}"
 

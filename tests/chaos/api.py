@@ -27,7 +27,7 @@ class RefusedError(Exception):
 class Api:
     """A client that asks again until it is answered; raises RefusedError, or TimeoutError at last.
 
-    `statuses` counts every answer.
+    `statuses` counts every answer; `internal` keeps those of 500, which say that a fault had no name.
     """
 
     def __init__(self, base_url: str, key: str) -> None:
@@ -38,6 +38,7 @@ class Api:
             limits=httpx.Limits(max_keepalive_connections=4),
         )
         self.statuses: Counter[int] = Counter()
+        self.internal: list[str] = []
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -103,6 +104,9 @@ class Api:
                 response = None
             with self._lock:
                 self.statuses[0 if response is None else response.status_code] += 1
+                if response is not None and response.status_code == 500:
+                    asked = f"{response.request.method} {response.request.url.path}"
+                    self.internal.append(f"{asked}: {response.text[:300]}")
             if response is not None and response.status_code not in _PASSING:
                 if response.is_success:
                     return response

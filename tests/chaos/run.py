@@ -68,6 +68,7 @@ class Report:
     executions: int = 0
     samples: int = 0
     answers: dict[str, int] = field(default_factory=dict)
+    internal_errors: list[str] = field(default_factory=list)
     violations: list[dict[str, Any]] = field(default_factory=list)
     folder: str = ""
 
@@ -125,7 +126,7 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
             judge(workload, system.stack, observer, findings, system.executions),
             tenants,
         )
-        keep = plan.keep or not report.is_clean
+        keep = plan.keep or not report.is_clean or bool(report.internal_errors)
     finally:
         system.stop(keep=keep)
     return report
@@ -187,6 +188,7 @@ def _fill(
     report.samples = observer.samples
     statuses = sum((tenant.api.statuses for tenant in tenants), Counter[int]())
     report.answers = {str(status): number for status, number in sorted(statuses.items())}
+    report.internal_errors = [one for tenant in tenants for one in tenant.api.internal]
     report.violations = [asdict(one) for one in findings.all]
     for tenant in tenants:
         tenant.api.close()
