@@ -11,6 +11,8 @@ import os
 import signal
 from typing import Any
 
+import functions_framework
+
 from lowtide import connections, health, wiring
 from lowtide.domain.events import EventType
 from lowtide.domain.sightings import TICK, Sight
@@ -66,7 +68,8 @@ def post_worker_init(worker: Any) -> None:
 def _protect(worker: Any) -> None:
     """Have the application read no more of a body than it wants to."""
     # The framework's hook would read what a refused client still sends, whole, into memory.
-    worker.wsgi.after_request_funcs.clear()
+    hooks = worker.wsgi.after_request_funcs.get(None, [])
+    hooks[:] = [hook for hook in hooks if hook is not functions_framework.read_request]
     if _TAKES_EVENTS:
         worker.wsgi.config["MAX_CONTENT_LENGTH"] = _MAX_EVENT_BYTES
     worker.wsgi = connections.closing(worker.wsgi)

@@ -172,6 +172,8 @@ def test_events_hold_nothing(split: Server) -> None:
         assert time.monotonic() - began < 20
     too_long = split.connect(EVENT + LENGTH)
     assert too_long.read().startswith(b"HTTP/1.1 413 ")
+    good = split.connect(EVENT + "Content-Length: 2\r\nConnection: close\r\n\r\n", b"{}")
+    assert good.read().startswith(b"HTTP/1.1 204 ")
 
 
 @pytest.mark.parametrize("framing", [LENGTH, CHUNKED], ids=["length", "chunks"])
