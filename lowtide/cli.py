@@ -56,6 +56,14 @@ def up(
     alertmanager: Annotated[
         Path | None, typer.Option(envvar="ALERTMANAGER", help="The program; default: on the PATH.")
     ] = None,
+    synchronous_broker: Annotated[
+        bool,
+        typer.Option(
+            "--synchronous-broker",
+            envvar="SYNCHRONOUS_BROKER",
+            help="Keep no event and answer once all subscribers have, as Knative's default broker.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
@@ -69,6 +77,7 @@ def up(
         monitoring=monitoring,
         prometheus=prometheus,
         alertmanager=alertmanager,
+        synchronous_broker=synchronous_broker,
     )
     try:
         if not detach:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _VERSIONS: Final = ("1.0", "0.3")
 _REQUIRED: Final = ("id", "source", "type")
 _NAME: Final = re.compile(r"[a-z0-9]+")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+# Half of a character, too: neither could be sent on in a header.
+_UNSENDABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA_TYPE: Final = re.compile(rf'{_WORD}/{_WORD}(\s*;\s*({_WORD}=({_WORD}|"([^"\\]|\\.)*"))?)*')
 _TIME: Final = re.compile(
@@ -126,9 +127,8 @@ def _checked(event: WireEvent) -> WireEvent:
     for name, value in event.attributes.items():
         if not _NAME.fullmatch(name):
             raise MalformedEventError(f"attribute name {name[:40]!r} is not of a-z and 0-9")
-        # It could not be sent on: a header has no such characters.
-        if _CONTROL.search(value):
-            raise MalformedEventError(f"attribute {name!r} has control characters")
+        if _UNSENDABLE.search(value):
+            raise MalformedEventError(f"attribute {name!r} has characters that no header has")
     if "subject" in event.attributes and not event.attributes["subject"].strip():
         raise MalformedEventError("attribute 'subject' is empty")
     time = event.attributes.get("time")

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--monitoring", action="store_true")
     parser.add_argument("--prometheus", type=Path)
     parser.add_argument("--alertmanager", type=Path)
+    parser.add_argument("--synchronous-broker", action="store_true")
     parser.add_argument("--via", type=_detour, action="append", default=[], metavar="NAME=PORT")
     found = parser.parse_args()
     try:
@@ -35,6 +36,7 @@ def main() -> None:
                 monitoring=found.monitoring,
                 prometheus=found.prometheus,
                 alertmanager=found.alertmanager,
+                synchronous_broker=found.synchronous_broker,
                 via=dict(found.via),
             )
         )

@@ -1,7 +1,8 @@
 """Broker, Triggers and PingSources on one machine: `python -m lowtide.local.broker`.
 
 An event is stored once per matching Trigger before 202 is answered, so that it survives a crash
-of any process; deliveries are at least once and unordered, as Knative's are.
+of any process; deliveries are at least once and unordered, as Knative's are. With
+`BROKER_SYNCHRONOUS` it is not, and a publisher waits for all subscribers, as with Knative's default.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import ClientSession, TCPConnector, web
-from cloudevents.conversion import to_binary
-from cloudevents.exceptions import GenericException
-from cloudevents.http import from_http
 from sqlalchemy.exc import SQLAlchemyError
 
+from lowtide.events.wire import MalformedEventError, read_event
 from lowtide.local.arguments import runtime_arguments
 from lowtide.local.deliveries import Deliveries
 from lowtide.local.dispatcher import Sender, TriggerLoop
@@ -35,49 +34,71 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lowtide.events.wire import WireEvent
+
 DATABASE_VARIABLE = "BROKER_DATABASE_URL"
+SYNCHRONOUS_VARIABLE = "BROKER_SYNCHRONOUS"
 _LARGEST_EVENT = 1 << 20
 logger = logging.getLogger(__name__)
 
 
 class Ingress:
-    """Takes events over HTTP, in binary or structured mode."""
+    """Takes events over HTTP, in binary or structured mode, and keeps them."""
 
     def __init__(self, deliveries: Deliveries, loops: Sequence[TriggerLoop]) -> None:
         self._deliveries = deliveries
         self._loops = loops
 
     async def accept(self, request: web.Request) -> web.Response:
-        """Answer 202 once the event is stored, 400 for no event, 503 without a database."""
+        """Answer 400 for no event, or what became of the event."""
         try:
-            event = from_http(dict(request.headers), await request.read())
-            headers, body = to_binary(event)
-        except (GenericException, ValueError, KeyError, TypeError) as error:
+            event = read_event(request.headers, await request.read())
+        except MalformedEventError as error:
             return web.Response(status=400, text=f"Not a CloudEvent: {error}")
-        attributes = {name: str(value) for name, value in event.get_attributes().items()}
-        loops = [loop for loop in self._loops if loop.accepts(attributes)]
+        return await self.take(event, [it for it in self._loops if it.accepts(event.attributes)])
+
+    async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
+        """Answer 202 once the event is stored, 503 without a database."""
+        id_ = event.attributes["id"]
         try:
             await asyncio.to_thread(
                 self._deliveries.add,
-                attributes["id"],
-                attributes["source"],
-                msgspec.json.encode(headers).decode(),
-                body if isinstance(body, bytes) else str(body or "").encode(),
+                id_,
+                event.attributes["source"],
+                msgspec.json.encode(event.headers()).decode(),
+                event.data,
                 [loop.name for loop in loops],
             )
         except SQLAlchemyError as error:
-            logger.warning("event %s not stored: %s", attributes["id"], error)
+            logger.warning("event %s not stored: %s", id_, error)
             return web.Response(status=503, text="The database does not answer; send it again.")
         for loop in loops:
             loop.wake()
         return web.Response(status=202)
 
 
+class SynchronousIngress(Ingress):
+    """Hands events through, and keeps none: as a channel of Knative's InMemoryChannel.
+
+    Source: Knative eventing `pkg/channel/fanout/fanout_event_handler.go`. Whoever hangs up ends the
+    deliveries of its event.
+    """
+
+    async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
+        """Answer 202 once every subscriber took the event, 500 when one did not."""
+        taken = await asyncio.gather(
+            *(loop.hand_through(event.headers(), event.data) for loop in loops)
+        )
+        return web.Response(status=202 if all(taken) else 500)
+
+
 async def _ready(_: web.Request) -> web.Response:
     return web.Response(text="ok")
 
 
-async def serve(root: Path, data_dir: Path, port: int, database_url: str) -> None:
+async def serve(
+    root: Path, data_dir: Path, port: int, database_url: str, ingress: type[Ingress]
+) -> None:
     """Serve until SIGTERM."""
     manifests = load(root)
     stop = asyncio.Event()
@@ -92,9 +113,9 @@ async def serve(root: Path, data_dir: Path, port: int, database_url: str) -> Non
         await asyncio.to_thread(deliveries.create)
         await asyncio.to_thread(deliveries.discard_unknown, [loop.name for loop in loops])
         application = web.Application(client_max_size=_LARGEST_EVENT)
-        application.router.add_post("/", Ingress(deliveries, loops).accept)
+        application.router.add_post("/", ingress(deliveries, loops).accept)
         application.router.add_get("/health/ready", _ready)
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, HOST, port, reuse_address=True, shutdown_timeout=2).start()
@@ -113,5 +134,11 @@ if __name__ == "__main__":
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
     arguments = runtime_arguments("The CloudEvents broker of the local runtime.")
     asyncio.run(
-        serve(arguments.root, arguments.data_dir, arguments.port, os.environ[DATABASE_VARIABLE])
+        serve(
+            arguments.root,
+            arguments.data_dir,
+            arguments.port,
+            os.environ[DATABASE_VARIABLE],
+            SynchronousIngress if os.environ.get(SYNCHRONOUS_VARIABLE) else Ingress,
+        )
     )

@@ -1,18 +1,26 @@
-"""Delivers stored events: one loop per Trigger, so that a slow subscriber delays only itself."""
+"""Delivers events: one loop per Trigger, so that a slow subscriber delays only itself.
+
+An answer counts as Knative's filter counts it. Source: Knative eventing
+`pkg/broker/filter/filter_handler.go`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientError, ClientTimeout
 from sqlalchemy.exc import SQLAlchemyError
 
+from lowtide.events.wire import MalformedEventError, read_event
 from lowtide.local.retries import is_retried, retry_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiohttp import ClientSession
 
     from lowtide.local.deliveries import Deliveries, Delivery
@@ -35,7 +43,10 @@ class Sender:
     async def send(
         self, destination: Destination, headers: dict[str, str], body: bytes, limit: float
     ) -> int | None:
-        """Return the status answered; None when nobody answered within `limit` seconds."""
+        """Return the status answered; None when nobody answered within `limit` seconds.
+
+        An answer with a body that is no event counts as 502.
+        """
         address = destination.uri or ""
         if destination.ref is not None:
             base = self._endpoints.pick(destination.ref.name)
@@ -50,10 +61,10 @@ class Sender:
                 timeout=ClientTimeout(total=limit),
                 allow_redirects=False,
             ) as response:
-                await response.read()
-                return response.status
-        except (ClientError, OSError, TimeoutError, ValueError):
-            # ValueError: an attribute that cannot be a header; it will never be deliverable.
+                return _judged(response.status, response.headers, await response.read())
+        except (ClientError, OSError, TimeoutError, ValueError, TypeError) as error:
+            # ValueError and TypeError: an attribute that cannot be a header.
+            logger.debug("no answer of %s: %r", address, error)
             return None
 
 
@@ -69,7 +80,7 @@ class TriggerLoop:
         self._woken = asyncio.Event()
         self._held: dict[int, asyncio.Task[None]] = {}
 
-    def accepts(self, attributes: dict[str, str]) -> bool:
+    def accepts(self, attributes: Mapping[str, str]) -> bool:
         """Whether every filter attribute has exactly the event's value."""
         return all(
             attributes.get(name) == value for name, value in self._spec.filter.attributes.items()
@@ -78,6 +89,22 @@ class TriggerLoop:
     def wake(self) -> None:
         """Look for due deliveries now."""
         self._woken.set()
+
+    async def hand_through(self, headers: dict[str, str], body: bytes) -> bool:
+        """Deliver an event that is not stored; return whether it was taken, if by the dead letters.
+
+        Every attempt and every wait in between is the caller's to wait for, and ends with it.
+        """
+        attempt = 0
+        while True:
+            status = await self._attempt(headers, body)
+            if _is_taken(status):
+                return True
+            wait = self._policy.wait(attempt) if is_retried(status) else None
+            if wait is None:
+                return await self._bury(headers, body, status)
+            attempt += 1
+            await asyncio.sleep(wait)
 
     async def run(self) -> None:
         """Deliver until cancelled; between events it sleeps and asks the database nothing."""
@@ -106,10 +133,8 @@ class TriggerLoop:
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
-            status = await self._sender.send(
-                self._spec.subscriber, dict(delivery.headers), delivery.body, self._policy.timeout
-            )
-            if status is not None and 200 <= status < 300:
+            status = await self._attempt(dict(delivery.headers), delivery.body)
+            if _is_taken(status):
                 await asyncio.to_thread(self._deliveries.remove, delivery.id)
             else:
                 await self._failed(delivery, status)
@@ -126,13 +151,36 @@ class TriggerLoop:
         if wait is not None:
             await asyncio.to_thread(self._deliveries.postpone, delivery.id, wait)
             return
+        await self._bury(dict(delivery.headers), delivery.body, status)
+        await asyncio.to_thread(self._deliveries.remove, delivery.id)
+
+    async def _attempt(self, headers: dict[str, str], body: bytes) -> int | None:
+        return await self._sender.send(self._spec.subscriber, headers, body, self._policy.timeout)
+
+    async def _bury(self, headers: dict[str, str], body: bytes, status: int | None) -> bool:
+        """Give an event up; return whether a dead letter sink took it."""
         answer = "no answer" if status is None else f"status {status}"
-        sink = self._spec.delivery.dead_letter_sink
-        if sink is not None:
-            await self._sender.send(
-                sink, dict(delivery.headers), delivery.body, self._policy.timeout
-            )
         # Without retries an event is a mere hint, and nobody being there to take it is expected.
         level = logging.WARNING if self._policy.retries else logging.DEBUG
-        logger.log(level, "%s: %s given up: %s", self.name, delivery.event_id, answer)
-        await asyncio.to_thread(self._deliveries.remove, delivery.id)
+        logger.log(level, "%s: %s given up: %s", self.name, headers.get("ce-id"), answer)
+        sink = self._spec.delivery.dead_letter_sink
+        return sink is not None and _is_taken(
+            await self._sender.send(sink, headers, body, self._policy.timeout)
+        )
+
+
+def _judged(status: int, headers: Mapping[str, str], body: bytes) -> int:
+    """Return the status that an answer counts as."""
+    if not _is_taken(status) or not body:
+        return status
+    try:
+        read_event(headers, body)
+    except MalformedEventError:
+        logger.warning("an answer has a body that is no CloudEvent: it counts as 502")
+        return HTTPStatus.BAD_GATEWAY
+    logger.warning("an answer is an event, which this broker does not send on")
+    return status
+
+
+def _is_taken(status: int | None) -> bool:
+    return status is not None and 200 <= status < 300

@@ -31,7 +31,8 @@ class Options:
 
     `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds. `prometheus` and
     `alertmanager` are the programs that `monitoring` runs, when they are not on the PATH. `via` has the ports at which
-    functions, workers and broker reach `postgres` and `broker`, where a proxy stands in front of them.
+    functions, workers and broker reach `postgres` and `broker`, where a proxy stands in front of them. A
+    `synchronous_broker` keeps no event and answers once all subscribers have, as Knative's default does.
     """
 
     root: Path = field(default_factory=default_root)
@@ -43,6 +44,7 @@ class Options:
     monitoring: bool = False
     prometheus: Path | None = None
     alertmanager: Path | None = None
+    synchronous_broker: bool = False
     via: Mapping[str, int] = field(default_factory=dict)
 
     @property

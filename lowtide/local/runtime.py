@@ -181,6 +181,7 @@ def _command(options: Options) -> list[str]:
         *(["--monitoring"] if options.monitoring else []),
         *(["--prometheus", str(options.prometheus)] if options.prometheus else []),
         *(["--alertmanager", str(options.alertmanager)] if options.alertmanager else []),
+        *(["--synchronous-broker"] if options.synchronous_broker else []),
         *(f"--via={name}={port}" for name, port in options.via.items()),
     ]
 

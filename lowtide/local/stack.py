@@ -14,7 +14,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from lowtide.auth.passwords import hash_password
 from lowtide.local import endpoints, environment, state
 from lowtide.local.bootstrap import addresses, bootstrap
-from lowtide.local.broker import DATABASE_VARIABLE
+from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import Cluster
 from lowtide.local.errors import StartFailed
 from lowtide.local.kustomize import load
@@ -229,11 +229,12 @@ class Stack:
         )
 
     def _plan_broker(self) -> Launch:
+        synchronous = {SYNCHRONOUS_VARIABLE: "1"} if self._options.synchronous_broker else {}
         urls = addresses(self._cluster, self._via("postgres", self._postgres_port), self._secrets)
         return self._plan_helper(
             "broker",
             self._broker_port,
-            {DATABASE_VARIABLE: urls.migration},
+            {DATABASE_VARIABLE: urls.migration, **synchronous},
             self._answers_http(self._broker_port, "/health/ready"),
         )
 

@@ -61,14 +61,17 @@ def stack() -> Iterator[LocalStack]:
 
 @pytest.fixture(scope="session")
 def unusual() -> Iterator[LocalStack]:
-    """A stack where no key is needed, files are small, and silent workers are soon given up."""
+    """A stack where no key is needed, files are small, and silent workers are soon given up.
+
+    Its broker waits for subscribers and keeps nothing.
+    """
     settings = SETTINGS | {
         "LOWTIDE_ANONYMOUS_TENANT": "default",
         "LOWTIDE_MAX_FILE_BYTES": str(SMALL_FILE),
         "LOWTIDE_LEASE_DURATION": "3",
         "LOWTIDE_DATABASE_TIMEOUT": "5",
     }
-    with running(settings) as shared:
+    with running(settings, synchronous_broker=True) as shared:
         yield shared
 
 

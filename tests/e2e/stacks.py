@@ -58,6 +58,7 @@ class LocalStack:
     port: int = field(default_factory=free_port)
     portal_port: int = field(default_factory=free_port)
     monitoring: bool = False
+    synchronous_broker: bool = False
     seen_workers: set[int] = field(default_factory=set)
     _database: Engine | None = None
 
@@ -67,7 +68,11 @@ class LocalStack:
     def arguments(self) -> tuple[str, ...]:
         """What `lowtide up` is told."""
         ports = ("--port", str(self.port), "--portal-port", str(self.portal_port))
-        return (*ports, *self._data, *(["--monitoring"] if self.monitoring else []))
+        switches = {
+            "--monitoring": self.monitoring,
+            "--synchronous-broker": self.synchronous_broker,
+        }
+        return (*ports, *self._data, *(name for name, is_on in switches.items() if is_on))
 
     def up(self) -> None:
         """Start it, or start it again, with `lowtide up --detach`."""
@@ -307,16 +312,16 @@ class LocalStack:
         return found
 
 
-def new_stack(settings: Mapping[str, str], *, monitoring: bool = False) -> LocalStack:
+def new_stack(settings: Mapping[str, str], **switches: bool) -> LocalStack:
     """Return a stack that was never started, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="lowtide-e2e-"))
-    return LocalStack(folder, settings, monitoring=monitoring)
+    return LocalStack(folder, settings, **switches)
 
 
 @contextmanager
-def running(settings: Mapping[str, str], *, monitoring: bool = False) -> Iterator[LocalStack]:
-    """Run a new stack for the length of the block, with Prometheus and Alertmanager or without."""
-    stack = new_stack(settings, monitoring=monitoring)
+def running(settings: Mapping[str, str], **switches: bool) -> Iterator[LocalStack]:
+    """Run a new stack for the length of the block, with `monitoring` or a `synchronous_broker` or without."""
+    stack = new_stack(settings, **switches)
     try:
         stack.up()
         yield stack

@@ -70,6 +70,7 @@ def test_binary_events() -> None:
         pytest.param({**BINARY, "ce-some-thing": "x"}, b"", id="name"),
         pytest.param({**BINARY, "content-type": "no type"}, b"", id="content type"),
         pytest.param({**BINARY, "ce-word": "a\x01b"}, b"", id="control character"),
+        pytest.param({**BINARY, "ce-word": "a\udcffb"}, b"", id="half a character"),
         pytest.param({"content-type": "application/cloudevents-batch+json"}, b"[]", id="batch"),
         pytest.param(*_structured(b"{"), id="not JSON"),
         pytest.param(*_structured(b"[]"), id="no object"),

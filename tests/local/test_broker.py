@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.local import endpoints
-from lowtide.local.broker import DATABASE_VARIABLE
+from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
 
@@ -74,7 +74,8 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.events: dict[str, list[tuple[dict[str, str], bytes]]] = {}
-        self.answer: Callable[[str, int], int] = lambda _service, _count: 200
+        self.answer: Callable[[str, int], int] = lambda _service, _count: 204
+        self.reply: tuple[dict[str, str], bytes] = ({}, b"")
         self.address = ""
 
     def take(self, service: str, headers: dict[str, str], body: bytes) -> int:
@@ -97,8 +98,13 @@ def subscribing() -> Iterator[Subscriber]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            self.send_response(subscriber.take(self.path.strip("/"), headers, body))
+            status = subscriber.take(self.path.strip("/"), headers, body)
+            self.send_response(status)
+            headers, body = subscriber.reply
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(body)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
@@ -113,11 +119,11 @@ def subscribing() -> Iterator[Subscriber]:
 class Broker:
     """A real broker process that can be killed and started again."""
 
-    def __init__(self, root: Path, database_url: str) -> None:
+    def __init__(self, root: Path, database_url: str, **environment: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.root = root
-        self._environment = {**os.environ, DATABASE_VARIABLE: database_url}
+        self._environment = {**os.environ, DATABASE_VARIABLE: database_url, **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -148,6 +154,13 @@ class Broker:
 
     def send(self, kind: str, event_id: str | None = None, data: object = None) -> str:
         event_id = event_id or str(uuid.uuid4())
+        assert self.post(kind, event_id, data) == 202
+        return event_id
+
+    def post(
+        self, kind: str, event_id: str | None = None, data: object = None, *, within: float = 30
+    ) -> int:
+        event_id = event_id or str(uuid.uuid4())
         headers = {
             "ce-specversion": "1.0",
             "ce-id": event_id,
@@ -156,9 +169,8 @@ class Broker:
             "ce-traceparent": "00-1-2-00",
             "content-type": "application/json",
         }
-        response = httpx.post(self.url, headers=headers, content=json.dumps(data).encode())
-        assert response.status_code == 202
-        return event_id
+        content = json.dumps(data).encode()
+        return httpx.post(self.url, headers=headers, content=content, timeout=within).status_code
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +199,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Itera
 @pytest.fixture
 def subscriber(every_subscriber: Subscriber) -> Subscriber:
     every_subscriber.events.clear()
-    every_subscriber.answer = lambda _service, _count: 200
+    every_subscriber.answer = lambda _service, _count: 204
+    every_subscriber.reply = ({}, b"")
     return every_subscriber
 
 
@@ -196,7 +209,8 @@ def broker(running: Broker, subscriber: Subscriber, database: Engine) -> Iterato
     services = ("worker", "observer", "morgue", "ticked")
     endpoints.write(running.root, {name: [f"{subscriber.address}/{name}"] for name in services})
     yield running
-    subscriber.answer = lambda _service, _count: 200
+    subscriber.answer = lambda _service, _count: 204
+    subscriber.reply = ({}, b"")
     eventually(lambda: waiting(database), lambda count: count == 0)
 
 
@@ -235,6 +249,7 @@ def test_structured_mode_is_taken_and_bad_events_are_refused(
         (b'{"specversion": "1.0"}', structured),
         (b"{}", {"ce-id": "1", "ce-specversion": "1.0"}),
         (b"{}", {"ce-id": "1", "ce-specversion": "9", "ce-type": "a", "ce-source": "b"}),
+        (json.dumps(event | {"extra": {"an": "object"}}).encode(), structured),
     ):
         assert httpx.post(broker.url, content=content, headers=headers).status_code == 400
 
@@ -284,7 +299,7 @@ def test_kill_9_loses_nothing(broker: Broker, subscriber: Subscriber, database: 
     sent = {broker.send("work") for _ in range(20)}
     broker.kill()
     assert waiting(database) >= 20
-    subscriber.answer = lambda _service, _count: 200
+    subscriber.answer = lambda _service, _count: 204
     broker.start()
     eventually(lambda: waiting(database), lambda count: count == 0)
     assert set(subscriber.ids("worker")) == sent
@@ -307,3 +322,106 @@ def test_pings_arrive_on_schedule(broker: Broker, subscriber: Subscriber) -> Non
     assert headers["ce-source"] == "/apis/v1/namespaces/lowtide/pingsources/tick"
     assert json.loads(body) == {"a": 1}
     assert len(set(subscriber.ids("ticked"))) == len(subscriber.ids("ticked"))
+
+
+EVENT = {"ce-specversion": "1.0", "ce-id": "r", "ce-type": "t", "ce-source": "/s"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "tries"),
+    [
+        pytest.param(({}, b"OK"), 3, id="no event"),
+        pytest.param(
+            ({"content-type": "application/cloudevents+json"}, b"{}"), 3, id="half an event"
+        ),
+        pytest.param((EVENT, b"{}"), 1, id="an event"),
+    ],
+)
+def test_an_answer_with_a_body_that_is_no_event_is_a_failure(
+    broker: Broker,
+    subscriber: Subscriber,
+    database: Engine,
+    reply: tuple[dict[str, str], bytes],
+    tries: int,
+) -> None:
+    subscriber.answer = lambda _service, _count: 200
+    subscriber.reply = reply
+    sent = broker.send("doomed")
+    eventually(lambda: waiting(database), lambda count: count == 0)
+    assert subscriber.ids("worker") == [sent] * tries
+    assert subscriber.ids("morgue") == [sent] * (tries > 1)
+
+
+def test_what_an_earlier_release_stored_and_nobody_can_send_ends(
+    broker: Broker, subscriber: Subscriber, database: Engine
+) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO local_broker.deliveries (event_id, source, trigger, headers, body)
+                VALUES ('poison', '/s', 'doomed', '{"ce-id": "poison", "ce-extra": {"a": 1}}', '')
+            """)
+        )
+    other = broker.send("doomed")
+    eventually(lambda: other in subscriber.ids("worker"))
+    eventually(lambda: waiting(database), lambda count: count == 0)
+    assert "poison" not in subscriber.ids("worker")
+
+
+@pytest.fixture(scope="module")
+def handing_through(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
+    tmp_path = tmp_path_factory.mktemp("synchronous")
+    write_overlay(tmp_path, {"triggers.yaml": TRIGGERS})
+    url = database.url.render_as_string(hide_password=False)
+    made = Broker(tmp_path, url, **{SYNCHRONOUS_VARIABLE: "1"})
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def synchronous(handing_through: Broker, subscriber: Subscriber) -> Broker:
+    services = ("worker", "observer", "morgue", "ticked")
+    places = {name: [f"{subscriber.address}/{name}"] for name in services}
+    endpoints.write(handing_through.root, places)
+    return handing_through
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "status", "tries"),
+    [
+        pytest.param("work", [204], 202, 1, id="taken"),
+        pytest.param("work", [503, 503, 204], 202, 3, id="taken in the end"),
+        pytest.param("work", [400], 500, 1, id="refused"),
+        pytest.param("doomed", [500, 500, 500], 202, 3, id="taken by the dead letters"),
+        pytest.param("nobody wants it", [], 202, 0, id="nobody's"),
+    ],
+)
+def test_a_synchronous_broker_answers_with_what_became_of_the_event(
+    synchronous: Broker,
+    subscriber: Subscriber,
+    database: Engine,
+    kind: str,
+    answers: list[int],
+    status: int,
+    tries: int,
+) -> None:
+    subscriber.answer = lambda service, count: answers[count - 1] if service == "worker" else 204
+    assert synchronous.post(kind) == status
+    assert len(subscriber.ids("worker")) == tries
+    assert waiting(database) == 0, "nothing is kept"
+
+
+def test_a_synchronous_broker_gives_up_with_its_publisher(
+    synchronous: Broker, subscriber: Subscriber
+) -> None:
+    release = threading.Event()
+    subscriber.answer = lambda service, _count: (
+        500 if service == "worker" and release.wait(30) else 204
+    )
+    with pytest.raises(httpx.ReadTimeout):
+        synchronous.post("work", "left", within=0.5)
+    release.set()
+    subscriber.answer = lambda _service, _count: 204
+    synchronous.post("work", "next")
+    assert subscriber.ids("worker") == ["left", "next"], "it is not tried again"
