@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class NewBatch:
     """A batch about to be created; `output_expires_after` is in seconds, None keeps its files.
 
+    `idempotency_digest` is that of the body that came with the key; None fits any.
     Its lines start in `pool`; those that start on dedicated stay there. The audit log names `actor`;
     None leaves that to the caller.
     """
@@ -35,6 +36,7 @@ class NewBatch:
     deadline: datetime
     metadata: Mapping[str, str] | None
     idempotency_key: str | None
+    idempotency_digest: bytes | None = None
     output_expires_after: int | None = None
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
@@ -45,6 +47,7 @@ class NewBatch:
 class Batch:
     """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
 
+    `cached_tokens` are part of the input's, `reasoning_tokens` of the output's.
     `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
     it will probably be done, None when it is over or nobody can tell; `trace` is what all its work
     continues; `pool` is where its lines started.
@@ -84,6 +87,8 @@ class Batch:
     finished_on_dedicated: int
     spot_seconds: float = 0.0
     dedicated_seconds: float = 0.0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     eta: datetime | None = None
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT

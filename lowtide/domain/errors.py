@@ -10,6 +10,7 @@ LowtideError
 ├── PayloadTooLarge       413  over a configured limit
 ├── UnsupportedMediaType  415  not the content type this call takes
 ├── RangeNotSatisfiable   416  no byte of the file lies in the range
+├── IdempotencyKeyReused  422  the same Idempotency-Key came with another body before
 ├── MethodNotAllowed      405  the path exists, the method does not
 ├── TooManyRequests       429  a tenant limit
 └── Unavailable           503  a dependency does not answer; retry
@@ -117,6 +118,14 @@ class RangeNotSatisfiable(LowtideError):
     default_code = "range_not_satisfiable"
 
 
+class IdempotencyKeyReused(LowtideError):
+    """An Idempotency-Key came with another body before, and stands for that call."""
+
+    status = 422
+    type = "invalid_request_error"
+    default_code = "idempotency_key_reused"
+
+
 class TooManyRequests(LowtideError):
     """A limit is reached; retry after `retry_after` seconds. `reason` names the limit in metrics."""
 
@@ -144,3 +153,15 @@ class Unavailable(LowtideError):
     status = 503
     type = "server_error"
     default_code = "unavailable"
+
+
+def check_key_digest(first: bytes | None, now: bytes | None) -> None:
+    """Raise IdempotencyKeyReused when the digests of two bodies under one key differ.
+
+    None fits any: where there is none, nothing is known of the body.
+    """
+    if first is not None and now is not None and first != now:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key came with another body before: repeat that body, or use a new key.",
+            param="Idempotency-Key",
+        )

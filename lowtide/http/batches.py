@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from lowtide import wiring
 from lowtide.domain.errors import (
@@ -13,7 +14,7 @@ from lowtide.domain.errors import (
 )
 from lowtide.domain.ids import BatchId, parse_batch_id
 from lowtide.http.application import json_response
-from lowtide.http.bodies import idempotency_key, json_body
+from lowtide.http.bodies import digest_of, idempotency_key, json_body
 from lowtide.http.objects import batch_object, batch_page
 from lowtide.http.paging import page_arguments
 from lowtide.http.types import CreateBatch
@@ -48,6 +49,9 @@ def create(call: Call) -> Response:
         metadata=wanted.metadata,
         output_expires_after=None if expiry is None else expiry.seconds,
         idempotency_key=idempotency_key(call.request),
+        idempotency_digest=digest_of(
+            replace(wanted, input_file_id=input_file_id, original_input_file_id=None)
+        ),
         actor=call.caller.actor,
         joins_trace=call.joins_trace,
     )

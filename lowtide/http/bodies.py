@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
 from lowtide.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
@@ -49,6 +51,12 @@ def refuse_encoded(request: Request) -> None:
             "compression.",
             code="unsupported_content_encoding",
         )
+
+
+def digest_of(body: msgspec.Struct) -> bytes:
+    """Return what tells a body from others, however it is written; absent fields count as null."""
+    given = {name: value for name, value in asdict(body).items() if value is not None}
+    return sha256(msgspec.json.encode(given, order="deterministic")).digest()
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -38,7 +38,8 @@ _WHICH = Parameter(
 )
 _IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
-    "A retry with the same key requeues nothing more and returns the batches of the first.",
+    "A retry with the same key and body requeues nothing more and returns the batches of the first; "
+    "another body is 422.",
     {"type": "string", "maxLength": 256},
     "header",
 )
@@ -101,7 +102,7 @@ CHANGE = (
             types.RequeuedDeadLetters,
             body=types.RequeueDeadLetters,
             parameters=(_IDEMPOTENCY_KEY,),
-            errors=(400, 404, 409, 413, 415),
+            errors=(400, 404, 409, 413, 415, 422),
             extension=True,
         ),
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Response
+from msgspec.structs import replace
 
 from lowtide import wiring
 from lowtide.domain.dead_letters import LetterFilter, LetterId, LetterState
@@ -16,7 +17,7 @@ from lowtide.domain.ids import format_batch_id, format_request_id, parse_batch_i
 from lowtide.domain.pools import Pool
 from lowtide.http import dead_letter_types as types
 from lowtide.http.application import json_response
-from lowtide.http.bodies import idempotency_key, json_body
+from lowtide.http.bodies import digest_of, idempotency_key, json_body
 from lowtide.http.paging import argument, limit_argument
 from lowtide.services.dead_letters import Content
 from lowtide.services.requeueing import RequeueRequest
@@ -112,6 +113,7 @@ def requeue(call: Call) -> Response:
         actor=call.caller.actor,
         completion_window=wanted.completion_window,
         idempotency_key=idempotency_key(call.request),
+        idempotency_digest=digest_of(replace(wanted, dry_run=False)),
         dry_run=wanted.dry_run,
         pool=Pool(wanted.pool),
     )

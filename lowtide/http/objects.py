@@ -78,6 +78,8 @@ def batch_object(batch: Batch) -> types.Batch:
             input_tokens=batch.input_tokens,
             output_tokens=batch.output_tokens,
             total_tokens=batch.input_tokens + batch.output_tokens,
+            input_tokens_details=types.InputTokensDetails(batch.cached_tokens),
+            output_tokens_details=types.OutputTokensDetails(batch.reasoning_tokens),
         ),
         metadata=None if batch.metadata is None else dict(batch.metadata),
         x_lowtide=_extension(batch),

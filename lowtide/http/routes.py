@@ -39,7 +39,7 @@ _FORM = {
 _RANGE = Parameter("Range", "One byte range, like `bytes=0-99`.", {"type": "string"}, "header")
 _IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
-    "A retry with the same key returns the batch of the first.",
+    "A retry with the same key and body returns the batch of the first; another body is 422.",
     {"type": "string", "maxLength": 256},
     "header",
 )
@@ -77,7 +77,7 @@ CREATE_BATCH = (
             body=types.CreateBatch,
             body_needs=("input_file_id", "inputFileId"),
             parameters=(_IDEMPOTENCY_KEY,),
-            errors=(400, 404, 409, 413, 415),
+            errors=(400, 404, 409, 413, 415, 422),
         ),
     ),
     *dead_letter_routes.CHANGE,

@@ -88,16 +88,16 @@ class RequestCounts(msgspec.Struct):
     failed: int
 
 
-class InputTokensDetails(msgspec.Struct, frozen=True):
+class InputTokensDetails(msgspec.Struct):
     """Input tokens by kind."""
 
-    cached_tokens: int = 0
+    cached_tokens: int
 
 
-class OutputTokensDetails(msgspec.Struct, frozen=True):
+class OutputTokensDetails(msgspec.Struct):
     """Output tokens by kind."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -106,8 +106,8 @@ class Usage(msgspec.Struct, kw_only=True):
     input_tokens: int
     output_tokens: int
     total_tokens: int
-    input_tokens_details: InputTokensDetails = InputTokensDetails()
-    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    input_tokens_details: InputTokensDetails
+    output_tokens_details: OutputTokensDetails
 
 
 class Cost(msgspec.Struct, kw_only=True):

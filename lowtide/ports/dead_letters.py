@@ -74,8 +74,8 @@ class DeadLetterDesk(Protocol):
         """Return the open letters of a filter, and how many there are behind the oldest `most`."""
         ...
 
-    def requeued_under(self, tenant: TenantId, key: str) -> Sequence[Requeued]:
-        """Return what an earlier call with this idempotency key requeued."""
+    def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
+        """Return what an earlier call with this idempotency key requeued, and its body's digest."""
         ...
 
     def requeue(
@@ -85,6 +85,7 @@ class DeadLetterDesk(Protocol):
         *,
         actor: str,
         key: str | None,
+        digest: bytes | None = None,
     ) -> bool:
         """Record files, batches and events, and mark the letters, all together.
 

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.domain.batches import Batch, NewBatch
-from lowtide.domain.errors import Conflict, NotFound
+from lowtide.domain.errors import Conflict, NotFound, check_key_digest
 from lowtide.domain.ids import BatchId, FileId, TenantId, format_batch_id
 from lowtide.domain.lines import Problem
 from lowtide.domain.pools import Pool
@@ -41,11 +41,11 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 """)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key, traceparent,
-  tracestate, start_pool)
+  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key,
+  idempotency_digest, traceparent, tracestate, start_pool)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
-  :output_expires_after, :idempotency_key, :traceparent, :tracestate, :start_pool)
+  :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _BY_IDEMPOTENCY_KEY = text("""
@@ -73,7 +73,10 @@ class PostgresBatches:
     def create(
         self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
     ) -> tuple[Batch, bool]:
-        """Record a batch and its event; the same idempotency key returns the first one."""
+        """Record a batch and its event; the same idempotency key returns the first one.
+
+        Raises IdempotencyKeyReused when that was another body's.
+        """
         with acting_for(self._engine, batch.tenant) as connection:
             source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
             if source is None:
@@ -85,7 +88,9 @@ class PostgresBatches:
                     name = format_batch_id(batch.id)
                     note(connection, batch.tenant, batch.actor, "batches.create", [name])
                 return _load(connection, batch.id), True
-            return batch_of(_first(connection, batch).one()), False
+            first = _first(connection, batch).one()
+            check_key_digest(first.idempotency_digest, batch.idempotency_digest)
+            return batch_of(first), False
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
@@ -171,6 +176,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         else msgspec.json.encode(batch.metadata).decode(),
         "output_expires_after": batch.output_expires_after,
         "idempotency_key": batch.idempotency_key,
+        "idempotency_digest": batch.idempotency_digest,
         "start_pool": batch.pool.value,
         **trace_columns(batch.trace),
     }
@@ -208,6 +214,8 @@ def batch_of(row: Any) -> Batch:
         metadata=row.metadata,
         input_tokens=row.input_tokens,
         output_tokens=row.output_tokens,
+        cached_tokens=row.cached_tokens,
+        reasoning_tokens=row.reasoning_tokens,
         interruptions=row.interrupted,
         retries=row.retried,
         escalations=row.escalated,

@@ -44,7 +44,8 @@ WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch uuid, line integer, succeeded boolean, attempts smallint, input_tokens integer,
     output_tokens integer, replica_seconds double precision, status_code smallint, request_id text,
-    body text, error_code text, error_message text, dead_letter boolean)
+    body text, error_code text, error_message text, dead_letter boolean, cached_tokens integer,
+    reasoning_tokens integer)
 ), mine AS (
   DELETE FROM claims WHERE ctid = ANY(ARRAY(
     SELECT c.ctid FROM given g CROSS JOIN LATERAL (
@@ -54,7 +55,8 @@ WITH given AS MATERIALIZED (
 ), ended AS MATERIALIZED (
   SELECT m.batch_id, m.line, m.tenant_id, m.pool, m.claimed_at, m.deadline, m.interruptions,
     m.escalated, g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.replica_seconds,
-    g.status_code, g.request_id, coalesce(cast(:body AS text), g.body) AS body, g.error_code, g.error_message, g.dead_letter
+    g.status_code, g.request_id, coalesce(cast(:body AS text), g.body) AS body, g.error_code,
+    g.error_message, g.dead_letter, g.cached_tokens, g.reasoning_tokens
   FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
 ), stored AS (
   INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
@@ -73,15 +75,17 @@ WITH given AS MATERIALIZED (
     coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
 ), tallied AS (
   INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, input_tokens,
-    output_tokens, replica_seconds)
+    output_tokens, cached_tokens, reasoning_tokens, replica_seconds)
   SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
     count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens),
-    sum(replica_seconds)
+    sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds)
   FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
     input_tokens = t.input_tokens + excluded.input_tokens,
     output_tokens = t.output_tokens + excluded.output_tokens,
+    cached_tokens = t.cached_tokens + excluded.cached_tokens,
+    reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens,
     replica_seconds = t.replica_seconds + excluded.replica_seconds
 )
 SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE now() <= deadline) AS in_time
@@ -236,6 +240,8 @@ def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]
             "attempts": line.attempts,
             "input_tokens": line.usage.input_tokens,
             "output_tokens": line.usage.output_tokens,
+            "cached_tokens": line.usage.cached_tokens,
+            "reasoning_tokens": line.usage.reasoning_tokens,
             "replica_seconds": line.replica_seconds,
             "status_code": line.status_code,
             "request_id": line.request_id,

@@ -65,15 +65,15 @@ _MATCHING = text(MATCHING)
 _COUNT = text(f"SELECT count(*) FROM dead_letters WHERE {MATCHES}")  # noqa: S608
 # OFFSET 0 keeps the index of keys: for the grouping, one that is ordered by batch would be walked.
 UNDER_KEY = """
-SELECT batch_id, requeued_as, count(*) AS letters FROM (
-  SELECT batch_id, requeued_as FROM dead_letters
+SELECT batch_id, requeued_as, count(*) AS letters, (array_agg(requeue_digest))[1] AS digest FROM (
+  SELECT batch_id, requeued_as, requeue_digest FROM dead_letters
   WHERE tenant_id = :tenant AND requeue_key = :key OFFSET 0
 ) d GROUP BY batch_id, requeued_as
 """
 _UNDER_KEY = text(UNDER_KEY)
 END = """
 UPDATE dead_letters SET state = :state, requeued_as = cast(:target AS uuid), ended_at = now(),
-  actor = :actor, requeue_key = cast(:key AS text)
+  actor = :actor, requeue_key = cast(:key AS text), requeue_digest = cast(:digest AS bytea)
 WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
   AND state = 'open'
 """
@@ -117,15 +117,16 @@ class PostgresRequeues:
         found = [LetterPlace(BatchId(row[0]), *row[1:]) for row in rows]
         return Selection(_in_order(found), remaining=max(0, count - len(found)))
 
-    def requeued_under(self, tenant: TenantId, key: str) -> Sequence[Requeued]:
-        """Return what an earlier call with this idempotency key requeued."""
+    def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
+        """Return what an earlier call with this idempotency key requeued, and its body's digest."""
         with acting_for(self._engine, tenant) as connection:
-            rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key})
-            found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
-        return [
+            rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).all()
+        found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
+        earlier = [
             Requeued(BatchId(source), BatchId(batch), letters)
             for (source, batch), letters in sorted(found.items())
         ]
+        return earlier, next((row.digest for row in rows), None)
 
     def requeue(
         self,
@@ -134,6 +135,7 @@ class PostgresRequeues:
         *,
         actor: str,
         key: str | None,
+        digest: bytes | None = None,
     ) -> bool:
         """Record files, batches and events, and mark the letters, all together.
 
@@ -144,7 +146,16 @@ class PostgresRequeues:
             for batch, file, places in moves:
                 source = places[0].batch
                 lines = [place.line for place in places]
-                ended = _end(connection, tenant, source, lines, actor, target=batch.id, key=key)
+                ended = _end(
+                    connection,
+                    tenant,
+                    source,
+                    lines,
+                    actor,
+                    target=batch.id,
+                    key=key,
+                    digest=digest,
+                )
                 if ended != len(places):
                     connection.rollback()
                     return False
@@ -205,6 +216,7 @@ def _end(
     *,
     target: BatchId | None = None,
     key: str | None = None,
+    digest: bytes | None = None,
 ) -> int:
     """Mark open letters of a batch as requeued in `target`, or as discarded; return how many."""
     connection.execute(_LOCK, {"key": f"dead letters {source}"})
@@ -216,6 +228,7 @@ def _end(
         "target": target,
         "actor": actor,
         "key": key,
+        "digest": digest,
     }
     ended = 0
     for first in range(0, len(lines), _BLOCK_LINES):

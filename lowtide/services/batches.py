@@ -37,7 +37,7 @@ class BatchRequest:
     """What a caller asks for; None takes the default.
 
     With `joins_trace` the batch's work continues the caller's own trace, else that of its file. The
-    audit log names `actor`.
+    audit log names `actor`. `idempotency_digest` is that of the body that came with the key.
     """
 
     input_file_id: str
@@ -47,6 +47,7 @@ class BatchRequest:
     metadata: Mapping[str, str] | None = None
     output_expires_after: int | None = None
     idempotency_key: str | None = None
+    idempotency_digest: bytes | None = None
     joins_trace: bool = False
     actor: str | None = None
 
@@ -88,7 +89,7 @@ class Batches:
     def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
         """Create a batch, or return the one that has the same idempotency key.
 
-        Raises InvalidRequest, NotFound for an unknown file, TooManyRequests over a limit of the
+        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
         tenant, or Conflict when admission is strict and the deadline cannot be held.
         """
         file = parse_file_id(wanted.input_file_id)
@@ -126,6 +127,7 @@ class Batches:
                 deadline=now + window,
                 metadata=wanted.metadata,
                 idempotency_key=wanted.idempotency_key,
+                idempotency_digest=wanted.idempotency_digest,
                 output_expires_after=wanted.output_expires_after,
                 trace=span.context,
                 actor=wanted.actor,

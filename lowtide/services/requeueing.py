@@ -15,7 +15,7 @@ from lowtide.domain.dead_letters import (
     requeue_filename,
     requeue_metadata,
 )
-from lowtide.domain.errors import LowtideError, Unavailable
+from lowtide.domain.errors import LowtideError, Unavailable, check_key_digest
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import BatchId, FileId
@@ -60,6 +60,7 @@ class RequeueRequest:
     actor: str
     completion_window: str | None = None
     idempotency_key: str | None = None
+    idempotency_digest: bytes | None = None
     dry_run: bool = False
     pool: Pool = Pool.SPOT
 
@@ -112,7 +113,7 @@ class Requeuer:
     def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         """Requeue open letters; those that were requeued before stay where they are.
 
-        Raises NotFound for an unknown letter, Conflict when an input file is gone, InvalidRequest,
+        Raises NotFound for an unknown letter, IdempotencyKeyReused, Conflict when an input file is gone, InvalidRequest,
         TooManyRequests over a tenant's limit, and Unavailable while others change the same letters.
         """
         with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
@@ -122,7 +123,8 @@ class Requeuer:
         if request.completion_window is not None:
             self._window(request.completion_window)
         if request.idempotency_key is not None:
-            earlier = self._desk.requeued_under(tenant, request.idempotency_key)
+            earlier, digest = self._desk.requeued_under(tenant, request.idempotency_key)
+            check_key_digest(digest, request.idempotency_digest)
             if earlier:
                 unchanged = sum(each.letters for each in earlier)
                 return RequeueOutcome(0, unchanged, 0, tuple(earlier))
@@ -165,7 +167,11 @@ class Requeuer:
                 for new, _, _ in moves
             ]
             done = self._desk.requeue(
-                moves, events, actor=request.actor, key=request.idempotency_key
+                moves,
+                events,
+                actor=request.actor,
+                key=request.idempotency_key,
+                digest=request.idempotency_digest,
             )
         except LowtideError as error:
             # Whether a commit whose answer was lost has happened, the strays tell, not we.

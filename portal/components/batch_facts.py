@@ -53,6 +53,13 @@ def head(batch: Batch) -> None:
     ui.label(batch.status.value.replace("_", " ")).classes("muted").mark("exact status")
 
 
+def tokens(batch: Batch) -> str:
+    """Return a batch's tokens in words, with the parts that cost less or are not shown."""
+    cached = f" ({number(batch.cached_tokens)} cached)" if batch.cached_tokens else ""
+    reasoning = f" ({number(batch.reasoning_tokens)} reasoning)" if batch.reasoning_tokens else ""
+    return f"{number(batch.input_tokens)}{cached} / {number(batch.output_tokens)}{reasoning}"
+
+
 def facts(details: BatchDetails) -> None:
     """Show who it is for, and what it asks."""
     batch = details.batch
@@ -62,7 +69,7 @@ def facts(details: BatchDetails) -> None:
         "Model": batch.model or "",
         "Endpoint": batch.endpoint,
         "Completion window": batch.completion_window,
-        "Tokens in / out": f"{number(batch.input_tokens)} / {number(batch.output_tokens)}",
+        "Tokens in / out": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
         "Trace": "" if batch.trace is None else batch.trace.trace_id,
         # The way to name a user by OpenAI's client, and said above.

@@ -265,6 +265,27 @@ def test_idempotency_at_the_same_time(server: Server, file_id: str) -> None:
         assert len(set(threads.map(create, range(6)))) == 1
 
 
+@proves(Area.BEYOND, "`Idempotency-Key` with another body is 422")
+def test_an_idempotency_key_with_another_body(official: Official, file_id: str) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+
+    def create(window: str) -> Any:
+        return official(
+            lambda client: client.batches.create(
+                input_file_id=file_id, endpoint=CHAT, completion_window=window, extra_headers=key
+            )
+        )
+
+    first = create("24h")
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        create("1h")
+    assert (refused.value.code, refused.value.param) == (
+        "idempotency_key_reused",
+        "Idempotency-Key",
+    )
+    assert create("24h").id == first.id
+
+
 @proves(Area.BEYOND, "`Idempotency-Key`: a retry returns the batch of the first call")
 def test_an_idempotency_key_has_a_length(server: Server, file_id: str) -> None:
     response = server.http.post(

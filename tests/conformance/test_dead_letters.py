@@ -252,6 +252,9 @@ def test_idempotency_key(server: Server, own: Own) -> None:  # noqa: ARG001
     ]
     assert [answer["changed"] for answer in answers] == [2, 0]
     assert answers[0]["batches"] == answers[1]["batches"]
+    other = server.http.post(f"{PATH}/requeue", json={"ids": ids}, headers=headers)
+    assert other.status_code == 422
+    assert check_error(other.json())["code"] == "idempotency_key_reused"
     _changed(server, "discard", filter={"batch_id": died.batch["id"]})
 
 

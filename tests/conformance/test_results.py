@@ -96,6 +96,12 @@ def test_usage(completed: Ended) -> None:
     assert usage["input_tokens"] == sum(answer["prompt_tokens"] for answer in answers) > 0
     assert usage["output_tokens"] == sum(answer["completion_tokens"] for answer in answers) > 0
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    for name, part, whole in (
+        ("input_tokens_details", "cached_tokens", "prompt_tokens_details"),
+        ("output_tokens_details", "reasoning_tokens", "completion_tokens_details"),
+    ):
+        parts = [(answer.get(whole) or {}).get(part) or 0 for answer in answers]
+        assert usage[name] == {part: sum(parts)}
 
 
 @proves(Area.RESULTS, "`model` is the one that the lines name")

@@ -200,6 +200,52 @@ def test_an_idempotency_key_returns_the_same_batch(api: Api, world: World, file_
     assert world.value("SELECT count(*) FROM batches") == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoint": "/v1/embeddings"},
+        {"completion_window": "1h"},
+        {"metadata": {"a": "c"}},
+        {"output_expires_after": {"anchor": "created_at", "seconds": 7200}},
+        {"userId": "ada"},
+        {"input_file_id": "another"},
+    ],
+    ids=str,
+)
+def test_an_idempotency_key_with_another_body_is_refused(
+    api: Api, world: World, file_id: str, change: dict[str, Any]
+) -> None:
+    body: dict[str, Any] = {"input_file_id": file_id, "metadata": {"a": "b"}}
+    if "input_file_id" in change:
+        change = {"input_file_id": uploaded(api)["id"]}
+    key = {"Idempotency-Key": "once"}
+    first = _create(api, body, **key)
+    refused = _create(api, body | change, **key)
+    assert refused.status_code == 422
+    assert refused.json["error"]["code"] == "idempotency_key_reused"
+    assert refused.json["error"]["param"] == "Idempotency-Key"
+    assert _create(api, body, **key).json == first.json
+    assert world.value("SELECT count(*) FROM batches") == 1
+
+
+def test_a_body_is_the_same_however_it_is_written(api: Api, file_id: str) -> None:
+    key = {"Idempotency-Key": "once"}
+    bodies = [
+        {"input_file_id": file_id, "metadata": {"a": "b", "c": "d"}},
+        {"metadata": {"c": "d", "a": "b"}, "input_file_id": file_id, "endpoint": None},
+        {"inputFileId": file_id, "metadata": {"a": "b", "c": "d"}, "unknown": 1},
+    ]
+    assert len({_create(api, body, **key).json["id"] for body in bodies}) == 1
+
+
+def test_a_key_from_before_digests_fits_any_body(api: Api, world: World, file_id: str) -> None:
+    key = {"Idempotency-Key": "once"}
+    first = _create(api, {"input_file_id": file_id}, **key).json
+    world.run("UPDATE batches SET idempotency_digest = NULL")
+    again = _create(api, {"input_file_id": file_id, "completion_window": "1h"}, **key)
+    assert (again.status_code, again.json["id"]) == (200, first["id"])
+
+
 @pytest.mark.parametrize("key", ["", " "])
 def test_an_empty_idempotency_key_is_none(api: Api, file_id: str, key: str) -> None:
     ids = {

@@ -18,7 +18,7 @@ from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
 from lowtide.domain.visitors import Role, Visitor
 from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
 from portal.batch_query import BatchQuery, LineQuery
-from portal.components.batch_facts import all_failed, eta_of, said, words_of
+from portal.components.batch_facts import all_failed, eta_of, said, tokens, words_of
 from portal.components.batch_timeline import steps_of
 from portal.components.line_drawer import exact
 from portal.components.line_table import row_of
@@ -303,3 +303,23 @@ def test_what_is_dear_to_read_is_read_less_often(seconds: float, readings: list[
     times, values = iter([0.0, 9.9, 10.0, 19.0]), iter([1, 2, 3, 4])
     again = at_most_every(seconds, lambda: next(values), clock=lambda: next(times))
     assert [again() for _ in range(4)] == readings
+
+
+@pytest.mark.parametrize(
+    ("cached", "reasoning", "shown"),
+    [
+        (0, 0, "1,200 / 90"),
+        (1000, 0, "1,200 (1,000 cached) / 90"),
+        (0, 80, "1,200 / 90 (80 reasoning)"),
+        (1000, 80, "1,200 (1,000 cached) / 90 (80 reasoning)"),
+    ],
+)
+def test_tokens_name_their_parts(cached: int, reasoning: int, shown: str) -> None:
+    batch = replace(
+        DONE,
+        input_tokens=1200,
+        output_tokens=90,
+        cached_tokens=cached,
+        reasoning_tokens=reasoning,
+    )
+    assert tokens(batch) == shown

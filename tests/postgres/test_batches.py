@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
 from lowtide.domain.batches import NewBatch
-from lowtide.domain.errors import Conflict, NotFound
+from lowtide.domain.errors import Conflict, IdempotencyKeyReused, NotFound
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import Purpose
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId
@@ -70,6 +71,24 @@ def test_an_idempotency_key_is_its_tenants_own(world: World) -> None:
     theirs = world.new_batch(world.tenant("other"), idempotency_key="key")
     assert mine != theirs
     assert world.value("SELECT count(*) FROM batches") == 2
+
+
+def test_one_of_two_bodies_under_one_key_at_once_is_refused(world: World) -> None:
+    file = world.file().id
+
+    def create(key: str, digest: bytes) -> bool:
+        new = replace(_new(file, key), idempotency_digest=digest)
+        try:
+            return _create(world, new)[1]
+        except IdempotencyKeyReused:
+            return False
+
+    for key in "abcde":
+        made = together(partial(create, key, b"one"), partial(create, key, b"other"))
+        assert sorted(made) == [False, True]
+        with pytest.raises(IdempotencyKeyReused):
+            _create(world, replace(_new(file, key), idempotency_digest=b"third"))
+    assert world.value("SELECT count(*) FROM batches") == 5
 
 
 def test_the_same_key_at_once_makes_one_batch(world: World) -> None:

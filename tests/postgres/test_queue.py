@@ -195,6 +195,16 @@ def test_a_settlement_may_span_batches(world: World) -> None:
     assert world.row(second).status == "in_progress"
 
 
+def test_cached_and_reasoning_tokens_are_summed(world: World) -> None:
+    batch = world.batch(3)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    for claim in world.queue.claim(lease, Pool.SPOT, 3):
+        world.queue.settle(lease, [replace(done(claim), usage=Usage(9, 7, 4, 5))], [])
+    found = world.batches.get(DEFAULT_TENANT, batch)
+    assert (found.input_tokens, found.output_tokens) == (27, 21)
+    assert (found.cached_tokens, found.reasoning_tokens) == (12, 15)
+
+
 def test_a_dead_letter_is_kept_aside(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")

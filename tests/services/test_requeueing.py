@@ -14,6 +14,7 @@ from lowtide.domain.dead_letters import LetterFilter, LetterId
 from lowtide.domain.demand import Capacity
 from lowtide.domain.errors import (
     Conflict,
+    IdempotencyKeyReused,
     InvalidRequest,
     LowtideError,
     NotFound,
@@ -251,6 +252,15 @@ def test_an_idempotency_key_stands_for_its_first_call(desk: Desk) -> None:
     again = desk.requeue(LetterFilter(), idempotency_key="once")
     assert (again.changed, again.unchanged, again.batches) == (0, 2, first.batches)
     assert desk.requeue(LetterFilter(), idempotency_key="twice").changed == 1
+
+
+def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> None:
+    desk.batch(4, [1, 4])
+    first = desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"a")
+    with pytest.raises(IdempotencyKeyReused):
+        desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"b")
+    again = desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"a")
+    assert again.batches == first.batches
 
 
 @pytest.mark.parametrize("calls", [2, 6])
