@@ -158,7 +158,7 @@ def test_the_oldest_open_letters_are_read_off_an_index(
 @pytest.mark.parametrize("count", [1, 1000])
 def test_named_letters_are_looked_up_by_key(loaded: World, count: int) -> None:
     keys = {"batch": _a_batch(loaded), "lines": list(range(1, count + 1))}
-    ended = {"state": "discarded", "target": None, "actor": "a", "key": None}
+    ended = {"state": "discarded", "target": None, "actor": "a", "key": None, "digest": None}
     for sql, more in ((requeues.NAMED, {}), (requeues.END, ended)):
         nodes = plan_nodes(loaded.worker, sql, tenant=DEFAULT_TENANT, **keys, **more)
         by_key = ("dead_letters_pkey", "dead_letters_in_order", "dead_letters_of_batch")
@@ -192,7 +192,7 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
 def test_ending_letters_touches_each_a_few_times(stale: Database, role: str) -> None:
     batch = "00000000-0000-7000-8000-000000000001"
     values = {"batch": batch, "lines": list(range(1, STALE_LINES + 1)), "tenant": DEFAULT_TENANT}
-    ended = {"state": "discarded", "target": None, "actor": "a", "key": None}
+    ended = {"state": "discarded", "target": None, "actor": "a", "key": None, "digest": None}
     for sql, more in ((requeues.NAMED, {}), (requeues.END, ended)):
         with acting_for(stale.engine(role), DEFAULT_TENANT) as connection:
             explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}")

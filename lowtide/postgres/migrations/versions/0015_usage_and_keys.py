@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0016"
 
 # What was counted by workers that are not replaced yet has no details.
 USAGE = """
