@@ -61,5 +61,5 @@ def _faults(settings: Settings) -> Faults | None:
         parse_faults(settings.simulated_faults),
         Worker(pool, os.environ.get("HOSTNAME") or socket.gethostname()),
         seed=settings.simulated_seed,
-        limits=Limits(timeout=settings.engine_timeout),
+        limits=Limits(settings.engine_timeout, settings.max_response_bytes),
     )
