@@ -127,8 +127,8 @@ class Faults:
         """Return an answer of so many bytes; without a size, one that is too large by a byte."""
         largest = self._limits.max_response_bytes
         if size is None or size > largest:
-            text = f"The upstream's answer is unusable: it is over {largest} bytes "
-                "(LOWTIDE_MAX_RESPONSE_BYTES)."
+            limit = f"it is over {largest} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
+            text = f"The upstream's answer is unusable: {limit}."
             return Unanswered(NoAnswer.TOO_LARGE, text)
         if not isinstance(well, Answered) or not well.succeeded:
             return well
