@@ -61,7 +61,12 @@ UPLOAD = (
         "DELETE",
         "/v1/files/<file_id>",
         files.delete,
-        Operation("deleteFile", "Delete a file.", types.DeletedFile, errors=(404, 409)),
+        Operation(
+            "deleteFile",
+            "Delete a file; a batch that reads it goes on, and its bytes go when that ends.",
+            types.DeletedFile,
+            errors=(404,),
+        ),
     ),
 )
 

@@ -42,10 +42,11 @@ class FileCatalog(Protocol):
         """Return a file to read and tell the audit log; raises NotFound."""
         ...
 
-    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> StoredFile:
-        """Forget a file and tell the audit log.
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
+        """Forget a file; return the key of its object, None while an active batch reads that.
 
-        Raises NotFound, or Conflict while an active batch reads it.
+        Raises NotFound. The object then goes once no active batch reads it. The audit log names
+        `actor`.
         """
         ...
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.domain.errors import Conflict, NotFound
+from lowtide.domain.errors import NotFound
 from lowtide.domain.files import FileStatus, Purpose, StoredFile
-from lowtide.domain.ids import FileId, TenantId, format_batch_id, format_file_id
+from lowtide.domain.ids import FileId, TenantId, format_file_id
 from lowtide.postgres.audit import note
 from lowtide.postgres.connections import acting_for
 from lowtide.postgres.traces import trace_columns, trace_of
@@ -40,9 +40,9 @@ ORDER BY id {"DESC" if newest_first else ""} LIMIT :limit
 }
 # The lock order is file, then batch, as in creating a batch: neither can slip past the other.
 _LOCK = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id FOR UPDATE")  # noqa: S608
-_READER = text("""
-SELECT id FROM batches WHERE input_file_id = :id
-  AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
+_IS_READ = text("""
+SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
+  AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
 _STRAY = text("""
@@ -136,25 +136,22 @@ class PostgresFiles:
             )
             return [file_of(row) for row in rows]
 
-    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> StoredFile:
-        """Forget a file; raises NotFound, or Conflict while a batch reads it."""
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
+        """Forget a file; return the key of its object, None while an active batch reads that.
+
+        Raises NotFound. The scheduler removes the object once no active batch reads it.
+        """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
             if row is None:
                 raise file_not_found(file)
-            reader = connection.execute(_READER, {"id": file}).scalar_one_or_none()
-            if reader is not None:
-                raise Conflict(
-                    f"File {format_file_id(file)} is being read by {format_batch_id(reader)}: "
-                    "cancel that batch or wait until it ends.",
-                    code="file_in_use",
-                )
+            is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
             connection.execute(_REMOVE, {"id": file})
             stray = {"key": row.object_key, "tenant": tenant, "after": 0}
             connection.execute(_STRAY, stray)
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
-        return file_of(row)
+        return None if is_read else str(row.object_key)
 
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Note that the object of a forgotten file is gone from the store."""

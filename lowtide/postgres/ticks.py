@@ -106,17 +106,19 @@ _EXPIRE_FILES = text("""
 WITH expired AS (
   DELETE FROM files WHERE ctid = ANY(ARRAY(
     SELECT f.ctid FROM files f
-    WHERE f.expires_at <= now() AND NOT EXISTS (
-      SELECT 1 FROM batches b WHERE b.input_file_id = f.id
-        AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+    WHERE f.expires_at <= now()
     ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
   RETURNING object_key, tenant_id
 )
 INSERT INTO stray_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
+# The input of an active batch stays until it ends, though its file was deleted or has expired.
 _STRAYS = text("""
-SELECT object_key FROM stray_objects WHERE due_at <= now() ORDER BY due_at LIMIT :limit
+SELECT object_key FROM stray_objects WHERE due_at <= now() AND object_key NOT IN (
+  SELECT input_key FROM batches
+  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+ORDER BY due_at LIMIT :limit
 """)
 _FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
 _LEASES_A_SET = 40

@@ -249,10 +249,14 @@ class Files:
         return found[:limit], len(found) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
-        """Delete a file, and tell the audit log; raises NotFound, or Conflict while a batch reads it."""
-        removed = self._catalog.remove(tenant, file, actor)
-        self._objects.delete([removed.object_key])
-        self._catalog.removed(tenant, removed.object_key)
+        """Delete a file, and tell the audit log; raises NotFound.
+
+        Its bytes stay for as long as an active batch reads them.
+        """
+        key = self._catalog.remove(tenant, file, actor)
+        if key is not None:
+            self._objects.delete([key])
+            self._catalog.removed(tenant, key)
 
 
 def _summary(problems: Sequence[Problem]) -> str:

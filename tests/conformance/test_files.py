@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.conformance.features import Area, proves
-from tests.conformance.lines import held, jsonl, requests
+from tests.conformance.lines import held, jsonl, request, requests
 from tests.conformance.shapes import check_error, check_file
 
 if TYPE_CHECKING:
@@ -101,17 +101,16 @@ def test_delete(official: Official, server: Server) -> None:
 
 
 @proves(Area.FILES, "`files.delete`")
-def test_a_file_in_use_is_kept(official: Official, server: Server, own: Own) -> None:
-    batch = server.create(jsonl(*held("file-in-use", 1)))
+def test_a_file_in_use_may_be_deleted(official: Official, server: Server, own: Own) -> None:
+    batch = server.create(jsonl(*held("file-in-use", 1), request("other")))
     file_id = batch["input_file_id"]
-    with pytest.raises(openai.ConflictError) as refused:
-        official(lambda client: client.files.delete(file_id))
-    assert refused.value.code == "file_in_use"
-    assert server.json(f"/v1/files/{file_id}")["id"] == file_id
-    server.cancel(batch["id"])
-    assert server.finish(batch)["status"] == "cancelled"
     assert official(lambda client: client.files.delete(file_id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        official(lambda client: client.files.retrieve(file_id))
     own.engine.release("file-in-use")
+    ended = server.finish(batch)
+    assert (ended["status"], ended["input_file_id"]) == ("completed", file_id)
+    assert ended["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
 
 
 @proves(Area.FILES, "An unknown id is 404, whatever it looks like")

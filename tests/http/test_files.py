@@ -409,14 +409,18 @@ def test_a_deleted_file_is_gone(api: Api) -> None:
     assert api.stored() == set()
 
 
-def test_a_file_in_use_is_kept(api: Api, world: World) -> None:
+def test_the_bytes_of_a_deleted_file_stay_while_a_batch_reads_them(api: Api, world: World) -> None:
     file = uploaded(api)
-    assert api("POST", "/v1/batches", json={"input_file_id": file["id"]}).status_code == 200
+    created = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
     answer: Any = api("DELETE", f"/v1/files/{file['id']}")
-    assert (answer.status_code, answer.json["error"]["code"]) == (409, "file_in_use")
+    assert (answer.status_code, answer.json["deleted"]) == (200, True)
+    assert api("GET", f"/v1/files/{file['id']}").status_code == 404
+    assert api("GET", f"/v1/files/{file['id']}/content").status_code == 404
+    assert api("GET", f"/v1/batches/{created.json['id']}").json["input_file_id"] == file["id"]
+    again: Any = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
+    assert (again.status_code, again.json["error"]["param"]) == (404, "input_file_id")
     assert len(api.stored()) == 1
-    world.run("UPDATE batches SET status = 'failed'")
-    assert api("DELETE", f"/v1/files/{file['id']}").status_code == 200
+    assert world.value("SELECT count(*) FROM stray_objects") == 1
 
 
 @pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("GET", "/content"), ("DELETE", "")])
