@@ -43,6 +43,11 @@ class PullLoop:
         if self._worker is not None:
             self._worker.wake()
 
+    def check_engine(self) -> None:
+        """Raise Unavailable while this worker's engine is; no other process has one."""
+        if self._worker is not None:
+            self._worker.check_engine()
+
     def begin_stop(self) -> None:
         """Claim nothing more."""
         if self._worker is not None:

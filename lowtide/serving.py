@@ -55,7 +55,7 @@ def post_worker_init(worker: Any) -> None:
     # Here, not before: its thread would not come along into this process.
     wiring.tracer()
     _protect(worker)
-    health.serve(settings.health_port, is_ready=check_database)
+    health.serve(settings.health_port, is_ready=_check)
     PULL_LOOP.start()
 
     def stop(signum: int, frame: Any) -> None:
@@ -73,6 +73,11 @@ def _protect(worker: Any) -> None:
     if _TAKES_EVENTS:
         worker.wsgi.config["MAX_CONTENT_LENGTH"] = _MAX_EVENT_BYTES
     worker.wsgi = connections.closing(worker.wsgi)
+
+
+def _check() -> None:
+    check_database()
+    PULL_LOOP.check_engine()
 
 
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001

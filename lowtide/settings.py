@@ -243,8 +243,17 @@ class Settings(BaseSettings):
     max_lost_leases: int = Field(
         default=5, ge=1, description="Workers that one line may take down before it is set aside."
     )
-    retry_base: float = Field(default=1.0, gt=0, description="First retry waits up to this.")
-    retry_cap: float = Field(default=60.0, gt=0, description="No retry waits longer than this.")
+    retry_base: float = Field(
+        default=8.0,
+        gt=0,
+        description="First retry waits from this to twice this, each further one twice as long: five "
+        "attempts of a request take at least two minutes, where its window allows it.",
+    )
+    retry_cap: float = Field(
+        default=120.0,
+        gt=0,
+        description="No request waits longer than this for its next attempt, whatever Retry-After says.",
+    )
 
     dedicated_rate: float = Field(
         default=2.0,

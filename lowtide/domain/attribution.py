@@ -91,6 +91,21 @@ def needs_probe(outcome: Outcome, engine: EngineState) -> bool:
     return is_ambiguous(outcome) and not engine.answers_others and engine.probed_well is None
 
 
+def kind_of(outcome: Outcome) -> str:
+    """Return in a word how an outcome is no success, for counting."""
+    match outcome:
+        case Answered(lacks_model=True):
+            return "model_missing"
+        case Answered(status_code=401 | 403):
+            return "key_refused"
+        case Answered():
+            return f"http_{outcome.status_code}"
+        case Unanswered() | BadInput():
+            return str(outcome.code)
+        case Interrupted():
+            return "interrupted"
+
+
 def _compared(engine: EngineState) -> Fault:
     if engine.answers_others:
         return Fault.REQUEST

@@ -41,13 +41,23 @@ class ExponentialBackoff:
         self._next = 0.0
 
 
-def retry_delay(
-    attempt: int, rng: Random, *, base: float, cap: float, retry_after: float | None = None
-) -> float:
-    """Return the seconds before attempt number `attempt` + 1.
+def retry_delay(attempt: int, rng: Random, *, base: float, cap: float) -> float:
+    """Return the seconds before attempt number `attempt` + 1, counted from 0.
 
-    Exponential backoff with full jitter, `uniform(0, min(cap, base * 2^attempt))` (AWS
-    Architecture Blog, "Exponential Backoff And Jitter", 2015). A longer Retry-After wins.
+    Exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter",
+    2015) on top of a floor: `floor + uniform(0, floor)` with `floor = base * 2^attempt`. Full jitter
+    alone may end a request within seconds that only met a wobble of its engine: with a base of 8 s,
+    five attempts are at least 8 + 16 + 32 + 64 s apart, together two minutes.
     """
-    ceiling = min(cap, base * 2.0 ** min(attempt, 60))
-    return max(rng.uniform(0.0, ceiling), retry_after or 0.0)
+    floor = base * 2.0 ** min(attempt, 60)
+    return min(cap, floor + rng.uniform(0.0, floor))
+
+
+def requeue_delay(waited: float, rng: Random, *, cap: float) -> float:
+    """Return the seconds until a request that has `waited` so far, and was not at fault, is tried.
+
+    It grows with what it waited, from one second to the cap: however often it comes back, it costs
+    little, and no count of its tries is kept.
+    """
+    longest = min(cap, max(1.0, waited / 4))
+    return rng.uniform(longest / 2, longest)

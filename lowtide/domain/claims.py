@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ class Claim:
     """One line, held under a lease. `start` and `length` locate it in the input object.
 
     `checksum` proves its bytes; a line that was split before checksums were kept has none.
-    `waited` is the seconds since it was first queued, `trace` what its batch's work continues.
+    `waited` is the seconds since it was first queued, `due_in` those until its deadline; `trace` is
+    what its batch's work continues, `model` what all of the batch asks for.
     """
 
     batch: BatchId
@@ -34,6 +36,8 @@ class Claim:
     checksum: int | None = None
     tenant: TenantId | None = None
     trace: TraceContext | None = None
+    due_in: float = math.inf
+    model: str | None = None
 
     def proves(self, line: bytes) -> bool:
         """Whether bytes are what was uploaded, as far as is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -90,16 +91,33 @@ class BadInput:
 
 Outcome = Answered | Unanswered | Interrupted | BadInput
 
+
+def is_success(outcome: Outcome) -> bool:
+    """Whether the engine did what it was asked."""
+    return isinstance(outcome, Answered) and outcome.succeeded
+
+
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The time that a request has: `left` seconds until its deadline, of which a run takes `run`."""
+
+    left: float = math.inf
+    run: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how soon a failed line is tried again; times in seconds."""
+    """How often and how soon a request that failed is tried again; times in seconds.
+
+    No wait is longer than `cap`, nor so long that the tries after it would end past the deadline.
+    """
 
     max_attempts: int = 5
-    base: float = 1.0
-    cap: float = 60.0
+    base: float = 8.0
+    cap: float = 120.0
 
     @staticmethod
     def is_transient(outcome: Answered | Unanswered) -> bool:
@@ -108,12 +126,23 @@ class RetryPolicy:
             return outcome.code not in PERMANENT_CODES
         return outcome.status_code in TRANSIENT_STATUSES
 
-    def delay(self, outcome: Answered | Unanswered, attempts: int, rng: Random) -> float | None:
+    def delay(
+        self,
+        outcome: Answered | Unanswered,
+        attempts: int,
+        rng: Random,
+        window: Window = Window(),
+    ) -> float | None:
         """Return the seconds until the next attempt, or None when this failure is the last.
 
         `attempts` counts the attempt that just failed.
         """
         if not self.is_transient(outcome) or attempts >= self.max_attempts:
             return None
+        plain = retry_delay(attempts - 1, rng, base=self.base, cap=self.cap)
         retry_after = outcome.retry_after if isinstance(outcome, Answered) else None
-        return retry_delay(attempts - 1, rng, base=self.base, cap=self.cap, retry_after=retry_after)
+        return self.bounded(max(plain, retry_after or 0.0), window, self.max_attempts - attempts)
+
+    def bounded(self, seconds: float, window: Window, tries: int = 1) -> float:
+        """Return a wait that leaves room for `tries`, each with a wait and a run."""
+        return max(0.0, min(seconds, self.cap, window.left / tries - window.run))

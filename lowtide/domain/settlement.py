@@ -1,11 +1,13 @@
-"""What an engine's outcome means for a line."""
+"""What an engine's outcome means for a request."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowtide.domain.attribution import Fault
+from lowtide.domain.backoff import requeue_delay
 from lowtide.domain.claims import Claim, Finished, Returned
-from lowtide.domain.outcomes import Answered, BadInput, Interrupted, Usage
+from lowtide.domain.outcomes import Answered, BadInput, Interrupted, Unanswered, Usage, Window
 
 if TYPE_CHECKING:
     from random import Random
@@ -16,36 +18,37 @@ if TYPE_CHECKING:
 def settle_line(
     claim: Claim,
     outcome: Outcome,
+    fault: Fault | None,
     policy: RetryPolicy,
     rng: Random,
     *,
+    age: float = 0.0,
     replica_seconds: float = 0.0,
+    at_once: bool = True,
 ) -> Finished | Returned:
-    """Return how the line ends, or why and when it is tried again.
+    """Return how the request ends, or why and when it is tried again.
 
-    `replica_seconds` is the part of its worker's time that this attempt had.
+    `age` is the seconds since it was claimed, the longest that its run can have taken;
+    `replica_seconds` is the part of its worker's time that this attempt had. After an engine fault
+    it is ready `at_once`, unless the same worker would take it again.
     """
     if isinstance(outcome, Interrupted):
         return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
     if isinstance(outcome, BadInput):
         return _unreadable(claim, outcome)
+    window = Window(claim.due_in - age, age)
     attempts = claim.attempts + 1
-    succeeded = isinstance(outcome, Answered) and outcome.succeeded
-    if not succeeded:
-        delay = policy.delay(outcome, attempts, rng)
+    if fault is not None:
+        delay = _delay(claim, outcome, fault, policy, rng, window=window, at_once=at_once)
         if delay is not None:
-            reason = (
-                f"The engine answered HTTP {outcome.status_code}"
-                if isinstance(outcome, Answered)
-                else outcome.message
-            )
-            return Returned(claim.batch, claim.line, reason, delay=delay, failed=True)
-    exhausted = not succeeded and policy.is_transient(outcome)
+            failed = fault is Fault.REQUEST
+            return Returned(claim.batch, claim.line, reason_of(outcome), delay, failed=failed)
+    exhausted = fault is not None and policy.is_transient(outcome)
     if isinstance(outcome, Answered):
         return Finished(
             claim.batch,
             claim.line,
-            succeeded,
+            fault is None,
             attempts,
             outcome.usage,
             status_code=outcome.status_code,
@@ -65,6 +68,42 @@ def settle_line(
         dead_letter=exhausted,
         replica_seconds=replica_seconds,
     )
+
+
+def _delay(
+    claim: Claim,
+    outcome: Answered | Unanswered,
+    fault: Fault,
+    policy: RetryPolicy,
+    rng: Random,
+    *,
+    window: Window,
+    at_once: bool,
+) -> float | None:
+    """Return the seconds until the request is tried again; None when this was the last attempt."""
+    if fault is Fault.BACK_PRESSURE:
+        asked = outcome.retry_after if isinstance(outcome, Answered) else None
+        delay = rng.uniform(0.0, policy.base) if asked is None else asked
+        return policy.bounded(delay, window)
+    if fault is Fault.ENGINE:
+        delay = 0.0 if at_once else requeue_delay(claim.waited, rng, cap=policy.cap)
+        return policy.bounded(delay, window)
+    return policy.delay(outcome, claim.attempts + 1, rng, window)
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Return in a sentence why an outcome is no success."""
+    match outcome:
+        case Answered(lacks_model=True):
+            return "The engine does not serve the request's model"
+        case Answered(status_code=401 | 403 as status):
+            return f"The engine refuses LOWTIDE_ENGINE_API_KEY (HTTP {status})"
+        case Answered():
+            return f"The engine answered HTTP {outcome.status_code}"
+        case Unanswered() | BadInput():
+            return outcome.message
+        case Interrupted():
+            return outcome.reason
 
 
 def _unreadable(claim: Claim, outcome: BadInput) -> Finished:

@@ -10,16 +10,19 @@ from hashlib import blake2b
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from lowtide.domain.breaker import Probed
 from lowtide.domain.outcomes import Answered, Interrupted
+from lowtide.domain.pings import probed_by
 from lowtide.engines.answers import answer, failure
 from lowtide.engines.arrivals import Arrivals
+from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from lowtide.domain.outcomes import Outcome
+    from lowtide.domain.pings import Ping
     from lowtide.engines.simulation.faults import Faults
-    from lowtide.ports import EngineRequest
 
 INTERRUPTION: Final = "Simulated spot interruption"
 
@@ -60,7 +63,7 @@ class SimulatedEngine:
         self._tokens = tokens
         self._failure_rate = failure_rate
         self._interruption_rate = interruption_rate
-        self._free = concurrency
+        self._concurrency = self._limit = self._free = concurrency
         self._waiting: deque[tuple[_Call, EngineRequest]] = deque()
         self._calls: list[_Call] = []
         self._faults = faults
@@ -85,6 +88,27 @@ class SimulatedEngine:
             self._calls.remove(call)
             self._end(call)
 
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        """Return how it is by its faults: well, when it has none."""
+        if not self._faults:
+            return Probed(well=True, answers=True)
+        refusal = self._faults.refusal()
+        if refusal is not None:
+            return Probed(well=False, reason=refusal.message)
+        body = None if ping is None else ping.body()
+        if ping is None or body is None:
+            return Probed(well=True)
+        request = EngineRequest(0, ping.endpoint, body, 1, spot=False)
+        outcome, _ = self._faults.strike(request, Answered(200, "{}"), self._latency)
+        return probed_by(outcome, f"POST {ping.endpoint}")
+
+    def limit(self, in_flight: int) -> None:
+        """Let no more requests be in flight from now on."""
+        limit = min(in_flight, self._concurrency)
+        self._free += limit - self._limit
+        self._limit = limit
+        self._start_waiting()
+
     async def models(self) -> Sequence[str]:
         """Return nothing: any model name is served."""
         return ()
@@ -96,8 +120,10 @@ class SimulatedEngine:
             call.arrivals.abandon()
 
     def _start_waiting(self) -> None:
+        if not self._waiting:
+            return
         loop = asyncio.get_running_loop()
-        while self._free and self._waiting:
+        while self._free > 0 and self._waiting:
             call, request = self._waiting.popleft()
             if call.over:
                 continue

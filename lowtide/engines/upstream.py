@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from lowtide.domain.breaker import Probed
 from lowtide.domain.budgets import ByteBudget
-from lowtide.domain.outcomes import NoAnswer, Unanswered
+from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.domain.pings import probed_by
 from lowtide.engines.arrivals import Arrivals
 from lowtide.engines.connection import Connection, Origin
 from lowtide.engines.encodings import BrokenReplyError
 from lowtide.engines.intake import Intake
 from lowtide.engines.replies import outcome_of
+from lowtide.engines.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from lowtide.domain.outcomes import Outcome
+    from lowtide.domain.pings import Ping
     from lowtide.engines.replies import Reply
     from lowtide.ports import EngineRequest
 
@@ -31,6 +35,8 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
 _KEEP_ALIVE = 4.0
+_PROBE_TIMEOUT = 10.0
+_UNKNOWN_PATH: Final = frozenset({404, 405, 501})
 
 
 class _Model(msgspec.Struct):
@@ -66,7 +72,7 @@ class UpstreamEngine:
         self._max_response_bytes = max_response_bytes
         self._budget = budget or ByteBudget(sys.maxsize)
         self._intake = Intake(self._budget)
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
         self._idle: list[Connection] = []
         self._calls: list[tuple[Arrivals, list[asyncio.Task[None]]]] = []
 
@@ -93,6 +99,29 @@ class UpstreamEngine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             arrivals.close()
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        """Ask `GET /health`, then `GET /v1/models`, then send `ping`.
+
+        A path that the upstream does not know says nothing.
+        """
+        for path in ("/health", "/v1/models"):
+            outcome = await self._once(self._origin.get(path), any_body=True)
+            # A gateway without a health check may refuse or redirect it like any unknown path.
+            status = outcome.status_code if isinstance(outcome, Answered) else 500
+            if status in _UNKNOWN_PATH or (path == "/health" and status < 500):
+                continue
+            if not (probed := probed_by(outcome, f"GET {path}")).well:
+                return probed
+        body = None if ping is None else ping.body()
+        if ping is None or body is None:
+            return Probed(well=True)
+        outcome = await self._once(self._origin.post(ping.endpoint, len(body)), body)
+        return probed_by(outcome, f"POST {ping.endpoint}")
+
+    def limit(self, in_flight: int) -> None:
+        """Let no more requests be in flight from now on; those that are go on."""
+        self._slots.limit(in_flight)
 
     async def models(self) -> Sequence[str]:
         """Return the ids that `GET /v1/models` lists; empty when it fails."""
@@ -136,13 +165,27 @@ class UpstreamEngine:
             return outcome_of(reply)
         # A request without an outcome would never end, so whatever goes wrong is one.
         except Exception as error:  # noqa: BLE001
-            return self._unanswered(error)
+            return self._unanswered(error, self._timeout)
 
-    def _unanswered(self, error: Exception) -> Unanswered:
+    async def _once(
+        self, head: bytes, body: bytes = b"", *, any_body: bool = False
+    ) -> Answered | Unanswered:
+        """Return the outcome of one request beside the slots, soon."""
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT):
+                reply = await self._exchange(head, body)
+        except Exception as error:  # noqa: BLE001
+            return self._unanswered(error, _PROBE_TIMEOUT)
+        # vLLM's health has no body, and that of others is no JSON.
+        if any_body and 200 <= reply.status < 300:
+            return Answered(reply.status, "")
+        return outcome_of(reply)
+
+    def _unanswered(self, error: Exception, seconds: float) -> Unanswered:
         """Return the outcome of an exchange that failed; all but the last are expected."""
         match error:
             case TimeoutError():
-                text = f"The upstream gave no answer in {self._timeout:g} s."
+                text = f"The upstream gave no answer in {seconds:g} s."
                 return Unanswered(NoAnswer.TIMEOUT, text)
             case BrokenReplyError():
                 return Unanswered(error.code, f"The upstream's answer is unusable: {error}.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.outcomes import Answered, Interrupted
 from lowtide.metrics import requests
 
@@ -34,6 +35,16 @@ _ANSWERS = Counter(
     "What engines said of lines: an HTTP status, why there is none, or that spot was taken away.",
     ["pool", "answer"],
 )
+_ENGINE_UP = Gauge(
+    "worker_engine_up",
+    "1 while the worker's engine breaker is closed, 0 while it is not.",
+    ["pool"],
+)
+_ENGINE_FAULTS = Counter(
+    "engine_faults_total",
+    "Outcomes that were the engine's fault and no request's, by what they were.",
+    ["pool", "kind"],
+)
 _SPENT = Counter(
     "replica_seconds_total", "Seconds of replicas' time behind requests that ended.", ["pool"]
 )
@@ -53,6 +64,8 @@ class PrometheusMeter:
         self._pool = pool.value
         # From 0 on, so that what the first scrape sees is a rise.
         _ANSWERS.labels(self._pool, "200")
+        self._engine_up = _ENGINE_UP.labels(self._pool)
+        self._engine_up.set(0)
         self._wait = _WAIT.labels(pool.value)
         self._spent = _SPENT.labels(pool.value)
         self._cost = _COST.labels(pool.value, prices.currency)
@@ -92,6 +105,14 @@ class PrometheusMeter:
     def idle(self, seconds: float) -> None:
         """Count a wait with nothing in hand."""
         _IDLE.inc(seconds)
+
+    def engine_failed(self, kind: str) -> None:
+        """Count an outcome that was the engine's fault."""
+        _ENGINE_FAULTS.labels(self._pool, kind).inc()
+
+    def engine_is(self, state: BreakerState) -> None:
+        """Note the state of the engine breaker."""
+        self._engine_up.set(state is BreakerState.CLOSED)
 
 
 def _answer(outcome: Outcome) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from lowtide.domain.breaker import Probed
     from lowtide.domain.outcomes import Outcome
+    from lowtide.domain.pings import Ping
     from lowtide.domain.traces import TraceContext
 
 
@@ -41,6 +43,17 @@ class Engine(Protocol):
         Called concurrently; the engine bounds what is in flight over all calls. Every key is
         yielded exactly once; failures are outcomes, never exceptions.
         """
+        ...
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        """Ask how the engine is: its health, and a minimal request.
+
+        Takes seconds at most, whatever the engine does, and raises nothing.
+        """
+        ...
+
+    def limit(self, in_flight: int) -> None:
+        """Let no more requests be in flight from now on; those that are go on."""
         ...
 
     async def models(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from lowtide.domain.breaker import BreakerState
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.ids import LeaseId
     from lowtide.domain.outcomes import Outcome
@@ -24,14 +25,23 @@ class Queue(Protocol):
         """Extend the lease; False when it was given away, with all its lines."""
         ...
 
-    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
-        """Take up to `lines` of the most urgent lines; none when the lease is gone or the pool paused."""
+    def claim(
+        self, lease: LeaseId, pool: Pool, lines: int, without: frozenset[str] = frozenset()
+    ) -> Sequence[Claim]:
+        """Take up to `lines` of the most urgent requests, of no model in `without`.
+
+        None when the lease is gone or the pool paused.
+        """
         ...
 
     def settle(
         self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
     ) -> Settled:
         """End or give back lines in one transaction; lines that are not the lease's are skipped."""
+        ...
+
+    def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
+        """Note how the worker's engine is, for everybody; `reason` is empty while it is well."""
         ...
 
     def close_lease(self, lease: LeaseId) -> None:
@@ -68,4 +78,12 @@ class WorkerMeter(Protocol):
 
     def idle(self, seconds: float) -> None:
         """The worker waited with nothing in hand."""
+        ...
+
+    def engine_failed(self, kind: str) -> None:
+        """The engine, not a request, was at fault, in a word."""
+        ...
+
+    def engine_is(self, state: BreakerState) -> None:
+        """The engine breaker is in this state now."""
         ...

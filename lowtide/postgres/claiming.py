@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lowtide.domain.ids import LeaseId
     from lowtide.domain.pools import Pool
 
-# None of a paused pool, where a claim would try them one by one for nothing. TAKE makes it sure.
+# None of a paused pool, where a claim would try them one by one for nothing. TAKE makes it sure. None of
+# the models that the worker's engine lacks, which the worker could only give back.
 LANES = """
 SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
@@ -39,6 +40,7 @@ FROM tenants t CROSS JOIN LATERAL (
     WHERE q.pool = :pool AND q.batch_id = b.id AND q.available_at <= statement_timestamp()
     ORDER BY q.available_at LIMIT 1) waiting
   WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+    AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
   ORDER BY b.deadline LIMIT :most) b
 WHERE NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
 """
@@ -75,8 +77,9 @@ WITH lease AS MATERIALIZED (
   SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
     lost_leases, escalated, pool FROM taken
 )
-SELECT t.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
+SELECT t.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
   now() AS claimed_at, max(t.available_at) AS at,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
   json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
     extract(epoch FROM now() - t.queued_at), r.checksum) ORDER BY t.line)::text AS lines
@@ -95,7 +98,8 @@ SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
 # What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
 # lives on.
 _UNSEEN = text("""
-SELECT c.batch_id, b.endpoint, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
+SELECT c.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in,
   json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
     extract(epoch FROM now() - c.queued_at), r.checksum) ORDER BY c.line)::text AS lines
 FROM claims c
@@ -143,10 +147,18 @@ class Claiming:
         self._next_look = 0.0
         self._claimed_at: datetime | None = None
         self._is_in_doubt = False
+        self._without: frozenset[str] = frozenset()
         self.marks: dict[UUID, Mark] = {}
 
-    def claim(self, lease: LeaseId, lines: int) -> list[Claim]:
-        """Take up to `lines` of the most urgent lines; none when the lease is gone or the pool paused."""
+    def claim(
+        self, lease: LeaseId, lines: int, without: frozenset[str] = frozenset()
+    ) -> list[Claim]:
+        """Take up to `lines` of the most urgent requests, of no model in `without`.
+
+        None when the lease is gone or the pool paused.
+        """
+        if without != self._without:
+            self._without, self._lanes, self._next_look = without, [], 0.0
         try:
             with begin(self._engine) as connection:
                 claims, at = self._unseen(connection, lease) if self._is_in_doubt else ([], None)
@@ -203,7 +215,11 @@ class Claiming:
     def _look(self, connection: Connection) -> None:
         """Find the batches that wait. How often follows from how long it takes."""
         began = monotonic()
-        parameters = {"pool": self._pool.value, "most": LANES_A_TENANT}
+        parameters = {
+            "pool": self._pool.value,
+            "most": LANES_A_TENANT,
+            "without": sorted(self._without),
+        }
         self._lanes = [
             Lane(
                 BatchId(row.id),
@@ -272,7 +288,7 @@ class Claiming:
 def _claims(row: Any) -> list[Claim]:
     batch, tenant, trace = BatchId(row.batch_id), TenantId(row.tenant_id), trace_of(row)
     return [
-        Claim(batch, row.endpoint, row.input_key, *numbers, tenant, trace)
+        Claim(batch, row.endpoint, row.input_key, *numbers, tenant, trace, row.due_in, row.model)
         for numbers in _decode(row.lines)
     ]
 

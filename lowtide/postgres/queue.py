@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.domain.breaker import BreakerState
     from lowtide.domain.claims import Claim, Finished, Returned
     from lowtide.domain.pools import Pool
 
@@ -33,6 +34,12 @@ VALUES (:lease, :pool, :name, now() + make_interval(secs => :duration))
 """)
 _RENEW = text("""
 UPDATE workers SET heartbeat_at = now(), expires_at = now() + make_interval(secs => :duration)
+WHERE id = :lease
+""")
+_REPORT_ENGINE = text("""
+UPDATE workers SET engine_reason = :reason,
+  engine_since = CASE WHEN engine_state = :state THEN engine_since ELSE now() END,
+  engine_state = :state
 WHERE id = :lease
 """)
 _CLOSE = text("DELETE FROM workers WHERE id = :lease")
@@ -152,6 +159,7 @@ ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
 """)
 
 _encode = msgspec.json.Encoder().encode
+LONGEST_REASON = 1000
 
 
 class PostgresQueue:
@@ -189,11 +197,16 @@ class PostgresQueue:
             self._claiming.pop(lease, None)
         return renewed
 
-    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
-        """Take up to `lines` of the most urgent lines; none when the lease is gone."""
+    def claim(
+        self, lease: LeaseId, pool: Pool, lines: int, without: frozenset[str] = frozenset()
+    ) -> Sequence[Claim]:
+        """Take up to `lines` of the most urgent requests, of no model in `without`.
+
+        None when the lease is gone or the pool paused.
+        """
         if lease not in self._claiming:
             self._claiming[lease] = Claiming(self._engine, pool)
-        return self._claiming[lease].claim(lease, lines)
+        return self._claiming[lease].claim(lease, lines, without)
 
     def settle(
         self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
@@ -218,6 +231,12 @@ class PostgresQueue:
             returned=given_back,
             drained=drained,
         )
+
+    def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
+        """Note how the worker's engine is, for everybody."""
+        with begin(self._engine) as connection:
+            parameters = {"lease": lease, "state": state.value, "reason": reason[:LONGEST_REASON]}
+            connection.execute(_REPORT_ENGINE, parameters)
 
     def close_lease(self, lease: LeaseId) -> None:
         """Leave; lines still held go back to the queue."""

@@ -6,34 +6,31 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from lowtide.domain.claims import Returned
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.errors import LowtideError
-from lowtide.domain.pools import Pool
-from lowtide.domain.settlement import settle_line
-from lowtide.ports import EngineRequest
+from lowtide.services.running import Runner
 from lowtide.services.scopes import UNTRACED
-from lowtide.services.set_spans import SetSpans
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from random import Random
 
     from lowtide.domain.backoff import Backoff
     from lowtide.domain.budgets import ByteBudget
-    from lowtide.domain.claims import Claim, Finished
+    from lowtide.domain.claims import Claim
     from lowtide.domain.outcomes import RetryPolicy
+    from lowtide.domain.pools import Pool
     from lowtide.ports import Engine, ModelCatalog, Queue, WorkerMeter
     from lowtide.ports.tracing import Tracer
+    from lowtide.services.engine_watch import EngineWatch
     from lowtide.services.leases import LeaseKeeper
     from lowtide.services.loading import InputLoader
     from lowtide.services.settling import Settler
 
 _log = logging.getLogger(__name__)
-_UNRUN_DELAY_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
 """Longest time that a stopping worker spends on writing its last results."""
 
@@ -57,11 +54,6 @@ class WorkerRules:
         """Most unfinished lines held."""
         return self.concurrency + self.prefetch
 
-    @property
-    def refill_at(self) -> int:
-        """Free places worth a claim."""
-        return max(1, self.capacity // 4)
-
 
 class Worker:
     """One replica of a pool. `run` it in an event loop; `wake` and `stop` work from any thread."""
@@ -77,6 +69,7 @@ class Worker:
         backoff: Backoff,
         models: ModelCatalog,
         budget: ByteBudget,
+        watch: EngineWatch,
         *,
         rules: WorkerRules,
         policy: RetryPolicy,
@@ -85,29 +78,41 @@ class Worker:
     ) -> None:
         self._queue = queue
         self._engine = engine
-        self._loader = loader
         self._keeper = keeper
         self._settler = settler
         self._meter = meter
         self._backoff = backoff
         self._models = models
         self._budget = budget
+        self._watch = watch
         self._rules = rules
-        self._policy = policy
-        self._rng = rng
-        self._tracer = tracer
-        self._keys = count()
-        self._held: dict[int, Claim] = {}
-        self._sets: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._room = asyncio.Event()
         self._work = asyncio.Event()
+        self._well = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._runner = Runner(
+            engine,
+            watch,
+            loader,
+            keeper.pace,
+            settler,
+            meter,
+            pool=rules.pool,
+            policy=policy,
+            rng=rng,
+            tracer=tracer,
+            on_room=self._room.set,
+        )
 
     def wake(self) -> None:
         """Look for work now: there is some."""
         self._backoff.reset()
         self._notify()
+
+    def check_engine(self) -> None:
+        """Raise Unavailable while the engine is; safe in any thread."""
+        self._watch.check()
 
     def stop(self) -> None:
         """Claim nothing more, let work in hand finish within the grace period, then leave."""
@@ -117,24 +122,35 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped."""
         self._loop = asyncio.get_running_loop()
+        self._watch.on_change = self._room.set
+        self._watch.on_open = self._release_soon
+        self._watch.on_state = self._engine_is
         try:
             await self._keeper.open(lambda: self._stopping)
             # A failure of either ends the worker: its lease expires and others take over.
             async with asyncio.TaskGroup() as background:
                 beside = [
                     background.create_task(self._note_models()),
-                    background.create_task(self._keeper.keep(self._abandon)),
+                    background.create_task(self._watch.run()),
+                    background.create_task(self._keeper.keep(self._runner.abandon)),
                     background.create_task(self._settler.run(self._room.set)),
                 ]
                 await self._pull()
-                await self._finish_in_hand()
+                await self._runner.finish(self._rules.grace)
+                await self._settler.drain(DRAIN_SECONDS)
                 for task in beside:
                     task.cancel()
         finally:
             await self._keeper.close()
             await self._engine.close()
 
+    def _engine_is(self, state: BreakerState, reason: str) -> None:
+        self._keeper.engine_is(state, reason)
+        if state is BreakerState.CLOSED:
+            self._well.set()
+
     async def _note_models(self) -> None:
+        await self._well.wait()
         names = await self._engine.models()
         try:
             if names:
@@ -147,147 +163,51 @@ class Worker:
             # Before looking: what is notified from now on ends the wait.
             self._room.clear()
             self._work.clear()
-            free = self._rules.capacity - len(self._held)
+            capacity = self._watch.capacity(self._rules.capacity)
+            free = capacity - self._runner.held
             is_full = self._settler.is_congested or self._budget.is_spent
-            if free < self._rules.refill_at or is_full:
+            if free < max(1, capacity // 4) or is_full:
                 await self._pause(self._room, 1.0)
                 continue
             claims = await self._claim(min(free, self._rules.claim_size))
             if claims:
                 self._backoff.reset()
                 self._start(claims)
+            elif not self._runner.held and self._watch.found_nothing():
+                continue
             else:
                 began = monotonic()
                 await self._pause(self._work, self._backoff.next_delay())
-                if not self._held:
+                if not self._runner.held:
                     self._meter.idle(monotonic() - began)
 
     async def _claim(self, lines: int) -> Sequence[Claim]:
         if self._keeper.lease is None:
             return ()
+        lease, pool, lacking = self._keeper.lease, self._rules.pool, self._watch.lacking
         try:
-            return await asyncio.to_thread(
-                self._queue.claim, self._keeper.lease, self._rules.pool, lines
-            )
+            claims = await asyncio.to_thread(self._queue.claim, lease, pool, lines, lacking)
+            if claims or not lacking or not self._watch.is_probing:
+                return claims
+            # Nothing else waits: is a model there by now?
+            return await asyncio.to_thread(self._queue.claim, lease, pool, lines)
         except LowtideError as error:
             _log.warning("claim.failed", extra={"reason": error.message})
             return ()
 
     def _start(self, claims: Sequence[Claim]) -> None:
         self._meter.dequeued(claims)
-        began = self._keeper.pace.took(len(claims))
-        held = {next(self._keys): claim for claim in claims}
-        self._held |= held
-        task = asyncio.create_task(self._run_set(held, began))
-        self._sets.add(task)
-        task.add_done_callback(self._sets.discard)
+        self._runner.start(claims)
+        if self._watch.is_shut_off:
+            self._release()
 
-    async def _run_set(self, held: Mapping[int, Claim], began: float) -> None:
-        """Run lines as one span. Tracing that fails is logged, and its lines are run without."""
-        try:
-            spans = SetSpans(self._tracer, self._rules.pool, list(held.values()))
-            with spans.working():
-                await self._run_lines(held, began, spans)
-        except Exception:  # noqa: BLE001 - the lease lives on: nobody else would run the lines
-            _log.exception("tracing.failed")
-            left = {key: claim for key, claim in held.items() if key in self._held}
-            if left:
-                untraced = SetSpans(UNTRACED, self._rules.pool, list(left.values()))
-                await self._run_lines(left, began, untraced)
+    def _release_soon(self) -> None:
+        """Release everything next, but not now: whoever finds the engine bad has outcomes to settle."""
+        asyncio.get_running_loop().call_soon(self._release)
 
-    async def _run_lines(self, held: Mapping[int, Claim], began: float, spans: SetSpans) -> None:
-        """Run lines; whatever fails, none stays in hand. `began` is the pace's share at their start.
-
-        The lease is renewed as long as the worker lives: a line that a fault left in its hands
-        would never be run again.
-        """
-        parts = self._loader.parts(held)
-        if len(parts) == 1:
-            await self._run_part(held, began, spans)
-            return
-        async with asyncio.TaskGroup() as running:
-            for part in parts:
-                running.create_task(self._run_part(part, began, spans))
-
-    async def _run_part(self, held: Mapping[int, Claim], began: float, spans: SetSpans) -> None:
-        try:
-            loaded = await self._loader.load(held)
-            self._end(loaded.settled, spans)
-            groups = self._engine.run(self._requests(held, loaded.bodies, spans))
-            # The engine lets go of each body as its request ends: nobody else may hold it.
-            del loaded
-            async for group in groups:
-                keys = [key for key, _ in group]
-                self._meter.ran(out for _, out in group)
-                part = self._let_go(keys) - began
-                ended = [
-                    settle_line(held[key], out, self._policy, self._rng, replica_seconds=part)
-                    for key, out in group
-                ]
-                self._settler.add(ended)
-                spans.add(ended)
-        except Exception:  # noqa: BLE001
-            _log.exception("lines.failed")
-            left = {key: _unrun(claim) for key, claim in held.items() if key in self._held}
-            self._end(left, spans)
-        finally:
-            self._loader.release(held)
-
-    def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
-        if settled:
-            self._let_go(list(settled))
-            self._settler.add(list(settled.values()))
-            spans.add(list(settled.values()))
-
-    def _let_go(self, keys: Sequence[int]) -> float:
-        """Take lines out of hand; return the pace's share at their end."""
-        for key in keys:
-            self._held.pop(key, None)
-        self._loader.release(keys)
-        self._room.set()
-        return self._keeper.pace.ended(len(keys))
-
-    def _requests(
-        self, held: Mapping[int, Claim], bodies: Mapping[int, bytes], spans: SetSpans
-    ) -> list[EngineRequest]:
-        return [
-            EngineRequest(
-                key=key,
-                endpoint=held[key].endpoint,
-                body=body,
-                attempt=held[key].attempts + 1,
-                spot=self._rules.pool is Pool.SPOT,
-                interruptions=held[key].interruptions,
-                trace=spans.trace_of(held[key].batch),
-            )
-            for key, body in bodies.items()
-        ]
-
-    def _abandon(self) -> None:
-        """Forget lines that were given to somebody else."""
-        for task in self._sets:
-            task.cancel()
-        self._held.clear()
-        self._loader.release_all()
-        self._settler.discard()
-
-    async def _finish_in_hand(self) -> None:
-        if self._sets:
-            await asyncio.wait(self._sets, timeout=self._rules.grace)
-        for task in list(self._sets):
-            task.cancel()
-        await asyncio.gather(*self._sets, return_exceptions=True)
-        if self._held:
-            _log.info("worker.gives_back", extra={"lines": len(self._held)})
-        spot = self._rules.pool is Pool.SPOT
-        self._settler.add(
-            [
-                Returned(claim.batch, claim.line, "The worker was stopped", interrupted=spot)
-                for claim in self._held.values()
-            ]
-        )
-        self._held.clear()
-        await self._settler.drain(DRAIN_SECONDS)
+    def _release(self) -> None:
+        """Give everything back at once: the engine of another worker may be well."""
+        self._runner.release(f"The worker's engine is unavailable: {self._watch.reason}")
 
     async def _pause(self, event: asyncio.Event, seconds: float) -> None:
         """Wait for an event, for at most `seconds`; stopping ends every wait."""
@@ -304,8 +224,3 @@ class Worker:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._room.set)
             self._loop.call_soon_threadsafe(self._work.set)
-
-
-def _unrun(claim: Claim) -> Returned:
-    reason = "The worker failed to run the line"
-    return Returned(claim.batch, claim.line, reason, delay=_UNRUN_DELAY_SECONDS)

@@ -7,6 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.errors import LowtideError
 
 if TYPE_CHECKING:
@@ -48,12 +49,32 @@ class LeaseKeeper:
         # comes too late costs every line in hand.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self.lease: LeaseId | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+        self._engine = self._reported = (BreakerState.CLOSED, "")
+
+    def engine_is(self, state: BreakerState, reason: str) -> None:
+        """Report how the worker's engine is, at once and with each renewal until it is written."""
+        self._engine = (state, reason)
+        task = asyncio.get_running_loop().create_task(self._report_engine())
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report_engine(self) -> None:
+        engine = self._engine
+        if self.lease is None or engine == self._reported:
+            return
+        try:
+            await self._call(self._queue.report_engine, self.lease, *engine)
+            self._reported = engine
+        except LowtideError as error:
+            _log.warning("engine.unreported", extra={"reason": error.message})
 
     async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Open a lease, waiting for the database until `given_up`."""
         while self.lease is None and not given_up():
             try:
                 self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
+                self._reported = (BreakerState.CLOSED, "")
             except LowtideError as error:
                 _log.warning("lease.unopened", extra={"reason": error.message})
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -67,6 +88,7 @@ class LeaseKeeper:
             try:
                 if await self._call(self._queue.renew, self.lease):
                     await self._call(self._rates.report, self.lease, self.pace.total())
+                    await self._report_engine()
                     continue
             except LowtideError as error:
                 _log.warning("lease.unrenewed", extra={"reason": error.message})
@@ -76,6 +98,7 @@ class LeaseKeeper:
             on_lost()
             self.pace.restart()
             await self.open()
+            await self._report_engine()
 
     async def close(self) -> None:
         """Leave; the database gives whatever is still held back to the queue."""

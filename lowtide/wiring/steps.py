@@ -103,6 +103,7 @@ def build_worker(pool: Pool) -> Worker:
     from lowtide.metrics.worker import PrometheusMeter
     from lowtide.postgres.queue import PostgresQueue
     from lowtide.postgres.rates import PostgresRates
+    from lowtide.services.engine_watch import EngineWatch
     from lowtide.services.inference import Worker, WorkerRules
     from lowtide.services.leases import LeaseKeeper
     from lowtide.services.loading import InputLoader
@@ -125,9 +126,18 @@ def build_worker(pool: Pool) -> Worker:
     rng = random.Random()  # noqa: S311
     budget = ByteBudget(settings.worker_memory)
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
+    engine = build_engine(settings, budget)
+    watch = EngineWatch(
+        engine,
+        meter,
+        concurrency=settings.worker_concurrency,
+        cap=settings.retry_cap,
+        patience=settings.cold_start,
+        rng=rng,
+    )
     return Worker(
         queue,
-        build_engine(settings, budget),
+        engine,
         InputLoader(objects(), budget, rng),
         keeper,
         Settler(keeper, queue, publisher(), meter, flush, budget),
@@ -135,6 +145,7 @@ def build_worker(pool: Pool) -> Worker:
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
         models(),
         budget,
+        watch,
         rules=WorkerRules(
             pool=pool,
             concurrency=settings.worker_concurrency,

@@ -89,6 +89,26 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
+                "Engines unavailable",
+                Query(f"namespace_pool:engines_unavailable:count{{{_POOL}}}", "{{pool}}"),
+                description="Workers whose engine breaker is not closed. They claim nothing.",
+                alarm_from=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Engine faults",
+                Query(
+                    f"sum by (pool, kind) (rate(engine_faults_total{{{_POOL}}}[$__rate_interval]))",
+                    "{{pool}} {{kind}}",
+                ),
+                unit="cps",
+                stacked=True,
+                description="Charged to no request: none of them counts as an attempt.",
+            )
+        )
+        .with_panel(
+            graph(
                 "Interrupted",
                 Query(
                     f"max(namespace:spot_interruptions:ratio_rate15m{{{_HERE}}})", "last 15 minutes"

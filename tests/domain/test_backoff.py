@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.domain.backoff import ExponentialBackoff, retry_delay
-from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered
+from lowtide.domain.backoff import ExponentialBackoff, requeue_delay, retry_delay
+from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered, Window
 
 
 def _seeded(seed: int) -> Random:
@@ -33,34 +34,57 @@ def test_a_reset_starts_over(steps: int) -> None:
     assert [backoff.next_delay() for _ in ORIGINAL] == ORIGINAL
 
 
-class _Highest(Random):
-    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002
-        return b
-
-
-@pytest.mark.parametrize(
-    ("attempt", "ceiling"),
-    [(0, 1.0), (1, 2.0), (2, 4.0), (5, 32.0), (6, 60.0), (7, 60.0), (5000, 60.0)],
-)
-def test_the_ceiling_doubles_up_to_the_cap(attempt: int, ceiling: float) -> None:
-    assert retry_delay(attempt, _Highest(), base=1.0, cap=60.0) == ceiling
-
-
-@given(st.integers(0, 100), st.integers(), st.floats(0, 600))
-def test_full_jitter_unless_retry_after_is_longer(attempt: int, seed: int, after: float) -> None:
-    ceiling = min(60.0, 2.0**attempt)
-    plain = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0)
-    assert 0.0 <= plain <= ceiling
-    told = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0, retry_after=after)
-    assert told == max(plain, after)
+@given(st.integers(0, 100), st.integers())
+def test_each_floor_is_twice_the_last_with_full_jitter_on_top(attempt: int, seed: int) -> None:
+    delay = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0)
+    assert min(60.0, 2.0**attempt) <= delay <= min(60.0, 2.0 ** (attempt + 1))
 
 
 def test_jitter_spreads_over_the_whole_range() -> None:
     rng = _seeded(7)
     delays = [retry_delay(4, rng, base=1.0, cap=60.0) for _ in range(2000)]
-    assert min(delays) < 0.5
-    assert max(delays) > 15.5
-    assert 7.5 < sum(delays) / len(delays) < 8.5
+    assert min(delays) < 16.5
+    assert max(delays) > 31.5
+    assert 23.5 < sum(delays) / len(delays) < 24.5
+
+
+FAILED = Answered(500, "{}")
+
+
+@given(st.integers())
+def test_five_failures_take_two_minutes_and_no_more_than_four(seed: int) -> None:
+    policy, rng = RetryPolicy(), _seeded(seed)
+    delays = [policy.delay(FAILED, attempts, rng) for attempts in range(1, 5)]
+    assert 120 <= sum(delay or 0.0 for delay in delays) <= 240
+    assert policy.delay(FAILED, 5, rng) is None
+
+
+@given(st.integers(), st.floats(0, 1000), st.floats(0, 100))
+def test_every_attempt_can_end_before_the_deadline(seed: int, left: float, run: float) -> None:
+    policy, rng, spent = RetryPolicy(), _seeded(seed), 0.0
+    for attempts in range(1, 5):
+        delay = policy.delay(FAILED, attempts, rng, Window(left - spent, run))
+        assert delay is not None
+        assert delay >= 0
+        if delay:
+            assert spent + delay + run <= left + 1e-6
+        spent += delay + run
+
+
+@pytest.mark.parametrize("retry_after", [90.0, 1e12, 251_727_436_800.0])
+@pytest.mark.parametrize("left", [math.inf, 3600.0, 100.0, 5.0, -3.0])
+def test_no_wait_is_over_the_cap_or_past_the_deadline(retry_after: float, left: float) -> None:
+    outcome = Answered(500, "{}", retry_after=retry_after)
+    policy = RetryPolicy(base=0.01)
+    delay = policy.delay(outcome, 4, _seeded(0), Window(left, 20.0))
+    assert delay == max(0.0, min(retry_after, 120.0, left - 20.0))
+
+
+@given(st.floats(0, 1e7), st.integers())
+def test_a_request_that_comes_back_again_and_again_waits_longer(waited: float, seed: int) -> None:
+    delay = requeue_delay(waited, _seeded(seed), cap=120.0)
+    assert 0.5 <= delay <= 120.0
+    assert delay >= min(120.0, waited / 4) / 2
 
 
 @pytest.mark.parametrize(
@@ -75,6 +99,7 @@ def test_jitter_spreads_over_the_whole_range() -> None:
             for status in (300, 400, 401, 403, 404, 413, 422, 600)
         ),
         pytest.param(Unanswered("timeout", "too slow"), True, id="no answer"),
+        pytest.param(Unanswered("response_too_large", "huge"), False, id="too large"),
     ],
 )
 def test_only_transient_failures_are_tried_again(
@@ -83,8 +108,3 @@ def test_only_transient_failures_are_tried_again(
     policy = RetryPolicy(max_attempts=3)
     assert (policy.delay(outcome, 2, _seeded(0)) is not None) is again
     assert policy.delay(outcome, 3, _seeded(0)) is None
-
-
-def test_a_longer_retry_after_is_kept() -> None:
-    outcome = Answered(429, "{}", retry_after=90.0)
-    assert RetryPolicy().delay(outcome, 1, _seeded(0)) == 90.0

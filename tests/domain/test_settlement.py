@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.domain.attribution import EngineState, Fault, attribute
 from lowtide.domain.claims import Claim, Finished, Returned
 from lowtide.domain.ids import BatchId
-from lowtide.domain.outcomes import Answered, Interrupted, RetryPolicy, Unanswered, Usage
+from lowtide.domain.outcomes import (
+    Answered,
+    BadInput,
+    Interrupted,
+    RetryPolicy,
+    Unanswered,
+    Usage,
+)
 from lowtide.domain.settlement import settle_line
 
 if TYPE_CHECKING:
@@ -20,9 +29,22 @@ BATCH = BatchId(uuid.UUID(int=1))
 POLICY = RetryPolicy(max_attempts=3, base=1.0, cap=8.0)
 
 
-def _settle(outcome: Outcome, attempts: int) -> Finished | Returned:
-    claim = Claim(BATCH, "/v1/embeddings", "files/x", 4, 0, 10, attempts, 0)
-    return settle_line(claim, outcome, POLICY, Random(1))  # noqa: S311
+def _settle(
+    outcome: Outcome,
+    attempts: int,
+    fault: Fault | None = None,
+    *,
+    at_once: bool = True,
+    due_in: float = math.inf,
+    age: float = 0.0,
+) -> Finished | Returned:
+    claim = Claim(
+        BATCH, "/v1/embeddings", "files/x", 4, 0, 10, attempts, 0, waited=8.0, due_in=due_in
+    )
+    if fault is None:
+        fault = attribute(outcome, EngineState(answers_others=True))
+    rng = Random(1)  # noqa: S311
+    return settle_line(claim, outcome, fault, POLICY, rng, at_once=at_once, age=age)
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 9])
@@ -41,7 +63,7 @@ def test_an_interruption_never_counts(before: int) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 302])
+@pytest.mark.parametrize("status", [400, 404, 405, 422])
 def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, status: int) -> None:
     ended = _settle(Answered(status, "{}"), before)
     assert isinstance(ended, Finished)
@@ -52,7 +74,7 @@ def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, sta
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        pytest.param(Answered(503, "busy"), "The engine answered HTTP 503", id="HTTP 503"),
+        pytest.param(Answered(500, "busy"), "The engine answered HTTP 500", id="HTTP 500"),
         pytest.param(Unanswered("timeout", "too slow"), "too slow", id="no answer"),
     ],
 )
@@ -61,7 +83,7 @@ def test_a_transient_failure_is_tried_again(outcome: Outcome, reason: str, befor
     again = _settle(outcome, before)
     assert isinstance(again, Returned)
     assert (again.reason, again.failed, again.interrupted) == (reason, True, False)
-    assert 0 <= again.delay <= 2.0**before
+    assert 2.0**before <= again.delay <= 2.0 ** (before + 1)
 
 
 def test_the_last_transient_failure_is_a_dead_letter_with_the_answer() -> None:
@@ -77,4 +99,46 @@ def test_the_last_silence_is_a_dead_letter_with_its_code() -> None:
     assert ended == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), error_code="timeout",
         error_message="too slow", dead_letter=True,
+    )  # fmt: skip
+
+
+ENGINE_FAULTS = {
+    "refused": Unanswered("connection_error", "The upstream was not reached"),
+    "HTTP 500 to everybody": Answered(500, "{}"),
+    "HTTP 401": Answered(401, "{}"),
+    "HTTP 503": Answered(503, "{}"),
+}
+
+
+@pytest.mark.parametrize("outcome", ENGINE_FAULTS.values(), ids=ENGINE_FAULTS.keys())
+@pytest.mark.parametrize("before", [0, 2, 9])
+def test_an_engines_fault_never_counts_nor_ends_a_request(outcome: Outcome, before: int) -> None:
+    back = _settle(outcome, before, Fault.ENGINE)
+    assert isinstance(back, Returned)
+    assert (back.delay, back.failed, back.interrupted) == (0.0, False, False)
+    later = _settle(outcome, before, Fault.ENGINE, at_once=False)
+    assert isinstance(later, Returned)
+    assert 1.0 <= later.delay <= 2.0
+
+
+@pytest.mark.parametrize("before", [0, 2, 9])
+@pytest.mark.parametrize(
+    ("retry_after", "due_in", "delay"),
+    [(3.0, math.inf, 3.0), (1e12, math.inf, 8.0), (1e12, 12.0, 2.0), (1e12, 4.0, 0.0)],
+)
+def test_back_pressure_never_counts_and_waits_no_longer_than_it_may(
+    before: int, retry_after: float, due_in: float, delay: float
+) -> None:
+    busy = Answered(429, "{}", retry_after=retry_after)
+    back = _settle(busy, before, Fault.BACK_PRESSURE, due_in=due_in, age=5.0)
+    assert isinstance(back, Returned)
+    assert (back.failed, back.interrupted) == (False, False)
+    assert back.delay == delay
+
+
+def test_a_bad_input_ends_the_request_without_an_attempt() -> None:
+    ended = _settle(BadInput("input_corrupt", "not what was uploaded"), 1, Fault.INPUT)
+    assert ended == Finished(
+        BATCH, 4, succeeded=False, attempts=1, usage=Usage(), error_code="input_corrupt",
+        error_message="not what was uploaded",
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from lowtide.domain.lines import ENDPOINTS
 from lowtide.domain.outcomes import Answered
+from lowtide.domain.pings import Ping
 from lowtide.engines.noop import NoopEngine
 from lowtide.engines.simulated import SimulatedEngine
 from lowtide.engines.upstream import UpstreamEngine
@@ -113,3 +114,21 @@ def test_closing_twice_is_fine(build: Callable[[], Engine]) -> None:
 
 def test_models_is_a_sequence_of_names(build: Callable[[], Engine]) -> None:
     assert list(with_engine(build, lambda engine: engine.models())) == []
+
+
+def test_a_probe_says_that_it_is_well_and_answers(build: Callable[[], Engine]) -> None:
+    probed = with_engine(build, lambda engine: engine.probe(Ping(ENDPOINTS[0], "m")))
+    assert (probed.well, probed.answers) == (True, True)
+
+
+def test_a_limit_loses_nothing(build: Callable[[], Engine]) -> None:
+    async def work(engine: Engine) -> list[tuple[int, Outcome]]:
+        engine.limit(0)
+        call = asyncio.create_task(collect(engine, requests(20)))
+        await asyncio.sleep(0)
+        engine.limit(1)
+        await asyncio.sleep(0)
+        engine.limit(100)
+        return await call
+
+    assert len(with_engine(build, work)) == 20

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lowtide.domain.breaker import Probed
 from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered, Usage
+from lowtide.domain.pings import Ping
 from lowtide.domain.traces import TraceContext
 from lowtide.engines.upstream import UpstreamEngine
 from lowtide.local.ports import free_port
@@ -480,3 +482,106 @@ def test_a_bad_url_is_refused(url: str) -> None:
 def test_a_key_cannot_carry_headers() -> None:
     with pytest.raises(ValueError, match="printable"):
         UpstreamEngine("http://host", api_key="a\r\nX: y")
+
+
+def probe(url: str, ping: Ping | None = None) -> Probed:
+    async def main() -> Probed:
+        engine = UpstreamEngine(url)
+        try:
+            return await engine.probe(ping)
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+WELL, ANSWERS = Probed(well=True), Probed(well=True, answers=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "well"),
+    [
+        ("200 OK", b"", True),
+        ("200 OK", b"fine", True),
+        ("404 Not Found", b"{}", True),
+        ("501 Unsupported", b"<h1>GET</h1>", True),
+        ("429 Busy", b"{}", True),
+        ("500 Oops", b"{}", False),
+        ("503 Loading", b"{}", False),
+        ("401 Unauthorized", b"{}", False),
+    ],
+)
+def test_health_and_models_say_how_it_is(
+    upstream: ScriptedUpstream, status: str, body: bytes, *, well: bool
+) -> None:
+    upstream.reply("models", body, status=status)
+    found = probe(upstream.url)
+    assert found.well is well
+    assert bool(found.reason) is not well
+    paths = [head.split(b" ")[1] for head, _ in upstream.requests]
+    asked = 1 if status[:3] in {"500", "503"} else 2
+    assert paths == [b"/health", b"/v1/models"][:asked]
+
+
+def test_a_minimal_request_shows_that_it_answers(upstream: ScriptedUpstream) -> None:
+    assert probe(upstream.url, Ping(CHAT, "m")) == ANSWERS
+    sent = json.loads(upstream.requests[-1][1])
+    assert sent == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "ping"}],
+        "max_tokens": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "found"),
+    [
+        ("400 Bad", b'{"error":{"message":"no max_tokens"}}', WELL),
+        ("429 Busy", b"{}", WELL),
+        ("404 No", b'{"error":{"code":"model_not_found"}}', Probed(well=True, lacks_model=True)),
+    ],
+)
+def test_a_refused_minimal_request_says_nothing(
+    upstream: ScriptedUpstream, status: str, body: bytes, found: Probed
+) -> None:
+    upstream.reply("m", body, status=status)
+    assert probe(upstream.url, Ping(CHAT, "m")) == found
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "503 Loading", "401 Unauthorized"])
+def test_an_engine_that_computes_nothing_is_ill(upstream: ScriptedUpstream, status: str) -> None:
+    upstream.reply("m", b"{}", status=status)
+    found = probe(upstream.url, Ping(CHAT, "m"))
+    assert not found.well
+    assert CHAT in found.reason
+
+
+def test_nobody_to_probe() -> None:
+    found = probe("http://127.0.0.1:9")
+    assert not found.well
+    assert "not reached" in found.reason
+
+
+def test_a_limit_holds_and_is_lifted(upstream: ScriptedUpstream) -> None:
+    async def main() -> None:
+        engine = UpstreamEngine(upstream.url, concurrency=8)
+        engine.limit(0)
+        requests = [EngineRequest(n, CHAT, b'{"model":"m"}', 1, spot=False) for n in range(20)]
+
+        async def call() -> int:
+            return sum([len(group) async for group in engine.run(requests)])
+
+        waiting = asyncio.create_task(call())
+        assert (await engine.probe()).well  # its requests need no slot
+        assert not [head for head, _ in upstream.requests if head.startswith(b"POST")]
+        upstream.awaited = 2
+        engine.limit(2)
+        assert await waiting == 20
+        assert upstream.most_in_flight == 2
+        engine.limit(99)
+        upstream.awaited = 8
+        assert await call() == 20
+        assert upstream.most_in_flight == 8
+        await engine.close()
+
+    asyncio.run(main())

@@ -121,7 +121,7 @@ def test_a_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> Non
 
 
 def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
-    nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100)
+    nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100, without=[])
     assert _scanned(nodes) == set()
     assert "queue_claim" in _indexes(nodes)
     assert "Sort" not in _kinds(nodes)

@@ -193,7 +193,7 @@ def _place(load: Load) -> str:
 SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "look for lanes": (
         claiming.LANES,
-        lambda _: {"pool": "spot", "most": claiming.LANES_A_TENANT},
+        lambda _: {"pool": "spot", "most": claiming.LANES_A_TENANT, "without": []},
         500,
     ),
     "claim 50": (

@@ -100,7 +100,7 @@ def take(lines: int, line: int = 0) -> dict[str, object]:
 
 
 def test_looking_for_batches_reads_little_of_each(stale: Database) -> None:
-    assert rows_touched(stale, LANES, pool="spot", most=100) < 100
+    assert rows_touched(stale, LANES, pool="spot", most=100, without=[]) < 100
 
 
 @pytest.mark.parametrize("line", [0, 3000])

@@ -269,7 +269,7 @@ def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
         if number == 2 and request.interruptions < 2:
             return Interrupted("Simulated spot interruption")
         if number == 3:
-            return Answered(503, "{}")
+            return Answered(501, "{}")
         return Answered(400, "{}") if number == 4 else good(request)
 
     bench = Bench.of(world, SteeredEngine(answer), lines=6)
@@ -280,7 +280,7 @@ def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
     ] == [
         (1, 200, 3, 0, False),
         (2, 200, 1, 2, False),
-        (3, 503, 3, 0, True),
+        (3, 501, 3, 0, True),
         (4, 400, 1, 0, False),
         (5, 200, 1, 0, False),
         (6, 200, 1, 0, False),

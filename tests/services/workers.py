@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lowtide.domain.backoff import ExponentialBackoff
+from lowtide.domain.breaker import BreakerState, Probed
 from lowtide.domain.budgets import ByteBudget
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.outcomes import Answered, Outcome, RetryPolicy, Usage
@@ -18,6 +19,7 @@ from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.models import PostgresModels
 from lowtide.postgres.rates import PostgresRates
+from lowtide.services.engine_watch import EngineWatch
 from lowtide.services.inference import Worker, WorkerRules
 from lowtide.services.leases import LeaseKeeper
 from lowtide.services.loading import InputLoader
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.events import Event
     from lowtide.domain.ids import LeaseId
+    from lowtide.domain.pings import Ping
     from lowtide.ports import EngineRequest, Queue
     from lowtide.ports.tracing import Tracer
     from tests.postgres.worlds import World
@@ -63,6 +66,9 @@ class SteeredEngine:
         self.running = 0
         self.most = 0
         self.closed = False
+        self.probes: list[Ping | None] = []
+        self.probed = Probed(well=True, answers=True)
+        self.limits: list[int] = []
         self._go = asyncio.Event()
         if not hold:
             self._go.set()
@@ -86,6 +92,13 @@ class SteeredEngine:
                 yield [(request.key, outcome)]
         finally:
             self.running -= left
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        self.probes.append(ping)
+        return self.probed
+
+    def limit(self, in_flight: int) -> None:
+        self.limits.append(in_flight)
 
     async def models(self) -> Sequence[str]:
         return ("model-a", "model-b")
@@ -130,9 +143,14 @@ class FlakyQueue:
     def renew(self, lease: LeaseId) -> bool:
         return bool(self._call("renew", lease))
 
-    def claim(self, lease: LeaseId, pool: Pool, lines: int) -> Sequence[Claim]:
-        claims: Sequence[Claim] = self._call("claim", lease, pool, lines)
+    def claim(
+        self, lease: LeaseId, pool: Pool, lines: int, without: frozenset[str] = frozenset()
+    ) -> Sequence[Claim]:
+        claims: Sequence[Claim] = self._call("claim", lease, pool, lines, without)
         return claims
+
+    def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
+        self._call("report_engine", lease, state, reason)
 
     def settle(
         self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
@@ -158,6 +176,8 @@ class Meter:
     replica_seconds: float = 0.0
     outcomes: list[Outcome] = field(default_factory=list)
     idled: list[float] = field(default_factory=list)
+    engine_faults: list[str] = field(default_factory=list)
+    engine_states: list[BreakerState] = field(default_factory=list)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         self.claimed += len(claims)
@@ -182,6 +202,12 @@ class Meter:
 
     def idle(self, seconds: float) -> None:
         self.idled.append(seconds)
+
+    def engine_failed(self, kind: str) -> None:
+        self.engine_faults.append(kind)
+
+    def engine_is(self, state: BreakerState) -> None:
+        self.engine_states.append(state)
 
 
 @dataclass
@@ -246,6 +272,7 @@ class Bench:
     sink: Sink
     backoff: ExponentialBackoff
     keeper: LeaseKeeper
+    watch: EngineWatch
     worker: Worker
 
     @classmethod
@@ -266,6 +293,7 @@ class Bench:
         policy: RetryPolicy | None = None,
         tracer: Tracer = UNTRACED,
         memory: int = 2**28,
+        patience: float = 180.0,
     ) -> Bench:
         budget = ByteBudget(memory)
         store = store or stored_lines(world, lines)
@@ -274,15 +302,19 @@ class Bench:
         keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
         publisher = WaitingPublisher(sink, world.outbox)
         settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01), budget)
+        policy, rng = policy or RetryPolicy(3, 0.001, 0.001), Random(0)  # noqa: S311
+        watch = EngineWatch(
+            engine, meter, concurrency=concurrency, cap=policy.cap, patience=patience, rng=rng
+        )
         worker = Worker(
-            queue, engine, InputLoader(store, budget, Random(0)),  # noqa: S311
-            keeper, settler, meter, backoff, PostgresModels(world.worker), budget,
+            queue, engine, InputLoader(store, budget, rng),
+            keeper, settler, meter, backoff, PostgresModels(world.worker), budget, watch,
             rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
-            policy=policy or RetryPolicy(3, 0.001, 0.001),
-            rng=Random(0),  # noqa: S311
+            policy=policy,
+            rng=rng,
             tracer=tracer,
         )  # fmt: skip
-        return cls(world, store, engine, queue, meter, sink, backoff, keeper, worker)
+        return cls(world, store, engine, queue, meter, sink, backoff, keeper, watch, worker)
 
     def finished(self) -> int:
         return int(self.world.value("SELECT count(*) FROM results"))
