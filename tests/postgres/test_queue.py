@@ -66,6 +66,7 @@ def test_a_claim_tells_what_to_run(world: World) -> None:
             0,
             0,
             tenant=DEFAULT_TENANT,
+            model="m",
         )
         for line in (1, 2)
     ]
