@@ -221,14 +221,23 @@ class Injector:
         return int(rows[fault.pick % len(rows)][0])
 
     def _disk(self, fault: Fault) -> str:
-        with self._alone_with(f"disk {fault.target}"):
+        with self._alone_with(fault.target):
             disk = self.system.disks[fault.target]
             disk.fill()
             try:
                 time.sleep(fault.seconds)
             finally:
                 disk.empty()
+            if fault.target == "store":
+                # SeaweedFS's index takes no write after one that failed, until it starts again.
+                self._restart_store()
         return fault.target
+
+    def _restart_store(self) -> None:
+        store = self.system.store
+        store.stop()
+        store.start()
+        until(lambda: store.send("GET", ""), "the store is back", within=60)
 
     def _store(self, fault: Fault) -> str:
         store = self.system.store
@@ -238,9 +247,7 @@ class Injector:
                 time.sleep(fault.seconds)
                 store.signal(signal.SIGCONT)
             else:
-                store.stop()
-                store.start()
-                until(lambda: store.send("GET", ""), "the store is back", within=60)
+                self._restart_store()
         return "store"
 
     def _net(self, fault: Fault) -> str:

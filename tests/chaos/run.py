@@ -32,6 +32,7 @@ SETTINGS = {
 }
 """What makes a stack notice soon that something is gone: nothing that makes it more patient."""
 _AT_ONCE = 24
+_SENDERS = {"object", "event", "input", "batch"}
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,13 @@ def _strike(
     line: Callable[[str], None],
 ) -> None:
     told = 0.0
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    # Faults that use the API wait as long as it is away, and must not keep the others waiting.
+    with ThreadPoolExecutor(_AT_ONCE) as threads, ThreadPoolExecutor(_AT_ONCE) as senders:
         for fault in faults:
             while (wait := findings.began + fault.at - time.monotonic()) > 0:
                 time.sleep(min(wait, 1.0))
-            threads.submit(injector.inject, fault)
+            area = schedule.kind_of(fault).area
+            (senders if area in _SENDERS else threads).submit(injector.inject, fault)
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 line(fault.kind)

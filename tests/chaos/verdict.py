@@ -95,7 +95,7 @@ def read_executions(log: Path) -> list[oracle.Execution]:
 def excuse(batch: Batch, outcome: Outcome) -> str:
     """Return the cause that a failed request's own input, or its tenant, gave; empty for none."""
     code = (outcome.error or {}).get("code")
-    if code == _ON_PURPOSE.get(batch.last["status"]) and batch.purpose in {"cancel", "expire"}:
+    if code and code == _ON_PURPOSE.get(batch.last["status"]):
         return str(code)
     if batch.purpose == "victim" and str(code).startswith("input_"):
         return str(code)
