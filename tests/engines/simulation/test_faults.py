@@ -11,6 +11,7 @@ import pytest
 from lowtide.domain.attribution import EngineState, Fault, attribute
 from lowtide.domain.fault_plans import Worker, parse_faults
 from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.domain.pings import Ping
 from lowtide.engines.simulated import SimulatedEngine
 from lowtide.engines.simulation.faults import Faults, Limits
 from lowtide.ports import EngineRequest
@@ -148,3 +149,29 @@ def test_the_engine_has_them(latency: float) -> None:
 
     outcomes = asyncio.run(run())
     assert [getattr(outcome, "status_code", None) for outcome in outcomes] == [503] * 20
+
+
+@pytest.mark.parametrize(
+    ("plan", "well", "answers", "reason"),
+    [
+        ("dedicated:down", True, True, ""),
+        ("down", False, False, "connection refused"),
+        ("hang", False, False, "no answer in 60 s"),
+        ("500", False, False, "500"),
+        ("401", False, False, "401"),
+        ("garbage", False, False, "JSON"),
+        ("429", True, False, ""),
+        ("slow=5", True, True, ""),
+    ],
+)
+def test_a_probe_meets_them(plan: str, reason: str, *, well: bool, answers: bool) -> None:
+    engine = SimulatedEngine(latency=0.5, faults=faults(plan))
+    probed = asyncio.run(engine.probe(Ping("/v1/chat/completions", "m")))
+    assert (probed.well, probed.answers) == (well, answers)
+    assert reason in probed.reason
+
+
+def test_a_health_check_alone_sees_only_an_engine_that_is_away() -> None:
+    for plan, well in (("down", False), ("hang", False), ("500", True)):
+        probed = asyncio.run(SimulatedEngine(faults=faults(plan)).probe())
+        assert (probed.well, probed.answers) == (well, False)
