@@ -49,7 +49,11 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay one connection."""
-        await self._while_partitioned()
+        try:
+            await self._while_partitioned()
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         if self.state == "refuse":
             writer.transport.abort()
             return

@@ -19,7 +19,7 @@ from tests.chaos.verdict import Verdict, judge, wait_until_over
 from tests.chaos.workload import WEIGHTS, Tenant, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SETTINGS = {
     "LOWTIDE_LEASE_DURATION": "5",
@@ -37,7 +37,10 @@ _SENDERS = {"object", "event", "input", "batch"}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. `bound` is in seconds: how soon all must be over after the last fault."""
+    """What a run is to do. `bound` is in seconds: how soon all must be over after the last fault.
+
+    `settings` are further ones of the stack.
+    """
 
     seed: int
     faults: int
@@ -45,6 +48,7 @@ class Plan:
     size: tuple[int, int] = (50, 250)
     bound: float = 420.0
     only: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
     keep: bool = False
 
     def schedule(self) -> list[schedule.Fault]:
@@ -85,7 +89,7 @@ class Report:
 
 def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
     """Run it; `progress` gets a line every few seconds."""
-    system = System(SETTINGS)
+    system = System({**SETTINGS, **plan.settings})
     report = Report(plan.seed, plan.faults, folder=str(system.folder))
     faults = plan.schedule()
     (system.folder / "schedule.jsonl").write_text(

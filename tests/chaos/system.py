@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _WEED_SERVICES = ("master", "volume", "filer", "s3")
-_START_WITHIN = 90.0
+_START_WITHIN = 240.0
 
 
 class ProxiedStack(LocalStack):
@@ -44,7 +44,7 @@ class ProxiedStack(LocalStack):
         """Start it, or start it again."""
         options = (
             *("--root", default_root(), "--data-dir", self.data_dir),
-            *("--port", self.port, "--portal-port", self.portal_port, "--ready-timeout", 60),
+            *("--port", self.port, "--portal-port", self.portal_port, "--ready-timeout", 200),
             *(f"--via={name}={port}" for name, port in self.via.items()),
         )
         with (self.data_dir / "lowtide.log").open("ab") as output:

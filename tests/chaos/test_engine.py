@@ -1,0 +1,127 @@
+"""The engine of chaos runs answers rightly, misbehaves on command, and records what it was asked."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from lowtide.local.ports import free_port
+from tests.chaos.control import HOST, Helper
+from tests.chaos.exchange import POISON, Request, answer
+from tests.chaos.verdict import read_executions
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BODY = Request("t/1/1").body()
+
+
+class Server:
+    """The engine, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.log = folder / "executions.jsonl"
+        self.helper = Helper.start(
+            "tests.chaos.engine", [folder, self.log, str(self.port)], folder / "engine.log"
+        )
+        self.client = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=10)
+
+    def ask(self, body: object = BODY) -> httpx.Response:
+        """Post a request."""
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def close(self) -> None:
+        """End it."""
+        self.client.close()
+        self.helper.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = Server(tmp_path_factory.mktemp("engine"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def _healed(server: Server) -> Iterator[None]:
+    yield
+    server.helper.order(mode="heal", target="*", seconds=0)
+
+
+def test_it_answers_rightly_and_records_it(server: Server) -> None:
+    assert server.ask().json() == answer(BODY)
+    assert server.client.get("/health").status_code == 200
+    assert server.client.get("/v1/models").json()["data"][0]["id"] == BODY["model"]
+    until(
+        lambda: [one for one in read_executions(server.log) if one.outcome == "200"],
+        "the execution is recorded",
+        within=5,
+    )
+
+
+def test_poison_fails_always(server: Server) -> None:
+    assert server.ask({**BODY, POISON: 400}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "after"),
+    [
+        ("500", 500, None),
+        ("401", 401, None),
+        ("529", 529, None),
+        ("429", 429, None),
+        ("503_retry_after", 503, "2"),
+        ("wrong_model", 404, None),
+        ("liar", 500, None),
+    ],
+)
+def test_statuses(server: Server, mode: str, status: int, after: str | None) -> None:
+    server.helper.order(mode=mode, target="*", seconds=60)
+    found = server.ask()
+    assert (found.status_code, found.headers.get("Retry-After")) == (status, after)
+    well = server.client.get("/health").status_code == 200
+    assert well == (mode in {"liar", "wrong_model"})
+
+
+@pytest.mark.parametrize("mode", ["down", "reset", "reset_mid", "not_http"])
+def test_broken_connections(server: Server, mode: str) -> None:
+    server.helper.order(mode=mode, target="*", seconds=60)
+    with pytest.raises(httpx.TransportError):
+        server.ask()
+
+
+@pytest.mark.parametrize("mode", ["garbage", "error_in_200", "null_in_200"])
+def test_answers_that_are_none(server: Server, mode: str) -> None:
+    server.helper.order(mode=mode, target="*", seconds=60)
+    found = server.ask()
+    assert found.status_code == 200
+    try:
+        body = json.loads(found.content)
+    except ValueError:
+        body = None
+    assert body is None or "error" in body
+
+
+def test_another_workers_fault_is_none_of_ours(server: Server) -> None:
+    server.helper.order(mode="500", target="infer-spot-9", seconds=60)
+    assert server.ask().status_code == 200
+
+
+def test_a_fault_ends_by_itself(server: Server) -> None:
+    server.helper.order(mode="down", target="*", seconds=0.5)
+
+    def well() -> bool:
+        try:
+            return server.ask().status_code == 200
+        except httpx.TransportError:
+            return False
+
+    assert not well()
+    until(well, "the port is open again", within=20)
