@@ -40,7 +40,8 @@ class Situation:
     `present` dedicated replicas work; `wished` says since when each wanted one has been wanted,
     longest first. `models` are those of the open batches, whose lines so far `ended` or were
     `retried`; `rates` are dedicated's, by model ("" for workers that ran several). Nobody knows when
-    `paused` pools run again.
+    `paused` pools run again. `stranded` pools have so many workers, and all their engines are away;
+    `away` is how many of dedicated's are.
     """
 
     now: datetime
@@ -52,6 +53,13 @@ class Situation:
     retried: int = 0
     rates: Mapping[str, Rate] = field(default_factory=dict)
     paused: frozenset[Pool] = frozenset()
+    stranded: Mapping[Pool, int] = field(default_factory=dict)
+    away: int = 0
+
+    @property
+    def idle(self) -> frozenset[Pool]:
+        """The pools that run nothing: paused ones, and those without an engine."""
+        return self.paused | frozenset(self.stranded)
 
     def depths(self) -> dict[Pool, Depth]:
         """Return what waits and runs in each pool."""
@@ -85,7 +93,7 @@ class Situation:
         """Return the capacity as measured: the configured rate is the prior.
 
         Lines of several models count at the rate of the slowest of them. A paused pool has no
-        replicas.
+        replicas, nor has one without an engine, and a replica whose engine is away counts for none.
         """
         bounds = [
             self.rates[known].lower_bound(capacity.rate)
@@ -95,7 +103,7 @@ class Situation:
         return replace(
             capacity,
             rate=min(bounds, default=capacity.rate),
-            replicas=0 if Pool.DEDICATED in self.paused else capacity.replicas,
+            replicas=0 if Pool.DEDICATED in self.idle else max(0, capacity.replicas - self.away),
             attempts=attempts_per_line(self.ended, self.retried),
         )
 
@@ -104,8 +112,8 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
     """Return what must change now, given the configured capacity.
 
     The bound never counts on spot, so that a pause of it takes nothing from any promise; but no line
-    goes back there to wait for nobody. While dedicated is paused, nothing is promised: its waiting
-    lines go back to spot, and every open batch is at risk.
+    goes back there to wait for nobody. While dedicated is paused or without an engine, nothing is
+    promised: its waiting lines go back to spot, and every open batch is at risk.
     """
     plan = plan_tick(
         situation.batches,
@@ -113,19 +121,21 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
         situation.measured(capacity),
         situation.starts(capacity.cold_start),
     )
-    return replace(plan, returns=()) if Pool.SPOT in situation.paused else plan
+    return replace(plan, returns=()) if Pool.SPOT in situation.idle else plan
 
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
     """A plan and the lines that moved by it: some may have been in somebody's hands by then.
 
-    `before` is what waited and ran in each pool when it was made, `paused` which of them stood still.
+    `before` is what waited and ran in each pool when it was made, `paused` which of them stood still,
+    `stranded` how many workers those had whose engines were all away.
     """
 
     plan: Plan
     before: Mapping[Pool, Depth]
     paused: frozenset[Pool] = frozenset()
+    stranded: Mapping[Pool, int] = field(default_factory=dict)
     escalated: int = 0
     revoked: int = 0
     returned: int = 0

@@ -50,9 +50,13 @@ WHERE b.status = 'validating' AND b.deadline > now()
 """
 _BATCHES = text(BATCHES)
 _DEDICATED = text("""
-SELECT now() AS now, w.since, ARRAY(SELECT pool FROM paused_pools) AS paused,
-  (SELECT count(*) FROM workers WHERE pool = 'dedicated' AND expires_at > now()) AS present
+SELECT now() AS now, w.since, ARRAY(SELECT pool FROM paused_pools) AS paused
 FROM (SELECT 1) AS always LEFT JOIN wanted_replicas w ON w.pool = 'dedicated'
+""")
+_WORKERS = text("""
+SELECT pool, count(*) AS workers, count(*) FILTER (WHERE engine_state = 'closed') AS present,
+  count(*) FILTER (WHERE engine_state IN ('open', 'probing')) AS away
+FROM workers WHERE expires_at > now() GROUP BY pool
 """)
 _WANT = text("""
 INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
@@ -88,13 +92,16 @@ class PostgresTimetable:
         revoked, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id, delay=0)
         escalated = escalate(connection, plan.escalations)
-        caught_up = Pool.DEDICATED not in situation.paused
-        reason = "spot, which has caught up" if caught_up else "spot: dedicated is paused"
+        reason = "spot, which has caught up"
+        if Pool.DEDICATED in situation.idle:
+            paused = Pool.DEDICATED in situation.paused
+            reason = f"spot: dedicated {'is paused' if paused else 'has no engine'}"
         returned = give_back(connection, plan.returns, f"Given back to {reason}")
         return Replanned(
             plan,
             situation.depths(),
             situation.paused,
+            situation.stranded,
             escalated=escalated,
             revoked=revoked,
             returned=returned,
@@ -109,6 +116,8 @@ class PostgresTimetable:
 def look(connection: Connection) -> Situation:
     """Return what is open and which replicas there are; the rates are measured elsewhere."""
     dedicated = connection.execute(_DEDICATED).one()
+    workers = {Pool(row.pool): row for row in connection.execute(_WORKERS)}
+    ours = workers.get(Pool.DEDICATED)
     rows = connection.execute(_BATCHES).all()
     return Situation(
         now=dedicated.now,
@@ -125,12 +134,14 @@ def look(connection: Connection) -> Situation:
             )
             for row in rows
         ),
-        present=dedicated.present,
+        present=0 if ours is None else ours.present,
         wished=tuple(dedicated.since or ()),
         models=frozenset(row.model for row in rows if row.model is not None),
         ended=sum(row.ended for row in rows),
         retried=sum(row.retried for row in rows),
         paused=frozenset(map(Pool, dedicated.paused)),
+        stranded={pool: row.workers for pool, row in workers.items() if row.away == row.workers},
+        away=0 if ours is None else ours.away,
     )
 
 

@@ -124,6 +124,7 @@ class Scheduler:
                 most=self._rules.scales[pool].replicas,
                 planned=planned.plan.replicas if pool is Pool.DEDICATED else None,
                 paused=pool in planned.paused,
+                stranded=planned.stranded.get(pool, 0),
             )
             for pool, depth in planned.after.items()
         }

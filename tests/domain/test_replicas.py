@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.domain.replicas import desired_replicas
+from lowtide.domain.pools import Depth
+from lowtide.domain.replicas import desired_replicas, scaled_replicas
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,16 @@ def test_enough_and_not_one_too_many(rows: int, per_replica: int, most: int) -> 
     assert 0 <= replicas <= most
     assert replicas == most or replicas * per_replica >= rows
     assert replicas == 0 or (replicas - 1) * per_replica < rows
+
+
+@pytest.mark.parametrize(
+    ("stranded", "planned", "replicas"),
+    [(0, None, 4), (1, None, 1), (3, None, 3), (9, None, 4), (3, 2, 2)],
+)
+def test_a_pool_without_an_engine_gets_no_more_workers(
+    stranded: int, planned: int | None, replicas: int
+) -> None:
+    found = scaled_replicas(
+        Depth(99, 0), 5, most=4, planned=planned, paused=False, stranded=stranded
+    )
+    assert found == replicas

@@ -121,3 +121,19 @@ def test_workers_of_a_paused_pool_do_not_count_as_capacity() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
     situation = Situation(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
     assert decide(situation, FAST).at_risk == {batch.id}
+
+
+def test_a_replica_whose_engine_is_away_counts_for_none() -> None:
+    situation = Situation(NOW, (), present=1, away=1)
+    assert situation.measured(CAPACITY).replicas == 1
+    nobody = Situation(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
+    assert nobody.measured(CAPACITY).replicas == 0
+
+
+def test_a_pool_without_an_engine_is_planned_as_a_paused_one() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(hours=9), spot=5, dedicated=5)
+    for pool in Pool:
+        stranded = decide(Situation(NOW, (batch,), stranded={pool: 2}), CAPACITY)
+        paused = decide(Situation(NOW, (batch,), paused=frozenset({pool})), CAPACITY)
+        assert stranded == paused
+    assert decide(Situation(NOW, (batch,)), CAPACITY).returns == (Move(batch.id, 5),)

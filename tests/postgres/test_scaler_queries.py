@@ -9,6 +9,7 @@ import pytest
 import yaml
 from sqlalchemy import text
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.escalation import Plan
 from lowtide.domain.pools import Pool
 from lowtide.domain.replicas import desired_replicas
@@ -94,3 +95,45 @@ def test_a_paused_pool_keeps_busy_workers_and_gets_no_others(
     register(world).resume(pool, "ana")
     world.apply(Plan(replicas=2))
     assert keda_replicas(world, pool) == before > 0
+
+
+def _engines(world: World, pool: Pool, *states: str) -> None:
+    """Open a lease for each state of an engine."""
+    for state in states:
+        lease = world.queue.open_lease(pool, "w")
+        world.queue.report_engine(lease, BreakerState(state), "why")
+
+
+@pytest.mark.parametrize(
+    ("states", "replicas"),
+    [
+        pytest.param(["open"], 1, id="the only worker has no engine: no more of them"),
+        pytest.param(["open", "probing"], 2, id="nor have two"),
+        pytest.param(["open", "closed"], 4, id="one of them has"),
+        pytest.param(["open", "starting"], 4, id="one of them is starting"),
+        pytest.param(["starting"], 4, id="the first is starting"),
+        pytest.param([], 4, id="nobody is there"),
+    ],
+)
+def test_a_pool_without_an_engine_gets_no_more_replicas(
+    world: World, states: list[str], replicas: int
+) -> None:
+    world.batch(99)
+    _engines(world, Pool.SPOT, *states)
+    assert keda_replicas(world, Pool.SPOT) == replicas
+    world.run("UPDATE workers SET expires_at = now()")
+    assert keda_replicas(world, Pool.SPOT) == 4
+
+
+@pytest.mark.parametrize("pool", list(Pool))
+def test_one_replica_stays_to_find_its_engine_back(world: World, pool: Pool) -> None:
+    other = {Pool.SPOT: "dedicated", Pool.DEDICATED: "spot"}[pool]
+    world.batch(9, pool=other)
+    assert keda_replicas(world, pool) == 0
+    _engines(world, pool, "open", "open")
+    assert keda_replicas(world, pool) == 1
+    register(world).pause(pool, "ana")
+    assert keda_replicas(world, pool) == 0
+    register(world).resume(pool, "ana")
+    world.run("DELETE FROM queue")
+    assert keda_replicas(world, pool) == 0

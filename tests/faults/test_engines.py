@@ -1,0 +1,234 @@
+"""Engines that are away, broken, busy or misconfigured cost requests nothing but time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from lowtide.local.ports import free_port
+from tests.chaos.control import HOST, Helper
+from tests.chaos.exchange import Request, check_answer, input_file
+from tests.e2e.stacks import new_stack
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.stacks import LocalStack
+
+WORKERS = 4
+ATTEMPTS = 5
+CAP = 5.0
+SETTINGS = {
+    "LOWTIDE_ENGINE": "openai",
+    "LOWTIDE_MAX_ATTEMPTS": str(ATTEMPTS),
+    # Short enough that every attempt of a request would be spent within each of these faults.
+    "LOWTIDE_RETRY_BASE": "0.2",
+    "LOWTIDE_RETRY_CAP": str(CAP),
+    "LOWTIDE_ENGINE_TIMEOUT": "3",
+    "LOWTIDE_WORKER_POLL_CAP": "0.5",
+    "LOWTIDE_WORKER_CONCURRENCY": "8",
+    "LOWTIDE_WORKER_PREFETCH": "4",
+    "LOWTIDE_COLD_START": "2",
+}
+
+
+class Rig:
+    """A stack in front of an engine that misbehaves on command, to all workers or to one."""
+
+    def __init__(self, stack: LocalStack, engine: Helper, log: Path) -> None:
+        self.stack = stack
+        self._engine = engine
+        self._log = log
+        self._batches = 0
+
+    def fault(self, mode: str, seconds: float, target: str = "*") -> None:
+        """Have the engine misbehave from now on."""
+        self._engine.order(mode=mode, target=target, seconds=seconds)
+
+    def heal(self) -> None:
+        """End every fault."""
+        self._engine.order(mode="heal", target="*", seconds=0)
+
+    def submit(self, requests: int, *poison: int) -> tuple[str, bytes]:
+        """Create a batch, with requests that every engine answers with these statuses."""
+        self._batches += 1
+        statuses = [200] * requests + list(poison)
+        source = input_file(
+            Request(f"b{self._batches}/{n}", status) for n, status in enumerate(statuses)
+        )
+        return self.stack.submit(self.stack.upload(source)), source
+
+    def completed(self, batch: str) -> int:
+        """Return how many requests of a batch have completed."""
+        return int(self.stack.batch(batch)["request_counts"]["completed"])
+
+    def attempts(self, batch: str) -> Counter[int]:
+        """Return how many requests of a batch ended at which attempt."""
+        rows = self.stack.query(
+            "SELECT attempts FROM results WHERE batch_id = :batch",
+            batch=batch.removeprefix("batch_"),
+        )
+        return Counter(row.attempts for row in rows)
+
+    def reasons(self) -> list[str]:
+        """Return why the breakers of workers are open."""
+        rows = self.stack.query(
+            "SELECT engine_reason FROM workers WHERE engine_state IN ('open', 'probing')"
+        )
+        return [row.engine_reason for row in rows]
+
+    def executions(self, worker: str) -> list[str]:
+        """Return the outcomes of all that a worker sent to the engine."""
+        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [outcome for _, name, *_, outcome in lines if name == worker]
+
+    def readiness(self, worker: str) -> tuple[int, str]:
+        """Return what a worker's readiness probe answers."""
+        port = self.stack.program(worker).health_port
+        try:
+            with urlopen(f"http://{HOST}:{port}/health/ready", timeout=5) as response:
+                return response.status, response.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("engine")
+    port, log = free_port(), folder / "executions.jsonl"
+    stack = new_stack({**SETTINGS, "LOWTIDE_ENGINE_URL": f"http://{HOST}:{port}"})
+    log.touch()
+    engine = Helper.start(
+        "tests.chaos.engine", [stack.data_dir, log, str(port)], folder / "engine.log"
+    )
+    try:
+        stack.up()
+        yield Rig(stack, engine, log)
+    finally:
+        stack.discard()
+        engine.stop()
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    yield shared_rig
+    shared_rig.heal()
+
+
+def _ends_unharmed(rig: Rig, batch: str, source: bytes) -> None:
+    """Every request completed at its first attempt."""
+    ended = rig.stack.finish(batch, source, answers=check_answer)
+    counts = ended["request_counts"]
+    assert (counts["failed"], counts["completed"]) == (0, counts["total"])
+    assert set(rig.attempts(batch)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "seconds"),
+    [
+        pytest.param("down", 15.0, id="its port is closed for 15 s"),
+        pytest.param("503", 12.0, id="503"),
+        pytest.param("429", 12.0, id="429"),
+        pytest.param("503_retry_after", 12.0, id="503 that says when"),
+        pytest.param("529", 8.0, id="529"),
+        pytest.param("401", 8.0, id="the key is refused"),
+        pytest.param("wrong_model", 8.0, id="the model is missing"),
+        pytest.param("liar", 8.0, id="500 to everything, and health is well"),
+    ],
+)
+def test_what_an_engine_does_to_everything_is_charged_to_nobody(
+    rig: Rig, mode: str, seconds: float
+) -> None:
+    # It answers nothing from the start on: what a wobble charges to a request is another test.
+    rig.fault(mode, seconds)
+    batch, source = rig.submit(300)
+    _ends_unharmed(rig, batch, source)
+
+
+def test_an_engine_that_goes_away_in_the_middle(rig: Rig) -> None:
+    batch, source = rig.submit(1500)
+    until(lambda: rig.completed(batch) > 100, "the batch runs", within=60)
+    rig.fault("down", 10.0)
+    _ends_unharmed(rig, batch, source)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        pytest.param("down", "not reached", id="away"),
+        pytest.param("401", "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
+        pytest.param("wrong_model", "does not serve", id="the model is missing"),
+    ],
+)
+def test_a_worker_says_why_it_takes_nothing(rig: Rig, mode: str, reason: str) -> None:
+    rig.fault(mode, 60.0)
+    batch, source = rig.submit(50)
+    until(
+        lambda: any(reason in each for each in rig.reasons()), f"a worker says {reason}", within=45
+    )
+    worker = rig.stack.workers()[0].name
+
+    def refuses() -> bool:
+        status, text = rig.readiness(worker)
+        return status == 503 and "engine_unavailable" in text
+
+    until(refuses, "it is not ready", within=20)
+    # Whatever a canary took is back: nothing is held by workers that cannot run it.
+    until(lambda: not rig.stack.query("SELECT 1 FROM claims"), "nothing is held", within=20)
+    rig.heal()
+    _ends_unharmed(rig, batch, source)
+    until(lambda: rig.readiness(worker)[0] == 200, "it is ready again", within=30)
+
+
+@pytest.mark.parametrize("mode", ["429_absurd", "503_absurd"])
+def test_an_absurd_retry_after_is_capped(rig: Rig, mode: str) -> None:
+    rig.fault(mode, 6.0)
+    batch, source = rig.submit(100)
+    until(lambda: rig.stack.query("SELECT 1 FROM queue WHERE available_at > now()"), "some wait")
+    [row] = rig.stack.query(
+        "SELECT max(extract(epoch FROM available_at - now())) AS longest FROM queue"
+    )
+    assert row.longest <= CAP
+    _ends_unharmed(rig, batch, source)
+
+
+def test_one_worker_with_a_broken_engine_burns_no_queue(rig: Rig) -> None:
+    batch, source = rig.submit(3000)
+    until(lambda: rig.completed(batch) > 50 and len(rig.stack.workers()) >= 3, "many work")
+    broken = rig.stack.workers()[0].name
+    rig.fault("liar", 600.0, target=broken)
+    ended = rig.stack.finish(batch, source, answers=check_answer, within=180)
+    assert ended["request_counts"]["failed"] == 0
+    bad = rig.executions(broken).count("liar")
+    # What was in flight, what it took to notice, and a probe every 15 s.
+    assert 1 <= bad <= 60
+    assert max(rig.attempts(batch)) <= 3
+
+
+def test_poison_requests_end_and_harm_no_other(rig: Rig) -> None:
+    batch, source = rig.submit(200, 500, 500, 400)
+    ended = rig.stack.follow(batch)[-1]
+    assert ended["request_counts"] == {"total": 203, "completed": 200, "failed": 3}
+    errors = rig.stack.content(ended["error_file_id"]).splitlines()
+    statuses = [json.loads(line)["response"]["status_code"] for line in errors]
+    assert sorted(statuses) == [400, 500, 500]
+    assert rig.attempts(batch) == {1: 201, ATTEMPTS: 2}
+    letters = rig.stack.query(
+        "SELECT line FROM dead_letters WHERE batch_id = :batch", batch=batch.removeprefix("batch_")
+    )
+    assert len(letters) == 2
+    assert source.count(b"\n") == 203
+
+
+def test_poison_alone_ends_too(rig: Rig) -> None:
+    batch, _ = rig.submit(0, 500)
+    ended = rig.stack.follow(batch)[-1]
+    assert ended["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+    assert rig.attempts(batch) == {ATTEMPTS: 1}
