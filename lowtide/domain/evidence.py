@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from lowtide.domain.breaker import BreakerState
     from lowtide.domain.operations import Sample
     from lowtide.domain.pools import Pool
     from lowtide.domain.sightings import Sight, Sighting
@@ -31,6 +32,17 @@ class Crew:
 
 
 @dataclass(frozen=True, slots=True)
+class LostEngine:
+    """A worker whose engine breaker is not closed, since when, and why."""
+
+    worker: str
+    pool: Pool
+    state: BreakerState
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One reading; `at` is the database's time, and so are all times in it.
 
@@ -42,6 +54,7 @@ class Evidence:
     unsplit: Backlog
     unfinalized: Backlog
     crews: Mapping[Pool, Crew]
+    lost_engines: Sequence[LostEngine] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.attention import EVENT_AGE, TICK_SILENCE, WORKER_WAIT_SECONDS
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.events import EventType
 from lowtide.domain.pools import Pool
 from lowtide.domain.sightings import TICK, Sight, Sighting
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from lowtide.domain.evidence import Backlog, Evidence, Scale
+    from lowtide.domain.evidence import Backlog, Evidence, LostEngine, Scale
     from lowtide.domain.operations import Operations
 
 BUSY: Final = timedelta(minutes=1)
 """What was seen at work within it is at work."""
 STEP_AGE: Final = timedelta(minutes=2)
 """A file of the largest size is split, and its output written, in seconds."""
+_ENGINE: Final = (
+    "See that the engine runs, serves the model and takes the key: LOWTIDE_ENGINE_URL, "
+    "LOWTIDE_ENGINE_API_KEY. Requests wait meanwhile and lose no attempt."
+)
 _TROUBLE: Final = timedelta(minutes=5)
 _OLD_TROUBLE: Final = timedelta(hours=1)
 _WORKER_WAIT: Final = timedelta(seconds=WORKER_WAIT_SECONDS)
@@ -117,14 +122,25 @@ def workers(evidence: Evidence, operations: Operations | None) -> tuple[Finding,
 
 
 def engines(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return what the engines of each pool answered last, by what their workers saw."""
-    advice = (
-        "See that the engine runs and that its workers reach it: LOWTIDE_ENGINE_URL, "
-        "LOWTIDE_ENGINE_API_KEY. Lines that failed are tried again."
+    """Return what the engines of each pool answered last, and each worker that has none."""
+    return (
+        *(
+            _of_sighting(evidence, Sight.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
+            for pool in Pool
+        ),
+        *(_lost_engine(lost, evidence.at) for lost in evidence.lost_engines),
     )
-    return tuple(
-        _of_sighting(evidence, Sight.ENGINE, pool.value, f"Engine, {pool}", advice=advice)
-        for pool in Pool
+
+
+def _lost_engine(lost: LostEngine, now: datetime) -> Finding:
+    starting = lost.state is BreakerState.STARTING
+    return Finding(
+        f"Engine of {lost.worker}, {lost.pool}",
+        Condition.DOUBTFUL if starting else Condition.BAD,
+        "Starting" if starting else "Unavailable",
+        f"{lost.reason}, for {duration(now - lost.since)}",
+        now,
+        "" if starting else _ENGINE,
     )
 
 

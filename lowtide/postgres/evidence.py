@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.errors import Unavailable
-from lowtide.domain.evidence import Backlog, Crew, Evidence
+from lowtide.domain.evidence import Backlog, Crew, Evidence, LostEngine
 from lowtide.domain.pools import Pool
 from lowtide.domain.sightings import Sight, Sighting
 from lowtide.postgres.connections import begin
@@ -27,10 +30,13 @@ SELECT now() AS at,
 FROM batches WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
 """
 CREWS = """
-SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at
+SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
+  coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
+    FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines
 FROM workers WHERE expires_at > now() GROUP BY pool
 """
 
+_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
 _SIGHTINGS, _STEPS, _CREWS = map(text, (SIGHTINGS, STEPS, CREWS))
 
 
@@ -58,5 +64,12 @@ class PostgresEvidence:
             },
             unsplit=Backlog(steps.unsplit, steps.unsplit_since),
             unfinalized=Backlog(steps.unfinalized, steps.unfinalized_since),
+            lost_engines=[
+                LostEngine(
+                    name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since)
+                )
+                for row in crews
+                for name, pool, state, reason, since in _decode(row.lost_engines)
+            ],
             crews={Pool(row.pool): Crew(row.workers, row.heartbeat_at) for row in crews},
         )

@@ -56,7 +56,9 @@ class FindingList:
     def show(
         self, findings: Sequence[Finding], at: datetime, looked_at: datetime, now: datetime
     ) -> None:
-        """Show these; a part that is new gets a row."""
+        """Show these; a part that is new gets a row, and one that is gone loses it."""
+        for part in self._rows.keys() - {finding.part for finding in findings}:
+            self._rows.pop(part).row.delete()
         for finding in findings:
             if finding.part not in self._rows:
                 with self.section:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.domain import findings
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.events import EventType
-from lowtide.domain.evidence import Backlog, Crew, Evidence, Scale, scales_of
+from lowtide.domain.evidence import Backlog, Crew, Evidence, LostEngine, Scale, scales_of
 from lowtide.domain.findings import Condition
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.operations import PoolSample, Sample, TenantLoad
@@ -274,3 +275,21 @@ def test_the_api_is_known_by_its_functions(
 ) -> None:
     found = findings.api(saw(*((Sight.FUNCTION, name, each) for name, each in known)))
     assert (found.part, found.condition, found.detail) == ("API", condition, detail)
+
+
+@pytest.mark.parametrize(
+    ("state", "condition", "word"),
+    [
+        (BreakerState.OPEN, Condition.BAD, "Unavailable"),
+        (BreakerState.PROBING, Condition.BAD, "Unavailable"),
+        (BreakerState.STARTING, Condition.DOUBTFUL, "Starting"),
+    ],
+)
+def test_a_worker_without_an_engine_says_why(
+    state: BreakerState, condition: Condition, word: str
+) -> None:
+    lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
+    *_, found = findings.engines(replace(NOTHING, lost_engines=[lost]))
+    assert (found.part, found.condition, found.word) == ("Engine of host/7, spot", condition, word)
+    assert "HTTP 503" in found.detail
+    assert "3 min" in found.detail

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event, text
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.pools import Pool
 from lowtide.domain.sightings import Glimpse, Sight
@@ -52,6 +53,14 @@ def test_what_waits_for_whom_and_who_was_seen(database: Database) -> None:
     add_worker(worker, "spot")
     add_worker(worker, "spot")
     add_worker(worker, "dedicated", expires_in=-1)
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE workers SET engine_state = 'open', engine_reason = 'HTTP 503', "
+                "engine_since = now() - interval '2 minutes' "
+                "WHERE id = (SELECT id FROM workers WHERE pool = 'spot' LIMIT 1)"
+            )
+        )
     glimpses = [Glimpse(Sight.FUNCTION, "split", 60.0, 5.0, "HTTP 500")]
     PostgresSightings(worker).write(glimpses)
     found = _read(database)
@@ -62,6 +71,14 @@ def test_what_waits_for_whom_and_who_was_seen(database: Database) -> None:
     assert found.unfinalized.since is not None
     assert 3 * MINUTE <= found.at - found.unfinalized.since < 4 * MINUTE
     assert {pool: crew.workers for pool, crew in found.crews.items()} == {Pool.SPOT: 2}
+    [lost] = found.lost_engines
+    assert (lost.worker, lost.pool, lost.state, lost.reason) == (
+        "host/1",
+        Pool.SPOT,
+        BreakerState.OPEN,
+        "HTTP 503",
+    )
+    assert 2 * MINUTE <= found.at - lost.since < 3 * MINUTE
     seen = found.sightings[Sight.FUNCTION, "split"]
     assert (seen.fails, seen.problem, seen.last_at) == (True, "HTTP 500", seen.failed_at)
 
