@@ -1,6 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image for the functions, the workers, the portal and the migration: `command` and FUNCTION_*
-# choose. No HEALTHCHECK: Kubernetes ignores it, and each manifest has the probes that fit.
+# One image for the functions, the workers, the portal and the migration: `args` and FUNCTION_* choose. No HEALTHCHECK: Kubernetes ignores it, and each manifest has the probes that fit.
 
 # The zeros stand for the digest of the base that you trust, so that nobody builds on whatever a
 # tag means today. This prints it; give it here, or with --build-arg PYTHON=…:
@@ -33,6 +32,11 @@ LABEL org.opencontainers.image.title="Lowtide" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# As PID 1 Python would lose a SIGTERM that comes while it imports: the kernel drops what PID 1 has no
+# handler for. Manifests give `args`, never `command`, which would take its place.
+RUN apt-get update && \
+    apt-get install -y --no-install-recommends "tini=0.19.0-1*" && \
+    rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/lowtide/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 COPY --from=build /opt/lowtide /opt/lowtide
 COPY --from=build /app /app
@@ -40,4 +44,5 @@ WORKDIR /app
 # By number, so that `runAsNonRoot` can be checked; nothing needs a name or a home.
 USER 10001:10001
 EXPOSE 8080 8081 8090
+ENTRYPOINT ["tini", "--"]
 CMD ["gunicorn", "-c", "python:lowtide.serving", "functions_framework:create_app()"]

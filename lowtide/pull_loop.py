@@ -23,18 +23,22 @@ class PullLoop:
         self._pool: Pool | None = None
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     def serve(self, pool: Pool) -> None:
         """Make this process a worker of a pool."""
         self._pool = pool
 
     def start(self) -> None:
-        """Start pulling, if this process is a worker."""
-        if self._pool is None:
+        """Start pulling, if this process is a worker and was not told to stop meanwhile."""
+        if self._pool is None or self._stopping.is_set():
             return
         from lowtide.wiring import build_worker
 
         self._worker = build_worker(self._pool)
+        # A signal's handler runs between any two steps: from here on it finds the worker.
+        if self._stopping.is_set():
+            return
         self._thread = threading.Thread(target=self._run, args=(self._worker,), name="pull-loop")
         self._thread.start()
 
@@ -49,7 +53,8 @@ class PullLoop:
             self._worker.check_engine()
 
     def begin_stop(self) -> None:
-        """Claim nothing more."""
+        """Claim nothing more, if it has not started yet nothing at all."""
+        self._stopping.set()
         if self._worker is not None:
             self._worker.stop()
 

