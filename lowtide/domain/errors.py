@@ -38,6 +38,12 @@ class LowtideError(Exception):
         self.param = param
         self.code = code or self.default_code
 
+    @property
+    def for_log(self) -> str:
+        """The message and what it came from, which is no caller's business."""
+        cause = self.__cause__
+        return self.message if cause is None else f"{self.message} {cause!r:.500}"
+
 
 class InvalidRequest(LowtideError):
     """The caller must change the request."""

@@ -47,7 +47,7 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
             yield
         except LowtideError as error:
             # The framework logs what comes out of here too, but no longer knows whose it is.
-            _log.warning("event.failed", extra={"event_type": type_, "reason": error.message})
+            _log.warning("event.failed", extra={"event_type": type_, "reason": error.for_log})
             raise
         except Exception as error:
             _log.error("event.failed", extra={"event_type": type_, "reason": type(error).__name__})

@@ -121,6 +121,8 @@ class Application:
                 else self._answer(found, request, span, headers, joins_trace=joins_trace)
             )
         except LowtideError as error:
+            if isinstance(error, Unavailable):
+                _log.warning("request.unavailable", extra={"reason": error.for_log})
             response = error_response(error)
         except HTTPException as error:
             response = _refusal(request, error)

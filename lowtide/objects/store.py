@@ -31,6 +31,7 @@ _WINDOW: Final = 4 * CHUNK
 _GAP: Final = 64 * 1024
 _FAILURES: Final = (BaseError, OSError)
 _PROBE: Final = "lowtide-probe"
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _CLOUDS: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 
@@ -276,8 +277,9 @@ def _folder_of(url: str) -> Path:
 
 def _remote(url: str, environment: Mapping[str, str]) -> Any:
     options: Any = {"connect_timeout": "5s", "timeout": "60s"}
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
-    if endpoint.startswith("http://"):
+    # What is given here takes the place of AWS_ALLOW_HTTP, which obstore would read by itself.
+    plain = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    if plain or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
         options["allow_http"] = True
     retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
     return from_url(url, client_options=options, retry_config=retries)

@@ -156,7 +156,7 @@ class Worker:
             if names:
                 await asyncio.to_thread(self._models.note, names)
         except LowtideError as error:
-            _log.warning("models.unnoted", extra={"reason": error.message})
+            _log.warning("models.unnoted", extra={"reason": error.for_log})
 
     async def _pull(self) -> None:
         while not self._stopping:
@@ -192,7 +192,7 @@ class Worker:
             # Nothing else waits: is a model there by now?
             return await asyncio.to_thread(self._queue.claim, lease, pool, lines)
         except LowtideError as error:
-            _log.warning("claim.failed", extra={"reason": error.message})
+            _log.warning("claim.failed", extra={"reason": error.for_log})
             return ()
 
     def _start(self, claims: Sequence[Claim]) -> None:

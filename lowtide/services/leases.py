@@ -76,7 +76,7 @@ class LeaseKeeper:
                 self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
                 self._reported = (BreakerState.CLOSED, "")
             except LowtideError as error:
-                _log.warning("lease.unopened", extra={"reason": error.message})
+                _log.warning("lease.unopened", extra={"reason": error.for_log})
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def keep(self, on_lost: Callable[[], None]) -> None:
@@ -91,7 +91,7 @@ class LeaseKeeper:
                     await self._report_engine()
                     continue
             except LowtideError as error:
-                _log.warning("lease.unrenewed", extra={"reason": error.message})
+                _log.warning("lease.unrenewed", extra={"reason": error.for_log})
                 continue
             _log.warning("lease.lost", extra={"lease": self.lease})
             self.lease = None
@@ -107,7 +107,7 @@ class LeaseKeeper:
         try:
             await self._call(self._queue.close_lease, self.lease)
         except LowtideError as error:
-            _log.warning("lease.unclosed", extra={"reason": error.message})
+            _log.warning("lease.unclosed", extra={"reason": error.for_log})
 
     async def _call(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
         loop = asyncio.get_running_loop()

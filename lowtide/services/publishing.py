@@ -105,4 +105,4 @@ class Publisher:
             self._outbox.forget(event)
         except LowtideError as error:
             # Sent twice is harmless.
-            _log.warning("event.kept", extra={"reason": error.message})
+            _log.warning("event.kept", extra={"reason": error.for_log})

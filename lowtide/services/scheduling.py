@@ -149,7 +149,7 @@ class Scheduler:
                 self._ticks.forget_strays(keys)
                 _log.info("objects.removed", extra={"objects": len(keys)})
         except Unavailable as error:
-            _log.warning("objects.not_removed", extra={"reason": error.message})
+            _log.warning("objects.not_removed", extra={"reason": error.for_log})
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _spared(event: str) -> Iterator[None]:
     try:
         yield
     except Unavailable as error:
-        _log.warning(event, extra={"reason": error.message})
+        _log.warning(event, extra={"reason": error.for_log})
     except Exception:  # noqa: BLE001 - a tick that answers 500 does all its work again
         _log.exception(event)
 

@@ -122,7 +122,7 @@ class Settler:
                     size -= written
                     self._budget.give(written)
             except LowtideError as error:
-                _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.message})
+                _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.for_log})
                 await asyncio.sleep(_RETRY_SECONDS)
                 self.add(lines)
             finally:

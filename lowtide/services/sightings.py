@@ -102,7 +102,7 @@ class Sightings:
         try:
             self._book.write(self._glimpses(seen))
         except LowtideError as error:
-            _log.info("sightings.unwritten", extra={"reason": error.message})
+            _log.info("sightings.unwritten", extra={"reason": error.for_log})
             with self._lock:
                 newer = {key: each.since(seen.get(key)) for key, each in self._seen.items()}
                 self._seen = seen | newer

@@ -165,6 +165,19 @@ def test_a_bug_is_answered_without_its_details(caplog: pytest.LogCaptureFixture)
     assert told[0]["request_id"] == answer.headers["x-request-id"]
 
 
+def test_what_is_unavailable_is_logged_with_its_cause_and_answered_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = errors.Unavailable("The store does not answer.")
+    error.__cause__ = OSError("refused by 10.0.0.7")
+    answer = _raising(error)
+    assert answer.status_code == 503
+    assert answer.json["error"]["message"] == "The store does not answer."
+    (record,) = caplog.records
+    assert record.getMessage() == "request.unavailable"
+    assert vars(record)["reason"] == "The store does not answer. OSError('refused by 10.0.0.7')"
+
+
 def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     class Away:
         def caller(self, _: str | None) -> None:

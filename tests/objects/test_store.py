@@ -181,6 +181,19 @@ def test_check_passes(objects: ObjectStore) -> None:
 
 
 @pytest.mark.usefixtures("s3_environment")
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_a_store_in_the_cluster_is_named_by_any_of_three_variables(
+    monkeypatch: pytest.MonkeyPatch, s3_endpoint: str, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv(name, s3_endpoint)
+    objects = ObstoreObjects("s3://bucket/named")
+    with objects.open_writer(name) as writer:
+        writer.write(b"x")
+    assert list(objects.stream(name)) == [b"x"]
+
+
+@pytest.mark.usefixtures("s3_environment")
 def test_a_missing_bucket_is_unavailable() -> None:
     missing = ObstoreObjects("s3://nowhere/here")
     with pytest.raises(Unavailable):
