@@ -89,7 +89,8 @@ def judge(
 def read_executions(log: Path) -> list[oracle.Execution]:
     """Return what the engine recorded."""
     lines = log.read_text().splitlines() if log.exists() else []
-    return [oracle.Execution(*json.loads(line)) for line in lines]
+    found = [oracle.Execution(*json.loads(line)) for line in lines]
+    return [one for one in found if "/" in one.marker]  # others are workers' own probes
 
 
 def excuse(batch: Batch, outcome: Outcome) -> str:
