@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ _STALE = frozenset({"0A000", "26000"})
 """SQLSTATEs of a plan whose result type has changed, and of a statement that is gone."""
 _BEGIN = "begin transaction"
 _LARGE = 65536
+_NO_MESSAGE = (KeyError, struct.error)
+"""What pg8000 raises for bytes that are no message: it looks up their type, and unpacks them."""
 
 
 def hot(sql: str) -> TextClause:
@@ -42,7 +45,10 @@ class PreparingConnection(dbapi.Connection):
     """A DB-API connection of pg8000."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except _NO_MESSAGE as error:
+            raise _lost(error) from error
         self._prepared: dict[str, tuple[Any, ...]] = {}
         self.register_out_adapter(Encoded, lambda value: value)
         if self._usock.family != socket.AF_UNIX:
@@ -55,6 +61,13 @@ class PreparingConnection(dbapi.Connection):
         poller = select.poll()
         poller.register(self._usock, select.POLLIN)
         return bool(poller.poll(0))
+
+    def handle_messages(self, context: core.Context) -> None:
+        """Read the answers to what was sent."""
+        try:
+            super().handle_messages(context)
+        except _NO_MESSAGE as error:
+            raise _lost(error) from error
 
     def cursor(self) -> PreparingCursor:
         """Return a cursor."""
@@ -105,6 +118,11 @@ class PreparingCursor(dbapi.Cursor):
         rows = self._context.rows
         self._row_iter = None if rows is None else iter(rows)
         return self
+
+
+def _lost(error: Exception) -> dbapi.InterfaceError:
+    """Return the error of a lost connection; SQLAlchemy drops it for the words "network error"."""
+    return dbapi.InterfaceError(f"network error: no PostgreSQL message: {error!r}")
 
 
 @lru_cache(maxsize=128)
