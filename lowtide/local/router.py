@@ -165,6 +165,9 @@ async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
         # Only now has a backend been reached, so only now should the caller send.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
+    else:
+        # The head goes out with the first piece: a backend may refuse what has no byte yet.
+        yield b""
     while chunk := await request.content.readany():
         yield chunk
 

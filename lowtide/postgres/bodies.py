@@ -22,9 +22,9 @@ SHORT_BODY: Final = f"CASE WHEN octet_length(body) <= {LONG_BYTES} THEN body END
 """The body of a row of `results`, NULL where it is long."""
 IS_LONG: Final = f"coalesce(octet_length(body) > {LONG_BYTES}, false)"
 
-# In characters: a string of them takes up to four times as many bytes. The server counts its way to
-# each piece anew, so that smaller ones would take long.
-_PIECE: Final = 2 << 20
+# In characters. The server unpacks an answer whole and counts its way to each piece anew, so that
+# smaller ones would take long.
+_PIECE: Final = 4 << 20
 _BODY = text("""
 SELECT substr(body, cast(:start AS integer), cast(:length AS integer)) FROM results
 WHERE batch_id = :batch AND line = :line

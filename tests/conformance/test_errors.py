@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import httpx
 import openai
 import pytest
 
@@ -118,6 +122,18 @@ def test_unauthenticated(server: Server, method: str, path: str, authorization: 
     assert response.headers["WWW-Authenticate"] == "Bearer"
     error = check_error(response.json())
     assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+
+@proves(Area.ERRORS, "The body of a request that is refused is not waited for")
+def test_a_refused_body(server: Server) -> None:
+    url = httpx.URL(server.base_url)
+    head = f"POST /v1/files HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(head.encode())
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 401
+        check_error(json.loads(answer.read()))
 
 
 @proves(

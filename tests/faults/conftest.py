@@ -30,3 +30,9 @@ def make_stack() -> Iterator[StackFactory]:
     """Start a stack with settings of its own; it runs until the module's last test."""
     with ExitStack() as block:
         yield lambda settings: block.enter_context(running(settings))
+
+
+@pytest.fixture(scope="session")
+def worker_id_of_package() -> str:
+    """The name of this package's database."""
+    return "faults"

@@ -42,12 +42,6 @@ LENGTH = "Content-Length: 1000000\r\n\r\n"
 CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.fixture(scope="session")
-def worker_id_of_package() -> str:
-    """The name of this package's database."""
-    return "faults"
-
-
 @pytest.fixture(scope="module")
 def settings(shared_database: Database) -> dict[str, str]:
     return {

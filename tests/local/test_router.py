@@ -158,6 +158,24 @@ def test_a_zipped_request_body_stays_zipped(router: str) -> None:
     assert told["sha256"] == hashlib.sha256(body).hexdigest()
 
 
+def test_a_backend_refuses_a_body_of_which_nothing_came(
+    process: tuple[str, int], data_dir: Path
+) -> None:
+    refusal = b"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    host, _, port = process[0].removeprefix("http://").partition(":")
+    with socket.create_server(("127.0.0.1", 0)) as backend:
+        backend.settimeout(20)
+        address = f"http://127.0.0.1:{backend.getsockname()[1]}"
+        endpoints.write(data_dir, {"upload": [address]})
+        with socket.create_connection((host, int(port)), 20) as client:
+            client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+            taken, _ = backend.accept()
+            with taken:
+                assert b"Content-Length: 1000" in _all(taken, b"\r\n\r\n")
+                taken.sendall(refusal)
+                assert _all(client, b"{}").startswith(b"HTTP/1.1 401 ")
+
+
 def test_expect_continue_is_answered_before_the_body(router: str) -> None:
     host, _, port = router.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), 5) as connection:

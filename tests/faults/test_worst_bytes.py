@@ -1,0 +1,273 @@
+"""Resident memory of every server, when every request and every answer is as long as allowed.
+
+As many at once as the manifest of each lets in. Workers are in `test_worker_memory.py`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+import pytest
+import yaml
+
+from lowtide.domain.dead_letters import LetterId
+from lowtide.domain.ids import BatchId, format_batch_id, format_file_id, format_request_id
+from lowtide.domain.lines import Limits
+from lowtide.domain.pools import Pool
+from lowtide.objects.store import ObstoreObjects
+from lowtide.settings import Settings
+from tests.conftest import API_KEY
+from tests.faults.memory import memory_limit, peak_memory
+from tests.faults.servers import serving
+from tests.http.forms import CONTENT_TYPE, form, part
+from tests.portal.conftest import PORTAL_PASSWORD, api, start_portal
+from tests.postgres.letters import batch_of_lines, dead
+from tests.postgres.worlds import done, shared_database, world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Database
+    from tests.faults.servers import Server
+    from tests.portal.conftest import Portal, StubApi
+    from tests.postgres.worlds import World
+
+__all__ = ["api", "shared_database", "start_portal", "world"]
+
+pytestmark = pytest.mark.timeout(900)
+BASE = Path(__file__).parents[2] / "knative" / "base"
+LINE_BYTES = Limits().max_line_bytes
+ANSWER_BYTES: int = Settings.model_fields["max_response_bytes"].default
+FILE_BYTES: int = Settings.model_fields["max_file_bytes"].default
+HEADERS = {"Authorization": f"Bearer {API_KEY}"}
+PORTAL_READERS = 8
+MIB = 1 << 20
+peaks: dict[str, tuple[float, float]] = {}
+
+
+@dataclass
+class OneProgram:
+    """As much of a stack as is measured."""
+
+    pid: int
+
+    def program(self, _: str) -> OneProgram:
+        return self
+
+
+def held(program: str, pid: int) -> None:
+    """Assert that a program stayed under its limit, and remember by how much."""
+    peak = peak_memory(cast("Any", OneProgram(pid)), program) / MIB
+    limit = memory_limit(program) / MIB
+    peaks[program] = (peak, limit)
+    print(f"\n{program}: peak {peak:.0f} MiB of {limit:.0f} MiB")
+    assert peak < limit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Print what every program took."""
+    yield
+    print(f"\n{'process':<14} {'peak MiB':>9} {'limit MiB':>10}")
+    for program, (peak, limit) in sorted(peaks.items()):
+        print(f"{program:<14} {peak:>9.0f} {limit:>10.0f}")
+
+
+def concurrency(program: str) -> int:
+    """Return how many requests a manifest lets into one process."""
+    text = (BASE / "functions" / f"{program}.yaml").read_text()
+    spec = next(iter(yaml.safe_load_all(text)))["spec"]["template"]["spec"]
+    return int(spec["containerConcurrency"])
+
+
+def longest_line(number: int) -> bytes:
+    """Return a request of exactly the largest size; one character of it is wide."""
+    head = (
+        f'{{"custom_id":"{number}","method":"POST","url":"/v1/embeddings",'
+        '"body":{"model":"m","input":"é'
+    ).encode()
+    return head + b"y" * (LINE_BYTES - len(head) - 3) + b'"}}'
+
+
+def longest_file() -> list[bytes]:
+    """Return the lines of a file of almost the largest size."""
+    return [longest_line(number) for number in range(1, FILE_BYTES // LINE_BYTES + 1)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "objects"
+
+
+@pytest.fixture
+def store(folder: Path) -> ObstoreObjects:
+    return ObstoreObjects(f"file://{folder}")
+
+
+@pytest.fixture
+def serve(shared_database: Database, folder: Path) -> Callable[..., Any]:
+    """Start a function, under the limits of the default settings."""
+
+    def start(function: str, role: str = "worker", kind: str = "cloudevent") -> Any:
+        settings = {"LOWTIDE_DATABASE_URL": shared_database.url(role)}
+        threads = {"THREADS": str(concurrency(function.replace("_", "-")))}
+        return serving(function, folder, settings | threads, kind=kind)
+
+    return start
+
+
+def together(count: int, call: Callable[[int], httpx.Response]) -> list[httpx.Response]:
+    """Call for each number at the same time; all must succeed."""
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(call, range(count)))
+    assert {answer.status_code // 100 for answer in answers} == {2}, [a.text for a in answers]
+    return answers
+
+
+def drained(world: World, store: ObstoreObjects, lines: list[bytes], *, die: bool) -> BatchId:
+    """Create a batch whose answers are all of the largest size."""
+    batch = batch_of_lines(world, store, lines)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    for claim in world.queue.claim(lease, Pool.SPOT, 100):
+        world.queue.settle(lease, [dead(claim) if die else done(claim)], [])
+    world.run(
+        """UPDATE results SET body = '"é' || repeat('y', :length) || '"' WHERE batch_id = :batch""",
+        length=ANSWER_BYTES - 4,
+        batch=batch,
+    )
+    return batch
+
+
+def event(server: Server, type_: str, batch: BatchId | None = None) -> httpx.Response:
+    """Deliver an event as a broker does."""
+    headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/x", "ce-type": type_}
+    data = {} if batch is None else {"batch_id": format_batch_id(batch)}
+    return httpx.post(server.url, json=data, headers=headers, timeout=600, trust_env=False)
+
+
+def taken(url: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    """Read an answer to its end, and keep none of it."""
+    with httpx.stream("GET", url, headers=headers, timeout=600, trust_env=False) as answer:
+        for _ in answer.iter_raw(MIB):
+            pass
+    return httpx.Response(answer.status_code)
+
+
+def test_upload(serve: Callable[..., Any], world: World) -> None:  # noqa: ARG001
+    content = b"\n".join(longest_file()[:3])
+    body = form(part("purpose", b"batch"), part("file", content, "a.jsonl"))
+    with serve("upload", "api", "http") as server:
+        together(
+            concurrency("upload"),
+            lambda _: httpx.post(
+                f"{server.url}/v1/files",
+                content=body,
+                headers=HEADERS | {"Content-Type": CONTENT_TYPE},
+                timeout=600,
+                trust_env=False,
+            ),
+        )
+        held("upload", server.pid)
+
+
+def test_split(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+    lines = longest_file()
+    file = world.file(lines=len(lines))
+    with store.open_writer(file.object_key) as writer:
+        for line in lines:
+            writer.write(line + b"\n")
+    batches = [world.new_batch(input_file=file.id) for _ in range(concurrency("split"))]
+    with serve("split") as server:
+        together(len(batches), lambda n: event(server, "dev.lowtide.batch.created", batches[n]))
+        held("split", server.pid)
+    assert {world.row(batch).status for batch in batches} == {"in_progress"}
+
+
+def test_create_batch(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+    count = concurrency("create-batch")
+    batch = drained(world, store, [longest_line(n + 1) for n in range(count)], die=True)
+    ids = [format_request_id(*LetterId(batch, line)) for line in range(1, count + 1)]
+    with serve("create_batch", "api", "http") as server:
+        together(
+            count,
+            lambda n: httpx.post(
+                f"{server.url}/v1/dead_letters/requeue",
+                json={"ids": [ids[n]]},
+                headers=HEADERS,
+                timeout=600,
+                trust_env=False,
+            ),
+        )
+        held("create-batch", server.pid)
+
+
+@pytest.mark.parametrize("what", ["results", "letters", "letter", "content"])
+def test_read(serve: Callable[..., Any], world: World, store: ObstoreObjects, what: str) -> None:
+    batch = drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
+    file = world.row(batch).input_file_id
+    paths = {
+        "results": f"batches/{format_batch_id(batch)}/results",
+        "letters": "dead_letters/content?which=output",
+        "letter": f"dead_letters/{format_request_id(batch, 1)}",
+        "content": f"files/{format_file_id(file)}/content",
+    }
+    with serve("read", "api", "http") as server:
+        url = f"{server.url}/v1/{paths[what]}"
+        together(concurrency("read"), lambda _: taken(url, HEADERS))
+        held("read", server.pid)
+
+
+def test_finalize(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+    batches = [
+        drained(world, store, [b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings",'
+                               b'"body":{"model":"m"}}' % n for n in range(3)], die=False)
+        for _ in range(concurrency("finalize"))
+    ]  # fmt: skip
+    with serve("finalize") as server:
+        together(len(batches), lambda n: event(server, "dev.lowtide.batch.drained", batches[n]))
+        held("finalize", server.pid)
+    assert {world.row(batch).status for batch in batches} == {"completed"}
+
+
+def test_schedule(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+    drained(world, store, longest_file(), die=True)
+    with serve("schedule") as server:
+        for _ in range(3):
+            assert event(server, "dev.knative.sources.ping").status_code // 100 == 2
+        held("schedule", server.pid)
+
+
+def test_portal(
+    world: World,
+    store: ObstoreObjects,
+    folder: Path,
+    shared_database: Database,
+    api: StubApi,
+    start_portal: Callable[..., Portal],
+) -> None:
+    batch = drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
+    portal = start_portal(
+        shared_database.url("operator"), api.url, LOWTIDE_OBJECT_STORE_URL=f"file://{folder}"
+    )
+    named = format_batch_id(batch)
+    pages = [f"/batches/{named}?line=1", f"/batches/{named}/files/input"]
+    pages += ["/dead-letters/content?which=output", "/dead-letters/content?which=input"]
+    with httpx.Client(base_url=portal.url, trust_env=False, timeout=600) as client:
+        client.post("/sign-in", data={"secret": PORTAL_PASSWORD})
+        cookie = (
+            {"Cookie": f"session={client.cookies['session']}"}
+            if "session" in client.cookies
+            else {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+        )
+        for page in pages:
+            together(PORTAL_READERS, partial(_page, f"{portal.url}{page}", cookie))
+    held("portal", portal.process.pid)
+
+
+def _page(url: str, headers: dict[str, str], _: int) -> httpx.Response:
+    return taken(url, headers)
