@@ -203,7 +203,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 
 def _wait_until_served(portal: Portal) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if portal.process.poll() is not None:
             break
