@@ -98,6 +98,8 @@ class _Server:
 
     async def _ready(self) -> tuple[int, bytes]:
         current = asyncio.wrap_future(self._readiness.ask())
+        # What comes after the answer must not be logged as an exception that nobody retrieved.
+        current.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait_for(asyncio.shield(current), SECONDS)
         except TimeoutError:

@@ -1,0 +1,88 @@
+"""What faults of engines cost: nothing but time.
+
+    python bench/engine_faults.py [--requests N] [--away SECONDS] [--compare N]
+
+First a batch during which every engine is away for some time in its middle, then the same requests on four
+workers, and on four of which one has a broken engine (500 to everything, and its health is well). Prints
+attempts that were charged, and throughput: a broken engine may cost its own quarter and 2 % more. Whole local
+stacks with the simulated engine. Ends with one JSON line, and with 1 when anything failed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.e2e.questions import chat_file, simulated_answer  # noqa: E402
+from tests.e2e.stacks import running  # noqa: E402
+
+LATENCY = 0.25
+SETTINGS = {
+    "LOWTIDE_SIMULATED_LATENCY": str(LATENCY),
+    "LOWTIDE_WORKER_CONCURRENCY": "8",
+    "LOWTIDE_WORKER_PREFETCH": "8",
+    "LOWTIDE_MAX_LOST_LEASES": "100",
+    "LOWTIDE_WORKER_POLL_CAP": "1",
+}
+
+
+def run(requests: int, settings: dict[str, str]) -> dict[str, Any]:
+    """Run a batch; return what was charged and how fast it went while it ran."""
+    with running(SETTINGS | settings) as stack:
+        source = chat_file(requests)
+        began = time.monotonic()
+        batch = stack.submit(stack.upload(source))
+        ended = stack.finish(batch, source, answers=simulated_answer, within=7200)
+        seconds = time.monotonic() - began
+        [row] = stack.query(
+            "SELECT max(attempts) AS most, count(*) FILTER (WHERE attempts > 1) AS again, "
+            "count(*) FILTER (WHERE NOT succeeded) AS failed, "
+            "percentile_disc(0.1) WITHIN GROUP (ORDER BY finished_at) AS first, "
+            "percentile_disc(0.9) WITHIN GROUP (ORDER BY finished_at) AS last FROM results"
+        )
+        return {
+            "requests": ended["request_counts"],
+            "seconds": round(seconds, 1),
+            "most_attempts": row.most,
+            "tried_again": row.again,
+            "failed": row.failed,
+            "rate": round(0.8 * requests / (row.last - row.first).total_seconds(), 1),
+        }
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--away", type=float, default=600.0)
+    parser.add_argument("--compare", type=int, default=6_000)
+    given = parser.parse_args()
+    found: dict[str, Any] = {}
+    if given.requests:
+        start = time.time() + 60
+        faults = f"down@{start:.0f}-{start + given.away:.0f}"
+        found["away"] = run(given.requests, {"LOWTIDE_SIMULATED_FAULTS": faults})
+        print(f"away for {given.away:g} s: {found['away']}", flush=True)
+    if given.compare:
+        found["well"] = run(given.compare, {})
+        print(f"four workers: {found['well']}", flush=True)
+        found["broken"] = run(given.compare, {"LOWTIDE_SIMULATED_FAULTS": "infer-spot-1:500"})
+        share = found["broken"]["rate"] / found["well"]["rate"] / 0.75
+        found["of_three_quarters"] = round(share, 3)
+        print(f"one of them broken: {found['broken']}, {share:.1%} of three quarters", flush=True)
+    print(json.dumps(found))
+    return int(any(each["failed"] for each in found.values() if isinstance(each, dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
