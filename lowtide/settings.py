@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from enum import StrEnum
 from functools import lru_cache
@@ -55,6 +56,18 @@ def _fault_plan(value: str) -> str:
 
 FaultPlan = Annotated[str, AfterValidator(_fault_plan)]
 TraceAddress = Annotated[str, AfterValidator(_trace_address)]
+
+
+def _network(value: str) -> str:
+    """Return an address or a network; raises ValueError."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {error}") from error
+    return value
+
+
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class EngineKind(StrEnum):
@@ -260,8 +273,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Lines a second of one dedicated replica, until enough of it is measured.",
     )
-    dedicated_replicas: int = Field(default=2, ge=0, description="Most dedicated replicas.")
-    spot_replicas: int = Field(default=4, ge=0, description="Most spot replicas.")
+    dedicated_replicas: int = Field(
+        default=2, ge=0, description="Most dedicated replicas, of the local stack too."
+    )
+    spot_replicas: int = Field(
+        default=4, ge=0, description="Most spot replicas, of the local stack too."
+    )
     spot_rows_per_replica: int = Field(default=5, ge=1, description="KEDA's target for spot.")
     dedicated_rows_per_replica: int = Field(
         default=10, ge=1, description="KEDA's target for dedicated."
@@ -326,6 +343,12 @@ class Settings(BaseSettings):
     portal_https_only: bool = Field(
         default=False, description="Whether session cookies are sent over HTTPS alone."
     )
+    portal_trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses or networks of proxies in front of the portal, comma-separated: their "
+        "`X-Forwarded-For` and `X-Forwarded-Proto` are believed, nobody else's. Name yours, as sign-in "
+        "counts wrong tries by address.",
+    )
     portal_host: str = Field(default="127.0.0.1", description="Address the portal listens on.")
     portal_port: int = Field(default=8090, description="Port the portal listens on.")
     api_url: str = Field(
@@ -356,10 +379,12 @@ class Settings(BaseSettings):
         description="Page of a trace, as browsers reach it, with `{trace_id}` in it. Unset: no link.",
     )
 
-    @field_validator("endpoints", mode="before")
+    @field_validator("endpoints", "portal_trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Return what `repr` shows: an address without its password."""

@@ -7,11 +7,11 @@ The query's text is the base's, so that there is one to change.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from typing import TYPE_CHECKING
 
 from lowtide.domain.pools import Pool
+from lowtide.local.bounds import limited
 from lowtide.local.rendering import documents
 from manifests.overlays import ROOT
 
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCALED = ("stage", "prod")  # the others have the bounds that they build on
-_LIMIT = re.compile(r"LIMIT \d+\)")
 _WIDTH = 90
-
-
-def bounded(query: str, limit: int) -> str:
-    """Return a query that counts no further than `limit` in each of its parts."""
-    return _LIMIT.sub(f"LIMIT {limit})", query)
 
 
 def patch(pool: Pool, overlay: str, root: Path = ROOT) -> str:
@@ -34,7 +28,7 @@ def patch(pool: Pool, overlay: str, root: Path = ROOT) -> str:
     (config,) = documents(root / f"knative/overlays/{overlay}/config.yaml")
     metadata = base["spec"]["triggers"][0]["metadata"]
     most = int(config["data"][f"LOWTIDE_{pool.value.upper()}_REPLICAS"])
-    query = bounded(metadata["query"], most * int(metadata["targetQueryValue"]))
+    query = limited(metadata["query"], most * int(metadata["targetQueryValue"]))
     lines = textwrap.indent(textwrap.fill(query, _WIDTH, break_on_hyphens=False), "    ")
     return (
         "# Written by `python -m manifests.bounds`, from config.yaml and the query in keda/.\n"

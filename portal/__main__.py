@@ -24,7 +24,7 @@ def main() -> None:
     configure(settings.log_format, settings.log_level)
     # Ready even without the database: the pages then say that it is away.
     health.serve(settings.health_port, is_ready=lambda: None, host=settings.portal_host)
-    build(watch_everything(settings), wiring.entrance(), settings)
+    build(watch_everything(settings), wiring.entrance(), wiring.signed_out(), settings)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):

@@ -27,16 +27,21 @@ from portal.pages import (
 from portal.policy import ContentPolicy
 from portal.session_watch import SessionWatch
 from portal.sessions import Guard
+from portal.signed_out import SIGNED_OUT
 
 if TYPE_CHECKING:
+    from lowtide.postgres.signed_out import PostgresSignedOut
     from lowtide.services.entrance import Entrance
     from lowtide.settings import Settings
     from portal.watching import Watching
 
 
-def build(watching: Watching, entrance: Entrance, settings: Settings) -> None:
+def build(
+    watching: Watching, entrance: Entrance, signed_out: PostgresSignedOut, settings: Settings
+) -> None:
     """Register every page and what runs beside them."""
     poller = watching.poller
+    SIGNED_OUT.keep_in(signed_out)
     # The session's middleware comes with the server, and so goes around this one.
     app.add_middleware(Guard, entrance=entrance)
     app.add_middleware(ContentPolicy)
@@ -87,6 +92,9 @@ def serve(settings: Settings) -> None:
         uvicorn_logging_level="warning",
         log_config=None,  # its lines go through ours
         timeout_graceful_shutdown=1,
+        # Whoever is not named could say any address, and so be another at every try.
+        proxy_headers=bool(settings.portal_trusted_proxies),
+        forwarded_allow_ips=list(settings.portal_trusted_proxies),
     )
 
 

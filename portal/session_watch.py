@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nicegui import Client
@@ -10,6 +11,7 @@ from nicegui import Client
 from lowtide.domain.errors import LowtideError
 from portal.background import in_thread
 from portal.sessions import SIGN_IN, is_over, visitor_of
+from portal.signed_out import SIGNED_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,9 @@ class SessionWatch:
             return
         self._checking = True
         try:
+            if SIGNED_OUT.is_due():
+                with suppress(LowtideError):
+                    await in_thread(SIGNED_OUT.sync)
             await self._check_credentials(opened)
         finally:
             self._checking = False

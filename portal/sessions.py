@@ -16,6 +16,7 @@ from lowtide.domain.errors import LowtideError, Unauthenticated
 from lowtide.domain.ids import TenantId
 from lowtide.domain.visitors import Role, Visitor
 from portal.background import in_thread
+from portal.signed_out import SIGNED_OUT
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -44,20 +45,18 @@ _HEADERS: Final = {
 
 Session = dict[str, Any]
 
-_left: dict[str, float] = {}
-"""Sessions that somebody left, until when they would have lasted: copies of their cookies go round,
-and pages that were opened with them. One process serves all pages, and forgets with a restart."""
-
 
 def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: int) -> None:
     """Remember a visitor for so long. What the cookie held before is dropped, its id too."""
     session.clear()
+    now = time.time()
     session[_NAME] = {
         "name": visitor.name,
         "role": visitor.role.value,
         "tenant": None if visitor.tenant is None else str(visitor.tenant),
         "credential": visitor.credential,
-        "until": time.time() + seconds,
+        "opened": now,
+        "until": now + seconds,
         "id": token_urlsafe(16),
     }
 
@@ -66,10 +65,7 @@ def leave_session(session: MutableMapping[str, Any]) -> None:
     """End a session wherever it is open, and forget it here."""
     known = session.get(_NAME)
     if isinstance(known, dict):
-        now = time.time()
-        for id_ in [each for each, until in _left.items() if until < now]:
-            del _left[id_]
-        _left[known.get("id", "")] = known["until"]
+        SIGNED_OUT.add(known.get("id", ""), known["until"])
     session.clear()
 
 
@@ -81,7 +77,9 @@ def is_over(session: MutableMapping[str, Any]) -> bool:
 def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
     """Return whom the cookie names; None once the session is over."""
     known = session.get(_NAME)
-    if not isinstance(known, dict) or known["until"] < time.time() or known.get("id", "") in _left:
+    if not isinstance(known, dict) or known["until"] < time.time():
+        return None
+    if known.get("id", "") in SIGNED_OUT:
         return None
     tenant = known["tenant"]
     return Visitor(
@@ -137,6 +135,10 @@ class Guard:
             return _way_in(scope)
         credential = visitor.credential
         try:
+            if not SIGNED_OUT.knows(scope["session"][_NAME].get("opened", 0.0)):
+                await in_thread(SIGNED_OUT.sync)
+                if visitor_of(scope["session"]) is None:
+                    return _way_in(scope)
             ended = await in_thread(lambda: self._entrance.ended({credential}))
         except LowtideError as error:
             return PlainTextResponse(error.message, status_code=error.status)

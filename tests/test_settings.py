@@ -119,3 +119,12 @@ def test_no_secret_is_shown() -> None:
     for text in (repr(settings), str(settings)):
         assert "hunter2" not in text
         assert "http://ana:***@engine:8000" in text
+
+
+def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWTIDE_PORTAL_TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::1,")
+    assert Settings().portal_trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
+    for value in ("*", "ingress", "10.0.0.1/8"):
+        monkeypatch.setenv("LOWTIDE_PORTAL_TRUSTED_PROXIES", value)
+        with pytest.raises(ValidationError, match="addresses or networks"):
+            Settings()

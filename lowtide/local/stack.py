@@ -14,6 +14,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from lowtide.auth.passwords import hash_password
 from lowtide.local import endpoints, environment, state
 from lowtide.local.bootstrap import addresses, bootstrap
+from lowtide.local.bounds import bounded
 from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import Cluster
 from lowtide.local.errors import StartFailed
@@ -169,7 +170,7 @@ class Stack:
         by_name = {replicas.name: replicas for replicas in self._replicas}
         return [
             Scaler(
-                scaler,
+                bounded(scaler, os.environ),
                 connection_of(scaler, self._manifests, self._secret_values),
                 by_name[scaler.spec.scale_target_ref.name],
                 self._log,

@@ -28,6 +28,10 @@ class Ticks(Protocol):
         """Note that these objects are gone."""
         ...
 
+    def trim_signed_out(self) -> int:
+        """Drop signed-out sessions of the portal that have ended anyway; return how many."""
+        ...
+
     def trim_audit(self, *, kept: float, limit: int) -> int:
         """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
         ...

@@ -12,7 +12,7 @@ from lowtide.domain.ids import BatchId, TenantId, format_batch_id
 from lowtide.domain.leases import is_storm
 from lowtide.domain.pools import Pool
 from lowtide.domain.situations import Swept
-from lowtide.postgres import audit
+from lowtide.postgres import audit, signed_out
 from lowtide.postgres.connections import begin
 from lowtide.postgres.draining import note_drained
 from lowtide.postgres.outbox import add_event
@@ -160,6 +160,11 @@ class PostgresTicks:
         """Note that these objects are gone."""
         with begin(self._engine) as connection:
             connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
+
+    def trim_signed_out(self) -> int:
+        """Drop signed-out sessions of the portal that have ended anyway; return how many."""
+        with begin(self._engine) as connection:
+            return signed_out.trim(connection)
 
     def trim_audit(self, *, kept: float, limit: int) -> int:
         """Drop up to `limit` actions that are older than `kept` seconds; return how many."""

@@ -104,6 +104,8 @@ class Scheduler:
         )
         with _spared("history.not_recorded"):
             self._record(report)
+        with _spared("sessions.not_trimmed"):
+            self._ticks.trim_signed_out()
         with _spared("audit.not_trimmed"):
             self._ticks.trim_audit(kept=self._rules.audit_kept, limit=_AUDITS_A_TICK)
         _tell(report)

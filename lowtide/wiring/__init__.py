@@ -25,7 +25,7 @@ from lowtide.wiring.base import (
     tracer,
 )
 from lowtide.wiring.operators import administration, open_pools, open_tenancy
-from lowtide.wiring.portal import Desks, database_for, desks_for, entrance, pools
+from lowtide.wiring.portal import Desks, database_for, desks_for, entrance, pools, signed_out
 from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, vitals
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "requeuer",
     "scheduler",
     "sightings",
+    "signed_out",
     "splitter",
     "tenants",
     "tracer",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.visitors import Visitor
     from lowtide.ports import SignIn
+    from lowtide.postgres.signed_out import PostgresSignedOut
     from lowtide.services.batch_details import BatchBrowser
     from lowtide.services.batch_lists import BatchDesk, BatchLists
     from lowtide.services.entrance import Entrance
@@ -69,6 +70,13 @@ def entrance() -> Entrance:
         if stored.get_secret_value():
             ways.append(PasswordSignIn(stored.get_secret_value(), role))
     return Entrance(ways, timer=time.monotonic)
+
+
+def signed_out() -> PostgresSignedOut:
+    """Return where sessions are kept that were signed out before their time."""
+    from lowtide.postgres.signed_out import PostgresSignedOut
+
+    return PostgresSignedOut(database())
 
 
 @dataclass(frozen=True, slots=True)

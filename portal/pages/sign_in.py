@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, quote
 
@@ -13,6 +15,7 @@ from lowtide.domain.errors import LowtideError
 from portal import theme
 from portal.background import in_thread
 from portal.sessions import SIGN_IN, SIGN_OUT, leave_session, open_session
+from portal.signed_out import SIGNED_OUT
 
 if TYPE_CHECKING:
     from fastapi import Response
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from lowtide.services.entrance import Entrance
 
 _MOST_BYTES: Final = 8192
+_AT_ONCE: Final = 2
+_log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
     "401": "That is neither a password nor an API key in use: check it.",
     "429": "Too many wrong tries: wait a minute.",
@@ -37,13 +42,18 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
             _PROBLEMS.get(request.query_params.get("problem", "")),
         )
 
+    # Comparing a password takes memory and a core, by design: many tries wait for each other, and
+    # leave the threads of the pages alone.
+    hashing = asyncio.Semaphore(_AT_ONCE)
+
     async def admit(request: Request) -> Response:
         form = await _form(request)
         target = _own_path(form.get("next", "/"))
-        place = request.client.host if request.client else ""
+        address = request.client.host if request.client else ""
         try:
             secret = form.get("secret", "").strip()
-            visitor = await in_thread(lambda: entrance.admit(secret, place))
+            async with hashing:
+                visitor = await in_thread(lambda: entrance.admit(secret, address))
         except LowtideError as error:
             path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
             return RedirectResponse(path, status_code=303)
@@ -52,6 +62,11 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
 
     async def leave(request: Request) -> Response:
         leave_session(request.session)
+        try:
+            await in_thread(SIGNED_OUT.sync)
+        except LowtideError as error:
+            # Out here and now; the watch saves it once the database answers.
+            _log.warning("session.not_saved", extra={"error": error.message})
         return RedirectResponse(SIGN_IN, status_code=303)
 
     app.add_api_route(SIGN_IN, admit, methods=["POST"], include_in_schema=False)

@@ -37,6 +37,11 @@ PASSWORD_HASH = hash_password(PORTAL_PASSWORD)
 VIEWER_HASH = hash_password(VIEWER_PASSWORD)
 
 
+# Its imports alone take seconds of a core, of which a busy machine gives little.
+STARTS_WITHIN = 150.0
+PATIENCE = 60.0  # seconds for an answer
+
+
 @dataclass
 class Portal:
     """A portal that runs."""
@@ -48,7 +53,7 @@ class Portal:
     @contextmanager
     def client(self, secret: str | None = PORTAL_PASSWORD) -> Iterator[httpx.Client]:
         """Open a client that is signed in, unless there is nothing to sign in with."""
-        with httpx.Client(base_url=self.url, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
             if secret is not None:
                 answer = client.post("/sign-in", data={"secret": secret})
                 assert "problem" not in answer.headers["location"]
@@ -203,7 +208,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 
 def _wait_until_served(portal: Portal) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + STARTS_WITHIN
     while time.monotonic() < deadline:
         if portal.process.poll() is not None:
             break

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.auth.passwords import PasswordSignIn, hash_password, matches
-from lowtide.domain.errors import Forbidden, TooManyRequests, Unauthenticated
+from lowtide.domain.errors import Forbidden
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.domain.visitors import Role, Visitor
 from lowtide.postgres.tenant_registry import PostgresTenantRegistry
-from lowtide.services.entrance import MOST_FAILURES, WITHIN_SECONDS, Entrance
+from lowtide.services.entrance import Entrance
 from portal.pages.sign_in import _own_path
 from portal.sessions import is_over, leave_session, open_session, visitor_of
 from tests.conftest import API_KEY, PEPPER
@@ -44,20 +44,6 @@ def test_viewers_only_look() -> None:
     Visitor("ana", Role.OPERATOR).require_operator()
     with pytest.raises(Forbidden):
         Visitor("ana", Role.VIEWER).require_operator()
-
-
-def test_a_place_is_shut_after_ten_wrong_tries_and_opens_again() -> None:
-    now = [0.0]
-    entrance = Entrance([PasswordSignIn(hash_password("right"), Role.VIEWER)], timer=lambda: now[0])
-    assert entrance.admit("right", "here").name == "portal viewer"
-    for _ in range(MOST_FAILURES):
-        with pytest.raises(Unauthenticated):
-            entrance.admit("", "here")
-    with pytest.raises(TooManyRequests):
-        entrance.admit("right", "here")
-    assert entrance.admit("right", "elsewhere").role is Role.VIEWER
-    now[0] = WITHIN_SECONDS
-    assert entrance.admit("right", "here").role is Role.VIEWER
 
 
 def test_a_session_names_its_visitor_until_it_is_over() -> None:

@@ -198,7 +198,7 @@ def test_every_table_of_tenants_is_under_forced_row_security(world: World) -> No
         secured = connection.execute(
             text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity")
         )
-        assert owned | {"tenants"} == set(secured.scalars())
+        assert owned | {"tenants", "signed_out"} == set(secured.scalars())
     assert owned >= set(SEEN_BY_API) & everything
 
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.local.autoscaler import Memory, decide, policy
+from lowtide.local.bounds import bounded
+from lowtide.local.errors import LocalError
+from lowtide.local.kustomize import load
+from lowtide.local.manifests import ScaledObject
+
+from .conftest import ROOT
+
+if TYPE_CHECKING:
+    from lowtide.local.kustomize import Manifests
+
+SPOT, DEDICATED = "LOWTIDE_SPOT_REPLICAS", "LOWTIDE_DEDICATED_REPLICAS"
+ROWS = {"infer-spot": 5, "infer-dedicated": 10}
+
+
+@pytest.fixture(scope="module")
+def manifests() -> Manifests:
+    return load(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({}, {"infer-spot": 4, "infer-dedicated": 2}),
+        ({SPOT: "9"}, {"infer-spot": 9, "infer-dedicated": 2}),
+        ({SPOT: "1", DEDICATED: "0"}, {"infer-spot": 1, "infer-dedicated": 0}),
+        ({DEDICATED: "30"}, {"infer-spot": 4, "infer-dedicated": 30}),
+    ],
+    ids=str,
+)
+def test_the_users_setting_bounds_a_pool(
+    manifests: Manifests, user: dict[str, str], expected: dict[str, int]
+) -> None:
+    found = {}
+    for scaler in manifests.all(ScaledObject):
+        rules = policy(bounded(scaler, user))
+        name = scaler.spec.scale_target_ref.name
+        # What the query counts at most, of any number of lines that wait.
+        (limit,) = {int(number) for number in re.findall(r"LIMIT (\d+)\)", rules.query)}
+        assert limit == expected[name] * ROWS[name]
+        found[name] = decide(rules, Memory(), limit, 0.0).replicas
+    assert found == expected
+
+
+def test_what_is_no_number_is_refused(manifests: Manifests) -> None:
+    (spot,) = [
+        scaler
+        for scaler in manifests.all(ScaledObject)
+        if scaler.spec.scale_target_ref.name == "infer-spot"
+    ]
+    for value in ("", "many", "-1", "1.5"):
+        with pytest.raises(LocalError, match=f"{SPOT} must be a number of replicas"):
+            bounded(spot, {SPOT: value})
