@@ -192,7 +192,7 @@ class EmbeddedPostgres:
         """Address of any database, as any role."""
         return self.cluster.url(self.port, user, password, database)
 
-    def start(self, timeout: float = 30.0) -> None:
+    def start(self, timeout: float = 120.0) -> None:
         """Start and wait until connections are taken; the port stays the same over restarts."""
         if self._process is not None and self._process.poll() is None:
             return
@@ -244,7 +244,7 @@ def _here(folder: Path) -> str:
     return str(_WORKING_DIRECTORY if postgres_user() and _WORKING_DIRECTORY.exists() else folder)
 
 
-def engine(url: str, timeout: float = 5.0) -> Engine:
+def engine(url: str, timeout: float = 30.0) -> Engine:
     """Return an engine for `postgresql://…` that keeps no connection, each statement its own.
 
     `timeout` is in seconds and covers connecting and every answer.
