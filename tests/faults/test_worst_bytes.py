@@ -1,13 +1,12 @@
-"""Resident memory of every server, when every request and every answer is as long as allowed.
+"""Resident memory of every function, when every request and every answer is as long as allowed.
 
-As many at once as the manifest of each lets in. Workers are in `test_worker_memory.py`.
+As many at once as the manifest of each lets in.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +24,6 @@ from tests.conftest import API_KEY
 from tests.faults.memory import memory_limit, peak_memory
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
-from tests.portal.conftest import PORTAL_PASSWORD, api, start_portal
 from tests.postgres.letters import batch_of_lines, dead
 from tests.postgres.worlds import done, shared_database, world
 
@@ -34,10 +32,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
     from tests.faults.servers import Server
-    from tests.portal.conftest import Portal, StubApi
     from tests.postgres.worlds import World
 
-__all__ = ["api", "shared_database", "start_portal", "world"]
+__all__ = ["shared_database", "world"]
 
 pytestmark = pytest.mark.timeout(900)
 BASE = Path(__file__).parents[2] / "knative" / "base"
@@ -45,7 +42,6 @@ LINE_BYTES = Limits().max_line_bytes
 ANSWER_BYTES: int = Settings.model_fields["max_response_bytes"].default
 FILE_BYTES: int = Settings.model_fields["max_file_bytes"].default
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
-PORTAL_READERS = 8
 MIB = 1 << 20
 peaks: dict[str, tuple[float, float]] = {}
 
@@ -240,34 +236,3 @@ def test_schedule(serve: Callable[..., Any], world: World, store: ObstoreObjects
         for _ in range(3):
             assert event(server, "dev.knative.sources.ping").status_code // 100 == 2
         held("schedule", server.pid)
-
-
-def test_portal(
-    world: World,
-    store: ObstoreObjects,
-    folder: Path,
-    shared_database: Database,
-    api: StubApi,
-    start_portal: Callable[..., Portal],
-) -> None:
-    batch = drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
-    portal = start_portal(
-        shared_database.url("operator"), api.url, LOWTIDE_OBJECT_STORE_URL=f"file://{folder}"
-    )
-    named = format_batch_id(batch)
-    pages = [f"/batches/{named}?line=1", f"/batches/{named}/files/input"]
-    pages += ["/dead-letters/content?which=output", "/dead-letters/content?which=input"]
-    with httpx.Client(base_url=portal.url, trust_env=False, timeout=600) as client:
-        client.post("/sign-in", data={"secret": PORTAL_PASSWORD})
-        cookie = (
-            {"Cookie": f"session={client.cookies['session']}"}
-            if "session" in client.cookies
-            else {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
-        )
-        for page in pages:
-            together(PORTAL_READERS, partial(_page, f"{portal.url}{page}", cookie))
-    held("portal", portal.process.pid)
-
-
-def _page(url: str, headers: dict[str, str], _: int) -> httpx.Response:
-    return taken(url, headers)
