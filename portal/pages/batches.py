@@ -106,20 +106,16 @@ class BatchesPage:
 
     async def _read(self) -> None:
         """Look at what the query says, from now on."""
-        try:
-            wanted = self._query.filter(self._tenants)
-        except LowtideError as error:
-            self._say(error.message)
-            return
         visitor, query, lists = self._visitor, self._query, self._desks.lists
 
         def read() -> Listed:
+            wanted = query.filter(self._tenants)
             found, more = lists.page(
                 visitor, wanted, query.order, after=query.after, limit=PAGE_SIZE
             )
             return Listed(found, more, lists.count(visitor, wanted))
 
-        key = ("batches", visitor.tenant, wanted, query.order, query.after)
+        key = ("batches", visitor.tenant, query)
         subject = Subject(key, read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)

@@ -1,0 +1,72 @@
+"""Whatever an address asks for, its page is shown: a bookmark, a shared link, a typing error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.domain.ids import format_batch_id
+from tests.portal.letters import dead_batch
+from tests.portal.seeds import SeedBatch, add_batch, empty
+from tests.postgres.worlds import World
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+    from tests.portal.conftest import Portal
+
+PATIENCE = 120.0
+PATHS = (
+    "/", "/batches", "/batches/{batch}", "/upload", "/dead-letters", "/queues", "/health",
+    "/tenants", "/keys", "/audit", "/sign-in",
+)  # fmt: skip
+NAMES = (
+    "after", "status", "sla", "user", "tenant", "order", "batch_id", "error_code", "state", "which",
+    "line", "custom_id", "range", "actor", "action", "name", "q", "sort", "page", "limit", "problem",
+    "subject", "key", "revoked", "since", "until", "text",
+)  # fmt: skip
+VALUES = (
+    "",
+    "nobody-has-this",
+    "%00a%00",
+    "%ff%fe%E2%80%A8",
+    "%3Cscript%3Ealert(1)%3C/script%3E%22'",
+    "x" * 1000,
+    "-1",
+    "9" * 40,
+    "%D9%A1",
+    "a" + "0" * 32,
+    "batch_" + "0" * 32,
+    "99999-01-01T00:00:00Z,1",
+    "completed,,failed,x%25_%5C",
+)
+
+
+@pytest.fixture
+def batch(shared: Database, portal: Portal) -> str:
+    """A batch with a dead letter, and another one."""
+    empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
+    add_batch(shared.engine("worker"), SeedBatch())
+    return format_batch_id(dead_batch(World(shared), portal, ["a", "b"], dead=(1,)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_any_parameter_has_a_page(portal: Portal, batch: str, path: str) -> None:
+    with portal.client() as client:
+        client.timeout = PATIENCE
+        for value in VALUES:
+            query = "&".join(f"{name}={value}" for name in NAMES)
+            answer = client.get(f"{path.format(batch=batch)}?{query}", follow_redirects=False)
+            assert answer.status_code in {200, 303, 307}, value
+            assert "This page failed" not in answer.text, value
+
+
+@pytest.mark.parametrize("path", ["/batches", "/dead-letters", "/keys", "/audit", "/upload"])
+def test_a_tenant_that_is_not_there_is_said_to_be(portal: Portal, batch: str, path: str) -> None:
+    assert batch
+    with portal.client() as client:
+        client.timeout = PATIENCE
+        answer = client.get(f"{path}?tenant=nobody-has-this")
+    assert answer.status_code == 200
+    if path != "/upload":
+        assert "nobody-has-this" in answer.text
