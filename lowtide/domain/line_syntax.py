@@ -25,7 +25,7 @@ _SURROGATES: Final = re.compile(
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
 )
 _WHOLE: Final = re.compile(rb'(?:[^"]|"(?:[^"\\]++|\\.)*+")++', re.DOTALL)
-_PART_BYTES: Final = 1 << 18
+_PART_BYTES: Final = 1 << 16
 _LONG: Final = 1 << 20
 _STEPS: Final = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"{[}]"))
