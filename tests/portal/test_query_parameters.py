@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.portal.conftest import Portal
 
-PATIENCE = 120.0
 PATHS = (
     "/", "/batches", "/batches/{batch}", "/upload", "/dead-letters", "/queues", "/health",
     "/tenants", "/keys", "/audit", "/sign-in",
@@ -53,7 +52,6 @@ def batch(shared: Database, portal: Portal) -> str:
 @pytest.mark.parametrize("path", PATHS)
 def test_any_parameter_has_a_page(portal: Portal, batch: str, path: str) -> None:
     with portal.client() as client:
-        client.timeout = PATIENCE
         for value in VALUES:
             query = "&".join(f"{name}={value}" for name in NAMES)
             answer = client.get(f"{path.format(batch=batch)}?{query}", follow_redirects=False)
@@ -65,7 +63,6 @@ def test_any_parameter_has_a_page(portal: Portal, batch: str, path: str) -> None
 def test_a_tenant_that_is_not_there_is_said_to_be(portal: Portal, batch: str, path: str) -> None:
     assert batch
     with portal.client() as client:
-        client.timeout = PATIENCE
         answer = client.get(f"{path}?tenant=nobody-has-this")
     assert answer.status_code == 200
     if path != "/upload":
