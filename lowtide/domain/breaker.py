@@ -3,7 +3,7 @@
     starting -> closed            the engine answers its first probe
     closed -> open                STREAK engine faults in a row, or BARREN outcomes, and no success
     open -> probing               the engine's health is well again: one request may be tried
-    open -> closed                it answered a minimal request
+    open, probing -> closed       it answered a minimal request
     probing -> closed             the canary was answered, or nothing waits
     probing -> open               it was not
     closed -> probing             all that waits is of models that the engine lacked
@@ -109,8 +109,10 @@ class Breaker:
 
     def probed(self, probe: Probed, now: float) -> Breaker:
         """Return what a probe makes of it."""
-        if not self.is_shut_off:
+        if self.state is BreakerState.CLOSED:
             return replace(self, faults=0, barren=0) if probe.answers else self
+        if self.state is BreakerState.PROBING:
+            return self._closed(now) if probe.answers else self
         if probe.answers or (probe.well and self.state is BreakerState.STARTING):
             return self._closed(now)
         if probe.well:

@@ -17,15 +17,16 @@ from lowtide.domain.attribution import (
     kind_of,
     needs_probe,
 )
-from lowtide.domain.breaker import Breaker, BreakerState, Probed, probe_delay
+from lowtide.domain.breaker import Breaker, BreakerState, Probed
 from lowtide.domain.errors import Unavailable
+from lowtide.domain.gaps import ModelGaps
 from lowtide.domain.outcomes import Answered
 from lowtide.domain.pings import Ping
 from lowtide.domain.settlement import reason_of
 from lowtide.domain.throttle import Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from random import Random
 
     from lowtide.domain.claims import Claim
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 RECENT: Final = 2.0
 """Seconds for which a success says that the engine answers others."""
-_FORGET_GAP: Final = 300.0
+_BARE: Final = 4
+"""One in so many probes of a bad engine asks for its health alone: what fails may be one model of
+several behind a gateway, and a request of another will tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +51,6 @@ class Verdict:
 
 
 SUCCESS: Final = Verdict(None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Gap:
-    """A model that the engine lacks: when to ask again, how often it was asked.
-
-    Once an answer leaves it open it is `tried`: requests of the model may be claimed again.
-    """
-
-    ping: Ping
-    ask_at: float
-    asked: int = 1
-    tried: bool = False
 
 
 class EngineWatch:
@@ -93,7 +83,7 @@ class EngineWatch:
         self._last_success = float("-inf")
         self._failed: set[tuple[BatchId, int]] = set()
         self._ping: Ping | None = None
-        self._gaps: dict[str, _Gap] = {}
+        self._gaps = ModelGaps()
         self._probe: asyncio.Task[Probed] | None = None
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = _nothing
@@ -117,8 +107,8 @@ class EngineWatch:
 
     @property
     def lacking(self) -> frozenset[str]:
-        """The models that the engine lacks."""
-        return frozenset(model for model, gap in self._gaps.items() if not gap.tried)
+        """The models that the engine lacks or cannot run; "" stands for none at all."""
+        return self._gaps.missing
 
     def check(self) -> None:
         """Raise Unavailable while the engine is; safe in any thread."""
@@ -135,9 +125,11 @@ class EngineWatch:
         in_flight = self._throttle.in_flight(self._timer())
         return -(-most * in_flight // self._throttle.most)
 
-    def succeeded(self, requests: int) -> None:
-        """Count successes."""
+    def succeeded(self, requests: int, models: Iterable[str | None] = ()) -> None:
+        """Count successes of requests of `models`."""
         now = self._last_success = self._timer()
+        if self._gaps and self._gaps.found(models, now):
+            self.on_change()
         if self._failed:
             self._failed.clear()
         breaker = self._breaker.succeeded(now)
@@ -181,7 +173,7 @@ class EngineWatch:
             self._gaps.clear()
             self._become(self._breaker.found_nothing(now))
         elif lacking := self.lacking:
-            names = ", ".join(sorted(lacking))
+            names = ", ".join(sorted(name or "requests without a model" for name in lacking))
             self._become(self._breaker.doubted(f"The engine does not serve {names}", now))
             return self.is_probing
         return False
@@ -194,9 +186,9 @@ class EngineWatch:
                 self._apply_limit()
                 now = self._timer()
                 if self.is_shut_off and now >= self._breaker.probe_at:
-                    await self._ask(self._ping)
-                elif model := self._due_gap(now):
-                    await self._ask_gap(model)
+                    await self._ask_again(now)
+                elif not self.is_shut_off and (ping := self._gaps.due(now)) is not None:
+                    await self._ask_for(ping)
                 else:
                     await self._wait(now)
         finally:
@@ -223,15 +215,24 @@ class EngineWatch:
         if fault is not Fault.ENGINE:
             return False
         self._meter.engine_failed(kind_of(outcome))
-        self._ping, model = ping, ping.model
-        if model is None or not (isinstance(outcome, Answered) and outcome.lacks_model):
+        self._ping = ping
+        if ping.model is None or not (isinstance(outcome, Answered) and outcome.lacks_model):
             return False
-        gap = self._gaps.get(model)
-        if gap is None or gap.tried:
-            asked = 0 if gap is None else gap.asked
-            self._gaps[model] = _Gap(ping, now + probe_delay(asked), asked + 1)
+        if self._gaps.miss(ping, now):
             self._changed.set()
         return True
+
+    async def _ask_again(self, now: float) -> None:
+        """Probe a bad engine, now and then without the request that it could not run last."""
+        ping = self._ping
+        if ping is None or self._breaker.failed_probes % _BARE:
+            await self._ask(ping)
+            return
+        # Only if there is nothing else to try will the canary be of this model.
+        self._gaps.miss(ping, now)
+        probed = await self._ask(None)
+        if probed.answers or not probed.well:
+            self._gaps.forget(ping)
 
     async def _ask(self, ping: Ping | None) -> Probed:
         """Probe the engine, all that ask meanwhile together."""
@@ -250,26 +251,16 @@ class EngineWatch:
             self._failed.clear()
         self._become(self._breaker.probed(probed, now))
 
-    def _due_gap(self, now: float) -> str | None:
-        if self.is_shut_off:
-            return None
-        due = (model for model, gap in self._gaps.items() if now >= gap.ask_at)
-        return next(due, None)
-
-    async def _ask_gap(self, model: str) -> None:
-        """Ask whether the engine serves a model by now."""
-        gap = self._gaps[model]
-        if gap.tried:
-            del self._gaps[model]
-            return
-        probed = await self._engine.probe(gap.ping)
+    async def _ask_for(self, ping: Ping) -> None:
+        """Ask whether the engine runs a missing model by now."""
+        probed = await self._engine.probe(ping)
         now = self._timer()
-        if probed.well and not probed.lacks_model:
-            self._gaps[model] = replace(gap, ask_at=now + _FORGET_GAP, tried=True)
-            self.on_change()
-        else:
-            wait = probe_delay(gap.asked)
-            self._gaps[model] = replace(gap, ask_at=now + wait, asked=gap.asked + 1)
+        if not probed.well or probed.lacks_model:
+            self._gaps.still_missing(ping, now)
+            return
+        self._gaps.found([ping.model], now)
+        self._become(self._breaker.probed(probed, now))
+        self.on_change()
 
     def _become(self, breaker: Breaker) -> None:
         before, self._breaker = self._breaker, breaker
@@ -298,7 +289,7 @@ class EngineWatch:
             self._changed.set()
 
     async def _wait(self, now: float) -> None:
-        times = [gap.ask_at for gap in self._gaps.values()]
+        times = self._gaps.times
         if self.is_shut_off:
             times = [self._breaker.probe_at]
         if self._throttle.paused_until > now:

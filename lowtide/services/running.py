@@ -175,7 +175,7 @@ class Runner:
         failed = [pair for pair in group if not is_success(pair[1])]
         good = [pair for pair in group if is_success(pair[1])] if failed else group
         if good:
-            self._watch.succeeded(len(good))
+            self._watch.succeeded(len(good), (work.held[key].model for key, _ in good))
             self._settle([(*pair, SUCCESS) for pair in good], work)
         for key, outcome in failed:
             verdict = await self._watch.judge(work.held[key], outcome)

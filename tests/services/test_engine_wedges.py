@@ -1,0 +1,78 @@
+"""Faults of one model or of one request: neither holds a worker, nor stays for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide.domain import breaker
+from lowtide.domain.breaker import Probed
+from lowtide.domain.outcomes import Answered, RetryPolicy
+from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from lowtide.domain.pings import Ping
+    from tests.postgres.worlds import World
+
+GATEWAY = Answered(502, "{}")
+FAST = RetryPolicy(3, 0.001, 0.002)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
+    monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
+
+
+def _work(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def both() -> None:
+        running = asyncio.create_task(bench.worker.run())
+        try:
+            await during()
+            bench.worker.stop()
+            await asyncio.wait_for(running, 15)
+        finally:
+            running.cancel()
+            bench.engine.let_go()
+
+    asyncio.run(both())
+
+
+class _Gateway(SteeredEngine):
+    """A gateway to several models, of which those called "ill" have no backend."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda request: GATEWAY if b"ill" in request.body else good(request))
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        self.probes.append(ping)
+        if ping is not None and ping.model == "ill":
+            return Probed(well=False, reason="POST: 502")
+        return Probed(well=True, answers=ping is not None)
+
+
+def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> None:
+    ill, fine = world.batch(30), world.batch(30)
+    world.run("UPDATE batches SET model = 'ill' WHERE id = :id", id=ill)
+    world.run("UPDATE batches SET model = 'fine', status = 'validating' WHERE id = :id", id=fine)
+    store = stored_lines(world, 30)
+    key = world.value("SELECT input_key FROM batches WHERE id = :id", id=ill)
+    with store.open_writer(str(key)) as writer:
+        writer.write(b" " * 100)
+        for number in range(1, 31):
+            line = b'{"body":{"model":"ill","n":%d}}' % number
+            writer.write(line.ljust(90) + b" " * 10)
+    bench = Bench.of(world, _Gateway(), lines=30, store=store, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.watch.is_shut_off and len(bench.engine.seen) >= 3)
+        world.run("UPDATE batches SET status = 'in_progress' WHERE id = :id", id=fine)
+        await until(lambda: bench.finished() == 30)
+
+    _work(bench, during)
+    assert world.lines("results", fine) == list(range(1, 31))
+    assert world.value("SELECT max(attempts) FROM queue") == 0
