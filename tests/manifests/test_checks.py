@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lowtide.local.bounds import limited
 from lowtide.local.errors import BadManifest
 from lowtide.local.rendering import render
 from manifests import bounds, check, kubectl, policies
@@ -69,7 +70,7 @@ def test_the_bounds_of_overlays_are_those_of_the_base_but_for_the_limits() -> No
     )
     ours = prod["spec"]["triggers"][0]["metadata"]["query"]
     assert ours != query
-    assert bounds.bounded(ours, 20) == query
+    assert limited(ours, 20) == query
 
 
 def test_a_stale_bound_is_told(tmp_path: Path) -> None:
