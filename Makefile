@@ -78,6 +78,9 @@ bench-job: $(VENV)/.dev ## A whole job through the functions, and a worker besid
 bench-storm: $(VENV)/.dev ## The leases of 200 workers run out at once
 	@$(BIN)/python bench/storm.py
 
+bench-engines: $(VENV)/.dev ## An engine away for ten minutes, and one of four that is broken
+	@$(BIN)/python bench/engine_faults.py
+
 bench-traces: $(VENV)/.dev ## What traces cost a worker, off and on
 	@$(BIN)/python bench/tracing.py
 
@@ -115,4 +118,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow chaos conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow chaos conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean

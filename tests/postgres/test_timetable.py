@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.claims import Returned
 from lowtide.domain.escalation import Move, OpenBatch, Plan
 from lowtide.domain.ids import BatchId
@@ -255,3 +256,22 @@ def test_a_plan_that_fails_changes_nothing(world: World) -> None:
         world.timetable.replan(fail)
     assert world.contents() == before
     assert world.timetable.replan(lambda _: Plan()) is not None
+
+
+def _engine(world: World, pool: Pool, state: BreakerState) -> None:
+    world.queue.report_engine(world.queue.open_lease(pool, "w"), state, "why")
+
+
+def test_a_look_tells_which_workers_have_no_engine(world: World) -> None:
+    _engine(world, Pool.DEDICATED, BreakerState.CLOSED)
+    _engine(world, Pool.DEDICATED, BreakerState.STARTING)
+    _engine(world, Pool.DEDICATED, BreakerState.OPEN)
+    _engine(world, Pool.SPOT, BreakerState.PROBING)
+    _engine(world, Pool.SPOT, BreakerState.OPEN)
+    situation = _look(world)
+    assert (situation.present, situation.away) == (1, 1)
+    assert situation.stranded == {Pool.SPOT: 2}
+    world.run("DELETE FROM workers WHERE engine_state IN ('closed', 'starting')")
+    situation = _look(world)
+    assert (situation.present, situation.away) == (0, 1)
+    assert situation.idle == {Pool.SPOT, Pool.DEDICATED}
