@@ -1,0 +1,194 @@
+"""One tenant's input object breaks while its batch runs: exactly its own requests end, or wait.
+
+Both batches wait in a paused pool until the object is broken, so that one claim has requests of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from openai import OpenAI
+
+from tests import oracle
+from tests.e2e.command import lowtide
+from tests.e2e.questions import chat_file, simulated_answer
+from tests.e2e.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.e2e.conftest import StackFactory
+    from tests.e2e.stacks import LocalStack
+
+LINES = 60
+SOURCE = chat_file(LINES)
+SETTINGS = {
+    "LOWTIDE_SIMULATED_LATENCY": "0.01",
+    "LOWTIDE_WORKER_POLL_CAP": "0.5",
+    "LOWTIDE_SPOT_REPLICAS": "1",
+}
+FINAL = {"completed", "failed", "expired", "cancelled"}
+
+
+@pytest.fixture(scope="module")
+def shared(make_stack: StackFactory) -> LocalStack:
+    """A stack of one worker."""
+    return make_stack(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def clients(shared: LocalStack) -> Iterator[list[OpenAI]]:
+    """Clients of two tenants."""
+    data = ("--data-dir", str(shared.data_dir))
+    made = []
+    for name in ("tenant-a", "tenant-b"):
+        lowtide("tenants", "create", name, *data)
+        key = json.loads(lowtide("keys", "create", name, "--json", *data).stdout)["key"]
+        made.append(OpenAI(base_url=f"{shared.base_url}/v1", api_key=key, max_retries=12))
+    yield made
+    for client in made:
+        client.close()
+
+
+@dataclass
+class Two:
+    """Batches of both tenants, split and waiting; `path` is the first one's input object."""
+
+    stack: LocalStack
+    clients: list[OpenAI]
+    batches: list[str]
+    path: Path
+
+    def go_on(self) -> None:
+        """Let workers claim."""
+        lowtide("pools", "resume", "spot", "--data-dir", str(self.stack.data_dir))
+
+    def batch(self, tenant: int) -> dict[str, Any]:
+        """Return a tenant's batch."""
+        return self.clients[tenant].batches.retrieve(self.batches[tenant]).to_dict()
+
+    def finish(self, tenant: int, within: float = 90.0) -> tuple[bytes, bytes]:
+        """Wait for a batch to complete; return its output and errors, which were checked."""
+        until(
+            lambda: self.batch(tenant)["status"] in FINAL,
+            "the batch ends",
+            within=within,
+            every=0.1,
+        )
+        ended, client = self.batch(tenant), self.clients[tenant]
+        files = [ended["output_file_id"], ended["error_file_id"]]
+        output, errors = (client.files.content(file).read() if file else b"" for file in files)
+        oracle.check(ended, SOURCE, output, errors, answers=simulated_answer)
+        return output, errors
+
+    def codes(self, tenant: int) -> dict[str, int]:
+        """Return how many requests of a batch failed with each code."""
+        rows = self.stack.query(
+            """SELECT error_code, count(*) AS requests, max(attempts) AS attempts FROM results
+               WHERE batch_id = :batch AND NOT succeeded GROUP BY error_code""",
+            batch=self.batches[tenant].removeprefix("batch_"),
+        )
+        assert all(row.attempts == 0 for row in rows)
+        return {row.error_code: row.requests for row in rows}
+
+
+@pytest.fixture
+def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
+    """Two batches that wait for a worker."""
+    lowtide("pools", "pause", "spot", "--data-dir", str(shared.data_dir))
+    batches = []
+    for client in clients:
+        file = client.files.create(file=("input.jsonl", SOURCE), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        batches.append(batch.id)
+    for client, batch in zip(clients, batches, strict=True):
+        until(
+            lambda client=client, batch=batch: (
+                client.batches.retrieve(batch).status == "in_progress"
+            ),
+            "the batch is split",
+        )
+    (row,) = shared.query(
+        "SELECT input_key FROM batches WHERE id = :batch", batch=batches[0].removeprefix("batch_")
+    )
+    made = Two(shared, clients, batches, shared.data_dir / "objects" / row.input_key)
+    yield made
+    made.go_on()
+
+
+def _halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+BROKEN = [
+    pytest.param(lambda path: path.unlink(), "input_missing", LINES, id="deleted"),
+    pytest.param(
+        lambda path: path.write_bytes(b"x" * path.stat().st_size), "input_corrupt", LINES,
+        id="garbage of the same length",
+    ),
+    pytest.param(
+        lambda path: path.write_bytes(path.read_bytes().replace(b"high", b"deep")),
+        "input_corrupt", LINES, id="other requests of the same length",
+    ),
+    pytest.param(_halve, "input_corrupt", LINES // 2, id="cut in half"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "code", "requests"), BROKEN)
+def test_a_broken_object_ends_its_own_requests(
+    two: Two, damage: Callable[[Path], None], code: str, requests: int
+) -> None:
+    damage(two.path)
+    two.go_on()
+    _, errors = two.finish(1)
+    assert errors == b""
+    two.finish(0)
+    (found,) = two.codes(0).items()
+    assert found[0] == code
+    assert abs(found[1] - requests) <= 2
+    for outcome in oracle.outcomes(two.finish(0)[1]):
+        assert outcome.error is not None
+        assert outcome.error["code"] == code
+        assert "input file" in outcome.error["message"]
+
+
+def _into_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)  # to open it is an error like any of the store's
+
+
+def _into_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)  # to open it waits for somebody who writes
+
+
+@pytest.mark.parametrize("change", [_into_loop, _into_pipe], ids=["cannot be read", "hangs"])
+def test_an_object_that_cannot_be_read_makes_its_own_requests_wait(
+    two: Two, change: Callable[[Path], None]
+) -> None:
+    content = two.path.read_bytes()
+    change(two.path)
+    two.go_on()
+    two.finish(1, within=30)
+    assert two.batch(0)["request_counts"] == {"total": LINES, "completed": 0, "failed": 0}
+    changed = two.path.with_name("changed")
+    two.path.rename(changed)
+    two.path.write_bytes(content)
+    _, errors = two.finish(0)
+    assert errors == b""
+    rows = two.stack.query(
+        """SELECT max(attempts) AS attempts, max(interruptions) AS interruptions FROM results
+           WHERE batch_id = :batch""",
+        batch=two.batches[0].removeprefix("batch_"),
+    )
+    assert tuple(rows[0]) == (1, 0)
+    log = two.stack.log()
+    # Once in 2, 4, 8, … seconds, and not as fast as the queue can.
+    assert 1 <= log.count("input.unreadable") < 20
