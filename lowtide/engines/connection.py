@@ -282,7 +282,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             part = body if self._decoder is None else self._decoder.feed(body)
-            self._body.append(part)
+            self._body += part
             self._size += len(part)
         except BrokenReplyError as error:
             self._fail(error)
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
         self._sized = False
         self._expected = 0
         self._size = 0
-        self._body: list[bytes] = []
+        self._body = bytearray()
 
     def _finish(self) -> None:
         if self._waiter is None or self._answered:
@@ -323,8 +323,8 @@ class Connection(asyncio.Protocol):
         except BrokenReplyError as error:
             self._fail(error)
             return
-        body = b"".join(self._body)
-        self._body.clear()
+        body = bytes(self._body)
+        self._body = bytearray()
         self._may_write.set()
         self._waiter.set_result(
             Reply(

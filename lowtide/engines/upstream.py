@@ -93,6 +93,7 @@ class UpstreamEngine:
         try:
             async for group in arrivals.groups():
                 yield group
+                del group
         finally:
             self._calls.remove(call)
             for task in tasks:

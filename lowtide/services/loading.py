@@ -230,4 +230,5 @@ def _ended(claim: Claim, code: str, message: str) -> Finished:
 
 
 def _released(claim: Claim, delay: float) -> Returned:
+    delay = min(delay, max(claim.due_in - _READ_SECONDS, 0.0))
     return Returned(claim.batch, claim.line, "The input file could not be read", delay=delay)

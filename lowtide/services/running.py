@@ -162,6 +162,7 @@ class Runner:
             del loaded
             async for group in groups:
                 await self._take(group, work)
+                del group
         except Exception:  # noqa: BLE001
             _log.exception("lines.failed")
             left = {key: _unrun(claim) for key, claim in part.items() if key in self._held}

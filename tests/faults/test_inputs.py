@@ -114,6 +114,7 @@ def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
                 client.batches.retrieve(batch).status == "in_progress"
             ),
             "the batch is split",
+            within=60,
         )
     (row,) = shared.query(
         "SELECT input_key FROM batches WHERE id = :batch", batch=batches[0].removeprefix("batch_")
