@@ -96,7 +96,9 @@ def kind_of(outcome: Outcome) -> str:
     match outcome:
         case Answered(lacks_model=True):
             return "model_missing"
-        case Answered(status_code=401 | 403):
+        case Answered(out_of_quota=True):
+            return "out_of_quota"
+        case Answered(status_code=401 | 403, refuses_content=False):
             return "key_refused"
         case Answered():
             return f"http_{outcome.status_code}"
@@ -115,10 +117,13 @@ def _compared(engine: EngineState) -> Fault:
 def _is_busy(outcome: Answered) -> bool:
     if outcome.status_code == 503:
         return outcome.retry_after is not None
-    return outcome.status_code in _BUSY
+    return outcome.status_code in _BUSY and not outcome.out_of_quota
 
 
 def _is_engines(outcome: Answered | Unanswered) -> bool:
     if isinstance(outcome, Unanswered):
         return outcome.code in _NOT_REACHED
-    return outcome.lacks_model or outcome.status_code in _NOT_THE_REQUEST
+    if outcome.refuses_content:
+        return False
+    is_operators = outcome.lacks_model or outcome.out_of_quota
+    return is_operators or outcome.status_code in _NOT_THE_REQUEST

@@ -27,8 +27,9 @@ class Usage:
 class Answered:
     """The engine answered over HTTP; `body` is one JSON value as text, exactly as it came.
 
-    `status_code` is that of the error where a 2xx answer holds one. `retry_after` is in seconds. `lacks_model`: the error says that the engine does not serve the
-    request's model.
+    `status_code` is that of the error where a 2xx answer holds one. `retry_after` is in seconds.
+    `lacks_model`: the error says that the engine does not serve the request's model; `out_of_quota`:
+    that its account may spend no more; `refuses_content`: that a 403 is about the request's words.
     """
 
     status_code: int
@@ -37,6 +38,8 @@ class Answered:
     usage: Usage = Usage()
     retry_after: float | None = None
     lacks_model: bool = False
+    out_of_quota: bool = False
+    refuses_content: bool = False
 
     @property
     def succeeded(self) -> bool:

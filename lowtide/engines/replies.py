@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -16,12 +16,16 @@ from lowtide.domain.outcomes import Answered, Unanswered, Usage
 _MOST_TOKENS: Final = 2**31 - 1
 _LONGEST_TEXT: Final = 2000
 _LONGEST_ID: Final = 256
-_MAY_LACK_MODEL: Final = frozenset({400, 404})
+_MAY_LACK_MODEL: Final = frozenset({400, 403, 404})
 _MODEL_CODES: Final = ("model_not_found", "DeploymentNotFound")
 _MODEL_MESSAGE: Final = re.compile(
     r"^(the )?(requested )?model\b.{0,600}?\b(does not exist|is not found|not found)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_FORBIDDEN: Final = 403
+_MAY_LACK_QUOTA: Final = frozenset({400, 403, 429})
+_QUOTA_CODES: Final = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
+_CONTENT_CODE: Final = re.compile(r"^(content_(filter|policy)|ResponsibleAIPolicyViolation)")
 _UNKNOWN_ERROR: Final = 500
 _HTTP_ERRORS: Final = frozenset(str(status) for status in range(400, 600))
 _NO_ERROR: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
@@ -73,6 +77,7 @@ class _Refusal(msgspec.Struct):
 
     error: object = None
     code: object = None
+    type: object = None
     message: object = None
 
 
@@ -105,8 +110,16 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
     if 200 <= status < 300 and (envelope is None or _is_error(envelope)):
         status = _status_of(reply.body)
     usage = Usage() if envelope is None else _usage(envelope.usage)
-    lacks_model = status in _MAY_LACK_MODEL and _lacks_model(reply.body)
-    return Answered(status, text, request_id, usage, retry_after, lacks_model)
+    return Answered(
+        status,
+        text,
+        request_id,
+        usage,
+        retry_after,
+        lacks_model=status in _MAY_LACK_MODEL and _lacks_model(reply.body),
+        out_of_quota=status in _MAY_LACK_QUOTA and _lacks_quota(reply.body),
+        refuses_content=status == _FORBIDDEN and _refuses_content(reply.body),
+    )
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
@@ -135,16 +148,42 @@ def _lacks_model(body: bytes) -> bool:
     and now in it: type `NotFoundError`, "The model `x` does not exist."; Ollama: "model 'x' not
     found". A 404 of anything else, a file or an adapter, is the request's.
     """
+    error = _error_of(body)
+    message = error.get("message")
+    return error.get("code") in _MODEL_CODES or (
+        isinstance(message, str) and _MODEL_MESSAGE.search(message[:_LONGEST_TEXT]) is not None
+    )
+
+
+def _lacks_quota(body: bytes) -> bool:
+    """Return whether the account is out of quota, which no waiting mends (OpenAI's 429)."""
+    error = _error_of(body)
+    return error.get("code") in _QUOTA_CODES or error.get("type") in _QUOTA_CODES
+
+
+def _refuses_content(body: bytes) -> bool:
+    """Return whether a 403 is about what the request says, and not about the key.
+
+    Azure: `content_filter` with an inner code; OpenRouter: metadata with the `flagged_input`.
+    """
+    error = _error_of(body)
+    inner, metadata = error.get("innererror"), error.get("metadata")
+    codes = [error.get("code"), error.get("type")]
+    if isinstance(inner, dict):
+        codes.append(inner.get("code"))
+    if isinstance(metadata, dict) and "flagged_input" in metadata:
+        return True
+    return any(isinstance(code, str) and _CONTENT_CODE.search(code) for code in codes)
+
+
+def _error_of(body: bytes) -> dict[str, Any]:
+    """Return the fields of an error, with or without its envelope; none where it is no object."""
     try:
         given = _decode_refusal(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False
-    error = given.error if isinstance(given.error, dict) else {}
-    code = error.get("code", given.code)
-    message = error.get("message", given.message)
-    return code in _MODEL_CODES or (
-        isinstance(message, str) and _MODEL_MESSAGE.search(message[:_LONGEST_TEXT]) is not None
-    )
+        return {}
+    outer = {"code": given.code, "type": given.type, "message": given.message}
+    return outer | (given.error if isinstance(given.error, dict) else {})
 
 
 def _envelope(body: bytes) -> _Envelope | None:

@@ -36,7 +36,10 @@ _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
 _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
-_UNKNOWN_PATH: Final = frozenset({404, 405, 501})
+# A path that it does not know, or that a key which may do no more than infer must not ask.
+_SAYS_NOTHING: Final = frozenset({403, 404, 405, 501})
+_LACKS_SCOPE: Final = "Missing scopes"
+"""OpenAI's 401 for a restricted key that may not list models."""
 
 
 class _Model(msgspec.Struct):
@@ -104,13 +107,15 @@ class UpstreamEngine:
     async def probe(self, ping: Ping | None = None) -> Probed:
         """Ask `GET /health`, then `GET /v1/models`, then send `ping`.
 
-        A path that the upstream does not know says nothing.
+        A path that the upstream does not know, or the key may not ask, says nothing.
         """
         for path in ("/health", "/v1/models"):
             outcome = await self._once(self._origin.get(path), any_body=True)
             # A gateway without a health check may refuse or redirect it like any unknown path.
             status = outcome.status_code if isinstance(outcome, Answered) else 500
-            if status in _UNKNOWN_PATH or (path == "/health" and status < 500):
+            if status in _SAYS_NOTHING or (path == "/health" and status < 500):
+                continue
+            if isinstance(outcome, Answered) and _LACKS_SCOPE in outcome.body:
                 continue
             if not (probed := probed_by(outcome, f"GET {path}")).well:
                 return probed

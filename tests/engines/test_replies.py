@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowtide.domain.attribution import EngineState, Fault, attribute, kind_of
 from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.domain.settlement import reason_of
 from lowtide.engines.replies import Reply, outcome_of, parse_retry_after
 
 NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
@@ -220,6 +222,7 @@ LACKS_MODEL = {
     "Ollama": (404, b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}'),
     "Azure": (404, b'{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}'),
     "a gateway": (400, b'{"error":{"message":"no","code":"model_not_found"}}'),
+    "OpenAI, of a project": (403, b'{"error":{"message":"Project `p` does not have access to model `m`","type":"invalid_request_error","param":null,"code":"model_not_found"}}'),
 }  # fmt: skip
 NOT_THE_MODEL = {
     "a path": (404, b'{"detail":"Not Found"}'),
@@ -244,3 +247,48 @@ def test_other_refusals_are_not_about_the_model(status: int, body: bytes) -> Non
     outcome = outcome_of(Reply(status, "", body))
     assert isinstance(outcome, Answered)
     assert not outcome.lacks_model
+
+
+OUT_OF_QUOTA = {
+    "OpenAI": (429, b'{"error":{"message":"You exceeded your current quota, please check your plan and billing details.","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}'),
+    "the type alone": (429, b'{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","param":null,"code":null}}'),
+    "an inactive account": (429, b'{"error":{"message":"Your account is not active","type":"billing_not_active","code":"billing_not_active"}}'),
+    "a limit of spending": (400, b'{"error":{"code":"billing_hard_limit_reached","message":"Billing hard limit has been reached"}}'),
+    "in a success": (200, b'{"error":{"code":"insufficient_quota"}}'),
+}  # fmt: skip
+REFUSED_CONTENT = {
+    "Azure": (403, b'{"error":{"message":"The response was filtered","code":"content_filter","innererror":{"code":"ResponsibleAIPolicyViolation"}}}'),
+    "its inner code": (403, b'{"error":{"code":"forbidden","innererror":{"code":"ResponsibleAIPolicyViolation"}}}'),
+    "OpenRouter": (403, b'{"error":{"code":403,"message":"Your input was flagged","metadata":{"reasons":["violence"],"flagged_input":"..."}}}'),
+    "a policy": (403, b'{"error":{"type":"content_policy_violation"}}'),
+    "without the envelope": (403, b'{"code":"content_policy_violation"}'),
+}  # fmt: skip
+OTHERS = {
+    "a rate": (429, b'{"error":{"message":"Rate limit reached for requests","type":"requests","code":"rate_limit_exceeded"}}'),
+    "a refused key": (403, b'{"error":{"code":"permission_denied","message":"no moderation for you"}}'),
+    "odd fields": (403, b'{"error":{"code":[],"type":{},"innererror":7,"metadata":"flagged_input"}}'),
+    "not JSON": (429, b"insufficient_quota"),
+    "of another status": (500, b'{"error":{"code":"insufficient_quota"}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body"), OUT_OF_QUOTA.values(), ids=OUT_OF_QUOTA.keys())
+def test_an_account_without_quota_is_the_operators_matter(status: int, body: bytes) -> None:
+    outcome = outcome_of(Reply(status, "", body, retry_after="7"))
+    assert attribute(outcome, EngineState()) is Fault.ENGINE
+    assert "quota" in reason_of(outcome)
+    assert kind_of(outcome) == "out_of_quota"
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSED_CONTENT.values(), ids=REFUSED_CONTENT.keys())
+def test_refused_content_is_the_requests_matter(status: int, body: bytes) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    assert attribute(outcome, EngineState()) is Fault.REQUEST
+    assert kind_of(outcome) == "http_403"
+
+
+@pytest.mark.parametrize(("status", "body"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_refusals_are_as_their_status_says(status: int, body: bytes) -> None:
+    outcome = outcome_of(Reply(status, "", body))
+    bare = attribute(Answered(status, "{}"), EngineState())
+    assert attribute(outcome, EngineState()) is bare

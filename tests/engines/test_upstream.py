@@ -556,6 +556,21 @@ def test_an_engine_that_computes_nothing_is_ill(upstream: ScriptedUpstream, stat
     assert CHAT in found.reason
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("403 No", b"{}"),
+        ("401 No", b'{"error":{"message":"Missing scopes: api.model.read. Check that you"}}'),
+    ],
+)
+def test_a_key_that_may_not_list_models_says_nothing(
+    upstream: ScriptedUpstream, status: str, body: bytes
+) -> None:
+    upstream.reply("models", body, status=status)
+    assert probe(upstream.url) == WELL
+    assert probe(upstream.url, Ping(CHAT, "m")) == ANSWERS
+
+
 def test_nobody_to_probe() -> None:
     found = probe("http://127.0.0.1:9")
     assert not found.well
