@@ -51,6 +51,7 @@ _BUSY: Final = frozenset({429, 529})
 # A key or an account that the engine refuses, an address that is not its own, and a proxy's words
 # for an engine that is not there: all requests meet the same.
 _NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
+_OF_A_PROXY: Final = frozenset({502, 503, 504})
 _NOT_REACHED: Final = frozenset({NoAnswer.UNREACHED, NoAnswer.DNS, NoAnswer.TLS})
 
 
@@ -84,6 +85,11 @@ def is_ambiguous(outcome: Outcome) -> bool:
     if isinstance(outcome, Unanswered):
         return outcome.code not in _NOT_REACHED | PERMANENT_CODES
     return False
+
+
+def is_of_a_proxy(outcome: Outcome) -> bool:
+    """Whether a proxy says that an engine is not there, or was lost by this very request."""
+    return isinstance(outcome, Answered) and outcome.status_code in _OF_A_PROXY
 
 
 def needs_probe(outcome: Outcome, engine: EngineState) -> bool:

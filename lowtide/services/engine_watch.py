@@ -14,6 +14,7 @@ from lowtide.domain.attribution import (
     Fault,
     attribute,
     is_ambiguous,
+    is_of_a_proxy,
     kind_of,
     needs_probe,
 )
@@ -23,6 +24,7 @@ from lowtide.domain.gaps import ModelGaps
 from lowtide.domain.outcomes import Answered
 from lowtide.domain.pings import Ping
 from lowtide.domain.settlement import reason_of
+from lowtide.domain.suspects import Suspects
 from lowtide.domain.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class EngineWatch:
         self._failed: set[tuple[BatchId, int]] = set()
         self._ping: Ping | None = None
         self._gaps = ModelGaps()
+        self._suspects = Suspects()
         self._probe: asyncio.Task[Probed] | None = None
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = _nothing
@@ -152,6 +155,10 @@ class EngineWatch:
         fault = attribute(outcome, state)
         if fault is None:
             return SUCCESS
+        if fault is Fault.ENGINE and is_of_a_proxy(outcome):
+            now = self._timer()
+            if self._suspects.blames(identity, now, self._last_success):
+                fault = Fault.REQUEST
         if is_ambiguous(outcome) and len(self._failed) < 2:
             self._failed.add(identity)
         lacks_known = self._note(ping, outcome, fault)

@@ -76,3 +76,19 @@ def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> No
     _work(bench, during)
     assert world.lines("results", fine) == list(range(1, 31))
     assert world.value("SELECT max(attempts) FROM queue") == 0
+
+
+@pytest.mark.parametrize("lines", [1, 12])
+def test_a_request_that_a_proxy_never_gets_through_ends(world: World, lines: int) -> None:
+    world.batch(lines)
+    engine = SteeredEngine(lambda request: GATEWAY if request.body == b'{"n":1}' else good(request))
+    bench = Bench.of(world, engine, lines=lines, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == lines)
+
+    _work(bench, during)
+    rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
+    assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(1, 3, True)]
+    assert len([seen for seen in engine.seen if seen.body == b'{"n":1}']) >= 16
+    assert lines == 1 or world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1
