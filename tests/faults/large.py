@@ -1,0 +1,88 @@
+"""An OpenAI-compatible server with large answers: `python -m tests.faults.large`; prints its port.
+
+A body says how large its answer is (`"x_bytes": 12000000`), or how many vectors of 1,024 numbers it
+has (`"x_vectors": 1000`), and whether the length is told before (`"x_chunked": true`).
+"""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_PIECE = b"x" * 65536
+_NUMBERS = b",".join(b"-0.%018d" % (number * 7919) for number in range(1024))
+
+
+def vectors(count: int) -> bytes:
+    """Return an embeddings answer of about 22 kB a vector."""
+    rows = [
+        b'{"object":"embedding","index":%d,"embedding":[%b]}' % (number, _NUMBERS)
+        for number in range(count)
+    ]
+    return (
+        b'{"object":"list","data":[' + b",".join(rows) + b'],"model":"m","usage":'
+        b'{"prompt_tokens":8,"total_tokens":8}}'
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Be well, and serve one model."""
+        content = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
+        self._start(len(content))
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        """Answer as asked."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "x_vectors" in body:
+            content = vectors(body["x_vectors"])
+            self._start(len(content))
+            self.wfile.write(content)
+            return
+        try:
+            self._text(body.get("x_bytes", 100), chunked=body.get("x_chunked", False))
+        except ConnectionError:
+            self.close_connection = True
+
+    def _text(self, size: int, *, chunked: bool) -> None:
+        head, tail = b'{"object":"chat.completion","text":"', b'"}'
+        size = max(size, len(head) + len(tail))
+        self._start(None if chunked else size)
+        left = size - len(head) - len(tail)
+        self._part(head, chunked=chunked)
+        while left:
+            piece = _PIECE[:left]
+            self._part(piece, chunked=chunked)
+            left -= len(piece)
+        self._part(tail, chunked=chunked)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _part(self, data: bytes, *, chunked: bool) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+
+    def _start(self, size: int | None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        if size is None:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(size))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+
+
+if __name__ == "__main__":
+    server = _Server(("127.0.0.1", 0), _Handler)
+    print(server.server_address[1], flush=True)
+    server.serve_forever()

@@ -1,0 +1,131 @@
+"""Answers as large as engines make them: taken up to a limit, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import oracle
+from tests.e2e.command import clean_environment
+from tests.e2e.waiting import until
+from tests.faults.large import vectors
+from tests.faults.memory import memory_limit, peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.conftest import StackFactory
+    from tests.e2e.stacks import LocalStack
+
+ROOT = Path(__file__).parents[2]
+MB = 1_000_000
+FINAL = {"completed", "failed", "expired", "cancelled"}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """The URL of an engine with large answers."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.large"],
+        cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def shared(make_stack: StackFactory, engine: str) -> LocalStack:
+    """A stack in front of it."""
+    return make_stack(
+        {
+            "LOWTIDE_ENGINE": "openai",
+            "LOWTIDE_ENGINE_URL": engine,
+            "LOWTIDE_WORKER_POLL_CAP": "0.5",
+            "LOWTIDE_SPOT_REPLICAS": "1",
+        }
+    )
+
+
+def _source(bodies: list[dict[str, Any]], url: str = "/v1/chat/completions") -> bytes:
+    return b"".join(
+        json.dumps(
+            {
+                "custom_id": f"line-{number}",
+                "method": "POST",
+                "url": url,
+                "body": {"model": "m", "input": "x", "messages": [], **body},
+            }
+        ).encode()
+        + b"\n"
+        for number, body in enumerate(bodies)
+    )
+
+
+def _worst(stack: LocalStack, batch: str, within: float) -> int:
+    """Wait for a batch to end; return the most memory that a worker had meanwhile."""
+    peaks = [0]
+
+    def look() -> bool:
+        alive = [worker.name for worker in stack.workers() if worker.pid is not None]
+        peaks.extend(peak_memory(stack, name) for name in alive)
+        return stack.batch(batch)["status"] in FINAL
+
+    until(look, "the batch ends", within=within, every=0.1)
+    return max(peaks)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_many_large_answers_stay_within_the_workers_limit(
+    shared: LocalStack, chunked: bool
+) -> None:
+    source = _source([{"x_bytes": 12 * MB, "x_chunked": chunked}] * 60)
+    batch = shared.submit(shared.upload(source))
+    peak = _worst(shared, batch, within=300)
+    counts = shared.batch(batch)["request_counts"]
+    assert counts == {"total": 60, "completed": 60, "failed": 0}
+    sizes = shared.query(
+        "SELECT octet_length(body) AS size, attempts FROM results WHERE batch_id = :batch",
+        batch=batch.removeprefix("batch_"),
+    )
+    assert {tuple(row) for row in sizes} == {(12 * MB, 1)}
+    limit = memory_limit("infer-spot")
+    print(f"a worker had up to {peak / 2**20:.0f} MiB of {limit / 2**20:.0f}")
+    assert 0 < peak < limit
+
+
+def test_a_large_embeddings_answer_is_in_the_output(shared: LocalStack) -> None:
+    source = _source([{"x_vectors": 1000}], "/v1/embeddings")
+    batch = shared.submit(shared.upload(source), "/v1/embeddings")
+    ended = shared.follow(batch)[-1]
+    output = shared.content(ended["output_file_id"])
+    expected = vectors(1000)
+    assert len(expected) > 20 * MB
+    assert expected in output
+    (outcome,) = oracle.outcomes(output)
+    assert len(outcome.body["data"]) == 1000
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_an_answer_that_is_too_large_ends_its_request_alone(
+    shared: LocalStack, chunked: bool
+) -> None:
+    bodies: list[dict[str, Any]] = [{"x_bytes": 100} for _ in range(5)]
+    bodies[2] = {"x_bytes": 70 * MB, "x_chunked": chunked}
+    batch = shared.submit(shared.upload(_source(bodies)))
+    ended = shared.follow(batch)[-1]
+    assert ended["request_counts"] == {"total": 5, "completed": 4, "failed": 1}
+    (outcome,) = oracle.outcomes(shared.content(ended["error_file_id"]))
+    assert outcome.custom_id == "line-2"
+    assert outcome.error is not None
+    assert outcome.error["code"] == "response_too_large"
+    assert "67108864 bytes" in outcome.error["message"]
+    rows = shared.query(
+        "SELECT attempts FROM results WHERE batch_id = :batch", batch=batch.removeprefix("batch_")
+    )
+    assert {row.attempts for row in rows} == {1}
