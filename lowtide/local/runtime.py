@@ -193,7 +193,7 @@ def _prepared(data_dir: Path) -> Path:
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
-    if entries and not entries & {_LOCK, secrets.NAME}:
+    if entries - {LOG_NAME} and not entries & {_LOCK, secrets.NAME}:
         raise ForeignFolder(
             f"{data_dir} holds other files, such as {min(entries)}: name an empty or a new folder, "
             "as in DATA_DIR=… make up"

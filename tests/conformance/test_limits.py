@@ -108,7 +108,11 @@ def test_the_client_waits(limited: Limited, kind: Callable[[Server], Official]) 
 def test_active_batches(limited: Limited, own: Own) -> None:
     tenant = limited(active_batches=1)
     first = tenant.create(jsonl(*held("active", 1)), headers={"Idempotency-Key": "first"})
-    body = {"input_file_id": first["input_file_id"], "endpoint": CHAT}
+    body = {
+        "input_file_id": first["input_file_id"],
+        "endpoint": CHAT,
+        "completion_window": "24h",
+    }
     refused = tenant.http.post("/v1/batches", json=body)
     assert refused.status_code == 429
     assert "1 batches are active, and at most 1" in check_error(refused.json())["message"]

@@ -20,7 +20,7 @@ WORKER = EVERYBODY | {
     "worker_dequeue_total", "worker_completed_total", "worker_failed_total", "worker_idle_seconds",
     "queue_wait_time_seconds_count", "requests_sla_met_total", "requests_sla_violated_total",
     "spot_interruptions_total", "replica_seconds_total", "cost_total", "engine_answers_total",
-    "dead_letters_total",
+    "dead_letters_total", "worker_engine_up",
 }  # fmt: skip
 SCHEDULER = EVERYBODY | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
@@ -32,10 +32,10 @@ SCHEDULER = EVERYBODY | {
 }  # fmt: skip
 API = EVERYBODY | {"api_requests_total", "api_request_seconds_bucket"}
 # Only while there is such a thing: a limit that was met, a batch at risk, a tenant's open batch or
-# dead letter, a rate that was measured.
+# dead letter, a rate that was measured, an engine's fault.
 SOMETIMES = {
     "api_rate_limited_total", "batch_at_risk_seconds_left", "tenant_dead_letters",
-    "replica_rate_lines_per_second",
+    "replica_rate_lines_per_second", "engine_faults_total",
 }  # fmt: skip
 TENANT = {
     "tenant_open_batches", "tenant_batches_at_risk", "tenant_queue_depth", "tenant_running",

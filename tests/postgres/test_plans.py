@@ -209,12 +209,15 @@ def test_the_autoscalers_poll_is_bounded(loaded: World, file: str, *, paused: bo
             connection.execute(text(insert))
     nodes = plan_nodes(engine, sql.replace(":", r"\:"))
     assert _scanned(nodes) <= {"claims"}
-    (walk,) = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert (walk["Node Type"], walk["Index Name"]) == ("Index Only Scan", "queue_claim")
+    walks = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert [(walk["Node Type"], walk["Index Name"]) for walk in walks] == [
+        ("Index Only Scan", "queue_claim")
+    ] * 2
     # However much waits, the poll reads no more rows than its limits.
-    assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 2
+    assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 3
     whole = plan_nodes(engine, "SELECT count(*) FROM queue")
-    assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 10
+    # The small tables of workers and wishes are most of it: the planner takes them for ten pages.
+    assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 5
     with engine.connect() as connection:
         value = connection.execute(text(sql)).scalar_one()
     waiting = 0 if paused else 20

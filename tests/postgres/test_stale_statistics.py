@@ -114,7 +114,8 @@ def test_settling_reads_little_more_than_it_settles(stale: Database) -> None:
         connection.execute(text(TAKE), take(2000))
     rows = [
         {"batch": NEW, "line": line, "succeeded": True, "attempts": 1, "input_tokens": 1,
-         "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False}
+         "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False,
+         "cached_tokens": 0, "reasoning_tokens": 0}
         for line in range(1, 51)
     ]  # fmt: skip
     assert rows_touched(stale, FINISH, lease=LEASE, rows=json.dumps(rows), body=None) < 50 * 30
