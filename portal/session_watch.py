@@ -31,6 +31,7 @@ class SessionWatch:
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
         self._checking = False
+        self._leaving: set[str] = set()
 
     async def check(self) -> None:
         """Close the pages of sessions that are over; while nobody can tell of a key, its pages stay.
@@ -40,7 +41,7 @@ class SessionWatch:
         opened = list(Client.instances.values())
         for client in opened:
             if is_over(client.request.session):
-                _send_away(client)
+                self._send_away(client)
         if self._checking:
             return
         self._checking = True
@@ -63,19 +64,22 @@ class SessionWatch:
             return
         for client, credential in by_client.items():
             if credential in ended:
-                _send_away(client)
+                self._send_away(client)
 
+    def _send_away(self, client: Client) -> None:
+        # Told again, a browser would break off its way there and begin anew.
+        if client.id in self._leaving:
+            return
+        self._leaving.add(client.id)
+        client.open(SIGN_IN)
+        asyncio.get_running_loop().call_later(_GRACE, self._close, client)
 
-def _send_away(client: Client) -> None:
-    client.open(SIGN_IN)
-    asyncio.get_running_loop().call_later(_GRACE, _close, client)
+    def _close(self, client: Client) -> None:
+        self._leaving.discard(client.id)
+        if client.id in Client.instances:
+            client.delete()
 
 
 def _credential(client: Client) -> str | None:
     visitor = visitor_of(client.request.session)
     return None if visitor is None else visitor.credential
-
-
-def _close(client: Client) -> None:
-    if client.id in Client.instances:
-        client.delete()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, BrowserContext, Page
 
+# For one step: a browser and a portal on a busy machine get few turns of a core.
+_PATIENCE_MS = 60_000
 CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = [
     "--no-sandbox",
@@ -53,7 +55,7 @@ def new_visit(browser: Browser, origin: str, *, width: int = 1440, scheme: str =
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(_PATIENCE_MS)
     visit = Visit(context.new_page(), context)
     own = (origin, "data:", "blob:")
     visit.page.on(

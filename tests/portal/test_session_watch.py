@@ -1,0 +1,43 @@
+"""Open pages whose session is over."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import Request
+from nicegui import Client, run
+from nicegui.page import page
+
+from lowtide.domain.visitors import Role, Visitor
+from lowtide.services.entrance import Entrance
+from portal.session_watch import SessionWatch
+from portal.sessions import SIGN_IN, open_session
+
+
+def _opened(credential: str, seconds: int) -> Client:
+    session: dict[str, object] = {}
+    open_session(session, Visitor("ana", Role.OPERATOR, None, credential), seconds)
+    scope = {"type": "http", "path": "/", "session": session, "headers": []}
+    return Client(page(""), request=Request(scope))
+
+
+def _sent_to(client: Client) -> list[str]:
+    return [content["path"] for _, kind, content in client.outbox.messages if kind == "open"]
+
+
+def test_a_page_is_sent_away_once_however_often_it_is_looked_at() -> None:
+    """A browser that is told again breaks off its way to the page it was sent to."""
+
+    async def scenario() -> None:
+        watch = SessionWatch(Entrance([], timer=lambda: 0.0))
+        opened = [_opened("changed since", 60), _opened("", -1)]
+        try:
+            for _ in range(3):
+                await watch.check()
+            assert [_sent_to(client) for client in opened] == [[SIGN_IN], [SIGN_IN]]
+        finally:
+            for client in opened:
+                client.delete()
+
+    run.setup()
+    asyncio.run(scenario())
