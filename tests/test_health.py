@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -87,6 +88,29 @@ def test_a_check_that_hangs_holds_up_no_answer(readiness: Readiness, address: st
     deadline = time.monotonic() + 10
     while _probe(address, "/health/ready") != (200, True):
         assert time.monotonic() < deadline
+
+
+def test_a_check_that_fails_too_late_is_not_logged_as_unretrieved(
+    readiness: Readiness, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    readiness.away = True
+    readiness.may_go_on.clear()
+    readiness.hangs.set()
+    try:
+        assert _probe(address, "/health/ready") == (503, True)
+    finally:
+        readiness.hangs.clear()
+        readiness.may_go_on.set()
+    deadline = time.monotonic() + 10
+    reason = "The database does not answer."
+    while httpx.get(f"{address}/health/ready", trust_env=False).text != reason:
+        assert time.monotonic() < deadline
+    readiness.away = False
+    # Once a check succeeds the late one is over, and nothing refers to it any more.
+    while _probe(address, "/health/ready") != (200, True):
+        assert time.monotonic() < deadline
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000])
