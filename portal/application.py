@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nicegui import app, ui
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from lowtide.services.entrance import Entrance
     from lowtide.settings import Settings
     from portal.watching import Watching
+
+# A page that is away for longer is loaded anew, and what was chosen there is lost. NiceGUI derives its pings
+# from this: with its own 3 s it gives up a busy browser after 2.
+_RECONNECT_SECONDS: Final = 20.0
 
 
 def build(
@@ -91,6 +95,7 @@ def serve(settings: Settings) -> None:
         show_welcome_message=False,
         uvicorn_logging_level="warning",
         log_config=None,  # its lines go through ours
+        reconnect_timeout=_RECONNECT_SECONDS,
         timeout_graceful_shutdown=1,
         # Whoever is not named could say any address, and so be another at every try.
         proxy_headers=bool(settings.portal_trusted_proxies),

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`=cmd|1'
 EXACT = '{"b": 123456789012345678901234567890, "a": 1.0E+400, "n": "\\u003c"}'
 
+# The browser comes back after longer than NiceGUI waits by itself.
+_BREAK = """() => {
+  window.stayed = true;
+  window.socket.io.randomizationFactor(0);
+  window.socket.io.reconnectionDelayMax(6000);
+  window.socket.io.reconnectionDelay(6000);
+  window.socket.io.engine.close();
+}"""
+
 
 @pytest.fixture
 def filled(shared: Database, portal: Portal) -> Iterator[UUID]:
@@ -176,6 +185,19 @@ def test_times_are_by_the_clock_of_who_looks(
         assert " UTC" not in shown
     visited = visit(portal.url)
     assert [each["name"] for each in visited.context.cookies() if each["name"] == "zone"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_what_is_chosen_outlasts_a_break_of_the_connection(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = visit(f"{portal.url}/batches").page
+    page.get_by_label("Choose all on this page").click()
+    page.get_by_text("50 chosen").wait_for()
+    page.evaluate(_BREAK)
+    page.wait_for_function("window.socket?.connected && window.did_handshake")
+    assert page.evaluate("window.stayed"), "the page was loaded anew"
+    assert page.get_by_text("50 chosen").is_visible()
 
 
 @pytest.mark.parametrize("path", ["/batches/nonsense", f"/batches/batch_{'0' * 32}"])
