@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psutil
@@ -87,17 +88,20 @@ def test_a_batch_carries_on(
     family = [supervisor, *supervisor.children(recursive=True)]
     end(supervisor, stoppable)
     until(lambda: not any(map(lives, family)), "all processes end")
+    ended = datetime.now(UTC)
     stoppable.forget_connections()
     stoppable.up()
 
-    done_before, latest = stoppable.query(
-        "SELECT count(*), max(finished_at) FROM results WHERE batch_id = :batch", batch=id_
-    )[0]
-    assert 0 < done_before < LINES
+    def done_before_the_end() -> int:
+        (row,) = stoppable.query(
+            "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :ended",
+            batch=id_,
+            ended=ended,
+        )
+        done: int = row[0]
+        return done
+
+    done = done_before_the_end()
+    assert 0 < done < LINES
     stoppable.finish(batch, source, answers=simulated_answer)
-    kept = stoppable.query(
-        "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :latest",
-        batch=id_,
-        latest=latest,
-    )
-    assert kept[0][0] == done_before, "what was done is not done again"
+    assert done_before_the_end() == done, "what was done is not done again"
