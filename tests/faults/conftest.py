@@ -9,13 +9,14 @@ import pytest
 
 from tests.e2e.conftest import pytest_runtest_makereport
 from tests.e2e.stacks import running
+from tests.postgres.worlds import shared_database, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.e2e.conftest import StackFactory
 
-__all__ = ["make_stack", "pytest_runtest_makereport"]
+__all__ = ["make_stack", "pytest_runtest_makereport", "shared_database", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

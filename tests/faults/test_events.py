@@ -21,7 +21,6 @@ from tests.e2e.questions import chat_file
 from tests.e2e.stacks import running
 from tests.e2e.waiting import until
 from tests.faults.servers import serving
-from tests.postgres.worlds import shared_database, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from tests.faults.servers import Server
     from tests.postgres.worlds import World
 
-__all__ = ["shared_database", "world"]
 
 TICK = {
     "ce-specversion": "1.0",

@@ -25,7 +25,7 @@ from tests.faults.memory import memory_limit, peak_memory
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
 from tests.postgres.letters import batch_of_lines, dead
-from tests.postgres.worlds import done, shared_database, world
+from tests.postgres.worlds import done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tests.faults.servers import Server
     from tests.postgres.worlds import World
 
-__all__ = ["shared_database", "world"]
 
 pytestmark = pytest.mark.timeout(900)
 BASE = Path(__file__).parents[2] / "knative" / "base"
