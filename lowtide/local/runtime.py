@@ -76,6 +76,8 @@ def up_detached(options: Options) -> Status:
     check_user(os.environ)
     if options.monitoring:
         check_programs(options)
+    # What a killed supervisor left may hold the port still.
+    state.reap(data_dir)
     require_free(options.port, "choose another: PORT=8090 make up")
     log = _rotated(data_dir / LOG_NAME)
     began = log.stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from nicegui import Client, run
@@ -12,6 +13,9 @@ from lowtide.domain.visitors import Role, Visitor
 from lowtide.services.entrance import Entrance
 from portal.session_watch import SessionWatch
 from portal.sessions import SIGN_IN, open_session
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def _opened(credential: str, seconds: int) -> Client:
@@ -25,8 +29,12 @@ def _sent_to(client: Client) -> list[str]:
     return [content["path"] for _, kind, content in client.outbox.messages if kind == "open"]
 
 
-def test_a_page_is_sent_away_once_however_often_it_is_looked_at() -> None:
+def test_a_page_is_sent_away_once_however_often_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A browser that is told again breaks off its way to the page it was sent to."""
+    # Without the pages of other tests.
+    monkeypatch.setattr(Client, "instances", {})
 
     async def scenario() -> None:
         watch = SessionWatch(Entrance([], timer=lambda: 0.0))
