@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,11 +12,9 @@ from lowtide.domain.breaker import BreakerState, Probed
 from lowtide.domain.errors import Unavailable
 from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered
 from lowtide.services import engine_watch
-from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
+from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from lowtide.domain.outcomes import Outcome
     from lowtide.ports import EngineRequest
     from tests.postgres.worlds import World
@@ -33,20 +31,6 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
     monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
     monkeypatch.setattr(engine_watch, "RECENT", 0.0)
-
-
-def _work(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def both() -> None:
-        running = asyncio.create_task(bench.worker.run())
-        try:
-            await during()
-            bench.worker.stop()
-            await asyncio.wait_for(running, 15)
-        finally:
-            running.cancel()
-            bench.engine.let_go()
-
-    asyncio.run(both())
 
 
 def _engine_state(world: World) -> tuple[str, str] | None:
@@ -90,7 +74,7 @@ def test_an_engine_that_fails_costs_nothing_but_time(
         bench.watch.check()
         await until(lambda: _engine_state(world) == ("closed", ""))
 
-    _work(bench, during)
+    work_during(bench, during)
     opened = [
         record.__dict__["reason"]
         for record in caplog.records
@@ -120,7 +104,7 @@ def test_the_canary_is_one_request(world: World) -> None:
         engine.answer = good
         await until(lambda: bench.finished() == 40)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.value("SELECT max(attempts) FROM results") == 1
 
 
@@ -138,7 +122,7 @@ def test_a_start_without_an_engine_waits(world: World) -> None:
         engine.probed = Probed(well=True)
         await until(lambda: bench.finished() == 3)
 
-    _work(bench, during)
+    work_during(bench, during)
 
 
 def _poison(request: EngineRequest) -> Outcome:
@@ -152,7 +136,7 @@ def test_a_poison_request_ends_and_harms_no_other(world: World) -> None:
     async def during() -> None:
         await until(lambda: bench.finished() == 20)
 
-    _work(bench, during)
+    work_during(bench, during)
     rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
     assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(2, 3, True)]
     assert world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1
@@ -175,7 +159,7 @@ def test_poison_alone_ends_when_the_probe_is_well(world: World, lines: int, prob
     async def during() -> None:
         await until(lambda: bench.finished() == lines)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.value("SELECT count(*) FROM dead_letters") == lines
     assert world.value("SELECT min(attempts) FROM results") == 3
 
@@ -194,7 +178,7 @@ def test_poison_alone_waits_while_the_probe_is_ill(world: World) -> None:
         await until(lambda: len(engine.probes) > probes + 3)
         assert bench.finished() == 0
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.value("SELECT max(attempts) FROM queue") == 0
 
 
@@ -205,7 +189,7 @@ def test_an_unavailable_for_one_request_only_is_no_hot_loop(world: World) -> Non
     async def during() -> None:
         await until(lambda: len(bench.engine.probes) >= 10)
 
-    _work(bench, during)
+    work_during(bench, during)
     # The engine answers its probes, and so its breaker closes again and again.
     assert len(bench.engine.seen) <= breaker.STREAK * len(bench.engine.probes)
     assert world.value("SELECT max(attempts) FROM queue") == 0
@@ -235,7 +219,7 @@ def test_back_pressure_lowers_what_is_in_flight_and_charges_nothing(
     async def during() -> None:
         await until(lambda: bench.finished() == 60)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.value("SELECT max(attempts) FROM results") == 1
     assert world.row(batch).retried == 0
     limits = bench.engine.limits
@@ -259,7 +243,7 @@ def test_a_worker_of_a_busy_engine_holds_less(world: World) -> None:
         engine.answer = good
         await until(lambda: bench.finished() == 60)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert max(held) <= 4
 
 
@@ -287,6 +271,6 @@ def test_others_run_while_one_model_is_missing(world: World) -> None:
         engine.answer = good
         await until(lambda: bench.finished() == 60)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.lines("results", served) == list(range(1, 31))
     assert world.value("SELECT max(attempts) FROM results") == 1

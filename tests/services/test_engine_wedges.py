@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lowtide.domain import breaker
 from lowtide.domain.breaker import Probed
 from lowtide.domain.outcomes import Answered, RetryPolicy
-from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
+from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from lowtide.domain.pings import Ping
     from tests.postgres.worlds import World
 
@@ -26,20 +23,6 @@ FAST = RetryPolicy(3, 0.001, 0.002)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
     monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
-
-
-def _work(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def both() -> None:
-        running = asyncio.create_task(bench.worker.run())
-        try:
-            await during()
-            bench.worker.stop()
-            await asyncio.wait_for(running, 15)
-        finally:
-            running.cancel()
-            bench.engine.let_go()
-
-    asyncio.run(both())
 
 
 class _Gateway(SteeredEngine):
@@ -73,7 +56,7 @@ def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> No
         world.run("UPDATE batches SET status = 'in_progress' WHERE id = :id", id=fine)
         await until(lambda: bench.finished() == 30)
 
-    _work(bench, during)
+    work_during(bench, during)
     assert world.lines("results", fine) == list(range(1, 31))
     assert world.value("SELECT max(attempts) FROM queue") == 0
 
@@ -87,7 +70,7 @@ def test_a_request_that_a_proxy_never_gets_through_ends(world: World, lines: int
     async def during() -> None:
         await until(lambda: bench.finished() == lines)
 
-    _work(bench, during)
+    work_during(bench, during)
     rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
     assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(1, 3, True)]
     assert len([seen for seen in engine.seen if seen.body == b'{"n":1}']) >= 16

@@ -29,7 +29,7 @@ from lowtide.services.scopes import UNTRACED
 from lowtide.services.settling import FlushRules, Settler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from lowtide.domain.claims import Claim, Finished, Returned, Settled
     from lowtide.domain.events import Event
@@ -318,3 +318,19 @@ class Bench:
 
     def finished(self) -> int:
         return int(self.world.value("SELECT count(*) FROM results"))
+
+
+def work_during(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a bench's worker beside a coroutine, and stop it after that."""
+
+    async def both() -> None:
+        running = asyncio.create_task(bench.worker.run())
+        try:
+            await during()
+            bench.worker.stop()
+            await asyncio.wait_for(running, 15)
+        finally:
+            running.cancel()
+            bench.engine.let_go()
+
+    asyncio.run(both())
