@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     worker_flush_lines: int = Field(default=100, ge=1, description="Results of one write.")
     worker_flush_interval: float = Field(default=0.1, gt=0, description="Seconds between writes.")
     worker_poll_initial: float = Field(default=0.25, gt=0, description="First wait when idle.")
-    worker_poll_cap: float = Field(default=2.0, gt=0, description="Longest wait when idle.")
+    worker_poll_cap: float = Field(default=0.5, gt=0, description="Longest wait when idle.")
     worker_grace: float = Field(
         default=20.0, ge=0, description="Seconds for work in hand after SIGTERM."
     )
