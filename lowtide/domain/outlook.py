@@ -41,7 +41,7 @@ class OpenWork:
 class Outlook:
     """One look, at the database's time `at`; `work` covers every batch, also the one asked for.
 
-    `workers` are those alive, `rates` what was measured, by pool and model ("" for several). Workers
+    `workers` are those alive whose engine is there, `rates` what was measured, by pool and model ("" for several). Workers
     of `paused` pools end what they hold, and nothing more.
     """
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Counts lines that end while at least `full` are in hand, and the time of that.
+    """Counts requests that run to an end while at least `full` are in hand, and the time of that.
 
     With fewer a worker could have done more, and what it did says nothing about its rate. Nor does
-    the time until the first lines end: it counts from when as many have ended as run at a time.
+    the time until the first ones end: it counts from when as many have ended as run at a time.
 
     `share` grows by each second in which anything is in hand, divided by the lines in hand: what it
     grew by while a line was there is the line's part of that time, and all parts together are it.
@@ -41,12 +41,16 @@ class Pace:
         self._in_hand += lines
         return self.share
 
-    def ended(self, lines: int) -> float:
-        """Count lines that left them, in success or failure; return the share they end at."""
+    def left(self, lines: int, *, ran: int) -> float:
+        """Count lines that left them, and how many of them `ran` to an end, in success or failure.
+
+        Return the share they end at. What was given back, or failed for the engine's sake, says
+        nothing of how fast the worker is.
+        """
         self._pass_time()
         if self._counts:
-            self._lines += lines
-        self._turned_over += lines
+            self._lines += ran
+        self._turned_over += ran
         self._in_hand = max(0, self._in_hand - lines)
         return self.share
 

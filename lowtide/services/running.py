@@ -8,6 +8,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from lowtide.domain.attribution import Fault
 from lowtide.domain.claims import Returned
 from lowtide.domain.outcomes import is_success
 from lowtide.domain.pools import Pool
@@ -106,7 +107,7 @@ class Runner:
         """Stop running, and give everything back at once without an attempt."""
         self._cancel()
         claims = list(self._held.values())
-        self._let_go(list(self._held))
+        self._let_go(list(self._held), ran=0)
         self._settler.add([Returned(claim.batch, claim.line, reason) for claim in claims])
 
     async def finish(self, grace: float) -> None:
@@ -183,7 +184,8 @@ class Runner:
             self._settle([(key, outcome, verdict)], work)
 
     def _settle(self, judged: Sequence[tuple[int, Outcome, Verdict]], work: _Set) -> None:
-        part = self._let_go([key for key, *_ in judged]) - work.share
+        ran = sum(verdict.fault in (None, Fault.REQUEST) for *_, verdict in judged)
+        part = self._let_go([key for key, *_ in judged], ran=ran) - work.share
         age = monotonic() - work.started
         settled = [
             settle_line(
@@ -203,17 +205,17 @@ class Runner:
 
     def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
         if settled:
-            self._let_go(list(settled))
+            self._let_go(list(settled), ran=0)
             self._settler.add(list(settled.values()))
             spans.add(list(settled.values()))
 
-    def _let_go(self, keys: Sequence[int]) -> float:
-        """Hold requests no longer; return the pace's share at their end."""
+    def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
+        """Hold requests no longer, of which some `ran` to an end; return the pace's share then."""
         for key in keys:
             self._held.pop(key, None)
         self._loader.release(keys)
         self._on_room()
-        return self._pace.ended(len(keys))
+        return self._pace.left(len(keys), ran=ran)
 
     def _requests(self, bodies: Mapping[int, bytes], work: _Set) -> list[EngineRequest]:
         return [

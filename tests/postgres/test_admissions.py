@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.domain.batches import Batch, NewBatch
+from lowtide.domain.breaker import BreakerState
 from lowtide.domain.demand import Capacity
 from lowtide.domain.errors import Conflict
 from lowtide.domain.events import EventType, batch_event
@@ -98,6 +99,13 @@ def test_the_outlook_counts_open_lines_by_deadline(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     gone = world.queue.open_lease(Pool.DEDICATED, "gone")
     world.expire_lease(gone)
+    for pool, state in (
+        (Pool.DEDICATED, BreakerState.OPEN),
+        (Pool.SPOT, BreakerState.PROBING),
+        (Pool.SPOT, BreakerState.STARTING),
+    ):
+        away = world.queue.open_lease(pool, state)
+        world.queue.report_engine(away, state, "It does not answer.")
     claims = world.queue.claim(lease, Pool.SPOT, 3)
     world.queue.settle(lease, [done(claim) for claim in claims], [])
     world.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,6 +107,21 @@ def test_the_canary_is_one_request(world: World) -> None:
 
     work_during(bench, during)
     assert world.value("SELECT max(attempts) FROM results") == 1
+
+
+def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
+    world.batch(60)
+    answers = count()
+    # Two faults, then a success: never a streak.
+    engine = SteeredEngine(lambda one: Answered(502, "{}") if next(answers) % 3 else good(one))
+    bench = Bench.of(world, engine, lines=60, policy=FAST, concurrency=2, prefetch=10)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == 60)
+        assert len(engine.seen) > 120
+        assert 0 < bench.keeper.pace.total().lines <= 60
+
+    work_during(bench, during)
 
 
 def test_a_start_without_an_engine_waits(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lowtide.domain.rates import Sample
 from lowtide.services.pace import Pace
 
-TOOK, ENDED = True, False
+TOOK, ENDED, GAVE_BACK = range(3)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,27 @@ TOOK, ENDED = True, False
             Sample(1, 1.0),
             id="it was empty",
         ),
+        pytest.param(
+            [(0, TOOK, 9), (5, ENDED, 4), (8, GAVE_BACK, 1), (9, ENDED, 1)],
+            Sample(1, 4.0),
+            id="given back",
+        ),
+        pytest.param(
+            [(0, TOOK, 9), (5, GAVE_BACK, 5), (8, ENDED, 4)],
+            Sample(0, 0.0),
+            id="given back before the first end",
+        ),
     ],
 )
-def test_only_a_full_worker_counts(steps: list[tuple[float, bool, int]], total: Sample) -> None:
+def test_only_a_full_worker_counts(steps: list[tuple[float, int, int]], total: Sample) -> None:
     now = 0.0
     pace = Pace(4, lambda: now)
-    for at, takes, lines in steps:
+    for at, what, lines in steps:
         now = at
-        (pace.took if takes else pace.ended)(lines)
+        if what == TOOK:
+            pace.took(lines)
+        else:
+            pace.left(lines, ran=lines if what == ENDED else 0)
     assert pace.total() == total
 
 
@@ -49,13 +62,13 @@ def test_a_new_lease_starts_from_nothing() -> None:
     now = 0.0
     pace = Pace(2, lambda: now)
     pace.took(9)
-    pace.ended(2)
+    pace.left(2, ran=2)
     now = 3.0
     assert pace.total() == Sample(0, 3.0)
     pace.restart()
     now = 5.0
     assert pace.total() == Sample(0, 0.0)
-    pace.ended(5)
+    pace.left(5, ran=5)
     pace.took(1)
     now = 9.0
     assert pace.total() == Sample(0, 0.0)
@@ -69,10 +82,10 @@ def test_lines_in_hand_share_the_time_of_their_worker() -> None:
     now = 14.0
     second = pace.took(2)
     now = 18.0
-    end = pace.ended(3)
+    end = pace.left(3, ran=3)
     parts = [end - began for began in (first, first, second)]
     now = 20.0
-    parts.append(pace.ended(1) - second)
+    parts.append(pace.left(1, ran=1) - second)
     # Four seconds for two, four for four, two for one: ten seconds in which there was anything.
     assert parts == [3.0, 3.0, 1.0, 3.0]
     assert sum(parts) == 10.0
