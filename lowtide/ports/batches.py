@@ -31,6 +31,12 @@ class BatchLedger(Protocol):
         """
         ...
 
+    def created_under(
+        self, tenant: TenantId, key: str | None, digest: bytes | None
+    ) -> Batch | None:
+        """Return the batch with this idempotency key; raises IdempotencyKeyReused for another body's."""
+        ...
+
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
         ...

@@ -88,9 +88,20 @@ class PostgresBatches:
                     name = format_batch_id(batch.id)
                     note(connection, batch.tenant, batch.actor, "batches.create", [name])
                 return _load(connection, batch.id), True
-            first = _first(connection, batch).one()
+            first = _first(connection, batch.tenant, batch.idempotency_key).one()
             check_key_digest(first.idempotency_digest, batch.idempotency_digest)
             return batch_of(first), False
+
+    def created_under(
+        self, tenant: TenantId, key: str | None, digest: bytes | None
+    ) -> Batch | None:
+        """Return the batch with this idempotency key; raises IdempotencyKeyReused for another body's."""
+        with acting_for(self._engine, tenant) as connection:
+            first = _first(connection, tenant, key).one_or_none()
+        if first is None:
+            return None
+        check_key_digest(first.idempotency_digest, digest)
+        return batch_of(first)
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
@@ -123,9 +134,8 @@ class PostgresBatches:
             return _load(connection, batch), drained
 
 
-def _first(connection: Connection, batch: NewBatch) -> CursorResult[Any]:
-    parameters = {"tenant": batch.tenant, "key": batch.idempotency_key}
-    return connection.execute(_BY_IDEMPOTENCY_KEY, parameters)
+def _first(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
+    return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
 
 
 def insert_batch(

@@ -92,6 +92,18 @@ class Batches:
         Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
         tenant, or Conflict when admission is strict and the deadline cannot be held.
         """
+        try:
+            return self._create(tenant, wanted)
+        except NotFound:
+            # A retry asks for the batch that there is: its input may be deleted by now.
+            first = self._ledger.created_under(
+                tenant, wanted.idempotency_key, wanted.idempotency_digest
+            )
+            if first is None:
+                raise
+            return self._forecaster.with_eta(first)
+
+    def _create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
         file = parse_file_id(wanted.input_file_id)
         if file is None:
             raise InvalidRequest(

@@ -246,6 +246,19 @@ def test_a_key_from_before_digests_fits_any_body(api: Api, world: World, file_id
     assert (again.status_code, again.json["id"]) == (200, first["id"])
 
 
+def test_a_retry_after_its_input_was_deleted_returns_the_batch(api: Api, file_id: str) -> None:
+    body = {"input_file_id": file_id}
+    key = {"Idempotency-Key": "once"}
+    first = _create(api, body, **key).json
+    assert api("DELETE", f"/v1/files/{file_id}").status_code == 200
+    again = _create(api, body, **key)
+    assert (again.status_code, again.json) == (200, first)
+    assert _create(api, body | {"completion_window": "1h"}, **key).status_code == 422
+    for other in ({}, {"Idempotency-Key": "twice"}):
+        refused = _create(api, body, **other)
+        assert (refused.status_code, refused.json["error"]["param"]) == (404, "input_file_id")
+
+
 @pytest.mark.parametrize("key", ["", " "])
 def test_an_empty_idempotency_key_is_none(api: Api, file_id: str, key: str) -> None:
     ids = {
