@@ -31,6 +31,7 @@ def main() -> None:
         gap=given.gap,
         bound=given.bound,
         only=tuple(given.only),
+        settings=dict(given.setting),
         keep=given.keep,
     )
     faults = plan.schedule()
@@ -62,6 +63,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gap", type=float, default=schedule.GAP, help="mean seconds between two")
     parser.add_argument("--bound", type=float, default=420.0, help="seconds until all must be over")
     parser.add_argument("--only", action="append", default=[], help="kinds that begin with this")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        type=lambda text: tuple(text.split("=", 1)),
+        metavar="NAME=VALUE",
+        help="a further setting of the stack",
+    )
     parser.add_argument("--schedule", type=Path, help="write the schedule here, as JSON lines")
     parser.add_argument("--dry-run", action="store_true", help="print the schedule, break nothing")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a clean run too")
@@ -114,8 +123,6 @@ def _shown(report: Report) -> Iterator[Table | str]:
     yield table
     if report.missed:
         yield "\n".join(f"missed {name}: {why}" for name, why in report.missed.items())
-    for error in report.internal_errors[:5]:
-        yield f"HTTP 500 from {error}"
     for one in report.violations[:20]:
         yield f"BROKEN at {one['at']:.0f} s, {one['invariant']}: {one['evidence']}"
 

@@ -27,10 +27,10 @@ class RefusedError(Exception):
 class Api:
     """A client that asks again until it is answered; raises RefusedError, or TimeoutError at last.
 
-    `statuses` counts every answer; `internal` keeps those of 500, which say that a fault had no name.
+    `statuses` counts every answer; `report` gets those of 500: a fault is a 503 or a 504.
     """
 
-    def __init__(self, base_url: str, key: str) -> None:
+    def __init__(self, base_url: str, key: str, report: Callable[[str, str], None]) -> None:
         self._client = httpx.Client(
             base_url=f"{base_url}/v1",
             headers={"Authorization": f"Bearer {key}"},
@@ -38,7 +38,7 @@ class Api:
             limits=httpx.Limits(max_keepalive_connections=4),
         )
         self.statuses: Counter[int] = Counter()
-        self.internal: list[str] = []
+        self._report = report
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -104,9 +104,9 @@ class Api:
                 response = None
             with self._lock:
                 self.statuses[0 if response is None else response.status_code] += 1
-                if response is not None and response.status_code == 500:
-                    asked = f"{response.request.method} {response.request.url.path}"
-                    self.internal.append(f"{asked}: {response.text[:300]}")
+            if response is not None and response.status_code == 500:
+                asked = f"{response.request.method} {response.request.url.path}"
+                self._report("http 500", f"{asked}: {response.text[:300]}")
             if response is not None and response.status_code not in _PASSING:
                 if response.is_success:
                     return response

@@ -73,7 +73,6 @@ class Report:
     executions: int = 0
     samples: int = 0
     answers: dict[str, int] = field(default_factory=dict)
-    internal_errors: list[str] = field(default_factory=list)
     violations: list[dict[str, Any]] = field(default_factory=list)
     folder: str = ""
 
@@ -99,11 +98,12 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
     try:
         progress(f"starting in {system.folder}")
         system.start(disks=can_mount())
-        tenants = [
-            Tenant(name, Api(system.stack.base_url, system.create_tenant(name, weight)))
-            for name, weight in WEIGHTS.items()
-        ]
+        keys = {name: system.create_tenant(name, weight) for name, weight in WEIGHTS.items()}
         findings = Findings()
+        tenants = [
+            Tenant(name, Api(system.stack.base_url, key, findings.report))
+            for name, key in keys.items()
+        ]
         workload = Workload(tenants, plan.seed, plan.size, findings.report)
         observer = Observer(workload, system.stack, findings)
         injector = Injector(system, workload, findings, system.folder / "injected.jsonl")
@@ -131,7 +131,7 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
             judge(workload, system.stack, observer, findings, system.executions),
             tenants,
         )
-        keep = plan.keep or not report.is_clean or bool(report.internal_errors)
+        keep = plan.keep or not report.is_clean
     finally:
         system.stop(keep=keep)
     return report
@@ -195,7 +195,6 @@ def _fill(
     report.samples = observer.samples
     statuses = sum((tenant.api.statuses for tenant in tenants), Counter[int]())
     report.answers = {str(status): number for status, number in sorted(statuses.items())}
-    report.internal_errors = [one for tenant in tenants for one in tenant.api.internal]
     report.violations = [asdict(one) for one in findings.all]
     for tenant in tenants:
         tenant.api.close()
