@@ -7,9 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lowtide import wiring
-from lowtide.domain.dead_letters import MOST_LETTERS
 from lowtide.domain.pools import Pool
-from lowtide.domain.promises import AdmissionPolicy
 from lowtide.postgres.batches import PostgresBatches
 from lowtide.postgres.dead_letters import PostgresDeadLetters
 from lowtide.postgres.files import PostgresFiles
@@ -19,8 +17,8 @@ from lowtide.postgres.tenant_registry import PostgresTenantRegistry
 from lowtide.services.batches import Batches, BatchRules
 from lowtide.services.dead_letters import DeadLetters
 from lowtide.services.files import Files, UploadLimits
-from lowtide.services.requeueing import Requeuer, RequeueRules
-from lowtide.settings import Admission, read_settings
+from lowtide.services.requeueing import Requeuer
+from lowtide.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,13 +76,7 @@ def _desk(engine: Engine) -> Desk:
     )
     objects, publisher = wiring.objects(), wiring.publisher()
     new_id, clock = wiring.new_id, wiring.now
-    most = min(MOST_LETTERS, settings.max_batch_lines)
-    requeue_rules = RequeueRules(
-        most=most,
-        shortest_window=settings.shortest_window,
-        longest_window=settings.longest_window,
-        file_expiry=settings.file_expiry,
-    )
+    requeue_rules = wiring.requeue_rules()
     limits = UploadLimits(
         settings.max_file_bytes, settings.file_expiry, wiring.line_limits(), settings.endpoints
     )
@@ -92,10 +84,10 @@ def _desk(engine: Engine) -> Desk:
         settings.endpoints,
         settings.shortest_window,
         settings.longest_window,
-        AdmissionPolicy(wiring.capacity(), strict=settings.admission is Admission.STRICT),
+        wiring.admission_policy(),
     )
     return Desk(
-        DeadLetters(catalog, desk, objects, most=most),
+        DeadLetters(catalog, desk, objects, most=requeue_rules.most),
         Requeuer(
             catalog,
             desk,

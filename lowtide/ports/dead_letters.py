@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import BatchId, TenantId
     from lowtide.domain.outputs import FinishedLine
+    from lowtide.domain.promises import AdmissionPolicy
 
 
 class DeadLetterCatalog(Protocol):
@@ -86,10 +87,12 @@ class DeadLetterDesk(Protocol):
         actor: str,
         key: str | None,
         digest: bytes | None = None,
+        policy: AdmissionPolicy | None = None,
     ) -> bool:
         """Record files, batches and events, and mark the letters, all together.
 
-        False, and nothing is recorded, when one of the letters is not open any more.
+        False, and nothing is recorded, when one of the letters is not open any more, or the key has
+        been used. Raises what the policy raises; None promises anything.
         """
         ...
 

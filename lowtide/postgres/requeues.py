@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lowtide.domain.events import Event
     from lowtide.domain.files import StoredFile
     from lowtide.domain.ids import TenantId
+    from lowtide.domain.promises import AdmissionPolicy
 
 NAMED = """
 SELECT d.line, d.state, d.requeued_as, r.start, r.length
@@ -136,14 +137,20 @@ class PostgresRequeues:
         actor: str,
         key: str | None,
         digest: bytes | None = None,
+        policy: AdmissionPolicy | None = None,
     ) -> bool:
         """Record files, batches and events, and mark the letters, all together.
 
-        False, and nothing is recorded, when one of the letters is not open any more.
+        False, and nothing is recorded, when one of the letters is not open any more, or the key has
+        been used. Raises what `insert_batch` raises.
         """
         tenant = moves[0][0].tenant
         with acting_for(self._engine, tenant) as connection:
-            for batch, file, places in moves:
+            if key is not None and _is_used(connection, tenant, key):
+                return False
+            # All letters before any batch: creations wait for each other, and must hold no one up
+            # who waits for letters.
+            for batch, _, places in moves:
                 source = places[0].batch
                 lines = [place.line for place in places]
                 ended = _end(
@@ -159,10 +166,11 @@ class PostgresRequeues:
                 if ended != len(places):
                     connection.rollback()
                     return False
+            for batch, file, places in moves:
                 add_expected_file(connection, file)
-                insert_batch(connection, batch, file.object_key, file.lines)
-                new = format_batch_id(batch.id)
-                subject = f"{format_batch_id(source)}: {len(places)} lines as {new} on {batch.pool}"
+                insert_batch(connection, batch, file.object_key, file.lines, policy)
+                old, new = format_batch_id(places[0].batch), format_batch_id(batch.id)
+                subject = f"{old}: {len(places)} lines as {new} on {batch.pool}"
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])
             for event in events:
                 add_event(connection, event)
@@ -205,6 +213,12 @@ class _Found:
             for (source, batch), letters in sorted(self._requeued.items())
         )
         return Selection(_in_order(self._open), tuple(earlier), self._discarded)
+
+
+def _is_used(connection: Connection, tenant: TenantId, key: str) -> bool:
+    """Return whether letters were requeued under an idempotency key; others with it wait meanwhile."""
+    connection.execute(_LOCK, {"key": f"requeue {tenant} {key}"})
+    return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None
 
 
 def _end(

@@ -15,7 +15,7 @@ from lowtide.domain.dead_letters import (
     requeue_filename,
     requeue_metadata,
 )
-from lowtide.domain.errors import LowtideError, Unavailable, check_key_digest
+from lowtide.domain.errors import Conflict, LowtideError, Unavailable, check_key_digest
 from lowtide.domain.events import EventType, batch_event
 from lowtide.domain.files import FileStatus, Purpose, StoredFile, object_key
 from lowtide.domain.ids import BatchId, FileId
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from lowtide.domain.dead_letters import LetterId, LetterPlace, Selection, Source
     from lowtide.domain.ids import TenantId
+    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.ports import DeadLetterCatalog, DeadLetterDesk, FileCatalog, ObjectStore
     from lowtide.ports.tracing import Tracer
     from lowtide.services.publishing import Publisher
@@ -41,12 +42,17 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class RequeueRules:
-    """What one call takes, at most `most` letters, and how long new files live; in seconds."""
+    """What one call takes, at most `most` letters, and how long new files live; in seconds.
+
+    `closed` pools have no replicas. Without `admission` nothing is promised.
+    """
 
     most: int
     shortest_window: int
     longest_window: int
     file_expiry: int
+    closed: frozenset[Pool] = frozenset()
+    admission: AdmissionPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,9 @@ class Requeuer:
     def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         """Requeue open letters; those that were requeued before stay where they are.
 
-        Raises NotFound for an unknown letter, IdempotencyKeyReused, Conflict when an input file is gone, InvalidRequest,
-        TooManyRequests over a tenant's limit, and Unavailable while others change the same letters.
+        Raises NotFound for an unknown letter, IdempotencyKeyReused, InvalidRequest, TooManyRequests over a tenant's limit,
+        Unavailable while others change the same letters, and Conflict when an input file is gone, the pool has no
+        replicas, or admission is strict and the deadline cannot be held.
         """
         with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
             return self._requeue(tenant, request)
@@ -122,23 +129,43 @@ class Requeuer:
     def _requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         if request.completion_window is not None:
             self._window(request.completion_window)
-        if request.idempotency_key is not None:
-            earlier, digest = self._desk.requeued_under(tenant, request.idempotency_key)
-            check_key_digest(digest, request.idempotency_digest)
+        for _ in range(_TRIES):
+            earlier = self._earlier(tenant, request)
             if earlier:
                 unchanged = sum(each.letters for each in earlier)
                 return RequeueOutcome(0, unchanged, 0, tuple(earlier))
-        for _ in range(_TRIES):
             selection = select(self._desk, tenant, request.wanted, most=self._rules.most)
             letters = by_batch(selection.open)
             sources = self._sources(tenant, letters)
             if request.dry_run or not letters:
                 would = [Requeued(batch, None, len(each)) for batch, each in letters.items()]
                 return _outcome(selection, would)
+            self._check_pool(request.pool)
             done = self._try(tenant, request, letters, sources)
             if done is not None:
                 return _outcome(selection, done)
         raise Unavailable("Others are changing the same dead letters: try again.")
+
+    def _earlier(self, tenant: TenantId, request: RequeueRequest) -> Sequence[Requeued]:
+        """Return what a call with the same idempotency key did; raises IdempotencyKeyReused."""
+        if request.idempotency_key is None:
+            return ()
+        earlier, digest = self._desk.requeued_under(tenant, request.idempotency_key)
+        check_key_digest(digest, request.idempotency_digest)
+        return earlier
+
+    def _check_pool(self, pool: Pool) -> None:
+        """Raise Conflict for a pool in which requests would wait for nobody."""
+        if pool not in self._rules.closed:
+            return
+        setting = f"LOWTIDE_{pool.upper()}_REPLICAS"
+        others = [f"requeue to {other}, or " for other in Pool if other not in self._rules.closed]
+        raise Conflict(
+            f"No worker of {pool} would ever run these requests, as {setting} is 0: "
+            f"{''.join(others)}set it to 1 or more.",
+            param="pool",
+            code="pool_without_replicas",
+        )
 
     def _sources(
         self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterPlace]]
@@ -156,7 +183,7 @@ class Requeuer:
         letters: Mapping[BatchId, Sequence[LetterPlace]],
         sources: Mapping[BatchId, Source],
     ) -> list[Requeued] | None:
-        """Requeue these letters; None when one of them is not open any more."""
+        """Requeue these letters; None when one is not open any more, or the key was used meanwhile."""
         moves: list[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]] = []
         try:
             for batch, places in letters.items():
@@ -172,6 +199,7 @@ class Requeuer:
                 actor=request.actor,
                 key=request.idempotency_key,
                 digest=request.idempotency_digest,
+                policy=self._rules.admission,
             )
         except LowtideError as error:
             # Whether a commit whose answer was lost has happened, the strays tell, not we.

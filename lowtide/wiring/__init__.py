@@ -10,11 +10,12 @@ from lowtide.wiring.api import (
     models,
     prices,
     requests,
+    requeue_rules,
     requeuer,
     tenants,
 )
 from lowtide.wiring.base import (
-    capacity,
+    admission_policy,
     database,
     line_limits,
     new_id,
@@ -31,9 +32,9 @@ from lowtide.wiring.steps import build_worker, finalizer, scheduler, splitter, v
 __all__ = [
     "Desks",
     "administration",
+    "admission_policy",
     "batches",
     "build_worker",
-    "capacity",
     "database",
     "database_for",
     "dead_letters",
@@ -53,6 +54,7 @@ __all__ = [
     "prices",
     "publisher",
     "requests",
+    "requeue_rules",
     "requeuer",
     "scheduler",
     "sightings",

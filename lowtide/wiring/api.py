@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lowtide.domain.dead_letters import MOST_LETTERS
-from lowtide.settings import Admission, read_settings
+from lowtide.domain.pools import Pool
+from lowtide.settings import read_settings
 from lowtide.wiring.base import (
-    capacity,
+    admission_policy,
     database,
     line_limits,
     new_id,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lowtide.services.files import Files
     from lowtide.services.forecasts import Forecaster
     from lowtide.services.requests import Requests
-    from lowtide.services.requeueing import Requeuer
+    from lowtide.services.requeueing import Requeuer, RequeueRules
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +62,6 @@ def files() -> Files:
 @lru_cache(maxsize=1)
 def batches() -> Batches:
     """Return the service of batches."""
-    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.postgres.batches import PostgresBatches
     from lowtide.postgres.files import PostgresFiles
     from lowtide.services.batches import Batches, BatchRules
@@ -71,7 +71,7 @@ def batches() -> Batches:
         settings.endpoints,
         settings.shortest_window,
         settings.longest_window,
-        AdmissionPolicy(capacity(), strict=settings.admission is Admission.STRICT),
+        admission_policy(),
     )
     return Batches(
         PostgresBatches(database()),
@@ -124,7 +124,7 @@ def dead_letters() -> DeadLetters:
         PostgresDeadLetters(database()),
         PostgresRequeues(database()),
         objects(),
-        most=_most_letters(),
+        most=requeue_rules().most,
     )
 
 
@@ -134,31 +134,35 @@ def requeuer() -> Requeuer:
     from lowtide.postgres.dead_letters import PostgresDeadLetters
     from lowtide.postgres.files import PostgresFiles
     from lowtide.postgres.requeues import PostgresRequeues
-    from lowtide.services.requeueing import Requeuer, RequeueRules
+    from lowtide.services.requeueing import Requeuer
 
-    settings = read_settings()
-    rules = RequeueRules(
-        most=_most_letters(),
-        shortest_window=settings.shortest_window,
-        longest_window=settings.longest_window,
-        file_expiry=settings.file_expiry,
-    )
     return Requeuer(
         PostgresDeadLetters(database()),
         PostgresRequeues(database()),
         PostgresFiles(database()),
         objects(),
         publisher(),
-        rules,
+        requeue_rules(),
         new_id=new_id,
         clock=now,
         tracer=tracer(),
     )
 
 
-def _most_letters() -> int:
-    """Return how many letters a call takes: all of them may go into one new batch."""
-    return min(MOST_LETTERS, read_settings().max_batch_lines)
+def requeue_rules() -> RequeueRules:
+    """Return what a requeue takes: all of its letters may go into one new batch."""
+    from lowtide.services.requeueing import RequeueRules
+
+    settings = read_settings()
+    replicas = {Pool.SPOT: settings.spot_replicas, Pool.DEDICATED: settings.dedicated_replicas}
+    return RequeueRules(
+        most=min(MOST_LETTERS, settings.max_batch_lines),
+        shortest_window=settings.shortest_window,
+        longest_window=settings.longest_window,
+        file_expiry=settings.file_expiry,
+        closed=frozenset(pool for pool, most in replicas.items() if not most),
+        admission=admission_policy(),
+    )
 
 
 @lru_cache(maxsize=1)

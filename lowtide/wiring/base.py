@@ -20,7 +20,7 @@ from lowtide.postgres.sightings import PostgresSightings
 from lowtide.services.publishing import Publisher
 from lowtide.services.scopes import UNTRACED
 from lowtide.services.sightings import SightedSink, Sightings
-from lowtide.settings import read_settings
+from lowtide.settings import Admission, read_settings
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.domain.demand import Capacity
+    from lowtide.domain.promises import AdmissionPolicy
     from lowtide.ports.tracing import Tracer
 
 
@@ -123,3 +124,10 @@ def capacity() -> Capacity:
         tick=settings.tick,
         in_flight=settings.worker_concurrency,
     )
+
+
+def admission_policy() -> AdmissionPolicy:
+    """Return what happens to new batches whose window cannot be promised."""
+    from lowtide.domain.promises import AdmissionPolicy
+
+    return AdmissionPolicy(capacity(), strict=read_settings().admission is Admission.STRICT)

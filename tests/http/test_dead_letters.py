@@ -13,10 +13,13 @@ from sqlalchemy import text
 from lowtide import wiring
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, format_batch_id, format_request_id
 from lowtide.objects.store import ObstoreObjects
+from lowtide.settings import read_settings
 from tests.http.conftest import MAX_LINES
 from tests.postgres.letters import ANSWER, batch_of_lines, bury, custom_ids, source_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowtide.domain.ids import TenantId
     from tests.http.conftest import Api
     from tests.postgres.worlds import World
@@ -298,6 +301,33 @@ def test_windows(letters: Letters, window: Any) -> None:
         assert answer.status_code == 200
     else:
         assert (answer.status_code, answer.json["error"]["param"]) == (400, "completion_window")
+
+
+@pytest.fixture
+def _no_dedicated(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server without dedicated workers, which refuses what it cannot promise."""
+    assert api
+    monkeypatch.setenv("LOWTIDE_DEDICATED_REPLICAS", "0")
+    monkeypatch.setenv("LOWTIDE_ADMISSION", "strict")
+    for cached in (read_settings, wiring.requeuer):
+        cached.cache_clear()
+    yield
+    for cached in (read_settings, wiring.requeuer):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_dedicated")
+def test_what_would_wait_for_nobody_is_refused(letters: Letters) -> None:
+    letters.batch()
+    for pool, param, code, fix in (
+        ("dedicated", "pool", "pool_without_replicas", "requeue to spot"),
+        ("spot", "completion_window", "deadline_not_feasible", "LOWTIDE_ADMISSION=open"),
+    ):
+        refused = letters.post("requeue", {"filter": {}, "pool": pool})
+        error = refused.json["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (409, param, code)
+        assert fix in error["message"]
+    assert len(letters.ids("?state=open")) == 3
 
 
 def test_a_call_takes_no_more_than_a_batch_may_have(letters: Letters) -> None:

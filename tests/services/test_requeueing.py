@@ -25,6 +25,7 @@ from lowtide.domain.files import object_key
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format_batch_id
 from lowtide.domain.overview import pools_of
 from lowtide.domain.pools import Pool
+from lowtide.domain.promises import AdmissionPolicy
 from lowtide.domain.situations import decide
 from lowtide.objects.store import ObstoreObjects
 from lowtide.postgres.dead_letters import PostgresDeadLetters
@@ -263,6 +264,30 @@ def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> None:
     assert again.batches == first.batches
 
 
+@pytest.mark.parametrize("digest", [b"a", b"b"])
+def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, digest: bytes) -> None:
+    _, letters = desk.batch(4, [1, 4])
+    _, others = desk.batch(4, [2])
+    slow = Desk(desk.world, desk.store, desk.sink)
+    engine = desk.world.own_engine("api")
+    slow.requeuer._desk = PostgresRequeues(engine)
+    key = {"idempotency_key": "once"}
+    # It has found the key unused, and is about to take the letters.
+    with gate(engine, before="pg_advisory_xact_lock") as stopped:
+        call = Running(partial(slow.requeue, letters, idempotency_digest=b"a", **key))
+        stopped.wait()
+        first = desk.requeue(others, idempotency_digest=digest, **key)
+        stopped.opened.set()
+        if digest == b"a":
+            again = call.result()
+            assert (again.changed, again.unchanged, again.batches) == (0, 1, first.batches)
+        else:
+            with pytest.raises(IdempotencyKeyReused):
+                call.result()
+    assert [state for _, state, _ in desk.states()] == ["open", "open", "requeued"]
+    assert desk.unknown_objects() == []
+
+
 @pytest.mark.parametrize("calls", [2, 6])
 def test_calls_at_the_same_moment_share_the_letters(desk: Desk, calls: int) -> None:
     desk.batch(20, range(1, 21))
@@ -422,6 +447,45 @@ def test_a_tenants_limits_hold(
         with engine.begin() as connection:
             connection.execute(set_limit, {"value": None})
     assert desk.requeue(letters).changed == 3
+
+
+@pytest.mark.parametrize("closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=str)
+def test_a_pool_without_replicas_is_refused(world: World, closed: set[Pool]) -> None:
+    desk = Desk(world, rules=replace(RULES, closed=frozenset(closed)))
+    _, letters = desk.batch()
+    for pool in closed:
+        with pytest.raises(Conflict, match=f"LOWTIDE_{pool.upper()}_REPLICAS is 0") as told:
+            desk.requeue(letters, pool=pool)
+        assert (told.value.param, told.value.code) == ("pool", "pool_without_replicas")
+        assert desk.requeue(letters, dry_run=True).changed == 3
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.unknown_objects() == []
+    for pool in set(Pool) - closed:
+        assert f"requeue to {pool}, or" in str(told.value)
+        assert desk.requeue(letters, pool=pool).changed == 3
+
+
+def test_a_strict_admission_holds(world: World) -> None:
+    strict = AdmissionPolicy(replace(CAPACITY, rate=0.01, replicas=1), strict=True)
+    desk = Desk(world, rules=replace(RULES, admission=strict))
+    _, letters = desk.batch(completion_window="5m")
+    with pytest.raises(Conflict) as told:
+        desk.requeue(letters)
+    assert told.value.code == "deadline_not_feasible"
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.unknown_objects() == []
+    (new,) = desk.requeue(letters, completion_window="2h").batches
+    assert new.batch is not None
+    assert desk.world.row(new.batch).at_risk is False
+
+
+def test_an_open_admission_says_what_is_at_risk(world: World) -> None:
+    policy = AdmissionPolicy(replace(CAPACITY, replicas=0))
+    desk = Desk(world, rules=replace(RULES, admission=policy))
+    _, letters = desk.batch()
+    (new,) = desk.requeue(letters).batches
+    assert new.batch is not None
+    assert desk.world.row(new.batch).at_risk is True
 
 
 @pytest.mark.parametrize("window", ["8d", "1s", ""])
