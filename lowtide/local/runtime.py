@@ -42,9 +42,9 @@ _LARGEST_LOG = 20_000_000
 _TAIL = 4_000
 _POLL = 0.05
 
-# Stacks that this process started: kept, because Python warns of a child forgotten while it
-# runs, and asked now and then, because an ended one stays a zombie until it is.
-_daemons: list[subprocess.Popen[bytes]] = []
+# The supervisors that this process started, by data directory: Python warns of a child that is
+# forgotten before it is waited for, and an ended one stays a zombie until then.
+_daemons: dict[Path, subprocess.Popen[bytes]] = {}
 
 
 def up(options: Options) -> None:
@@ -78,6 +78,7 @@ def up_detached(options: Options) -> Status:
         check_programs(options)
     # What a killed supervisor left may hold the port still.
     state.reap(data_dir)
+    _wait_for_daemon(data_dir, options.ready_timeout)
     require_free(options.port, "choose another: PORT=8090 make up")
     log = _rotated(data_dir / LOG_NAME)
     began = log.stat().st_size
@@ -89,7 +90,7 @@ def up_detached(options: Options) -> Status:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _daemons.append(child)
+    _daemons[data_dir.resolve()] = child
     deadline = time.monotonic() + options.ready_timeout + 10
     while time.monotonic() < deadline and child.poll() is None:
         found = status(data_dir)
@@ -97,7 +98,7 @@ def up_detached(options: Options) -> Status:
             return found
         time.sleep(_POLL)
     child.terminate()
-    child.wait(options.ready_timeout)
+    _wait_for_daemon(data_dir, options.ready_timeout)
     raise StartFailed(f"The stack did not start. The end of {log}:\n{_end_of(log, began)}")
 
 
@@ -108,6 +109,7 @@ def down(data_dir: Path, timeout: float = 45.0) -> bool:
     """
     last = state.read(data_dir)
     if last is None:
+        _wait_for_daemon(data_dir, timeout)
         return False
     process = state.supervisor(last)
     if process is not None:
@@ -119,10 +121,16 @@ def down(data_dir: Path, timeout: float = 45.0) -> bool:
         if state.supervisor(last) is not None:
             with suppress(psutil.Error):
                 process.kill()
-    _daemons[:] = [child for child in _daemons if child.poll() is None]
+    _wait_for_daemon(data_dir, timeout)
     leftovers = state.reap(data_dir)
     state.forget(data_dir)
     return process is not None or bool(leftovers)
+
+
+def _wait_for_daemon(data_dir: Path, timeout: float) -> None:
+    """Collect the exit status of the supervisor that this process started; it is ending or has ended."""
+    if child := _daemons.pop(data_dir.resolve(), None):
+        child.wait(timeout)
 
 
 def status(data_dir: Path) -> Status | None:

@@ -8,6 +8,7 @@ once a connection, and sent together with the BEGIN before them: an execution is
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -45,16 +46,40 @@ class PreparingConnection(dbapi.Connection):
     """A DB-API connection of pg8000."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._usock = self._sock = None
         try:
             super().__init__(*args, **kwargs)
-        except _NO_MESSAGE as error:
-            raise _lost(error) from error
+        except BaseException as error:
+            # pg8000 leaves the socket open when not even its first message can be sent.
+            self._close_socket(self._sock, self._usock)
+            if isinstance(error, _NO_MESSAGE):
+                raise _lost(error) from error
+            raise
         self._prepared: dict[str, tuple[Any, ...]] = {}
         self.register_out_adapter(Encoded, lambda value: value)
         if self._usock.family != socket.AF_UNIX:
             # Or else the end of a statement that takes two packets waits for the acknowledgement of
             # its beginning, which the server holds back for 40 ms.
             self._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        """Close the connection, and its socket at once.
+
+        pg8000 leaves that to the garbage collector: whoever keeps the traceback of a lost connection
+        keeps the file descriptor, too.
+        """
+        file, usock = self._sock, self._usock
+        try:
+            super().close()
+        finally:
+            self._close_socket(file, usock)
+
+    @staticmethod
+    def _close_socket(*files: Any) -> None:
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                if file is not None:
+                    file.close()
 
     def is_closed(self) -> bool:
         """Whether the server has closed this idle connection."""

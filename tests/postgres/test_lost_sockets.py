@@ -1,0 +1,60 @@
+"""A lost connection closes its socket at once, not when its traceback is collected."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.domain.errors import Unavailable
+from lowtide.postgres.connections import begin, connect
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+
+def test_when_the_server_ends_it(database: Database) -> None:
+    engine, other = connect(database.url("worker"), timeout=10), connect(database.url("worker"))
+    try:
+        with pytest.raises(Unavailable) as kept, begin(engine) as connection:
+            lost = connection.connection.dbapi_connection._usock  # type: ignore[union-attr] # noqa: SLF001
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            with begin(other) as beside:
+                beside.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            connection.execute(text("SELECT 1"))
+        assert lost.fileno() == -1
+        assert kept.value.__cause__ is not None, "its traceback still holds the connection's frames"
+    finally:
+        engine.dispose()
+        other.dispose()
+
+
+def test_when_the_server_hangs_up_on_the_first_message() -> None:
+    ends: list[bytes] = []
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.settimeout(10)
+            client.recv(1 << 16)
+            client.shutdown(socket.SHUT_WR)
+            while data := client.recv(1 << 16):
+                ends.append(data)
+            ends.append(b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        url = (
+            f"postgresql://someone:secret@127.0.0.1:{listener.getsockname()[1]}/any?sslmode=disable"
+        )
+        engine = connect(url, timeout=10)
+        with pytest.raises(Unavailable) as kept, begin(engine):
+            pytest.fail("there is no server")
+        server.join()
+        assert ends[-1:] == [b""]
+        assert kept.value.__cause__ is not None
+        engine.dispose()
