@@ -43,8 +43,7 @@ class ProxiedStack(LocalStack):
     def up(self) -> None:
         """Start it, or start it again."""
         options = (
-            *("--root", default_root(), "--data-dir", self.data_dir),
-            *("--port", self.port, "--portal-port", self.portal_port, "--ready-timeout", 200),
+            *("--root", default_root(), *self.arguments, "--ready-timeout", 200),
             *(f"--via={name}={port}" for name, port in self.via.items()),
         )
         with (self.data_dir / "lowtide.log").open("ab") as output:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import threading
 import time
@@ -15,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from lowtide.local.ports import HOST
+from lowtide.local.ports import HOST, free_port
+from tests.chaos.control import Helper
+from tests.chaos.system import ProxiedStack
 from tests.conftest import API_KEY
 from tests.e2e.questions import chat_file
-from tests.e2e.stacks import running
 from tests.e2e.waiting import until
 from tests.faults.servers import serving
 
@@ -40,6 +39,7 @@ TICK = {
     "ce-type": "dev.knative.sources.ping",
 }
 SINK_TIMEOUT = 5.0
+AWAY = 20.0
 POISON = {
     "specversion": "1.0",
     "id": "poison",
@@ -174,48 +174,76 @@ def test_one_event_never_holds_up_another_nor_the_tick(
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[LocalStack]:
-    """A stack whose broker waits for subscribers and keeps nothing, as Knative's default does."""
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ProxiedStack, Helper]]:
+    """A stack whose broker waits for subscribers and keeps nothing, as Knative's default does.
+
+    Publishers reach it through a proxy, ticks come to the scheduler without one.
+    """
+    folder, port = tmp_path_factory.mktemp("events"), free_port()
     settings = {
         "LOWTIDE_SIMULATED_LATENCY": "0.01",
         "LOWTIDE_EVENT_SINK_TIMEOUT": "1",
         "LOWTIDE_WORKER_POLL_CAP": "1",
+        # The first tick with a broker announces what waits.
+        "LOWTIDE_STALLED_AFTER": "8",
     }
-    with running(settings, synchronous_broker=True) as made:
-        yield made
+    stack = ProxiedStack(folder / "stack", settings, synchronous_broker=True)
+    stack.data_dir.mkdir()
+    stack.via = {"broker": port}
+    proxy = Helper.start(
+        "tests.chaos.proxy", [stack.data_dir, "0", f"broker={port}"], folder / "proxy.log"
+    )
+    try:
+        stack.up()
+        yield stack, proxy
+    finally:
+        proxy.stop()
+        stack.discard()
+        until(stack.reap, "its supervisor has ended")
 
 
-def _rows(stack: LocalStack, batch: str) -> int:
-    found = stack.query("SELECT count(*) FROM outbox WHERE subject = :batch", batch=batch)
-    return int(found[0][0])
+@pytest.fixture
+def stack(proxied: tuple[ProxiedStack, Helper]) -> ProxiedStack:
+    return proxied[0]
+
+
+@pytest.fixture
+def proxy(proxied: tuple[ProxiedStack, Helper]) -> Iterator[Helper]:
+    yield proxied[1]
+    proxied[1].order(mode="heal")
+
+
+def _tries(stack: LocalStack, batch: str) -> list[int]:
+    """Return how often the scheduler has sent each event of a batch that was not taken."""
+    rows = stack.query("SELECT attempts FROM outbox WHERE subject = :batch", batch=batch)
+    return [row.attempts for row in rows]
 
 
 def test_every_event_of_a_batch_is_acknowledged(stack: LocalStack) -> None:
     batch = stack.submit(stack.upload(chat_file(5)))
     assert stack.follow(batch, within=180)[-1]["status"] == "completed"
-    until(lambda: _rows(stack, batch) == 0, "the outbox is empty")
+    until(lambda: not _tries(stack, batch), "the outbox is empty")
     assert "given up" not in stack.log()
 
 
-@pytest.mark.parametrize("fault", ["hangs", "is gone"])
-def test_a_batch_goes_on_once_the_broker_is_back(stack: LocalStack, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["partition", "refuse"])
+def test_a_batch_goes_on_once_the_broker_is_back(
+    stack: LocalStack, proxy: Helper, fault: str
+) -> None:
     file = stack.upload(chat_file(5))
-    pid = stack.program("broker").pid
-    assert pid is not None
     unsent = stack.log().count("event.unsent")
-    os.killpg(pid, signal.SIGSTOP)
-    try:
-        batch = stack.submit(file)
-        until(lambda: stack.log().count("event.unsent") > unsent, "the event is not taken")
-        assert stack.batch(batch)["status"] == "validating"
-        assert _rows(stack, batch) == 1
-    finally:
-        if fault == "is gone":
-            stack.kill("broker")
-        else:
-            os.killpg(pid, signal.SIGCONT)
+    began = time.monotonic()
+    proxy.order(mode=fault, seconds=600)
+    batch = stack.submit(file)
+    until(lambda: stack.log().count("event.unsent") > unsent, "the event is not taken")
+    until(
+        lambda: time.monotonic() - began > AWAY and any(_tries(stack, batch)),
+        "the broker was away, and the scheduler has tried in vain",
+    )
+    assert stack.batch(batch)["status"] == "validating"
+    proxy.order(mode="heal")
     assert stack.follow(batch, within=180)[-1]["status"] == "completed"
-    until(lambda: _rows(stack, batch) == 0, "the outbox is empty")
+    until(lambda: not _tries(stack, batch), "the outbox is empty")
 
 
 def _answer(port: int | None, event: dict[str, Any]) -> int:
