@@ -222,7 +222,8 @@ def test_half_a_character_in_an_answer_costs_one_request(stack: LocalStack) -> N
 
 def test_usage_sums_its_details(stack: LocalStack, cases: dict[str, bytes]) -> None:
     ended = Ended(stack, cases["usage-details"])
-    count = len(ended.lines("output"))
+    count = len(oracle.input_lines(ended.source))
+    assert len(ended.lines("output")) == count
     assert ended.batch["usage"] == {
         "input_tokens": 9 * count,
         "input_tokens_details": {"cached_tokens": 4 * count},
