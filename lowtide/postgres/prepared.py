@@ -46,12 +46,11 @@ class PreparingConnection(dbapi.Connection):
     """A DB-API connection of pg8000."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._usock = self._sock = None
         try:
             super().__init__(*args, **kwargs)
         except BaseException as error:
             # pg8000 leaves the socket open when not even its first message can be sent.
-            self._close_socket(self._sock, self._usock)
+            self._close_socket(*map(vars(self).get, ("_sock", "_usock")))
             if isinstance(error, _NO_MESSAGE):
                 raise _lost(error) from error
             raise
