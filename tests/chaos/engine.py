@@ -127,12 +127,12 @@ class Engine:
     async def _answer(
         self, request: web.Request, body: dict[str, Any], mode: str, worker: str
     ) -> web.StreamResponse:
+        padding = 0
         if mode == "slow":
             await asyncio.sleep(1.5)
         elif mode == "huge":
             self.answered += 1
             padding = 0 if self.answered % _SHARE_OF_HUGE else _HUGE
-            return web.json_response(answer(body, padding))
         elif mode == "hang":
             while self.mode(worker) == "hang":  # noqa: ASYNC110 - a fault has no event
                 await asyncio.sleep(0.1)
@@ -142,7 +142,7 @@ class Engine:
         status = int(body.get(POISON, 200))
         if status != 200:
             return _error(status, "This request fails on every engine.")
-        return web.json_response(answer(body))
+        return web.json_response(answer(body, padding))
 
     async def _misbehave(
         self, request: web.Request, mode: str, body: dict[str, Any]

@@ -66,7 +66,9 @@ def test_it_answers_rightly_and_records_it(server: Server) -> None:
     )
 
 
-def test_poison_fails_always(server: Server) -> None:
+@pytest.mark.parametrize("mode", ["heal", "slow", "huge"])
+def test_poison_fails_always(server: Server, mode: str) -> None:
+    server.helper.order(mode=mode, target="*", seconds=60)
     assert server.ask({**BODY, POISON: 400}).status_code == 400
 
 
