@@ -84,12 +84,16 @@ class LetterFilter:
 
 @dataclass(frozen=True, slots=True)
 class LetterPlace:
-    """Where a letter's bytes lie in its batch's input; `answer_bytes` is the last answer's size."""
+    """Where a letter's bytes lie in its batch's input; `answer_bytes` is the last answer's size.
+
+    `checksum` proves the bytes; None for a request that was split before checksums were kept.
+    """
 
     batch: BatchId
     line: int
     start: int
     length: int
+    checksum: int | None = None
     answer_bytes: int = 0
 
 

@@ -78,14 +78,19 @@ def _has_halves(line: bytes) -> bool:
         return False
 
 
-def checksum_of(line: bytes) -> int:
+NO_BYTES: Final = -(2**31)
+"""The checksum before the first piece."""
+
+
+def checksum_of(piece: bytes, before: int = NO_BYTES) -> int:
     """Return the checksum that tells a request's bytes from others, as a signed 32-bit integer.
 
+    A request may come in pieces: `before` is the checksum of those before this one.
     CRC-32 finds accidents: damage, or another object in the place of the right one. It costs a
     fortieth of the time that splitting a line takes, BLAKE2 a tenth; neither could stop somebody who
     may write to the object store.
     """
-    return crc32(line) - 2**31
+    return crc32(piece, before - NO_BYTES) + NO_BYTES
 
 
 class LineReader:

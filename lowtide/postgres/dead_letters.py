@@ -31,7 +31,7 @@ MATCHES = """tenant_id = :tenant
 
 _LOOK = """
 CROSS JOIN LATERAL (
-  SELECT custom_id, start, length FROM requests
+  SELECT custom_id, start, length, checksum FROM requests
   WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
 CROSS JOIN LATERAL (
   SELECT status_code, octet_length(body) AS answer_bytes FROM results
@@ -50,13 +50,13 @@ ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
 """  # noqa: S608
 _PAGE = text(PAGE)
 GET = f"""
-SELECT d.*, r.custom_id, r.start, r.length, f.status_code, f.answer_bytes
+SELECT d.*, r.custom_id, r.start, r.length, r.checksum, f.status_code, f.answer_bytes
 FROM dead_letters d {_LOOK}
 WHERE d.tenant_id = :tenant AND d.batch_id = :batch AND d.line = :line
 """  # noqa: S608
 _GET = text(GET)
 PLACES = f"""
-SELECT d.batch_id, d.line, r.start, r.length, f.answer_bytes
+SELECT d.batch_id, d.line, r.start, r.length, r.checksum, f.answer_bytes
 FROM (
   SELECT batch_id, line FROM dead_letters
   WHERE {MATCHES}
@@ -218,5 +218,5 @@ def _letter(row: Any) -> DeadLetter:
 
 def _place(row: Any) -> LetterPlace:
     return LetterPlace(
-        BatchId(row.batch_id), row.line, row.start, row.length, row.answer_bytes or 0
+        BatchId(row.batch_id), row.line, row.start, row.length, row.checksum, row.answer_bytes or 0
     )

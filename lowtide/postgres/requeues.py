@@ -43,24 +43,24 @@ if TYPE_CHECKING:
     from lowtide.domain.promises import AdmissionPolicy
 
 NAMED = """
-SELECT d.line, d.state, d.requeued_as, r.start, r.length
+SELECT d.line, d.state, d.requeued_as, r.start, r.length, r.checksum
 FROM (
   SELECT batch_id, line, state, requeued_as FROM dead_letters
   WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
 ) d
 CROSS JOIN LATERAL (
-  SELECT start, length FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
+  SELECT start, length, checksum FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
 """
 _NAMED = text(NAMED)
 MATCHING = f"""
-SELECT d.batch_id, d.line, r.start, r.length
+SELECT d.batch_id, d.line, r.start, r.length, r.checksum
 FROM (
   SELECT at, batch_id, line FROM dead_letters
   WHERE {MATCHES}
   ORDER BY at, batch_id, line LIMIT :most
 ) d
 CROSS JOIN LATERAL (
-  SELECT start, length FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
+  SELECT start, length, checksum FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
 """  # noqa: S608
 _MATCHING = text(MATCHING)
 _COUNT = text(f"SELECT count(*) FROM dead_letters WHERE {MATCHES}")  # noqa: S608
@@ -201,7 +201,7 @@ class _Found:
     def add(self, batch: BatchId, row: Any) -> None:
         state = LetterState(row.state)
         if state is LetterState.OPEN:
-            self._open.append(LetterPlace(batch, row.line, row.start, row.length))
+            self._open.append(LetterPlace(batch, row.line, row.start, row.length, row.checksum))
         elif state is LetterState.REQUEUED:
             self._requeued[batch, BatchId(row.requeued_as)] += 1
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lowtide.domain.dead_letters import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.domain.errors import Conflict, InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id
+from lowtide.domain.lines import NO_BYTES, checksum_of
 from lowtide.domain.outputs import escape_separators, render_all
 
 if TYPE_CHECKING:
@@ -177,25 +178,54 @@ def input_blocks(
 ) -> Iterator[bytes]:
     """Yield lines of one batch as a file has them; any reader sees one line for each.
 
-    Short ones come together, a long one in pieces. Raises Conflict when their input is gone.
+    Short ones come together, a long one in pieces. Raises Conflict when their input is gone, or not
+    what was uploaded: of a long line the pieces before are out by then.
     """
     found = list(places)
     try:
         for block in in_blocks(found, (place.length for place in found), _BLOCK_BYTES):
             if sum(place.length for place in block) > _BLOCK_BYTES:
                 for place in block:
-                    pieces = iterdecode(_line_in_pieces(objects, source, place), "utf-8")
+                    pieces = iterdecode(
+                        _proven(place, _line_in_pieces(objects, source, place)), "utf-8"
+                    )
                     yield from (escape_separators(piece).encode() for piece in pieces)
                     yield b"\n"
                 continue
             ranges = [(place.start, place.length) for place in block]
             lines = objects.read_ranges(source.input_key, ranges)
+            proven = (
+                piece
+                for place, line in zip(block, lines, strict=True)
+                for piece in _proven(place, [line])
+            )
             yield b"".join(
                 (line if line.isascii() else escape_separators(line.decode()).encode()) + b"\n"
-                for line in lines
+                for line in proven
             )
     except NotFound as error:
         raise input_gone([source.batch]) from error
+    except UnicodeDecodeError as error:  # no upload passed with such bytes
+        raise _input_corrupt(source.batch) from error
+
+
+def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a line; raises Conflict at the last when they are not what was split."""
+    checksum = NO_BYTES
+    for piece in pieces:
+        checksum = checksum_of(piece, checksum)
+        yield piece
+    if place.checksum not in (None, checksum):
+        raise _input_corrupt(place.batch)
+
+
+def _input_corrupt(batch: BatchId) -> Conflict:
+    return Conflict(
+        f"The input file of {format_batch_id(batch)} is not what was uploaded: its object was changed "
+        "or damaged. Upload the requests of its dead letters again, and discard these.",
+        param="batch_id",
+        code="input_corrupt",
+    )
 
 
 def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:

@@ -411,6 +411,29 @@ def test_letters_without_their_input(desk: Desk, lost: str) -> None:
     assert desk.letters.discard(DEFAULT_TENANT, letters, actor="key").changed == 3
 
 
+@pytest.mark.parametrize("block", [4 << 20, 16], ids=["together", "in pieces"])
+@pytest.mark.parametrize("other", [b"\xff", b"7"], ids=["no text", "other text"])
+def test_letters_whose_input_was_changed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, other: bytes, block: int
+) -> None:
+    monkeypatch.setattr(dead_letters, "_BLOCK_BYTES", block)
+    source, letters = desk.batch()
+    _, unharmed = desk.batch(4, [1])
+    key = desk.world.row(source).input_key
+    whole = b"".join(desk.store.stream(key))
+    with desk.store.open_writer(key) as writer:
+        writer.write(whole.replace(b'"m"', b'"%b"' % other))
+    with pytest.raises(Conflict, match=format_batch_id(source)) as told:
+        desk.requeue(letters)
+    assert told.value.code == "input_corrupt"
+    with pytest.raises(Conflict, match=format_batch_id(source)):
+        b"".join(
+            desk.letters.download(DEFAULT_TENANT, LetterFilter(source), Content.INPUT, actor="k")
+        )
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.requeue(unharmed).changed == 1
+
+
 def test_one_input_that_is_gone_stops_the_whole_call(desk: Desk) -> None:
     desk.batch(4, [1])
     lost, _ = desk.batch(4, [2])
