@@ -17,12 +17,14 @@ _NAMES: Final = (
 )
 _PATTERNS: Final = (
     # First: another pattern may take the scheme away.
-    re.compile(r"(?i)((?<![a-z0-9+.-])[a-z0-9+.-]+://[^\s:/@\"'\\]*:)[^\s@/\"'\\]+@"),
+    (
+        re.compile(r"(?i)((?<![a-z0-9+.-])[a-z0-9+.-]+://[^\s:/@\"'\\]*:)[^\s@/\"'\\]+@"),
+        rf"\1{MASK}@",
+    ),
     (re.compile(r"\blt_[A-Za-z0-9_-]{16,}"), f"lt_{MASK}"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"), f"sk-{MASK}"),
     (re.compile(r"(?i)\b(bearer)\s+[a-z0-9._~+/=-]{8,}"), rf"\1 {MASK}"),
     (re.compile(rf"(?i)(authorization{_SEPARATOR}(?:\w+\s+)?){_VALUE}"), rf"\g<1>{MASK}"),
-    (rf"\1{MASK}@",),
     (re.compile(rf"(?i)((?:{_NAMES}){_SEPARATOR}){_VALUE}"), rf"\g<1>{MASK}"),
 )
 # C0, DEL, C1, and what some readers take for the end of a line or write from right to left with.
