@@ -30,7 +30,7 @@ from lowtide.domain.outcomes import Usage
 from lowtide.domain.pools import Pool
 from lowtide.postgres.queue import PostgresQueue
 
-BODY = json.dumps({"object": "bench", "text": "x" * 270})
+BODY = json.dumps({"object": "bench", "text": "x" * 270}).encode()
 LINE_BYTES = 600
 JOB = "bench"
 ENQUEUED = 5000

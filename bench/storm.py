@@ -73,7 +73,7 @@ def claim_on(url: str) -> None:
         claimed = time.time()
         finished = [
             Finished(claim.batch, claim.line, succeeded=True, attempts=1, usage=Usage(1, 1),
-                     status_code=200, body="{}")
+                     status_code=200, body=b"{}")
             for claim in claims
         ]  # fmt: skip
         queue.settle(lease, finished, [])

@@ -18,12 +18,23 @@ class ByteBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self._results = 0
         self._listeners: list[Callable[[], None]] = []
 
     @property
     def is_spent(self) -> bool:
         """Whether there is no room at all."""
         return self.used >= self.limit
+
+    @property
+    def may_be_exceeded(self) -> bool:
+        """Whether hardly anything is held that goes by itself.
+
+        What waits for room then waits for itself, and one of it has to go on. While results wait to be
+        written they make room soon; but were each answer let in that waits for the one before it to be
+        written, a slow database would have them all held.
+        """
+        return self._results <= self.limit // 8
 
     def fits(self, size: int) -> bool:
         """Whether there is room for `size` more."""
@@ -47,6 +58,16 @@ class ByteBudget:
         self.used -= size
         for listener in self._listeners:
             listener()
+
+    def take_result(self, size: int) -> None:
+        """Count a result, which is held until it is written."""
+        self._results += size
+        self.take(size)
+
+    def give_result(self, size: int) -> None:
+        """Count a result no more."""
+        self._results -= size
+        self.give(size)
 
     def on_room(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever bytes are given back."""

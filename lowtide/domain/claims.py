@@ -53,7 +53,7 @@ class Claim:
 class Finished:
     """A line that ended for good, in success or failure.
 
-    `attempts` counts every try; `dead_letter` sets a failure aside for an operator;
+    `body` is the answer in UTF-8; `attempts` counts every try; `dead_letter` sets a failure aside for an operator;
     `replica_seconds` is the line's part of its worker's time.
     """
 
@@ -64,7 +64,7 @@ class Finished:
     usage: Usage
     status_code: int | None = None
     request_id: str = ""
-    body: str | None = None
+    body: bytes | None = None
     error_code: str | None = None
     error_message: str | None = None
     dead_letter: bool = False

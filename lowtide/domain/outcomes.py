@@ -25,7 +25,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The engine answered over HTTP; `body` is one JSON value as text, exactly as it came.
+    """The engine answered over HTTP; `body` is one JSON value in UTF-8, exactly as it came.
+
+    It is never decoded whole: a single emoji makes Python hold text in four bytes a character.
 
     `status_code` is that of the error where a 2xx answer holds one. `retry_after` is in seconds.
     `lacks_model`: the error says that the engine does not serve the request's model; `out_of_quota`:
@@ -33,7 +35,7 @@ class Answered:
     """
 
     status_code: int
-    body: str
+    body: bytes
     request_id: str = ""
     usage: Usage = Usage()
     retry_after: float | None = None

@@ -28,8 +28,8 @@ _decode = msgspec.json.Decoder(Request).decode
 
 def answer(
     endpoint: str, body: bytes, digest: bytes, tokens: int, age: float
-) -> tuple[int, str, Usage]:
-    """Return status, JSON text and usage; the same arguments give the same answer.
+) -> tuple[int, bytes, Usage]:
+    """Return status, JSON and usage; the same arguments give the same answer.
 
     `tokens` is the length of a text unless the request limits it; `age` in [0, 1) makes the
     creation time. A body that is no JSON object answers 400, as does a schema that is none; an
@@ -47,16 +47,14 @@ def answer(
         made, usage = make(Draft(request, digest.hex()[:24], created, tokens))
     except BadRequest as error:
         return 400, failure(error.message, _REFUSED, error.param, error.code), Usage()
-    return 200, encode(made).decode(), usage
+    return 200, encode(made), usage
 
 
 def failure(
     message: str, kind: str = "server_error", param: str | None = None, code: str | None = None
-) -> str:
-    """Return OpenAI's error body as JSON text."""
-    return encode(
-        {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    ).decode()
+) -> bytes:
+    """Return OpenAI's error body as JSON."""
+    return encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 _MAKERS: Final[Mapping[str, Callable[[Draft], Made]]] = {

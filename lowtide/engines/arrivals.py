@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import TYPE_CHECKING
 
 from lowtide.domain.outcomes import Answered
@@ -33,9 +32,9 @@ class Arrivals:
         """Hand over one outcome."""
         self._arrived.append((key, outcome))
         if self._budget is not None and isinstance(outcome, Answered):
-            size = sys.getsizeof(outcome.body)
+            size = len(outcome.body)
             self._counted += size
-            self._budget.take(size)
+            self._budget.take_result(size)
         self._changed.set()
 
     def abandon(self) -> None:
@@ -64,4 +63,4 @@ class Arrivals:
     def _give(self, size: int) -> None:
         self._counted -= size
         if self._budget is not None:
-            self._budget.give(size)
+            self._budget.give_result(size)

@@ -8,7 +8,8 @@ llhttp, by httptools, does the parsing.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -120,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
+        self._may_go_on = asyncio.Event()
         self._waiter: asyncio.Future[Reply] | None = None
         self._decoder: Decoder | None = None
         self.reusable = True
@@ -145,11 +147,13 @@ class Connection(asyncio.Protocol):
         if self._transport is None or not self.reusable:
             raise ConnectionResetError("The connection is closed.")
         self._reset()
+        self._may_go_on.set()
         self._waiter = asyncio.get_running_loop().create_future()
         self._deadline = deadline
         try:
             await self._send(self._transport, head, body)
-            return await self._waiter
+            reply = await self._waiter
+            return reply if reply.decoder is None else await self._decoded(reply, reply.decoder)
         except BaseException:
             self.close()
             raise
@@ -173,6 +177,18 @@ class Connection(asyncio.Protocol):
             # Answered already: what is missing of the request would be taken for the next one.
             self.reusable = False
 
+    async def _decoded(self, reply: Reply, decoder: Decoder) -> Reply:
+        """Return a reply whose body is decoded, in pieces, as the intake lets it."""
+        body = BytesIO()
+        for piece in decoder.decode(reply.body):
+            body.write(piece)
+            size = self._received + body.tell()
+            if size > _PIECE:
+                self._intake.received(self, size)
+                await asyncio.sleep(0)
+                await self._may_go_on.wait()
+        return replace(reply, body=body.getvalue(), decoder=None)
+
     def pause_writing(self) -> None:
         """Wait with what is left of a body (asyncio's callback)."""
         self._may_write.clear()
@@ -183,25 +199,29 @@ class Connection(asyncio.Protocol):
 
     def hold(self) -> None:
         """Receive no more for now: the time until the deadline stands still."""
-        if self._transport is not None and not self._answered:
+        self._may_go_on.clear()
+        if self._transport is not None:
             self._transport.pause_reading()
-            when = None if self._deadline is None else self._deadline.when()
-            if self._deadline is not None and when is not None:
-                self._time_left = when - asyncio.get_running_loop().time()
-                self._deadline.reschedule(None)
+        when = None if self._deadline is None else self._deadline.when()
+        if self._deadline is not None and when is not None:
+            self._time_left = when - asyncio.get_running_loop().time()
+            self._deadline.reschedule(None)
 
     def go_on(self) -> None:
         """Receive again."""
+        self._may_go_on.set()
         if self._transport is not None:
             self._transport.resume_reading()
-            if self._deadline is not None and self._time_left is not None:
-                now = asyncio.get_running_loop().time()
-                self._deadline.reschedule(now + self._time_left)
-                self._time_left = None
+        if self._deadline is not None and self._time_left is not None:
+            now = asyncio.get_running_loop().time()
+            self._deadline.reschedule(now + self._time_left)
+            self._time_left = None
 
     def close(self) -> None:
         """Close at once."""
         self.reusable = False
+        # The parser keeps this alive until garbage is collected.
+        self._body = BytesIO()
         if self._transport is not None:
             self._transport.abort()
 
@@ -222,10 +242,10 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._fail(BrokenReplyError(f"it is not HTTP: {error}"))
-            size = max(self._received, self._size)
-            if size > _PIECE and not self._answered:
+            if self._received > _PIECE and not self._answered:
+                # One that is encoded grows beyond its length.
                 expected = self._expected if self._decoder is None else 0
-                self._intake.received(self, size, expected)
+                self._intake.received(self, self._received, expected)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a reply that lasts until the connection does, fail any other (asyncio's callback)."""
@@ -278,14 +298,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Collect the body (the parser's callback)."""
-        if self._answered:
-            return
-        try:
-            part = body if self._decoder is None else self._decoder.feed(body)
-            self._body += part
-            self._size += len(part)
-        except BrokenReplyError as error:
-            self._fail(error)
+        if not self._answered:
+            self._body.write(body)
 
     def on_message_complete(self) -> None:
         """End the reply, unless it only announces another (the parser's callback)."""
@@ -311,20 +325,14 @@ class Connection(asyncio.Protocol):
         self._decoder = None
         self._sized = False
         self._expected = 0
-        self._size = 0
-        self._body = bytearray()
+        self._body = BytesIO()
 
     def _finish(self) -> None:
         if self._waiter is None or self._answered:
             return
-        try:
-            if self._decoder is not None:
-                self._decoder.finish()
-        except BrokenReplyError as error:
-            self._fail(error)
-            return
-        body = bytes(self._body)
-        self._body = bytearray()
+        # Not a copy, unlike that of a bytearray.
+        body = self._body.getvalue()
+        self._body = BytesIO()
         self._may_write.set()
         self._waiter.set_result(
             Reply(
@@ -334,6 +342,7 @@ class Connection(asyncio.Protocol):
                 self._request_id,
                 self._retry_after,
                 self._location,
+                self._decoder,
             )
         )
 

@@ -1,12 +1,16 @@
-"""Content codings of an upstream's replies (RFC 9110, section 8.4.1), decoded as they come."""
+"""Content codings of an upstream's replies (RFC 9110, section 8.4.1), decoded in pieces."""
 
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lowtide.domain.outcomes import NoAnswer
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PIECE: Final = 256 * 1024
 _GZIP, _ZLIB, _DEFLATE = 31, 15, -15
 _WINDOWS: Final = {
     "gzip": (_GZIP,),
@@ -36,29 +40,30 @@ class Decoder:
         self._made = 0
         self._member = zlib.decompressobj(self._windows.pop(0))
 
-    def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes add to the body."""
-        parts: list[bytes] = []
-        while data:
-            if self._member.eof:
-                self._member = zlib.decompressobj(_GZIP)
-            part = self._decompress(data)
-            parts.append(part)
-            self._made += len(part)
-            if self._made > self._max_bytes:
-                text = f"it is over {self._max_bytes} bytes once it is decoded"
-                raise BrokenReplyError(text, NoAnswer.TOO_LARGE)
-            data = self._member.unconsumed_tail or self._member.unused_data
-        return b"".join(parts)
-
-    def finish(self) -> None:
-        """Raise BrokenReplyError when the body ended too soon."""
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield the body in pieces of up to 256 KiB."""
+        for start in range(0, len(data), _PIECE):
+            yield from self._pieces(data[start : start + _PIECE])
         if not self._member.eof:
             raise BrokenReplyError(f"its {self._coding} coding ends too soon")
 
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        made = b""
+        # A piece that is full may not be all that there is of what was read.
+        while data or (len(made) == _PIECE and not self._member.eof):
+            if self._member.eof:
+                self._member = zlib.decompressobj(_GZIP)
+            made = self._decompress(data)
+            self._made += len(made)
+            if self._made > self._max_bytes:
+                text = f"it is over {self._max_bytes} bytes once it is decoded"
+                raise BrokenReplyError(text, NoAnswer.TOO_LARGE)
+            yield made
+            data = self._member.unconsumed_tail or self._member.unused_data
+
     def _decompress(self, data: bytes) -> bytes:
         try:
-            return self._member.decompress(data, self._max_bytes - self._made + 1)
+            return self._member.decompress(data, _PIECE)
         except zlib.error as error:
             if self._made or not self._windows:
                 raise BrokenReplyError(f"its {self._coding} coding is damaged: {error}") from error

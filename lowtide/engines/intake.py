@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from lowtide.domain.budgets import ByteBudget
+
+
+Soon = Callable[[Callable[[], None]], object]
+
+
+def _soon(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)
 
 
 class Receiver(Protocol):
@@ -34,13 +43,15 @@ class Intake:
     """Lets answers in as far as the budget goes.
 
     One of known length waits until all of it fits, one of unknown length while the budget is spent.
-    The oldest never waits: once it has ended and its result is written, there is room for the next.
+    The oldest waits for results to be written, but for no other answer: it may exceed the budget.
     """
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, soon: Soon = _soon) -> None:
         self._budget = budget
+        self._soon = soon
         self._answers: dict[Receiver, _Answer] = {}
-        budget.on_room(self._admit)
+        self._is_due = False
+        budget.on_room(self._admit_soon)
 
     def received(self, receiver: Receiver, size: int, expected: int = 0) -> None:
         """Count what has come of an answer so far; may hold the receiver."""
@@ -66,9 +77,17 @@ class Intake:
             return True
         is_complete = missing <= 0 and answer.expected > 0
         has_room = not answer.expected and not self._budget.is_spent
-        return is_complete or has_room or receiver is next(iter(self._answers))
+        is_next = self._budget.may_be_exceeded and receiver is next(iter(self._answers))
+        return is_complete or has_room or is_next
+
+    def _admit_soon(self) -> None:
+        """Admit next, but not now: what an answer that ended has become is counted in a moment."""
+        if self._answers and not self._is_due:
+            self._is_due = True
+            self._soon(self._admit)
 
     def _admit(self) -> None:
+        self._is_due = False
         for receiver, answer in list(self._answers.items()):
             if answer.is_held:
                 if not self._may_go_on(receiver, answer):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lowtide.domain.pings import Ping
     from lowtide.ports import EngineRequest
 
-ANSWER: Final = Answered(200, '{"object":"noop"}')
+ANSWER: Final = Answered(200, b'{"object":"noop"}')
 
 
 class NoopEngine:

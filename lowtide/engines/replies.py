@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from lowtide.domain.outcomes import Answered, Unanswered, Usage
+
+if TYPE_CHECKING:
+    from lowtide.engines.encodings import Decoder
 
 _MOST_TOKENS: Final = 2**31 - 1
 _LONGEST_TEXT: Final = 2000
@@ -29,6 +33,11 @@ _CONTENT_CODE: Final = re.compile(r"^(content_(filter|policy)|ResponsibleAIPolic
 _UNKNOWN_ERROR: Final = 500
 _HTTP_ERRORS: Final = frozenset(str(status) for status in range(400, 600))
 _NO_ERROR: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
+_LONGEST_NO_ERROR: Final = max(map(len, _NO_ERROR))
+# As Python objects JSON takes over twenty times as much: what is longer is not looked into.
+_LONGEST_ERROR: Final = 1 << 20
+_LONGEST_USAGE: Final = 1 << 16
+_PIECE: Final = 1 << 18
 # Codes and types of OpenAI, Anthropic, vLLM and others: `rate_limit_exceeded`, `BadRequestError`, …
 _ERROR_WORDS: Final = {
     429: re.compile(r"rate_?limit|insufficient_quota|too_?many"),
@@ -43,7 +52,10 @@ _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The parts of an HTTP reply that matter; headers are empty when missing."""
+    """The parts of an HTTP reply that matter; headers are empty when missing.
+
+    `decoder` is what a body that came encoded has yet to go through.
+    """
 
     status: int
     reason: str
@@ -51,6 +63,7 @@ class Reply:
     request_id: str = ""
     retry_after: str = ""
     location: str = ""
+    decoder: Decoder | None = None
 
 
 class _Envelope(msgspec.Struct):
@@ -99,20 +112,20 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
     retry_after = parse_retry_after(reply.retry_after, time.time())
     request_id = reply.request_id[:_LONGEST_ID]
     try:
-        # msgspec checks the syntax of strings that it skips, but not their UTF-8.
-        text = reply.body.translate(_ONE_LINE).decode()
+        _check_text(reply.body)
         envelope = _envelope(reply.body)
+        body = _on_one_line(reply.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         if 200 <= reply.status < 300:
             return Unanswered("invalid_response", f"The upstream's answer is not JSON: {error}")
-        text, envelope = _wrapped(reply), None
+        body, envelope = _wrapped(reply), None
     status = reply.status
     if 200 <= status < 300 and (envelope is None or _is_error(envelope)):
         status = _status_of(reply.body)
     usage = Usage() if envelope is None else _usage(envelope.usage)
     return Answered(
         status,
-        text,
+        body,
         request_id,
         usage,
         retry_after,
@@ -120,6 +133,21 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
         out_of_quota=status in _MAY_LACK_QUOTA and _lacks_quota(reply.body),
         refuses_content=status == _FORBIDDEN and _refuses_content(reply.body),
     )
+
+
+def _on_one_line(body: bytes) -> bytes:
+    """Return JSON without line breaks, in place of which it has spaces."""
+    return body.translate(_ONE_LINE) if b"\n" in body or b"\r" in body else body
+
+
+def _check_text(body: bytes) -> None:
+    """Raise UnicodeError for what is not UTF-8: msgspec does not look at strings that it skips."""
+    if not body.isascii():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        # Whole, it would take up to four times as much.
+        for start in range(0, len(body), _PIECE):
+            decoder.decode(body[start : start + _PIECE])
+        decoder.decode(b"", final=True)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
@@ -178,6 +206,8 @@ def _refuses_content(body: bytes) -> bool:
 
 def _error_of(body: bytes) -> dict[str, Any]:
     """Return the fields of an error, with or without its envelope; none where it is no object."""
+    if len(body) > _LONGEST_ERROR:
+        return {}
     try:
         given = _decode_refusal(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -197,11 +227,15 @@ def _envelope(body: bytes) -> _Envelope | None:
 
 def _is_error(envelope: _Envelope) -> bool:
     """Return whether an answer is an error in OpenAI's envelope, or in vLLM's before 0.10."""
-    return bytes(envelope.error) not in _NO_ERROR or bytes(envelope.object) == b'"error"'
+    error, kind = envelope.error, envelope.object
+    is_some = len(error) > _LONGEST_NO_ERROR or bytes(error) not in _NO_ERROR
+    return is_some or (len(kind) < _LONGEST_ID and bytes(kind) == b'"error"')
 
 
 def _status_of(body: bytes) -> int:
     """Return the HTTP status that an error stands for; 500 where it does not say."""
+    if len(body) > _LONGEST_ERROR:
+        return _UNKNOWN_ERROR
     try:
         given = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -220,8 +254,10 @@ def _status_of(body: bytes) -> int:
 
 
 def _usage(raw: msgspec.Raw) -> Usage:
+    if not 0 < len(raw) <= _LONGEST_USAGE:
+        return Usage()
     try:
-        tokens = _decode_tokens(raw) if raw else _Tokens()
+        tokens = _decode_tokens(raw)
     except (msgspec.DecodeError, UnicodeError):
         return Usage()
     return Usage(
@@ -243,8 +279,8 @@ def _count(*candidates: object) -> int:
     return 0
 
 
-def _wrapped(reply: Reply) -> str:
+def _wrapped(reply: Reply) -> bytes:
     said = reply.body[:_LONGEST_TEXT].decode(errors="replace").replace("\x00", "").strip()
     message = said or reply.reason or f"The upstream answered {reply.status}."
     error = {"message": message, "type": "upstream_error", "param": None, "code": None}
-    return msgspec.json.encode({"error": error}).decode()
+    return msgspec.json.encode({"error": error})

@@ -99,7 +99,7 @@ class SimulatedEngine:
         if ping is None or body is None:
             return Probed(well=True)
         request = EngineRequest(0, ping.endpoint, body, 1, spot=False)
-        outcome, _ = self._faults.strike(request, Answered(200, "{}"), self._latency)
+        outcome, _ = self._faults.strike(request, Answered(200, b"{}"), self._latency)
         return probed_by(outcome, f"POST {ping.endpoint}")
 
     def limit(self, in_flight: int) -> None:

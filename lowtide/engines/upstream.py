@@ -36,9 +36,10 @@ _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
 _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
+_LONGEST_LIST: Final = 4 << 20
 # A path that it does not know, or that a key which may do no more than infer must not ask.
 _SAYS_NOTHING: Final = frozenset({403, 404, 405, 501})
-_LACKS_SCOPE: Final = "Missing scopes"
+_LACKS_SCOPE: Final = b"Missing scopes"
 """OpenAI's 401 for a restricted key that may not list models."""
 
 
@@ -133,7 +134,7 @@ class UpstreamEngine:
         """Return the ids that `GET /v1/models` lists; empty when it fails."""
         try:
             reply = await self._exchange(self._origin.get("/v1/models"), b"")
-            if reply.status != 200:
+            if reply.status != 200 or len(reply.body) > _LONGEST_LIST:
                 return ()
             return [model.id for model in msgspec.json.decode(reply.body, type=_Models).data]
         except (OSError, BrokenReplyError, msgspec.MsgspecError, UnicodeError):
@@ -184,7 +185,7 @@ class UpstreamEngine:
             return self._unanswered(error, _PROBE_TIMEOUT)
         # vLLM's health has no body, and that of others is no JSON.
         if any_body and 200 <= reply.status < 300:
-            return Answered(reply.status, "")
+            return Answered(reply.status, b"")
         return outcome_of(reply)
 
     def _unanswered(self, error: Exception, seconds: float) -> Unanswered:

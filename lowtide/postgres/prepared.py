@@ -12,7 +12,9 @@ import contextlib
 import select
 import socket
 import struct
+from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pg8000 import core, dbapi
@@ -38,8 +40,11 @@ def hot(sql: str) -> TextClause:
     return text(_MARK + sql)
 
 
-class Encoded(bytes):
+@dataclass(frozen=True, slots=True)
+class Encoded:
     """Text in UTF-8, as a parameter of a hot statement: sent as it is, without a copy."""
+
+    text: bytes = field(repr=False)
 
 
 class PreparingConnection(dbapi.Connection):
@@ -55,7 +60,7 @@ class PreparingConnection(dbapi.Connection):
                 raise _lost(error) from error
             raise
         self._prepared: dict[str, tuple[Any, ...]] = {}
-        self.register_out_adapter(Encoded, lambda value: value)
+        self.register_out_adapter(Encoded, attrgetter("text"))
         if self._usock.family != socket.AF_UNIX:
             # Or else the end of a statement that takes two packets waits for the acknowledgement of
             # its beginning, which the server holds back for 40 ms.
@@ -155,7 +160,7 @@ def _native(operation: str) -> str:
     return statement
 
 
-def _binding(name: bytes, values: Sequence[str | Encoded | None]) -> Sequence[bytes]:
+def _binding(name: bytes, values: Sequence[str | bytes | None]) -> Sequence[bytes]:
     """Return a Bind message in parts: unnamed portal, every value and every result as text.
 
     A large value is a part of its own, which is written as it lies in memory.
@@ -167,7 +172,7 @@ def _binding(name: bytes, values: Sequence[str | Encoded | None]) -> Sequence[by
         if value is None:
             head.append(core.i_pack(-1))
             continue
-        encoded = value if isinstance(value, Encoded) else value.encode()
+        encoded = value if isinstance(value, bytes) else value.encode()
         head.append(core.i_pack(len(encoded)))
         if len(encoded) < _LARGE:
             head.append(encoded)

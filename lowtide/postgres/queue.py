@@ -264,7 +264,7 @@ def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]
             "replica_seconds": line.replica_seconds,
             "status_code": line.status_code,
             "request_id": line.request_id,
-            "body": None if alone else line.body,
+            "body": None if alone or line.body is None else line.body.decode(),
             "error_code": line.error_code,
             "error_message": line.error_message,
             "dead_letter": line.dead_letter,
@@ -274,7 +274,7 @@ def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]
     parameters = {
         "lease": lease,
         "rows": Encoded(_encode(rows)),
-        "body": None if body is None else Encoded(body.encode()),
+        "body": None if body is None else Encoded(body),
     }
     return connection.execute(_FINISH, parameters).all()
 

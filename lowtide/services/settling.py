@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +81,7 @@ class Settler:
         self._waiting.extend(lines)
         size = sum(map(size_of, lines))
         self._waiting_bytes += size
-        self._budget.take(size)
+        self._budget.take_result(size)
         self._some.set()
         if len(self._waiting) >= self._rules.lines or self._waiting_bytes >= STATEMENT_BYTES:
             self._enough.set()
@@ -90,7 +89,7 @@ class Settler:
     def discard(self) -> None:
         """Drop everything: the lease is lost, and with it the lines."""
         self._waiting.clear()
-        self._budget.give(self._waiting_bytes)
+        self._budget.give_result(self._waiting_bytes)
         self._waiting_bytes = 0
 
     async def run(self, on_written: Callable[[], None]) -> None:
@@ -120,14 +119,14 @@ class Settler:
                     written = sum(map(size_of, some))
                     del some
                     size -= written
-                    self._budget.give(written)
+                    self._budget.give_result(written)
             except LowtideError as error:
                 _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.for_log})
                 await asyncio.sleep(_RETRY_SECONDS)
                 self.add(lines)
             finally:
                 self._unwritten = 0
-                self._budget.give(size)
+                self._budget.give_result(size)
 
     async def drain(self, seconds: float) -> None:
         """Write everything, also what is being written now, for at most `seconds`."""
@@ -167,7 +166,7 @@ class Settler:
 
 def size_of(line: Finished | Returned) -> int:
     """Return the bytes that a result takes until it is written."""
-    return sys.getsizeof(line.body) if isinstance(line, Finished) and line.body else 0
+    return len(line.body) if isinstance(line, Finished) and line.body else 0
 
 
 def in_one_statement(lines: Sequence[Finished | Returned]) -> Sequence[Finished | Returned]:

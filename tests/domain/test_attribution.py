@@ -25,7 +25,7 @@ STATES = (NOTHING_KNOWN, ANSWERS_OTHERS, PROBED_WELL, PROBED_ILL, FAILS_OTHERS)
 
 
 def _status(status: int, **fields: Any) -> Answered:
-    return Answered(status, "{}", **fields)
+    return Answered(status, b"{}", **fields)
 
 
 ALWAYS: dict[str, tuple[Outcome, Fault | None]] = {

@@ -48,7 +48,7 @@ def test_jitter_spreads_over_the_whole_range() -> None:
     assert 23.5 < sum(delays) / len(delays) < 24.5
 
 
-FAILED = Answered(500, "{}")
+FAILED = Answered(500, b"{}")
 
 
 @given(st.integers())
@@ -74,7 +74,7 @@ def test_every_attempt_can_end_before_the_deadline(seed: int, left: float, run: 
 @pytest.mark.parametrize("retry_after", [90.0, 1e12, 251_727_436_800.0])
 @pytest.mark.parametrize("left", [math.inf, 3600.0, 100.0, 5.0, -3.0])
 def test_no_wait_is_over_the_cap_or_past_the_deadline(retry_after: float, left: float) -> None:
-    outcome = Answered(500, "{}", retry_after=retry_after)
+    outcome = Answered(500, b"{}", retry_after=retry_after)
     policy = RetryPolicy(base=0.01)
     delay = policy.delay(outcome, 4, _seeded(0), Window(left, 20.0))
     assert delay == max(0.0, min(retry_after, 120.0, left - 20.0))
@@ -91,11 +91,11 @@ def test_a_request_that_comes_back_again_and_again_waits_longer(waited: float, s
     ("outcome", "again"),
     [
         *(
-            pytest.param(Answered(status, "{}"), True, id=f"HTTP {status}")
+            pytest.param(Answered(status, b"{}"), True, id=f"HTTP {status}")
             for status in (408, 409, 425, 429, 500, 502, 503, 504, 599)
         ),
         *(
-            pytest.param(Answered(status, "{}"), False, id=f"HTTP {status}")
+            pytest.param(Answered(status, b"{}"), False, id=f"HTTP {status}")
             for status in (300, 400, 401, 403, 404, 413, 422, 600)
         ),
         pytest.param(Unanswered("timeout", "too slow"), True, id="no answer"),

@@ -50,10 +50,10 @@ def _settle(
 @pytest.mark.parametrize("before", [0, 1, 2, 9])
 @pytest.mark.parametrize("status", [200, 201, 299])
 def test_success_ends_the_line(before: int, status: int) -> None:
-    outcome = Answered(status, "{}", "req", Usage(3, 4))
+    outcome = Answered(status, b"{}", "req", Usage(3, 4))
     assert _settle(outcome, before) == Finished(
         BATCH, 4, succeeded=True, attempts=before + 1, usage=Usage(3, 4),
-        status_code=status, request_id="req", body="{}",
+        status_code=status, request_id="req", body=b"{}",
     )  # fmt: skip
 
 
@@ -65,16 +65,16 @@ def test_an_interruption_never_counts(before: int) -> None:
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("status", [400, 404, 405, 422])
 def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, status: int) -> None:
-    ended = _settle(Answered(status, "{}"), before)
+    ended = _settle(Answered(status, b"{}"), before)
     assert isinstance(ended, Finished)
     assert (ended.succeeded, ended.dead_letter, ended.attempts) == (False, False, before + 1)
-    assert (ended.status_code, ended.body) == (status, "{}")
+    assert (ended.status_code, ended.body) == (status, b"{}")
 
 
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        pytest.param(Answered(500, "busy"), "The engine answered HTTP 500", id="HTTP 500"),
+        pytest.param(Answered(500, b"busy"), "The engine answered HTTP 500", id="HTTP 500"),
         pytest.param(Unanswered("timeout", "too slow"), "too slow", id="no answer"),
     ],
 )
@@ -87,10 +87,10 @@ def test_a_transient_failure_is_tried_again(outcome: Outcome, reason: str, befor
 
 
 def test_the_last_transient_failure_is_a_dead_letter_with_the_answer() -> None:
-    ended = _settle(Answered(500, '{"error":1}', "req"), 2)
+    ended = _settle(Answered(500, b'{"error":1}', "req"), 2)
     assert ended == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), status_code=500, request_id="req",
-        body='{"error":1}', dead_letter=True,
+        body=b'{"error":1}', dead_letter=True,
     )  # fmt: skip
 
 
@@ -104,9 +104,9 @@ def test_the_last_silence_is_a_dead_letter_with_its_code() -> None:
 
 ENGINE_FAULTS = {
     "refused": Unanswered("connection_error", "The upstream was not reached"),
-    "HTTP 500 to everybody": Answered(500, "{}"),
-    "HTTP 401": Answered(401, "{}"),
-    "HTTP 503": Answered(503, "{}"),
+    "HTTP 500 to everybody": Answered(500, b"{}"),
+    "HTTP 401": Answered(401, b"{}"),
+    "HTTP 503": Answered(503, b"{}"),
 }
 
 
@@ -129,7 +129,7 @@ def test_an_engines_fault_never_counts_nor_ends_a_request(outcome: Outcome, befo
 def test_back_pressure_never_counts_and_waits_no_longer_than_it_may(
     before: int, retry_after: float, due_in: float, delay: float
 ) -> None:
-    busy = Answered(429, "{}", retry_after=retry_after)
+    busy = Answered(429, b"{}", retry_after=retry_after)
     back = _settle(busy, before, Fault.BACK_PRESSURE, due_in=due_in, age=5.0)
     assert isinstance(back, Returned)
     assert (back.failed, back.interrupted) == (False, False)

@@ -75,7 +75,7 @@ def test_an_answer_is_one_json_object_on_one_line(
     assert isinstance(outcome, Answered)
     assert outcome.succeeded
     assert isinstance(json.loads(outcome.body), dict)
-    assert "\n" not in outcome.body
+    assert b"\n" not in outcome.body
 
 
 def test_concurrent_calls_do_not_mix(build: Callable[[], Engine]) -> None:

@@ -1,4 +1,4 @@
-"""Answers side by side within a budget: whole ones first, and the oldest always goes on."""
+"""Answers side by side within a budget: whole ones first, and the oldest waits for no other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lowtide.domain.budgets import ByteBudget
 from lowtide.engines.intake import Intake
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lowtide.engines.intake import Receiver
 
 
@@ -33,7 +35,7 @@ def budget() -> ByteBudget:
 
 
 def test_answers_that_fit_are_never_held(budget: ByteBudget) -> None:
-    intake = Intake(budget)
+    intake = Intake(budget, soon=lambda call: call())
     receivers = [Held() for _ in range(3)]
     for receiver in receivers:
         intake.received(receiver, 10, 30)
@@ -48,7 +50,7 @@ def test_answers_that_fit_are_never_held(budget: ByteBudget) -> None:
 
 
 def test_one_that_does_not_fit_waits_for_its_room(budget: ByteBudget) -> None:
-    intake = Intake(budget)
+    intake = Intake(budget, soon=lambda call: call())
     first, second, third = Held(), Held(), Held()
     intake.received(first, 10, 60)
     intake.received(second, 10, 60)
@@ -65,7 +67,7 @@ def test_one_that_does_not_fit_waits_for_its_room(budget: ByteBudget) -> None:
 
 @pytest.mark.parametrize("expected", [0, 150])
 def test_the_oldest_goes_on_whatever_it_takes(budget: ByteBudget, expected: int) -> None:
-    intake = Intake(budget)
+    intake = Intake(budget, soon=lambda call: call())
     first, second = Held(), Held()
     for size in range(10, 160, 10):
         intake.received(first, size, expected)
@@ -76,7 +78,7 @@ def test_the_oldest_goes_on_whatever_it_takes(budget: ByteBudget, expected: int)
 
 
 def test_an_answer_of_unknown_length_stops_while_the_budget_is_spent(budget: ByteBudget) -> None:
-    intake = Intake(budget)
+    intake = Intake(budget, soon=lambda call: call())
     first, second = Held(), Held()
     intake.received(first, 10)
     intake.received(second, 10)
@@ -87,7 +89,36 @@ def test_an_answer_of_unknown_length_stops_while_the_budget_is_spent(budget: Byt
     assert not second.is_held
 
 
+def test_the_oldest_waits_for_results_to_be_written(budget: ByteBudget) -> None:
+    intake = Intake(budget, soon=lambda call: call())
+    first, second = Held(), Held()
+    budget.take_result(60)
+    intake.received(first, 50)
+    intake.received(second, 10)
+    assert (first.is_held, second.is_held) == (True, True)
+    budget.give_result(50)
+    assert (first.is_held, second.is_held) == (False, False)
+    intake.received(first, 150)
+    assert not first.is_held
+
+
+def test_nobody_goes_on_until_what_an_answer_became_is_counted(budget: ByteBudget) -> None:
+    later: list[Callable[[], None]] = []
+    intake = Intake(budget, soon=later.append)
+    first, second = Held(), Held()
+    intake.received(first, 60, 60)
+    intake.received(second, 10, 60)
+    intake.ended(first)
+    budget.take_result(60)
+    later.pop()()
+    assert second.is_held
+    budget.give_result(60)
+    later.pop()()
+    assert not second.is_held
+    assert later == []
+
+
 def test_an_answer_that_was_never_counted_may_end(budget: ByteBudget) -> None:
     receiver: Receiver = Held()
-    Intake(budget).ended(receiver)
+    Intake(budget, soon=lambda call: call()).ended(receiver)
     assert budget.used == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,7 @@ KEPT = [
 def test_json_is_kept_byte_for_byte(body: bytes, status: int) -> None:
     outcome = outcome_of(Reply(status, "", body))
     assert isinstance(outcome, Answered)
-    assert outcome.body.encode() == body
+    assert outcome.body == body
 
 
 @given(
@@ -108,7 +109,7 @@ def test_pretty_printed_json_fits_on_one_line(value: object, newline: str) -> No
     pretty = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", newline)
     outcome = outcome_of(Reply(200, "OK", pretty.encode()))
     assert isinstance(outcome, Answered)
-    assert outcome.body == pretty.replace("\n", " ").replace("\r", " ")
+    assert outcome.body == pretty.replace("\n", " ").replace("\r", " ").encode()
     assert json.loads(outcome.body) == value
 
 
@@ -136,7 +137,33 @@ def test_garbage_is_unusable_with_success_and_wrapped_with_an_error(body: bytes)
     error = json.loads(wrapped.body)["error"]
     assert error["type"] == "upstream_error"
     assert error["message"]
-    assert "\\u0000" not in wrapped.body
+    assert b"\\u0000" not in wrapped.body
+
+
+_LISTS = b"[[]%b]" % (b",[]" * 1_000_000)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(_LISTS, id="an array"),
+        pytest.param(b'{"error":%b}' % _LISTS, id="an error"),
+        pytest.param(b'{"error":{"message":"No","details":%b}}' % _LISTS, id="details"),
+        pytest.param(b'{"usage":{"prompt_tokens":%b}}' % _LISTS, id="usage"),
+        pytest.param(b'{"object":%b}' % _LISTS, id="object"),
+        pytest.param(b'{"text":"%b"}' % (b"x" * 3_000_000 + "😀".encode()), id="text"),
+        pytest.param("😀é".encode() * 500_000, id="no JSON"),
+    ],
+)
+def test_large_answers_become_no_objects(body: bytes, status: int) -> None:
+    reply = Reply(status, "", body)
+    tracemalloc.start()
+    outcome_of(reply)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A piece at a time is decoded, into up to four times as much.
+    assert peak < 6 << 20
 
 
 ERRORS_IN_200 = [
@@ -178,7 +205,7 @@ ERRORS_IN_200 = [
 def test_an_error_in_a_success_is_no_success(body: bytes, status: int, sent: int) -> None:
     outcome = outcome_of(Reply(sent, "OK", body, "id", "3"))
     assert isinstance(outcome, Answered)
-    assert (outcome.status_code, outcome.body.encode()) == (status, body)
+    assert (outcome.status_code, outcome.body) == (status, body)
     assert (outcome.succeeded, outcome.request_id, outcome.retry_after) == (False, "id", 3.0)
 
 
@@ -212,7 +239,7 @@ def test_any_reply_has_an_outcome(body: bytes, status: int) -> None:
     outcome = outcome_of(Reply(status, "", body))
     if isinstance(outcome, Answered):
         json.loads(outcome.body)
-        assert "\n" not in outcome.body
+        assert b"\n" not in outcome.body
 
 
 LACKS_MODEL = {
@@ -290,5 +317,5 @@ def test_refused_content_is_the_requests_matter(status: int, body: bytes) -> Non
 @pytest.mark.parametrize(("status", "body"), OTHERS.values(), ids=OTHERS.keys())
 def test_other_refusals_are_as_their_status_says(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body))
-    bare = attribute(Answered(status, "{}"), EngineState())
+    bare = attribute(Answered(status, b"{}"), EngineState())
     assert attribute(outcome, EngineState()) is bare

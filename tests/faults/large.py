@@ -1,16 +1,51 @@
 """An OpenAI-compatible server with large answers: `python -m tests.faults.large`; prints its port.
 
 A body says how large its answer is (`"x_bytes": 12000000`), or how many vectors of 1,024 numbers it
-has (`"x_vectors": 1000`), and whether the length is told before (`"x_chunked": true`).
+has (`"x_vectors": 1000`), what it is made of (`"x_kind"`, a key of `KINDS`), and whether the length is
+told before (`"x_chunked": true`).
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-_PIECE = b"x" * 65536
+from tests.e2e.command import clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PIECE_BYTES = 65536
+_CHAT = '{"object":"chat.completion",'
+# Beginning, what is repeated, and end of an answer.
+KINDS = {
+    "plain": (_CHAT + '"text":"', "x", '"}'),
+    "emoji": (_CHAT + '"text":"', "\N{GRINNING FACE}", '"}'),
+    # One such character has Python hold every other in four bytes too.
+    "one emoji": (_CHAT + '"text":"', "x", '\N{GRINNING FACE}"}'),
+    # As Python objects they would take twenty times as much.
+    "usage": (_CHAT + '"usage":{"prompt_tokens":[[]', ",[]", "]}}"),
+}
 _NUMBERS = b",".join(b"-0.%018d" % (number * 7919) for number in range(1024))
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """Run it for a block; yield its URL."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.large"],
+        cwd=Path(__file__).parents[2], env=clean_environment(), stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
 
 
 def vectors(count: int) -> bytes:
@@ -43,20 +78,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
             return
         try:
-            self._text(body.get("x_bytes", 100), chunked=body.get("x_chunked", False))
+            kind = body.get("x_kind", "plain")
+            self._text(body.get("x_bytes", 100), kind, chunked=body.get("x_chunked", False))
         except ConnectionError:
             self.close_connection = True
 
-    def _text(self, size: int, *, chunked: bool) -> None:
-        head, tail = b'{"object":"chat.completion","text":"', b'"}'
-        size = max(size, len(head) + len(tail))
-        self._start(None if chunked else size)
-        left = size - len(head) - len(tail)
+    def _text(self, size: int, kind: str, *, chunked: bool) -> None:
+        head, unit, tail = (part.encode() for part in KINDS[kind])
+        units = max(size - len(head) - len(tail), 0) // len(unit)
+        # White space makes up for what is no whole unit.
+        head += b" " * (size - len(head) - len(tail) - units * len(unit))
+        self._start(None if chunked else len(head) + units * len(unit) + len(tail))
         self._part(head, chunked=chunked)
-        while left:
-            piece = _PIECE[:left]
-            self._part(piece, chunked=chunked)
-            left -= len(piece)
+        piece = _PIECE_BYTES // len(unit)
+        for left in range(units, 0, -piece):
+            self._part(unit * min(piece, left), chunked=chunked)
         self._part(tail, chunked=chunked)
         if chunked:
             self.wfile.write(b"0\r\n\r\n")

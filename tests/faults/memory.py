@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import yaml
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _BASE: Final = Path(__file__).parents[2] / "knative" / "base"
 _UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9, "": 1}
 _REPLICA: Final = re.compile(r"-\d+$")
+_PASSED: Final = ("MALLOC_", "THREADS", "LOWTIDE_DATABASE_POOL_SIZE")
 
 
 def peak_memory(stack: LocalStack, program: str) -> int:
@@ -39,18 +40,27 @@ def reset_peaks(stack: LocalStack, program: str) -> None:
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
-@cache
 def memory_limit(program: str) -> int:
     """Return the bytes that the manifest of a program allows; a replica's number is left out."""
-    name = _REPLICA.sub("", program)
+    return _bytes(_container(_REPLICA.sub("", program))["resources"]["limits"]["memory"])
+
+
+def environment_of(program: str) -> dict[str, str]:
+    """Return the variables that the manifest of a program gives it, but for names and secrets."""
+    given = _container(program)["env"]
+    return {one["name"]: one["value"] for one in given if one["name"].startswith(_PASSED)}
+
+
+@cache
+def _container(name: str) -> dict[str, Any]:
     for path in _BASE.rglob("*.yaml"):
         for document in yaml.safe_load_all(path.read_text()):
             if not document or document.get("metadata", {}).get("name") != name:
                 continue
             template = document.get("spec", {}).get("template", {})
             for container in template.get("spec", {}).get("containers", ()):
-                return _bytes(container["resources"]["limits"]["memory"])
-    raise AssertionError(f"no manifest limits the memory of {program}")
+                return dict(container)
+    raise AssertionError(f"there is no manifest of {name}")
 
 
 def _peak(pid: int) -> int:

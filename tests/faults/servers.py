@@ -128,7 +128,7 @@ def serving(
         )  # fmt: skip
     server = Server(port, health, process.pid, log)
     try:
-        until(lambda: _answers(server), f"{function} answers", within=60)
+        until(lambda: _answers(server), f"{function} answers", within=150)
         yield server
     finally:
         process.terminate()

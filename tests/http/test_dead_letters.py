@@ -147,7 +147,7 @@ def test_a_letter_with_what_went_in_and_out(letters: Letters, status_code: int |
         assert answer.json["response"] is None
         assert answer.json["error"] == {"code": "timeout", "message": "No answer in 30 s."}
     else:
-        assert b'"body":' + ANSWER.encode() in answer.data
+        assert b'"body":' + ANSWER in answer.data
         assert answer.json["response"]["status_code"] == 500
         assert answer.json["error"] is None
 

@@ -72,8 +72,8 @@ def test_engines_are_counted_by_what_they_said() -> None:
         ]
 
     before = counts()
-    ran = [Answered(200, "{}"), Answered(429, "{}"), Unanswered("timeout", ""), Interrupted("")]
-    meter.ran([*ran, Answered(200, "{}")])
+    ran = [Answered(200, b"{}"), Answered(429, b"{}"), Unanswered("timeout", ""), Interrupted("")]
+    meter.ran([*ran, Answered(200, b"{}")])
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
 
 

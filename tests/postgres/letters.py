@@ -27,7 +27,7 @@ ODD = (
     b'  {"body" : {"model":"m", "n":1.0E+2, "t":"\\u00e9\\/"},  "url":"/v1/embeddings","method":"POST", "custom_id":"%d"}\t',
     '{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m","t":"é😀"}}\r'.encode(),
 )
-ANSWER = '{"error": {"message": "No", "n": 1.50}}'
+ANSWER = b'{"error": {"message": "No", "n": 1.50}}'
 
 
 def source_lines(count: int) -> list[bytes]:

@@ -144,7 +144,7 @@ def test_settling_ends_gives_back_and_retries_in_one_go(world: World) -> None:
     good, bad, again, cut, unread = world.queue.claim(lease, Pool.SPOT, 5)
     settled = world.queue.settle(
         lease,
-        [done(good, body='{"n": 1.0}'), done(bad, succeeded=False)],
+        [done(good, body=b'{"n": 1.0}'), done(bad, succeeded=False)],
         [
             _returned(again, failed=True, delay=3600),
             _returned(cut, interrupted=True),
@@ -223,7 +223,7 @@ def test_a_dead_letter_is_kept_aside(world: World) -> None:
                 attempts=5,
                 usage=usage,
                 status_code=503,
-                body="{}",
+                body=b"{}",
                 dead_letter=True,
             ),
             Finished(
@@ -280,10 +280,10 @@ def test_settling_is_fenced_by_the_lease(world: World, how: str) -> None:
     elif how == "closed":
         world.queue.close_lease(mine)
     else:
-        world.queue.settle(mine, [done(claims[0], body='"first"')], [_returned(claims[1])])
+        world.queue.settle(mine, [done(claims[0], body=b'"first"')], [_returned(claims[1])])
     before = world.contents()
     settled = world.queue.settle(
-        settler, [done(claims[0], body='"late"')], [_returned(claims[1], failed=True)]
+        settler, [done(claims[0], body=b'"late"')], [_returned(claims[1], failed=True)]
     )
     assert (settled.finished, settled.returned, settled.drained) == (0, 0, ())
     assert world.contents() == before
@@ -298,8 +298,8 @@ def test_a_reaped_worker_cannot_end_a_line_that_another_runs(world: World) -> No
     world.sweep()
     heir = world.queue.open_lease(Pool.SPOT, "heir")
     (new,) = world.queue.claim(heir, Pool.SPOT, 1)
-    assert world.queue.settle(zombie, [done(old, body='"zombie"')], []).finished == 0
-    assert world.queue.settle(heir, [done(new, body='"heir"')], []).finished == 1
+    assert world.queue.settle(zombie, [done(old, body=b'"zombie"')], []).finished == 0
+    assert world.queue.settle(heir, [done(new, body=b'"heir"')], []).finished == 1
     assert world.value("SELECT body FROM results") == '"heir"'
     assert (world.drained(batch), world.row(batch).tallied_completed) == (1, 1)
 
@@ -309,7 +309,7 @@ def test_one_refused_line_undoes_the_whole_settlement(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     good, bad = world.queue.claim(lease, Pool.SPOT, 2)
     with pytest.raises(Exception, match="22P05"):
-        world.queue.settle(lease, [done(good), done(bad, body="\x00")], [])
+        world.queue.settle(lease, [done(good), done(bad, body=b"\x00")], [])
     assert world.lines("claims", batch) == [1, 2]
     assert world.lines("results", batch) == []
 
@@ -321,8 +321,8 @@ def test_bodies_are_stored_as_they_are(world: World, body: str) -> None:
     world.batch(3)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     alone, *together = world.queue.claim(lease, Pool.SPOT, 3)
-    world.queue.settle(lease, [done(alone, body=body)], [])
-    world.queue.settle(lease, [done(claim, body=body) for claim in together], [])
+    world.queue.settle(lease, [done(alone, body=body.encode())], [])
+    world.queue.settle(lease, [done(claim, body=body.encode()) for claim in together], [])
     assert [row.body for row in world.rows("SELECT body FROM results")] == [body] * 3
 
 

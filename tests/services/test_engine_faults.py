@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 REFUSED = Unanswered("connection_error", "The upstream was not reached: refused")
 AWAY = Probed(well=False, reason="GET /health: refused")
-BROKEN = Answered(500, '{"error":{"message":"CUDA error"}}')
-LACKS = Answered(404, "{}", lacks_model=True)
+BROKEN = Answered(500, b'{"error":{"message":"CUDA error"}}')
+LACKS = Answered(404, b"{}", lacks_model=True)
 FAST = RetryPolicy(3, 0.001, 0.002)
 
 
@@ -44,8 +44,8 @@ def _engine_state(world: World) -> tuple[str, str] | None:
     [
         pytest.param(REFUSED, "not reached", id="refused"),
         pytest.param(BROKEN, "HTTP 500", id="500 to everything"),
-        pytest.param(Answered(503, "{}"), "HTTP 503", id="503"),
-        pytest.param(Answered(401, "{}"), "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
+        pytest.param(Answered(503, b"{}"), "HTTP 503", id="503"),
+        pytest.param(Answered(401, b"{}"), "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
         pytest.param(LACKS, "does not serve", id="the model is missing"),
         pytest.param(Unanswered("timeout", "no answer"), "no answer", id="timeouts"),
     ],
@@ -200,7 +200,7 @@ def test_poison_alone_waits_while_the_probe_is_ill(world: World) -> None:
 
 def test_an_unavailable_for_one_request_only_is_no_hot_loop(world: World) -> None:
     world.batch(1)
-    bench = Bench.of(world, SteeredEngine(lambda _: Answered(503, "{}")), lines=1, policy=FAST)
+    bench = Bench.of(world, SteeredEngine(lambda _: Answered(503, b"{}")), lines=1, policy=FAST)
 
     async def during() -> None:
         await until(lambda: len(bench.engine.probes) >= 10)
@@ -212,10 +212,10 @@ def test_an_unavailable_for_one_request_only_is_no_hot_loop(world: World) -> Non
 
 
 BUSY = {
-    "429": Answered(429, "{}"),
-    "429 that says when": Answered(429, "{}", retry_after=0.02),
-    "503 that says when": Answered(503, "{}", retry_after=0.02),
-    "529": Answered(529, "{}"),
+    "429": Answered(429, b"{}"),
+    "429 that says when": Answered(429, b"{}", retry_after=0.02),
+    "503 that says when": Answered(503, b"{}", retry_after=0.02),
+    "529": Answered(529, b"{}"),
 }
 
 
@@ -247,7 +247,7 @@ def test_back_pressure_lowers_what_is_in_flight_and_charges_nothing(
 
 def test_a_worker_of_a_busy_engine_holds_less(world: World) -> None:
     batch = world.batch(60)
-    engine = SteeredEngine(lambda _: Answered(429, "{}", retry_after=0.02))
+    engine = SteeredEngine(lambda _: Answered(429, b"{}", retry_after=0.02))
     bench = Bench.of(world, engine, lines=60, policy=RetryPolicy(3, 0.001, 0.02))
     held: list[int] = []
 

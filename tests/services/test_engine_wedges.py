@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowtide.domain.pings import Ping
     from tests.postgres.worlds import World
 
-GATEWAY = Answered(502, "{}")
+GATEWAY = Answered(502, b"{}")
 FAST = RetryPolicy(3, 0.001, 0.002)
 
 

@@ -30,7 +30,9 @@ def _finalizer(world: World, store: ObstoreObjects, sink: Sink | None = None) ->
 def _run(world: World, batch: BatchId, lines: int, good: set[int]) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims = world.queue.claim(lease, Pool.SPOT, lines)
-    ended = [done(c, succeeded=c.line in good, body=json.dumps({"é": c.line})) for c in claims]
+    ended = [
+        done(c, succeeded=c.line in good, body=json.dumps({"é": c.line}).encode()) for c in claims
+    ]
     world.queue.settle(lease, ended, [])
     assert all(claim.batch == batch for claim in claims)
 

@@ -265,12 +265,12 @@ def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
     def answer(request: EngineRequest) -> Outcome:
         number = int(request.body[5:-1])
         if number == 1 and request.attempt < 3:
-            return Answered(500, "{}")
+            return Answered(500, b"{}")
         if number == 2 and request.interruptions < 2:
             return Interrupted("Simulated spot interruption")
         if number == 3:
-            return Answered(501, "{}")
-        return Answered(400, "{}") if number == 4 else good(request)
+            return Answered(501, b"{}")
+        return Answered(400, b"{}") if number == 4 else good(request)
 
     bench = Bench.of(world, SteeredEngine(answer), lines=6)
     _work(bench, _finished(6))

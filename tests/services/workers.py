@@ -52,7 +52,7 @@ async def until(look: Callable[[], object], *, within: float = PATIENCE) -> None
 
 def good(_: EngineRequest) -> Outcome:
     """Answer 200."""
-    return Answered(200, '{"ok":true}', "req", Usage(1, 2))
+    return Answered(200, b'{"ok":true}', "req", Usage(1, 2))
 
 
 class SteeredEngine:

@@ -28,7 +28,7 @@ RESET: Final = Unanswered(
 )
 _GARBAGE: Final = b"<html>Simulated garbage</html>"
 _SLOW_SECONDS: Final = 10.0
-_PADDING: Final = '"padding":"'
+_PADDING: Final = b'"padding":"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Faults:
         if fault.kind is Kind.GARBAGE:
             return outcome_of(Reply(200, "OK", _GARBAGE))
         if fault.kind is Kind.ERROR:
-            return outcome_of(Reply(200, "OK", failure("The simulated server failed.").encode()))
+            return outcome_of(Reply(200, "OK", failure("The simulated server failed.")))
         return _status(fault.status or 500, fault.value)
 
     def _unanswered(self) -> Unanswered:
@@ -132,8 +132,8 @@ class Faults:
             return Unanswered(NoAnswer.TOO_LARGE, text)
         if not isinstance(well, Answered) or not well.succeeded:
             return well
-        more = int(size) - len(well.body.encode()) - len(_PADDING) - 2
-        body = "{" + _PADDING + "x" * max(0, more) + '",' + well.body[1:]
+        more = int(size) - len(well.body) - len(_PADDING) - 2
+        body = b"".join((b"{", _PADDING, b"x" * max(0, more), b'",', well.body[1:]))
         return Answered(well.status_code, body, well.request_id, well.usage)
 
     def _cut(self, now: float, outcome: Outcome, seconds: float) -> tuple[Outcome, float]:
@@ -148,6 +148,6 @@ class Faults:
 
 def _status(status: int, retry_after: float | None) -> Outcome:
     kind = "rate_limit_error" if status == 429 else "server_error"
-    body = failure(f"The simulated server answers {status}.", kind).encode()
+    body = failure(f"The simulated server answers {status}.", kind)
     after = "" if retry_after is None else f"{retry_after:g}"
     return outcome_of(Reply(status, "", body, retry_after=after))

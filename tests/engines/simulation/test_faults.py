@@ -19,7 +19,7 @@ from lowtide.ports import EngineRequest
 if TYPE_CHECKING:
     from lowtide.domain.outcomes import Outcome
 
-WELL = Answered(200, '{"object":"chat.completion"}')
+WELL = Answered(200, b'{"object":"chat.completion"}')
 REQUEST = EngineRequest(0, "/v1/chat/completions", b'{"model":"m"}', attempt=1, spot=True)
 SPOT = Worker("spot", "infer-spot-1")
 LIMITS = Limits(timeout=60.0, max_response_bytes=1000)
@@ -92,7 +92,7 @@ def test_an_error_may_come_with_200() -> None:
 def test_a_size_is_met() -> None:
     outcome, _ = faults("huge=900").strike(REQUEST, WELL, 2.0)
     assert isinstance(outcome, Answered)
-    assert len(outcome.body.encode()) == 900
+    assert len(outcome.body) == 900
     assert json.loads(outcome.body)["object"] == "chat.completion"
 
 
