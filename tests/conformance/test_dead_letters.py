@@ -11,7 +11,6 @@ from tests import oracle
 from tests.conformance.features import Area, proves
 from tests.conformance.lines import broken, jsonl, request
 from tests.conformance.shapes import check_error, check_page
-from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     import httpx
@@ -43,7 +42,7 @@ DOWNLOAD = "`dead_letters/content`: inputs to upload again, or last answers as i
 REQUEUE = (
     "`dead_letters/requeue`: by ids or filter, in a new batch; repeating it runs no line twice"
 )
-REQUEUE_TO = "`dead_letters/requeue` to a pool: lines that are sent to dedicated stay there"
+REQUEUE_TO = "`dead_letters/requeue` to a pool: requests run in it; one without replicas is refused"
 DISCARD = "`dead_letters/discard`: by ids or filter"
 UNKNOWN_BATCH = "batch_" + "0" * 32
 UNKNOWN = "batch_req_" + "0" * 39 + "1"
@@ -224,24 +223,18 @@ def test_requeue(server: Server, own: Own, by: str) -> None:
 
 
 @proves(Area.BEYOND, REQUEUE_TO)
-@pytest.mark.parametrize("pool", ["dedicated", "spot"])
-def test_requeue_to_a_pool(server: Server, own: Own, pool: str) -> None:
-    died = _died(server, f"requeue-to-{pool}")
-    own.engine.mend(f"requeue-to-{pool}")
-    (made,) = _changed(server, "requeue", filter={"batch_id": died.batch["id"]}, pool=pool)[
-        "batches"
-    ]
-    # The stack has no dedicated workers: requests that are sent there wait for one.
-    if own.stack.settings[f"LOWTIDE_{pool.upper()}_REPLICAS"] != "0":
-        server.finish(server.batch(made["batch_id"]))
-
-    def pools() -> list[str]:
-        page = server.http.get(f"/v1/batches/{made['batch_id']}/requests").json()
-        return [line["pool"] for line in page["data"]]
-
-    until(lambda: len(pools()) == 4, "the new batch is split")
-    assert pools() == [pool] * 4
-    server.http.post(f"/v1/batches/{made['batch_id']}/cancel")
+def test_requeue_to_a_pool(server: Server, own: Own) -> None:
+    assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"
+    died = _died(server, "requeue-to")
+    own.engine.mend("requeue-to")
+    wanted = {"filter": {"batch_id": died.batch["id"]}}
+    refused = _post(server, "requeue", **wanted, pool="dedicated")
+    assert refused.status_code == 409
+    assert check_error(refused.json())["code"] == "pool_without_replicas"
+    (made,) = _changed(server, "requeue", **wanted, pool="spot")["batches"]
+    server.finish(server.batch(made["batch_id"]))
+    page = server.http.get(f"/v1/batches/{made['batch_id']}/requests").json()
+    assert [line["pool"] for line in page["data"]] == ["spot"] * 4
 
 
 @proves(Area.BEYOND, REQUEUE_TO)
