@@ -344,7 +344,7 @@ def test_the_lines_and_results_of_a_running_batch(api: Api, world: World) -> Non
     batch = world.batch(5)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
-    world.queue.settle(lease, [done(first, body='{"n": 1.0}')], [])
+    world.queue.settle(lease, [done(first, body=b'{"n": 1.0}')], [])
     path = f"/v1/batches/batch_{batch.hex}"
     states: Any = api("GET", f"{path}/requests").json
     assert [request["status"] for request in states["data"]] == [

@@ -74,12 +74,8 @@ def batch(world: World, store: ObstoreObjects, lines: list[bytes]) -> BatchId:
         make = done if claim.line % 2 else dead
         end: Any = make(claim)
         body = BODIES[claim.line]
-        world.queue.settle(lease, [_with_body(end, body)], [])
+        world.queue.settle(lease, [replace(end, body=body.encode())], [])
     return made
-
-
-def _with_body(end: Any, body: str) -> Any:
-    return replace(end, body=body)
 
 
 def _rendered(batch: BatchId, number: int) -> bytes:

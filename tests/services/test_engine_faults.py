@@ -113,7 +113,7 @@ def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
     world.batch(60)
     answers = count()
     # Two faults, then a success: never a streak.
-    engine = SteeredEngine(lambda one: Answered(502, "{}") if next(answers) % 3 else good(one))
+    engine = SteeredEngine(lambda one: Answered(502, b"{}") if next(answers) % 3 else good(one))
     bench = Bench.of(world, engine, lines=60, policy=FAST, concurrency=2, prefetch=10)
 
     async def during() -> None:
