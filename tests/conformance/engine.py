@@ -29,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """List the models."""
         listed = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
-        self._reply(200, json.dumps(listed))
+        self._reply(200, json.dumps(listed).encode())
 
     def do_POST(self) -> None:
         """Answer a request as its prompt says."""
@@ -43,11 +43,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(400, failure("The engine refuses this.", "invalid_request_error"))
             return
         digest = blake2b(body, digest_size=32).digest()
-        status, text, _ = answer(self.path, body, digest, tokens=12, age=0.5)
-        self._reply(status, text)
+        status, answered, _ = answer(self.path, body, digest, tokens=12, age=0.5)
+        self._reply(status, answered)
 
-    def _reply(self, status: int, text: str) -> None:
-        body = text.encode()
+    def _reply(self, status: int, body: bytes) -> None:
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
