@@ -94,11 +94,18 @@ class Rig:
         )
         return [row.engine_reason for row in rows]
 
-    def executions(self, worker: str, since: float) -> list[str]:
-        """Return the outcomes of all that a worker sent to the engine since then."""
+    def waiting(self) -> set[int]:
+        """Return the processes of workers that wait for their engine."""
+        rows = self.stack.query("SELECT name FROM workers WHERE engine_state <> 'closed'")
+        return {int(row.name.rpartition("/")[2]) for row in rows}
+
+    def executions(self, since: float, worker: str = "") -> list[str]:
+        """Return the outcomes of all that workers, or one of them, sent to the engine since then."""
         lines = [json.loads(line) for line in self._log.read_text().splitlines()]
         return [
-            outcome for _, name, _, began, _, outcome in lines if name == worker and began >= since
+            outcome
+            for _, name, _, began, _, outcome in lines
+            if worker in {"", name} and began >= since
         ]
 
     def readiness(self, worker: str) -> tuple[int, str]:
@@ -160,9 +167,11 @@ def test_what_an_engine_does_to_everything_is_charged_to_nobody(
 ) -> None:
     # It answers nothing from the start on: what a wobble charges to a request is another test.
     rig.forget_successes()
+    began = time.time()
     rig.fault(mode, seconds)
     batch, source = rig.submit(300)
     _ends_unharmed(rig, batch, source)
+    assert rig.executions(began).count(mode) < 300, "it is asked less and less"
 
 
 def test_an_engine_that_goes_away_in_the_middle(rig: Rig) -> None:
@@ -200,6 +209,18 @@ def test_a_worker_says_why_it_takes_nothing(rig: Rig, mode: str, reason: str) ->
     until(lambda: rig.readiness(worker)[0] == 200, "it is ready again", within=30)
 
 
+def test_a_worker_that_starts_without_its_engine_waits(rig: Rig) -> None:
+    rig.fault("down", 120.0)
+    batch, source = rig.submit(50)
+    until(rig.waiting, "a worker waits for its engine", within=90)
+    before = rig.waiting()
+    rig.stack.kill(rig.stack.workers()[0].name)
+    until(lambda: rig.waiting() - before, "so does one that starts", within=90)
+    until(lambda: not rig.stack.query("SELECT 1 FROM claims"), "nothing is held", within=60)
+    rig.heal()
+    _ends_unharmed(rig, batch, source)
+
+
 @pytest.mark.parametrize("mode", ["429_absurd", "503_absurd"])
 def test_an_absurd_retry_after_is_capped(rig: Rig, mode: str) -> None:
     rig.fault(mode, 6.0)
@@ -220,7 +241,7 @@ def test_one_worker_with_a_broken_engine_burns_no_queue(rig: Rig) -> None:
     rig.fault("liar", 600.0, target=broken)
     ended = rig.stack.finish(batch, source, answers=check_answer, within=180)
     assert ended["request_counts"]["failed"] == 0
-    bad = rig.executions(broken, began).count("liar")
+    bad = rig.executions(began, broken).count("liar")
     # What was in flight, what it took to notice, and a probe every 15 s.
     assert 1 <= bad <= 60
     assert max(rig.attempts(batch)) <= 3
