@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ANSWER = b'{"object":"chat.completion","usage":{"prompt_tokens":3,"completion_tokens":4}}'
 
+_TLS_HANDSHAKE = b"\x16"
+
 
 @dataclass
 class Script:
@@ -79,7 +81,12 @@ class ScriptedUpstream:
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = await reader.readuntil(b"\r\n\r\n")
+        first = await reader.readexactly(1)
+        if first == _TLS_HANDSHAKE:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            return False
+        head = first + await reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
         body = await reader.readexactly(int(length or 0))
         self.requests.append((head, body))
