@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import psutil
 from lowtide.local.state import ProcessStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from lowtide.local.log import Log
@@ -154,17 +154,26 @@ class Process:
             launch.after()
 
     async def _supervise(self, launch: Launch) -> int:
-        child = await asyncio.create_subprocess_exec(
-            *_tied_to_us(launch.command, self._stop_signal),
-            env=dict(launch.environment),
-            cwd=launch.folder,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            umask=_PRIVATE,
-            **(launch.credentials or {}),
-        )
+        async with _pipe() as (reader, write_end):
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *_tied_to_us(launch.command, self._stop_signal),
+                    env=dict(launch.environment),
+                    cwd=launch.folder,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=write_end,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,
+                    umask=_PRIVATE,
+                    **(launch.credentials or {}),
+                )
+            finally:
+                os.close(write_end)
+            return await self._watch(child, launch, reader)
+
+    async def _watch(
+        self, child: asyncio.subprocess.Process, launch: Launch, reader: asyncio.StreamReader
+    ) -> int:
         self.pid = child.pid
         with suppress(psutil.Error):
             self._created = psutil.Process(child.pid).create_time()
@@ -173,9 +182,7 @@ class Process:
             asyncio.create_task(self._probe(launch)),
             asyncio.create_task(self._end_when_stopped(child)),
         ]
-        output = asyncio.create_task(
-            self._log.follow(self.name, child.stdout or asyncio.StreamReader())
-        )
+        output = asyncio.create_task(self._log.follow(self.name, reader))
         try:
             code = await child.wait()
         finally:
@@ -206,6 +213,24 @@ class Process:
     def _move(self, state: State) -> None:
         self.state = state
         self._changed()
+
+
+@asynccontextmanager
+async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
+    """Yield the reader of a pipe and its other end, for the caller to close.
+
+    asyncio's own pipe is no use: `wait` of a process then waits for all who hold the pipe, such as a
+    database's backend that outlives a killed postmaster.
+    """
+    read_end, write_end = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", 0)
+    )
+    try:
+        yield reader, write_end
+    finally:
+        transport.close()
 
 
 def _tied_to_us(command: tuple[str, ...], stop_signal: signal.Signals) -> tuple[str, ...]:

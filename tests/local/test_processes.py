@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 WAITS = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
+LEAVES_A_CHILD = (
+    "import subprocess; child = subprocess.Popen(['sleep', '300'], start_new_session=True); "
+    "print('child', child.pid, flush=True); " + WAITS
+)
 CRASHES = "import sys; sys.exit(3)"
 
 
@@ -65,6 +69,31 @@ def test_a_killed_process_starts_again_and_stops_on_request(tmp_path: Path) -> N
 
     text = run(scenario, tmp_path / "log")
     assert "one          | killed by SIGKILL: starting again in 0.2 s\n" in text
+
+
+def test_a_killed_process_starts_again_while_a_child_it_left_holds_its_output(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+
+    def children() -> list[int]:
+        words = [line.split() for line in path.read_text().splitlines()]
+        return [int(line[-1]) for line in words if line[-2] == "child"]
+
+    async def scenario(log: Log) -> None:
+        process = Process("one", plan(LEAVES_A_CHILD), log)
+        process.start()
+        await until(children)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        await until(lambda: len(children()) == 2)
+        assert psutil.pid_exists(children()[0])
+        await process.stop()
+
+    try:
+        run(scenario, path)
+    finally:
+        for child in children():
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_crashing_process_is_started_with_growing_waits(tmp_path: Path) -> None:
