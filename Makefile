@@ -28,8 +28,8 @@ up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR
 down: $(VENV)/.local ## Stop the local stack
 	@$(BIN)/lowtide down
 
-test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs; a process a core
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn, conformance, schemathesis
 	$(BIN)/python -m pytest -m slow

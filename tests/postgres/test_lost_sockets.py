@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from lowtide.domain.errors import Unavailable
 from lowtide.postgres.connections import begin, connect
@@ -19,16 +18,21 @@ if TYPE_CHECKING:
 
 def test_when_the_server_ends_it(database: Database) -> None:
     engine, other = connect(database.url("worker"), timeout=10), connect(database.url("worker"))
-    try:
-        with engine.connect() as connection:
+    lost: list[socket.socket] = []
+
+    def use_it() -> None:
+        with begin(engine) as connection:
             driver: Any = connection.connection.dbapi_connection
-            lost = driver._usock
+            lost.append(driver._usock)
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
             with begin(other) as beside:
                 beside.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            with pytest.raises(DBAPIError) as kept:
-                connection.execute(text("SELECT 1"))
-        assert lost.fileno() == -1
+            connection.execute(text("SELECT 1"))
+
+    try:
+        with pytest.raises(Unavailable) as kept:
+            use_it()
+        assert lost[0].fileno() == -1
         assert kept.tb is not None, "it still holds the frames of the connection"
     finally:
         engine.dispose()
