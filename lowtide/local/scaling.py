@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lowtide.local import autoscaler
 from lowtide.local.errors import BadManifest
 from lowtide.local.manifests import TriggerAuthentication
+from lowtide.postgres.connections import use_driver
 
 if TYPE_CHECKING:
     from lowtide.local.environment import Values
@@ -33,7 +34,7 @@ class Scaler:
         self._log = log
         self._query = text(self.policy.query)
         # One connection is kept open, as KEDA does; the ping notices a restarted server.
-        self._engine = create_engine(
+        engine = create_engine(
             make_url(connection).set(drivername="postgresql+pg8000"),
             pool_size=1,
             max_overflow=0,
@@ -41,6 +42,7 @@ class Scaler:
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": 5, "application_name": "lowtide-autoscaler"},
         )
+        self._engine = use_driver(engine)
 
     async def run(self) -> None:
         """Poll until cancelled."""

@@ -57,8 +57,13 @@ def connect(
             "startup_params": _PLANNER | waits,
         },
     )
-    event.listen(engine, "do_connect", _open)
     event.listen(engine, "checkout", _reject_closed)
+    return use_driver(engine)
+
+
+def use_driver(engine: Engine) -> Engine:
+    """Have `engine` open connections that close their sockets as soon as they are lost."""
+    event.listen(engine, "do_connect", _open)
     return engine
 
 

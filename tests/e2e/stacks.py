@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from lowtide.local import secrets
 from lowtide.local.bootstrap import DATABASE
 from lowtide.local.ports import HOST, free_port, release_ports
+from lowtide.postgres.connections import use_driver
 from tests import oracle
 from tests.e2e.command import lowtide
 from tests.e2e.waiting import until
@@ -194,8 +195,10 @@ class LocalStack:
             password=self._secrets.passwords[secrets.SUPERUSER],
             port=self.program("postgres").port,
         )
-        self._database = create_engine(
-            url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, connect_args={"timeout": 10}
+        self._database = use_driver(
+            create_engine(
+                url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, connect_args={"timeout": 10}
+            )
         )
         return self._database
 

@@ -10,9 +10,14 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.domain.errors import Unavailable
+from lowtide.local.database import engine as without_pool
 from lowtide.postgres.connections import begin, connect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
     from tests.conftest import Database
 
 
@@ -39,7 +44,8 @@ def test_when_the_server_ends_it(database: Database) -> None:
         other.dispose()
 
 
-def test_when_the_server_hangs_up_on_the_first_message() -> None:
+@pytest.mark.parametrize("make", [connect, without_pool], ids=["pooled", "without a pool"])
+def test_when_the_server_hangs_up_on_the_first_message(make: Callable[..., Engine]) -> None:
     ends: list[bytes] = []
 
     def serve() -> None:
@@ -55,10 +61,8 @@ def test_when_the_server_hangs_up_on_the_first_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = threading.Thread(target=serve)
         server.start()
-        url = (
-            f"postgresql://someone:secret@127.0.0.1:{listener.getsockname()[1]}/any?sslmode=disable"
-        )
-        engine = connect(url, timeout=10)
+        url = f"postgresql://someone:secret@127.0.0.1:{listener.getsockname()[1]}/any"
+        engine = make(url, timeout=10)
         with pytest.raises(Unavailable) as kept, begin(engine):
             pytest.fail("there is no server")
         server.join()
