@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psutil
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -33,7 +33,7 @@ from lowtide.local.errors import StartFailed
 from lowtide.local.ports import HOST, free_port
 from lowtide.local.secrets import SUPERUSER
 from lowtide.local.users import postgres_credentials, postgres_user
-from lowtide.postgres.connections import sqlstate, use_driver
+from lowtide.postgres.connections import engine_of, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -249,11 +249,9 @@ def engine(url: str, timeout: float = 30.0) -> Engine:
 
     `timeout` is in seconds and covers connecting and every answer.
     """
-    return use_driver(
-        create_engine(
-            make_url(url).set(drivername="postgresql+pg8000"),
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
-            connect_args={"timeout": timeout},
-        )
+    return engine_of(
+        make_url(url),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": timeout},
     )

@@ -90,7 +90,7 @@ def up_detached(options: Options) -> Status:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _daemons[data_dir.resolve()] = child
+    _daemons[data_dir] = child
     deadline = time.monotonic() + options.ready_timeout + 10
     while time.monotonic() < deadline and child.poll() is None:
         found = status(data_dir)

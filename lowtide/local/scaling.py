@@ -6,14 +6,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lowtide.local import autoscaler
 from lowtide.local.errors import BadManifest
 from lowtide.local.manifests import TriggerAuthentication
-from lowtide.postgres.connections import use_driver
+from lowtide.postgres.connections import engine_of
 
 if TYPE_CHECKING:
     from lowtide.local.environment import Values
@@ -34,15 +34,14 @@ class Scaler:
         self._log = log
         self._query = text(self.policy.query)
         # One connection is kept open, as KEDA does; the ping notices a restarted server.
-        engine = create_engine(
-            make_url(connection).set(drivername="postgresql+pg8000"),
+        self._engine = engine_of(
+            make_url(connection),
             pool_size=1,
             max_overflow=0,
             pool_pre_ping=True,
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": 5, "application_name": "lowtide-autoscaler"},
         )
-        self._engine = use_driver(engine)
 
     async def run(self) -> None:
         """Poll until cancelled."""

@@ -17,7 +17,7 @@ from lowtide.postgres.prepared import PreparingConnection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import URL, Connection, Engine
 
     from lowtide.domain.ids import TenantId
 
@@ -45,8 +45,8 @@ def connect(
     """
     address, tls = encryption(make_url(url))
     waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
-    engine = create_engine(
-        address.set(drivername="postgresql+pg8000"),
+    engine = engine_of(
+        address,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout,
@@ -58,11 +58,12 @@ def connect(
         },
     )
     event.listen(engine, "checkout", _reject_closed)
-    return use_driver(engine)
+    return engine
 
 
-def use_driver(engine: Engine) -> Engine:
-    """Have `engine` open connections that close their sockets as soon as they are lost."""
+def engine_of(url: URL, **options: Any) -> Engine:
+    """Return SQLAlchemy's engine for `postgresql://…`, with our driver and its `options`."""
+    engine = create_engine(url.set(drivername="postgresql+pg8000"), **options)
     event.listen(engine, "do_connect", _open)
     return engine
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from openai import OpenAI
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from lowtide.local import secrets
 from lowtide.local.bootstrap import DATABASE
 from lowtide.local.ports import HOST, free_port, release_ports
-from lowtide.postgres.connections import use_driver
+from lowtide.postgres.connections import engine_of
 from tests import oracle
 from tests.e2e.command import lowtide
 from tests.e2e.waiting import until
@@ -190,15 +190,13 @@ class LocalStack:
         """Connections as the superuser."""
         if self._database is not None:
             return self._database
-        url = make_url(f"postgresql+pg8000://{HOST}/{DATABASE}").set(
+        url = make_url(f"postgresql://{HOST}/{DATABASE}").set(
             username=secrets.SUPERUSER,
             password=self._secrets.passwords[secrets.SUPERUSER],
             port=self.program("postgres").port,
         )
-        self._database = use_driver(
-            create_engine(
-                url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, connect_args={"timeout": 10}
-            )
+        self._database = engine_of(
+            url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, connect_args={"timeout": 10}
         )
         return self._database
 

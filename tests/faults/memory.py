@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import yaml
 
+from lowtide.settings import Settings
+
 if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
@@ -49,6 +51,17 @@ def environment_of(program: str) -> dict[str, str]:
     """Return the variables that the manifest of a program gives it, but for names and secrets."""
     given = _container(program)["env"]
     return {one["name"]: one["value"] for one in given if one["name"].startswith(_PASSED)}
+
+
+def worker_bound() -> int:
+    """Return the bytes a worker may have with default settings.
+
+    Itself, its budget, and an answer of the largest size beyond it that is twice there for a moment.
+    """
+    settings = Settings.model_fields
+    return (
+        128 * 2**20 + settings["worker_memory"].default + 2 * settings["max_response_bytes"].default
+    )
 
 
 @cache

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.settings import Settings
 from tests import oracle
 from tests.e2e.waiting import until
 from tests.faults.large import answering, vectors
-from tests.faults.memory import memory_limit, peak_memory
+from tests.faults.memory import memory_limit, peak_memory, worker_bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
 MB = 1_000_000
-BUDGET_BYTES: int = Settings.model_fields["worker_memory"].default
-ANSWER_BYTES: int = Settings.model_fields["max_response_bytes"].default
 FINAL = {"completed", "failed", "expired", "cancelled"}
 
 
@@ -87,8 +84,7 @@ def test_many_large_answers_stay_within_the_workers_limit(
         batch=batch.removeprefix("batch_"),
     )
     assert {tuple(row) for row in sizes} == {(12 * MB, 1)}
-    # Itself, its budget, and an answer of the largest size beyond it, twice. All of them have more.
-    most = 128 * 2**20 + BUDGET_BYTES + 2 * ANSWER_BYTES
+    most = worker_bound()  # all of the answers have more
     print(f"a worker had up to {peak / 2**20:.0f} MiB of {most / 2**20:.0f}")
     assert 0 < peak < most < memory_limit("infer-spot")
 

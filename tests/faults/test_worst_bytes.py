@@ -25,7 +25,7 @@ from lowtide.settings import Settings
 from tests.conftest import API_KEY
 from tests.e2e.waiting import until
 from tests.faults.large import KINDS, answering
-from tests.faults.memory import environment_of, memory_limit, peak_memory
+from tests.faults.memory import environment_of, memory_limit, peak_memory, worker_bound
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
 from tests.postgres.letters import batch_of_lines, dead
@@ -43,7 +43,6 @@ pytestmark = pytest.mark.timeout(900)
 BASE = Path(__file__).parents[2] / "knative" / "base"
 LINE_BYTES = Limits().max_line_bytes
 ANSWER_BYTES: int = Settings.model_fields["max_response_bytes"].default
-BUDGET_BYTES: int = Settings.model_fields["worker_memory"].default
 FILE_BYTES: int = Settings.model_fields["max_file_bytes"].default
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 MIB = 1 << 20
@@ -257,8 +256,7 @@ def test_worker(serve: Callable[..., Any], world: World, store: ObstoreObjects) 
         engine = {"LOWTIDE_ENGINE": "openai", "LOWTIDE_ENGINE_URL": url}
         with serve("infer_spot", **engine) as server:
             until(lambda: len(world.lines("results", batch)) == len(lines), "all end", within=300)
-            # Itself, its budget, and an answer beyond it that is twice there for a moment.
-            held("infer-spot", server.pid, most=128 * MIB + BUDGET_BYTES + 2 * ANSWER_BYTES)
+            held("infer-spot", server.pid, most=worker_bound())
     rows = world.rows(
         "SELECT succeeded, attempts, octet_length(body) FROM results WHERE batch_id = :batch",
         batch=batch,

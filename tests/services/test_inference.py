@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from lowtide.services import leases, loading, settling
 from lowtide.services.scopes import ScopedSpan, Untraced
 from lowtide.services.set_spans import SetSpans
 from lowtide.services.settling import FlushRules
-from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until
+from tests.services.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -38,19 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _work(bench: Bench, during: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
-    """Run a worker beside what the test does; stop it then, and wait until it is gone."""
-
-    async def both() -> None:
-        running = asyncio.create_task(bench.worker.run())
-        try:
-            await during(bench)
-            bench.worker.stop()
-            await asyncio.wait_for(running, 15)
-        finally:
-            running.cancel()
-            bench.engine.let_go()
-
-    asyncio.run(both())
+    work_during(bench, partial(during, bench))
 
 
 def _finished(count: int) -> Callable[[Bench], Coroutine[Any, Any, None]]:
