@@ -57,7 +57,7 @@ class ClientSocket(socket.socket):
         began = self._begin()
         try:
             data = super().recv(bufsize, flags)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise ClientTooSlow from error
         self.patience.waited(monotonic() - began, len(data))
         return data
@@ -69,15 +69,14 @@ class ClientSocket(socket.socket):
             began = self._begin()
             try:
                 sent = super().send(rest, flags)
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:
                 raise ClientTooSlow from error
             self.patience.waited(monotonic() - began, sent)
             rest = rest[sent:]
 
     def _begin(self) -> float:
-        if self.patience.left <= 0:
-            raise ClientTooSlow
-        self.settimeout(self.patience.left)
+        # Without patience a call still does what it can do at once: the answer that says so is sent.
+        self.settimeout(max(self.patience.left, 0.0))
         return monotonic()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.e2e.stacks import LocalStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -41,14 +42,24 @@ def stack(home: Path) -> Iterator[LocalStack]:
         made.discard()
 
 
+def modes_below(folder: Path) -> dict[Path, int]:
+    """Return the modes of a folder and of all in it, but for what a running stack just removed."""
+    found = {folder: folder.stat().st_mode}
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place) / name for name in (*folders, *files)):
+            with suppress(FileNotFoundError):
+                found[path] = path.lstat().st_mode
+    return found
+
+
 def test_everything_is_private_and_nothing_above_is_changed(stack: LocalStack, home: Path) -> None:
     above = [home, stack.data_dir.parent]
     modes = {path: path.stat().st_mode for path in above}
     data = chat_file(20)
     stack.finish(stack.submit(stack.upload(data)), data, answers=simulated_answer)
-    entries = [stack.data_dir, *stack.data_dir.rglob("*")]
+    entries = modes_below(stack.data_dir)
     assert len([path for path in entries if path.is_relative_to(stack.data_dir / "objects")]) > 3
-    assert [path for path in entries if path.lstat().st_mode & OTHERS] == []
+    assert [path for path, mode in entries.items() if mode & OTHERS] == []
     stack.down()
     stack.up()
     assert {path: path.stat().st_mode for path in above} == modes
