@@ -29,7 +29,7 @@ down: $(VENV)/.local ## Stop the local stack
 	@$(BIN)/lowtide down
 
 test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist loadfile
 
 test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn, conformance, schemathesis
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ PEPPER = "test pepper"
 API_KEY = "lt_test"
 _TEMPLATE = "template_lowtide"
 _names = count()
+# A worker of pytest-xdist has its terminal's size here, and rich keeps what it finds when imported.
+for _size in ("COLUMNS", "LINES"):
+    os.environ.pop(_size, None)
 
 
 @dataclass(frozen=True)

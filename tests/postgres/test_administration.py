@@ -28,7 +28,7 @@ from lowtide.wiring import new_id, now
 from tests.conftest import PEPPER
 from tests.postgres.loads import pages_read
 from tests.postgres.plans import plan_nodes
-from tests.postgres.worlds import World, done
+from tests.postgres.worlds import World, done, emptied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -267,20 +267,13 @@ _KEYS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def filled(shared_database: Database) -> Iterator[Engine]:
+def filled(shared_database: Database) -> Engine:
     """1,000 tenants with 20,000 batches, 15,000 keys and 100,000 entries of the audit log."""
-    with _superuser(shared_database) as connection:
+    with _superuser(emptied(shared_database)) as connection:
         for statement in (TENANTS, BATCHES, TALLIES, KEYS, AUDIT):
             connection.execute(text(statement))
         connection.execute(text(f"VACUUM ANALYZE {FILLED}"))
-    yield shared_database.engine("operator")
-    with _superuser(shared_database) as connection:
-        connection.execute(text("TRUNCATE batches, tallies, audit_log"))
-        for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
-            connection.execute(
-                text(f"DELETE FROM {table} WHERE {column} <> :kept"),  # noqa: S608
-                {"kept": DEFAULT_TENANT},
-            )
+    return shared_database.engine("operator")
 
 
 @pytest.mark.slow

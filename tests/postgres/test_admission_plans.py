@@ -10,11 +10,9 @@ from sqlalchemy import text
 from lowtide.domain.ids import DEFAULT_TENANT
 from lowtide.postgres.admissions import USE
 from tests.postgres.plans import plan_nodes
-from tests.postgres.worlds import World
+from tests.postgres.worlds import World, emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Database
 
 ENDED, ACTIVE, LEASES, TENANTS = 5000, 800, 5, 40
@@ -23,17 +21,9 @@ BODY = "SELECT prosrc FROM pg_proc WHERE proname = 'open_work'"
 
 
 @pytest.fixture(scope="module")
-def loaded(shared_database: Database) -> Iterator[World]:
+def loaded(shared_database: Database) -> World:
     """Eight hundred active batches among 5,000 that are over, of forty tenants, in five workers' hands."""
-    world = World(shared_database)
-    emptied = text(f"TRUNCATE {', '.join(BIG)}")
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(emptied)
-        for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
-            connection.execute(
-                text(f"DELETE FROM {table} WHERE {column} <> :default"),  # noqa: S608
-                {"default": DEFAULT_TENANT},
-            )
+    world = World(emptied(shared_database))
     others = [world.tenant(f"other {number}") for number in range(1, TENANTS)]
     values = {"tenants": [DEFAULT_TENANT, *others], "file": world.file().id, "leases": LEASES}
     with shared_database.engine("worker").begin() as connection:
@@ -64,9 +54,7 @@ def loaded(shared_database: Database) -> Iterator[World]:
         )
     with shared_database.engine("owner").begin() as connection:
         connection.execute(text(f"ANALYZE {', '.join(BIG)}"))
-    yield world
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(emptied)
+    return world
 
 
 def _scans(nodes: list[dict[str, str]]) -> set[tuple[str, str]]:

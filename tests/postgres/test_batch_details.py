@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from bench.portal_volume import TABLES, fill
+from bench.portal_volume import fill
 from lowtide.domain.batch_details import MOST_ERRORS, MOST_NOTES
 from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
 from lowtide.domain.errors import NotFound
@@ -27,9 +27,10 @@ from lowtide.postgres.batch_details import (
 )
 from lowtide.postgres.batch_lists import COUNT, PAGES, PostgresBatchLists
 from tests.postgres.plans import plan_nodes
+from tests.postgres.worlds import emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from tests.conftest import Database
 
@@ -47,17 +48,10 @@ def _filled(database: Database, *, batches: int, requests: int, largest: int) ->
     )
 
 
-def _empty(database: Database) -> None:
-    with database.engine("owner").begin() as connection:
-        connection.execute(text(f"TRUNCATE {TABLES}"))
-
-
 @pytest.fixture(scope="module")
-def small(shared_database: Database) -> Iterator[BatchId]:
+def small(shared_database: Database) -> BatchId:
     """A batch of 100 lines that runs, among others."""
-    _empty(shared_database)
-    yield _filled(shared_database, batches=100, requests=2080, largest=100)
-    _empty(shared_database)
+    return _filled(emptied(shared_database), batches=100, requests=2080, largest=100)
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
 
 from lowtide.domain.batch_lists import BatchFilter, BatchOrder, mark_of
 from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.domain.statuses import CANCELLABLE_STATUSES, FINAL_STATUSES, BatchStatus, SlaState
 from lowtide.postgres.batch_lists import PostgresBatchLists
 from tests.portal.seeds import SeedBatch, add_batch
+from tests.postgres.worlds import emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lowtide.domain.batches import Batch
     from tests.conftest import Database
 
@@ -38,13 +36,12 @@ SEEDS = [
 
 
 @pytest.fixture(scope="module")
-def lists(shared_database: Database) -> Iterator[PostgresBatchLists]:
+def lists(shared_database: Database) -> PostgresBatchLists:
     """Batches in every state."""
+    database = emptied(shared_database)
     for seed in SEEDS:
-        add_batch(shared_database.engine("worker"), seed)
-    yield PostgresBatchLists(shared_database.engine("operator"))
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(text("TRUNCATE batches, tallies"))
+        add_batch(database.engine("worker"), seed)
+    return PostgresBatchLists(database.engine("operator"))
 
 
 def _all(

@@ -18,7 +18,7 @@ from lowtide.postgres.connections import acting_for
 from lowtide.postgres.dead_letters import matches
 from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
-from tests.postgres.worlds import World
+from tests.postgres.worlds import World, emptied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +30,11 @@ BIG = {"dead_letters", "requests", "results", "batches"}
 
 
 @pytest.fixture(scope="module")
-def loaded(shared_database: Database) -> Iterator[World]:
+def loaded(shared_database: Database) -> World:
     """40,000 letters of two tenants, one in a hundred of them open, one in fifty without an answer."""
-    world = World(shared_database)
+    world = World(emptied(shared_database))
     other = world.tenant("other")
     ids = [str(new_id()) for _ in range(BATCHES)]
-    emptied = f"TRUNCATE {', '.join(sorted(BIG))}"
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(text(emptied))
     values = {"tenants": [DEFAULT_TENANT, other], "ids": ids, "lines": LINES}
     for statement in (
         """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
@@ -63,10 +60,7 @@ def loaded(shared_database: Database) -> Iterator[World]:
         world.run(statement, **values)
     with shared_database.engine("owner").begin() as connection:
         connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
-    yield world
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(text(emptied))
-        connection.execute(text("DELETE FROM tenants WHERE id = :id"), {"id": other})
+    return world
 
 
 def _a_batch(world: World) -> BatchId:

@@ -14,11 +14,9 @@ from lowtide.domain.ids import DEFAULT_TENANT, BatchId
 from lowtide.postgres import batches, claiming, draining, files, finals, moves, queue, timetable
 from lowtide.wiring import new_id
 from tests.postgres.plans import plan_nodes
-from tests.postgres.worlds import World
+from tests.postgres.worlds import World, emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Database
 
 LINES = 5000
@@ -28,13 +26,9 @@ KEDA = Path(__file__).parents[2] / "keda"
 
 
 @pytest.fixture(scope="module")
-def loaded(shared_database: Database) -> Iterator[World]:
+def loaded(shared_database: Database) -> World:
     """Eight batches of 5,000 lines, half of them run, among 2,000 old batches and files."""
-    world = World(shared_database)
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(
-            text("TRUNCATE files, batches, requests, queue, claims, results, workers")
-        )
+    world = World(emptied(shared_database))
     file = world.file()
     new = [str(new_id()) for _ in range(BATCHES)]
     values = {"tenant": DEFAULT_TENANT, "ids": new, "lines": LINES, "file": file.id}
@@ -66,11 +60,7 @@ def loaded(shared_database: Database) -> Iterator[World]:
         world.run(statement, **values)
     with shared_database.engine("owner").begin() as connection:
         connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
-    yield world
-    with shared_database.engine("owner").begin() as connection:
-        connection.execute(
-            text("TRUNCATE files, batches, requests, queue, claims, results, workers")
-        )
+    return world
 
 
 def _under(nodes: list[dict[str, Any]], kind: str) -> set[str]:

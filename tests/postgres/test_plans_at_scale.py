@@ -36,7 +36,7 @@ from lowtide.postgres import (
 from lowtide.wiring import new_id
 from manifests.overlays import rendered
 from tests.postgres.loads import fill
-from tests.postgres.worlds import World
+from tests.postgres.worlds import World, emptied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,10 +89,7 @@ class Load:
 @pytest.fixture(scope="module", params=[1000, 1_000_000], ids=["1k", "1M"])
 def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[Load]:
     """Batches of up to 50,000 lines of four tenants, and 200 workers with 48 lines each."""
-    world = World(shared_database)
-    owner = shared_database.engine("owner")
-    with owner.begin() as connection:
-        connection.execute(text(f"TRUNCATE {EMPTIED}"))
+    world = World(emptied(shared_database))
     tenants = [DEFAULT_TENANT, *(world.tenant(f"scale {number}") for number in range(1, TENANTS))]
     count = max(4, request.param // BATCH_LINES)
     each = request.param // count
@@ -123,9 +120,6 @@ def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[
     yield made
     for name, (milliseconds, pages) in made.noted.items():
         print(f"{request.param:>9,} lines  {name:<42} {milliseconds:9.2f} ms {pages:8,} pages")
-    with owner.begin() as connection:
-        connection.execute(text(f"TRUNCATE {EMPTIED}"))
-        connection.execute(text("DELETE FROM tenants WHERE id <> :kept"), {"kept": DEFAULT_TENANT})
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -349,18 +349,23 @@ def shared_database(
         engine.dispose()
 
 
-@pytest.fixture
-def world(shared_database: Database) -> Iterator[World]:
-    """The package's database, with nothing in it but the tenant `default` and its key."""
-    with shared_database.engine("owner").begin() as connection:
+def emptied(database: Database) -> Database:
+    """Leave nothing in a database but the tenant `default` and its key; return it."""
+    with database.engine("owner").begin() as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-        emptied = set(tables(connection)) - KEPT
-        connection.execute(text(f"TRUNCATE {', '.join(sorted(emptied))}"))
+        contents = set(tables(connection)) - KEPT
+        connection.execute(text(f"TRUNCATE {', '.join(sorted(contents))}"))
         connection.execute(
             text("DELETE FROM api_keys WHERE tenant_id <> :kept"), {"kept": DEFAULT_TENANT}
         )
         connection.execute(text("DELETE FROM tenants WHERE id <> :kept"), {"kept": DEFAULT_TENANT})
-    yield World(shared_database)
+    return database
+
+
+@pytest.fixture
+def world(shared_database: Database) -> Iterator[World]:
+    """The package's database, emptied."""
+    yield World(emptied(shared_database))
     for name in [name for name in shared_database.engines if " " in name]:
         shared_database.engines.pop(name).dispose()
 
