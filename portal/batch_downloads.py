@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the route takes
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse
 from nicegui import app
 
 from lowtide import wiring
-from lowtide.domain.errors import LowtideError
 from lowtide.domain.ids import parse_batch_id
-from portal.background import in_thread
+from portal.downloads import Download
 from portal.sessions import visitor_of
 
 if TYPE_CHECKING:
@@ -38,20 +36,10 @@ async def _download(request: Request, batch_id: str, role: str) -> Response:
     batch = parse_batch_id(batch_id)
     if visitor is None or batch is None or role not in ROLES:
         return PlainTextResponse("There is no such file.", status_code=404)
-    try:
-        content = await in_thread(lambda: _open(visitor, batch, role))
-    except LowtideError as error:
-        return PlainTextResponse(error.message, status_code=error.status)
-    return StreamingResponse(
-        content,
-        media_type="application/jsonl",
-        # Not under the name it was uploaded with, which is anybody's.
-        headers={"Content-Disposition": f'attachment; filename="{batch_id}_{role}.jsonl"'},
-    )
+    # Not under the name it was uploaded with, which is anybody's.
+    return Download(lambda: _pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
 
 
-def _open(visitor: Visitor, batch: BatchId, role: str) -> Iterator[bytes]:
-    _, chunks = wiring.desks_for(visitor).browser.download(visitor, batch, role)
-    # What cannot be read fails here, while there is a status to answer with.
-    first = next(chunks, b"")
-    return chain([first], chunks)
+def _pieces(visitor: Visitor, batch: BatchId, role: str) -> Iterator[bytes]:
+    _, pieces = wiring.desks_for(visitor).browser.download(visitor, batch, role)
+    return pieces

@@ -24,7 +24,7 @@ IS_LONG: Final = f"coalesce(octet_length(body) > {LONG_BYTES}, false)"
 
 # In characters. The server unpacks an answer whole and counts its way to each piece anew, so that
 # smaller ones would take long.
-_PIECE: Final = 4 << 20
+_PIECE: Final = 2 << 20
 _BODY = text("""
 SELECT substr(body, cast(:start AS integer), cast(:length AS integer)) FROM results
 WHERE batch_id = :batch AND line = :line

@@ -22,12 +22,15 @@ from lowtide.domain.lines import Limits
 from lowtide.domain.pools import Pool
 from lowtide.objects.store import ObstoreObjects
 from lowtide.settings import Settings
+from portal.downloads import MOST
+from tests.browsing import launched, new_visit
 from tests.conftest import API_KEY
 from tests.e2e.waiting import until
 from tests.faults.large import KINDS, answering
 from tests.faults.memory import environment_of, memory_limit, peak_memory, worker_bound
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
+from tests.portal.conftest import PORTAL_PASSWORD, api, start_portal
 from tests.postgres.letters import batch_of_lines, dead
 from tests.postgres.worlds import done
 
@@ -36,8 +39,10 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
     from tests.faults.servers import Server
+    from tests.portal.conftest import Portal, StubApi
     from tests.postgres.worlds import World
 
+__all__ = ["api", "start_portal"]
 
 pytestmark = pytest.mark.timeout(900)
 BASE = Path(__file__).parents[2] / "knative" / "base"
@@ -46,6 +51,7 @@ ANSWER_BYTES: int = Settings.model_fields["max_response_bytes"].default
 FILE_BYTES: int = Settings.model_fields["max_file_bytes"].default
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 MIB = 1 << 20
+WIDE = "\N{GRINNING FACE}"
 peaks: dict[str, tuple[float, float]] = {}
 
 
@@ -85,11 +91,11 @@ def concurrency(program: str) -> int:
 
 
 def longest_line(number: int) -> bytes:
-    """Return a request of exactly the largest size; one character of it is wide."""
+    """Return a request of exactly the largest size, half of it characters of four bytes."""
     head = (
         f'{{"custom_id":"{number}","method":"POST","url":"/v1/embeddings",'
-        '"body":{"model":"m","input":"é'
-    ).encode()
+        '"body":{"model":"m","input":"'
+    ).encode() + WIDE.encode() * (LINE_BYTES // 8)
     return head + b"y" * (LINE_BYTES - len(head) - 3) + b'"}}'
 
 
@@ -135,8 +141,10 @@ def drained(world: World, store: ObstoreObjects, lines: list[bytes], *, die: boo
     for claim in world.queue.claim(lease, Pool.SPOT, 100):
         world.queue.settle(lease, [dead(claim) if die else done(claim)], [])
     world.run(
-        """UPDATE results SET body = '"é' || repeat('y', :length) || '"' WHERE batch_id = :batch""",
-        length=ANSWER_BYTES - 4,
+        """UPDATE results SET body = '"' || repeat(:wide, :length / 8) || repeat('y', :length / 2 - 2)
+        || '"' WHERE batch_id = :batch""",
+        wide=WIDE,
+        length=ANSWER_BYTES,
         batch=batch,
     )
     return batch
@@ -154,7 +162,7 @@ def taken(url: str, headers: dict[str, str] | None = None) -> httpx.Response:
     with httpx.stream("GET", url, headers=headers, timeout=600, trust_env=False) as answer:
         for _ in answer.iter_raw(MIB):
             pass
-    return httpx.Response(answer.status_code)
+    return httpx.Response(answer.status_code, text=url)
 
 
 def test_upload(serve: Callable[..., Any], world: World) -> None:  # noqa: ARG001
@@ -262,3 +270,39 @@ def test_worker(serve: Callable[..., Any], world: World, store: ObstoreObjects) 
         batch=batch,
     )
     assert Counter(map(tuple, rows)) == {(True, 1, size): len(asked) - 4, (False, 1, None): 4}
+
+
+def test_portal(
+    world: World,
+    store: ObstoreObjects,
+    folder: Path,
+    shared_database: Database,
+    api: StubApi,
+    start_portal: Callable[..., Portal],
+) -> None:
+    batch = format_batch_id(
+        drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
+    )
+    portal = start_portal(
+        shared_database.url("operator"), api.url, LOWTIDE_OBJECT_STORE_URL=f"file://{folder}"
+    )
+    paths = [
+        f"/batches/{batch}",
+        f"/batches/{batch}?line=1",
+        f"/batches/{batch}?custom_id=2",
+        f"/batches/{batch}/files/input",
+        "/dead-letters",
+        "/dead-letters/content?which=output",
+        "/dead-letters/content?which=input",
+    ]
+    with portal.client() as client:
+        cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+    for path in paths:
+        together(MOST, lambda _, url=portal.url + path: taken(url, cookies))
+    with launched() as browser:
+        visit = new_visit(browser, portal.url)
+        visit.context.request.post(f"{portal.url}/sign-in", form={"secret": PORTAL_PASSWORD})
+        visit.page.goto(f"{portal.url}/dead-letters")
+        visit.page.get_by_role("button", name="Look inside 1").click()
+        visit.page.get_by_role("dialog").get_by_text("Last answer").wait_for()
+    held("portal", portal.process.pid)
