@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
 INSTALLED = ("curl", "chromium", "promtool", "amtool")
-MAKE = """#!/usr/bin/env bash
-lane=$(grep -o -- 'cache-[a-z]*' <<<"${PYTEST_ADDOPTS:-}")
-trap 'echo "stopped $lane" >>"$CALLS"; exit 1' INT
-echo "$1 $lane" >>"$CALLS"
-echo "output of $1 $lane"
-while [[ "$HANGS" = "$1" ]]; do sleep 0.1; done
-[[ "$FAILS" != "$1" ]]
+# Not in Bash, which may lose a signal that comes while it starts a program.
+MAKE = f"""#!{sys.executable} -S
+import os, re, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+target = sys.argv[1]
+lane = "".join(re.findall("cache-[a-z]*", os.environ.get("PYTEST_ADDOPTS", "")))
+def note(text):
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write(text + "\\n")
+note(f"{{target}} {{lane}}")
+print(f"output of {{target}} {{lane}}", flush=True)
+if os.environ["HANGS"] == target:
+    signal.sigwait([signal.SIGINT])
+    note(f"stopped {{lane}}")
+sys.exit(target in (os.environ["FAILS"], os.environ["HANGS"]))
 """
 LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
 

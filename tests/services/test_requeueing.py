@@ -472,7 +472,9 @@ def test_a_tenants_limits_hold(
     assert desk.requeue(letters).changed == 3
 
 
-@pytest.mark.parametrize("closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=str)
+@pytest.mark.parametrize(
+    "closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=["dedicated", "spot", "both"]
+)
 def test_a_pool_without_replicas_is_refused(world: World, closed: set[Pool]) -> None:
     desk = Desk(world, rules=replace(RULES, closed=frozenset(closed)))
     _, letters = desk.batch()
