@@ -75,8 +75,8 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
     if line.status_code is None or line.body is None:
         error = f'{{"code":{_text(line.error_code)},"message":{_text(line.error_message)}}}'
         head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
-        return escape_separators(f'{head}null,"error":{error}}}\n').encode()
-    return escape_separators(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}").encode()
+        return _encoded(f'{head}null,"error":{error}}}\n')
+    return _encoded(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}")
 
 
 def render_in_pieces(
@@ -86,9 +86,8 @@ def render_in_pieces(
     if not line.is_long:
         yield render(batch, line)
         return
-    yield escape_separators(_before_body(batch, line)).encode()
-    for piece in body(line.number):
-        yield escape_separators(piece).encode()
+    yield _encoded(_before_body(batch, line))
+    yield from map(_encoded, body(line.number))
     yield _AFTER_BODY.encode()
 
 
@@ -111,6 +110,10 @@ def _before_body(batch: BatchId, line: FinishedLine) -> str:
         f'{{"status_code":{line.status_code},"request_id":'
         f'{_text(line.request_id or request_id)},"body":'
     )
+
+
+def _encoded(text: str) -> bytes:
+    return escape_separators(text).encode()
 
 
 _AFTER_BODY: Final = '},"error":null}\n'

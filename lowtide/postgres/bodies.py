@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
@@ -35,14 +37,19 @@ def body_in_pieces(
     transaction: Callable[[], AbstractContextManager[Connection]], batch: BatchId, line: int
 ) -> Iterator[str]:
     """Yield an answer's body; raises NotFound when it is deleted meanwhile."""
-    start = 1
-    while True:
-        parameters = {"batch": batch, "line": line, "start": start, "length": _PIECE}
-        with transaction() as connection:
-            piece: str | None = connection.execute(_BODY, parameters).scalar_one_or_none()
-        if piece is None:
-            raise NotFound(f"The answer of {format_request_id(batch, line)} is deleted.")
-        yield piece
-        if len(piece) < _PIECE:
-            return
-        start += len(piece)
+    # No frame of a generator holds a piece while its reader takes the time it needs.
+    return takewhile(bool, map(partial(_piece, transaction, batch, line), count(1, _PIECE)))
+
+
+def _piece(
+    transaction: Callable[[], AbstractContextManager[Connection]],
+    batch: BatchId,
+    line: int,
+    start: int,
+) -> str:
+    parameters = {"batch": batch, "line": line, "start": start, "length": _PIECE}
+    with transaction() as connection:
+        piece: str | None = connection.execute(_BODY, parameters).scalar_one_or_none()
+    if piece is None:
+        raise NotFound(f"The answer of {format_request_id(batch, line)} is deleted.")
+    return piece

@@ -93,7 +93,7 @@ class DeadLetters:
             line = None
         body: Iterator[bytes] | None = None
         if answer.is_long:
-            body = (piece.encode() for piece in self._catalog.body(tenant, *letter))
+            body = map(str.encode, self._catalog.body(tenant, *letter))
         elif answer.body is not None:
             body = iter([answer.body.encode()])
         return ShownLetter(found, line, place.length, answer, body, place.answer_bytes)
