@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import text
 
 from lowtide.local.database import EmbeddedPostgres, engine
@@ -29,6 +30,9 @@ _names = count()
 # A worker of pytest-xdist has its terminal's size here, and rich keeps what it finds when imported.
 for _size in ("COLUMNS", "LINES"):
     os.environ.pop(_size, None)
+# How long an example takes is the machine's affair; that a test ends is pytest-timeout's.
+settings.register_profile("lowtide", deadline=None)
+settings.load_profile("lowtide")
 
 
 @dataclass(frozen=True)

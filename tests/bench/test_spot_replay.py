@@ -151,7 +151,7 @@ def _gone_for_good(rng: random.Random, length: int, most: int) -> list[int]:
 _MARKETS = (_noise, _walk, _bursts, _gone_after_the_tick, _gone_for_good)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     market=st.sampled_from(_MARKETS),
     seed=st.integers(0, 10**6),

@@ -136,7 +136,7 @@ def _meddle(batches: list[Lines], rng: Random, *, hoard: bool, helpful: bool) ->
             batch.held -= rng.randint(0, batch.held) // 4
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     sizes=st.lists(st.tuples(st.integers(50, 4000), st.integers(0, 400)), min_size=1, max_size=6),
     replicas=st.integers(1, 5),

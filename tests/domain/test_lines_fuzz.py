@@ -315,7 +315,7 @@ CUTS = st.lists(st.integers(0, 9000), max_size=10)
 ENDPOINT = st.sampled_from([None, "/v1/chat/completions", "/v1/embeddings"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(FILES, CUTS, ENDPOINT)
 def test_odd_files_are_judged_as_the_reference_does(
     content: bytes, cuts: list[int], endpoint: str | None
@@ -335,7 +335,7 @@ EDITS = st.tuples(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(st.tuples(st.sampled_from(REAL), st.lists(EDITS, max_size=2)), min_size=1, max_size=3),
     CUTS,
@@ -354,7 +354,7 @@ def test_edited_bytes_are_judged_as_the_reference_does(
     agree(content, cuts, endpoint)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200), CUTS)
 def test_any_bytes_are_judged_as_the_reference_does(content: bytes, cuts: list[int]) -> None:
     agree(content, cuts, None)

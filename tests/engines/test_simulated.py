@@ -264,7 +264,7 @@ BODIES = st.fixed_dictionaries(
     body=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=40),
     endpoint=st.sampled_from([*ENDPOINTS, "/v1/other"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
     outcome = run(SimulatedEngine(), [request(body, endpoint)])[0]
     assert isinstance(outcome, Answered)
@@ -273,7 +273,7 @@ def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
 
 
 @given(schema=SCHEMAS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_schema_gets_an_instance_or_a_refusal(schema: Any) -> None:
     given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     body = {"model": "m", "response_format": given}

@@ -163,7 +163,7 @@ _FIELDS = st.sampled_from([*_NAMES.split(), "output_expires_after"])
 
 
 @given(st.dictionaries(_FIELDS, _JSON, max_size=6) | _JSON)
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_body_fails_unanswered(api: Api, body: Any) -> None:
     answer = api("POST", "/v1/batches", data=json.dumps(body), content_type="application/json")
     assert answer.status_code in {400, 404}, answer.text
@@ -173,7 +173,7 @@ def test_no_body_fails_unanswered(api: Api, body: Any) -> None:
     st.dictionaries(_FIELDS.filter(lambda name: "nput" not in name), _JSON, max_size=4),
     st.text(max_size=30),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_no_body_about_a_real_file_fails_unanswered(
     api: Api, world: World, body: Any, user: str
 ) -> None:
@@ -184,7 +184,7 @@ def test_no_body_about_a_real_file_fails_unanswered(
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_no_bytes_fail_unanswered(api: Api, body: bytes) -> None:
     answer = api("POST", "/v1/batches", data=body, content_type="application/json")
     assert answer.status_code == 400

@@ -402,7 +402,7 @@ _FIELDS = st.sampled_from(["ids", "filter", "dry_run", "completion_window", "x"]
 
 
 @given(st.dictionaries(_FIELDS, _JSON, max_size=5) | _JSON, st.sampled_from(["requeue", "discard"]))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_body_fails_unanswered(api: Api, body: Any, what: str) -> None:
     data = json.dumps(body)
     answer = api("POST", f"{PATH}/{what}", data=data, content_type="application/json")

@@ -231,7 +231,7 @@ def test_the_largest_file_is_taken(api: Api) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_no_bytes_make_an_upload_fail_unanswered(
     api: Api, noise: bytes, start: int, end: int
 ) -> None:
@@ -256,7 +256,7 @@ _PARTS = st.lists(
 
 
 @given(_PARTS)
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_no_form_fails_unanswered(api: Api, parts: list[bytes]) -> None:
     before = api.stored()
     answer = post(api, form(*parts))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 QUESTIONS = Path(__file__).parents[2] / "examples" / "questions.jsonl"
 REAL = QUESTIONS.read_bytes().splitlines()[:4]
 DASHES = b"--" + BOUNDARY.encode()
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 NOISE = st.sampled_from(
     [b"", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"--", DASHES, DASHES + b"--", b"\r\n" + DASHES,

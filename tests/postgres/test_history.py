@@ -180,8 +180,12 @@ def test_plans_walk_what_they_need(world: World) -> None:
           now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
         FROM generate_series(1, 10000)
     """)
+    world.run("""
+        INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed)
+        SELECT id, 'spot', gen_random_uuid(), tenant_id, 1 FROM batches
+    """)
     with world.database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE batches, pool_samples"))
+        connection.execute(text("ANALYZE batches, pool_samples, tallies"))
     operator = world.database.engine("operator")
     for statement, parameters in (
         (history.POINTS, {"step": 60.0, "span": 3600.0}),

@@ -52,7 +52,6 @@ LIMIT = 4
 RUN = settings(
     max_examples=25,
     stateful_step_count=STEPS,
-    deadline=None,
     phases=[Phase.generate],  # to make a failure shorter takes minutes
     database=None,
     suppress_health_check=list(HealthCheck),
