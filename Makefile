@@ -31,9 +31,8 @@ down: $(VENV)/.local ## Stop the local stack
 test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs
 	$(BIN)/python -m pytest -m "not slow" -n logical --dist loadfile
 
-# More at a time than there are cores, as these wait for processes most of the time.
 test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn, conformance, schemathesis
-	$(BIN)/python -m pytest -m slow -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow
 
 conformance: $(VENV)/.dev ## Run the API's conformance suite on a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"

@@ -1,10 +1,13 @@
-"""`.ci/run` with a `make` that only says what it was asked for: each target runs once, whatever fails."""
+"""`.ci/run` with a `make` that only says what it was asked for: every lane runs once, whatever fails."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +17,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
-INSTALLED = ("curl", "chromium", "promtool", "amtool", "tini")
-MAKE = """#!/bin/sh
-echo "$1" >>"$CALLS"
-[ "$FAILS" != "$1" ]
+INSTALLED = ("curl", "chromium", "promtool", "amtool")
+# Not in Bash, which may lose a signal that comes while it starts a program.
+MAKE = f"""#!{sys.executable} -S
+import os, re, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+target = sys.argv[1]
+lane = "".join(re.findall("cache-[a-z]*", os.environ.get("PYTEST_ADDOPTS", "")))
+def note(text):
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write(text + "\\n")
+note(f"{{target}} {{lane}}")
+print(f"output of {{target}} {{lane}}", flush=True)
+if os.environ["HANGS"] == target:
+    signal.sigwait([signal.SIGINT])
+    note(f"stopped {{lane}}")
+sys.exit(target in (os.environ["FAILS"], os.environ["HANGS"]))
 """
+LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[str], tuple[int, list[str]]]:
-    """Run a copy of the script, where one target fails; return its status and what was made."""
+def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a copy of the script with programs that do nothing; its calls are in `calls`."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in INSTALLED:
@@ -34,25 +50,54 @@ def run(tmp_path: Path) -> Callable[[str], tuple[int, list[str]]]:
     script = tmp_path / "checkout" / ".ci" / "run"
     script.parent.mkdir(parents=True)
     shutil.copy(SCRIPT, script)
-    calls = tmp_path / "calls"
+    (tmp_path / "work").mkdir()
 
-    def start(fails: str) -> tuple[int, list[str]]:
-        path = f"{programs}:{os.environ['PATH']}"
-        environment = {"PATH": path, "CALLS": str(calls), "FAILS": fails}
-        done = subprocess.run([script], env=environment, timeout=60, check=False)
-        return done.returncode, calls.read_text().splitlines()
+    def start(*, fails: str = "", hangs: str = "") -> subprocess.Popen[str]:
+        environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "TMPDIR": str(tmp_path / "work"),
+            "CALLS": str(tmp_path / "calls"),
+            "FAILS": fails,
+            "HANGS": hangs,
+        }
+        return subprocess.Popen(
+            [script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     return start
 
 
 @pytest.mark.parametrize("fails", ["", "test", "test-slow"])
-def test_every_target_runs_once_and_what_fails_fails_the_run(
-    run: Callable[[str], tuple[int, list[str]]], fails: str
+def test_every_lane_runs_once_and_what_fails_fails_the_run(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, fails: str
 ) -> None:
-    assert run(fails) == (1 if fails else 0, ["check", "test", "test-slow"])
+    process = run(fails=fails)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (1 if fails else 0), output
+    assert sorted((tmp_path / "calls").read_text().splitlines()) == ["check ", *LANES]
+    assert all(f"output of {lane}" in output for lane in LANES)
+    assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_failed_check_ends_it(run: Callable[[str], tuple[int, list[str]]]) -> None:
-    status, made = run("check")
-    assert status != 0
-    assert made == ["check"]
+def test_a_failed_check_ends_it(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = run(fails="check")
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert (tmp_path / "calls").read_text().splitlines() == ["check "]
+
+
+def test_an_interrupted_run_lets_its_lanes_end_what_they_started(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = run(hangs="test-slow")
+    calls = tmp_path / "calls"
+    deadline = time.monotonic() + 60
+    while not calls.exists() or len(calls.read_text().splitlines()) < 1 + len(LANES):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = [line for line in calls.read_text().splitlines() if line.startswith("stopped")]
+    assert sorted(stopped) == ["stopped cache-slow", "stopped cache-stacks"]
+    assert list((tmp_path / "work").iterdir()) == []
