@@ -165,9 +165,10 @@ class World:
 
     def own_engine(self, role: str) -> Engine:
         """Return connections that nobody else uses, for a gate to stop."""
-        name = f"{role} {len(self.database.engines)}"
-        self.database.engines[name] = connect(self.database.url(role), pool_size=4)
-        return self.database.engines[name]
+        made = connect(self.database.url(role), pool_size=4)
+        # Threads ask at the same time; under one name, the second would never be closed.
+        self.database.engines[f"{role} {new_id()}"] = made
+        return made
 
     @property
     def _superuser(self) -> Engine:
