@@ -86,21 +86,26 @@ class ObstoreObjects:
                 yield bytes(window[offset : offset + CHUNK])
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return the bytes of each (offset, length); ranges up to 64 KiB apart are read as one."""
-        regions = _regions(ranges)
-        with _errors(key):
-            starts, ends = [region[0] for region in regions], [region[1] for region in regions]
-            read = obstore.get_ranges(self._store, key, starts=starts, ends=ends, coalesce=0)
-        found = _cut(ranges, regions, read)
-        for (_, length), part in zip(ranges, found, strict=True):
-            _expect(key, length, len(part))
-        return found
-
-    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return the bytes of each (offset, length) without blocking; cancelling ends the read.
+        """Return the bytes of each (offset, length); ranges up to 64 KiB apart are read as one.
 
         What lies behind the object's end comes short, or is empty.
         """
+        try:
+            with self._reading(key):
+                return self._read(key, ranges)
+        except Unavailable as error:
+            try:
+                with self._reading(key):
+                    size = obstore.head(self._store, key)["size"]
+            except NotFound:
+                raise error from None
+            if _within(ranges, size) == list(ranges):
+                raise
+        with self._reading(key):
+            return self._read(key, _within(ranges, size))
+
+    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Do what `read_ranges` does without blocking; cancelling ends the read."""
         try:
             with self._reading(key):
                 return await self._fetch(key, ranges)
@@ -112,13 +117,16 @@ class ObstoreObjects:
             except NotFound:
                 # The answer to HEAD has no body, which would tell a missing bucket.
                 raise error from None
-            if all(offset + length <= size for offset, length in ranges):
+            if _within(ranges, size) == list(ranges):
                 raise
-        there = [
-            (min(offset, size), min(length, max(size - offset, 0))) for offset, length in ranges
-        ]
         with self._reading(key):
-            return await self._fetch(key, there)
+            return await self._fetch(key, _within(ranges, size))
+
+    def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        regions = _regions(ranges)
+        starts, ends = [region[0] for region in regions], [region[1] for region in regions]
+        read = obstore.get_ranges(self._store, key, starts=starts, ends=ends, coalesce=0)
+        return _cut(ranges, regions, read)
 
     async def _fetch(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         regions = _regions(ranges)
@@ -241,6 +249,11 @@ def _regions(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         elif length:
             regions.append((offset, offset + length))
     return regions
+
+
+def _within(ranges: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Return what of each range an object of `size` bytes has."""
+    return [(min(offset, size), min(length, max(size - offset, 0))) for offset, length in ranges]
 
 
 def _cut(

@@ -39,14 +39,14 @@ class ObjectStore(Protocol):
         ...
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return the bytes of each (offset, length), near ones fetched together."""
-        ...
-
-    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return the bytes of each (offset, length) without blocking; cancelling ends the read.
+        """Return the bytes of each (offset, length), near ones fetched together.
 
         What lies behind the object's end comes short, or is empty.
         """
+        ...
+
+    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Do what `read_ranges` does without blocking; cancelling ends the read."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:

@@ -89,7 +89,7 @@ class DeadLetters:
         line: Iterator[bytes] | None
         try:
             line = chain([next(pieces)], pieces)
-        except NotFound:
+        except (NotFound, Conflict):
             line = None
         body: Iterator[bytes] | None = None
         if answer.is_long:
@@ -211,11 +211,12 @@ def input_blocks(
 
 def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the pieces of a line; raises Conflict at the last when they are not what was split."""
-    checksum = NO_BYTES
+    length, checksum = 0, NO_BYTES
     for piece in pieces:
+        length += len(piece)
         checksum = checksum_of(piece, checksum)
         yield piece
-    if place.checksum not in (None, checksum):
+    if length != place.length or place.checksum not in (None, checksum):
         raise _input_corrupt(place.batch)
 
 
@@ -229,13 +230,13 @@ def _input_corrupt(batch: BatchId) -> Conflict:
 
 
 def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
-    """Yield the exact bytes of a line; raises NotFound when its input is gone or was cut short."""
+    """Yield the exact bytes of a line; raises NotFound when its input is gone, Conflict when cut short."""
     left = place.length
     for piece in objects.stream(source.input_key, place.start, place.start + place.length):
         left -= len(piece)
         yield piece
     if left:
-        raise NotFound(f"Line {place.line} is not in its input file any more.")
+        raise _input_corrupt(place.batch)
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:

@@ -39,7 +39,7 @@ from tests.postgres.worlds import Running, gate, together
 from tests.services.workers import Sink, WaitingPublisher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lowtide.services.requeueing import RequeueOutcome
     from tests.postgres.worlds import World
@@ -412,9 +412,17 @@ def test_letters_without_their_input(desk: Desk, lost: str) -> None:
 
 
 @pytest.mark.parametrize("block", [4 << 20, 16], ids=["together", "in pieces"])
-@pytest.mark.parametrize("other", [b"\xff", b"7"], ids=["no text", "other text"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data.replace(b'"m"', b'"\xff"'), id="no text"),
+        pytest.param(lambda data: data.replace(b'"m"', b'"7"'), id="other text"),
+        pytest.param(lambda data: data[:-20], id="cut short"),
+        pytest.param(lambda _: b"", id="emptied"),
+    ],
+)
 def test_letters_whose_input_was_changed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, other: bytes, block: int
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], block: int
 ) -> None:
     monkeypatch.setattr(dead_letters, "_BLOCK_BYTES", block)
     source, letters = desk.batch()
@@ -422,7 +430,7 @@ def test_letters_whose_input_was_changed(
     key = desk.world.row(source).input_key
     whole = b"".join(desk.store.stream(key))
     with desk.store.open_writer(key) as writer:
-        writer.write(whole.replace(b'"m"', b'"%b"' % other))
+        writer.write(change(whole))
     with pytest.raises(Conflict, match=format_batch_id(source)) as told:
         desk.requeue(letters)
     assert told.value.code == "input_corrupt"
