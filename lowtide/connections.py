@@ -15,7 +15,7 @@ from functools import partial
 from io import SEEK_END
 from selectors import EVENT_READ
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gunicorn.http.body import Body
 from gunicorn.workers.gthread import ThreadWorker
@@ -34,6 +34,9 @@ _ANONYMOUS_SECONDS = 5.0
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 16
+# How soon a thread that waits for its client sees that other requests wait for a thread.
+_LOOK_SECONDS = 0.5
+_Done = TypeVar("_Done")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEAD_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -54,30 +57,29 @@ class ClientSocket(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive; raises ClientTooSlow."""
-        began = self._begin()
-        try:
-            data = super().recv(bufsize, flags)
-        except (TimeoutError, BlockingIOError) as error:
-            raise ClientTooSlow from error
-        self.patience.waited(monotonic() - began, len(data))
-        return data
+        return self._patiently(partial(super().recv, bufsize, flags), len)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send everything; raises ClientTooSlow."""
         rest = memoryview(data)
         while rest:
-            began = self._begin()
-            try:
-                sent = super().send(rest, flags)
-            except (TimeoutError, BlockingIOError) as error:
-                raise ClientTooSlow from error
-            self.patience.waited(monotonic() - began, sent)
+            sent = self._patiently(partial(super().send, rest, flags), int)
             rest = rest[sent:]
 
-    def _begin(self) -> float:
-        # Without patience a call still does what it can do at once: the answer that says so is sent.
-        self.settimeout(max(self.patience.left, 0.0))
-        return monotonic()
+    def _patiently(self, call: Callable[[], _Done], transferred: Callable[[_Done], int]) -> _Done:
+        while True:
+            began = monotonic()
+            # Without patience left it does what it can do at once: the answer that says so is sent.
+            self.settimeout(min(max(self.patience.left, 0.0), _LOOK_SECONDS))
+            try:
+                done = call()
+            except (TimeoutError, BlockingIOError) as error:
+                self.patience.waited(monotonic() - began, 0)
+                if self.patience.left <= 0:
+                    raise ClientTooSlow from error
+            else:
+                self.patience.waited(monotonic() - began, transferred(done))
+                return done
 
 
 class RequestBody(Body):
@@ -218,7 +220,12 @@ class Worker(ThreadWorker):
 
     def _patience(self) -> Patience:
         seconds = min(_ANONYMOUS_SECONDS, self._timeout)
-        return Patience(seconds, timeout=self._timeout, rate=self._rate)
+        return Patience(
+            seconds, timeout=self._timeout, rate=self._rate, crowded=self._has_waiting_requests
+        )
+
+    def _has_waiting_requests(self) -> bool:
+        return bool(self.tpool._work_queue.qsize())  # noqa: SLF001
 
     def _watch(self, conn: Any, waiting: deque[Any], on_readable: Callable[..., None]) -> None:
         waiting.append(conn)

@@ -37,7 +37,7 @@ async def _download(request: Request, batch_id: str, role: str) -> Response:
     if visitor is None or batch is None or role not in ROLES:
         return PlainTextResponse("There is no such file.", status_code=404)
     # Not under the name it was uploaded with, which is anybody's.
-    return Download(lambda: _pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
+    return Download(visitor, lambda: _pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
 
 
 def _pieces(visitor: Visitor, batch: BatchId, role: str) -> Iterator[bytes]:

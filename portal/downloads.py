@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from lowtide.domain.errors import LowtideError
+from lowtide.settings import read_settings
 from portal.background import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
+
+    from lowtide.domain.visitors import Visitor
 
 MOST: Final = 8
 """Most downloads at a time; docs/operations.md has what they take."""
+MOST_OF_ONE: Final = 4
+_SENT_BYTES: Final = 1 << 18
+"""How much a browser must take within LOWTIDE_CLIENT_TIMEOUT."""
 
-_running: set[Download] = set()
+_running: list[Visitor] = []
 
 
 class Download(Response):
     """What `pieces` yields, as a file to save; what it raises before its first piece is told."""
 
-    def __init__(self, pieces: Callable[[], Iterator[bytes]], filename: str) -> None:
+    def __init__(
+        self, visitor: Visitor, pieces: Callable[[], Iterator[bytes]], filename: str
+    ) -> None:
         super().__init__()
+        self._visitor = visitor
         self._pieces = pieces
         self._filename = filename
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer (the interface of ASGI)."""
-        if len(_running) >= MOST:
-            busy = f"{MOST} downloads are under way: try again when one is over."
+        if len(_running) >= MOST or _running.count(self._visitor) >= MOST_OF_ONE:
+            busy = "Other downloads are under way: try again when one of them is over."
             await PlainTextResponse(busy, status_code=503)(scope, receive, send)
             return
-        _running.add(self)
+        _running.append(self._visitor)
         try:
             answer = await self._answer()
-            await answer(scope, receive, send)
+            # A browser that does not take it is hung up on.
+            with suppress(TimeoutError, ClientDisconnect):
+                await answer(scope, receive, _in_time(send))
         finally:
-            _running.remove(self)
+            _running.remove(self._visitor)
 
     async def _answer(self) -> Response:
         try:
@@ -53,4 +67,20 @@ class Download(Response):
     def _open(self) -> Iterator[bytes]:
         pieces = self._pieces()
         # What cannot be read fails here, while there is a status to answer with.
-        return chain([next(pieces, b"")], pieces)
+        return _split(chain([next(pieces, b"")], pieces))
+
+
+def _split(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        for start in range(0, len(piece), _SENT_BYTES):
+            yield piece[start : start + _SENT_BYTES]
+
+
+def _in_time(send: Send) -> Send:
+    """Return `send` that raises TimeoutError when the browser does not take what it is sent."""
+
+    async def sent(message: Message) -> None:
+        async with asyncio.timeout(read_settings().client_timeout):
+            await send(message)
+
+    return sent

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from lowtide.domain.visitors import Visitor
+
 PATH: Final = "/dead-letters/content"
 
 
@@ -34,14 +36,16 @@ async def _download(request: Request) -> Response:
     if which not in set(Content):
         message = f"which must be one of {', '.join(Content)}."
         return PlainTextResponse(message, status_code=InvalidRequest.status)
-    content = Content(which)
-    return Download(lambda: _pieces(request, content), f"dead_letters_{content}.jsonl")
-
-
-def _pieces(request: Request, content: Content) -> Iterator[bytes]:
     visitor = visitor_of(request.session)
     if visitor is None:
-        raise Unauthenticated("Sign in first.")
+        return PlainTextResponse("Sign in first.", status_code=Unauthenticated.status)
+    content = Content(which)
+    return Download(
+        visitor, lambda: _pieces(request, visitor, content), f"dead_letters_{content}.jsonl"
+    )
+
+
+def _pieces(request: Request, visitor: Visitor, content: Content) -> Iterator[bytes]:
     query = LetterQuery.read(request.query_params)
     tenant = query.chosen_tenant(tenants_for(visitor))
     return desk_for(visitor).letters.download(tenant, query.filter(), content, actor=visitor.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.connections import ClientSocket, ClientTooSlow
-from lowtide.http.patience import Patience
+from lowtide.http.patience import CROWDED_RATE, CROWDED_SECONDS, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,24 @@ def test_a_client_without_patience_left_is_still_told_so(
         served.recv(1)
     served.sendall(b"408")
     assert theirs.recv(10) == b"408"
+
+
+def test_while_others_wait_a_client_must_be_quicker() -> None:
+    crowd: list[str] = []
+    patience = Patience(5.0, timeout=60.0, rate=1000.0, crowded=lambda: bool(crowd))
+    patience.earn()
+    patience.waited(10.0, 20_000)
+    assert patience.left == 60.0
+    crowd.append("another request")
+    patience.waited(1.0, 1000)
+    assert patience.left <= CROWDED_SECONDS
+    patience.waited(1.0, int(2 * CROWDED_RATE))
+    assert patience.left == CROWDED_SECONDS
+    patience.waited(CROWDED_SECONDS, 2000)
+    assert patience.left == pytest.approx(0, abs=0.01)
+    crowd.clear()
+    patience.waited(1.0, 11_000)
+    assert patience.left == pytest.approx(10, abs=0.01)
 
 
 def test_nothing_waits_for_room_once_the_patience_is_used_up(

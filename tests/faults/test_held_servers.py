@@ -292,6 +292,37 @@ def test_who_does_not_take_an_answer_is_cut_off(upload: Server, read: Server) ->
         reader.close()
 
 
+@pytest.mark.parametrize("what", ["bodies", "downloads"])
+def test_slow_clients_with_a_key_do_not_keep_others_waiting(
+    settings: dict[str, str], folder: Path, upload: Server, what: str
+) -> None:
+    """They keep within the limits of an idle server, and could go on for minutes."""
+    patient = settings | {"LOWTIDE_CLIENT_TIMEOUT": "60", "LOWTIDE_CLIENT_RATE": "1"}
+    body = form(part("purpose", b"batch"), part("file", line(x="y" * 1000) * 40_000, "a.jsonl"))
+    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": CONTENT_TYPE}
+    file = httpx.post(
+        f"{upload.url}/v1/files", content=body, headers=headers, timeout=60, trust_env=False
+    ).json()["id"]
+    with serving("upload" if what == "bodies" else "read", folder, patient) as server:
+        head = (
+            UPLOAD + AUTHORIZATION + LENGTH
+            if what == "bodies"
+            else f"GET /v1/files/{file}/content HTTP/1.1\r\n{HOST}{AUTHORIZATION}\r\n"
+        )
+        slow = [server.connect(head, b"x", receive=4096) for _ in range(CLIENTS)]
+        began = time.monotonic()
+        if what == "bodies":
+            assert uploaded(server).status_code == 200
+        else:
+            listed = httpx.get(
+                f"{server.url}/v1/files", headers=headers, timeout=60, trust_env=False
+            )
+            assert listed.status_code == 200
+        assert time.monotonic() - began < 25
+        for client in slow:
+            client.close()
+
+
 def test_of_too_many_connections_the_one_that_waited_longest_goes(read: Server) -> None:
     clients = [read.connect("GET /he") for _ in range(600)]
     live = f"{read.url}/health/live"

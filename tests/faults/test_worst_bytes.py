@@ -30,7 +30,7 @@ from tests.faults.large import KINDS, answering
 from tests.faults.memory import environment_of, memory_limit, peak_memory, worker_bound
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
-from tests.portal.conftest import PORTAL_PASSWORD, api, start_portal
+from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD, api, start_portal
 from tests.postgres.letters import batch_of_lines, dead
 from tests.postgres.worlds import done
 
@@ -295,10 +295,9 @@ def test_portal(
         "/dead-letters/content?which=output",
         "/dead-letters/content?which=input",
     ]
-    with portal.client() as client:
-        cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+    visitors = [portal.cookie(secret) for secret in (PORTAL_PASSWORD, VIEWER_PASSWORD)]
     for path in paths:
-        together(MOST, lambda _, url=portal.url + path: taken(url, cookies))
+        together(MOST, lambda n, url=portal.url + path: taken(url, visitors[n % 2]))
     with launched() as browser:
         visit = new_visit(browser, portal.url)
         visit.context.request.post(f"{portal.url}/sign-in", form={"secret": PORTAL_PASSWORD})

@@ -59,6 +59,12 @@ class Portal:
                 assert "problem" not in answer.headers["location"]
             yield client
 
+    def cookie(self, secret: str) -> dict[str, str]:
+        """Return the header of a request by who signs in with a secret."""
+        with self.client(secret) as client:
+            pairs = [f"{name}={value}" for name, value in client.cookies.items()]
+        return {"Cookie": "; ".join(pairs)}
+
 
 @dataclass
 class StubApi:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-from portal.downloads import MOST, Download
+from lowtide.domain.visitors import Role, Visitor
+from portal.downloads import MOST, MOST_OF_ONE, Download
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +38,20 @@ def test_more_than_a_few_downloads_are_refused_until_one_is_over() -> None:
         assert gate.wait(30)
         yield b"last"
 
+    def of(name: str) -> Download:
+        return Download(Visitor(name, Role.VIEWER), slow, "a.jsonl")
+
     async def visit() -> None:
-        running = [asyncio.create_task(_status(Download(slow, "a.jsonl"))) for _ in range(MOST)]
+        names = [str(number // MOST_OF_ONE) for number in range(MOST)]
+        running = [asyncio.create_task(_status(of(name))) for name in names[:-1]]
         for _ in running:
             assert await asyncio.to_thread(begun.acquire, timeout=30)
-        assert await _status(Download(slow, "a.jsonl")) == 503
+        assert await _status(of("0")) == 503
+        running.append(asyncio.create_task(_status(of(names[-1]))))
+        assert await asyncio.to_thread(begun.acquire, timeout=30)
+        assert await _status(of("another")) == 503
         gate.set()
         assert await asyncio.gather(*running) == [200] * MOST
-        assert await _status(Download(slow, "a.jsonl")) == 200
+        assert await _status(of("0")) == 200
 
     asyncio.run(visit())

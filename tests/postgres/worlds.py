@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 KEPT = {"tenants", "api_keys", "alembic_version"}
 _CONTENTS = "SELECT t::text FROM {} t ORDER BY 1"
-PATIENCE = 20.0
+PATIENCE = 60.0
 MAX_LOST_LEASES = 3
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from lowtide.services import settling
 from lowtide.services.publishing import Publisher
 from lowtide.services.settling import FlushRules, Settler
 from tests.postgres.worlds import done
-from tests.services.workers import FlakyQueue, Meter, Sink, lease_keeper, until
+from tests.services.workers import PATIENCE, FlakyQueue, Meter, Sink, lease_keeper, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -42,6 +42,8 @@ def _settle(
         claims = world.queue.claim(keeper.lease, Pool.SPOT, 1000)
         writing = asyncio.create_task(settler.run(lambda: None))
         await during(settler, queue, claims)
+        # What is counted is counted behind the commit that a test has seen.
+        await settler.drain(PATIENCE)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
 

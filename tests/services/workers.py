@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lowtide.ports.tracing import Tracer
     from tests.postgres.worlds import World
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 async def until(look: Callable[[], object], *, within: float = PATIENCE) -> None:
