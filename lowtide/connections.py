@@ -34,7 +34,7 @@ _ANONYMOUS_SECONDS = 5.0
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 16
-# How soon a thread that waits for its client sees that other requests wait for a thread.
+# How soon a thread that waits for its client sees that all others are taken.
 _LOOK_SECONDS = 0.5
 _Done = TypeVar("_Done")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -220,12 +220,15 @@ class Worker(ThreadWorker):
 
     def _patience(self) -> Patience:
         seconds = min(_ANONYMOUS_SECONDS, self._timeout)
-        return Patience(
-            seconds, timeout=self._timeout, rate=self._rate, crowded=self._has_waiting_requests
-        )
+        return Patience(seconds, timeout=self._timeout, rate=self._rate, crowded=self._is_crowded)
 
-    def _has_waiting_requests(self) -> bool:
-        return bool(self.tpool._work_queue.qsize())  # noqa: SLF001
+    def _is_crowded(self) -> bool:
+        """Whether all threads are taken.
+
+        What waits for one then need not be seen here: Knative lets in no more than there are threads.
+        """
+        watched = len(self.pending_conns) + len(self.keepalived_conns) + len(self._lingering)
+        return bool(self.nr_conns - watched >= self.cfg.threads)
 
     def _watch(self, conn: Any, waiting: deque[Any], on_readable: Callable[..., None]) -> None:
         waiting.append(conn)

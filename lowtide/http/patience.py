@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CROWDED_SECONDS: Final = 2.0
-CROWDED_RATE: Final = float(1 << 20)
-"""What a client must keep, in bytes a second, while others wait for its thread."""
+CROWDED_SECONDS: Final = 3.0
+CROWDED_RATE: Final = float(1 << 18)
+"""What a client must keep, in bytes a second, while all threads are taken."""
 PATIENCE = "lowtide.patience"
 """Key of a request's Patience in its WSGI environment."""
 
@@ -19,7 +19,7 @@ class Patience:
 
     Waiting uses them up. Once `earn` is called, each byte that passes gives a little back: a client
     that keeps the minimum rate, on average, may take as long as it needs. While it is `crowded`, which
-    is when other requests wait for a thread, clients must be quicker, or go within 2 s.
+    is when all threads are taken, clients must be quicker, or go within seconds.
     """
 
     def __init__(

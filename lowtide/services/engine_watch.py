@@ -181,7 +181,8 @@ class EngineWatch:
             self._become(self._breaker.found_nothing(now))
         elif lacking := self.lacking:
             names = ", ".join(sorted(name or "requests without a model" for name in lacking))
-            self._become(self._breaker.doubted(f"The engine does not serve {names}", now))
+            reason = f"The engine does not serve {names}, or fails every such request"
+            self._become(self._breaker.doubted(reason, now))
             return self.is_probing
         return False
 
