@@ -57,7 +57,7 @@ def test_submit_without_a_terminal_prints_plain_lines(stack: LocalStack, tmp_pat
 
 
 def test_cancel(stack: LocalStack, tmp_path: Path) -> None:
-    source = chat_file(20_000)
+    source = chat_file(50_000)
     path = tmp_path / "in.jsonl"
     path.write_bytes(source)
     batch = ask(stack, "submit", path, "--window", "2h")["id"]

@@ -54,20 +54,20 @@ def scrape(port: int | None) -> dict[str, float]:
 
 
 def test_processes_export_what_dashboards_and_alerts_read(stack: LocalStack) -> None:
-    before = [scrape(worker.health_port) for worker in stack.workers()]
+    # Some of those that ran for the tests before might end meanwhile, and with them their counts.
+    until(lambda: not stack.workers(), "there is no worker left", within=120)
     source = chat_file(LINES)
     stack.finish(stack.submit(stack.upload(source)), source, answers=simulated_answer)
     workers = [scrape(worker.health_port) for worker in stack.workers()]
     assert workers
     assert all(worker.keys() >= WORKER for worker in workers)
     total = {name: sum(worker[name] for worker in workers) for name in WORKER}
-    known = {name: sum(worker.get(name, 0.0) for worker in before) for name in WORKER}
-    assert total["worker_completed_total"] - known["worker_completed_total"] == LINES
-    assert total["requests_sla_met_total"] - known["requests_sla_met_total"] == LINES
-    assert total["queue_wait_time_seconds_count"] - known["queue_wait_time_seconds_count"] == LINES
+    assert total["worker_completed_total"] == LINES
+    assert total["requests_sla_met_total"] == LINES
+    assert total["queue_wait_time_seconds_count"] == LINES
     # Every tenth attempt was interrupted, and ran again.
-    assert total["spot_interruptions_total"] > known["spot_interruptions_total"]
-    assert total["engine_answers_total"] - known["engine_answers_total"] > LINES
+    assert total["spot_interruptions_total"] > 0
+    assert total["engine_answers_total"] > LINES
     assert total["requests_sla_violated_total"] == 0
     assert total["cost_total"] > 0
 

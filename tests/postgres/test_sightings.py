@@ -21,14 +21,14 @@ def _see(
     problem: str = "",
     role: str = "api",
 ) -> Any:
-    """Write one glimpse; return the row as ages in seconds."""
+    """Write one glimpse; return the row as ages, in tens of seconds."""
     glimpse = Glimpse(Sight.FUNCTION, "read", succeeded, failed, problem)
     PostgresSightings(database.engine(role)).write([glimpse])
     with database.engine("operator").connect() as connection:
         return connection.execute(
             text(
-                "SELECT round(extract(epoch FROM now() - succeeded_at)) AS succeeded, "
-                "round(extract(epoch FROM now() - failed_at)) AS failed, problem, xmin "
+                "SELECT floor(extract(epoch FROM now() - succeeded_at) / 10) AS succeeded, "
+                "floor(extract(epoch FROM now() - failed_at) / 10) AS failed, problem, xmin "
                 "FROM sightings WHERE sight = 'function' AND name = 'read'"
             )
         ).one()
@@ -37,20 +37,20 @@ def _see(
 @pytest.mark.parametrize("role", ["api", "worker", "operator"])
 def test_every_role_that_works_tells(database: Database, role: str) -> None:
     row = _see(database, succeeded=60.0, role=role)
-    assert (row.succeeded, row.failed, row.problem) == (60, None, "")
+    assert (row.succeeded, row.failed, row.problem) == (6, None, "")
 
 
 def test_what_is_newer_stays(database: Database) -> None:
     _see(database, succeeded=10.0, failed=20.0, problem="HTTP 503")
     row = _see(database, succeeded=90.0, failed=80.0, problem="HTTP 500")
-    assert (row.succeeded, row.failed, row.problem) == (10, 20, "HTTP 503")
+    assert (row.succeeded, row.failed, row.problem) == (1, 2, "HTTP 503")
     row = _see(database, failed=1.0, problem="HTTP 502")
-    assert (row.succeeded, row.failed, row.problem) == (10, 1, "HTTP 502")
+    assert (row.succeeded, row.failed, row.problem) == (1, 0, "HTTP 502")
 
 
 def test_what_another_replica_just_told_is_not_written_again(database: Database) -> None:
-    first = _see(database, succeeded=4.0)
-    assert _see(database, succeeded=2.0).xmin == first.xmin
+    first = _see(database, succeeded=10.0)
+    assert _see(database, succeeded=9.9).xmin == first.xmin
     assert _see(database, succeeded=0.0).xmin != first.xmin
 
 
