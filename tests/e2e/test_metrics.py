@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx
@@ -57,9 +58,19 @@ def test_processes_export_what_dashboards_and_alerts_read(stack: LocalStack) -> 
     # Some of those that ran for the tests before might end meanwhile, and with them their counts.
     until(lambda: not stack.workers(), "there is no worker left", within=120)
     source = chat_file(LINES)
-    stack.finish(stack.submit(stack.upload(source)), source, answers=simulated_answer)
-    workers = [scrape(worker.health_port) for worker in stack.workers()]
-    assert workers
+    latest: dict[int | None, dict[str, float]] = {}
+
+    def completed() -> float:
+        for worker in stack.workers():
+            with suppress(httpx.TransportError):  # it begins, or ends
+                latest[worker.health_port] = scrape(worker.health_port)
+        return sum(worker["worker_completed_total"] for worker in latest.values())
+
+    batch = stack.submit(stack.upload(source))
+    until(lambda: completed() == LINES, "every request is counted", within=120)
+    completed()
+    stack.finish(batch, source, answers=simulated_answer)
+    workers = list(latest.values())
     assert all(worker.keys() >= WORKER for worker in workers)
     total = {name: sum(worker[name] for worker in workers) for name in WORKER}
     assert total["worker_completed_total"] == LINES
