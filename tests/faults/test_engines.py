@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from lowtide.domain.breaker import STREAK
 from lowtide.local.ports import free_port
 from lowtide.services.engine_watch import RECENT
 from tests.chaos.control import HOST, Helper
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 WORKERS = 4
 ATTEMPTS = 5
 CAP = 5.0
+WORKERS = 4
 SETTINGS = {
     "LOWTIDE_ENGINE": "openai",
+    "LOWTIDE_SPOT_REPLICAS": str(WORKERS),
     "LOWTIDE_MAX_ATTEMPTS": str(ATTEMPTS),
     # Short enough that every attempt of a request would be spent within each of these faults.
     "LOWTIDE_RETRY_BASE": "0.2",
@@ -141,12 +144,14 @@ def rig(shared_rig: Rig) -> Iterator[Rig]:
     shared_rig.heal()
 
 
-def _ends_unharmed(rig: Rig, batch: str, source: bytes) -> None:
-    """Every request completed at its first attempt."""
+def _ends_unharmed(rig: Rig, batch: str, source: bytes, charged: int = 0) -> None:
+    """Every request completed at its first attempt, but for `charged` that may have needed two."""
     ended = rig.stack.finish(batch, source, answers=check_answer, within=240)
     counts = ended["request_counts"]
     assert (counts["failed"], counts["completed"]) == (0, counts["total"])
-    assert set(rig.attempts(batch)) == {1}
+    attempts = rig.attempts(batch)
+    assert set(attempts) <= {1, 2}
+    assert attempts[2] <= charged
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,9 @@ def test_what_an_engine_does_to_everything_is_charged_to_nobody(
     began = time.time()
     rig.fault(mode, seconds)
     batch, source = rig.submit(300)
-    _ends_unharmed(rig, batch, source)
+    # Whose 500 it was shows only when the engine is asked again: the last that a worker sends may
+    # come back just before the fault is over, and the answer to the question after.
+    _ends_unharmed(rig, batch, source, charged=WORKERS * STREAK if mode == "liar" else 0)
     assert rig.executions(began).count(mode) < 300, "it is asked less and less"
 
 
