@@ -75,8 +75,8 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
     if line.status_code is None or line.body is None:
         error = f'{{"code":{_text(line.error_code)},"message":{_text(line.error_message)}}}'
         head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
-        return _encoded(f'{head}null,"error":{error}}}\n')
-    return _encoded(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}")
+        return encode_escaped(f'{head}null,"error":{error}}}\n')
+    return encode_escaped(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}")
 
 
 def render_in_pieces(
@@ -86,8 +86,8 @@ def render_in_pieces(
     if not line.is_long:
         yield render(batch, line)
         return
-    yield _encoded(_before_body(batch, line))
-    yield from map(_encoded, body(line.number))
+    yield encode_escaped(_before_body(batch, line))
+    yield from map(encode_escaped, body(line.number))
     yield _AFTER_BODY.encode()
 
 
@@ -112,7 +112,8 @@ def _before_body(batch: BatchId, line: FinishedLine) -> str:
     )
 
 
-def _encoded(text: str) -> bytes:
+def encode_escaped(text: str) -> bytes:
+    """Return JSON in UTF-8, as `escape_separators` leaves it."""
     return escape_separators(text).encode()
 
 

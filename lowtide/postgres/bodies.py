@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -37,8 +36,16 @@ def body_in_pieces(
     transaction: Callable[[], AbstractContextManager[Connection]], batch: BatchId, line: int
 ) -> Iterator[str]:
     """Yield an answer's body; raises NotFound when it is deleted meanwhile."""
+    last = False
+
+    def read(start: int) -> str:
+        nonlocal last
+        piece = _piece(transaction, batch, line, start)
+        last = len(piece) < _PIECE
+        return piece
+
     # No frame of a generator holds a piece while its reader takes the time it needs.
-    return takewhile(bool, map(partial(_piece, transaction, batch, line), count(1, _PIECE)))
+    return map(read, takewhile(lambda _: not last, count(1, _PIECE)))
 
 
 def _piece(

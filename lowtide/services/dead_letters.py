@@ -14,7 +14,7 @@ from lowtide.domain.dead_letters import MOST_SOURCES, LetterFilter, in_blocks, o
 from lowtide.domain.errors import Conflict, InvalidRequest, NotFound
 from lowtide.domain.ids import format_batch_id
 from lowtide.domain.lines import NO_BYTES, checksum_of
-from lowtide.domain.outputs import escape_separators, render_all
+from lowtide.domain.outputs import encode_escaped, render_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -189,7 +189,7 @@ def input_blocks(
                     pieces = iterdecode(
                         _proven(place, _line_in_pieces(objects, source, place)), "utf-8"
                     )
-                    yield from (escape_separators(piece).encode() for piece in pieces)
+                    yield from map(encode_escaped, pieces)
                     yield b"\n"
                 continue
             ranges = [(place.start, place.length) for place in block]
@@ -200,7 +200,7 @@ def input_blocks(
                 for piece in _proven(place, [line])
             )
             yield b"".join(
-                (line if line.isascii() else escape_separators(line.decode()).encode()) + b"\n"
+                (line if line.isascii() else encode_escaped(line.decode())) + b"\n"
                 for line in proven
             )
     except NotFound as error:

@@ -103,13 +103,13 @@ def dripping(server: Server, head: str, drip: bytes = b"x") -> Iterator[list[Cli
             client.close()
 
 
-def uploaded(server: Server) -> httpx.Response:
-    """Upload a small file as a good client does."""
+def uploaded(server: Server, content: bytes = line()) -> httpx.Response:
+    """Upload a file as a good client does."""
     return httpx.post(
         f"{server.url}/v1/files",
-        content=form(part("purpose", b"batch"), part("file", line(), "a.jsonl")),
+        content=form(part("purpose", b"batch"), part("file", content, "a.jsonl")),
         headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": CONTENT_TYPE},
-        timeout=30,
+        timeout=60,
         trust_env=False,
     )
 
@@ -276,18 +276,16 @@ def test_what_follows_a_body_is_another_request(create_batch: Server) -> None:
 
 
 def test_who_does_not_take_an_answer_is_cut_off(upload: Server, read: Server) -> None:
-    body = form(part("purpose", b"batch"), part("file", line(x="y" * 1000) * 40_000, "a.jsonl"))
-    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": CONTENT_TYPE}
-    file = httpx.post(
-        f"{upload.url}/v1/files", content=body, headers=headers, timeout=60, trust_env=False
-    ).json()["id"]
+    content = line(x="y" * 1000) * 40_000
+    file = uploaded(upload, content).json()["id"]
+    headers = {"Authorization": f"Bearer {API_KEY}"}
     head = f"GET /v1/files/{file}/content HTTP/1.1\r\n{HOST}{AUTHORIZATION}\r\n"
     readers = [read.connect(head, receive=4096) for _ in range(CLIENTS)]
     began = time.monotonic()
     listed = httpx.get(f"{read.url}/v1/files", headers=headers, timeout=60, trust_env=False)
     assert listed.status_code == 200
     assert time.monotonic() - began < 4 * TIMEOUT
-    assert len(readers[0].read()) < len(body)
+    assert len(readers[0].read()) < len(content)
     for reader in readers:
         reader.close()
 
@@ -298,11 +296,9 @@ def test_slow_clients_with_a_key_do_not_keep_others_waiting(
 ) -> None:
     """They keep within the limits of an idle server, and could go on for minutes."""
     patient = settings | {"LOWTIDE_CLIENT_TIMEOUT": "60", "LOWTIDE_CLIENT_RATE": "1"}
-    body = form(part("purpose", b"batch"), part("file", line(x="y" * 1000) * 40_000, "a.jsonl"))
-    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": CONTENT_TYPE}
-    file = httpx.post(
-        f"{upload.url}/v1/files", content=body, headers=headers, timeout=60, trust_env=False
-    ).json()["id"]
+    content = line(x="y" * 1000) * 40_000
+    file = uploaded(upload, content).json()["id"]
+    headers = {"Authorization": f"Bearer {API_KEY}"}
     with serving("upload" if what == "bodies" else "read", folder, patient) as server:
         head = (
             UPLOAD + AUTHORIZATION + LENGTH
