@@ -20,7 +20,7 @@ $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 demo: $(VENV)/.local ## Run the main job once: FILE=path OUT=path make demo
-	@$(BIN)/python -m lowtide.demo
+	@$(BIN)/python -m lowtide.cli.demo
 
 up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= MONITORING=1 LOWTIDE_*=
 	@$(BIN)/lowtide up --detach

@@ -27,21 +27,24 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from stage import peak_megabytes
 
-from lowtide import wiring
-from lowtide.domain.ids import (
+from lowtide.app import App
+from lowtide.batches.service import BatchRequest
+from lowtide.core.ids import (
     DEFAULT_TENANT,
     BatchId,
     format_batch_id,
     format_file_id,
     parse_batch_id,
 )
-from lowtide.domain.lines import LineReader, read_lines
-from lowtide.postgres.connections import connect
-from lowtide.services.batches import BatchRequest
+from lowtide.database.connections import connect
+from lowtide.files.lines import LineReader, read_lines
+from lowtide.services import line_limits
+from lowtide.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+APP = App(read_settings())
 BODY = '{"id":"chatcmpl-0","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":{"prompt_tokens":20,"completion_tokens":40,"total_tokens":60}}'
 BODY_BYTES = 300
 # A finished batch without the work of finishing it: every line answered with 200.
@@ -78,7 +81,7 @@ def measured(into: dict[str, Any]) -> Iterator[None]:
 def validate(path: str) -> dict[str, Any]:
     """Read a file through the LineReader, as an upload does with what arrives."""
     found: dict[str, Any] = {}
-    reader = LineReader(wiring.line_limits())
+    reader = LineReader(line_limits(APP.settings))
     with Path(path).open("rb") as file, measured(found):
         for _ in read_lines(iter(lambda: file.read(1 << 20), b""), reader):
             pass
@@ -88,7 +91,7 @@ def validate(path: str) -> dict[str, Any]:
 
 def upload(path: str) -> dict[str, Any]:
     """Store a file."""
-    with Path(path).open("rb") as file, wiring.files().upload(DEFAULT_TENANT) as stream:
+    with Path(path).open("rb") as file, APP.services.files.upload(DEFAULT_TENANT) as stream:
         for block in iter(lambda: file.read(1 << 20), b""):
             stream.write(block)
         stored = stream.finish("bench.jsonl", "batch")
@@ -97,20 +100,20 @@ def upload(path: str) -> dict[str, Any]:
 
 def create(file: str) -> dict[str, Any]:
     """Create a batch for an uploaded file, as the API's role does."""
-    made = wiring.batches().create(DEFAULT_TENANT, BatchRequest(file, "bench"))
+    made = APP.services.batches.create(DEFAULT_TENANT, BatchRequest(file, "bench"))
     return {"batch": format_batch_id(made.id)}
 
 
 def queue(name: str) -> dict[str, Any]:
     """Split a new batch."""
     batch = _batch(name)
-    wiring.splitter().split(batch)
+    APP.splitter.split(batch)
     return {"batch": str(batch)}
 
 
 def split(name: str, owner_url: str) -> dict[str, Any]:
     """Split a new batch, then copy the same rows into empty tables of the same shape."""
-    batch, splitter, found = _batch(name), wiring.splitter(), {}
+    batch, splitter, found = _batch(name), APP.splitter, {}
     with measured(found):
         splitter.split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
@@ -135,10 +138,10 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
 def drain(name: str) -> dict[str, Any]:
     """Split a new batch and answer all of it."""
     batch = _batch(name)
-    wiring.splitter().split(batch)
+    APP.splitter.split(batch)
     body = (BODY % "").encode()
     parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
-    with wiring.database().begin() as connection:
+    with APP.database.begin() as connection:
         connection.execute(text(ANSWER), parameters)
         connection.execute(text("DELETE FROM queue WHERE batch_id = :batch"), parameters)
         connection.execute(text(DRAIN), parameters)
@@ -147,13 +150,13 @@ def drain(name: str) -> dict[str, Any]:
 
 def finalize(name: str) -> dict[str, Any]:
     """Finalize a drained batch, then copy the same columns out."""
-    batch, finalizer, found = _batch(name), wiring.finalizer(), {}
+    batch, finalizer, found = _batch(name), APP.finalizer, {}
     assert _completed(batch) == 0
     with measured(found):
         finalizer.finalize(batch)
     found["lines"] = _completed(batch)
     out, began = io.BytesIO(), time.perf_counter()
-    with wiring.database().begin() as connection:
+    with APP.database.begin() as connection:
         connection.connection.cursor().execute(RESULTS.format(batch=batch), stream=out)
     found["copy"] = time.perf_counter() - began
     assert out.getvalue().count(b"\n") == found["lines"]
@@ -167,14 +170,14 @@ def _batch(name: str) -> BatchId:
 
 
 def _completed(batch: BatchId) -> int:
-    with wiring.database().begin() as connection:
+    with APP.database.begin() as connection:
         query = text("SELECT completed FROM batches WHERE id = :batch")
         return int(connection.execute(query, {"batch": batch}).scalar_one())
 
 
 def _rows(table: str, batch: BatchId) -> bytes:
     out = io.BytesIO()
-    with wiring.database().begin() as connection:
+    with APP.database.begin() as connection:
         query = f"COPY (SELECT * FROM {table} WHERE batch_id = '{batch}') TO STDOUT"  # noqa: S608
         connection.connection.cursor().execute(query, stream=out)
     return out.getvalue()

@@ -31,11 +31,11 @@ from batch_files import write_batch_file
 from sqlalchemy import text
 from stage import Stage
 
-from lowtide.client import open_client
+from lowtide.cli.client import open_client
+from lowtide.database.connections import connect
 from lowtide.local import runtime
 from lowtide.local.options import Options
 from lowtide.local.ports import free_port
-from lowtide.postgres.connections import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,22 +25,21 @@ from typing import TYPE_CHECKING
 from portal_volume import fill
 from stage import Stage
 
-from lowtide.domain.batch_lists import BatchFilter, BatchOrder, mark_of
-from lowtide.domain.history import HistoryRange
-from lowtide.domain.statuses import BatchStatus, RequestStatus
-from lowtide.postgres.batch_details import PostgresBatchDetails
-from lowtide.postgres.batch_lists import PostgresBatchLists
-from lowtide.postgres.connections import connect
-from lowtide.postgres.history import PostgresHistory
-from lowtide.postgres.operations import PostgresOperations
-from lowtide.postgres.overview import PostgresOverview
+from lowtide.batches.detail_store import BatchDetailStore
+from lowtide.batches.list_store import BatchListStore
+from lowtide.batches.model import BatchStatus, RequestStatus
+from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
+from lowtide.database.connections import connect
+from lowtide.status.history import HistoryRange, HistoryStore
+from lowtide.status.operations import OperationsStore
+from lowtide.status.overview import OverviewStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
 
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
 
 BAR_MS = 200.0
 PAGE = 51
@@ -49,12 +48,12 @@ EVERYTHING = BatchFilter()
 
 def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
     """Return what each page reads, by a name for it."""
-    lists, details = PostgresBatchLists(engine), PostgresBatchDetails(engine)
+    lists, details = BatchListStore(engine), BatchDetailStore(engine)
     middle = mark_of(lists.page(None, EVERYTHING, BatchOrder.NEWEST, after=None, limit=4000)[-1])
     narrow = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
     nothing = BatchFilter(user="nobody")
     found: dict[str, Callable[[], object]] = {
-        "overview": partial(PostgresOverview(engine).read, recent=20),
+        "overview": partial(OverviewStore(engine).read, recent=20),
         "count": partial(lists.count, None, EVERYTHING, most=1001),
         "count, nothing matches": partial(lists.count, None, nothing, most=1001),
     }
@@ -68,9 +67,9 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
         found[f"requests, {status or 'all'}"] = lines
         found[f"requests, {status or 'all'}, by custom_id"] = partial(lines, "request-4999")
     found["request"] = partial(details.line, None, batch, 77)
-    found["queues"] = PostgresOperations(engine).read
+    found["queues"] = OperationsStore(engine).read
     for span in HistoryRange:
-        found[f"history, {span}"] = partial(PostgresHistory(engine).read, span)
+        found[f"history, {span}"] = partial(HistoryStore(engine).read, span)
     return found
 
 

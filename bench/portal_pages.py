@@ -39,20 +39,20 @@ from portal_volume import fill
 from sqlalchemy import text
 from stage import ROOT, Stage
 
-from lowtide.auth.passwords import hash_password
-from lowtide.domain.ids import format_batch_id
+from lowtide.core.ids import format_batch_id
+from lowtide.database.connections import connect
 from lowtide.local.bootstrap import DATABASE
 from lowtide.local.database import engine
+from lowtide.local.files import SUPERUSER
 from lowtide.local.ports import HOST, free_port
-from lowtide.local.secrets import SUPERUSER
-from lowtide.postgres.connections import connect
+from lowtide.tenants.passwords import hash_password
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from sqlalchemy import Engine
 
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
 
 MOST_CPU = 0.2
 # Readings are 2 s apart, or a little less: two windows of the same length may differ by a turn.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId
+from lowtide.core.ids import DEFAULT_TENANT, BatchId
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

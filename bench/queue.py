@@ -32,7 +32,7 @@ import psutil
 from sqlalchemy import text
 from stage import ROOT, Stage
 
-from lowtide.postgres.connections import connect
+from lowtide.database.connections import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

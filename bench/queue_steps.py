@@ -24,12 +24,15 @@ from typing import Any
 
 from sqlalchemy import text
 
-from lowtide import wiring
-from lowtide.domain.claims import Finished
-from lowtide.domain.outcomes import Usage
-from lowtide.domain.pools import Pool
-from lowtide.postgres.queue import PostgresQueue
+from lowtide.app import App
+from lowtide.core.ids import new_id
+from lowtide.core.pools import Pool
+from lowtide.engines.outcomes import Usage
+from lowtide.queue.claims import Finished
+from lowtide.queue.store import QueueStore
+from lowtide.settings import read_settings
 
+APP = App(read_settings())
 BODY = json.dumps({"object": "bench", "text": "x" * 270}).encode()
 LINE_BYTES = 600
 JOB = "bench"
@@ -53,11 +56,11 @@ FROM batches b, generate_series(1, :lines) n WHERE b.id = :batch
 
 def fill(lines: int, batches: int, tenants: int) -> dict[str, Any]:
     """Queue lines of several batches and tenants, as splits would have left them."""
-    with wiring.database().begin() as connection:
+    with APP.database.begin() as connection:
         known = connection.execute(text("SELECT id FROM tenants ORDER BY name")).scalars().all()
         for number in range(batches):
             values = {
-                "batch": wiring.new_id(),
+                "batch": new_id(),
                 "tenant": known[number % min(tenants, len(known))],
                 "lines": lines // batches,
                 "bytes": LINE_BYTES,
@@ -69,7 +72,7 @@ def fill(lines: int, batches: int, tenants: int) -> dict[str, Any]:
 
 def drain(size: int, seconds: float) -> dict[str, Any]:
     """Claim and complete sets of lines with results of about 300 bytes."""
-    queue = PostgresQueue(wiring.database(), new_id=wiring.new_id, lease_duration=600.0)
+    queue = QueueStore(APP.database, new_id=new_id, lease_duration=600.0)
     lease = queue.open_lease(Pool.SPOT, "bench")
     usage = Usage(20, 40)
     queue.claim(lease, Pool.SPOT, 0)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from spot_replay import Window, all_dedicated, greedy, omniscient, replay
 
-from lowtide.domain.demand import Capacity
+from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from spot_replay import Window
 
-    from lowtide.domain.demand import Capacity
+    from lowtide.planning.demand import Capacity
 
 mpl.use("agg")
 

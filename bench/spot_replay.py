@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from lowtide.domain.escalation import Move, OpenBatch, Plan, plan_tick
-from lowtide.domain.ids import BatchId
-from lowtide.domain.replicas import desired_replicas
+from lowtide.core.ids import BatchId
+from lowtide.planning.demand import desired_replicas
+from lowtide.planning.escalation import Move, OpenBatch, Plan, plan_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.domain.demand import Capacity
+    from lowtide.planning.demand import Capacity
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = BatchId(uuid.UUID(int=1))

@@ -17,8 +17,8 @@ import psutil
 
 from lowtide.local.bootstrap import addresses, bootstrap
 from lowtide.local.database import EmbeddedPostgres
+from lowtide.local.files import SUPERUSER, Secrets, read_or_create
 from lowtide.local.ports import HOST, free_port
-from lowtide.local.secrets import SUPERUSER, Secrets, read_or_create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

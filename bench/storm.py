@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from stage import ROOT, Stage
 
-from lowtide.domain.claims import Finished
-from lowtide.domain.outcomes import Usage
-from lowtide.domain.pools import Pool
-from lowtide.postgres.connections import connect
-from lowtide.postgres.queue import PostgresQueue
-from lowtide.postgres.ticks import PostgresTicks
-from lowtide.wiring import new_id
+from lowtide.core.ids import new_id
+from lowtide.core.pools import Pool
+from lowtide.database.connections import connect
+from lowtide.engines.outcomes import Usage
+from lowtide.queue.claims import Finished
+from lowtide.queue.store import QueueStore
+from lowtide.scheduler.sweep import SweepStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -61,7 +61,7 @@ AGAIN = text(
 
 def claim_on(url: str) -> None:
     """Claim and complete lines until the end of the input; print when and how long each claim took."""
-    queue = PostgresQueue(connect(url, pool_size=2), new_id=new_id, lease_duration=3600)
+    queue = QueueStore(connect(url, pool_size=2), new_id=new_id, lease_duration=3600)
     lease = queue.open_lease(Pool.SPOT, "other")
     stopped = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
@@ -84,7 +84,7 @@ def claim_on(url: str) -> None:
 
 def lose(engine: Engine, workers: int, lines: int) -> int:
     """Have workers claim their lines and fall silent; return how many lines they hold."""
-    queue = PostgresQueue(engine, new_id=new_id, lease_duration=3600)
+    queue = QueueStore(engine, new_id=new_id, lease_duration=3600)
     held = 0
     for _ in range(workers):
         lease = queue.open_lease(Pool.SPOT, "lost")
@@ -94,7 +94,7 @@ def lose(engine: Engine, workers: int, lines: int) -> int:
 
 def sweep_twice(engine: Engine) -> dict[str, Any]:
     """Let all silent leases run out, and two ticks see it at once."""
-    ticks = PostgresTicks(engine, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
+    ticks = SweepStore(engine, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
     with engine.begin() as connection:
         connection.execute(text("UPDATE workers SET expires_at = now() WHERE name = 'lost'"))
     found: list[tuple[float, float, int]] = []

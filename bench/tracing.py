@@ -32,9 +32,10 @@ from batch_files import write_batch_file
 from sqlalchemy import text
 from stage import Stage
 
-from lowtide import wiring
-from lowtide.domain.pools import Pool
-from lowtide.services import inference
+from lowtide.app import App
+from lowtide.core.pools import Pool
+from lowtide.settings import read_settings
+from lowtide.worker import runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,9 +75,9 @@ class Nothing:
 def drain(arm: str) -> dict[str, float]:
     """Run a worker in this process until nothing is left; return its seconds."""
     if arm == "bare":
-        inference.SetSpans = Nothing  # type: ignore[assignment,misc]
-    worker = wiring.build_worker(Pool.SPOT)
-    engine = wiring.database()
+        runner.SetSpans = Nothing  # type: ignore[assignment,misc]
+    app = App(read_settings())
+    worker, engine = app.build_worker(Pool.SPOT), app.database
 
     def watch() -> None:
         left = 1
@@ -89,7 +90,7 @@ def drain(arm: str) -> dict[str, float]:
     threading.Thread(target=watch).start()
     began, used = time.perf_counter(), time.process_time()
     asyncio.run(worker.run())
-    wiring.tracer().close(10)
+    app.tracer.close(10)
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used}
 
 

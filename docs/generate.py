@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from lowtide.domain.statuses import BATCH_TRANSITIONS, SHOWN_AS, BatchStatus
+from lowtide.batches.model import BATCH_TRANSITIONS, SHOWN_AS, BatchStatus
 from lowtide.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from lowtide import client as api
-from lowtide.domain.outcomes import Answered
+from lowtide.cli import client as api
+from lowtide.engines.model import EngineRequest
+from lowtide.engines.outcomes import Answered
 from lowtide.engines.simulated import SimulatedEngine
-from lowtide.local import runtime, secrets
+from lowtide.local import files, runtime
 from lowtide.local.bootstrap import DATABASE
 from lowtide.local.database import engine
 from lowtide.local.options import Options
 from lowtide.local.ports import HOST
-from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,12 +179,12 @@ def _lowtide(folder: Path, *words: str) -> str:
 
 
 def _make_up(folder: Path, *statements: str) -> None:
-    known = secrets.read(folder)
+    known = files.read(folder)
     assert known is not None  # noqa: S101 - the stack runs
     state = json.loads((folder / "state.json").read_bytes())
     port = next(each["port"] for each in state["processes"] if each["name"] == "postgres")
-    password = known.passwords[secrets.SUPERUSER]
-    url = f"postgresql://{secrets.SUPERUSER}:{password}@{HOST}:{port}/{DATABASE}"
+    password = known.passwords[files.SUPERUSER]
+    url = f"postgresql://{files.SUPERUSER}:{password}@{HOST}:{port}/{DATABASE}"
     with engine(url, timeout=60).connect() as connection:
         for statement in statements:
             connection.execute(text(statement))

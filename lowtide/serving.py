@@ -13,22 +13,25 @@ from typing import Any
 
 import functions_framework
 
-from lowtide import connections, health, wiring
-from lowtide.domain.events import EventType
-from lowtide.domain.sightings import TICK, Sight
-from lowtide.http.service import check_database
-from lowtide.logs import configure
-from lowtide.pull_loop import PULL_LOOP
-from lowtide.services.inference import DRAIN_SECONDS
-from lowtide.settings import read_settings
+from lowtide.app import App
+from lowtide.events.model import EventType
+from lowtide.http import connections
+from lowtide.settings import read_settings, secret_values
+from lowtide.status.last_seen import TICK, Sight
+from lowtide.telemetry import health
+from lowtide.telemetry.logs import configure
+from lowtide.worker.loop import DRAIN_SECONDS
 
 bind = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}"  # noqa: S104
 workers = 1
 threads = int(os.environ.get("THREADS", "8"))
-worker_class = "lowtide.connections.Worker"
+worker_class = "lowtide.http.connections.Worker"
 timeout = 0
+_settings = read_settings()
+connections.Worker.client_timeout = _settings.client_timeout
+connections.Worker.client_rate = _settings.client_rate
 # Work in hand may take its grace, then the last results are written and the lease is closed.
-graceful_timeout = int(read_settings().worker_grace + DRAIN_SECONDS) + 5
+graceful_timeout = int(_settings.worker_grace + DRAIN_SECONDS) + 5
 keepalive = 75
 loglevel = "warning"
 # The longest paths of the API, with every parameter, have under 1,000 characters.
@@ -50,21 +53,22 @@ _EVENT_TYPES = frozenset({*EventType, TICK})
 
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the function, in the process that serves it."""
-    settings = read_settings()
-    configure(settings.log_format, settings.log_level)
-    # Here, not before: its thread would not come along into this process.
-    wiring.tracer()
+    app = worker.lowtide = App.of_server(worker.wsgi)
+    configure(app.settings.log_format, app.settings.log_level, secrets=secret_values(os.environ))
     _protect(worker)
-    health.serve(settings.health_port, is_ready=_check)
+    health.serve(app.settings.health_port, is_ready=app.check)
+    loop = app.pull_loop
+    if loop is None:
+        return
 
     def stop(signum: int, frame: Any) -> None:
-        PULL_LOOP.begin_stop()
+        loop.begin_stop()
         worker.handle_exit(signum, frame)
 
     signal.signal(signal.SIGTERM, stop)
     # Until now gunicorn's own handler took the signal.
     if worker.alive:
-        PULL_LOOP.start()
+        loop.start()
 
 
 def _protect(worker: Any) -> None:
@@ -77,11 +81,6 @@ def _protect(worker: Any) -> None:
     worker.wsgi = connections.closing(worker.wsgi)
 
 
-def _check() -> None:
-    check_database()
-    PULL_LOOP.check_engine()
-
-
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001
     """Note that this function answered, and the type of an event that it handled."""
     # Probes are no use of it, and would keep an idle function's sighting young. Without a response,
@@ -90,7 +89,7 @@ def post_request(worker: Any, request: Any, environ: dict[str, Any], response: A
         return
     status = response.status_code or 500
     problem = f"HTTP {status}" if status >= 500 else None
-    sightings = wiring.sightings()
+    sightings = worker.lowtide.sightings
     sightings.note(Sight.FUNCTION, _FUNCTION, problem)
     type_ = environ.get("HTTP_CE_TYPE", "")
     if _TAKES_EVENTS and type_ in _EVENT_TYPES:
@@ -99,8 +98,11 @@ def post_request(worker: Any, request: Any, environ: dict[str, Any], response: A
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     """Let the pull loop finish its work in hand."""
-    PULL_LOOP.begin_stop()
-    PULL_LOOP.join()
-    wiring.publisher().drain(_LAST_WORDS_SECONDS)
-    wiring.sightings().close(_LAST_WORDS_SECONDS)
-    wiring.tracer().close(_LAST_WORDS_SECONDS)
+    # Gunicorn calls this, too, where the function could not be loaded.
+    app: App | None = getattr(worker, "lowtide", None)
+    if app is None:
+        return
+    if app.pull_loop is not None:
+        app.pull_loop.begin_stop()
+        app.pull_loop.join()
+    app.close(_LAST_WORDS_SECONDS)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import ipaddress
 import os
 from enum import StrEnum
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lowtide.domain.fault_plans import parse_faults
-from lowtide.domain.lines import ENDPOINTS
-from lowtide.domain.redaction import masked
-from lowtide.domain.visitors import Role
+from lowtide.core.fault_plans import parse_faults
+from lowtide.core.redaction import masked
+from lowtide.files.lines import ENDPOINTS
+from lowtide.telemetry.logs import LogFormat, LogLevel
+from lowtide.tenants.sign_in import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
 
 PREFIX = "LOWTIDE_"
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -83,22 +84,6 @@ class Admission(StrEnum):
 
     OPEN = "open"
     STRICT = "strict"
-
-
-class LogFormat(StrEnum):
-    """How a process writes its log."""
-
-    JSON = "json"
-    TEXT = "text"
-
-
-class LogLevel(StrEnum):
-    """The least grave lines of Lowtide's own that a log shows."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 class Settings(BaseSettings):
@@ -427,7 +412,6 @@ def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
     )
 
 
-@lru_cache(maxsize=1)
 def read_settings() -> Settings:
     """Read the environment; raises ValueError for a bad value or an unknown variable."""
     if unknown := unknown_variables():

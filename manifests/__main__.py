@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lowtide.local.errors import BadManifest
+from lowtide.local.options import BadManifest
 from manifests import bounds, check, kubectl, models, policies
 from manifests.overlays import KUSTOMIZATIONS, label, others, rendered
 
 if TYPE_CHECKING:
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from lowtide.domain.pools import Pool
-from lowtide.local.bounds import limited
+from lowtide.core.pools import Pool
+from lowtide.local.autoscaler import limited
 from lowtide.local.rendering import documents
 from manifests.overlays import ROOT
 

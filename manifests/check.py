@@ -11,7 +11,7 @@ from manifests.pods import KNATIVE, templates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 
 def findings(documents: Sequence[Document]) -> list[str]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from croniter import croniter
 
-from lowtide.local.durations import parse
-from lowtide.local.errors import BadManifest
+from lowtide.local.dispatcher import parse
+from lowtide.local.options import BadManifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 _ATTRIBUTE = re.compile(r"[a-z][a-z0-9]*")
 _BROKER_CLASS = "eventing.knative.dev/broker.class"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 _LONGEST = 600  # max-revision-timeout-seconds
 _FIRST_BYTE = 300  # revision-timeout-seconds: what responseStartTimeoutSeconds is, where longer

@@ -12,7 +12,7 @@ from manifests.overlays import ROOT, label
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 
 def available() -> bool:

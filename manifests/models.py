@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 if TYPE_CHECKING:
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 PACKAGES = {
     "serving.knative.dev/v1": "cloudcoil.models.knative_serving.serving.v1",

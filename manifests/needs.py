@@ -10,7 +10,7 @@ from lowtide.settings import unknown_variables
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
     from manifests.objects import Objects
     from manifests.pods import Template
 

@@ -10,7 +10,7 @@ from manifests.pods import templates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 # Made by whoever owns the model, if it needs one.
 _MODEL_SECRETS = {"lowtide-models": {"hf-token"}}

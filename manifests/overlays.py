@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lowtide.local.rendering import documents, render
 
 if TYPE_CHECKING:
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAYS = ("dev", "stage", "prod", "prod-gpu")

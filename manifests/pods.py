@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 KNATIVE = "serving.knative.dev/v1"
 

@@ -22,7 +22,7 @@ from manifests.pods import templates
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 ALLOWED = Path(__file__).with_name("allowed.yaml")
 CHECKOV = ROOT / ".venv-manifests" / "bin" / "checkov"

@@ -15,7 +15,7 @@ from manifests.pods import KNATIVE, selects
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
     from manifests.pods import Template
 
 _GPU = "nvidia.com/gpu"

@@ -19,7 +19,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 if TYPE_CHECKING:
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 KUBERNETES = "1.36"
 FOLDER = Path(__file__).with_name("schemas")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
     from manifests.pods import Template
 
 _VOLUMES = frozenset(

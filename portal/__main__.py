@@ -6,9 +6,10 @@ import logging
 import os
 from contextlib import suppress
 
-from lowtide import health, wiring
-from lowtide.logs import configure
-from lowtide.settings import read_settings
+from lowtide.app import App
+from lowtide.settings import read_settings, secret_values
+from lowtide.telemetry import health
+from lowtide.telemetry.logs import configure
 from portal.application import build, serve
 from portal.watching import watch_everything
 
@@ -21,16 +22,16 @@ def main() -> None:
     # NiceGUI takes a process that inherits this, as every child of a test does, for a test of its own.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
-    configure(settings.log_format, settings.log_level)
+    configure(settings.log_format, settings.log_level, secrets=secret_values(os.environ))
     # Ready even without the database: the pages then say that it is away.
     health.serve(settings.health_port, is_ready=lambda: None, host=settings.portal_host)
-    build(watch_everything(settings), wiring.entrance(), wiring.signed_out(), settings)
+    lowtide = App(settings, name="portal")
+    build(watch_everything(lowtide), lowtide)
     address = f"http://{settings.portal_host}:{settings.portal_port}"
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):
         serve(settings)
-    wiring.publisher().drain(_LAST_WORDS_SECONDS)
-    wiring.tracer().close(_LAST_WORDS_SECONDS)
+    lowtide.close(_LAST_WORDS_SECONDS)
     # A query that hangs holds its thread, and an ordinary exit would wait for it.
     logging.shutdown()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The portal put together: pages, the poller behind them, and the server."""
+"""The portal: pages, the poller behind them, and the server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from nicegui import app, ui
+from starlette.datastructures import MutableHeaders
 
-from portal import batch_downloads, shortcuts, theme
-from portal.components import batch_style
+from portal import downloads, theme
+from portal.components import shortcuts
 from portal.dashboards import Dashboards
 from portal.pages import (
     audit,
@@ -24,28 +25,70 @@ from portal.pages import (
     tenants,
     upload,
 )
-from portal.policy import ContentPolicy
 from portal.session_watch import SessionWatch
-from portal.sessions import Guard
-from portal.signed_out import SIGNED_OUT
+from portal.sessions import SIGNED_OUT, Guard
 
 if TYPE_CHECKING:
-    from lowtide.postgres.signed_out import PostgresSignedOut
-    from lowtide.services.entrance import Entrance
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from lowtide.app import App
     from lowtide.settings import Settings
     from portal.watching import Watching
+
+
+# NiceGUI starts its pages with inline scripts that differ with every page, and compiles templates in
+# the browser: without these two words it shows nothing. Data never becomes a template or a script.
+CONTENT_SECURITY_POLICY: Final = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+class ContentPolicy:
+    """ASGI middleware that tells browsers the policy with every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and add the headers to what comes back."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
 
 # A page that is away for longer is loaded anew, and what was chosen there is lost. NiceGUI derives its pings
 # from this: with its own 3 s it gives up a busy browser after 2.
 _RECONNECT_SECONDS: Final = 20.0
 
 
-def build(
-    watching: Watching, entrance: Entrance, signed_out: PostgresSignedOut, settings: Settings
-) -> None:
+def build(watching: Watching, lowtide: App) -> None:
     """Register every page and what runs beside them."""
-    poller = watching.poller
-    SIGNED_OUT.keep_in(signed_out)
+    poller, settings, entrance = watching.poller, lowtide.settings, lowtide.entrance
+    app.state.lowtide = lowtide
+    SIGNED_OUT.keep_in(lowtide.signed_out)
     # The session's middleware comes with the server, and so goes around this one.
     app.add_middleware(Guard, entrance=entrance)
     app.add_middleware(ContentPolicy)
@@ -56,12 +99,12 @@ def build(
         app.on_shutdown(watching.alerts.close)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
-    batch_style.install()
+    theme.install_batches()
     shortcuts.install()
     sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
     dashboards = Dashboards.of(settings)
     landing.install(watching, dashboards, api_url=settings.api_url)
-    batch_downloads.install()
+    downloads.install_batch_files()
     batch.install(poller, watching.readings, dashboards, api_url=settings.api_url)
     batches.install(poller, watching.readings, api_url=settings.api_url)
     queues.install(watching, dashboards, api_url=settings.api_url)

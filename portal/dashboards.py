@@ -1,8 +1,4 @@
-"""Addresses of dashboards with the batch and the time filled in; none where no setting names a base.
-
-Grafana's take `/d/<uid>?var-batch=…&from=<ms>&to=<ms>`, Prometheus' `/graph?g0.expr=…`, Alertmanager's
-a fragment, `/#/alerts?filter=…`.
-"""
+"""Links to dashboards with batch and time filled in; none where no setting names a base."""
 
 from __future__ import annotations
 
@@ -12,11 +8,14 @@ from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
+from nicegui import ui
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from lowtide.settings import Settings
+
 
 ALERT_NAMES: Final = "Lowtide.*"
 """What the alerts of monitoring/ are called; an Alertmanager may have others."""
@@ -150,3 +149,20 @@ def _base(url: str) -> str:
 
 def _encoded(parameters: Mapping[str, str]) -> str:
     return urlencode(parameters, quote_via=quote, safe="")
+
+
+def dashboard_links(links: Sequence[Link]) -> None:
+    """Show links; their addresses are never parsed as properties."""
+    if not links:
+        return
+    with ui.element("nav").classes("dashboards").props('aria-label="Dashboards"'):
+        for link in links:
+            with outside_link(link.url):
+                ui.label(link.name)
+
+
+def outside_link(url: str) -> ui.element:
+    """Open a link that leaves the portal."""
+    element = ui.element("a").classes("outside").props("target=_blank rel=noreferrer")
+    element.props["href"] = url
+    return element

@@ -1,4 +1,4 @@
-"""Files for a browser, streamed: a few at a time, as each holds a piece in memory."""
+"""Downloads, streamed: a few at a time, as each holds a piece in memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from fastapi import Request  # noqa: TC002 - read at run time, to know what the route takes
+from nicegui import app
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from lowtide.domain.errors import LowtideError
-from lowtide.settings import read_settings
-from portal.background import in_thread
+from lowtide.core.errors import InvalidRequest, LowtideError, Unauthenticated
+from lowtide.core.ids import parse_batch_id
+from lowtide.dead_letters.service import Content
+from portal.queries import LetterQuery
+from portal.services import in_thread, lowtide, services_for, tenants_for
+from portal.sessions import visitor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from lowtide.domain.visitors import Visitor
+    from lowtide.core.ids import BatchId
+    from lowtide.tenants.sign_in import Visitor
+
 
 MOST: Final = 8
 """Most downloads at a time; docs/operations.md has what they take."""
@@ -80,7 +87,62 @@ def _in_time(send: Send) -> Send:
     """Return `send` that raises TimeoutError when the browser does not take what it is sent."""
 
     async def sent(message: Message) -> None:
-        async with asyncio.timeout(read_settings().client_timeout):
+        async with asyncio.timeout(lowtide().settings.client_timeout):
             await send(message)
 
     return sent
+
+
+ROLES: Final = ("input", "output", "error")
+
+
+def install_batch_files() -> None:
+    """Serve input, output and error files."""
+    app.add_api_route(
+        "/batches/{batch_id}/files/{role}", _batch_file, methods=["GET"], include_in_schema=False
+    )
+
+
+async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
+    visitor = visitor_of(request.session)
+    batch = parse_batch_id(batch_id)
+    if visitor is None or batch is None or role not in ROLES:
+        return PlainTextResponse("There is no such file.", status_code=404)
+    # Not under the name it was uploaded with, which is anybody's.
+    return Download(visitor, lambda: _file_pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
+
+
+def _file_pieces(visitor: Visitor, batch: BatchId, role: str) -> Iterator[bytes]:
+    _, pieces = services_for(visitor).browser.download(visitor, batch, role)
+    return pieces
+
+
+PATH: Final = "/dead-letters/content"
+
+
+def install_dead_letters() -> None:
+    """Serve downloads."""
+    app.add_route(PATH, _dead_letters, methods=["GET"])
+
+
+async def _dead_letters(request: Request) -> Response:
+    """Stream the letters of a filter; `which` is `input` or `output`."""
+    which = request.query_params.get("which", "")
+    if which not in set(Content):
+        message = f"which must be one of {', '.join(Content)}."
+        return PlainTextResponse(message, status_code=InvalidRequest.status)
+    visitor = visitor_of(request.session)
+    if visitor is None:
+        return PlainTextResponse("Sign in first.", status_code=Unauthenticated.status)
+    content = Content(which)
+    return Download(
+        visitor, lambda: _letter_pieces(request, visitor, content), f"dead_letters_{content}.jsonl"
+    )
+
+
+def _letter_pieces(request: Request, visitor: Visitor, content: Content) -> Iterator[bytes]:
+    query = LetterQuery.read(request.query_params)
+    tenant = query.chosen_tenant(tenants_for(visitor))
+    return services_for(visitor).dead_letters.download(
+        tenant, query.filter(), content, actor=visitor.name
+    )

@@ -1,14 +1,38 @@
-"""How numbers and times read."""
+"""Numbers and times as people read them, in the time zone of the viewer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import UTC, tzinfo
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from zoneinfo import ZoneInfo
 
-from lowtide.domain.spans import duration
-from portal.zones import visitor_zone
+from nicegui.slot import Slot
+
+from lowtide.core.durations import duration
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+
+COOKIE: Final = "zone"
+
+
+def visitor_zone() -> tzinfo:
+    """Return the zone of the visitor whose page is being drawn; UTC outside a page."""
+    stack = Slot.get_stack()
+    request = stack[-1].parent.client.request if stack else None
+    return zone_named("" if request is None else request.cookies.get(COOKIE, ""))
+
+
+@lru_cache(maxsize=256)
+def zone_named(name: str) -> tzinfo:
+    """Return a zone by its name; UTC for one that nobody knows."""
+    try:
+        return ZoneInfo(name) if name else UTC
+    except (KeyError, OSError, ValueError):
+        return UTC
+
 
 __all__ = ["absolute", "ago", "counted", "duration", "milliseconds", "money", "number", "size"]
 

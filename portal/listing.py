@@ -1,4 +1,4 @@
-"""A list that is kept current, page by page; its address says what is in it."""
+"""Lists: kept current, paged, with their filters in the address."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
 from nicegui import ui
 
-from lowtide.domain.errors import LowtideError
-from portal.background import in_thread
-from portal.components.administration_tabs import administration_tabs
-from portal.components.pager import Pager
+from lowtide.core.errors import LowtideError
 from portal.live import Live
-from portal.readings import Subject
+from portal.polling import Subject
+from portal.services import in_thread
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from portal.polling import Poller
-    from portal.readings import Readings
+    from portal.polling import Poller, Readings
+
 
 PAGE_SIZE: Final = 50
 
@@ -202,3 +200,56 @@ class ListPage(ABC, Generic[_Query, _Item]):
         if seen is not None and seen[0]:
             self._behind.append(self.query)
             await self._go(self.query.behind(self.mark(seen[0][-1])))
+
+
+_TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit log"))
+
+
+def administration_tabs(current: str) -> None:
+    """Link from one to the others."""
+    with ui.element("nav").classes("tabs apart").props('aria-label="Tenants, keys and audit log"'):
+        for path, name in _TABS:
+            link = ui.element("a").classes("tab").props(f'href="{path}"')
+            if path == current:
+                link.props("aria-current=page")
+            with link:
+                ui.label(name)
+
+
+def tenant_choice(
+    tenants: Sequence[str], chosen: str, on_change: Callable[[str], Awaitable[None]]
+) -> None:
+    """Show the tenants by name, to be found by typing; all of them is the empty name."""
+    names = {"": "All tenants", **{name: name for name in tenants}}
+    ui.select(
+        names,
+        value=chosen if chosen in names else "",
+        label="Tenant",
+        with_input=True,
+        on_change=lambda event: on_change(event.value or ""),
+    ).props("dense outlined options-dense")
+
+
+class Pager:
+    """First, back and next; nothing where everything is on one page."""
+
+    def __init__(
+        self,
+        *,
+        on_first: Callable[[], Awaitable[None]],
+        on_back: Callable[[], Awaitable[None]],
+        on_next: Callable[[], Awaitable[None]],
+    ) -> None:
+        with ui.element("div").classes("pager") as self._all:
+            self._first = ui.button("First page", on_click=on_first, color=None)
+            self._back = ui.button("Back", on_click=on_back, color=None)
+            self._next = ui.button("Next page", on_click=on_next, color=None)
+        for button in (self._first, self._back, self._next):
+            button.props("flat no-caps")
+
+    def show(self, *, first: bool, more: bool) -> None:
+        """Show where one can go from here."""
+        self._all.set_visibility(more or not first)
+        self._first.set_enabled(not first)
+        self._back.set_enabled(not first)
+        self._next.set_enabled(more)

@@ -1,17 +1,17 @@
-"""Keeping one open page current."""
+"""Keeping an open page current."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nicegui import ui
 
-from portal.background import in_thread
+from portal.components.basics import heading
 from portal.components.frame import chosen_interval, frame
-from portal.components.headings import heading
 from portal.formats import absolute, duration
+from portal.services import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,3 +96,23 @@ class Live:
 
 def _nothing() -> None:
     """Show nothing."""
+
+
+_Value = TypeVar("_Value")
+
+
+class Rebuilt(Generic[_Value]):
+    """Builds its content from one value; nothing is sent while the value stays the same."""
+
+    def __init__(self, build: Callable[[_Value], None], classes: str = "") -> None:
+        self._build = build
+        self._shown: _Value | None = None
+        self._place = ui.element("div").classes(classes)
+
+    def show(self, value: _Value) -> None:
+        """Show a value."""
+        if value != self._shown:
+            self._shown = value
+            self._place.clear()
+            with self._place:
+                self._build(value)

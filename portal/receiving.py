@@ -1,19 +1,70 @@
-"""Taking a file from a browser: the same upload as the API's, beside the event loop."""
+"""Uploads from a browser: the drop zone, progress, and the same checks as the API."""
 
 from __future__ import annotations
 
+import secrets
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
-from portal.background import in_thread
+from nicegui import app, ui
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+
+from portal.formats import size
+from portal.services import in_thread
+from portal.sessions import visitor_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from lowtide.domain.files import StoredFile
-    from lowtide.domain.ids import TenantId
-    from lowtide.services.files import Checked, Files, Upload
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from lowtide.core.ids import TenantId
+    from lowtide.files.model import StoredFile
+    from lowtide.files.service import Checked, Files, Upload
+    from lowtide.tenants.sign_in import Visitor
+
+    Take = Callable[[Visitor, str, AsyncIterator[bytes]], Awaitable[None]]
+
+
+PATH: Final = "/upload/file"
+PAGE_HEADER: Final = "X-Page"
+NAME_HEADER: Final = "X-File-Name"
+
+
+class Arrivals:
+    """Passes the bytes of a request to an open page as they come: nothing is kept on this machine."""
+
+    def __init__(self) -> None:
+        self._takers: dict[str, Take] = {}
+
+    def install(self) -> None:
+        """Serve the way in."""
+        app.add_route(PATH, self._arrive, methods=["POST"])
+
+    def expect(self, take: Take) -> str:
+        """Return the word that leads files to the page that is being built, until it is closed."""
+        word = secrets.token_urlsafe(16)
+        self._takers[word] = take
+        ui.context.client.on_delete(lambda: self._takers.pop(word, None))
+        return word
+
+    async def _arrive(self, request: Request) -> Response:
+        """Take a file: its bytes are the body, its name a header."""
+        visitor = visitor_of(request.session)
+        take = self._takers.get(request.headers.get(PAGE_HEADER, ""))
+        if visitor is None or take is None:
+            return PlainTextResponse("Load the page again.", status_code=404)
+        name = unquote(request.headers.get(NAME_HEADER, "file"))
+        try:
+            await take(visitor, name, request.stream())
+        except ClientDisconnect:
+            return PlainTextResponse("The browser went away.", status_code=400)
+        return PlainTextResponse("taken")
+
 
 CHUNK_BYTES = 1 << 20
 
@@ -62,3 +113,45 @@ async def _opened(files: Files, tenant: TenantId, actor: str) -> AsyncIterator[U
         await in_thread(lambda: upload.__exit__(type(failure), failure, failure.__traceback__))
         raise
     await in_thread(lambda: upload.__exit__(None, None, None))
+
+
+_HEADER: Final = """
+<div class="drop">
+  <q-icon name="upload_file" size="32px" aria-hidden="true"></q-icon>
+  <span class="drop-title">Drop a JSONL file here, or choose one</span>
+  <span class="muted small" v-if="!props.isUploading">It is checked on its way; nothing runs yet.</span>
+  <div class="drop-progress" v-if="props.isUploading">
+    <q-linear-progress :value="props.uploadProgress" rounded size="8px" aria-label="Upload" />
+    <span class="muted small">{{ props.uploadProgressLabel }} of {{ props.uploadSizeLabel }} sent</span>
+  </div>
+  <q-uploader-add-trigger></q-uploader-add-trigger>
+</div>
+"""
+_HEADERS: Final = (
+    f'files => [{{ name: "{NAME_HEADER}", value: encodeURIComponent(files[0].name) }}, '
+    f'{{ name: "{PAGE_HEADER}", value: "%s" }}]'
+)
+
+
+class DropZone:
+    """Sends one file after the other, by dropping or choosing, to the page that `word` leads to.
+
+    `most` is in bytes.
+    """
+
+    def __init__(self, word: str, *, most: int) -> None:
+        self._upload = ui.upload(
+            auto_upload=True,
+            max_file_size=most,
+            on_rejected=lambda: ui.notify(
+                f"That file was not taken: one at a time, of at most {size(most)}.", type="negative"
+            ),
+        ).props("flat bordered send-raw accept=.jsonl,.ndjson,.json,.txt")
+        self._upload.props["url"] = PATH
+        self._upload.props[":headers"] = _HEADERS % word
+        # Not before the answer: a reset takes back what is on its way.
+        for event in ("uploaded", "failed"):
+            self._upload.on(event, self._upload.reset, args=[])
+        self._upload.classes("drop-zone")
+        self._upload.add_slot("header", _HEADER)
+        self._upload.add_slot("list", "<span></span>")

@@ -1,4 +1,4 @@
-"""Closes the pages of sessions that are over, or whose password or API key is no longer one."""
+"""Closing the open pages of sessions that have ended."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import Client
 
-from lowtide.domain.errors import LowtideError
-from portal.background import in_thread
-from portal.sessions import SIGN_IN, is_over, visitor_of
-from portal.signed_out import SIGNED_OUT
+from lowtide.core.errors import LowtideError
+from portal.services import in_thread
+from portal.sessions import SIGN_IN, SIGNED_OUT, is_over, visitor_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.services.entrance import Entrance
+    from lowtide.tenants.sign_in import Entrance
+
 
 # The browser gets this long to hear that it is to leave; then the page answers nothing any more.
 _GRACE: Final = 1.0

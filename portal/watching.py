@@ -1,30 +1,86 @@
-"""What the portal watches, put together from the settings."""
+"""What the portal watches, and the findings that follow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowtide import wiring
-from lowtide.domain.pools import Pool
-from lowtide.postgres.evidence import PostgresEvidence
-from lowtide.postgres.history import PostgresHistory
-from lowtide.postgres.operations import PostgresOperations
-from lowtide.postgres.overview import PostgresOverview
-from lowtide.services.evidence import EvidenceWatch
-from lowtide.services.history import HistoryBook
-from lowtide.services.operations import OperationsWatch, ScaleRule
-from lowtide.services.overview import Watch
-from lowtide.services.probing import Probing
-from portal.alertmanager import Alertmanager
-from portal.diagnosis import diagnose
-from portal.polling import Poller
-from portal.probes import ApiProbe
-from portal.readings import Readings
+from nicegui import ui
+
+from lowtide.core.ids import now
+from lowtide.core.pools import Pool
+from lowtide.status import findings
+from lowtide.status.evidence import EvidenceStore, EvidenceWatch, scales_of
+from lowtide.status.findings import Condition, Finding
+from lowtide.status.history import HistoryBook, HistoryStore
+from lowtide.status.operations import OperationsStore, OperationsWatch, ScaleRule
+from lowtide.status.overview import Concern, OverviewStore, Probing, Watch
+from portal.components.alerts import Alertmanager
+from portal.polling import ApiProbe, Poller, Readings, Subject
+from portal.services import in_thread
 
 if TYPE_CHECKING:
-    from lowtide.settings import Settings
-    from portal.diagnosis import Diagnosis
+    from datetime import datetime
+
+    from lowtide.app import App
+    from lowtide.status.evidence import Evidence, EvidenceSeen
+    from lowtide.status.history import History, HistoryRange
+    from lowtide.status.operations import OperationsSeen
+    from portal.live import Live
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """How the parts are; `looked_at` is when the evidence was read."""
+
+    looked_at: datetime
+    evidence: Evidence
+    api: Finding
+    broker: Finding
+    functions: tuple[Finding, ...]
+    workers: tuple[Finding, ...]
+    engines: tuple[Finding, ...]
+    autoscaler: tuple[Finding, ...]
+
+    @property
+    def parts(self) -> tuple[Finding, ...]:
+        """All of them."""
+        return (
+            self.broker,
+            *self.functions,
+            *self.workers,
+            *self.engines,
+            *self.autoscaler,
+        )
+
+    def count(self, condition: Condition) -> int:
+        """How many parts are so."""
+        return sum(part.condition is condition for part in self.parts)
+
+    def concerns(self) -> tuple[Concern, ...]:
+        """What the readings of queues do not tell already."""
+        return tuple(
+            Concern(f"{part.part}: {part.word.lower()}, {part.detail}", "/health")
+            for part in (*self.functions, *self.engines, *self.autoscaler)
+            if part.condition is Condition.BAD and part.part != "schedule"
+        )
+
+
+def diagnose(seen: EvidenceSeen, operations: OperationsSeen) -> Diagnosis | None:
+    """Return what the last readings say; None before the first."""
+    evidence, reading = seen.evidence, operations.reading
+    if evidence is None or seen.looked_at is None:
+        return None
+    return Diagnosis(
+        looked_at=seen.looked_at,
+        evidence=evidence,
+        api=findings.api(evidence),
+        broker=findings.broker(evidence, reading),
+        functions=findings.functions(evidence, reading),
+        workers=findings.workers(evidence, reading),
+        engines=findings.engines(evidence),
+        autoscaler=findings.autoscaler(scales_of(operations.samples), evidence.at),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +101,27 @@ class Watching:
         return diagnose(self.evidence.seen, self.operations.seen)
 
 
-def watch_everything(settings: Settings) -> Watching:
+def watch_everything(lowtide: App) -> Watching:
     """Return what is watched; nothing is read before the poller starts."""
-    database = wiring.database()
-    watch = Watch(PostgresOverview(database), ApiProbe(settings.api_url), clock=wiring.now)
+    settings, database = lowtide.settings, lowtide.database
+    watch = Watch(OverviewStore(database), ApiProbe(settings.api_url), clock=now)
     rules = {
         Pool.SPOT: ScaleRule(settings.spot_rows_per_replica, settings.spot_replicas),
         Pool.DEDICATED: ScaleRule(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
     }
-    operations = OperationsWatch(PostgresOperations(database), rules)
-    probes = {"Object store": lambda: wiring.objects().check()}
-    probing = Probing(probes if settings.object_store_url else {}, clock=wiring.now)
+    operations = OperationsWatch(OperationsStore(database), rules)
+
+    def check_objects() -> None:
+        # Built in the probe, which reports what fails.
+        lowtide.objects.check()
+
+    probes = {"Object store": check_objects} if settings.object_store_url else {}
+    probing = Probing(probes, clock=now)
     readings = Readings()
-    history = HistoryBook(PostgresHistory(database))
-    evidence = EvidenceWatch(PostgresEvidence(database), clock=wiring.now)
+    history = HistoryBook(HistoryStore(database))
+    evidence = EvidenceWatch(EvidenceStore(database), clock=now)
     address = settings.alertmanager_api_url or settings.alertmanager_url
-    alerts = None if address is None else Alertmanager(address, clock=wiring.now)
+    alerts = None if address is None else Alertmanager(address, clock=now)
     asked = [probing.probe, evidence.look]
     if settings.portal_probes_api:
         asked.append(watch.probe)
@@ -77,3 +138,33 @@ def watch_everything(settings: Settings) -> Watching:
         alerts,
         settings.portal_probes_api,
     )
+
+
+class FollowedHistory:
+    """Follows a range while its page is open; the poller reads it."""
+
+    def __init__(self, watching: Watching, live: Live) -> None:
+        self._watching = watching
+        self._live = live
+        self._follower = ui.context.client.id
+        self._subject: Subject[History] | None = None
+        self._wanted: HistoryRange | None = None
+        ui.context.client.on_delete(lambda: watching.readings.unfollow(self._follower))
+
+    @property
+    def seen(self) -> History | None:
+        """The last good reading."""
+        return None if self._subject is None else self._subject.reading.value
+
+    async def follow(self, wanted: HistoryRange) -> None:
+        """Look at this range from now on."""
+        self._wanted = wanted
+        book = self._watching.history
+        subject = Subject(("history", wanted), lambda: book.read(wanted))
+        followed = self._watching.readings.follow(
+            self._follower, subject, lambda: self._live.paused
+        )
+        await in_thread(followed.look)
+        # A range that was chosen while this one was read is the one to show.
+        if self._wanted is wanted:
+            self._subject = followed

@@ -11,16 +11,18 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import text
 
+from lowtide.database.connections import connect
+from lowtide.database.migrate import migrate
 from lowtide.local.database import EmbeddedPostgres, engine
-from lowtide.local.secrets import LOGIN_ROLES, OWNER
-from lowtide.postgres.bootstrap import ensure_default_tenant
-from lowtide.postgres.connections import connect
-from lowtide.postgres.migrate import migrate
+from lowtide.local.files import LOGIN_ROLES, OWNER
+from lowtide.tenants.store import ensure_default_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+
+    from tests.worlds import World
 
 PASSWORD = "test"
 PEPPER = "test pepper"
@@ -78,6 +80,39 @@ def template(postgres: EmbeddedPostgres) -> str:
     migrate(url, dict.fromkeys(LOGIN_ROLES, PASSWORD))
     ensure_default_tenant(url, PEPPER, API_KEY)
     return _TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def database_name() -> str:
+    """The name of the database that tests share; a package that overrides this imports the fixtures
+    that follow from it.
+    """
+    return "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_database(
+    postgres: EmbeddedPostgres, template: str, database_name: str
+) -> Iterator[Database]:
+    """One database for many tests."""
+    with engine(postgres.superuser_url).connect() as connection:
+        connection.execute(
+            text(f"CREATE DATABASE {database_name} TEMPLATE {template} STRATEGY FILE_COPY")
+        )
+    made = Database(postgres, database_name, {})
+    yield made
+    for engine_ in made.engines.values():
+        engine_.dispose()
+
+
+@pytest.fixture
+def world(shared_database: Database) -> Iterator[World]:
+    """The shared database, emptied."""
+    from tests.worlds import World, emptied
+
+    yield World(emptied(shared_database))
+    for name in [name for name in shared_database.engines if " " in name]:
+        shared_database.engines.pop(name).dispose()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from lowtide.cli import app
+from lowtide.cli.main import app
 from lowtide.local.rendering import render
 from manifests.overlays import rendered
 from tests.kn import KN

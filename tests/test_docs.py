@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import DOCS, PAGES
-from lowtide.cli import app
+from lowtide.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN = sorted(

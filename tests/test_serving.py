@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide import serving
-from lowtide.domain.sightings import TICK, Sight
+from lowtide.status.last_seen import TICK, Sight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +26,12 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Noted]:
         def note(self, sight: Sight, name: str, problem: str | None = None) -> None:
             found.append((sight, name, problem))
 
-    monkeypatch.setattr(serving.wiring, "sightings", Sightings)
     monkeypatch.setattr(serving, "_FUNCTION", "split")
 
     def answer(environ: dict[str, str], status: int | None, *, events: bool = True) -> Noted:
         monkeypatch.setattr(serving, "_TAKES_EVENTS", events)
-        serving.post_request(None, None, environ, SimpleNamespace(status_code=status))
+        worker = SimpleNamespace(lowtide=SimpleNamespace(sightings=Sightings()))
+        serving.post_request(worker, None, environ, SimpleNamespace(status_code=status))
         return found
 
     return answer

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide import wiring
-from lowtide.events.answers import answer_without_body
-from lowtide.events.inbox import batch_of, received
+from lowtide.app import App
+from lowtide.events.inbox import answer_without_body, batch_of, received
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
+app = App.of_function()
 answer_without_body()
 
 
 @functions_framework.cloud_event
 def finalize(event: CloudEvent) -> None:
     """Handle one event."""
-    with received(event, wiring.tracer()):
+    with received(event, app.tracer):
         batch = batch_of(event)
         if batch is not None:
-            wiring.finalizer().finalize(batch)
+            app.finalizer.finalize(batch)

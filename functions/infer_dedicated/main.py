@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide import wiring
-from lowtide.domain.pools import Pool
-from lowtide.events.answers import answer_without_body
-from lowtide.events.inbox import received
-from lowtide.pull_loop import PULL_LOOP
+from lowtide.app import App
+from lowtide.core.pools import Pool
+from lowtide.events.inbox import answer_without_body, received
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
+app = App.of_function()
 answer_without_body()
-PULL_LOOP.serve(Pool.DEDICATED)
+pull_loop = app.pull(Pool.DEDICATED)
 
 
 @functions_framework.cloud_event
 def infer_dedicated(event: CloudEvent) -> None:
     """Handle one event."""
-    with received(event, wiring.tracer()):
-        PULL_LOOP.wake()
+    with received(event, app.tracer):
+        pull_loop.wake()

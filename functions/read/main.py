@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide.http import routes
-from lowtide.http.application import Application
+from lowtide import routes
+from lowtide.app import App
 
 if TYPE_CHECKING:
     from flask import Request, Response
 
-application = Application(routes.READ)
+application = routes.application(App.of_function(), routes.READ)
 
 
 @functions_framework.http

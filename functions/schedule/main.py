@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING
 
 import functions_framework
 
-from lowtide import wiring
-from lowtide.events.answers import answer_without_body
-from lowtide.events.inbox import received
-from lowtide.metrics import scheduler as metrics
-from lowtide.metrics import vitals
+from lowtide.app import App
+from lowtide.events.inbox import answer_without_body, received
+from lowtide.scheduler import tick as metrics
+from lowtide.status import vitals
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
 
 _log = logging.getLogger("lowtide.schedule")
+app = App.of_function()
 answer_without_body()
 
 
 @functions_framework.cloud_event
 def schedule(event: CloudEvent) -> None:
     """Handle one tick."""
-    with received(event, wiring.tracer()):
-        metrics.ticked(wiring.scheduler().tick())
+    with received(event, app.tracer):
+        metrics.ticked(app.scheduler.tick())
         _measure()
 
 
 def _measure() -> None:
     """Look at what alerts look at: a tick that failed for it would do all its work again."""
     try:
-        vitals.measured(wiring.vitals().read())
+        vitals.measured(app.vitals.read())
     except Exception:  # noqa: BLE001 - what an answer of 500 would repeat is done
         _log.exception("vitals.not_read")

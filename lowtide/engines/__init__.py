@@ -1,1 +1,1 @@
-"""Inference engine adapters."""
+"""Engines: the protocol, its implementations, and fault attribution."""

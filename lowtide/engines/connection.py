@@ -15,16 +15,15 @@ from urllib.parse import urljoin, urlsplit
 
 import httptools
 
-from lowtide.domain.outcomes import NoAnswer
-from lowtide.engines.encodings import BrokenReplyError, decoder_of
+from lowtide.engines.outcomes import NoAnswer
+from lowtide.engines.receiving import BrokenReplyError, decoder_of
 from lowtide.engines.replies import Reply
 
 if TYPE_CHECKING:
     import ssl
 
-    from lowtide.domain.traces import TraceContext
-    from lowtide.engines.encodings import Decoder
-    from lowtide.engines.intake import Intake
+    from lowtide.engines.receiving import Decoder, Intake
+    from lowtide.telemetry.tracing import TraceContext
 
 
 _PIECE: Final = 256 * 1024

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from lowtide.domain.outcomes import Answered, Unanswered, Usage
+from lowtide.engines.outcomes import Answered, Unanswered, Usage
 
 if TYPE_CHECKING:
-    from lowtide.engines.encodings import Decoder
+    from lowtide.engines.receiving import Decoder
+
 
 _MOST_TOKENS: Final = 2**31 - 1
 _LONGEST_TEXT: Final = 2000

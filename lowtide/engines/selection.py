@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, assert_never
 from lowtide.settings import EngineKind
 
 if TYPE_CHECKING:
-    from lowtide.domain.budgets import ByteBudget
+    from lowtide.engines.flow import ByteBudget
+    from lowtide.engines.model import Engine
     from lowtide.engines.simulation.faults import Faults
-    from lowtide.ports import Engine
     from lowtide.settings import Settings
 
 
@@ -42,7 +42,7 @@ def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
                 budget=budget,
             )
         case EngineKind.NOOP:
-            from lowtide.engines.noop import NoopEngine
+            from lowtide.engines.model import NoopEngine
 
             return NoopEngine()
         case _:
@@ -53,7 +53,7 @@ def _faults(settings: Settings) -> Faults | None:
     """Return the faults that this worker has; Kubernetes names a pod in HOSTNAME."""
     if not settings.simulated_faults:
         return None
-    from lowtide.domain.fault_plans import Worker, parse_faults
+    from lowtide.core.fault_plans import Worker, parse_faults
     from lowtide.engines.simulation.faults import Faults, Limits
 
     pool = os.environ.get("FUNCTION_TARGET", "").removeprefix("infer_")

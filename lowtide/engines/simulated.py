@@ -10,19 +10,19 @@ from hashlib import blake2b
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from lowtide.domain.breaker import Probed
-from lowtide.domain.outcomes import Answered, Interrupted
-from lowtide.domain.pings import probed_by
-from lowtide.engines.answers import answer, failure
-from lowtide.engines.arrivals import Arrivals
-from lowtide.ports import EngineRequest
+from lowtide.engines.breaker import Probed
+from lowtide.engines.flow import Arrivals
+from lowtide.engines.model import EngineRequest, probed_by
+from lowtide.engines.outcomes import Answered, Interrupted
+from lowtide.engines.simulation.answers import answer, failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from lowtide.domain.outcomes import Outcome
-    from lowtide.domain.pings import Ping
+    from lowtide.engines.model import Ping
+    from lowtide.engines.outcomes import Outcome
     from lowtide.engines.simulation.faults import Faults
+
 
 INTERRUPTION: Final = "Simulated spot interruption"
 

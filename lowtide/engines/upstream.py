@@ -11,24 +11,21 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lowtide.domain.breaker import Probed
-from lowtide.domain.budgets import ByteBudget
-from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
-from lowtide.domain.pings import probed_by
-from lowtide.engines.arrivals import Arrivals
+from lowtide.engines.breaker import Probed
 from lowtide.engines.connection import Connection, Origin
-from lowtide.engines.encodings import BrokenReplyError
-from lowtide.engines.intake import Intake
+from lowtide.engines.flow import Arrivals, ByteBudget, Slots
+from lowtide.engines.model import probed_by
+from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.engines.receiving import BrokenReplyError, Intake
 from lowtide.engines.replies import outcome_of
-from lowtide.engines.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from lowtide.domain.outcomes import Outcome
-    from lowtide.domain.pings import Ping
+    from lowtide.engines.model import EngineRequest, Ping
+    from lowtide.engines.outcomes import Outcome
     from lowtide.engines.replies import Reply
-    from lowtide.ports import EngineRequest
+
 
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 

@@ -1,1 +1,1 @@
-"""CloudEvents adapters."""
+"""CloudEvents: types, outbox, publisher, inbox."""

@@ -1,24 +1,65 @@
-"""Receiving CloudEvents: where the work that they announce belongs, and what they are about."""
+"""Receiving CloudEvents: the trace and batch of an event, and answers that brokers understand."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from lowtide.domain.errors import LowtideError
-from lowtide.domain.ids import BatchId, parse_batch_id
-from lowtide.domain.traces import parse_trace
-from lowtide.ports.tracing import BATCH, SpanKind
+from cloudevents.exceptions import GenericException
+from flask import Response, current_app, has_app_context, request
+
+from lowtide.core.errors import LowtideError
+from lowtide.core.ids import BatchId, parse_batch_id
+from lowtide.events.wire import MalformedEventError, read_event
+from lowtide.telemetry.tracing import BATCH, SpanKind, parse_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cloudevents.http import CloudEvent
 
-    from lowtide.ports.tracing import Tracer
+    from lowtide.telemetry.tracing import Tracer
+
 
 _log = logging.getLogger(__name__)
+
+
+def answer_without_body() -> None:
+    """Have the function that is being loaded answer 204 to what it took, and 400 to what is no event.
+
+    A broker does not send again what is answered 400.
+    """
+    if has_app_context():
+        current_app.before_request(_refuse_malformed)
+        current_app.register_error_handler(GenericException, _refused)
+        current_app.after_request(_without_body)
+
+
+def _refuse_malformed() -> Response | None:
+    if request.method != "POST":
+        return None
+    try:
+        read_event(dict(request.headers), request.get_data())
+    except MalformedEventError as error:
+        return _refused(error)
+    return None
+
+
+def _refused(error: Exception) -> Response:
+    _log.warning("event.refused", extra={"reason": str(error)[:200]})
+    return Response(status=HTTPStatus.BAD_REQUEST)
+
+
+def _without_body(response: Response) -> Response:
+    if request.method != "POST":
+        return response
+    if response.status_code == HTTPStatus.OK:
+        response.status_code = HTTPStatus.NO_CONTENT
+    response.set_data(b"")
+    response.headers.pop("Content-Type", None)
+    return response
 
 
 @contextmanager

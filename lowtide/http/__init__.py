@@ -1,1 +1,1 @@
-"""OpenAI-shaped HTTP over the services."""
+"""HTTP in the shape of OpenAI: application, bodies, errors, OpenAPI."""

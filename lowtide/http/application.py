@@ -1,4 +1,4 @@
-"""What every HTTP function shares: routes, the caller, request ids, and errors in OpenAI's shape."""
+"""The HTTP application that all functions share: routing, authentication, errors, rate limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import uuid
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from io import BytesIO
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from flask import Response, current_app, has_app_context
 from flask import request as routed
+from prometheus_client import Counter, Histogram
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 from werkzeug.exceptions import NotFound as NoSuchRoute
 from werkzeug.exceptions import RequestTimeout as BodyTooSlow
 from werkzeug.routing import Map, Rule
 
-from lowtide import wiring
-from lowtide.domain.errors import (
+from lowtide.core.errors import (
     Conflict,
     InvalidRequest,
     LowtideError,
@@ -32,25 +32,26 @@ from lowtide.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from lowtide.domain.ids import parse_batch_id
-from lowtide.domain.traces import parse_trace
-from lowtide.http.patience import PATIENCE
-from lowtide.http.rate_headers import rate_headers
-from lowtide.metrics import api as metrics
-from lowtide.ports.tracing import BATCH, REQUEST, TENANT, SpanKind
+from lowtide.core.ids import parse_batch_id
+from lowtide.http.connections import PATIENCE
+from lowtide.http.operations import rate_headers
+from lowtide.telemetry.tracing import BATCH, REQUEST, TENANT, SpanKind, parse_trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flask import Request
 
-    from lowtide.domain.ids import TenantId
+    from lowtide.app import App
+    from lowtide.core.ids import TenantId
+    from lowtide.http.connections import Patience
     from lowtide.http.operations import Route
-    from lowtide.http.patience import Patience
-    from lowtide.ports.tracing import Span
-    from lowtide.postgres.tenants import Caller
+    from lowtide.services import Services
+    from lowtide.telemetry.tracing import Span
+    from lowtide.tenants.callers import Caller
 
     Match = tuple[Route, dict[str, Any]]
+
 
 _log = logging.getLogger(__name__)
 _LONGEST_PATH = 200
@@ -62,6 +63,7 @@ class Call:
 
     request: Request
     caller: Caller
+    services: Services
     joins_trace: bool = False
 
     @property
@@ -71,10 +73,12 @@ class Call:
 
 
 class Application:
-    """Answers the requests of one function."""
+    """Answer the requests of one function; `known` are the routes of all functions."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, app: App, routes: Sequence[Route], known: Sequence[Route]) -> None:
+        self._app = app
         self._map = _map(routes)
+        self._known = known
         if has_app_context():
             # The framework's own routes take no path with a line break in it.
             current_app.register_error_handler(NoSuchRoute, lambda _: self(routed))
@@ -86,8 +90,8 @@ class Application:
         found = self._match(request)
         pattern = "unmatched" if isinstance(found, HTTPException) else found[0].path
         trace = parse_trace(request.headers.get("traceparent"), request.headers.get("tracestate"))
-        method = metrics.method_of(request.method)
-        tracer = wiring.tracer()
+        method = method_of(request.method)
+        tracer = self._app.tracer
         with tracer.span(
             f"{method} {pattern}",
             kind=SpanKind.SERVER,
@@ -107,7 +111,7 @@ class Application:
         response.headers["x-request-id"] = request_id
         if tracer.is_on and span.context is not None:
             response.headers["traceresponse"] = span.context.traceparent
-        metrics.answered(pattern, request.method, response.status_code, perf_counter() - began)
+        answered(pattern, request.method, response.status_code, perf_counter() - began)
         return response
 
     def _respond(
@@ -116,7 +120,7 @@ class Application:
         headers: dict[str, str] = {}
         try:
             response = (
-                _refusal(request, found)
+                self._refusal(request, found)
                 if isinstance(found, HTTPException)
                 else self._answer(found, request, span, headers, joins_trace=joins_trace)
             )
@@ -125,7 +129,7 @@ class Application:
                 _log.warning("request.unavailable", extra={"reason": error.for_log})
             response = error_response(error)
         except HTTPException as error:
-            response = _refusal(request, error)
+            response = self._refusal(request, error)
         except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
             _log.exception("request.failed")
             response = error_response(
@@ -143,15 +147,20 @@ class Application:
         except HTTPException as error:
             return error
 
-    @staticmethod
     def _answer(
-        found: Match, request: Request, span: Span, headers: dict[str, str], *, joins_trace: bool
+        self,
+        found: Match,
+        request: Request,
+        span: Span,
+        headers: dict[str, str],
+        *,
+        joins_trace: bool,
     ) -> Response:
         """Return a route's answer; `headers` takes what every answer to this caller carries."""
         route, values = found
         if route.public:
-            return route.handler(**values)
-        caller = wiring.tenants().caller(request.headers.get("Authorization"))
+            return route.handler(self._app, **values)
+        caller = self._app.callers.caller(request.headers.get("Authorization"))
         span.note({TENANT: str(caller.tenant)})
         if parse_batch_id(values.get("batch_id", "")) is not None:
             span.note({BATCH: values["batch_id"]})
@@ -161,7 +170,27 @@ class Application:
         patience: Patience | None = request.environ.get(PATIENCE)
         if patience is not None:
             patience.earn()
-        return route.handler(Call(request, caller, joins_trace), **values)
+        return route.handler(Call(request, caller, self._app.services, joins_trace), **values)
+
+    @cached_property
+    def _every_route(self) -> Map:
+        return _map(self._known)
+
+    def _refusal(self, request: Request, error: HTTPException) -> Response:
+        """Return 405 for a path that takes other methods, of this function or of another."""
+        if isinstance(error, BodyTooSlow):
+            return error_response(RequestTimeout(error.description or ""))
+        if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
+            return error_response(
+                InvalidRequest(error.description or "The request could not be read.")
+            )
+        methods = sorted(self._every_route.bind_to_environ(request.environ).allowed_methods())
+        if not methods:
+            message = "No such path: see /openapi.json for those there are."
+            return error_response(NotFound(message, code="unknown_url"))
+        response = error_response(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
+        response.headers["Allow"] = ", ".join(methods)
+        return response
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -184,7 +213,7 @@ def error_response(error: LowtideError) -> Response:
         response.headers["Retry-After"] = "1"
     if isinstance(error, TooManyRequests):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-        metrics.rate_limited(error.reason)
+        rate_limited(error.reason)
     if isinstance(error, Conflict):
         # OpenAI's clients would ask again and again: they take a 409 for a lock that is held.
         response.headers["x-should-retry"] = "false"
@@ -193,28 +222,29 @@ def error_response(error: LowtideError) -> Response:
     return response
 
 
-def _refusal(request: Request, error: HTTPException) -> Response:
-    """Return 405 for a path that takes other methods, of this function or of another."""
-    if isinstance(error, BodyTooSlow):
-        return error_response(RequestTimeout(error.description or ""))
-    if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
-        return error_response(InvalidRequest(error.description or "The request could not be read."))
-    methods = sorted(_every_route().bind_to_environ(request.environ).allowed_methods())
-    if not methods:
-        message = "No such path: see /openapi.json for those there are."
-        return error_response(NotFound(message, code="unknown_url"))
-    response = error_response(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
-    response.headers["Allow"] = ", ".join(methods)
-    return response
-
-
-@lru_cache(maxsize=1)
-def _every_route() -> Map:
-    from lowtide.http.routes import ALL
-
-    return _map(ALL)
-
-
 def _map(routes: Sequence[Route]) -> Map:
     rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in routes]
     return Map(rules, strict_slashes=False, merge_slashes=False)
+
+
+_REQUESTS = Counter("api_requests_total", "HTTP requests answered.", ["route", "method", "status"])
+_SECONDS = Histogram("api_request_seconds", "Seconds to answer.", ["route", "method"])
+_RATE_LIMITED = Counter("api_rate_limited_total", "Requests answered 429.", ["reason"])
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def method_of(method: str) -> str:
+    """Return a method that is known, or `other`, so that whoever calls makes no new names."""
+    return method if method in _METHODS else "other"
+
+
+def answered(route: str, method: str, status: int, seconds: float) -> None:
+    """Count one answer; `route` is the pattern, never the path, so that series stay few."""
+    method = method_of(method)
+    _REQUESTS.labels(route, method, str(status)).inc()
+    _SECONDS.labels(route, method).observe(seconds)
+
+
+def rate_limited(reason: str) -> None:
+    """Count one request that met a limit."""
+    _RATE_LIMITED.labels(reason).inc()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lowtide import __version__
-from lowtide.http import rate_headers, types
+from lowtide.http import operations, types
 from lowtide.http.operations import JSON
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from lowtide.http.operations import Operation, Parameter, Route
 
+
 _VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
 _ALWAYS = (401, 429, 500, 503)
 _NAMED = {"x-request-id": "Names this call in logs."}
 _RATE_LIMIT = {
-    rate_headers.LIMIT: "Requests a minute, for a tenant that has a limit.",
-    rate_headers.REMAINING: "Requests that would pass right now.",
-    rate_headers.RESET: "Time until the whole limit is there again, like `8.64s` or `6m0s`.",
+    operations.LIMIT: "Requests a minute, for a tenant that has a limit.",
+    operations.REMAINING: "Requests that would pass right now.",
+    operations.RESET: "Time until the whole limit is there again, like `8.64s` or `6m0s`.",
 }
 _RETRY_AFTER = {"Retry-After": "Seconds to wait before asking again."}
 _REF = "#/components/schemas/{name}"

@@ -1,14 +1,21 @@
-"""Routes that say what they take and answer: the OpenAPI document is made from them."""
+"""Routes with their parameters and answers, cursor paging, and rate-limit headers."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from lowtide.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flask import Response
+    from flask import Request, Response
+
+    from lowtide.tenants.model import Allowance
+
 
 JSON = "application/json"
 
@@ -49,7 +56,7 @@ class Operation:
 class Route:
     """A method and a path pattern (werkzeug's syntax), and what answers it.
 
-    The handler gets a Call and the path's values, or just the values when `public`. A route without
+    The handler gets a Call and the path's values, or the App and the values when `public`. A route without
     an operation is not documented.
     """
 
@@ -58,3 +65,64 @@ class Route:
     handler: Callable[..., Response]
     operation: Operation | None = None
     public: bool = False
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True, slots=True)
+class PageArguments:
+    """Which page of a list is wanted."""
+
+    after: str | None
+    limit: int
+    newest_first: bool
+
+
+def argument(request: Request, name: str) -> str | None:
+    """Return a query parameter; None where it is absent or empty, as clients send unset ones."""
+    return request.args.get(name) or None
+
+
+def page_arguments(request: Request, *, most: int, default: int) -> PageArguments:
+    """Read `after`, `limit` and `order`; raises InvalidRequest."""
+    limit = limit_argument(request, most=most, default=default)
+    order = argument(request, "order") or "desc"
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order must be 'asc' or 'desc'.", param="order")
+    return PageArguments(argument(request, "after"), limit, order == "desc")
+
+
+def limit_argument(request: Request, *, most: int, default: int) -> int:
+    """Read `limit`; raises InvalidRequest."""
+    text = argument(request, "limit") or str(default)
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
+        raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
+    return int(text)
+
+
+LIMIT = "x-ratelimit-limit-requests"
+REMAINING = "x-ratelimit-remaining-requests"
+RESET = "x-ratelimit-reset-requests"
+
+
+def rate_headers(allowance: Allowance) -> dict[str, str]:
+    """Return the headers that every answer to a tenant with a rate limit carries."""
+    return {
+        LIMIT: str(allowance.per_minute),
+        REMAINING: str(allowance.remaining),
+        RESET: duration(allowance.reset),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return seconds the way OpenAI writes them, which is Go's: `120ms`, `8.64s`, `6m0s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:g}s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text

@@ -1,11 +1,15 @@
-"""The JSON objects of the API; the OpenAPI document is made from these very types."""
+"""TODO The JSON objects of the API; the OpenAPI document is made from these very types. / Domain objects as the API's JSON objects."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta, field
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
 
 Seconds = Annotated[int, Meta(description="Unix time in seconds.")]
 FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
@@ -249,3 +253,11 @@ class CreateBatch(msgspec.Struct):
     output_expires_after: ExpiresAfter | None = None
     original_input_file_id: InputFileId | None = field(name="inputFileId", default=None)
     user_id: str | None = field(name="userId", default=None)
+
+
+def unix(moment: datetime) -> int:
+    return int(moment.timestamp())
+
+
+def unix_or_none(moment: datetime | None) -> int | None:
+    return None if moment is None else unix(moment)

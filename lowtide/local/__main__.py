@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowtide.local.errors import LocalError
-from lowtide.local.options import Options
+from lowtide.local.options import LocalError, Options
 from lowtide.local.runtime import up
 
 

@@ -1,22 +1,50 @@
-"""Replica counts as KEDA and the HPA decide them: pure, with time and metric passed in.
-
-KEDA owns 0 <-> 1 (activation, cooldown), the HPA 1..max (target, tolerance, stabilization,
-policies). Here both are evaluated at once, every `pollingInterval`, where a cluster has the HPA
-follow within its own 15 s; the counts that result are the same.
-Sources: KEDA `pkg/scaling/executor`, `pkg/fallback`; Kubernetes `podautoscaler/horizontal.go`.
-"""
+"""Replica counts as KEDA and the HPA decide them; pure."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lowtide.local.errors import BadManifest
+import msgspec
+
+from lowtide.core.pools import Pool
 from lowtide.local.manifests import ScalingPolicy, ScalingRules
+from lowtide.local.options import BadManifest, LocalError
+from lowtide.settings import PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lowtide.local.manifests import Fallback, ScaledObject
+
+
+_LIMIT = re.compile(r"LIMIT \d+\)")
+
+
+def limited(query: str, limit: int) -> str:
+    """Return a query that counts no further than `limit` in each of its parts."""
+    return _LIMIT.sub(f"LIMIT {limit})", query)
+
+
+def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:
+    """Return the ScaledObject with the user's bound, if there is one; raises LocalError."""
+    variables = {f"infer-{pool.value}": f"{PREFIX}{pool.value.upper()}_REPLICAS" for pool in Pool}
+    variable = variables.get(scaler.spec.scale_target_ref.name, "")
+    if variable not in user:
+        return scaler
+    if not user[variable].isdecimal():
+        raise LocalError(f"{variable} must be a number of replicas, and is {user[variable]!r}.")
+    most = int(user[variable])
+    (trigger,) = scaler.spec.triggers
+    target = int(trigger.metadata["targetQueryValue"])
+    # Zero replicas need no query of their own: one that counts nothing wants none.
+    query = limited(trigger.metadata["query"], most * target)
+    trigger = msgspec.structs.replace(trigger, metadata={**trigger.metadata, "query": query})
+    spec = msgspec.structs.replace(scaler.spec, max_replica_count=most, triggers=[trigger])
+    return msgspec.structs.replace(scaler, spec=spec)
+
 
 _DEFAULT_TOLERANCE = 0.1
 _DEFAULT_UP = [

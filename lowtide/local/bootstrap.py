@@ -1,4 +1,4 @@
-"""From an empty cluster to a database that the functions can use; safe to repeat."""
+"""The database of a local stack, from an empty cluster to the current schema; safe to repeat."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from lowtide.local.database import engine
-from lowtide.local.secrets import LOGIN_ROLES, OWNER, SUPERUSER
+from lowtide.local.files import LOGIN_ROLES, OWNER, SUPERUSER
 
 if TYPE_CHECKING:
     from lowtide.local.database import Cluster
-    from lowtide.local.secrets import Secrets
+    from lowtide.local.files import Secrets
+
 
 DATABASE = "lowtide"
 
@@ -36,8 +37,8 @@ def addresses(cluster: Cluster, port: int, secrets: Secrets) -> Addresses:
 
 def bootstrap(cluster: Cluster, port: int, secrets: Secrets) -> None:
     """Create owner and database, migrate, and make sure of the default tenant and its key."""
-    from lowtide.postgres.bootstrap import ensure_default_tenant
-    from lowtide.postgres.migrate import migrate
+    from lowtide.database.migrate import migrate
+    from lowtide.tenants.store import ensure_default_tenant
 
     ensure_database(
         cluster.url(port, SUPERUSER, secrets.passwords[SUPERUSER], "postgres"),

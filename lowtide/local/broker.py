@@ -1,9 +1,4 @@
-"""Broker, Triggers and PingSources on one machine: `python -m lowtide.local.broker`.
-
-An event is stored once per matching Trigger before 202 is answered, so that it survives a crash
-of any process; deliveries are at least once and unordered, as Knative's are. With
-`BROKER_SYNCHRONOUS` it is not, and a publisher waits for all subscribers, as with Knative's default.
-"""
+"""Broker, Triggers and PingSources on one machine: `python -m lowtide.local.broker`."""
 
 from __future__ import annotations
 
@@ -12,23 +7,26 @@ import logging
 import os
 import signal
 import sys
+import uuid
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import msgspec
 from aiohttp import ClientSession, TCPConnector, web
+from croniter import croniter
 from sqlalchemy.exc import SQLAlchemyError
 
+from lowtide.database.connections import connect
 from lowtide.events.wire import MalformedEventError, read_event
-from lowtide.local.arguments import runtime_arguments
 from lowtide.local.deliveries import Deliveries
 from lowtide.local.dispatcher import Sender, TriggerLoop
-from lowtide.local.endpoints import Endpoints
-from lowtide.local.kustomize import load
+from lowtide.local.files import Endpoints
 from lowtide.local.manifests import PingSource, Trigger
-from lowtide.local.pings import tick
+from lowtide.local.options import runtime_arguments
 from lowtide.local.ports import HOST
-from lowtide.postgres.connections import connect
+from lowtide.local.workloads import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +34,53 @@ if TYPE_CHECKING:
 
     from lowtide.events.wire import WireEvent
 
+
+TYPE = "dev.knative.sources.ping"
+TIMEOUT = 30.0  # seconds that one tick may take before the next is sent beside it
+logger = logging.getLogger(__name__)
+
+
+def next_tick(schedule: str, after: datetime) -> datetime:
+    """Return the first time after `after` that a cron schedule of five or six fields names.
+
+    With six fields the first is seconds, as in Knative.
+    """
+    found: datetime = croniter(schedule, after, second_at_beginning=True).get_next(datetime)
+    return found
+
+
+async def tick(ping: PingSource, sender: Sender) -> None:
+    """Send events until cancelled; a tick is skipped while the one before is in flight."""
+    zone = ZoneInfo(ping.spec.timezone)
+    previous: asyncio.Task[None] | None = None
+    due = next_tick(ping.spec.schedule, datetime.now(zone))
+    while True:
+        await asyncio.sleep(max(0.0, (due - datetime.now(zone)).total_seconds()))
+        if previous is None or previous.done():
+            previous = asyncio.create_task(_send(ping, sender))
+        # Ticks missed while the machine slept are not made up for.
+        due = next_tick(ping.spec.schedule, max(due, datetime.now(zone)))
+
+
+async def _send(ping: PingSource, sender: Sender) -> None:
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": str(uuid.uuid4()),
+        "ce-type": TYPE,
+        "ce-source": f"/apis/v1/namespaces/{ping.metadata.namespace}"
+        f"/pingsources/{ping.metadata.name}",
+        "ce-time": datetime.now(UTC).isoformat(),
+    }
+    if ping.spec.content_type:
+        headers["content-type"] = ping.spec.content_type
+    status = await sender.send(ping.spec.sink, headers, ping.spec.data.encode(), TIMEOUT)
+    if status is None or not 200 <= status < 300:
+        logger.warning("ping %s: answered %s", ping.metadata.name, status or "by nobody")
+
+
 DATABASE_VARIABLE = "BROKER_DATABASE_URL"
 SYNCHRONOUS_VARIABLE = "BROKER_SYNCHRONOUS"
 _LARGEST_EVENT = 1 << 20
-logger = logging.getLogger(__name__)
 
 
 class Ingress:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+
 _CREATE = (
     "CREATE SCHEMA IF NOT EXISTS local_broker",
     """

@@ -1,14 +1,12 @@
-"""Delivers events: one loop per Trigger, so that a slow subscriber delays only itself.
-
-An answer counts as Knative's filter counts it. Source: Knative eventing
-`pkg/broker/filter/filter_handler.go`.
-"""
+"""Deliveries to subscribers: one loop per Trigger, with Knative's retries."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ from aiohttp import ClientError, ClientTimeout
 from sqlalchemy.exc import SQLAlchemyError
 
 from lowtide.events.wire import MalformedEventError, read_event
-from lowtide.local.retries import is_retried, retry_policy
+from lowtide.local.options import BadManifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +22,62 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
     from lowtide.local.deliveries import Deliveries, Delivery
-    from lowtide.local.endpoints import Endpoints
+    from lowtide.local.files import Endpoints
+    from lowtide.local.manifests import Delivery as DeliverySpec
     from lowtide.local.manifests import Destination, Trigger
+
+
+_SHAPE = re.compile(
+    r"P(?:(?P<d>\d+(?:\.\d+)?)D)?"
+    r"(?:T(?:(?P<h>\d+(?:\.\d+)?)H)?(?:(?P<m>\d+(?:\.\d+)?)M)?(?:(?P<s>\d+(?:\.\d+)?)S)?)?"
+)
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def parse(text: str) -> float:
+    """Return the seconds of `PT0.5S`, `PT10M` or `P1DT2H`; raises BadManifest for other shapes.
+
+    Years, months and weeks are refused: no retry waits that long.
+    """
+    match = _SHAPE.fullmatch(text)
+    if match is None or not any(match.groupdict().values()):
+        raise BadManifest(f"{text!r} is not an ISO 8601 duration of days or less, such as PT0.5S")
+    return sum(float(value) * _SECONDS[unit] for unit, value in match.groupdict().items() if value)
+
+
+_RETRIED_BELOW_500 = frozenset({404, 408, 409, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """At most `retries` more attempts; `delay` and `timeout` in seconds."""
+
+    retries: int
+    delay: float
+    exponential: bool
+    timeout: float
+
+    def wait(self, attempt: int) -> float | None:
+        """Return the seconds before the retry that follows `attempt` (from 0); None for none."""
+        if attempt >= self.retries:
+            return None
+        return self.delay * (2**attempt if self.exponential else attempt)
+
+
+def retry_policy(delivery: DeliverySpec) -> RetryPolicy:
+    """Return the policy of a delivery spec; raises BadManifest for a bad duration."""
+    return RetryPolicy(
+        retries=delivery.retry,
+        delay=parse(delivery.backoff_delay),
+        exponential=delivery.backoff_policy == "exponential",
+        timeout=parse(delivery.timeout),
+    )
+
+
+def is_retried(status: int | None) -> bool:
+    """Whether an answer, or None for no answer, is worth another attempt."""
+    return status is None or status >= 500 or status in _RETRIED_BELOW_500
+
 
 IN_FLIGHT = 16  # deliveries of one Trigger at a time
 _DATABASE_BACKOFF = 0.5

@@ -1,28 +1,68 @@
-"""The environment of a process, and who wins where several say something.
-
-Later wins:
-1. the environment of `lowtide up` itself, without its `LOWTIDE_*` and `OTEL_*`;
-2. the manifest: `envFrom`, then `env`;
-3. this machine's defaults: object store, log format, base URL;
-4. the user's `LOWTIDE_*` and `OTEL_*`, so that `LOWTIDE_ENGINE=noop lowtide up` works;
-5. what only the runtime can know: ports, the database's address and role, the keys, `K_SINK`.
-"""
+"""The environment and user of a process."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from lowtide.local.errors import BadManifest, LocalError
+from lowtide.local.options import BadManifest, LocalError, StartFailed
 from lowtide.local.ports import HOST
 from lowtide.settings import PREFIX, unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lowtide.local import manifests as kinds
+
+
+NAME = "embedded_postgres"
+
+
+class Credentials(TypedDict, total=False):
+    """Arguments of `subprocess.Popen` that choose whom a child runs as."""
+
+    user: int
+    group: int
+    extra_groups: Sequence[int]
+
+
+def postgres_user() -> pwd.struct_passwd | None:
+    """Return the user for PostgreSQL, made on first use; None when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(NAME)
+    except KeyError:
+        pass
+    try:
+        subprocess.run(  # noqa: S603 - a fixed command
+            ["useradd", "--system", "--shell", "/usr/sbin/nologin", NAME],  # noqa: S607
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        with suppress(KeyError):  # another stack was quicker
+            return pwd.getpwnam(NAME)
+        raise StartFailed(
+            f"PostgreSQL does not run as root, and the user {NAME} cannot be made ({error}): "
+            "run lowtide as another user."
+        ) from error
+    return pwd.getpwnam(NAME)
+
+
+def postgres_credentials() -> Credentials:
+    """Return how to start PostgreSQL's processes."""
+    user = postgres_user()
+    if user is None:
+        return {}
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
 
 Values = dict[str, dict[str, str]]
 

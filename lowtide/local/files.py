@@ -1,10 +1,22 @@
-"""Small files that another process may read at any moment."""
+"""Files of a data directory: secrets, made once and kept, and the endpoints of services."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import itertools
 import os
+import secrets as random_source
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lowtide.tenants.keys import new_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -20,3 +32,88 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+ENDPOINTS = "endpoints.json"
+
+
+def write_endpoints(data_dir: Path, addresses: Mapping[str, Sequence[str]]) -> None:
+    """Publish the base URLs of every service's ready replicas."""
+    write_atomically(data_dir / ENDPOINTS, msgspec.json.encode(addresses), mode=0o600)
+
+
+class Endpoints:
+    """A live view of the file, with one round-robin per service."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / ENDPOINTS
+        self._seen = (0, 0)
+        self._addresses: dict[str, list[str]] = {}
+        self._turns: dict[str, Iterator[int]] = {}
+
+    def pick(self, service: str) -> str | None:
+        """Return the base URL of one ready replica of `service`, in turn; None if there is none."""
+        self._refresh()
+        addresses = self._addresses.get(service)
+        if not addresses:
+            return None
+        turn = next(self._turns.setdefault(service, itertools.count()))
+        return addresses[turn % len(addresses)]
+
+    def _refresh(self) -> None:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return
+        # The inode tells two writes within one clock tick apart.
+        seen = (stat.st_mtime_ns, stat.st_ino)
+        if seen != self._seen:
+            self._addresses = msgspec.json.decode(
+                self._path.read_bytes(), type=dict[str, list[str]]
+            )
+            self._seen = seen
+
+
+NAME = "secrets.json"
+LOGIN_ROLES = ("lowtide_api", "lowtide_worker", "lowtide_operator", "lowtide_autoscaler")
+OWNER = "lowtide_owner"
+SUPERUSER = "postgres"
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """Everything random that must outlive a restart; `passwords` is by database role."""
+
+    api_key: str
+    api_key_pepper: str
+    portal_secret: str
+    passwords: dict[str, str]
+
+    @property
+    def portal_password(self) -> str:
+        """What operators of this stack sign in to the portal with."""
+        # Derived, so that a data directory from before there was a sign-in has one, too.
+        key = self.portal_secret.encode()
+        return hmac.new(key, b"operator's password", hashlib.sha256).hexdigest()[:24]
+
+
+def read_or_create(data_dir: Path) -> Secrets:
+    """Return the secrets of `data_dir`, making them on first use; the file is mode 0600."""
+    path = data_dir / NAME
+    if path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+    made = Secrets(
+        api_key=new_key(),
+        api_key_pepper=random_source.token_urlsafe(32),
+        portal_secret=random_source.token_urlsafe(32),
+        passwords={
+            role: random_source.token_urlsafe(24) for role in (SUPERUSER, OWNER, *LOGIN_ROLES)
+        },
+    )
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(made)), mode=0o600)
+    return made
+
+
+def read(data_dir: Path) -> Secrets | None:
+    """Return the secrets of `data_dir`; None before the first start."""
+    path = data_dir / NAME
+    return msgspec.json.decode(path.read_bytes(), type=Secrets) if path.exists() else None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import yaml
 
-from lowtide.local.errors import BadManifest, MissingProgram
 from lowtide.local.files import write_atomically
+from lowtide.local.options import BadManifest, MissingProgram
 from lowtide.local.ports import HOST, free_port
 from lowtide.local.processes import State
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from lowtide.local.options import Options
     from lowtide.local.replicas import ReplicaSet
+
 
 PROMETHEUS: Final = "prometheus"
 ALERTMANAGER: Final = "alertmanager"

@@ -1,7 +1,8 @@
-"""What a person chooses about a stack."""
+"""Options, errors and arguments of the local runtime."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,34 @@ import lowtide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class LocalError(Exception):
+    """An error for the person at the terminal."""
+
+
+class AlreadyRunning(LocalError):
+    """Another stack holds this data directory."""
+
+
+class ForeignFolder(LocalError):
+    """The data directory holds files of something else."""
+
+
+class PortInUse(LocalError):
+    """Another process listens on a port that the stack was asked to use."""
+
+
+class BadManifest(LocalError):
+    """A file in `knative/` or `keda/` cannot be run as it stands."""
+
+
+class MissingProgram(LocalError):
+    """Prometheus or Alertmanager is not installed."""
+
+
+class StartFailed(LocalError):
+    """A part of the stack did not come up."""
 
 
 def default_root() -> Path:
@@ -61,3 +90,22 @@ class Options:
     def portal(self) -> int:
         """The portal's port."""
         return self.port + 10 if self.portal_port is None else self.portal_port
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Where the manifests and the state are, and the port to serve."""
+
+    root: Path
+    data_dir: Path
+    port: int
+
+
+def runtime_arguments(description: str) -> Arguments:
+    """Parse `--root`, `--data-dir` and `--port`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    found = parser.parse_args()
+    return Arguments(found.root, found.data_dir, found.port)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from lowtide.local.errors import PortInUse
+from lowtide.local.options import PortInUse
 
 HOST = "127.0.0.1"
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")

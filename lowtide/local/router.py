@@ -24,11 +24,11 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from lowtide.local.arguments import runtime_arguments
-from lowtide.local.endpoints import Endpoints
-from lowtide.local.kustomize import load
+from lowtide.local.files import Endpoints
 from lowtide.local.manifests import HttpRoute
+from lowtide.local.options import runtime_arguments
 from lowtide.local.ports import HOST
+from lowtide.local.workloads import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from lowtide.local.manifests import RouteMatch, RouteRule
+
 
 PATIENCE = 3.0  # seconds that a request waits for a backend that restarts
 _RETRY_INTERVAL = 0.05

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lowtide.local import secrets, state
+from lowtide.local import files, state
 from lowtide.local.environment import check_user
-from lowtide.local.errors import AlreadyRunning, ForeignFolder, StartFailed
-from lowtide.local.log import Log
 from lowtide.local.monitoring import check_programs
-from lowtide.local.options import Options
+from lowtide.local.options import AlreadyRunning, ForeignFolder, Options, StartFailed
 from lowtide.local.ports import hold_port, require_free
+from lowtide.local.processes import Log
 from lowtide.local.stack import Stack
 from lowtide.local.state import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
 
 __all__ = ["Options", "Status", "down", "status", "up", "up_detached"]
 
@@ -203,7 +203,7 @@ def _prepared(data_dir: Path) -> Path:
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
-    if entries - {LOG_NAME} and not entries & {_LOCK, secrets.NAME}:
+    if entries - {LOG_NAME} and not entries & {_LOCK, files.NAME}:
         raise ForeignFolder(
             f"{data_dir} holds other files, such as {min(entries)}: name an empty or a new folder, "
             "as in DATA_DIR=… make up"

@@ -11,30 +11,29 @@ from typing import TYPE_CHECKING
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from lowtide.auth.passwords import hash_password
-from lowtide.local import endpoints, environment, state
+from lowtide.local import environment, files, state
+from lowtide.local.autoscaler import bounded
 from lowtide.local.bootstrap import addresses, bootstrap
-from lowtide.local.bounds import bounded
 from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import Cluster
-from lowtide.local.errors import StartFailed
-from lowtide.local.kustomize import load
+from lowtide.local.environment import postgres_credentials
+from lowtide.local.files import SUPERUSER, read_or_create
 from lowtide.local.manifests import ConfigMap, ScaledObject
 from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
+from lowtide.local.options import StartFailed
 from lowtide.local.ports import HOST, free_port, release_ports
 from lowtide.local.processes import Launch, Process, State
-from lowtide.local.replicas import ReplicaSet
-from lowtide.local.scaling import Scaler, connection_of
-from lowtide.local.secrets import SUPERUSER, read_or_create
-from lowtide.local.users import postgres_credentials
-from lowtide.local.workloads import workloads
+from lowtide.local.replicas import ReplicaSet, Scaler, connection_of
+from lowtide.local.workloads import load, workloads
+from lowtide.tenants.passwords import hash_password
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from lowtide.local.log import Log
     from lowtide.local.options import Options
+    from lowtide.local.processes import Log
     from lowtide.local.workloads import Workload
+
 
 _HOPELESS = 4  # crashes before it was ever ready
 _POLL = 0.05
@@ -117,7 +116,7 @@ class Stack:
         if self._session is not None:
             await self._session.close()
         state.forget(self._options.data_dir)
-        (self._options.data_dir / endpoints.NAME).unlink(missing_ok=True)
+        (self._options.data_dir / files.ENDPOINTS).unlink(missing_ok=True)
         self._log.line("lowtide", "stopped")
 
     def kill(self) -> None:
@@ -151,7 +150,7 @@ class Stack:
         for replicas in self._replicas:
             for service in replicas.workload.services:
                 found.setdefault(service, []).extend(replicas.addresses())
-        endpoints.write(self._options.data_dir, found)
+        files.write_endpoints(self._options.data_dir, found)
         if self._monitoring:
             self._monitoring.follow(self._replicas)
 

@@ -1,4 +1,4 @@
-"""What runs at the moment, in a file that outlives the supervisor."""
+"""The processes that run, in a file that outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 import psutil
 
-from lowtide.local import secrets
+from lowtide.local import files
 from lowtide.local.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NAME = "state.json"
+
+STATE = "state.json"
 POSTGRES = "postgres"
 
 
@@ -66,17 +67,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def write(data_dir: Path, status: Status) -> None:
     """Replace the state file; what is secret is left out."""
     content = msgspec.json.encode(msgspec.structs.replace(status, api_key="", portal_password=""))
-    write_atomically(data_dir / NAME, content, mode=0o600)
+    write_atomically(data_dir / STATE, content, mode=0o600)
 
 
 def read(data_dir: Path) -> Status | None:
     """Return the last state written, whether or not anything of it still runs."""
-    path = data_dir / NAME
+    path = data_dir / STATE
     try:
         status = msgspec.json.decode(path.read_bytes(), type=Status)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    known = secrets.read(data_dir)
+    known = files.read(data_dir)
     if known is None:
         return msgspec.structs.replace(status, api_key="", portal_password="")
     return msgspec.structs.replace(
@@ -86,7 +87,7 @@ def read(data_dir: Path) -> Status | None:
 
 def forget(data_dir: Path) -> None:
     """Remove the state file after a clean stop."""
-    (data_dir / NAME).unlink(missing_ok=True)
+    (data_dir / STATE).unlink(missing_ok=True)
 
 
 def supervisor(status: Status) -> psutil.Process | None:
@@ -107,7 +108,7 @@ def reap(data_dir: Path, grace: float = 5.0) -> list[str]:
         [process for process in status.processes if process.name != POSTGRES],
         [process for process in status.processes if process.name == POSTGRES],
     ):
-        ended += _end(group, written=(data_dir / NAME).stat().st_mtime, grace=grace)
+        ended += _end(group, written=(data_dir / STATE).stat().st_mtime, grace=grace)
     return ended
 
 

@@ -1,1 +1,1 @@
-"""Object store adapters."""
+"""Object storage."""

@@ -1,4 +1,4 @@
-"""Files in a local folder or a cloud bucket, through obstore."""
+"""Object storage in a local folder or a cloud bucket, through obstore."""
 
 from __future__ import annotations
 
@@ -7,19 +7,68 @@ from bisect import bisect_right
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from lowtide.domain.errors import NotFound, Unavailable
+from lowtide.core.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+
+class ObjectWriter(Protocol):
+    """An object being written; it exists only once the block ends without an exception."""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class ObjectStore(Protocol):
+    """Where files live."""
+
+    def open_writer(self, key: str) -> ObjectWriter:
+        """Start an object; memory stays bounded however much is written."""
+        ...
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to `end`; raises NotFound for an unknown key."""
+        ...
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Return the bytes of each (offset, length), near ones fetched together.
+
+        What lies behind the object's end comes short, or is empty.
+        """
+        ...
+
+    async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Do what `read_ranges` does without blocking; cancelling ends the read."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; unknown keys are fine."""
+        ...
+
+    def check(self) -> None:
+        """Raise when the store does not answer."""
+        ...
+
 
 CHUNK: Final = 1024 * 1024
 

@@ -1,1 +1,1 @@
-"""What pages are made of."""
+"""Components that several pages share."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from nicegui import ui
 
-from lowtide.domain.ids import format_batch_id
-from lowtide.domain.overview import pools_of
-from lowtide.domain.statuses import SHOWN_AS, BatchStatus, SlaState
-from portal.components.badges import BADGE_CELL, Badge, pool_of, sla_of, status_of
+from lowtide.batches.model import SHOWN_AS, BatchStatus, SlaState
+from lowtide.core.ids import format_batch_id
+from lowtide.status.overview import pools_of
+from portal.components.basics import BADGE_CELL, Badge, pool_of, sla_of, status_of
 from portal.formats import absolute, ago, duration, number
 from portal.theme import Tone
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from lowtide.domain.batches import Batch
+    from lowtide.batches.model import Batch
 
 
 class BatchRow(TypedDict):

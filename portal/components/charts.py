@@ -7,15 +7,37 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import ui
 
-from lowtide.domain.pools import Pool
+from lowtide.core.pools import Pool
+from lowtide.status.history import HistoryRange
 from portal import theme
-from portal.components.headings import heading
+from portal.components.basics import heading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
     from datetime import datetime
 
-    from lowtide.domain.history import History, HistoryPoint, PoolPoint, SlaBar
+    from lowtide.status.history import History, HistoryPoint, PoolPoint, SlaBar
+
+
+_NAMES: Final = {
+    HistoryRange.HOUR: "1 h",
+    HistoryRange.SIX_HOURS: "6 h",
+    HistoryRange.DAY: "24 h",
+    HistoryRange.WEEK: "7 d",
+}
+
+
+def range_choice(chosen: HistoryRange, on_change: Callable[[HistoryRange], object]) -> None:
+    """Show the ranges side by side."""
+    with ui.element("div").props('role=group aria-label="Time shown"'):
+        ui.toggle(
+            {each.value: name for each, name in _NAMES.items()},
+            value=chosen.value,
+            on_change=lambda event: on_change(HistoryRange(event.value)),
+        ).props("no-caps unelevated dense toggle-color=primary padding='3px 12px'").classes(
+            "ranges"
+        )
+
 
 NOT_ENOUGH: Final = (
     "Nothing was sampled in this time; a tick of the scheduler takes a sample a minute."

@@ -1,21 +1,83 @@
-"""What stands around every page."""
+"""The frame of every page: navigation, tools, and failures."""
 
 from __future__ import annotations
 
+import logging
+import secrets
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from nicegui import app, ui
 
+from lowtide.core.errors import LowtideError
 from portal import theme
-from portal.components import links
-from portal.failures import watch_page
-from portal.sessions import SIGN_OUT, current_visitor
-from portal.shortcuts import help_dialog
+from portal.components.shortcuts import help_dialog
+from portal.services import lowtide
+from portal.sessions import SIGN_OUT, WHOLE_INSTALLATION, current_visitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A page of the portal; `icon` is shown beside its name, `key` follows `g`."""
+
+    name: str
+    path: str
+    icon: str
+    key: str
+
+
+PLACES: Final = (
+    Place("Overview", "/", "space_dashboard", "o"),
+    Place("Batches", "/batches", "layers", "b"),
+    Place("Upload", "/upload", "upload_file", "u"),
+    Place("Dead letters", "/dead-letters", "mark_email_unread", "d"),
+    Place("Queues", "/queues", "stacked_line_chart", "q"),
+    Place("Tenants", "/tenants", "groups", "t"),
+    Place("Health", "/health", "monitor_heart", "h"),
+)
+
+
+def navigation(current: str, *, tenant: bool) -> None:
+    """Link to every page, or to those for visitors of one tenant; `current` is the path of this one."""
+    with ui.element("nav").classes("places").props('aria-label="Pages"'):
+        for place in PLACES:
+            if tenant and place.path in WHOLE_INSTALLATION:
+                continue
+            link = ui.element("a").classes("place").props(f'href="{place.path}"')
+            if _is_at(place.path, current):
+                link.props('aria-current="page"')
+            with link:
+                ui.icon(place.icon).props("aria-hidden=true")
+                ui.label(place.name)
+
+
+def monitoring() -> None:
+    """Link to the dashboards that the settings name."""
+    settings = lowtide().settings
+    for name, url in (
+        ("Grafana", settings.grafana_url),
+        ("Prometheus", settings.prometheus_url),
+        ("Alertmanager", settings.alertmanager_url),
+    ):
+        if url:
+            link = ui.element("a").classes("outside")
+            link.props["href"] = url
+            link.props("target=_blank rel=noreferrer")
+            with link:
+                ui.label(name)
+
+
+def _is_at(path: str, current: str) -> bool:
+    if path == "/tenants" and current in ("/keys", "/audit"):
+        return True
+    return current == path or (path != "/" and current.startswith(f"{path}/"))
+
 
 REFRESH_INTERVALS: Final[Mapping[int, str]] = {
     0: "Paused", 1: "1 s", 2: "2 s", 5: "5 s", 10: "10 s", 30: "30 s",
@@ -57,7 +119,7 @@ def frame(
     ui.page_title(f"{title} · Lowtide")
     with ui.header(elevated=False).classes("topbar"):
         _brand()
-        links.navigation(ui.context.client.page.path, tenant=visitor.tenant is not None)
+        navigation(ui.context.client.page.path, tenant=visitor.tenant is not None)
         with ui.element("div").classes("tools"):
             if on_interval is not None:
                 _refresh_choice(on_interval)
@@ -73,7 +135,7 @@ def frame(
             ui.element("span").mark("zone").add_slot("default", _ZONE)
             # They show every tenant's work.
             if visitor.tenant is None:
-                links.monitoring()
+                monitoring()
             _way_out(visitor.name)
 
 
@@ -126,3 +188,48 @@ def _mode_choice() -> None:
 
     button = _tool("brightness_auto", "Colours", "theme").on_click(advance)
     show()
+
+
+_QUIET_SECONDS: Final = 30.0
+_REFERENCE: Final = "Reference "
+
+_log = logging.getLogger(__name__)
+
+
+def watch_page() -> None:
+    """Tell the visitor of the page that is being built when one of its handlers fails.
+
+    What fails at every refresh is told once in a while.
+    """
+    told_at = -_QUIET_SECONDS
+
+    def tell(error: Exception) -> None:
+        nonlocal told_at
+        message = explain(error)
+        if monotonic() - told_at >= _QUIET_SECONDS:
+            told_at = monotonic()
+            ui.notify(message, type="negative", position="bottom", timeout=0, close_button="Close")
+
+    ui.on_exception(tell)
+
+
+def explain(error: Exception) -> str:
+    """Return what a visitor may know; an unexpected error gets a reference, which the log has too."""
+    if isinstance(error, LowtideError):
+        return error.message
+    return (
+        "Something went wrong here, and it is not your fault. "
+        f"Tell your operator the reference {_reference(error)}: the log has the cause under it."
+    )
+
+
+def _reference(error: Exception) -> str:
+    """Return the reference of an error, the same one however often it is asked for."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(_REFERENCE):
+            return str(note.removeprefix(_REFERENCE))
+    reference = secrets.token_hex(5)
+    # The note goes wherever the traceback is logged.
+    error.add_note(f"{_REFERENCE}{reference}")
+    _log.error("portal.failed", extra={"reference": reference}, exc_info=error)
+    return reference

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.domain.findings import Condition
-from portal.components.badges import Badge
-from portal.components.headings import heading
+from lowtide.status.findings import Condition
+from portal.components.basics import Badge, heading
 from portal.formats import absolute, ago, counted, milliseconds
 from portal.theme import Tone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lowtide.domain.findings import Finding
-    from lowtide.domain.overview import PoolLoad, Reachability
-    from portal.diagnosis import Diagnosis
+    from lowtide.status.findings import Finding
+    from lowtide.status.overview import PoolLoad, Reachability
+    from portal.watching import Diagnosis
+
 
 STALE_AFTER = timedelta(seconds=30)
 STALE: Final = Badge(text="Stale", tone=Tone.WARN)

@@ -1,4 +1,4 @@
-"""Pausing and resuming a pool: first what that means, then the question, then the deed."""
+"""Pausing and resuming a pool, and the notes about paused pools."""
 
 from __future__ import annotations
 
@@ -7,17 +7,50 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
-from lowtide.domain.errors import LowtideError
-from lowtide.domain.pools import Pool
-from portal.background import in_thread
-from portal.components.batch_toolbar import counted_batches
-from portal.components.confirm import confirm
-from portal.formats import counted, duration
+from lowtide.core.errors import LowtideError
+from lowtide.core.pools import Pool
+from portal.components.basics import confirm
+from portal.components.batch_actions import counted_batches
+from portal.formats import counted, duration, visitor_zone
+from portal.services import in_thread
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from lowtide.domain.pools import PauseEffect
-    from lowtide.services.pools import Pools
+    from collections.abc import Sequence
+    from datetime import tzinfo
+
+    from lowtide.core.pools import PauseEffect, PoolPause
+    from lowtide.scheduler.pauses import Pools
+
+
+class PauseNotes:
+    """A line for each paused pool; out of sight while there is none."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] | None = None
+        self._zone = visitor_zone()
+        self._place = ui.element("div").classes("notice").props("role=status")
+        self._place.set_visibility(False)
+
+    def show(self, pauses: Sequence[PoolPause], now: datetime) -> None:
+        """Show these; nothing is sent while they stay the same."""
+        notes = [note_of(pause, now, self._zone) for pause in pauses]
+        if notes == self._shown:
+            return
+        self._shown = notes
+        self._place.set_visibility(bool(notes))
+        self._place.clear()
+        with self._place:
+            for note in notes:
+                ui.label(note)
+
+
+def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
+    """Return a pause in words; the date is named once it is another."""
+    since = pause.since.astimezone(zone)
+    same_day = since.date() == now.astimezone(zone).date()
+    moment = f"{since:%H:%M %Z}" if same_day else f"{since:%Y-%m-%d %H:%M %Z}"
+    return f"{pause.pool.capitalize()} is paused since {moment} by {pause.by}"
 
 
 async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:

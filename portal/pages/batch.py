@@ -1,4 +1,4 @@
-"""One batch: how it stands, what happened to it, and its requests."""
+"""One batch: its state, its history and its requests."""
 
 from __future__ import annotations
 
@@ -9,30 +9,107 @@ from typing import TYPE_CHECKING, Final
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide import wiring
-from lowtide.domain.errors import LowtideError, NotFound
-from lowtide.domain.ids import format_batch_id, parse_batch_id
-from portal.background import in_thread
-from portal.batch_query import LineQuery, clean
-from portal.components.batch_panels import BatchPanels
-from portal.components.cancelling import cancel_batches
-from portal.components.line_drawer import open_drawer
-from portal.components.line_table import LineTable
-from portal.components.line_tabs import line_tabs
-from portal.components.pager import Pager
-from portal.components.rebuilt import Rebuilt
-from portal.live import Live
-from portal.readings import Readings, Subject, at_most_every
+from lowtide.batches.model import CANCELLABLE_STATUSES
+from lowtide.core.errors import LowtideError, NotFound
+from lowtide.core.ids import format_batch_id, parse_batch_id
+from portal.components.basics import StatCard, heading
+from portal.components.batch_actions import cancel_batches
+from portal.dashboards import dashboard_links
+from portal.formats import number
+from portal.listing import Pager
+from portal.live import Live, Rebuilt
+from portal.pages import batch_facts
+from portal.pages.batch_facts import steps_of, timeline
+from portal.pages.batch_requests import LineTable, line_tabs, open_drawer
+from portal.polling import Readings, Subject, at_most_every
+from portal.queries import LineQuery, clean
+from portal.services import in_thread, services_for
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from lowtide.domain.batch_details import BatchDetails
-    from lowtide.domain.ids import BatchId
-    from lowtide.domain.requests import RequestState
+    from lowtide.batches.model import Batch
+    from lowtide.batches.results import RequestState
+    from lowtide.batches.views import BatchDetails
+    from lowtide.core.ids import BatchId
     from portal.dashboards import Dashboards
     from portal.polling import Poller
+
+
+COUNTS = ("Total", "Completed", "Failed", "Queued", "Running")
+
+
+class BatchPanels:
+    """Everything above the table of requests."""
+
+    def __init__(
+        self,
+        on_cancel: Callable[[], Awaitable[None]],
+        dashboards: Dashboards,
+        *,
+        may_act: bool,
+    ) -> None:
+        self._may_act = may_act
+        # They show every tenant's work.
+        self._dashboards = dashboards if current_visitor().tenant is None else None
+        with ui.element("section").classes("card section"):
+            with ui.element("div").classes("batch-head"):
+                self._head = Rebuilt(batch_facts.head, "batch-head")
+                ui.element("div").classes("spacer")
+                self._cancel = ui.button("Cancel batch …", on_click=on_cancel, color=None)
+                self._cancel.props("flat dense no-caps")
+            self._links = Rebuilt(dashboard_links)
+            self._facts = Rebuilt(batch_facts.facts)
+            self._progress = Rebuilt[tuple["Batch", str]](
+                lambda shown: batch_facts.progress(*shown), "section"
+            )
+        self._problems = Rebuilt(batch_facts.problems, "section")
+        with ui.element("div").classes("cards five"):
+            self._counts = {name: StatCard(name) for name in COUNTS}
+        with ui.element("section").classes("card section"):
+            heading("Timeline")
+            self._timeline = Rebuilt(timeline)
+        with ui.element("div").classes("halves"):
+            self._errors = _panel(
+                "Top errors", lambda shown: batch_facts.errors(shown.errors, shown.batch.id)
+            )
+            self._notes = _panel(
+                "Interruptions and escalations",
+                lambda shown: batch_facts.notes(shown.notes, shown.batch),
+            )
+            self._cost = _panel("Cost", batch_facts.cost)
+            self._files = _panel(
+                "Files", lambda shown: batch_facts.files(shown.files, shown.batch.id)
+            )
+
+    def show(self, details: BatchDetails, now: datetime) -> None:
+        """Show a new reading."""
+        forecast = details.batch
+        # What changes at every reading would have everything built anew.
+        batch = replace(forecast, eta=None)
+        details = replace(details, at=batch.created_at, batch=batch)
+        self._head.show(batch)
+        id_, began, ended = format_batch_id(batch.id), batch.created_at, batch.ended_at
+        if self._dashboards is not None:
+            trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
+            self._links.show(self._dashboards.batch(id_, began, ended, now) + trace)
+        self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
+        for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
+            panel.show(details)
+        self._progress.show((batch, batch_facts.eta_of(forecast, now)))
+        self._problems.show(batch)
+        self._timeline.show(steps_of(forecast, now))
+        counts = (batch.total, batch.completed, batch.failed, details.queued, details.running)
+        for name, count in zip(COUNTS, counts, strict=True):
+            self._counts[name].show(number(count), alarming=name == "Failed" and count > 0)
+
+
+def _panel(title: str, build: Callable[[BatchDetails], None]) -> Rebuilt[BatchDetails]:
+    with ui.element("section").classes("card section"):
+        heading(title)
+        return Rebuilt(build, "section")
+
 
 PAGE_SIZE: Final = 50
 SEARCH_INTERVAL: Final = 10.0
@@ -81,7 +158,7 @@ class BatchPage:
         self._readings = readings
         self._query = query
         self._visitor = current_visitor()
-        self._desks = wiring.desks_for(self._visitor)
+        self._services = services_for(self._visitor)
         self._follower = ui.context.client.id
         self._behind: list[int] = []
         self._subject: Subject[Seen]
@@ -118,7 +195,7 @@ class BatchPage:
 
     async def _read(self) -> None:
         """Look at this batch and this page of its lines, from now on."""
-        visitor, query, browser = self._visitor, self._query, self._desks.browser
+        visitor, query, browser = self._visitor, self._query, self._services.browser
 
         page = at_most_every(
             SEARCH_INTERVAL if query.custom_id else 0.0,
@@ -162,7 +239,7 @@ class BatchPage:
         batch = self._query.batch
         try:
             visitor = current_visitor()
-            details = await in_thread(lambda: self._desks.browser.line(visitor, batch, line))
+            details = await in_thread(lambda: self._services.browser.line(visitor, batch, line))
         except LowtideError as error:
             ui.notify(error.message, type="negative", position="bottom")
             return
@@ -170,7 +247,7 @@ class BatchPage:
 
     async def _cancel(self) -> None:
         batches: list[BatchId] = [self._query.batch]
-        if await cancel_batches(self._desks.desk, batches):
+        if await cancel_batches(self._services.desk, batches):
             await in_thread(self._subject.look)
             self._show()
 

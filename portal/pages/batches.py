@@ -1,38 +1,109 @@
-"""The list of batches: filtered, in pages, and cancelled many at once."""
+"""The list of batches: filters, pages, and cancelling many at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide import wiring
-from lowtide.domain.batch_lists import mark_of
-from lowtide.domain.errors import LowtideError
-from lowtide.domain.ids import parse_batch_id
-from portal.background import in_thread
-from portal.batch_query import BatchQuery
-from portal.components.batch_filters import BatchFilters
+from lowtide.batches.model import BatchStatus, SlaState
+from lowtide.batches.views import mark_of
+from lowtide.core.errors import LowtideError
+from lowtide.core.ids import parse_batch_id
+from portal.components.basics import empty_state
+from portal.components.batch_actions import BatchToolbar, cancel_batches
 from portal.components.batch_table import BatchTable
-from portal.components.batch_toolbar import BatchToolbar
-from portal.components.cancelling import cancel_batches
-from portal.components.empty_state import empty_state
-from portal.components.pager import Pager
+from portal.listing import Pager
 from portal.live import Live
 from portal.pages.landing import FIRST_COMMAND
-from portal.readings import Readings, Subject
+from portal.polling import Readings, Subject
+from portal.queries import ORDERS, BatchQuery, clean
+from portal.services import in_thread, services_for
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from lowtide.domain.batches import Batch
-    from lowtide.domain.ids import BatchId, TenantId
-    from lowtide.domain.visitors import Visitor
+    from lowtide.batches.model import Batch
+    from lowtide.core.ids import BatchId, TenantId
+    from lowtide.tenants.sign_in import Visitor
     from portal.polling import Poller
+
+
+class BatchFilters:
+    """Status, SLA, user, tenant and order; each change asks for the first page of something else."""
+
+    def __init__(
+        self,
+        query: BatchQuery,
+        tenants: Sequence[str],
+        *,
+        on_change: Callable[[BatchQuery], Awaitable[None]],
+    ) -> None:
+        self._query = query
+        self._on_change = on_change
+        with ui.element("div").classes("filters"):
+            user = ui.input("User", value=query.user, on_change=self._changer(_with_user))
+            user.props("dense outlined clearable debounce=350 data-search maxlength=256")
+            self._select(
+                "Status",
+                {status: status.value.replace("_", " ") for status in BatchStatus},
+                list(query.statuses),
+                self._changer(lambda query, chosen: replace(query, statuses=tuple(chosen or ()))),
+                multiple=True,
+            )
+            self._select(
+                "SLA",
+                {state: state.value for state in SlaState},
+                list(query.sla),
+                self._changer(lambda query, chosen: replace(query, sla=tuple(chosen or ()))),
+                multiple=True,
+            )
+            if len(tenants) > 1:
+                names = {"": "All tenants", **{name: name for name in tenants}}
+                known = query.tenant if query.tenant in names else ""
+                self._select(
+                    "Tenant",
+                    names,
+                    known,
+                    self._changer(lambda query, name: replace(query, tenant=name)),
+                )
+            self._select(
+                "Order",
+                dict(ORDERS),
+                query.order,
+                self._changer(lambda query, order: replace(query, order=order)),
+            )
+
+    def _select(
+        self,
+        label: str,
+        options: dict[Any, str],
+        value: object,
+        change: Callable[[Any], Awaitable[None]],
+        *,
+        multiple: bool = False,
+    ) -> None:
+        ui.select(options, value=value, label=label, multiple=multiple, on_change=change).props(
+            "dense outlined options-dense" + (" clearable" if multiple else "")
+        )
+
+    def _changer(
+        self, change: Callable[[BatchQuery, Any], BatchQuery]
+    ) -> Callable[[Any], Awaitable[None]]:
+        async def changed(event: Any) -> None:
+            self._query = change(self._query.at_first_page(), event.value)
+            await self._on_change(self._query)
+
+        return changed
+
+
+def _with_user(query: BatchQuery, text: str | None) -> BatchQuery:
+    return replace(query, user=clean(text or ""))
+
 
 PAGE_SIZE: Final = 50
 
@@ -63,7 +134,7 @@ class BatchesPage:
         self._live = Live(poller)
         self._query = query
         self._visitor: Visitor = current_visitor()
-        self._desks = wiring.desks_for(self._visitor)
+        self._services = services_for(self._visitor)
         self._follower = ui.context.client.id
         self._tenants: Mapping[TenantId, str] = {}
         self._behind: list[BatchQuery] = []
@@ -74,7 +145,7 @@ class BatchesPage:
         """Build the page and keep it current until it is closed."""
         problem = ""
         try:
-            self._tenants = await in_thread(lambda: self._desks.lists.tenants(self._visitor))
+            self._tenants = await in_thread(lambda: self._services.lists.tenants(self._visitor))
         except LowtideError as error:
             problem = error.message
         with self._live.page("Batches", api_url=api_url):
@@ -106,7 +177,7 @@ class BatchesPage:
 
     async def _read(self) -> None:
         """Look at what the query says, from now on."""
-        visitor, query, lists = self._visitor, self._query, self._desks.lists
+        visitor, query, lists = self._visitor, self._query, self._services.lists
 
         def read() -> Listed:
             wanted = query.filter(self._tenants)
@@ -177,7 +248,7 @@ class BatchesPage:
 
     async def _cancel(self, *, everything: bool) -> None:
         wanted = self._query.filter(self._tenants) if everything else self._chosen
-        if await cancel_batches(self._desks.desk, wanted):
+        if await cancel_batches(self._services.desk, wanted):
             self._choose_none()
             await in_thread(self._subject.look)
             self._show()

@@ -1,29 +1,73 @@
-"""Dead letters: finding them, running them again, giving up on them, taking them along."""
+"""Dead letters: search, requeue, discard and download."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.domain.dead_letters import LetterId
-from lowtide.domain.errors import LowtideError
-from portal import letter_downloads
-from portal.acting import desk_for, tenants_for
-from portal.background import in_thread
+from lowtide.core.errors import LowtideError
+from lowtide.dead_letters.model import LetterId
+from portal import downloads
+from portal.components.basics import heading
 from portal.components.frame import frame
-from portal.components.headings import heading
-from portal.components.letter_dialog import read_excerpts, show_letter
-from portal.components.letter_filters import LetterFilters
-from portal.components.letter_table import LetterTable
-from portal.letter_actions import LetterActions
-from portal.letter_query import LetterQuery
+from portal.pages.letter_actions import LetterActions
+from portal.pages.letter_table import LetterTable, read_excerpts, show_letter
+from portal.queries import STATES, LetterQuery
+from portal.services import in_thread, services_for, tenants_for
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from lowtide.domain.ids import TenantId
+    from lowtide.core.ids import TenantId
+
+
+class LetterFilters:
+    """Batch, error code, state, and the tenant where there are several."""
+
+    def __init__(
+        self,
+        query: LetterQuery,
+        tenants: Sequence[str],
+        *,
+        on_change: Callable[[LetterQuery], Awaitable[None]],
+    ) -> None:
+        self._query = query
+        self._on_change = on_change
+        with ui.element("div").classes("filters").props("role=search"):
+            batch = ui.input("Batch id", value=query.batch).props("data-search clearable")
+            code = ui.input("Error code", value=query.code).props("clearable")
+            state = ui.select(
+                dict(STATES),
+                value=query.state if query.state in STATES else None,
+                label="State",
+                on_change=lambda event: self._change(state=event.value or ""),
+            )
+            chosen = [batch, code, state]
+            if len(tenants) > 1:
+                chosen.append(
+                    ui.select(
+                        list(tenants),
+                        value=query.tenant if query.tenant in tenants else tenants[0],
+                        label="Tenant",
+                        on_change=lambda event: self._change(tenant=event.value),
+                    )
+                )
+        for each in chosen:
+            each.props("dense outlined")
+        batch.on_value_change(lambda event: self._change(batch=(event.value or "").strip()))
+        code.on_value_change(lambda event: self._change(code=(event.value or "").strip()))
+        for box in (batch, code):
+            box.props("debounce=400")
+
+    async def _change(self, **changes: str) -> None:
+        changed = replace(self._query, **changes)
+        if changed != self._query:
+            self._query = changed
+            await self._on_change(changed)
+
 
 PATH: Final = "/dead-letters"
 PAGE: Final = 50
@@ -31,7 +75,7 @@ PAGE: Final = 50
 
 def install(*, api_url: str) -> None:
     """Serve the page of dead letters and its downloads."""
-    letter_downloads.install()
+    downloads.install_dead_letters()
 
     @ui.page(PATH)
     async def dead_letters() -> None:
@@ -56,7 +100,7 @@ class _Letters:
     def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
         self._query = query
         self._tenants = tenants
-        self._desk = desk_for(current_visitor())
+        self._services = services_for(current_visitor())
         # Where each page begins: behind the last letter of the one before it.
         self._pages: list[LetterId | None] = [None]
         self._last: LetterId | None = None
@@ -72,7 +116,7 @@ class _Letters:
         self._problem.set_visibility(False)
         with ui.element("section").classes("card table-card"):
             LetterFilters(self._query, list(self._tenants.values()), on_change=self._narrow)
-            self._actions = LetterActions(self._desk, on_done=self.reload)
+            self._actions = LetterActions(self._services, on_done=self.reload)
             self._table = LetterTable(on_choice=self._count, on_inside=self._look_inside)
             self._empty = ui.label("").classes("empty muted")
             with ui.element("nav").classes("pager").props('aria-label="Pages of letters"'):
@@ -88,7 +132,7 @@ class _Letters:
             tenant, wanted = self._query.chosen_tenant(self._tenants), self._query.filter()
             after = self._pages[-1]
             letters, more = await in_thread(
-                lambda: self._desk.letters.page(tenant, wanted, after=after, limit=PAGE)
+                lambda: self._services.dead_letters.page(tenant, wanted, after=after, limit=PAGE)
             )
         except LowtideError as error:
             self.complain(error.message)
@@ -134,7 +178,9 @@ class _Letters:
     async def _look_inside(self, letter: LetterId) -> None:
         try:
             tenant = self._query.chosen_tenant(self._tenants)
-            shown = await in_thread(lambda: read_excerpts(self._desk.letters.get(tenant, letter)))
+            shown = await in_thread(
+                lambda: read_excerpts(self._services.dead_letters.get(tenant, letter))
+            )
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return

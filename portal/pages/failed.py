@@ -10,14 +10,14 @@ from nicegui.page import page
 from starlette.exceptions import HTTPException
 
 from portal import theme
-from portal.components.frame import frame
-from portal.components.headings import heading
-from portal.failures import explain
+from portal.components.basics import heading
+from portal.components.frame import explain, frame
 from portal.sessions import visitor_of
 
 if TYPE_CHECKING:
     from fastapi import Request
     from starlette.responses import Response
+
 
 _NOT_FOUND: Final = 404
 

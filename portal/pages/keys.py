@@ -1,28 +1,192 @@
-"""API keys of all tenants: made, rotated and revoked."""
+"""API keys of all tenants: create, rotate and revoke."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide import wiring
-from lowtide.domain.api_keys import KeyState
-from portal.administration_query import KEYS, KeyQuery, key_mark
-from portal.batch_query import clean
-from portal.components.key_dialogs import NewKey, revoke, rotate
-from portal.components.key_table import KeyTable
-from portal.components.tenant_choice import tenant_choice
-from portal.listing import PAGE_SIZE, ListPage
+from lowtide.tenants.keys import KeyState
+from portal.components.basics import BADGE_CELL, Badge
+from portal.formats import absolute, ago, duration
+from portal.listing import PAGE_SIZE, ListPage, tenant_choice
+from portal.pages.administration import KEYS, KeyQuery, key_mark
+from portal.pages.key_dialogs import NewKey, revoke, rotate
+from portal.queries import clean
+from portal.services import lowtide
+from portal.theme import Tone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
 
-    from lowtide.domain.api_keys import TenantKey
-    from lowtide.domain.ids import TenantId
+    from lowtide.core.ids import TenantId
+    from lowtide.tenants.keys import TenantKey
     from portal.watching import Watching
+
+
+_TONES: Final[Mapping[KeyState, Tone]] = {
+    KeyState.ACTIVE: Tone.GOOD,
+    KeyState.EXPIRING: Tone.WARN,
+    KeyState.EXPIRED: Tone.NEUTRAL,
+    KeyState.REVOKED: Tone.NEUTRAL,
+}
+
+
+class KeyRow(TypedDict):
+    """A key as the table shows it."""
+
+    id: str
+    short: str
+    name: str
+    prefix: str
+    tenant: str
+    state: Badge
+    created: str
+    created_at: str
+    used: str
+    used_at: str
+    ends: str
+    ends_at: str
+    opens: bool
+    active: bool
+
+
+_LABELS: Final = {
+    "name": "Key",
+    "tenant": "Tenant",
+    "state": "State",
+    "created": "Created",
+    "used": "Last used",
+    "actions": "Change",
+}
+_NAME: Final = (
+    '<span class="user ellipsis" :title="props.row.name"><b>{{ props.row.name }}</b></span>'
+    '<span class="mono muted small" :title="props.row.id">{{ props.row.prefix }} '
+    "({{ props.row.short }})</span>"
+)
+_TENANT: Final = (
+    '<span class="user ellipsis" :title="props.row.tenant">{{ props.row.tenant }}</span>'
+)
+_STATE: Final = (
+    BADGE_CELL.replace("badge.", "props.row.state.")
+    + '<span v-if="props.row.ends" class="muted small nowrap" :title="props.row.ends_at">'
+    "{{ props.row.ends }}</span>"
+)
+_CREATED: Final = (
+    '<span class="nowrap" :title="props.row.created_at">{{ props.row.created }}</span>'
+)
+_USED: Final = '<span class="nowrap" :title="props.row.used_at">{{ props.row.used }}</span>'
+
+
+def _action(event: str, label: str, shown: str) -> str:
+    return (
+        f'<q-btn v-if="props.row.{shown}" class="act" flat dense no-caps label="{label} …" '
+        f':aria-label="`{label} ${{props.row.name}} of ${{props.row.tenant}} '
+        '(${props.row.short})`" '
+        f"@click=\"() => $parent.$emit('{event}', props.row.id)\" />"
+    )
+
+
+_ACTIONS: Final = (
+    '<span class="nowrap">'
+    + _action("rotate", "Rotate", "active")
+    + _action("revoke", "Revoke", "opens")
+    + "</span>"
+)
+
+
+def _narrow(actions: str) -> str:
+    return f"""
+<div class="batch-item">
+  <div class="batch-line"><span class="stack">{_NAME}</span><span class="stack">{_STATE}</span></div>
+  <div class="batch-line">{_TENANT}</div>
+  <span class="muted small">created {_CREATED} · used {_USED}</span>
+  {actions}
+</div>
+"""
+
+
+class KeyTable:
+    """Keys as they come; the callbacks are told which one by its id, and are None where nobody may."""
+
+    def __init__(
+        self,
+        on_rotate: Callable[[str], Awaitable[None]] | None,
+        on_revoke: Callable[[str], Awaitable[None]] | None,
+    ) -> None:
+        self._rows: list[KeyRow] | None = None
+        may_act = on_rotate is not None and on_revoke is not None
+        actions = _ACTIONS if may_act else ""
+        columns = [
+            {"name": name, "label": label, "field": name, "align": "left"}
+            for name, label in _LABELS.items()
+            if name != "actions" or may_act
+        ]
+        cells = {
+            "name": _NAME,
+            "tenant": _TENANT,
+            "state": _STATE,
+            "created": _CREATED,
+            "used": _USED,
+            "actions": actions,
+        }
+        self._table = ui.table(rows=[], columns=columns, row_key="id").props(
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1000"'
+        )
+        for name, cell in cells.items():
+            self._table.add_slot(
+                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
+            )
+        self._table.add_slot("item", _narrow(actions))
+        for event, act in (("rotate", on_rotate), ("revoke", on_revoke)):
+            if act is not None:
+                self._table.on(event, lambda event, act=act: act(str(event.args)))
+
+    def show(self, keys: Sequence[TenantKey]) -> None:
+        """Show these keys; nothing is sent while nothing changes."""
+        rows = [row_of(found) for found in keys]
+        if rows != self._rows:
+            self._rows = rows
+            self._table.rows = [dict(row) for row in rows]
+        self._table.set_visibility(bool(rows))
+
+
+def row_of(found: TenantKey) -> KeyRow:
+    """Return how a key is shown."""
+    key, now, state = found.key, found.at, found.state
+    return KeyRow(
+        id=key.id.hex,
+        short=key.id.hex[:8],
+        name=key.name,
+        prefix="" if key.prefix is None else f"{key.prefix}…",
+        tenant=found.tenant,
+        state=Badge(text=state.value, tone=_TONES[state]),
+        created=ago(key.created_at, now),
+        created_at=absolute(key.created_at),
+        used="never" if key.last_used_at is None else ago(key.last_used_at, now),
+        used_at="" if key.last_used_at is None else absolute(key.last_used_at),
+        ends=_ends(found),
+        ends_at=_moment(key.revoked_at or key.expires_at),
+        opens=state in (KeyState.ACTIVE, KeyState.EXPIRING),
+        active=state is KeyState.ACTIVE,
+    )
+
+
+def _ends(found: TenantKey) -> str:
+    key = found.key
+    if key.revoked_at is not None:
+        return ago(key.revoked_at, found.at)
+    if key.expires_at is None:
+        return ""
+    left = key.expires_at - found.at
+    return f"in {duration(left)}" if left.total_seconds() > 0 else ago(key.expires_at, found.at)
+
+
+def _moment(moment: datetime | None) -> str:
+    return "" if moment is None else absolute(moment)
 
 
 def install(watching: Watching, *, api_url: str) -> None:
@@ -45,7 +209,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
     def prepare(self) -> None:
         """Read the tenants to choose from."""
         self._tenants = {}
-        self._tenants = wiring.administration().names(self.visitor)
+        self._tenants = lowtide().administration.names(self.visitor)
 
     def controls(self) -> None:
         """Lay out the filters, and the way to a new key."""
@@ -76,7 +240,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
     def reader(self) -> Callable[[], tuple[Sequence[TenantKey], bool]]:
         """Return what reads the page; raises NotFound for an unknown tenant."""
         visitor, wanted = self.visitor, self.query.filter(self._tenants)
-        after, admin = self.query.mark(), wiring.administration()
+        after, admin = self.query.mark(), lowtide().administration
         return lambda: admin.keys(visitor, wanted, after=after, limit=PAGE_SIZE)
 
     def show(self, items: Sequence[TenantKey]) -> None:

@@ -1,4 +1,4 @@
-"""The landing page: how everything stands."""
+"""The landing page: the state of everything."""
 
 from __future__ import annotations
 
@@ -8,28 +8,84 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.domain.attention import concerns
-from lowtide.domain.history import HistoryRange
-from lowtide.services.overview import RECENT_BATCHES
-from portal.components.alert_list import AlertList
+from lowtide.core.pools import Pool
+from lowtide.status.history import HistoryRange
+from lowtide.status.overview import RECENT_BATCHES, concerns
+from portal.components.alerts import AlertList
+from portal.components.basics import POOL_TONES, StatCard, empty_state, heading, pool_badge
 from portal.components.batch_table import BatchTable
 from portal.components.charts import TimeChart, lines_by_pool
-from portal.components.concern_list import ConcernList
-from portal.components.dashboard_links import dashboard_links
-from portal.components.empty_state import empty_state
-from portal.components.headings import heading
 from portal.components.health_panel import HealthPanel
-from portal.components.pause_notes import PauseNotes
-from portal.components.pool_panel import PoolPanel
-from portal.components.stat_card import StatCard
-from portal.following import FollowedHistory
-from portal.formats import ago, number
+from portal.components.pausing import PauseNotes
+from portal.dashboards import dashboard_links
+from portal.formats import ago, counted, number
 from portal.live import Live
+from portal.watching import FollowedHistory
 
 if TYPE_CHECKING:
-    from lowtide.domain.overview import Overview, Totals
+    from collections.abc import Sequence
+
+    from lowtide.status.overview import Concern, Overview, PoolLoad, Totals
     from portal.dashboards import Dashboards
     from portal.watching import Watching
+
+
+class ConcernList:
+    """Open alerts, each with a link to more; out of sight while there is none."""
+
+    def __init__(self) -> None:
+        self._shown: Sequence[Concern] | None = None
+        self._section = ui.element("section").classes("card concerns")
+        self._section.props('aria-label="Open alerts"')
+        self._section.set_visibility(False)
+
+    def show(self, concerns: Sequence[Concern]) -> None:
+        """Show these; nothing is sent while they stay the same."""
+        if concerns == self._shown:
+            return
+        self._shown = concerns
+        self._section.set_visibility(bool(concerns))
+        self._section.clear()
+        with self._section:
+            heading("Needs attention")
+            with ui.element("ul"):
+                for concern in concerns:
+                    with ui.element("li"), ui.element("a").props(f'href="{concern.path}"'):
+                        ui.label(concern.text)
+
+
+class PoolPanel:
+    """Queue depth by pool; the bars share one scale."""
+
+    def __init__(self) -> None:
+        with ui.element("section").classes("card section"):
+            heading("Queue by pool")
+            self._rows = {pool: _PoolRow(pool) for pool in Pool}
+
+    def show(self, pools: Sequence[PoolLoad]) -> None:
+        """Show new figures."""
+        longest = max((load.queued + load.running for load in pools), default=0)
+        for load in pools:
+            self._rows[load.pool].show(load, longest)
+
+
+class _PoolRow:
+    def __init__(self, pool: Pool) -> None:
+        with ui.element("div").classes("pool"):
+            with ui.element("div").classes("pool-head"):
+                pool_badge(pool)
+                self._workers = ui.label("").classes("muted small")
+            with ui.element("div").classes("bar").props("aria-hidden=true"):
+                self._running = ui.element("div").classes("fill-info")
+                self._queued = ui.element("div").classes(f"fill-{POOL_TONES[pool]}")
+            self._figures = ui.label("—").mark(f"{pool} figures")
+
+    def show(self, load: PoolLoad, longest: int) -> None:
+        self._workers.text = counted(load.workers, "live worker")
+        self._figures.text = f"{number(load.queued)} queued · {number(load.running)} running"
+        for bar, value in ((self._running, load.running), (self._queued, load.queued)):
+            bar.style(f"width: {value / longest:.1%}" if longest else "width: 0")
+
 
 FIRST_COMMAND: Final = "lowtide submit requests.jsonl --window 24h --watch"
 

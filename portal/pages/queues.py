@@ -1,37 +1,151 @@
-"""The queues: what waits, who works on it, how that went, and stopping it for a while."""
+"""The queues: depth, workers, throughput, and pausing a pool."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide import wiring
-from lowtide.domain.history import HistoryRange
-from lowtide.domain.pools import Pool
-from portal.background import in_thread
-from portal.components.charts import Line, SlaChart, TimeChart, lines_by_pool
-from portal.components.dashboard_links import dashboard_links
-from portal.components.headings import heading
-from portal.components.load_table import LoadTable
-from portal.components.pause_notes import PauseNotes
-from portal.components.pausing import set_paused
-from portal.components.pool_control import PoolControl
-from portal.components.range_choice import range_choice
-from portal.components.stat_card import StatCard
-from portal.following import FollowedHistory
+from lowtide.core.pools import Pool
+from lowtide.status.history import HistoryRange
+from portal.components.basics import BADGE_CELL, Badge, StatCard, heading, pool_badge, pool_of
+from portal.components.charts import Line, SlaChart, TimeChart, lines_by_pool, range_choice
+from portal.components.pausing import PauseNotes, set_paused
+from portal.dashboards import dashboard_links
 from portal.formats import counted, duration, number
 from portal.live import Live
+from portal.services import in_thread, lowtide
 from portal.sessions import current_visitor
+from portal.theme import Tone
+from portal.watching import FollowedHistory
 
 if TYPE_CHECKING:
-    from lowtide.domain.history import PoolPoint
-    from lowtide.domain.operations import Operations, Sample
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from lowtide.status.history import PoolPoint
+    from lowtide.status.operations import Operations, Sample, TenantLoad
     from portal.dashboards import Dashboards
     from portal.watching import Watching
+
+
+class LoadRow(TypedDict):
+    """A tenant's lines in a pool, as the table shows them."""
+
+    key: str
+    tenant: str
+    pool: Badge
+    queued: str
+    running: str
+    oldest: str
+
+
+_LABELS: Final = {
+    "tenant": "Tenant",
+    "pool": "Pool",
+    "queued": "Queued",
+    "running": "Running",
+    "oldest": "Oldest waits",
+}
+_POOL: Final = BADGE_CELL.replace("badge.", "props.row.pool.")
+_NARROW: Final = f"""
+<div class="batch-item">
+  <div class="batch-line"><span class="user ellipsis">{{{{ props.row.tenant }}}}</span>{_POOL}</div>
+  <div class="batch-notes">
+    <span>{{{{ props.row.queued }}}} queued · {{{{ props.row.running }}}} running</span>
+    <span class="muted">oldest {{{{ props.row.oldest }}}}</span>
+  </div>
+</div>
+"""
+_NUMERIC: Final = ("queued", "running", "oldest")
+
+
+class LoadTable:
+    """Queues by tenant; it says so while nothing waits."""
+
+    def __init__(self) -> None:
+        self._rows: list[LoadRow] | None = None
+        columns = [
+            {
+                "name": name,
+                "label": label,
+                "field": name,
+                "align": "right" if name in _NUMERIC else "left",
+            }
+            for name, label in _LABELS.items()
+        ]
+        self._table = ui.table(rows=[], columns=columns, row_key="key").props(
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 700"'
+        )
+        self._table.add_slot("body-cell-pool", f'<q-td :props="props">{_POOL}</q-td>')
+        self._table.add_slot("item", _NARROW)
+        self._table.add_slot(
+            "no-data", '<span class="muted">Nothing waits and nothing runs.</span>'
+        )
+
+    def show(self, loads: Sequence[TenantLoad], now: datetime) -> None:
+        """Show these loads; nothing is sent while nothing changes."""
+        rows = [row_of(load, now) for load in loads]
+        if rows != self._rows:
+            self._rows = rows
+            self._table.rows = [dict(row) for row in rows]
+
+
+def row_of(load: TenantLoad, now: datetime) -> LoadRow:
+    """Return how a load is shown."""
+    return LoadRow(
+        key=f"{load.tenant} {load.pool}",
+        tenant=load.name,
+        pool=pool_of(load.pool),
+        queued=number(load.queued),
+        running=number(load.running),
+        oldest="—" if load.oldest is None else duration(max(now - load.oldest, timedelta())),
+    )
+
+
+class PoolControl:
+    """One pool; only who may act on the whole installation has a button."""
+
+    def __init__(
+        self, pool: Pool, *, may_act: bool, on_pause: Callable[[Pool, bool], Awaitable[None]]
+    ) -> None:
+        self._pool = pool
+        self._paused = False
+        with ui.element("div").classes("pool"):
+            with ui.element("div").classes("pool-head"):
+                with ui.element("span").classes("badges"):
+                    pool_badge(pool)
+                    self._state = ui.label("").classes("badge").mark(f"{pool} state")
+                self._button = self._add_button(on_pause) if may_act else None
+            self._figures = ui.label("")
+        self._show_state(paused=False)
+
+    def _add_button(self, on_pause: Callable[[Pool, bool], Awaitable[None]]) -> ui.button:
+        button = ui.button("", on_click=lambda: on_pause(self._pool, not self._paused), color=None)
+        return button.props("outline dense no-caps padding='4px 12px'")
+
+    def show(self, reading: Operations, desired: int) -> None:
+        """Show how the pool stands."""
+        pool = self._pool
+        live = reading.workers.get(pool, 0)
+        self._figures.text = (
+            f"{number(reading.queued(pool))} queued · {number(reading.running(pool))} running · "
+            f"{number(live)} live of {number(desired)} desired"
+        )
+        paused = reading.pause(pool) is not None
+        if paused != self._paused:
+            self._show_state(paused=paused)
+
+    def _show_state(self, *, paused: bool) -> None:
+        self._paused = paused
+        tone, other = (Tone.WARN, Tone.GOOD) if paused else (Tone.GOOD, Tone.WARN)
+        self._state.text = "Paused" if paused else "Open"
+        self._state.classes(remove=f"badge-{other}", add=f"badge-{tone}")
+        if self._button is not None:
+            self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool} …"
+
 
 PATH: Final = "/queues"
 _FIRST_RANGE: Final = HistoryRange.HOUR
@@ -108,7 +222,7 @@ class QueuesPage:
         self._show()
 
     async def _set_paused(self, pool: Pool, paused: bool) -> None:
-        if await set_paused(wiring.pools(), pool, paused=paused):
+        if await set_paused(lowtide().pools, pool, paused=paused):
             await in_thread(self._watching.operations.look)
             self._show()
 
@@ -130,7 +244,7 @@ class QueuesPage:
 
 
 def _charts() -> list[TimeChart]:
-    prices = wiring.prices()
+    prices = lowtide().services.prices
     replicas = [
         *(Line(f"{pool} live", pool, lambda each: each.live) for pool in Pool),
         *(Line(f"{pool} desired", pool, lambda each: each.desired, dashed=True) for pool in Pool),

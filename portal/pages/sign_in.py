@@ -11,16 +11,16 @@ from fastapi import Request  # noqa: TC002 - read at run time, to know what the 
 from fastapi.responses import RedirectResponse
 from nicegui import app, ui
 
-from lowtide.domain.errors import LowtideError
+from lowtide.core.errors import LowtideError
 from portal import theme
-from portal.background import in_thread
-from portal.sessions import SIGN_IN, SIGN_OUT, leave_session, open_session
-from portal.signed_out import SIGNED_OUT
+from portal.services import in_thread
+from portal.sessions import SIGN_IN, SIGN_OUT, SIGNED_OUT, leave_session, open_session
 
 if TYPE_CHECKING:
     from fastapi import Response
 
-    from lowtide.services.entrance import Entrance
+    from lowtide.tenants.sign_in import Entrance
+
 
 _MOST_BYTES: Final = 8192
 _AT_ONCE: Final = 2

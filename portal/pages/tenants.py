@@ -1,27 +1,184 @@
-"""Tenants: their limits and weight, and what they use."""
+"""Tenants: limits, weight and usage."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypedDict
+from urllib.parse import urlencode
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide import wiring
-from lowtide.domain.errors import LowtideError
-from portal.administration_query import TENANTS, TenantQuery
-from portal.batch_query import clean
-from portal.components.tenant_form import TenantForm
-from portal.components.tenant_table import TenantTable
+from lowtide.core.errors import LowtideError
+from portal.formats import absolute, money, number
 from portal.listing import PAGE_SIZE, ListPage
+from portal.pages.administration import TENANTS, TenantQuery
+from portal.pages.tenant_form import TenantForm
+from portal.queries import clean
+from portal.services import lowtide
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from lowtide.services.administration import PricedUse
+    from lowtide.tenants.service import PricedUse
     from portal.watching import Watching
+
+
+class Meter(TypedDict):
+    """What is used of a limit; without one there is no bar."""
+
+    used: str
+    limit: str
+    width: str
+    percent: int
+    full: bool
+    limited: bool
+
+
+class TenantRow(TypedDict):
+    """A tenant as the table shows it."""
+
+    name: str
+    since: str
+    batches: str
+    keys: str
+    weight: str
+    requests: Meter
+    active: Meter
+    queued: Meter
+    running: Meter
+    day: str
+    tokens: str
+    cost: str
+
+
+_LABELS: Final = {
+    "name": "Tenant",
+    "weight": "Weight",
+    "requests": "Requests a minute",
+    "active": "Active batches",
+    "queued": "Lines open",
+    "running": "Lines running",
+    "day": "24 hours",
+    "cost": "Cost",
+    "actions": "Change",
+}
+_METERS: Final = ("requests", "active", "queued", "running")
+_NAME: Final = (
+    '<a class="user ellipsis link" :href="props.row.batches" :title="props.row.name">'
+    "{{ props.row.name }}</a>"
+)
+_SINCE: Final = '<span class="muted small nowrap" :title="props.row.since">since {{ props.row.since.slice(0, 10) }}</span>'
+_DAY: Final = (
+    '<span class="nowrap">{{ props.row.day }}</span>'
+    '<span class="muted small nowrap">{{ props.row.tokens }}</span>'
+)
+_KEYS: Final = '<a class="link small" :href="props.row.keys" :aria-label="`Keys of ${props.row.name}`">Keys</a>'
+_EDIT: Final = (
+    '<q-btn class="act" flat dense no-caps label="Edit …" :aria-label="`Edit ${props.row.name}`" '
+    "@click=\"() => $parent.$emit('edit', props.row.name)\" />"
+)
+
+
+def _meter(name: str) -> str:
+    return f"""
+<div class="meter"><span class="nowrap">{{{{ props.row.{name}.used }}}}
+  <span class="muted small">{{{{ props.row.{name}.limit }}}}</span></span>
+  <div v-if="props.row.{name}.limited" class="bar" role="progressbar" aria-valuemin="0"
+    aria-valuemax="100" :aria-valuenow="props.row.{name}.percent"
+    :aria-label="`{_LABELS[name]} of ${{props.row.name}}`">
+    <div :class="props.row.{name}.full ? 'fill-warn' : 'fill-info'"
+      :style="{{ width: props.row.{name}.width }}"></div></div></div>
+"""
+
+
+def _narrow(edit: str) -> str:
+    meters = "".join(
+        f'<div class="figure-line"><span class="muted small">{_LABELS[name]}</span>{_meter(name)}</div>'
+        for name in _METERS
+    )
+    return f"""
+<div class="batch-item">
+  <div class="batch-line">{_NAME}<span class="muted small nowrap">weight {{{{ props.row.weight }}}}</span></div>
+  <div class="figures">{meters}</div>
+  <div class="batch-notes"><span class="muted small">24 hours</span><span>{{{{ props.row.day }}}}</span>
+    <span class="muted">{{{{ props.row.tokens }}}}</span><span>{{{{ props.row.cost }}}}</span></div>
+  <div class="batch-line"><span>{_KEYS}</span>{edit}</div>
+</div>
+"""
+
+
+class TenantTable:
+    """Tenants by name; `on_edit` is told which one to change, None where nobody may."""
+
+    def __init__(self, on_edit: Callable[[str], Awaitable[None]] | None) -> None:
+        self._rows: list[TenantRow] | None = None
+        edit = "" if on_edit is None else _EDIT
+        columns = [
+            {"name": name, "label": label, "field": name, "align": "left"}
+            for name, label in _LABELS.items()
+            if name != "actions" or on_edit is not None
+        ]
+        cells = {
+            "name": f"{_NAME}{_SINCE}{_KEYS}",
+            **{name: _meter(name) for name in _METERS},
+            "day": _DAY,
+            "cost": '<span class="nowrap">{{ props.row.cost }}</span>',
+            "actions": edit,
+        }
+        self._table = ui.table(rows=[], columns=columns, row_key="name").props(
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1100"'
+        )
+        for name, cell in cells.items():
+            self._table.add_slot(
+                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
+            )
+        self._table.add_slot("item", _narrow(edit))
+        if on_edit is not None:
+            self._table.on("edit", lambda event: on_edit(str(event.args)))
+
+    def show(self, found: Sequence[PricedUse]) -> None:
+        """Show these tenants; nothing is sent while nothing changes."""
+        rows = [row_of(priced) for priced in found]
+        if rows != self._rows:
+            self._rows = rows
+            self._table.rows = [dict(row) for row in rows]
+        self._table.set_visibility(bool(rows))
+
+
+def row_of(priced: PricedUse) -> TenantRow:
+    """Return how a tenant is shown."""
+    use, limits = priced.use, priced.use.tenant.limits
+    name = use.tenant.name
+    tokens = number(use.input_tokens + use.output_tokens)
+    return TenantRow(
+        name=name,
+        since=absolute(use.tenant.created_at),
+        batches=f"/batches?{urlencode({'tenant': name})}",
+        keys=f"/keys?{urlencode({'tenant': name})}",
+        weight=number(use.tenant.weight),
+        requests=meter(use.requests, limits.requests_per_minute),
+        active=meter(use.active_batches, limits.active_batches),
+        queued=meter(use.waiting_lines + use.running_lines, limits.queued_lines),
+        running=meter(use.running_lines, limits.running_lines),
+        day=f"{number(use.lines)} lines",
+        tokens=f"{tokens} tokens",
+        cost=f"{money(priced.cost.total)} {priced.cost.currency}",
+    )
+
+
+def meter(used: float | None, limit: int | None) -> Meter:
+    """Return what is used of a limit; nobody counts requests without one."""
+    share = 0.0 if used is None or limit is None else min(used / limit, 1.0)
+    return Meter(
+        used="—" if used is None else number(round(used)),
+        limit="no limit" if limit is None else f"of {number(limit)}",
+        width=f"{share:.1%}",
+        percent=int(100 * share),
+        full=share >= 1.0,
+        limited=limit is not None,
+    )
 
 
 def install(watching: Watching, *, api_url: str) -> None:
@@ -63,7 +220,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
 
     def reader(self) -> Callable[[], tuple[Sequence[PricedUse], bool]]:
         """Return what reads the page."""
-        visitor, query, admin = self.visitor, self.query, wiring.administration()
+        visitor, query, admin = self.visitor, self.query, lowtide().administration
         return lambda: admin.tenants(
             visitor, query.text, after=query.after or None, limit=PAGE_SIZE
         )
@@ -88,7 +245,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
 
     def _open(self, name: str | None) -> None:
         try:
-            defaults = wiring.administration().acting(current_visitor()).defaults
+            defaults = lowtide().administration.acting(current_visitor()).defaults
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return

@@ -1,35 +1,107 @@
-"""Upload: a file in, what is wrong with it or what it will take, and a batch of it."""
+"""Upload: a file, its problems or its estimate, and a batch of it."""
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 from starlette.requests import ClientDisconnect
 
-from lowtide import wiring
-from lowtide.domain.errors import LowtideError
-from lowtide.domain.file_estimates import estimate_file
-from lowtide.settings import read_settings
-from portal.acting import desk_for, measured_rate, tenants_for
-from portal.arrivals import Arrivals
-from portal.background import in_thread
-from portal.components.batch_form import BatchForm
-from portal.components.drop_zone import DropZone
-from portal.components.file_report import FileReport, Rate
+from lowtide.batches.service import BatchRequest
+from lowtide.core.errors import LowtideError
+from lowtide.core.ids import format_batch_id, format_file_id
+from lowtide.files.model import estimate_file
+from portal.components.basics import heading
 from portal.components.frame import frame
-from portal.components.headings import heading
 from portal.formats import counted, size
-from portal.receiving import receive
+from portal.pages.file_report import FileReport, Rate
+from portal.receiving import Arrivals, DropZone, receive
+from portal.services import in_thread, lowtide, services_for, tenants_for
 from portal.sessions import current_visitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from lowtide.domain.files import StoredFile
-    from lowtide.domain.ids import TenantId
-    from lowtide.domain.visitors import Visitor
-    from lowtide.services.files import Checked
+    from lowtide.batches.model import Batch
+    from lowtide.batches.service import Batches
+    from lowtide.core.ids import TenantId
+    from lowtide.files.model import StoredFile
+    from lowtide.files.service import Checked
+    from lowtide.tenants.sign_in import Visitor
+
+
+class BatchForm:
+    """Out of sight until there is a good file; then it makes one batch of it."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._tenant: TenantId | None = None
+        self._key = self._file = ""
+        with ui.element("section").classes("card section") as section:
+            heading("Batch")
+            with ui.element("div").classes("fields"):
+                self._window = ui.input("Completion window", value="24h")
+                self._user = ui.input("User", value=current_visitor().name)
+                for field in (self._window, self._user):
+                    field.props("dense outlined")
+            ui.label("A number and a unit: 30m, 24h or 7d.").classes("muted small")
+            self._problem = ui.label("").classes("banner").props("role=alert")
+            with ui.element("div").classes("actions"):
+                self._create = ui.button("Create batch", on_click=self._make).props(
+                    "unelevated no-caps"
+                )
+            self._made = ui.element("div").classes("section").props("role=status")
+        self._section = section
+        self.hide()
+
+    def hide(self) -> None:
+        """Offer nothing."""
+        self._section.set_visibility(False)
+        self._tenant = None
+
+    def offer(self, tenant: TenantId, file: StoredFile) -> None:
+        """Offer to make a batch of this file."""
+        self._tenant, self._file = tenant, format_file_id(file.id)
+        # The same key for every press of the button: it makes one batch.
+        self._key = f"portal-{uuid.uuid4()}"
+        self._made.clear()
+        self._problem.set_visibility(False)
+        self._create.enable()
+        self._section.set_visibility(True)
+
+    async def _make(self) -> None:
+        tenant = self._tenant
+        if tenant is None:
+            return
+        self._problem.set_visibility(False)
+        self._create.disable()
+        try:
+            visitor = current_visitor()
+            visitor.require_operator()
+            wanted = BatchRequest(
+                input_file_id=self._file,
+                user=(self._user.value or "").strip() or visitor.name,
+                completion_window=(self._window.value or "").strip(),
+                idempotency_key=self._key,
+                actor=visitor.name,
+            )
+            batch = await in_thread(lambda: self._batches.create(tenant, wanted))
+        except LowtideError as error:
+            self._problem.text = error.message
+            self._problem.set_visibility(True)
+            self._create.enable()
+            return
+        self._show(batch)
+
+    def _show(self, batch: Batch) -> None:
+        name = format_batch_id(batch.id)
+        with self._made:
+            if batch.at_risk:
+                ui.label("Its deadline may not hold: there is more to do than capacity for it.")
+            with ui.element("a").props(f'href="/batches/{name}"').classes("link break"):
+                ui.label(f"Watch {name}")
+
 
 PATH: Final = "/upload"
 EXAMPLE: Final = (
@@ -70,7 +142,7 @@ class _Upload:
     def __init__(self, arrivals: Arrivals, tenants: Mapping[TenantId, str]) -> None:
         self._tenants = tenants
         self._tenant = next(iter(tenants))
-        self._desk = desk_for(current_visitor())
+        self._services = services_for(current_visitor())
         with ui.element("section").classes("card section"):
             heading("File")
             if len(tenants) > 1:
@@ -80,9 +152,11 @@ class _Upload:
                     label="Tenant",
                     on_change=lambda event: self._choose(event.value),
                 ).props("dense outlined").classes("narrow-field")
-            self._zone = DropZone(arrivals.expect(self._receive), most=self._desk.files.max_bytes)
+            self._zone = DropZone(
+                arrivals.expect(self._receive), most=self._services.files.max_bytes
+            )
             self._report = FileReport()
-        self._form = BatchForm(self._desk.batches)
+        self._form = BatchForm(self._services.batches)
         _explain()
 
     def _choose(self, tenant: TenantId) -> None:
@@ -96,7 +170,7 @@ class _Upload:
         try:
             visitor.require_operator()
             stored, checked = await receive(
-                self._desk.files,
+                self._services.files,
                 tenant,
                 name,
                 sent,
@@ -114,15 +188,17 @@ class _Upload:
             raise
 
     async def _accept(self, tenant: TenantId, stored: StoredFile, checked: Checked) -> None:
-        measured = await in_thread(lambda: measured_rate(checked.model))
-        rate = Rate(measured or read_settings().dedicated_rate, measured=measured is not None)
-        estimate = estimate_file(checked.size, checked.lines, rate.lines_a_second, wiring.prices())
+        measured = await in_thread(lambda: self._services.forecaster.measured_rate(checked.model))
+        rate = Rate(measured or lowtide().settings.dedicated_rate, measured=measured is not None)
+        estimate = estimate_file(
+            checked.size, checked.lines, rate.lines_a_second, self._services.prices
+        )
         self._report.accept(stored, checked, estimate, rate)
         self._form.offer(tenant, stored)
 
 
 def _explain() -> None:
-    settings = read_settings()
+    settings = lowtide().settings
     with ui.element("section").classes("card section"):
         heading("What a line looks like")
         with ui.element("pre").classes("example mono"):

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spot_replay import Crew, Window, all_dedicated, greedy, omniscient, replay
 
-from lowtide.domain.demand import Capacity
+from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowtide.local import secrets
+from lowtide.local import files
 from lowtide.local.database import Cluster
 from lowtide.local.options import default_root
 from lowtide.local.ports import free_port
@@ -237,7 +237,7 @@ class System:
 
         PostgreSQL's initdb wants to move its folder into place, so it comes first.
         """
-        password = secrets.read_or_create(self.data_dir).passwords[secrets.SUPERUSER]
+        password = files.read_or_create(self.data_dir).passwords[files.SUPERUSER]
         cluster = Cluster(self.data_dir / "postgres", password)
         cluster.prepare()
         self.disks = {

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from lowtide.engines.answers import answer, failure
+from lowtide.engines.simulation.answers import answer, failure
 from tests.conformance.lines import BROKEN, HELD, MODEL, REFUSE
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from lowtide.auth.keys import hash_key, new_key
-from lowtide.local import secrets
+from lowtide.local import files
+from lowtide.tenants.keys import hash_key, new_key
 from tests.conformance.features import Area, proves
 from tests.conformance.lines import requests
 from tests.conformance.server import Server
@@ -188,7 +188,7 @@ def test_a_last_slash(server: Server) -> None:
 @pytest.fixture(scope="module")
 def stranger(server: Server, own: Own) -> Iterator[Server]:
     """The same server, as another tenant."""
-    kept = secrets.read(own.stack.data_dir)
+    kept = files.read(own.stack.data_dir)
     assert kept is not None
     key, tenant = new_key(), uuid4()
     with own.stack.database.begin() as connection:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide.http.openapi import document
-from lowtide.http.routes import ALL
+from lowtide.routes import ALL
 from tests.e2e.questions import chat_file
 from tests.e2e.stacks import running
 

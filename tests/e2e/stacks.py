@@ -19,10 +19,10 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.local import secrets
+from lowtide.database.connections import engine_of
+from lowtide.local import files
 from lowtide.local.bootstrap import DATABASE
 from lowtide.local.ports import HOST, free_port, release_ports
-from lowtide.postgres.connections import engine_of
 from tests import oracle
 from tests.e2e.command import lowtide
 from tests.e2e.waiting import until
@@ -191,8 +191,8 @@ class LocalStack:
         if self._database is not None:
             return self._database
         url = make_url(f"postgresql://{HOST}/{DATABASE}").set(
-            username=secrets.SUPERUSER,
-            password=self._secrets.passwords[secrets.SUPERUSER],
+            username=files.SUPERUSER,
+            password=self._secrets.passwords[files.SUPERUSER],
             port=self.program("postgres").port,
         )
         self._database = engine_of(
@@ -307,8 +307,8 @@ class LocalStack:
         return ("--data-dir", str(self.data_dir))
 
     @cached_property
-    def _secrets(self) -> secrets.Secrets:
-        found = secrets.read(self.data_dir)
+    def _secrets(self) -> files.Secrets:
+        found = files.read(self.data_dir)
         assert found is not None
         return found
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from lowtide.local.kustomize import OVERLAY
 from lowtide.local.ports import HOST
+from lowtide.local.workloads import OVERLAY
 from manifests.overlays import rendered
 from manifests.pods import templates
 from tests.e2e.conftest import SETTINGS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowtide.domain.events import EventType
-from lowtide.domain.sightings import TICK
+from lowtide.events.model import EventType
+from lowtide.status.last_seen import TICK
 from tests.e2e.questions import chat_file, simulated_answer
 from tests.e2e.waiting import until
 

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from lowtide.domain.lines import ENDPOINTS
-from lowtide.domain.outcomes import Answered
-from lowtide.domain.pings import Ping
-from lowtide.engines.noop import NoopEngine
+from lowtide.engines.model import EngineRequest, NoopEngine, Ping
+from lowtide.engines.outcomes import Answered
 from lowtide.engines.simulated import SimulatedEngine
 from lowtide.engines.upstream import UpstreamEngine
-from lowtide.ports import EngineRequest
+from lowtide.files.lines import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from lowtide.domain.outcomes import Outcome
-    from lowtide.ports import Engine
+    from lowtide.engines.model import Engine
+    from lowtide.engines.outcomes import Outcome
 
 pytestmark = pytest.mark.parametrize("kind", ["simulated", "simulated-at-once", "noop", "upstream"])
 

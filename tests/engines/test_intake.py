@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.budgets import ByteBudget
-from lowtide.engines.intake import Intake
+from lowtide.engines.flow import ByteBudget
+from lowtide.engines.receiving import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowtide.engines.intake import Receiver
+    from lowtide.engines.receiving import Receiver
 
 
 @dataclass(eq=False)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.domain.attribution import EngineState, Fault, attribute, kind_of
-from lowtide.domain.outcomes import Answered, Unanswered, Usage
-from lowtide.domain.settlement import reason_of
+from lowtide.engines.attribution import EngineState, Fault, attribute, kind_of, reason_of
+from lowtide.engines.outcomes import Answered, Unanswered, Usage
 from lowtide.engines.replies import Reply, outcome_of, parse_retry_after
 
 NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.budgets import ByteBudget
-from lowtide.domain.outcomes import Answered
+from lowtide.engines.flow import ByteBudget
+from lowtide.engines.model import EngineRequest
+from lowtide.engines.outcomes import Answered
 from lowtide.engines.selection import build_engine
-from lowtide.ports import EngineRequest
 from lowtide.settings import EngineKind, Settings
 
 if TYPE_CHECKING:
-    from lowtide.ports import Engine
+    from lowtide.engines.model import Engine
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_setting_chooses_the_engine(kind: str, name: str) -> None:
     assert type(build_engine(Settings(engine=EngineKind(kind)), ByteBudget(2**20))).__name__ == name
 
 
-@pytest.mark.parametrize("module", ["engines.simulated", "engines.noop", "objects.store"])
+@pytest.mark.parametrize("module", ["engines.simulated", "engines.model", "objects.store"])
 def test_light_modules_stay_light(module: str) -> None:
     code = f"import sys, lowtide.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

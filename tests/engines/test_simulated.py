@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema_rs import validator_for
 
-from lowtide.domain.lines import ENDPOINTS
-from lowtide.domain.outcomes import Answered, Interrupted, Usage
+from lowtide.engines.model import EngineRequest
+from lowtide.engines.outcomes import Answered, Interrupted, Usage
 from lowtide.engines.simulated import SimulatedEngine
-from lowtide.engines.simulation.drafts import Request
-from lowtide.ports import EngineRequest
+from lowtide.engines.simulation.requests import Request
+from lowtide.files.lines import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.domain.outcomes import Outcome
+    from lowtide.engines.outcomes import Outcome
 
 
 def request(body: Any, endpoint: str = ENDPOINTS[0], **more: Any) -> EngineRequest:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.domain.breaker import Probed
-from lowtide.domain.budgets import ByteBudget
-from lowtide.domain.outcomes import Answered, RetryPolicy, Unanswered, Usage
-from lowtide.domain.pings import Ping
-from lowtide.domain.traces import TraceContext
+from lowtide.engines.breaker import Probed
+from lowtide.engines.flow import ByteBudget
+from lowtide.engines.model import EngineRequest, Ping
+from lowtide.engines.outcomes import Answered, RetryPolicy, Unanswered, Usage
 from lowtide.engines.upstream import UpstreamEngine
 from lowtide.local.ports import free_port
-from lowtide.ports import EngineRequest
+from lowtide.telemetry.tracing import TraceContext
 
 if TYPE_CHECKING:
-    from conftest import Script, ScriptedUpstream
-
-    from lowtide.domain.outcomes import Outcome
+    from lowtide.engines.outcomes import Outcome
+    from tests.engines.conftest import Script, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import functions_framework
 import pytest
 
-from lowtide import wiring
-from lowtide.domain.errors import Unavailable
+from lowtide.app import App
+from lowtide.core.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,11 +44,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def client(name: str, error: Exception | None = None) -> Any:
         part = Part(error)
-        monkeypatch.setattr(wiring, "scheduler", lambda: part)
-        monkeypatch.setattr(wiring, "vitals", lambda: part)
-        monkeypatch.setattr("lowtide.metrics.scheduler.ticked", lambda _: None)
-        monkeypatch.setattr("lowtide.metrics.vitals.measured", lambda _: None)
-        monkeypatch.setattr("lowtide.pull_loop.PULL_LOOP._pool", None)
+        monkeypatch.setattr(App, "scheduler", part)
+        monkeypatch.setattr(App, "vitals", part)
+        monkeypatch.setattr("lowtide.scheduler.tick.ticked", lambda _: None)
+        monkeypatch.setattr("lowtide.status.vitals.measured", lambda _: None)
         monkeypatch.delitem(sys.modules, "main", raising=False)
         return create_app(name, str(FUNCTIONS / name / "main.py"), "cloudevent").test_client()
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cloudevents.http import CloudEvent
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.events import Event, EventType, batch_event
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId
-from lowtide.domain.traces import TraceContext
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.events.inbox import batch_of, received
-from lowtide.events.sink import HttpSink, NoSink
-from lowtide.services.scopes import UNTRACED, log_fields
+from lowtide.events.model import Event, EventType, batch_event
+from lowtide.events.publisher import HttpSink, NoSink
+from lowtide.telemetry.tracing import UNTRACED, TraceContext, log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

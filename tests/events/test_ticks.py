@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import functions_framework
 import pytest
 
-from lowtide import wiring
-from lowtide.domain.sightings import TICK
-from lowtide.metrics import scheduler
+from lowtide.app import App
+from lowtide.scheduler import tick as scheduler_tick
+from lowtide.status.last_seen import TICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +39,9 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Send one tick; return the status of the answer."""
 
     def send(tick: Exception | None, vitals: Exception | None) -> int:
-        monkeypatch.setattr(wiring, "scheduler", lambda: Part(tick))
-        monkeypatch.setattr(wiring, "vitals", lambda: Part(vitals))
-        monkeypatch.setattr(scheduler, "ticked", lambda _: None)
+        monkeypatch.setattr(App, "scheduler", Part(tick))
+        monkeypatch.setattr(App, "vitals", Part(vitals))
+        monkeypatch.setattr(scheduler_tick, "ticked", lambda _: None)
         client = create_app("schedule", str(SOURCE), "cloudevent").test_client()
         status: int = client.post("/", json={}, headers=EVENT).status_code
         return status

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import shared_database, world
 from tests.e2e.conftest import pytest_runtest_makereport
 from tests.e2e.stacks import running
-from tests.postgres.worlds import shared_database, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,6 @@ def make_stack() -> Iterator[StackFactory]:
 
 
 @pytest.fixture(scope="session")
-def worker_id_of_package() -> str:
+def database_name() -> str:
     """The name of this package's database."""
-    return "faults"
+    return "shared_faults"

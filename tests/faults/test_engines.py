@@ -11,9 +11,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from lowtide.domain.breaker import STREAK
+from lowtide.engines.breaker import STREAK
 from lowtide.local.ports import free_port
-from lowtide.services.engine_watch import RECENT
+from lowtide.worker.engine_watch import RECENT
 from tests.chaos.control import HOST, Helper
 from tests.chaos.exchange import Request, check_answer, input_file
 from tests.e2e.stacks import new_stack

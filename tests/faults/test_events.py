@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
     from tests.conftest import Database
     from tests.e2e.stacks import LocalStack
     from tests.faults.servers import Server
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 
 TICK = {
@@ -51,9 +51,9 @@ STRUCTURED = {"content-type": "application/cloudevents+json"}
 
 
 @pytest.fixture(scope="session")
-def worker_id_of_package() -> str:
+def database_name() -> str:
     """The name of this module's database."""
-    return "faults_events"
+    return "shared_faults_events"
 
 
 class Broker:

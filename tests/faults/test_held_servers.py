@@ -13,11 +13,10 @@ import httpx
 import pytest
 from openai import AuthenticationError, OpenAI
 
-from tests.conftest import API_KEY
+from tests.conftest import API_KEY, shared_database
 from tests.e2e.waiting import until
 from tests.faults.servers import AUTHORIZATION, serving
 from tests.http.forms import CONTENT_TYPE, form, line, part
-from tests.postgres.worlds import shared_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from lowtide.domain.ids import format_batch_id
+from lowtide.core.ids import format_batch_id
 from lowtide.objects.store import ObstoreObjects
 from portal.downloads import MOST_OF_ONE
+from tests.dead_letters.letters import batch_of_lines
 from tests.e2e.waiting import until
 from tests.http.forms import line
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD, api, start_portal
-from tests.postgres.letters import batch_of_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
     from tests.portal.conftest import Portal, StubApi
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 __all__ = ["api", "start_portal"]
 

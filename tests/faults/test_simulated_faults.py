@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lowtide.domain.fault_plans import parse_faults
+from lowtide.core.fault_plans import parse_faults
 from tests.e2e.questions import chat_file, simulated_answer
 from tests.e2e.waiting import until
 

@@ -16,23 +16,23 @@ import httpx
 import pytest
 import yaml
 
-from lowtide.domain.dead_letters import LetterId
-from lowtide.domain.ids import BatchId, format_batch_id, format_file_id, format_request_id
-from lowtide.domain.lines import Limits
-from lowtide.domain.pools import Pool
+from lowtide.core.ids import BatchId, format_batch_id, format_file_id, format_request_id
+from lowtide.core.pools import Pool
+from lowtide.dead_letters.model import LetterId
+from lowtide.files.lines import Limits
 from lowtide.objects.store import ObstoreObjects
 from lowtide.settings import Settings
 from portal.downloads import MOST
 from tests.browsing import launched, new_visit
 from tests.conftest import API_KEY
+from tests.dead_letters.letters import batch_of_lines, dead
 from tests.e2e.waiting import until
 from tests.faults.large import KINDS, answering
 from tests.faults.memory import environment_of, memory_limit, peak_memory, worker_bound
 from tests.faults.servers import serving
 from tests.http.forms import CONTENT_TYPE, form, part
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD, api, start_portal
-from tests.postgres.letters import batch_of_lines, dead
-from tests.postgres.worlds import done
+from tests.worlds import done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.faults.servers import Server
     from tests.portal.conftest import Portal, StubApi
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 __all__ = ["api", "start_portal"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import functions_framework
 import pytest
 
-from lowtide import wiring
-from lowtide.settings import PREFIX, read_settings
-from tests.postgres.worlds import API_KEY, PEPPER, shared_database, world
+from lowtide.app import App
+from lowtide.settings import PREFIX
+from tests.conftest import API_KEY, PEPPER, shared_database, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
     from tests.conftest import Database
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 __all__ = ["shared_database", "world"]
 
@@ -32,9 +32,9 @@ MAX_LINES = 50
 
 
 @pytest.fixture(scope="session")
-def worker_id_of_package() -> str:
+def database_name() -> str:
     """The name of this package's database."""
-    return "http"
+    return "shared_http"
 
 
 @dataclass
@@ -51,6 +51,16 @@ class Api:
             headers.setdefault("Authorization", f"Bearer {self.key}")
         client = self.clients[_function(method, path.partition("?")[0])]
         return client.open(path, method=method, headers=headers, **arguments)
+
+    def app(self, function: str = "read") -> App:
+        """Return what a function is built from."""
+        return App.of_server(self.clients[function].application)
+
+    def change(self, patch: pytest.MonkeyPatch, function: str, **settings: Any) -> None:
+        """Run a function with other settings."""
+        app = self.app(function)
+        patch.setattr(app, "settings", app.settings.model_copy(update=settings))
+        patch.setattr(app, "services", app._services(app.database))
 
     def stored(self) -> set[str]:
         """Return the keys of all objects."""
@@ -88,22 +98,13 @@ def clients(
             patch.delenv(name)
         for name, value in settings.items():
             patch.setenv(PREFIX + name, value)
-        _forget()
-        yield (
-            {
-                name: create_app(name, str(FUNCTIONS / name / "main.py"), "http").test_client()
-                for name in ("upload", "read", "create_batch", "cancel_batch")
-            },
-            folder,
-        )
-        wiring.database().dispose()
-    _forget()
-
-
-def _forget() -> None:
-    for cached in (*vars(wiring).values(), read_settings):
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
+        made = {
+            name: create_app(name, str(FUNCTIONS / name / "main.py"), "http").test_client()
+            for name in ("upload", "read", "create_batch", "cancel_batch")
+        }
+        yield made, folder
+        for client in made.values():
+            App.of_server(client.application).close(10)
 
 
 @pytest.fixture

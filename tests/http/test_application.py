@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,17 +12,16 @@ from flask import request as current
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
-from lowtide import wiring
-from lowtide.domain import errors
+from lowtide.core import errors
+from lowtide.database.schema import newest_revision
 from lowtide.http.application import Application
 from lowtide.http.operations import Route
-from lowtide.postgres.schema import newest_revision
-from lowtide.services.scopes import log_fields
+from lowtide.telemetry.tracing import UNTRACED, log_fields
 from tests.http.forms import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 ID = "0" * 32
 
@@ -107,17 +107,19 @@ def test_request_ids_differ(api: Api) -> None:
 
 
 def _raising(error: Exception) -> Any:
-    def handler() -> Response:
+    def handler(_: object) -> Response:
         raise error
 
-    application = Application([_route("GET", "/x", handler)])
+    routes = [_route("GET", "/x", handler)]
+    parts: Any = SimpleNamespace(tracer=UNTRACED)
+    application = Application(parts, routes, known=routes)
     app = Flask("test")
     app.add_url_rule("/x", "x", lambda: application(current))
     return app.test_client().get("/x")
 
 
 def _route(method: str, path: str, handler: Any) -> Route:
-    from lowtide.http import routes
+    from lowtide import routes
 
     known = next(route for route in routes.READ if route.public)
     return Route(
@@ -183,7 +185,7 @@ def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.Mo
         def caller(self, _: str | None) -> None:
             raise errors.Unavailable("The database does not answer at the moment: try again.")
 
-    monkeypatch.setattr(wiring, "tenants", Away)
+    monkeypatch.setattr(api.app(), "callers", Away())
     answer = api("GET", "/v1/batches")
     _is_error(answer, 503, "unavailable")
     assert answer.headers["Retry-After"] == "1"

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from lowtide.domain.ids import DEFAULT_TENANT, format_batch_id, parse_batch_id
-from lowtide.domain.pools import Pool
+from lowtide.core.ids import DEFAULT_TENANT, format_batch_id, parse_batch_id
+from lowtide.core.pools import Pool
 from lowtide.objects.store import ObstoreObjects
+from tests.dead_letters.letters import batch_of_lines, bury, source_lines
 from tests.http.forms import uploaded
-from tests.postgres.letters import batch_of_lines, bury, source_lines
-from tests.postgres.worlds import done
+from tests.worlds import done
 
 if TYPE_CHECKING:
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 ACTOR = re.compile(r"key default \([0-9a-f]{8}\)")
 

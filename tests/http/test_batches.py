@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowtide.domain.events import EventType
-from lowtide.domain.ids import parse_batch_id
-from lowtide.domain.pools import Pool
+from lowtide.core.ids import parse_batch_id
+from lowtide.core.pools import Pool
+from lowtide.events.model import EventType
 from tests.http.forms import CONTENT_TYPE, form, line, part, uploaded
-from tests.postgres.worlds import done
+from tests.worlds import done
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 ID = "0" * 32
 
@@ -323,7 +323,7 @@ def test_another_tenants_file_cannot_be_run(api: Api, world: World) -> None:
 
 
 def test_a_failed_batch_tells_every_problem(api: Api, world: World, file_id: str) -> None:
-    from lowtide.domain.lines import Problem
+    from lowtide.files.lines import Problem
 
     batch = _create(api, {"input_file_id": file_id}).json
     found = parse_batch_id(batch["id"])

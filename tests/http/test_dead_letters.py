@@ -10,19 +10,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from lowtide import wiring
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId, format_batch_id, format_request_id
+from lowtide.core.ids import (
+    DEFAULT_TENANT,
+    BatchId,
+    FileId,
+    format_batch_id,
+    format_request_id,
+    new_id,
+)
 from lowtide.objects.store import ObstoreObjects
-from lowtide.settings import read_settings
+from lowtide.settings import Admission
+from tests.dead_letters.letters import ANSWER, batch_of_lines, bury, custom_ids, source_lines
 from tests.http.conftest import MAX_LINES
-from tests.postgres.letters import ANSWER, batch_of_lines, bury, custom_ids, source_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from lowtide.domain.ids import TenantId
+    from lowtide.core.ids import TenantId
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 PATH = "/v1/dead_letters"
 ID = "batch_req_" + "0" * 39 + "1"
@@ -181,8 +185,8 @@ def test_an_expired_input_is_told_before_anything_is_sent(letters: Letters) -> N
 def test_inputs_are_downloaded_byte_for_byte(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.services.dead_letters._BLOCK_BYTES", 100)
-    monkeypatch.setattr("lowtide.postgres.dead_letters._PAGE_OF_PLACES", 2)
+    monkeypatch.setattr("lowtide.dead_letters.service._BLOCK_BYTES", 100)
+    monkeypatch.setattr("lowtide.dead_letters.store._PAGE_OF_PLACES", 2)
     first, _ = letters.batch(), letters.batch(4, (1,))
     answer = letters.api("GET", f"{PATH}/content?batch_id={format_batch_id(first)}")
     assert answer.data == _lines(2, 3, 9)
@@ -194,12 +198,12 @@ def test_inputs_are_downloaded_byte_for_byte(
 def test_outputs_are_those_of_the_error_file(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.services.dead_letters._BLOCK_BYTES", 100)
-    from lowtide.services.finalizing import Finalizer
+    monkeypatch.setattr("lowtide.dead_letters.service._BLOCK_BYTES", 100)
+    from lowtide.pipeline.finalize import Finalizer
 
     batch = letters.batch()
     Finalizer(
-        letters.world.finals, letters.store, wiring.publisher(), new_id=wiring.new_id
+        letters.world.finals, letters.store, letters.api.app().publisher, new_id=new_id
     ).finalize(batch)
     error_file = letters.world.row(batch).error_file_id
     errors = letters.api("GET", f"/v1/files/file-{error_file.hex}/content")
@@ -304,16 +308,9 @@ def test_windows(letters: Letters, window: Any) -> None:
 
 
 @pytest.fixture
-def _no_dedicated(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_dedicated(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without dedicated workers, which refuses what it cannot promise."""
-    assert api
-    monkeypatch.setenv("LOWTIDE_DEDICATED_REPLICAS", "0")
-    monkeypatch.setenv("LOWTIDE_ADMISSION", "strict")
-    for cached in (read_settings, wiring.requeuer):
-        cached.cache_clear()
-    yield
-    for cached in (read_settings, wiring.requeuer):
-        cached.cache_clear()
+    api.change(monkeypatch, "create_batch", dedicated_replicas=0, admission=Admission.STRICT)
 
 
 @pytest.mark.usefixtures("_no_dedicated")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.ids import DEFAULT_TENANT
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.objects.store import ObstoreObjects
 from tests.http.conftest import MAX_FILE_BYTES, MAX_LINES
 from tests.http.forms import BOUNDARY, CONTENT_TYPE, form, line, part, post, uploaded
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 DASHES = b"--" + BOUNDARY.encode()
 
@@ -269,8 +269,8 @@ def test_no_form_fails_unanswered(api: Api, parts: list[bytes]) -> None:
 def test_an_outage_during_an_upload_leaves_nothing(
     api: Api, world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
+    from lowtide.files.store import FileStore
     from lowtide.objects.store import ObstoreWriter
-    from lowtide.postgres.files import PostgresFiles
 
     def away(*_: Any, **__: Any) -> None:
         raise Unavailable("away")
@@ -280,7 +280,7 @@ def test_an_outage_during_an_upload_leaves_nothing(
     elif step == "close":
         monkeypatch.setattr("lowtide.objects.store._sync", away)
     else:
-        monkeypatch.setattr(PostgresFiles, "add", away)
+        monkeypatch.setattr(FileStore, "add", away)
     answer = post(api, GOOD)
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "1"

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from lowtide import wiring
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, parse_batch_id
-from lowtide.domain.pools import Pool
-from lowtide.settings import read_settings
-from lowtide.wiring import new_id
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id, parse_batch_id
+from lowtide.core.pools import Pool
+from lowtide.settings import Admission
 from tests.http.forms import line, uploaded
-from tests.postgres.worlds import World, done, eventually
+from tests.worlds import World, done, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.http.conftest import Api
 
 
@@ -83,15 +79,9 @@ def test_the_promise_is_told_at_once(api: Api, window: str, state: str) -> None:
 
 
 @pytest.fixture
-def _strict(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _strict(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that refuses what it cannot promise."""
-    assert api
-    monkeypatch.setenv("LOWTIDE_ADMISSION", "strict")
-    for cached in (read_settings, wiring.batches):
-        cached.cache_clear()
-    yield
-    for cached in (read_settings, wiring.batches):
-        cached.cache_clear()
+    api.change(monkeypatch, "create_batch", admission=Admission.STRICT)
 
 
 @pytest.mark.usefixtures("_strict")

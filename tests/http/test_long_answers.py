@@ -9,25 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide import wiring
-from lowtide.domain.dead_letters import LetterFilter, LetterId
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, format_batch_id
-from lowtide.domain.outputs import FinishedLine, render
-from lowtide.domain.pools import Pool
+from lowtide.batches import request_store
+from lowtide.batches.detail_store import BatchDetailStore
+from lowtide.batches.results import FinishedLine, render
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, format_batch_id, new_id
+from lowtide.core.pools import Pool
+from lowtide.dead_letters.model import LetterFilter, LetterId
+from lowtide.events.publisher import Publisher
 from lowtide.objects.store import ObstoreObjects
-from lowtide.postgres import bodies
-from lowtide.postgres.batch_details import PostgresBatchDetails
-from lowtide.services.finalizing import Finalizer
-from lowtide.services.publishing import Publisher
-from lowtide.wiring import new_id
-from portal.components.letter_dialog import read_excerpts
-from tests.postgres.letters import batch_of_lines, dead
-from tests.postgres.worlds import done
-from tests.services.workers import Sink
+from lowtide.pipeline.finalize import Finalizer
+from portal.pages.letter_table import read_excerpts
+from tests.dead_letters.letters import batch_of_lines, dead
+from tests.worker.workers import Sink
+from tests.worlds import done
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 MIB = 1 << 20
 WIDE = "é\u2028𝄞\x85x"
@@ -101,7 +99,7 @@ def _without_ids(content: bytes) -> list[bytes]:
 def test_results(
     api: Api, batch: BatchId, limit: int, pages: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "_PIECE", 300_001)
+    monkeypatch.setattr(request_store, "_PIECE", 300_001)
     path = f"/v1/batches/{format_batch_id(batch)}/results?limit={limit}"
     after = "0.0"
     for page in pages:
@@ -132,7 +130,7 @@ def _finalize(world: World, store: ObstoreObjects, batch: BatchId) -> None:
 def test_output_and_error_file(
     api: Api, world: World, store: ObstoreObjects, batch: BatchId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "_PIECE", 300_001)
+    monkeypatch.setattr(request_store, "_PIECE", 300_001)
     _finalize(world, store, batch)
     made: Any = api("GET", f"/v1/batches/{format_batch_id(batch)}").json
     for role, rest in (("output_file_id", 1), ("error_file_id", 0)):
@@ -161,16 +159,18 @@ def test_dead_letters(api: Api, batch: BatchId, lines: list[bytes]) -> None:
     assert api("GET", f"/v1/files/{file}/content").data == inputs
 
 
-def test_the_portal_reads_the_beginnings(world: World, batch: BatchId) -> None:
-    reading = PostgresBatchDetails(world.api)
+def test_the_portal_reads_the_beginnings(api: Api, world: World, batch: BatchId) -> None:
+    reading = BatchDetailStore(world.api)
     record = reading.line(DEFAULT_TENANT, batch, 5)
     assert record.body is not None
     assert len(record.body) == 200_000
     assert record.body_bytes == 5 * MIB + 2
-    letters, _ = wiring.dead_letters().page(DEFAULT_TENANT, LetterFilter(), after=None, limit=10)
+    letters, _ = api.app().services.dead_letters.page(
+        DEFAULT_TENANT, LetterFilter(), after=None, limit=10
+    )
     for letter in letters:
         shown = read_excerpts(
-            wiring.dead_letters().get(DEFAULT_TENANT, LetterId(letter.batch, letter.line))
+            api.app().services.dead_letters.get(DEFAULT_TENANT, LetterId(letter.batch, letter.line))
         )
         assert shown.body == BODIES[letter.line].encode()[:20_000].decode(errors="ignore")
         assert shown.shown.body_bytes == len(BODIES[letter.line].encode())

@@ -12,14 +12,15 @@ from openai import OpenAI, RateLimitError
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
-from lowtide.auth.keys import hash_key
-from lowtide.http.rate_headers import duration
+from lowtide.http.operations import duration
+from lowtide.tenants.keys import hash_key
+from tests.conftest import PEPPER
 from tests.http.forms import form, line, part, post, uploaded
-from tests.postgres.worlds import PEPPER, World
 
 if TYPE_CHECKING:
-    from lowtide.domain.ids import TenantId
+    from lowtide.core.ids import TenantId
     from tests.http.conftest import Api
+    from tests.worlds import World
 
 KEY = "lt_limited"
 LIMIT, REMAINING, RESET = (

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowtide.domain.lines import Limits, LineReader
-from lowtide.http import multipart
+from lowtide.files.lines import Limits, LineReader
+from lowtide.http import bodies
 from tests.http.conftest import MAX_FILE_BYTES, MAX_LINES
 from tests.http.forms import BOUNDARY, CONTENT_TYPE, form, line, part, post
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 QUESTIONS = Path(__file__).parents[2] / "examples" / "questions.jsonl"
 REAL = QUESTIONS.read_bytes().splitlines()[:4]
@@ -118,7 +118,7 @@ def test_a_mutated_form_is_refused_whole_or_stored_whole(
     _emptied(api, world)
     body = _edited(form(*before, part("file", content, "in.jsonl"), *after), edits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multipart, "_CHUNK_BYTES", chunk)
+        patch.setattr(bodies, "_CHUNK_BYTES", chunk)
         answer = post(api, body)
     _judged(api, world, answer, body)
 

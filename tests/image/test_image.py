@@ -20,11 +20,10 @@ from sqlalchemy import text
 
 from lowtide.local.database import engine
 from lowtide.local.environment import manifest_environment
-from lowtide.local.kustomize import load
+from lowtide.local.files import LOGIN_ROLES, OWNER
 from lowtide.local.manifests import ConfigMap, Container
 from lowtide.local.ports import free_port
-from lowtide.local.secrets import LOGIN_ROLES, OWNER
-from lowtide.local.workloads import workloads
+from lowtide.local.workloads import load, workloads
 from tests.conftest import PASSWORD, PEPPER
 
 from .replay import Image, Replay

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.local.database import EmbeddedPostgres, engine
-from lowtide.local.kustomize import OVERLAY
+from lowtide.local.workloads import OVERLAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

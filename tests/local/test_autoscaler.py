@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from lowtide.local.autoscaler import Memory, Policy, decide, policy
-from lowtide.local.errors import BadManifest
-from lowtide.local.kustomize import load
 from lowtide.local.manifests import Fallback, ScaledObject, ScalingPolicy, ScalingRules
+from lowtide.local.options import BadManifest
+from lowtide.local.workloads import load
 
 from .conftest import ROOT
 

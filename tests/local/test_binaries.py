@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.local.binaries import binaries, can_run, copied, wheel_folder
-from lowtide.local.users import postgres_credentials
+from lowtide.local.database import binaries, can_run, copied, wheel_folder
+from lowtide.local.environment import postgres_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

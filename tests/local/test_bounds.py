@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.local.autoscaler import Memory, decide, policy
-from lowtide.local.bounds import bounded
-from lowtide.local.errors import LocalError
-from lowtide.local.kustomize import load
+from lowtide.local.autoscaler import Memory, bounded, decide, policy
 from lowtide.local.manifests import ScaledObject
+from lowtide.local.options import LocalError
+from lowtide.local.workloads import load
 
 from .conftest import ROOT
 
 if TYPE_CHECKING:
-    from lowtide.local.kustomize import Manifests
+    from lowtide.local.workloads import Manifests
 
 SPOT, DEDICATED = "LOWTIDE_SPOT_REPLICAS", "LOWTIDE_DEDICATED_REPLICAS"
 ROWS = {"infer-spot": 5, "infer-dedicated": 10}

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from lowtide.local import endpoints
+from lowtide.local import files
 from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
@@ -207,7 +207,9 @@ def subscriber(every_subscriber: Subscriber) -> Subscriber:
 @pytest.fixture
 def broker(running: Broker, subscriber: Subscriber, database: Engine) -> Iterator[Broker]:
     services = ("worker", "observer", "morgue", "ticked")
-    endpoints.write(running.root, {name: [f"{subscriber.address}/{name}"] for name in services})
+    files.write_endpoints(
+        running.root, {name: [f"{subscriber.address}/{name}"] for name in services}
+    )
     yield running
     subscriber.answer = lambda _service, _count: 204
     subscriber.reply = ({}, b"")
@@ -308,9 +310,9 @@ def test_kill_9_loses_nothing(broker: Broker, subscriber: Subscriber, database: 
 def test_a_subscriber_that_appears_late_gets_its_events(
     broker: Broker, subscriber: Subscriber
 ) -> None:
-    endpoints.write(broker.root, {"observer": [f"{subscriber.address}/observer"]})
+    files.write_endpoints(broker.root, {"observer": [f"{subscriber.address}/observer"]})
     sent = broker.send("work")
-    endpoints.write(broker.root, {"worker": [f"{subscriber.address}/worker"]})
+    files.write_endpoints(broker.root, {"worker": [f"{subscriber.address}/worker"]})
     eventually(lambda: subscriber.ids("worker") == [sent])
 
 
@@ -383,7 +385,7 @@ def handing_through(tmp_path_factory: pytest.TempPathFactory, database: Engine) 
 def synchronous(handing_through: Broker, subscriber: Subscriber) -> Broker:
     services = ("worker", "observer", "morgue", "ticked")
     places = {name: [f"{subscriber.address}/{name}"] for name in services}
-    endpoints.write(handing_through.root, places)
+    files.write_endpoints(handing_through.root, places)
     return handing_through
 
 

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from lowtide.database.connections import sqlstate
 from lowtide.local.database import EmbeddedPostgres, engine
-from lowtide.local.errors import StartFailed
-from lowtide.postgres.connections import sqlstate
+from lowtide.local.options import StartFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from lowtide.local.environment import check_user, manifest_environment, merge
-from lowtide.local.errors import BadManifest, LocalError
 from lowtide.local.manifests import Container
+from lowtide.local.options import BadManifest, LocalError
 
 MAPS = {"config": {"LOWTIDE_ENGINE": "simulated", "LOWTIDE_TICK": "10"}}
 SECRETS = {"database": {"api-url": "postgresql://api"}}

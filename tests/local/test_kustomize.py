@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from lowtide.local.errors import BadManifest
-from lowtide.local.kustomize import Manifests, load
 from lowtide.local.manifests import (
     ConfigMap,
     CoreService,
@@ -17,7 +15,8 @@ from lowtide.local.manifests import (
     ScaledObject,
     Trigger,
 )
-from lowtide.local.workloads import Workload, workloads
+from lowtide.local.options import BadManifest
+from lowtide.local.workloads import Manifests, Workload, load, workloads
 from lowtide.settings import unknown_variables
 
 from .conftest import ROOT, write_overlay

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.local.log import Log
+from lowtide.local.processes import Log
 
 if TYPE_CHECKING:
     from pathlib import Path

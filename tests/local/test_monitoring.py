@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import yaml
 
-from lowtide.local.errors import BadManifest, MissingProgram
 from lowtide.local.monitoring import (
     ALERTMANAGER,
     PROMETHEUS,
@@ -17,7 +16,7 @@ from lowtide.local.monitoring import (
     seconds,
     targets_of,
 )
-from lowtide.local.options import Options, default_root
+from lowtide.local.options import BadManifest, MissingProgram, Options, default_root
 from lowtide.local.processes import State
 
 if TYPE_CHECKING:

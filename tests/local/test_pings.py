@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lowtide.local.pings import next_tick
+from lowtide.local.broker import next_tick
 
 START = datetime(2026, 1, 31, 23, 59, 55, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowtide.local.errors import PortInUse
+from lowtide.local.options import PortInUse
 from lowtide.local.ports import free_port, hold_port, release_ports, require_free
 
 from .conftest import reserved

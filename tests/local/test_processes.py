@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lowtide.local.log import Log
-from lowtide.local.processes import Launch, Process, State
+from lowtide.local.processes import Launch, Log, Process, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

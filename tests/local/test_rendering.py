@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from lowtide.local.errors import BadManifest
+from lowtide.local.options import BadManifest
 from lowtide.local.rendering import render
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from lowtide.local.dispatcher import is_retried, retry_policy
 from lowtide.local.manifests import Delivery
-from lowtide.local.retries import is_retried, retry_policy
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import httpx
 import psutil
 import pytest
 
-from lowtide.local import endpoints
-from lowtide.local.kustomize import load
+from lowtide.local import files
 from lowtide.local.manifests import HttpRoute
 from lowtide.local.ports import free_port
 from lowtide.local.router import Routes
+from lowtide.local.workloads import load
 
 from .conftest import ROOT, eventually
 from .upstream import serving
@@ -85,7 +85,7 @@ def process(data_dir: Path) -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def router(process: tuple[str, int], data_dir: Path) -> Iterator[str]:
     with serving() as address:
-        endpoints.write(data_dir, {name: [address] for name in SERVICES})
+        files.write_endpoints(data_dir, {name: [address] for name in SERVICES})
         yield process[0]
 
 
@@ -166,7 +166,7 @@ def test_a_backend_refuses_a_body_of_which_nothing_came(
     with socket.create_server(("127.0.0.1", 0)) as backend:
         backend.settimeout(20)
         address = f"http://127.0.0.1:{backend.getsockname()[1]}"
-        endpoints.write(data_dir, {"upload": [address]})
+        files.write_endpoints(data_dir, {"upload": [address]})
         with socket.create_connection((host, int(port)), 20) as client:
             client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
             taken, _ = backend.accept()
@@ -212,7 +212,7 @@ def test_errors_have_openais_shape(router: str) -> None:
 
 def test_a_backend_that_starts_late_is_waited_for(process: tuple[str, int], data_dir: Path) -> None:
     port = free_port()
-    endpoints.write(data_dir, {"upload": [f"http://127.0.0.1:{port}"]})
+    files.write_endpoints(data_dir, {"upload": [f"http://127.0.0.1:{port}"]})
     answers: list[httpx.Response] = []
     caller = threading.Thread(
         target=lambda: answers.append(
@@ -227,7 +227,7 @@ def test_a_backend_that_starts_late_is_waited_for(process: tuple[str, int], data
 
 
 def test_no_backend_is_503_with_retry_after(process: tuple[str, int], data_dir: Path) -> None:
-    endpoints.write(data_dir, {"upload": ["http://127.0.0.1:9"]})
+    files.write_endpoints(data_dir, {"upload": ["http://127.0.0.1:9"]})
     response = httpx.post(process[0] + "/v1/files", content=b"body", timeout=10)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
@@ -242,9 +242,9 @@ def test_a_response_cut_short_is_seen_as_such(router: str) -> None:
 
 
 def test_replicas_take_turns(tmp_path: Path) -> None:
-    view = endpoints.Endpoints(tmp_path)
+    view = files.Endpoints(tmp_path)
     assert view.pick("read") is None
-    endpoints.write(tmp_path, {"read": ["a", "b"]})
+    files.write_endpoints(tmp_path, {"read": ["a", "b"]})
     assert [view.pick("read") for _ in range(4)] == ["a", "b", "a", "b"]
-    endpoints.write(tmp_path, {"read": ["c"]})
+    files.write_endpoints(tmp_path, {"read": ["c"]})
     assert view.pick("read") == "c"

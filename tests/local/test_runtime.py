@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.local.database import engine
-from lowtide.local.errors import AlreadyRunning, PortInUse, StartFailed
-from lowtide.local.kustomize import OVERLAY
+from lowtide.local.files import SUPERUSER, read_or_create
+from lowtide.local.options import AlreadyRunning, PortInUse, StartFailed
 from lowtide.local.ports import free_port
 from lowtide.local.runtime import Options, Status, down, status, up, up_detached
-from lowtide.local.secrets import SUPERUSER, read_or_create
+from lowtide.local.workloads import OVERLAY
 
 from .conftest import eventually, reserved, write_overlay
 

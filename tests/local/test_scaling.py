@@ -11,13 +11,11 @@ from sqlalchemy import text
 from lowtide.local.autoscaler import Memory, decide, policy
 from lowtide.local.bootstrap import addresses, bootstrap
 from lowtide.local.database import engine
-from lowtide.local.kustomize import Manifests, load
-from lowtide.local.log import Log
+from lowtide.local.files import SUPERUSER, read_or_create
 from lowtide.local.manifests import ScaledObject
-from lowtide.local.replicas import ReplicaSet
-from lowtide.local.scaling import Scaler, connection_of
-from lowtide.local.secrets import SUPERUSER, read_or_create
-from lowtide.local.workloads import workloads
+from lowtide.local.processes import Log
+from lowtide.local.replicas import ReplicaSet, Scaler, connection_of
+from lowtide.local.workloads import Manifests, load, workloads
 from manifests.overlays import rendered
 
 from .conftest import ROOT

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from lowtide.local import state
+from lowtide.local.files import read_or_create
 from lowtide.local.runtime import down, status
-from lowtide.local.secrets import read_or_create
 
 from .conftest import eventually
 
@@ -98,7 +98,7 @@ def test_a_reused_pid_is_left_alone(
     record(tmp_path, parent, created=parent.create_time() - 60)
     # The process that had the pid when the state was written is long gone.
     before = parent.create_time() - 30
-    os.utime(tmp_path / state.NAME, (before, before))
+    os.utime(tmp_path / state.STATE, (before, before))
     assert state.reap(tmp_path) == []
     assert not gone(parent)
 

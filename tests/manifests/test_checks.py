@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.local.bounds import limited
-from lowtide.local.errors import BadManifest
+from lowtide.local.autoscaler import limited
+from lowtide.local.options import BadManifest
 from lowtide.local.rendering import render
 from manifests import bounds, check, kubectl, policies
 from manifests.overlays import KUSTOMIZATIONS, OVERLAYS, ROOT, label, others, rendered
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 GPU = "knative/overlays/prod-gpu"
 

@@ -14,7 +14,7 @@ from manifests.overlays import label, rendered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowtide.local.patches import Document
+    from lowtide.local.rendering import Document
 
 KUSTOMIZATIONS = ("knative/overlays/dev", "knative/overlays/prod-gpu")
 

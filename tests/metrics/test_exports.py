@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import REGISTRY
 
-from lowtide.domain.ids import BatchId
-from lowtide.domain.outcomes import Answered, Interrupted, Unanswered
-from lowtide.domain.pools import Depth, Pool
-from lowtide.domain.pricing import Prices
-from lowtide.domain.vitals import RiskyBatch, TenantVitals, Vitals
-from lowtide.metrics import build, vitals
-from lowtide.metrics.worker import PrometheusMeter
-from lowtide.wiring import new_id
+from lowtide.core.ids import BatchId, new_id
+from lowtide.core.pools import Depth, Pool, Prices
+from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
+from lowtide.status import vitals
+from lowtide.status.vitals import RiskyBatch, TenantVitals, Vitals
+from lowtide.telemetry import health
+from lowtide.worker.metrics import WorkerMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +61,7 @@ def test_a_look_is_published_as_a_whole() -> None:
 
 
 def test_engines_are_counted_by_what_they_said() -> None:
-    meter = PrometheusMeter(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None)
+    meter = WorkerMetrics(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None)
     answers = ("200", "429", "timeout", "interrupted")
 
     def counts() -> list[float]:
@@ -79,12 +78,12 @@ def test_engines_are_counted_by_what_they_said() -> None:
 
 def test_dead_letters_are_counted_with_what_failed() -> None:
     before = _value("dead_letters_total") or 0.0
-    PrometheusMeter(Pool.SPOT, Prices(1.0, 3.0, "USD"), lambda _: None).settled(1, 3, 2)
+    WorkerMetrics(Pool.SPOT, Prices(1.0, 3.0, "USD"), lambda _: None).settled(1, 3, 2)
     assert (_value("dead_letters_total") or 0.0) - before == 2
 
 
 def test_each_process_says_which_build_it_is() -> None:
-    build.export()
+    health.export()
     assert [
         s.value for m in REGISTRY.collect() if m.name == "lowtide_build_info" for s in m.samples
     ] == [1]

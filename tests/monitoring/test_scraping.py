@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lowtide.local.kustomize import load
-from lowtide.local.workloads import workloads
+from lowtide.local.workloads import load, workloads
 from lowtide.settings import Settings
 from monitoring.generate import HERE
 from tests.monitoring.programs import needs, run

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.errors import NotFound, Unavailable
+from lowtide.core.errors import NotFound, Unavailable
 from lowtide.objects import store as store_module
 from lowtide.objects.store import CHUNK, ObstoreObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowtide.ports import ObjectStore
+    from lowtide.objects.store import ObjectStore
 
 KEY = "0190/file-abc"
 LARGE = random.Random(1).randbytes(20 * CHUNK + 3)  # noqa: S311

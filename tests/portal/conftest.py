@@ -16,9 +16,9 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from lowtide.auth.passwords import hash_password
 from lowtide.local.database import engine
 from lowtide.local.ports import free_port
+from lowtide.tenants.passwords import hash_password
 from tests.browsing import Visit, launched, new_visit
 from tests.conftest import PEPPER, Database
 from tests.portal.seeds import empty

@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from lowtide.objects.store import ObstoreObjects
-from tests.postgres.letters import batch_of_lines, bury
+from tests.dead_letters.letters import batch_of_lines, bury
 
 if TYPE_CHECKING:
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
     from tests.portal.conftest import Portal
-    from tests.postgres.worlds import World
+    from tests.worlds import World
 
 
 def store_of(portal: Portal) -> ObstoreObjects:

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
-from lowtide.domain.ids import DEFAULT_TENANT, uuid7
-from lowtide.domain.statuses import BatchStatus
+from lowtide.batches.model import BatchStatus
+from lowtide.core.ids import DEFAULT_TENANT, uuid7
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

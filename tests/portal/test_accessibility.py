@@ -11,11 +11,11 @@ import psutil
 import pytest
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from lowtide.domain.ids import format_batch_id
-from lowtide.domain.pools import Pool
-from lowtide.domain.statuses import BatchStatus
+from lowtide.batches.model import BatchStatus
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
 from lowtide.local.ports import free_port
-from lowtide.postgres.pools import PostgresPools
+from lowtide.scheduler.pauses import PauseStore
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import (
     SeedBatch,
@@ -26,7 +26,7 @@ from tests.portal.seeds import (
     add_worker,
     empty,
 )
-from tests.postgres.worlds import World
+from tests.worlds import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def batch(shared: Database, portal: Portal) -> str:
     add_worker(worker, "spot")
     add_samples(worker, minutes=50)
     died = dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2))
-    PostgresPools(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
+    PauseStore(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
     return format_batch_id(died)
 
 

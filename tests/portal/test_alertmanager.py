@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from lowtide.local.ports import free_port
-from portal import alertmanager
-from portal.alertmanager import MOST_SHOWN, Alertmanager
+from portal.components import alerts
+from portal.components.alerts import MOST_SHOWN, Alertmanager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,7 +182,7 @@ def test_what_is_no_answer_keeps_the_last_alerts(
 def test_one_that_hangs_is_given_up(
     server: Server, reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alertmanager, "TIMEOUT", 0.1)
+    monkeypatch.setattr(alerts, "TIMEOUT", 0.1)
     server.hangs.clear()
     reader = reads(server.url)
     began = time.monotonic()

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from bench.portal_volume import TABLES
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, format_batch_id
-from lowtide.domain.statuses import BatchStatus
+from lowtide.batches.model import BatchStatus
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, format_batch_id
 from tests.conftest import API_KEY
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.seeds import SeedBatch, add_batch, add_queued

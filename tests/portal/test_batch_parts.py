@@ -8,28 +8,25 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lowtide.domain.batch_details import MOST_SHOWN, Note
-from lowtide.domain.batch_lists import BatchFilter, BatchMark, BatchOrder
-from lowtide.domain.errors import Conflict, Forbidden, NotFound, Unavailable
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, TenantId
-from lowtide.domain.pools import Pool
-from lowtide.domain.requests import RequestState
-from lowtide.domain.statuses import BatchStatus, RequestStatus, SlaState
-from lowtide.domain.visitors import Role, Visitor
-from lowtide.services.batch_lists import MOST_CANCELLED, BatchDesk
-from portal.batch_query import BatchQuery, LineQuery
-from portal.components.batch_facts import all_failed, eta_of, said, tokens, words_of
-from portal.components.batch_timeline import steps_of
-from portal.components.line_drawer import exact
-from portal.components.line_table import row_of
-from portal.readings import Readings, Subject, at_most_every
+from lowtide.batches.browsing import MOST_CANCELLED, BatchDesk
+from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
+from lowtide.batches.results import RequestState
+from lowtide.batches.views import MOST_SHOWN, BatchFilter, BatchMark, BatchOrder, Note
+from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
+from lowtide.core.pools import Pool
+from lowtide.tenants.sign_in import Role, Visitor
+from portal.pages.batch_facts import all_failed, eta_of, said, steps_of, tokens, words_of
+from portal.pages.batch_requests import exact, row_of
+from portal.polling import Readings, Subject, at_most_every
+from portal.queries import BatchQuery, LineQuery
 from portal.theme import Tone
 from tests.portal.test_batch_table import DONE, HOUR, NOW, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.domain.batches import Batch
+    from lowtide.batches.model import Batch
 
 OPERATOR, VIEWER = Visitor("ana", Role.OPERATOR), Visitor("bo", Role.VIEWER)
 BATCH = BatchId(UUID(int=7 << 64))

@@ -9,9 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from lowtide.domain.batches import Batch
-from lowtide.domain.ids import DEFAULT_TENANT, BatchId, FileId
-from lowtide.domain.statuses import BatchStatus
+from lowtide.batches.model import Batch, BatchStatus
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
 from portal.components.batch_table import row_of
 from portal.theme import Tone
 

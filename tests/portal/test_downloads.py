@@ -6,7 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-from lowtide.domain.visitors import Role, Visitor
+from lowtide.tenants.sign_in import Role, Visitor
 from portal.downloads import MOST, MOST_OF_ONE, Download
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.ids import BatchId, format_batch_id
-from portal.failures import explain
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import BatchId, format_batch_id
+from portal.components.frame import explain
 from tests.portal.seeds import SeedBatch, add_batch
-from tests.postgres.worlds import eventually
+from tests.worlds import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

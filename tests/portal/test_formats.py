@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from portal.formats import absolute, ago, counted, duration, milliseconds, number
-from portal.zones import zone_named
+from portal.formats import absolute, ago, counted, duration, milliseconds, number, zone_named
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lowtide.domain.overview import PoolLoad, Reachability
-from lowtide.domain.pools import Pool
+from lowtide.core.pools import Pool
+from lowtide.status.overview import PoolLoad, Reachability
 from portal.components.health_panel import judge, judge_workers
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.statuses import BatchStatus
+from lowtide.batches.model import BatchStatus
 from tests.portal.seeds import SeedBatch, add_batch, add_queued
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from fastapi import Request
 from nicegui import Client, run
 from nicegui.page import page
 
-from lowtide.domain.errors import Unauthenticated
-from lowtide.domain.ids import TenantId
-from lowtide.domain.visitors import Role, Visitor
-from lowtide.services.dead_letters import Discarded
-from portal import letter_actions
-from portal.letter_actions import LetterActions
-from portal.letter_query import LetterQuery
+from lowtide.core.errors import Unauthenticated
+from lowtide.core.ids import TenantId
+from lowtide.dead_letters.service import Discarded
+from lowtide.tenants.sign_in import Role, Visitor
+from portal.pages import letter_actions
+from portal.pages.letter_actions import LetterActions
+from portal.queries import LetterQuery
 from portal.sessions import open_session
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import pytest
 
-from lowtide.domain.dead_letters import LetterFilter, LetterState
-from lowtide.domain.errors import InvalidRequest, NotFound
-from lowtide.domain.ids import BatchId, TenantId, format_batch_id
-from portal.letter_query import LetterQuery
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import BatchId, TenantId, format_batch_id
+from lowtide.dead_letters.model import LetterFilter, LetterState
+from portal.queries import LetterQuery
 
 BATCH = BatchId(UUID(int=7))
 TENANTS = {TenantId(UUID(int=1)): "acme", TenantId(UUID(int=2)): "zoo"}

@@ -12,13 +12,13 @@ from fastapi import Request
 from nicegui import Client, run, ui
 from nicegui.page import page
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.ids import TenantId
-from lowtide.domain.visitors import Role, Visitor
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import TenantId
+from lowtide.tenants.sign_in import Role, Visitor
 from portal import listing
-from portal.administration_query import TenantQuery
 from portal.listing import ListPage
-from portal.readings import Readings
+from portal.pages.administration import TenantQuery
+from portal.polling import Readings
 from portal.sessions import open_session
 
 if TYPE_CHECKING:

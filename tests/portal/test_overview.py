@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.ids import BatchId
-from lowtide.domain.overview import PoolLoad, Totals, pools_of
-from lowtide.domain.pools import Pool
-from lowtide.domain.statuses import BatchStatus
-from lowtide.postgres.connections import connect
-from lowtide.postgres.overview import RECENT, TOTALS, PostgresOverview
+from lowtide.batches.model import BatchStatus
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import BatchId
+from lowtide.core.pools import Pool
+from lowtide.database.connections import connect
+from lowtide.status.overview import RECENT, TOTALS, OverviewStore, PoolLoad, Totals, pools_of
 from tests.portal.seeds import (
     SeedBatch,
     add_batch,
@@ -25,7 +24,7 @@ from tests.portal.seeds import (
 )
 
 if TYPE_CHECKING:
-    from lowtide.domain.overview import Overview
+    from lowtide.status.overview import Overview
     from tests.conftest import Database
 
 DAY = timedelta(days=1)
@@ -33,7 +32,7 @@ HOUR = timedelta(hours=1)
 
 
 def _read(database: Database, recent: int = 20) -> Overview:
-    return PostgresOverview(database.engine("operator")).read(recent=recent)
+    return OverviewStore(database.engine("operator")).read(recent=recent)
 
 
 def test_an_empty_installation(database: Database) -> None:
@@ -130,7 +129,7 @@ def test_what_cannot_be_read_is_unavailable(database: Database, url: str) -> Non
     engine = connect(url.format(host=host, server=host.partition("/")[0]), pool_size=1)
     try:
         with pytest.raises(Unavailable):
-            PostgresOverview(engine).read(recent=1)
+            OverviewStore(engine).read(recent=1)
     finally:
         engine.dispose()
 

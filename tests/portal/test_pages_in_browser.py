@@ -12,7 +12,7 @@ from sqlalchemy import text
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples, empty
-from tests.postgres.worlds import World
+from tests.worlds import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.ids import format_batch_id
-from lowtide.domain.pools import Pool
-from lowtide.postgres.pools import PostgresPools
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.scheduler.pauses import PauseStore
 from tests.conftest import API_KEY
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
-from tests.postgres.worlds import World, eventually
+from tests.worlds import World, eventually
 
 if TYPE_CHECKING:
-    from lowtide.domain.ids import BatchId
+    from lowtide.core.ids import BatchId
     from tests.conftest import Database
     from tests.portal.conftest import Portal
 
@@ -63,7 +63,7 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
 def spot_is_paused(shared: Database, portal: Portal) -> None:
     """A pause by somebody with a hostile name."""
     assert portal
-    PostgresPools(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
+    PauseStore(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
 
 
 @pytest.mark.usefixtures("spot_is_paused")

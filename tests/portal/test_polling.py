@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.overview import Overview, Totals
-from lowtide.services.overview import Watch
+from lowtide.status.overview import Overview, Totals, Watch
 from portal.polling import Poller, rest_after
 
 if TYPE_CHECKING:

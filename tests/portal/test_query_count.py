@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
-from lowtide.domain.pools import Pool
-from lowtide.postgres.operations import PostgresOperations
-from lowtide.postgres.overview import PostgresOverview
-from lowtide.services.operations import OperationsWatch, ScaleRule
-from lowtide.services.overview import Watch
-from lowtide.wiring import now
+from lowtide.core.ids import now
+from lowtide.core.pools import Pool
+from lowtide.status.operations import OperationsStore, OperationsWatch, ScaleRule
+from lowtide.status.overview import OverviewStore, Watch
 from portal.polling import Poller
 
 if TYPE_CHECKING:
@@ -32,9 +30,7 @@ async def _statements(database: Database, pages: int) -> int:
         nonlocal count
         count += 1
 
-    operations = OperationsWatch(
-        PostgresOperations(engine), {pool: ScaleRule(5, 4) for pool in Pool}
-    )
+    operations = OperationsWatch(OperationsStore(engine), {pool: ScaleRule(5, 4) for pool in Pool})
 
     def looked() -> None:
         nonlocal looks
@@ -45,7 +41,7 @@ async def _statements(database: Database, pages: int) -> int:
 
     loop = asyncio.get_running_loop()
     poller = Poller(
-        Watch(PostgresOverview(engine), lambda: None, clock=now), looks=[operations.look, looked]
+        Watch(OverviewStore(engine), lambda: None, clock=now), looks=[operations.look, looked]
     )
     event.listen(engine, "before_cursor_execute", executed)
     for page in range(pages):

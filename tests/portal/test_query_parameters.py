@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.ids import format_batch_id
+from lowtide.core.ids import format_batch_id
 from tests.portal.letters import dead_batch
 from tests.portal.seeds import SeedBatch, add_batch, empty
-from tests.postgres.worlds import World
+from tests.worlds import World
 
 if TYPE_CHECKING:
     from tests.conftest import Database

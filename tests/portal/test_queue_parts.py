@@ -13,14 +13,13 @@ import pytest
 from nicegui import Client, run
 from nicegui.page import page
 
-from lowtide.domain.history import History, HistoryPoint, HistoryRange, PoolPoint, SlaBar, unbroken
-from lowtide.domain.pools import OpenDeadlines, PauseEffect, Pool, PoolPause
+from lowtide.core.pools import OpenDeadlines, PauseEffect, Pool, PoolPause
+from lowtide.status.history import History, HistoryPoint, HistoryRange, PoolPoint, SlaBar, unbroken
 from portal.components.charts import Line, drawn, whole_bars
-from portal.components.pause_notes import note_of
-from portal.components.pausing import consequences
-from portal.following import FollowedHistory
+from portal.components.pausing import consequences, note_of
 from portal.pages.queues import address_of, range_of
-from portal.readings import Readings
+from portal.polling import Readings
+from portal.watching import FollowedHistory
 
 NOW = datetime(2026, 1, 2, 12, 4, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

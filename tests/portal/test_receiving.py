@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.errors import PayloadTooLarge
-from lowtide.domain.files import FileStatus
-from lowtide.domain.ids import DEFAULT_TENANT
-from lowtide.domain.lines import ENDPOINTS, Limits
+from lowtide.core.errors import PayloadTooLarge
+from lowtide.core.ids import DEFAULT_TENANT, new_id
+from lowtide.files.lines import ENDPOINTS, Limits
+from lowtide.files.model import FileStatus
+from lowtide.files.service import Checked, Files, UploadLimits
+from lowtide.files.store import FileStore
 from lowtide.objects.store import ObstoreObjects
-from lowtide.postgres.files import PostgresFiles
-from lowtide.services.files import Checked, Files, UploadLimits
-from lowtide.wiring import new_id
 from portal import receiving
 from portal.receiving import receive
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
-    from lowtide.domain.files import StoredFile
+    from lowtide.files.model import StoredFile
     from tests.conftest import Database
 
 LINE = b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m"}}\n'
@@ -39,7 +38,7 @@ def _receive(
 ) -> tuple[StoredFile, Checked]:
     limits = UploadLimits(10_000, 3600, Limits(), ENDPOINTS)
     files = Files(
-        PostgresFiles(database.engine("operator")),
+        FileStore(database.engine("operator")),
         ObstoreObjects(folder.as_uri()),
         limits,
         new_id=new_id,

@@ -9,8 +9,7 @@ from fastapi import Request
 from nicegui import Client, run
 from nicegui.page import page
 
-from lowtide.domain.visitors import Role, Visitor
-from lowtide.services.entrance import Entrance
+from lowtide.tenants.sign_in import Entrance, Role, Visitor
 from portal.session_watch import SessionWatch
 from portal.sessions import SIGN_IN, open_session
 

@@ -9,12 +9,11 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from lowtide.auth.passwords import PasswordSignIn, hash_password, matches
-from lowtide.domain.errors import Forbidden
-from lowtide.domain.ids import DEFAULT_TENANT
-from lowtide.domain.visitors import Role, Visitor
-from lowtide.postgres.tenant_registry import PostgresTenantRegistry
-from lowtide.services.entrance import Entrance
+from lowtide.core.errors import Forbidden
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.tenants.passwords import PasswordSignIn, hash_password, matches
+from lowtide.tenants.sign_in import Entrance, Role, Visitor
+from lowtide.tenants.store import TenantStore
 from portal.pages.sign_in import _own_path
 from portal.sessions import is_over, leave_session, open_session, visitor_of
 from tests.conftest import API_KEY, PEPPER
@@ -85,16 +84,16 @@ def test_a_session_is_of_one_password_and_one_role() -> None:
 
 
 @pytest.fixture
-def keys(shared: Database) -> Iterator[PostgresTenantRegistry]:
+def keys(shared: Database) -> Iterator[TenantStore]:
     """The keys of the tenant `default`; a test's own, `visit`, is revoked in the end."""
-    registry = PostgresTenantRegistry(shared.engine("operator"), pepper=PEPPER)
+    registry = TenantStore(shared.engine("operator"), pepper=PEPPER)
     registry.add_key("default", "visit", VISIT_KEY, "me")
     yield registry
     with shared.engine("owner").begin() as connection:
         connection.execute(text("DELETE FROM api_keys WHERE name = 'visit'"))
 
 
-def test_a_session_ends_with_its_key(portal: Portal, keys: PostgresTenantRegistry) -> None:
+def test_a_session_ends_with_its_key(portal: Portal, keys: TenantStore) -> None:
     with portal.client(VISIT_KEY) as client:
         assert client.get("/batches").status_code == 200
         keys.rotate_key("default", "visit", "lt_next", timedelta(hours=1), "me")
@@ -105,7 +104,7 @@ def test_a_session_ends_with_its_key(portal: Portal, keys: PostgresTenantRegistr
             assert (answer.status_code, answer.headers["location"][:8]) == (303, "/sign-in")
 
 
-def test_a_session_ends_with_its_keys_time(portal: Portal, keys: PostgresTenantRegistry) -> None:
+def test_a_session_ends_with_its_keys_time(portal: Portal, keys: TenantStore) -> None:
     with portal.client(VISIT_KEY) as client:
         assert client.get("/batches").status_code == 200
         keys.rotate_key("default", "visit", "lt_next", timedelta(), "me")
@@ -113,7 +112,7 @@ def test_a_session_ends_with_its_keys_time(portal: Portal, keys: PostgresTenantR
 
 
 def test_an_open_page_is_left_when_its_key_ends(
-    portal: Portal, keys: PostgresTenantRegistry, visit: Callable[..., Visit]
+    portal: Portal, keys: TenantStore, visit: Callable[..., Visit]
 ) -> None:
     page = visit(f"{portal.url}/batches", secret=VISIT_KEY).page
     page.get_by_text("No batches yet").wait_for()

@@ -12,9 +12,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.postgres.signed_out import PostgresSignedOut, trim
-from lowtide.services.entrance import MOST_FAILURES
-from portal.signed_out import READ_EVERY, SignedOut
+from lowtide.tenants.sign_in import MOST_FAILURES, SignedOutStore, trim
+from portal.sessions import READ_EVERY, SignedOut
 from tests.portal.conftest import PATIENCE, PORTAL_PASSWORD
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def test_what_is_saved_is_read_until_it_ends(database: Database) -> None:
     now = [1000.0]
     ours, others = (SignedOut(clock=lambda: now[0]) for _ in range(2))
     for each in (ours, others):
-        each.keep_in(PostgresSignedOut(database.engine("operator")))
+        each.keep_in(SignedOutStore(database.engine("operator")))
         assert each.knows(1000.0)
         assert not each.knows(999.0)
     later = 4_000_000_000.0  # the database has its own clock
@@ -142,7 +141,7 @@ def test_what_is_saved_is_read_until_it_ends(database: Database) -> None:
 
 
 def test_the_tick_drops_what_has_ended_and_cannot_let_anybody_in(database: Database) -> None:
-    store = PostgresSignedOut(database.engine("operator"))
+    store = SignedOutStore(database.engine("operator"))
     store.add({"ended": 1000.0, "lasts": 4_000_000_000.0})
     store.add({"lasts": 4_000_000_000.0})
     with database.engine("worker").begin() as connection:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from lowtide.domain.events import EventType
-from lowtide.domain.ids import BatchId, format_batch_id
-from lowtide.domain.sightings import Glimpse, Sight
-from lowtide.domain.statuses import BatchStatus
-from lowtide.postgres.sightings import PostgresSightings
+from lowtide.batches.model import BatchStatus
+from lowtide.core.ids import BatchId, format_batch_id
+from lowtide.events.model import EventType
+from lowtide.status.last_seen import Glimpse, LastSeenStore, Sight
 from tests.conftest import API_KEY
 from tests.portal.seeds import SeedBatch, add_batch
 from tests.portal.test_alertmanager import gettable
-from tests.postgres.worlds import eventually
+from tests.worlds import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +81,7 @@ def troubled(
             ),
             {"type": EventType.BATCH_CREATED.value},
         )
-    PostgresSightings(worker).write(
+    LastSeenStore(worker).write(
         [
             Glimpse(Sight.FUNCTION, "upload", 720.0, None, ""),
             Glimpse(Sight.FUNCTION, "read", 1800.0, 120.0, "HTTP 500"),

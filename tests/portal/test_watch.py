@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from lowtide.domain.errors import Unavailable
-from lowtide.domain.overview import Overview, Totals
-from lowtide.services.overview import Watch
+from lowtide.core.errors import Unavailable
+from lowtide.status.overview import Overview, Totals, Watch
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 OVERVIEW = Overview(NOW, Totals(1, 0, 0, 1, 0, 0), (), ())

@@ -1,1 +1,1 @@
-"""Answers of the simulated engine, one module an endpoint or a part of an answer."""
+"""Answers and faults of the simulated engine."""

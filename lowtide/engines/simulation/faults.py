@@ -9,16 +9,17 @@ from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from lowtide.domain.fault_plans import Kind, PlannedFault, Worker
-from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
-from lowtide.engines.answers import failure
+from lowtide.core.fault_plans import Kind, PlannedFault, Worker
+from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.replies import Reply, outcome_of
+from lowtide.engines.simulation.answers import failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lowtide.domain.outcomes import Outcome
-    from lowtide.ports import EngineRequest
+    from lowtide.engines.model import EngineRequest
+    from lowtide.engines.outcomes import Outcome
+
 
 REFUSED: Final = Unanswered(
     NoAnswer.UNREACHED, "The upstream was not reached: simulated: connection refused"

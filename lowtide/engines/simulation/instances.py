@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lowtide.engines.simulation.merging import Schema
 
+
 _MOST_NODES: Final = 5000
 _DEEP: Final = 4
 _TRIES: Final = 20

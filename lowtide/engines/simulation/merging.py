@@ -8,6 +8,7 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+
 Schema = dict[str, Any]
 _MOST_STEPS: Final = 200
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from lowtide.domain.outcomes import Usage
-from lowtide.engines.simulation.drafts import (
-    BadRequest,
-    count,
-    last_user_text,
-    write,
-)
+from lowtide.engines.outcomes import Usage
+from lowtide.engines.simulation.requests import BadRequest, count, last_user_text, write
 from lowtide.engines.simulation.structure import formatted_text
 
 if TYPE_CHECKING:
-    from lowtide.engines.simulation.drafts import Draft, Made, Written
+    from lowtide.engines.simulation.requests import Draft, Made, Written
     from lowtide.engines.simulation.tools import Call
+
 
 _LOGPROBS: Final = "message.output_text.logprobs"
 _VERBOSITIES: Final = ("low", "medium", "high")
@@ -79,7 +75,7 @@ def _logprobs(draft: Draft, written: Written) -> list[dict[str, Any]]:
     included = draft.request.include
     if not isinstance(included, list) or _LOGPROBS not in included:
         return []
-    from lowtide.engines.simulation.logprobs import MAX_TOP, chat_logprobs
+    from lowtide.engines.simulation.requests import MAX_TOP, chat_logprobs
 
     top = draft.request.top_logprobs or 0
     if type(top) is not int or not 0 <= top <= MAX_TOP:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lowtide.engines.simulation.drafts import BadRequest, Draft, Request, shorten, write
+from lowtide.engines.simulation.requests import BadRequest, Draft, Request, shorten, write
 
 if TYPE_CHECKING:
     from random import Random
 
-    from lowtide.engines.simulation.drafts import Written
+    from lowtide.engines.simulation.requests import Written
 
 
 def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:

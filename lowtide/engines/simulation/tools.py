@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowtide.engines.simulation.drafts import BadRequest, shorten
+from lowtide.engines.simulation.requests import BadRequest, shorten
 from lowtide.engines.simulation.structure import instance_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from random import Random
 
-    from lowtide.engines.simulation.drafts import Draft, Written
+    from lowtide.engines.simulation.requests import Draft, Written
+
 
 _MOST_CALLS = 2
 

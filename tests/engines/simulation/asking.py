@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import Any
 
-from lowtide.domain.outcomes import Answered
+from lowtide.engines.model import EngineRequest
+from lowtide.engines.outcomes import Answered
 from lowtide.engines.simulated import SimulatedEngine
-from lowtide.ports import EngineRequest
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.domain.attribution import EngineState, Fault, attribute
-from lowtide.domain.fault_plans import Worker, parse_faults
-from lowtide.domain.outcomes import Answered, NoAnswer, Unanswered
-from lowtide.domain.pings import Ping
+from lowtide.core.fault_plans import Worker, parse_faults
+from lowtide.engines.attribution import EngineState, Fault, attribute
+from lowtide.engines.model import EngineRequest, Ping
+from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.simulated import SimulatedEngine
 from lowtide.engines.simulation.faults import Faults, Limits
-from lowtide.ports import EngineRequest
 
 if TYPE_CHECKING:
-    from lowtide.domain.outcomes import Outcome
+    from lowtide.engines.outcomes import Outcome
 
 WELL = Answered(200, b'{"object":"chat.completion"}')
 REQUEST = EngineRequest(0, "/v1/chat/completions", b'{"model":"m"}', attempt=1, spot=True)

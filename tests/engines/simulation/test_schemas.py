@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from lowtide.engines.simulation.patterns import matching
 from lowtide.engines.simulation.schemas import InvalidSchema, instance_of
+from lowtide.engines.simulation.strings import matching
 
 NODE = {
     "type": "object",

@@ -1,0 +1,344 @@
+"""The composition root: everything that one process is built from."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+from flask import current_app, has_app_context
+
+from lowtide import __version__
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import new_id, now
+from lowtide.core.pools import Pool
+from lowtide.database.connections import connect
+from lowtide.database.schema import check_schema
+from lowtide.events.outbox import Outbox
+from lowtide.events.publisher import HttpSink, NoSink, Publisher
+from lowtide.services import Services, capacity, line_limits, prices
+from lowtide.settings import read_settings
+from lowtide.status.last_seen import LastSeenStore, Sight, SightedSink, Sightings
+from lowtide.telemetry.health import Readiness
+from lowtide.telemetry.tracing import UNTRACED
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy import Engine
+
+    from lowtide.objects.store import ObstoreObjects
+    from lowtide.pipeline.finalize import Finalizer
+    from lowtide.pipeline.split import Splitter
+    from lowtide.scheduler.pauses import Pools
+    from lowtide.scheduler.tick import Scheduler
+    from lowtide.settings import Settings
+    from lowtide.status.vitals import VitalsStore
+    from lowtide.telemetry.tracing import Tracer
+    from lowtide.tenants.callers import CallerStore
+    from lowtide.tenants.service import Administration, Tenancy
+    from lowtide.tenants.sign_in import Entrance, SignedOutStore, SignIn, Visitor
+    from lowtide.worker.loop import PullLoop, Worker
+
+_EXTENSION = "lowtide"
+
+
+class App:
+    """One process: its connections, clients and threads, and the services on them.
+
+    Build it after a fork, once, and close it. What holds a connection or a thread is built here
+    and now; services hold none, and are built when they are first asked for.
+    """
+
+    pull_loop: PullLoop | None = None
+    """Set in workers."""
+
+    def __init__(self, settings: Settings, *, name: str = "") -> None:
+        self.settings = settings
+        self._name = name
+        self.database = connect(
+            settings.database_url.get_secret_value(),
+            pool_size=settings.database_pool_size,
+            timeout=settings.database_timeout,
+            application=f"lowtide {name}".strip(),
+        )
+        self.tracer = self._tracer()
+        self.sightings = Sightings(LastSeenStore(self.database), timer=time.monotonic)
+        self.publisher = self._publisher()
+        self.readiness = Readiness(lambda: check_schema(self.database))
+        self.services = self._services(self.database)
+        self._tenant_database = self._connect_tenants()
+
+    @classmethod
+    def of_function(cls) -> Self:
+        """Build the App of the function whose module is being loaded, and hand it to its server."""
+        app = cls(read_settings(), name=os.environ.get("FUNCTION_TARGET", ""))
+        if has_app_context():
+            current_app.extensions[_EXTENSION] = app
+        return app
+
+    @staticmethod
+    def of_server(server: Flask) -> App:
+        """Return the App that a function has built."""
+        app: App = server.extensions[_EXTENSION]
+        return app
+
+    def close(self, seconds: float) -> None:
+        """Send what is still to be sent, for at most `seconds` each, and close every connection."""
+        self.publisher.drain(seconds)
+        self.sightings.close(seconds)
+        self.tracer.close(seconds)
+        self.database.dispose()
+        if self._tenant_database is not None:
+            self._tenant_database.dispose()
+
+    def check(self) -> None:
+        """Raise Unavailable while this process could not do its work."""
+        check_schema(self.database)
+        if self.pull_loop is not None:
+            self.pull_loop.check_engine()
+
+    @cached_property
+    def objects(self) -> ObstoreObjects:
+        """The object store; raises ValueError for a URL of none."""
+        from lowtide.objects.store import ObstoreObjects
+
+        return ObstoreObjects(self.settings.object_store_url)
+
+    @cached_property
+    def callers(self) -> CallerStore:
+        """Check who calls the API."""
+        from lowtide.tenants.callers import CallerStore
+
+        return CallerStore(
+            self.database,
+            pepper=self.settings.api_key_pepper.get_secret_value(),
+            anonymous=self.settings.anonymous_tenant,
+        )
+
+    @cached_property
+    def splitter(self) -> Splitter:
+        """Split files."""
+        from lowtide.pipeline.split import SplitStore, Splitter
+
+        return Splitter(
+            SplitStore(self.database),
+            self.objects,
+            line_limits(self.settings),
+            tracer=self.tracer,
+        )
+
+    @cached_property
+    def finalizer(self) -> Finalizer:
+        """Write output and error files."""
+        from lowtide.pipeline.final_store import FinalStore
+        from lowtide.pipeline.finalize import Finalizer
+
+        return Finalizer(
+            FinalStore(self.database),
+            self.objects,
+            self.publisher,
+            new_id=new_id,
+            tracer=self.tracer,
+        )
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        """Run ticks."""
+        from lowtide.queue.rates import RateStore
+        from lowtide.scheduler.plan import PlanStore
+        from lowtide.scheduler.samples import SampleRecorder
+        from lowtide.scheduler.sweep import SweepStore
+        from lowtide.scheduler.tick import PoolScale, Scheduler, TickRules
+
+        settings = self.settings
+        rules = TickRules(
+            capacity=capacity(settings),
+            scales={
+                Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
+                Pool.DEDICATED: PoolScale(
+                    settings.dedicated_rows_per_replica, settings.dedicated_replicas
+                ),
+            },
+            cancel_grace=settings.cancel_grace,
+            stalled_after=settings.stalled_after,
+            history_kept=settings.history_retention,
+            audit_kept=settings.audit_retention,
+        )
+        return Scheduler(
+            SweepStore(self.database, new_id=new_id, max_lost_leases=settings.max_lost_leases),
+            PlanStore(self.database, new_id=new_id),
+            RateStore(self.database),
+            SampleRecorder(self.database),
+            self.objects,
+            self.publisher,
+            rules,
+        )
+
+    @cached_property
+    def vitals(self) -> VitalsStore:
+        """Read the figures behind alerts."""
+        from lowtide.status.vitals import VitalsStore
+
+        return VitalsStore(self.database)
+
+    def pull(self, pool: Pool) -> PullLoop:
+        """Make this process a worker of a pool; the server starts and stops the loop."""
+        from lowtide.worker.loop import PullLoop
+
+        self.pull_loop = PullLoop(lambda: self.build_worker(pool))
+        return self.pull_loop
+
+    def build_worker(self, pool: Pool) -> Worker:
+        """Return a worker of a pool, with an engine of its own."""
+        from lowtide.status.last_seen import SightedEngine
+        from lowtide.worker.build import build_worker
+        from lowtide.worker.metrics import WorkerMetrics
+
+        self.sightings.note(Sight.FUNCTION, f"infer_{pool}")
+        engine = SightedEngine(self.sightings, pool)
+        return build_worker(
+            self.settings,
+            self.database,
+            self.objects,
+            self.publisher,
+            WorkerMetrics(pool, prices(self.settings), engine.answered),
+            self.tracer,
+            pool=pool,
+            instance=_instance(),
+        )
+
+    @cached_property
+    def administration(self) -> Administration:
+        """Manage tenants, keys and the audit log, for operators."""
+        from lowtide.tenants.audit import AuditLog
+        from lowtide.tenants.keys import KeyStore
+        from lowtide.tenants.service import Administration
+        from lowtide.tenants.store import TenantStore, TenantUsageStore
+
+        pepper = self.settings.api_key_pepper.get_secret_value()
+        return Administration(
+            TenantStore(self.database, pepper=pepper),
+            TenantUsageStore(self.database),
+            KeyStore(self.database),
+            AuditLog(self.database),
+            prices(self.settings),
+            self.tenancy,
+        )
+
+    def tenancy(self, actor: str) -> Tenancy:
+        """Return the service that changes tenants and keys; the audit log names `actor`."""
+        from lowtide.tenants.keys import new_key
+        from lowtide.tenants.model import TenantLimits
+        from lowtide.tenants.service import Tenancy
+        from lowtide.tenants.store import TenantStore
+
+        settings = self.settings
+        defaults = TenantLimits(
+            requests_per_minute=settings.tenant_requests_per_minute,
+            active_batches=settings.tenant_active_batches,
+            queued_lines=settings.tenant_queued_lines,
+            running_lines=settings.tenant_running_lines,
+        )
+        pepper = settings.api_key_pepper.get_secret_value()
+        registry = TenantStore(self.database, pepper=pepper)
+        return Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+
+    @cached_property
+    def pools(self) -> Pools:
+        """Pause and resume pools."""
+        from lowtide.scheduler.pauses import PauseStore, Pools
+
+        return Pools(PauseStore(self.database))
+
+    @cached_property
+    def entrance(self) -> Entrance:
+        """Sign people in: by password, and with an API key where tenants can be read."""
+        from lowtide.tenants.callers import CallerStore
+        from lowtide.tenants.passwords import PasswordSignIn
+        from lowtide.tenants.sign_in import Entrance, KeySignIn, Role
+
+        settings = self.settings
+        ways: list[SignIn] = []
+        pepper = settings.api_key_pepper.get_secret_value()
+        if self._tenant_database is not None and pepper:
+            callers = CallerStore(self._tenant_database, pepper=pepper, anonymous=None)
+            ways.append(KeySignIn(callers, settings.portal_key_role))
+        for stored, role in (
+            (settings.portal_password_hash, Role.OPERATOR),
+            (settings.portal_viewer_password_hash, Role.VIEWER),
+        ):
+            if stored.get_secret_value():
+                ways.append(PasswordSignIn(stored.get_secret_value(), role))
+        return Entrance(ways, timer=time.monotonic)
+
+    @cached_property
+    def signed_out(self) -> SignedOutStore:
+        """The sessions that ended early."""
+        from lowtide.tenants.sign_in import SignedOutStore
+
+        return SignedOutStore(self.database)
+
+    def services_for(self, visitor: Visitor) -> Services:
+        """Return the services with a visitor's rights; raises Unavailable without a setting.
+
+        Row-level security limits who signed in with a key to their tenant; operators see all.
+        """
+        return self.services if visitor.tenant is None else self._tenant_services
+
+    @cached_property
+    def _tenant_services(self) -> Services:
+        if self._tenant_database is None:
+            raise Unavailable(
+                "LOWTIDE_PORTAL_TENANT_DATABASE_URL is not set: no tenant can be read."
+            )
+        return self._services(self._tenant_database)
+
+    def _services(self, database: Engine) -> Services:
+        return Services(self.settings, database, lambda: self.objects, self.publisher, self.tracer)
+
+    def _connect_tenants(self) -> Engine | None:
+        url = self.settings.portal_tenant_database_url.get_secret_value()
+        if not url:
+            return None
+        return connect(
+            url,
+            pool_size=self.settings.database_pool_size,
+            timeout=self.settings.database_timeout,
+            application="lowtide portal, tenants",
+        )
+
+    def _publisher(self) -> Publisher:
+        settings = self.settings
+        if settings.event_sink is None:
+            sink = SightedSink(NoSink(), self.sightings, refusal="no broker is configured")
+        else:
+            source = f"/lowtide/{self._name or 'cli'}"
+            http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
+            sink = SightedSink(http, self.sightings, refusal="the broker did not take it")
+        return Publisher(sink, Outbox(self.database), tracer=self.tracer)
+
+    def _tracer(self) -> Tracer:
+        """Return the tracer that the environment asks for, by OpenTelemetry's own variables."""
+        from lowtide.telemetry.tracing import is_wanted
+
+        if not is_wanted(os.environ):
+            return UNTRACED
+        from lowtide.telemetry.otel import OpenTelemetryTracer
+
+        name = self._name or "cli"
+        return OpenTelemetryTracer(
+            {
+                "service.name": f"lowtide-{name.replace('_', '-')}",
+                "service.namespace": "lowtide",
+                "service.version": __version__,
+                "service.instance.id": _instance(),
+                "faas.name": name,
+            }
+        )
+
+
+def _instance() -> str:
+    """Return the name of this process, which a worker's lease bears, too."""
+    return f"{socket.gethostname()}/{os.getpid()}"

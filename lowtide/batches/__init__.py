@@ -1,0 +1,1 @@
+"""Batches: records, states, admission, forecasts, lists and details."""

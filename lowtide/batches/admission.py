@@ -1,0 +1,154 @@
+"""Admission of new batches: limits of the tenant, and whether the window can be promised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.batches.forecast import read_outlook
+from lowtide.core.errors import Conflict
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import Demand
+from lowtide.tenants.model import BatchUse, TenantLimits, check_room
+from lowtide.tenants.store import USE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from lowtide.batches.forecast import Outlook
+    from lowtide.batches.model import NewBatch
+    from lowtide.planning.demand import Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The verdict on a new batch.
+
+    `held`: dedicated capacity alone makes its deadline and takes no other batch's. Otherwise it is
+    at risk from the start; `earliest` is the first deadline that would be held (None: no dedicated
+    capacity, or none before the end of time).
+    """
+
+    held: bool
+    earliest: datetime | None
+
+
+def admit(new: Demand, others: Sequence[Demand], now: datetime, capacity: Capacity) -> Admission:
+    """Judge a new batch beside all open ones, from a standing start: O(n log n).
+
+    Batches that are at risk already get nothing ahead of them either.
+
+        >>> verdict = admit(Demand(deadline, lines), open_demand, now, capacity)
+        >>> verdict.held or verdict.earliest
+    """
+    if new.lines <= 0:
+        return Admission(held=True, earliest=now)
+    if capacity.speed <= 0:
+        return Admission(held=False, earliest=None)
+    ordered = sorted(others, key=lambda other: other.deadline)
+    starts = now + timedelta(seconds=capacity.cold_start + capacity.lost)
+    demand = 0
+    ahead = 0
+    first = now
+    # The last batch without room for the new lines before it: they can only come behind.
+    position = 0
+    for number, other in enumerate(ordered, 1):
+        demand += other.lines
+        room = capacity.speed * max((other.deadline - starts).total_seconds(), 0.0)
+        if demand + new.lines > room:
+            position, ahead, first = number, demand, other.deadline
+    for other in ordered[position:]:
+        if (end := _after(starts, ahead + new.lines, capacity)) is not None and (
+            end < other.deadline
+        ):
+            break
+        ahead += other.lines
+        first = other.deadline
+    end = _after(starts, ahead + new.lines, capacity)
+    earliest = None if end is None else max(end, first)
+    return Admission(held=earliest is not None and earliest <= new.deadline, earliest=earliest)
+
+
+def _after(starts: datetime, lines: int, capacity: Capacity) -> datetime | None:
+    """Return when all replicas have run `lines`; None behind the calendar's end."""
+    try:
+        return starts + timedelta(seconds=lines / capacity.speed)
+    except OverflowError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """Take such a batch and call it at risk, or, when `strict`, refuse it.
+
+    `capacity` is as configured: what was measured takes its place.
+    """
+
+    capacity: Capacity
+    strict: bool = False
+
+    def is_at_risk(self, new: Demand, outlook: Outlook) -> bool:
+        """Return whether a new batch is at risk from the start, beside all open work.
+
+        Raises Conflict for one that is, when strict: waiting does not help it, asking for a longer
+        window does, and the message names the shortest one that would be held.
+        """
+        verdict = admit(new, outlook.demand, outlook.at, outlook.measured(self.capacity))
+        if verdict.held or not self.strict:
+            return not verdict.held
+        if Pool.DEDICATED in outlook.paused:
+            fix = "the dedicated pool is paused, and spot promises nothing: try again once it runs"
+        elif verdict.earliest is None:
+            fix = "this server has no dedicated capacity to promise any: LOWTIDE_ADMISSION=open takes it"
+        else:
+            window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))
+            fix = (
+                f"the earliest deadline that can be held now is {verdict.earliest:%Y-%m-%d %H:%M:%S} "
+                f"UTC, a window of {window}m"
+            )
+        raise Conflict(
+            f"The deadline {new.deadline:%Y-%m-%d %H:%M:%S} UTC of {new.lines} requests cannot be "
+            f"held: {fix}.",
+            param="completion_window",
+            code="deadline_not_feasible",
+        )
+
+
+_LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
+# Two strict creations at once would each find room for itself alone.
+_LOCK_CAPACITY = text("SELECT pg_advisory_xact_lock(hashtext('lowtide.admission'))")
+_IS_RETRY = text("""
+SELECT EXISTS (SELECT 1 FROM batches WHERE tenant_id = :tenant AND idempotency_key = :key)
+""")
+_USE = text(USE)
+
+
+def admit_batch(
+    connection: Connection, batch: NewBatch, lines: int, policy: AdmissionPolicy | None
+) -> bool:
+    """Return whether a batch of `lines` lines is at risk from the start; False without a policy.
+
+    Raises TooManyRequests or InvalidRequest when the tenant's limits leave no room, and what the
+    policy raises; a retry with the same idempotency key passes. Creations that could take the same
+    room wait here for each other until the caller's transaction ends.
+    """
+    row = connection.execute(_LOCK_LIMITS).one_or_none()
+    if policy is not None and policy.strict:
+        connection.execute(_LOCK_CAPACITY)
+    if batch.idempotency_key is not None:
+        parameters = {"tenant": batch.tenant, "key": batch.idempotency_key}
+        if connection.execute(_IS_RETRY, parameters).scalar_one():
+            return False
+    if row is not None:
+        limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
+        used = connection.execute(_USE, {"tenant": batch.tenant}).one()
+        check_room(limits, BatchUse(used.batches, used.lines), lines)
+    if policy is None:
+        return False
+    return policy.is_at_risk(Demand(batch.deadline, lines), read_outlook(connection))

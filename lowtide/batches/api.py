@@ -1,0 +1,296 @@
+"""`/v1/batches` and what is in a batch: requests and results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+from flask import Response
+from msgspec.structs import replace
+
+from lowtide.batches.model import RequestStatus
+from lowtide.batches.results import ResultCursor, parse_cursor, render_all
+from lowtide.batches.service import BatchRequest
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import (
+    BatchId,
+    format_batch_id,
+    format_file_id,
+    format_request_id,
+    parse_batch_id,
+)
+from lowtide.core.pools import Pool, cost_of
+from lowtide.http import types
+from lowtide.http.application import json_response
+from lowtide.http.bodies import digest_of, idempotency_key, json_body
+from lowtide.http.operations import argument, limit_argument, page_arguments
+from lowtide.http.types import CreateBatch, unix, unix_or_none
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from enum import StrEnum
+
+    from flask import Request
+
+    from lowtide.batches.model import Batch
+    from lowtide.batches.results import RequestState
+    from lowtide.core.ids import FileId
+    from lowtide.core.pools import Prices
+    from lowtide.http.application import Call
+
+
+# A billionth of a replica hour is four microseconds.
+_DIGITS = 9
+
+
+def batch_object(batch: Batch, prices: Prices) -> types.Batch:
+    """Return the Batch object."""
+    errors = [
+        types.BatchError(problem.code, problem.message, problem.param, problem.line)
+        for problem in batch.errors
+    ]
+    return types.Batch(
+        id=format_batch_id(batch.id),
+        endpoint=batch.endpoint,
+        model=batch.model,
+        errors=types.BatchErrors(errors) if errors else None,
+        input_file_id=format_file_id(batch.input_file),
+        completion_window=batch.completion_window,
+        status=batch.status.value,
+        output_file_id=_file_id(batch.output_file),
+        error_file_id=_file_id(batch.error_file),
+        created_at=unix(batch.created_at),
+        in_progress_at=unix_or_none(batch.in_progress_at),
+        expires_at=unix(batch.deadline),
+        finalizing_at=unix_or_none(batch.finalizing_at),
+        completed_at=unix_or_none(batch.completed_at),
+        failed_at=unix_or_none(batch.failed_at),
+        expired_at=unix_or_none(batch.expired_at),
+        cancelling_at=unix_or_none(batch.cancelling_at),
+        cancelled_at=unix_or_none(batch.cancelled_at),
+        request_counts=types.RequestCounts(batch.total, batch.completed, batch.failed),
+        usage=types.Usage(
+            input_tokens=batch.input_tokens,
+            output_tokens=batch.output_tokens,
+            total_tokens=batch.input_tokens + batch.output_tokens,
+            input_tokens_details=types.InputTokensDetails(batch.cached_tokens),
+            output_tokens_details=types.OutputTokensDetails(batch.reasoning_tokens),
+        ),
+        metadata=None if batch.metadata is None else dict(batch.metadata),
+        x_lowtide=_extension(batch, prices),
+    )
+
+
+def batch_page(batches: Sequence[Batch], prices: Prices, *, has_more: bool) -> types.BatchPage:
+    """Return one page of batches."""
+    data = [batch_object(batch, prices) for batch in batches]
+    return types.BatchPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=has_more,
+    )
+
+
+def request_object(batch: BatchId, request: RequestState) -> types.Request:
+    """Return one line of a batch."""
+    return types.Request(
+        id=format_request_id(batch, request.line),
+        line=request.line,
+        custom_id=request.custom_id,
+        status=request.status.value,
+        pool=None if request.pool is None else request.pool.value,
+        attempts=request.attempts,
+        interruptions=request.interruptions,
+        escalated=request.escalated,
+        queued_at=unix_or_none(request.queued_at),
+        started_at=unix_or_none(request.started_at),
+        finished_at=unix_or_none(request.finished_at),
+        status_code=request.status_code,
+        error_code=request.error_code,
+        error_message=request.error_message,
+    )
+
+
+def request_page(
+    batch: BatchId, requests: Sequence[RequestState], *, has_more: bool
+) -> types.RequestPage:
+    """Return one page of a batch's lines."""
+    data = [request_object(batch, request) for request in requests]
+    return types.RequestPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=has_more,
+    )
+
+
+def _extension(batch: Batch, prices: Prices) -> types.Extension:
+    finished = batch.completed + batch.failed
+    on_dedicated = min(batch.finished_on_dedicated, finished)
+    return types.Extension(
+        user=batch.user,
+        sla_state=batch.sla_state.value,
+        deadline=unix(batch.deadline),
+        eta=unix_or_none(batch.eta),
+        pools={"spot": finished - on_dedicated, "dedicated": on_dedicated},
+        interruptions=batch.interruptions,
+        retries=batch.retries,
+        escalations=batch.escalations,
+        cost=_cost(batch, prices),
+        trace_id=None if batch.trace is None else batch.trace.trace_id,
+    )
+
+
+def _cost(batch: Batch, prices: Prices) -> types.Cost:
+    cost = cost_of(batch.spot_seconds, batch.dedicated_seconds, prices)
+    return types.Cost(
+        currency=cost.currency,
+        spot=round(cost.spot, _DIGITS),
+        dedicated=round(cost.dedicated, _DIGITS),
+        total=round(cost.total, _DIGITS),
+        all_dedicated=round(cost.all_dedicated, _DIGITS),
+    )
+
+
+def _file_id(file: FileId | None) -> str | None:
+    return None if file is None else format_file_id(file)
+
+
+_MAX_BODY_BYTES = 1 << 20
+
+_decode = msgspec.json.Decoder(CreateBatch).decode
+
+
+def create_batch(call: Call) -> Response:
+    """`POST /v1/batches`."""
+    wanted = _body(call.request)
+    input_file_id = wanted.input_file_id or wanted.original_input_file_id
+    if not input_file_id:
+        raise InvalidRequest(
+            "input_file_id is missing: upload a file first and name it here.",
+            param="input_file_id",
+        )
+    user = wanted.user_id or (wanted.metadata or {}).get("user") or call.caller.name
+    expiry = wanted.output_expires_after
+    request = BatchRequest(
+        input_file_id=input_file_id,
+        user=_printable(user),
+        endpoint=wanted.endpoint,
+        completion_window=wanted.completion_window,
+        metadata=wanted.metadata,
+        output_expires_after=None if expiry is None else expiry.seconds,
+        idempotency_key=idempotency_key(call.request),
+        idempotency_digest=digest_of(
+            replace(wanted, input_file_id=input_file_id, original_input_file_id=None)
+        ),
+        actor=call.caller.actor,
+        joins_trace=call.joins_trace,
+    )
+    batch = call.services.batches.create(call.tenant, request)
+    return json_response(batch_object(batch, call.services.prices))
+
+
+def get_batch(call: Call, batch_id: str) -> Response:
+    """`GET /v1/batches/{batch_id}`."""
+    batch = call.services.batches.get(call.tenant, batch_named(batch_id))
+    return json_response(batch_object(batch, call.services.prices))
+
+
+def list_batches(call: Call) -> Response:
+    """`GET /v1/batches`."""
+    arguments = page_arguments(call.request, most=100, default=20)
+    after = None if arguments.after is None else batch_named(arguments.after, "after")
+    batches, more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
+    return json_response(batch_page(batches, call.services.prices, has_more=more))
+
+
+def cancel_batch(call: Call, batch_id: str) -> Response:
+    """`POST /v1/batches/{batch_id}/cancel`."""
+    cancelled = call.services.batches.cancel(call.tenant, batch_named(batch_id), call.caller.actor)
+    return json_response(batch_object(cancelled, call.services.prices))
+
+
+def batch_named(text: str, param: str = "batch_id") -> BatchId:
+    """Return the id behind its public form; raises NotFound."""
+    batch = parse_batch_id(text)
+    if batch is None:
+        raise NotFound(f"No batch {text[:100]!r}: check the id.", param=param)
+    return batch
+
+
+def _body(request: Request) -> CreateBatch:
+    wanted = json_body(request, _decode, most=_MAX_BODY_BYTES)
+    for key, value in (wanted.metadata or {}).items():
+        if "\x00" in key + value:
+            raise InvalidRequest("metadata must not contain U+0000.", param="metadata")
+    return wanted
+
+
+def _printable(user: str) -> str:
+    return user.replace("\x00", "")[:256]
+
+
+_Choice = TypeVar("_Choice", bound="StrEnum")
+
+
+def list_requests(call: Call, batch_id: str) -> Response:
+    """`GET /v1/batches/{batch_id}/requests`."""
+    batch = batch_named(batch_id)
+    found, more = call.services.requests.page(
+        call.tenant,
+        batch,
+        after=_after(call),
+        limit=limit_argument(call.request, most=1000, default=100),
+        status=_choice(call, "status", RequestStatus),
+        pool=_choice(call, "pool", Pool),
+    )
+    return json_response(request_page(batch, found, has_more=more))
+
+
+def list_results(call: Call, batch_id: str) -> Response:
+    """`GET /v1/batches/{batch_id}/results`: NDJSON of what is finished behind the cursor."""
+    batch = batch_named(batch_id)
+    text = argument(call.request, "after") or str(ResultCursor())
+    cursor = parse_cursor(text)
+    if cursor is None:
+        raise InvalidRequest(
+            "after is not a cursor: use the x-lowtide-cursor header of the answer before.",
+            param="after",
+        )
+    limit = limit_argument(call.request, most=10_000, default=1000)
+    found = call.services.requests.results(
+        call.tenant, batch, cursor, limit, actor=call.caller.actor
+    )
+    headers = {
+        "x-lowtide-cursor": str(found.cursor),
+        "x-lowtide-complete": "true" if found.complete else "false",
+    }
+    service = call.services.requests
+    blocks = render_all(batch, found.lines, lambda line: service.body(call.tenant, batch, line))
+    body = blocks if any(line.is_long for line in found.lines) else b"".join(blocks)
+    return Response(body, headers=headers, mimetype="application/x-ndjson")
+
+
+def _after(call: Call) -> int:
+    """Return the line that `after` names, by number or by request id."""
+    text = argument(call.request, "after") or "0"
+    digits = str(int(text[-8:], 16)) if _is_request_id(text) else text
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        raise InvalidRequest("after must be a request's id or its line.", param="after")
+    return int(digits)
+
+
+def _is_request_id(text: str) -> bool:
+    digits = text.removeprefix("batch_req_")
+    return len(digits) == 40 and len(text) == 50 and set(digits) <= set("0123456789abcdef")
+
+
+def _choice(call: Call, name: str, choices: type[_Choice]) -> _Choice | None:
+    text = argument(call.request, name)
+    if text is None:
+        return None
+    try:
+        return choices(text)
+    except ValueError:
+        raise InvalidRequest(f"{name} must be one of {', '.join(choices)}.", param=name) from None

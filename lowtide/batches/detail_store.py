@@ -1,0 +1,259 @@
+"""One batch and its lines, for the portal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.batches.model import RequestStatus
+from lowtide.batches.request_store import state_of
+from lowtide.batches.store import batch_of
+from lowtide.batches.views import (
+    ERRORS_FROM,
+    MOST_ERRORS,
+    MOST_NOTES,
+    MOST_SHOWN,
+    BatchDetails,
+    BatchFile,
+    LineRecord,
+    Note,
+    TopError,
+)
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
+from lowtide.core.pools import Pool
+from lowtide.files.store import file_of
+from lowtide.tenants.audit import note
+from lowtide.tenants.sign_in import looking
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.batches.model import Batch
+    from lowtide.batches.results import RequestState
+    from lowtide.files.model import StoredFile
+
+
+BATCH = """
+SELECT s.*, now() AS at,
+  (SELECT count(*) FROM queue WHERE batch_id = s.id) AS queued,
+  (SELECT count(*) FROM claims WHERE batch_id = s.id) AS running
+FROM batch_states s WHERE s.id = :batch
+"""
+NOTES = """
+SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
+WHERE batch_id = :batch AND kind IN ('interrupted', 'escalated') ORDER BY id DESC LIMIT :limit
+"""
+# An answer that is an HTTP error says why in its body.
+ERRORS = """
+SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
+  SELECT line, coalesce(error_code, 'http_' || status_code, 'unknown') AS code,
+    coalesce(error_message, left(body, 300), '') AS message
+  FROM results WHERE batch_id = :batch AND NOT succeeded ORDER BY line LIMIT :most
+) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
+"""
+_FILES = text("SELECT id, bytes FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_FILE = text("""
+SELECT f.* FROM batches b
+JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
+  WHEN 'output' THEN b.output_file_id WHEN 'error' THEN b.error_file_id END
+WHERE b.id = :batch
+""")
+_TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
+_WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
+# What is looked for by name is found by walking the batch, and no further: an index on names would
+# cost every split more than all searches.
+_NAMED_HERE = "AND starts_with(found.custom_id, :custom_id)"
+_NAMED = """AND starts_with((SELECT custom_id FROM requests r
+      WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
+# Lines that were dropped by a cancellation or at the deadline are in no table but requests. Selects
+# of one value, where NOT EXISTS would become joins that read all of a table.
+_OF_STATUS = {
+    None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",
+    RequestStatus.QUEUED: """SELECT line FROM queue AS found
+    WHERE batch_id = :batch AND line > :after {named}""",
+    RequestStatus.RUNNING: """SELECT line FROM claims AS found
+    WHERE batch_id = :batch AND line > :after {named}""",
+    RequestStatus.COMPLETED: """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND succeeded {named}""",
+    RequestStatus.DEAD_LETTERED: """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered {named}""",
+    RequestStatus.FAILED: """SELECT line FROM (
+      (SELECT line FROM results AS found WHERE batch_id = :batch AND line > :after AND NOT succeeded
+        AND NOT dead_lettered {named} ORDER BY line LIMIT :limit)
+      UNION ALL
+      (SELECT found.line FROM requests AS found
+        WHERE found.batch_id = :batch AND found.line > :after {here}
+          AND EXISTS (SELECT 1 FROM batches WHERE id = :batch
+            AND status IN ('cancelling', 'cancelled', 'expired'))
+          AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
+          AND (SELECT 1 FROM claims WHERE batch_id = :batch AND line = found.line) IS NULL
+          AND (SELECT 1 FROM queue WHERE batch_id = :batch AND line = found.line) IS NULL
+        ORDER BY found.line LIMIT :limit)
+    ) either""",
+}
+_SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
+_EVERY = dict.fromkeys(_SEARCH, "")
+LINES = {
+    (status, is_search): f"""
+SELECT s.* FROM ({found.format(**(_SEARCH if is_search else _EVERY))} ORDER BY line LIMIT :limit) p
+CROSS JOIN LATERAL (
+  SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
+ORDER BY p.line
+"""  # noqa: S608
+    for status, found in _OF_STATUS.items()
+    for is_search in (False, True)
+}
+"""The statement for each status, without and with a name: a walk of the one table that has just
+such lines."""
+LINE = f"""
+SELECT s.*, b.input_key, f.request_id, left(f.body, {MOST_SHOWN}) AS body,
+  coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
+  coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
+FROM batches b
+CROSS JOIN LATERAL (
+  SELECT * FROM request_states WHERE batch_id = b.id AND line = :line OFFSET 0) s
+LEFT JOIN LATERAL (
+  SELECT * FROM results WHERE batch_id = b.id AND line = :line OFFSET 0) f ON true
+LEFT JOIN LATERAL (
+  SELECT lease_id FROM claims WHERE batch_id = b.id AND line = :line OFFSET 0) c ON true
+WHERE b.id = :batch
+"""  # noqa: S608
+LINE_NOTES = """
+SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
+WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
+"""
+_BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
+_LINE, _LINE_NOTES = text(LINE), text(LINE_NOTES)
+_LINES = {which: text(statement) for which, statement in LINES.items()}
+
+
+class BatchDetailStore:
+    """Read the details of batches and requests."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def details(self, scope: TenantId | None, batch: BatchId) -> BatchDetails:
+        """Return all of a batch but its lines; raises NotFound."""
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
+            if row is None:
+                raise _not_found(batch)
+            found = batch_of(row)
+            rows = connection.execute(_NOTES, {"batch": batch, "limit": MOST_NOTES}).all()
+            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MOST_ERRORS}
+            errors = connection.execute(_ERRORS, parameters).all() if found.failed else []
+            name = None
+            if scope is None:
+                name = connection.execute(_TENANT, {"tenant": found.tenant}).scalar_one_or_none()
+            return BatchDetails(
+                at=row.at,
+                batch=found,
+                tenant_name=name,
+                queued=row.queued,
+                running=row.running,
+                notes=_notes(connection, scope, rows),
+                errors=tuple(TopError(*error) for error in errors),
+                files=_files(connection, found),
+            )
+
+    def lines(
+        self,
+        scope: TenantId | None,
+        batch: BatchId,
+        status: RequestStatus | None,
+        custom_id: str = "",
+        *,
+        after: int,
+        limit: int,
+    ) -> Sequence[RequestState]:
+        """Return up to `limit` lines behind line `after`, in input order."""
+        parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
+        if custom_id:
+            parameters["custom_id"] = custom_id
+        statement = _LINES[status, bool(custom_id)]
+        with looking(self._engine, scope) as connection:
+            return [state_of(row) for row in connection.execute(statement, parameters)]
+
+    def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
+        """Return a line with the beginning of its answer; raises NotFound."""
+        parameters = {"batch": batch, "line": line}
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_LINE, parameters).one_or_none()
+            if row is None:
+                raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
+            rows = connection.execute(_LINE_NOTES, parameters).all()
+            names = _workers(connection, scope, [row.lease_id])
+            return LineRecord(
+                state=state_of(row),
+                input_key=row.input_key,
+                start=row.start,
+                length=row.length,
+                request_id=row.request_id,
+                body=row.body,
+                body_bytes=row.body_bytes,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+                worker=names.get(row.lease_id),
+                notes=_notes(connection, scope, rows),
+            )
+
+    def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
+        """Return a file to download, and tell the audit log; raises NotFound."""
+        with looking(self._engine, scope) as connection:
+            row = connection.execute(_FILE, {"batch": batch, "role": role}).one_or_none()
+            if row is None:
+                raise NotFound(f"{format_batch_id(batch)} has no {role} file.", param="file")
+            subject = f"{format_batch_id(batch)}: {role} {format_file_id(FileId(row.id))}"
+            note(connection, TenantId(row.tenant_id), actor, "files.download", [subject])
+            return file_of(row)
+
+
+def _not_found(batch: BatchId) -> NotFound:
+    return NotFound(f"There is no batch {format_batch_id(batch)}.", param="batch_id")
+
+
+def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) -> tuple[Note, ...]:
+    names = _workers(connection, scope, [row.lease_id for row in rows])
+    return tuple(
+        Note(
+            kind=row.kind,
+            pool=Pool(row.pool),
+            line=row.line,
+            lines=row.lines,
+            detail=row.detail,
+            at=row.at,
+            worker=names.get(row.lease_id),
+        )
+        for row in rows
+    )
+
+
+def _workers(
+    connection: Connection, scope: TenantId | None, leases: Sequence[UUID | None]
+) -> dict[UUID | None, str]:
+    """Return what workers are called: by name for an operator, by lease for a tenant."""
+    known: dict[UUID | None, str] = {
+        lease: f"worker {lease.hex[-8:]}" for lease in leases if lease is not None
+    }
+    if scope is None and known:
+        rows = connection.execute(_WORKERS, {"ids": list(known)})
+        known.update({row.id: row.name for row in rows})
+    return known
+
+
+def _files(connection: Connection, batch: Batch) -> tuple[BatchFile, ...]:
+    named = (
+        ("input", batch.input_file),
+        ("output", batch.output_file),
+        ("error", batch.error_file),
+    )
+    ids = {role: file for role, file in named if file is not None}
+    rows = connection.execute(_FILES, {"ids": list(ids.values())})
+    sizes = {row.id: row.bytes for row in rows}
+    return tuple(BatchFile(role, file, sizes.get(file)) for role, file in ids.items())

@@ -1,0 +1,230 @@
+"""Forecasts of when batches will complete, from the open work of all tenants."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.batches.model import BatchStatus
+from lowtide.core.pools import Pool
+from lowtide.database.connections import begin
+from lowtide.planning.demand import Demand, Rate, attempts_per_line
+from lowtide.planning.state import Situation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.batches.model import Batch
+    from lowtide.planning.demand import Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Workers of a pool that run now, and the lines a second that each ends."""
+
+    replicas: int
+    rate: float
+
+
+def expected_completion(
+    open_lines: int,
+    lines_ahead: int,
+    crews: Iterable[Crew],
+    now: datetime,
+    *,
+    attempts: float = 1.0,
+) -> datetime | None:
+    """Return when a batch ends if the replicas that run now go on as they do.
+
+    `lines_ahead` are open lines of batches that are due earlier; `attempts` is how often a line is
+    run on average until it ends. None while nothing runs.
+    """
+    if open_lines <= 0:
+        return now
+    speed = sum(crew.replicas * crew.rate for crew in crews)
+    if speed <= 0:
+        return None
+    try:
+        return now + timedelta(seconds=(open_lines + lines_ahead) * attempts / speed)
+    except OverflowError:
+        return None
+
+
+_MIXED = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """Open batches that are due at the same time and run the same model; None is not known yet.
+
+    `lines` have no result yet; so far lines `ended` or were `retried`.
+    """
+
+    deadline: datetime
+    model: str | None
+    lines: int
+    ended: int = 0
+    retried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """One look, at the database's time `at`; `work` covers every batch, also the one asked for.
+
+    `workers` are those alive whose engine is there, `rates` what was measured, by pool and model ("" for several). Workers
+    of `paused` pools end what they hold, and nothing more.
+    """
+
+    at: datetime
+    work: tuple[OpenWork, ...] = ()
+    workers: Mapping[Pool, int] = field(default_factory=dict)
+    rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
+    paused: frozenset[Pool] = frozenset()
+
+    @property
+    def demand(self) -> tuple[Demand, ...]:
+        """The open lines by deadline."""
+        return tuple(Demand(work.deadline, work.lines) for work in self.work)
+
+    def eta(self, batch: Batch, prior: float) -> datetime | None:
+        """Return when a batch will probably be done; None unless it is in progress and workers run.
+
+        `prior` is the rate of a replica that was never measured, in lines a second. Lines that
+        started on dedicated stay there: no worker of spot ends them.
+        """
+        if batch.status is not BatchStatus.IN_PROGRESS:
+            return None
+        return expected_completion(
+            batch.total - batch.completed - batch.failed,
+            sum(work.lines for work in self.work if work.deadline < batch.deadline),
+            [
+                Crew(count, self._rate(pool, prior))
+                for pool, count in self.workers.items()
+                if pool not in self.paused and batch.pool in (Pool.SPOT, pool)
+            ],
+            self.at,
+            attempts=attempts_per_line(*self._tries()),
+        )
+
+    def measured(self, capacity: Capacity) -> Capacity:
+        """Return the configured capacity as measured, the way the scheduler counts on it."""
+        ended, retried = self._tries()
+        dedicated = {
+            model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
+        }
+        models = frozenset(work.model for work in self.work if work.model is not None)
+        situation = Situation(
+            self.at,
+            (),
+            models=models,
+            ended=ended,
+            retried=retried,
+            rates=dedicated,
+            paused=self.paused,
+        )
+        return situation.measured(capacity)
+
+    def _tries(self) -> tuple[int, int]:
+        return sum(work.ended for work in self.work), sum(work.retried for work in self.work)
+
+    def _rate(self, pool: Pool, prior: float) -> float:
+        """Return the lines a second of a replica, over the models as they are open."""
+        lines = sum(work.lines for work in self.work)
+        seconds = sum(work.lines / self._model_rate(pool, work.model, prior) for work in self.work)
+        return lines / seconds if seconds > 0 else self._model_rate(pool, None, prior)
+
+    def _model_rate(self, pool: Pool, model: str | None, prior: float) -> float:
+        for name in (model, _MIXED):
+            rate = None if name is None else self.rates.get((pool, name))
+            if rate is not None and rate.mean:
+                return rate.mean
+        return prior
+
+
+_WORK = text("""
+SELECT now() AS at, ARRAY(SELECT pool FROM paused_pools) AS paused, w.*
+FROM (SELECT 1) AS always LEFT JOIN open_work() w ON w.lines > 0 ORDER BY w.deadline
+""")
+_WORKERS = text("SELECT pool, replicas FROM living_workers()")
+_RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
+
+
+def read_outlook(connection: Connection) -> Outlook:
+    """Return what lies ahead as the caller's transaction sees it."""
+    rows = connection.execute(_WORK).all()
+    return Outlook(
+        at=rows[0].at,
+        work=tuple(
+            OpenWork(row.deadline, row.model, row.lines, row.ended, row.retried)
+            for row in rows
+            if row.lines is not None
+        ),
+        workers={Pool(row.pool): row.replicas for row in connection.execute(_WORKERS)},
+        rates={
+            (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
+            for row in connection.execute(_RATES)
+        },
+        paused=frozenset(map(Pool, rows[0].paused)),
+    )
+
+
+class OutlookStore:
+    """Read the open work of all tenants."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def look(self) -> Outlook:
+        """Return the open work of all tenants, the workers that run and their rates."""
+        with begin(self._engine) as connection:
+            return read_outlook(connection)
+
+
+_MAX_AGE_SECONDS = 2.0
+
+
+class Forecaster:
+    """Tells when batches will be done. Clients poll: a look at all tenants serves for 2 seconds.
+
+    `prior` is the rate of a replica that was never measured, in lines a second.
+    """
+
+    def __init__(
+        self,
+        source: OutlookStore,
+        *,
+        prior: float,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._prior = prior
+        self._timer = timer
+        self._seen: tuple[float, Outlook] | None = None
+
+    def with_eta(self, batch: Batch) -> Batch:
+        """Return the batch with its eta."""
+        if batch.status is not BatchStatus.IN_PROGRESS:
+            return batch
+        return replace(batch, eta=self._outlook().eta(batch, self._prior))
+
+    def measured_rate(self, model: str | None) -> float | None:
+        """Return the requests a second of a replica that runs a model; None where none was measured."""
+        rates = self._outlook().rates
+        for pool in Pool:
+            for name in (model, ""):
+                rate = None if name is None else rates.get((pool, name))
+                if rate is not None and rate.mean:
+                    return rate.mean
+        return None
+
+    def _outlook(self) -> Outlook:
+        now = self._timer()
+        if self._seen is None or now - self._seen[0] > _MAX_AGE_SECONDS:
+            self._seen = now, self._source.look()
+        return self._seen[1]

@@ -1,0 +1,134 @@
+"""Lists of batches, filtered and in pages, for the portal.
+
+A page is found in `batches` alone, in the order of an index; only then are its batches' tallies
+summed. A filter is a condition on the rows of that walk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import text
+
+from lowtide.batches.store import batch_of
+from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
+from lowtide.core.ids import BatchId, TenantId
+from lowtide.tenants.sign_in import looking
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Engine
+
+    from lowtide.batches.model import Batch
+
+
+_RANK = (
+    "(CASE WHEN status IN ('validating', 'in_progress', 'finalizing', 'cancelling') "
+    "THEN 1 ELSE 0 END)"
+)
+# As Batch.sla_state has it.
+_SLA = """CASE WHEN status = 'expired' THEN 'Breached'
+      WHEN status IN ('completed', 'failed', 'cancelled') THEN
+        CASE WHEN coalesce(completed_at, failed_at, cancelled_at) > deadline THEN 'Breached'
+          ELSE 'Met' END
+      WHEN at_risk THEN 'At risk' ELSE 'In progress' END"""
+_MATCHES = f"""(cast(:tenant AS uuid) IS NULL OR tenant_id = :tenant)
+    AND (cast(:statuses AS text[]) IS NULL OR status = ANY(cast(:statuses AS text[])))
+    AND (cast(:sla AS text[]) IS NULL OR {_SLA} = ANY(cast(:sla AS text[])))
+    AND (cast(:user AS text) IS NULL OR strpos(lower(user_id), lower(cast(:user AS text))) > 0)"""
+_ORDERS: Final = {
+    BatchOrder.NEWEST: ("id < :after", "id DESC"),
+    BatchOrder.OLDEST: ("id > :after", "id"),
+    BatchOrder.ACTIVE: (
+        f"({_RANK}, id) < (cast(:rank AS integer), cast(:after AS uuid))",
+        f"{_RANK} DESC, id DESC",
+    ),
+}
+PAGES: Final = {
+    order: f"""
+SELECT s.* FROM (
+  SELECT id, {_RANK} AS rank FROM batches
+  WHERE {_MATCHES}
+    AND (cast(:after AS uuid) IS NULL OR {behind})
+  ORDER BY {by} LIMIT :limit
+) p
+CROSS JOIN LATERAL (SELECT * FROM batch_states WHERE id = p.id OFFSET 0) s
+ORDER BY {by.replace(_RANK, "p.rank").replace("id", "p.id")}
+"""  # noqa: S608
+    for order, (behind, by) in _ORDERS.items()
+}
+"""The statement of each order."""
+_PAGES = {order: text(statement) for order, statement in PAGES.items()}
+COUNT = f"SELECT count(*) FROM (SELECT 1 FROM batches WHERE {_MATCHES} LIMIT :most) m"  # noqa: S608
+_COUNT = text(COUNT)
+_CANCELLABLE = text(f"""
+SELECT tenant_id, id FROM batches
+WHERE {_MATCHES} AND (cast(:ids AS uuid[]) IS NULL OR id = ANY(cast(:ids AS uuid[])))
+  AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
+ORDER BY id LIMIT :most
+""")  # noqa: S608
+_TENANTS = text("SELECT id, name FROM tenants ORDER BY name")
+
+
+class BatchListStore:
+    """List batches."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(
+        self,
+        scope: TenantId | None,
+        wanted: BatchFilter,
+        order: BatchOrder,
+        *,
+        after: BatchMark | None,
+        limit: int,
+    ) -> Sequence[Batch]:
+        """Return up to `limit` batches behind `after`."""
+        parameters = _parameters(scope, wanted) | {
+            "after": None if after is None else after.batch,
+            "limit": limit,
+        }
+        if order is BatchOrder.ACTIVE:
+            parameters["rank"] = int(after is not None and after.active)
+        with looking(self._engine, scope) as connection:
+            return [batch_of(row) for row in connection.execute(_PAGES[order], parameters)]
+
+    def count(self, scope: TenantId | None, wanted: BatchFilter, *, most: int) -> int:
+        """Return how many batches match, or `most` when there are more."""
+        with looking(self._engine, scope) as connection:
+            found: int = connection.execute(
+                _COUNT, _parameters(scope, wanted) | {"most": most}
+            ).scalar_one()
+            return found
+
+    def cancellable(
+        self, scope: TenantId | None, wanted: BatchFilter | Sequence[BatchId], *, most: int
+    ) -> Sequence[tuple[TenantId, BatchId]]:
+        """Return up to `most` of these batches that can be cancelled, oldest first."""
+        if isinstance(wanted, BatchFilter):
+            chosen = _parameters(scope, wanted) | {"ids": None}
+        else:
+            chosen = _parameters(scope, BatchFilter()) | {"ids": list(wanted)}
+        with looking(self._engine, scope) as connection:
+            rows = connection.execute(_CANCELLABLE, chosen | {"most": most})
+            return [(TenantId(row.tenant_id), BatchId(row.id)) for row in rows]
+
+    def tenants(self, scope: TenantId | None) -> Mapping[TenantId, str]:
+        """Return the names of tenants that an operator sees; none for anybody else."""
+        if scope is not None:
+            return {}
+        with looking(self._engine, scope) as connection:
+            return {TenantId(row.id): row.name for row in connection.execute(_TENANTS)}
+
+
+def _parameters(scope: TenantId | None, wanted: BatchFilter) -> dict[str, object]:
+    return {
+        # Row-level security asks for the same; named, it is found by the tenant's own index.
+        "tenant": scope or wanted.tenant,
+        "statuses": sorted(wanted.statuses) or None,
+        "sla": sorted(wanted.sla) or None,
+        "user": wanted.user or None,
+    }

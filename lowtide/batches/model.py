@@ -1,0 +1,177 @@
+"""Batches: states, and the record that the API shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.pools import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.core.ids import BatchId, FileId, TenantId
+    from lowtide.files.lines import Problem
+    from lowtide.telemetry.tracing import TraceContext
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's batch statuses."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class RequestStatus(StrEnum):
+    """The states of one line, as the portal shows them."""
+
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    DEAD_LETTERED = "DeadLettered"
+
+
+class SlaState(StrEnum):
+    """Where a batch stands against its deadline."""
+
+    IN_PROGRESS = "In progress"
+    AT_RISK = "At risk"
+    MET = "Met"
+    BREACHED = "Breached"
+
+
+BATCH_TRANSITIONS: Final[dict[BatchStatus, frozenset[BatchStatus]]] = {
+    BatchStatus.VALIDATING: frozenset(
+        {BatchStatus.FAILED, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING}
+    ),
+    BatchStatus.IN_PROGRESS: frozenset(
+        {BatchStatus.FINALIZING, BatchStatus.EXPIRED, BatchStatus.CANCELLING}
+    ),
+    BatchStatus.FINALIZING: frozenset({BatchStatus.COMPLETED, BatchStatus.CANCELLING}),
+    BatchStatus.CANCELLING: frozenset({BatchStatus.CANCELLED}),
+    BatchStatus.FAILED: frozenset(),
+    BatchStatus.COMPLETED: frozenset(),
+    BatchStatus.EXPIRED: frozenset(),
+    BatchStatus.CANCELLED: frozenset(),
+}
+"""The status machine; every UPDATE of a status guards on the states before it."""
+
+FINAL_STATUSES: Final = frozenset(
+    status for status, following in BATCH_TRANSITIONS.items() if not following
+)
+CANCELLABLE_STATUSES: Final = frozenset(
+    status for status, following in BATCH_TRANSITIONS.items() if BatchStatus.CANCELLING in following
+)
+
+SHOWN_AS: Final[dict[BatchStatus, RequestStatus]] = {
+    BatchStatus.VALIDATING: RequestStatus.QUEUED,
+    BatchStatus.IN_PROGRESS: RequestStatus.RUNNING,
+    BatchStatus.FINALIZING: RequestStatus.RUNNING,
+    BatchStatus.CANCELLING: RequestStatus.RUNNING,
+    BatchStatus.COMPLETED: RequestStatus.COMPLETED,
+    BatchStatus.FAILED: RequestStatus.FAILED,
+    BatchStatus.EXPIRED: RequestStatus.FAILED,
+    BatchStatus.CANCELLED: RequestStatus.FAILED,
+}
+"""How the portal names a batch beside its exact status."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be created; `output_expires_after` is in seconds, None keeps its files.
+
+    `idempotency_digest` is that of the body that came with the key; None fits any.
+    Its lines start in `pool`; those that start on dedicated stay there. The audit log names `actor`;
+    None leaves that to the caller.
+    """
+
+    id: BatchId
+    tenant: TenantId
+    user: str
+    input_file: FileId
+    endpoint: str
+    completion_window: str
+    created_at: datetime
+    deadline: datetime
+    metadata: Mapping[str, str] | None
+    idempotency_key: str | None
+    idempotency_digest: bytes | None = None
+    output_expires_after: int | None = None
+    trace: TraceContext | None = None
+    pool: Pool = Pool.SPOT
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
+
+    `cached_tokens` are part of the input's, `reasoning_tokens` of the output's.
+    `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
+    it will probably be done, None when it is over or nobody can tell; `trace` is what all its work
+    continues; `pool` is where its lines started.
+    """
+
+    id: BatchId
+    tenant: TenantId
+    user: str
+    input_file: FileId
+    input_key: str
+    endpoint: str
+    model: str | None
+    completion_window: str
+    status: BatchStatus
+    created_at: datetime
+    deadline: datetime
+    in_progress_at: datetime | None
+    finalizing_at: datetime | None
+    completed_at: datetime | None
+    failed_at: datetime | None
+    expired_at: datetime | None
+    cancelling_at: datetime | None
+    cancelled_at: datetime | None
+    at_risk: bool
+    total: int
+    completed: int
+    failed: int
+    output_file: FileId | None
+    error_file: FileId | None
+    errors: tuple[Problem, ...]
+    metadata: Mapping[str, str] | None
+    input_tokens: int
+    output_tokens: int
+    interruptions: int
+    retries: int
+    escalations: int
+    finished_on_dedicated: int
+    spot_seconds: float = 0.0
+    dedicated_seconds: float = 0.0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    eta: datetime | None = None
+    trace: TraceContext | None = None
+    pool: Pool = Pool.SPOT
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the batch reached its final state."""
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
+
+    @property
+    def sla_state(self) -> SlaState:
+        """Where the batch stands against its deadline; a failed file breaks no promise."""
+        if self.status is BatchStatus.EXPIRED:
+            return SlaState.BREACHED
+        if self.status in FINAL_STATUSES:
+            late = self.ended_at is not None and self.ended_at > self.deadline
+            return SlaState.BREACHED if late else SlaState.MET
+        return SlaState.AT_RISK if self.at_risk else SlaState.IN_PROGRESS

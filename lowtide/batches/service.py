@@ -1,0 +1,244 @@
+"""Creating, reading and cancelling batches; reading their requests and results."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.batches.model import NewBatch
+from lowtide.core.durations import parse_window
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import BatchId, format_batch_id, parse_file_id
+from lowtide.events.model import EventType, batch_event
+from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.forecast import Forecaster
+    from lowtide.batches.model import Batch, RequestStatus
+    from lowtide.batches.request_store import RequestStore
+    from lowtide.batches.results import RequestState, ResultCursor, ResultPage
+    from lowtide.batches.store import BatchStore
+    from lowtide.core.ids import FileId, TenantId
+    from lowtide.core.pools import Pool
+    from lowtide.events.publisher import Publisher
+    from lowtide.files.model import StoredFile
+    from lowtide.files.store import FileStore
+    from lowtide.telemetry.tracing import Span, Tracer
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What a caller asks for; None takes the default.
+
+    With `joins_trace` the batch's work continues the caller's own trace, else that of its file. The
+    audit log names `actor`. `idempotency_digest` is that of the body that came with the key.
+    """
+
+    input_file_id: str
+    user: str
+    endpoint: str | None = None
+    completion_window: str | None = None
+    metadata: Mapping[str, str] | None = None
+    output_expires_after: int | None = None
+    idempotency_key: str | None = None
+    idempotency_digest: bytes | None = None
+    joins_trace: bool = False
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """What this server takes; windows in seconds. Without `admission` nothing is promised."""
+
+    endpoints: tuple[str, ...]
+    shortest_window: int
+    longest_window: int
+    admission: AdmissionPolicy | None = None
+
+
+class Batches:
+    """The batches of tenants."""
+
+    def __init__(
+        self,
+        ledger: BatchStore,
+        files: FileStore,
+        publisher: Publisher,
+        forecaster: Forecaster,
+        rules: BatchRules,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
+    ) -> None:
+        self._ledger = ledger
+        self._files = files
+        self._publisher = publisher
+        self._forecaster = forecaster
+        self._rules = rules
+        self._new_id = new_id
+        self._clock = clock
+        self._tracer = tracer
+
+    def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
+        """Create a batch, or return the one that has the same idempotency key.
+
+        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
+        tenant, or Conflict when admission is strict and the deadline cannot be held.
+        """
+        try:
+            return self._create(tenant, wanted)
+        except NotFound:
+            # A retry asks for the batch that there is: its input may be deleted by now.
+            first = self._ledger.created_under(
+                tenant, wanted.idempotency_key, wanted.idempotency_digest
+            )
+            if first is None:
+                raise
+            return self._forecaster.with_eta(first)
+
+    def _create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
+        file = parse_file_id(wanted.input_file_id)
+        if file is None:
+            raise InvalidRequest(
+                f"input_file_id {wanted.input_file_id!r} is not a file id: use the id that "
+                "uploading a file returned, like 'file-…'.",
+                param="input_file_id",
+            )
+        window_text = "24h" if wanted.completion_window is None else wanted.completion_window
+        window = parse_window(
+            window_text,
+            shortest=timedelta(seconds=self._rules.shortest_window),
+            longest=timedelta(seconds=self._rules.longest_window),
+        )
+        endpoint = self._endpoint(wanted.endpoint)
+        source = self._source(tenant, file)
+        here = self._tracer.current()
+        apart = source.trace if source.trace is not None and not wanted.joins_trace else None
+        with self._tracer.span(
+            "create batch",
+            parent=apart,
+            links=[here] if apart and here else [],
+            attributes={TENANT: str(tenant)},
+        ) as span:
+            now = self._clock()
+            batch = NewBatch(
+                id=BatchId(self._new_id()),
+                tenant=tenant,
+                user=wanted.user,
+                input_file=file,
+                endpoint=endpoint or source.endpoint or self._rules.endpoints[0],
+                completion_window=window_text,
+                created_at=now,
+                deadline=now + window,
+                metadata=wanted.metadata,
+                idempotency_key=wanted.idempotency_key,
+                idempotency_digest=wanted.idempotency_digest,
+                output_expires_after=wanted.output_expires_after,
+                trace=span.context,
+                actor=wanted.actor,
+            )
+            return self._forecaster.with_eta(self._record(batch, span))
+
+    def _record(self, batch: NewBatch, span: Span) -> Batch:
+        id_ = self._new_id()
+        event = batch_event(id_, EventType.BATCH_CREATED, batch.tenant, batch.id, batch.trace)
+        created, new = self._ledger.create(batch, event, self._rules.admission)
+        span.note({BATCH: format_batch_id(created.id)})
+        if new:
+            _log.info("batch.created", extra={"window": batch.completion_window})
+            self._publisher.publish([event])
+        return created
+
+    def get(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound."""
+        return self._forecaster.with_eta(self._ledger.get(tenant, batch))
+
+    def page(
+        self, tenant: TenantId, *, after: BatchId | None, limit: int
+    ) -> tuple[Sequence[Batch], bool]:
+        """Return up to `limit` batches behind `after`, newest first, and whether there are more."""
+        found = self._ledger.page(tenant, after=after, limit=limit + 1)
+        shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
+        return shown, len(found) > limit
+
+    def cancel(self, tenant: TenantId, batch: BatchId, actor: str | None = None) -> Batch:
+        """Start cancelling a batch; cancelling it again changes nothing. The audit log names `actor`.
+
+        Raises NotFound, or Conflict when it is over.
+        """
+        event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
+        cancelled, drained = self._ledger.cancel(tenant, batch, event, actor)
+        if drained:
+            self._publisher.publish([replace(event, trace=cancelled.trace)])
+        return cancelled
+
+    def _source(self, tenant: TenantId, file: FileId) -> StoredFile:
+        try:
+            return self._files.get(tenant, file)
+        except NotFound as error:
+            raise NotFound(error.message, param="input_file_id") from error
+
+    def _endpoint(self, wanted: str | None) -> str | None:
+        if wanted is not None and wanted not in self._rules.endpoints:
+            raise InvalidRequest(
+                f"endpoint {wanted!r} is not supported: use one of "
+                f"{', '.join(self._rules.endpoints)}.",
+                param="endpoint",
+                code="invalid_endpoint",
+            )
+        return wanted
+
+
+class Requests:
+    """The lines of tenants' batches."""
+
+    def __init__(self, ledger: BatchStore, catalog: RequestStore) -> None:
+        self._ledger = ledger
+        self._catalog = catalog
+
+    def page(
+        self,
+        tenant: TenantId,
+        batch: BatchId,
+        *,
+        after: int,
+        limit: int,
+        status: RequestStatus | None,
+        pool: Pool | None,
+    ) -> tuple[Sequence[RequestState], bool]:
+        """Return up to `limit` lines behind line `after`, and whether there are more.
+
+        Raises NotFound for an unknown batch.
+        """
+        self._ledger.get(tenant, batch)
+        found = self._catalog.page(
+            tenant, batch, after=after, limit=limit + 1, status=status, pool=pool
+        )
+        return found[:limit], len(found) > limit
+
+    def results(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, *, actor: str
+    ) -> ResultPage:
+        """Return up to `limit` results behind `cursor`, and tell the audit log of them.
+
+        There are fewer where bodies are long, and long ones are left out.
+
+        Raises NotFound for an unknown batch.
+        """
+        self._ledger.get(tenant, batch)
+        return self._catalog.results(tenant, batch, cursor, limit, actor)
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a body that `results` left out, in pieces; raises NotFound."""
+        return self._catalog.body(tenant, batch, line)

@@ -1,0 +1,236 @@
+"""The records of batches as users see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.batches.admission import admit_batch
+from lowtide.batches.model import FINAL_STATUSES, Batch, BatchStatus, NewBatch
+from lowtide.core.errors import Conflict, NotFound, check_key_digest
+from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.database.connections import acting_for
+from lowtide.events.outbox import add_event, trace_columns, trace_of
+from lowtide.files.lines import Problem
+from lowtide.files.store import file_not_found
+from lowtide.tenants.audit import note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, CursorResult, Engine
+
+    from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.events.model import Event
+
+
+_GET = text("SELECT * FROM batch_states WHERE id = :id")
+_PAGE = text("""
+SELECT * FROM batch_states
+WHERE tenant_id = :tenant AND (cast(:after AS uuid) IS NULL OR id < :after)
+ORDER BY id DESC LIMIT :limit
+""")
+# FOR KEY SHARE: the file cannot be deleted until this batch is there to protect it.
+_INPUT = text("""
+SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
+""")
+_CREATE = text("""
+INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
+  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key,
+  idempotency_digest, traceparent, tracestate, start_pool)
+VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
+  :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
+  :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool)
+ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
+""")
+_BY_IDEMPOTENCY_KEY = text("""
+SELECT * FROM batch_states WHERE tenant_id = :tenant AND idempotency_key = :key
+""")
+# Not an expiring batch: two finalizers would write its error file with different reasons.
+_CANCEL = text("""
+UPDATE batches SET status = 'cancelling', cancelling_at = now()
+WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
+""")
+_DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
+_RUNNING = text("SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)")
+_DRAINED = text("""
+UPDATE batches SET drained_at = now(), nudged_at = now() WHERE id = :id
+RETURNING traceparent, tracestate
+""")
+
+
+class BatchStore:
+    """The records of batches."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(
+        self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
+    ) -> tuple[Batch, bool]:
+        """Record a batch and its event; the same idempotency key returns the first one.
+
+        Raises IdempotencyKeyReused when that was another body's.
+        """
+        with acting_for(self._engine, batch.tenant) as connection:
+            source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
+            if source is None:
+                error = file_not_found(batch.input_file)
+                raise NotFound(error.message, param="input_file_id")
+            if insert_batch(connection, batch, source.object_key, source.lines, policy):
+                add_event(connection, event)
+                if batch.actor is not None:
+                    name = format_batch_id(batch.id)
+                    note(connection, batch.tenant, batch.actor, "batches.create", [name])
+                return _load(connection, batch.id), True
+            first = _first(connection, batch.tenant, batch.idempotency_key).one()
+            check_key_digest(first.idempotency_digest, batch.idempotency_digest)
+            return batch_of(first), False
+
+    def created_under(
+        self, tenant: TenantId, key: str | None, digest: bytes | None
+    ) -> Batch | None:
+        """Return the batch with this idempotency key; raises IdempotencyKeyReused for another body's."""
+        with acting_for(self._engine, tenant) as connection:
+            first = _first(connection, tenant, key).one_or_none()
+        if first is None:
+            return None
+        check_key_digest(first.idempotency_digest, digest)
+        return batch_of(first)
+
+    def get(self, tenant: TenantId, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            return _load(connection, batch)
+
+    def page(self, tenant: TenantId, *, after: BatchId | None, limit: int) -> Sequence[Batch]:
+        """Return up to `limit` batches behind `after`, newest first."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_PAGE, {"tenant": tenant, "after": after, "limit": limit})
+            return [batch_of(row) for row in rows]
+
+    def cancel(
+        self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
+    ) -> tuple[Batch, bool]:
+        """Start cancelling; record `event` when nothing is running any more."""
+        with acting_for(self._engine, tenant) as connection:
+            # The status changes first: from then on no line of the batch can be queued again, so
+            # what the next statements see is all there will be.
+            changed = connection.execute(_CANCEL, {"id": batch}).rowcount == 1
+            if not changed:
+                return _not_cancellable(_load(connection, batch)), False
+            if actor is not None:
+                note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
+            connection.execute(_DROP_QUEUED, {"id": batch})
+            drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
+            if drained:
+                row = connection.execute(_DRAINED, {"id": batch}).one()
+                add_event(connection, replace(event, trace=trace_of(row)))
+            return _load(connection, batch), drained
+
+
+def _first(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
+    return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
+
+
+def insert_batch(
+    connection: Connection,
+    batch: NewBatch,
+    input_key: str,
+    lines: int,
+    policy: AdmissionPolicy | None = None,
+) -> bool:
+    """Record a batch in the caller's transaction; False when its idempotency key is taken.
+
+    Raises what `admit_batch` raises when there is no room for its lines.
+    """
+    at_risk = admit_batch(connection, batch, lines, policy)
+    parameters = _parameters(batch, input_key) | {"at_risk": at_risk}
+    return connection.execute(_CREATE, parameters).rowcount == 1
+
+
+def _not_cancellable(batch: Batch) -> Batch:
+    if batch.status in FINAL_STATUSES:
+        raise Conflict(
+            f"Batch {format_batch_id(batch.id)} is {batch.status} and cannot be cancelled.",
+            code="batch_not_cancellable",
+        )
+    return batch
+
+
+def _load(connection: Connection, batch: BatchId) -> Batch:
+    row = connection.execute(_GET, {"id": batch}).one_or_none()
+    if row is None:
+        raise NotFound(f"No batch {format_batch_id(batch)!r}: check the id.", param="id")
+    return batch_of(row)
+
+
+def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
+    return {
+        "id": batch.id,
+        "tenant": batch.tenant,
+        "user": batch.user,
+        "input_file": batch.input_file,
+        "input_key": input_key,
+        "endpoint": batch.endpoint,
+        "completion_window": batch.completion_window,
+        "created_at": batch.created_at,
+        "deadline": batch.deadline,
+        "metadata": None
+        if batch.metadata is None
+        else msgspec.json.encode(batch.metadata).decode(),
+        "output_expires_after": batch.output_expires_after,
+        "idempotency_key": batch.idempotency_key,
+        "idempotency_digest": batch.idempotency_digest,
+        "start_pool": batch.pool.value,
+        **trace_columns(batch.trace),
+    }
+
+
+def batch_of(row: Any) -> Batch:
+    """Return the batch in a row of `batch_states`."""
+    final = BatchStatus(row.status) in FINAL_STATUSES
+    return Batch(
+        id=BatchId(row.id),
+        tenant=TenantId(row.tenant_id),
+        user=row.user_id,
+        input_file=FileId(row.input_file_id),
+        input_key=row.input_key,
+        endpoint=row.endpoint,
+        model=row.model,
+        completion_window=row.completion_window,
+        status=BatchStatus(row.status),
+        created_at=row.created_at,
+        deadline=row.deadline,
+        in_progress_at=row.in_progress_at,
+        finalizing_at=row.finalizing_at,
+        completed_at=row.completed_at,
+        failed_at=row.failed_at,
+        expired_at=row.expired_at,
+        cancelling_at=row.cancelling_at,
+        cancelled_at=row.cancelled_at,
+        at_risk=row.at_risk,
+        total=row.total,
+        completed=row.completed if final else row.tallied_completed,
+        failed=row.failed if final else row.tallied_failed,
+        output_file=None if row.output_file_id is None else FileId(row.output_file_id),
+        error_file=None if row.error_file_id is None else FileId(row.error_file_id),
+        errors=tuple(Problem(**problem) for problem in row.errors or ()),
+        metadata=row.metadata,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        cached_tokens=row.cached_tokens,
+        reasoning_tokens=row.reasoning_tokens,
+        interruptions=row.interrupted,
+        retries=row.retried,
+        escalations=row.escalated,
+        finished_on_dedicated=row.on_dedicated,
+        spot_seconds=row.spot_seconds,
+        dedicated_seconds=row.dedicated_seconds,
+        trace=trace_of(row),
+        pool=Pool(row.start_pool),
+    )

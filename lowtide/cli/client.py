@@ -1,0 +1,144 @@
+"""The CLI's side of the API, through the official client: submit a file, follow a batch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from openai import APIConnectionError, APIStatusError, OpenAI
+
+from lowtide.batches.model import FINAL_STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from openai.types import Batch
+
+
+_RETRIES = 8
+_FINAL = frozenset(status.value for status in FINAL_STATUSES)
+
+
+def open_client(base_url: str, api_key: str) -> OpenAI:
+    """Return a client; it rides out short outages by itself."""
+    return OpenAI(base_url=base_url.rstrip("/") + "/v1", api_key=api_key, max_retries=_RETRIES)
+
+
+def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batch:
+    """Upload a file and create a batch for the endpoint that its first line names."""
+    with file.open("rb") as stream:
+        uploaded = client.files.create(file=(file.name, stream), purpose="batch")
+    # The client's types know only OpenAI's own endpoints and the window 24h.
+    return client.batches.create(
+        input_file_id=uploaded.id,
+        endpoint=cast("Any", first_endpoint(file)),
+        completion_window=cast("Any", window),
+        metadata={"user": user} if user else None,
+    )
+
+
+def first_endpoint(file: Path) -> str:
+    """Return the url of a file's first line, or the chat endpoint when it has none."""
+    with file.open("rb") as stream:
+        try:
+            url = msgspec.json.decode(stream.readline().removeprefix(b"\xef\xbb\xbf")).get("url")
+        except (msgspec.DecodeError, AttributeError, UnicodeDecodeError):
+            url = None
+    return url if isinstance(url, str) else "/v1/chat/completions"
+
+
+def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch:
+    """Call `show` at every change until the batch is over; return it."""
+    while True:
+        show(batch)
+        if batch.status in _FINAL:
+            return batch
+        time.sleep(0.5)
+        batch = _refreshed(client, batch)
+
+
+def download(client: OpenAI, file_id: str, target: Path) -> int:
+    """Stream a file to `target`; return its bytes."""
+    written = 0
+    with (
+        client.files.with_streaming_response.content(file_id) as response,
+        target.open("wb") as out,
+    ):
+        for chunk in response.iter_bytes(1 << 20):
+            written += out.write(chunk)
+    return written
+
+
+def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
+    """Download a batch's output file to `out`, and its error file beside it; return what is where.
+
+    An output file without lines is left empty, so that `out` always exists.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(b"")
+    saved = {"output": str(out)}
+    if batch.output_file_id:
+        download(client, batch.output_file_id, out)
+    if batch.error_file_id:
+        errors = out.with_name(f"{out.stem}.errors{out.suffix}")
+        download(client, batch.error_file_id, errors)
+        saved["errors"] = str(errors)
+    return saved
+
+
+def extension(batch: Batch) -> dict[str, Any]:
+    """Return what Lowtide tells of a batch beyond OpenAI."""
+    found = (batch.model_extra or {}).get("x_lowtide")
+    return found if isinstance(found, dict) else {}
+
+
+def _refreshed(client: OpenAI, batch: Batch) -> Batch:
+    """Return the batch as it is now, or as it was while the server is away."""
+    try:
+        return client.batches.retrieve(batch.id)
+    except APIConnectionError:
+        return batch
+    except APIStatusError as error:
+        if error.status_code < 500:
+            raise
+        return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A finished batch in figures; `seconds` from creation to the end."""
+
+    lines: int
+    completed: int
+    failed: int
+    seconds: float
+    pools: dict[str, int]
+    interruptions: int
+    retries: int
+    escalations: int
+    cost: dict[str, Any]
+
+    @property
+    def lines_per_second(self) -> float:
+        """Throughput from creation to the end."""
+        return self.lines / self.seconds if self.seconds > 0 else 0.0
+
+
+def summarize(batch: Batch, seconds: float) -> Summary:
+    """Return the figures of a finished batch."""
+    counts = batch.request_counts
+    more = extension(batch)
+    return Summary(
+        lines=counts.total if counts else 0,
+        completed=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+        seconds=seconds,
+        pools=more.get("pools", {}),
+        interruptions=more.get("interruptions", 0),
+        retries=more.get("retries", 0),
+        escalations=more.get("escalations", 0),
+        cost=more.get("cost", {}),
+    )

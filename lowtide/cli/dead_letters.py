@@ -1,0 +1,265 @@
+"""`lowtide dead-letters`: lines that were set aside, and what to do with them, over HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from lowtide.cli.output import OUT, DataDir, Json, fail, print_json
+from lowtide.cli.stack import Key, Url, api_errors, connect
+from lowtide.core.pools import Pool
+from lowtide.dead_letters.model import LetterState
+from lowtide.dead_letters.service import Content
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+dead_letters = typer.Typer(
+    no_args_is_help=True,
+    help="Lines that exhausted their attempts, or that several workers died of.",
+)
+
+_PATH = "/dead_letters"
+_PIECE = 1 << 20
+_TIMEOUT = 600.0
+
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids like batch_req_….", show_default=False)]
+Batch = Annotated[str | None, typer.Option("--batch", help="Only letters of this batch.")]
+Code = Annotated[
+    str | None, typer.Option("--code", help="Only letters with this error code, like http_500.")
+]
+State = Annotated[LetterState | None, typer.Option(help="Only letters in this state.")]
+All = Annotated[bool, typer.Option("--all", help="Every open letter.")]
+Out = Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@dead_letters.command("list")
+def list_letters(
+    batch: Batch = None,
+    code: Code = None,
+    state: State = None,
+    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, newest first."""
+    query = _query(batch, code, state) | {"limit": str(limit)}
+    if after is not None:
+        query["after"] = after
+    with api_errors():
+        page = _get(connect(url, key, data_dir), _PATH, query)
+    if as_json:
+        print_json(page)
+        return
+    # Ids are there to be copied.
+    table = Table(Column("id", no_wrap=True, min_width=50), "custom_id", "state", "code")
+    for letter in page["data"]:
+        names = ("id", "custom_id", "state", "error_code")
+        table.add_row(*(_plain(letter[name]) for name in names))
+    OUT.print(table)
+    if page["has_more"]:
+        OUT.print(f"There are more: --after {page['last_id']}", highlight=False)
+
+
+@dead_letters.command()
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show a dead letter with its line and its last answer."""
+    with api_errors():
+        letter = _get(connect(url, key, data_dir), f"{_PATH}/{quote(letter_id, safe='')}", {})
+    if as_json:
+        print_json(letter)
+    else:
+        OUT.print_json(data=letter)
+
+
+@dead_letters.command()
+def requeue(
+    ids: Ids = None,
+    batch: Batch = None,
+    code: Code = None,
+    every: All = False,
+    window: Annotated[
+        str | None, typer.Option(help="Completion window; default: that of each source batch.")
+    ] = None,
+    pool: Annotated[
+        Pool, typer.Option(help="Where they wait; on dedicated they stay there.")
+    ] = Pool.SPOT,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run dead letters again, in a new batch for each batch they come from."""
+    body = _chosen(ids, batch, code, every=every) | {"pool": pool.value}
+    if window is not None:
+        body["completion_window"] = window
+    client = connect(url, key, data_dir)
+    done = _change(client, "requeue", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    if as_json:
+        print_json(done)
+        return
+    for made in done["batches"]:
+        new = made["batch_id"] or "a new batch"
+        OUT.print(
+            f"{made['letters']} of {made['source_batch_id']} in {new}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _tell("requeued", done)
+
+
+@dead_letters.command()
+def discard(
+    ids: Ids = None,
+    batch: Batch = None,
+    code: Code = None,
+    every: All = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give up on dead letters; they stay in the list and in the batch's error file."""
+    body = _chosen(ids, batch, code, every=every)
+    client = connect(url, key, data_dir)
+    done = _change(client, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    if as_json:
+        print_json(done)
+    else:
+        _tell("discarded", done)
+
+
+@dead_letters.command()
+def download(
+    out: Out,
+    which: Annotated[
+        Content, typer.Option(help="Lines that went in, or the last answers that came out.")
+    ] = Content.INPUT,
+    batch: Batch = None,
+    code: Code = None,
+    state: State = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Save inputs, which can be uploaded again, or last answers as in the error file."""
+    query = _query(batch, code, state) | {"which": which.value}
+    lines, written = _save(connect(url, key, data_dir), query, out)
+    if as_json:
+        print_json({"file": str(out), "which": which.value, "lines": lines, "bytes": written})
+    else:
+        OUT.print(f"{out}: {lines} lines", markup=False, highlight=False, soft_wrap=True)
+
+
+def _chosen(
+    ids: list[str] | None, batch: str | None, code: str | None, *, every: bool
+) -> dict[str, Any]:
+    """Return the selection of a body; fails when nothing, or too much, is named."""
+    wanted = {"batch_id": batch, "error_code": code}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    if bool(ids) + bool(wanted) + every != 1:
+        fail("Name dead letters by their ids, by --batch and --code, or take --all of them.")
+    return {"ids": ids} if ids else {"filter": wanted}
+
+
+def _change(
+    client: OpenAI, what: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
+) -> Any:
+    """Count, ask, and act; return what the server says of it."""
+    with api_errors():
+        counted = _post(client, what, body | {"dry_run": True})
+        if dry_run or not counted["changed"]:
+            return counted
+        if not yes:
+            if quiet:
+                fail(f"This would {what} {counted['changed']} dead letters: add --yes.")
+            typer.confirm(f"{what.capitalize()} {counted['changed']} dead letters?", abort=True)
+        return _post(client, what, body)
+
+
+def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
+    """Stream a download to a file; return its lines and bytes. A file that is cut short is no file."""
+    partial = out.with_name(f"{out.name}.part")
+    lines, written = 0, 0
+    try:
+        with httpx.stream(
+            "GET",
+            f"{client.base_url}{_PATH.removeprefix('/')}/content",
+            params=query,
+            headers=client.auth_headers,
+            timeout=_TIMEOUT,
+        ) as response:
+            if not response.is_success:
+                fail(_message(response.read()))
+            with partial.open("wb") as target:
+                for piece in response.iter_bytes(_PIECE):
+                    lines += piece.count(b"\n")
+                    written += target.write(piece)
+    except httpx.TransportError as error:
+        partial.unlink(missing_ok=True)
+        fail(f"The download broke off ({type(error).__name__}): try again.")
+    partial.replace(out)
+    return lines, written
+
+
+def _message(answer: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(answer)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return "The server's answer makes no sense: is --url right?"
+
+
+def _plain(value: object) -> Text:
+    """Return a cell; what users and engines wrote is no markup."""
+    return Text("" if value is None else str(value))
+
+
+def _tell(done: str, answer: dict[str, Any]) -> None:
+    would = "would be " if answer["dry_run"] else ""
+    text = f"{answer['changed']} dead letters {would}{done}"
+    if answer["unchanged"]:
+        text += f"; {answer['unchanged']} were dealt with before"
+    if answer["remaining"]:
+        text += f"; {answer['remaining']} are left for another call"
+    OUT.print(f"{text}.", highlight=False, soft_wrap=True)
+
+
+def _get(client: OpenAI, path: str, query: dict[str, str]) -> Any:
+    return client.get(path, cast_to=httpx.Response, options={"params": query}).json()
+
+
+def _post(client: OpenAI, what: str, body: dict[str, Any]) -> Any:
+    # With a key, a call that the client has to try again returns what its first try did.
+    headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"}
+    options: Any = {"headers": headers, "timeout": _TIMEOUT}
+    return client.post(f"{_PATH}/{what}", cast_to=httpx.Response, body=body, options=options).json()
+
+
+def _query(batch: str | None, code: str | None, state: LetterState | None) -> dict[str, str]:
+    given = {"batch_id": batch, "error_code": code, "state": None if state is None else state.value}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,247 @@
+"""`lowtide tenants` and `lowtide keys`: what the API does not let anybody do.
+
+They speak to the database as the role `lowtide_operator`: to that of LOWTIDE_DATABASE_URL, or else
+to the local stack's.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from lowtide.cli.output import OUT, DataDir, Json, print_json
+from lowtide.cli.stack import operating
+from lowtide.core.ids import format_key_id, parse_key_id
+from lowtide.tenants.model import TenantLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lowtide.tenants.keys import ApiKey
+    from lowtide.tenants.model import Tenant
+    from lowtide.tenants.service import Tenancy, TenantChanges
+
+
+tenants = typer.Typer(no_args_is_help=True, help="Tenants, their weight and their limits.")
+keys = typer.Typer(no_args_is_help=True, help="API keys of tenants.")
+
+NONE = "none"
+
+
+def _limit(text: str) -> str:
+    if text != NONE and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise typer.BadParameter(f"{text!r}: use a number from 1 on, or '{NONE}' for no limit.")
+    return text
+
+
+Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+KeyName = Annotated[str, typer.Option(help="What the key is called.")]
+Weight = Annotated[
+    int | None, typer.Option(min=1, help="Share beside tenants whose work is as urgent.")
+]
+Requests = Annotated[
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="API requests a minute.")
+]
+Active = Annotated[
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Batches that are not over.")
+]
+Queued = Annotated[
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Requests without a result.")
+]
+Running = Annotated[
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Requests that run at a time.")
+]
+
+
+@tenants.command("list")
+def list_tenants(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the tenants."""
+    with _tenancy(data_dir) as tenancy:
+        found = tenancy.tenants()
+    if as_json:
+        print_json([_shown(tenant) for tenant in found])
+    else:
+        _show(*found)
+
+
+@tenants.command("create")
+def create_tenant(
+    name: Name,
+    weight: Weight = None,
+    requests_per_minute: Requests = None,
+    active_batches: Active = None,
+    queued_lines: Queued = None,
+    running_lines: Running = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Create a tenant; what is not named here is as LOWTIDE_TENANT_* says."""
+    changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
+    with _tenancy(data_dir) as tenancy:
+        made = tenancy.create(name, changes)
+    print_json(_shown(made)) if as_json else _show(made)
+
+
+@tenants.command("set")
+def change_tenant(
+    name: Name,
+    weight: Weight = None,
+    requests_per_minute: Requests = None,
+    active_batches: Active = None,
+    queued_lines: Queued = None,
+    running_lines: Running = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Change weight and limits; they hold from the next request on."""
+    changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
+    with _tenancy(data_dir) as tenancy:
+        changed = tenancy.change(name, changes)
+    print_json(_shown(changed)) if as_json else _show(changed)
+
+
+@keys.command("list")
+def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List a tenant's keys by name; the keys themselves are stored nowhere."""
+    with _tenancy(data_dir) as tenancy:
+        found = tenancy.keys(tenant)
+    if as_json:
+        print_json([_shown_key(key) for key in found])
+        return
+    table = Table("key", Column("id", no_wrap=True), "begins", "state", "created", "used", "ends")
+    for key in found:
+        table.add_row(
+            key.name,
+            format_key_id(key.id),
+            key.prefix or "",
+            _state(key),
+            *map(_minute, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
+        )
+    OUT.print(table)
+
+
+@keys.command("create")
+def create_key(
+    tenant: Name,
+    name: KeyName = "default",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Create a key and print it: it is shown this once."""
+    with _tenancy(data_dir) as tenancy:
+        key = tenancy.create_key(tenant, name)
+    if as_json:
+        print_json({"tenant": tenant, "name": name, "key": key})
+    else:
+        OUT.print(key, markup=False, highlight=False, soft_wrap=True)
+
+
+@keys.command("rotate")
+def rotate_key(
+    tenant: Name,
+    name: KeyName = "default",
+    overlap: Annotated[
+        str, typer.Option(help="How long the old key still works, like 30m, 24h or 7d; 0: no more.")
+    ] = "24h",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Create the key that follows another and print it, this once; the old one still works a while."""
+    with _tenancy(data_dir) as tenancy:
+        made = tenancy.rotate_key(tenant, name, overlap)
+    if as_json:
+        ends = {"key": made.key, "old_until": made.old_until}
+        print_json({"tenant": tenant, "name": name, **ends})
+    else:
+        OUT.print(made.key, markup=False, highlight=False, soft_wrap=True)
+
+
+@keys.command("revoke")
+def revoke_key(
+    tenant: Name,
+    name: KeyName = "default",
+    key_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Only this one, like key_…, where a rotation left several."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """End a key: the next request with it is refused, and portal sessions with it end."""
+    only = None if key_id is None else parse_key_id(key_id)
+    if key_id is not None and only is None:
+        raise typer.BadParameter(f"{key_id!r}: use an id that `lowtide keys list` shows.")
+    with _tenancy(data_dir) as tenancy:
+        tenancy.revoke_key(tenant, name, only)
+    if as_json:
+        print_json({"tenant": tenant, "name": name, "revoked": True})
+    else:
+        OUT.print(f"Revoked key {name} of {tenant}.", markup=False, highlight=False)
+
+
+@contextmanager
+def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
+    """Open the service; errors become a message and exit code 1."""
+    with operating(data_dir) as operated:
+        yield operated.app.tenancy(operated.actor)
+
+
+def _changes(
+    weight: int | None,
+    requests_per_minute: str | None,
+    active_batches: str | None,
+    queued_lines: str | None,
+    running_lines: str | None,
+) -> TenantChanges:
+    from lowtide.tenants.service import TenantChanges
+
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "active_batches": active_batches,
+        "queued_lines": queued_lines,
+        "running_lines": running_lines,
+    }
+    limits = {
+        name: None if text == NONE else int(text)
+        for name, text in given.items()
+        if text is not None
+    }
+    return TenantChanges(weight, limits)
+
+
+def _shown_key(key: ApiKey) -> dict[str, object]:
+    return {**asdict(key), "id": format_key_id(key.id), "state": _state(key)}
+
+
+def _state(key: ApiKey) -> str:
+    return key.state(datetime.now(UTC)).value
+
+
+def _minute(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _shown(tenant: Tenant) -> dict[str, object]:
+    return {
+        "id": tenant.id,
+        "name": tenant.name,
+        "weight": tenant.weight,
+        **asdict(tenant.limits),
+        "created_at": tenant.created_at,
+    }
+
+
+def _show(*found: Tenant) -> None:
+    limits = [field.name for field in fields(TenantLimits)]
+    table = Table("tenant", "weight", *(name.replace("_", " ") for name in limits))
+    for tenant in found:
+        values = asdict(tenant.limits)
+        shown = (NONE if values[name] is None else str(values[name]) for name in limits)
+        table.add_row(tenant.name, str(tenant.weight), *shown)
+    OUT.print(table)

@@ -1,0 +1,138 @@
+"""Output of the `lowtide` command: JSON, errors, progress bars and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lowtide.cli.client import extension
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from openai.types import Batch
+
+    from lowtide.cli.client import Summary
+
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+DataDir = Annotated[
+    Path | None, typer.Option(envvar="DATA_DIR", help="Where the local stack keeps its state.")
+]
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value."""
+    typer.echo(msgspec.json.encode(value).decode())
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong, and exit with 1."""
+    ERR.print(message, style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+class BatchProgress:
+    """Shows a batch as it changes; use it as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description:12}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[notes]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("validating", total=None, notes="")
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, batch: Batch) -> None:
+        """Show the batch as it is now."""
+        counts = batch.request_counts
+        total = counts.total if counts else 0
+        done = counts.completed + counts.failed if counts else 0
+        notes = _notes(batch)
+        self._bar.update(
+            self._task,
+            description=batch.status,
+            total=total or None,
+            completed=done,
+            notes=notes,
+        )
+        line = f"{batch.status}: {done}/{total} {notes}".rstrip()
+        if not self._console.is_terminal and line != self._last:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._last = line
+
+
+def _notes(batch: Batch) -> str:
+    more = extension(batch)
+    failed = batch.request_counts.failed if batch.request_counts else 0
+    parts = [
+        f"{count} {name}"
+        for name, count in (
+            ("failed", failed),
+            ("interruptions", more.get("interruptions", 0)),
+            ("escalated", more.get("escalations", 0)),
+        )
+        if count
+    ]
+    counts = batch.request_counts
+    if batch.status == "in_progress" and counts and not counts.completed + counts.failed:
+        parts.insert(0, "waiting for workers")
+    return ", ".join(parts)
+
+
+def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
+    """Print a finished batch in figures, where its files are, and why it failed if it did."""
+    by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
+    rerun = " (each of those lines was run again)" if summary.interruptions else ""
+    rows = {
+        "batch": f"{batch.id} ({batch.status})",
+        "lines": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
+        "throughput": f"{summary.lines_per_second:.1f} lines/s over {summary.seconds:.1f} s",
+        "by pool": by_pool or "none",
+        "interruptions": f"{summary.interruptions}{rerun}",
+        "retries": str(summary.retries),
+        "escalations": str(summary.escalations),
+        "cost": _cost(summary.cost) if summary.cost else "unknown",
+        **files,
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table, highlight=False, soft_wrap=True)
+    problems = batch.errors.data if batch.errors and batch.errors.data else []
+    for problem in problems[:5]:
+        where = f"line {problem.line}: " if problem.line else ""
+        console.print(f"  {where}{problem.message}", markup=False, soft_wrap=True)
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    """Return what a batch cost, and what it would have cost on dedicated alone."""
+    return f"{cost['total']:.4g} {cost['currency']} (all on dedicated: {cost['all_dedicated']:.4g})"

@@ -1,0 +1,85 @@
+"""`lowtide pools`: which pools there are, and having one stand still for a while."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lowtide.cli.output import OUT, DataDir, Json, print_json
+from lowtide.cli.stack import operating
+from lowtide.core.pools import Pool
+from lowtide.tenants.sign_in import Role, Visitor
+
+if TYPE_CHECKING:
+    from lowtide.core.pools import PoolPause, PoolStanding
+
+
+pools = typer.Typer(no_args_is_help=True, help="Pools of workers: pause and resume them.")
+
+Name = Annotated[Pool, typer.Argument(help="The pool.")]
+
+
+@pools.command("list")
+def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show what waits and runs in each pool, and who paused it since when."""
+    with operating(data_dir) as operated:
+        found = operated.app.pools.standings()
+    if as_json:
+        print_json([_shown(standing) for standing in found])
+        return
+    table = Table("pool", "waiting", "running", "workers", "paused")
+    for standing in found:
+        paused = "" if standing.pause is None else _since(standing.pause)
+        counts = (standing.queued, standing.running, standing.workers)
+        table.add_row(standing.pool.value, *map(str, counts), paused)
+    OUT.print(table)
+
+
+@pools.command("pause")
+def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Have a pool's workers take nothing new; what they run, they end."""
+    with operating(data_dir) as operated:
+        service, visitor = operated.app.pools, Visitor(operated.actor, Role.OPERATOR)
+        effect = service.effect(visitor, pool)
+        pause = service.pause(visitor, pool)
+    if as_json:
+        print_json({"pool": pool.value, "paused": _told(pause)})
+        return
+    OUT.print(f"Paused {pool} {_since(pause)}.", markup=False, highlight=False)
+    OUT.print(f"{effect.queued:,} lines wait, {effect.running:,} run to their end.", markup=False)
+    if effect.stops_all:
+        OUT.print("The other pool is paused, too: nothing runs until one of them goes on.")
+    if effect.endangered.batches:
+        OUT.print(f"Nothing promises the deadlines of {effect.endangered.batches:,} batches now.")
+
+
+@pools.command("resume")
+def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Let a pool's workers go on."""
+    with operating(data_dir) as operated:
+        ended = operated.app.pools.resume(Visitor(operated.actor, Role.OPERATOR), pool)
+    if as_json:
+        print_json({"pool": pool.value, "paused": None, "was_paused": _told(ended)})
+        return
+    text = "was not paused" if ended is None else f"goes on; it was paused {_since(ended)}"
+    OUT.print(f"{pool.capitalize()} {text}.", markup=False, highlight=False)
+
+
+def _since(pause: PoolPause) -> str:
+    return f"since {pause.since:%Y-%m-%d %H:%M} UTC by {pause.by}"
+
+
+def _told(pause: PoolPause | None) -> dict[str, object] | None:
+    return None if pause is None else {"since": pause.since, "by": pause.by}
+
+
+def _shown(standing: PoolStanding) -> dict[str, object]:
+    return {
+        "pool": standing.pool.value,
+        "waiting": standing.queued,
+        "running": standing.running,
+        "workers": standing.workers,
+        "paused": _told(standing.pause),
+    }

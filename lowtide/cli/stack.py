@@ -1,0 +1,145 @@
+"""The server or database that a command speaks to: the one that is named, or the local stack's."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from pydantic import SecretStr
+from sqlalchemy.engine import URL
+
+from lowtide.cli.output import fail
+from lowtide.core.errors import LowtideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from openai import OpenAI
+
+    from lowtide.app import App
+    from lowtide.local.options import Options
+    from lowtide.local.state import Status
+
+
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="OPENAI_BASE_URL", help="The server; default: the local stack."),
+]
+Key = Annotated[
+    str | None, typer.Option(envvar="OPENAI_API_KEY", help="The key; default: the local stack's.")
+]
+
+
+def stack_options(
+    data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **more: Any
+) -> Options:
+    """Return where the local stack lives, its ports, and `more` of its options."""
+    from lowtide.local.options import Options, default_data_dir
+
+    place = data_dir or default_data_dir()
+    return Options(data_dir=place, port=port, portal_port=portal_port, **more)
+
+
+def running_stack(data_dir: Path | None) -> Status:
+    """Return the state of the local stack; fails when none runs."""
+    from lowtide.local import runtime
+
+    found = runtime.status(stack_options(data_dir).data_dir)
+    if found is None:
+        fail("No local stack is running: start it with `lowtide up`.")
+    return found
+
+
+def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
+    """Return a client of the server that is named, or of the local stack."""
+    from lowtide.cli.client import open_client
+
+    if url is not None and key is not None:
+        return open_client(url.removesuffix("/").removesuffix("/v1"), key)
+    found = running_stack(data_dir)
+    return open_client(url or found.base_url, key or found.api_key)
+
+
+class api_errors:  # noqa: N801
+    """Turns the client's errors into a message and exit code 1."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from openai import APIConnectionError, APIStatusError
+
+        if isinstance(error, APIConnectionError):
+            fail("The server cannot be reached: is it running, and is --url right?")
+        if isinstance(error, APIStatusError):
+            detail = error.body.get("message") if isinstance(error.body, dict) else None
+            fail(str(detail or error.message))
+
+
+OPERATOR: Final = "lowtide_operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Operating:
+    """The App on the database as the role `lowtide_operator`, and who the audit log names."""
+
+    app: App
+    actor: str
+
+
+@contextmanager
+def operating(data_dir: Path | None) -> Iterator[Operating]:
+    """Open the App for a command; errors within become a message and exit code 1."""
+    from lowtide.app import App
+    from lowtide.settings import read_settings
+
+    try:
+        settings = read_settings()
+        if not settings.database_url.get_secret_value():
+            settings = settings.model_copy(update=_of_stack(data_dir))
+        app = App(settings)
+        try:
+            yield Operating(app, f"operator {_user()}")
+        finally:
+            app.close(0)
+    except LowtideError as error:
+        fail(error.message)
+    except ValueError as error:
+        fail(str(error))
+
+
+def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
+    """Return the settings that lead to the local stack's database."""
+    # The local runtime is not in the image.
+    from lowtide.local import files, runtime
+    from lowtide.local.bootstrap import DATABASE
+    from lowtide.local.options import default_data_dir
+    from lowtide.local.ports import HOST
+    from lowtide.local.state import POSTGRES
+
+    data_dir = data_dir or default_data_dir()
+    status = runtime.status(data_dir)
+    kept = files.read(data_dir)
+    if status is None or kept is None:
+        fail(
+            "No local stack is running: start it with `lowtide up`, or name a database in "
+            "LOWTIDE_DATABASE_URL, as the role lowtide_operator."
+        )
+    port = next(process.port for process in status.processes if process.name == POSTGRES)
+    url = URL.create("postgresql", OPERATOR, kept.passwords[OPERATOR], HOST, port, DATABASE)
+    return {
+        "database_url": SecretStr(url.render_as_string(hide_password=False)),
+        "api_key_pepper": SecretStr(kept.api_key_pepper),
+    }
+
+
+def _user() -> str:
+    """Return who runs the command; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

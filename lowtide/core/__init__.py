@@ -1,0 +1,1 @@
+"""Ids, errors, pools and durations: what every slice speaks."""

@@ -1,0 +1,131 @@
+"""Identifiers: prefixed like OpenAI's, time-ordered, and one-to-one with a UUID."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NewType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+TenantId = NewType("TenantId", uuid.UUID)
+BatchId = NewType("BatchId", uuid.UUID)
+FileId = NewType("FileId", uuid.UUID)
+LeaseId = NewType("LeaseId", uuid.UUID)
+EventId = NewType("EventId", uuid.UUID)
+KeyId = NewType("KeyId", uuid.UUID)
+
+DEFAULT_TENANT = TenantId(uuid.UUID(int=0))
+"""The tenant that owns everything on a single-tenant installation."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_BATCH_PREFIX = "batch_"
+_FILE_PREFIX = "file-"
+_REQUEST_PREFIX = "batch_req_"
+_KEY_PREFIX = "key_"
+_HEXADECIMAL = frozenset("0123456789abcdef")
+
+
+def now() -> datetime:
+    """Return the current time."""
+    return datetime.now(UTC)
+
+
+def new_id() -> uuid.UUID:
+    """Return a time-ordered id."""
+    return uuid7(now(), os.urandom)
+
+
+def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
+    """Return a UUID version 7 (RFC 9562): Unix milliseconds, their fraction, then random bits.
+
+    With the fraction (section 6.2, method 3) ids sort by time to the microsecond.
+    """
+    microseconds = (now - _EPOCH) // _MICROSECOND
+    milliseconds, rest = divmod(microseconds, 1000)
+    fraction = rest * 4096 // 1000
+    random_bits = int.from_bytes(random_bytes(8), "big")
+    return _with_version((milliseconds & (2**48 - 1)) << 80 | fraction << 64 | random_bits)
+
+
+def derived_file_id(batch: BatchId, role: str) -> FileId:
+    """Return the id of a batch's own file, the same at every call.
+
+    Finalizing twice must write the same object, so the id is a function of the batch and `role`.
+    The batch's timestamp bits are kept, so that derived ids sort with their batch.
+    """
+    digest = hashlib.sha256(batch.bytes + role.encode()).digest()
+    return FileId(_with_version((batch.int >> 80) << 80 | int.from_bytes(digest[:10], "big")))
+
+
+def format_batch_id(batch: BatchId) -> str:
+    """Return the public form, `batch_` and 32 hexadecimal digits."""
+    return _BATCH_PREFIX + batch.hex
+
+
+def format_file_id(file: FileId) -> str:
+    """Return the public form, `file-` and 32 hexadecimal digits."""
+    return _FILE_PREFIX + file.hex
+
+
+def format_request_id(batch: BatchId, line: int) -> str:
+    """Return the public id of one line of a batch, `batch_req_` and 40 hexadecimal digits."""
+    return f"{_REQUEST_PREFIX}{batch.hex}{line:08x}"
+
+
+def parse_request_id(text: str) -> tuple[BatchId, int] | None:
+    """Return batch and line behind a request's public id, or None when `text` is not one."""
+    digits = text.removeprefix(_REQUEST_PREFIX)
+    if len(digits) != 40 or len(text) != len(_REQUEST_PREFIX) + 40:
+        return None
+    batch = _parse(digits[:32], "")
+    line = digits[32:]
+    # A line is a positive integer of PostgreSQL.
+    if batch is None or not set(line) <= _HEXADECIMAL or not 0 < int(line, 16) < 2**31:
+        return None
+    return BatchId(batch), int(line, 16)
+
+
+def parse_batch_id(text: str) -> BatchId | None:
+    """Return the id behind its public form, or None when `text` is not one."""
+    value = _parse(text, _BATCH_PREFIX)
+    return None if value is None else BatchId(value)
+
+
+def parse_file_id(text: str) -> FileId | None:
+    """Return the id behind its public form, or None when `text` is not one."""
+    value = _parse(text, _FILE_PREFIX)
+    return None if value is None else FileId(value)
+
+
+def format_key_id(key: KeyId) -> str:
+    """Return the public form of an API key's id, `key_` and 32 hexadecimal digits."""
+    return _KEY_PREFIX + key.hex
+
+
+def parse_key_id(text: str) -> KeyId | None:
+    """Return the id behind its public form, or None when `text` is not one."""
+    value = _parse(text, _KEY_PREFIX)
+    return None if value is None else KeyId(value)
+
+
+def _parse(text: str, prefix: str) -> uuid.UUID | None:
+    digits = text.removeprefix(prefix)
+    if len(digits) != 32 or len(text) != len(prefix) + 32 or not digits.isascii():
+        return None
+    try:
+        value = uuid.UUID(hex=digits)
+    except ValueError:
+        return None
+    return value if value.hex == digits else None
+
+
+def _with_version(value: int) -> uuid.UUID:
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=value)

@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL, the schema and its migrations."""

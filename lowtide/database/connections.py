@@ -1,0 +1,173 @@
+"""Connections to PostgreSQL: TLS, pools, and transactions limited to one tenant."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from lowtide.core.errors import Unavailable
+from lowtide.database.prepared import PreparingConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ssl import SSLContext
+
+    from sqlalchemy import URL, Connection, Engine
+
+    from lowtide.core.ids import TenantId
+
+
+_PARAMETERS = ("sslmode", "sslrootcert")
+# As the driver has it: False speaks plainly, None encrypts where the server can, True insists.
+_UNVERIFIED = {"disable": False, "allow": None, "prefer": None, "require": True}
+_VERIFIED = ("verify-ca", "verify-full")
+_SYSTEM = "system"
+
+
+def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
+    """Return the address without libpq's parameters, and what they mean to the driver.
+
+    Without both it is `prefer`. `require` takes any certificate, unless `sslrootcert` names those to
+    trust. With `system`, or none named for a mode that verifies, the system's are trusted; they sign
+    for anybody, so that only `verify-full` will do. Raises ValueError.
+    """
+    unknown = sorted(set(url.query) - set(_PARAMETERS))
+    if unknown:
+        raise ValueError(f"unknown parameter in the database's address: {', '.join(unknown)}")
+    mode, roots = (_one(url, name) for name in _PARAMETERS)
+    mode = mode or ("verify-full" if roots == _SYSTEM else "prefer")
+    if mode not in (*_UNVERIFIED, *_VERIFIED):
+        known = ", ".join([*_UNVERIFIED, *_VERIFIED])
+        raise ValueError(f"sslmode={mode} in the database's address is none of {known}")
+    if mode == "require" and roots:
+        mode = "verify-ca"
+    if mode == "verify-ca" and roots in {"", _SYSTEM}:
+        raise ValueError("the system's certificates sign for anybody: say sslmode=verify-full")
+    if mode in _UNVERIFIED and roots:
+        raise ValueError(f"sslmode={mode} verifies nothing, and sslrootcert says what to trust")
+    plain = url.difference_update_query(_PARAMETERS)
+    if mode in _UNVERIFIED:
+        return plain, _UNVERIFIED[mode]
+    return plain, _trusting(roots, named=mode == "verify-full")
+
+
+def _one(url: URL, name: str) -> str:
+    value = url.query.get(name, "")
+    return value if isinstance(value, str) else value[-1]
+
+
+def _trusting(roots: str, *, named: bool) -> SSLContext:
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=roots if roots not in {"", _SYSTEM} else None)
+    except OSError as error:
+        raise ValueError(
+            f"sslrootcert={roots} in the database's address: {error.strerror or error}"
+        ) from error
+    context.check_hostname = named
+    return context
+
+
+_SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
+
+# Classes of SQLSTATE after which the same transaction may succeed: lost connections, serialization
+# failures and deadlocks, a transaction ended for doing nothing, exhausted resources, a server that
+# starts or stops, a prepared statement that a migration made stale.
+_TRANSIENT_CLASSES = ("08", "0A000", "25P03", "26000", "40", "53", "55", "57", "58")
+
+# The queue goes from empty to a million rows between two looks of autovacuum. Taken for small, it
+# would be sorted whole at every claim; this way rows come in an index's order wherever one has it.
+_PLANNER = {"enable_sort": "off"}
+
+
+def connect(
+    url: str, *, pool_size: int = 8, timeout: float = 30.0, application: str = "lowtide"
+) -> Engine:
+    """Return an engine for `postgresql://…`; nothing is opened before the first use.
+
+    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for what they cannot be.
+    `timeout` is in seconds without an answer, for connecting, for waiting for a free connection
+    and for each statement. The server waits as long for the next statement of a transaction: a
+    process that freezes in one would keep its locks for ever, and nobody could take its lines over.
+    """
+    address, tls = encryption(make_url(url))
+    waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
+    engine = engine_of(
+        address,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout,
+        connect_args={
+            "timeout": timeout,
+            "ssl_context": tls,
+            "application_name": application,
+            "startup_params": _PLANNER | waits,
+        },
+    )
+    event.listen(engine, "checkout", _reject_closed)
+    return engine
+
+
+def engine_of(url: URL, **options: Any) -> Engine:
+    """Return SQLAlchemy's engine for `postgresql://…`, with our driver and its `options`."""
+    engine = create_engine(url.set(drivername="postgresql+pg8000"), **options)
+    event.listen(engine, "do_connect", _open)
+    return engine
+
+
+def _open(_dialect: Any, _record: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return PreparingConnection(*args, **options)
+
+
+def _reject_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the pool open another connection where the server closed this one.
+
+    An idle connection has nothing to read, unless it was closed. Asking the kernel spares the round
+    trip of a ping.
+    """
+    if connection.is_closed():
+        raise DisconnectionError
+
+
+@contextmanager
+def begin(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction; raises Unavailable for failures that another try may not meet."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (DBAPIError, PoolTimeout, OSError) as error:
+        if not _is_transient(error):
+            raise
+        raise Unavailable("The database does not answer at the moment: try again.") from error
+
+
+@contextmanager
+def acting_for(engine: Engine, tenant: TenantId) -> Iterator[Connection]:
+    """Open a transaction in which row-level security shows just this tenant's rows.
+
+    The setting is local to the transaction, so that a pooled connection never carries it over.
+    """
+    with begin(engine) as connection:
+        connection.execute(_SET_TENANT, {"tenant": str(tenant)})
+        yield connection
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """Return what the server calls an error; "" for the driver's own."""
+    details = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return str(details.get("C", "")) if isinstance(details, dict) else ""
+
+
+def _is_transient(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return True
+    if state := sqlstate(error):
+        return state.startswith(_TRANSIENT_CLASSES)
+    # The driver's own errors carry no SQLSTATE; those about the connection are InterfaceErrors.
+    return type(error).__name__ == "InterfaceError"

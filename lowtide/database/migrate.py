@@ -1,0 +1,66 @@
+"""Bring a database to the current schema: `python -m lowtide.postgres.migrate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+
+from lowtide.database.connections import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+
+
+_LOCK = 0x6C6F7774  # "lowt": two migrations at once must wait for each other
+
+
+def migrate(url: str, passwords: Mapping[str, str]) -> None:
+    """Apply all migrations as the owner at `url`, and set the login roles' passwords.
+
+    Safe to run at any time and twice at once.
+    """
+    engine = connect(url, pool_size=1)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            for role, password in passwords.items():
+                _set_password(connection, role, password)
+    finally:
+        engine.dispose()
+
+
+def _set_password(connection: Connection, role: str, password: str) -> None:
+    statement = connection.execute(
+        text("SELECT format('ALTER ROLE %I PASSWORD %L', cast(:role AS text), cast(:pw AS text))"),
+        {"role": role, "pw": password},
+    ).scalar_one()
+    connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+def main() -> None:
+    """Migrate the database of `LOWTIDE_DATABASE_URL`.
+
+    `ROLE_PASSWORD_API`, `_WORKER`, `_OPERATOR` and `_AUTOSCALER` set the roles' passwords; what
+    is absent stays as it is.
+    """
+    passwords = {
+        f"lowtide_{name}": os.environ[f"ROLE_PASSWORD_{name.upper()}"]
+        for name in ("api", "worker", "operator", "autoscaler")
+        if f"ROLE_PASSWORD_{name.upper()}" in os.environ
+    }
+    migrate(os.environ["LOWTIDE_DATABASE_URL"], passwords)
+
+
+if __name__ == "__main__":
+    main()

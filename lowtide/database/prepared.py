@@ -1,0 +1,185 @@
+"""Connections that prepare the statements of the hot path once, and wait for the server less.
+
+pg8000 translates a statement's placeholders character by character, has it parsed and planned, and
+waits for the server three times, at every execution, and three times more for a commit. For sets of
+lines that costs more than the work itself. Statements marked by `hot` are translated once, prepared
+once a connection, and sent together with the BEGIN before them: an execution is one round trip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from pg8000 import core, dbapi
+from pg8000.converters import make_params
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import TextClause
+
+
+_MARK = "/* prepared */"
+_STALE = frozenset({"0A000", "26000"})
+"""SQLSTATEs of a plan whose result type has changed, and of a statement that is gone."""
+_BEGIN = "begin transaction"
+_LARGE = 65536
+_NO_MESSAGE = (KeyError, struct.error)
+"""What pg8000 raises for bytes that are no message: it looks up their type, and unpacks them."""
+
+
+def hot(sql: str) -> TextClause:
+    """Return a statement to be prepared; its plan must not depend on its parameters' values."""
+    return text(_MARK + sql)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Text in UTF-8, as a parameter of a hot statement: sent as it is, without a copy."""
+
+    text: bytes = field(repr=False)
+
+
+class PreparingConnection(dbapi.Connection):
+    """A DB-API connection of pg8000."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException as error:
+            # pg8000 leaves the socket open when not even its first message can be sent.
+            self._close_socket(*map(vars(self).get, ("_sock", "_usock")))
+            if isinstance(error, _NO_MESSAGE):
+                raise _lost(error) from error
+            raise
+        self._prepared: dict[str, tuple[Any, ...]] = {}
+        self.register_out_adapter(Encoded, attrgetter("text"))
+        if self._usock.family != socket.AF_UNIX:
+            # Or else the end of a statement that takes two packets waits for the acknowledgement of
+            # its beginning, which the server holds back for 40 ms.
+            self._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        """Close the connection, and its socket at once.
+
+        pg8000 leaves that to the garbage collector: whoever keeps the traceback of a lost connection
+        keeps the file descriptor, too.
+        """
+        file, usock = self._sock, self._usock
+        try:
+            super().close()
+        finally:
+            self._close_socket(file, usock)
+
+    @staticmethod
+    def _close_socket(*files: Any) -> None:
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                if file is not None:
+                    file.close()
+
+    def is_closed(self) -> bool:
+        """Whether the server has closed this idle connection."""
+        poller = select.poll()
+        poller.register(self._usock, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def handle_messages(self, context: core.Context) -> None:
+        """Read the answers to what was sent."""
+        try:
+            super().handle_messages(context)
+        except _NO_MESSAGE as error:
+            raise _lost(error) from error
+
+    def cursor(self) -> PreparingCursor:
+        """Return a cursor."""
+        return PreparingCursor(self)
+
+    def commit(self) -> None:
+        """Commit."""
+        self.execute_simple("commit")
+
+    def rollback(self) -> None:
+        """Roll back, if there is anything."""
+        if self._in_transaction:
+            self.execute_simple("rollback")
+
+    def execute_prepared(self, operation: str, values: Sequence[Any]) -> core.Context:
+        """Execute a statement, preparing it the first time."""
+        statement = _native(operation)
+        if operation not in self._prepared:
+            self._prepared[operation] = self.prepare_statement(statement, ())
+        name, columns, input_funcs = self._prepared[operation]
+        context = core.Context(statement, columns=columns, input_funcs=input_funcs)
+        begins = not self._in_transaction
+        if begins:
+            self.send_QUERY(_BEGIN)
+        for part in _binding(name, make_params(self.py_types, values)):
+            core._write(self._sock, part)  # noqa: SLF001
+        core._write(self._sock, core.EXECUTE_MSG + core.SYNC_MSG)  # noqa: SLF001
+        core._flush(self._sock)  # noqa: SLF001
+        if begins:
+            self.handle_messages(core.Context(_BEGIN))
+        try:
+            self.handle_messages(context)
+        except dbapi.DatabaseError as error:
+            if error.args and isinstance(error.args[0], dict) and error.args[0].get("C") in _STALE:
+                self._prepared.clear()
+            raise
+        return context
+
+
+class PreparingCursor(dbapi.Cursor):
+    """A cursor that knows which statements to prepare."""
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Any:
+        """Execute a statement."""
+        if not operation.startswith(_MARK):
+            return super().execute(operation, args, stream)
+        self._context = self._c.execute_prepared(operation, args)
+        rows = self._context.rows
+        self._row_iter = None if rows is None else iter(rows)
+        return self
+
+
+def _lost(error: Exception) -> dbapi.InterfaceError:
+    """Return the error of a lost connection; SQLAlchemy drops it for the words "network error"."""
+    return dbapi.InterfaceError(f"network error: no PostgreSQL message: {error!r}")
+
+
+@lru_cache(maxsize=128)
+def _native(operation: str) -> str:
+    statement: str = dbapi.convert_paramstyle("format", operation, ())[0]
+    return statement
+
+
+def _binding(name: bytes, values: Sequence[str | bytes | None]) -> Sequence[bytes]:
+    """Return a Bind message in parts: unnamed portal, every value and every result as text.
+
+    A large value is a part of its own, which is written as it lies in memory.
+    """
+    parts: list[bytes] = []
+    head = [b"\0", name, core.H_pack(0), core.H_pack(len(values))]
+    size = 4
+    for value in values:
+        if value is None:
+            head.append(core.i_pack(-1))
+            continue
+        encoded = value if isinstance(value, bytes) else value.encode()
+        head.append(core.i_pack(len(encoded)))
+        if len(encoded) < _LARGE:
+            head.append(encoded)
+        else:
+            parts += [b"".join(head), encoded]
+            head = []
+    parts.append(b"".join([*head, core.H_pack(0)]))
+    size += sum(map(len, parts))
+    return [core.BIND + core.i_pack(size), *parts]

@@ -1,0 +1,343 @@
+"""`/v1/dead_letters`, beyond OpenAI."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from flask import Response
+from msgspec.structs import replace
+
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import format_batch_id, format_request_id, parse_batch_id, parse_request_id
+from lowtide.core.pools import Pool
+from lowtide.dead_letters import api_types as types
+from lowtide.dead_letters.model import (
+    MOST_LETTERS,
+    MOST_SOURCES,
+    LetterFilter,
+    LetterId,
+    LetterState,
+)
+from lowtide.dead_letters.requeue import RequeueRequest
+from lowtide.dead_letters.service import Content
+from lowtide.http.application import json_response
+from lowtide.http.bodies import digest_of, idempotency_key, json_body
+from lowtide.http.operations import Operation, Parameter, Route, argument, limit_argument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
+
+    from flask import Request
+
+    from lowtide.core.ids import BatchId
+    from lowtide.dead_letters.model import DeadLetter
+    from lowtide.http.application import Call
+
+
+_MAX_BODY_BYTES = 4 << 20
+_MAX_ERROR_CODE = 256
+
+_decode_requeue = msgspec.json.Decoder(types.RequeueDeadLetters).decode
+_decode_discard = msgspec.json.Decoder(types.DiscardDeadLetters).decode
+
+
+def page(call: Call) -> Response:
+    """`GET /v1/dead_letters`."""
+    after = argument(call.request, "after")
+    letters, more = call.services.dead_letters.page(
+        call.tenant,
+        _filter(call.request),
+        after=None if after is None else _letter_named(after, "after"),
+        limit=limit_argument(call.request, most=1000, default=100),
+    )
+    data = [types.DeadLetter(**_fields(letter)) for letter in letters]
+    found = types.DeadLetterPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=more,
+    )
+    return json_response(found)
+
+
+def get(call: Call, letter_id: str) -> Response:
+    """`GET /v1/dead_letters/{letter_id}`."""
+    shown = call.services.dead_letters.get(call.tenant, _letter_named(letter_id, "letter_id"))
+    answer = shown.answer
+    response, error = None, None
+    line, body = (uuid.uuid4().hex.encode() for _ in range(2))
+    if answer.status_code is None or shown.body is None:
+        error = types.LastError(code=answer.error_code, message=answer.error_message)
+    else:
+        response = types.LastAnswer(
+            status_code=answer.status_code,
+            request_id=answer.request_id or format_request_id(shown.letter.batch, answer.number),
+            body=msgspec.Raw(body),
+        )
+    details = types.DeadLetterDetails(
+        **_fields(shown.letter),
+        input=msgspec.Raw(b"null" if shown.line is None else line),
+        response=response,
+        error=error,
+    )
+    # Both may be as long as a request and an answer can be: they are put in as they are sent.
+    encoded = msgspec.json.encode(details)
+    pieces: list[Iterable[bytes]] = []
+    for placeholder, value in ((line, shown.line), (body, shown.body)):
+        if placeholder in encoded and value is not None:
+            before, _, encoded = encoded.partition(placeholder)
+            pieces += [[before], value]
+    return Response(chain(*pieces, [encoded]), mimetype="application/json")
+
+
+def content(call: Call) -> Response:
+    """`GET /v1/dead_letters/content`: NDJSON of inputs or of last answers."""
+    text = argument(call.request, "which") or Content.INPUT.value
+    if text not in set(Content):
+        raise InvalidRequest(f"which must be one of {', '.join(Content)}.", param="which")
+    wanted = _filter(call.request)
+    headers = {"Content-Disposition": f'attachment; filename="dead_letters_{text}.jsonl"'}
+    body: Iterator[bytes] = iter(())
+    if call.request.method != "HEAD":
+        pieces = call.services.dead_letters.download(
+            call.tenant, wanted, Content(text), actor=call.caller.actor
+        )
+        # Read before the answer begins: an input that is gone can still be told from then on.
+        body = chain([next(pieces, b"")], pieces)
+    return Response(body, headers=headers, mimetype="application/x-ndjson")
+
+
+def requeue(call: Call) -> Response:
+    """`POST /v1/dead_letters/requeue`."""
+    wanted = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
+    request = RequeueRequest(
+        wanted=_chosen(wanted),
+        actor=call.caller.actor,
+        completion_window=wanted.completion_window,
+        idempotency_key=idempotency_key(call.request),
+        idempotency_digest=digest_of(replace(wanted, dry_run=False)),
+        dry_run=wanted.dry_run,
+        pool=Pool(wanted.pool),
+    )
+    outcome = call.services.requeuer.requeue(call.tenant, request)
+    answer = types.RequeuedDeadLetters(
+        dry_run=wanted.dry_run,
+        changed=outcome.changed,
+        unchanged=outcome.unchanged,
+        remaining=outcome.remaining,
+        batches=[
+            types.RequeuedBatch(
+                source_batch_id=format_batch_id(each.source),
+                batch_id=_batch_id(each.batch),
+                letters=each.letters,
+            )
+            for each in outcome.batches
+        ],
+    )
+    return json_response(answer)
+
+
+def discard(call: Call) -> Response:
+    """`POST /v1/dead_letters/discard`."""
+    wanted = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
+    done = call.services.dead_letters.discard(
+        call.tenant, _chosen(wanted), actor=call.caller.actor, dry_run=wanted.dry_run
+    )
+    answer = types.DiscardedDeadLetters(
+        dry_run=wanted.dry_run,
+        changed=done.changed,
+        unchanged=done.unchanged,
+        remaining=done.remaining,
+    )
+    return json_response(answer)
+
+
+def _chosen(wanted: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilter:
+    if (wanted.ids is None) == (wanted.filter is None):
+        raise InvalidRequest(
+            "Name dead letters by ids, or all that match by filter: give one of both.",
+            param="ids" if wanted.ids is None else "filter",
+        )
+    if wanted.ids is not None:
+        return [_letter_named(id_, "ids") for id_ in wanted.ids]
+    found = wanted.filter or types.DeadLetterFilter()
+    batch = None if found.batch_id is None else _batch_named(found.batch_id, "filter")
+    return LetterFilter(batch, found.error_code)
+
+
+def _filter(request: Request) -> LetterFilter:
+    """Read `batch_id`, `error_code` and `state`; raises InvalidRequest."""
+    batch_id, error_code, state = (
+        argument(request, name) for name in ("batch_id", "error_code", "state")
+    )
+    if error_code is not None and ("\x00" in error_code or len(error_code) > _MAX_ERROR_CODE):
+        raise InvalidRequest(
+            f"error_code must have at most {_MAX_ERROR_CODE} characters and no U+0000.",
+            param="error_code",
+        )
+    if state is not None and state not in set(LetterState):
+        raise InvalidRequest(f"state must be one of {', '.join(LetterState)}.", param="state")
+    return LetterFilter(
+        None if batch_id is None else _batch_named(batch_id, "batch_id"),
+        error_code,
+        None if state is None else LetterState(state),
+    )
+
+
+def _batch_named(text: str, param: str) -> BatchId:
+    batch = parse_batch_id(text)
+    if batch is None:
+        raise InvalidRequest(f"{text[:100]!r} is not the id of a batch.", param=param)
+    return batch
+
+
+def _letter_named(text: str, param: str) -> LetterId:
+    found = parse_request_id(text)
+    if found is None:
+        raise NotFound(f"No dead letter {text[:100]!r}: check the id.", param=param)
+    return LetterId(*found)
+
+
+def _fields(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": format_request_id(letter.batch, letter.line),
+        "batch_id": format_batch_id(letter.batch),
+        "line": letter.line,
+        "custom_id": letter.custom_id,
+        "state": letter.state.value,
+        "attempts": letter.attempts,
+        "status_code": letter.status_code,
+        "error_code": letter.error_code,
+        "error_message": letter.error_message,
+        "created_at": _seconds(letter.died_at),
+        "ended_at": None if letter.ended_at is None else _seconds(letter.ended_at),
+        "ended_by": letter.actor,
+        "requeued_as": _batch_id(letter.requeued_as),
+    }
+
+
+def _batch_id(batch: BatchId | None) -> str | None:
+    return None if batch is None else format_batch_id(batch)
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())
+
+
+_BATCH = Parameter(
+    "batch_id",
+    "Only letters of this batch.",
+    {"type": "string", "pattern": "^batch_[0-9a-f]{32}$"},
+)
+_ERROR_CODE = Parameter(
+    "error_code",
+    "Only letters with this code, like `http_500` or `worker_lost`.",
+    {"type": "string", "pattern": r"^[^\u0000]*$", "maxLength": 256},
+)
+_STATE = Parameter(
+    "state", "Only letters in this state.", {"enum": ["open", "requeued", "discarded"]}
+)
+_AFTER = Parameter(
+    "after",
+    "The last id of the page before.",
+    {"type": "string", "pattern": "^batch_req_[0-9a-f]{40}$"},
+)
+_LIMIT = Parameter(
+    "limit",
+    "Most objects of one page.",
+    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+)
+_WHICH = Parameter(
+    "which",
+    "`input`: lines that can be uploaded again, those of one batch as they are; `output`: the last "
+    "answers, in the shape of the error file.",
+    {"enum": ["input", "output"], "default": "input"},
+)
+_IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "A retry with the same key and body requeues nothing more and returns the batches of the first; "
+    "another body is 422.",
+    {"type": "string", "maxLength": 256},
+    "header",
+)
+_BOUNDS = (
+    f"One call takes up to {MOST_LETTERS:,} letters of {MOST_SOURCES} batches; `remaining` tells how "
+    "many a filter left for the next."
+)
+
+READ = (
+    Route(
+        "GET",
+        "/v1/dead_letters",
+        page,
+        Operation(
+            "listDeadLetters",
+            "List dead letters, newest first.",
+            types.DeadLetterPage,
+            parameters=(_AFTER, _LIMIT, _BATCH, _ERROR_CODE, _STATE),
+            errors=(400, 404),
+            extension=True,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/dead_letters/content",
+        content,
+        Operation(
+            "getDeadLetterContent",
+            "Download inputs or last answers of dead letters as NDJSON, in order of batch and line.",
+            None,
+            media="application/x-ndjson",
+            parameters=(_WHICH, _BATCH, _ERROR_CODE, _STATE),
+            errors=(400, 409),
+            extension=True,
+        ),
+    ),
+    Route(
+        "GET",
+        # Too long for the verbs beside it, which take no GET.
+        "/v1/dead_letters/<string(minlength=10):letter_id>",
+        get,
+        Operation(
+            "getDeadLetter",
+            "Get a dead letter with its line and its last answer.",
+            types.DeadLetterDetails,
+            errors=(404,),
+            extension=True,
+        ),
+    ),
+)
+
+CHANGE = (
+    Route(
+        "POST",
+        "/v1/dead_letters/requeue",
+        requeue,
+        Operation(
+            "requeueDeadLetters",
+            f"Run open dead letters again, in a new batch for each batch they come from. {_BOUNDS}",
+            types.RequeuedDeadLetters,
+            body=types.RequeueDeadLetters,
+            parameters=(_IDEMPOTENCY_KEY,),
+            errors=(400, 404, 409, 413, 415, 422),
+            extension=True,
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/dead_letters/discard",
+        discard,
+        Operation(
+            "discardDeadLetters",
+            f"Give up on open dead letters. {_BOUNDS}",
+            types.DiscardedDeadLetters,
+            body=types.DiscardDeadLetters,
+            errors=(400, 404, 413, 415),
+            extension=True,
+        ),
+    ),
+)

@@ -1,0 +1,131 @@
+"""The JSON objects of `/v1/dead_letters`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lowtide.dead_letters.model import MOST_LETTERS
+from lowtide.http import types
+
+BatchId = types.BatchId
+Seconds = types.Seconds
+Window = types.Window
+RequestId = Annotated[str, Meta(pattern="^batch_req_[0-9a-f]{40}$")]
+ErrorCode = Annotated[str, Meta(pattern=r"^[^\u0000]*$", max_length=256)]
+State = Literal["open", "requeued", "discarded"]
+
+
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """A line that was set aside: it exhausted its attempts, or several workers died of it.
+
+    `error_code` is `http_` and the status where the engine's last answer was an HTTP error;
+    `ended_by` is the key that requeued or discarded it.
+    """
+
+    id: RequestId
+    batch_id: BatchId
+    line: int
+    custom_id: str
+    state: State
+    attempts: int
+    status_code: int | None
+    error_code: str | None
+    error_message: str | None
+    created_at: Seconds
+    ended_at: Seconds | None
+    ended_by: str | None
+    requeued_as: BatchId | None
+    object: Literal["dead_letter"] = "dead_letter"
+
+
+class LastAnswer(msgspec.Struct, kw_only=True):
+    """The engine's last answer, as in the error file; `body` is its JSON, exactly as it came."""
+
+    status_code: int
+    request_id: str
+    body: msgspec.Raw
+
+
+class LastError(msgspec.Struct, kw_only=True):
+    """Why there was no answer."""
+
+    code: str | None
+    message: str | None
+
+
+class DeadLetterDetails(DeadLetter, kw_only=True):
+    """A dead letter with its line, null when the input file is gone, and how it ended."""
+
+    input: msgspec.Raw
+    response: LastAnswer | None
+    error: LastError | None
+
+
+class DeadLetterPage(msgspec.Struct, kw_only=True):
+    """One page of dead letters, newest first."""
+
+    data: list[DeadLetter]
+    first_id: RequestId | None
+    last_id: RequestId | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class DeadLetterFilter(msgspec.Struct, forbid_unknown_fields=True):
+    """Which open letters are meant; without any field, all of them."""
+
+    batch_id: BatchId | None = None
+    error_code: ErrorCode | None = None
+
+
+class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):
+    """Either `ids` or `filter`; a dry run counts and changes nothing."""
+
+    ids: Annotated[list[RequestId], Meta(min_length=1, max_length=MOST_LETTERS)] | None = None
+    filter: DeadLetterFilter | None = None
+    dry_run: bool = False
+
+
+class RequeueDeadLetters(DiscardDeadLetters, forbid_unknown_fields=True):
+    """Either `ids` or `filter`; each new batch has its source's window unless one is given.
+
+    Lines wait for spot, from where a deadline may move them, or for dedicated, where they stay.
+    """
+
+    completion_window: Window | None = None
+    pool: Literal["spot", "dedicated"] = "spot"
+
+
+class DiscardedDeadLetters(msgspec.Struct, kw_only=True):
+    """How many letters were discarded, or would be; were requeued or discarded before; are left."""
+
+    dry_run: bool
+    changed: int
+    unchanged: int
+    remaining: int
+    object: Literal["dead_letter.discard"] = "dead_letter.discard"
+
+
+class RequeuedBatch(msgspec.Struct, kw_only=True):
+    """Letters of one batch and the batch they run in; null for a dry run."""
+
+    source_batch_id: BatchId
+    batch_id: BatchId | None
+    letters: int
+
+
+class RequeuedDeadLetters(msgspec.Struct, kw_only=True):
+    """How many letters were requeued, or would be; were requeued or discarded before; are left.
+
+    `batches` are the new ones and those of earlier calls about the same letters.
+    """
+
+    dry_run: bool
+    changed: int
+    unchanged: int
+    remaining: int
+    batches: list[RequeuedBatch]
+    object: Literal["dead_letter.requeue"] = "dead_letter.requeue"

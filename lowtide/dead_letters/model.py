@@ -1,0 +1,183 @@
+"""Dead letters: requests that failed for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from lowtide.core.ids import BatchId, format_batch_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+
+
+MOST_LETTERS: Final = 50_000
+"""How many letters one call requeues or discards."""
+MOST_SOURCES: Final = 100
+"""Of how many batches: each makes a file and a batch, or a lock."""
+
+SOURCE_KEY: Final = "dead_letters_of"
+"""The metadata of a batch of dead letters that names the batch they come from."""
+_MOST_METADATA = 16
+
+
+class LetterState(StrEnum):
+    """Where a dead letter stands; only an open one can be requeued or discarded."""
+
+    OPEN = "open"
+    REQUEUED = "requeued"
+    DISCARDED = "discarded"
+
+
+class LetterId(NamedTuple):
+    """Which line of which batch a letter is."""
+
+    batch: BatchId
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A line that was set aside.
+
+    `error_code` is `http_` and the status where the engine's last answer was an HTTP error.
+    `ended_at`, `actor` and `requeued_as` tell when, by which key and in which batch it was dealt
+    with.
+    """
+
+    batch: BatchId
+    line: int
+    custom_id: str
+    attempts: int
+    status_code: int | None
+    error_code: str | None
+    error_message: str | None
+    died_at: datetime
+    state: LetterState
+    ended_at: datetime | None
+    actor: str | None
+    requeued_as: BatchId | None
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which letters are meant; None takes any."""
+
+    batch: BatchId | None = None
+    error_code: str | None = None
+    state: LetterState | None = None
+
+    def __str__(self) -> str:
+        """Return the filter as the audit log shows it."""
+        named = {
+            "batch_id": None if self.batch is None else format_batch_id(self.batch),
+            "error_code": self.error_code,
+            "state": self.state,
+        }
+        return " ".join(f"{name}={value}" for name, value in named.items() if value) or "all"
+
+
+@dataclass(frozen=True, slots=True)
+class LetterPlace:
+    """Where a letter's bytes lie in its batch's input; `answer_bytes` is the last answer's size.
+
+    `checksum` proves the bytes; None for a request that was split before checksums were kept.
+    """
+
+    batch: BatchId
+    line: int
+    start: int
+    length: int
+    checksum: int | None = None
+    answer_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The batch that letters come from; `has_input` says that its file is still there."""
+
+    batch: BatchId
+    user: str
+    input_key: str
+    has_input: bool
+    endpoint: str
+    completion_window: str
+    metadata: Mapping[str, str] | None
+    output_expires_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """How many letters of one batch went into another; `batch` is None before it is made."""
+
+    source: BatchId
+    batch: BatchId | None
+    letters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a call is about: the open letters it takes, in order of batch and line, and the others.
+
+    `requeued` and `discarded` were dealt with before; `remaining` match the filter, but are too
+    many for one call.
+    """
+
+    open: tuple[LetterPlace, ...] = ()
+    requeued: tuple[Requeued, ...] = ()
+    discarded: int = 0
+    remaining: int = 0
+
+    @property
+    def already_requeued(self) -> int:
+        """How many of the named letters were requeued before."""
+        return sum(earlier.letters for earlier in self.requeued)
+
+
+def by_batch(places: Iterable[LetterPlace]) -> dict[BatchId, list[LetterPlace]]:
+    """Return letters by the batch they come from, both in the order they came in."""
+    found: dict[BatchId, list[LetterPlace]] = {}
+    for place in places:
+        found.setdefault(place.batch, []).append(place)
+    return found
+
+
+def of_few_sources(places: Iterable[LetterPlace], most: int) -> list[LetterPlace]:
+    """Return the letters of the first `most` batches."""
+    batches: set[BatchId] = set()
+    found = []
+    for place in places:
+        if place.batch in batches or len(batches) < most:
+            batches.add(place.batch)
+            found.append(place)
+    return found
+
+
+def in_blocks(
+    places: Iterable[LetterPlace], sizes: Iterable[int], most: int
+) -> Iterator[list[LetterPlace]]:
+    """Yield runs of letters of one batch each, of at most `most` bytes or of one letter."""
+    block: list[LetterPlace] = []
+    held = 0
+    for place, size in zip(places, sizes, strict=True):
+        if block and (held + size > most or place.batch != block[0].batch):
+            yield block
+            block, held = [], 0
+        block.append(place)
+        held += size
+    if block:
+        yield block
+
+
+def requeue_metadata(source: Source) -> dict[str, str]:
+    """Return the metadata of a batch of dead letters: its source's, and the source itself."""
+    kept = {name: value for name, value in (source.metadata or {}).items() if name != SOURCE_KEY}
+    few = dict(list(kept.items())[: _MOST_METADATA - 1])
+    return few | {SOURCE_KEY: format_batch_id(source.batch)}
+
+
+def requeue_filename(source: BatchId) -> str:
+    """Return the name of the input file that is made of a batch's dead letters."""
+    return f"{format_batch_id(source)}_dead_letters.jsonl"

@@ -1,0 +1,256 @@
+"""Dealing with dead letters: choosing, requeueing and discarding them.
+
+Whoever ends letters of a batch first takes the batch's advisory lock, batch by batch in order: two
+calls that want the same letters wait for each other, and the second finds them ended. Letters are
+named as a batch and an array of lines, which any plan looks up in one pass, whatever the statistics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.batches.store import insert_batch
+from lowtide.core.ids import BatchId, format_batch_id
+from lowtide.database.connections import acting_for
+from lowtide.dead_letters.model import (
+    LetterFilter,
+    LetterId,
+    LetterPlace,
+    LetterState,
+    Requeued,
+    Selection,
+    by_batch,
+)
+from lowtide.dead_letters.store import MATCHES, letter_not_found, matches
+from lowtide.events.outbox import add_event
+from lowtide.files.store import add_expected_file
+from lowtide.tenants.audit import note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.model import NewBatch
+    from lowtide.core.ids import TenantId
+    from lowtide.events.model import Event
+    from lowtide.files.model import StoredFile
+
+
+NAMED = """
+SELECT d.line, d.state, d.requeued_as, r.start, r.length, r.checksum
+FROM (
+  SELECT batch_id, line, state, requeued_as FROM dead_letters
+  WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
+) d
+CROSS JOIN LATERAL (
+  SELECT start, length, checksum FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
+"""
+_NAMED = text(NAMED)
+MATCHING = f"""
+SELECT d.batch_id, d.line, r.start, r.length, r.checksum
+FROM (
+  SELECT at, batch_id, line FROM dead_letters
+  WHERE {MATCHES}
+  ORDER BY at, batch_id, line LIMIT :most
+) d
+CROSS JOIN LATERAL (
+  SELECT start, length, checksum FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
+"""  # noqa: S608
+_MATCHING = text(MATCHING)
+_COUNT = text(f"SELECT count(*) FROM dead_letters WHERE {MATCHES}")  # noqa: S608
+# OFFSET 0 keeps the index of keys: for the grouping, one that is ordered by batch would be walked.
+UNDER_KEY = """
+SELECT batch_id, requeued_as, count(*) AS letters, (array_agg(requeue_digest))[1] AS digest FROM (
+  SELECT batch_id, requeued_as, requeue_digest FROM dead_letters
+  WHERE tenant_id = :tenant AND requeue_key = :key OFFSET 0
+) d GROUP BY batch_id, requeued_as
+"""
+_UNDER_KEY = text(UNDER_KEY)
+END = """
+UPDATE dead_letters SET state = :state, requeued_as = cast(:target AS uuid), ended_at = now(),
+  actor = :actor, requeue_key = cast(:key AS text), requeue_digest = cast(:digest AS bytea)
+WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
+  AND state = 'open'
+"""
+_END = text(END)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+
+# No statement may take so long that it runs into the connection's timeout.
+_BLOCK_LINES = 5000
+
+
+class RequeueStore:
+    """Choose, requeue and discard dead letters."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def named(self, tenant: TenantId, letters: Sequence[LetterId]) -> Selection:
+        """Return what there is of these letters; raises NotFound for an unknown one."""
+        found = _Found()
+        with acting_for(self._engine, tenant) as connection:
+            for batch, of_batch in groupby(sorted(letters), key=attrgetter("batch")):
+                lines = [letter.line for letter in of_batch]
+                parameters = {"tenant": tenant, "batch": batch, "lines": lines}
+                rows = connection.execute(_NAMED, parameters).all()
+                unknown = set(lines).difference(row.line for row in rows)
+                if unknown:
+                    raise letter_not_found(LetterId(batch, min(unknown)), "ids")
+                for row in rows:
+                    found.add(batch, row)
+        return found.selection()
+
+    def matching(self, tenant: TenantId, wanted: LetterFilter, *, most: int) -> Selection:
+        """Return the open letters of a filter, and how many there are behind the oldest `most`."""
+        still_open = LetterFilter(wanted.batch, wanted.error_code, LetterState.OPEN)
+        parameters = matches(tenant, still_open)
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_MATCHING, parameters | {"most": most}).all()
+            count = len(rows)
+            if count == most:
+                count = connection.execute(_COUNT, parameters).scalar_one()
+        found = [LetterPlace(BatchId(row[0]), *row[1:]) for row in rows]
+        return Selection(_in_order(found), remaining=max(0, count - len(found)))
+
+    def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
+        """Return what an earlier call with this idempotency key requeued, and its body's digest."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).all()
+        found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
+        earlier = [
+            Requeued(BatchId(source), BatchId(batch), letters)
+            for (source, batch), letters in sorted(found.items())
+        ]
+        return earlier, next((row.digest for row in rows), None)
+
+    def requeue(
+        self,
+        moves: Sequence[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]],
+        events: Sequence[Event],
+        *,
+        actor: str,
+        key: str | None,
+        digest: bytes | None = None,
+        policy: AdmissionPolicy | None = None,
+    ) -> bool:
+        """Record files, batches and events, and mark the letters, all together.
+
+        False, and nothing is recorded, when one of the letters is not open any more, or the key has
+        been used. Raises what `insert_batch` raises.
+        """
+        tenant = moves[0][0].tenant
+        with acting_for(self._engine, tenant) as connection:
+            if key is not None and _is_used(connection, tenant, key):
+                return False
+            # All letters before any batch: creations wait for each other, and must hold no one up
+            # who waits for letters.
+            for batch, _, places in moves:
+                source = places[0].batch
+                lines = [place.line for place in places]
+                ended = _end(
+                    connection,
+                    tenant,
+                    source,
+                    lines,
+                    actor,
+                    target=batch.id,
+                    key=key,
+                    digest=digest,
+                )
+                if ended != len(places):
+                    connection.rollback()
+                    return False
+            for batch, file, places in moves:
+                add_expected_file(connection, file)
+                insert_batch(connection, batch, file.object_key, file.lines, policy)
+                old, new = format_batch_id(places[0].batch), format_batch_id(batch.id)
+                subject = f"{old}: {len(places)} lines as {new} on {batch.pool}"
+                note(connection, tenant, actor, "dead_letters.requeue", [subject])
+            for event in events:
+                add_event(connection, event)
+        return True
+
+    def discard(self, tenant: TenantId, letters: Sequence[LetterPlace], *, actor: str) -> int:
+        """Mark letters as discarded; return how many were open still."""
+        changed = 0
+        with acting_for(self._engine, tenant) as connection:
+            for batch, places in sorted(by_batch(letters).items()):
+                lines = [place.line for place in places]
+                ended = _end(connection, tenant, batch, lines, actor)
+                if ended:
+                    subject = f"{format_batch_id(batch)}: {ended} lines"
+                    note(connection, tenant, actor, "dead_letters.discard", [subject])
+                changed += ended
+        return changed
+
+
+class _Found:
+    """What there is of letters that were named."""
+
+    def __init__(self) -> None:
+        self._open: list[LetterPlace] = []
+        self._requeued = Counter[tuple[BatchId, BatchId]]()
+        self._discarded = 0
+
+    def add(self, batch: BatchId, row: Any) -> None:
+        state = LetterState(row.state)
+        if state is LetterState.OPEN:
+            self._open.append(LetterPlace(batch, row.line, row.start, row.length, row.checksum))
+        elif state is LetterState.REQUEUED:
+            self._requeued[batch, BatchId(row.requeued_as)] += 1
+        else:
+            self._discarded += 1
+
+    def selection(self) -> Selection:
+        earlier = (
+            Requeued(source, batch, letters)
+            for (source, batch), letters in sorted(self._requeued.items())
+        )
+        return Selection(_in_order(self._open), tuple(earlier), self._discarded)
+
+
+def _is_used(connection: Connection, tenant: TenantId, key: str) -> bool:
+    """Return whether letters were requeued under an idempotency key; others with it wait meanwhile."""
+    connection.execute(_LOCK, {"key": f"requeue {tenant} {key}"})
+    return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None
+
+
+def _end(
+    connection: Connection,
+    tenant: TenantId,
+    source: BatchId,
+    lines: Sequence[int],
+    actor: str,
+    *,
+    target: BatchId | None = None,
+    key: str | None = None,
+    digest: bytes | None = None,
+) -> int:
+    """Mark open letters of a batch as requeued in `target`, or as discarded; return how many."""
+    connection.execute(_LOCK, {"key": f"dead letters {source}"})
+    state = LetterState.DISCARDED if target is None else LetterState.REQUEUED
+    parameters = {
+        "tenant": tenant,
+        "batch": source,
+        "state": state.value,
+        "target": target,
+        "actor": actor,
+        "key": key,
+        "digest": digest,
+    }
+    ended = 0
+    for first in range(0, len(lines), _BLOCK_LINES):
+        block = {"lines": list(lines[first : first + _BLOCK_LINES])}
+        ended += connection.execute(_END, parameters | block).rowcount
+    return ended
+
+
+def _in_order(places: list[LetterPlace]) -> tuple[LetterPlace, ...]:
+    return tuple(sorted(places, key=lambda place: (place.batch, place.line)))

@@ -1,0 +1,253 @@
+"""Looking at dead letters, downloading and discarding them."""
+
+from __future__ import annotations
+
+from codecs import iterdecode
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from lowtide.batches.results import encode_escaped, render_all
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound
+from lowtide.core.ids import format_batch_id
+from lowtide.dead_letters.model import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
+from lowtide.files.lines import NO_BYTES, checksum_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lowtide.batches.results import FinishedLine
+    from lowtide.core.ids import BatchId, TenantId
+    from lowtide.dead_letters.model import DeadLetter, LetterId, LetterPlace, Selection, Source
+    from lowtide.dead_letters.requeue_store import RequeueStore
+    from lowtide.dead_letters.store import DeadLetterStore
+    from lowtide.objects.store import ObjectStore
+
+
+# How much of an input or of answers is held at a time; what is longer comes in pieces.
+_BLOCK_BYTES = 4 << 20
+
+
+class Content(StrEnum):
+    """What is downloaded: lines to run again, or the last answers as in the error file."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLetter:
+    """A letter with its line, None when the input file is gone, and its last answer.
+
+    Line and body come in pieces, to be read once; `line_bytes` and `body_bytes` are their sizes.
+    """
+
+    letter: DeadLetter
+    line: Iterator[bytes] | None
+    line_bytes: int
+    answer: FinishedLine
+    body: Iterator[bytes] | None
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """How many letters a call discarded, found dealt with before, and left for another call."""
+
+    changed: int
+    unchanged: int
+    remaining: int
+
+
+class DeadLetters:
+    """The dead letters of tenants; one call discards at most `most`."""
+
+    def __init__(
+        self, catalog: DeadLetterStore, desk: RequeueStore, objects: ObjectStore, *, most: int
+    ) -> None:
+        self._catalog = catalog
+        self._desk = desk
+        self._objects = objects
+        self._most = most
+
+    def page(
+        self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
+    ) -> tuple[Sequence[DeadLetter], bool]:
+        """Return up to `limit` letters behind `after`, newest first, and whether there are more.
+
+        Raises NotFound for an unknown `after`.
+        """
+        found = self._catalog.page(tenant, wanted, after=after, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
+        """Return a letter with its input and its last answer; raises NotFound."""
+        found, place = self._catalog.get(tenant, letter)
+        (answer,) = self._catalog.answers(tenant, letter.batch, [letter.line])
+        source = self._catalog.sources(tenant, [letter.batch])[letter.batch]
+        pieces = _line_in_pieces(self._objects, source, place)
+        line: Iterator[bytes] | None
+        try:
+            line = chain([next(pieces)], pieces)
+        except (NotFound, Conflict):
+            line = None
+        body: Iterator[bytes] | None = None
+        if answer.is_long:
+            body = map(str.encode, self._catalog.body(tenant, *letter))
+        elif answer.body is not None:
+            body = iter([answer.body.encode()])
+        return ShownLetter(found, line, place.length, answer, body, place.answer_bytes)
+
+    def download(
+        self, tenant: TenantId, wanted: LetterFilter, content: Content, *, actor: str
+    ) -> Iterator[bytes]:
+        """Yield the lines of letters, in order of batch and line, and tell the audit log.
+
+        Raises Conflict when an input file is gone.
+        """
+        if content is Content.INPUT:
+            gone = self._catalog.without_input(tenant, wanted)
+            if gone:
+                raise input_gone(gone)
+        self._catalog.note_download(tenant, actor, f"{content}: {wanted}")
+        return (self._inputs if content is Content.INPUT else self._outputs)(tenant, wanted)
+
+    def discard(
+        self,
+        tenant: TenantId,
+        wanted: Sequence[LetterId] | LetterFilter,
+        *,
+        actor: str,
+        dry_run: bool = False,
+    ) -> Discarded:
+        """Give up on open letters; discarding them again changes nothing.
+
+        Raises NotFound for an unknown letter, InvalidRequest for too many.
+        """
+        selection = select(self._desk, tenant, wanted, most=self._most)
+        ended = selection.already_requeued + selection.discarded
+        count = len(selection.open)
+        if dry_run or not count:
+            return Discarded(count, ended, selection.remaining)
+        changed = self._desk.discard(tenant, selection.open, actor=actor)
+        return Discarded(changed, ended + count - changed, selection.remaining)
+
+    def _inputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
+        for page in self._catalog.places(tenant, wanted):
+            sources = self._catalog.sources(tenant, list({place.batch for place in page}))
+            for batch, places in groupby(page, key=attrgetter("batch")):
+                yield from input_blocks(self._objects, sources[batch], places)
+
+    def _outputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
+        for page in self._catalog.places(tenant, wanted):
+            for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
+                batch = block[0].batch
+                answers = self._catalog.answers(tenant, batch, [place.line for place in block])
+                yield from render_all(batch, answers, partial(self._catalog.body, tenant, batch))
+
+
+def select(
+    desk: RequeueStore,
+    tenant: TenantId,
+    wanted: Sequence[LetterId] | LetterFilter,
+    *,
+    most: int,
+) -> Selection:
+    """Return the letters a call is about, of a filter up to `most` and of some batches.
+
+    Raises NotFound for an unknown letter, InvalidRequest for too many ids.
+    """
+    if isinstance(wanted, LetterFilter):
+        found = desk.matching(tenant, wanted, most=most)
+        kept = of_few_sources(found.open, MOST_SOURCES)
+        left = len(found.open) - len(kept)
+        return replace(found, open=tuple(kept), remaining=found.remaining + left)
+    letters = sorted(set(wanted))
+    sources = len({letter.batch for letter in letters})
+    if len(letters) > most or sources > MOST_SOURCES:
+        raise InvalidRequest(
+            f"ids names {len(letters)} dead letters of {sources} batches; at most {most} of "
+            f"{MOST_SOURCES} are allowed: make several calls.",
+            param="ids",
+        )
+    return desk.named(tenant, letters)
+
+
+def input_blocks(
+    objects: ObjectStore, source: Source, places: Iterable[LetterPlace]
+) -> Iterator[bytes]:
+    """Yield lines of one batch as a file has them; any reader sees one line for each.
+
+    Short ones come together, a long one in pieces. Raises Conflict when their input is gone, or not
+    what was uploaded: of a long line the pieces before are out by then.
+    """
+    found = list(places)
+    try:
+        for block in in_blocks(found, (place.length for place in found), _BLOCK_BYTES):
+            if sum(place.length for place in block) > _BLOCK_BYTES:
+                for place in block:
+                    pieces = iterdecode(
+                        _proven(place, _line_in_pieces(objects, source, place)), "utf-8"
+                    )
+                    yield from map(encode_escaped, pieces)
+                    yield b"\n"
+                continue
+            ranges = [(place.start, place.length) for place in block]
+            lines = objects.read_ranges(source.input_key, ranges)
+            proven = (
+                piece
+                for place, line in zip(block, lines, strict=True)
+                for piece in _proven(place, [line])
+            )
+            yield b"".join(
+                (line if line.isascii() else encode_escaped(line.decode())) + b"\n"
+                for line in proven
+            )
+    except NotFound as error:
+        raise input_gone([source.batch]) from error
+    except UnicodeDecodeError as error:  # no upload passed with such bytes
+        raise _input_corrupt(source.batch) from error
+
+
+def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a line; raises Conflict at the last when they are not what was split."""
+    length, checksum = 0, NO_BYTES
+    for piece in pieces:
+        length += len(piece)
+        checksum = checksum_of(piece, checksum)
+        yield piece
+    if length != place.length or place.checksum not in (None, checksum):
+        raise _input_corrupt(place.batch)
+
+
+def _input_corrupt(batch: BatchId) -> Conflict:
+    return Conflict(
+        f"The input file of {format_batch_id(batch)} is not what was uploaded: its object was changed "
+        "or damaged. Upload the requests of its dead letters again, and discard these.",
+        param="batch_id",
+        code="input_corrupt",
+    )
+
+
+def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
+    """Yield the exact bytes of a line; raises NotFound when its input is gone, Conflict when cut short."""
+    left = place.length
+    for piece in objects.stream(source.input_key, place.start, place.start + place.length):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise _input_corrupt(place.batch)
+
+
+def input_gone(batches: Sequence[BatchId]) -> Conflict:
+    """Return the error for letters whose input cannot be read any more."""
+    named = ", ".join(format_batch_id(batch) for batch in batches)
+    return Conflict(
+        f"The input file of {named} was deleted or has expired, and with it the lines of its dead "
+        "letters: leave them out, or discard them.",
+        param="batch_id",
+        code="input_file_gone",
+    )

@@ -1,0 +1,223 @@
+"""Dead letters as users see them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from lowtide.batches.request_store import IS_LONG, SHORT_BODY, body_in_pieces
+from lowtide.batches.results import FinishedLine
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import BatchId, format_request_id
+from lowtide.database.connections import acting_for
+from lowtide.dead_letters.model import DeadLetter, LetterId, LetterPlace, LetterState, Source
+from lowtide.tenants.audit import note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Engine
+
+    from lowtide.core.ids import TenantId
+    from lowtide.dead_letters.model import LetterFilter
+
+
+MATCHES = """tenant_id = :tenant
+    AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch)
+    AND (cast(:error_code AS text) IS NULL OR error_code = :error_code)
+    AND (cast(:state AS text) IS NULL OR state = :state)"""
+"""The condition of a filter; `matches` has its parameters."""
+
+_LOOK = """
+CROSS JOIN LATERAL (
+  SELECT custom_id, start, length, checksum FROM requests
+  WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
+CROSS JOIN LATERAL (
+  SELECT status_code, octet_length(body) AS answer_bytes FROM results
+  WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) f
+"""
+PAGE = f"""
+SELECT d.*, r.custom_id, f.status_code
+FROM (
+  SELECT * FROM dead_letters
+  WHERE {MATCHES}
+    AND (cast(:at AS timestamptz) IS NULL
+      OR (at, batch_id, line) < (:at, cast(:after_batch AS uuid), cast(:after_line AS integer)))
+  ORDER BY at DESC, batch_id DESC, line DESC LIMIT :limit
+) d {_LOOK}
+ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
+"""  # noqa: S608
+_PAGE = text(PAGE)
+GET = f"""
+SELECT d.*, r.custom_id, r.start, r.length, r.checksum, f.status_code, f.answer_bytes
+FROM dead_letters d {_LOOK}
+WHERE d.tenant_id = :tenant AND d.batch_id = :batch AND d.line = :line
+"""  # noqa: S608
+_GET = text(GET)
+PLACES = f"""
+SELECT d.batch_id, d.line, r.start, r.length, r.checksum, f.answer_bytes
+FROM (
+  SELECT batch_id, line FROM dead_letters
+  WHERE {MATCHES}
+    AND (batch_id, line) > (cast(:after_batch AS uuid), cast(:after_line AS integer))
+  ORDER BY batch_id, line LIMIT :limit
+) d {_LOOK}
+ORDER BY d.batch_id, d.line
+"""  # noqa: S608
+_PLACES = text(PLACES)
+_SOURCES = text("""
+SELECT id, user_id, input_key, endpoint, completion_window, metadata, output_expires_after,
+  EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id) AS has_input
+FROM batches WHERE tenant_id = :tenant AND id = ANY(:batches)
+""")
+_WITHOUT_INPUT = text(f"""
+SELECT id FROM batches
+WHERE tenant_id = :tenant AND id IN (SELECT batch_id FROM dead_letters WHERE {MATCHES})
+  AND NOT EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id)
+ORDER BY id LIMIT 5
+""")  # noqa: S608
+ANSWERS = f"""
+SELECT r.line, r.custom_id, f.status_code, f.request_id, {SHORT_BODY} AS body, f.error_code,
+  f.error_message, {IS_LONG} AS is_long
+FROM requests r
+CROSS JOIN LATERAL (
+  SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f
+WHERE r.tenant_id = :tenant AND r.batch_id = :batch AND r.line = ANY(:lines)
+ORDER BY r.line
+"""  # noqa: S608
+_ANSWERS = text(ANSWERS)
+_PAGE_OF_PLACES = 1000
+_FIRST = LetterId(BatchId(UUID(int=0)), 0)
+
+
+class DeadLetterStore:
+    """Read the dead letters of a tenant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(
+        self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
+    ) -> Sequence[DeadLetter]:
+        """Return up to `limit` letters behind `after`, newest first; raises NotFound for `after`."""
+        died_at = None if after is None else self._get(tenant, after, "after").at
+        batch, line = after or _FIRST
+        parameters = matches(tenant, wanted) | {
+            "at": died_at,
+            "after_batch": batch,
+            "after_line": line,
+            "limit": limit,
+        }
+        with acting_for(self._engine, tenant) as connection:
+            return [_letter(row) for row in connection.execute(_PAGE, parameters)]
+
+    def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterPlace]:
+        """Return a letter and where it lies; raises NotFound."""
+        row = self._get(tenant, letter, "letter_id")
+        return _letter(row), _place(row)
+
+    def sources(self, tenant: TenantId, batches: Sequence[BatchId]) -> dict[BatchId, Source]:
+        """Return the batches that letters come from."""
+        parameters = {"tenant": tenant, "batches": list(batches)}
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_SOURCES, parameters)
+            return {
+                BatchId(row.id): Source(
+                    batch=BatchId(row.id),
+                    user=row.user_id,
+                    input_key=row.input_key,
+                    has_input=row.has_input,
+                    endpoint=row.endpoint,
+                    completion_window=row.completion_window,
+                    metadata=row.metadata,
+                    output_expires_after=row.output_expires_after,
+                )
+                for row in rows
+            }
+
+    def without_input(self, tenant: TenantId, wanted: LetterFilter) -> Sequence[BatchId]:
+        """Return up to five batches with such letters whose input file is gone."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_WITHOUT_INPUT, matches(tenant, wanted)).scalars()
+            return [BatchId(row) for row in rows]
+
+    def places(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[Sequence[LetterPlace]]:
+        """Yield all such letters in order of batch and line, in pages of a transaction each."""
+        batch, line = _FIRST
+        while True:
+            parameters = matches(tenant, wanted) | {
+                "after_batch": batch,
+                "after_line": line,
+                "limit": _PAGE_OF_PLACES,
+            }
+            with acting_for(self._engine, tenant) as connection:
+                page = [_place(row) for row in connection.execute(_PLACES, parameters)]
+            if not page:
+                return
+            yield page
+            batch, line = page[-1].batch, page[-1].line
+
+    def answers(
+        self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
+    ) -> Sequence[FinishedLine]:
+        """Return the last answers of lines, in order of line; long bodies are left out."""
+        parameters = {"tenant": tenant, "batch": batch, "lines": list(lines)}
+        with acting_for(self._engine, tenant) as connection:
+            return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
+
+    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield a long body in pieces; raises NotFound."""
+        return body_in_pieces(lambda: acting_for(self._engine, tenant), batch, line)
+
+    def _get(self, tenant: TenantId, letter: LetterId, param: str) -> Any:
+        parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}
+        with acting_for(self._engine, tenant) as connection:
+            row = connection.execute(_GET, parameters).one_or_none()
+        if row is None:
+            raise letter_not_found(letter, param)
+        return row
+
+    def note_download(self, tenant: TenantId, actor: str, subject: str) -> None:
+        """Tell the audit log who took what."""
+        with acting_for(self._engine, tenant) as connection:
+            note(connection, tenant, actor, "dead_letters.download", [subject])
+
+
+def matches(tenant: TenantId, wanted: LetterFilter) -> dict[str, object]:
+    """Return the parameters of MATCHES."""
+    return {
+        "tenant": tenant,
+        "batch": wanted.batch,
+        "error_code": wanted.error_code,
+        "state": None if wanted.state is None else wanted.state.value,
+    }
+
+
+def letter_not_found(letter: LetterId, param: str) -> NotFound:
+    """Return the error for an id that is no dead letter of this tenant."""
+    return NotFound(f"No dead letter {format_request_id(*letter)!r}: check the id.", param=param)
+
+
+def _letter(row: Any) -> DeadLetter:
+    return DeadLetter(
+        batch=BatchId(row.batch_id),
+        line=row.line,
+        custom_id=row.custom_id,
+        attempts=row.attempts,
+        status_code=row.status_code,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        died_at=row.at,
+        state=LetterState(row.state),
+        ended_at=row.ended_at,
+        actor=row.actor,
+        requeued_as=None if row.requeued_as is None else BatchId(row.requeued_as),
+    )
+
+
+def _place(row: Any) -> LetterPlace:
+    return LetterPlace(
+        BatchId(row.batch_id), row.line, row.start, row.length, row.checksum, row.answer_bytes or 0
+    )

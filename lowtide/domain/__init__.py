@@ -1,1 +1,0 @@
-"""Pure rules: no I/O; time and randomness are passed in."""

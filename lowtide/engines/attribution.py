@@ -1,0 +1,152 @@
+"""Who is at fault for an outcome that is no success: the request, its engine, or neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, assert_never
+
+from lowtide.engines.outcomes import (
+    PERMANENT_CODES,
+    Answered,
+    BadInput,
+    Interrupted,
+    NoAnswer,
+    Unanswered,
+)
+
+if TYPE_CHECKING:
+    from lowtide.engines.outcomes import Outcome
+
+
+class Fault(StrEnum):
+    """What an outcome is charged to.
+
+    Only `request` counts as an attempt. `back_pressure` is a healthy engine that is busy, `capacity`
+    a worker that went away, `input` an object that is missing or not what was uploaded.
+    """
+
+    REQUEST = "request"
+    ENGINE = "engine"
+    BACK_PRESSURE = "back_pressure"
+    CAPACITY = "capacity"
+    INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What a worker knows of its engine when an outcome comes.
+
+    `answers_others`: it answered another request successfully within the last seconds.
+    `fails_others`: other requests failed since its last success. `probed_well` is the verdict of the
+    worker's own probe, None while there is none.
+    """
+
+    answers_others: bool = False
+    fails_others: bool = False
+    probed_well: bool | None = None
+
+
+_BUSY: Final = frozenset({429, 529})
+# A key or an account that the engine refuses, an address that is not its own, and a proxy's words
+# for an engine that is not there: all requests meet the same.
+_NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
+_OF_A_PROXY: Final = frozenset({502, 503, 504})
+_NOT_REACHED: Final = frozenset({NoAnswer.UNREACHED, NoAnswer.DNS, NoAnswer.TLS})
+
+
+def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
+    """Return what is at fault; None for a success.
+
+    A 5xx, a timeout or garbage may be the request's fault or its engine's: the engine's, unless it
+    answers others or, with no other to compare with, its probe says that it is well.
+    """
+    match outcome:
+        case Interrupted():
+            return Fault.CAPACITY
+        case BadInput():
+            return Fault.INPUT
+        case Answered() if outcome.succeeded:
+            return None
+        case Answered() if _is_busy(outcome):
+            return Fault.BACK_PRESSURE
+        case Answered() | Unanswered():
+            if _is_engines(outcome):
+                return Fault.ENGINE
+            return _compared(engine) if is_ambiguous(outcome) else Fault.REQUEST
+        case _:
+            assert_never(outcome)
+
+
+def is_ambiguous(outcome: Outcome) -> bool:
+    """Whether an outcome alone leaves open if the request or its engine is at fault."""
+    if isinstance(outcome, Answered):
+        return outcome.status_code >= 500 and not (_is_busy(outcome) or _is_engines(outcome))
+    if isinstance(outcome, Unanswered):
+        return outcome.code not in _NOT_REACHED | PERMANENT_CODES
+    return False
+
+
+def is_of_a_proxy(outcome: Outcome) -> bool:
+    """Whether a proxy says that an engine is not there, or was lost by this very request."""
+    return isinstance(outcome, Answered) and outcome.status_code in _OF_A_PROXY
+
+
+def needs_probe(outcome: Outcome, engine: EngineState) -> bool:
+    """Whether only a probe of the engine can tell who is at fault."""
+    return is_ambiguous(outcome) and not engine.answers_others and engine.probed_well is None
+
+
+def kind_of(outcome: Outcome) -> str:
+    """Return in a word how an outcome is no success, for counting."""
+    match outcome:
+        case Answered(lacks_model=True):
+            return "model_missing"
+        case Answered(out_of_quota=True):
+            return "out_of_quota"
+        case Answered(status_code=401 | 403, refuses_content=False):
+            return "key_refused"
+        case Answered():
+            return f"http_{outcome.status_code}"
+        case Unanswered() | BadInput():
+            return str(outcome.code)
+        case Interrupted():
+            return "interrupted"
+
+
+def _compared(engine: EngineState) -> Fault:
+    if engine.answers_others:
+        return Fault.REQUEST
+    return Fault.REQUEST if engine.probed_well and not engine.fails_others else Fault.ENGINE
+
+
+def _is_busy(outcome: Answered) -> bool:
+    if outcome.status_code == 503:
+        return outcome.retry_after is not None
+    return outcome.status_code in _BUSY and not outcome.out_of_quota
+
+
+def _is_engines(outcome: Answered | Unanswered) -> bool:
+    if isinstance(outcome, Unanswered):
+        return outcome.code in _NOT_REACHED
+    if outcome.refuses_content:
+        return False
+    is_operators = outcome.lacks_model or outcome.out_of_quota
+    return is_operators or outcome.status_code in _NOT_THE_REQUEST
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Return in a sentence why an outcome is no success."""
+    match outcome:
+        case Answered(lacks_model=True):
+            return "The engine does not serve the request's model"
+        case Answered(out_of_quota=True):
+            return "The engine's account is out of quota: see its plan and its billing"
+        case Answered(status_code=401 | 403 as status, refuses_content=False):
+            return f"The engine refuses LOWTIDE_ENGINE_API_KEY (HTTP {status})"
+        case Answered():
+            return f"The engine answered HTTP {outcome.status_code}"
+        case Unanswered() | BadInput():
+            return outcome.message
+        case Interrupted():
+            return outcome.reason

@@ -1,0 +1,140 @@
+"""The Engine protocol, probes, and an engine that does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from lowtide.engines.attribution import EngineState, Fault, attribute, reason_of
+from lowtide.engines.breaker import Probed
+from lowtide.engines.outcomes import Answered
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from lowtide.engines.outcomes import Outcome
+    from lowtide.telemetry.tracing import TraceContext
+
+
+_TEXT: Final = "ping"
+# The Responses API takes no limit below 16.
+_SMALLEST: Final[Mapping[str, Mapping[str, Any]]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": _TEXT}],
+        "max_tokens": 1,
+    },
+    "/v1/completions": {"prompt": _TEXT, "max_tokens": 1},
+    "/v1/embeddings": {"input": _TEXT},
+    "/v1/responses": {"input": _TEXT, "max_output_tokens": 16},
+    "/v1/moderations": {"input": _TEXT},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A minimal request of an endpoint and a model; some endpoints need no model."""
+
+    endpoint: str
+    model: str | None = None
+
+    def body(self) -> bytes | None:
+        """Return what to send; None for an endpoint that has no minimal request."""
+        smallest = _SMALLEST.get(self.endpoint)
+        if smallest is None:
+            return None
+        model = {} if self.model is None else {"model": self.model}
+        return msgspec.json.encode({**model, **smallest})
+
+
+def probed_by(outcome: Outcome, asked: str) -> Probed:
+    """Return what the outcome of a minimal request shows; `asked` names it.
+
+    A refusal, as of a parameter, shows nothing.
+    """
+    if isinstance(outcome, Answered) and outcome.succeeded:
+        return Probed(well=True, answers=True)
+    lacks_model = isinstance(outcome, Answered) and outcome.lacks_model
+    if lacks_model or attribute(outcome, EngineState()) is not Fault.ENGINE:
+        return Probed(well=True, lacks_model=lacks_model)
+    return Probed(well=False, reason=f"{asked}: {reason_of(outcome)}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request for an engine.
+
+    `key` is the caller's own and comes back with the outcome; `body` is exact JSON; `spot` says
+    that the capacity may be interrupted; `attempt` counts from 1; `interruptions` is how often it
+    was interrupted before; `trace` is what the engine may continue.
+    """
+
+    key: int
+    endpoint: str
+    body: bytes
+    attempt: int
+    spot: bool
+    interruptions: int = 0
+    trace: TraceContext | None = None
+
+
+class Engine(Protocol):
+    """Runs requests, many at a time."""
+
+    def run(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
+        """Yield (key, outcome) pairs as they finish, in groups of any size.
+
+        Called concurrently; the engine bounds what is in flight over all calls. Every key is
+        yielded exactly once; failures are outcomes, never exceptions.
+        """
+        ...
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        """Ask how the engine is: its health, and a minimal request.
+
+        Takes seconds at most, whatever the engine does, and raises nothing.
+        """
+        ...
+
+    def limit(self, in_flight: int) -> None:
+        """Let no more requests be in flight from now on; those that are go on."""
+        ...
+
+    async def models(self) -> Sequence[str]:
+        """Return the models that are served; empty when any name is."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; requests in flight are abandoned."""
+        ...
+
+
+ANSWER: Final = Answered(200, b'{"object":"noop"}')
+
+
+class NoopEngine:
+    """Answers every request with the same few bytes."""
+
+    async def run(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
+        """Yield all outcomes as one group."""
+        if requests:
+            yield [(request.key, ANSWER) for request in requests]
+
+    async def probe(self, ping: Ping | None = None) -> Probed:  # noqa: ARG002
+        """Return that it is well."""
+        return Probed(well=True, answers=True)
+
+    def limit(self, in_flight: int) -> None:
+        """Do nothing: nothing is ever in flight."""
+
+    async def models(self) -> Sequence[str]:
+        """Return nothing: any model name is served."""
+        return ()
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""

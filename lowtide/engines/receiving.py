@@ -1,0 +1,168 @@
+"""Receiving an upstream's replies: content codings, and large answers within a byte budget."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from lowtide.engines.outcomes import NoAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lowtide.engines.flow import ByteBudget
+
+
+_PIECE: Final = 256 * 1024
+_GZIP, _ZLIB, _DEFLATE = 31, 15, -15
+_WINDOWS: Final = {
+    "gzip": (_GZIP,),
+    "x-gzip": (_GZIP,),
+    # With its wrapper as the RFC has it, or without, as some servers send it.
+    "deflate": (_ZLIB, _DEFLATE),
+}
+
+
+class BrokenReplyError(Exception):
+    """What came is no complete HTTP reply, or is too large; `code` says which."""
+
+    def __init__(self, message: str, code: NoAnswer = NoAnswer.GARBAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Decoder:
+    """Decodes one body of a coding into at most `max_bytes`; raises BrokenReplyError."""
+
+    def __init__(self, coding: str, max_bytes: int) -> None:
+        if coding not in _WINDOWS:
+            raise BrokenReplyError(f"it is encoded as {coding[:100]!r}, which was not asked for")
+        self._coding = coding
+        self._windows = list(_WINDOWS[coding])
+        self._max_bytes = max_bytes
+        self._made = 0
+        self._member = zlib.decompressobj(self._windows.pop(0))
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield the body in pieces of up to 256 KiB."""
+        for start in range(0, len(data), _PIECE):
+            yield from self._pieces(data[start : start + _PIECE])
+        if not self._member.eof:
+            raise BrokenReplyError(f"its {self._coding} coding ends too soon")
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        made = b""
+        # A piece that is full may not be all that there is of what was read.
+        while data or (len(made) == _PIECE and not self._member.eof):
+            if self._member.eof:
+                self._member = zlib.decompressobj(_GZIP)
+            made = self._decompress(data)
+            self._made += len(made)
+            if self._made > self._max_bytes:
+                text = f"it is over {self._max_bytes} bytes once it is decoded"
+                raise BrokenReplyError(text, NoAnswer.TOO_LARGE)
+            yield made
+            data = self._member.unconsumed_tail or self._member.unused_data
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            return self._member.decompress(data, _PIECE)
+        except zlib.error as error:
+            if self._made or not self._windows:
+                raise BrokenReplyError(f"its {self._coding} coding is damaged: {error}") from error
+        self._member = zlib.decompressobj(self._windows.pop(0))
+        return self._decompress(data)
+
+
+def decoder_of(field: str, max_bytes: int) -> Decoder | None:
+    """Return what decodes a body of this Content-Encoding; None where nothing is to be decoded."""
+    coding = field.strip().lower()
+    return None if coding in {"", "identity"} else Decoder(coding, max_bytes)
+
+
+Soon = Callable[[Callable[[], None]], object]
+
+
+def _soon(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)
+
+
+class Receiver(Protocol):
+    """Whatever an answer comes through, and can be told to wait."""
+
+    def hold(self) -> None:
+        """Receive no more for now."""
+        ...
+
+    def go_on(self) -> None:
+        """Receive again."""
+        ...
+
+
+@dataclass(slots=True)
+class _Answer:
+    """`expected` is 0 where the length is unknown; `reserved` is counted in the budget."""
+
+    expected: int = 0
+    reserved: int = 0
+    is_held: bool = False
+
+
+class Intake:
+    """Lets answers in as far as the budget goes.
+
+    One of known length waits until all of it fits, one of unknown length while the budget is spent.
+    The oldest waits for results to be written, but for no other answer: it may exceed the budget.
+    """
+
+    def __init__(self, budget: ByteBudget, soon: Soon = _soon) -> None:
+        self._budget = budget
+        self._soon = soon
+        self._answers: dict[Receiver, _Answer] = {}
+        self._is_due = False
+        budget.on_room(self._admit_soon)
+
+    def received(self, receiver: Receiver, size: int, expected: int = 0) -> None:
+        """Count what has come of an answer so far; may hold the receiver."""
+        answer = self._answers.setdefault(receiver, _Answer(expected))
+        if size > answer.reserved:
+            self._budget.take(size - answer.reserved)
+            answer.reserved = size
+        if not answer.is_held and not self._may_go_on(receiver, answer):
+            answer.is_held = True
+            receiver.hold()
+
+    def ended(self, receiver: Receiver) -> None:
+        """Count an answer no more; whoever has it now counts what it became."""
+        answer = self._answers.pop(receiver, None)
+        if answer is not None:
+            self._budget.give(answer.reserved)
+
+    def _may_go_on(self, receiver: Receiver, answer: _Answer) -> bool:
+        missing = answer.expected - answer.reserved
+        if missing > 0 and self._budget.fits(missing):
+            self._budget.take(missing)
+            answer.reserved = answer.expected
+            return True
+        is_complete = missing <= 0 and answer.expected > 0
+        has_room = not answer.expected and not self._budget.is_spent
+        is_next = self._budget.may_be_exceeded and receiver is next(iter(self._answers))
+        return is_complete or has_room or is_next
+
+    def _admit_soon(self) -> None:
+        """Admit next, but not now: what an answer that ended has become is counted in a moment."""
+        if self._answers and not self._is_due:
+            self._is_due = True
+            self._soon(self._admit)
+
+    def _admit(self) -> None:
+        self._is_due = False
+        for receiver, answer in list(self._answers.items()):
+            if answer.is_held:
+                if not self._may_go_on(receiver, answer):
+                    return
+                answer.is_held = False
+                receiver.go_on()

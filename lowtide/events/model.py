@@ -1,0 +1,59 @@
+"""The CloudEvents that chain the functions, and the sink that takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from lowtide.core.ids import TenantId, format_batch_id
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Mapping
+
+    from lowtide.core.ids import BatchId
+    from lowtide.telemetry.tracing import TraceContext
+
+
+class EventType(StrEnum):
+    """What happened; the `type` attribute of a CloudEvent."""
+
+    BATCH_CREATED = "dev.lowtide.batch.created"
+    BATCH_DRAINED = "dev.lowtide.batch.drained"
+    BATCH_COMPLETED = "dev.lowtide.batch.completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event about one batch; `id` makes a second delivery recognisable.
+
+    `trace` is the work that caused it, and that whoever receives it continues.
+    """
+
+    id: uuid.UUID
+    type: EventType
+    tenant: TenantId
+    subject: str
+    data: Mapping[str, object]
+    trace: TraceContext | None = None
+
+
+def batch_event(
+    id_: uuid.UUID,
+    type_: EventType,
+    tenant: TenantId,
+    batch: BatchId,
+    trace: TraceContext | None = None,
+) -> Event:
+    """Return an event about a batch."""
+    public_id = format_batch_id(batch)
+    return Event(id_, type_, tenant, public_id, {"batch_id": public_id}, trace)
+
+
+class EventSink(Protocol):
+    """Where CloudEvents go."""
+
+    def publish(self, event: Event) -> bool:
+        """Send one event; return whether the sink accepted it. Never raises."""
+        ...

@@ -1,0 +1,123 @@
+"""The outbox: CloudEvents recorded in the transaction that causes them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.ids import TenantId
+from lowtide.database.connections import acting_for, begin
+from lowtide.events.model import Event, EventType
+from lowtide.telemetry.tracing import parse_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.telemetry.tracing import TraceContext
+
+
+def trace_columns(trace: TraceContext | None) -> dict[str, str | None]:
+    """Return the parameters of both columns."""
+    if trace is None:
+        return {"traceparent": None, "tracestate": None}
+    return {"traceparent": trace.traceparent, "tracestate": trace.state or None}
+
+
+def trace_of(row: Any) -> TraceContext | None:
+    """Return what a row with both columns continues."""
+    return parse_trace(row.traceparent, row.tracestate)
+
+
+OWN_ATTEMPT_SECONDS = 5.0
+"""Time that the process which recorded an event has to send it, before the scheduler does."""
+_RETRY_SECONDS = 10.0
+_LONGEST_RETRY_SECONDS = 300.0
+_KEPT_SECONDS = 86_400.0
+_ADD = text("""
+INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate, next_at)
+VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
+  now() + make_interval(secs => :delay))
+""")
+# Put off before it is tried: an attempt that takes the process with it is an attempt, too.
+DUE = """
+UPDATE outbox SET attempts = attempts + 1,
+  next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))
+WHERE id = ANY(ARRAY(
+  SELECT id FROM outbox WHERE next_at <= now() ORDER BY next_at LIMIT :limit
+  FOR UPDATE SKIP LOCKED))
+RETURNING id, type, tenant_id, subject, data, traceparent, tracestate, attempts,
+  created_at < now() - make_interval(secs => :kept) AS is_old
+"""
+_DUE = text(DUE)
+_FORGET = text("DELETE FROM outbox WHERE id = :id")
+_FORGET_ALL = text("DELETE FROM outbox WHERE id = ANY(:ids)")
+_log = logging.getLogger(__name__)
+
+
+def add_event(connection: Connection, event: Event, *, delay: float = OWN_ATTEMPT_SECONDS) -> None:
+    """Record an event in the caller's transaction; the scheduler sends it after `delay` seconds."""
+    connection.execute(
+        _ADD,
+        {
+            "id": event.id,
+            "tenant": event.tenant,
+            "type": event.type.value,
+            "subject": event.subject,
+            "data": msgspec.json.encode(event.data).decode(),
+            **trace_columns(event.trace),
+            "delay": delay,
+        },
+    )
+
+
+class Outbox:
+    """The outbox, of every tenant for a worker role and of the event's tenant for the API role."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def due(self, limit: int) -> Sequence[Event]:
+        """Return up to `limit` events whose next attempt is due, and put off the one behind it.
+
+        What nobody took for a day is given up: what a batch waits for is announced anew anyway.
+        """
+        parameters = {
+            "limit": limit,
+            "base": _RETRY_SECONDS,
+            "most": _LONGEST_RETRY_SECONDS,
+            "kept": _KEPT_SECONDS,
+        }
+        with begin(self._engine) as connection:
+            rows = connection.execute(_DUE, parameters).all()
+            given_up = [row for row in rows if row.is_old]
+            if given_up:
+                connection.execute(_FORGET_ALL, {"ids": [row.id for row in given_up]})
+        for row in given_up:
+            extra = {"event_type": row.type, "subject": row.subject, "attempts": row.attempts}
+            _log.error("event.given_up", extra=extra)
+        return [_event(row) for row in rows if not row.is_old and row.type in _TYPES]
+
+    def forget(self, event: Event) -> None:
+        """Drop an event that was accepted."""
+        with acting_for(self._engine, event.tenant) as connection:
+            connection.execute(_FORGET, {"id": event.id})
+
+
+# The release before or after this one may record others, which its own scheduler sends.
+_TYPES = frozenset(EventType)
+
+
+def _event(row: Any) -> Event:
+    return Event(
+        row.id,
+        EventType(row.type),
+        TenantId(row.tenant_id),
+        row.subject,
+        row.data,
+        trace_of(row),
+    )

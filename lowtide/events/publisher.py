@@ -1,0 +1,173 @@
+"""Publishing events from the outbox to the broker, outside of the transaction that records them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from cloudevents.conversion import to_binary
+from cloudevents.http import CloudEvent
+
+from lowtide.core.errors import LowtideError
+from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED, SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import httpx
+
+    from lowtide.events.model import Event, EventSink
+    from lowtide.events.outbox import Outbox
+    from lowtide.telemetry.tracing import TraceContext, Tracer
+
+
+_log = logging.getLogger(__name__)
+
+
+class HttpSink:
+    """Post each event in binary content mode. Safe for use by many threads."""
+
+    def __init__(self, url: str, *, source: str, timeout: float) -> None:
+        self._url = url
+        self._source = source
+        self._timeout = timeout
+        self._client: httpx.Client | None = None
+        self._opening = threading.Lock()
+
+    def publish(self, event: Event) -> bool:
+        """Send one event; return whether the sink accepted it. Never raises."""
+        # Imported at the first event: a function that sends none starts faster.
+        import httpx
+
+        with self._opening:
+            if self._client is None:
+                self._client = httpx.Client(timeout=self._timeout)
+            client = self._client
+        attributes = {
+            "id": str(event.id),
+            "type": event.type.value,
+            "source": self._source,
+            "subject": event.subject,
+            "datacontenttype": "application/json",
+        }
+        # As extension attributes they stay with the event. As headers of this request, a broker that
+        # traces its own work, and then writes its own attributes, goes on in the same trace.
+        trace = _fields(event.trace)
+        headers, body = to_binary(CloudEvent(attributes | trace, dict(event.data)))
+        headers |= trace
+        try:
+            response = client.post(self._url, headers=headers, content=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            _log.warning("event.unsent", extra={"event_id": str(event.id), "reason": str(error)})
+            return False
+        if response.is_success:
+            return True
+        _log.warning(
+            "event.refused", extra={"event_id": str(event.id), "status": response.status_code}
+        )
+        return False
+
+
+def _fields(trace: TraceContext | None) -> dict[str, str]:
+    if trace is None:
+        return {}
+    fields = {"traceparent": trace.traceparent, "tracestate": trace.state}
+    return {name: value for name, value in fields.items() if value}
+
+
+class NoSink:
+    """The sink where none is configured: events wait in the outbox."""
+
+    def publish(self, event: Event) -> bool:  # noqa: ARG002
+        """Accept nothing."""
+        return False
+
+
+BACKLOG: Final = 1000
+"""Events that wait in one process; more are left to the scheduler."""
+_SENDERS: Final = 8
+
+
+class Publisher:
+    """Sends recorded events in threads of its own, a few at a time, which end when none is left.
+
+    Callers never wait for the sink: a broker that hands each event through to its subscriber answers
+    once that has done its work, and one that hangs does not answer at all. What is refused, not sent
+    before the process ends, or too much, is in the outbox: the scheduler sends it.
+    """
+
+    def __init__(self, sink: EventSink, outbox: Outbox, *, tracer: Tracer = UNTRACED) -> None:
+        self._sink = sink
+        self._outbox = outbox
+        self._tracer = tracer
+        self._waiting: deque[Event] = deque()
+        self._senders = 0
+        self._changed = threading.Condition()
+
+    def publish(self, events: Iterable[Event]) -> None:
+        """Have events sent that are already recorded. Never raises, and never waits for the sink."""
+        with self._changed:
+            for event in events:
+                if len(self._waiting) >= BACKLOG:
+                    _log.warning("event.left", extra={"event_id": str(event.id)})
+                    continue
+                self._waiting.append(event)
+                if self._senders < _SENDERS:
+                    self._start_sender()
+
+    def resend(self) -> None:
+        """Have events sent whose next attempt is due, each whatever becomes of the others."""
+        with self._changed:
+            room = BACKLOG - len(self._waiting)
+        if room:
+            self.publish(self._outbox.due(room))
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until nothing is left to send, for at most `seconds`; return whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._senders, seconds)
+
+    def _start_sender(self) -> None:
+        try:
+            threading.Thread(target=self._send_waiting, daemon=True, name="publisher").start()
+        except RuntimeError as error:
+            _log.warning("publisher.no_thread", extra={"reason": str(error)})
+            return
+        self._senders += 1
+
+    def _send_waiting(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._senders -= 1
+                    self._changed.notify_all()
+                    return
+                event = self._waiting.popleft()
+            try:
+                self._send(event)
+            except Exception:  # noqa: BLE001 - the next event must not wait for a thread that is gone
+                _log.exception("event.unsent", extra={"event_id": str(event.id)})
+
+    def _send(self, event: Event) -> None:
+        # In the event's own trace, also when the scheduler sends what others could not.
+        with self._tracer.span(
+            f"send {event.type}",
+            kind=SpanKind.PRODUCER,
+            parent=event.trace,
+            attributes={
+                "cloudevents.event_id": str(event.id),
+                "cloudevents.event_type": event.type.value,
+                BATCH: event.subject,
+                TENANT: str(event.tenant),
+            },
+        ) as span:
+            if not self._sink.publish(event):
+                span.fail("unsent")
+                return
+        try:
+            self._outbox.forget(event)
+        except LowtideError as error:
+            # Sent twice is harmless.
+            _log.warning("event.kept", extra={"reason": error.for_log})

@@ -1,0 +1,1 @@
+"""Files: upload, validation of JSONL, records."""

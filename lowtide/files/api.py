@@ -1,0 +1,182 @@
+"""`/v1/files`."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import msgspec
+from flask import Response
+
+from lowtide.core.errors import InvalidRequest, NotFound, RangeNotSatisfiable
+from lowtide.core.ids import FileId, format_file_id, parse_file_id
+from lowtide.http import types
+from lowtide.http.application import error_response, json_response
+from lowtide.http.bodies import read_form
+from lowtide.http.operations import argument, page_arguments
+from lowtide.http.types import unix, unix_or_none
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from flask import Request
+
+    from lowtide.files.model import StoredFile
+    from lowtide.files.service import Files, Upload
+    from lowtide.http.application import Call
+
+
+def file_object(file: StoredFile) -> types.File:
+    """Return the File object."""
+    return types.File(
+        id=format_file_id(file.id),
+        size=file.size,
+        created_at=unix(file.created_at),
+        expires_at=unix_or_none(file.expires_at),
+        filename=file.filename,
+        purpose=file.purpose.value,
+        status=file.status.value,
+        status_details=file.status_details,
+    )
+
+
+def file_page(files: Sequence[StoredFile], *, has_more: bool) -> types.FilePage:
+    """Return one page of files."""
+    data = [file_object(file) for file in files]
+    return types.FilePage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=has_more,
+    )
+
+
+def file_not_named(text: str, param: str) -> NotFound:
+    """Return the error for something that is not the id of any file."""
+    return NotFound(f"No file {text[:100]!r}: check the id.", param=param)
+
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+
+def upload_file(call: Call) -> Response:
+    """`POST /v1/files`: take a multipart form, streaming."""
+    return json_response(file_object(_receive(call, call.services.files)))
+
+
+def get_file(call: Call, file_id: str) -> Response:
+    """`GET /v1/files/{file_id}`."""
+    return json_response(file_object(call.services.files.get(call.tenant, _id(file_id))))
+
+
+def file_content(call: Call, file_id: str) -> Response:
+    """`GET /v1/files/{file_id}/content`, whole or one byte range."""
+    service = call.services.files
+    file = service.get(call.tenant, _id(file_id))
+    start, end = 0, file.size
+    status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
+    wanted = _range(call.request.headers.get("Range", ""), file.size)
+    if call.request.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
+        wanted = None
+    if wanted is not None:
+        start, end = wanted
+        if start >= end:
+            refused = error_response(
+                RangeNotSatisfiable(f"The file has {file.size} bytes.", param="Range")
+            )
+            refused.headers["Content-Range"] = f"bytes */{file.size}"
+            return refused
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    body: Iterator[bytes] = iter(())
+    if call.request.method != "HEAD" and file.size:
+        pieces = service.content(call.tenant, file.id, start, end, actor=call.caller.actor)
+        # Read before the answer begins: a store that fails can still be told from then on.
+        body = chain([next(pieces, b"")], pieces)
+    headers["Content-Length"] = str(end - start)
+    return Response(body, status, headers, mimetype="application/jsonl")
+
+
+def list_files(call: Call) -> Response:
+    """`GET /v1/files`."""
+    arguments = page_arguments(call.request, most=10_000, default=10_000)
+    after = None if arguments.after is None else _id(arguments.after, "after")
+    files, more = call.services.files.page(
+        call.tenant,
+        after=after,
+        limit=arguments.limit,
+        newest_first=arguments.newest_first,
+        purpose=_purpose(call.request),
+    )
+    return json_response(file_page(files, has_more=more))
+
+
+def delete_file(call: Call, file_id: str) -> Response:
+    """`DELETE /v1/files/{file_id}`."""
+    call.services.files.delete(call.tenant, _id(file_id), call.caller.actor)
+    return json_response(types.DeletedFile(file_id))
+
+
+def _purpose(request: Request) -> str | None:
+    purpose = argument(request, "purpose")
+    if purpose is not None and "\x00" in purpose:
+        raise InvalidRequest("purpose must not contain U+0000.", param="purpose")
+    return purpose
+
+
+def _id(text: str, param: str = "file_id") -> FileId:
+    file = parse_file_id(text)
+    if file is None:
+        raise file_not_named(text, param)
+    return file
+
+
+def _receive(call: Call, service: Files) -> StoredFile:
+    """Pass the form's file to an upload as it arrives."""
+    with ExitStack() as block:
+        upload_: Upload
+        name: str
+
+        def open_file(filename: str) -> Callable[[bytes], None]:
+            nonlocal upload_, name
+            name = filename
+            upload_ = block.enter_context(service.upload(call.tenant, call.caller.actor))
+            return upload_.write
+
+        fields = read_form(call.request, open_file, max_file_bytes=service.max_bytes)
+        return upload_.finish(name, fields.get("purpose"), _expires_after(fields))
+
+
+def _expires_after(fields: dict[str, str]) -> int | None:
+    """Return the seconds of the form's `expires_after[…]` fields, if it has them."""
+    given = {
+        name: fields[f"expires_after[{name}]"]
+        for name in ("anchor", "seconds")
+        if f"expires_after[{name}]" in fields
+    }
+    if not given:
+        return None
+    try:
+        return msgspec.convert(given, types.ExpiresAfter, strict=False).seconds
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"expires_after needs the anchor 'created_at' and seconds from 3600 to 2592000: {error}.",
+            param="expires_after",
+        ) from error
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the half-open range of a Range header (RFC 9110, section 14.1.2).
+
+    None for no header and for one to ignore: several ranges, another unit, or none at all.
+    """
+    match = _RANGE.fullmatch(header)
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size
+    if match[2] and int(match[2]) < int(match[1]):
+        return None
+    return int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)

@@ -1,0 +1,201 @@
+"""Everything that can be wrong with one request of an input file."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from lowtide.files.syntax import (
+    MAX_NESTING,
+    check_utf8,
+    decode_any_model,
+    decode_fields,
+    decode_model,
+    decode_plain,
+    frame_of,
+    is_shallow,
+    repeated_fields,
+    syntax_fault,
+    text_of,
+    without_halves,
+)
+
+if TYPE_CHECKING:
+    from lowtide.files.syntax import Fields
+
+
+MAX_CUSTOM_ID: Final = 512
+MAX_MODEL: Final = 512
+_MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
+_NO_STREAM: Final = frozenset({b"", b"null", b"false"})
+_ABSENT: Final = frozenset({b"", b"null", b'""'})
+# Remembered as they are; longer ones by a digest, so that 50,000 of them stay small.
+_SHORT_ID: Final = 64
+# What stands outside of a body is parsed into objects, which take many times its bytes.
+_MAX_FRAME: Final = 1 << 20
+# Four keys and three strings: with just these quotes outside its body, a line names nothing twice.
+_PLAIN_QUOTES: Final = 14
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a line."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class LineChecks:
+    """Checks the requests of one file, in order, against each other and against the rules.
+
+    `endpoint` is what each url must be; None takes the first good one. `model` is the first one, or
+    None where the first line may do without.
+    """
+
+    def __init__(self, endpoint: str | None, endpoints: tuple[str, ...]) -> None:
+        self.endpoint = endpoint
+        self.model: str | None = None
+        self._named = False
+        self._endpoints = endpoints
+        self._seen: dict[str | bytes, int] = {}
+
+    def accept(self, line: bytes, number: int) -> str | None:
+        """Return the custom_id of a line that is good and like most; None says nothing.
+
+        Almost every line ends here, so this does no more than it must.
+        """
+        try:
+            check_utf8(line)
+            head = decode_plain(line)
+            body = head.body
+            about = decode_model(body)
+            if about.model != self.model or not self._named or about.stream:
+                return None
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            return None
+        custom_id = head.custom_id
+        if (
+            head.url == self.endpoint
+            and head.method == "POST"
+            and 0 < len(custom_id) <= _SHORT_ID
+            and "\x00" not in custom_id
+            and line.endswith(body, 0, -1)
+            and line.count(b'"', 0, -1 - len(memoryview(body))) == _PLAIN_QUOTES
+            and is_shallow(line)
+            and self._seen.setdefault(custom_id, number) == number
+        ):
+            return custom_id
+        return None
+
+    def examine(self, line: bytes, number: int) -> tuple[str | None, list[Fault]]:
+        """Return the custom_id of any line, if it has one, and all that is wrong with the line."""
+        try:
+            check_utf8(line)
+            if not is_shallow(line):
+                text = f"The line is nested deeper than {MAX_NESTING} levels: flatten the request."
+                return None, [Fault("nested_too_deeply", text)]
+            fields = decode_fields(line)
+        except UnicodeDecodeError as error:
+            text = f"The line is not valid UTF-8 at byte {error.start + 1}: save the file as UTF-8."
+            return None, [Fault("invalid_utf8", text)]
+        except msgspec.DecodeError as error:
+            mended = without_halves(line)
+            if mended is not None:
+                # The engine is never asked, and only this request fails.
+                return self.examine(mended, number)
+            text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object a line."
+            return None, [Fault("invalid_json_line", text)]
+        body = bytes(fields.body)
+        frame = frame_of(line, body)
+        if len(frame) > _MAX_FRAME:
+            text = f"The line has over {_MAX_FRAME} bytes outside of its body: move them there."
+            return None, [Fault("line_too_long", text)]
+        faults = [
+            Fault("repeated_field", f"{name} is given more than once: keep one.", name)
+            for name in repeated_fields(frame)
+        ]
+        custom_id = text_of(fields.custom_id)
+        of_fields = (
+            self._custom_id(fields, custom_id, number),
+            self._method(fields),
+            self._url(fields),
+            self._body(body),
+            self._stream(body),
+        )
+        return custom_id, faults + [fault for fault in of_fields if fault is not None]
+
+    def _custom_id(self, fields: Fields, value: str | None, number: int) -> Fault | None:
+        if bytes(fields.custom_id) in _ABSENT:
+            text = "custom_id is missing: give each line its own."
+            return Fault("missing_custom_id", text, "custom_id")
+        if value is None:
+            text = "custom_id must be a string: put it in quotes."
+        elif len(value) > MAX_CUSTOM_ID:
+            text = f"custom_id has {len(value)} characters; at most {MAX_CUSTOM_ID} are allowed."
+        elif "\x00" in value:
+            text = "custom_id must not contain U+0000."
+        else:
+            return self._repeated_id(value, number)
+        return Fault("invalid_custom_id", text, "custom_id")
+
+    def _repeated_id(self, custom_id: str, number: int) -> Fault | None:
+        is_short = len(custom_id) <= _SHORT_ID
+        known = custom_id if is_short else blake2b(custom_id.encode(), digest_size=16).digest()
+        first = self._seen.setdefault(known, number)
+        if first == number:
+            return None
+        text = f"custom_id {custom_id!r} is already used on line {first}: make each one unique."
+        return Fault("duplicate_custom_id", text, "custom_id")
+
+    @staticmethod
+    def _method(fields: Fields) -> Fault | None:
+        if text_of(fields.method) == "POST":
+            return None
+        return Fault("invalid_method", "method must be POST.", "method")
+
+    def _url(self, fields: Fields) -> Fault | None:
+        url = text_of(fields.url)
+        if self.endpoint is None and url in self._endpoints:
+            self.endpoint = url
+        if url is not None and url == self.endpoint:
+            return None
+        expected = self.endpoint or f"one of {', '.join(self._endpoints)}"
+        return Fault("invalid_url", f"url must be {expected}, as the batch's endpoint.", "url")
+
+    def _body(self, body: bytes) -> Fault | None:
+        if not body:
+            return Fault("missing_body", "body is missing: put the request's JSON there.", "body")
+        if not body.startswith(b"{"):
+            return Fault("invalid_body", "body must be a JSON object.", "body")
+        return self._model(decode_any_model(body).model)
+
+    def _model(self, given: msgspec.Raw) -> Fault | None:
+        is_absent = bytes(given) in _ABSENT
+        if is_absent and self.endpoint not in _MODEL_OPTIONAL:
+            return Fault("missing_model", "body.model is missing: name a model.", "body.model")
+        model = None if is_absent else text_of(given)
+        if not is_absent and (model is None or "\x00" in model or len(model) > MAX_MODEL):
+            text = f"body.model must be a string of at most {MAX_MODEL} characters, without U+0000."
+            return Fault("invalid_model", text, "body.model")
+        if not self._named:
+            self.model, self._named = model, True
+        if model == self.model:
+            return None
+        text = (
+            f"body.model is {_named(model)}, but the file began with {_named(self.model)}: "
+            "put each model into its own file."
+        )
+        return Fault("mismatched_model", text, "body.model")
+
+    @staticmethod
+    def _stream(body: bytes) -> Fault | None:
+        if not body.startswith(b"{") or bytes(decode_any_model(body).stream) in _NO_STREAM:
+            return None
+        text = "body.stream must be false or absent: a batch has whole answers only."
+        return Fault("stream_not_supported", text, "body.stream")
+
+
+def _named(model: str | None) -> str:
+    return "absent" if model is None else repr(model)

@@ -1,0 +1,268 @@
+"""Uploading, listing, reading and deleting files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from lowtide.core.ids import FileId, format_file_id
+from lowtide.files.lines import Limits, LineReader
+from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.telemetry.tracing import TENANT, UNTRACED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Self
+    from uuid import UUID
+
+    from lowtide.core.ids import TenantId
+    from lowtide.files.lines import Problem
+    from lowtide.files.store import FileStore
+    from lowtide.objects.store import ObjectStore
+    from lowtide.telemetry.tracing import TraceContext, Tracer
+
+
+_log = logging.getLogger(__name__)
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """Bounds on an upload; `endpoints` are the urls that lines may name.
+
+    A file that names no expiry of its own expires `expires_after` seconds after its upload.
+    """
+
+    max_bytes: int
+    expires_after: int
+    lines: Limits
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far an upload is: bytes, requests, their model once a line named one, and problems."""
+
+    size: int
+    lines: int
+    model: str | None
+    problems: tuple[Problem, ...]
+
+
+class Upload:
+    """A file on its way in: stored, hashed and checked in one pass.
+
+    Leaving the block without `finish`, or with an exception, leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        catalog: FileStore,
+        objects: ObjectStore,
+        limits: UploadLimits,
+        *,
+        tenant: TenantId,
+        file: FileId,
+        now: datetime,
+        actor: str | None = None,
+        tracer: Tracer = UNTRACED,
+    ) -> None:
+        self._actor = actor
+        self._catalog = catalog
+        self._objects = objects
+        self._limits = limits
+        self._tenant = tenant
+        self._file = file
+        self._now = now
+        self._tracer = tracer
+        self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._head = b""
+        self._block = ExitStack()
+        self._writer = objects.open_writer(object_key(file))
+
+    def __enter__(self) -> Self:
+        self._catalog.expect(self._tenant, object_key(self._file))
+        self._block.enter_context(self._writer)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._block.__exit__(kind, error, trace)
+
+    @property
+    def checked(self) -> Checked:
+        """What is known of the bytes that came so far."""
+        reader = self._reader
+        return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes; raises PayloadTooLarge, or UnsupportedMediaType for a packed file."""
+        if len(self._head) < len(_GZIP):
+            self._head = (self._head + chunk)[: len(_GZIP)]
+            if self._head == _GZIP:
+                raise UnsupportedMediaType(
+                    "The file is compressed with gzip: unpack it (gunzip) and upload the JSONL.",
+                    param="file",
+                    code="packed_file",
+                )
+        self._size += len(chunk)
+        if self._size > self._limits.max_bytes:
+            raise PayloadTooLarge(
+                f"The file is larger than {self._limits.max_bytes} bytes: split it into several.",
+                param="file",
+            )
+        self._sha256.update(chunk)
+        self._reader.feed(chunk)
+        self._writer.write(chunk)
+
+    def finish(
+        self, filename: str, purpose: str | None, expires_after: int | None = None
+    ) -> StoredFile:
+        """Complete the object and record the file.
+
+        An absent purpose means `batch`; `expires_after` is in seconds, None takes the default.
+        """
+        if purpose not in (None, Purpose.BATCH):
+            raise InvalidRequest(
+                f"purpose {purpose!r} is not supported: use 'batch'.",
+                param="purpose",
+                code="invalid_purpose",
+            )
+        attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
+        with self._tracer.span("store file", attributes=attributes) as span:
+            self._reader.finish()
+            self._block.close()
+            file = self._record(filename, expires_after, span.context)
+            span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
+            try:
+                self._catalog.add(file, self._actor)
+            except BaseException:
+                self._objects.delete([file.object_key])
+                raise
+            told = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
+            _log.info("file.stored", extra=told)
+        return file
+
+    def _record(
+        self, filename: str, expires_after: int | None, trace: TraceContext | None
+    ) -> StoredFile:
+        problems = self._reader.problems
+        return StoredFile(
+            id=self._file,
+            tenant=self._tenant,
+            purpose=Purpose.BATCH,
+            filename=filename.replace("\\", "/").rsplit("/", 1)[-1].replace("\x00", "") or "file",
+            size=self._size,
+            lines=self._reader.requests,
+            sha256=self._sha256.digest(),
+            object_key=object_key(self._file),
+            status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
+            status_details=_summary(problems) if problems else None,
+            created_at=self._now,
+            endpoint=self._reader.endpoint,
+            expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
+            trace=trace,
+        )
+
+
+class Files:
+    """The files of tenants."""
+
+    def __init__(
+        self,
+        catalog: FileStore,
+        objects: ObjectStore,
+        limits: UploadLimits,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
+    ) -> None:
+        self._catalog = catalog
+        self._objects = objects
+        self._limits = limits
+        self._new_id = new_id
+        self._clock = clock
+        self._tracer = tracer
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest upload, in bytes."""
+        return self._limits.max_bytes
+
+    def upload(self, tenant: TenantId, actor: str | None = None) -> Upload:
+        """Start an upload; use it as a context manager. The audit log names `actor`."""
+        return Upload(
+            self._catalog,
+            self._objects,
+            self._limits,
+            tenant=tenant,
+            file=FileId(self._new_id()),
+            now=self._clock(),
+            actor=actor,
+            tracer=self._tracer,
+        )
+
+    def get(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Return a file; raises NotFound."""
+        return self._catalog.get(tenant, file)
+
+    def content(
+        self,
+        tenant: TenantId,
+        file: FileId,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        actor: str,
+    ) -> Iterator[bytes]:
+        """Yield a file's bytes from `start` up to `end`, and tell the audit log; raises NotFound."""
+        found = self._catalog.download(tenant, file, actor)
+        return self._objects.stream(found.object_key, start, end)
+
+    def page(
+        self,
+        tenant: TenantId,
+        *,
+        after: FileId | None,
+        limit: int,
+        newest_first: bool,
+        purpose: str | None,
+    ) -> tuple[Sequence[StoredFile], bool]:
+        """Return up to `limit` files behind `after`, and whether there are more."""
+        found = self._catalog.page(
+            tenant, after=after, limit=limit + 1, newest_first=newest_first, purpose=purpose
+        )
+        return found[:limit], len(found) > limit
+
+    def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
+        """Delete a file, and tell the audit log; raises NotFound.
+
+        Its bytes stay for as long as an active batch reads them.
+        """
+        key = self._catalog.remove(tenant, file, actor)
+        if key is not None:
+            self._objects.delete([key])
+            self._catalog.removed(tenant, key)
+
+
+def _summary(problems: Sequence[Problem]) -> str:
+    shown = [
+        problem.message if problem.line is None else f"line {problem.line}: {problem.message}"
+        for problem in problems[:5]
+    ]
+    more = len(problems) - len(shown)
+    return " ".join(shown) + (f" (and {more} more)" if more else "")

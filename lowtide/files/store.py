@@ -1,0 +1,187 @@
+"""The records of stored files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import FileId, TenantId, format_file_id
+from lowtide.database.connections import acting_for
+from lowtide.events.outbox import trace_columns, trace_of
+from lowtide.files.model import FileStatus, Purpose, StoredFile
+from lowtide.tenants.audit import note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Engine
+
+
+_COLUMNS = (
+    "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
+    "created_at, endpoint, expires_at, traceparent, tracestate"
+)
+_ADD = text(f"""
+INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
+  :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at, :traceparent,
+  :tracestate)
+ON CONFLICT (id) DO NOTHING
+""")  # noqa: S608
+_GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
+_PAGE = {
+    newest_first: text(f"""
+SELECT {_COLUMNS} FROM files
+WHERE tenant_id = :tenant AND (cast(:purpose AS text) IS NULL OR purpose = :purpose)
+  AND (cast(:after AS uuid) IS NULL OR id {"<" if newest_first else ">"} :after)
+ORDER BY id {"DESC" if newest_first else ""} LIMIT :limit
+""")  # noqa: S608
+    for newest_first in (True, False)
+}
+# The lock order is file, then batch, as in creating a batch: neither can slip past the other.
+_LOCK = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id FOR UPDATE")  # noqa: S608
+_IS_READ = text("""
+SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
+  AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+""")
+_REMOVE = text("DELETE FROM files WHERE id = :id")
+_STRAY = text("""
+INSERT INTO stray_objects (object_key, tenant_id, due_at)
+VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+""")
+_NOT_STRAY = text("DELETE FROM stray_objects WHERE object_key = :key")
+# An upload that takes longer is lost: its object is taken for one that a crash left behind.
+_LONGEST_UPLOAD_SECONDS = 6 * 3600
+
+
+def add_file(connection: Connection, file: StoredFile) -> None:
+    """Record a file in the caller's transaction; recording it again changes nothing."""
+    connection.execute(
+        _ADD,
+        {
+            "id": file.id,
+            "tenant_id": file.tenant,
+            "purpose": file.purpose.value,
+            "filename": file.filename,
+            "bytes": file.size,
+            "lines": file.lines,
+            "sha256": file.sha256,
+            "object_key": file.object_key,
+            "status": file.status.value,
+            "status_details": file.status_details,
+            "created_at": file.created_at,
+            "endpoint": file.endpoint,
+            "expires_at": file.expires_at,
+            **trace_columns(file.trace),
+        },
+    )
+
+
+def add_expected_file(connection: Connection, file: StoredFile) -> None:
+    """Record a file whose object was expected; from here on the object is no stray."""
+    add_file(connection, file)
+    connection.execute(_NOT_STRAY, {"key": file.object_key})
+
+
+def file_not_found(file: FileId) -> NotFound:
+    """Return the error for an id that this tenant does not have."""
+    return NotFound(f"No file {format_file_id(file)!r}: check the id.", param="id")
+
+
+class FileStore:
+    """The records of files."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def expect(self, tenant: TenantId, object_key: str) -> None:
+        """Note an object before it is written, so that a crash cannot leave it behind unseen."""
+        parameters = {"key": object_key, "tenant": tenant, "after": _LONGEST_UPLOAD_SECONDS}
+        with acting_for(self._engine, tenant) as connection:
+            connection.execute(_STRAY, parameters)
+
+    def add(self, file: StoredFile, actor: str | None = None) -> None:
+        """Record a file whose object is complete; the audit log names `actor`."""
+        with acting_for(self._engine, file.tenant) as connection:
+            add_expected_file(connection, file)
+            if actor is not None:
+                note(connection, file.tenant, actor, "files.create", [format_file_id(file.id)])
+
+    def get(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Return a file; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            return _get(connection, file)
+
+    def download(self, tenant: TenantId, file: FileId, actor: str) -> StoredFile:
+        """Return a file to read and tell the audit log; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            found = _get(connection, file)
+            note(connection, tenant, actor, "files.download", [format_file_id(file)])
+        return found
+
+    def page(
+        self,
+        tenant: TenantId,
+        *,
+        after: FileId | None,
+        limit: int,
+        newest_first: bool,
+        purpose: str | None,
+    ) -> Sequence[StoredFile]:
+        """Return up to `limit` files behind `after`."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(
+                _PAGE[newest_first],
+                {"tenant": tenant, "after": after, "limit": limit, "purpose": purpose},
+            )
+            return [file_of(row) for row in rows]
+
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
+        """Forget a file; return the key of its object, None while an active batch reads that.
+
+        Raises NotFound. The scheduler removes the object once no active batch reads it.
+        """
+        with acting_for(self._engine, tenant) as connection:
+            row = connection.execute(_LOCK, {"id": file}).one_or_none()
+            if row is None:
+                raise file_not_found(file)
+            is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
+            connection.execute(_REMOVE, {"id": file})
+            stray = {"key": row.object_key, "tenant": tenant, "after": 0}
+            connection.execute(_STRAY, stray)
+            if actor is not None:
+                note(connection, tenant, actor, "files.delete", [format_file_id(file)])
+        return None if is_read else str(row.object_key)
+
+    def removed(self, tenant: TenantId, object_key: str) -> None:
+        """Note that the object of a forgotten file is gone from the store."""
+        with acting_for(self._engine, tenant) as connection:
+            connection.execute(_NOT_STRAY, {"key": object_key})
+
+
+def _get(connection: Connection, file: FileId) -> StoredFile:
+    row = connection.execute(_GET, {"id": file}).one_or_none()
+    if row is None:
+        raise file_not_found(file)
+    return file_of(row)
+
+
+def file_of(row: Any) -> StoredFile:
+    """Return the file in a row of `files`."""
+    return StoredFile(
+        id=FileId(row.id),
+        tenant=TenantId(row.tenant_id),
+        purpose=Purpose(row.purpose),
+        filename=row.filename,
+        size=row.bytes,
+        lines=row.lines,
+        sha256=row.sha256,
+        object_key=row.object_key,
+        status=FileStatus(row.status),
+        status_details=row.status_details,
+        created_at=row.created_at,
+        endpoint=row.endpoint,
+        expires_at=row.expires_at,
+        trace=trace_of(row),
+    )

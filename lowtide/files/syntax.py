@@ -1,0 +1,205 @@
+"""What a line of an input file is made of, and in plain words why one is no JSON object."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+MAX_NESTING: Final = 128
+"""Levels of `{` and `[`. Far below what any Python stack allows, so that every process agrees, and
+the default limit of serde_json, which several engines parse with."""
+
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+# A pair of surrogates or, as a group, one without its other half, behind an even number of
+# backslashes.
+_SURROGATES: Final = re.compile(
+    rb"(?<!\\)(?:\\\\)*+(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+_WHOLE: Final = re.compile(rb'(?:[^"]|"(?:[^"\\]++|\\.)*+")++', re.DOTALL)
+_PART_BYTES: Final = 1 << 16
+_LONG: Final = 1 << 20
+_STEPS: Final = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"{[}]"))
+
+
+class Plain(msgspec.Struct, gc=False):
+    """A line as it should be; decoding it fails for anything of another type."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class Fields(msgspec.Struct, gc=False):
+    """The fields of any object, as JSON; empty where there is none. The last of several counts."""
+
+    custom_id: msgspec.Raw = msgspec.Raw()
+    method: msgspec.Raw = msgspec.Raw()
+    url: msgspec.Raw = msgspec.Raw()
+    body: msgspec.Raw = msgspec.Raw()
+
+
+class _Model(msgspec.Struct, gc=False):
+    """A body as it should be; decoding it fails for anything of another type."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+class _AnyModel(msgspec.Struct, gc=False):
+    model: msgspec.Raw = msgspec.Raw()
+    stream: msgspec.Raw = msgspec.Raw()
+
+
+class _BodyOnly(msgspec.Struct, gc=False):
+    body: msgspec.Raw = msgspec.Raw()
+
+
+decode_plain = msgspec.json.Decoder(Plain).decode
+decode_fields = msgspec.json.Decoder(Fields).decode
+decode_model = msgspec.json.Decoder(_Model).decode
+decode_any_model = msgspec.json.Decoder(_AnyModel).decode
+decode_body = msgspec.json.Decoder(_BodyOnly).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+def check_utf8(text: bytes) -> None:
+    """Raise UnicodeDecodeError for what is not UTF-8."""
+    if text.isascii():
+        return
+    # In parts: one wide character makes a string of four bytes for each character.
+    start = 0
+    while start < len(text):
+        end = min(start + _PART_BYTES, len(text))
+        while end < len(text) and end > start and text[end] & 0xC0 == 0x80:
+            end -= 1
+        try:
+            text[start:end].decode()
+        except UnicodeDecodeError as error:
+            error.start += start
+            raise
+        start = end
+
+
+def is_shallow(text: bytes) -> bool:
+    """Whether JSON, or what pretends to be, is nested at most MAX_NESTING levels deep."""
+    if text.count(b"{") + text.count(b"[") <= MAX_NESTING:
+        return True
+    depth = start = 0
+    while start < len(text):
+        # In parts, as every string that is cut out of one is an object for a while.
+        part = _WHOLE.match(text, start, start + _PART_BYTES) or _STRINGS.match(text, start)
+        if part is None:
+            return False
+        bare = _STRINGS.sub(b"", part[0])
+        depths = list(accumulate(array("b", bare.translate(_STEPS, _NOT_BRACKETS)), initial=depth))
+        if max(depths) > MAX_NESTING:
+            return False
+        depth, start = depths[-1], part.end()
+    return True
+
+
+def text_of(value: msgspec.Raw) -> str | None:
+    """Return a JSON value that is a string; None for any other."""
+    return _decode_text(value) if bytes(value).startswith(b'"') else None
+
+
+def without_halves(line: bytes) -> bytes | None:
+    r"""Return a line of the same length whose lone surrogates, like `\ud800`, are other escapes.
+
+    None when there are none, or where one is in what the request is known by: its custom_id, method,
+    url or model.
+    """
+    mended = _replaced(line, rb"\ufffd")
+    if mended is None:
+        return None
+    try:
+        known = _known_by(mended)
+        if not any(rb"\ufffd" in value for value in known):
+            return mended
+        other = _replaced(line, rb"\ufffc")
+        return mended if other is not None and _known_by(other) == known else None
+    except msgspec.DecodeError:
+        return None
+
+
+def _replaced(line: bytes, by: bytes) -> bytes | None:
+    """Return a line with `by` in the place of each lone surrogate; None when it has none."""
+    changed: bytearray | None = None
+    for match in _SURROGATES.finditer(line):
+        if match[1] is not None:
+            changed = changed or bytearray(line)
+            changed[match.start(1) : match.end(1)] = by
+    return None if changed is None else bytes(changed)
+
+
+def _known_by(line: bytes) -> tuple[bytes, ...]:
+    fields = decode_fields(line)
+    body = bytes(fields.body)
+    model = decode_any_model(body).model if body.startswith(b"{") else b""
+    return bytes(fields.custom_id), bytes(fields.method), bytes(fields.url), bytes(model)
+
+
+def frame_of(line: bytes, body: bytes) -> bytes:
+    """Return a line without its body, which is the value of its last field of that name."""
+    # Should the same bytes come earlier, it is the same names still.
+    return line.replace(body, b"0", 1) if body.startswith(b"{") else line
+
+
+def repeated_fields(frame: bytes) -> Sequence[str]:
+    """Return which fields an object names more than once."""
+    pairs: list[tuple[str, Any]] = json.loads(
+        frame.decode(), object_pairs_hook=list, parse_int=str, parse_float=str
+    )
+    names = [name for name, _ in pairs]
+    return [name for name in Fields.__struct_fields__ if names.count(name) > 1]
+
+
+def syntax_fault(line: bytes, error: msgspec.DecodeError) -> str:
+    """Return why a line of valid UTF-8, not nested too deeply, is no JSON object.
+
+    `error` says so, but in few words; of a long line there is no more, as parsing it takes memory.
+    """
+    if len(line) > _LONG:
+        return str(error)
+    try:
+        # Read as floating point: integers of thousands of digits would be refused, or take long.
+        value = json.loads(line.decode(), parse_constant=_refuse, parse_int=float)
+    except json.JSONDecodeError as found:
+        return f"{found.msg.removesuffix(' at')} at character {found.pos + 1}"
+    except _NoNumber as found:
+        return f"{found} is no JSON number"
+    if not isinstance(value, dict):
+        return f"it is {_KINDS[type(value)]}"
+    # Here the standard library takes what msgspec and UTF-8 do not.
+    return HALF
+
+
+HALF: Final = r"an escape like \ud800 stands without its other half"
+
+
+_KINDS: Final[dict[type, str]] = {
+    list: "an array",
+    str: "a string",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+class _NoNumber(ValueError): ...
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise _NoNumber(constant)

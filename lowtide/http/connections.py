@@ -1,0 +1,302 @@
+"""Gunicorn's threaded worker, with deadlines and minimum rates for clients."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from collections import deque
+from functools import partial
+from io import SEEK_END
+from selectors import EVENT_READ
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+from gunicorn.http.body import Body
+from gunicorn.workers.gthread import ThreadWorker
+from werkzeug.exceptions import RequestTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+CROWDED_SECONDS: Final = 3.0
+CROWDED_RATE: Final = float(1 << 18)
+"""What a client must keep, in bytes a second, while all threads are taken."""
+PATIENCE = "lowtide.patience"
+"""Key of a request's Patience in its WSGI environment."""
+
+
+class Patience:
+    """Seconds that a thread may wait for the client of one request.
+
+    Waiting uses them up. Once `earn` is called, each byte that passes gives a little back: a client
+    that keeps the minimum rate, on average, may take as long as it needs. While it is `crowded`, which
+    is when all threads are taken, clients must be quicker, or go within seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        timeout: float,
+        rate: float,
+        crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.left = seconds
+        self._timeout = timeout
+        self._rate = rate
+        self._crowded = crowded
+        self._earns = False
+
+    def earn(self) -> None:
+        """Let bytes count from here on: the caller is known."""
+        self._earns = True
+        self.left = self._timeout
+
+    def waited(self, seconds: float, transferred: int) -> None:
+        """Subtract a wait, and add what the bytes that ended it are worth."""
+        rate, most = self._rate, self._timeout
+        if self._crowded():
+            rate, most = max(rate, CROWDED_RATE), min(most, CROWDED_SECONDS)
+        worth = transferred / rate if self._earns else 0.0
+        self.left = min(self.left - seconds + worth, most)
+
+
+MAX_HEAD_BYTES = 1 << 16
+# Of a request without a key: its body is never read, so that this is for sending the answer.
+_ANONYMOUS_SECONDS = 5.0
+# A client that still sends when it is refused would miss the answer if its connection were reset.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 4 << 20
+_RECEIVE_BYTES = 1 << 16
+# How soon a thread that waits for its client sees that all others are taken.
+_LOOK_SECONDS = 0.5
+_Done = TypeVar("_Done")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEAD_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class ClientTooSlow(ConnectionResetError):
+    """A client used up its patience; the server treats it like one that went away."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "The client was too slow.")
+
+
+class ClientSocket(socket.socket):
+    """A connection on which a thread waits no longer than its request's patience."""
+
+    patience = Patience(_ANONYMOUS_SECONDS, timeout=_ANONYMOUS_SECONDS, rate=1.0)
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive; raises ClientTooSlow."""
+        return self._patiently(partial(super().recv, bufsize, flags), len)
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """Send everything; raises ClientTooSlow."""
+        rest = memoryview(data)
+        while rest:
+            sent = self._patiently(partial(super().send, rest, flags), int)
+            rest = rest[sent:]
+
+    def _patiently(self, call: Callable[[], _Done], transferred: Callable[[_Done], int]) -> _Done:
+        while True:
+            began = monotonic()
+            # Without patience left it does what it can do at once: the answer that says so is sent.
+            self.settimeout(min(max(self.patience.left, 0.0), _LOOK_SECONDS))
+            try:
+                done = call()
+            except (TimeoutError, BlockingIOError) as error:
+                self.patience.waited(monotonic() - began, 0)
+                if self.patience.left <= 0:
+                    raise ClientTooSlow from error
+            else:
+                self.patience.waited(monotonic() - began, transferred(done))
+                return done
+
+
+class RequestBody(Body):
+    """A request's body: asked for when it is first read, and not a moment before."""
+
+    def __init__(self, request: Any, connection: ClientSocket) -> None:
+        super().__init__(request.body.reader)
+        self._request = request
+        self._connection = connection
+        # gunicorn would ask for the body before the application has seen the request.
+        self._owes_continue = request._expected_100_continue  # noqa: SLF001
+        request._expected_100_continue = False  # noqa: SLF001
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the next byte of the connection belongs to another request."""
+        if hasattr(self.reader, "length"):
+            return bool(self.reader.length == 0)
+        return self.reader.parser is None
+
+    def close_unless_read(self) -> None:
+        """Have the connection end with this answer, if more of the body may come."""
+        if not self.is_read:
+            self._request.force_close()
+
+    def _read_reader(self, size: int) -> bytes:
+        if self._owes_continue and not self.is_read:
+            self._owes_continue = False
+            self._connection.sendall(_CONTINUE)
+        try:
+            data: bytes = super()._read_reader(size)
+        except ClientTooSlow as error:
+            raise RequestTimeout(
+                "The body came too slowly: send it again, at a steady rate."
+            ) from error
+        return data
+
+
+def closing(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Wrap an application: an answer that comes before the body's end closes the connection."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body: RequestBody = environ["wsgi.input"]
+        environ[PATIENCE] = environ["gunicorn.socket"].patience
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            body.close_unless_read()
+            return start_response(status, headers, *exc_info)
+
+        return application(environ, start)
+
+    return answer
+
+
+class Worker(ThreadWorker):
+    """Serve requests in threads; the loop waits for their heads and ends their connections."""
+
+    client_timeout: ClassVar[float]
+    client_rate: ClassVar[float]
+    """The settings of these names; set them before a worker is forked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lingering: deque[Any] = deque()
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection; where there are too many, one that waits for its client goes."""
+        super().accept(listener)
+        if self.nr_conns >= self.worker_connections:
+            waiting = max(self.pending_conns, self.keepalived_conns, self._lingering, key=len)
+            if waiting:
+                self._drop(waiting.popleft())
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Give a connection to a thread as soon as the head of its request is there."""
+        if not isinstance(conn.sock, ClientSocket):
+            conn.sock = ClientSocket(fileno=conn.sock.detach())
+        conn.sock.patience = self._patience()
+        conn.init()
+        conn.sock.setblocking(False)
+        if self._has_head(conn, searched=0):
+            super().enqueue_req(conn)
+            return
+        conn.timeout = monotonic() + self.client_timeout
+        self._watch(conn, self.pending_conns, self.on_pending_socket_readable)
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        """Take more of a request's head."""
+        buffer = conn.parser.unreader.buf
+        searched = max(0, buffer.seek(0, SEEK_END) - 3)
+        try:
+            data = socket.socket.recv(client, _RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        buffer.write(data)
+        if self._has_head(conn, searched):
+            self.poller.unregister(client)
+            self.pending_conns.remove(conn)
+            super().enqueue_req(conn)
+        elif not data or buffer.tell() > MAX_HEAD_BYTES:
+            self.pending_conns.remove(conn)
+            self._drop(conn, _HEAD_TOO_LARGE if data else b"")
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Serve a request, in a thread."""
+        req.body = RequestBody(req, conn.sock)
+        return super().handle_request(req, conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Keep a connection for its next request, or end it without waiting for its client."""
+        if not fs.cancelled() and fs.exception() is None and fs.result():
+            super().finish_request(conn, fs)
+            return
+        conn.timeout = monotonic() + _LINGER_SECONDS
+        conn.discarded = 0
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+            self._watch(conn, self._lingering, self._discard)
+        except OSError:
+            self.nr_conns -= 1
+            conn.close()
+
+    def murder_pending(self) -> None:
+        """Close connections whose head or end did not come in time."""
+        now = monotonic()
+        while self.pending_conns and self.pending_conns[0].timeout <= now:
+            conn = self.pending_conns.popleft()
+            self._drop(conn, _HEAD_TIMEOUT if conn.parser.unreader.buf.getvalue() else b"")
+        while self._lingering and self._lingering[0].timeout <= now:
+            self._drop(self._lingering.popleft())
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _patience(self) -> Patience:
+        seconds = min(_ANONYMOUS_SECONDS, self.client_timeout)
+        return Patience(
+            seconds, timeout=self.client_timeout, rate=self.client_rate, crowded=self._is_crowded
+        )
+
+    def _is_crowded(self) -> bool:
+        """Whether all threads are taken.
+
+        What waits for one then need not be seen here: Knative lets in no more than there are threads.
+        """
+        watched = len(self.pending_conns) + len(self.keepalived_conns) + len(self._lingering)
+        return bool(self.nr_conns - watched >= self.cfg.threads)
+
+    def _watch(self, conn: Any, waiting: deque[Any], on_readable: Callable[..., None]) -> None:
+        waiting.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(on_readable, conn))
+
+    def _discard(self, conn: Any, client: Any) -> None:
+        """Throw away what a client sends behind its answer."""
+        try:
+            data = socket.socket.recv(client, _RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        conn.discarded += len(data)
+        if not data or conn.discarded > _LINGER_BYTES:
+            self._lingering.remove(conn)
+            self._drop(conn)
+
+    def _drop(self, conn: Any, answer: bytes = b"") -> None:
+        """Close a connection that the loop watches."""
+        self.poller.unregister(conn.sock)
+        try:
+            if answer:
+                socket.socket.send(conn.sock, answer)
+        except OSError:
+            pass
+        self.nr_conns -= 1
+        conn.close()
+
+    @staticmethod
+    def _has_head(conn: Any, searched: int) -> bool:
+        return _HEAD_END.search(conn.parser.unreader.buf.getvalue(), searched) is not None

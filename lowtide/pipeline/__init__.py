@@ -1,0 +1,1 @@
+"""From a file to queued requests, and from results to a file."""

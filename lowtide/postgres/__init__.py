@@ -1,1 +1,0 @@
-"""PostgreSQL adapters: store, queue and outbox."""

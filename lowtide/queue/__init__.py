@@ -1,0 +1,1 @@
+"""The queue: claims, settlement, leases, fairness."""

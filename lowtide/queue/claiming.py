@@ -1,0 +1,321 @@
+"""Taking lines out of the queue: which batches wait, and a set of their lines in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.ids import BatchId, TenantId
+from lowtide.database.connections import begin
+from lowtide.database.prepared import hot
+from lowtide.events.outbox import trace_of
+from lowtide.queue.claims import Claim
+from lowtide.queue.draining import Mark
+from lowtide.queue.fairness import FairShare, Lane, without
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import LeaseId
+    from lowtide.core.pools import Pool
+    from lowtide.queue.fairness import Share
+
+
+# None of a paused pool, where a claim would try them one by one for nothing. TAKE makes it sure. None of
+# the models that the worker's engine lacks, which the worker could only give back.
+LANES = """
+SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in
+FROM tenants t CROSS JOIN LATERAL (
+  SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b
+  CROSS JOIN LATERAL (
+    SELECT FROM queue q
+    WHERE q.pool = :pool AND q.batch_id = b.id AND q.available_at <= statement_timestamp()
+    ORDER BY q.available_at LIMIT 1) waiting
+  WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+    AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
+  ORDER BY b.deadline LIMIT :most) b
+WHERE NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
+"""
+_LANES = hot(LANES)
+LANES_A_TENANT = 100
+
+# KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
+# once it was; nor while its pool is paused. A tenant's share comes out of its lanes one after the
+# other, each from its mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and
+# OFFSET 0 keeps the last join a look-up of each line by key. A row a batch comes back: the driver
+# would take longer to read a row a line than the server takes to find it.
+TAKE = """
+WITH lease AS MATERIALIZED (
+  SELECT id FROM workers
+  WHERE id = :lease AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool) FOR KEY SHARE
+), taken AS (
+  DELETE FROM queue WHERE ctid = ANY(ARRAY(
+    SELECT found.ctid
+    FROM json_to_recordset(cast(:shares AS json)) AS share (lines integer, lanes json)
+    CROSS JOIN LATERAL (
+      SELECT waiting.ctid
+      FROM json_to_recordset(share.lanes) AS lane (batch uuid, at timestamptz, line integer)
+      CROSS JOIN LATERAL (
+        SELECT q.ctid FROM queue q
+        WHERE q.pool = :pool AND q.batch_id = lane.batch AND q.available_at <= statement_timestamp()
+          AND (q.available_at, q.line) > (lane.at, lane.line)
+        ORDER BY q.available_at, q.line LIMIT share.lines FOR UPDATE SKIP LOCKED) waiting
+      LIMIT share.lines) found
+    WHERE EXISTS (SELECT 1 FROM lease)))
+  RETURNING *
+), held AS (
+  INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
+    interruptions, lost_leases, escalated, pool)
+  SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
+    lost_leases, escalated, pool FROM taken
+)
+SELECT t.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
+  now() AS claimed_at, max(t.available_at) AS at,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in,
+  (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
+  json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
+    extract(epoch FROM now() - t.queued_at), r.checksum) ORDER BY t.line)::text AS lines
+FROM taken t
+JOIN batches b ON b.id = t.batch_id
+CROSS JOIN LATERAL (
+  SELECT start, length, checksum FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
+GROUP BY t.batch_id, b.id
+"""
+_TAKE = hot(TAKE)
+_MAY_TAKE = hot("""
+SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
+  AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
+""")
+
+# What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
+# lives on.
+_UNSEEN = text("""
+SELECT c.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in,
+  json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
+    extract(epoch FROM now() - c.queued_at), r.checksum) ORDER BY c.line)::text AS lines
+FROM claims c
+JOIN batches b ON b.id = c.batch_id
+CROSS JOIN LATERAL (
+  SELECT start, length, checksum FROM requests WHERE batch_id = c.batch_id AND line = c.line OFFSET 0) r
+WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz), '-infinity')
+GROUP BY c.batch_id, b.id, c.claimed_at
+""")
+
+# One at a time for each tenant that has a limit: two workers would both see the last free place.
+_LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+_TRY_LOCK_TENANT = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
+_RUNNING = text("""
+SELECT t.id, (SELECT count(*) FROM claims c WHERE c.tenant_id = t.id
+  AND c.pool IN ('spot', 'dedicated')) AS running
+FROM unnest(cast(:tenants AS uuid[])) AS t (id)
+""")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float, int | None]]).decode
+_START = {"at": "-infinity", "line": 0}
+_LOOKING_SHARE = 20
+"""Looking for batches may take one part in this many of a busy worker's time."""
+_LOOK_SECONDS = 1.0
+"""How late a busy worker may notice a batch, however long looking takes."""
+
+
+class Claiming:
+    """Claims for one worker of one pool; it remembers what it has seen.
+
+    Marks: where the lines taken from a lane ended. A scan starts there, or else it would crawl over
+    the index entries of lines that are gone and that no vacuum could remove yet. Lines that come
+    back to a lane lie behind every mark, as they become available later; what a mark did pass by
+    (another claim that was rolled back) is found once the lane comes up short, which drops its mark.
+
+    After a failure nobody knows whether lines were taken: the next claim looks.
+    """
+
+    def __init__(self, engine: Engine, pool: Pool) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._turns = FairShare(pool)
+        self._lanes: list[Lane] = []
+        self._next_look = 0.0
+        self._claimed_at: datetime | None = None
+        self._is_in_doubt = False
+        self._without: frozenset[str] = frozenset()
+        self.marks: dict[UUID, Mark] = {}
+
+    def claim(
+        self, lease: LeaseId, lines: int, without: frozenset[str] = frozenset()
+    ) -> list[Claim]:
+        """Take up to `lines` of the most urgent requests, of no model in `without`.
+
+        None when the lease is gone or the pool paused.
+        """
+        if without != self._without:
+            self._without, self._lanes, self._next_look = without, [], 0.0
+        try:
+            with begin(self._engine) as connection:
+                claims, at = self._unseen(connection, lease) if self._is_in_doubt else ([], None)
+                if not claims:
+                    claims, at = self._claim(connection, lease, lines)
+        except Exception:
+            self._is_in_doubt = True
+            self._lanes, self.marks = [], {}
+            raise
+        self._is_in_doubt = False
+        self._claimed_at = at or self._claimed_at
+        return claims
+
+    def _unseen(
+        self, connection: Connection, lease: LeaseId
+    ) -> tuple[list[Claim], datetime | None]:
+        rows = connection.execute(_UNSEEN, {"lease": lease, "since": self._claimed_at}).all()
+        claims = [claim for row in rows for claim in _claims(row)]
+        return claims, max((row.claimed_at for row in rows), default=None)
+
+    def _claim(
+        self, connection: Connection, lease: LeaseId, lines: int
+    ) -> tuple[list[Claim], datetime | None]:
+        claims: list[Claim] = []
+        locked: set[TenantId] = set()
+        at = None
+        may_take = False
+        fresh = monotonic() >= self._next_look
+        if fresh:
+            self._look(connection)
+        while len(claims) < lines:
+            shares = self._turns.plan(self._lanes, lines - len(claims))
+            if shares:
+                rooms = _rooms(connection, shares, locked)
+                rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
+                at = rows[0].claimed_at if rows else at
+                claims += self._taken(shares, rooms, rows)
+                # Lanes of an earlier look may be many, and each would be tried for nothing.
+                may_take = may_take or bool(rows) or self._may_take(connection, lease)
+                if not may_take:
+                    self._lanes = []
+                    break
+            elif fresh:
+                break
+            else:
+                fresh = True
+                self._look(connection)
+        return claims, at
+
+    def _may_take(self, connection: Connection, lease: LeaseId) -> bool:
+        parameters = {"lease": lease, "pool": self._pool.value}
+        return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
+
+    def _look(self, connection: Connection) -> None:
+        """Find the batches that wait. How often follows from how long it takes."""
+        began = monotonic()
+        parameters = {
+            "pool": self._pool.value,
+            "most": LANES_A_TENANT,
+            "without": sorted(self._without),
+        }
+        self._lanes = [
+            Lane(
+                BatchId(row.id),
+                TenantId(row.tenant_id),
+                row.due_in,
+                row.weight,
+                row.at_risk,
+                row.max_running,
+            )
+            for row in connection.execute(_LANES, parameters)
+        ]
+        waiting = {lane.batch for lane in self._lanes}
+        self.marks = {batch: mark for batch, mark in self.marks.items() if batch in waiting}
+        ended = monotonic()
+        self._next_look = ended + min((ended - began) * _LOOKING_SHARE, _LOOK_SECONDS)
+
+    def _taken(
+        self, shares: Sequence[Share], rooms: Mapping[TenantId, int], rows: Sequence[Any]
+    ) -> list[Claim]:
+        """Count what was taken, and forget the lanes that had no more."""
+        claims = {row.batch_id: _claims(row) for row in rows}
+        self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
+        ended: list[Lane] = []
+        for share in shares:
+            left = _within(share, rooms).lines
+            for lane in share.lanes:
+                left -= len(claims.get(lane.batch, ()))
+                if left > 0:
+                    ended.append(lane)
+                    self.marks.pop(lane.batch, None)
+            taken = sum(len(claims.get(lane.batch, ())) for lane in share.lanes)
+            self._turns.served(share, taken)
+            if taken < share.lines:
+                ended += share.lanes
+        self._lanes = without(self._lanes, ended)
+        return [
+            claim
+            for share in shares
+            for lane in share.lanes
+            for claim in claims.get(lane.batch, ())
+        ]
+
+    def _delete(
+        self, connection: Connection, lease: LeaseId, shares: Sequence[Share]
+    ) -> Sequence[Any]:
+        wanted = [
+            {
+                "lines": share.lines,
+                "lanes": [self._lane(lane.batch) for lane in share.lanes],
+            }
+            for share in shares
+        ]
+        parameters = {
+            "lease": lease,
+            "pool": self._pool.value,
+            "shares": _encode(wanted).decode(),
+        }
+        return connection.execute(_TAKE, parameters).all()
+
+    def _lane(self, batch: BatchId) -> dict[str, Any]:
+        mark = self.marks.get(batch)
+        place = _START if mark is None else {"at": mark.at, "line": mark.line}
+        return {"batch": batch, **place}
+
+
+def _claims(row: Any) -> list[Claim]:
+    batch, tenant, trace = BatchId(row.batch_id), TenantId(row.tenant_id), trace_of(row)
+    return [
+        Claim(batch, row.endpoint, row.input_key, *numbers, tenant, trace, row.due_in, row.model)
+        for numbers in _decode(row.lines)
+    ]
+
+
+def _rooms(
+    connection: Connection, shares: Sequence[Share], locked: set[TenantId]
+) -> dict[TenantId, int]:
+    """Return how many more lines each tenant with a limit may have in workers' hands.
+
+    `locked` are the tenants that this transaction has locked, and gets those that it locks now. Once
+    it has any it waits for no other, as that one's holder may be waiting for it: no room there.
+    """
+    limits = {
+        share.tenant: share.lanes[0].max_running
+        for share in shares
+        if share.lanes[0].max_running is not None
+    }
+    if not limits:
+        return {}
+    lock = _TRY_LOCK_TENANT if locked else _LOCK_TENANT
+    for tenant in sorted(limits.keys() - locked):
+        if connection.execute(lock, {"key": f"claim {tenant}"}).scalar_one() is not False:
+            locked.add(tenant)
+    rows = connection.execute(_RUNNING, {"tenants": list(limits)})
+    return {row.id: max(0, limits[row.id] - row.running) if row.id in locked else 0 for row in rows}
+
+
+def _within(share: Share, rooms: Mapping[TenantId, int]) -> Share:
+    return replace(share, lines=min(share.lines, rooms.get(share.tenant, share.lines)))

@@ -1,0 +1,101 @@
+"""Claims: requests under a lease, and how they end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.files.lines import checksum_of
+
+if TYPE_CHECKING:
+    from lowtide.core.ids import BatchId, TenantId
+    from lowtide.engines.outcomes import Usage
+    from lowtide.events.model import Event
+    from lowtide.telemetry.tracing import TraceContext
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One line, held under a lease. `start` and `length` locate it in the input object.
+
+    `checksum` proves its bytes; a line that was split before checksums were kept has none.
+    `waited` is the seconds since it was first queued, `due_in` those until its deadline; `trace` is
+    what its batch's work continues, `model` what all of the batch asks for.
+    """
+
+    batch: BatchId
+    endpoint: str
+    input_key: str
+    line: int
+    start: int
+    length: int
+    attempts: int
+    interruptions: int
+    waited: float = 0.0
+    checksum: int | None = None
+    tenant: TenantId | None = None
+    trace: TraceContext | None = None
+    due_in: float = math.inf
+    model: str | None = None
+
+    def proves(self, line: bytes) -> bool:
+        """Whether bytes are what was uploaded, as far as is known."""
+        return self.checksum is None or self.checksum == checksum_of(line)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody held the line before."""
+        return not self.attempts and not self.interruptions
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A line that ended for good, in success or failure.
+
+    `body` is the answer in UTF-8; `attempts` counts every try; `dead_letter` sets a failure aside for an operator;
+    `replica_seconds` is the line's part of its worker's time.
+    """
+
+    batch: BatchId
+    line: int
+    succeeded: bool
+    attempts: int
+    usage: Usage
+    status_code: int | None = None
+    request_id: str = ""
+    body: bytes | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    dead_letter: bool = False
+    replica_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A line that goes back to the queue after `delay` seconds.
+
+    `failed` counts it as an attempt; `interrupted` records a spot interruption; neither is a line
+    that was never started.
+    """
+
+    batch: BatchId
+    line: int
+    reason: str
+    delay: float = 0.0
+    failed: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement changed; lines missing from the counts were no longer this lease's.
+
+    `in_time` of the finished ended before their deadline. `drained` are the batches whose last line
+    this ended; their events are in the outbox.
+    """
+
+    finished: int
+    in_time: int
+    returned: int
+    drained: tuple[Event, ...]

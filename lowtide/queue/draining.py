@@ -1,0 +1,99 @@
+"""Noticing, exactly once, that a batch has no line left to run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.ids import BatchId, TenantId
+from lowtide.database.prepared import hot
+from lowtide.events.model import Event, EventType, batch_event
+from lowtide.events.outbox import OWN_ATTEMPT_SECONDS, add_event, trace_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+
+
+# A look behind the caller's mark first, where it knows one: the whole batch's index entries may
+# still be there, dead, and to find nothing among them takes long. Scalar subqueries, as EXISTS would
+# lose its ORDER BY, and with it the index.
+NOTHING_QUEUED = """
+SELECT b.id FROM json_to_recordset(cast(:batches AS json)) AS b (
+  id uuid, pool text, at timestamptz, line integer)
+WHERE CASE WHEN (
+    SELECT q.line FROM queue q WHERE q.pool = b.pool AND q.batch_id = b.id
+      AND (q.available_at, q.line) > (b.at, b.line)
+    ORDER BY q.available_at, q.line LIMIT 1) IS NOT NULL THEN false
+  ELSE (SELECT q.line FROM queue q WHERE q.batch_id = b.id ORDER BY q.line LIMIT 1) IS NULL END
+ORDER BY b.id
+"""
+_NOTHING_QUEUED = hot(NOTHING_QUEUED)
+_LOCK = text("SELECT id FROM batches WHERE id = ANY(:batches) ORDER BY id FOR NO KEY UPDATE")
+_DRAIN = text("""
+UPDATE batches b SET drained_at = now(), nudged_at = now(),
+  status = CASE WHEN status = 'in_progress' AND NOT expiring THEN 'finalizing' ELSE status END,
+  finalizing_at = CASE WHEN status = 'in_progress' AND NOT expiring THEN now() END
+WHERE id = ANY(:batches) AND drained_at IS NULL AND status IN ('in_progress', 'cancelling')
+  AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.batch_id = b.id)
+  AND NOT EXISTS (SELECT 1 FROM claims c WHERE c.batch_id = b.id)
+RETURNING id, tenant_id, traceparent, tracestate
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the queue of one pool: a line, and when it became available."""
+
+    pool: str
+    at: datetime
+    line: int
+
+
+def note_drained(
+    connection: Connection,
+    batches: Sequence[BatchId],
+    new_id: Callable[[], UUID],
+    marks: Mapping[UUID, Mark] = MappingProxyType({}),
+    *,
+    delay: float = OWN_ATTEMPT_SECONDS,
+) -> tuple[Event, ...]:
+    """Move batches that ended their last line on, and record their `batch.drained` events.
+
+    Two workers may end the last two lines at the same time, each still seeing the other's. Hence
+    the lock: whoever comes second looks again with a snapshot taken after the first committed.
+    Only batches with nothing queued take it, so that running batches stay free of a shared lock.
+    `marks` tells behind which place a batch's next line would be, where the caller knows. Without a
+    `delay` the scheduler's next look at the outbox sends the events.
+    """
+    if not batches:
+        return ()
+    # `get`, as a claim of the same worker may be changing the marks meanwhile, in another thread.
+    known = ((batch, marks.get(batch)) for batch in batches)
+    places = [{"id": batch, **({} if mark is None else asdict(mark))} for batch, mark in known]
+    parameters = {"batches": msgspec.json.encode(places).decode()}
+    candidates = connection.execute(_NOTHING_QUEUED, parameters).scalars().all()
+    if not candidates:
+        return ()
+    connection.execute(_LOCK, {"batches": candidates})
+    drained = connection.execute(_DRAIN, {"batches": candidates}).all()
+    events = tuple(
+        batch_event(
+            new_id(),
+            EventType.BATCH_DRAINED,
+            TenantId(row.tenant_id),
+            BatchId(row.id),
+            trace_of(row),
+        )
+        for row in drained
+    )
+    for event in events:
+        add_event(connection, event, delay=delay)
+    return events

@@ -1,0 +1,113 @@
+"""Who is served next: the most urgent, then tenants by weight, then the earliest deadline.
+
+Tenants whose lines are equally urgent share a worker by start-time fair queueing (Goyal, Vin and
+Cheng, "Start-Time Fair Queuing", SIGCOMM 1996): each has a tag that grows by 1 / weight with every
+line it is given, the smallest tag goes next, and who comes (back) starts at the smallest tag of
+those who stayed, so that nobody saves up turns. Every worker keeps tags of its own: if each of them
+is fair, so is their sum, and no row has to be shared.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.core.pools import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lowtide.core.ids import BatchId, TenantId
+
+
+URGENCY_EDGES = (900.0, 3600.0, 14_400.0, 86_400.0)
+"""Seconds until a deadline that part one urgency from the next: 15 minutes, 1, 4 and 24 hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The lines of one batch that wait in one pool; `left` is seconds until its deadline.
+
+    `max_running` bounds the tenant's lines in workers' hands, over all of its lanes.
+    """
+
+    batch: BatchId
+    tenant: TenantId
+    left: float
+    weight: int = 1
+    at_risk: bool = False
+    max_running: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Up to `lines` lines for a tenant, out of these lanes in this order."""
+
+    tenant: TenantId
+    lines: int
+    lanes: tuple[Lane, ...]
+
+
+def urgency(lane: Lane, pool: Pool) -> float:
+    """Return how urgent a lane is, the smaller the more.
+
+    Spot promises nothing, so deadlines that are about as far away count as equal there, and a
+    batch at risk counts as due now. What was moved to dedicated was moved because its deadline
+    needs it, by a bound that assumes the earliest deadline first: there nothing else counts.
+    """
+    if pool is Pool.DEDICATED:
+        return lane.left
+    return 0.0 if lane.at_risk else float(bisect_left(URGENCY_EDGES, lane.left))
+
+
+class FairShare:
+    """Divides the lines that one worker claims; it remembers who was served how much."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._tags: dict[TenantId, float] = {}
+
+    def plan(self, lanes: Iterable[Lane], lines: int) -> list[Share]:
+        """Return who gets how many of `lines`, among the most urgent lanes alone."""
+        found = sorted((urgency(lane, self._pool), lane.left, lane.batch, lane) for lane in lanes)
+        first = [lane for urgent, *_, lane in found if urgent <= found[0][0]]
+        by_tenant: dict[TenantId, list[Lane]] = {}
+        for lane in first:
+            by_tenant.setdefault(lane.tenant, []).append(lane)
+        self._admit(by_tenant)
+        turns = self._turns({tenant: its[0].weight for tenant, its in by_tenant.items()}, lines)
+        return [
+            Share(tenant, turns[tenant], tuple(its))
+            for tenant, its in by_tenant.items()
+            if turns[tenant]
+        ]
+
+    def served(self, share: Share, lines: int) -> None:
+        """Count lines that a tenant was really given."""
+        self._tags[share.tenant] += lines / share.lanes[0].weight
+
+    def _admit(self, tenants: Iterable[TenantId]) -> None:
+        stayed = [self._tags[tenant] for tenant in tenants if tenant in self._tags]
+        start = min(stayed, default=0.0)
+        self._tags = {tenant: self._tags.get(tenant, start) for tenant in tenants}
+
+    def _turns(self, weights: dict[TenantId, int], lines: int) -> Counter[TenantId]:
+        if len(weights) <= 1:
+            return Counter(dict.fromkeys(weights, lines))
+        turns: Counter[TenantId] = Counter()
+        heap = [(self._tags[tenant], tenant) for tenant in weights]
+        heapq.heapify(heap)
+        for _ in range(lines):
+            tag, tenant = heap[0]
+            turns[tenant] += 1
+            heapq.heapreplace(heap, (tag + 1 / weights[tenant], tenant))
+        return turns
+
+
+def without(lanes: Iterable[Lane], ended: Iterable[Lane]) -> list[Lane]:
+    """Return the lanes of other batches."""
+    gone = {lane.batch for lane in ended}
+    return [lane for lane in lanes if lane.batch not in gone]

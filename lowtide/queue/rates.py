@@ -1,0 +1,94 @@
+"""Measured rates: reported by workers, folded by ticks, kept while no worker runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.core.pools import Pool
+from lowtide.database.connections import begin
+from lowtide.planning.demand import Rate, Sample
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import LeaseId
+
+
+_REPORT = text("""
+UPDATE workers SET full_lines = :lines, full_seconds = :seconds WHERE id = :lease
+""")
+# SKIP LOCKED: a worker that renews its lease this very moment is read at the next tick. Totals are
+# compared, not added up, so that no report counts twice. A worker in whose hands are lines of one
+# model is a sample of that model.
+_NEW_SAMPLES = text("""
+WITH due AS (
+  SELECT id, pool, full_lines - folded_lines AS lines, full_seconds - folded_seconds AS seconds
+  FROM workers WHERE full_seconds > folded_seconds FOR NO KEY UPDATE SKIP LOCKED
+), folded AS (
+  UPDATE workers w SET folded_lines = w.full_lines, folded_seconds = w.full_seconds
+  FROM due WHERE w.id = due.id
+)
+SELECT due.pool, due.lines, due.seconds, held.model FROM due CROSS JOIN LATERAL (
+  SELECT CASE WHEN min(b.model) = max(b.model) THEN min(b.model) ELSE '' END AS model
+  FROM claims c JOIN batches b ON b.id = c.batch_id WHERE c.lease_id = due.id) held
+ORDER BY due.id
+""")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('fold rates', 0))")
+_RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
+_STORE = text("""
+INSERT INTO service_rates (pool, model, seconds, lines, squares, weights)
+VALUES (:pool, :model, :seconds, :lines, :squares, :weights)
+ON CONFLICT (pool, model) DO UPDATE SET seconds = excluded.seconds, lines = excluded.lines,
+  squares = excluded.squares, weights = excluded.weights, updated_at = now()
+""")
+
+
+class RateStore:
+    """Record rates of leases, and fold them into one rate a pool and model."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def report(self, lease: LeaseId, total: Sample) -> None:
+        """Note what a worker has ended while it was full, since its lease was opened."""
+        with begin(self._engine) as connection:
+            parameters = {"lease": lease, "lines": total.lines, "seconds": total.seconds}
+            connection.execute(_REPORT, parameters)
+
+    def fold(self) -> dict[tuple[Pool, str], Rate]:
+        """Fold what workers reported since the last time; return all rates by pool and model."""
+        with begin(self._engine) as connection:
+            connection.execute(_LOCK)
+            samples: dict[tuple[Pool, str], list[Sample]] = {}
+            for row in connection.execute(_NEW_SAMPLES):
+                key = Pool(row.pool), row.model or ""
+                samples.setdefault(key, []).append(Sample(row.lines, row.seconds))
+            rates = _read(connection)
+            for key, new in samples.items():
+                rates[key] = rates.get(key, Rate()).fold(new)
+                _store(connection, key, rates[key])
+        return rates
+
+
+def _read(connection: Connection) -> dict[tuple[Pool, str], Rate]:
+    return {
+        (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
+        for row in connection.execute(_RATES)
+    }
+
+
+def _store(connection: Connection, key: tuple[Pool, str], rate: Rate) -> None:
+    pool, model = key
+    connection.execute(
+        _STORE,
+        {
+            "pool": pool.value,
+            "model": model,
+            "seconds": rate.seconds,
+            "lines": rate.lines,
+            "squares": rate.squares,
+            "weights": rate.weights,
+        },
+    )

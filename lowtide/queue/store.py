@@ -1,0 +1,320 @@
+"""The queue: open leases, settle and release requests, fenced by leases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.ids import BatchId, LeaseId
+from lowtide.database.connections import begin
+from lowtide.database.prepared import Encoded, hot
+from lowtide.queue.claiming import Claiming
+from lowtide.queue.claims import Settled
+from lowtide.queue.draining import note_drained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.pools import Pool
+    from lowtide.engines.breaker import BreakerState
+    from lowtide.queue.claims import Claim, Finished, Returned
+
+
+STORM = 5
+"""Fewest leases lost at once that count as a storm."""
+
+
+def is_storm(lost: int, living: int) -> bool:
+    """Whether so many leases were lost at once that capacity went away, and no line is to blame.
+
+    A line that kills its worker costs one lease at a time. A storm may bring a line to the edge of
+    being set aside, never over it.
+    """
+    return lost >= STORM and lost >= living
+
+
+_OPEN = text("""
+INSERT INTO workers (id, pool, name, expires_at)
+VALUES (:lease, :pool, :name, now() + make_interval(secs => :duration))
+""")
+_RENEW = text("""
+UPDATE workers SET heartbeat_at = now(), expires_at = now() + make_interval(secs => :duration)
+WHERE id = :lease
+""")
+_REPORT_ENGINE = text("""
+UPDATE workers SET engine_reason = :reason,
+  engine_since = CASE WHEN engine_state = :state THEN engine_since ELSE now() END,
+  engine_state = :state
+WHERE id = :lease
+""")
+_CLOSE = text("DELETE FROM workers WHERE id = :lease")
+
+# Each line of these is looked up by key (LATERAL, OFFSET 0): the statistics know little of a table
+# that fills and empties all the time, and a plain join may read all of it, dead rows included.
+FINISH = """
+WITH given AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
+    batch uuid, line integer, succeeded boolean, attempts smallint, input_tokens integer,
+    output_tokens integer, replica_seconds double precision, status_code smallint, request_id text,
+    body text, error_code text, error_message text, dead_letter boolean, cached_tokens integer,
+    reasoning_tokens integer)
+), mine AS (
+  DELETE FROM claims WHERE ctid = ANY(ARRAY(
+    SELECT c.ctid FROM given g CROSS JOIN LATERAL (
+      SELECT ctid FROM claims
+      WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
+  RETURNING batch_id, line, tenant_id, pool, claimed_at, deadline, interruptions, escalated
+), ended AS MATERIALIZED (
+  SELECT m.batch_id, m.line, m.tenant_id, m.pool, m.claimed_at, m.deadline, m.interruptions,
+    m.escalated, g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.replica_seconds,
+    g.status_code, g.request_id, coalesce(cast(:body AS text), g.body) AS body, g.error_code,
+    g.error_message, g.dead_letter, g.cached_tokens, g.reasoning_tokens
+  FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
+), stored AS (
+  INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+    output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+    request_id, body, error_code, error_message)
+  SELECT batch_id, tenant_id, :lease, claimed_at, now(), line, input_tokens, output_tokens,
+    status_code, attempts, interruptions, succeeded, escalated, dead_letter, pool, request_id, body,
+    error_code, error_message FROM ended
+), buried AS (
+  INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_code, error_message)
+  SELECT batch_id, line, tenant_id, attempts, error_code, error_message
+  FROM ended WHERE dead_letter
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
+  SELECT tenant_id, batch_id, line, 'dead_lettered', pool, :lease,
+    coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
+), tallied AS (
+  INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, input_tokens,
+    output_tokens, cached_tokens, reasoning_tokens, replica_seconds)
+  SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
+    count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens),
+    sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds)
+  FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
+  ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
+    completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
+    input_tokens = t.input_tokens + excluded.input_tokens,
+    output_tokens = t.output_tokens + excluded.output_tokens,
+    cached_tokens = t.cached_tokens + excluded.cached_tokens,
+    reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens,
+    replica_seconds = t.replica_seconds + excluded.replica_seconds
+)
+SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE now() <= deadline) AS in_time
+FROM ended GROUP BY batch_id
+"""
+_FINISH = hot(FINISH)
+
+TAKE_BACK = """
+WITH given AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
+    batch uuid, line integer, reason text, delay double precision, failed boolean,
+    interrupted boolean)
+), mine AS (
+  DELETE FROM claims WHERE ctid = ANY(ARRAY(
+    SELECT c.ctid FROM given g CROSS JOIN LATERAL (
+      SELECT ctid FROM claims
+      WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
+  RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+    escalated, pool
+)
+SELECT m.*, 0 AS lost_leases, g.reason, g.delay, g.failed, g.interrupted
+FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
+"""
+_TAKE_BACK = hot(TAKE_BACK)
+_TAKE_BACK_ALL = text("""
+DELETE FROM claims WHERE lease_id = :lease
+RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+  0 AS lost_leases, escalated, pool, '' AS reason, 0 AS delay, false AS failed,
+  false AS interrupted
+""")
+
+# SHARE on the batch: either cancelling waits and then drops what is queued here, or it came first
+# and the line is not queued again.
+_LOCK_OPEN = hot("""
+SELECT id FROM batches WHERE id = ANY(:batches) AND status = 'in_progress' AND drained_at IS NULL AND NOT expiring
+ORDER BY id FOR SHARE
+""")
+_REQUEUE = hot("""
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
+    batch_id uuid, tenant_id uuid, lease_id uuid, deadline timestamptz, queued_at timestamptz,
+    line integer, attempts smallint, interruptions smallint, lost_leases smallint,
+    escalated boolean, pool text, reason text, delay double precision, failed boolean,
+    interrupted boolean)
+), queued AS (
+  INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
+    interruptions, lost_leases, escalated, pool)
+  SELECT batch_id, tenant_id, deadline, now() + make_interval(secs => delay), queued_at, line,
+    attempts + failed::integer, least(interruptions + interrupted::integer, 32767), lost_leases,
+    escalated, pool
+  FROM given WHERE batch_id = ANY(:open)
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
+  SELECT tenant_id, batch_id, line, CASE WHEN failed THEN 'retried' ELSE 'interrupted' END, pool,
+    lease_id, reason FROM given WHERE failed OR interrupted
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried)
+SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
+  count(*) FILTER (WHERE failed)
+FROM given WHERE failed OR interrupted GROUP BY batch_id, pool, lease_id, tenant_id
+ORDER BY batch_id, pool, lease_id
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
+  interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
+""")
+
+_encode = msgspec.json.Encoder().encode
+LONGEST_REASON = 1000
+
+
+class QueueStore:
+    """The queue in the database, whose clock alone decides leases, delays and deadlines."""
+
+    def __init__(
+        self, engine: Engine, *, new_id: Callable[[], UUID], lease_duration: float
+    ) -> None:
+        self._engine = engine
+        self._new_id = new_id
+        self._lease_duration = lease_duration
+        self._claiming: dict[LeaseId, Claiming] = {}
+
+    def open_lease(self, pool: Pool, worker: str) -> LeaseId:
+        """Register a worker."""
+        lease = LeaseId(self._new_id())
+        with begin(self._engine) as connection:
+            connection.execute(
+                _OPEN,
+                {
+                    "lease": lease,
+                    "pool": pool.value,
+                    "name": worker,
+                    "duration": self._lease_duration,
+                },
+            )
+        return lease
+
+    def renew(self, lease: LeaseId) -> bool:
+        """Extend the lease; False when it was given away, with all its lines."""
+        with begin(self._engine) as connection:
+            parameters = {"lease": lease, "duration": self._lease_duration}
+            renewed = connection.execute(_RENEW, parameters).rowcount == 1
+        if not renewed:
+            self._claiming.pop(lease, None)
+        return renewed
+
+    def claim(
+        self, lease: LeaseId, pool: Pool, lines: int, without: frozenset[str] = frozenset()
+    ) -> Sequence[Claim]:
+        """Take up to `lines` of the most urgent requests, of no model in `without`.
+
+        None when the lease is gone or the pool paused.
+        """
+        if lease not in self._claiming:
+            self._claiming[lease] = Claiming(self._engine, pool)
+        return self._claiming[lease].claim(lease, lines, without)
+
+    def settle(
+        self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
+    ) -> Settled:
+        """End or give back lines in one transaction; lines that are not the lease's are skipped."""
+        with begin(self._engine) as connection:
+            ended = _finish(connection, lease, finished) if finished else ()
+            touched = {BatchId(row.batch_id): None for row in ended}
+            given_back = 0
+            if returned:
+                rows = connection.execute(
+                    _TAKE_BACK, {"lease": lease, "rows": _encode(returned).decode()}
+                ).all()
+                given_back = len(rows)
+                touched |= dict.fromkeys(requeue(connection, rows))
+            claiming = self._claiming.get(lease)
+            marks = claiming.marks if claiming else {}
+            drained = note_drained(connection, list(touched), self._new_id, marks)
+        return Settled(
+            finished=sum(row.lines for row in ended),
+            in_time=sum(row.in_time for row in ended),
+            returned=given_back,
+            drained=drained,
+        )
+
+    def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
+        """Note how the worker's engine is, for everybody."""
+        with begin(self._engine) as connection:
+            parameters = {"lease": lease, "state": state.value, "reason": reason[:LONGEST_REASON]}
+            connection.execute(_REPORT_ENGINE, parameters)
+
+    def close_lease(self, lease: LeaseId) -> None:
+        """Leave; lines still held go back to the queue."""
+        self._claiming.pop(lease, None)
+        with begin(self._engine) as connection:
+            connection.execute(_CLOSE, {"lease": lease})
+            rows = connection.execute(_TAKE_BACK_ALL, {"lease": lease}).all()
+            note_drained(connection, requeue(connection, rows), self._new_id)
+
+
+def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
+    # Beside its row, as a string in JSON would have to be escaped, and would be copied several times.
+    alone = len(finished) == 1
+    body = finished[0].body if alone else None
+    rows = [
+        {
+            "batch": line.batch,
+            "line": line.line,
+            "succeeded": line.succeeded,
+            "attempts": line.attempts,
+            "input_tokens": line.usage.input_tokens,
+            "output_tokens": line.usage.output_tokens,
+            "cached_tokens": line.usage.cached_tokens,
+            "reasoning_tokens": line.usage.reasoning_tokens,
+            "replica_seconds": line.replica_seconds,
+            "status_code": line.status_code,
+            "request_id": line.request_id,
+            "body": None if alone or line.body is None else line.body.decode(),
+            "error_code": line.error_code,
+            "error_message": line.error_message,
+            "dead_letter": line.dead_letter,
+        }
+        for line in finished
+    ]
+    parameters = {
+        "lease": lease,
+        "rows": Encoded(_encode(rows)),
+        "body": None if body is None else Encoded(body),
+    }
+    return connection.execute(_FINISH, parameters).all()
+
+
+def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
+    """Queue lines that were taken out of claims, unless their batch is ending.
+
+    Returns the batches that are ending, which this may have drained.
+    """
+    if not rows:
+        return []
+    batches = sorted({row.batch_id for row in rows})
+    still_open = _lock_open(connection, batches)
+    encoded = _encode([row._asdict() for row in rows]).decode()
+    connection.execute(_REQUEUE, {"rows": encoded, "open": list(still_open)})
+    return [BatchId(batch) for batch in batches if batch not in set(still_open)]
+
+
+def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID]:
+    """Return which batches are open, locked so that none ends before this transaction does.
+
+    A batch that ended while its lock was waited for is locked too, though not returned. Two that
+    share such a lock would wait for each other in `note_drained`, so it is let go.
+    """
+    while batches:
+        attempt = connection.begin_nested()
+        found = connection.execute(_LOCK_OPEN, {"batches": list(batches)}).scalars().all()
+        if len(found) == len(batches):
+            attempt.commit()
+            return found
+        attempt.rollback()
+        batches = found
+    return ()

@@ -1,0 +1,341 @@
+"""Every route of the API, by the function that serves it; health, models and the documentation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from flask import Response
+
+from lowtide.batches import api as batches_api
+from lowtide.core.errors import NotFound
+from lowtide.dead_letters import api as dead_letters_api
+from lowtide.files import api as files_api
+from lowtide.http import types
+from lowtide.http.application import Application, json_response
+from lowtide.http.operations import Operation, Parameter, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flask import Request
+
+    from lowtide.app import App
+    from lowtide.http.application import Call
+
+
+def live(_: App) -> Response:
+    """`GET /health/live`: the process answers."""
+    return json_response({"status": "ok"})
+
+
+def ready(app: App) -> Response:
+    """`GET /health/ready`: the database answers, with the schema of this version; raises Unavailable."""
+    app.readiness.require()
+    return json_response({"status": "ok"})
+
+
+def list_models(call: Call) -> Response:
+    """`GET /v1/models`: what engines serve, and what the caller's batches named."""
+    return json_response(types.ModelPage(_models(call)))
+
+
+def get_model(call: Call, name: str) -> Response:
+    """`GET /v1/models/{name}`; raises NotFound."""
+    for found in _models(call):
+        if found.id == name:
+            return json_response(found)
+    raise NotFound(f"No model {name[:100]!r}: see /v1/models.", param="model")
+
+
+def _models(call: Call) -> list[types.Model]:
+    return [
+        types.Model(id=name, created=int(since.timestamp()))
+        for name, since in call.services.models.names(call.tenant)
+    ]
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Lowtide API</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """window.ui = SwaggerUIBundle({
+  url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null,
+});
+"""
+_ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+_POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+
+
+@lru_cache(maxsize=1)
+def _document() -> bytes:
+    from lowtide.http.openapi import document as make
+
+    return msgspec.json.encode(make(ALL))
+
+
+def openapi_document(_: App) -> Response:
+    """`GET /openapi.json`."""
+    return Response(_document(), mimetype="application/json")
+
+
+def docs_page(_: App) -> Response:
+    """`GET /docs`."""
+    return Response(_PAGE, headers={"Content-Security-Policy": _POLICY}, mimetype="text/html")
+
+
+def docs_asset(_: App, name: str) -> Response:
+    """`GET /docs/{name}`: the page's own files; raises NotFound."""
+    if name == "start.js":
+        return Response(_START, mimetype="text/javascript")
+    spec = find_spec("flask_swagger_ui")
+    if name not in _ASSETS or spec is None or spec.origin is None:
+        raise NotFound("No such page.", code="unknown_url")
+    content = (Path(spec.origin).parent / "dist" / name).read_bytes()
+    return Response(content, mimetype=_ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+
+
+_AFTER = Parameter("after", "The last id of the page before.", {"type": "string"})
+_ORDER = Parameter("order", "By creation.", {"enum": ["asc", "desc"], "default": "desc"})
+
+
+def _limit(most: int, default: int) -> Parameter:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+    return Parameter("limit", "Most objects of one page.", schema)
+
+
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/jsonl"},
+        "purpose": {"const": "batch", "default": "batch"},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    },
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
+}
+_RANGE = Parameter("Range", "One byte range, like `bytes=0-99`.", {"type": "string"}, "header")
+_IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "A retry with the same key and body returns the batch of the first; another body is 422.",
+    {"type": "string", "maxLength": 256},
+    "header",
+)
+
+UPLOAD = (
+    Route(
+        "POST",
+        "/v1/files",
+        files_api.upload_file,
+        Operation(
+            "uploadFile",
+            "Upload a batch file; it is checked line by line while it streams in.",
+            types.File,
+            form=_FORM,
+            errors=(400, 413, 415),
+        ),
+    ),
+    Route(
+        "DELETE",
+        "/v1/files/<file_id>",
+        files_api.delete_file,
+        Operation(
+            "deleteFile",
+            "Delete a file; a batch that reads it goes on, and its bytes go when that ends.",
+            types.DeletedFile,
+            errors=(404,),
+        ),
+    ),
+)
+
+CREATE_BATCH = (
+    Route(
+        "POST",
+        "/v1/batches",
+        batches_api.create_batch,
+        Operation(
+            "createBatch",
+            "Create a batch from an uploaded file.",
+            types.Batch,
+            body=types.CreateBatch,
+            body_needs=("input_file_id", "inputFileId"),
+            parameters=(_IDEMPOTENCY_KEY,),
+            errors=(400, 404, 409, 413, 415, 422),
+        ),
+    ),
+    *dead_letters_api.CHANGE,
+)
+
+CANCEL_BATCH = (
+    Route(
+        "POST",
+        "/v1/batches/<batch_id>/cancel",
+        batches_api.cancel_batch,
+        Operation(
+            "cancelBatch",
+            "Cancel a batch; what is finished stays downloadable.",
+            types.Batch,
+            errors=(404, 409),
+        ),
+    ),
+)
+
+READ = (
+    Route(
+        "GET",
+        "/v1/files",
+        files_api.list_files,
+        Operation(
+            "listFiles",
+            "List files.",
+            types.FilePage,
+            parameters=(
+                _AFTER,
+                _limit(10_000, 10_000),
+                _ORDER,
+                Parameter(
+                    "purpose",
+                    "Only files with this purpose.",
+                    {"type": "string", "pattern": r"^[^\u0000]*$"},
+                ),
+            ),
+            errors=(400, 404),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/files/<file_id>",
+        files_api.get_file,
+        Operation("getFile", "Get a file's record.", types.File, errors=(404,)),
+    ),
+    Route(
+        "GET",
+        "/v1/files/<file_id>/content",
+        files_api.file_content,
+        Operation(
+            "getFileContent",
+            "Download a file, whole or one byte range.",
+            None,
+            media="application/jsonl",
+            parameters=(_RANGE,),
+            errors=(404, 416),
+            partial=True,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/batches",
+        batches_api.list_batches,
+        Operation(
+            "listBatches",
+            "List batches, newest first.",
+            types.BatchPage,
+            parameters=(_AFTER, _limit(100, 20)),
+            errors=(400, 404),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/batches/<batch_id>",
+        batches_api.get_batch,
+        Operation("getBatch", "Get a batch as it stands.", types.Batch, errors=(404,)),
+    ),
+    Route(
+        "GET",
+        "/v1/batches/<batch_id>/requests",
+        batches_api.list_requests,
+        Operation(
+            "listRequests",
+            "List a batch's lines, in input order.",
+            types.RequestPage,
+            parameters=(
+                Parameter(
+                    "after",
+                    "The last id or line of the page before.",
+                    {
+                        "type": "string",
+                        "pattern": "^(batch_req_[0-9a-f]{32}0[0-9a-f]{7}|[0-9]{1,9})$",
+                    },
+                ),
+                _limit(1000, 100),
+                Parameter(
+                    "status",
+                    "Only lines in this state.",
+                    {"enum": ["Queued", "Running", "Completed", "Failed", "DeadLettered"]},
+                ),
+                Parameter("pool", "Only lines of this pool.", {"enum": ["spot", "dedicated"]}),
+            ),
+            errors=(400, 404),
+            extension=True,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/batches/<batch_id>/results",
+        batches_api.list_results,
+        Operation(
+            "listResults",
+            "Read results while the batch runs, in the order they were committed, as NDJSON in the "
+            "shape of the output file. There are fewer than `limit` where they are long.",
+            None,
+            media="application/x-ndjson",
+            parameters=(
+                Parameter(
+                    "after",
+                    "The x-lowtide-cursor of the answer before.",
+                    {"type": "string", "pattern": r"^[0-9]{1,19}\.[0-9]{1,9}$"},
+                ),
+                _limit(10_000, 1000),
+            ),
+            errors=(400, 404),
+            headers={
+                "x-lowtide-cursor": "Where to go on.",
+                "x-lowtide-complete": "`true` when there will be no more.",
+            },
+            extension=True,
+        ),
+    ),
+    *dead_letters_api.READ,
+    Route(
+        "GET",
+        "/v1/models",
+        list_models,
+        Operation("listModels", "List the models that are served.", types.ModelPage),
+    ),
+    Route(
+        "GET",
+        "/v1/models/<path:name>",
+        get_model,
+        Operation("getModel", "Get one model.", types.Model, errors=(404,)),
+    ),
+    Route("GET", "/health/live", live, public=True),
+    Route("GET", "/health/ready", ready, public=True),
+    Route("GET", "/openapi.json", openapi_document, public=True),
+    Route("GET", "/docs", docs_page, public=True),
+    Route("GET", "/docs/<name>", docs_asset, public=True),
+)
+
+ALL = (*UPLOAD, *CREATE_BATCH, *CANCEL_BATCH, *READ)
+
+
+def application(app: App, routes: Sequence[Route]) -> Callable[[Request], Response]:
+    """Return what answers the requests of one function."""
+    return Application(app, routes, known=ALL)

@@ -1,0 +1,1 @@
+"""The scheduler: tick, plan, repairs, pauses."""

@@ -1,0 +1,260 @@
+"""Planning over all open batches, and the moves between pools that follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.core.ids import BatchId
+from lowtide.core.pools import Pool
+from lowtide.database.connections import begin
+from lowtide.planning.escalation import OpenBatch
+from lowtide.planning.state import Replanned, Situation
+from lowtide.queue.draining import note_drained
+from lowtide.queue.store import requeue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.planning.escalation import Move, Plan
+
+
+# From the end, which spot would reach last; lines that wait out a delay only when no others are left.
+ESCALATE = """
+WITH moved AS (
+  UPDATE queue SET pool = 'dedicated', escalated = true,
+    available_at = greatest(available_at, statement_timestamp())
+  WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'spot'
+      AND (available_at <= statement_timestamp()) = :ready
+    ORDER BY available_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
+  RETURNING tenant_id
+), counted AS (
+  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
+  SELECT tenant_id, :batch, lines, 'escalated', 'dedicated',
+    'Moved to dedicated to meet the deadline' FROM counted
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
+SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+RETURNING (SELECT lines FROM counted) AS lines
+"""
+_ESCALATE = text(ESCALATE)
+GIVE_BACK = """
+WITH moved AS (
+  UPDATE queue SET pool = 'spot', escalated = false,
+    available_at = greatest(available_at, statement_timestamp())
+  WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'dedicated'
+    ORDER BY available_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
+  RETURNING tenant_id
+), counted AS (
+  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+), tallied AS (
+  UPDATE tallies t SET escalated = greatest(0, t.escalated - c.lines) FROM counted c
+  WHERE t.batch_id = :batch AND t.pool = 'dedicated'
+    AND t.lease_id = '00000000-0000-0000-0000-000000000000'
+)
+INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
+SELECT tenant_id, :batch, lines, 'escalated', 'spot', :reason FROM counted
+RETURNING lines
+"""
+_GIVE_BACK = text(GIVE_BACK)
+# The last ones taken have the least to lose.
+_REVOKE = text("""
+DELETE FROM claims WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM claims WHERE batch_id = :batch AND pool = 'spot'
+  ORDER BY claimed_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
+RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+  lost_leases, escalated, pool, 'Taken from its worker to meet the deadline' AS reason, 0 AS delay,
+  false AS failed, true AS interrupted
+""")
+_ESCALATE_THESE = text("""
+WITH moved AS (
+  UPDATE queue SET pool = 'dedicated', escalated = true
+  WHERE batch_id = :batch AND line = ANY(:lines) AND pool = 'spot' RETURNING tenant_id
+), counted AS (
+  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
+SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+""")
+
+
+def escalate(connection: Connection, moves: Sequence[Move]) -> int:
+    """Move waiting lines to dedicated; return how many."""
+    moved = 0
+    for move in moves:
+        left = move.lines
+        for ready in (True, False):
+            parameters = {"batch": move.batch, "lines": left, "ready": ready}
+            for row in connection.execute(_ESCALATE, parameters) if left > 0 else ():
+                left -= row.lines
+        moved += move.lines - left
+    return moved
+
+
+def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int:
+    """Move lines that wait for dedicated back to spot; return how many."""
+    moved = 0
+    for move in moves:
+        parameters = {"batch": move.batch, "lines": move.lines, "reason": reason}
+        for row in connection.execute(_GIVE_BACK, parameters):
+            moved += row.lines
+    return moved
+
+
+def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
+    """Take lines out of the hands of spot workers, as interruptions, for dedicated.
+
+    Their workers' results are refused from now on. Returns how many, and the batches that are ending,
+    which this may have drained.
+    """
+    rows = [
+        row
+        for move in moves
+        for row in connection.execute(_REVOKE, {"batch": move.batch, "lines": move.lines})
+    ]
+    ending = requeue(connection, rows)
+    by_batch: dict[UUID, list[int]] = {}
+    for row in rows:
+        by_batch.setdefault(row.batch_id, []).append(row.line)
+    for batch, lines in sorted(by_batch.items()):
+        connection.execute(_ESCALATE_THESE, {"batch": batch, "lines": lines})
+    return len(rows), ending
+
+
+# Held until the transaction ends: a plan that another tick has not seen must not be applied beside
+# its own. Nobody waits for it.
+_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
+# What waits for spot is what has not ended and is nowhere else: to count it would take longer the
+# more there is.
+BATCHES = """
+SELECT b.id, b.deadline, b.model,
+  greatest(0, b.total - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
+  d.dedicated, c.running_spot, c.running_dedicated, 0 AS unsplit, t.ended, t.retried,
+  b.start_pool = 'dedicated' AS pinned
+FROM batches b CROSS JOIN LATERAL (
+  SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
+  FROM tallies WHERE batch_id = b.id) t
+CROSS JOIN LATERAL (
+  SELECT count(*) AS dedicated FROM queue WHERE pool = 'dedicated' AND batch_id = b.id) d
+CROSS JOIN LATERAL (
+  SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
+    count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
+  FROM claims WHERE batch_id = b.id) c
+WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+UNION ALL
+SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0, false
+FROM batches b JOIN files f ON f.id = b.input_file_id
+WHERE b.status = 'validating' AND b.deadline > now()
+"""
+_BATCHES = text(BATCHES)
+_DEDICATED = text("""
+SELECT now() AS now, w.since, ARRAY(SELECT pool FROM paused_pools) AS paused
+FROM (SELECT 1) AS always LEFT JOIN wanted_replicas w ON w.pool = 'dedicated'
+""")
+_WORKERS = text("""
+SELECT pool, count(*) AS workers, count(*) FILTER (WHERE engine_state = 'closed') AS present,
+  count(*) FILTER (WHERE engine_state IN ('open', 'probing')) AS away
+FROM workers WHERE expires_at > now() GROUP BY pool
+""")
+_WANT = text("""
+INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
+ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
+""")
+_MARK_RISK = text("""
+UPDATE batches SET at_risk = (id = ANY(:at_risk))
+WHERE status = 'in_progress' AND at_risk IS DISTINCT FROM (id = ANY(:at_risk))
+""")
+
+
+class PlanStore:
+    """Read the open batches, and apply a plan in one transaction."""
+
+    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
+        self._engine = engine
+        self._new_id = new_id
+
+    def replan(self, decide: Callable[[Situation], Plan]) -> Replanned | None:
+        """Look, decide and move lines; None while another tick is doing so."""
+        with begin(self._engine) as connection:
+            if not connection.execute(_LOCK).scalar_one():
+                return None
+            situation = look(connection)
+            plan = decide(situation)
+            replanned = self._apply(connection, plan, situation)
+            _want(connection, situation.wishes(plan.replicas))
+        self._mark_at_risk(plan.at_risk)
+        return replanned
+
+    def _apply(self, connection: Connection, plan: Plan, situation: Situation) -> Replanned:
+        """Move lines. Claims come first, then batches: everything else takes them in that order."""
+        revoked, ending = revoke(connection, plan.revocations)
+        note_drained(connection, ending, self._new_id, delay=0)
+        escalated = escalate(connection, plan.escalations)
+        reason = "spot, which has caught up"
+        if Pool.DEDICATED in situation.idle:
+            paused = Pool.DEDICATED in situation.paused
+            reason = f"spot: dedicated {'is paused' if paused else 'has no engine'}"
+        returned = give_back(connection, plan.returns, f"Given back to {reason}")
+        return Replanned(
+            plan,
+            situation.depths(),
+            situation.paused,
+            situation.stranded,
+            escalated=escalated,
+            revoked=revoked,
+            returned=returned,
+        )
+
+    def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
+        """Make exactly these running batches at risk, in a transaction that holds nothing else."""
+        with begin(self._engine) as connection:
+            connection.execute(_MARK_RISK, {"at_risk": list(batches)})
+
+
+def look(connection: Connection) -> Situation:
+    """Return what is open and which replicas there are; the rates are measured elsewhere."""
+    dedicated = connection.execute(_DEDICATED).one()
+    workers = {Pool(row.pool): row for row in connection.execute(_WORKERS)}
+    ours = workers.get(Pool.DEDICATED)
+    rows = connection.execute(_BATCHES).all()
+    return Situation(
+        now=dedicated.now,
+        batches=tuple(
+            OpenBatch(
+                id=BatchId(row.id),
+                deadline=row.deadline,
+                spot=row.spot,
+                running_spot=row.running_spot,
+                dedicated=row.dedicated,
+                running_dedicated=row.running_dedicated,
+                unsplit=row.unsplit,
+                pinned=row.pinned,
+            )
+            for row in rows
+        ),
+        present=0 if ours is None else ours.present,
+        wished=tuple(dedicated.since or ()),
+        models=frozenset(row.model for row in rows if row.model is not None),
+        ended=sum(row.ended for row in rows),
+        retried=sum(row.retried for row in rows),
+        paused=frozenset(map(Pool, dedicated.paused)),
+        stranded={pool: row.workers for pool, row in workers.items() if row.away == row.workers},
+        away=0 if ours is None else ours.away,
+    )
+
+
+def _want(connection: Connection, since: tuple[datetime, ...]) -> None:
+    connection.execute(
+        _WANT, {"pool": Pool.DEDICATED.value, "replicas": len(since), "since": list(since)}
+    )

@@ -1,0 +1,143 @@
+"""Samples of the pools: one a minute, written by the tick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.database.connections import begin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+    from lowtide.core.pools import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLevel:
+    """What a tick knows of a pool: lines that wait and run, and the replicas that it wants."""
+
+    queued: int
+    running: int
+    desired: int
+
+
+# The look comes after the lock: its snapshot has what the last holder wrote.
+_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('pool samples', 0))")
+
+
+_LAST = text("""
+SELECT max(at) AS at, coalesce(date_trunc('minute', max(at)) < date_trunc('minute', now()), true)
+  AS is_due
+FROM pool_samples
+""")
+
+
+# Batches that are open, or have ended since the last sample: what was open then ends its counting
+# here, what came and went in between is counted whole. All parts see the table of the last sample.
+SAMPLE = """
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:levels AS json))
+    AS g (pool text, queued integer, running integer, desired integer)
+), watched AS MATERIALIZED (
+  SELECT id FROM batches
+  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+  UNION ALL
+  SELECT id FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+    AND coalesce(completed_at, failed_at, expired_at, cancelled_at)
+      > coalesce(cast(:last AS timestamptz), now())
+), work AS MATERIALIZED (
+  SELECT t.batch_id, t.pool, sum(t.completed + t.failed) AS done,
+    sum(t.interrupted) AS interrupted, sum(t.replica_seconds) AS replica_seconds
+  FROM (SELECT id FROM watched UNION SELECT batch_id FROM sampled_work) b
+  CROSS JOIN LATERAL (
+    SELECT batch_id, pool, completed, failed, interrupted, replica_seconds FROM tallies
+    WHERE batch_id = b.id OFFSET 0) t
+  GROUP BY t.batch_id, t.pool
+), forgotten AS (
+  DELETE FROM sampled_work s WHERE NOT EXISTS (SELECT FROM watched w WHERE w.id = s.batch_id)
+), noted AS (
+  INSERT INTO sampled_work AS s (batch_id, pool, done, interrupted, replica_seconds)
+  SELECT w.* FROM work w WHERE w.batch_id IN (SELECT id FROM watched)
+  ON CONFLICT (batch_id, pool) DO UPDATE SET done = excluded.done,
+    interrupted = excluded.interrupted, replica_seconds = excluded.replica_seconds
+  WHERE (s.done, s.interrupted, s.replica_seconds)
+    IS DISTINCT FROM (excluded.done, excluded.interrupted, excluded.replica_seconds)
+), grown AS (
+  SELECT w.pool, sum(greatest(0, w.done - coalesce(s.done, 0))) AS done,
+    sum(greatest(0, w.interrupted - coalesce(s.interrupted, 0))) AS interrupted,
+    sum(greatest(0, w.replica_seconds - coalesce(s.replica_seconds, 0))) AS replica_seconds
+  FROM work w LEFT JOIN sampled_work s ON s.batch_id = w.batch_id AND s.pool = w.pool
+  WHERE cast(:last AS timestamptz) IS NOT NULL
+  GROUP BY w.pool
+), oldest AS (
+  SELECT given.pool, min(first.queued_at) AS queued_at
+  FROM given
+  CROSS JOIN (SELECT id FROM batches WHERE status = 'in_progress' AND drained_at IS NULL) b
+  CROSS JOIN LATERAL (
+    SELECT q.queued_at FROM queue q WHERE q.pool = given.pool AND q.batch_id = b.id
+    ORDER BY q.available_at, q.line LIMIT 1) first
+  GROUP BY given.pool
+)
+INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live, seconds, done,
+  interrupted, replica_seconds)
+SELECT now(), g.pool, g.queued, g.running,
+  coalesce(greatest(0, extract(epoch FROM now() - o.queued_at)), 0), g.desired,
+  (SELECT count(*) FROM workers w WHERE w.pool = g.pool AND w.expires_at > now()),
+  coalesce(extract(epoch FROM now() - cast(:last AS timestamptz)), 0),
+  coalesce(n.done, 0), coalesce(n.interrupted, 0), coalesce(n.replica_seconds, 0)
+FROM given g LEFT JOIN grown n ON n.pool = g.pool LEFT JOIN oldest o ON o.pool = g.pool
+"""
+
+
+_SAMPLE = text(SAMPLE)
+
+
+TRIM = """
+DELETE FROM pool_samples WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM pool_samples WHERE at < now() - make_interval(secs => :kept)
+  ORDER BY at LIMIT :limit))
+"""
+
+
+_TRIM = text(TRIM)
+
+
+_TRIMMED_AT_ONCE = 500
+
+
+class SampleRecorder:
+    """Record one sample of each pool a minute."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def record(self, levels: Mapping[Pool, PoolLevel], *, kept: float) -> bool:
+        """Take this minute's sample, unless it is there; tell whether it was taken.
+
+        Drops some of those that are older than `kept` seconds.
+        """
+        given = [
+            {
+                "pool": pool.value,
+                "queued": level.queued,
+                "running": level.running,
+                "desired": level.desired,
+            }
+            for pool, level in levels.items()
+        ]
+        with begin(self._engine) as connection:
+            if not connection.execute(_LOCK).scalar_one():
+                return False
+            last = connection.execute(_LAST).one()
+            if not last.is_due:
+                return False
+            parameters = {"levels": msgspec.json.encode(given).decode(), "last": last.at}
+            connection.execute(_SAMPLE, parameters)
+            connection.execute(_TRIM, {"kept": kept, "limit": _TRIMMED_AT_ONCE})
+        return True

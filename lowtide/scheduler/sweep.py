@@ -1,0 +1,258 @@
+"""The scheduler's repairs: expired leases, deadlines, stalled steps. Each statement may run twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.ids import BatchId, TenantId, format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.database.connections import begin
+from lowtide.events.model import EventType, batch_event
+from lowtide.events.outbox import add_event, trace_of
+from lowtide.planning.state import Swept
+from lowtide.queue.draining import note_drained
+from lowtide.queue.store import is_storm, requeue
+from lowtide.tenants import audit, sign_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+
+_EXPIRE = text("""
+UPDATE batches SET expiring = true
+WHERE status = 'in_progress' AND NOT expiring AND drained_at IS NULL AND deadline <= now()
+RETURNING id
+""")
+_CANCEL_DUE = text("""
+SELECT id FROM batches WHERE status = 'cancelling' AND drained_at IS NULL
+  AND cancelling_at <= now() - make_interval(secs => :grace)
+ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
+_DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = ANY(:batches)")
+# What somebody is settling this very moment is left to them; they look for the drained batch too.
+_DROP_RUNNING = text("""
+DELETE FROM claims WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM claims WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
+""")
+_SILENT = text("""
+SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
+  AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
+""")
+_STALLED = text("""
+UPDATE batches b SET nudged_at = now()
+WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_progress')
+    AND drained_at IS NOT NULL)
+  AND nudged_at <= now() - make_interval(secs => :age)
+RETURNING id, tenant_id, status, traceparent, tracestate
+""")
+# What waits to be announced once more is announced by a new event alone.
+_FORGET_ANNOUNCED = text("""
+DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
+""")
+_LEASES = text("""
+SELECT count(*) FILTER (WHERE expires_at <= now()) AS lost,
+  count(*) FILTER (WHERE expires_at > now()) AS living FROM workers
+""")
+# A set at a time: until it commits, what touches the same batches' ends waits for it.
+_EXPIRED_LEASES = text("""
+DELETE FROM workers WHERE id = ANY(ARRAY(
+  SELECT id FROM workers WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED))
+""")
+# Any claim without a living lease: also what an earlier reaper skipped or a crash left behind. Lines
+# lost again and again wait for a random while: claimed together every time, the one that kills its
+# worker would take the innocent ones with it to the dead letters.
+_ORPHANS = text("""
+DELETE FROM claims WHERE ctid = ANY(ARRAY(
+  SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
+  FOR UPDATE OF c SKIP LOCKED))
+RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
+  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, pool, claimed_at,
+  'The worker stopped answering' AS reason,
+  CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
+  false AS failed, true AS interrupted, now() <= deadline AS in_time
+""")
+_POISON = text("""
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
+    batch_id uuid, tenant_id uuid, lease_id uuid, claimed_at timestamptz, line integer,
+    attempts smallint, interruptions smallint, lost_leases smallint, escalated boolean, pool text)
+), stored AS (
+  INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+    output_tokens, attempts, interruptions, succeeded, escalated, dead_lettered, pool, request_id,
+    error_code, error_message)
+  SELECT batch_id, tenant_id, lease_id, claimed_at, now(), line, 0, 0, attempts, interruptions,
+    false, escalated, true, pool, '', 'worker_lost', :message FROM given
+), buried AS (
+  INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_code, error_message)
+  SELECT batch_id, line, tenant_id, attempts, 'worker_lost', :message FROM given
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
+  SELECT tenant_id, batch_id, line, 'dead_lettered', pool, lease_id, :message FROM given
+)
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed)
+SELECT batch_id, pool, lease_id, tenant_id, count(*) FROM given
+GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed
+""")
+_EXPIRE_FILES = text("""
+WITH expired AS (
+  DELETE FROM files WHERE ctid = ANY(ARRAY(
+    SELECT f.ctid FROM files f
+    WHERE f.expires_at <= now()
+    ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
+  RETURNING object_key, tenant_id
+)
+INSERT INTO stray_objects (object_key, tenant_id, due_at)
+SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
+""")
+# The input of an active batch stays until it ends, though its file was deleted or has expired.
+_STRAYS = text("""
+SELECT object_key FROM stray_objects WHERE due_at <= now() AND object_key NOT IN (
+  SELECT input_key FROM batches
+  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+ORDER BY due_at LIMIT :limit
+""")
+_FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
+_LEASES_A_SET = 40
+_STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
+
+
+class SweepStore:
+    """What one tick of the scheduler does to the database."""
+
+    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID], max_lost_leases: int) -> None:
+        self._engine = engine
+        self._new_id = new_id
+        self._max_lost_leases = max_lost_leases
+
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
+        """Give expired leases back, end what is due, announce again what stalled."""
+        orphans = self._reap()
+        dropped = self._expire()
+        self._finish_cancelling(cancel_grace)
+        self._drain_silent()
+        self._restart_stalled(stalled_after)
+        buried = [row.in_time for row in orphans if self._is_poison(row)]
+        return Swept(
+            reaped=len(orphans),
+            interrupted=sum(row.pool == Pool.SPOT for row in orphans),
+            in_time=sum(buried),
+            late=len(buried) - sum(buried) + dropped,
+            buried=len(buried),
+        )
+
+    def strays(self, limit: int) -> Sequence[str]:
+        """Forget expired files; return keys of objects that belong to no file (any more)."""
+        with begin(self._engine) as connection:
+            connection.execute(_EXPIRE_FILES, {"limit": limit})
+        with begin(self._engine) as connection:
+            return connection.execute(_STRAYS, {"limit": limit}).scalars().all()
+
+    def forget_strays(self, keys: Sequence[str]) -> None:
+        """Note that these objects are gone."""
+        with begin(self._engine) as connection:
+            connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
+
+    def trim_signed_out(self) -> int:
+        """Drop signed-out sessions of the portal that have ended anyway; return how many."""
+        with begin(self._engine) as connection:
+            return sign_in.trim(connection)
+
+    def trim_audit(self, *, kept: float, limit: int) -> int:
+        """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+        with begin(self._engine) as connection:
+            return audit.trim(connection, kept=kept, limit=limit)
+
+    def _is_poison(self, orphan: Any) -> bool:
+        return bool(orphan.lost_leases >= self._max_lost_leases)
+
+    def _reap(self) -> Sequence[Any]:
+        """Give lines of expired leases back; return what they were.
+
+        A line that has cost several workers in a row is set aside instead: it may be what kills
+        them.
+        """
+        with begin(self._engine) as connection:
+            leases = connection.execute(_LEASES).one()
+        storm = is_storm(leases.lost, leases.living)
+        most = self._max_lost_leases - 1 if storm else self._max_lost_leases
+        orphans: list[Any] = []
+        ended = _LEASES_A_SET
+        while ended == _LEASES_A_SET:
+            ended, found = self._end_leases(most)
+            orphans += found
+        return orphans
+
+    def _end_leases(self, most: int) -> tuple[int, Sequence[Any]]:
+        """End some expired leases; return how many, and the lines that nobody holds any more.
+
+        No line's count of lost leases grows beyond `most`.
+        """
+        with begin(self._engine) as connection:
+            ended = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_A_SET}).rowcount
+            orphans = connection.execute(_ORPHANS, {"most": most}).all()
+            poison = [row for row in orphans if self._is_poison(row)]
+            alive = [row for row in orphans if not self._is_poison(row)]
+            ending = requeue(connection, alive)
+            if poison:
+                _bury(connection, poison)
+                ending += [BatchId(row.batch_id) for row in poison]
+            note_drained(connection, sorted(set(ending)), self._new_id, delay=0)
+        return ended, orphans
+
+    def _expire(self) -> int:
+        """End batches past their deadline; return how many lines waited or ran and are dropped."""
+        with begin(self._engine) as connection:
+            return self._drop(connection, connection.execute(_EXPIRE).scalars().all())
+
+    def _finish_cancelling(self, grace: float) -> None:
+        """Drop what still runs `grace` seconds after a cancel."""
+        with begin(self._engine) as connection:
+            due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
+            self._drop(connection, due)
+
+    def _drain_silent(self) -> None:
+        """Move on batches whose last line was settled while they were being dropped."""
+        with begin(self._engine) as connection:
+            silent = [BatchId(batch) for batch in connection.execute(_SILENT).scalars()]
+            note_drained(connection, silent, self._new_id, delay=0)
+
+    def _restart_stalled(self, age: float) -> None:
+        """Announce again what has waited `age` seconds for a split or for finalizing.
+
+        Whatever the outbox holds of it: an event may be there and never be taken.
+        """
+        with begin(self._engine) as connection:
+            stalled = connection.execute(_STALLED, {"age": age}).all()
+            subjects = [format_batch_id(BatchId(row.id)) for row in stalled]
+            if stalled:
+                connection.execute(_FORGET_ANNOUNCED, {"types": _STEPS, "subjects": subjects})
+            for row in stalled:
+                waits_for_split = row.status == "validating"
+                type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
+                add_event(connection, event, delay=0)
+
+    def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:
+        if not batches:
+            return 0
+        dropped = sum(
+            connection.execute(statement, {"batches": list(batches)}).rowcount
+            for statement in (_DROP_QUEUED, _DROP_RUNNING)
+        )
+        note_drained(connection, [BatchId(batch) for batch in batches], self._new_id, delay=0)
+        return dropped
+
+
+def _bury(connection: Connection, poison: Sequence[Any]) -> None:
+    rows = msgspec.json.encode([row._asdict() for row in poison]).decode()
+    message = f"{poison[0].lost_leases} workers in a row were lost while running this line."
+    connection.execute(_POISON, {"rows": rows, "message": message})

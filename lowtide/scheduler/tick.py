@@ -1,0 +1,247 @@
+"""One tick of the scheduler, and its metrics."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge
+
+from lowtide.core.errors import Unavailable
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import scaled_replicas
+from lowtide.planning.state import decide
+from lowtide.scheduler.samples import PoolLevel
+from lowtide.worker.metrics import buried, interrupted, judged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lowtide.events.publisher import Publisher
+    from lowtide.objects.store import ObjectStore
+    from lowtide.planning.demand import Capacity, Rate
+    from lowtide.planning.state import Replanned, Swept
+    from lowtide.queue.rates import RateStore
+    from lowtide.scheduler.plan import PlanStore
+    from lowtide.scheduler.samples import SampleRecorder
+    from lowtide.scheduler.sweep import SweepStore
+
+
+_log = logging.getLogger(__name__)
+_STRAYS_A_TICK = 200
+_AUDITS_A_TICK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScale:
+    """How KEDA scales a pool: queued rows a replica, and the bound."""
+
+    rows_per_replica: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class TickRules:
+    """Settings of a tick; times in seconds.
+
+    Samples of the pools are kept for `history_kept`, the audit log for `audit_kept`.
+    """
+
+    capacity: Capacity
+    scales: Mapping[Pool, PoolScale]
+    cancel_grace: float
+    stalled_after: float
+    history_kept: float
+    audit_kept: float
+
+
+@dataclass(frozen=True, slots=True)
+class TickReport:
+    """What a tick did and saw.
+
+    `planned` says what was moved and why, and what waits; None where another tick was at it. `rates` are the lines
+    a second that the replicas of a pool are counted on for, by pool and model.
+    """
+
+    swept: Swept
+    planned: Replanned | None
+    desired_replicas: Mapping[Pool, int]
+    rates: Mapping[tuple[Pool, str], float]
+    most_replicas: Mapping[Pool, int]
+
+
+class Scheduler:
+    """Keeps promises: gives lost work back, ends what is due, escalates what would be late."""
+
+    def __init__(
+        self,
+        ticks: SweepStore,
+        timetable: PlanStore,
+        rates: RateStore,
+        recorder: SampleRecorder,
+        objects: ObjectStore,
+        publisher: Publisher,
+        rules: TickRules,
+    ) -> None:
+        self._ticks = ticks
+        self._timetable = timetable
+        self._rates = rates
+        self._recorder = recorder
+        self._objects = objects
+        self._publisher = publisher
+        self._rules = rules
+
+    def tick(self) -> TickReport:
+        """Do one round. Idempotent; two at once do no harm."""
+        swept = self._ticks.sweep(
+            cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
+        )
+        rates = self._rates.fold()
+        planned = self._replan(rates)
+        self._publisher.resend()
+        self._remove_strays()
+        report = TickReport(
+            swept=swept,
+            planned=planned,
+            desired_replicas={} if planned is None else self._desired(planned),
+            rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
+            most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
+        )
+        with _spared("history.not_recorded"):
+            self._record(report)
+        with _spared("sessions.not_trimmed"):
+            self._ticks.trim_signed_out()
+        with _spared("audit.not_trimmed"):
+            self._ticks.trim_audit(kept=self._rules.audit_kept, limit=_AUDITS_A_TICK)
+        _tell(report)
+        return report
+
+    def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> Replanned | None:
+        dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}
+        return self._timetable.replan(
+            lambda situation: decide(replace(situation, rates=dedicated), self._rules.capacity)
+        )
+
+    def _desired(self, planned: Replanned) -> dict[Pool, int]:
+        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        return {
+            pool: scaled_replicas(
+                depth,
+                self._rules.scales[pool].rows_per_replica,
+                most=self._rules.scales[pool].replicas,
+                planned=planned.plan.replicas if pool is Pool.DEDICATED else None,
+                paused=pool in planned.paused,
+                stranded=planned.stranded.get(pool, 0),
+            )
+            for pool, depth in planned.after.items()
+        }
+
+    def _record(self, report: TickReport) -> None:
+        """Take a sample, if it is time."""
+        planned = report.planned
+        if planned is None:
+            return
+        levels = {
+            pool: PoolLevel(lines, planned.before[pool].running, report.desired_replicas[pool])
+            for pool, lines in planned.waiting.items()
+        }
+        self._recorder.record(levels, kept=self._rules.history_kept)
+
+    def _remove_strays(self) -> None:
+        """Remove objects without a file; what fails here is due again at the next tick."""
+        try:
+            keys = self._ticks.strays(_STRAYS_A_TICK)
+            if keys:
+                self._objects.delete(keys)
+                self._ticks.forget_strays(keys)
+                _log.info("objects.removed", extra={"objects": len(keys)})
+        except Unavailable as error:
+            _log.warning("objects.not_removed", extra={"reason": error.for_log})
+
+
+@contextmanager
+def _spared(event: str) -> Iterator[None]:
+    """Log what fails under `event`: the tick has done its work without it, and goes on."""
+    try:
+        yield
+    except Unavailable as error:
+        _log.warning(event, extra={"reason": error.for_log})
+    except Exception:  # noqa: BLE001 - a tick that answers 500 does all its work again
+        _log.exception(event)
+
+
+def _tell(report: TickReport) -> None:
+    planned = report.planned
+    told = {
+        "reaped": report.swept.reaped,
+        "escalated": planned.escalated if planned else 0,
+        "revoked": planned.revoked if planned else 0,
+        "returned": planned.returned if planned else 0,
+        "at_risk": len(planned.plan.at_risk) if planned else 0,
+    }
+    if any(told.values()):
+        _log.info("tick", extra=told)
+
+
+_TICKS = Counter("scheduler_ticks_total", "Ticks done.")
+_LAST_TICK = Gauge("scheduler_last_tick_timestamp_seconds", "When the last tick was done.")
+_REAPED = Counter("leases_reaped_lines_total", "Lines given back from expired leases.")
+_ESCALATED = Counter("escalations_total", "Lines moved to dedicated.")
+_RETURNED = Counter("deescalations_total", "Lines given back to spot before dedicated ran them.")
+_REVOKED = Counter("revocations_total", "Lines taken from spot workers for dedicated.")
+_SLACK = Gauge(
+    "batch_deadline_slack_seconds",
+    "Least time, over all open batches, until every dedicated replica must run; below 0, a "
+    "deadline cannot be held.",
+)
+_WANTED = Gauge("dedicated_replicas_planned", "Dedicated replicas that the deadlines need.")
+_RATE = Gauge(
+    "replica_rate_lines_per_second",
+    "Lines a second that one full replica is counted on for: a lower confidence bound.",
+    ["pool", "model"],
+)
+_AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be held.")
+_QUEUED = Gauge("queue_depth", "Lines that wait.", ["pool"])
+_PAUSED = Gauge("pool_paused", "1 while an operator has paused the pool, or else 0.", ["pool"])
+_MOST = Gauge("autoscaler_max_replicas", "Most replicas that a pool may have.", ["pool"])
+_DESIRED = {
+    Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Replicas that spot wants."),
+    Pool.DEDICATED: Gauge(
+        "autoscaler_desired_dedicated_replicas", "Replicas that dedicated wants."
+    ),
+}
+
+
+def ticked(report: TickReport) -> None:
+    """Publish what one tick saw and did."""
+    _TICKS.inc()
+    _LAST_TICK.set(time.time())
+    _REAPED.inc(report.swept.reaped)
+    judged(report.swept.in_time, report.swept.late)
+    interrupted(report.swept.interrupted)
+    buried(report.swept.buried)
+    if report.planned is not None:
+        _planned(report.planned)
+    for (pool, model), rate in report.rates.items():
+        _RATE.labels(pool.value, model).set(rate)
+    for pool, replicas in report.desired_replicas.items():
+        _DESIRED[pool].set(replicas)
+    for pool, most in report.most_replicas.items():
+        _MOST.labels(pool.value).set(most)
+
+
+def _planned(planned: Replanned) -> None:
+    for pool, lines in planned.waiting.items():
+        _QUEUED.labels(pool.value).set(lines)
+        _PAUSED.labels(pool.value).set(pool in planned.paused)
+    _ESCALATED.inc(planned.escalated)
+    _RETURNED.inc(planned.returned)
+    _REVOKED.inc(planned.revoked)
+    _AT_RISK.set(len(planned.plan.at_risk))
+    _WANTED.set(planned.plan.replicas)
+    # Nothing open: nothing is late for ever, and a gauge of 0 would look like an alarm.
+    _SLACK.set(math.inf if planned.plan.slack is None else planned.plan.slack)

@@ -1,0 +1,244 @@
+"""The services that users act with, on one set of connections."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lowtide.core.ids import new_id, now
+from lowtide.core.pools import Pool
+from lowtide.files.lines import Limits
+from lowtide.settings import Admission
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.browsing import BatchBrowser, BatchDesk, BatchLists
+    from lowtide.batches.forecast import Forecaster
+    from lowtide.batches.service import Batches, Requests
+    from lowtide.core.pools import Prices
+    from lowtide.dead_letters.requeue import Requeuer, RequeueRules
+    from lowtide.dead_letters.service import DeadLetters
+    from lowtide.engines.catalog import ModelCatalog
+    from lowtide.events.publisher import Publisher
+    from lowtide.files.service import Files
+    from lowtide.objects.store import ObstoreObjects
+    from lowtide.planning.demand import Capacity
+    from lowtide.settings import Settings
+    from lowtide.telemetry.tracing import Tracer
+
+
+def line_limits(settings: Settings) -> Limits:
+    """Return the bounds on input files."""
+    return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
+
+
+def capacity(settings: Settings) -> Capacity:
+    """Return what dedicated workers can do."""
+    from lowtide.planning.demand import Capacity
+
+    return Capacity(
+        rate=settings.dedicated_rate,
+        replicas=settings.dedicated_replicas,
+        cold_start=settings.cold_start,
+        margin=settings.safety_margin,
+        tick=settings.tick,
+        in_flight=settings.worker_concurrency,
+    )
+
+
+def prices(settings: Settings) -> Prices:
+    """Return what replicas cost."""
+    from lowtide.core.pools import Prices
+
+    return Prices(settings.spot_price, settings.dedicated_price, settings.currency)
+
+
+class Services:
+    """Each service, built when it is first asked for: a function imports only what it uses.
+
+    Row-level security limits those on a tenant's connections to that tenant. `objects` returns the
+    object store; what serves none needs none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Engine,
+        objects: Callable[[], ObstoreObjects],
+        publisher: Publisher,
+        tracer: Tracer,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._objects = objects
+        self._publisher = publisher
+        self._tracer = tracer
+
+    @cached_property
+    def files(self) -> Files:
+        """Upload, list, read and delete files."""
+        from lowtide.files.service import Files, UploadLimits
+        from lowtide.files.store import FileStore
+
+        settings = self._settings
+        limits = UploadLimits(
+            settings.max_file_bytes,
+            settings.file_expiry,
+            line_limits(settings),
+            settings.endpoints,
+        )
+        return Files(
+            FileStore(self._database),
+            self._objects(),
+            limits,
+            new_id=new_id,
+            clock=now,
+            tracer=self._tracer,
+        )
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Create, read and cancel batches."""
+        from lowtide.batches.service import Batches, BatchRules
+        from lowtide.batches.store import BatchStore
+        from lowtide.files.store import FileStore
+
+        settings = self._settings
+        rules = BatchRules(
+            settings.endpoints,
+            settings.shortest_window,
+            settings.longest_window,
+            self._admission,
+        )
+        return Batches(
+            BatchStore(self._database),
+            FileStore(self._database),
+            self._publisher,
+            self.forecaster,
+            rules,
+            new_id=new_id,
+            clock=now,
+            tracer=self._tracer,
+        )
+
+    @cached_property
+    def requests(self) -> Requests:
+        """Read the requests and results of batches."""
+        from lowtide.batches.request_store import RequestStore
+        from lowtide.batches.service import Requests
+        from lowtide.batches.store import BatchStore
+
+        return Requests(BatchStore(self._database), RequestStore(self._database))
+
+    @cached_property
+    def forecaster(self) -> Forecaster:
+        """Estimate when batches will complete."""
+        from lowtide.batches.forecast import Forecaster, OutlookStore
+
+        return Forecaster(OutlookStore(self._database), prior=self._settings.dedicated_rate)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """The prices of replicas."""
+        return prices(self._settings)
+
+    @cached_property
+    def lists(self) -> BatchLists:
+        """Search batches."""
+        from lowtide.batches.browsing import BatchLists
+        from lowtide.batches.list_store import BatchListStore
+
+        return BatchLists(BatchListStore(self._database))
+
+    @cached_property
+    def browser(self) -> BatchBrowser:
+        """Read the details of a batch and its requests."""
+        from lowtide.batches.browsing import BatchBrowser
+        from lowtide.batches.detail_store import BatchDetailStore
+
+        details = BatchDetailStore(self._database)
+        return BatchBrowser(details, self._objects(), self.forecaster, self.prices)
+
+    @cached_property
+    def desk(self) -> BatchDesk:
+        """Cancel many batches at once."""
+        from lowtide.batches.browsing import BatchDesk
+        from lowtide.batches.list_store import BatchListStore
+        from lowtide.batches.store import BatchStore
+
+        return BatchDesk(
+            BatchListStore(self._database),
+            BatchStore(self._database),
+            self._publisher,
+            new_id=new_id,
+        )
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """Search, download and discard dead letters."""
+        from lowtide.dead_letters.requeue_store import RequeueStore
+        from lowtide.dead_letters.service import DeadLetters
+        from lowtide.dead_letters.store import DeadLetterStore
+
+        return DeadLetters(
+            DeadLetterStore(self._database),
+            RequeueStore(self._database),
+            self._objects(),
+            most=self._requeue_rules.most,
+        )
+
+    @cached_property
+    def requeuer(self) -> Requeuer:
+        """Requeue dead letters."""
+        from lowtide.dead_letters.requeue import Requeuer
+        from lowtide.dead_letters.requeue_store import RequeueStore
+        from lowtide.dead_letters.store import DeadLetterStore
+        from lowtide.files.store import FileStore
+
+        return Requeuer(
+            DeadLetterStore(self._database),
+            RequeueStore(self._database),
+            FileStore(self._database),
+            self._objects(),
+            self._publisher,
+            self._requeue_rules,
+            new_id=new_id,
+            clock=now,
+            tracer=self._tracer,
+        )
+
+    @cached_property
+    def models(self) -> ModelCatalog:
+        """The models that engines serve or served."""
+        from lowtide.engines.catalog import ModelCatalog
+
+        return ModelCatalog(self._database)
+
+    @property
+    def _requeue_rules(self) -> RequeueRules:
+        """All letters of one requeue may go into one new batch."""
+        from lowtide.dead_letters.model import MOST_LETTERS
+        from lowtide.dead_letters.requeue import RequeueRules
+
+        settings = self._settings
+        replicas = {Pool.SPOT: settings.spot_replicas, Pool.DEDICATED: settings.dedicated_replicas}
+        return RequeueRules(
+            most=min(MOST_LETTERS, settings.max_batch_lines),
+            shortest_window=settings.shortest_window,
+            longest_window=settings.longest_window,
+            file_expiry=settings.file_expiry,
+            closed=frozenset(pool for pool, most in replicas.items() if not most),
+            admission=self._admission,
+        )
+
+    @property
+    def _admission(self) -> AdmissionPolicy:
+        from lowtide.batches.admission import AdmissionPolicy
+
+        settings = self._settings
+        strict = settings.admission is Admission.STRICT
+        return AdmissionPolicy(capacity(settings), strict=strict)

@@ -1,0 +1,312 @@
+"""What the evidence says of each part, and what to do where it is bad. Idle is not broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.durations import duration
+from lowtide.core.pools import Pool
+from lowtide.engines.breaker import BreakerState
+from lowtide.events.model import EventType
+from lowtide.status.last_seen import TICK, Sight, Sighting
+from lowtide.status.overview import EVENT_AGE, TICK_SILENCE, WORKER_WAIT_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.status.evidence import Backlog, Evidence, LostEngine, Scale
+    from lowtide.status.operations import Operations
+
+
+BUSY: Final = timedelta(minutes=1)
+"""What was seen at work within it is at work."""
+STEP_AGE: Final = timedelta(minutes=2)
+"""A file of the largest size is split, and its output written, in seconds."""
+_ENGINE: Final = (
+    "See that the engine runs, serves the model and takes the key: LOWTIDE_ENGINE_URL, "
+    "LOWTIDE_ENGINE_API_KEY. Requests wait meanwhile and lose no attempt."
+)
+_TROUBLE: Final = timedelta(minutes=5)
+_OLD_TROUBLE: Final = timedelta(hours=1)
+_WORKER_WAIT: Final = timedelta(seconds=WORKER_WAIT_SECONDS)
+
+HTTP_FUNCTIONS: Final = ("upload", "create_batch", "cancel_batch", "read")
+
+
+class Condition(StrEnum):
+    """How a part is. `unknown` has never been seen; `idle` has nothing to do."""
+
+    FINE = "fine"
+    IDLE = "idle"
+    UNKNOWN = "unknown"
+    DOUBTFUL = "doubtful"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A part, how it is in a word or two and a few more; `at` is when it was last seen.
+
+    `advice` says what to do next where it is bad.
+    """
+
+    part: str
+    condition: Condition
+    word: str
+    detail: str = ""
+    at: datetime | None = None
+    advice: str = ""
+
+
+def functions(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
+    """Return how the functions behind the API and behind events are."""
+    return (
+        *(_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
+        _step(evidence, "split", EventType.BATCH_CREATED, evidence.unsplit),
+        _step(evidence, "finalize", EventType.BATCH_DRAINED, evidence.unfinalized),
+        _schedule(evidence, operations),
+    )
+
+
+def api(evidence: Evidence) -> Finding:
+    """Return how the API is by what its functions noted, the worst of them."""
+    found = [_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
+    for condition in (Condition.BAD, Condition.DOUBTFUL):
+        for each in found:
+            if each.condition is condition:
+                return replace(each, part="API", detail=f"{each.part}: {each.detail}")
+    seen = [each for each in found if each.at is not None]
+    if not seen:
+        return Finding("API", Condition.UNKNOWN, "Not used yet")
+    return replace(max(seen, key=lambda each: each.at or evidence.at), part="API")
+
+
+def broker(evidence: Evidence, operations: Operations | None) -> Finding:
+    """Return whether events get out: what is taken leaves the outbox."""
+    sent = [known for (sight, _), known in evidence.sightings.items() if sight is Sight.SENT]
+    taken = max((each.succeeded_at for each in sent if each.succeeded_at), default=None)
+    refused = max(
+        (each for each in sent if each.failed_at),
+        key=lambda each: each.failed_at or evidence.at,
+        default=None,
+    )
+    oldest = None if operations is None else operations.oldest_event
+    if oldest is not None and evidence.at - oldest > EVENT_AGE:
+        count = 0 if operations is None else operations.events_waiting
+        what = "1 event waits" if count == 1 else f"{count:,} events wait"
+        why = f": {refused.problem}" if refused is not None else ""
+        return Finding(
+            "Broker",
+            Condition.BAD,
+            "Takes no events",
+            f"{what}, the first for {duration(evidence.at - oldest)}{why}",
+            taken,
+            "Check that the Broker is ready and that the functions know it: "
+            "`kubectl get broker,trigger`. Ticks send the events again; nothing is lost.",
+        )
+    if refused is not None and refused.failed_at is not None and not _later(taken, refused):
+        return Finding(
+            "Broker", Condition.DOUBTFUL, "Refused the last", refused.problem, refused.failed_at
+        )
+    if taken is None:
+        return Finding("Broker", Condition.UNKNOWN, "No event yet")
+    return _at_work("Broker", taken, evidence.at, "Takes events")
+
+
+def workers(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
+    """Return how each pool's workers are; none is fine while nothing waits."""
+    return tuple(_crew(evidence, operations, pool) for pool in Pool)
+
+
+def engines(evidence: Evidence) -> tuple[Finding, ...]:
+    """Return what the engines of each pool answered last, and each worker that has none."""
+    return (
+        *(
+            _of_sighting(evidence, Sight.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
+            for pool in Pool
+        ),
+        *(_lost_engine(lost, evidence.at) for lost in evidence.lost_engines),
+    )
+
+
+def _lost_engine(lost: LostEngine, now: datetime) -> Finding:
+    starting = lost.state is BreakerState.STARTING
+    return Finding(
+        f"Engine of {lost.worker}, {lost.pool}",
+        Condition.DOUBTFUL if starting else Condition.BAD,
+        "Starting" if starting else "Unavailable",
+        f"{lost.reason}, for {duration(now - lost.since)}",
+        now,
+        "" if starting else _ENGINE,
+    )
+
+
+def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[Finding, ...]:
+    """Return whether the autoscaler brings the replicas that are wanted."""
+    return tuple(_scaling(pool, scale, now) for pool, scale in scales.items())
+
+
+def _of_sighting(
+    evidence: Evidence, sight: Sight, name: str, part: str, *, advice: str = ""
+) -> Finding:
+    known = evidence.sightings.get((sight, name))
+    if known is None or known.last_at is None:
+        return Finding(part, Condition.UNKNOWN, "Not used yet")
+    trouble = _trouble(part, known, evidence.at, advice or _read_the_log(name))
+    return trouble or _at_work(part, known.last_at, evidence.at, "Working")
+
+
+def _trouble(part: str, known: Sighting, now: datetime, advice: str) -> Finding | None:
+    """Return what is wrong; a failure that was followed by success is soon forgotten."""
+    if known.failed_at is None:
+        return None
+    age = now - known.failed_at
+    if known.fails:
+        bad = age < _OLD_TROUBLE
+        condition = Condition.BAD if bad else Condition.DOUBTFUL
+        word = "Failing" if bad else "Failed last"
+        return Finding(part, condition, word, known.problem, known.failed_at, advice)
+    if age < _TROUBLE:
+        detail = f"{known.problem} {duration(age)} ago, fine since"
+        return Finding(part, Condition.DOUBTFUL, "Fails at times", detail, known.succeeded_at)
+    return None
+
+
+def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
+    idle = now - last
+    if idle <= BUSY:
+        return Finding(part, Condition.FINE, word, "", last)
+    return Finding(part, Condition.IDLE, "Idle", f"since {duration(idle)}", last)
+
+
+def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> Finding:
+    """Return how a function is that events call for each batch."""
+    known = evidence.sightings.get((Sight.FUNCTION, name))
+    if backlog.since is None or evidence.at - backlog.since <= STEP_AGE:
+        return _of_sighting(evidence, Sight.FUNCTION, name, name)
+    what = "1 batch waits" if backlog.batches == 1 else f"{backlog.batches:,} batches wait"
+    detail = f"{what}, the first for {duration(evidence.at - backlog.since)}"
+    delivered = evidence.sightings.get((Sight.DELIVERED, type_))
+    last = None if delivered is None else delivered.last_at
+    seen_at = None if known is None else known.last_at
+    if known is not None and known.fails:
+        return Finding(
+            name,
+            Condition.BAD,
+            "Failing",
+            f"{known.problem}; {detail}",
+            seen_at,
+            _read_the_log(name),
+        )
+    if last is not None and last >= backlog.since:
+        detail += ": it is called, and does not finish"
+        return Finding(name, Condition.BAD, "Stuck", detail, seen_at, _read_the_log(name))
+    return Finding(
+        name,
+        Condition.BAD,
+        "Not called",
+        f"{detail}: events wait and nobody takes them",
+        seen_at,
+        f"No {_short(type_)} was delivered since: check `kubectl get trigger,ksvc {_kebab(name)}`.",
+    )
+
+
+def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
+    known = evidence.sightings.get((Sight.FUNCTION, "schedule"), Sighting())
+    called = evidence.sightings.get((Sight.DELIVERED, TICK), Sighting())
+    planned = None if operations is None else operations.ticked_at
+    ticked = max((at for at in (planned, called.succeeded_at) if at), default=None)
+    if known.fails and known.failed_at is not None and evidence.at - known.failed_at < _TROUBLE:
+        return Finding(
+            "schedule",
+            Condition.BAD,
+            "Failing",
+            known.problem,
+            known.failed_at,
+            _read_the_log("schedule"),
+        )
+    if ticked is None:
+        return Finding("schedule", Condition.UNKNOWN, "No tick yet")
+    silence = evidence.at - ticked
+    if silence <= TICK_SILENCE:
+        return Finding("schedule", Condition.FINE, "Ticking", "", ticked)
+    return Finding(
+        "schedule",
+        Condition.BAD,
+        "Silent",
+        f"no tick for {duration(silence)}: nothing is repaired, no deadline is watched",
+        ticked,
+        "Check what calls it: `kubectl get pingsource,ksvc`.",
+    )
+
+
+def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Finding:
+    part = f"infer_{pool}"
+    queued = 0 if operations is None else operations.queued(pool)
+    age = timedelta(seconds=0 if operations is None else operations.oldest_age(pool))
+    crew = evidence.crews.get(pool)
+    if crew is not None and crew.workers:
+        word = "1 worker" if crew.workers == 1 else f"{crew.workers:,} workers"
+        return Finding(part, Condition.FINE, word, "", crew.heartbeat_at)
+    known = evidence.sightings.get((Sight.FUNCTION, part))
+    last = None if known is None else known.last_at
+    pause = None if operations is None else operations.pause(pool)
+    if pause is not None:
+        return Finding(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
+    if not queued:
+        detail = "" if last is None else f"since {duration(evidence.at - last)}"
+        return Finding(part, Condition.IDLE, "Scaled to zero", detail, last)
+    lines = "1 line waits" if queued == 1 else f"{queued:,} lines wait"
+    if age <= _WORKER_WAIT:
+        return Finding(part, Condition.DOUBTFUL, "Starting", lines, last)
+    return Finding(
+        part,
+        Condition.BAD,
+        "No worker",
+        f"{lines}, the first for {duration(age)}",
+        last,
+        f"See why no pod starts: `kubectl describe scaledobject,deployment {_kebab(part)}`.",
+    )
+
+
+def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
+    part = f"Autoscaler, {pool}"
+    detail = f"{scale.live:,} live, {scale.desired:,} wanted"
+    if not scale.desired and not scale.live:
+        return Finding(part, Condition.IDLE, "At zero", "none wanted", now)
+    short = scale.short_since
+    if short is None:
+        return Finding(part, Condition.FINE, "Follows", detail, now)
+    waits = now - short
+    if waits <= _WORKER_WAIT:
+        return Finding(part, Condition.FINE, "Scaling up", detail, now)
+    none = not scale.live
+    return Finding(
+        part,
+        Condition.BAD if none else Condition.DOUBTFUL,
+        "Does not scale" if none else "Short",
+        f"{detail}, for {duration(waits)}",
+        now,
+        f"Look for errors and for pods that wait: `kubectl describe scaledobject infer-{pool}`, "
+        "`kubectl get pods`.",
+    )
+
+
+def _later(taken: datetime | None, refused: Sighting) -> bool:
+    return taken is not None and refused.failed_at is not None and taken >= refused.failed_at
+
+
+def _read_the_log(name: str) -> str:
+    return f"Its log says why: `kubectl logs -l app.kubernetes.io/name={_kebab(name)}`."
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _short(type_: EventType) -> str:
+    return type_.value.removeprefix("dev.lowtide.")

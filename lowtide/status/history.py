@@ -1,0 +1,205 @@
+"""History of the pools: one sample a minute, in points for charts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+
+from lowtide.core.pools import Pool
+from lowtide.database.connections import begin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Engine
+
+
+class HistoryRange(StrEnum):
+    """How far back a look goes."""
+
+    HOUR = "1h"
+    SIX_HOURS = "6h"
+    DAY = "24h"
+    WEEK = "7d"
+
+    @property
+    def span(self) -> timedelta:
+        """From when on."""
+        return _SCALES[self][0]
+
+    @property
+    def step(self) -> timedelta:
+        """From point to point; at most 300 of them in a range."""
+        return _SCALES[self][1]
+
+    @property
+    def bar(self) -> timedelta:
+        """How long ended batches are counted together."""
+        return _SCALES[self][2]
+
+
+_SCALES: Final = {
+    HistoryRange.HOUR: (timedelta(hours=1), timedelta(minutes=1), timedelta(minutes=5)),
+    HistoryRange.SIX_HOURS: (timedelta(hours=6), timedelta(minutes=2), timedelta(minutes=15)),
+    HistoryRange.DAY: (timedelta(days=1), timedelta(minutes=5), timedelta(hours=1)),
+    HistoryRange.WEEK: (timedelta(days=7), timedelta(minutes=40), timedelta(hours=6)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPoint:
+    """A pool over one step: the most of each level, and means of what flowed.
+
+    `oldest_age` in seconds, `throughput` in lines a second, `interruptions` a minute, `earning` in
+    replicas' worth of time that became results. What flowed is None where nothing was measured.
+    """
+
+    queued: int
+    running: int
+    oldest_age: float
+    desired: int
+    live: int
+    throughput: float | None
+    interruptions: float | None
+    earning: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """All pools over the step that begins `at`."""
+
+    at: datetime
+    pools: Mapping[Pool, PoolPoint]
+
+
+@dataclass(frozen=True, slots=True)
+class SlaBar:
+    """Batches that ended within the time from `at` on, by whether their deadline was held."""
+
+    at: datetime
+    met: int
+    violated: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A range that ends at `until`, the database's time; points and bars oldest first."""
+
+    range: HistoryRange
+    until: datetime
+    points: tuple[HistoryPoint, ...] = ()
+    sla: tuple[SlaBar, ...] = ()
+
+    def runs(self) -> list[list[HistoryPoint]]:
+        """Return the points in unbroken runs: between two of them nothing was sampled."""
+        return unbroken(self.points, self.range.step)
+
+
+def unbroken(points: Iterable[HistoryPoint], step: timedelta) -> list[list[HistoryPoint]]:
+    """Return points in runs without a gap, that is, each one step after the other."""
+    runs: list[list[HistoryPoint]] = []
+    for point in points:
+        if runs and point.at - runs[-1][-1].at <= step:
+            runs[-1].append(point)
+        else:
+            runs.append([point])
+    return runs
+
+
+POINTS = """
+SELECT date_bin(make_interval(secs => :step), at, 'epoch') AS at, pool, max(queued) AS queued,
+  max(running) AS running, max(oldest_age) AS oldest_age, max(desired) AS desired,
+  max(live) AS live, sum(seconds) AS seconds, sum(done)::bigint AS done,
+  sum(interrupted)::bigint AS interrupted, sum(replica_seconds) AS replica_seconds
+FROM pool_samples
+WHERE at >= date_bin(make_interval(secs => :step), now() - make_interval(secs => :span), 'epoch')
+GROUP BY 1, 2 ORDER BY 1, 2
+"""
+_POINTS = text(POINTS)
+# What lowtide.domain.batches.Batch.sla_state says of ended batches, counted.
+SLA = """
+SELECT date_bin(make_interval(secs => :bar), ended_at, 'epoch') AS at,
+  count(*) FILTER (WHERE NOT violated) AS met, count(*) FILTER (WHERE violated) AS violated
+FROM (
+  SELECT coalesce(completed_at, failed_at, expired_at, cancelled_at) AS ended_at,
+    status = 'expired' OR coalesce(completed_at, failed_at, expired_at, cancelled_at) > deadline
+      AS violated
+  FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+    AND coalesce(completed_at, failed_at, expired_at, cancelled_at)
+      > date_bin(make_interval(secs => :bar), now() - make_interval(secs => :span), 'epoch')
+) e GROUP BY 1 ORDER BY 1
+"""
+_SLA = text(SLA)
+_NOW = text("SELECT now()")
+
+
+class HistoryStore:
+    """Read samples, as a role that sees every tenant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def read(self, wanted: HistoryRange) -> History:
+        """Return what pools did over a range until now; raises Unavailable."""
+        span = wanted.span.total_seconds()
+        with begin(self._engine) as connection:
+            until = connection.execute(_NOW).scalar_one()
+            parameters = {"span": span, "step": wanted.step.total_seconds()}
+            rows = connection.execute(_POINTS, parameters).all()
+            ended = connection.execute(_SLA, {"span": span, "bar": wanted.bar.total_seconds()})
+            return History(
+                wanted,
+                until,
+                tuple(_points(rows)),
+                tuple(SlaBar(row.at, row.met, row.violated) for row in ended),
+            )
+
+
+def _points(rows: Iterable[Any]) -> Iterable[HistoryPoint]:
+    by_time: dict[Any, dict[Pool, PoolPoint]] = {}
+    for row in rows:
+        by_time.setdefault(row.at, {})[Pool(row.pool)] = _point(row)
+    return (HistoryPoint(at, pools) for at, pools in by_time.items())
+
+
+def _point(row: Any) -> PoolPoint:
+    seconds = row.seconds
+    return PoolPoint(
+        queued=row.queued,
+        running=row.running,
+        oldest_age=row.oldest_age,
+        desired=row.desired,
+        live=row.live,
+        throughput=row.done / seconds if seconds else None,
+        interruptions=60 * row.interrupted / seconds if seconds else None,
+        earning=row.replica_seconds / seconds if seconds else None,
+    )
+
+
+SERVES_SECONDS: Final = 10.0
+"""Samples come once a minute: however often pages look, that often is enough."""
+
+
+class HistoryBook:
+    """Reads ranges of history; a reading serves everybody for 10 s."""
+
+    def __init__(
+        self, source: HistoryStore, *, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._source = source
+        self._timer = timer
+        self._read: dict[HistoryRange, tuple[float, History]] = {}
+
+    def read(self, wanted: HistoryRange) -> History:
+        """Return what pools did over a range; raises Unavailable."""
+        now = self._timer()
+        known = self._read.get(wanted)
+        if known is None or now - known[0] >= SERVES_SECONDS:
+            known = self._read[wanted] = now, self._source.read(wanted)
+        return known[1]

@@ -1,0 +1,243 @@
+"""When each component was last seen working."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.errors import LowtideError
+from lowtide.database.connections import begin
+from lowtide.engines.outcomes import TRANSIENT_STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Engine
+
+    from lowtide.core.pools import Pool
+    from lowtide.events.model import Event, EventSink
+
+
+TICK = "dev.knative.sources.ping"
+"""The type of a PingSource's event: a tick of the scheduler."""
+
+
+class Sight(StrEnum):
+    """What is seen.
+
+    `function`: a function answered; `sent`: the broker took an event of a type; `delivered`: a
+    function handled one; `engine`: an engine ended a line of a pool.
+    """
+
+    FUNCTION = "function"
+    SENT = "sent"
+    DELIVERED = "delivered"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """When a part last did what it is for and when it last failed to, with how it failed."""
+
+    succeeded_at: datetime | None = None
+    failed_at: datetime | None = None
+    problem: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the last that was seen is a failure."""
+        if self.failed_at is None:
+            return False
+        return self.succeeded_at is None or self.failed_at > self.succeeded_at
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When it was last seen at all."""
+        return max((at for at in (self.succeeded_at, self.failed_at) if at), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What one process saw of a part since it last told: seconds ago, None where nothing was."""
+
+    sight: Sight
+    name: str
+    succeeded: float | None
+    failed: float | None
+    problem: str
+
+
+# Only the database's clock says when. Twenty replicas of a function see the same: what is nearly as
+# new as the row already is leaves it alone.
+_WRITE = text("""
+INSERT INTO sightings AS s (sight, name, succeeded_at, failed_at, problem)
+SELECT sight, name, now() - make_interval(secs => succeeded), now() - make_interval(secs => failed),
+  problem
+FROM json_to_recordset(cast(:rows AS json)) AS g (
+  sight text, name text, succeeded double precision, failed double precision, problem text)
+ON CONFLICT (sight, name) DO UPDATE SET
+  succeeded_at = greatest(s.succeeded_at, excluded.succeeded_at),
+  failed_at = greatest(s.failed_at, excluded.failed_at),
+  problem = CASE WHEN excluded.failed_at > coalesce(s.failed_at, '-infinity')
+    THEN excluded.problem ELSE s.problem END
+WHERE excluded.succeeded_at > coalesce(s.succeeded_at, '-infinity') + interval '3 seconds'
+  OR excluded.failed_at > coalesce(s.failed_at, '-infinity') + interval '3 seconds'
+""")
+
+
+class LastSeenStore:
+    """Record when components were last seen."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def write(self, glimpses: Sequence[Glimpse]) -> None:
+        """Note what was seen; what is known to be newer stays."""
+        rows = msgspec.json.encode([asdict(glimpse) for glimpse in glimpses]).decode()
+        with begin(self._engine) as connection:
+            connection.execute(_WRITE, {"rows": rows})
+
+
+EVERY_SECONDS: Final = 5.0
+INTERRUPTED: Final = "interrupted"
+# What another try may cure, and a key that the engine refuses: neither is the line's fault.
+_TROUBLE: Final = TRANSIENT_STATUSES | {401, 403}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Seen:
+    succeeded: float | None = None
+    failed: float | None = None
+    problem: str = ""
+
+    def since(self, before: _Seen | None) -> _Seen:
+        """Return this and what was seen before; a failure keeps its own problem."""
+        if before is None:
+            return self
+        last = self if self.failed is not None else before
+        succeeded = before.succeeded if self.succeeded is None else self.succeeded
+        return _Seen(succeeded, last.failed, last.problem)
+
+
+class Sightings:
+    """Keeps what this process saw in memory, and writes it at most every `every` seconds.
+
+    `note` takes no lock of the database and never waits for it: a thread of its own writes. What
+    a failing database does not take is written later, and what nobody sees costs nothing.
+    """
+
+    def __init__(
+        self,
+        book: LastSeenStore,
+        *,
+        timer: Callable[[], float],
+        every: float = EVERY_SECONDS,
+    ) -> None:
+        self._book = book
+        self._timer = timer
+        self._every = every
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[Sight, str], _Seen] = {}
+        self._some = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def note(self, sight: Sight, name: str, problem: str | None = None) -> None:
+        """Note that a part did its work now, or that it failed with a problem."""
+        now = self._timer()
+        with self._lock:
+            seen = self._seen.setdefault((sight, name), _Seen())
+            if problem is None:
+                seen.succeeded = now
+            else:
+                seen.failed, seen.problem = now, problem
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True, name="sightings")
+                self._thread.start()
+        if not self._some.is_set():
+            self._some.set()
+
+    def close(self, timeout: float) -> None:
+        """Write what is left, for at most `timeout` seconds."""
+        self._closing.set()
+        self._some.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._some.wait()
+            self._write()
+            self._closing.wait(self._every)
+        self._write()
+
+    def _write(self) -> None:
+        self._some.clear()
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        if not seen:
+            return
+        try:
+            self._book.write(self._glimpses(seen))
+        except LowtideError as error:
+            _log.info("sightings.unwritten", extra={"reason": error.for_log})
+            with self._lock:
+                newer = {key: each.since(seen.get(key)) for key, each in self._seen.items()}
+                self._seen = seen | newer
+            self._some.set()
+        except Exception:  # noqa: BLE001 - the thread must outlive it, and the work must not notice
+            _log.exception("sightings.failed")
+
+    def _glimpses(self, seen: dict[tuple[Sight, str], _Seen]) -> Sequence[Glimpse]:
+        now = self._timer()
+
+        def age(moment: float | None) -> float | None:
+            return None if moment is None else max(now - moment, 0.0)
+
+        # In one order, so that two processes never wait for each other.
+        return [
+            Glimpse(sight, name, age(each.succeeded), age(each.failed), each.problem)
+            for (sight, name), each in sorted(seen.items())
+        ]
+
+
+class SightedSink:
+    """Another sink, whose answers are recorded by type of event."""
+
+    def __init__(self, sink: EventSink, sightings: Sightings, *, refusal: str) -> None:
+        self._sink = sink
+        self._sightings = sightings
+        self._refusal = refusal
+
+    def publish(self, event: Event) -> bool:
+        """Send one event; return whether the sink accepted it. Never raises."""
+        accepted = self._sink.publish(event)
+        self._sightings.note(Sight.SENT, event.type.value, None if accepted else self._refusal)
+        return accepted
+
+
+class SightedEngine:
+    """Notes what the engine of a pool says of lines."""
+
+    def __init__(self, sightings: Sightings, pool: Pool) -> None:
+        self._sightings = sightings
+        self._pool = pool
+
+    def answered(self, answer: str) -> None:
+        """Note an answer: an HTTP status, a code of why there is none, or `interrupted`."""
+        if answer == INTERRUPTED:
+            return
+        if not answer.isdigit():
+            problem: str | None = answer.replace("_", " ")
+        else:
+            problem = f"HTTP {answer}" if int(answer) in _TROUBLE else None
+        self._sightings.note(Sight.ENGINE, self._pool.value, problem)

@@ -1,0 +1,147 @@
+"""Tracing with OpenTelemetry. Import it only where the environment enables it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.trace.span import TraceState
+
+from lowtide.telemetry.tracing import ScopedSpan, SpanKind, TraceContext, Untraced
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from lowtide.telemetry.tracing import Attributes
+
+
+_KINDS: Final = {kind: trace.SpanKind[kind.name] for kind in SpanKind}
+# While a collector is away, the exporter and its thread tell of it several times for each export; the
+# last one quotes a caller's tracestate that it cannot read.
+_CHATTY: Final = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.trace.span",
+)
+_SILENCE_SECONDS: Final = 60.0
+
+
+class RecordedSpan(ScopedSpan):
+    """A span that the SDK records, or that its sampler left out."""
+
+    def __init__(self, span: trace.Span, attributes: Attributes | None) -> None:
+        super().__init__(_context_of(span.get_span_context()), attributes)
+        self._span = span
+
+    def note(self, attributes: Attributes) -> None:
+        """Add attributes."""
+        super().note(attributes)
+        self._span.set_attributes(dict(attributes))
+
+    def fail(self, kind: str) -> None:
+        """Mark the work as failed: by the error's class, as its text may quote what a user sent."""
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(Status(StatusCode.ERROR))
+
+    def end(self) -> None:
+        """Hand the span to the exporter's queue."""
+        self._span.end()
+
+
+class OpenTelemetryTracer(Untraced):
+    """Record spans with the SDK and export them."""
+
+    def __init__(self, resource: Mapping[str, str], exporter: SpanExporter | None = None) -> None:
+        """Start the exporter's thread: only in the process that it is for.
+
+        `resource` describes the process; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win
+        over it.
+        """
+        for name in _CHATTY:
+            logging.getLogger(name).addFilter(_Seldom())
+        described = Resource(dict(resource)).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(
+            resource=Resource.create().merge(described), shutdown_on_exit=False
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("lowtide")
+
+    @property
+    def is_on(self) -> bool:
+        """Spans are recorded."""
+        return True
+
+    def start(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: TraceContext | None = None,
+        links: Sequence[TraceContext] = (),
+        attributes: Attributes | None = None,
+    ) -> RecordedSpan:
+        """Start a span that its caller ends."""
+        span = self._tracer.start_span(
+            name,
+            context=_parent_of(parent or self.current()),
+            kind=_KINDS[kind],
+            links=[trace.Link(_span_context(link)) for link in links],
+            attributes=attributes,
+        )
+        return RecordedSpan(span, attributes)
+
+    def close(self, seconds: float) -> None:
+        """Send what is left, for at most `seconds`."""
+        # Its own limit is 30 s, and more when the collector is away.
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(seconds)
+
+
+class _Seldom(logging.Filter):
+    """Lets one record a minute through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR or record.created < self._next:
+            return False
+        self._next = record.created + _SILENCE_SECONDS
+        return True
+
+
+def _context_of(span: SpanContext) -> TraceContext:
+    return TraceContext(
+        trace.format_trace_id(span.trace_id),
+        trace.format_span_id(span.span_id),
+        span.trace_flags.sampled,
+        span.trace_state.to_header(),
+    )
+
+
+def _span_context(context: TraceContext) -> SpanContext:
+    return SpanContext(
+        int(context.trace_id, 16),
+        int(context.span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED if context.sampled else TraceFlags.DEFAULT),
+        trace_state=TraceState.from_header([context.state]) if context.state else None,
+    )
+
+
+def _parent_of(context: TraceContext | None) -> Context:
+    # An empty context where there is no parent: never what some library made current.
+    span = trace.INVALID_SPAN if context is None else NonRecordingSpan(_span_context(context))
+    return trace.set_span_in_context(span, Context())

@@ -1,0 +1,258 @@
+"""Tracing: W3C trace context, the Tracer protocol, and fields of log lines in a span."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A span that others may continue; `state` is the vendors' own, passed on as it came."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+    state: str = ""
+
+    @property
+    def traceparent(self) -> str:
+        """The header and event attribute of this name."""
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+
+def parse_trace(traceparent: str | None, tracestate: str | None = None) -> TraceContext | None:
+    """Return the context of a traceparent, or None when there is none that is valid.
+
+    A version above 00 may have more fields, which are ignored, as the recommendation asks for.
+    """
+    match = _TRACEPARENT.fullmatch((traceparent or "").strip())
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == "ff" or (version == "00" and more is not None):
+        return None
+    if not trace_id.strip("0") or not span_id.strip("0"):
+        return None
+    state = (tracestate or "").strip()
+    if _TRACESTATE.fullmatch(state) is None:
+        state = ""
+    return TraceContext(trace_id, span_id, bool(int(flags, 16) & 1), state)
+
+
+Attributes = Mapping[str, str | int | float | bool]
+
+BATCH: Final = "lowtide.batch.id"
+TENANT: Final = "lowtide.tenant.id"
+REQUEST: Final = "lowtide.request.id"
+
+
+class SpanKind(StrEnum):
+    """What a span stands for, in OpenTelemetry's words."""
+
+    INTERNAL = "internal"
+    SERVER = "server"
+    CLIENT = "client"
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+
+
+class Span(Protocol):
+    """Work under way. Attributes hold ids, counts and kinds, never what users wrote."""
+
+    @property
+    def context(self) -> TraceContext | None:
+        """Where what this work causes goes on; None outside of any trace."""
+        ...
+
+    def note(self, attributes: Attributes) -> None:
+        """Add attributes."""
+        ...
+
+    def fail(self, kind: str) -> None:
+        """Mark the work as failed; `kind` is the class of the failure."""
+        ...
+
+    def end(self) -> None:
+        """Tell that the work is over. Never blocks, never raises."""
+        ...
+
+
+class Tracer(Protocol):
+    """Starts spans."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody is told."""
+        ...
+
+    def current(self) -> TraceContext | None:
+        """Return where the caller is."""
+        ...
+
+    def start(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: TraceContext | None = None,
+        links: Sequence[TraceContext] = (),
+        attributes: Attributes | None = None,
+    ) -> Span:
+        """Start a span that its caller ends; without `parent` it continues where the caller is."""
+        ...
+
+    def inside(self, span: Span) -> AbstractContextManager[None]:
+        """Let a block's spans and log lines belong to a span."""
+        ...
+
+    def span(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: TraceContext | None = None,
+        links: Sequence[TraceContext] = (),
+        attributes: Attributes | None = None,
+    ) -> AbstractContextManager[Span]:
+        """Run a block as a span; what it raises marks the span as failed and goes on."""
+        ...
+
+    def close(self, seconds: float) -> None:
+        """Send what is left, for at most `seconds`."""
+        ...
+
+
+_FIELDS: Final = {BATCH: "batch_id", TENANT: "tenant_id", REQUEST: "request_id"}
+"""Attributes that log lines carry, and what they are called there."""
+
+_CURRENT: ContextVar[ScopedSpan | None] = ContextVar("lowtide_scope", default=None)
+
+
+class ScopedSpan:
+    """The part of a Span that every tracer shares: its context, and log fields."""
+
+    def __init__(self, context: TraceContext | None, attributes: Attributes | None = None) -> None:
+        around = _CURRENT.get()
+        self._context = context
+        self.fields: dict[str, object] = {} if around is None else dict(around.fields)
+        if attributes:
+            self._keep(attributes)
+
+    @property
+    def context(self) -> TraceContext | None:
+        """Where what this work causes goes on."""
+        return self._context
+
+    def note(self, attributes: Attributes) -> None:
+        """Keep what log lines show."""
+        self._keep(attributes)
+
+    def fail(self, kind: str) -> None:
+        """Nobody is told."""
+
+    def end(self) -> None:
+        """Nobody is told."""
+
+    def _keep(self, attributes: Attributes) -> None:
+        for name, field in _FIELDS.items():
+            if name in attributes:
+                self.fields[field] = attributes[name]
+
+
+class Untraced:
+    """The Tracer while tracing is off: contexts pass through, and log lines show them."""
+
+    @property
+    def is_on(self) -> bool:
+        """Nobody is told."""
+        return False
+
+    def current(self) -> TraceContext | None:
+        """Return where the caller is."""
+        around = _CURRENT.get()
+        return None if around is None else around.context
+
+    def start(
+        self,
+        name: str,  # noqa: ARG002
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,  # noqa: ARG002
+        parent: TraceContext | None = None,
+        links: Sequence[TraceContext] = (),  # noqa: ARG002
+        attributes: Attributes | None = None,
+    ) -> ScopedSpan:
+        """Start a span that nobody is told of."""
+        return ScopedSpan(parent or self.current(), attributes)
+
+    @contextmanager
+    def inside(self, span: Span) -> Iterator[None]:
+        """Let a block's spans and log lines belong to a span."""
+        token = _CURRENT.set(span if isinstance(span, ScopedSpan) else None)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+
+    @contextmanager
+    def span(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: TraceContext | None = None,
+        links: Sequence[TraceContext] = (),
+        attributes: Attributes | None = None,
+    ) -> Iterator[Span]:
+        """Run a block as a span; what it raises marks the span as failed and goes on."""
+        span = self.start(name, kind=kind, parent=parent, links=links, attributes=attributes)
+        try:
+            with self.inside(span):
+                yield span
+        except BaseException as error:
+            span.fail(type(error).__qualname__)
+            raise
+        finally:
+            span.end()
+
+    def close(self, seconds: float) -> None:
+        """Nothing is left."""
+
+
+UNTRACED: Final = Untraced()
+
+
+def log_fields() -> dict[str, object]:
+    """Return what a log line says of where it comes from."""
+    span = _CURRENT.get()
+    if span is None:
+        return {}
+    if span.context is None:
+        return span.fields
+    return {"trace_id": span.context.trace_id, "span_id": span.context.span_id, **span.fields}
+
+
+PREFIX: Final = "OTEL_"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Return whether spans have somewhere to go and nothing switches them off."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
+        return False
+    return any(environment.get(name, "").strip() for name in _ENDPOINTS)

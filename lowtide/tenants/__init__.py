@@ -1,0 +1,1 @@
+"""Tenants, keys, limits, sign-in and the audit log."""

@@ -1,0 +1,122 @@
+"""The audit log: written in the transaction of each change, read by operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.database.connections import begin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One thing that was done; `tenant` names whose it was, None for the whole installation."""
+
+    id: int
+    at: datetime
+    tenant: str | None
+    actor: str
+    action: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries are wanted; None takes any."""
+
+    actor: str | None = None
+    action: str | None = None
+    tenant: TenantId | None = None
+
+
+# In order of id, which is that of time but for transactions at once: no index of times is needed.
+TRIM = """
+DELETE FROM audit_log WHERE id = ANY(ARRAY(
+  SELECT id FROM (SELECT id, at FROM audit_log ORDER BY id LIMIT :limit) oldest
+  WHERE at < now() - make_interval(secs => :kept)))
+"""
+_TRIM = text(TRIM)
+_NOTE = text("""
+INSERT INTO audit_log (tenant_id, actor, action, subject)
+SELECT cast(:tenant AS uuid), :actor, :action, unnest(cast(:subjects AS text[]))
+""")
+
+
+def note(
+    connection: Connection,
+    tenant: TenantId | None,
+    actor: str,
+    action: str,
+    subjects: Sequence[str],
+) -> None:
+    """Record an action in the caller's transaction, once for each subject.
+
+    It belongs to the whole installation when there is no tenant.
+    """
+    connection.execute(
+        _NOTE, {"tenant": tenant, "actor": actor, "action": action, "subjects": list(subjects)}
+    )
+
+
+def trim(connection: Connection, *, kept: float, limit: int) -> int:
+    """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+    return connection.execute(_TRIM, {"kept": kept, "limit": limit}).rowcount
+
+
+PAGE = """
+SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
+  SELECT * FROM audit_log
+  WHERE (cast(:actor AS text) IS NULL OR actor = :actor)
+    AND (cast(:action AS text) IS NULL OR action = :action)
+    AND (cast(:tenant AS uuid) IS NULL OR tenant_id = :tenant)
+    AND (cast(:after AS bigint) IS NULL OR id < :after)
+  ORDER BY id DESC LIMIT :limit
+) a LEFT JOIN tenants t ON t.id = a.tenant_id
+ORDER BY a.id DESC
+"""
+_PAGE = text(PAGE)
+# From one action to the next in the index: there are few, however long the log.
+ACTIONS = """
+WITH RECURSIVE found AS (
+  (SELECT action FROM audit_log ORDER BY action LIMIT 1)
+  UNION ALL
+  SELECT (SELECT a.action FROM audit_log a WHERE a.action > found.action ORDER BY a.action LIMIT 1)
+  FROM found WHERE found.action IS NOT NULL
+)
+SELECT action FROM found WHERE action IS NOT NULL
+"""
+_ACTIONS = text(ACTIONS)
+
+
+class AuditLog:
+    """Read the audit log, as a role that sees every tenant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(self, wanted: AuditFilter, *, after: int | None, limit: int) -> Sequence[AuditEntry]:
+        """Return up to `limit` entries behind `after`, newest first."""
+        parameters = {
+            "actor": wanted.actor,
+            "action": wanted.action,
+            "tenant": wanted.tenant,
+            "after": after,
+            "limit": limit,
+        }
+        with begin(self._engine) as connection:
+            return [AuditEntry(*row) for row in connection.execute(_PAGE, parameters)]
+
+    def actions(self) -> Sequence[str]:
+        """Return every action there is, by name."""
+        with begin(self._engine) as connection:
+            return list(connection.execute(_ACTIONS).scalars())

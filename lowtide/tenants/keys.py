@@ -1,0 +1,298 @@
+"""API keys: random, shown once, stored only as keyed hashes; and the records that operators manage."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+
+from lowtide.core.durations import parse_span
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound
+from lowtide.core.ids import KeyId
+from lowtide.database.connections import begin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import TenantId
+
+
+PREFIX = "lt_"
+_KNOWN_BY = 9
+_SHORTEST = 40
+
+
+def new_key() -> str:
+    """Return a new key with 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def prefix_of(key: str) -> str | None:
+    """Return what people know a key by; None for one that is too short to show a part of.
+
+    Of the 256 random bits, 36 are shown.
+    """
+    return key[:_KNOWN_BY] if len(key) >= _SHORTEST else None
+
+
+def hash_key(key: str, pepper: str) -> bytes:
+    """Return HMAC-SHA256 of the key.
+
+    Without the pepper, which the database never sees, a stolen table cannot be matched to keys;
+    and a lookup by hash takes the same time for every wrong key.
+    """
+    if not pepper:
+        raise ValueError(
+            "LOWTIDE_API_KEY_PEPPER is not set: API keys cannot be checked without it."
+        )
+    return hmac.new(pepper.encode(), key.encode(), hashlib.sha256).digest()
+
+
+LONGEST_OVERLAP: Final = timedelta(days=30)
+
+
+class KeyState(StrEnum):
+    """Whether a key opens anything; an expiring one still does, beside the key that follows it."""
+
+    ACTIVE = "active"
+    EXPIRING = "expiring"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without what opens anything: that is shown once and stored nowhere.
+
+    `prefix` is its beginning, None for a key of before these were kept; `last_used_at` is noted once
+    a minute.
+    """
+
+    id: KeyId
+    name: str
+    prefix: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def state(self, now: datetime) -> KeyState:
+        """Return where the key stands."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        if self.expires_at is None:
+            return KeyState.ACTIVE
+        return KeyState.EXPIRED if self.expires_at <= now else KeyState.EXPIRING
+
+
+@dataclass(frozen=True, slots=True)
+class TenantKey:
+    """A key, and whose it is; `at` is the database's time."""
+
+    tenant: str
+    key: ApiKey
+    at: datetime
+
+    @property
+    def state(self) -> KeyState:
+        """Where the key stands."""
+        return self.key.state(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFilter:
+    """Which keys are wanted; None takes any. `text` is a part of a name or of a prefix."""
+
+    tenant: TenantId | None = None
+    state: KeyState | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMark:
+    """Where a page of keys ended."""
+
+    created_at: datetime
+    id: KeyId
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A new key, which can never be seen again, and until when the one before it works."""
+
+    key: str
+    old_until: datetime
+
+
+def actor_of(name: str, key: KeyId) -> str:
+    """Return what the audit log calls a key: names are given again, ids are not."""
+    return f"key {name} ({key.hex[:8]})"
+
+
+def parse_overlap(text: str) -> timedelta:
+    """Return for how long two keys work side by side: `0`, or like `30m`, `24h`, `7d`.
+
+    Raises InvalidRequest.
+    """
+    overlap = timedelta() if text == "0" else parse_span(text)
+    if overlap is None or overlap > LONGEST_OVERLAP:
+        raise InvalidRequest(
+            f"{text[:100]!r} is no overlap: use 30m, 24h or 7d, at most {LONGEST_OVERLAP.days}d, or 0 "
+            "to end the old key at once.",
+            param="overlap",
+        )
+    return overlap
+
+
+_COLUMNS = "id, name, prefix, created_at, last_used_at, expires_at, revoked_at"
+_IN_USE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+_OF_TENANT = text(
+    f"SELECT {_COLUMNS} FROM api_keys WHERE tenant_id = :tenant ORDER BY created_at, id"  # noqa: S608
+)
+_STATES = {
+    None: "true",
+    KeyState.ACTIVE: "revoked_at IS NULL AND expires_at IS NULL",
+    KeyState.EXPIRING: "revoked_at IS NULL AND expires_at > now()",
+    KeyState.EXPIRED: "revoked_at IS NULL AND expires_at <= now()",
+    KeyState.REVOKED: "revoked_at IS NOT NULL",
+}
+PAGES = {
+    (state, of_tenant): f"""
+SELECT k.*, t.name AS tenant_name, now() AS at FROM (
+  SELECT {_COLUMNS}, tenant_id FROM api_keys
+  WHERE {is_such} {"AND tenant_id = :tenant" if of_tenant else ""}
+    AND (cast(:text AS text) IS NULL OR strpos(name, :text) > 0 OR starts_with(prefix, :text))
+    AND (cast(:after AS uuid) IS NULL
+      OR (created_at, id) < (cast(:created_at AS timestamptz), cast(:after AS uuid)))
+  ORDER BY created_at DESC, id DESC LIMIT :limit
+) k JOIN tenants t ON t.id = k.tenant_id
+ORDER BY k.created_at DESC, k.id DESC
+"""  # noqa: S608
+    for state, is_such in _STATES.items()
+    for of_tenant in (False, True)
+}
+"""The statement of each state, for all tenants and for one."""
+_PAGES = {which: text(statement) for which, statement in PAGES.items()}
+# The tenant's row is locked: a name cannot be taken twice at once.
+_ADD = text(f"""
+INSERT INTO api_keys (hash, tenant_id, name, prefix) SELECT :hash, :tenant, :name, :prefix
+WHERE :again OR NOT EXISTS (
+  SELECT 1 FROM api_keys WHERE tenant_id = :tenant AND name = :name AND {_IN_USE})
+RETURNING id
+""")  # noqa: S608
+_EXPIRE = text(f"""
+UPDATE api_keys SET expires_at = least(expires_at, now() + cast(:overlap AS interval))
+WHERE tenant_id = :tenant AND name = :name AND {_IN_USE} RETURNING expires_at
+""")  # noqa: S608
+_REVOKE = text(f"""
+UPDATE api_keys SET revoked_at = now()
+WHERE tenant_id = :tenant AND name = :name AND {_IN_USE}
+  AND (cast(:id AS uuid) IS NULL OR id = :id)
+RETURNING id
+""")  # noqa: S608
+
+
+class KeyStore:
+    """List API keys."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(self, wanted: KeyFilter, *, after: KeyMark | None, limit: int) -> Sequence[TenantKey]:
+        """Return up to `limit` keys behind `after`, newest first."""
+        parameters = {
+            "tenant": wanted.tenant,
+            "text": wanted.text or None,
+            "after": None if after is None else after.id,
+            "created_at": None if after is None else after.created_at,
+            "limit": limit,
+        }
+        statement = _PAGES[wanted.state, wanted.tenant is not None]
+        if wanted.tenant is None:
+            del parameters["tenant"]
+        with begin(self._engine) as connection:
+            rows = connection.execute(statement, parameters)
+            return [TenantKey(row.tenant_name, _key(row), row.at) for row in rows]
+
+
+def keys_of(connection: Connection, tenant: TenantId) -> Sequence[ApiKey]:
+    """Return a tenant's keys, oldest first."""
+    return [_key(row) for row in connection.execute(_OF_TENANT, {"tenant": tenant})]
+
+
+def add_key(
+    connection: Connection,
+    tenant: TenantId,
+    name: str,
+    key: str,
+    pepper: str,
+    *,
+    again: bool = False,
+) -> KeyId:
+    """Store a key's hash; raises Conflict when the name is in use, unless it is given `again`."""
+    row = {
+        "hash": hash_key(key, pepper),
+        "tenant": tenant,
+        "name": name,
+        "prefix": prefix_of(key),
+        "again": again,
+    }
+    made = connection.execute(_ADD, row).scalar_one_or_none()
+    if made is None:
+        raise Conflict(
+            f"There is a key {name!r} already: choose another name, rotate that one, or revoke it "
+            "first.",
+            param="key",
+        )
+    return KeyId(made)
+
+
+def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: timedelta) -> datetime:
+    """End the keys of a name after `overlap`, none later than before; return when the last does.
+
+    Raises NotFound when none of that name is in use.
+    """
+    parameters = {"tenant": tenant, "name": name, "overlap": overlap}
+    ends: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
+    if not ends:
+        raise _no_key(name)
+    return max(ends)
+
+
+def revoke_keys(
+    connection: Connection, tenant: TenantId, name: str, key: KeyId | None
+) -> Sequence[KeyId]:
+    """End the keys of a name at once, or the one of them that is named; raises NotFound."""
+    parameters = {"tenant": tenant, "name": name, "id": key}
+    ended = [KeyId(row) for row in connection.execute(_REVOKE, parameters).scalars()]
+    if not ended:
+        raise _no_key(name)
+    return ended
+
+
+def _no_key(name: str) -> NotFound:
+    return NotFound(
+        f"The tenant has no key {name[:100]!r} in use: `lowtide keys list` shows those there are.",
+        param="key",
+    )
+
+
+def _key(row: Any) -> ApiKey:
+    return ApiKey(
+        id=KeyId(row.id),
+        name=row.name,
+        prefix=row.prefix,
+        created_at=row.created_at,
+        last_used_at=row.last_used_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

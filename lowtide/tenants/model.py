@@ -1,0 +1,161 @@
+"""Tenants and their limits."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from lowtide.core.errors import InvalidRequest, TooManyRequests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.core.ids import TenantId
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant; `weight` is its share beside other tenants whose work is as urgent."""
+
+    id: TenantId
+    name: str
+    weight: int
+    limits: TenantLimits
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUse:
+    """What a tenant uses now, and of the batches that ended within 24 hours or are not over.
+
+    `requests` of the last minute count against its limit; None without one.
+    """
+
+    tenant: Tenant
+    requests: float | None
+    active_batches: int
+    waiting_lines: int
+    running_lines: int
+    batches: int
+    lines: int
+    input_tokens: int
+    output_tokens: int
+    spot_seconds: float
+    dedicated_seconds: float
+
+
+def check_name(name: str, param: str) -> str:
+    """Return a good name of a tenant or a key; raises InvalidRequest."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            f"{name[:100]!r} is no name: use up to 63 lower-case letters, digits, '.', '_' and '-'.",
+            param=param,
+        )
+    return name
+
+
+def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
+    """Return what is different in weight and limits, by name: the old and the new value."""
+    old, new = ({"weight": each.weight, **asdict(each.limits)} for each in (before, after))
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
+# Nobody knows when a batch ends; OpenAI's clients wait as long as they are told, up to a minute.
+_BATCH_RETRY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """A tenant's limits; None is unlimited.
+
+    API requests a minute; batches that are not over; their lines without a result; lines that run
+    at the same time.
+    """
+
+    requests_per_minute: int | None = None
+    active_batches: int | None = None
+    queued_lines: int | None = None
+    running_lines: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Where a tenant stands with its limit of API requests after one of them.
+
+    A leaky bucket as a meter (J. Turner, New Directions in Communications, 1986), equal to the GCRA
+    of ITU-T I.371: `used` requests leak away at `per_minute`; one more fits while there is room, so
+    that a whole minute's requests may come at once. A refused request uses nothing.
+    """
+
+    per_minute: int
+    used: float
+    accepted: bool
+
+    @property
+    def remaining(self) -> int:
+        """Requests that would pass right now."""
+        return max(0, math.floor(self.per_minute - self.used))
+
+    @property
+    def reset(self) -> float:
+        """Seconds until the whole limit is there again."""
+        return 60 * self.used / self.per_minute
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until one more request passes."""
+        return 60 * max(0.0, self.used + 1 - self.per_minute) / self.per_minute
+
+    def check(self) -> None:
+        """Raise TooManyRequests for a request that was not accepted."""
+        if not self.accepted:
+            raise TooManyRequests(
+                f"Rate limit reached: {self.per_minute} requests a minute. Try again in "
+                f"{math.ceil(self.retry_after)} s, or ask the operator for a higher limit.",
+                retry_after=self.retry_after,
+                reason="requests",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchUse:
+    """What a tenant's active batches use of its limits."""
+
+    active_batches: int
+    queued_lines: int
+
+
+def check_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
+    """Raise TooManyRequests when one more batch of `lines` lines would be over a limit.
+
+    Raises InvalidRequest when it would be on its own.
+    """
+    if limits.queued_lines is not None and lines > limits.queued_lines:
+        raise InvalidRequest(
+            f"The file has {lines} requests, and at most {limits.queued_lines} may be queued at "
+            "once: split the file, or ask the operator for a higher limit.",
+            param="input_file_id",
+            code="too_many_lines",
+        )
+    if limits.active_batches is not None and use.active_batches >= limits.active_batches:
+        raise TooManyRequests(
+            f"{use.active_batches} batches are active, and at most {limits.active_batches} may be: "
+            "wait until one ends, cancel one, or ask the operator for a higher limit.",
+            retry_after=_BATCH_RETRY_SECONDS,
+            reason="active_batches",
+        )
+    if limits.queued_lines is not None and use.queued_lines + lines > limits.queued_lines:
+        raise TooManyRequests(
+            f"{use.queued_lines} requests are queued, the file has {lines}, and at most "
+            f"{limits.queued_lines} may be queued: wait until some are done, cancel a batch, or ask "
+            "the operator for a higher limit.",
+            param="input_file_id",
+            retry_after=_BATCH_RETRY_SECONDS,
+            reason="queued_lines",
+        )

@@ -1,0 +1,69 @@
+"""Passwords of the portal: kept as a salted scrypt hash."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from typing import TYPE_CHECKING
+
+from lowtide.tenants.sign_in import Visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from lowtide.tenants.sign_in import Role
+
+
+# OWASP's second choice: 64 MiB would be much for a container of 512 MiB that several sign in to.
+_COST, _BLOCK, _LANES = 2**15, 8, 3
+_MEMORY = 2 * 128 * _COST * _BLOCK
+
+
+def hash_password(password: str) -> str:
+    """Return what is stored: method, salt and hash."""
+    salt = secrets.token_bytes(16)
+    return f"scrypt:{_encode(salt)}:{_encode(_derive(password, salt))}"
+
+
+def matches(password: str, stored: str) -> bool:
+    """Tell whether this is the password, in constant time; raises ValueError for a broken hash."""
+    try:
+        method, salt, derived = stored.split(":")
+        expected = base64.b64decode(derived, validate=True)
+        found = _derive(password, base64.b64decode(salt, validate=True))
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(
+            "A password hash is broken: `lowtide portal-password` makes one."
+        ) from error
+    return hmac.compare_digest(found, expected) and method == "scrypt"
+
+
+class PasswordSignIn:
+    """Sign in with the one password of a role; its visitors see every tenant."""
+
+    def __init__(self, stored: str, role: Role) -> None:
+        self._stored = stored
+        # Of a salted hash that nobody sees: this tells nothing but that it is another one.
+        known = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
+        self._visitor = Visitor(f"portal {role}", role, credential=f"password {known}")
+
+    def visitor(self, secret: str) -> Visitor | None:
+        """Return the visitor behind the password."""
+        return self._visitor if matches(secret, self._stored) else None
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return the one that is of this very hash."""
+        return credentials & {self._visitor.credential}
+
+
+def _derive(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(
+        password.encode(), salt=salt, n=_COST, r=_BLOCK, p=_LANES, maxmem=_MEMORY, dklen=32
+    )
+
+
+def _encode(value: bytes) -> str:
+    return base64.b64encode(value).decode()

@@ -1,0 +1,211 @@
+"""Management of tenants, limits and keys by operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lowtide.core.errors import Conflict, Forbidden, InvalidRequest
+from lowtide.core.ids import TenantId
+from lowtide.core.pools import cost_of
+from lowtide.tenants.keys import Rotation, parse_overlap
+from lowtide.tenants.model import Tenant, check_name, differences
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from lowtide.core.ids import KeyId
+    from lowtide.core.pools import Cost, Prices
+    from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
+    from lowtide.tenants.keys import ApiKey, KeyFilter, KeyMark, KeyStore, TenantKey
+    from lowtide.tenants.model import TenantLimits, TenantUse
+    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.store import TenantStore, TenantUsageStore
+
+
+MOST = 1_000_000_000
+"""The highest limit and weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantChanges:
+    """What becomes different: `limits` by the names of TenantLimits, None for no limit."""
+
+    weight: int | None = None
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+
+    def apply(self, tenant: Tenant) -> Tenant:
+        """Return the changed tenant; raises InvalidRequest for a number out of bounds."""
+        for name, value in {**self.limits, "weight": self.weight}.items():
+            if value is not None and not 1 <= value <= MOST:
+                raise InvalidRequest(
+                    f"{name} is {value}: it must be from 1 to {MOST:,}.", param=name
+                )
+        return replace(
+            tenant,
+            weight=tenant.weight if self.weight is None else self.weight,
+            limits=replace(tenant.limits, **self.limits),
+        )
+
+
+class Tenancy:
+    """Tenants, limits and keys; `actor` is who the audit log names."""
+
+    def __init__(
+        self,
+        registry: TenantStore,
+        defaults: TenantLimits,
+        *,
+        actor: str,
+        new_id: Callable[[], UUID],
+        new_key: Callable[[], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.defaults = defaults
+        self._registry = registry
+        self._actor = actor
+        self._new_id = new_id
+        self._new_key = new_key
+        self._clock = clock
+
+    def tenants(self) -> Sequence[Tenant]:
+        """Return all tenants, by name."""
+        return self._registry.tenants()
+
+    def create(self, name: str, changes: TenantChanges) -> Tenant:
+        """Create a tenant with the default limits, changed; raises InvalidRequest or Conflict."""
+        plain = Tenant(
+            TenantId(self._new_id()), check_name(name, "name"), 1, self.defaults, self._clock()
+        )
+        made = changes.apply(plain)
+        self._registry.add(made, self._actor)
+        return made
+
+    def change(self, name: str, changes: TenantChanges, seen: Tenant | None = None) -> Tenant:
+        """Change weight and limits; they hold from the next request on. Raises NotFound.
+
+        Raises Conflict when the tenant is not as it was `seen` any more.
+        """
+
+        def apply(current: Tenant) -> Tenant:
+            if seen is not None and (news := differences(seen, current)):
+                raise Conflict(
+                    f"Somebody changed {name} meanwhile: {', '.join(told(news))}. Look at it again."
+                )
+            return changes.apply(current)
+
+        return self._registry.change(name, apply, self._actor)
+
+    def keys(self, tenant: str) -> Sequence[ApiKey]:
+        """Return a tenant's keys, oldest first; raises NotFound."""
+        return self._registry.keys(tenant)
+
+    def create_key(self, tenant: str, name: str) -> str:
+        """Return a new key, which can never be seen again; raises NotFound or Conflict."""
+        key = self._new_key()
+        self._registry.add_key(tenant, check_name(name, "key"), key, self._actor)
+        return key
+
+    def rotate_key(self, tenant: str, name: str, overlap: str) -> Rotation:
+        """Return the key that follows; the old one works for `overlap` more, like `24h` or `0`.
+
+        Raises NotFound, or InvalidRequest for an overlap that is none.
+        """
+        span = parse_overlap(overlap)
+        key = self._new_key()
+        until = self._registry.rotate_key(tenant, name, key, span, self._actor)
+        return Rotation(key, until)
+
+    def revoke_key(self, tenant: str, name: str, key: KeyId | None = None) -> None:
+        """End the keys of a name at once, or the one of them that `key` names; raises NotFound."""
+        self._registry.revoke_key(tenant, name, self._actor, key)
+
+
+def told(news: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
+    """Return differences as people read them: `running lines: 5 → none`."""
+    return [
+        f"{name.replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
+        for name, (old, new) in news.items()
+    ]
+
+
+def _shown(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class PricedUse:
+    """What a tenant uses, and what that cost."""
+
+    use: TenantUse
+    cost: Cost
+
+
+class Administration:
+    """The whole installation's records. Every method raises Forbidden for who sees one tenant."""
+
+    def __init__(
+        self,
+        registry: TenantStore,
+        usage: TenantUsageStore,
+        keys: KeyStore,
+        log: AuditLog,
+        prices: Prices,
+        tenancy: Callable[[str], Tenancy],
+    ) -> None:
+        self._registry = registry
+        self._usage = usage
+        self._keys = keys
+        self._log = log
+        self._prices = prices
+        self._tenancy = tenancy
+
+    def names(self, visitor: Visitor) -> Mapping[TenantId, str]:
+        """Return every tenant's name, by name."""
+        _require_all(visitor)
+        return {tenant.id: tenant.name for tenant in self._registry.tenants()}
+
+    def tenants(
+        self, visitor: Visitor, name: str, *, after: str | None, limit: int
+    ) -> tuple[Sequence[PricedUse], bool]:
+        """Return up to `limit` tenants behind `after`, by name, and whether there are more."""
+        _require_all(visitor)
+        found = self._usage.page(name, after=after, limit=limit + 1)
+        priced = [
+            PricedUse(use, cost_of(use.spot_seconds, use.dedicated_seconds, self._prices))
+            for use in found[:limit]
+        ]
+        return priced, len(found) > limit
+
+    def keys(
+        self, visitor: Visitor, wanted: KeyFilter, *, after: KeyMark | None, limit: int
+    ) -> tuple[Sequence[TenantKey], bool]:
+        """Return up to `limit` keys behind `after`, newest first, and whether there are more."""
+        _require_all(visitor)
+        found = self._keys.page(wanted, after=after, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    def audit(
+        self, visitor: Visitor, wanted: AuditFilter, *, after: int | None, limit: int
+    ) -> tuple[Sequence[AuditEntry], bool]:
+        """Return up to `limit` entries behind `after`, newest first, and whether there are more."""
+        _require_all(visitor)
+        found = self._log.page(wanted, after=after, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    def actions(self, visitor: Visitor) -> Sequence[str]:
+        """Return every action that is in the audit log, by name."""
+        _require_all(visitor)
+        return self._log.actions()
+
+    def acting(self, visitor: Visitor) -> Tenancy:
+        """Return what changes tenants and keys; raises Forbidden for a viewer, too."""
+        visitor.require_operator_of_all()
+        return self._tenancy(visitor.name)
+
+
+def _require_all(visitor: Visitor) -> None:
+    if visitor.tenant is not None:
+        raise Forbidden("This shows every tenant: sign in with a password, not with a key.")

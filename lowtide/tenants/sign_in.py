@@ -1,0 +1,246 @@
+"""Signing in to the portal: roles, API keys, the guard against guessing, and ended sessions."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections import OrderedDict, deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+from sqlalchemy import text
+
+from lowtide.core.errors import Forbidden, TooManyRequests, Unauthenticated
+from lowtide.core.ids import format_key_id, parse_key_id
+from lowtide.database.connections import acting_for, begin
+from lowtide.tenants.keys import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import KeyId, TenantId
+    from lowtide.tenants.callers import CallerStore
+
+
+class Role(StrEnum):
+    """A viewer looks; an operator acts, too."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who signed in; `tenant` is all they see, None is every tenant.
+
+    `name` is what the audit log calls them, `credential` what they signed in with, and never a
+    secret.
+    """
+
+    name: str
+    role: Role
+    tenant: TenantId | None = None
+    credential: str = ""
+
+    @property
+    def may_act(self) -> bool:
+        """Whether buttons that change something are for this visitor."""
+        return self.role is Role.OPERATOR
+
+    def require_operator(self) -> None:
+        """Raise Forbidden for a viewer."""
+        if not self.may_act:
+            raise Forbidden("A viewer only looks: sign in as an operator to change something.")
+
+    def require_operator_of_all(self) -> None:
+        """Raise Forbidden for a viewer, and for an operator of one tenant."""
+        self.require_operator()
+        if self.tenant is not None:
+            raise Forbidden(
+                "This is for every tenant: sign in with the operator's password, not with a key."
+            )
+
+
+class SignIn(Protocol):
+    """One way to sign in with something only the visitor knows."""
+
+    def visitor(self, secret: str) -> Visitor | None:
+        """Return who knows this secret; None when it is not of this kind."""
+        ...
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return those of these credentials that still open something this way."""
+        ...
+
+
+class KeySignIn:
+    """Sign in with an API key; its visitor sees the key's tenant alone."""
+
+    def __init__(self, tenants: CallerStore, role: Role) -> None:
+        self._tenants = tenants
+        self._role = role
+
+    def visitor(self, secret: str) -> Visitor | None:
+        """Return the visitor behind a key that is in use."""
+        if not secret.startswith(PREFIX):
+            return None
+        try:
+            caller = self._tenants.caller(f"Bearer {secret}")
+        except Unauthenticated:
+            return None
+        if caller.key is None:
+            return None
+        return Visitor(caller.actor, self._role, caller.tenant, self._credential(caller.key))
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return those of keys that are in use, with the role that keys have now."""
+        keys = {
+            key: credential
+            for credential in credentials
+            if (key := parse_key_id(credential.rpartition(" ")[2])) is not None
+            and credential == self._credential(key)
+        }
+        return {keys[key] for key in self._tenants.in_use(keys)} if keys else set()
+
+    def _credential(self, key: KeyId) -> str:
+        return f"key {self._role} {format_key_id(key)}"
+
+
+MOST_FAILURES: Final = 10
+WITHIN_SECONDS: Final = 60.0
+MOST_PLACES: Final = 10_000
+_MOST_SECRET: Final = 256
+_KEY: Final = "lt_"
+_IPV6_PREFIX: Final = 64  # what one subscriber has to choose addresses from
+
+_Place = tuple[str, str]
+
+
+class Entrance:
+    """Tries one way after the other, and lets nobody guess.
+
+    Ten wrong secrets of one kind from one network in a minute shut that kind out there, and nowhere
+    else. A try is counted before its secret is compared, so that tries at once are no more than ten.
+    """
+
+    def __init__(self, ways: Sequence[SignIn], *, timer: Callable[[], float]) -> None:
+        self._ways = ways
+        self._timer = timer
+        self._tries: OrderedDict[_Place, deque[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def admit(self, secret: str, address: str) -> Visitor:
+        """Return who knows this secret; raises Unauthenticated, TooManyRequests or Unavailable.
+
+        `address` is the network address that it comes from.
+        """
+        place = ("key" if secret.startswith(_KEY) else "password", network_of(address))
+        counted = self._count(place)
+        try:
+            visitor = self._visitor(secret)
+        except BaseException:
+            self._forget(place, counted)  # nothing was compared: the database is away
+            raise
+        if visitor is None:
+            raise Unauthenticated("That is neither a password nor an API key in use: check it.")
+        # Its own try alone: a viewer's password must not buy ten more tries at the operator's.
+        self._forget(place, counted)
+        return visitor
+
+    def ended(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return those of these credentials that open nothing any more; raises Unavailable."""
+        left = set(credentials)
+        for way in self._ways:
+            left -= way.holding(left)
+        return left
+
+    def _visitor(self, secret: str) -> Visitor | None:
+        if not 0 < len(secret) <= _MOST_SECRET:
+            return None
+        found = (way.visitor(secret) for way in self._ways)
+        return next((visitor for visitor in found if visitor is not None), None)
+
+    def _count(self, place: _Place) -> float:
+        now = self._timer()
+        with self._lock:
+            tries = self._tries.setdefault(place, deque())
+            self._tries.move_to_end(place)
+            while tries and tries[0] + WITHIN_SECONDS <= now:
+                tries.popleft()
+            if len(tries) >= MOST_FAILURES:
+                wait = tries[0] + WITHIN_SECONDS - now
+                raise TooManyRequests(
+                    f"Too many wrong tries: wait {wait:.0f} s.", reason="sign_in", retry_after=wait
+                )
+            tries.append(now)
+            while len(self._tries) > MOST_PLACES:
+                self._tries.popitem(last=False)
+        return now
+
+    def _forget(self, place: _Place, counted: float) -> None:
+        with self._lock:
+            tries = self._tries.get(place)
+            if tries is None or counted not in tries:
+                return
+            tries.remove(counted)
+            if not tries:
+                del self._tries[place]
+
+
+def network_of(address: str) -> str:
+    """Return whose tries are counted together: an IPv4 address, the /64 of an IPv6 address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False))
+    return str(parsed)
+
+
+_ADD = text("""
+INSERT INTO signed_out (session, until)
+SELECT key, to_timestamp(cast(value AS double precision))
+FROM json_each_text(cast(:sessions AS json))
+ON CONFLICT DO NOTHING
+""")
+_READ = text("SELECT session, extract(epoch FROM until) FROM signed_out WHERE until > now()")
+_TRIM = text("DELETE FROM signed_out WHERE until < now()")
+
+
+class SignedOutStore:
+    """The sessions that stay signed out, whichever process serves the portal."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, sessions: Mapping[str, float]) -> None:
+        """Record sessions, with the Unix time at which each would have ended; repeats do no harm."""
+        encoded = msgspec.json.encode(sessions).decode()
+        with begin(self._engine) as connection:
+            connection.execute(_ADD, {"sessions": encoded})
+
+    def read(self) -> dict[str, float]:
+        """Return the sessions that would not have ended yet."""
+        with begin(self._engine) as connection:
+            return {session: float(until) for session, until in connection.execute(_READ)}
+
+
+def trim(connection: Connection) -> int:
+    """Drop the sessions that have ended anyway; return how many."""
+    return connection.execute(_TRIM).rowcount
+
+
+@contextmanager
+def looking(engine: Engine, scope: TenantId | None) -> Iterator[Connection]:
+    """Open a transaction that sees one tenant, or with None all that the role may see."""
+    with begin(engine) if scope is None else acting_for(engine, scope) as connection:
+        yield connection

@@ -1,0 +1,266 @@
+"""The records of tenants, with their usage, as the role of operators sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.core.errors import Conflict, NotFound
+from lowtide.core.ids import DEFAULT_TENANT, TenantId
+from lowtide.database.connections import begin, connect
+from lowtide.tenants.audit import note
+from lowtide.tenants.keys import (
+    actor_of,
+    add_key,
+    hash_key,
+    keys_of,
+    let_expire,
+    prefix_of,
+    revoke_keys,
+)
+from lowtide.tenants.model import Tenant, TenantLimits, TenantUse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import KeyId
+    from lowtide.tenants.keys import ApiKey
+
+USE = """
+SELECT count(*) AS batches, coalesce(sum(CASE
+    WHEN b.status = 'validating' THEN f.lines
+    WHEN b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
+      THEN b.total - b.tallied_completed - b.tallied_failed
+    ELSE 0 END), 0) AS lines
+FROM batch_states b LEFT JOIN files f ON f.id = b.input_file_id
+WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+"""
+
+
+TENANT_COLUMNS = (
+    "id, name, weight, max_requests_per_minute, max_active_batches, max_queued_lines, max_running, "
+    "created_at"
+)
+_LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
+_LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
+_ADD = text(f"""
+INSERT INTO tenants ({TENANT_COLUMNS}) VALUES (:id, :name, :weight, :max_requests_per_minute,
+  :max_active_batches, :max_queued_lines, :max_running, :created_at)
+ON CONFLICT (name) DO NOTHING
+""")  # noqa: S608
+_CHANGE = text("""
+UPDATE tenants SET weight = :weight, max_requests_per_minute = :max_requests_per_minute,
+  max_active_batches = :max_active_batches, max_queued_lines = :max_queued_lines,
+  max_running = :max_running
+WHERE id = :id
+""")
+
+
+class TenantStore:
+    """The records of tenants and their keys."""
+
+    def __init__(self, engine: Engine, *, pepper: str) -> None:
+        self._engine = engine
+        self._pepper = pepper
+
+    def tenants(self) -> Sequence[Tenant]:
+        """Return all tenants, by name."""
+        with begin(self._engine) as connection:
+            return [tenant_of(row) for row in connection.execute(_LIST)]
+
+    def add(self, tenant: Tenant, actor: str) -> None:
+        """Record a tenant; raises Conflict when its name is taken."""
+        values = _values(tenant)
+        with begin(self._engine) as connection:
+            row = values | {"name": tenant.name, "created_at": tenant.created_at}
+            if connection.execute(_ADD, row).rowcount == 0:
+                raise Conflict(f"There is a tenant {tenant.name!r} already.", param="name")
+            note(connection, tenant.id, actor, "tenant.created", [tenant.name])
+            _note_changes(connection, tenant, {"weight": 1}, actor)
+
+    def change(self, name: str, change: Callable[[Tenant], Tenant], actor: str) -> Tenant:
+        """Give a tenant the weight and limits that `change` returns; raises NotFound."""
+        with begin(self._engine) as connection:
+            before = _lock(connection, name)
+            after = change(before)
+            connection.execute(_CHANGE, _values(after))
+            _note_changes(connection, after, _values(before), actor)
+        return after
+
+    def keys(self, tenant: str) -> Sequence[ApiKey]:
+        """Return a tenant's keys, oldest first; raises NotFound."""
+        with begin(self._engine) as connection:
+            return keys_of(connection, _lock(connection, tenant).id)
+
+    def add_key(self, tenant: str, name: str, key: str, actor: str) -> None:
+        """Store a key's hash; raises NotFound, or Conflict when a key of that name is in use."""
+        with begin(self._engine) as connection:
+            id_ = _lock(connection, tenant).id
+            made = add_key(connection, id_, name, key, self._pepper)
+            note(connection, id_, actor, "key.created", [actor_of(name, made)])
+
+    def rotate_key(
+        self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
+    ) -> datetime:
+        """Store the hash of the key that follows; return until when the old one works."""
+        with begin(self._engine) as connection:
+            id_ = _lock(connection, tenant).id
+            ends = let_expire(connection, id_, name, overlap)
+            made = add_key(connection, id_, name, key, self._pepper, again=True)
+            subject = f"{actor_of(name, made)}: the one before it ends {ends:%Y-%m-%d %H:%M:%S} UTC"
+            note(connection, id_, actor, "key.rotated", [subject])
+        return ends
+
+    def revoke_key(self, tenant: str, name: str, actor: str, key: KeyId | None = None) -> None:
+        """End a key at once; raises NotFound when none of that name is in use."""
+        with begin(self._engine) as connection:
+            id_ = _lock(connection, tenant).id
+            ended = revoke_keys(connection, id_, name, key)
+            note(connection, id_, actor, "key.revoked", [actor_of(name, each) for each in ended])
+
+
+def _lock(connection: Connection, name: str) -> Tenant:
+    row = connection.execute(_LOCK, {"name": name}).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"No tenant {name[:100]!r}: see `lowtide tenants list` for those there are.",
+            param="name",
+        )
+    return tenant_of(row)
+
+
+def _note_changes(
+    connection: Connection, tenant: Tenant, before: dict[str, object], actor: str
+) -> None:
+    """Record what is different, as `max_running: 5 -> none`."""
+    subjects = [
+        f"{name}: {_shown(before.get(name))} -> {_shown(value)}"
+        for name, value in _values(tenant).items()
+        if name != "id" and value != before.get(name)
+    ]
+    if subjects:
+        note(connection, tenant.id, actor, "tenant.changed", subjects)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _values(tenant: Tenant) -> dict[str, object]:
+    return {
+        "id": tenant.id,
+        "weight": tenant.weight,
+        "max_requests_per_minute": tenant.limits.requests_per_minute,
+        "max_active_batches": tenant.limits.active_batches,
+        "max_queued_lines": tenant.limits.queued_lines,
+        "max_running": tenant.limits.running_lines,
+    }
+
+
+def tenant_of(row: Any) -> Tenant:
+    """Return the tenant in a row of `tenants`."""
+    limits = TenantLimits(
+        requests_per_minute=row.max_requests_per_minute,
+        active_batches=row.max_active_batches,
+        queued_lines=row.max_queued_lines,
+        running_lines=row.max_running,
+    )
+    return Tenant(TenantId(row.id), row.name, row.weight, limits, row.created_at)
+
+
+PAGE = f"""
+SELECT t.*, open.batches AS active_batches, open.lines AS open_lines, held.running, day.*,
+  CASE WHEN t.max_requests_per_minute IS NOT NULL THEN greatest(0, coalesce(rate.used
+    - t.max_requests_per_minute * extract(epoch FROM now() - rate.at) / 60, 0)) END AS requests
+FROM (
+  SELECT {TENANT_COLUMNS} FROM tenants
+  WHERE (cast(:text AS text) IS NULL OR strpos(name, :text) > 0)
+    AND (cast(:after AS text) IS NULL OR name > :after)
+  ORDER BY name LIMIT :limit
+) t
+CROSS JOIN LATERAL ({USE.replace(":tenant", "t.id")}) open
+CROSS JOIN LATERAL (
+  SELECT count(*) AS running FROM claims
+  WHERE tenant_id = t.id AND pool IN ('spot', 'dedicated')) held
+CROSS JOIN LATERAL (
+  SELECT count(DISTINCT b.id) AS batches,
+    coalesce(sum(w.completed + w.failed), 0)::bigint AS lines,
+    coalesce(sum(w.input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(w.output_tokens), 0)::bigint AS output_tokens,
+    coalesce(sum(w.replica_seconds) FILTER (WHERE w.pool = 'spot'), 0) AS spot_seconds,
+    coalesce(sum(w.replica_seconds) FILTER (WHERE w.pool = 'dedicated'), 0) AS dedicated_seconds
+  FROM (
+    SELECT id FROM batches WHERE tenant_id = t.id
+      AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+    UNION ALL
+    SELECT id FROM batches WHERE tenant_id = t.id
+      AND status IN ('completed', 'failed', 'expired', 'cancelled')
+      AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
+  ) b LEFT JOIN LATERAL (SELECT * FROM tallies WHERE batch_id = b.id OFFSET 0) w ON true) day
+LEFT JOIN request_rates rate ON rate.tenant_id = t.id
+ORDER BY t.name
+"""  # noqa: S608
+_PAGE = text(PAGE)
+
+
+class TenantUsageStore:
+    """Read tenants with their usage, as a role that sees every tenant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(self, name: str, *, after: str | None, limit: int) -> Sequence[TenantUse]:
+        """Return up to `limit` tenants behind `after` with `name` in their name, by name."""
+        parameters = {"text": name or None, "after": after, "limit": limit}
+        with begin(self._engine) as connection:
+            return [_use(row) for row in connection.execute(_PAGE, parameters)]
+
+
+def _use(row: Any) -> TenantUse:
+    return TenantUse(
+        tenant=tenant_of(row),
+        requests=None if row.requests is None else float(row.requests),
+        active_batches=row.active_batches,
+        # A line may move into a worker's hands between the two counts.
+        waiting_lines=max(int(row.open_lines) - row.running, 0),
+        running_lines=row.running,
+        batches=row.batches,
+        lines=row.lines,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        spot_seconds=row.spot_seconds,
+        dedicated_seconds=row.dedicated_seconds,
+    )
+
+
+def ensure_default_tenant(url: str, pepper: str, api_key: str) -> None:
+    """Create the tenant `default` with this API key, unless both exist. `url` is the owner's."""
+    engine = connect(url, pool_size=1)
+    try:
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO tenants (id, name) VALUES (:id, 'default') ON CONFLICT DO NOTHING"
+                ),
+                {"id": DEFAULT_TENANT},
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO api_keys (hash, tenant_id, name, prefix) "
+                    "VALUES (:hash, :tenant, 'default', :prefix) ON CONFLICT DO NOTHING"
+                ),
+                {
+                    "hash": hash_key(api_key, pepper),
+                    "tenant": DEFAULT_TENANT,
+                    "prefix": prefix_of(api_key),
+                },
+            )
+    finally:
+        engine.dispose()
+
+
+# Before the split the file tells how many lines there will be.

@@ -1,1 +1,0 @@
-"""Traces by OpenTelemetry, which is imported only where they are switched on."""

@@ -1,0 +1,1 @@
+"""The worker: pull loop, claims in flight, results."""

@@ -1,0 +1,87 @@
+"""Building a worker from the settings."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from lowtide.core.durations import ExponentialBackoff
+from lowtide.core.ids import new_id
+from lowtide.engines.catalog import ModelCatalog
+from lowtide.engines.flow import ByteBudget
+from lowtide.engines.outcomes import RetryPolicy
+from lowtide.engines.selection import build_engine
+from lowtide.queue.rates import RateStore
+from lowtide.queue.store import QueueStore
+from lowtide.worker.engine_watch import EngineWatch
+from lowtide.worker.inputs import InputLoader
+from lowtide.worker.lease import LeaseKeeper, Pace
+from lowtide.worker.loop import Worker, WorkerRules
+from lowtide.worker.results import FlushRules, Settler
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from lowtide.core.pools import Pool
+    from lowtide.events.publisher import Publisher
+    from lowtide.objects.store import ObjectStore
+    from lowtide.settings import Settings
+    from lowtide.telemetry.tracing import Tracer
+    from lowtide.worker.metrics import WorkerMetrics
+
+
+def build_worker(
+    settings: Settings,
+    database: Engine,
+    objects: ObjectStore,
+    publisher: Publisher,
+    meter: WorkerMetrics,
+    tracer: Tracer,
+    *,
+    pool: Pool,
+    instance: str,
+) -> Worker:
+    """Return a worker of a pool, with an engine of its own; `instance` names its leases."""
+    queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
+    keeper = LeaseKeeper(
+        queue,
+        RateStore(database),
+        Pace(full=settings.worker_concurrency),
+        pool=pool,
+        worker=instance,
+        duration=settings.lease_duration,
+    )
+    rng = random.Random()  # noqa: S311
+    budget = ByteBudget(settings.worker_memory)
+    flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
+    engine = build_engine(settings, budget)
+    watch = EngineWatch(
+        engine,
+        meter,
+        concurrency=settings.worker_concurrency,
+        cap=settings.retry_cap,
+        patience=settings.cold_start,
+        rng=rng,
+    )
+    return Worker(
+        queue,
+        engine,
+        InputLoader(objects, budget, rng),
+        keeper,
+        Settler(keeper, queue, publisher, meter, flush, budget),
+        meter,
+        ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
+        ModelCatalog(database),
+        budget,
+        watch,
+        rules=WorkerRules(
+            pool=pool,
+            concurrency=settings.worker_concurrency,
+            prefetch=settings.worker_prefetch,
+            claim_size=settings.worker_claim_size,
+            grace=settings.worker_grace,
+        ),
+        policy=RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap),
+        rng=rng,
+        tracer=tracer,
+    )

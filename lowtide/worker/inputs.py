@@ -1,0 +1,235 @@
+"""Reading the bodies of claimed requests: each input object is a fault domain of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.errors import LowtideError, NotFound
+from lowtide.engines.outcomes import Usage
+from lowtide.files.lines import UnsendableBody, body_of
+from lowtide.queue.claims import Finished, Returned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from random import Random
+
+    from lowtide.engines.flow import ByteBudget
+    from lowtide.objects.store import ObjectStore
+    from lowtide.queue.claims import Claim
+
+
+_log = logging.getLogger(__name__)
+_MIB: Final = 2**20
+_PART_BYTES: Final = 4 * _MIB
+_READ_SECONDS: Final = 5.0
+"""What a read may take, and a second more for each MiB."""
+_TIMES_HELD: Final = 2
+"""A line is held once as it came, and once as the body that is cut out of it."""
+_FIRST_DELAY: Final = 2.0
+_LONGEST_DELAY: Final = 60.0
+_SPREAD: Final = 5.0
+_FORGET_SECONDS: Final = 600.0
+_LONGEST_HOLD: Final = 1.0
+"""Seconds that requests of a failing object stay claimed: at once released, they would be claimed
+at once again, all of a batch's in turn, as fast as the database can."""
+
+_MISSING: Final = "The input file is no longer in the object store."
+_CHANGED: Final = (
+    "The request's bytes in the input file are not what was uploaded: the object was changed or "
+    "damaged. Upload the file again, and create another batch."
+)
+_SHORT: Final = (
+    "The input file ends before this request does: the object was cut short. Upload the file "
+    "again, and create another batch."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Bodies by key, and what becomes of the requests that have none."""
+
+    bodies: Mapping[int, bytes]
+    settled: Mapping[int, Finished | Returned]
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """An object whose reads fail: how often in a row, when last, and until when it is left alone."""
+
+    failures: int = 0
+    failed_at: float = 0.0
+    until: float = 0.0
+
+
+class InputLoader:
+    """Reads bodies within a budget. An object that fails or hangs delays its own requests alone.
+
+    After a failed read the object's requests are released without another read, until one tries
+    again: after 2 seconds, and twice as many after each further failure, up to a minute.
+    """
+
+    def __init__(self, objects: ObjectStore, budget: ByteBudget, rng: Random) -> None:
+        self._objects = objects
+        self._budget = budget
+        self._rng = rng
+        self._troubles: dict[str, _Trouble] = {}
+        self._held: dict[int, int] = {}
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        budget.on_room(self._admit)
+
+    @staticmethod
+    def parts(claims: Mapping[int, Claim]) -> Sequence[Mapping[int, Claim]]:
+        """Split claims by input object, and into parts of a few MiB, to be loaded independently."""
+        parts: list[dict[int, Claim]] = []
+        last: dict[str, tuple[dict[int, Claim], int]] = {}
+        for key, claim in claims.items():
+            part, size = last.get(claim.input_key, ({}, 0))
+            if not part or size + claim.length > _PART_BYTES:
+                part, size = {}, 0
+                parts.append(part)
+            part[key] = claim
+            last[claim.input_key] = (part, size + claim.length)
+        return parts
+
+    async def load(self, part: Mapping[int, Claim]) -> Loaded:
+        """Read the bodies of one part, once there is room; `release` each when it is not needed.
+
+        Only a fault of the program raises.
+        """
+        input_key = next(iter(part.values())).input_key
+        trouble = self._troubles.get(input_key)
+        if trouble is not None and trouble.until > monotonic():
+            return await self._put_off(part, trouble.until - monotonic())
+        size = sum(claim.length for claim in part.values())
+        await self._acquire(_TIMES_HELD * size)
+        kept = 0
+        try:
+            loaded = await self._read(input_key, part, size)
+            sizes = {key: len(body) for key, body in loaded.bodies.items()}
+            self._held |= sizes
+            kept = sum(sizes.values())
+        finally:
+            self._budget.give(_TIMES_HELD * size - kept)
+        return loaded
+
+    def release(self, keys: Iterable[int]) -> None:
+        """Give back the room of bodies that are not needed any more."""
+        self._budget.give(sum(self._held.pop(key, 0) for key in keys))
+
+    def release_all(self) -> None:
+        """Give back the room of all bodies."""
+        self.release(list(self._held))
+
+    async def _read(self, input_key: str, part: Mapping[int, Claim], size: int) -> Loaded:
+        ranges = [(claim.start, claim.length) for claim in part.values()]
+        began = monotonic()
+        seconds = _READ_SECONDS + size / _MIB
+        if (trouble := self._troubles.get(input_key)) is not None:
+            # One read finds out; what comes meanwhile does not pile up behind it.
+            trouble.until = began + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                lines = await self._objects.fetch_ranges(input_key, ranges)
+        except NotFound:
+            self._troubles.pop(input_key, None)
+            ended = {key: _ended(claim, "input_missing", _MISSING) for key, claim in part.items()}
+            return Loaded({}, ended)
+        except (LowtideError, TimeoutError) as error:
+            return await self._put_off(part, self._failed(input_key, began, error))
+        self._troubles.pop(input_key, None)
+        return _judged(part, lines)
+
+    def _failed(self, input_key: str, began: float, error: Exception) -> float:
+        """Count a failed read; return the seconds until the object is read again."""
+        now = monotonic()
+        trouble = self._troubles.setdefault(input_key, _Trouble())
+        # Reads that were under way together fail together, and count once.
+        if began >= trouble.failed_at:
+            trouble.failures += 1
+            delay = min(_FIRST_DELAY * 2.0 ** (trouble.failures - 1), _LONGEST_DELAY)
+            trouble.failed_at, trouble.until = now, now + delay
+            reason = error.message if isinstance(error, LowtideError) else "no answer in time"
+            _log.warning("input.unreadable", extra={"object": input_key, "reason": reason})
+            self._forget_old(now)
+        return trouble.until - now
+
+    def _forget_old(self, now: float) -> None:
+        """Drop objects that nothing asked for since long: their batches have ended."""
+        self._troubles = {
+            key: each for key, each in self._troubles.items() if each.until > now - _FORGET_SECONDS
+        }
+
+    async def _put_off(self, part: Mapping[int, Claim], delay: float) -> Loaded:
+        held = min(delay, _LONGEST_HOLD)
+        await asyncio.sleep(held)
+        # Spread out, as they will be claimed in sets that are read together.
+        delay = delay - held + self._rng.uniform(0.0, min(delay, _SPREAD))
+        return Loaded({}, {key: _released(claim, delay) for key, claim in part.items()})
+
+    async def _acquire(self, size: int) -> None:
+        """Wait, in turn, until a body's room is there."""
+        if not self._waiting and self._budget.has_half_for(size):
+            self._budget.take(size)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._budget.give(size)
+            raise
+
+    def _admit(self) -> None:
+        """Let those go on for whom there is room now."""
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if not turn.done():
+                if not self._budget.has_half_for(size):
+                    return
+                self._budget.take(size)
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+def _judged(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
+    """Return the bodies of lines that are what was uploaded; the others end."""
+    bodies: dict[int, bytes] = {}
+    settled: dict[int, Finished | Returned] = {}
+    for (key, claim), line in zip(part.items(), lines, strict=True):
+        try:
+            body = body_of(line) if claim.proves(line) else None
+        except UnsendableBody as error:
+            message = f"Line {claim.line} cannot be sent: {error}."
+            settled[key] = _ended(claim, "invalid_unicode", message)
+            continue
+        if len(line) != claim.length:
+            settled[key] = _ended(claim, "input_corrupt", _SHORT)
+        elif body is None:
+            settled[key] = _ended(claim, "input_corrupt", _CHANGED)
+        else:
+            bodies[key] = body
+    return Loaded(bodies, settled)
+
+
+def _ended(claim: Claim, code: str, message: str) -> Finished:
+    """Return the end of a request that was never sent: no attempt is counted."""
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=claim.attempts,
+        usage=Usage(),
+        error_code=code,
+        error_message=message,
+    )
+
+
+def _released(claim: Claim, delay: float) -> Returned:
+    delay = min(delay, max(claim.due_in - _READ_SECONDS, 0.0))
+    return Returned(claim.batch, claim.line, "The input file could not be read", delay=delay)

@@ -1,0 +1,178 @@
+"""A worker's lease, and its utilization."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
+
+from lowtide.core.errors import LowtideError
+from lowtide.engines.breaker import BreakerState
+from lowtide.planning.demand import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowtide.core.ids import LeaseId
+    from lowtide.core.pools import Pool
+    from lowtide.queue.rates import RateStore
+    from lowtide.queue.store import QueueStore
+
+
+class Pace:
+    """Counts requests that run to an end while at least `full` are in hand, and the time of that.
+
+    With fewer a worker could have done more, and what it did says nothing about its rate. Nor does
+    the time until the first ones end: it counts from when as many have ended as run at a time.
+
+    `share` grows by each second in which anything is in hand, divided by the lines in hand: what it
+    grew by while a line was there is the line's part of that time, and all parts together are it.
+    """
+
+    def __init__(self, full: int, timer: Callable[[], float] = monotonic) -> None:
+        self._full = full
+        self._timer = timer
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new lease: nothing is in hand, nothing has been counted."""
+        self._in_hand = self._turned_over = self._lines = 0
+        self._seconds = 0.0
+        self.share = 0.0
+        self._since = self._timer()
+
+    def took(self, lines: int) -> float:
+        """Count lines that came into the worker's hands; return the share they start from."""
+        self._pass_time()
+        if self._in_hand == 0:
+            self._turned_over = 0
+        self._in_hand += lines
+        return self.share
+
+    def left(self, lines: int, *, ran: int) -> float:
+        """Count lines that left them, and how many of them `ran` to an end, in success or failure.
+
+        Return the share they end at. What was given back, or failed for the engine's sake, says
+        nothing of how fast the worker is.
+        """
+        self._pass_time()
+        if self._counts:
+            self._lines += ran
+        self._turned_over += ran
+        self._in_hand = max(0, self._in_hand - lines)
+        return self.share
+
+    def total(self) -> Sample:
+        """Return what was counted under this lease."""
+        self._pass_time()
+        return Sample(self._lines, self._seconds)
+
+    @property
+    def _counts(self) -> bool:
+        return self._in_hand >= self._full and self._turned_over >= self._full
+
+    def _pass_time(self) -> None:
+        now = self._timer()
+        if self._counts:
+            self._seconds += now - self._since
+        if self._in_hand:
+            self.share += (now - self._since) / self._in_hand
+        self._since = now
+
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+_RETRY_SECONDS = 0.5
+
+
+class LeaseKeeper:
+    """Holds the lease under which a worker claims and settles. `duration` is in seconds.
+
+    With each renewal it reports the worker's pace.
+    """
+
+    def __init__(
+        self,
+        queue: QueueStore,
+        rates: RateStore,
+        pace: Pace,
+        *,
+        pool: Pool,
+        worker: str,
+        duration: float,
+    ) -> None:
+        self._queue = queue
+        self._rates = rates
+        self.pace = pace
+        self._pool = pool
+        self._worker = worker
+        self._duration = duration
+        # Its own thread: a slow object store may keep all of the loop's busy, and a renewal that
+        # comes too late costs every line in hand.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
+        self.lease: LeaseId | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+        self._engine = self._reported = (BreakerState.CLOSED, "")
+
+    def engine_is(self, state: BreakerState, reason: str) -> None:
+        """Report how the worker's engine is, at once and with each renewal until it is written."""
+        self._engine = (state, reason)
+        task = asyncio.get_running_loop().create_task(self._report_engine())
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report_engine(self) -> None:
+        engine = self._engine
+        if self.lease is None or engine == self._reported:
+            return
+        try:
+            await self._call(self._queue.report_engine, self.lease, *engine)
+            self._reported = engine
+        except LowtideError as error:
+            _log.warning("engine.unreported", extra={"reason": error.message})
+
+    async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Open a lease, waiting for the database until `given_up`."""
+        while self.lease is None and not given_up():
+            try:
+                self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
+                self._reported = (BreakerState.CLOSED, "")
+            except LowtideError as error:
+                _log.warning("lease.unopened", extra={"reason": error.for_log})
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def keep(self, on_lost: Callable[[], None]) -> None:
+        """Renew the lease until cancelled; call `on_lost` once it was given away."""
+        while True:
+            await asyncio.sleep(self._duration / 3)
+            if self.lease is None:
+                continue
+            try:
+                if await self._call(self._queue.renew, self.lease):
+                    await self._call(self._rates.report, self.lease, self.pace.total())
+                    await self._report_engine()
+                    continue
+            except LowtideError as error:
+                _log.warning("lease.unrenewed", extra={"reason": error.for_log})
+                continue
+            _log.warning("lease.lost", extra={"lease": self.lease})
+            self.lease = None
+            on_lost()
+            self.pace.restart()
+            await self.open()
+            await self._report_engine()
+
+    async def close(self) -> None:
+        """Leave; the database gives whatever is still held back to the queue."""
+        if self.lease is None:
+            return
+        try:
+            await self._call(self._queue.close_lease, self.lease)
+        except LowtideError as error:
+            _log.warning("lease.unclosed", extra={"reason": error.for_log})
+
+    async def _call(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)

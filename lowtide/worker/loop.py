@@ -1,0 +1,285 @@
+"""The worker: claims requests, keeps its engine full, and runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from lowtide.core.errors import LowtideError
+from lowtide.engines.breaker import BreakerState
+from lowtide.telemetry.tracing import UNTRACED
+from lowtide.worker.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from random import Random
+
+    from lowtide.core.durations import Backoff
+    from lowtide.core.pools import Pool
+    from lowtide.engines.catalog import ModelCatalog
+    from lowtide.engines.flow import ByteBudget
+    from lowtide.engines.model import Engine
+    from lowtide.engines.outcomes import RetryPolicy
+    from lowtide.queue.claims import Claim
+    from lowtide.queue.store import QueueStore
+    from lowtide.telemetry.tracing import Tracer
+    from lowtide.worker.engine_watch import EngineWatch
+    from lowtide.worker.inputs import InputLoader
+    from lowtide.worker.lease import LeaseKeeper
+    from lowtide.worker.metrics import WorkerMetrics
+    from lowtide.worker.results import Settler
+
+
+_log = logging.getLogger(__name__)
+DRAIN_SECONDS = 10.0
+"""Longest time that a stopping worker spends on writing its last results."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRules:
+    """Settings of a worker; `grace` in seconds.
+
+    It holds up to `concurrency + prefetch` unfinished lines, and claims more once a quarter of that
+    is free.
+    """
+
+    pool: Pool
+    concurrency: int
+    prefetch: int
+    claim_size: int
+    grace: float
+
+    @property
+    def capacity(self) -> int:
+        """Most unfinished lines held."""
+        return self.concurrency + self.prefetch
+
+
+class Worker:
+    """One replica of a pool. `run` it in an event loop; `wake` and `stop` work from any thread."""
+
+    def __init__(
+        self,
+        queue: QueueStore,
+        engine: Engine,
+        loader: InputLoader,
+        keeper: LeaseKeeper,
+        settler: Settler,
+        meter: WorkerMetrics,
+        backoff: Backoff,
+        models: ModelCatalog,
+        budget: ByteBudget,
+        watch: EngineWatch,
+        *,
+        rules: WorkerRules,
+        policy: RetryPolicy,
+        rng: Random,
+        tracer: Tracer = UNTRACED,
+    ) -> None:
+        self._queue = queue
+        self._engine = engine
+        self._keeper = keeper
+        self._settler = settler
+        self._meter = meter
+        self._backoff = backoff
+        self._models = models
+        self._budget = budget
+        self._watch = watch
+        self._rules = rules
+        self._stopping = False
+        self._room = asyncio.Event()
+        self._work = asyncio.Event()
+        self._well = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runner = Runner(
+            engine,
+            watch,
+            loader,
+            keeper.pace,
+            settler,
+            meter,
+            pool=rules.pool,
+            policy=policy,
+            rng=rng,
+            tracer=tracer,
+            on_room=self._room.set,
+        )
+
+    def wake(self) -> None:
+        """Look for work now: there is some."""
+        self._backoff.reset()
+        self._notify()
+
+    def check_engine(self) -> None:
+        """Raise Unavailable while the engine is; safe in any thread."""
+        self._watch.check()
+
+    def stop(self) -> None:
+        """Claim nothing more, let work in hand finish within the grace period, then leave."""
+        self._stopping = True
+        self._notify()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        self._loop = asyncio.get_running_loop()
+        self._watch.on_change = self._room.set
+        self._watch.on_open = self._release_soon
+        self._watch.on_state = self._engine_is
+        try:
+            await self._keeper.open(lambda: self._stopping)
+            # A failure of either ends the worker: its lease expires and others take over.
+            async with asyncio.TaskGroup() as background:
+                beside = [
+                    background.create_task(self._note_models()),
+                    background.create_task(self._watch.run()),
+                    background.create_task(self._keeper.keep(self._runner.abandon)),
+                    background.create_task(self._settler.run(self._room.set)),
+                ]
+                await self._pull()
+                await self._runner.finish(self._rules.grace)
+                await self._settler.drain(DRAIN_SECONDS)
+                for task in beside:
+                    task.cancel()
+        finally:
+            await self._keeper.close()
+            await self._engine.close()
+
+    def _engine_is(self, state: BreakerState, reason: str) -> None:
+        self._keeper.engine_is(state, reason)
+        if state is BreakerState.CLOSED:
+            self._well.set()
+
+    async def _note_models(self) -> None:
+        await self._well.wait()
+        names = await self._engine.models()
+        try:
+            if names:
+                await asyncio.to_thread(self._models.note, names)
+        except LowtideError as error:
+            _log.warning("models.unnoted", extra={"reason": error.for_log})
+
+    async def _pull(self) -> None:
+        while not self._stopping:
+            # Before looking: what is notified from now on ends the wait.
+            self._room.clear()
+            self._work.clear()
+            capacity = self._watch.capacity(self._rules.capacity)
+            free = capacity - self._runner.held
+            is_full = self._settler.is_congested or self._budget.is_spent
+            if free < max(1, capacity // 4) or is_full:
+                await self._pause(self._room, 1.0)
+                continue
+            claims = await self._claim(min(free, self._rules.claim_size))
+            if claims:
+                self._backoff.reset()
+                self._start(claims)
+            elif not self._runner.held and self._watch.found_nothing():
+                continue
+            else:
+                began = monotonic()
+                await self._pause(self._work, self._backoff.next_delay())
+                if not self._runner.held:
+                    self._meter.idle(monotonic() - began)
+
+    async def _claim(self, lines: int) -> Sequence[Claim]:
+        if self._keeper.lease is None:
+            return ()
+        lease, pool, lacking = self._keeper.lease, self._rules.pool, self._watch.lacking
+        try:
+            claims = await asyncio.to_thread(self._queue.claim, lease, pool, lines, lacking)
+            if claims or not lacking or not self._watch.is_probing:
+                return claims
+            # Nothing else waits: is a model there by now?
+            return await asyncio.to_thread(self._queue.claim, lease, pool, lines)
+        except LowtideError as error:
+            _log.warning("claim.failed", extra={"reason": error.for_log})
+            return ()
+
+    def _start(self, claims: Sequence[Claim]) -> None:
+        self._meter.dequeued(claims)
+        self._runner.start(claims)
+        if self._watch.is_shut_off:
+            self._release()
+
+    def _release_soon(self) -> None:
+        """Release everything next, but not now: whoever finds the engine bad has outcomes to settle."""
+        asyncio.get_running_loop().call_soon(self._release)
+
+    def _release(self) -> None:
+        """Give everything back at once: the engine of another worker may be well."""
+        self._runner.release(f"The worker's engine is unavailable: {self._watch.reason}")
+
+    async def _pause(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for an event, for at most `seconds`; stopping ends every wait."""
+        if self._stopping:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+
+    def _notify(self) -> None:
+        if self._loop is None:
+            return
+        # The loop may have ended meanwhile: then there is nobody left to notify.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._room.set)
+            self._loop.call_soon_threadsafe(self._work.set)
+
+
+class PullLoop:
+    """Run one worker in a thread. The function creates the loop; its server starts and stops it."""
+
+    def __init__(self, build: Callable[[], Worker]) -> None:
+        self._build = build
+        self._worker: Worker | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Start pulling, unless `begin_stop` was called first."""
+        if self._stopping.is_set():
+            return
+        self._worker = self._build()
+        # A signal's handler runs between any two steps: from here on it finds the worker.
+        if self._stopping.is_set():
+            return
+        self._thread = threading.Thread(target=self._run, args=(self._worker,), name="pull-loop")
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for work now."""
+        if self._worker is not None:
+            self._worker.wake()
+
+    def check_engine(self) -> None:
+        """Raise Unavailable while this worker's engine is; no other process has one."""
+        if self._worker is not None:
+            self._worker.check_engine()
+
+    def begin_stop(self) -> None:
+        """Claim nothing more, if it has not started yet nothing at all."""
+        self._stopping.set()
+        if self._worker is not None:
+            self._worker.stop()
+
+    def join(self) -> None:
+        """Wait until work in hand is finished or given back."""
+        if self._thread is not None:
+            self._thread.join()
+
+    @staticmethod
+    def _run(worker: Worker) -> None:
+        try:
+            asyncio.run(worker.run())
+        except BaseException:
+            # A worker without its loop would look healthy and do nothing: die and be restarted.
+            _log.exception("pull_loop.failed")
+            os.kill(os.getppid(), signal.SIGTERM)
+            raise

@@ -1,0 +1,152 @@
+"""The worker's metrics, under the original's names."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from lowtide.engines.breaker import BreakerState
+from lowtide.engines.outcomes import Answered, Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lowtide.core.pools import Pool, Prices
+    from lowtide.engines.outcomes import Outcome
+    from lowtide.queue.claims import Claim
+
+
+_DEQUEUED = Counter("worker_dequeue_total", "Lines claimed from the queue.")
+_COMPLETED = Counter("worker_completed_total", "Lines that ended in success.")
+_FAILED = Counter("worker_failed_total", "Lines that failed or went back to the queue.")
+# A gauge, because a counter would be exported as worker_idle_seconds_total.
+_IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work, since the start.")
+_WAIT = Histogram(
+    "queue_wait_time_seconds",
+    "Seconds from being queued to being claimed for the first time.",
+    ["pool"],
+    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
+)
+_ANSWERS = Counter(
+    "engine_answers_total",
+    "What engines said of lines: an HTTP status, why there is none, or that spot was taken away.",
+    ["pool", "answer"],
+)
+_ENGINE_UP = Gauge(
+    "worker_engine_up",
+    "1 while the worker's engine breaker is closed, 0 while it is not.",
+    ["pool"],
+)
+_ENGINE_FAULTS = Counter(
+    "engine_faults_total",
+    "Outcomes that were the engine's fault and no request's, by what they were.",
+    ["pool", "kind"],
+)
+_SPENT = Counter(
+    "replica_seconds_total", "Seconds of replicas' time behind requests that ended.", ["pool"]
+)
+_COST = Counter(
+    "cost_total",
+    "What that time cost, by LOWTIDE_SPOT_PRICE and LOWTIDE_DEDICATED_PRICE.",
+    ["pool", "currency"],
+)
+
+
+class WorkerMetrics:
+    """Count the work of one worker; `on_answer` is called with what its engine answered."""
+
+    def __init__(self, pool: Pool, prices: Prices, on_answer: Callable[[str], None]) -> None:
+        self._on_answer = on_answer
+        self._price = prices.of_second(pool)
+        self._pool = pool.value
+        # From 0 on, so that what the first scrape sees is a rise.
+        _ANSWERS.labels(self._pool, "200")
+        self._engine_up = _ENGINE_UP.labels(self._pool)
+        self._engine_up.set(0)
+        self._wait = _WAIT.labels(pool.value)
+        self._spent = _SPENT.labels(pool.value)
+        self._cost = _COST.labels(pool.value, prices.currency)
+
+    def dequeued(self, claims: Sequence[Claim]) -> None:
+        """Count lines that were claimed, and how long new ones had waited."""
+        _DEQUEUED.inc(len(claims))
+        for claim in claims:
+            if claim.is_first:
+                self._wait.observe(claim.waited)
+
+    def ran(self, outcomes: Iterable[Outcome]) -> None:
+        """Count what the engine said."""
+        for answer, lines in Tally(map(_answer, outcomes)).items():
+            _ANSWERS.labels(self._pool, answer).inc(lines)
+            self._on_answer(answer)
+
+    def settled(self, completed: int, failed: int, dead_letters: int) -> None:
+        """Count lines that left the worker; going back to the queue counts as failed."""
+        _COMPLETED.inc(completed)
+        _FAILED.inc(failed)
+        buried(dead_letters)
+
+    def judged(self, in_time: int, late: int) -> None:
+        """Count lines that ended before or after their deadline."""
+        judged(in_time, late)
+
+    def interrupted(self, lines: int) -> None:
+        """Count lines that went back because the capacity under them went away."""
+        interrupted(lines)
+
+    def spent(self, replica_seconds: float) -> None:
+        """Count replica time, and what it cost."""
+        self._spent.inc(replica_seconds)
+        self._cost.inc(replica_seconds * self._price)
+
+    def idle(self, seconds: float) -> None:
+        """Count a wait with nothing in hand."""
+        _IDLE.inc(seconds)
+
+    def engine_failed(self, kind: str) -> None:
+        """Count an outcome that was the engine's fault."""
+        _ENGINE_FAULTS.labels(self._pool, kind).inc()
+
+    def engine_is(self, state: BreakerState) -> None:
+        """Note the state of the engine breaker."""
+        self._engine_up.set(state is BreakerState.CLOSED)
+
+
+def _answer(outcome: Outcome) -> str:
+    if isinstance(outcome, Answered):
+        return str(outcome.status_code)
+    return "interrupted" if isinstance(outcome, Interrupted) else str(outcome.code)
+
+
+_MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
+
+
+_VIOLATED = Counter(
+    "requests_sla_violated_total", "Requests that did not end before their deadline."
+)
+
+
+_INTERRUPTED = Counter(
+    "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
+)
+
+
+_BURIED = Counter("dead_letters_total", "Requests that failed for good and were set aside.")
+
+
+def judged(in_time: int, late: int) -> None:
+    """Count requests whose deadline was met or missed."""
+    _MET.inc(in_time)
+    _VIOLATED.inc(late)
+
+
+def buried(requests: int) -> None:
+    """Count requests that became dead letters."""
+    _BURIED.inc(requests)
+
+
+def interrupted(requests: int) -> None:
+    """Count requests that were interrupted."""
+    _INTERRUPTED.inc(requests)

@@ -1,0 +1,239 @@
+"""The requests that a worker holds: runs them on the engine, and settles what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from lowtide.core.pools import Pool
+from lowtide.engines.attribution import Fault
+from lowtide.engines.model import EngineRequest
+from lowtide.engines.outcomes import is_success
+from lowtide.queue.claims import Returned
+from lowtide.telemetry.tracing import UNTRACED
+from lowtide.worker.engine_watch import SUCCESS
+from lowtide.worker.settlement import settle_line
+from lowtide.worker.spans import SetSpans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from random import Random
+
+    from lowtide.engines.model import Engine
+    from lowtide.engines.outcomes import Outcome, RetryPolicy
+    from lowtide.queue.claims import Claim, Finished
+    from lowtide.telemetry.tracing import Tracer
+    from lowtide.worker.engine_watch import EngineWatch, Verdict
+    from lowtide.worker.inputs import InputLoader
+    from lowtide.worker.lease import Pace
+    from lowtide.worker.metrics import WorkerMetrics
+    from lowtide.worker.results import Settler
+
+
+_log = logging.getLogger(__name__)
+_UNRUN_DELAY_SECONDS = 1.0
+
+
+class _Set:
+    """A claimed set: its requests by key, its spans, and when it started."""
+
+    def __init__(self, held: Mapping[int, Claim], share: float, spans: SetSpans) -> None:
+        self.held = held
+        self.share = share
+        self.spans = spans
+        self.started = monotonic()
+
+
+class Runner:
+    """Runs claimed sets beside each other; whatever fails, no request stays held.
+
+    The lease is renewed as long as the worker lives: a request that a fault left held would never be
+    run again. `on_room` is called whenever requests have left.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        watch: EngineWatch,
+        loader: InputLoader,
+        pace: Pace,
+        settler: Settler,
+        meter: WorkerMetrics,
+        *,
+        pool: Pool,
+        policy: RetryPolicy,
+        rng: Random,
+        tracer: Tracer,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._watch = watch
+        self._loader = loader
+        self._pace = pace
+        self._settler = settler
+        self._meter = meter
+        self._pool = pool
+        self._policy = policy
+        self._rng = rng
+        self._tracer = tracer
+        self._on_room = on_room
+        self._keys = count()
+        self._held: dict[int, Claim] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def held(self) -> int:
+        """How many requests are held."""
+        return len(self._held)
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Run claimed requests."""
+        share = self._pace.took(len(claims))
+        held = {next(self._keys): claim for claim in claims}
+        self._held |= held
+        task = asyncio.create_task(self._run_set(held, share))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def abandon(self) -> None:
+        """Forget requests that were given to another worker."""
+        self._cancel()
+        self._held.clear()
+        self._loader.release_all()
+        self._settler.discard()
+
+    def release(self, reason: str) -> None:
+        """Stop running, and give everything back at once without an attempt."""
+        self._cancel()
+        claims = list(self._held.values())
+        self._let_go(list(self._held), ran=0)
+        self._settler.add([Returned(claim.batch, claim.line, reason) for claim in claims])
+
+    async def finish(self, grace: float) -> None:
+        """Let requests end for at most `grace` seconds, and give back what is left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        tasks = list(self._tasks)
+        self._cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._held:
+            _log.info("worker.gives_back", extra={"lines": len(self._held)})
+        spot = self._pool is Pool.SPOT
+        self._settler.add(
+            [
+                Returned(claim.batch, claim.line, "The worker was stopped", interrupted=spot)
+                for claim in self._held.values()
+            ]
+        )
+        self._held.clear()
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _run_set(self, held: Mapping[int, Claim], share: float) -> None:
+        """Run requests as one span. Tracing that fails is logged, and they are run without."""
+        try:
+            spans = SetSpans(self._tracer, self._pool, list(held.values()))
+            with spans.working():
+                await self._run_parts(_Set(held, share, spans))
+        except Exception:  # noqa: BLE001 - the lease lives on: nobody else would run them
+            _log.exception("tracing.failed")
+            left = {key: claim for key, claim in held.items() if key in self._held}
+            if left:
+                untraced = SetSpans(UNTRACED, self._pool, list(left.values()))
+                await self._run_parts(_Set(left, share, untraced))
+
+    async def _run_parts(self, work: _Set) -> None:
+        parts = self._loader.parts(work.held)
+        if len(parts) == 1:
+            await self._run_part(work.held, work)
+            return
+        async with asyncio.TaskGroup() as running:
+            for part in parts:
+                running.create_task(self._run_part(part, work))
+
+    async def _run_part(self, part: Mapping[int, Claim], work: _Set) -> None:
+        try:
+            loaded = await self._loader.load(part)
+            self._end(loaded.settled, work.spans)
+            groups = self._engine.run(self._requests(loaded.bodies, work))
+            # The engine lets go of each body as its request ends: nobody else may hold it.
+            del loaded
+            async for group in groups:
+                await self._take(group, work)
+                del group
+        except Exception:  # noqa: BLE001
+            _log.exception("lines.failed")
+            left = {key: _unrun(claim) for key, claim in part.items() if key in self._held}
+            self._end(left, work.spans)
+        finally:
+            self._loader.release(part)
+
+    async def _take(self, group: Sequence[tuple[int, Outcome]], work: _Set) -> None:
+        """Settle outcomes, successes first: to judge the others may take a probe of the engine."""
+        self._meter.ran(outcome for _, outcome in group)
+        failed = [pair for pair in group if not is_success(pair[1])]
+        good = [pair for pair in group if is_success(pair[1])] if failed else group
+        if good:
+            self._watch.succeeded(len(good), (work.held[key].model for key, _ in good))
+            self._settle([(*pair, SUCCESS) for pair in good], work)
+        for key, outcome in failed:
+            verdict = await self._watch.judge(work.held[key], outcome)
+            self._settle([(key, outcome, verdict)], work)
+
+    def _settle(self, judged: Sequence[tuple[int, Outcome, Verdict]], work: _Set) -> None:
+        ran = sum(verdict.fault in (None, Fault.REQUEST) for *_, verdict in judged)
+        part = self._let_go([key for key, *_ in judged], ran=ran) - work.share
+        age = monotonic() - work.started
+        settled = [
+            settle_line(
+                work.held[key],
+                outcome,
+                verdict.fault,
+                self._policy,
+                self._rng,
+                age=age,
+                replica_seconds=part,
+                at_once=verdict.at_once,
+            )
+            for key, outcome, verdict in judged
+        ]
+        self._settler.add(settled)
+        work.spans.add(settled)
+
+    def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
+        if settled:
+            self._let_go(list(settled), ran=0)
+            self._settler.add(list(settled.values()))
+            spans.add(list(settled.values()))
+
+    def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
+        """Hold requests no longer, of which some `ran` to an end; return the pace's share then."""
+        for key in keys:
+            self._held.pop(key, None)
+        self._loader.release(keys)
+        self._on_room()
+        return self._pace.left(len(keys), ran=ran)
+
+    def _requests(self, bodies: Mapping[int, bytes], work: _Set) -> list[EngineRequest]:
+        return [
+            EngineRequest(
+                key=key,
+                endpoint=work.held[key].endpoint,
+                body=body,
+                attempt=work.held[key].attempts + 1,
+                spot=self._pool is Pool.SPOT,
+                interruptions=work.held[key].interruptions,
+                trace=work.spans.trace_of(work.held[key].batch),
+            )
+            for key, body in bodies.items()
+        ]
+
+
+def _unrun(claim: Claim) -> Returned:
+    reason = "The worker failed to run the line"
+    return Returned(claim.batch, claim.line, reason, delay=_UNRUN_DELAY_SECONDS)

@@ -1,0 +1,104 @@
+"""What an engine's outcome means for a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowtide.core.durations import requeue_delay
+from lowtide.engines.attribution import Fault, reason_of
+from lowtide.engines.outcomes import Answered, BadInput, Interrupted, Unanswered, Usage, Window
+from lowtide.queue.claims import Claim, Finished, Returned
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from lowtide.engines.outcomes import Outcome, RetryPolicy
+
+
+def settle_line(
+    claim: Claim,
+    outcome: Outcome,
+    fault: Fault | None,
+    policy: RetryPolicy,
+    rng: Random,
+    *,
+    age: float = 0.0,
+    replica_seconds: float = 0.0,
+    at_once: bool = True,
+) -> Finished | Returned:
+    """Return how the request ends, or why and when it is tried again.
+
+    `age` is the seconds since it was claimed, the longest that its run can have taken;
+    `replica_seconds` is the part of its worker's time that this attempt had. After an engine fault
+    it is ready `at_once`, unless the same worker would take it again.
+    """
+    if isinstance(outcome, Interrupted):
+        return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
+    if isinstance(outcome, BadInput):
+        return _unreadable(claim, outcome)
+    window = Window(claim.due_in - age, age)
+    attempts = claim.attempts + 1
+    if fault is not None:
+        delay = _delay(claim, outcome, fault, policy, rng, window=window, at_once=at_once)
+        if delay is not None:
+            failed = fault is Fault.REQUEST
+            return Returned(claim.batch, claim.line, reason_of(outcome), delay, failed=failed)
+    exhausted = fault is not None and policy.is_transient(outcome)
+    if isinstance(outcome, Answered):
+        return Finished(
+            claim.batch,
+            claim.line,
+            fault is None,
+            attempts,
+            outcome.usage,
+            status_code=outcome.status_code,
+            request_id=outcome.request_id,
+            body=outcome.body,
+            dead_letter=exhausted,
+            replica_seconds=replica_seconds,
+        )
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=attempts,
+        usage=Usage(),
+        error_code=outcome.code,
+        error_message=outcome.message,
+        dead_letter=exhausted,
+        replica_seconds=replica_seconds,
+    )
+
+
+def _delay(
+    claim: Claim,
+    outcome: Answered | Unanswered,
+    fault: Fault,
+    policy: RetryPolicy,
+    rng: Random,
+    *,
+    window: Window,
+    at_once: bool,
+) -> float | None:
+    """Return the seconds until the request is tried again; None when this was the last attempt."""
+    if fault is Fault.BACK_PRESSURE:
+        asked = outcome.retry_after if isinstance(outcome, Answered) else None
+        delay = rng.uniform(0.0, policy.base) if asked is None else asked
+        return policy.bounded(delay, window)
+    if fault is Fault.ENGINE:
+        delay = 0.0 if at_once else requeue_delay(claim.waited, rng, cap=policy.cap)
+        return policy.bounded(delay, window)
+    return policy.delay(outcome, claim.attempts + 1, rng, window)
+
+
+def _unreadable(claim: Claim, outcome: BadInput) -> Finished:
+    """Return the end of a request that was never sent: no attempt is counted."""
+    return Finished(
+        claim.batch,
+        claim.line,
+        succeeded=False,
+        attempts=claim.attempts,
+        usage=Usage(),
+        error_code=outcome.code,
+        error_message=outcome.message,
+    )

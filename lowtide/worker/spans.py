@@ -1,0 +1,146 @@
+"""What traces tell of a worker: a span for each set of lines that it claims, and one a batch in it.
+
+A set may mix batches, so that its own span continues none of them and links to all. A batch's share
+of the set is a span of the batch's trace: whoever follows that trace sees who ran its lines, and what
+became of them. Never a span a line.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.ids import format_batch_id
+from lowtide.queue.claims import Finished, Returned
+from lowtide.telemetry.tracing import BATCH, TENANT, SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lowtide.core.ids import BatchId
+    from lowtide.core.pools import Pool
+    from lowtide.queue.claims import Claim
+    from lowtide.telemetry.tracing import Span, TraceContext, Tracer
+
+
+_log = logging.getLogger(__name__)
+# The names of OpenTelemetry's conventions for generative AI.
+_OPERATIONS: Final = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "chat",
+}
+
+
+@dataclass(slots=True)
+class _Share:
+    """A batch's lines of a set, and what became of them so far."""
+
+    span: Span
+    lines: int
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    interrupted: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, line: Finished | Returned) -> None:
+        if isinstance(line, Returned):
+            self.interrupted += line.interrupted
+            self.retried += line.failed
+            return
+        self.succeeded += line.succeeded
+        self.failed += not line.succeeded
+        usage = line.usage
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+
+    def counts(self) -> dict[str, int]:
+        ended = {
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "retried": self.retried,
+            "interrupted": self.interrupted,
+        }
+        return {**ended, "unfinished": self.lines - sum(ended.values())}
+
+
+class SetSpans:
+    """The spans of one claimed set. Every line passes through `add` as it ends or goes back."""
+
+    def __init__(self, tracer: Tracer, pool: Pool, claims: Sequence[Claim]) -> None:
+        lines: dict[BatchId, list[Claim]] = {}
+        for batch, share in groupby(claims, key=attrgetter("batch")):
+            lines.setdefault(batch, []).extend(share)
+        firsts = {batch: share[0] for batch, share in lines.items()}
+        attributes = {"lowtide.pool": pool.value}
+        self._tracer = tracer
+        self._span = tracer.start(
+            f"infer set {pool}",
+            kind=SpanKind.CONSUMER,
+            links=[claim.trace for claim in firsts.values() if claim.trace is not None],
+            attributes=attributes | {"messaging.batch.message_count": len(claims)},
+        )
+        here = self._span.context
+        self._shares = {
+            batch: _Share(
+                tracer.start(
+                    f"infer {pool}",
+                    parent=claim.trace,
+                    links=[here] if here is not None else [],
+                    attributes={
+                        **attributes,
+                        BATCH: format_batch_id(batch),
+                        TENANT: str(claim.tenant or ""),
+                        "gen_ai.operation.name": _OPERATIONS.get(claim.endpoint, claim.endpoint),
+                    },
+                ),
+                lines=len(lines[batch]),
+            )
+            for batch, claim in firsts.items()
+        }
+        # The usual set: to look a share up by its batch's UUID, for each line, would cost most.
+        self._only = next(iter(self._shares.values())) if len(self._shares) == 1 else None
+
+    def trace_of(self, batch: BatchId) -> TraceContext | None:
+        """Return what the engine's work on a batch's lines continues."""
+        return (self._only or self._shares[batch]).span.context
+
+    def add(self, settled: Sequence[Finished | Returned]) -> None:
+        """Count lines as they end or go back."""
+        for line in settled:
+            (self._only or self._shares[line.batch]).add(line)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Let a block be the work on the set; what is not counted by its end is unfinished."""
+        # Of one batch alone the log lines tell which.
+        around = self._span if self._only is None else self._only.span
+        try:
+            with self._tracer.inside(around):
+                yield
+        finally:
+            for share in self._shares.values():
+                self._end(share)
+            self._span.end()
+
+    def _end(self, share: _Share) -> None:
+        counts = share.counts()
+        if share.succeeded < share.lines:
+            with self._tracer.inside(share.span):
+                _log.info("lines.unsuccessful", extra={"lines": share.lines, **counts})
+        share.span.note(
+            {
+                "messaging.batch.message_count": share.lines,
+                **{f"lowtide.lines.{name}": count for name, count in counts.items()},
+                "gen_ai.usage.input_tokens": share.input_tokens,
+                "gen_ai.usage.output_tokens": share.output_tokens,
+            }
+        )
+        share.span.end()

@@ -1,0 +1,232 @@
+"""Firing alerts, from Alertmanager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime  # noqa: TC003 - read at run time, to know what to decode
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Final
+
+import httpx
+import msgspec
+from nicegui import ui
+
+from lowtide.status.overview import Reachability
+from portal.components.basics import Badge, badge, heading
+from portal.dashboards import ALERT_NAMES, outside_link
+from portal.formats import absolute, counted, duration
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from portal.dashboards import Dashboards
+
+
+TIMEOUT: Final = 2.0
+MOST_BYTES: Final = 2_000_000
+MOST_SHOWN: Final = 20
+MOST_SUMMARY: Final = 300
+_SEVERITIES: Final = ("critical", "page", "error", "warning", "info")
+_QUERY: Final = {
+    "active": "true",
+    "silenced": "false",
+    "inhibited": "false",
+    "unprocessed": "false",
+    "filter": f'alertname=~"{ALERT_NAMES}"',
+}
+
+
+class _Gettable(msgspec.Struct, rename="camel"):
+    """The part of the API's `gettableAlert` that is shown."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    # One without a zone could not be told from now.
+    starts_at: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+_decode = msgspec.json.Decoder(list[_Gettable]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert that fires; what others wrote is shown as text alone."""
+
+    name: str
+    severity: str
+    since: datetime
+    summary: str
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertsSeen:
+    """The last good answer, `more` alerts beyond those shown, and what is wrong since `failing_since`."""
+
+    alerts: tuple[Alert, ...] = ()
+    more: int = 0
+    answered_at: datetime | None = None
+    problem: str | None = None
+    failing_since: datetime | None = None
+    asked_at: datetime | None = None
+    latency: float = 0.0
+
+
+class Alertmanager:
+    """Reads `GET /api/v2/alerts`; `look` never raises what a failing server brings about."""
+
+    def __init__(self, url: str, *, clock: Callable[[], datetime]) -> None:
+        self._url = f"{url.rstrip('/')}/api/v2/alerts"
+        self._clock = clock
+        self._seen = AlertsSeen()
+        self._client = httpx.Client(timeout=TIMEOUT, trust_env=False)
+
+    @property
+    def seen(self) -> AlertsSeen:
+        """The last that was seen."""
+        return self._seen
+
+    @property
+    def reachability(self) -> Reachability | None:
+        """The last answer as a probe's; None before the first."""
+        seen = self._seen
+        if seen.asked_at is None:
+            return None
+        return Reachability(seen.asked_at, seen.latency, seen.problem)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def look(self) -> None:
+        """Ask once."""
+        began = monotonic()
+        try:
+            alerts = self._read(began + TIMEOUT)
+        except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, _Refused) as error:
+            now = self._clock()
+            self._seen = replace(
+                self._seen,
+                problem=_explain(error),
+                failing_since=self._seen.failing_since or now,
+                asked_at=now,
+            )
+            return
+        now = self._clock()
+        shown, more = tuple(alerts[:MOST_SHOWN]), max(len(alerts) - MOST_SHOWN, 0)
+        self._seen = AlertsSeen(shown, more, now, asked_at=now, latency=monotonic() - began)
+
+    def _read(self, deadline: float) -> Sequence[Alert]:
+        body = bytearray()
+        with self._client.stream("GET", self._url, params=_QUERY) as answer:
+            if answer.status_code != 200:
+                raise _Refused(f"it answers HTTP {answer.status_code}")
+            for chunk in answer.iter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise _Refused("its answer is too long")
+                if monotonic() > deadline:
+                    raise _Refused(_LATE)
+        return sorted(map(_alert, _decode(bytes(body))), key=_urgency)
+
+
+class _Refused(Exception):
+    """An answer that is of no use."""
+
+
+_LATE: Final = f"no answer within {TIMEOUT:.0f} s"
+
+
+def _alert(found: _Gettable) -> Alert:
+    summary = found.annotations.get("summary") or found.annotations.get("description") or ""
+    return Alert(
+        name=found.labels.get("alertname", "an alert without a name"),
+        severity=found.labels.get("severity", ""),
+        since=found.starts_at,
+        summary=summary[:MOST_SUMMARY],
+        labels=tuple(sorted(found.labels.items())),
+    )
+
+
+def _urgency(alert: Alert) -> tuple[int, datetime]:
+    known = alert.severity in _SEVERITIES
+    return (_SEVERITIES.index(alert.severity) if known else len(_SEVERITIES), alert.since)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, httpx.TimeoutException):
+        return _LATE
+    if isinstance(error, msgspec.MsgspecError):
+        return "its answer is not what Alertmanager answers"
+    return "no connection"
+
+
+_TONES: Final[Mapping[str, Tone]] = {
+    "critical": Tone.BAD,
+    "page": Tone.BAD,
+    "error": Tone.BAD,
+    "warning": Tone.WARN,
+    "info": Tone.INFO,
+}
+
+
+class AlertList:
+    """Alerts, each with a link to more; out of sight while all is quiet."""
+
+    def __init__(self, dashboards: Dashboards) -> None:
+        self._dashboards = dashboards
+        self._shown: tuple[tuple[str, ...], ...] | None = None
+        self._section = ui.element("section").classes("card concerns")
+        self._section.props('aria-label="Alerts"')
+        self._section.set_visibility(False)
+        with self._section:
+            heading("Open alerts")
+            self._problem = ui.label("").classes("muted")
+            self._list = ui.element("ul").classes("alerts")
+
+    def show(self, seen: AlertsSeen, now: datetime) -> None:
+        """Show what fires, and since when Alertmanager says nothing."""
+        self._section.set_visibility(bool(seen.alerts or seen.problem))
+        self._problem.set_visibility(seen.problem is not None)
+        if seen.problem is not None:
+            self._problem.text = _silence(seen, now)
+        rows = tuple(
+            (*_words(alert, now), self._dashboards.alert(dict(alert.labels)) or "")
+            for alert in seen.alerts
+        )
+        if seen.more:
+            rows += (("", "", f"and {counted(seen.more, 'more alert')}", "", ""),)
+        if rows != self._shown:
+            self._shown = rows
+            self._list.set_visibility(bool(rows))
+            self._list.clear()
+            with self._list:
+                for row in rows:
+                    _show_row(*row)
+
+
+def _words(alert: Alert, now: datetime) -> tuple[str, str, str, str]:
+    return alert.severity, alert.name, alert.summary, f"for {duration(now - alert.since)}"
+
+
+def _show_row(severity: str, name: str, summary: str, since: str, url: str) -> None:
+    with ui.element("li").classes("alert"):
+        if severity:
+            badge(Badge(text=severity, tone=_TONES.get(severity, Tone.NEUTRAL)))
+        if url:
+            with outside_link(url):
+                ui.label(name)
+        elif name:
+            ui.label(name)
+        ui.label(summary).classes("break")
+        ui.label(since).classes("muted small")
+
+
+def _silence(seen: AlertsSeen, now: datetime) -> str:
+    since = seen.answered_at or seen.failing_since or now
+    last = f"since {absolute(since)}"
+    older = " What you see is from then." if seen.alerts else ""
+    return f"Alertmanager has not answered {last}: {seen.problem}.{older}"

@@ -1,0 +1,162 @@
+"""Small components: headings, badges, confirmation, empty states, cards with a figure."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from nicegui import ui
+
+from lowtide.batches.model import RequestStatus, SlaState
+from lowtide.core.pools import Pool
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def heading(text: str, level: int = 2) -> ui.html:
+    """Show a heading; whatever its text is, it stays text."""
+    return ui.html(escape(text), sanitize=False, tag=f"h{level}")
+
+
+class Badge(TypedDict):
+    """A badge as a table's row carries it."""
+
+    text: str
+    tone: Tone
+
+
+STATUS_TONES: Final[Mapping[RequestStatus, Tone]] = {
+    RequestStatus.QUEUED: Tone.NEUTRAL,
+    RequestStatus.RUNNING: Tone.INFO,
+    RequestStatus.COMPLETED: Tone.GOOD,
+    RequestStatus.FAILED: Tone.BAD,
+    RequestStatus.DEAD_LETTERED: Tone.BAD,
+}
+POOL_TONES: Final[Mapping[Pool, Tone]] = {
+    Pool.SPOT: Tone.SPOT,
+    Pool.DEDICATED: Tone.DEDICATED,
+}
+SLA_TONES: Final[Mapping[SlaState, Tone]] = {
+    SlaState.IN_PROGRESS: Tone.INFO,
+    SlaState.AT_RISK: Tone.WARN,
+    SlaState.MET: Tone.GOOD,
+    SlaState.BREACHED: Tone.BAD,
+}
+
+# Cells take their data as rows; nothing is ever formatted into a template.
+BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge.text }}</span>'
+
+
+def status_of(status: RequestStatus) -> Badge:
+    """Return the badge of a status."""
+    return Badge(text=status.value, tone=STATUS_TONES[status])
+
+
+def pool_of(pool: Pool) -> Badge:
+    """Return the badge of a pool."""
+    return Badge(text=pool.value, tone=POOL_TONES[pool])
+
+
+def sla_of(state: SlaState) -> Badge:
+    """Return the badge of an SLA state."""
+    return Badge(text=state.value, tone=SLA_TONES[state])
+
+
+def badge(value: Badge) -> ui.label:
+    """Show a badge."""
+    return ui.label(value["text"]).classes(f"badge badge-{value['tone']}")
+
+
+def status_badge(status: RequestStatus) -> ui.label:
+    """Show a status."""
+    return badge(status_of(status))
+
+
+def pool_badge(pool: Pool) -> ui.label:
+    """Show a pool."""
+    return badge(pool_of(pool))
+
+
+_LONGEST: Final = 10.0
+
+
+async def copy(text: str) -> None:
+    """Copy a text; says so, or that it has to be done by hand."""
+    # Over plain HTTP there is no clipboard, and a browser may refuse.
+    write = f"navigator.clipboard.writeText({json.dumps(text)}).then(() => true, () => false)"
+    try:
+        copied = await ui.run_javascript(f"navigator.clipboard ? {write} : false", timeout=_LONGEST)
+    except TimeoutError:
+        copied = False
+    if copied:
+        ui.notify("Copied", type="positive", position="bottom")
+    else:
+        ui.notify("Not copied: select it and copy it by hand", type="warning", position="bottom")
+
+
+async def confirm(
+    question: str,
+    details: Sequence[str] = (),
+    *,
+    action: str,
+    dangerous: bool = False,
+    fill: Callable[[], object] | None = None,
+) -> bool:
+    """Ask, and wait for the answer; leaving the dialog is a no.
+
+    `action` names what the yes does: `Requeue 12 letters`, never `OK`. `fill` adds what else there is to say.
+    """
+    with (
+        ui.dialog().props("aria-label=Confirmation") as dialog,
+        ui.element("div").classes("card dialog section"),
+    ):
+        heading(question)
+        for detail in details:
+            ui.label(detail)
+        if fill is not None:
+            fill()
+        with ui.element("div").classes("actions end"):
+            ui.button("Keep as is", on_click=lambda: dialog.submit(False), color=None).props(
+                "flat no-caps autofocus"
+            )
+            ui.button(
+                action,
+                on_click=lambda: dialog.submit(True),
+                color="negative" if dangerous else "primary",
+            ).props("unelevated no-caps")
+    answer = await dialog
+    dialog.delete()
+    return answer is True
+
+
+def empty_state(title: str, hint: str, command: str) -> ui.element:
+    """Show what is missing, and the command that brings it, ready to copy."""
+    with ui.element("div").classes("empty") as shown:
+        ui.label(title).style("font-size: 16px; font-weight: 600")
+        ui.label(hint).classes("muted")
+        with ui.element("div").classes("command"):
+            with ui.element("code").classes("mono"):
+                ui.label(command)
+            ui.button(icon="content_copy", on_click=lambda: copy(command), color=None).props(
+                'flat dense size=sm aria-label="Copy the command"'
+            )
+    return shown
+
+
+class StatCard:
+    """One figure, what it counts, and a note under it."""
+
+    def __init__(self, title: str) -> None:
+        with ui.element("div").classes("card stat"):
+            ui.label(title).classes("muted")
+            self._value = ui.label("—").classes("value").mark(title)
+            self._note = ui.label("").classes("muted small")
+
+    def show(self, value: str, note: str = "", *, alarming: bool = False) -> None:
+        """Show a figure; an alarming one in the colour of trouble."""
+        self._value.text = value
+        self._note.text = note
+        self._value.classes(add="bad") if alarming else self._value.classes(remove="bad")

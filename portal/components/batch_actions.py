@@ -1,0 +1,124 @@
+"""Actions on chosen batches: counting and cancelling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from lowtide.batches.views import COUNTED
+from lowtide.core.errors import LowtideError
+from portal.components.basics import confirm
+from portal.services import in_thread
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Protocol
+
+    from lowtide.batches.browsing import BatchDesk
+    from lowtide.batches.views import BatchFilter, CancelPlan
+    from lowtide.core.ids import BatchId
+
+    class CancelHandler(Protocol):
+        """What cancels: all that match, or those that are chosen."""
+
+        def __call__(self, *, everything: bool) -> Awaitable[None]: ...
+
+
+class BatchToolbar:
+    """One line above a list. A whole page that is chosen can become all that match."""
+
+    def __init__(
+        self, *, may_act: bool, on_cancel: CancelHandler, on_none: Callable[[], None]
+    ) -> None:
+        self._may_act = may_act
+        self._everything = False
+        self._count = 0
+        self._on_cancel = on_cancel
+        with ui.element("div").classes("actions toolbar"):
+            self._counted = ui.label("").classes("muted").props("role=status").mark("matching")
+            ui.element("div").classes("spacer")
+            self._chosen = ui.label("").mark("chosen")
+            self._all = ui.button("", on_click=self._choose_everything, color=None)
+            self._none = ui.button("Choose none", on_click=on_none, color=None)
+            self._cancel = ui.button("Cancel batches …", on_click=self._ask, color=None)
+        for button in (self._all, self._none, self._cancel):
+            button.props("flat dense no-caps")
+
+    def show(self, count: int, chosen: int, on_page: int) -> None:
+        """Show how many match, and how many of them are chosen."""
+        self._count = count
+        self._everything = self._everything and chosen > 0
+        many = counted_batches(count)
+        self._counted.text = many
+        self._chosen.text = f"all {many} chosen" if self._everything else f"{chosen} chosen"
+        self._all.text = f"Choose all {many} that match"
+        whole = chosen == on_page and count > chosen
+        self._chosen.set_visibility(chosen > 0)
+        self._none.set_visibility(chosen > 0)
+        self._cancel.set_visibility(self._may_act and chosen > 0)
+        self._all.set_visibility(chosen > 0 and whole and not self._everything)
+
+    def choose_none(self) -> None:
+        """Forget that all were meant."""
+        self._everything = False
+        self.show(self._count, 0, 0)
+
+    def _choose_everything(self) -> None:
+        self._everything = True
+        self._chosen.text = f"all {counted_batches(self._count)} chosen"
+        self._all.set_visibility(False)
+
+    async def _ask(self) -> None:
+        await self._on_cancel(everything=self._everything)
+
+
+def counted_batches(count: int) -> str:
+    """Return a count of batches, as far as they are counted."""
+    if count > COUNTED:
+        return f"{COUNTED:,}+ batches"
+    return "1 batch" if count == 1 else f"{count:,} batches"
+
+
+async def cancel_batches(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> bool:
+    """Ask, and cancel just what the question named; tell whether anything was tried."""
+    try:
+        return await _cancel(desk, wanted)
+    except LowtideError as error:
+        ui.notify(error.message, type="negative", position="bottom")
+        return False
+
+
+async def _cancel(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> bool:
+    visitor = current_visitor()
+    plan = await in_thread(lambda: desk.plan(visitor, wanted))
+    if not plan.batches:
+        ui.notify("Nothing to cancel: these are over, or cancelling already.", position="bottom")
+        return False
+    named = counted_batches(len(plan.batches))
+    agreed = await confirm(
+        f"Cancel {named}?", _consequences(plan), action=f"Cancel {named}", dangerous=True
+    )
+    if not agreed:
+        return False
+    # Asked again: a session may end while the question is open.
+    visitor = current_visitor()
+    done = await in_thread(lambda: desk.cancel(visitor, plan.batches))
+    missed = len(plan.batches) - done
+    text = f"Cancelling {counted_batches(done)}."
+    if missed:
+        text += f" {counted_batches(missed).capitalize()} had ended meanwhile."
+    ui.notify(text, type="positive" if done else "info", position="bottom")
+    return True
+
+
+def _consequences(plan: CancelPlan) -> list[str]:
+    told = [
+        "Requests that wait are dropped; those that run get a few seconds. Results so far stay."
+    ]
+    if plan.unchanged:
+        told.append(f"{counted_batches(plan.unchanged)} are over or cancelling, and stay as is.")
+    if plan.more:
+        told.append("There are more that match: cancel again for the next ones.")
+    return told

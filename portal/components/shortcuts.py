@@ -1,0 +1,105 @@
+"""Keys that work on every page, and the script behind them.
+
+The script is a file of our own, so that a content security policy can name where scripts come from.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import Response
+from nicegui import app, ui
+
+from portal.components.basics import heading
+
+PATH: Final = "/assets/portal.js"
+
+KEYS: Final = (
+    ("/", "Search"),
+    ("g o", "Overview"),
+    ("g b", "Batches"),
+    ("g u", "Upload"),
+    ("g d", "Dead letters"),
+    ("g q", "Queues"),
+    ("g t", "Tenants"),
+    ("g k", "API keys"),
+    ("g a", "Audit log"),
+    ("g h", "Health"),
+    ("r", "Refresh"),
+    ("t", "Change colours"),
+    ("?", "This list"),
+)
+
+# Elements say what key presses them with `data-key`; a page's search box has `data-search`.
+_SCRIPT: Final = """
+(() => {
+  const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
+    t: "/tenants", k: "/keys", a: "/audit" };
+  const presses = { r: "refresh", t: "theme", "?": "help" };
+  let wentAt = -Infinity;
+  const search = () => {
+    const box = document.querySelector("input[data-search]");
+    if (box) { box.focus(); box.select(); }
+    return box !== null;
+  };
+  const awaitSearch = (tries) => {
+    if (!search() && tries > 0) setTimeout(() => awaitSearch(tries - 1), 100);
+  };
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    const typing = event.target.closest?.("input, textarea, select, [contenteditable=true], [role=combobox]");
+    if (typing || document.querySelector(".q-dialog, .q-menu")) return;
+    const went = event.timeStamp - wentAt < 1500;
+    wentAt = -Infinity;
+    if (went && places[event.key]) location.assign(places[event.key]);
+    else if (event.key === "g") wentAt = event.timeStamp;
+    else if (event.key === "/") { if (!search()) location.assign("/batches#search"); }
+    else if (presses[event.key]) document.querySelector(`[data-key=${presses[event.key]}]`)?.click();
+    else return;
+    event.preventDefault();
+  });
+  // The input that Quasar lays over a drop zone has no name of its own.
+  const nameInputs = () => {
+    for (const input of document.querySelectorAll("input.q-uploader__input:not([aria-label])"))
+      input.setAttribute("aria-label", "File of requests");
+  };
+  new MutationObserver(nameInputs).observe(document, { childList: true, subtree: true });
+  // Where the pages do not all fit, the open one is in sight.
+  const showPlace = (tries) => {
+    const place = document.querySelector(".place[aria-current]");
+    if (place) place.parentElement.scrollLeft = place.offsetLeft - innerWidth / 3;
+    else if (tries > 0) setTimeout(() => showPlace(tries - 1), 100);
+  };
+  addEventListener("load", () => showPlace(30));
+  // Times are drawn by the server, by the clock of who looks.
+  document.cookie = `zone=${Intl.DateTimeFormat().resolvedOptions().timeZone}; path=/; max-age=31536000; samesite=lax`;
+  if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
+})();
+"""
+
+
+def install() -> None:
+    """Serve the script and load it on every page."""
+    app.add_api_route(PATH, _script, methods=["GET"], include_in_schema=False)
+    ui.add_head_html(f'<script src="{PATH}" defer></script>', shared=True)
+
+
+def help_dialog() -> ui.dialog:
+    """Return the closed dialog that lists the keys."""
+    with (
+        ui.dialog().props("aria-label=Keyboard") as dialog,
+        ui.element("div").classes("card dialog section"),
+    ):
+        heading("Keyboard")
+        with ui.element("dl").classes("keys"):
+            for key, meaning in KEYS:
+                with ui.element("dt"), ui.element("kbd"):
+                    ui.label(key)
+                with ui.element("dd"):
+                    ui.label(meaning)
+        ui.button("Close", on_click=dialog.close, color=None).props("flat no-caps")
+    return dialog
+
+
+async def _script() -> Response:
+    return Response(_SCRIPT, media_type="text/javascript", headers={"Cache-Control": "no-cache"})

@@ -1,0 +1,162 @@
+"""The filters of the administration pages, as their addresses hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlencode
+from uuid import UUID
+
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import KeyId
+from lowtide.tenants.audit import AuditFilter
+from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState
+from portal.queries import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowtide.core.ids import TenantId
+    from lowtide.tenants.keys import TenantKey
+
+
+TENANTS: Final = "/tenants"
+KEYS: Final = "/keys"
+AUDIT: Final = "/audit"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuery:
+    """Tenants with `text` in their name; `after` is the last name of the page before."""
+
+    text: str = ""
+    after: str = ""
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> TenantQuery:
+        """Return the query of an address."""
+        return cls(clean(parameters.get("search", "")), clean(parameters.get("after", "")))
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.text)
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        return _address(TENANTS, search=self.text, after=self.after)
+
+    def behind(self, after: str) -> Self:
+        """Return the same from a mark on; an empty one is the beginning."""
+        return replace(self, after=after)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyQuery:
+    """Keys of a tenant and in a state, with `text` in their name or at their beginning."""
+
+    tenant: str = ""
+    state: KeyState | None = None
+    text: str = ""
+    after: str = ""
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> KeyQuery:
+        """Return the query of an address; what it says wrongly is left out."""
+        state = parameters.get("state", "")
+        return cls(
+            tenant=clean(parameters.get("tenant", "")),
+            state=KeyState(state) if state in set(KeyState) else None,
+            text=clean(parameters.get("search", "")),
+            after=clean(parameters.get("after", "")),
+        )
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.tenant or self.state or self.text)
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        return _address(
+            KEYS, tenant=self.tenant, state=self.state or "", search=self.text, after=self.after
+        )
+
+    def behind(self, after: str) -> Self:
+        """Return the same from a mark on; an empty one is the beginning."""
+        return replace(self, after=after)
+
+    def filter(self, tenants: Mapping[TenantId, str]) -> KeyFilter:
+        """Return the keys that are meant; raises NotFound for a tenant that is not there."""
+        return KeyFilter(tenant_named(self.tenant, tenants), self.state, self.text)
+
+    def mark(self) -> KeyMark | None:
+        """Return where the page before ended."""
+        moment, _, key = self.after.partition("~")
+        try:
+            return KeyMark(datetime.fromisoformat(moment), KeyId(UUID(hex=key)))
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Entries of an actor, of an action, of a tenant; `after` is the last one of the page before."""
+
+    actor: str = ""
+    action: str = ""
+    tenant: str = ""
+    after: str = ""
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> AuditQuery:
+        """Return the query of an address."""
+        names = ("actor", "action", "tenant", "after")
+        return cls(*(clean(parameters.get(name, "")) for name in names))
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.actor or self.action or self.tenant)
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        return _address(
+            AUDIT, actor=self.actor, action=self.action, tenant=self.tenant, after=self.after
+        )
+
+    def behind(self, after: str) -> Self:
+        """Return the same from a mark on; an empty one is the beginning."""
+        return replace(self, after=after)
+
+    def filter(self, tenants: Mapping[TenantId, str]) -> AuditFilter:
+        """Return the entries that are meant; raises NotFound for a tenant that is not there."""
+        return AuditFilter(
+            self.actor or None, self.action or None, tenant_named(self.tenant, tenants)
+        )
+
+    def mark(self) -> int | None:
+        """Return where the page before ended."""
+        text = self.after
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def key_mark(found: TenantKey) -> str:
+    """Return the mark at a key."""
+    return f"{found.key.created_at.isoformat()}~{found.key.id.hex}"
+
+
+def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
+    """Return the tenant that is meant, None for all of them; raises NotFound."""
+    if not name:
+        return None
+    for tenant, known in tenants.items():
+        if known == name:
+            return tenant
+    raise NotFound(f"There is no tenant {name!r}.")
+
+
+def _address(path: str, **parameters: str) -> str:
+    said = urlencode({name: value for name, value in parameters.items() if value})
+    return f"{path}?{said}" if said else path

@@ -1,0 +1,298 @@
+"""Facts of a batch: timeline, progress, notes, errors, cost and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from nicegui import ui
+
+from lowtide.batches.model import BatchStatus, SlaState
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.status.overview import pools_of
+from portal.components.basics import badge, pool_badge, sla_of
+from portal.components.batch_table import status_of_batch
+from portal.formats import absolute, counted, duration, number, size
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from lowtide.batches.model import Batch
+    from lowtide.batches.views import BatchDetails, BatchFile, Note, TopError
+    from lowtide.core.ids import BatchId
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One point on the line; `note` says how it stands to the one before it, or to now."""
+
+    name: str
+    when: str
+    note: str
+    tone: Tone
+
+
+def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
+    """Return the steps of a batch; the deadline is the last, and bad once it is missed."""
+    steps = [Step("Created", absolute(batch.created_at), "", Tone.GOOD)]
+    before = batch.created_at
+    for name, at, tone in (
+        ("Started", batch.in_progress_at, Tone.GOOD),
+        ("Finalizing", batch.finalizing_at, Tone.GOOD),
+        ("Cancelling", batch.cancelling_at, Tone.WARN),
+        ("Completed", batch.completed_at, _ending_tone(batch)),
+        ("Cancelled", batch.cancelled_at, Tone.NEUTRAL),
+        ("Failed", batch.failed_at, Tone.BAD),
+        ("Expired", batch.expired_at, Tone.BAD),
+    ):
+        if at is not None:
+            steps.append(Step(name, absolute(at), f"after {duration(at - before)}", tone))
+            before = at
+    if batch.ended_at is None:
+        eta = "" if batch.eta is None else f"expected {absolute(batch.eta)}"
+        steps.append(Step("Completed", eta, "not yet", Tone.NEUTRAL))
+    steps.append(_deadline(batch, now))
+    return tuple(steps)
+
+
+def timeline(steps: Sequence[Step]) -> None:
+    """Show steps in their order."""
+    with ui.element("ol").classes("timeline"):
+        for step in steps:
+            with ui.element("li").classes(step.tone.value):
+                ui.label(step.name).classes("what")
+                ui.label(step.when).classes("small when")
+                ui.label(step.note).classes("muted small")
+
+
+def _ending_tone(batch: Batch) -> Tone:
+    return Tone.BAD if batch.sla_state is SlaState.BREACHED else Tone.GOOD
+
+
+def _deadline(batch: Batch, now: datetime) -> Step:
+    reached = batch.ended_at or now
+    late = reached > batch.deadline
+    span = duration(abs(batch.deadline - reached))
+    if batch.ended_at is None:
+        note = f"{span} late" if late else f"in {span}"
+    elif batch.sla_state is SlaState.BREACHED:
+        note = "missed" if not late else f"missed by {span}"
+    else:
+        note = f"met, {span} to spare"
+    breached = late or batch.sla_state is SlaState.BREACHED
+    return Step("Deadline", absolute(batch.deadline), note, Tone.BAD if breached else Tone.INFO)
+
+
+PHASES: Final = {
+    BatchStatus.VALIDATING: "Checking the file and counting its requests",
+    BatchStatus.IN_PROGRESS: "Running requests",
+    BatchStatus.FINALIZING: "Finalizing: every request is done, the output files are being written",
+    BatchStatus.CANCELLING: "Cancelling: what runs may end, what is done is being written",
+    BatchStatus.COMPLETED: "Every request has its result",
+    BatchStatus.FAILED: "The file was refused",
+    BatchStatus.EXPIRED: "Not done in time: what had no result at the deadline has failed",
+    BatchStatus.CANCELLED: "Cancelled: what had no result has failed",
+}
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+
+
+class _Answer(msgspec.Struct):
+    error: _Error
+
+
+def head(batch: Batch) -> None:
+    """Show status, pools and SLA."""
+    with ui.element("span").classes("badges"):
+        badge(status_of_batch(batch))
+        for pool in pools_of(batch):
+            pool_badge(pool)
+        badge(sla_of(batch.sla_state))
+    ui.label(batch.status.value.replace("_", " ")).classes("muted").mark("exact status")
+
+
+def tokens(batch: Batch) -> str:
+    """Return a batch's tokens in words, with the parts that cost less or are not shown."""
+    cached = f" ({number(batch.cached_tokens)} cached)" if batch.cached_tokens else ""
+    reasoning = f" ({number(batch.reasoning_tokens)} reasoning)" if batch.reasoning_tokens else ""
+    return f"{number(batch.input_tokens)}{cached} / {number(batch.output_tokens)}{reasoning}"
+
+
+def facts(details: BatchDetails) -> None:
+    """Show who it is for, and what it asks."""
+    batch = details.batch
+    shown = {
+        "User": batch.user,
+        "Tenant": details.tenant_name or "",
+        "Model": batch.model or "",
+        "Endpoint": batch.endpoint,
+        "Completion window": batch.completion_window,
+        "Tokens in / out": tokens(batch),
+        "Retries": number(batch.retries) if batch.retries else "",
+        "Trace": "" if batch.trace is None else batch.trace.trace_id,
+        # The way to name a user by OpenAI's client, and said above.
+        **{
+            f"metadata {key}": str(value)
+            for key, value in (batch.metadata or {}).items()
+            if (key, value) != ("user", batch.user)
+        },
+    }
+    with ui.element("dl").classes("facts"):
+        for name, value in shown.items():
+            if value:
+                with ui.element("div"):
+                    with ui.element("dt"):
+                        ui.label(name)
+                    with ui.element("dd"):
+                        ui.label(value)
+
+
+def progress(batch: Batch, eta: str) -> None:
+    """Show how far it is, in which phase, and when it will probably be done."""
+    done = batch.completed + batch.failed
+    share = done / batch.total if batch.total else 0.0
+    with ui.element("div").classes("progress-text"):
+        ui.label(PHASES[batch.status]).mark("phase")
+        ui.label(f"{number(done)} of {number(batch.total)} · {share:.0%}" if batch.total else "")
+    bar = (
+        ui.element("div")
+        .classes("bar big")
+        .props(
+            f"role=progressbar aria-valuemin=0 aria-valuemax=100 aria-valuenow={int(share * 100)} "
+            'aria-label="Requests done"'
+        )
+    )
+    with bar:
+        for part, tone in ((batch.completed, "good"), (batch.failed, "bad")):
+            width = part / batch.total if batch.total else 0.0
+            ui.element("div").classes(f"fill-{tone}").style(f"width: {width:.2%}")
+    if eta:
+        ui.label(eta).classes("muted small").mark("eta")
+
+
+def eta_of(batch: Batch, now: datetime) -> str:
+    """Return when a batch will probably be done, as far as anybody can tell."""
+    if batch.eta is None:
+        return ""
+    return f"Probably done in {duration(batch.eta - now)}, at {absolute(batch.eta)}"
+
+
+def all_failed(batch: Batch) -> bool:
+    """Tell whether a batch is completed and no request of it was."""
+    return batch.status is BatchStatus.COMPLETED and 0 < batch.total == batch.failed
+
+
+def problems(batch: Batch) -> None:
+    """Say plainly why a file was refused, or that nothing succeeded."""
+    if all_failed(batch):
+        with ui.element("div").classes("banner").props("role=status"):
+            ui.label(f"Completed, and all {counted(batch.total, 'request')} failed.")
+    if not batch.errors:
+        return
+    with ui.element("section").classes("card section"):
+        ui.label(f"The file was refused: {counted(len(batch.errors), 'problem')}").classes(
+            "failures"
+        )
+        with ui.element("ul").classes("errors"):
+            for problem in batch.errors[:20]:
+                with ui.element("li"):
+                    line = "file" if problem.line is None else f"line {number(problem.line)}"
+                    ui.label(line).classes("count")
+                    ui.label(f"{problem.message} ({problem.code})")
+
+
+def notes(found: Sequence[Note], batch: Batch) -> None:
+    """Show what interrupted lines and what moved them, newest first."""
+    told = [
+        f"{number(count)} {what}"
+        for count, what in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
+        if count
+    ]
+    ui.label(" · ".join(told) or "Nothing interrupted it, nothing was escalated.").classes("muted")
+    with ui.element("div").classes("scrolled") as place:
+        place.props('role=region tabindex=0 aria-label="Newest notes"')
+        notes_list(found)
+
+
+def notes_list(found: Sequence[Note]) -> None:
+    """Show notes as they come."""
+    with ui.element("ul").classes("notes"):
+        for note in found:
+            with ui.element("li").classes(note.kind):
+                ui.label(words_of(note))
+                ui.label(_where(note)).classes("small")
+
+
+def words_of(note: Note) -> str:
+    """Return what happened; a move back to spot is noted as an escalation, and says what it is."""
+    if note.kind == "escalated" and note.pool is Pool.SPOT:
+        return note.detail
+    return f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}"
+
+
+def _where(note: Note) -> str:
+    what = counted(note.lines, "line") if note.line is None else f"line {number(note.line)}"
+    parts = (what, note.pool.value, note.worker or "", absolute(note.at))
+    return " · ".join(part for part in parts if part)
+
+
+def errors(found: Sequence[TopError], batch: BatchId) -> None:
+    """Show the most frequent errors, each with a line that ended with it."""
+    if not found:
+        ui.label("No request has failed.").classes("muted")
+        return
+    with ui.element("ul").classes("errors"):
+        for error in found:
+            with ui.element("li"):
+                ui.label(number(error.lines)).classes("count")
+                with ui.element("div"):
+                    ui.label(error.code).classes("mono small")
+                    ui.label(said(error.message)).classes("clamp")
+                    ui.link(
+                        f"line {number(error.first_line)}",
+                        f"/batches/{format_batch_id(batch)}?line={error.first_line}",
+                    ).classes("small")
+
+
+def said(answer: str) -> str:
+    """Return what an OpenAI-compatible server's error says; what is none stays as it is."""
+    try:
+        return msgspec.json.decode(answer, type=_Answer).error.message or answer
+    except msgspec.DecodeError:
+        return answer
+
+
+def cost(details: BatchDetails) -> None:
+    """Show what it costs, and what dedicated replicas alone would."""
+    found = details.cost
+    if found is None or found.all_dedicated == 0:
+        ui.label("Nothing yet: cost counts accepted results.").classes("muted")
+        return
+    ui.label(f"{_amount(found.total)} {found.currency}").classes("value").mark("cost")
+    ui.label(
+        f"spot {_amount(found.spot)}, dedicated {_amount(found.dedicated)}; on dedicated alone "
+        f"{_amount(found.all_dedicated)}: {found.saving:.0%} saved"
+    ).classes("muted small")
+
+
+def _amount(value: float) -> str:
+    """Return an amount to the cent, or to three digits where that says nothing."""
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+
+
+def files(found: Sequence[BatchFile], batch: BatchId) -> None:
+    """Link to what can be downloaded."""
+    with ui.element("div").classes("files"):
+        for file in found:
+            name = f"{file.role.capitalize()} file"
+            if file.bytes is None:
+                ui.label(f"{name}: deleted or expired").classes("muted")
+            else:
+                target = f"/batches/{format_batch_id(batch)}/files/{file.role}"
+                ui.link(f"{name}, {size(file.bytes)}", target)

@@ -1,0 +1,250 @@
+"""The requests of a batch, and one of them in a drawer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypedDict
+
+import msgspec
+from nicegui import ui
+
+from lowtide.batches.model import RequestStatus
+from lowtide.batches.views import MOST_SHOWN
+from portal.components.basics import (
+    BADGE_CELL,
+    Badge,
+    badge,
+    heading,
+    pool_badge,
+    pool_of,
+    status_badge,
+    status_of,
+)
+from portal.formats import absolute, counted, number, size
+from portal.pages.batch_facts import notes_list
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from lowtide.batches.results import RequestState
+    from lowtide.batches.views import LineDetails
+    from portal.queries import LineQuery
+
+
+class LineRow(TypedDict):
+    """A line as the table shows it; times are for the browser, which knows its time zone."""
+
+    line: int
+    custom_id: str
+    status: Badge
+    flags: list[Badge]
+    attempts: int
+    queued: str
+    started: str
+    finished: str
+    error: str
+
+
+_LABELS: Final = {
+    "line": "Line",
+    "custom_id": "Request",
+    "status": "Status",
+    "flags": "Pool",
+    "attempts": "Attempts",
+    "times": "When",
+    "error": "Error",
+    "more": "Inside",
+}
+_STATUS: Final = BADGE_CELL.replace("badge.", "props.row.status.")
+_FLAGS: Final = (
+    '<span class="badges">'
+    + BADGE_CELL.replace("<span ", '<span v-for="badge in props.row.flags" :key="badge.text" ')
+    + "</span>"
+)
+_NAME: Final = (
+    '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
+)
+_TIMES: Final = "".join(
+    f'<span v-if="props.row.{name}" class="small nowrap muted" :title="props.row.{name}">{name} '
+    f"{{{{ new Date(props.row.{name}).toLocaleTimeString() }}}}</span>"
+    for name in ("queued", "started", "finished")
+)
+_ERROR: Final = '<span class="small clamp" :title="props.row.error">{{ props.row.error }}</span>'
+_MORE: Final = (
+    '<q-btn flat dense no-caps label="Look inside" '
+    ':aria-label="`Look inside line ${props.row.line}`" '
+    "@click=\"() => $parent.$emit('inside', props.row.line)\" />"
+)
+_CELLS: Final = {
+    "line": '{{ props.row.line.toLocaleString("en-US") }}',
+    "custom_id": _NAME,
+    "status": _STATUS,
+    "flags": _FLAGS,
+    "attempts": "{{ props.row.attempts }}",
+    "times": _TIMES,
+    "error": _ERROR,
+    "more": _MORE,
+}
+_NARROW: Final = f"""
+<div class="line-item">
+  <div class="batch-line"><span class="muted small">line {{{{ props.row.line }}}}</span>{_MORE}</div>
+  {_NAME}
+  <div class="batch-line">{_STATUS}{_FLAGS}</div>
+  {_TIMES}{_ERROR}
+</div>
+"""
+
+
+class LineTable:
+    """Lines in input order; `on_inside` is told which one to look into."""
+
+    def __init__(self, on_inside: Callable[[int], Awaitable[None]]) -> None:
+        columns = [
+            {"name": name, "label": label, "field": name, "align": "left"}
+            for name, label in _LABELS.items()
+        ]
+        self._rows: list[LineRow] = []
+        self._table = ui.table(rows=[], columns=columns, row_key="line").props(
+            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1000"'
+        )
+        for name, cell in _CELLS.items():
+            self._table.add_slot(
+                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
+            )
+        self._table.add_slot("item", _NARROW)
+        self._table.on("inside", lambda event: on_inside(int(event.args)))
+
+    def show(self, lines: Sequence[RequestState]) -> None:
+        """Show these lines; nothing is sent while nothing changes."""
+        rows = [row_of(line) for line in lines]
+        if rows != self._rows:
+            self._rows = rows
+            self._table.rows = [dict(row) for row in rows]
+
+
+def row_of(state: RequestState) -> LineRow:
+    """Return how a line is shown."""
+    error = state.error_message or ""
+    if state.error_code:
+        error = f"{state.error_code}: {error}" if error else state.error_code
+    elif not error and state.status_code is not None and state.status_code >= 400:
+        error = f"HTTP {state.status_code}"
+    return LineRow(
+        line=state.line,
+        custom_id=state.custom_id,
+        status=status_of(state.status),
+        flags=_flags(state),
+        attempts=state.attempts,
+        queued="" if state.queued_at is None else state.queued_at.isoformat(),
+        started="" if state.started_at is None else state.started_at.isoformat(),
+        finished="" if state.finished_at is None else state.finished_at.isoformat(),
+        error=error,
+    )
+
+
+def _flags(state: RequestState) -> list[Badge]:
+    flags = [] if state.pool is None else [pool_of(state.pool)]
+    if state.interruptions:
+        flags.append(Badge(text=f"interrupted {state.interruptions}", tone=Tone.WARN))
+    if state.escalated:
+        flags.append(Badge(text="escalated", tone=Tone.DEDICATED))
+    return flags
+
+
+def tried(attempts: int) -> str:
+    """Return how often a line was tried."""
+    return counted(attempts, "attempt") if attempts else "not tried yet"
+
+
+def open_drawer(details: LineDetails) -> None:
+    """Show a request at the side of the page until it is closed."""
+    record = details.record
+    with (
+        ui.dialog().props('position=right aria-label="Request"') as drawer,
+        ui.element("div").classes("card drawer section"),
+    ):
+        with ui.element("div").classes("batch-line"):
+            heading(f"Line {number(record.state.line)}")
+            ui.button(icon="close", on_click=drawer.close, color=None).props(
+                'flat round dense aria-label="Close" autofocus'
+            )
+        ui.label(record.state.custom_id).classes("break")
+        _state(record.state, record.worker)
+        if record.state.error_code or record.state.error_message:
+            ui.label(row_of(record.state)["error"]).classes("banner break")
+        if record.notes:
+            heading("What happened")
+            notes_list(record.notes)
+        heading("Input")
+        missing = "The input file is deleted or has expired."
+        _source("Input", details.input, record.length, missing)
+        heading("Output")
+        if record.body is not None:
+            tokens = f"{number(record.input_tokens)} tokens in, {number(record.output_tokens)} out"
+            ui.label(tokens).classes("muted small")
+        body = None if record.body is None else record.body.encode("utf-8", "surrogatepass")
+        _source("Output", body, record.body_bytes, "There is none.")
+    drawer.on("hide", drawer.delete)
+    drawer.open()
+
+
+def exact(content: bytes, whole: int) -> str:
+    """Return JSON on lines of its own, every token as it was sent: digits, escapes, order of keys.
+
+    What is no JSON, or is the beginning of `whole` bytes, stays as it is.
+    """
+    if len(content) < whole or whole > MOST_SHOWN:
+        kept = content[:MOST_SHOWN]
+        return (
+            f"{kept.decode('utf-8', 'replace')}\n… {size(whole - len(kept))} more: this is shown in "
+            "part, the batch's files have all of it"
+        )
+    try:
+        return msgspec.json.format(content, indent=2).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return content.decode("utf-8", "replace")
+
+
+def _state(state: RequestState, worker: str | None) -> None:
+    with ui.element("div").classes("badges"):
+        status_badge(state.status)
+        if state.pool is not None:
+            pool_badge(state.pool)
+        for flag in row_of(state)["flags"]:
+            if state.pool is None or flag["text"] != state.pool.value:
+                badge(flag)
+    parts = [tried(state.attempts), worker or ""]
+    for name, at in (
+        ("queued", state.queued_at),
+        ("started", state.started_at),
+        ("finished", state.finished_at),
+    ):
+        parts.append("" if at is None else f"{name} {absolute(at)}")
+    ui.label(" · ".join(part for part in parts if part)).classes("muted small")
+
+
+def _source(name: str, content: bytes | None, whole: int, missing: str) -> None:
+    if content is None:
+        ui.label(missing).classes("muted")
+        return
+    shown = ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"')
+    shown.props("role=region")
+    with shown:
+        ui.label(exact(content, whole)).style("white-space: pre-wrap")
+
+
+_NAMES = {RequestStatus.DEAD_LETTERED: "Dead-lettered"}
+
+
+def line_tabs(query: LineQuery) -> None:
+    """Link to each status of this batch's requests."""
+    for status in (None, *RequestStatus):
+        name = "All requests" if status is None else _NAMES.get(status, status.value)
+        target = replace(query, status=status, after=0, line=None)
+        link = ui.element("a").classes("tab")
+        link.props["href"] = target.address()
+        if status is query.status:
+            link.props("aria-current=page")
+        with link:
+            ui.label(name)

@@ -1,0 +1,123 @@
+"""What is known of a file: how far it is, what is wrong with it, or what it will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from lowtide.files.model import BYTES_A_TOKEN
+from portal.components.basics import Badge, badge
+from portal.formats import counted, duration, money, number, size
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from lowtide.files.model import FileEstimate, StoredFile
+    from lowtide.files.service import Checked
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Lines a second of one replica, and whether workers measured that."""
+
+    lines_a_second: float
+    measured: bool
+
+
+class FileReport:
+    """Follows one file at a time."""
+
+    def __init__(self) -> None:
+        self._box = ui.element("div").classes("section").props("role=status")
+        self._box.set_visibility(False)
+        self._progress: ui.label | None = None
+
+    def begin(self, filename: str) -> None:
+        """Say that a file is being checked."""
+        self._box.clear()
+        self._box.set_visibility(True)
+        with self._box, ui.element("div").classes("report-head"):
+            badge(Badge(text="Checking", tone=Tone.INFO))
+            ui.label(filename).classes("break")
+            self._progress = ui.label("").classes("muted small")
+
+    def progress(self, checked: Checked) -> None:
+        """Say how far it is."""
+        if self._progress is not None:
+            self._progress.text = _so_far(checked)
+
+    def refuse(self, checked: Checked) -> None:
+        """List what is wrong, by line."""
+        count = len(checked.problems)
+        self._end(
+            Badge(text=counted(count, "problem"), tone=Tone.BAD),
+            f"{_so_far(checked)}. Nothing was created: mend the file and drop it again.",
+        )
+        with (
+            self._box,
+            ui.element("div")
+            .classes("problems")
+            .props('tabindex=0 role=region aria-label="Problems by line"'),
+        ):
+            for problem in checked.problems:
+                with ui.element("div").classes("problem"):
+                    place = "file" if problem.line is None else f"line {number(problem.line)}"
+                    ui.label(place).classes("mono small nowrap")
+                    ui.label(problem.message).classes("break")
+
+    def fail(self, message: str) -> None:
+        """Say why the file was not taken at all."""
+        self._end(Badge(text="Not taken", tone=Tone.BAD), message)
+
+    def accept(
+        self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
+    ) -> None:
+        """Show what the file has and what running it will take."""
+        self._end(Badge(text="Ready", tone=Tone.GOOD), stored.filename)
+        time = duration(timedelta(seconds=estimate.replica_seconds))
+        facts = {
+            "Requests": number(checked.lines),
+            "Model": checked.model or "—",
+            "Endpoint": stored.endpoint or "—",
+            "Size": size(checked.size),
+            "Prompt tokens, about": number(estimate.input_tokens),
+            "Replica time, about": time,
+            "Cost, about": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
+        }
+        with self._box:
+            with ui.element("dl").classes("facts"):
+                for name, value in facts.items():
+                    with ui.element("div"):
+                        with ui.element("dt"):
+                            ui.label(name).classes("muted small")
+                        with ui.element("dd"):
+                            ui.label(value).classes("break")
+            ui.label(_how(rate)).classes("muted small")
+
+    def _end(self, state: Badge, text: str) -> None:
+        self._box.clear()
+        with self._box, ui.element("div").classes("report-head"):
+            badge(state)
+            ui.label(text).classes("break")
+
+
+def _so_far(checked: Checked) -> str:
+    text = f"{counted(checked.lines, 'request')}, {size(checked.size)}"
+    if not checked.problems:
+        return text
+    first = checked.problems[0].line
+    where = "" if first is None else f", the first on line {number(first)}"
+    return f"{text}, {counted(len(checked.problems), 'problem')}{where}"
+
+
+def _how(rate: Rate) -> str:
+    source = (
+        "as workers measured it" if rate.measured else "as configured, for want of measurements"
+    )
+    return (
+        f"Estimated: tokens as one for every {BYTES_A_TOKEN} bytes of the file, without answers; time "
+        f"at {rate.lines_a_second:.3g} requests a second of one replica, {source}; cost from all on "
+        "spot to all on dedicated, without retries."
+    )

@@ -1,0 +1,173 @@
+"""Making, rotating and revoking a key; a new one is shown this once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nicegui import ui
+
+from lowtide.core.errors import InvalidRequest, LowtideError
+from lowtide.tenants.model import check_name
+from portal.components.basics import confirm, copy, heading
+from portal.formats import absolute, ago
+from portal.services import in_thread, lowtide
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from lowtide.tenants.keys import TenantKey
+    from lowtide.tenants.service import Tenancy
+
+
+_OVERLAPS: Final = {
+    "0": "not at all: it ends now",
+    "1h": "for 1 hour",
+    "24h": "for 24 hours",
+    "7d": "for 7 days",
+    "30d": "for 30 days",
+}
+
+
+class NewKey:
+    """Asks for whom a key is and what it is called, and makes it."""
+
+    def __init__(
+        self, tenants: Sequence[str], chosen: str, on_done: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._on_done = on_done
+        with (
+            ui.dialog().props('aria-label="New key"') as self._dialog,
+            ui.element("div").classes("card dialog section"),
+        ):
+            heading("New key")
+            known = chosen if chosen in tenants else tenants[0]
+            self._tenant = ui.select(list(tenants), value=known, label="Tenant", with_input=True)
+            self._name = ui.input("Name", validation=_name_problem)
+            for field in (self._tenant, self._name):
+                field.props("dense outlined")
+            self._name.props["hint"] = "where it is used, like laptop or nightly-eval"
+            self._problem = ui.label("").classes("banner").props("role=alert")
+            self._problem.set_visibility(False)
+            with ui.element("div").classes("actions end"):
+                ui.button("Keep as is", on_click=self._dialog.close, color=None).props(
+                    "flat no-caps"
+                )
+                ui.button("Create key", on_click=self._create).props("unelevated no-caps")
+        self._dialog.on("hide", self._dialog.delete)
+        self._dialog.open()
+
+    async def _create(self) -> None:
+        if not self._name.validate():
+            return
+        tenant, name = str(self._tenant.value or ""), (self._name.value or "").strip()
+        try:
+            tenancy = _tenancy()
+            key = await in_thread(lambda: tenancy.create_key(tenant, name))
+        except LowtideError as error:
+            self._problem.text = error.message
+            self._problem.set_visibility(True)
+            return
+        self._dialog.close()
+        show_once(key, f"{name} of {tenant}")
+        await self._on_done()
+
+
+async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
+    """Ask for how long the old key still works, make the one that follows, and show it."""
+    overlaps: list[ui.select] = []
+    name, tenant = found.key.name, found.tenant
+    try:
+        _tenancy()
+        if not await confirm(
+            f"Rotate key {name} of {tenant}?",
+            ["A new key of the same name works at once, beside the old one."],
+            action=f"Rotate {name}",
+            fill=lambda: overlaps.append(_overlap_choice()),
+        ):
+            return
+        tenancy, overlap = _tenancy(), str(overlaps[0].value)
+        made = await in_thread(lambda: tenancy.rotate_key(tenant, name, overlap))
+    except LowtideError as error:
+        ui.notify(error.message, type="negative", multi_line=True)
+        return
+    old = (
+        "The old key has ended."
+        if overlap == "0"
+        else f"The old key works until {absolute(made.old_until)}."
+    )
+    show_once(made.key, f"{name} of {tenant}", old)
+    await on_done()
+
+
+async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
+    """Ask, and end a key."""
+    key, tenant = found.key, found.tenant
+    used = "It was never used."
+    if key.last_used_at is not None:
+        used = f"It was last used {ago(key.last_used_at, found.at)}."
+    try:
+        _tenancy()
+        if not await confirm(
+            f"Revoke key {key.name} of {tenant}?",
+            [
+                f"It begins with {key.prefix}." if key.prefix else f"Its id is {key.id.hex[:8]}.",
+                used,
+                "The next request with it is refused, and portal sessions with it end.",
+            ],
+            action=f"Revoke {key.name}",
+            dangerous=True,
+        ):
+            return
+        tenancy = _tenancy()
+        await in_thread(lambda: tenancy.revoke_key(tenant, key.name, key.id))
+    except LowtideError as error:
+        ui.notify(error.message, type="negative", multi_line=True)
+        return
+    ui.notify(f"Revoked {key.name} of {tenant}", type="positive")
+    await on_done()
+
+
+def show_once(key: str, whose: str, *notes: str) -> None:
+    """Show a key in a dialog that takes it along when it closes: nothing else ever has it."""
+    with (
+        # Not inside the dialog that asked: it is gone by now.
+        ui.context.client.content,
+        ui.dialog().props('persistent aria-label="New key"') as dialog,
+        ui.element("div").classes("card dialog section"),
+    ):
+        heading("Copy this key now")
+        ui.label(f"{whose}. It is shown this once, and stored nowhere.").classes("break")
+        with ui.element("div").classes("command"):
+            with ui.element("code").classes("mono"):
+                ui.label(key).mark("new key")
+            ui.button(icon="content_copy", on_click=lambda: copy(key), color=None).props(
+                'flat dense aria-label="Copy the key"'
+            )
+        for note in notes:
+            ui.label(note)
+        ui.label(
+            "Whoever has it may do what the tenant may: keep it where secrets are kept."
+        ).classes("muted small")
+        with ui.element("div").classes("actions end"):
+            ui.button("I have copied it", on_click=dialog.close).props("unelevated no-caps")
+    dialog.on("hide", dialog.delete)
+    dialog.open()
+
+
+def _overlap_choice() -> ui.select:
+    return ui.select(_OVERLAPS, value="24h", label="The old key works").props(
+        "dense outlined options-dense"
+    )
+
+
+def _tenancy() -> Tenancy:
+    return lowtide().administration.acting(current_visitor())
+
+
+def _name_problem(text: str | None) -> str | None:
+    try:
+        check_name((text or "").strip(), "key")
+    except InvalidRequest:
+        return "Up to 63 lower-case letters, digits, '.', '_' and '-'; a letter or digit first."
+    return None

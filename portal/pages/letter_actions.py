@@ -1,0 +1,202 @@
+"""Requeueing, discarding and downloading from the page of dead letters."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from lowtide.core.errors import LowtideError
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.dead_letters.model import LetterFilter
+from lowtide.dead_letters.requeue import RequeueRequest
+from lowtide.dead_letters.service import Content
+from portal import downloads
+from portal.components.basics import confirm
+from portal.formats import counted, number
+from portal.services import in_thread
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from lowtide.core.ids import TenantId
+    from lowtide.dead_letters.model import LetterId
+    from lowtide.dead_letters.requeue import RequeueOutcome
+    from lowtide.dead_letters.service import Discarded
+    from lowtide.services import Services
+    from portal.queries import LetterQuery
+
+
+class LetterActions:
+    """What can be done with the letters that are chosen, or with all that match.
+
+    Every action first asks how many letters it is about, and says so before it does it.
+    """
+
+    def __init__(self, services: Services, *, on_done: Callable[[], Awaitable[None]]) -> None:
+        self._services = services
+        self._on_done = on_done
+        self._may_act = current_visitor().may_act
+        self._tenant: TenantId | None = None
+        self._matching = LetterFilter()
+        self._chosen: Sequence[LetterId] = ()
+        with ui.element("div").classes("actions toolbar"):
+            self._label = ui.label("").classes("muted small")
+            self._requeue = self._button("Requeue …", self._start_requeue)
+            self._discard = self._button("Discard …", self._start_discard)
+            ui.element("span").classes("spacer")
+            self._links = {content: _link(content) for content in Content}
+        self._result = ui.element("div").classes("result").props("role=status")
+        self.rest()
+
+    def aim(self, tenant: TenantId, query: LetterQuery) -> None:
+        """Act on what matches this query."""
+        self._tenant, self._matching = tenant, query.filter()
+        for content, link in self._links.items():
+            link.props["href"] = query.address(downloads.PATH, which=content.value)
+            link.set_visibility(True)
+
+    def choose(self, chosen: Sequence[LetterId]) -> None:
+        """Act on these letters; on all that match where none is chosen."""
+        self._chosen = chosen
+        self._label.text = f"{number(len(chosen))} chosen" if chosen else "all that match"
+        for button in (self._requeue, self._discard):
+            button.set_enabled(self._may_act)
+
+    def rest(self) -> None:
+        """Offer nothing."""
+        self._tenant = None
+        for button in (self._requeue, self._discard):
+            button.set_enabled(False)
+        for link in self._links.values():
+            link.set_visibility(False)
+
+    def _button(self, text: str, start: Callable[[], Awaitable[None]]) -> ui.button:
+        async def guarded() -> None:
+            try:
+                await start()
+            except LowtideError as error:
+                ui.notify(error.message, type="negative", multi_line=True, timeout=10_000)
+
+        return ui.button(text, on_click=guarded, color=None).props("outline no-caps dense")
+
+    def _wanted(self) -> Sequence[LetterId] | LetterFilter:
+        return list(self._chosen) if self._chosen else self._matching
+
+    async def _start_requeue(self) -> None:
+        tenant, wanted = self._tenant, self._wanted()
+        if tenant is None:
+            return
+        dry = RequeueRequest(wanted, _actor(), dry_run=True)
+        would = await in_thread(lambda: self._services.requeuer.requeue(tenant, dry))
+        if not would.changed:
+            ui.notify("None of these letters is open.", type="info")
+            return
+        # The same key for every press of the button: letters run again once.
+        key = f"portal-{uuid.uuid4()}"
+        asked: list[_Asked] = []
+        agreed = await confirm(
+            f"Requeue {counted(would.changed, 'dead letter')}?",
+            _requeue_details(would),
+            action=f"Requeue {number(would.changed)}",
+            fill=lambda: asked.append(_Asked()),
+        )
+        if agreed:
+            actor = _actor()
+            window, pool = asked[0].answer()
+            request = RequeueRequest(wanted, actor, window, key, pool=pool)
+            done = await in_thread(lambda: self._services.requeuer.requeue(tenant, request))
+            self._tell_requeued(done)
+            await self._on_done()
+
+    async def _start_discard(self) -> None:
+        tenant, wanted = self._tenant, self._wanted()
+        if tenant is None:
+            return
+
+        def discard(actor: str, *, dry_run: bool) -> Discarded:
+            return self._services.dead_letters.discard(tenant, wanted, actor=actor, dry_run=dry_run)
+
+        actor = _actor()
+        would = await in_thread(lambda: discard(actor, dry_run=True))
+        if not would.changed:
+            ui.notify("None of these letters is open.", type="info")
+            return
+        count = counted(would.changed, "dead letter")
+        details = [
+            "They stay in the list and in their batch's error file, and are never run again."
+        ]
+        if await confirm(
+            f"Discard {count}?",
+            details + _left(would.unchanged, would.remaining),
+            action=f"Discard {number(would.changed)}",
+            dangerous=True,
+        ):
+            agreed_by = _actor()
+            done = await in_thread(lambda: discard(agreed_by, dry_run=False))
+            ui.notify(f"{counted(done.changed, 'dead letter')} discarded", type="positive")
+            await self._on_done()
+
+    def _tell_requeued(self, done: RequeueOutcome) -> None:
+        self._result.clear()
+        with self._result:
+            ui.label(f"{counted(done.changed, 'dead letter')} requeued:")
+            for each in done.batches[:5]:
+                if each.batch is not None:
+                    name = format_batch_id(each.batch)
+                    ui.link(f"{name[:14]}… ({counted(each.letters, 'line')})", f"/batches/{name}")
+            if len(done.batches) > 5:
+                ui.label(f"and {len(done.batches) - 5} batches more")
+
+
+def _actor() -> str:
+    # Asked again before the deed: a session may end while the question is open.
+    visitor = current_visitor()
+    visitor.require_operator()
+    return visitor.name
+
+
+def _requeue_details(would: RequeueOutcome) -> list[str]:
+    sources = sum(1 for each in would.batches if each.batch is None)
+    made = "a new batch is" if sources == 1 else f"{number(sources)} new batches are"
+    found = [f"For {counted(sources, 'source batch').replace('batchs', 'batches')}, {made} made."]
+    return found + _left(would.unchanged, would.remaining)
+
+
+def _left(unchanged: int, remaining: int) -> list[str]:
+    found = []
+    if unchanged:
+        found.append(f"{counted(unchanged, 'letter')} dealt with before stay as they are.")
+    if remaining:
+        found.append(f"{counted(remaining, 'letter')} more match: they are left for another call.")
+    return found
+
+
+class _Asked:
+    """What else there is to choose before letters run again."""
+
+    def __init__(self) -> None:
+        pools = {
+            Pool.SPOT: "spot, moved to dedicated if the deadline needs it",
+            Pool.DEDICATED: "dedicated, and they stay there",
+        }
+        self._window = ui.input("Completion window", placeholder="as the source batch").props(
+            'dense outlined hint="30m, 24h or 7d; empty for that of the source batch"'
+        )
+        self._pool = ui.select(pools, value=Pool.SPOT, label="Pool").props(
+            "dense outlined options-dense"
+        )
+
+    def answer(self) -> tuple[str | None, Pool]:
+        """Return the window, None for the source's, and the pool."""
+        return (self._window.value or "").strip() or None, Pool(self._pool.value)
+
+
+def _link(content: Content) -> ui.element:
+    link = ui.element("a").classes("link nowrap").props("download")
+    with link:
+        ui.label(f"Download {content}s").classes("small")
+    return link

@@ -1,0 +1,227 @@
+"""A page of dead letters, and one of them in a dialog."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from nicegui import ui
+
+from lowtide.core.ids import format_batch_id, format_request_id, parse_request_id
+from lowtide.dead_letters.model import LetterId, LetterState
+from portal.components.basics import BADGE_CELL, Badge, heading
+from portal.formats import absolute, size
+from portal.theme import Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lowtide.dead_letters.model import DeadLetter
+    from lowtide.dead_letters.service import ShownLetter
+
+
+class LetterRow(TypedDict):
+    """A dead letter as the table shows it; `died` is for the browser, which knows its time zone."""
+
+    id: str
+    custom_id: str
+    batch: str
+    line: int
+    code: str
+    message: str
+    attempts: int
+    state: Badge
+    died: str
+    died_at: str
+    requeued_as: str
+
+
+TONES: Final[Mapping[LetterState, Tone]] = {
+    LetterState.OPEN: Tone.BAD,
+    LetterState.REQUEUED: Tone.GOOD,
+    LetterState.DISCARDED: Tone.NEUTRAL,
+}
+_LABELS: Final = {
+    "custom_id": "Request",
+    "batch": "Batch",
+    "message": "Last error",
+    "attempts": "Attempts",
+    "state": "State",
+    "died": "Set aside",
+    "more": "Details",
+}
+_BATCH: Final = (
+    '<a class="mono small link" :href="`/batches/${props.row.batch}`" :title="props.row.batch">'
+    "{{ props.row.batch.slice(0, 14) }}…{{ props.row.batch.slice(-6) }}</a>"
+    '<span class="muted small">line {{ props.row.line.toLocaleString("en-US") }}</span>'
+)
+_ERROR: Final = (
+    '<span class="mono small">{{ props.row.code }}</span>'
+    '<span class="muted small clamp" :title="props.row.message">{{ props.row.message }}</span>'
+)
+_STATE: Final = (
+    BADGE_CELL.replace("badge.", "props.row.state.")
+    + '<a v-if="props.row.requeued_as" class="small link" '
+    ':href="`/batches/${props.row.requeued_as}`">see its batch</a>'
+)
+_DIED: Final = (
+    '<span class="nowrap" :title="props.row.died_at">'
+    '{{ new Date(props.row.died).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) }}'
+    "</span>"
+)
+_NAME: Final = (
+    '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
+)
+_MORE: Final = (
+    '<q-btn flat dense no-caps label="Look inside" class="small" '
+    ':aria-label="`Look inside ${props.row.custom_id}`" '
+    "@click=\"() => $parent.$emit('inside', props.row.id)\" />"
+)
+_CHOOSE: Final = (
+    '<q-checkbox v-model="props.selected" dense :aria-label="`Choose ${props.row.custom_id}`" />'
+)
+_CELLS: Final = {
+    "custom_id": _NAME,
+    "batch": _BATCH,
+    "message": _ERROR,
+    "state": _STATE,
+    "died": _DIED,
+    "more": _MORE,
+}
+_NARROW: Final = f"""
+<div class="batch-item">
+  <div class="batch-line">{_CHOOSE}<span class="letter-name">{_NAME}</span>{_STATE}</div>
+  <div class="stack">{_ERROR}</div>
+  <div class="batch-line"><span class="stack">{_BATCH}</span>{_MORE}</div>
+  <div class="batch-notes muted small">{_DIED}<span>{{{{ props.row.attempts }}}} attempts</span></div>
+</div>
+"""
+
+
+class LetterTable:
+    """Letters, newest first, some of them chosen."""
+
+    def __init__(
+        self, *, on_choice: Callable[[], object], on_inside: Callable[[LetterId], object]
+    ) -> None:
+        columns = [
+            {
+                "name": name,
+                "label": label,
+                "field": name,
+                "align": "right" if name == "attempts" else "left",
+            }
+            for name, label in _LABELS.items()
+        ]
+        self._table = ui.table(
+            rows=[],
+            columns=columns,
+            row_key="id",
+            selection="multiple",
+            on_select=lambda _: on_choice(),
+        ).props(
+            'flat hide-pagination hide-selected-banner :rows-per-page-options="[0]" '
+            ':grid="Quasar.Screen.width < 1000"'
+        )
+        self._table.add_slot(
+            "header-selection",
+            '<q-checkbox v-model="props.selected" dense aria-label="Choose all of this page" />',
+        )
+        self._table.add_slot("body-selection", _CHOOSE)
+        for name, cell in _CELLS.items():
+            self._table.add_slot(
+                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
+            )
+        self._table.add_slot("item", _NARROW)
+        self._table.on("inside", lambda event: _tell(on_inside, event.args))
+
+    @property
+    def chosen(self) -> list[LetterId]:
+        """The letters that are chosen; what a browser made up is none of them."""
+        known = {row["id"] for row in self._table.rows}
+        ids = [str(row["id"]) for row in self._table.selected if row["id"] in known]
+        return [LetterId(*found) for each in ids if (found := parse_request_id(each)) is not None]
+
+    def show(self, letters: Sequence[DeadLetter]) -> None:
+        """Show these letters, none of them chosen."""
+        self._table.selected = []
+        self._table.rows = [dict(row_of(letter)) for letter in letters]
+
+
+def row_of(letter: DeadLetter) -> LetterRow:
+    """Return how a letter is shown."""
+    return LetterRow(
+        id=format_request_id(letter.batch, letter.line),
+        custom_id=letter.custom_id,
+        batch=format_batch_id(letter.batch),
+        line=letter.line,
+        code=letter.error_code or "unknown",
+        message=(letter.error_message or "")[:500],
+        attempts=letter.attempts,
+        state=Badge(text=letter.state.value.capitalize(), tone=TONES[letter.state]),
+        died=letter.died_at.isoformat(),
+        died_at=absolute(letter.died_at),
+        requeued_as="" if letter.requeued_as is None else format_batch_id(letter.requeued_as),
+    )
+
+
+def _tell(on_inside: Callable[[LetterId], object], sent: object) -> object:
+    found = parse_request_id(str(sent))
+    return None if found is None else on_inside(LetterId(*found))
+
+
+_MOST: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpts:
+    """A letter with the beginnings of its line and of its last answer."""
+
+    shown: ShownLetter
+    line: str | None
+    body: str | None
+
+
+def read_excerpts(shown: ShownLetter) -> Excerpts:
+    """Read as much of a letter as is shown; not for the event loop."""
+    return Excerpts(shown, _beginning(shown.line), _beginning(shown.body))
+
+
+def show_letter(excerpts: Excerpts) -> None:
+    """Open a dialog with the exact text of a letter and of its last answer."""
+    shown, answer = excerpts.shown, excerpts.shown.answer
+    with (
+        ui.dialog().props('aria-label="Dead letter"') as dialog,
+        ui.element("div").classes("card dialog wide section"),
+    ):
+        dialog.on("hide", dialog.delete)
+        heading(shown.letter.custom_id)
+        ui.label(format_request_id(shown.letter.batch, shown.letter.line)).classes(
+            "mono muted small break"
+        )
+        _text("Input", excerpts.line or "its file is gone", shown.line_bytes)
+        if excerpts.body is None:
+            _text("Last error", f"{answer.error_code or 'unknown'}: {answer.error_message or ''}")
+        else:
+            _text(f"Last answer, HTTP {answer.status_code}", excerpts.body, shown.body_bytes)
+        with ui.element("div").classes("actions end"):
+            ui.button("Close", on_click=dialog.close, color=None).props("flat no-caps autofocus")
+    dialog.open()
+
+
+def _beginning(pieces: Iterator[bytes] | None) -> str | None:
+    if pieces is None:
+        return None
+    kept = b""
+    while len(kept) < _MOST and (piece := next(pieces, None)) is not None:
+        kept += piece[:_MOST]
+    return kept[:_MOST].decode("utf-8", "ignore")
+
+
+def _text(name: str, text: str, whole: int = 0) -> None:
+    """Show text as it is: never parsed, so that big numbers and the order of keys stay exact."""
+    ui.label(name).classes("muted small")
+    with ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"'):
+        ui.label(text[:_MOST])
+    if whole > _MOST:
+        ui.label(f"… shown in part, of {size(whole)}: download it.").classes("muted small")

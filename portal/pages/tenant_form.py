@@ -1,0 +1,153 @@
+"""Making a tenant, and changing its weight and limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nicegui import ui
+
+from lowtide.core.errors import InvalidRequest, LowtideError
+from lowtide.tenants.model import check_name, differences
+from lowtide.tenants.service import MOST, TenantChanges, told
+from portal.components.basics import confirm, heading
+from portal.services import in_thread, lowtide
+from portal.sessions import current_visitor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lowtide.tenants.model import Tenant, TenantLimits
+    from lowtide.tenants.service import Tenancy
+
+
+_LIMITS: Final = {
+    "requests_per_minute": "API requests a minute",
+    "active_batches": "Active batches",
+    "queued_lines": "Open lines",
+    "running_lines": "Running lines",
+}
+
+
+class TenantForm:
+    """A dialog; without a tenant it makes one. It closes once something was done."""
+
+    def __init__(
+        self, tenant: Tenant | None, defaults: TenantLimits, on_done: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._tenant = tenant
+        self._on_done = on_done
+        limits = defaults if tenant is None else tenant.limits
+        title = "New tenant" if tenant is None else f"Change {tenant.name}"
+        with (
+            ui.dialog().props("aria-label=Tenant") as self._dialog,
+            ui.element("div").classes("card dialog form section"),
+        ):
+            heading(title)
+            self._name = ui.input("Name", validation=_name_problem)
+            self._name.props("dense outlined maxlength=63 autofocus")
+            self._name.set_visibility(tenant is None)
+            with ui.element("div").classes("fields"):
+                weight = 1 if tenant is None else tenant.weight
+                self._weight = _figure("Weight", weight, "its share beside other tenants")
+                self._limits = {
+                    name: _figure(label, getattr(limits, name), "empty: no limit", free=True)
+                    for name, label in _LIMITS.items()
+                }
+            ui.label(
+                "Open lines are those without a result, of all batches. What is over a limit is "
+                "answered with 429, or waits."
+            ).classes("muted small")
+            self._problem = ui.label("").classes("banner").props("role=alert")
+            self._problem.set_visibility(False)
+            with ui.element("div").classes("actions end"):
+                ui.button("Keep as is", on_click=self._dialog.close, color=None).props(
+                    "flat no-caps"
+                )
+                ui.button(
+                    "Create tenant" if tenant is None else "Review changes", on_click=self._submit
+                ).props("unelevated no-caps")
+        self._dialog.on("hide", self._dialog.delete)
+        self._dialog.open()
+
+    async def _submit(self) -> None:
+        fields = [self._weight, *self._limits.values()]
+        if self._tenant is None:
+            fields.append(self._name)
+        # All of them are asked, so that every field says what is wrong with it.
+        if sum(not field.validate() for field in fields):
+            return
+        try:
+            done = await (self._create() if self._tenant is None else self._change(self._tenant))
+        except LowtideError as error:
+            self._problem.text = error.message
+            self._problem.set_visibility(True)
+            return
+        if done:
+            ui.notify(done, type="positive", multi_line=True)
+            self._dialog.close()
+            await self._on_done()
+
+    async def _create(self) -> str:
+        name, changes = (self._name.value or "").strip(), self._changes()
+        tenancy = _tenancy()
+        await in_thread(lambda: tenancy.create(name, changes))
+        return f"Created {name}"
+
+    async def _change(self, seen: Tenant) -> str:
+        changes = self._changes()
+        news = told(differences(seen, changes.apply(seen)))
+        if not news:
+            ui.notify("Nothing is different.", type="info")
+            return ""
+        details = [*news, "It holds from the next request on."]
+        if not await confirm(f"Change {seen.name}?", details, action=f"Change {seen.name}"):
+            return ""
+        tenancy = _tenancy()
+        await in_thread(lambda: tenancy.change(seen.name, changes, seen))
+        return f"{seen.name}: {', '.join(news)}"
+
+    def _changes(self) -> TenantChanges:
+        return TenantChanges(
+            _number(self._weight.value),
+            {name: _number(field.value) for name, field in self._limits.items()},
+        )
+
+
+def _tenancy() -> Tenancy:
+    return lowtide().administration.acting(current_visitor())
+
+
+def _figure(label: str, value: int | None, hint: str, *, free: bool = False) -> ui.input:
+    field = ui.input(
+        label,
+        value="" if value is None else str(value),
+        validation=_limit_problem if free else _figure_problem,
+    )
+    field.props("dense outlined inputmode=numeric maxlength=13")
+    field.props["hint"] = hint
+    return field
+
+
+def _number(text: str | None) -> int | None:
+    digits = (text or "").replace(",", "").strip()
+    return int(digits) if digits else None
+
+
+def _limit_problem(text: str | None) -> str | None:
+    """Return what is wrong with a limit; none at all is one."""
+    return _figure_problem(text) if (text or "").strip() else None
+
+
+def _figure_problem(text: str | None) -> str | None:
+    digits = (text or "").replace(",", "").strip()
+    if digits.isascii() and digits.isdigit() and len(digits) <= 10 and 1 <= int(digits) <= MOST:
+        return None
+    return f"From 1 to {MOST:,}."
+
+
+def _name_problem(text: str | None) -> str | None:
+    try:
+        check_name((text or "").strip(), "name")
+    except InvalidRequest:
+        return "Up to 63 lower-case letters, digits, '.', '_' and '-'; a letter or digit first."
+    return None

@@ -1,0 +1,206 @@
+"""Filters of batches, requests and dead letters, as addresses of pages hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlencode
+from uuid import UUID
+
+from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
+from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import BatchId, format_batch_id, parse_batch_id
+from lowtide.dead_letters.model import LetterFilter, LetterState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowtide.core.ids import TenantId
+
+
+PATH: Final = "/batches"
+ORDERS: Final[Mapping[BatchOrder, str]] = {
+    BatchOrder.ACTIVE: "Active first",
+    BatchOrder.NEWEST: "Newest first",
+    BatchOrder.OLDEST: "Oldest first",
+}
+_LONGEST: Final = 256
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchQuery:
+    """What a visitor chose or linked to; what an address says wrongly is left out of it."""
+
+    statuses: tuple[BatchStatus, ...] = ()
+    sla: tuple[SlaState, ...] = ()
+    user: str = ""
+    tenant: str = ""
+    order: BatchOrder = BatchOrder.NEWEST
+    after: BatchMark | None = None
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
+        """Return the query of an address."""
+        order = _choices(BatchOrder, parameters.get("order", ""))
+        return cls(
+            statuses=_choices(BatchStatus, parameters.get("status", "")),
+            sla=_choices(SlaState, parameters.get("sla", "")),
+            user=clean(parameters.get("user", "")),
+            tenant=clean(parameters.get("tenant", "")),
+            order=order[0] if order else BatchOrder.NEWEST,
+            after=_mark(parameters.get("after", "")),
+        )
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.statuses or self.sla or self.user or self.tenant)
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        parameters = {
+            "status": ",".join(self.statuses),
+            "sla": ",".join(self.sla),
+            "user": self.user,
+            "tenant": self.tenant,
+            "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
+            "after": "" if self.after is None else str(self.after),
+        }
+        said = urlencode({name: value for name, value in parameters.items() if value}, safe=",")
+        return f"{PATH}?{said}" if said else PATH
+
+    def filter(self, tenants: Mapping[TenantId, str]) -> BatchFilter:
+        """Return the batches that are meant; raises NotFound for a tenant that is not there."""
+        chosen = None
+        if self.tenant:
+            named = [tenant for tenant, name in tenants.items() if name == self.tenant]
+            if not named:
+                raise NotFound(f"There is no tenant {self.tenant!r} that you can see.")
+            chosen = named[0]
+        return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, chosen)
+
+    def at_first_page(self) -> BatchQuery:
+        """Return the same from its beginning."""
+        return replace(self, after=None)
+
+
+def clean(text: str) -> str:
+    """Return what PostgreSQL can compare with."""
+    return text.replace("\x00", "").strip()[:_LONGEST]
+
+
+def _choices(kind: type[_Choice], text: str) -> tuple[_Choice, ...]:
+    wanted = text.split(",")
+    return tuple(choice for choice in kind if choice.value in wanted)
+
+
+def _mark(text: str) -> BatchMark | None:
+    try:
+        batch = UUID(hex=text[1:])
+    except ValueError:
+        return None
+    return BatchMark(BatchId(batch), active=text[0] == "a") if text[0] in "ae" else None
+
+
+@dataclass(frozen=True, slots=True)
+class LineQuery:
+    """Which of a batch's requests a page shows, and which it looks into.
+
+    `custom_id` is how theirs begin.
+    """
+
+    batch: BatchId
+    status: RequestStatus | None = None
+    custom_id: str = ""
+    after: int = 0
+    line: int | None = None
+
+    @classmethod
+    def read(cls, batch: BatchId, parameters: Mapping[str, str]) -> LineQuery:
+        """Return the query of an address; what it says wrongly is left out."""
+        status = _choices(RequestStatus, parameters.get("status", ""))
+        return cls(
+            batch,
+            status[0] if status else None,
+            clean(parameters.get("custom_id", "")),
+            _number(parameters.get("after", "")) or 0,
+            _number(parameters.get("line", "")),
+        )
+
+    def address(self) -> str:
+        """Return the address that shows this again."""
+        parameters = {
+            "status": "" if self.status is None else self.status.value,
+            "custom_id": self.custom_id,
+            "after": str(self.after or ""),
+            "line": "" if self.line is None else str(self.line),
+        }
+        said = urlencode({name: value for name, value in parameters.items() if value})
+        path = f"{PATH}/{format_batch_id(self.batch)}"
+        return f"{path}?{said}" if said else path
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+
+
+ANY: Final = "all"
+STATES: Final[Mapping[str, str]] = {
+    **{state.value: state.value.capitalize() for state in LetterState},
+    ANY: "All states",
+}
+_LONGEST_FIELD: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LetterQuery:
+    """What a visitor typed or linked to; nothing of it is checked before `filter`."""
+
+    tenant: str = ""
+    batch: str = ""
+    code: str = ""
+    state: str = LetterState.OPEN.value
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> LetterQuery:
+        """Return the query of an address."""
+        return cls(
+            tenant=parameters.get("tenant", "")[:_LONGEST_FIELD],
+            batch=parameters.get("batch_id", "").strip()[:_LONGEST_FIELD],
+            code=parameters.get("error_code", "").strip()[:_LONGEST_FIELD],
+            state=parameters.get("state") or LetterState.OPEN.value,
+        )
+
+    def filter(self) -> LetterFilter:
+        """Return the letters that are meant; raises InvalidRequest."""
+        batch = parse_batch_id(self.batch) if self.batch else None
+        if self.batch and batch is None:
+            raise InvalidRequest(f"{self.batch[:100]!r} is not the id of a batch: use batch_….")
+        if "\x00" in self.code:
+            raise InvalidRequest("An error code has no U+0000.")
+        if self.state not in STATES:
+            raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
+        state = None if self.state == ANY else LetterState(self.state)
+        return LetterFilter(batch, self.code or None, state)
+
+    def chosen_tenant(self, tenants: Mapping[TenantId, str]) -> TenantId:
+        """Return the tenant that is meant, the first one without a name; raises NotFound."""
+        for tenant, name in tenants.items():
+            if self.tenant in ("", name):
+                return tenant
+        raise NotFound(f"No tenant {self.tenant[:100]!r}.")
+
+    def address(self, path: str, **more: str) -> str:
+        """Return a link that shows the same; what is as usual is left out."""
+        parts = {
+            **more,
+            "tenant": self.tenant,
+            "batch_id": self.batch,
+            "error_code": self.code,
+            "state": "" if self.state == LetterState.OPEN else self.state,
+        }
+        query = urlencode({name: value for name, value in parts.items() if value})
+        return f"{path}?{query}" if query else path

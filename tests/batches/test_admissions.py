@@ -1,0 +1,153 @@
+"""What a new batch is promised beside the open work of all tenants; the outlook of those there are."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.batches.admission import AdmissionPolicy
+from lowtide.batches.forecast import OutlookStore
+from lowtide.batches.model import Batch, NewBatch, SlaState
+from lowtide.core.errors import Conflict
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
+from lowtide.core.pools import Pool
+from lowtide.engines.breaker import BreakerState
+from lowtide.events.model import EventType, batch_event
+from lowtide.planning.demand import Capacity, Rate
+from tests.worlds import World, done, together
+
+HOUR = 3600
+# 3,600 lines an hour; nothing is lost.
+CAPACITY = Capacity(rate=1.0, replicas=1, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
+OPEN, STRICT = AdmissionPolicy(CAPACITY), AdmissionPolicy(CAPACITY, strict=True)
+
+
+def _create(
+    world: World,
+    lines: int,
+    policy: AdmissionPolicy = OPEN,
+    *,
+    tenant: TenantId = DEFAULT_TENANT,
+    key: str | None = None,
+) -> Batch:
+    """Create a batch that is due in an hour."""
+    now = datetime.now(UTC)
+    new = NewBatch(
+        id=BatchId(new_id()), tenant=tenant, user="me",
+        input_file=world.file(tenant, lines=lines).id, endpoint="/v1/embeddings",
+        completion_window="1h", created_at=now, deadline=now + timedelta(seconds=HOUR),
+        metadata=None, idempotency_key=key,
+    )  # fmt: skip
+    event = batch_event(new_id(), EventType.BATCH_CREATED, tenant, new.id)
+    return world.batches.create(new, event, policy)[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"), [(3500, SlaState.IN_PROGRESS), (3601, SlaState.AT_RISK)]
+)
+def test_a_batch_is_told_its_state_when_it_is_created(
+    world: World, lines: int, state: SlaState
+) -> None:
+    assert _create(world, lines).sla_state is state
+
+
+def test_other_tenants_work_counts(world: World) -> None:
+    other = world.tenant("other")
+    assert _create(world, 2000, tenant=other).sla_state is SlaState.IN_PROGRESS
+    assert _create(world, 2000).sla_state is SlaState.AT_RISK
+
+
+def test_strict_refuses_and_records_nothing(world: World) -> None:
+    before = world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")
+    with pytest.raises(
+        Conflict, match=r"the earliest deadline that can be held now is .*, a window"
+    ):
+        _create(world, 3601, STRICT)
+    assert (world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")) == before
+
+
+def test_strict_does_not_refuse_a_retry(world: World) -> None:
+    first = _create(world, 3500, STRICT, key="once")
+    assert _create(world, 3500, STRICT, key="once").id == first.id
+    with pytest.raises(Conflict):
+        _create(world, 3500, STRICT, key="another")
+
+
+def test_strict_gives_the_same_capacity_away_once(world: World) -> None:
+    def tries() -> bool:
+        try:
+            _create(world, 2000, STRICT)
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(together(*[tries] * 4)) == [False, False, False, True]
+
+
+def test_the_outlook_counts_open_lines_by_deadline(world: World) -> None:
+    other = world.tenant("other")
+    waiting = _create(world, 70)
+    running = world.batch(10, tenant=other, due_in=100)
+    ended = world.batch(5, due_in=50)
+    world.cancel(ended)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    gone = world.queue.open_lease(Pool.DEDICATED, "gone")
+    world.expire_lease(gone)
+    for pool, state in (
+        (Pool.DEDICATED, BreakerState.OPEN),
+        (Pool.SPOT, BreakerState.PROBING),
+        (Pool.SPOT, BreakerState.STARTING),
+    ):
+        away = world.queue.open_lease(pool, state)
+        world.queue.report_engine(away, state, "It does not answer.")
+    claims = world.queue.claim(lease, Pool.SPOT, 3)
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    world.run(
+        "INSERT INTO service_rates (pool, model, seconds, lines, squares, weights) "
+        "VALUES ('spot', 'm', 100, 50, 25, 10000)"
+    )
+    outlook = OutlookStore(world.api).look()
+    assert [(work.model, work.lines, work.ended) for work in outlook.work] == [
+        ("m", 7, 3),
+        (None, 70, 0),
+    ]
+    assert outlook.work[1].deadline == waiting.deadline
+    assert outlook.workers == {Pool.SPOT: 1}
+    assert outlook.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
+    batch = world.batches.get(other, running)
+    assert outlook.eta(batch, prior=0.5) == outlook.at + timedelta(seconds=14)
+
+
+def test_an_empty_outlook(world: World) -> None:
+    outlook = OutlookStore(world.api).look()
+    assert (outlook.work, outlook.workers, outlook.rates) == ((), {}, {})
+    assert abs(outlook.at - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_replica_time_adds_up_by_pool(world: World) -> None:
+    batch = world.batch(2)
+    with world.worker.begin() as connection:
+        for pool, seconds in (("spot", 1.5), ("spot", 2.0), ("dedicated", 4.0)):
+            connection.execute(
+                text(
+                    "INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, replica_seconds) "
+                    "VALUES (:batch, :pool, :lease, :tenant, :seconds)"
+                ),
+                {
+                    "batch": batch,
+                    "pool": pool,
+                    "lease": new_id(),
+                    "tenant": DEFAULT_TENANT,
+                    "seconds": seconds,
+                },
+            )
+    found = world.batches.get(DEFAULT_TENANT, batch)
+    assert (found.spot_seconds, found.dedicated_seconds) == (3.5, 4.0)
+
+
+def test_open_creations_do_not_wait_for_each_other(world: World) -> None:
+    made = together(*[partial(_create, world, 10)] * 4)
+    assert all(batch.sla_state is SlaState.IN_PROGRESS for batch in made)

@@ -1,0 +1,64 @@
+"""Where a batch stands against its deadline."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lowtide.batches.model import Batch, BatchStatus, SlaState
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
+
+DEADLINE = datetime(2026, 1, 2, tzinfo=UTC)
+EARLY, LATE = DEADLINE - timedelta(seconds=1), DEADLINE + timedelta(seconds=1)
+
+
+def example(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None = None) -> Batch:
+    """Return a batch that is due at DEADLINE."""
+    names = ("completed", "failed", "expired", "cancelled")
+    ends = {name: ended if name == status else None for name in names}
+    return Batch(
+        id=BatchId(uuid.UUID(int=1)), tenant=DEFAULT_TENANT, user="u",
+        input_file=FileId(uuid.UUID(int=2)), input_key="k", endpoint="/v1/embeddings", model=None,
+        completion_window="24h", status=status, created_at=EARLY - timedelta(days=1),
+        deadline=DEADLINE, in_progress_at=None, finalizing_at=None,
+        completed_at=ends["completed"], failed_at=ends["failed"], expired_at=ends["expired"],
+        cancelling_at=None, cancelled_at=ends["cancelled"], at_risk=at_risk, total=0, completed=0,
+        failed=0, output_file=None, error_file=None, errors=(), metadata=None, input_tokens=0,
+        output_tokens=0, interruptions=0, retries=0, escalations=0, finished_on_dedicated=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "state"),
+    [
+        *(
+            pytest.param(example(status, at_risk=risk), state, id=f"{status} {state}")
+            for status in (
+                BatchStatus.VALIDATING,
+                BatchStatus.IN_PROGRESS,
+                BatchStatus.FINALIZING,
+                BatchStatus.CANCELLING,
+            )
+            for risk, state in ((False, SlaState.IN_PROGRESS), (True, SlaState.AT_RISK))
+        ),
+        *(
+            pytest.param(example(status, ended=ended), state, id=f"{status} {state}")
+            for status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
+            for ended, state in (
+                (EARLY, SlaState.MET),
+                (DEADLINE, SlaState.MET),
+                (LATE, SlaState.BREACHED),
+            )
+        ),
+        pytest.param(example(BatchStatus.EXPIRED, ended=EARLY), SlaState.BREACHED, id="expired"),
+        pytest.param(
+            example(BatchStatus.COMPLETED, at_risk=True, ended=EARLY),
+            SlaState.MET,
+            id="was at risk",
+        ),
+    ],
+)
+def test_sla_state(batch: Batch, state: SlaState) -> None:
+    assert batch.sla_state is state

@@ -1,0 +1,162 @@
+"""Batches as users see them: creating once, paging, counting."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+
+from lowtide.batches.model import NewBatch
+from lowtide.core.errors import Conflict, IdempotencyKeyReused, NotFound
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, new_id
+from lowtide.core.pools import Pool
+from lowtide.events.model import EventType, batch_event
+from lowtide.files.model import Purpose
+from tests.worlds import World, done, together
+
+
+def _new(file: FileId, key: str | None = None) -> NewBatch:
+    now = datetime.now(UTC)
+    return NewBatch(
+        id=BatchId(new_id()), tenant=DEFAULT_TENANT, user="me", input_file=file,
+        endpoint="/v1/embeddings", completion_window="1h", created_at=now,
+        deadline=now + timedelta(hours=1), metadata={"a": "é"}, output_expires_after=None,
+        idempotency_key=key,
+    )  # fmt: skip
+
+
+def _create(world: World, new: NewBatch) -> tuple[BatchId, bool]:
+    event = batch_event(new_id(), EventType.BATCH_CREATED, new.tenant, new.id)
+    batch, made = world.batches.create(new, event)
+    return batch.id, made
+
+
+def test_a_new_batch_is_as_it_was_asked_for(world: World) -> None:
+    file = world.file()
+    new = _new(file.id)
+    assert _create(world, new) == (new.id, True)
+    batch = world.batches.get(DEFAULT_TENANT, new.id)
+    assert (batch.user, batch.input_file, batch.input_key) == ("me", file.id, file.object_key)
+    assert (batch.created_at, batch.deadline, batch.metadata) == (
+        new.created_at,
+        new.deadline,
+        {"a": "é"},
+    )
+    assert (batch.status, batch.total, batch.completed, batch.failed, batch.model) == (
+        "validating",
+        0,
+        0,
+        0,
+        None,
+    )
+    assert world.events(new.id) == {EventType.BATCH_CREATED.value: 1}
+
+
+def test_an_idempotency_key_makes_one_batch(world: World) -> None:
+    file = world.file()
+    first = _new(file.id, "key")
+    assert _create(world, first) == (first.id, True)
+    assert _create(world, _new(file.id, "key")) == (first.id, False)
+    other = _new(file.id, "another")
+    assert _create(world, other) == (other.id, True)
+    assert world.value("SELECT count(*) FROM outbox") == 2
+
+
+def test_an_idempotency_key_is_its_tenants_own(world: World) -> None:
+    mine = world.new_batch(idempotency_key="key")
+    theirs = world.new_batch(world.tenant("other"), idempotency_key="key")
+    assert mine != theirs
+    assert world.value("SELECT count(*) FROM batches") == 2
+
+
+def test_one_of_two_bodies_under_one_key_at_once_is_refused(world: World) -> None:
+    file = world.file().id
+
+    def create(key: str, digest: bytes) -> bool:
+        new = replace(_new(file, key), idempotency_digest=digest)
+        try:
+            return _create(world, new)[1]
+        except IdempotencyKeyReused:
+            return False
+
+    for key in "abcde":
+        made = together(partial(create, key, b"one"), partial(create, key, b"other"))
+        assert sorted(made) == [False, True]
+        with pytest.raises(IdempotencyKeyReused):
+            _create(world, replace(_new(file, key), idempotency_digest=b"third"))
+    assert world.value("SELECT count(*) FROM batches") == 5
+
+
+def test_the_same_key_at_once_makes_one_batch(world: World) -> None:
+    file = world.file().id
+    for round_ in range(5):
+        made = together(*[partial(_create, world, _new(file, str(round_))) for _ in range(4)])
+        assert len({id_ for id_, _ in made}) == 1
+        assert sorted(new for _, new in made) == [False, False, False, True]
+    assert world.value("SELECT count(*) FROM outbox") == 5
+
+
+@pytest.mark.parametrize("file", ["unknown", "another tenant's", "an output"])
+def test_a_batch_needs_an_input_file_of_its_tenant(world: World, file: str) -> None:
+    if file == "unknown":
+        id_ = FileId(uuid.uuid4())
+    elif file == "an output":
+        id_ = world.file(purpose=Purpose.BATCH_OUTPUT).id
+    else:
+        id_ = world.file(world.tenant("other")).id
+    with pytest.raises(NotFound) as caught:
+        _create(world, _new(id_))
+    assert caught.value.param == "input_file_id"
+    assert world.value("SELECT count(*) FROM batches") == 0
+    assert world.value("SELECT count(*) FROM outbox") == 0
+
+
+def test_pages_are_complete_and_newest_first(world: World) -> None:
+    mine = [world.new_batch() for _ in range(7)]
+    for _ in range(3):
+        world.new_batch(world.tenant(str(uuid.uuid4())))
+    seen: list[BatchId] = []
+    after = None
+    while page := world.batches.page(DEFAULT_TENANT, after=after, limit=3):
+        seen += [batch.id for batch in page]
+        after = seen[-1]
+    assert seen == sorted(mine, reverse=True)
+
+
+def test_counts_add_up_at_every_step(world: World) -> None:
+    batch = world.batch(6)
+    leases = [world.queue.open_lease(Pool.SPOT, "w") for _ in range(2)]
+    for step in range(6):
+        lease = leases[step % 2]
+        (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
+        world.queue.settle(lease, [done(claim, succeeded=step % 3 != 0)], [])
+        seen = world.batches.get(DEFAULT_TENANT, batch)
+        assert (seen.total, seen.completed + seen.failed) == (6, step + 1)
+        assert seen.failed == step // 3 + 1
+        assert (seen.input_tokens, seen.output_tokens) == (3 * (step + 1), 5 * (step + 1))
+
+
+@pytest.mark.parametrize("call", ["get", "cancel"])
+@pytest.mark.parametrize("whose", ["nobody's", "another tenant's"])
+def test_unknown_and_foreign_batches_look_alike(world: World, call: str, whose: str) -> None:
+    batch = (
+        BatchId(uuid.uuid4()) if whose == "nobody's" else world.batch(1, tenant=world.tenant("t"))
+    )
+    before = world.contents()
+    with pytest.raises(NotFound, match="check the id"):
+        world.batches.get(DEFAULT_TENANT, batch) if call == "get" else world.cancel(batch)
+    assert world.contents() == before
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled"])
+def test_what_is_over_cannot_be_cancelled(world: World, status: str) -> None:
+    batch = world.batch(1)
+    world.run("UPDATE batches SET status = :status", status=status)
+    before = world.contents()
+    with pytest.raises(Conflict) as caught:
+        world.cancel(batch)
+    assert caught.value.code == "batch_not_cancellable"
+    assert world.contents() == before

@@ -1,0 +1,105 @@
+"""When a batch will probably be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.batches.forecast import OpenWork, Outlook
+from lowtide.batches.model import BatchStatus
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import Rate, Sample
+from tests.batches.test_batches import DEADLINE, example
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOW = DEADLINE - timedelta(hours=2)
+PRIOR = 0.5
+TWO_ON_SPOT = {Pool.SPOT: 2}
+BOTH = {Pool.SPOT: 1, Pool.DEDICATED: 1}
+
+
+def _due(hours: float, lines: int, model: str | None = "m", *, retried: int = 0) -> OpenWork:
+    return OpenWork(NOW + timedelta(hours=hours), model, lines, ended=200, retried=retried)
+
+
+def _rate(lines_a_second: float) -> Rate:
+    return Rate().fold([Sample(int(lines_a_second * 1000), 1000.0)])
+
+
+@pytest.mark.parametrize(
+    ("others", "workers", "rates", "seconds"),
+    [
+        pytest.param([], TWO_ON_SPOT, {}, 60, id="alone, at the prior"),
+        pytest.param([], BOTH, {}, 60, id="both pools"),
+        pytest.param([_due(1, 30)], TWO_ON_SPOT, {}, 90, id="behind one"),
+        pytest.param([_due(3, 30)], TWO_ON_SPOT, {}, 60, id="ahead of one"),
+        pytest.param([], {}, {}, None, id="no worker"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "m"): _rate(1)}, 30, id="measured"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, ""): _rate(1)}, 30, id="measured, mixed"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "n"): _rate(9)}, 60, id="another model"),
+        pytest.param([], TWO_ON_SPOT, {(Pool.DEDICATED, "m"): _rate(9)}, 60, id="another pool"),
+        pytest.param(
+            [_due(1, 60, "n")],
+            TWO_ON_SPOT,
+            {(Pool.SPOT, "m"): _rate(1), (Pool.SPOT, "n"): _rate(0.5)},
+            90,
+            id="behind a slower model",
+        ),
+        pytest.param([_due(3, 0, retried=400)], TWO_ON_SPOT, {}, 100, id="retries"),
+    ],
+)
+def test_eta(
+    others: list[OpenWork],
+    workers: Mapping[Pool, int],
+    rates: Mapping[tuple[Pool, str], Rate],
+    seconds: float | None,
+) -> None:
+    running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    eta = Outlook(NOW, (*others, _due(2, 60)), workers, rates).eta(running, PRIOR)
+    if seconds is None:
+        assert eta is None
+    else:
+        assert eta is not None
+        assert (eta - NOW).total_seconds() == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("status", sorted(set(BatchStatus) - {BatchStatus.IN_PROGRESS}))
+def test_only_a_batch_in_progress_has_one(status: BatchStatus) -> None:
+    outlook = Outlook(NOW, (), TWO_ON_SPOT)
+    assert outlook.eta(replace(example(status), total=10), PRIOR) is None
+
+
+@pytest.mark.parametrize(
+    ("paused", "seconds"), [((), 60), ((Pool.SPOT,), 120), (tuple(Pool), None)], ids=str
+)
+def test_workers_of_paused_pools_end_nothing(
+    paused: tuple[Pool, ...], seconds: float | None
+) -> None:
+    running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    outlook = Outlook(NOW, (_due(2, 60),), BOTH, paused=frozenset(paused))
+    eta = outlook.eta(running, PRIOR)
+    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
+
+
+@pytest.mark.parametrize(
+    ("workers", "paused", "seconds"),
+    [
+        pytest.param({Pool.SPOT: 3, Pool.DEDICATED: 1}, (), 120, id="beside spot"),
+        pytest.param(TWO_ON_SPOT, (), None, id="spot alone"),
+        pytest.param(BOTH, (Pool.DEDICATED,), None, id="its own is paused"),
+    ],
+)
+def test_lines_that_stay_on_dedicated_wait_for_its_workers(
+    workers: Mapping[Pool, int], paused: tuple[Pool, ...], seconds: float | None
+) -> None:
+    running = replace(
+        example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5, pool=Pool.DEDICATED
+    )
+    outlook = Outlook(NOW, (_due(2, 60),), workers, paused=frozenset(paused))
+    eta = outlook.eta(running, PRIOR)
+    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds

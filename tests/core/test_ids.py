@@ -1,0 +1,117 @@
+"""Public ids: one-to-one with UUIDs, ordered by time, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.core.ids import (
+    BatchId,
+    FileId,
+    derived_file_id,
+    format_batch_id,
+    format_file_id,
+    format_request_id,
+    parse_batch_id,
+    parse_file_id,
+    parse_request_id,
+    uuid7,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@given(st.uuids())
+def test_ids_survive_a_round_trip(value: uuid.UUID) -> None:
+    assert parse_batch_id(format_batch_id(BatchId(value))) == value
+    assert parse_file_id(format_file_id(FileId(value))) == value
+
+
+@given(st.uuids(), st.integers(1, 2**31 - 1))
+def test_request_ids_survive_a_round_trip(value: uuid.UUID, line: int) -> None:
+    assert parse_request_id(format_request_id(BatchId(value), line)) == (value, line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(f"batch_{'0' * 40}", id="another kind"),
+        pytest.param(f"batch_req_{'0' * 39}", id="too short"),
+        pytest.param(f"batch_req_{'0' * 40}1", id="too long"),
+        pytest.param(f"batch_req_{'0' * 40}", id="line 0"),
+        pytest.param(f"batch_req_{'0' * 32}80000000", id="a line beyond"),
+        pytest.param(f"batch_req_{'0' * 32}0000000g", id="not hexadecimal"),
+        pytest.param(f"batch_req_{'0' * 32}0000000\u0661", id="another script's digit"),
+        pytest.param(f"batch_req_{'0' * 32}-0000001", id="a sign"),
+        pytest.param(f"batch_req_{'A' * 32}00000001", id="upper case"),
+    ],
+)
+def test_anything_else_is_no_request_id(text: str) -> None:
+    assert parse_request_id(text) is None
+
+
+@given(st.text())
+def test_what_parses_is_exactly_what_is_printed(text: str) -> None:
+    batch = parse_batch_id(text)
+    assert batch is None or format_batch_id(batch) == text
+
+
+_HEX = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("batch_", id="no digits"),
+        pytest.param(_HEX, id="no prefix"),
+        pytest.param(f"file-{_HEX}", id="another kind"),
+        pytest.param(f"batch_{_HEX[:-1]}", id="too short"),
+        pytest.param(f"batch_{_HEX}0", id="too long"),
+        pytest.param(f"batch_{_HEX.upper()}", id="upper case"),
+        pytest.param(f"batch_{_HEX[:-1]}g", id="not hexadecimal"),
+        pytest.param(f"batch_{_HEX[:-1]}\u0661", id="another script's digit"),
+        pytest.param(f"batch_{_HEX[:-2]}\x00\x00", id="NUL"),
+        pytest.param(f"batch_{{{_HEX[:-2]}}}", id="braces"),
+        pytest.param(f"batch_batch_{_HEX}", id="prefix twice"),
+        pytest.param(f"batch_../../{_HEX[:-6]}", id="path"),
+    ],
+)
+def test_anything_else_is_no_batch_id(text: str) -> None:
+    assert parse_batch_id(text) is None
+
+
+def test_a_uuid7_is_one_and_sorts_by_time() -> None:
+    def most(count: int) -> bytes:
+        return b"\xff" * count
+
+    def least(count: int) -> bytes:
+        return b"\x00" * count
+
+    early = uuid7(NOON, most)
+    late = uuid7(NOON + timedelta(milliseconds=1), least)
+    assert early < late
+    for made in (early, late):
+        assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert early.int >> 80 == int(NOON.timestamp() * 1000)
+
+
+@given(st.uuids(), st.sampled_from(["output", "error"]))
+def test_a_batchs_own_files_keep_their_ids(value: uuid.UUID, role: str) -> None:
+    batch = BatchId(value)
+    file = derived_file_id(batch, role)
+    assert file == derived_file_id(batch, role)
+    assert file.version == 7
+    assert file.int >> 80 == value.int >> 80
+    assert derived_file_id(batch, "output") != derived_file_id(batch, "error")
+
+
+def test_request_ids_name_batch_and_line() -> None:
+    batch = BatchId(uuid.UUID(int=5))
+    assert format_request_id(batch, 255) == f"batch_req_{batch.hex}000000ff"
+    assert len({format_request_id(batch, line) for line in range(1, 1000)}) == 999

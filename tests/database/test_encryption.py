@@ -1,0 +1,182 @@
+"""TLS to PostgreSQL. The embedded server has none: a proxy before it ends TLS, as a pooler would."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError
+
+from lowtide.core.errors import Unavailable
+from lowtide.database.connections import begin, connect, encryption
+from lowtide.database.prepared import hot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Database
+
+SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
+HOST = "127.0.0.1"
+
+
+class Proxy:
+    """Takes TLS for a server that has none, and counts the connections that came by it."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self._behind, self._context = port, context
+        self._listener = socket.create_server((HOST, 0))
+        self.port = self._listener.getsockname()[1]
+        self.encrypted = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._take, args=(client,), daemon=True).start()
+
+    def _take(self, client: socket.socket) -> None:
+        with client:
+            if client.recv(8, socket.MSG_WAITALL) != SSL_REQUEST:
+                return
+            client.sendall(b"S")
+            try:
+                encrypted = self._context.wrap_socket(client, server_side=True)
+            except OSError:
+                return
+            with encrypted, socket.create_connection((HOST, self._behind)) as server:
+                self.encrypted += 1
+                relay(encrypted, server)
+
+
+def relay(encrypted: ssl.SSLSocket, server: socket.socket) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(encrypted, selectors.EVENT_READ, server)
+        selector.register(server, selectors.EVENT_READ, encrypted)
+        while True:
+            for key, _ in selector.select():
+                source = encrypted if key.fileobj is encrypted else server
+                data = source.recv(65536)
+                while encrypted.pending():
+                    data += encrypted.recv(65536)
+                if not data:
+                    return
+                key.data.sendall(data)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def proxy(database: Database, authority: trustme.CA) -> Iterator[Proxy]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("db.example", HOST).configure_cert(context)
+    proxy = Proxy(database.server.port, context)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def roots(authority: trustme.CA, tmp_path: Path) -> str:
+    authority.cert_pem.write_to_path(str(tmp_path / "roots.pem"))
+    return str(tmp_path / "roots.pem")
+
+
+def through(database: Database, proxy: Proxy, query: dict[str, str], host: str = HOST) -> str:
+    url = make_url(database.url("worker")).set(host=host, port=proxy.port, query=query)
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("mode", [None, "prefer", "require", "verify-ca", "verify-full"])
+def test_what_is_sent_is_encrypted(
+    database: Database, proxy: Proxy, roots: str, mode: str | None
+) -> None:
+    query = {} if mode is None else {"sslmode": mode}
+    if mode is not None and mode.startswith("verify"):
+        query["sslrootcert"] = roots
+    engine = connect(through(database, proxy, query), pool_size=1)
+    for _ in range(2):
+        with begin(engine) as connection:
+            assert connection.execute(hot("SELECT cast(:n AS text)"), {"n": "x" * 99_999}).scalar()
+            connection.execute(text("SELECT 1"))
+    engine.dispose()
+    assert proxy.encrypted == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "host"),
+    [
+        pytest.param({"sslmode": "verify-full"}, HOST, id="an authority that nobody trusts"),
+        pytest.param({"sslrootcert": "system"}, HOST, id="the system's authorities"),
+        pytest.param(
+            {"sslmode": "verify-full", "sslrootcert": ""}, "localhost", id="a name of another"
+        ),
+        pytest.param({"sslmode": "require", "sslrootcert": "other"}, HOST, id="another authority"),
+    ],
+)
+def test_who_is_not_the_server_gets_nothing(
+    database: Database,
+    proxy: Proxy,
+    roots: str,
+    tmp_path: Path,
+    query: dict[str, str],
+    host: str,
+) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    files = {"": roots, "other": str(other), "system": "system"}
+    if "sslrootcert" in query:
+        query = {**query, "sslrootcert": files[query["sslrootcert"]]}
+    engine = connect(through(database, proxy, query, host), pool_size=1, timeout=5)
+    with pytest.raises(Unavailable), begin(engine):
+        pass
+    assert proxy.encrypted == 0
+
+
+def test_a_server_without_tls_is_refused_where_it_must_be(database: Database) -> None:
+    plain = connect(f"{database.url('worker')}?sslmode=prefer", pool_size=1)
+    with begin(plain) as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    plain.dispose()
+    strict = connect(f"{database.url('worker')}?sslmode=require", pool_size=1)
+    with pytest.raises((InterfaceError, Unavailable)), begin(strict):
+        pass
+
+
+def test_plainly_is_without_asking(database: Database, proxy: Proxy) -> None:
+    engine = connect(through(database, proxy, {"sslmode": "disable"}), pool_size=1, timeout=5)
+    with pytest.raises(Unavailable), begin(engine):
+        pass
+    assert proxy.encrypted == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("sslmode=sometimes", "sslmode=sometimes in the database's address is none of disable"),
+        ("sslmode=verify-full&sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
+        ("sslmode=require&sslrootcert=system", "say sslmode=verify-full"),
+        ("sslmode=verify-ca", "say sslmode=verify-full"),
+        ("sslrootcert=/some/ca.pem", "sslmode=prefer verifies nothing"),
+        ("ssl=true", "unknown parameter in the database's address: ssl"),
+    ],
+)
+def test_what_an_address_cannot_say(query: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        encryption(make_url(f"postgresql://user:secret@db/lowtide?{query}"))

@@ -1,0 +1,226 @@
+"""The plans of the hot statements: an index each, no scan of a big table, no sort for a claim."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from sqlalchemy import text
+
+from lowtide.batches import store as batches_store
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
+from lowtide.files import store as files_store
+from lowtide.pipeline import final_store
+from lowtide.queue import claiming, draining
+from lowtide.queue import store as queue_store
+from lowtide.scheduler import plan
+from tests.plans import plan_nodes
+from tests.worlds import World, emptied
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+LINES = 5000
+BATCHES = 8
+BIG = {"queue", "claims", "tallies", "requests", "results", "batches", "files"}
+KEDA = Path(__file__).parents[2] / "keda"
+
+
+@pytest.fixture(scope="module")
+def loaded(shared_database: Database) -> World:
+    """Eight batches of 5,000 lines, half of them run, among 2,000 old batches and files."""
+    world = World(emptied(shared_database))
+    file = world.file()
+    new = [str(new_id()) for _ in range(BATCHES)]
+    values = {"tenant": DEFAULT_TENANT, "ids": new, "lines": LINES, "file": file.id}
+    for statement in (
+        """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+             completion_window, status, created_at, deadline, total)
+           SELECT id, :tenant, 'u', :file, 'k', '/v1/embeddings', '24h', 'in_progress', now(),
+             now() + n * interval '1 h', :lines
+           FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS b (id, n)""",
+        """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+             completion_window, status, created_at, deadline)
+           SELECT gen_random_uuid(), :tenant, 'u', :file, 'k', '/v1/embeddings', '24h', 'completed',
+             now(), now() FROM generate_series(1, 2000)""",
+        """INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, sha256, object_key,
+             status, created_at)
+           SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
+           FROM generate_series(1, 2000)""",
+        """INSERT INTO requests SELECT id, line, :tenant, line * 100, 90, line::text
+           FROM unnest(cast(:ids AS uuid[])) AS id, generate_series(1, :lines) AS line""",
+        """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
+           SELECT r.batch_id, r.tenant_id, b.deadline, now(), now(), r.line,
+             CASE WHEN mod(r.line, 10) = 0 THEN 'dedicated' ELSE 'spot' END
+           FROM requests r JOIN batches b ON b.id = r.batch_id WHERE mod(r.line, 2) = 0""",
+        """INSERT INTO results SELECT batch_id, tenant_id, batch_id, now(), now(), line, 1, 1, 200, 1,
+             0, true, false, false, 'spot', 'r', '{}' FROM requests WHERE mod(line, 2) = 1""",
+        """INSERT INTO claims SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 0, 0, 0,
+             false, 'spot' FROM requests WHERE mod(line, 20) = 1""",
+        """INSERT INTO tallies (batch_id, tenant_id, lease_id, pool)
+           SELECT id, tenant_id, gen_random_uuid(), pool
+           FROM batches, generate_series(1, 4), unnest('{spot,dedicated}'::text[]) AS pool""",
+    ):
+        world.run(statement, **values)
+    with shared_database.engine("owner").begin() as connection:
+        connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
+    return world
+
+
+def _under(nodes: list[dict[str, Any]], kind: str) -> set[str]:
+    """Return the kinds of all nodes below those of one kind."""
+    pending = [child for node in nodes if node["Node Type"] == kind for child in node["Plans"]]
+    found = set()
+    while pending:
+        node = pending.pop()
+        found.add(node["Node Type"])
+        pending += node.get("Plans", [])
+    return found
+
+
+def _kinds(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Node Type"] for node in nodes}
+
+
+def _scanned(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
+
+
+def _indexes(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in nodes if "Index Name" in node}
+
+
+def _a_batch(world: World) -> BatchId:
+    return BatchId(world.value("SELECT min(batch_id::text)::uuid FROM queue"))
+
+
+@pytest.mark.parametrize("lines", [1, 50, 200])
+@pytest.mark.parametrize("tenants", [1, 3])
+def test_a_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
+    lanes = [
+        {"batch": str(row.batch_id), "at": "-infinity", "line": 0}
+        for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
+    ]
+    shares = json.dumps([{"lines": lines, "lanes": lanes[n::tenants]} for n in range(tenants)])
+    nodes = plan_nodes(loaded.worker, claiming.TAKE, lease=new_id(), pool="spot", shares=shares)
+    assert _scanned(nodes) == set()
+    assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
+    of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {"queue_claim"}
+    (walk,) = [node for node in of_queue if "Index Name" in node]
+    # From the mark on, and no further than to what is available.
+    assert all(part in walk["Index Cond"] for part in ("pool", "batch_id", "ROW(", "<="))
+    # No sort of the lines that wait: the only ones are of the few that were taken.
+    assert "Sort" not in _under(nodes, "LockRows")
+
+
+def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100, without=[])
+    assert _scanned(nodes) == set()
+    assert "queue_claim" in _indexes(nodes)
+    assert "Sort" not in _kinds(nodes)
+
+
+@pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])
+def test_settling_looks_each_line_up(loaded: World, statement: str) -> None:
+    nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]", body=None)
+    assert _scanned(nodes) == set()
+    assert "claims_pkey" in _indexes(nodes)
+
+
+@pytest.mark.parametrize("lines", [10, 2000])
+def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
+    parameters = {"batch": _a_batch(loaded), "lines": lines, "ready": True}
+    nodes = plan_nodes(loaded.worker, plan.ESCALATE, **parameters)
+    assert _scanned(nodes) == set()
+    assert "Sort" not in _under(nodes, "LockRows")
+    assert "queue_claim" in _indexes(nodes)
+
+
+@pytest.mark.parametrize("lines", [10, 2000])
+def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
+    parameters = {"batch": _a_batch(loaded), "lines": lines, "reason": ""}
+    nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, **parameters)
+    assert _scanned(nodes) == set()
+    assert "Sort" not in _under(nodes, "LockRows")
+    assert "queue_claim" in _indexes(nodes)
+
+
+def test_a_tick_counts_lines_by_batch(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, plan.BATCHES)
+    assert _scanned(nodes) <= {"batches", "files"}
+    assert {"queue_claim", "claims_pkey", "tallies_pkey"} <= _indexes(nodes)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, count: int) -> None:
+    ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
+    ids[0] = _a_batch(loaded)
+    places = json.dumps([{"id": str(id_), "pool": "spot", "at": None, "line": 0} for id_ in ids])
+    nodes = plan_nodes(loaded.worker, draining.NOTHING_QUEUED, batches=places)
+    assert _scanned(nodes) == set()
+    looks = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert len(looks) == 2
+    assert all("batch_id" in look["Index Cond"] for look in looks)
+    nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
+    assert _scanned(nodes) == set()
+
+
+@pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
+def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
+    nodes = plan_nodes(
+        loaded.worker, final_store.LINES, batch=_a_batch(loaded), after=after, limit=2000
+    )
+    assert _scanned(nodes) == set()
+    assert {"requests_pkey", "results_pkey"} <= _indexes(nodes)
+
+
+@pytest.mark.parametrize("after", [None, "01000000-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize("what", ["batches", "files, newest first", "files, oldest first"])
+def test_a_page_is_read_off_its_index(loaded: World, what: str, after: str | None) -> None:
+    values: dict[str, Any] = {"tenant": DEFAULT_TENANT, "after": after, "limit": 21}
+    sql = str(batches_store._PAGE)
+    if what != "batches":
+        values["purpose"] = None
+        sql = str(files_store._PAGE["newest" in what])
+    nodes = plan_nodes(loaded.worker, sql, **values)
+    assert _scanned(nodes) == set()
+    assert "Sort" not in _kinds(nodes)
+    table = "batches" if what == "batches" else "files"
+    assert _indexes(nodes) & {f"{table}_newest", f"{table}_pkey"}
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+@pytest.mark.parametrize("file", ["infer-spot.yaml", "infer-dedicated.yaml"])
+def test_the_autoscalers_poll_is_bounded(loaded: World, file: str, *, paused: bool) -> None:
+    trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
+    sql = trigger["metadata"]["query"]
+    engine = loaded.database.engine("autoscaler")
+    with loaded.database.engine("operator").begin() as connection:
+        connection.execute(text("DELETE FROM paused_pools"))
+        if paused:
+            insert = (
+                "INSERT INTO paused_pools (pool, paused_by) VALUES ('spot', ''), ('dedicated', '')"
+            )
+            connection.execute(text(insert))
+    nodes = plan_nodes(engine, sql.replace(":", r"\:"))
+    assert _scanned(nodes) <= {"claims"}
+    walks = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert [(walk["Node Type"], walk["Index Name"]) for walk in walks] == [
+        ("Index Only Scan", "queue_claim")
+    ] * 2
+    # However much waits, the poll reads no more rows than its limits.
+    assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 3
+    whole = plan_nodes(engine, "SELECT count(*) FROM queue")
+    # The small tables of workers and wishes are most of it: the planner takes them for ten pages.
+    assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 5
+    with engine.connect() as connection:
+        value = connection.execute(text(sql)).scalar_one()
+    waiting = 0 if paused else 20
+    running = 20 if "spot" in file else 0
+    assert value == waiting + running
+    with loaded.database.engine("operator").begin() as connection:
+        connection.execute(text("DELETE FROM paused_pools"))

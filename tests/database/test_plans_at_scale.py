@@ -1,0 +1,337 @@
+"""What statements read at a thousand and at a million queued lines: the same.
+
+Each statement is run and undone, as its role, with the statistics of autovacuum's last look. What
+must be counted (a tick's view of everything) is read once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.batches import request_store
+from lowtide.batches import store as batches_store
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
+from lowtide.dead_letters import store as dead_letters_store
+from lowtide.dead_letters.model import LetterFilter
+from lowtide.events import outbox
+from lowtide.local.database import engine as admin_engine
+from lowtide.local.files import SUPERUSER
+from lowtide.pipeline import final_store
+from lowtide.queue import claiming, draining
+from lowtide.queue import store as queue_store
+from lowtide.scheduler import plan, samples, sweep
+from lowtide.status import vitals
+from lowtide.tenants import store as tenants_store
+from manifests.overlays import rendered
+from tests.loads import fill
+from tests.worlds import World, emptied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Database
+
+pytestmark = pytest.mark.slow
+
+BATCH_LINES, TENANTS, WORKERS, HELD = 50_000, 4, 200, 48
+BIG = {"queue", "requests", "results", "claims", "batches"}
+EMPTIED = "files, batches, requests, queue, claims, results, workers, tallies, dead_letters"
+LEASE = "00000000-0000-7000-8000-000000000001"
+LEVELS = json.dumps(
+    [{"pool": pool, "queued": 9, "running": 9, "desired": 9} for pool in ("spot", "dedicated")]
+)
+CLAIMS = """
+INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
+  interruptions, lost_leases, escalated, pool)
+SELECT q.batch_id, q.tenant_id, w.id, q.deadline, now(), now(), q.line, 0, 0, 0, false, 'spot'
+FROM (SELECT *, row_number() OVER (ORDER BY batch_id, line) AS n FROM queue
+  WHERE batch_id = :batch AND line <= :lines) q
+JOIN (SELECT id, row_number() OVER (ORDER BY id) AS n FROM workers) w
+  ON w.n = 1 + (q.n - 1) / :held
+"""
+RESULTS = """
+INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+  output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+  request_id, body)
+SELECT batch_id, tenant_id, batch_id, now(), now(), line, 3, 5, 200, 1, 0, true, false, false, 'spot',
+  'r', '{}' FROM queue WHERE batch_id = :batch AND line > :lines
+"""
+
+
+@dataclass
+class Load:
+    """A world with `lines` queued; batch `held` has lines in workers' hands, the rest of it ended."""
+
+    world: World
+    lines: int
+    held: BatchId
+    batch: BatchId
+    dedicated: BatchId
+    noted: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def lane(self) -> list[dict[str, object]]:
+        rows = self.world.rows("SELECT id FROM batches WHERE id <> :held", held=self.held)
+        return [{"batch": str(row.id), "at": "-infinity", "line": 0} for row in rows]
+
+
+@pytest.fixture(scope="module", params=[1000, 1_000_000], ids=["1k", "1M"])
+def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[Load]:
+    """Batches of up to 50,000 lines of four tenants, and 200 workers with 48 lines each."""
+    world = World(emptied(shared_database))
+    tenants = [DEFAULT_TENANT, *(world.tenant(f"scale {number}") for number in range(1, TENANTS))]
+    count = max(4, request.param // BATCH_LINES)
+    each = request.param // count
+    ids = [
+        fill(world, each, tenant=tenants[number % TENANTS], due_in=3600.0 * (number + 1))
+        for number in range(count)
+    ]
+    held = fill(world, 2 * WORKERS * HELD)
+    world.run(
+        "INSERT INTO workers (id, pool, name, expires_at) "
+        "SELECT gen_random_uuid(), 'spot', 'w', now() FROM generate_series(2, :count)",
+        count=WORKERS,
+    )
+    world.run(
+        "INSERT INTO workers (id, pool, name, expires_at) "
+        "VALUES (:lease, 'spot', 'w', now() + interval '1 h')",
+        lease=LEASE,
+    )
+    world.run(CLAIMS, batch=held, lines=WORKERS * HELD, held=HELD)
+    world.run(RESULTS, batch=held, lines=WORKERS * HELD)
+    world.run("DELETE FROM queue WHERE batch_id = :batch", batch=held)
+    world.run("UPDATE queue SET pool = 'dedicated' WHERE batch_id = :batch", batch=ids[1])
+    server = shared_database.server
+    url = server.url(SUPERUSER, server.cluster.password, shared_database.name)
+    with admin_engine(url).connect() as connection:
+        connection.execute(text(f"VACUUM (ANALYZE) {EMPTIED}"))
+    made = Load(world, request.param, held, ids[0], ids[1])
+    yield made
+    for name, (milliseconds, pages) in made.noted.items():
+        print(f"{request.param:>9,} lines  {name:<42} {milliseconds:9.2f} ms {pages:8,} pages")
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
+
+
+def run(load: Load, name: str, sql: str, *, role: str = "worker", **parameters: Any) -> Any:
+    """Run a statement and undo it; return its plan's nodes, and how many pages it looked at."""
+    with load.world.database.engine(role).connect() as connection:
+        if role == "api":
+            tenant = {"tenant": str(DEFAULT_TENANT)}
+            connection.execute(text("SELECT set_config('lowtide.tenant', :tenant, true)"), tenant)
+        explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}")
+        found = connection.execute(explain, parameters).scalar_one()
+        connection.rollback()
+    whole = (found if isinstance(found, list) else json.loads(found))[0]
+    nodes = _nodes(whole["Plan"])
+    pages = whole["Plan"]["Shared Hit Blocks"] + whole["Plan"]["Shared Read Blocks"]
+    load.noted[name] = (whole["Execution Time"], pages)
+    return nodes, pages
+
+
+def _scanned(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
+
+
+def _sorted_rows(nodes: list[dict[str, Any]]) -> int:
+    """Return how many rows the largest sort had."""
+    sizes = [int(node["Actual Rows"]) for node in nodes if node["Node Type"] == "Sort"]
+    return max(sizes, default=0)
+
+
+def _shares(load: Load) -> str:
+    lanes = load.lane()
+    return json.dumps([{"lines": 25, "lanes": lanes[0::2]}, {"lines": 25, "lanes": lanes[1::2]}])
+
+
+def _finished(load: Load) -> str:
+    rows = load.world.rows("SELECT batch_id, line FROM claims WHERE lease_id = :l", l=LEASE)
+    given = [
+        {"batch": str(row.batch_id), "line": row.line, "succeeded": True, "attempts": 1,
+         "input_tokens": 1, "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r",
+         "dead_letter": False, "cached_tokens": 0, "reasoning_tokens": 0, "reason": "", "delay": 0, "failed": False, "interrupted": True}
+        for row in rows
+    ]  # fmt: skip
+    assert len(given) == HELD
+    return json.dumps(given)
+
+
+def _requeued(load: Load) -> dict[str, Any]:
+    rows = load.world.rows(
+        "SELECT to_json(c) AS row FROM claims c WHERE lease_id = :lease", lease=LEASE
+    )
+    extra = {"reason": "", "delay": 0, "failed": False, "interrupted": True}
+    given = [
+        (row.row if isinstance(row.row, dict) else json.loads(row.row)) | extra for row in rows
+    ]
+    return {"rows": json.dumps(given), "open": [load.held]}
+
+
+def _place(load: Load) -> str:
+    return json.dumps([{"id": str(load.batch)}, {"id": str(load.held)}])
+
+
+SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
+    "look for lanes": (
+        claiming.LANES,
+        lambda _: {"pool": "spot", "most": claiming.LANES_A_TENANT, "without": []},
+        500,
+    ),
+    "claim 50": (
+        claiming.TAKE,
+        lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
+        1500,
+    ),
+    "claims in doubt": (str(claiming._UNSEEN), lambda _: {"lease": LEASE, "since": None}, 1000),
+    "lines of a tenant that run": (
+        str(claiming._RUNNING),
+        lambda _: {"tenants": [DEFAULT_TENANT]},
+        1000,
+    ),
+    "finish 48": (
+        queue_store.FINISH,
+        lambda load: {"lease": LEASE, "rows": _finished(load), "body": None},
+        2500,
+    ),
+    "take back 48": (
+        queue_store.TAKE_BACK,
+        lambda load: {"lease": LEASE, "rows": _finished(load)},
+        1000,
+    ),
+    "requeue 48": (str(queue_store._REQUEUE), _requeued, 2500),
+    "lock open batches": (
+        str(queue_store._LOCK_OPEN),
+        lambda load: {"batches": [load.batch, load.held]},
+        100,
+    ),
+    "nothing queued": (draining.NOTHING_QUEUED, lambda load: {"batches": _place(load)}, 200),
+    "drain": (
+        str(draining._DRAIN),
+        lambda load: {"batches": [load.batch, load.held]},
+        200,
+    ),
+    "escalate 100": (
+        plan.ESCALATE,
+        lambda load: {"batch": load.batch, "lines": 100, "ready": True},
+        6000,
+    ),
+    "give back 100": (
+        plan.GIVE_BACK,
+        lambda load: {"batch": load.dedicated, "lines": 100, "reason": ""},
+        6000,
+    ),
+    "revoke 100": (str(plan._REVOKE), lambda load: {"batch": load.held, "lines": 100}, 2000),
+    "escalate these": (
+        str(plan._ESCALATE_THESE),
+        lambda load: {"batch": load.batch, "lines": list(range(1, 101))},
+        6000,
+    ),
+    "a sample of the pools": (
+        samples.SAMPLE,
+        lambda _: {"levels": LEVELS, "last": None},
+        1500,
+    ),
+    "expire": (str(sweep._EXPIRE), lambda _: {}, 200),
+    "cancel due": (str(sweep._CANCEL_DUE), lambda _: {"grace": 1}, 200),
+    "silent batches": (str(sweep._SILENT), lambda _: {}, 500),
+    "stalled batches": (str(sweep._STALLED), lambda _: {"age": 1}, 200),
+    "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
+    "marks of risk": (
+        str(plan._MARK_RISK),
+        lambda load: {"at_risk": [load.batch]},
+        500,
+    ),
+    "replicas that are there": (str(plan._DEDICATED), lambda _: {}, 100),
+    "due events": (
+        outbox.DUE,
+        lambda _: {"limit": 100, "base": 10.0, "most": 300.0, "kept": 86_400.0},
+        1000,
+    ),
+    "a tenant's use": (tenants_store.USE, lambda _: {"tenant": DEFAULT_TENANT}, 500),
+    "finals, a page": (
+        final_store.LINES,
+        lambda load: {"batch": load.held, "after": 9000, "limit": 1000},
+        10_000,
+    ),
+    "requests, a page": (
+        request_store.PAGE,
+        lambda load: {
+            "batch": load.held, "after": 9000, "limit": 100, "status": None, "pool": None,
+        },
+        3000,
+    ),
+    "batches, a page": (
+        str(batches_store._PAGE),
+        lambda _: {"tenant": DEFAULT_TENANT, "after": None, "limit": 21},
+        500,
+    ),
+    "dead letters, a page": (
+        dead_letters_store.PAGE,
+        lambda _: {
+            **dead_letters_store.matches(DEFAULT_TENANT, LetterFilter()),
+            "at": None, "after_batch": new_id(), "after_line": 0, "limit": 20,
+        },
+        100,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_it_reads_what_it_needs_at_any_depth(load: Load, name: str) -> None:
+    """Bounds are counted in pages of 8 KB, and are the same for 1,000 lines and for 1,000,000."""
+    sql, parameters, most = SETS[name]
+    nodes, pages = run(load, name, sql, **parameters(load))
+    assert pages <= most
+    if load.lines > BATCH_LINES:  # of a small table all may be the least
+        assert _scanned(nodes) <= {"batches", "claims"}
+    assert _sorted_rows(nodes) <= max(1000, WORKERS)
+
+
+@pytest.mark.parametrize("name", ["infer-spot", "infer-dedicated"])
+@pytest.mark.parametrize("where", ["keda", "knative/overlays/prod"])
+def test_a_poll_of_the_autoscaler(load: Load, where: str, name: str) -> None:
+    (scaler,) = (
+        one["spec"]
+        for one in rendered(where)
+        if (one["kind"], one["metadata"]["name"]) == ("ScaledObject", name)
+    )
+    sql = scaler["triggers"][0]["metadata"]["query"].replace(":", r"\:")
+    nodes, pages = run(load, f"poll of {name} in {where}", sql, role="autoscaler")
+    assert pages <= 300
+    walks = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert [walk["Node Type"] for walk in walks] == ["Index Only Scan"] * 2
+
+
+@pytest.mark.parametrize("what", ["open work", "living workers"])
+def test_the_outlook_of_admission(load: Load, what: str) -> None:
+    sql = f"SELECT * FROM {what.replace(' ', '_')}()"  # noqa: S608
+    _, pages = run(load, what, sql, role="api")
+    assert pages <= 2000
+
+
+def test_a_tick_counts_what_is_dedicated_or_runs(load: Load) -> None:
+    """What waits for spot is the rest: to count it would take longer the more there is."""
+    _, pages = run(load, "a tick's look", plan.BATCHES)
+    assert pages <= 1000 + load.lines / 250
+
+
+def test_what_alerts_look_at_costs_as_much_again(load: Load) -> None:
+    """The same counts by tenant, and one entry of the index for each batch and pool."""
+    nodes, pages = run(load, "vitals by tenant", vitals.TENANTS)
+    assert pages <= 1500 + load.lines / 250
+    if load.lines > BATCH_LINES:
+        assert "queue" not in _scanned(nodes)
+
+
+def test_reaping_reads_only_what_is_claimed(load: Load) -> None:
+    """All of `claims`, once: there are as many as workers hold, however many wait."""
+    load.world.run("UPDATE workers SET expires_at = now() WHERE id <> :lease", lease=LEASE)
+    nodes, pages = run(load, "orphans", str(sweep._ORPHANS), most=5)
+    assert "queue" not in {node.get("Relation Name") for node in nodes}
+    assert pages < 2000

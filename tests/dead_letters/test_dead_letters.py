@@ -1,0 +1,101 @@
+"""What is decided about dead letters without looking anywhere."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.core.ids import BatchId, format_batch_id
+from lowtide.dead_letters.model import (
+    LetterFilter,
+    LetterPlace,
+    LetterState,
+    Requeued,
+    Selection,
+    Source,
+    by_batch,
+    in_blocks,
+    of_few_sources,
+    requeue_filename,
+    requeue_metadata,
+)
+
+FIRST, SECOND = (BatchId(UUID(int=number)) for number in (1, 2))
+
+
+def _source(metadata: dict[str, str] | None) -> Source:
+    return Source(FIRST, "u", "k", True, "/v1/embeddings", "24h", metadata, None)
+
+
+def _places(*batches: BatchId) -> list[LetterPlace]:
+    return [LetterPlace(batch, line, line * 10, 7) for line, batch in enumerate(batches, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        pytest.param(None, {}, id="none"),
+        pytest.param({"team": "harbour"}, {"team": "harbour"}, id="some"),
+        pytest.param({"dead_letters_of": "batch_x", "a": "b"}, {"a": "b"}, id="letters of letters"),
+        pytest.param({str(n): "v" for n in range(16)}, {str(n): "v" for n in range(15)}, id="full"),
+    ],
+)
+def test_metadata_is_kept_and_names_the_source(
+    metadata: dict[str, str] | None, kept: dict[str, str]
+) -> None:
+    made = requeue_metadata(_source(metadata))
+    assert made == kept | {"dead_letters_of": format_batch_id(FIRST)}
+    assert len(made) <= 16
+
+
+def test_the_file_is_named_after_its_source() -> None:
+    assert requeue_filename(FIRST) == f"{format_batch_id(FIRST)}_dead_letters.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        (LetterFilter(), "all"),
+        (LetterFilter(error_code="timeout"), "error_code=timeout"),
+        (
+            LetterFilter(FIRST, "x", LetterState.OPEN),
+            f"batch_id={format_batch_id(FIRST)} error_code=x state=open",
+        ),
+    ],
+)
+def test_filters_in_the_audit_log(wanted: LetterFilter, shown: str) -> None:
+    assert str(wanted) == shown
+
+
+def test_letters_by_batch() -> None:
+    places = _places(FIRST, SECOND, FIRST)
+    assert by_batch(places) == {FIRST: [places[0], places[2]], SECOND: [places[1]]}
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, []), (1, [0, 2]), (2, [0, 1, 2])])
+def test_letters_of_few_sources(most: int, kept: list[int]) -> None:
+    places = _places(FIRST, SECOND, FIRST)
+    assert of_few_sources(places, most) == [places[number] for number in kept]
+
+
+def test_what_was_requeued_before() -> None:
+    earlier = (Requeued(FIRST, SECOND, 2), Requeued(SECOND, FIRST, 3))
+    assert Selection(requeued=earlier, discarded=4).already_requeued == 5
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([FIRST, SECOND]), st.integers(0, 50)), max_size=30),
+    st.integers(1, 100),
+)
+def test_blocks_hold_everything_in_order(given: list[tuple[BatchId, int]], most: int) -> None:
+    places = _places(*(batch for batch, _ in given))
+    sizes = [size for _, size in given]
+    blocks = list(in_blocks(places, sizes, most))
+    assert [place for block in blocks for place in block] == places
+    size_of = dict(zip((place.line for place in places), sizes, strict=True))
+    for block in blocks:
+        assert len({place.batch for place in block}) == 1
+        assert len(block) == 1 or sum(size_of[place.line] for place in block) <= most

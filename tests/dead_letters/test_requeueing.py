@@ -1,0 +1,565 @@
+"""Requeueing: each dead letter runs again in exactly one new batch, whatever breaks meanwhile."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.batches.admission import AdmissionPolicy
+from lowtide.core.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LowtideError,
+    NotFound,
+    TooManyRequests,
+    Unavailable,
+)
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format_batch_id, new_id, now
+from lowtide.core.pools import Pool
+from lowtide.dead_letters import service as dead_letters_service
+from lowtide.dead_letters.model import LetterFilter, LetterId
+from lowtide.dead_letters.requeue import Requeuer, RequeueRequest, RequeueRules
+from lowtide.dead_letters.requeue_store import RequeueStore
+from lowtide.dead_letters.service import Content, DeadLetters
+from lowtide.dead_letters.store import DeadLetterStore
+from lowtide.files.model import object_key
+from lowtide.objects.store import ObstoreObjects
+from lowtide.planning.demand import Capacity
+from lowtide.planning.state import decide
+from lowtide.status.overview import pools_of
+from tests.dead_letters.letters import batch_of_lines, bury, source_lines
+from tests.worker.workers import Sink, WaitingPublisher
+from tests.worlds import Running, gate, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowtide.dead_letters.requeue import RequeueOutcome
+    from tests.worlds import World
+
+CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
+RULES = RequeueRules(most=50_000, shortest_window=60, longest_window=604_800, file_expiry=86_400)
+
+
+@dataclass
+class Desk:
+    """The services over a database and a store."""
+
+    world: World
+    store: ObstoreObjects = field(default_factory=lambda: ObstoreObjects("memory://"))
+    sink: Sink = field(default_factory=Sink)
+    rules: RequeueRules = RULES
+
+    def __post_init__(self) -> None:
+        self.requeues = RequeueStore(self.world.api)
+        self.publisher = WaitingPublisher(self.sink, self.world.outbox)
+        self.requeuer = Requeuer(
+            DeadLetterStore(self.world.api),
+            self.requeues,
+            self.world.files,
+            self.store,
+            self.publisher,
+            self.rules,
+            new_id=new_id,
+            clock=now,
+        )
+        self.letters = DeadLetters(
+            DeadLetterStore(self.world.api), self.requeues, self.store, most=self.rules.most
+        )
+
+    def batch(
+        self, count: int = 9, dead: Sequence[int] = (2, 3, 9), **changes: Any
+    ) -> tuple[BatchId, list[LetterId]]:
+        """Return a batch whose lines `dead` died, and their letters."""
+        made = batch_of_lines(self.world, self.store, source_lines(count), **changes)
+        return made, bury(self.world, made, dead)
+
+    def requeue(
+        self,
+        wanted: Sequence[LetterId] | LetterFilter,
+        tenant: TenantId = DEFAULT_TENANT,
+        **options: Any,
+    ) -> RequeueOutcome:
+        return self.requeuer.requeue(tenant, RequeueRequest(wanted, actor="key", **options))
+
+    def content(self, batch: BatchId) -> bytes:
+        """Return the bytes of a batch's input."""
+        return b"".join(self.store.stream(self.world.row(batch).input_key))
+
+    def states(self) -> list[tuple[int, str, Any]]:
+        return [
+            (row.line, row.state, row.requeued_as)
+            for row in self.world.rows("SELECT * FROM dead_letters ORDER BY batch_id, line")
+        ]
+
+    def audit(self) -> list[tuple[str, str, str]]:
+        with self.world.database.engine("operator").begin() as connection:
+            rows = connection.execute(
+                text("SELECT actor, action, subject FROM audit_log ORDER BY id")
+            )
+            return [(row.actor, row.action, row.subject) for row in rows]
+
+    def unknown_objects(self) -> list[Any]:
+        return self.world.rows("SELECT object_key FROM stray_objects")
+
+
+@pytest.fixture
+def desk(world: World) -> Desk:
+    """A desk over an empty database."""
+    return Desk(world)
+
+
+def _lines(numbers: Sequence[int], count: int = 9) -> bytes:
+    """Return what a file of these lines must be, byte for byte."""
+    whole = source_lines(count)
+    return b"".join(whole[number - 1].strip(b" \t\r") + b"\n" for number in numbers)
+
+
+def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
+    world = desk.world
+    source, letters = desk.batch(
+        completion_window="2h", user="ada", metadata={"team": "harbour"}, output_expires_after=7200
+    )
+    before = (world.row(source), world.rows("SELECT * FROM results ORDER BY line"))
+    outcome = desk.requeue(letters)
+    ((new,),) = (tuple(outcome.batches),)
+    assert (outcome.changed, outcome.unchanged, outcome.remaining) == (3, 0, 0)
+    assert (new.source, new.letters) == (source, 3)
+    assert new.batch is not None
+    made = world.row(new.batch)
+    assert (made.status, made.endpoint, made.user_id) == ("validating", "/v1/embeddings", "ada")
+    assert (made.completion_window, made.output_expires_after) == ("2h", 7200)
+    assert (made.deadline - made.created_at).total_seconds() == 7200
+    assert made.metadata == {"team": "harbour", "dead_letters_of": format_batch_id(source)}
+    assert desk.content(new.batch) == _lines([2, 3, 9])
+    file = world.files.get(DEFAULT_TENANT, FileId(made.input_file_id))
+    assert file.filename == f"{format_batch_id(source)}_dead_letters.jsonl"
+    assert (file.size, file.lines) == (len(_lines([2, 3, 9])), 3)
+    assert desk.states() == [(line, "requeued", new.batch) for line in (2, 3, 9)]
+    assert (world.row(source), world.rows("SELECT * FROM results ORDER BY line")) == before
+    assert [event.subject for event in desk.sink.sent] == [format_batch_id(new.batch)]
+    subject = f"{format_batch_id(source)}: 3 lines as {format_batch_id(new.batch)} on spot"
+    assert desk.audit() == [("key", "dead_letters.requeue", subject)]
+    assert desk.unknown_objects() == []
+
+
+def test_a_requeued_line_is_one_line_to_any_reader(desk: Desk) -> None:
+    separators = "\x85\u2028\u2029é"
+    line = f'{{"custom_id":"{separators}","method":"POST","url":"/v1/embeddings","body":{{"model":"m"}}}}'
+    source = batch_of_lines(desk.world, desk.store, [line.encode()])
+    bury(desk.world, source, [1])
+    taken = [
+        b"".join(desk.letters.download(DEFAULT_TENANT, LetterFilter(), Content.INPUT, actor="k"))
+    ]
+    (new,) = desk.requeue(LetterFilter()).batches
+    assert new.batch is not None
+    for content in (*taken, desk.content(new.batch)):
+        (found,) = content.decode().splitlines()
+        assert json.loads(found)["custom_id"] == separators
+
+
+def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) -> None:
+    _, letters = desk.batch()
+    (new,) = desk.requeue(letters, pool=Pool.DEDICATED).batches
+    assert new.batch is not None
+    desk.world.split(new.batch, 3)
+    assert {row.pool for row in desk.world.rows("SELECT pool FROM queue")} == {"dedicated"}
+    made = desk.world.batches.get(DEFAULT_TENANT, new.batch)
+    assert (made.pool, pools_of(made), made.escalations) == (Pool.DEDICATED, (Pool.DEDICATED,), 0)
+    assert desk.audit()[0][2].endswith(f"{format_batch_id(new.batch)} on dedicated")
+    planned = desk.world.timetable.replan(lambda situation: decide(situation, CAPACITY))
+    assert planned is not None
+    assert planned.before[Pool.DEDICATED].queued == 3
+    assert planned.returned == 0
+    desk.world.run("UPDATE batches SET start_pool = 'spot'")
+    planned = desk.world.timetable.replan(lambda situation: decide(situation, CAPACITY))
+    assert planned is not None
+    assert planned.returned == 3, "what was not chosen goes back"
+
+
+def test_a_batch_that_runs_still(desk: Desk) -> None:
+    source, letters = desk.batch(5, [1])
+    desk.world.run("UPDATE batches SET status = 'in_progress', drained_at = NULL")
+    assert desk.requeue(letters).changed == 1
+    assert desk.world.row(source).status == "in_progress"
+
+
+@pytest.mark.parametrize("window", [None, "30m"])
+def test_the_window_may_be_given(desk: Desk, window: str | None) -> None:
+    _, letters = desk.batch(completion_window="3h")
+    (new,) = desk.requeue(letters, completion_window=window).batches
+    assert new.batch is not None
+    assert desk.world.row(new.batch).completion_window == (window or "3h")
+
+
+def test_each_source_gets_a_batch_of_its_own(desk: Desk) -> None:
+    first, _ = desk.batch(4, [1, 4])
+    second, _ = desk.batch(6, [5])
+    outcome = desk.requeue(LetterFilter())
+    assert {new.source: new.letters for new in outcome.batches} == {first: 2, second: 1}
+    contents = {new.source: desk.content(new.batch) for new in outcome.batches if new.batch}
+    assert contents == {first: _lines([1, 4]), second: _lines([5])}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changed"),
+    [
+        pytest.param(LetterFilter(), 3, id="all"),
+        pytest.param(LetterFilter(error_code="http_500"), 2, id="code"),
+        pytest.param(LetterFilter(error_code="timeout"), 1, id="another code"),
+        pytest.param(LetterFilter(error_code="none"), 0, id="no such code"),
+        pytest.param(LetterFilter(BatchId(DEFAULT_TENANT)), 0, id="no such batch"),
+    ],
+)
+def test_filters(desk: Desk, wanted: LetterFilter, changed: int) -> None:
+    desk.batch(4, [1, 4])
+    other = batch_of_lines(desk.world, desk.store, source_lines(2))
+    bury(desk.world, other, [2], status_code=None)
+    for dry_run in (True, False):
+        outcome = desk.requeue(wanted, dry_run=dry_run)
+        assert outcome.changed == changed
+        assert {new.batch is None for new in outcome.batches} <= {dry_run}
+    assert desk.requeue(wanted).changed == 0
+
+
+def test_a_dry_run_changes_nothing(desk: Desk) -> None:
+    _, letters = desk.batch()
+    before = desk.world.contents()
+    assert desk.requeue(letters, dry_run=True, idempotency_key="k").changed == 3
+    assert desk.world.contents() == before
+
+
+def test_repeating_a_call_returns_the_same_batch(desk: Desk) -> None:
+    _, letters = desk.batch()
+    first = desk.requeue(letters[:2])
+    again = desk.requeue(letters[:2])
+    assert (again.changed, again.unchanged, again.batches) == (0, 2, first.batches)
+    more = desk.requeue(letters)
+    assert (more.changed, more.unchanged) == (1, 2)
+    assert set(first.batches) < set(more.batches)
+
+
+def test_an_idempotency_key_stands_for_its_first_call(desk: Desk) -> None:
+    desk.batch(4, [1, 4])
+    first = desk.requeue(LetterFilter(), idempotency_key="once")
+    desk.batch(4, [2])
+    again = desk.requeue(LetterFilter(), idempotency_key="once")
+    assert (again.changed, again.unchanged, again.batches) == (0, 2, first.batches)
+    assert desk.requeue(LetterFilter(), idempotency_key="twice").changed == 1
+
+
+def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> None:
+    desk.batch(4, [1, 4])
+    first = desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"a")
+    with pytest.raises(IdempotencyKeyReused):
+        desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"b")
+    again = desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"a")
+    assert again.batches == first.batches
+
+
+@pytest.mark.parametrize("digest", [b"a", b"b"])
+def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, digest: bytes) -> None:
+    _, letters = desk.batch(4, [1, 4])
+    _, others = desk.batch(4, [2])
+    slow = Desk(desk.world, desk.store, desk.sink)
+    engine = desk.world.own_engine("api")
+    slow.requeuer._desk = RequeueStore(engine)
+    key = {"idempotency_key": "once"}
+    # It has found the key unused, and is about to take the letters.
+    with gate(engine, before="pg_advisory_xact_lock") as stopped:
+        call = Running(partial(slow.requeue, letters, idempotency_digest=b"a", **key))
+        stopped.wait()
+        first = desk.requeue(others, idempotency_digest=digest, **key)
+        stopped.opened.set()
+        if digest == b"a":
+            again = call.result()
+            assert (again.changed, again.unchanged, again.batches) == (0, 1, first.batches)
+        else:
+            with pytest.raises(IdempotencyKeyReused):
+                call.result()
+    assert [state for _, state, _ in desk.states()] == ["open", "open", "requeued"]
+    assert desk.unknown_objects() == []
+
+
+@pytest.mark.parametrize("calls", [2, 6])
+def test_calls_at_the_same_moment_share_the_letters(desk: Desk, calls: int) -> None:
+    desk.batch(20, range(1, 21))
+    desk.batch(20, range(1, 11))
+    work = [partial(desk.requeue, LetterFilter()) for _ in range(calls)]
+    outcomes = together(*work)
+    assert sum(outcome.changed for outcome in outcomes) == 30
+    made = desk.world.rows("SELECT id FROM batches WHERE metadata ? 'dead_letters_of'")
+    assert len(made) == sum(len(outcome.batches) for outcome in outcomes)
+    ran = [line for row in made for line in desk.content(BatchId(row.id)).splitlines()]
+    assert len(ran) == 30
+    assert desk.unknown_objects() == []
+    assert desk.world.value("SELECT count(*) FROM files") == 2 + len(made)
+
+
+def test_discarding_and_requeueing_at_the_same_moment(desk: Desk) -> None:
+    _, letters = desk.batch(40, range(1, 41))
+    requeued, discarded = together(
+        partial(desk.requeue, letters),
+        partial(desk.letters.discard, DEFAULT_TENANT, letters[::-1], actor="other"),
+    )
+    states = [state for _, state, _ in desk.states()]
+    assert states.count("requeued") == requeued.changed
+    assert states.count("discarded") == discarded.changed
+    assert requeued.changed + discarded.changed == 40
+
+
+def test_a_letter_that_ends_meanwhile_is_left_out(desk: Desk) -> None:
+    world = desk.world
+    _, letters = desk.batch()
+    slow = Desk(world, desk.store, desk.sink)
+    engine = world.own_engine("api")
+    slow.requeuer._desk = RequeueStore(engine)
+    with gate(engine, before="pg_advisory_xact_lock") as stopped:
+        call = Running(lambda: slow.requeue(letters))
+        stopped.wait()
+        desk.letters.discard(DEFAULT_TENANT, letters[:1], actor="other")
+        stopped.opened.set()
+        outcome = call.result()
+    assert (outcome.changed, outcome.unchanged) == (2, 1)
+    assert desk.content(outcome.batches[0].batch) == _lines([3, 9])
+    assert desk.unknown_objects() == []
+
+
+class _KilledError(BaseException):
+    """The process dies here."""
+
+
+def _dies(*_: Any, **__: Any) -> Any:
+    raise _KilledError
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        ("store", "open_writer"),
+        ("store", "read_ranges"),
+        ("requeues", "requeue"),
+        ("publisher", "publish"),
+    ],
+)
+def test_a_process_may_die_at_any_step(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, part: str, method: str
+) -> None:
+    _, letters = desk.batch()
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(desk, part), method, _dies)
+        with pytest.raises(_KilledError):
+            desk.requeue(letters)
+    committed = method == "publish"
+    assert {state for _, state, _ in desk.states()} == {"requeued" if committed else "open"}
+    assert len(desk.unknown_objects()) == (0 if committed else 1)
+    outcome = desk.requeue(letters)
+    assert (outcome.changed, outcome.unchanged) == ((0, 3) if committed else (3, 0))
+    (new,) = outcome.batches
+    assert new.batch is not None
+    assert desk.content(new.batch) == _lines([2, 3, 9])
+    assert sum(desk.world.events(new.batch).values()) == (1 if committed else 0)
+    # What the dead process left is removed by the scheduler, and nothing else is.
+    desk.world.run("UPDATE stray_objects SET due_at = now()")
+    desk.store.delete(desk.world.ticks.strays(10))
+    assert desk.content(new.batch) == _lines([2, 3, 9])
+
+
+def test_an_answer_lost_at_the_commit(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, letters = desk.batch()
+    real = desk.requeues.requeue
+
+    def commits_and_fails(*arguments: Any, **named: Any) -> bool:
+        real(*arguments, **named)
+        raise Unavailable("The database went away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.requeues, "requeue", commits_and_fails)
+        with pytest.raises(Unavailable):
+            desk.requeue(letters)
+    outcome = desk.requeue(letters)
+    assert (outcome.changed, outcome.unchanged) == (0, 3)
+    (new,) = outcome.batches
+    assert new.batch is not None
+    assert desk.content(new.batch) == _lines([2, 3, 9])
+    assert sum(desk.world.events(new.batch).values()) == 1
+
+
+@pytest.mark.parametrize("lost", ["file", "object"])
+def test_letters_without_their_input(desk: Desk, lost: str) -> None:
+    world = desk.world
+    source, letters = desk.batch()
+    key = world.row(source).input_key
+    if lost == "file":
+        world.run("UPDATE batches SET status = 'completed', completed_at = now()")
+        world.files.remove(DEFAULT_TENANT, FileId(world.row(source).input_file_id))
+        world.files.removed(DEFAULT_TENANT, key)
+    desk.store.delete([key])
+    for dry_run in (True, False) if lost == "file" else (False,):
+        with pytest.raises(Conflict, match=format_batch_id(source)) as told:
+            desk.requeue(letters, dry_run=dry_run)
+        assert told.value.code == "input_file_gone"
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert world.value("SELECT count(*) FROM batches") == 1
+    assert desk.letters.discard(DEFAULT_TENANT, letters, actor="key").changed == 3
+
+
+@pytest.mark.parametrize("block", [4 << 20, 16], ids=["together", "in pieces"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data.replace(b'"m"', b'"\xff"'), id="no text"),
+        pytest.param(lambda data: data.replace(b'"m"', b'"7"'), id="other text"),
+        pytest.param(lambda data: data[:-20], id="cut short"),
+        pytest.param(lambda _: b"", id="emptied"),
+    ],
+)
+def test_letters_whose_input_was_changed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], block: int
+) -> None:
+    monkeypatch.setattr(dead_letters_service, "_BLOCK_BYTES", block)
+    source, letters = desk.batch()
+    _, unharmed = desk.batch(4, [1])
+    key = desk.world.row(source).input_key
+    whole = b"".join(desk.store.stream(key))
+    with desk.store.open_writer(key) as writer:
+        writer.write(change(whole))
+    with pytest.raises(Conflict, match=format_batch_id(source)) as told:
+        desk.requeue(letters)
+    assert told.value.code == "input_corrupt"
+    with pytest.raises(Conflict, match=format_batch_id(source)):
+        b"".join(
+            desk.letters.download(DEFAULT_TENANT, LetterFilter(source), Content.INPUT, actor="k")
+        )
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.requeue(unharmed).changed == 1
+
+
+def test_one_input_that_is_gone_stops_the_whole_call(desk: Desk) -> None:
+    desk.batch(4, [1])
+    lost, _ = desk.batch(4, [2])
+    desk.store.delete([desk.world.row(lost).input_key])
+    before = desk.states()
+    with pytest.raises(Conflict):
+        desk.requeue(LetterFilter())
+    assert desk.states() == before
+    files = {object_key(FileId(row.id)) for row in desk.world.rows("SELECT id FROM files")}
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "error"),
+    [
+        ("max_queued_lines", 2, InvalidRequest),
+        ("max_active_batches", 1, TooManyRequests),
+    ],
+)
+def test_a_tenants_limits_hold(
+    desk: Desk, column: str, value: int, error: type[LowtideError]
+) -> None:
+    _, letters = desk.batch()
+    set_limit = text(f"UPDATE tenants SET {column} = :value")  # noqa: S608
+    engine = desk.world.database.engine("owner")
+    with engine.begin() as connection:
+        connection.execute(set_limit, {"value": value})
+    try:
+        with pytest.raises(error):
+            desk.requeue(letters)
+        assert {state for _, state, _ in desk.states()} == {"open"}
+        assert desk.unknown_objects() == []
+    finally:
+        with engine.begin() as connection:
+            connection.execute(set_limit, {"value": None})
+    assert desk.requeue(letters).changed == 3
+
+
+@pytest.mark.parametrize(
+    "closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=["dedicated", "spot", "both"]
+)
+def test_a_pool_without_replicas_is_refused(world: World, closed: set[Pool]) -> None:
+    desk = Desk(world, rules=replace(RULES, closed=frozenset(closed)))
+    _, letters = desk.batch()
+    for pool in closed:
+        with pytest.raises(Conflict, match=f"LOWTIDE_{pool.upper()}_REPLICAS is 0") as told:
+            desk.requeue(letters, pool=pool)
+        assert (told.value.param, told.value.code) == ("pool", "pool_without_replicas")
+        assert desk.requeue(letters, dry_run=True).changed == 3
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.unknown_objects() == []
+    for pool in set(Pool) - closed:
+        assert f"requeue to {pool}, or" in str(told.value)
+        assert desk.requeue(letters, pool=pool).changed == 3
+
+
+def test_a_strict_admission_holds(world: World) -> None:
+    strict = AdmissionPolicy(replace(CAPACITY, rate=0.01, replicas=1), strict=True)
+    desk = Desk(world, rules=replace(RULES, admission=strict))
+    _, letters = desk.batch(completion_window="5m")
+    with pytest.raises(Conflict) as told:
+        desk.requeue(letters)
+    assert told.value.code == "deadline_not_feasible"
+    assert {state for _, state, _ in desk.states()} == {"open"}
+    assert desk.unknown_objects() == []
+    (new,) = desk.requeue(letters, completion_window="2h").batches
+    assert new.batch is not None
+    assert desk.world.row(new.batch).at_risk is False
+
+
+def test_an_open_admission_says_what_is_at_risk(world: World) -> None:
+    policy = AdmissionPolicy(replace(CAPACITY, replicas=0))
+    desk = Desk(world, rules=replace(RULES, admission=policy))
+    _, letters = desk.batch()
+    (new,) = desk.requeue(letters).batches
+    assert new.batch is not None
+    assert desk.world.row(new.batch).at_risk is True
+
+
+@pytest.mark.parametrize("window", ["8d", "1s", ""])
+def test_a_window_out_of_bounds(desk: Desk, window: str) -> None:
+    _, letters = desk.batch()
+    with pytest.raises(InvalidRequest) as told:
+        desk.requeue(letters, completion_window=window)
+    assert told.value.param == "completion_window"
+    assert {state for _, state, _ in desk.states()} == {"open"}
+
+
+def test_other_tenants_letters_are_not_there(desk: Desk) -> None:
+    theirs = desk.world.tenant("theirs")
+    batch = batch_of_lines(desk.world, desk.store, source_lines(3), theirs)
+    letters = bury(desk.world, batch, [1, 2])
+    with pytest.raises(NotFound):
+        desk.requeue(letters)
+    with pytest.raises(NotFound):
+        desk.letters.discard(DEFAULT_TENANT, letters, actor="key")
+    assert desk.requeue(LetterFilter(batch)).changed == 0
+    assert desk.letters.discard(DEFAULT_TENANT, LetterFilter(), actor="key").changed == 0
+    assert desk.requeue(letters, theirs).changed == 2
+
+
+def test_a_line_that_did_not_die_is_no_letter(desk: Desk) -> None:
+    source, letters = desk.batch()
+    with pytest.raises(NotFound):
+        desk.requeue([*letters, LetterId(source, 1)])
+    assert {state for _, state, _ in desk.states()} == {"open"}
+
+
+def test_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(world, rules=replace(RULES, most=4))
+    _, letters = desk.batch(6, range(1, 7))
+    with pytest.raises(InvalidRequest, match="at most 4 "):
+        desk.requeue(letters)
+    first = desk.requeue(LetterFilter())
+    assert (first.changed, first.remaining) == (4, 2)
+    assert desk.letters.discard(DEFAULT_TENANT, LetterFilter(), actor="key").changed == 2
+    monkeypatch.setattr(dead_letters_service, "MOST_SOURCES", 2)
+    several = [desk.batch(1, [1])[1][0] for _ in range(3)]
+    with pytest.raises(InvalidRequest, match="of 3 batches"):
+        desk.requeue(several)
+    outcome = desk.requeue(LetterFilter())
+    assert (outcome.changed, outcome.remaining, len(outcome.batches)) == (2, 1, 2)

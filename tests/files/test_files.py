@@ -1,0 +1,122 @@
+"""The catalog of files, and deleting one that somebody starts to use."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import DEFAULT_TENANT, FileId
+from lowtide.files.model import FileStatus, Purpose
+from tests.worlds import Running, World, gate
+
+
+def test_a_file_comes_back_as_it_was_stored(world: World) -> None:
+    file = world.file(
+        filename="ü\u2028.jsonl", size=2**40, sha256=bytes(range(32)), status=FileStatus.ERROR,
+        status_details="line 1: bad", endpoint=None,
+    )  # fmt: skip
+    assert world.files.get(DEFAULT_TENANT, file.id) == file
+    world.files.add(file)
+    assert world.value("SELECT count(*) FROM files") == 1
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("purpose", [None, "batch", "batch_output", "no such"])
+def test_pages_are_complete_and_in_order(
+    world: World,
+    newest_first: bool,
+    purpose: str | None,
+) -> None:
+    files = [
+        world.file(purpose=Purpose.BATCH if number % 2 else Purpose.BATCH_OUTPUT)
+        for number in range(9)
+    ]
+    world.file(world.tenant("other"))
+    wanted = [file.id for file in files if purpose in (None, file.purpose.value)]
+    seen: list[FileId] = []
+    after = None
+    while page := world.files.page(
+        DEFAULT_TENANT, after=after, limit=2, newest_first=newest_first, purpose=purpose
+    ):
+        seen += [file.id for file in page]
+        after = seen[-1]
+    assert seen == sorted(wanted, reverse=newest_first)
+
+
+@pytest.mark.parametrize("call", ["get", "remove"])
+@pytest.mark.parametrize("whose", ["nobody's", "another tenant's"])
+def test_unknown_and_foreign_files_look_alike(world: World, call: str, whose: str) -> None:
+    file = FileId(uuid.uuid4()) if whose == "nobody's" else world.file(world.tenant("t")).id
+    before = world.contents()
+    with pytest.raises(NotFound, match="check the id"):
+        getattr(world.files, call)(DEFAULT_TENANT, file)
+    assert world.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "kept"),
+    [
+        *((status, True) for status in ("validating", "in_progress", "finalizing", "cancelling")),
+        *((status, False) for status in ("completed", "failed", "expired", "cancelled")),
+    ],
+)
+@pytest.mark.parametrize("gone", ["deleted", "expired"])
+def test_an_active_batch_keeps_the_bytes_of_its_input(
+    world: World, status: str, gone: str, *, kept: bool
+) -> None:
+    file = world.file()
+    for batch in (world.new_batch(input_file=file.id), world.new_batch(input_file=file.id)):
+        world.run("UPDATE batches SET status = :status WHERE id = :id", status=status, id=batch)
+    if gone == "deleted":
+        removed = world.files.remove(DEFAULT_TENANT, file.id)
+        assert removed == (None if kept else file.object_key)
+    else:
+        world.run("UPDATE files SET expires_at = now()")
+    assert world.ticks.strays(10) == ([] if kept else [file.object_key])
+    with pytest.raises(NotFound):
+        world.files.get(DEFAULT_TENANT, file.id)
+    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=batch)
+    assert world.ticks.strays(10) == ([] if kept else [file.object_key])
+    world.run("UPDATE batches SET status = 'cancelled'")
+    assert world.ticks.strays(10) == [file.object_key]
+
+
+def test_an_output_file_may_go_and_its_batch_stays(world: World) -> None:
+    batch, output = world.new_batch(), world.file(purpose=Purpose.BATCH_OUTPUT)
+    world.run("UPDATE batches SET status = 'completed', output_file_id = :file", file=output.id)
+    world.files.remove(DEFAULT_TENANT, output.id)
+    assert world.batches.get(DEFAULT_TENANT, batch).output_file is None
+
+
+def test_deleting_waits_for_a_batch_that_is_being_created(world: World) -> None:
+    file = world.file()
+    slow = world.own_engine("api")
+    creator = World(world.database)
+    creator.batches._engine = slow
+    with gate(slow, before="INSERT INTO batches") as held:
+        created: Running = Running(lambda: creator.new_batch(input_file=file.id))
+        held.wait()
+        removed = Running(lambda: world.files.remove(DEFAULT_TENANT, file.id))
+        world.blocked()
+        held.opened.set()
+        created.result()
+        assert removed.result() is None
+
+
+def test_creating_waits_for_a_file_that_is_being_deleted(world: World) -> None:
+    file = world.file()
+    slow = world.own_engine("api")
+    remover = World(world.database)
+    remover.files._engine = slow
+    with gate(slow, before="DELETE FROM files") as held:
+        removed = Running(lambda: remover.files.remove(DEFAULT_TENANT, file.id))
+        held.wait()
+        created = Running(lambda: world.new_batch(input_file=file.id))
+        world.blocked()
+        held.opened.set()
+        removed.result()
+        with pytest.raises(NotFound):
+            created.result()
+    assert world.value("SELECT count(*) FROM batches") == 0

@@ -1,0 +1,72 @@
+"""Many lines at once, and how much of a table a statement has to read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from tests.worlds import World
+
+_BATCH = """
+INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
+  status, created_at, deadline, total)
+VALUES (:id, :tenant, 'u', :id, 'k', '/v1/embeddings', '24h', 'in_progress', now(),
+  now() + make_interval(secs => :due_in), :lines)
+"""
+_REQUESTS = """
+INSERT INTO requests (batch_id, line, tenant_id, start, length, custom_id)
+SELECT :id, n, :tenant, n * 100, 90, n::text FROM generate_series(1, :lines) AS n
+"""
+_QUEUE = """
+INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
+SELECT :id, :tenant, b.deadline, now() + make_interval(secs => :delay), now(), n, :pool
+FROM batches b, generate_series(1, :lines) AS n WHERE b.id = :id
+"""
+
+
+def fill(
+    world: World,
+    lines: int,
+    *,
+    tenant: TenantId = DEFAULT_TENANT,
+    due_in: float = 86_400.0,
+    delay: float = 0.0,
+    pool: str = "spot",
+) -> BatchId:
+    """Queue a batch of many lines, one statement a table; `delay` seconds until they may be taken."""
+    batch = BatchId(new_id())
+    values = {"id": batch, "tenant": tenant, "lines": lines, "pool": pool}
+    with world.worker.begin() as connection:
+        connection.execute(text(_BATCH), values | {"due_in": due_in})
+        connection.execute(text(_REQUESTS), values)
+        connection.execute(text(_QUEUE), values | {"delay": delay})
+    return batch
+
+
+def tenant_with(world: World, name: str, **columns: int) -> TenantId:
+    """Create a tenant with a `weight` or limits."""
+    tenant = world.tenant(name)
+    with world.database.engine("operator").begin() as connection:
+        for column, value in columns.items():
+            connection.execute(
+                text(f"UPDATE tenants SET {column} = :value WHERE id = :id"),  # noqa: S608
+                {"value": value, "id": tenant},
+            )
+    return tenant
+
+
+def pages_read(engine: Engine, sql: str, **parameters: Any) -> int:
+    """Run a statement, undo it, and return how many pages it looked at."""
+    with engine.connect() as connection:
+        explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}")
+        found = connection.execute(explain, parameters).scalar_one()
+        connection.rollback()
+    plan = (found if isinstance(found, list) else json.loads(found))[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])

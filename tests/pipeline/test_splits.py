@@ -1,0 +1,175 @@
+"""A split is all or nothing, and happens once."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.errors import Unavailable
+from lowtide.core.pools import Pool
+from lowtide.files.lines import InputLine, Problem
+from tests.worlds import Running, World, gate, input_lines, together
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def test_every_line_is_stored_and_queued(world: World) -> None:
+    batch = world.new_batch()
+    assert world.split(batch, 2500)
+    assert world.lines("requests", batch) == world.lines("queue", batch) == list(range(1, 2501))
+    row = world.row(batch)
+    assert (row.status, row.total, row.model) == ("in_progress", 2500, "m")
+    assert row.in_progress_at is not None
+    (queued,) = world.rows(
+        "SELECT *, deadline = :d AS due FROM queue WHERE line = 7", d=row.deadline
+    )
+    assert (queued.pool, queued.attempts, queued.tenant_id, queued.due) == (
+        "spot",
+        0,
+        row.tenant_id,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "custom_id",
+    [
+        r"\N",
+        r"\.",
+        "a\tb",
+        "a\nb",
+        "a\r\nb",
+        "\\",
+        r"\t",
+        "%s :x",
+        "é𝄞\u2028\u0085",
+        "'\"$$",
+        " x ",
+        "\x01\x0b",
+    ],
+)
+def test_any_custom_id_survives_the_copy(world: World, custom_id: str) -> None:
+    batch = world.new_batch()
+    with world.splits.open(batch) as split:
+        assert split is not None
+        split.write([InputLine(1, custom_id, 3, 4, -(2**31)), InputLine(2, "next", 5, 6)])
+        assert split.start(2, "m")
+    rows = world.rows("SELECT custom_id, start, length, checksum FROM requests ORDER BY line")
+    assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
+
+
+def test_a_discarded_split_leaves_nothing(world: World) -> None:
+    batch = world.new_batch()
+    before = world.contents()
+    with world.splits.open(batch) as split:
+        assert split is not None
+        split.write(input_lines(3000))
+        split.discard()
+    assert world.contents() == before
+    world.splits.reject(batch, [Problem("bad", "wrong", "body", 3000), Problem("worse", "file")])
+    row = world.row(batch)
+    assert (row.status, row.failed_at is not None) == ("failed", True)
+    assert row.errors == [
+        {"code": "bad", "message": "wrong", "param": "body", "line": 3000},
+        {"code": "worse", "message": "file", "param": None, "line": None},
+    ]
+    assert world.lines("requests", batch) == []
+    assert world.split(batch, 1) is False
+
+
+def test_a_failing_source_leaves_nothing_and_the_connection_usable(world: World) -> None:
+    engine = world.own_engine("worker")
+    batch = world.new_batch()
+    before = world.contents()
+    world.splits._engine = engine
+
+    def source() -> Iterator[InputLine]:
+        yield from input_lines(5000)
+        raise OSError("the store went away")
+
+    def fail() -> None:
+        with world.splits.open(batch) as split:
+            assert split is not None
+            split.write(source())
+
+    for _ in range(6):  # more often than the pool has connections
+        with pytest.raises(Unavailable):
+            fail()
+    assert world.contents() == before
+    assert world.split(batch, 10)
+    assert world.lines("queue", batch) == list(range(1, 11))
+
+
+def test_a_dying_process_leaves_nothing(world: World) -> None:
+    batch = world.new_batch()
+    before = world.contents()
+
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        with world.splits.open(batch) as split:
+            assert split is not None
+            split.write(input_lines(100))
+            split.start(100, "m")
+            raise Killed
+
+    with pytest.raises(Killed):
+        die()
+    assert world.contents() == before
+    assert world.split(batch, 100)
+
+
+def test_two_splits_at_once_make_one(world: World) -> None:
+    for _ in range(5):
+        batch = world.new_batch()
+        done = together(*[partial(world.split, batch, 50)] * 3)
+        assert sorted(done) == [False, False, True]
+        assert world.lines("queue", batch) == list(range(1, 51))
+
+
+@pytest.mark.parametrize("before", ["COPY incoming", "INSERT INTO requests", "INSERT INTO queue"])
+def test_a_batch_cancelled_meanwhile_queues_nothing(world: World, before: str) -> None:
+    batch = world.new_batch()
+    slow = world.own_engine("worker")
+    splitter = World(world.database)
+    splitter.splits._engine = slow
+    with gate(slow, before="CREATE TEMPORARY TABLE" if "COPY" in before else before) as held:
+        split = Running(lambda: splitter.split(batch, 20))
+        held.wait()
+        assert world.cancel(batch) is True
+        held.opened.set()
+        assert split.result() is False
+    assert world.lines("queue", batch) == []
+    assert world.lines("requests", batch) == []
+    row = world.row(batch)
+    assert (row.status, row.total) == ("cancelling", 0)
+    assert world.drained(batch) == 1
+
+
+def test_cancelling_waits_for_a_split_that_has_started_the_batch(world: World) -> None:
+    batch = world.new_batch()
+    slow = world.own_engine("worker")
+    splitter = World(world.database)
+    splitter.splits._engine = slow
+    with gate(slow, before="COMMIT") as held:
+        split = Running(lambda: splitter.split(batch, 20))
+        held.wait()
+        cancelled = Running(lambda: world.cancel(batch))
+        world.blocked()
+        held.opened.set()
+        assert split.result() is True
+        assert cancelled.result() is True
+    assert world.lines("queue", batch) == []
+    assert world.drained(batch) == 1
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    assert world.queue.claim(lease, Pool.SPOT, 5) == []
+
+
+def test_only_a_batch_that_waits_is_rejected(world: World) -> None:
+    batch = world.batch(1)
+    world.splits.reject(batch, [Problem("late", "too late")])
+    assert world.row(batch).status == "in_progress"

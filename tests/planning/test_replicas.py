@@ -1,0 +1,56 @@
+"""How many replicas a queue wants."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.core.pools import Depth
+from lowtide.planning.demand import desired_replicas, scaled_replicas
+
+
+@pytest.mark.parametrize(
+    ("rows", "per_replica", "most", "replicas"),
+    [
+        pytest.param(0, 5, 10, 0, id="spot 0"),
+        pytest.param(1, 5, 10, 1, id="spot 1"),
+        pytest.param(5, 5, 10, 1, id="spot 5"),
+        pytest.param(6, 5, 10, 2, id="spot 6"),
+        pytest.param(25, 5, 10, 5, id="spot 25"),
+        pytest.param(26, 5, 10, 6, id="spot 26"),
+        pytest.param(1_000_000, 5, 10, 10, id="spot at most"),
+        pytest.param(0, 10, 2, 0, id="dedicated 0"),
+        pytest.param(10, 10, 2, 1, id="dedicated 10"),
+        pytest.param(11, 10, 2, 2, id="dedicated 11"),
+        pytest.param(21, 10, 2, 2, id="dedicated at most"),
+        pytest.param(7, 5, 0, 0, id="none allowed"),
+    ],
+)
+def test_as_the_original_computed(rows: int, per_replica: int, most: int, replicas: int) -> None:
+    assert desired_replicas(rows, per_replica, most=most) == replicas
+
+
+def test_least_holds_an_empty_pool_open() -> None:
+    assert desired_replicas(0, 5, most=4, least=1) == 1
+
+
+@given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 1000))
+def test_enough_and_not_one_too_many(rows: int, per_replica: int, most: int) -> None:
+    replicas = desired_replicas(rows, per_replica, most=most)
+    assert 0 <= replicas <= most
+    assert replicas == most or replicas * per_replica >= rows
+    assert replicas == 0 or (replicas - 1) * per_replica < rows
+
+
+@pytest.mark.parametrize(
+    ("stranded", "planned", "replicas"),
+    [(0, None, 4), (1, None, 1), (3, None, 3), (9, None, 4), (3, 2, 2)],
+)
+def test_a_pool_without_an_engine_gets_no_more_workers(
+    stranded: int, planned: int | None, replicas: int
+) -> None:
+    found = scaled_replicas(
+        Depth(99, 0), 5, most=4, planned=planned, paused=False, stranded=stranded
+    )
+    assert found == replicas

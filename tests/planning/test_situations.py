@@ -1,0 +1,138 @@
+"""What the scheduler knows."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lowtide.core.ids import BatchId
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import Capacity, Rate, Sample
+from lowtide.planning.escalation import Move, OpenBatch
+from lowtide.planning.state import Situation, decide
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CAPACITY = Capacity(rate=2.0, replicas=2, cold_start=180.0, margin=0.0, tick=10.0, in_flight=0)
+SLOW = Rate().fold([Sample(50, 50.0)] * 50)
+SLOWER = Rate().fold([Sample(25, 50.0)] * 50)
+
+
+def _ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("present", "wished", "starts"),
+    [
+        pytest.param(0, [], [], id="none"),
+        pytest.param(2, [], [0.0, 0.0], id="there unasked"),
+        pytest.param(0, [60.0, 0.0], [120.0, 180.0], id="on their way"),
+        pytest.param(1, [60.0, 20.0], [0.0, 160.0], id="the first has come"),
+        pytest.param(0, [180.0], [180.0], id="overdue"),
+        pytest.param(0, [-5.0], [180.0], id="wished by a clock ahead"),
+        pytest.param(2, [60.0], [0.0, 0.0], id="more than wished"),
+    ],
+)
+def test_when_replicas_work(present: int, wished: list[float], starts: list[float]) -> None:
+    situation = Situation(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
+    assert situation.starts(180.0) == starts
+
+
+@pytest.mark.parametrize(
+    ("wished", "replicas", "after"),
+    [
+        pytest.param([], 2, [0, 0], id="all new"),
+        pytest.param([90, 60], 1, [90], id="the last goes"),
+        pytest.param([90], 2, [90, 0], id="one more"),
+        pytest.param([90], 0, [], id="none"),
+    ],
+)
+def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[int]) -> None:
+    situation = Situation(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
+    assert situation.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
+
+
+@pytest.mark.parametrize(
+    ("models", "rates", "rate"),
+    [
+        pytest.param({"a"}, {}, 2.0, id="not measured: the prior"),
+        pytest.param({"a"}, {"a": SLOW}, 1.0, id="measured"),
+        pytest.param({"a", "b"}, {"a": SLOW, "b": SLOWER}, 0.5, id="the slowest"),
+        pytest.param({"a"}, {"a": SLOW, "b": SLOWER}, 1.0, id="only those that are open"),
+        pytest.param({"a"}, {"": SLOWER}, 0.5, id="of workers that ran several"),
+    ],
+)
+def test_rates_are_measured(models: set[str], rates: dict[str, Rate], rate: float) -> None:
+    situation = Situation(NOW, (), models=frozenset(models), rates=rates)
+    assert situation.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
+
+
+def test_a_slow_start_or_a_slow_pool_escalates_earlier() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=1190), 4000)
+    safe = Situation(NOW, (batch,), models=frozenset({"a"}))
+    assert decide(safe, CAPACITY).replicas == 0
+    slow = Situation(NOW, (batch,), models=frozenset({"a"}), rates={"a": SLOW})
+    assert decide(slow, CAPACITY).at_risk == {batch.id}
+    retried = Situation(NOW, (batch,), ended=1000, retried=5)
+    assert decide(retried, CAPACITY).replicas == 1
+
+
+FAST = Capacity(rate=1.0, replicas=2, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
+
+
+@pytest.mark.parametrize(
+    ("paused", "left", "spot", "dedicated", "escalated", "returned", "replicas", "at_risk"),
+    [
+        pytest.param((), 60, 110, 0, 10, 0, 1, False, id="nothing paused: as late as possible"),
+        pytest.param((Pool.SPOT,), 60, 110, 0, 10, 0, 1, False, id="spot: in time all the same"),
+        pytest.param(
+            (Pool.SPOT,), 60, 130, 0, 20, 0, 2, True, id="spot: what cannot be held is told"
+        ),
+        pytest.param((), 1000, 0, 30, 0, 30, 0, False, id="nothing paused: back to spot"),
+        pytest.param((Pool.SPOT,), 1000, 0, 30, 0, 0, 0, False, id="spot: nothing goes back there"),
+        pytest.param((Pool.DEDICATED,), 60, 110, 0, 0, 0, 0, True, id="dedicated: takes nothing"),
+        pytest.param((Pool.DEDICATED,), 1000, 0, 30, 0, 30, 0, True, id="dedicated: all goes back"),
+        pytest.param(tuple(Pool), 1000, 9, 30, 0, 0, 0, True, id="both: nothing moves"),
+    ],
+)
+def test_paused_pools(
+    paused: tuple[Pool, ...],
+    left: float,
+    spot: int,
+    dedicated: int,
+    escalated: int,
+    returned: int,
+    replicas: int,
+    at_risk: bool,
+) -> None:
+    batch = OpenBatch(
+        BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=left), spot, dedicated=dedicated
+    )
+    plan = decide(Situation(NOW, (batch,), paused=frozenset(paused)), FAST)
+    assert plan.escalations == ((Move(batch.id, escalated),) if escalated else ())
+    assert plan.returns == ((Move(batch.id, returned),) if returned else ())
+    assert (plan.replicas, plan.at_risk) == (replicas, {batch.id} if at_risk else frozenset())
+
+
+def test_workers_of_a_paused_pool_do_not_count_as_capacity() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
+    situation = Situation(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
+    assert decide(situation, FAST).at_risk == {batch.id}
+
+
+def test_a_replica_whose_engine_is_away_counts_for_none() -> None:
+    situation = Situation(NOW, (), present=1, away=1)
+    assert situation.measured(CAPACITY).replicas == 1
+    nobody = Situation(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
+    assert nobody.measured(CAPACITY).replicas == 0
+
+
+def test_a_pool_without_an_engine_is_planned_as_a_paused_one() -> None:
+    batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(hours=9), spot=5, dedicated=5)
+    for pool in Pool:
+        stranded = decide(Situation(NOW, (batch,), stranded={pool: 2}), CAPACITY)
+        paused = decide(Situation(NOW, (batch,), paused=frozenset({pool})), CAPACITY)
+        assert stranded == paused
+    assert decide(Situation(NOW, (batch,)), CAPACITY).returns == (Move(batch.id, 5),)

@@ -1,0 +1,295 @@
+"""A batch's end, noticed exactly once however its last lines leave: threads and held transactions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.errors import Conflict
+from lowtide.core.pools import Pool
+from lowtide.queue.claims import Claim, Returned
+from tests.worlds import Running, World, done, gate, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowtide.core.ids import BatchId, LeaseId
+
+
+def _interrupted(claim: Claim) -> Returned:
+    return Returned(claim.batch, claim.line, "gone", interrupted=True)
+
+
+def _claim_each(world: World, lines: int) -> list[tuple[LeaseId, Claim]]:
+    """Claim lines one by one, each under a lease of its own."""
+    found = []
+    for _ in range(lines):
+        lease = world.queue.open_lease(Pool.SPOT, "w")
+        (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
+        found.append((lease, claim))
+    return found
+
+
+def _nothing_left(world: World, batch: BatchId) -> None:
+    assert world.lines("queue", batch) == []
+    assert world.lines("claims", batch) == []
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_last_lines_at_once_drain_once(world: World, workers: int) -> None:
+    for _ in range(15):
+        batch = world.batch(workers)
+        held = _claim_each(world, workers)
+        settled = together(
+            *[
+                lambda lease=lease, claim=claim: world.queue.settle(lease, [done(claim)], [])
+                for lease, claim in held
+            ]
+        )
+        assert sum(len(each.drained) for each in settled) == 1
+        assert world.drained(batch) == 1
+        row = world.row(batch)
+        assert (row.status, row.tallied_completed) == ("finalizing", workers)
+        assert row.finalizing_at == row.drained_at is not None
+        _nothing_left(world, batch)
+
+
+def test_the_last_settlement_waits_for_the_one_before(world: World) -> None:
+    batch = world.batch(2)
+    (first, a), (second, b) = _claim_each(world, 2)
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        one = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
+        held.wait()
+        two = Running(lambda: world.queue.settle(second, [done(b)], []))
+        world.blocked()
+        held.opened.set()
+        assert one.result().drained == ()
+        assert len(two.result().drained) == 1
+    assert world.drained(batch) == 1
+
+
+def test_a_drain_that_was_missed_is_made_up_by_the_tick(world: World) -> None:
+    """Line 2 is queued when line 1's settlement looks, and over before that commits."""
+    batch = world.batch(2)
+    first = world.queue.open_lease(Pool.SPOT, "w")
+    (a,) = world.queue.claim(first, Pool.SPOT, 1)
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        one = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
+        held.wait()
+        second = world.queue.open_lease(Pool.SPOT, "w")
+        (b,) = world.queue.claim(second, Pool.SPOT, 1)
+        world.queue.settle(second, [done(b)], [])
+        held.opened.set()
+        one.result()
+    world.sweep()
+    world.sweep()
+    assert world.drained(batch) == 1
+    assert world.row(batch).status == "finalizing"
+
+
+ENDS: dict[str, Callable[[World, BatchId], object]] = {
+    "cancel": lambda world, batch: world.cancel(batch),
+    "expire": lambda world, _: world.sweep(),
+}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+@pytest.mark.parametrize("round_", range(8))
+def test_ending_while_lines_are_settled_given_back_and_claimed(
+    world: World, end: str, round_: int
+) -> None:
+    batch = world.batch(30 + round_, due_in=-1)
+    held = _claim_each(world, 4)
+    last = world.queue.open_lease(Pool.SPOT, "w")
+    together(
+        lambda: ENDS[end](world, batch),
+        lambda: world.queue.settle(held[0][0], [done(held[0][1])], []),
+        lambda: world.queue.settle(held[1][0], [], [_interrupted(held[1][1])]),
+        lambda: world.queue.claim(last, Pool.SPOT, 20),
+        lambda: world.queue.close_lease(held[2][0]),
+    )
+    # The workers die now; ticks alone must bring the batch to its end.
+    for lease in (held[3][0], last):
+        world.expire_lease(lease)
+    world.sweep(cancel_grace=0)
+    world.sweep(cancel_grace=0)
+    _nothing_left(world, batch)
+    row = world.row(batch)
+    assert row.drained_at is not None
+    assert row.status == ("cancelling" if end == "cancel" else "in_progress")
+    assert world.drained(batch) == 1
+    assert row.tallied_completed == len(world.lines("results", batch)) <= 1
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_lines_given_back_while_a_batch_ends_wait_for_nobody_but_it(world: World, end: str) -> None:
+    """Several wait for the batch at once: none may then stand in another's way."""
+    batch = world.batch(8, due_in=-1)
+    held = _claim_each(world, 3)
+    slow = world.own_engine("api" if end == "cancel" else "worker")
+    ender = World(world.database)
+    ender.batches._engine = slow
+    ender.ticks._engine = slow
+    with gate(slow, before="DELETE FROM queue") as ending:
+        ended = Running(lambda: ENDS[end](ender, batch))
+        ending.wait()
+        settlements = [
+            Running(partial(world.queue.settle, lease, [], [_interrupted(claim)]))
+            for lease, claim in held
+        ]
+        world.blocked(len(held))
+        ending.opened.set()
+        ended.result()
+        settled = [settlement.result() for settlement in settlements]
+    assert [each.returned for each in settled] == [1, 1, 1]
+    _nothing_left(world, batch)
+    assert world.drained(batch) == 1
+
+
+def test_cancelling_waits_for_a_line_that_is_being_queued_again(world: World) -> None:
+    batch = world.batch(1)
+    ((lease, claim),) = _claim_each(world, 1)
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        settlement = Running(lambda: world.queue_on(slow).settle(lease, [], [_interrupted(claim)]))
+        held.wait()
+        cancelled = Running(lambda: world.cancel(batch))
+        world.blocked()
+        held.opened.set()
+        settlement.result()
+        assert cancelled.result() is True
+    _nothing_left(world, batch)
+    assert world.drained(batch) == 1
+
+
+def test_cancelling_waits_for_a_claim_under_way(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        claimed = Running(lambda: world.queue_on(slow).claim(lease, Pool.SPOT, 2))
+        held.wait()
+        cancelled = Running(lambda: world.cancel(batch))
+        world.blocked()
+        held.opened.set()
+        claims = claimed.result()
+        assert cancelled.result() is False
+    assert world.drained(batch) == 0
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    assert world.drained(batch) == 1
+    _nothing_left(world, batch)
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_what_is_being_settled_is_left_to_the_settler(world: World, end: str) -> None:
+    batch = world.batch(3, due_in=-1)
+    ((lease, claim),) = _claim_each(world, 1)
+    slow = world.own_engine("worker")
+    with gate(slow, before="WHERE CASE WHEN") as held:
+        settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(claim)], []))
+        held.wait()
+        ENDS[end](world, batch)
+        if end == "cancel":
+            world.sweep(cancel_grace=0)
+        assert world.drained(batch) == 0
+        held.opened.set()
+        assert len(settlement.result().drained) == 1
+    assert world.lines("results", batch) == [claim.line]
+    assert world.drained(batch) == 1
+    _nothing_left(world, batch)
+
+
+def test_a_lease_is_not_reaped_while_it_claims(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.expire_lease(lease)
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        claimed = Running(lambda: world.queue_on(slow).claim(lease, Pool.SPOT, 2))
+        held.wait()
+        assert world.sweep() == 0
+        held.opened.set()
+        assert len(claimed.result()) == 2
+    assert world.sweep() == 2
+    assert world.lines("queue", batch) == [1, 2]
+
+
+def test_a_lease_that_is_being_reaped_claims_nothing(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.expire_lease(lease)
+    slow = world.own_engine("worker")
+    reaper = World(world.database)
+    reaper.ticks._engine = slow
+    with gate(slow, before="SELECT c.ctid FROM claims c WHERE NOT EXISTS") as held:
+        reaped = Running(reaper.sweep)
+        held.wait()
+        claimed = Running(lambda: world.queue.claim(lease, Pool.SPOT, 2))
+        world.blocked()
+        held.opened.set()
+        assert claimed.result() == []
+        reaped.result()
+    assert world.lines("queue", batch) == [1, 2]
+
+
+def test_reaping_leaves_what_is_being_settled(world: World) -> None:
+    batch = world.batch(1)
+    ((lease, claim),) = _claim_each(world, 1)
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as held:
+        settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(claim)], []))
+        held.wait()
+        world.expire_lease(lease)
+        assert world.sweep() == 0
+        held.opened.set()
+        assert settlement.result().finished == 1
+    world.sweep()
+    assert world.lines("results", batch) == [1]
+    assert world.drained(batch) == 1
+
+
+def test_cancelling_twice_and_too_late(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
+    assert world.cancel(batch) is False
+    first = world.row(batch).cancelling_at
+    assert world.cancel(batch) is False
+    assert world.row(batch).cancelling_at == first
+    world.queue.settle(lease, [done(claim)], [])
+    assert world.cancel(batch) is False
+    assert world.drained(batch) == 1
+    world.run("UPDATE batches SET status = 'cancelled', cancelled_at = now()")
+    with pytest.raises(Conflict, match="cancelled and cannot be cancelled"):
+        world.cancel(batch)
+
+
+def test_many_cancel_at_once_and_it_drains_once(world: World) -> None:
+    for _ in range(5):
+        batch = world.batch(20)
+        drained = together(*[partial(world.cancel, batch)] * 4)
+        assert sorted(drained) == [False, False, False, True]
+        assert world.drained(batch) == 1
+
+
+def test_a_batch_that_is_expiring_cannot_be_cancelled_any_more(world: World) -> None:
+    """Its error file is being written: it must not say two things."""
+    batch = world.batch(2, due_in=-1)
+    world.sweep()
+    assert world.row(batch).drained_at is not None
+    assert world.cancel(batch) is False
+    assert world.row(batch).status == "in_progress"
+    assert world.drained(batch) == 1
+
+
+def test_a_batch_being_finalized_can_still_be_cancelled(world: World) -> None:
+    batch = world.batch(1)
+    ((lease, claim),) = _claim_each(world, 1)
+    world.queue.settle(lease, [done(claim)], [])
+    assert world.cancel(batch) is True
+    assert world.row(batch).status == "cancelling"
+    assert world.drained(batch) == 2

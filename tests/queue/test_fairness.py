@@ -1,0 +1,179 @@
+"""Who is served next, and that shares come out as the weights say, whoever comes and goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import permutations
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowtide.core.ids import BatchId, TenantId
+from lowtide.core.pools import Pool
+from lowtide.queue.fairness import FairShare, Lane, Share, urgency, without
+
+A, B, C = (TenantId(UUID(int=number)) for number in (1, 2, 3))
+
+
+def lane(tenant: TenantId, number: int, left: float = 50_000.0, **changes: Any) -> Lane:
+    """Return a lane of batch `number`."""
+    whole: dict[str, Any] = {"batch": BatchId(UUID(int=number)), "tenant": tenant, "left": left}
+    return Lane(**(whole | changes))
+
+
+def serve(shares: FairShare, lanes: list[Lane], lines: int) -> Counter[TenantId]:
+    """Give each tenant all that was planned for it."""
+    given_: Counter[TenantId] = Counter()
+    for share in shares.plan(lanes, lines):
+        shares.served(share, share.lines)
+        given_[share.tenant] += share.lines
+    return given_
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        pytest.param(-10.0, 0.0, id="late"),
+        pytest.param(0.0, 0.0, id="due"),
+        pytest.param(900.0, 0.0, id="15 min"),
+        pytest.param(900.1, 1.0, id="over 15 min"),
+        pytest.param(3600.0, 1.0, id="1 h"),
+        pytest.param(3600.1, 2.0, id="over 1 h"),
+        pytest.param(14_400.0, 2.0, id="4 h"),
+        pytest.param(14_400.1, 3.0, id="over 4 h"),
+        pytest.param(86_400.0, 3.0, id="24 h"),
+        pytest.param(86_400.1, 4.0, id="over 24 h"),
+    ],
+)
+def test_spot_sees_classes_of_urgency(left: float, expected: float) -> None:
+    assert urgency(lane(A, 1, left), Pool.SPOT) == expected
+    assert urgency(lane(A, 1, left, at_risk=True), Pool.SPOT) == 0.0
+    assert urgency(lane(A, 1, left), Pool.DEDICATED) == left
+    assert urgency(lane(A, 1, left, at_risk=True), Pool.DEDICATED) == left
+
+
+def test_nothing_waits() -> None:
+    assert FairShare(Pool.SPOT).plan([], 10) == []
+
+
+def test_a_tenants_lanes_come_earliest_deadline_first() -> None:
+    late, early, middle = lane(A, 1, 14_000), lane(A, 2, 4_000), lane(A, 3, 5_000)
+    assert FairShare(Pool.SPOT).plan([late, early, middle], 7) == [
+        Share(A, 7, (early, middle, late))
+    ]
+
+
+def test_equal_deadlines_come_in_the_order_of_their_batches() -> None:
+    lanes = [lane(A, number) for number in (3, 1, 2)]
+    (share,) = FairShare(Pool.SPOT).plan(lanes, 7)
+    assert [found.batch.int for found in share.lanes] == [1, 2, 3]
+
+
+def test_only_the_most_urgent_class_is_served() -> None:
+    urgent, patient = lane(A, 1, 600), lane(B, 2, 901)
+    shares = FairShare(Pool.SPOT)
+    assert shares.plan([patient, urgent], 7) == [Share(A, 7, (urgent,))]
+    assert shares.plan([patient], 7) == [Share(B, 7, (patient,))]
+
+
+def test_what_is_at_risk_counts_as_due() -> None:
+    risky, soon, far = lane(A, 1, 86_000, at_risk=True), lane(B, 2, 800), lane(C, 3, 1000)
+    shares = FairShare(Pool.SPOT).plan([risky, soon, far], 10)
+    assert {share.tenant: share.lines for share in shares} == {A: 5, B: 5}
+
+
+def test_dedicated_is_strictly_earliest_deadline_first() -> None:
+    lanes = [lane(A, 1, 100, weight=1), lane(B, 2, 99.5, weight=100), lane(C, 3, 5, at_risk=True)]
+    shares = FairShare(Pool.DEDICATED)
+    served = []
+    while lanes:
+        (share,) = shares.plan(lanes, 10)
+        served.append(share.tenant)
+        lanes = without(lanes, share.lanes)
+    assert served == [C, B, A]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 500), min_size=1, max_size=40),
+    weights=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    workers=st.integers(1, 6),
+)
+def test_shares_follow_weights_whatever_the_sizes_of_claims(
+    sizes: list[int], weights: tuple[int, int, int], workers: int
+) -> None:
+    """No tenant is ever a line a worker away from its weight's part, give or take its own turn."""
+    tenants = dict(zip((A, B, C), weights, strict=True))
+    lanes = [lane(tenant, tenant.int, weight=weight) for tenant, weight in tenants.items()]
+    shares = [FairShare(Pool.SPOT) for _ in range(workers)]
+    total: Counter[TenantId] = Counter()
+    for number, size in enumerate(sizes):
+        total += serve(shares[number % workers], lanes, size)
+    # Start-time fair queueing: the tags of two tenants with work differ by less than one turn of
+    # either, at every worker.
+    for (one, its), (other, weight) in permutations(tenants.items(), 2):
+        gap = total[one] / its - total[other] / weight
+        assert gap <= workers * (1 / its + 1 / weight) + 1e-6
+    assert total.total() == sum(sizes)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 199, 500])
+def test_three_to_one(size: int, workers: int) -> None:
+    lanes = [lane(A, 1, weight=3), lane(B, 2, weight=1)]
+    shares = [FairShare(Pool.SPOT) for _ in range(workers)]
+    total: Counter[TenantId] = Counter()
+    turns = 8000 // size
+    for number in range(turns):
+        total += serve(shares[number % workers], lanes, size)
+    assert total[A] == pytest.approx(total.total() * 3 / 4, abs=2 * workers)
+
+
+@given(size=st.integers(1, 500), alone=st.integers(1, 50))
+def test_nobody_saves_up_turns_while_away(size: int, alone: int) -> None:
+    shares = FairShare(Pool.SPOT)
+    mine, other = lane(A, 1), lane(B, 2)
+    serve(shares, [mine, other], size)
+    for _ in range(alone):
+        assert serve(shares, [other], size) == {B: size}
+    back: Counter[TenantId] = Counter()
+    for _ in range(4):
+        back += serve(shares, [mine, other], size)
+    assert abs(back[A] - back[B]) <= 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    away=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_who_stays_never_falls_behind_who_comes_and_goes(
+    sizes: list[int], away: list[bool]
+) -> None:
+    """To leave and come back gains at most the one turn of each arrival."""
+    shares = FairShare(Pool.SPOT)
+    stays, goes = lane(A, 1), lane(B, 2)
+    got: Counter[TenantId] = Counter()
+    arrivals, here = 0, False
+    for size, gone in zip(sizes, away, strict=False):
+        arrivals += not gone and not here
+        here = not gone
+        got += serve(shares, [stays] if gone else [stays, goes], size)
+    assert got[B] <= got[A] + 1 + arrivals
+
+
+def test_a_share_that_was_not_filled_counts_only_what_was_given() -> None:
+    shares = FairShare(Pool.SPOT)
+    lanes = [lane(A, 1), lane(B, 2)]
+    first, second = shares.plan(lanes, 100)
+    shares.served(first, 10)
+    shares.served(second, 50)
+    # A is 40 lines behind, and still there: those come first.
+    assert serve(shares, lanes, 60) == {A: 50, B: 10}
+
+
+def test_without_leaves_the_lanes_of_other_batches() -> None:
+    lanes = [lane(A, 1), lane(B, 2), lane(A, 3)]
+    assert without(lanes, lanes[:1]) == lanes[1:]
+    assert without(lanes, []) == lanes

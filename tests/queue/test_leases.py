@@ -1,0 +1,18 @@
+"""When many lost leases say nothing about a line."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowtide.queue.store import is_storm
+
+
+@pytest.mark.parametrize(
+    ("lost", "living", "storm"),
+    [
+        (0, 0, False), (1, 0, False), (4, 0, False), (5, 0, True), (5, 5, True), (5, 6, False),
+        (100, 99, True), (100, 101, False),
+    ],
+)  # fmt: skip
+def test_half_of_all_workers_at_once_are_a_storm(lost: int, living: int, *, storm: bool) -> None:
+    assert is_storm(lost, living) is storm

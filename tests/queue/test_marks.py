@@ -1,0 +1,181 @@
+"""Where a claim starts to look: no line is passed by for good, and none that is gone is read again."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.core.pools import Pool
+from lowtide.planning.escalation import Move, Plan
+from lowtide.queue import claiming
+from lowtide.queue.claiming import LANES, TAKE
+from lowtide.queue.claims import Claim, Returned
+from lowtide.queue.draining import NOTHING_QUEUED
+from tests.loads import fill, pages_read
+from tests.worlds import World, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.core.ids import BatchId, LeaseId
+
+MANY = 50_000
+START = "-infinity"
+
+
+@pytest.fixture
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so much time pass between two claims that each looks for batches."""
+    clock = count(0, 100)
+    monkeypatch.setattr(claiming, "monotonic", lambda: float(next(clock)))
+
+
+def _spot(world: World) -> LeaseId:
+    return world.queue.open_lease(Pool.SPOT, "w")
+
+
+def _mark(world: World, lease: LeaseId, batch: BatchId) -> int:
+    """Return the line up to which a worker has taken a batch."""
+    return world.queue._claiming[lease].marks[batch].line
+
+
+def _return(world: World, lease: LeaseId, claims: Sequence[Claim], delay: float = 0.0) -> None:
+    back = [Returned(each.batch, each.line, "", delay, failed=True) for each in claims]
+    assert world.queue.settle(lease, [], back).returned == len(claims)
+
+
+def test_a_claim_goes_on_behind_what_it_took(world: World) -> None:
+    batch, lease = fill(world, 30), _spot(world)
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(1, 11))
+    assert _mark(world, lease, batch) == 10
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(11, 21))
+
+
+def test_what_another_claim_had_when_a_mark_passed_is_taken_at_last(world: World) -> None:
+    fill(world, 20)
+    lease, other = _spot(world), world.own_engine("worker")
+    with other.connect() as connection:
+        connection.execute(text("SELECT FROM queue WHERE line <= 5 FOR UPDATE"))
+        assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [6, 7, 8, 9, 10]
+        connection.rollback()
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [11, 12, 13, 14, 15]
+    claims = [line for _ in range(3) for line in world.queue.claim(lease, Pool.SPOT, 5)]
+    assert numbers(claims) == [16, 17, 18, 19, 20, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("looks_always")
+def test_a_line_passed_by_does_not_wait_for_the_tenants_other_batches(world: World) -> None:
+    early, late = fill(world, 10, due_in=5000), fill(world, 100, due_in=6000)
+    lease, other = _spot(world), world.own_engine("worker")
+    with other.connect() as connection:
+        connection.execute(
+            text("SELECT FROM queue WHERE batch_id = :batch AND line <= 5 FOR UPDATE"),
+            {"batch": early},
+        )
+        claims = world.queue.claim(lease, Pool.SPOT, 5)
+        assert [(each.batch, each.line) for each in claims] == [(early, n) for n in range(6, 11)]
+        connection.rollback()
+    assert {each.batch for each in world.queue.claim(lease, Pool.SPOT, 5)} == {late}
+    claims = world.queue.claim(lease, Pool.SPOT, 5)
+    assert [(each.batch, each.line) for each in claims] == [(early, n) for n in range(1, 6)]
+
+
+def test_what_comes_back_lies_behind_the_mark(world: World) -> None:
+    batch, lease = fill(world, 20), _spot(world)
+    claims = world.queue.claim(lease, Pool.SPOT, 10)
+    _return(world, lease, claims[:3])
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [1, 2, *range(11, 21)]
+    assert _mark(world, lease, batch) == 2
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [3]
+
+
+def test_what_waited_out_a_delay_lies_behind_the_mark(world: World) -> None:
+    fill(world, 20)
+    lease = _spot(world)
+    _return(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(6, 16))
+    world.run("UPDATE queue SET available_at = now() WHERE line <= 5")
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(1, 6), *range(16, 21)]
+
+
+def test_what_other_workers_lose_or_leave_lies_behind_the_mark(world: World) -> None:
+    fill(world, 20)
+    lost, left, lease = (_spot(world) for _ in range(3))
+    world.queue.claim(lost, Pool.SPOT, 2)
+    world.queue.claim(left, Pool.SPOT, 2)
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 6)) == list(range(5, 11))
+    world.expire_lease(lost)
+    assert world.sweep() == 2
+    world.queue.close_lease(left)
+    # In the order of lines within a claim, not of when they came back.
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 14)) == [1, 2, 3, 4, *range(11, 21)]
+
+
+def test_lines_that_change_pools_lie_behind_the_marks_of_both(world: World) -> None:
+    batch = fill(world, 20)
+    spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
+    assert numbers(world.queue.claim(spot, Pool.SPOT, 5)) == [1, 2, 3, 4, 5]
+    assert world.escalate(batch, 4) == 4
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [17]
+    assert _mark(world, dedicated, batch) == 17
+    assert world.escalate(batch, 2) == 2
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 4)) == [15, 18, 19, 20]
+    # Line 16 goes home, to a worker of spot that has seen 5 and then all there is.
+    assert world.apply(Plan(returns=(Move(batch, 4),))).returned == 1
+    assert numbers(world.queue.claim(spot, Pool.SPOT, 20)) == [*range(6, 15), 16]
+
+
+def test_lines_taken_from_spot_lie_behind_the_mark_of_dedicated(world: World) -> None:
+    batch = fill(world, 6)
+    spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
+    world.escalate(batch, 2)
+    assert numbers(world.queue.claim(spot, Pool.SPOT, 4)) == [1, 2, 3, 4]
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [5]
+    assert world.apply(Plan(revocations=(Move(batch, 4),))).revoked == 4
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 9)) == [1, 2, 3, 4, 6]
+
+
+def _take(lease: LeaseId, batch: BatchId, at: object = START, line: int = 0) -> dict[str, object]:
+    lanes = [{"batch": str(batch), "at": str(at), "line": line}]
+    return {
+        "lease": lease,
+        "pool": "spot",
+        "shares": json.dumps([{"lines": 50, "lanes": lanes}]),
+    }
+
+
+def test_lines_in_backoff_are_not_read(world: World) -> None:
+    """The index ends a scan at the first line that must wait, not at the last."""
+    waiting, other = fill(world, MANY, delay=3600), fill(world, 50)
+    lease = _spot(world)
+    alone = pages_read(world.worker, TAKE, **_take(lease, other))
+    assert pages_read(world.worker, TAKE, **_take(lease, waiting)) < alone
+    world.run("UPDATE queue SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting)
+    assert pages_read(world.worker, TAKE, **_take(lease, waiting)) < alone + 50
+    assert pages_read(world.worker, LANES, pool="spot", most=100, without=[]) < 50
+
+
+def test_a_mark_passes_by_the_index_entries_of_lines_that_are_gone(world: World) -> None:
+    """While an open snapshot keeps vacuum from removing them, as a backup's does."""
+    batch = fill(world, MANY)
+    lease = _spot(world)
+    with world.own_engine("worker").connect() as pinning:
+        pinning.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        pinning.execute(text("SELECT count(*) FROM workers"))
+        fresh = pages_read(world.worker, TAKE, **_take(lease, batch))
+        world.run("DELETE FROM queue WHERE line <= :lines", lines=MANY - 100)
+        at = world.value("SELECT min(available_at) FROM queue")
+        from_start = pages_read(world.worker, TAKE, **_take(lease, batch))
+        from_mark = pages_read(world.worker, TAKE, **_take(lease, batch, at, MANY - 100))
+        place = {"id": str(batch), "pool": "spot", "at": str(at), "line": MANY - 100}
+        drained_from_mark = pages_read(world.worker, NOTHING_QUEUED, batches=json.dumps([place]))
+        drained_from_start = pages_read(
+            world.worker, NOTHING_QUEUED, batches=json.dumps([{"id": str(batch)}])
+        )
+    assert from_start > fresh + 300
+    assert from_mark < fresh + 100
+    assert drained_from_mark < 50 < drained_from_start / 5

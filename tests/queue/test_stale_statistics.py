@@ -1,0 +1,126 @@
+"""Statements on the hot path must not scan more than they need when statistics lag behind.
+
+Autovacuum looks once a minute, a batch comes and goes in seconds: the planner nearly always works
+from numbers that know nothing of the batch at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.local.database import engine
+from lowtide.local.files import SUPERUSER
+from lowtide.pipeline.final_store import LINES
+from lowtide.queue.claiming import LANES, TAKE
+from lowtide.queue.store import FINISH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Database
+
+BATCH_LINES = 4000
+OLD, NEW, LEASE = (f"00000000-0000-7000-8000-{number:012d}" for number in (1, 2, 3))
+TENANT = "00000000-0000-0000-0000-000000000000"
+
+FILL = """
+INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
+  created_at, deadline, status)
+VALUES ('{batch}', '{tenant}', 'u', '{batch}', 'k', '/v1/embeddings', '24h', now(),
+  now() + interval '1 day', 'in_progress');
+INSERT INTO requests (batch_id, line, tenant_id, start, length, custom_id)
+SELECT '{batch}', n, '{tenant}', n * 100, 100, 'line ' || n FROM generate_series(1, {lines}) n;
+INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+  output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+  request_id, body)
+SELECT '{batch}', '{tenant}', '{lease}', now(), now(), n, 0, 0, 200, 1, 0, true, false, false,
+  'spot', '', '{{}}' FROM generate_series(1, {lines}) n;
+INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
+SELECT '{batch}', '{tenant}', now() + interval '1 day', now(), now(), n, 'spot'
+FROM generate_series(1, {lines}) n
+"""
+REGISTER = text("""
+INSERT INTO workers (id, pool, name, expires_at)
+VALUES (:lease, 'spot', 'w', now() + interval '1 hour')
+""")
+
+
+@pytest.fixture(params=["never looked", "looked before the batch", "looked at an empty queue"])
+def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
+    """A batch that the statistics do not know."""
+    server = database.server
+    admin = engine(server.url(SUPERUSER, server.cluster.password, database.name))
+    with admin.connect() as connection:
+
+        def run(statements: str) -> None:
+            for statement in statements.split(";"):
+                connection.execute(text(statement))
+
+        for table in ("batches", "requests", "results", "queue", "claims", "workers"):
+            run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        values = {"tenant": TENANT, "lease": LEASE, "lines": BATCH_LINES}
+        if request.param != "never looked":
+            run(FILL.format(batch=OLD, **values))
+            if request.param == "looked at an empty queue":
+                run("DELETE FROM queue; VACUUM ANALYZE queue")
+            run("ANALYZE")
+        run(FILL.format(batch=NEW, **values))
+        connection.execute(REGISTER, {"lease": LEASE})
+    yield database
+    admin.dispose()
+
+
+def rows_touched(database: Database, statement: str, **parameters: object) -> int:
+    """Run a statement as a worker, and return how many rows all steps of its plan went through."""
+    with database.engine("worker").connect() as connection:
+        explain = text(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}")
+        found = connection.execute(explain, parameters).scalar_one()
+        connection.rollback()
+    plans = json.loads(found) if isinstance(found, str) else found
+    return sum(map(_rows, plans))
+
+
+def _rows(node: dict[str, Any]) -> int:
+    plan = node.get("Plan", node)
+    dropped = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
+    own = (plan["Actual Rows"] + dropped) * plan["Actual Loops"]
+    return int(own) + sum(map(_rows, plan.get("Plans", ())))
+
+
+def take(lines: int, line: int = 0) -> dict[str, object]:
+    """Return the parameters of a claim of `lines` lines behind `line`."""
+    at = "-infinity" if not line else "2020-01-01"
+    lanes = [{"batch": NEW, "at": at, "line": line}]
+    shares = json.dumps([{"lines": lines, "lanes": lanes}])
+    return {"lease": LEASE, "pool": "spot", "shares": shares}
+
+
+def test_looking_for_batches_reads_little_of_each(stale: Database) -> None:
+    assert rows_touched(stale, LANES, pool="spot", most=100, without=[]) < 100
+
+
+@pytest.mark.parametrize("line", [0, 3000])
+def test_a_claim_reads_little_more_than_it_takes(stale: Database, line: int) -> None:
+    assert rows_touched(stale, TAKE, **take(50, line)) < 50 * 20
+
+
+def test_settling_reads_little_more_than_it_settles(stale: Database) -> None:
+    with stale.engine("worker").begin() as connection:
+        connection.execute(text("DELETE FROM results"))
+        connection.execute(text(TAKE), take(2000))
+    rows = [
+        {"batch": NEW, "line": line, "succeeded": True, "attempts": 1, "input_tokens": 1,
+         "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False,
+         "cached_tokens": 0, "reasoning_tokens": 0}
+        for line in range(1, 51)
+    ]  # fmt: skip
+    assert rows_touched(stale, FINISH, lease=LEASE, rows=json.dumps(rows), body=None) < 50 * 30
+
+
+def test_a_page_of_results_reads_each_line_once(stale: Database) -> None:
+    touched = rows_touched(stale, LINES, batch=NEW, after=1000, limit=2000)
+    assert touched < 2000 * 6

@@ -1,0 +1,93 @@
+"""Pausing and resuming: who may, and what workers notice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.durations import ExponentialBackoff
+from lowtide.core.errors import Forbidden
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.pools import Pool
+from lowtide.scheduler.pauses import Pools
+from lowtide.tenants.sign_in import Role, Visitor
+from tests.scheduler.test_pools_store import register
+from tests.worker.workers import Bench, SteeredEngine, until
+
+if TYPE_CHECKING:
+    from tests.worlds import World
+
+ANA = Visitor("ana", Role.OPERATOR)
+
+
+def _pools(world: World) -> Pools:
+    return Pools(register(world))
+
+
+@pytest.mark.parametrize(
+    "visitor",
+    [
+        pytest.param(Visitor("bo", Role.VIEWER), id="viewer"),
+        pytest.param(Visitor("cy", Role.OPERATOR, DEFAULT_TENANT), id="operator of one tenant"),
+    ],
+)
+def test_only_operators_of_the_whole_installation_may(world: World, visitor: Visitor) -> None:
+    pools = _pools(world)
+    for act in (pools.effect, pools.pause, pools.resume):
+        with pytest.raises(Forbidden):
+            act(visitor, Pool.SPOT)
+    assert all(standing.pause is None for standing in pools.standings())
+    pools.pause(ANA, Pool.SPOT)
+    with pytest.raises(Forbidden):
+        pools.resume(visitor, Pool.SPOT)
+    assert pools.standings()[0].pause is not None
+
+
+def test_it_says_first_what_a_pause_does(world: World) -> None:
+    world.batch(5, pool="dedicated")
+    pools = _pools(world)
+    effect = pools.effect(ANA, Pool.DEDICATED)
+    assert (effect.queued, effect.running, effect.endangered.batches) == (5, 0, 1)
+    assert pools.effect(ANA, Pool.SPOT).endangered.batches == 0
+    assert all(standing.pause is None for standing in pools.standings())
+
+
+def test_resuming_returns_the_pause_that_ended(world: World) -> None:
+    pools = _pools(world)
+    assert pools.resume(ANA, Pool.SPOT) is None
+    pause = pools.pause(ANA, Pool.SPOT)
+    assert pools.resume(ANA, Pool.SPOT) == pause
+
+
+def test_a_worker_waits_longer_and_longer_and_goes_on_when_it_is_woken(world: World) -> None:
+    world.batch(30)
+    pools = _pools(world)
+    delays: list[float] = []
+
+    class Watched(ExponentialBackoff):
+        def next_delay(self) -> float:
+            delays.append(super().next_delay())
+            return delays[-1]
+
+    backoff = Watched(0.01, 600.0, factor=30.0)
+    bench = Bench.of(world, SteeredEngine(hold=True), lines=30, backoff=backoff)
+
+    async def during() -> None:
+        await until(lambda: bench.engine.running == 12)
+        pools.pause(ANA, Pool.SPOT)
+        before = bench.queue.calls["claim"]
+        bench.engine.let_go()
+        await until(lambda: delays[-1:] == [9.0])
+        assert bench.queue.calls["claim"] - before == len(delays) == 3, "it looks ever less often"
+        assert bench.finished() == 12, "what it held has ended"
+        pools.resume(ANA, Pool.SPOT)
+        bench.worker.wake()
+        await until(lambda: bench.finished() == 30, within=5)
+        bench.worker.stop()
+
+    async def both() -> None:
+        await asyncio.wait_for(asyncio.gather(bench.worker.run(), during()), 20)
+
+    asyncio.run(both())

@@ -1,0 +1,172 @@
+"""Pauses on the database: who claims, what is counted, what is noted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+
+from lowtide.batches.forecast import OutlookStore
+from lowtide.core.pools import OpenDeadlines, Pool
+from lowtide.queue import claiming
+from lowtide.scheduler import pauses
+from lowtide.scheduler.pauses import PauseStore
+from tests.plans import plan_nodes
+from tests.worlds import done, numbers, together
+
+if TYPE_CHECKING:
+    from tests.worlds import World
+
+BOTH = pytest.mark.parametrize("pool", list(Pool))
+
+
+def register(world: World) -> PauseStore:
+    """Return the pauses of a world."""
+    return PauseStore(world.database.engine("operator"))
+
+
+def _audited(world: World) -> list[tuple[object, ...]]:
+    with world.database.engine("operator").connect() as connection:
+        rows = connection.execute(
+            text("SELECT tenant_id, actor, action, subject FROM audit_log ORDER BY id")
+        )
+        return [tuple(row) for row in rows]
+
+
+@BOTH
+def test_a_paused_pool_claims_nothing_and_ends_what_it_holds(world: World, pool: Pool) -> None:
+    batch = world.batch(10, pool=pool.value)
+    lease = world.queue.open_lease(pool, "w")
+    held = world.queue.claim(lease, pool, 3)
+    register(world).pause(pool, "ana")
+    # The worker still knows its lane: the claim itself must notice.
+    assert world.queue.claim(lease, pool, 3) == []
+    assert world.queue.settle(lease, [done(claim) for claim in held], []).finished == 3
+    assert world.queue.claim(lease, pool, 3) == []
+    assert world.queue.claim(world.queue.open_lease(pool, "new"), pool, 3) == []
+    assert world.lines("queue", batch) == list(range(4, 11))
+    register(world).resume(pool, "ana")
+    assert numbers(world.queue.claim(lease, pool, 99)) == list(range(4, 11))
+
+
+def test_a_paused_pool_is_asked_a_few_statements_however_much_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first worker keeps its lanes until they give it nothing.
+    monkeypatch.setattr(claiming, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(claiming, "_LOOKING_SHARE", 1_000_000)
+    for due_in in range(600, 612):
+        world.batch(2, due_in=due_in, pool="dedicated")
+    lease = world.queue.open_lease(Pool.DEDICATED, "w")
+    world.queue.claim(lease, Pool.DEDICATED, 1)
+    register(world).pause(Pool.DEDICATED, "ana")
+    new = world.queue.open_lease(Pool.DEDICATED, "new")
+    statements: list[str] = []
+
+    def executed(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    event.listen(world.worker, "before_cursor_execute", executed)
+    try:
+        assert world.queue.claim(lease, Pool.DEDICATED, 9) == []
+        with_known_lanes = len(statements)
+        assert world.queue.claim(new, Pool.DEDICATED, 9) == []
+    finally:
+        event.remove(world.worker, "before_cursor_execute", executed)
+    assert (with_known_lanes, len(statements) - with_known_lanes) == (2, 1)
+    register(world).resume(Pool.DEDICATED, "ana")
+    assert len(world.queue.claim(lease, Pool.DEDICATED, 99)) == 23
+
+
+def test_the_other_pool_goes_on(world: World) -> None:
+    world.batch(4)
+    world.batch(4, pool="dedicated")
+    register(world).pause(Pool.SPOT, "ana")
+    lease = world.queue.open_lease(Pool.DEDICATED, "w")
+    assert len(world.queue.claim(lease, Pool.DEDICATED, 9)) == 4
+
+
+def test_a_limited_tenants_lines_wait_as_well(world: World) -> None:
+    world.batch(4)
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text("UPDATE tenants SET max_running = 2"))
+    try:
+        register(world).pause(Pool.SPOT, "ana")
+        lease = world.queue.open_lease(Pool.SPOT, "w")
+        assert world.queue.claim(lease, Pool.SPOT, 9) == []
+    finally:
+        with world.database.engine("owner").begin() as connection:
+            connection.execute(text("UPDATE tenants SET max_running = NULL"))
+
+
+def test_a_pause_is_taken_once_and_audited_as_nobodys_tenant(world: World) -> None:
+    pools_ = register(world)
+    first = pools_.pause(Pool.SPOT, "ana")
+    assert pools_.pause(Pool.SPOT, "bo") == first
+    assert (first.pool, first.by) == (Pool.SPOT, "ana")
+    assert [standing.pause for standing in pools_.standings()] == [first, None]
+    assert pools_.resume(Pool.SPOT, "bo") == first
+    assert pools_.resume(Pool.SPOT, "bo") is None
+    assert _audited(world) == [
+        (None, "ana", "pool.paused", "spot"),
+        (None, "bo", "pool.resumed", "spot"),
+    ]
+
+
+def test_pauses_at_once_are_one(world: World) -> None:
+    pools_ = register(world)
+    together(*[lambda: pools_.pause(Pool.SPOT, "ana")] * 3)
+    together(*[lambda: pools_.resume(Pool.SPOT, "ana")] * 3)
+    assert [action for _, _, action, _ in _audited(world)] == ["pool.paused", "pool.resumed"]
+
+
+def test_standings_count_lines_and_living_workers(world: World) -> None:
+    world.batch(9)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.expire_lease(world.queue.open_lease(Pool.SPOT, "gone"))
+    world.queue.claim(lease, Pool.SPOT, 4)
+    spot, dedicated = register(world).standings()
+    assert (spot.pool, spot.queued, spot.running, spot.workers) == (Pool.SPOT, 5, 4, 1)
+    assert (dedicated.queued, dedicated.running, dedicated.workers) == (0, 0, 0)
+
+
+def test_deadlines_that_are_held_so_far(world: World) -> None:
+    assert register(world).held_deadlines() == OpenDeadlines(0, None)
+    world.batch(1, due_in=900)
+    sooner, lost = world.batch(1, due_in=100), world.batch(1, due_in=5)
+    world.run("UPDATE batches SET at_risk = (id = :lost)", lost=lost)
+    held = register(world).held_deadlines()
+    assert (held.batches, held.first) == (2, world.row(sooner).deadline)
+
+
+def test_the_outlook_of_tenants_knows_pauses_and_not_by_whom(world: World) -> None:
+    register(world).pause(Pool.DEDICATED, "ana")
+    assert OutlookStore(world.api).look().paused == {Pool.DEDICATED}
+    register(world).resume(Pool.DEDICATED, "ana")
+    assert OutlookStore(world.api).look().paused == frozenset()
+    with (
+        pytest.raises(DBAPIError, match="permission denied"),
+        world.api.begin() as connection,
+    ):
+        connection.execute(text("SELECT paused_by FROM paused_pools"))
+
+
+def test_plans_walk_open_batches_alone(world: World) -> None:
+    with world.database.engine("worker").begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+                  completion_window, status, created_at, deadline)
+                SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'u',
+                  gen_random_uuid(), 'k', '/v1/embeddings', '24h', 'completed', now(), now()
+                FROM generate_series(1, 10000)
+            """)
+        )
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text("ANALYZE batches"))
+    nodes = plan_nodes(world.database.engine("operator"), pauses.HELD)
+    scans = [node for node in nodes if node.get("Relation Name") in {"batches", "queue"}]
+    assert scans
+    assert all("Seq" not in node["Node Type"] for node in scans)

@@ -1,0 +1,295 @@
+"""A tick: what it changes, sends and reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.core.errors import Unavailable
+from lowtide.core.pools import Pool
+from lowtide.events.model import EventType
+from lowtide.objects.store import ObstoreObjects
+from lowtide.planning.demand import Capacity, Sample
+from lowtide.queue.rates import RateStore
+from lowtide.scheduler.samples import SampleRecorder
+from lowtide.scheduler.tick import PoolScale, Scheduler, TickRules
+from tests.queue.test_scaler_queries import keda_replicas
+from tests.scheduler.test_pools_store import register
+from tests.tenants.test_audit_retention import AUDITED
+from tests.worker.workers import Sink, WaitingPublisher
+from tests.worlds import done, together
+
+if TYPE_CHECKING:
+    from lowtide.scheduler.tick import TickReport
+    from tests.worlds import World
+
+SCALES = {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)}
+
+
+def _scheduler(
+    world: World,
+    *,
+    sink: Sink | None = None,
+    store: ObstoreObjects | None = None,
+    replicas: int = 2,
+) -> Scheduler:
+    capacity = Capacity(
+        rate=1.0, replicas=replicas, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0
+    )
+    rules = TickRules(
+        capacity,
+        SCALES,
+        cancel_grace=10,
+        stalled_after=30,
+        history_kept=86_400,
+        audit_kept=400 * 86_400,
+    )
+    publisher = WaitingPublisher(sink or Sink(), world.outbox)
+    return Scheduler(
+        world.ticks,
+        world.timetable,
+        RateStore(world.worker),
+        SampleRecorder(world.worker),
+        store or ObstoreObjects("memory://"),
+        publisher,
+        rules,
+    )
+
+
+def _planned(report: TickReport) -> tuple[int, int]:
+    """Return how many lines were escalated and how many batches are at risk."""
+    assert report.planned is not None
+    return report.planned.escalated, len(report.planned.plan.at_risk)
+
+
+def test_an_idle_tick_reports_nothing(world: World) -> None:
+    report = _scheduler(world).tick()
+    assert (report.swept.reaped, _planned(report)) == (0, (0, 0))
+    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
+
+
+def test_a_safe_batch_stays_on_spot(world: World) -> None:
+    batch = world.batch(26, due_in=86400)
+    report = _scheduler(world).tick()
+    assert (_planned(report), world.row(batch).at_risk) == ((0, 0), False)
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 26, Pool.DEDICATED: 0}
+    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+
+
+def test_a_batch_that_would_be_late_is_escalated(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    report = _scheduler(world).tick()
+    # Creating it took some of the time in which one replica would have been enough.
+    assert _planned(report) == (20, 0)
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
+    assert report.desired_replicas[Pool.DEDICATED] == 2
+    assert world.row(batch).escalated == 20
+
+
+def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
+    batch = world.batch(200, due_in=60)
+    assert _planned(_scheduler(world).tick())[1] == 1
+    assert world.row(batch).at_risk
+    _scheduler(world, replicas=50).tick()
+    assert not world.row(batch).at_risk
+
+
+def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
+    world.batch(20, due_in=9)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(lease, Pool.SPOT, 20)
+    world.expire_lease(lease)
+    report = _scheduler(world).tick()
+    assert (report.swept.reaped, _planned(report)[0]) == (20, 20)
+
+
+def test_what_the_sink_refuses_is_sent_again_and_holds_up_nothing(world: World) -> None:
+    refused, taken = world.new_batch(), world.new_batch()
+    world.run("UPDATE outbox SET next_at = now()")
+    _scheduler(world, sink=Sink(lambda event: event.subject != f"batch_{refused.hex}")).tick()
+    assert world.events(refused) == {EventType.BATCH_CREATED.value: 1}
+    assert world.events(taken) == {}, "it does not wait for the other"
+    sink = Sink()
+    world.run("UPDATE outbox SET next_at = now()")
+    _scheduler(world, sink=sink).tick()
+    assert [event.type for event in sink.sent] == [EventType.BATCH_CREATED]
+    assert world.events(refused) == {}
+
+
+def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObstoreObjects("memory://")
+    with store.open_writer("files/stray") as writer:
+        writer.write(b"x")
+    world.run(
+        "INSERT INTO stray_objects VALUES ('files/stray', :tenant, now() - interval '1 s')",
+        tenant=world.file().tenant,
+    )
+
+    def away(_: Any) -> None:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", away)
+        _scheduler(world, store=store).tick()
+    assert world.value("SELECT count(*) FROM stray_objects") == 1
+    _scheduler(world, store=store).tick()
+    assert world.value("SELECT count(*) FROM stray_objects") == 0
+    with pytest.raises(Exception, match="no object"):
+        next(iter(store.stream("files/stray")))
+
+
+def test_spot_workers_that_hold_everything_cannot_break_the_promise(world: World) -> None:
+    batch = world.batch(100, due_in=55)
+    hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
+    hoarded = world.queue.claim(hoarder, Pool.SPOT, 100)
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    ended = 0
+    # Each tick as if ten seconds had passed; dedicated runs what two replicas can in that time.
+    for left in (55, 45, 35, 25, 15, 5):
+        world.run(
+            "UPDATE batches SET deadline = now() + make_interval(secs => :left) WHERE id = :id",
+            left=left,
+            id=batch,
+        )
+        report = _scheduler(world).tick()
+        assert report.planned is not None
+        claims = world.queue.claim(dedicated, Pool.DEDICATED, 20)
+        assert len(claims) <= 20
+        ended += world.queue.settle(dedicated, [done(claim) for claim in claims], []).finished
+    assert ended == 100
+    assert world.queue.settle(hoarder, [done(claim) for claim in hoarded], []).finished == 0
+    assert (world.row(batch).interrupted, world.drained(batch)) == (100, 1)
+
+
+def test_lines_go_back_to_spot_when_the_deadline_is_far_again(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    assert _planned(_scheduler(world).tick())[0] == 20
+    report = _scheduler(world, replicas=50).tick()
+    assert report.planned is not None
+    assert (report.planned.returned, report.desired_replicas[Pool.DEDICATED]) == (20, 0)
+    assert report.planned is not None
+    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert world.row(batch).escalated == 0
+
+
+def test_measured_rates_replace_the_configured_one(world: World) -> None:
+    world.batch(110, due_in=600)
+    world.batch(1, pool="dedicated")
+    lease = world.queue.open_lease(Pool.DEDICATED, "slow")
+    world.queue.claim(lease, Pool.DEDICATED, 1)
+    assert _planned(_scheduler(world).tick()) == (0, 0)
+    for minutes in range(1, 21):
+        RateStore(world.worker).report(lease, Sample(3 * minutes, 60.0 * minutes))
+        report = _scheduler(world).tick()
+    assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.06
+    assert _planned(report)[1] == 1
+
+
+def test_ticks_at_once_move_lines_once(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    together(*[lambda: _scheduler(world).tick()] * 3)
+    assert world.row(batch).escalated == 20
+    assert world.value("SELECT count(*) FROM queue WHERE pool = 'dedicated'") == 20
+
+
+def test_a_paused_spot_pool_wants_no_replicas_and_its_lines_move_in_time(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    register(world).pause(Pool.SPOT, "ana")
+    report = _scheduler(world).tick()
+    assert _planned(report) == (20, 0)
+    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 2}
+    register(world).resume(Pool.SPOT, "ana")
+    assert _scheduler(world).tick().desired_replicas[Pool.SPOT] == 4
+    assert not world.row(batch).at_risk
+
+
+def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(world: World) -> None:
+    batch = world.batch(110, due_in=60)
+    _scheduler(world).tick()
+    register(world).pause(Pool.DEDICATED, "ana")
+    report = _scheduler(world).tick()
+    assert report.planned is not None
+    assert (report.planned.returned, _planned(report)) == (20, (0, 1))
+    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+    assert world.row(batch).at_risk
+    (*_, noted) = world.rows("SELECT detail FROM request_events ORDER BY id")
+    assert noted.detail == "Given back to spot: dedicated is paused"
+    register(world).resume(Pool.DEDICATED, "ana")
+    assert _planned(_scheduler(world).tick()) == (20, 0)
+    assert not world.row(batch).at_risk
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["goes on", "paused"])
+@pytest.mark.parametrize(
+    ("lines", "claimed", "replicas"),
+    [
+        pytest.param(0, 0, (0, 0), id="nothing"),
+        pytest.param(26, 0, (1, 0), id="lines that stay and wait"),
+        pytest.param(26, 9, (1, 1), id="some of them run"),
+        pytest.param(9, 9, (1, 1), id="all of them run"),
+    ],
+)
+def test_a_tick_reports_what_keda_is_told_of_lines_that_no_deadline_moved(
+    world: World, lines: int, claimed: int, replicas: tuple[int, int], *, paused: bool
+) -> None:
+    if lines:
+        batch = world.batch(lines, due_in=86_400, pool="dedicated")
+        world.run("UPDATE batches SET start_pool = 'dedicated' WHERE id = :id", id=batch)
+    world.queue.claim(world.queue.open_lease(Pool.DEDICATED, "w"), Pool.DEDICATED, claimed)
+    if paused:
+        register(world).pause(Pool.DEDICATED, "ana")
+    told = _scheduler(world).tick().desired_replicas
+    assert told[Pool.DEDICATED] == replicas[paused]
+    assert told == {pool: keda_replicas(world, pool) for pool in Pool}
+
+
+def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
+    world.batch(26)
+    _scheduler(world).tick()
+    _scheduler(world).tick()
+    rows = world.rows("SELECT pool, queued, running, desired FROM pool_samples ORDER BY pool")
+    assert {tuple(row) for row in rows[:2]} == {("spot", 26, 0, 4), ("dedicated", 0, 0, 0)}
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a bug")], ids=repr)
+def test_a_tick_does_its_work_without_a_sample_or_a_trim(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(SampleRecorder, "record", fail)
+    monkeypatch.setattr(world.ticks, "trim_audit", fail)
+    batch = world.batch(110, due_in=60)
+    assert _planned(_scheduler(world).tick())[0] == 20
+    assert world.row(batch).escalated == 20
+    told = [record.message for record in caplog.records]
+    assert told == ["history.not_recorded", "audit.not_trimmed"]
+
+
+def test_a_tick_fails_where_its_own_work_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.ticks, "sweep", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        _scheduler(world).tick()
+
+
+def test_a_tick_trims_the_audit_log(world: World) -> None:
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(text(AUDITED), {"days": [401, 399]})
+    _scheduler(world).tick()
+    assert world.value("SELECT count(id) FROM audit_log") == 1

@@ -1,0 +1,277 @@
+"""Plans on the database: what moves between pools, what is noted, and two ticks at once."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.ids import BatchId
+from lowtide.core.pools import Depth, Pool
+from lowtide.engines.breaker import BreakerState
+from lowtide.planning.escalation import Move, OpenBatch, Plan
+from lowtide.queue.claims import Returned
+from tests.worlds import World, done, numbers, together
+
+if TYPE_CHECKING:
+    from lowtide.planning.state import Situation
+
+
+def _pools(world: World, batch: BatchId) -> dict[int, tuple[str, bool]]:
+    rows = world.rows("SELECT line, pool, escalated FROM queue WHERE batch_id = :b", b=batch)
+    return {row.line: (row.pool, row.escalated) for row in rows}
+
+
+def _look(world: World) -> Situation:
+    seen: list[Situation] = []
+
+    def decide(situation: Situation) -> Plan:
+        seen.append(situation)
+        return Plan()
+
+    world.timetable.replan(decide)
+    return seen[0]
+
+
+def test_escalation_moves_just_so_many_lines_from_the_end(world: World) -> None:
+    batch, other = world.batch(5), world.batch(5)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(lease, Pool.SPOT, 1)
+    assert world.escalate(batch, 2) == 2
+    assert _pools(world, batch) == {
+        2: ("spot", False),
+        3: ("spot", False),
+        4: ("dedicated", True),
+        5: ("dedicated", True),
+    }
+    assert set(_pools(world, other).values()) == {("spot", False)}
+    assert world.row(batch).escalated == 2
+    (noted,) = world.rows("SELECT lines, kind, pool FROM request_events")
+    assert tuple(noted) == (2, "escalated", "dedicated")
+    assert world.escalate(batch, 99) == 2
+    assert world.row(batch).escalated == 4
+    assert world.escalate(batch, 99) == world.escalate(BatchId(uuid.uuid4()), 1) == 0
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    claims = world.queue.claim(dedicated, Pool.DEDICATED, 9)
+    assert sorted(numbers(claims)) == [2, 3, 4, 5]
+    world.queue.settle(dedicated, [done(claim) for claim in claims], [])
+    assert world.row(batch).on_dedicated == 4
+    assert world.value("SELECT bool_and(escalated) FROM results")
+
+
+def test_lines_that_wait_out_a_delay_move_last(world: World) -> None:
+    batch = world.batch(3)
+    world.run("UPDATE queue SET available_at = now() + interval '1 h' WHERE line = 3")
+    assert world.escalate(batch, 2) == 2
+    assert [line for line, (pool, _) in _pools(world, batch).items() if pool == "spot"] == [3]
+    assert world.escalate(batch, 2) == 1
+    assert world.value("SELECT available_at > now() FROM queue WHERE line = 3")
+
+
+def test_a_worker_finds_lines_that_moved_behind_what_it_has_seen(world: World) -> None:
+    batch = world.batch(8)
+    world.escalate(batch, 4)
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    first = world.queue.claim(dedicated, Pool.DEDICATED, 4)
+    world.escalate(batch, 2)
+    second = world.queue.claim(dedicated, Pool.DEDICATED, 2)
+    spot = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(spot, Pool.SPOT, 1)
+    assert (sorted(numbers(first)), sorted(numbers(second))) == ([5, 6, 7, 8], [3, 4])
+
+
+def test_lines_being_claimed_are_not_escalated(world: World) -> None:
+    batch = world.batch(40)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims, _ = together(
+        lambda: world.queue.claim(lease, Pool.SPOT, 20), lambda: world.escalate(batch, 20)
+    )
+    waiting = _pools(world, batch)
+    assert len(waiting) + len(claims) == 40
+    assert set(waiting).isdisjoint(numbers(claims))
+    dedicated = sum(pool == "dedicated" for pool, _ in waiting.values())
+    assert world.row(batch).escalated == dedicated
+
+
+def test_lines_go_back_to_spot_unless_somebody_has_them(world: World) -> None:
+    batch = world.batch(6)
+    world.escalate(batch, 5)
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    (held,) = world.queue.claim(dedicated, Pool.DEDICATED, 1)
+    assert world.apply(Plan(returns=(Move(batch, 2),))).returned == 2
+    assert (
+        sorted(pool for pool, _ in _pools(world, batch).values())
+        == ["dedicated"] * 2 + ["spot"] * 3
+    )
+    assert world.row(batch).escalated == 3
+    assert world.apply(Plan(returns=(Move(batch, 99),))).returned == 2
+    assert set(_pools(world, batch).values()) == {("spot", False)}
+    assert world.row(batch).escalated == 1
+    events = world.rows("SELECT lines, pool, detail FROM request_events ORDER BY id")
+    assert [(row.lines, row.pool) for row in events] == [(5, "dedicated"), (2, "spot"), (2, "spot")]
+    spot = world.queue.open_lease(Pool.SPOT, "w")
+    assert len(world.queue.claim(spot, Pool.SPOT, 9)) == 5
+    assert world.queue.settle(dedicated, [done(held)], []).finished == 1
+
+
+def test_what_is_taken_from_a_spot_worker_is_never_executed_twice(world: World) -> None:
+    batch = world.batch(5)
+    hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
+    claims = world.queue.claim(hoarder, Pool.SPOT, 5)
+    world.run("UPDATE claims SET attempts = 2, lost_leases = 1, claimed_at = now() WHERE line = 4")
+    replanned = world.apply(Plan(revocations=(Move(batch, 2),)))
+    assert (replanned.revoked, replanned.escalated) == (2, 0)
+    taken = world.rows("SELECT * FROM queue ORDER BY line")
+    # An interruption: not an attempt, and not the worker's death either.
+    assert [(row.pool, row.escalated, row.interruptions) for row in taken] == [
+        ("dedicated", True, 1)
+    ] * 2
+    (of_four,) = [row for row in taken if row.line == 4]
+    assert (of_four.attempts, of_four.lost_leases) == (2, 1)
+    row = world.row(batch)
+    assert (row.interrupted, row.retried, row.escalated) == (2, 0, 2)
+    noted = world.rows("SELECT kind, pool, detail, lease_id FROM request_events")
+    assert {tuple(event) for event in noted} == {
+        ("interrupted", "spot", "Taken from its worker to meet the deadline", hoarder)
+    }
+    # Its worker's results for them are refused, the others' are taken.
+    gone = {row.line for row in taken}
+    dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
+    again = world.queue.claim(dedicated, Pool.DEDICATED, 9)
+    assert set(numbers(again)) == gone
+    assert world.queue.settle(hoarder, [done(claim) for claim in claims], []).finished == 3
+    assert world.queue.settle(dedicated, [done(claim) for claim in again], []).finished == 2
+    assert world.lines("results", batch) == [1, 2, 3, 4, 5]
+    assert world.drained(batch) == 1
+
+
+def test_what_is_being_settled_is_not_taken(world: World) -> None:
+    for _ in range(5):
+        batch = world.batch(10)
+        lease = world.queue.open_lease(Pool.SPOT, "w")
+        claims = world.queue.claim(lease, Pool.SPOT, 10)
+        settled, replanned = together(
+            lambda lease=lease, claims=claims: world.queue.settle(
+                lease, [done(claim) for claim in claims], []
+            ),
+            lambda batch=batch: world.apply(Plan(revocations=(Move(batch, 10),))),
+        )
+        assert settled.finished + replanned.revoked == 10
+        assert len(_pools(world, batch)) == replanned.revoked
+        world.cancel(batch)
+
+
+def test_taking_the_last_line_of_a_batch_that_ends_drains_it(world: World) -> None:
+    batch = world.batch(2)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    world.queue.claim(lease, Pool.SPOT, 2)
+    world.cancel(batch)
+    assert world.apply(Plan(revocations=(Move(batch, 2),))).revoked == 2
+    assert _pools(world, batch) == {}
+    assert world.drained(batch) == 1
+
+
+def test_at_risk_is_exactly_what_the_tick_says(world: World) -> None:
+    first, second, over = (world.batch(1) for _ in range(3))
+    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=over)
+    for at_risk, told in (
+        ({first, over}, [True, False, False]),
+        ({second}, [False, True, False]),
+        (set(), [False, False, False]),
+    ):
+        world.apply(Plan(at_risk=frozenset(at_risk)))
+        assert [world.row(batch).at_risk for batch in (first, second, over)] == told
+
+
+def test_a_look_counts_by_pool_and_place(world: World) -> None:
+    assert _look(world).batches == ()
+    batch = world.batch(10)
+    new = world.new_batch()
+    world.cancel(world.batch(2))
+    world.batch(2, due_in=-1)
+    world.escalate(batch, 4)
+    dedicated, spot = (world.queue.open_lease(pool, "w") for pool in (Pool.DEDICATED, Pool.SPOT))
+    world.queue.claim(dedicated, Pool.DEDICATED, 1)
+    world.sweep()
+    held = world.queue.claim(spot, Pool.SPOT, 3)
+    world.queue.settle(spot, [done(held[0])], [Returned(batch, held[1].line, "again", failed=True)])
+    situation = _look(world)
+    assert abs(situation.now - datetime.now(UTC)) < timedelta(seconds=30)
+    by_id = {each.id: each for each in situation.batches}
+    assert by_id[batch] == OpenBatch(batch, by_id[batch].deadline, 4, 1, 3, 1)
+    # Promised, though not split yet: its file has one line.
+    assert by_id[new] == OpenBatch(new, by_id[new].deadline, 0, unsplit=1)
+    assert set(by_id) == {batch, new}
+    assert (situation.present, situation.models) == (1, {"m"})
+    assert (situation.ended, situation.retried) == (1, 1)
+    assert situation.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
+
+
+def test_a_replica_is_wanted_since_it_was_first(world: World) -> None:
+    assert _look(world).wished == ()
+    world.apply(Plan(replicas=1))
+    (first,) = _look(world).wished
+    world.run("UPDATE wanted_replicas SET since = '{2026-01-01 00:00+00}', replicas = 1")
+    world.apply(Plan(replicas=2))
+    long, short = _look(world).wished
+    assert long == datetime(2026, 1, 1, tzinfo=UTC)
+    assert short >= first
+    world.apply(Plan())
+    assert _look(world).wished == ()
+    assert world.value("SELECT replicas FROM wanted_replicas WHERE pool = 'dedicated'") == 0
+
+
+def test_a_tick_beside_another_plans_nothing(world: World) -> None:
+    batch = world.batch(10)
+    deciding, decided = threading.Event(), threading.Event()
+
+    def slowly(_: Situation) -> Plan:
+        deciding.set()
+        assert decided.wait(20)
+        return Plan(escalations=(Move(batch, 3),))
+
+    def beside() -> object:
+        assert deciding.wait(20)
+        try:
+            return world.timetable.replan(lambda _: Plan(escalations=(Move(batch, 3),)))
+        finally:
+            decided.set()
+
+    first, second = together(lambda: world.timetable.replan(slowly), beside)
+    assert (first.escalated, second) == (3, None)
+    assert world.row(batch).escalated == 3
+
+
+def test_a_plan_that_fails_changes_nothing(world: World) -> None:
+    world.batch(3)
+    before = world.contents()
+
+    def fail(_: Situation) -> Plan:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        world.timetable.replan(fail)
+    assert world.contents() == before
+    assert world.timetable.replan(lambda _: Plan()) is not None
+
+
+def _engine(world: World, pool: Pool, state: BreakerState) -> None:
+    world.queue.report_engine(world.queue.open_lease(pool, "w"), state, "why")
+
+
+def test_a_look_tells_which_workers_have_no_engine(world: World) -> None:
+    _engine(world, Pool.DEDICATED, BreakerState.CLOSED)
+    _engine(world, Pool.DEDICATED, BreakerState.STARTING)
+    _engine(world, Pool.DEDICATED, BreakerState.OPEN)
+    _engine(world, Pool.SPOT, BreakerState.PROBING)
+    _engine(world, Pool.SPOT, BreakerState.OPEN)
+    situation = _look(world)
+    assert (situation.present, situation.away) == (1, 1)
+    assert situation.stranded == {Pool.SPOT: 2}
+    world.run("DELETE FROM workers WHERE engine_state IN ('closed', 'starting')")
+    situation = _look(world)
+    assert (situation.present, situation.away) == (0, 1)
+    assert situation.idle == {Pool.SPOT, Pool.DEDICATED}

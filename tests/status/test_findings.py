@@ -1,0 +1,295 @@
+"""What the evidence says of each part: idle is not broken, and what is bad says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.pools import Pool, PoolPause
+from lowtide.engines.breaker import BreakerState
+from lowtide.events.model import EventType
+from lowtide.status import findings
+from lowtide.status.evidence import Backlog, Crew, Evidence, LostEngine, Scale, scales_of
+from lowtide.status.findings import Condition
+from lowtide.status.last_seen import TICK, Sight, Sighting
+from lowtide.status.operations import PoolSample, Sample, TenantLoad
+from tests.status.test_operations import NOW, reading
+
+if TYPE_CHECKING:
+    from lowtide.status.findings import Finding
+    from lowtide.status.operations import Operations
+
+MINUTE = timedelta(minutes=1)
+NOTHING = Evidence(NOW, {}, Backlog(0, None), Backlog(0, None), {})
+CREATED = EventType.BATCH_CREATED
+JUST = Sighting(NOW - timedelta(seconds=5))
+LONG_AGO = Sighting(NOW - 12 * MINUTE)
+FAILS = Sighting(NOW - 9 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
+RECOVERED = Sighting(NOW - 1 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
+FAILED_ONCE = Sighting(None, NOW - timedelta(days=2), "HTTP 500")
+HEALED = Sighting(NOW - 8 * MINUTE, NOW - 9 * MINUTE, "HTTP 500")
+
+
+def saw(*known: tuple[Sight, str, Sighting], **changes: Backlog) -> Evidence:
+    """Return evidence of these sightings."""
+    seen = {(sight, name): sighting for sight, name, sighting in known}
+    return replace(NOTHING, sightings=seen, **changes)
+
+
+def function(name: str, evidence: Evidence, operations: Operations | None = None) -> Finding:
+    """Return the finding of one function."""
+    found = findings.functions(evidence, operations)
+    return next(each for each in found if each.part == name)
+
+
+@pytest.mark.parametrize(
+    ("sighting", "condition", "word"),
+    [
+        pytest.param(JUST, Condition.FINE, "Working", id="just answered"),
+        pytest.param(LONG_AGO, Condition.IDLE, "Idle", id="scaled to zero"),
+        pytest.param(FAILS, Condition.BAD, "Failing", id="fails"),
+        pytest.param(RECOVERED, Condition.DOUBTFUL, "Fails at times", id="fine since"),
+        pytest.param(HEALED, Condition.IDLE, "Idle", id="fine for long"),
+        pytest.param(FAILED_ONCE, Condition.DOUBTFUL, "Failed last", id="failed days ago"),
+    ],
+)
+def test_a_function_is_known_by_its_answers(
+    sighting: Sighting, condition: Condition, word: str
+) -> None:
+    found = function("read", saw((Sight.FUNCTION, "read", sighting)))
+    assert (found.condition, found.word) == (condition, word)
+    assert bool(found.advice) == (word in {"Failing", "Failed last"})
+
+
+def test_a_function_that_nobody_used_is_no_trouble() -> None:
+    found = findings.functions(NOTHING, reading())
+    assert {each.condition for each in found} == {Condition.UNKNOWN}
+    assert [each.part for each in found] == [
+        "upload", "create_batch", "cancel_batch", "read", "split", "finalize", "schedule",
+    ]  # fmt: skip
+
+
+def test_idle_says_since_when() -> None:
+    found = function("upload", saw((Sight.FUNCTION, "upload", LONG_AGO)))
+    assert (found.detail, found.at) == ("since 12 min", NOW - 12 * MINUTE)
+
+
+WAITING = Backlog(3, NOW - 3 * MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "word", "says", "advice"),
+    [
+        pytest.param(
+            saw(unsplit=WAITING), "Not called", "nobody takes them", "trigger", id="no delivery"
+        ),
+        pytest.param(
+            saw((Sight.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
+            "Not called",
+            "3 batches wait, the first for 3 min",
+            "kubectl get trigger,ksvc split",
+            id="delivered before, not since",
+        ),
+        pytest.param(
+            saw((Sight.DELIVERED, CREATED, JUST), (Sight.FUNCTION, "split", JUST), unsplit=WAITING),
+            "Stuck",
+            "does not finish",
+            "log",
+            id="called in vain",
+        ),
+        pytest.param(
+            saw((Sight.FUNCTION, "split", FAILS), unsplit=WAITING),
+            "Failing",
+            "HTTP 500; 3 batches wait",
+            "log",
+            id="fails",
+        ),
+    ],
+)
+def test_batches_that_wait_for_a_step(
+    evidence: Evidence, word: str, says: str, advice: str
+) -> None:
+    found = function("split", evidence)
+    assert (found.condition, found.word) == (Condition.BAD, word)
+    assert says in found.detail
+    assert advice in found.advice
+
+
+def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
+    evidence = saw((Sight.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
+    assert function("finalize", evidence).condition is Condition.IDLE
+
+
+@pytest.mark.parametrize(
+    ("ticked", "seen", "condition", "word"),
+    [
+        pytest.param(None, None, Condition.UNKNOWN, "No tick yet", id="never"),
+        pytest.param(11, None, Condition.FINE, "Ticking", id="by its plan"),
+        pytest.param(None, 11, Condition.FINE, "Ticking", id="by its event"),
+        pytest.param(600, 11, Condition.FINE, "Ticking", id="another tick was at it"),
+        pytest.param(300, 300, Condition.BAD, "Silent", id="silent"),
+    ],
+)
+def test_the_scheduler_is_known_by_its_ticks(
+    ticked: float | None, seen: float | None, condition: Condition, word: str
+) -> None:
+    operations = replace(
+        reading(), ticked_at=None if ticked is None else NOW - timedelta(seconds=ticked)
+    )
+    known = (
+        () if seen is None else ((Sight.DELIVERED, TICK, Sighting(NOW - timedelta(seconds=seen))),)
+    )
+    found = function("schedule", saw(*known), operations)
+    assert (found.condition, found.word) == (condition, word)
+
+
+def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
+    operations = replace(reading(), ticked_at=NOW - timedelta(seconds=70))
+    found = function("schedule", saw((Sight.FUNCTION, "schedule", FAILS)), operations)
+    assert (found.word, found.detail) == ("Failing", "HTTP 500")
+
+
+@pytest.mark.parametrize(
+    ("sighting", "waiting", "condition", "word"),
+    [
+        pytest.param(None, None, Condition.UNKNOWN, "No event yet", id="never"),
+        pytest.param(JUST, None, Condition.FINE, "Takes events", id="just now"),
+        pytest.param(JUST, 30, Condition.FINE, "Takes events", id="one is on its way"),
+        pytest.param(LONG_AGO, None, Condition.IDLE, "Idle", id="quiet"),
+        pytest.param(FAILS, None, Condition.DOUBTFUL, "Refused the last", id="refused"),
+        pytest.param(FAILS, 180, Condition.BAD, "Takes no events", id="events wait"),
+        pytest.param(None, 180, Condition.BAD, "Takes no events", id="nobody ever sent one"),
+    ],
+)
+def test_the_broker_is_known_by_the_outbox(
+    sighting: Sighting | None, waiting: int | None, condition: Condition, word: str
+) -> None:
+    operations = reading()
+    if waiting is not None:
+        since = NOW - timedelta(seconds=waiting)
+        operations = replace(operations, events_waiting=12, oldest_event=since)
+    known = () if sighting is None else ((Sight.SENT, CREATED.value, sighting),)
+    found = findings.broker(saw(*known), operations)
+    assert (found.condition, found.word) == (condition, word)
+    if condition is Condition.BAD:
+        assert found.detail.startswith("12 events wait, the first for 3 min")
+        assert "kubectl get broker" in found.advice
+
+
+def _load(queued: int, minutes: float) -> TenantLoad:
+    return TenantLoad(DEFAULT_TENANT, "a", Pool.SPOT, queued, 0, NOW - minutes * MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("workers", "queued", "minutes", "condition", "word"),
+    [
+        pytest.param(0, 0, 0, Condition.IDLE, "Scaled to zero", id="nothing to do"),
+        pytest.param(2, 0, 0, Condition.FINE, "2 workers", id="ready"),
+        pytest.param(0, 5, 1, Condition.DOUBTFUL, "Starting", id="a cold start"),
+        pytest.param(0, 5, 9, Condition.BAD, "No worker", id="none comes"),
+    ],
+)
+def test_workers(
+    workers: int, queued: int, minutes: float, condition: Condition, word: str
+) -> None:
+    crews = {Pool.SPOT: Crew(workers, NOW)} if workers else {}
+    loads = (_load(queued, minutes),) if queued else ()
+    operations = replace(reading(), loads=loads)
+    spot, dedicated = findings.workers(replace(NOTHING, crews=crews), operations)
+    assert (spot.part, spot.condition, spot.word) == ("infer_spot", condition, word)
+    assert dedicated.condition is Condition.IDLE
+
+
+def test_a_paused_pool_misses_no_workers() -> None:
+    pause = PoolPause(Pool.SPOT, NOW - 9 * MINUTE, "ana")
+    operations = replace(reading(), loads=(_load(5, 9),), pauses=(pause,))
+    spot, _ = findings.workers(NOTHING, operations)
+    assert (spot.condition, spot.word, spot.detail) == (Condition.IDLE, "Paused", "by ana")
+
+
+def test_an_engine_that_fails_names_what_it_said() -> None:
+    spot, dedicated = findings.engines(saw((Sight.ENGINE, "spot", FAILS)))
+    assert (spot.condition, spot.detail) == (Condition.BAD, "HTTP 500")
+    assert "LOWTIDE_ENGINE_URL" in spot.advice
+    assert dedicated.condition is Condition.UNKNOWN
+
+
+def _sample(minutes: float, workers: int, desired: int) -> Sample:
+    none = PoolSample(0, 0, 0, 0, 0, 0)
+    spot = replace(none, workers=workers, desired=desired)
+    return Sample(NOW - minutes * MINUTE, {Pool.SPOT: spot, Pool.DEDICATED: none})
+
+
+@pytest.mark.parametrize(
+    ("samples", "condition", "word"),
+    [
+        pytest.param([_sample(0, 0, 0)], Condition.IDLE, "At zero", id="nothing wanted"),
+        pytest.param([_sample(0, 4, 4)], Condition.FINE, "Follows", id="all there"),
+        pytest.param([_sample(0, 4, 0)], Condition.FINE, "Follows", id="scaling down"),
+        pytest.param(
+            [_sample(2, 0, 4), _sample(0, 1, 4)], Condition.FINE, "Scaling up", id="on the way"
+        ),
+        pytest.param(
+            [_sample(8, 0, 2), _sample(0, 0, 4)], Condition.BAD, "Does not scale", id="none comes"
+        ),
+        pytest.param(
+            [_sample(8, 1, 2), _sample(0, 1, 4)], Condition.DOUBTFUL, "Short", id="too few"
+        ),
+        pytest.param(
+            [_sample(9, 0, 2), _sample(2, 2, 2), _sample(0, 0, 2)],
+            Condition.FINE,
+            "Scaling up",
+            id="it did in between",
+        ),
+    ],
+)
+def test_the_autoscaler_is_known_by_what_it_brings(
+    samples: list[Sample], condition: Condition, word: str
+) -> None:
+    spot = findings.autoscaler(scales_of(samples), NOW)[0]
+    assert (spot.part, spot.condition, spot.word) == ("Autoscaler, spot", condition, word)
+
+
+def test_without_samples_nothing_is_said_of_the_autoscaler() -> None:
+    assert findings.autoscaler(scales_of([]), NOW) == ()
+    scale = Scale(desired=1, live=1, short_since=None)
+    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 live, 1 wanted"
+
+
+@pytest.mark.parametrize(
+    ("known", "condition", "detail"),
+    [
+        pytest.param((), Condition.UNKNOWN, "", id="never"),
+        pytest.param((("upload", LONG_AGO), ("read", JUST)), Condition.FINE, "", id="the newest"),
+        pytest.param(
+            (("upload", FAILS), ("read", JUST)), Condition.BAD, "upload: HTTP 500", id="the worst"
+        ),
+    ],
+)
+def test_the_api_is_known_by_its_functions(
+    known: tuple[tuple[str, Sighting], ...], condition: Condition, detail: str
+) -> None:
+    found = findings.api(saw(*((Sight.FUNCTION, name, each) for name, each in known)))
+    assert (found.part, found.condition, found.detail) == ("API", condition, detail)
+
+
+@pytest.mark.parametrize(
+    ("state", "condition", "word"),
+    [
+        (BreakerState.OPEN, Condition.BAD, "Unavailable"),
+        (BreakerState.PROBING, Condition.BAD, "Unavailable"),
+        (BreakerState.STARTING, Condition.DOUBTFUL, "Starting"),
+    ],
+)
+def test_a_worker_without_an_engine_says_why(
+    state: BreakerState, condition: Condition, word: str
+) -> None:
+    lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
+    *_, found = findings.engines(replace(NOTHING, lost_engines=[lost]))
+    assert (found.part, found.condition, found.word) == ("Engine of host/7, spot", condition, word)
+    assert "HTTP 503" in found.detail
+    assert "3 min" in found.detail

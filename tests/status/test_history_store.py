@@ -1,0 +1,201 @@
+"""Samples of the pools on the database: what is counted, kept and read."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.batches.model import BatchStatus
+from lowtide.core.pools import Pool
+from lowtide.scheduler import samples
+from lowtide.scheduler.samples import PoolLevel, SampleRecorder
+from lowtide.status import history
+from lowtide.status.history import HistoryRange, HistoryStore
+from tests.plans import plan_nodes
+from tests.portal.seeds import SeedBatch, add_batch, add_worker
+from tests.worlds import done, together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.status.history import History, HistoryPoint
+    from tests.worlds import World
+
+LEVELS = {Pool.SPOT: PoolLevel(7, 3, 2), Pool.DEDICATED: PoolLevel(0, 0, 0)}
+HOUR = timedelta(hours=1)
+# A sample of each pool for every minute of the last eight days.
+WEEK = """
+INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live, seconds, done,
+  interrupted, replica_seconds)
+SELECT now() - n * interval '1 minute', pool, n, 1, 5, 2, 2, 60, 120, 1, 30
+FROM generate_series(1, 11520) n, unnest(ARRAY['spot', 'dedicated']) pool
+"""
+
+
+def _sample(world: World, *, kept: float = 86_400) -> bool:
+    return SampleRecorder(world.worker).record(LEVELS, kept=kept)
+
+
+def _minute_passes(world: World) -> None:
+    """Have all that was sampled be a minute older."""
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text("UPDATE pool_samples SET at = at - interval '60 s'"))
+
+
+def _read(world: World, wanted: HistoryRange = HistoryRange.HOUR) -> History:
+    return HistoryStore(world.database.engine("operator")).read(wanted)
+
+
+def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
+    rows = world.rows(
+        "SELECT done, interrupted, replica_seconds FROM pool_samples WHERE pool = :pool ORDER BY at",
+        pool=pool,
+    )
+    return [tuple(row) for row in rows]
+
+
+def test_a_sample_has_levels_workers_and_the_oldest_age(world: World) -> None:
+    world.batch(5)
+    world.run("UPDATE queue SET queued_at = now() - interval '90 s'")
+    add_worker(world.worker, "spot")
+    add_worker(world.worker, "spot", expires_in=-1)
+    assert _sample(world)
+    (point,) = _read(world).points
+    spot, dedicated = point.pools[Pool.SPOT], point.pools[Pool.DEDICATED]
+    assert (spot.queued, spot.running, spot.desired, spot.live) == (7, 3, 2, 1)
+    assert spot.oldest_age == pytest.approx(90, abs=2)
+    assert (dedicated.oldest_age, dedicated.live) == (0, 0)
+    assert spot.throughput is spot.interruptions is spot.earning is None, "nothing to count from"
+
+
+def test_a_minute_has_one_sample_however_many_ticks_there_are(world: World) -> None:
+    assert _sample(world)
+    together(*[lambda: _sample(world)] * 3)
+    assert world.value("SELECT count(*) FROM pool_samples") == 2
+    _minute_passes(world)
+    together(*[lambda: _sample(world)] * 3)
+    assert world.value("SELECT count(*) FROM pool_samples") == 4
+
+
+def test_lines_count_once_whether_their_batch_goes_on_or_ends(world: World) -> None:
+    goes_on = add_batch(world.worker, SeedBatch(completed=10, failed=2, interrupted=3))
+    ends = add_batch(world.worker, SeedBatch(completed=100))
+    _sample(world)
+    _minute_passes(world)
+    world.run("UPDATE tallies SET completed = completed + 5 WHERE batch_id = :b", b=goes_on)
+    world.run(
+        "UPDATE tallies SET completed = completed + 7, interrupted = interrupted + 1, "
+        "replica_seconds = 2.5 WHERE batch_id = :b AND pool = 'spot'",
+        b=ends,
+    )
+    world.run("UPDATE batches SET status = 'completed', completed_at = now() WHERE id = :b", b=ends)
+    came_and_went = SeedBatch(status=BatchStatus.COMPLETED, completed=20, took=5 * HOUR / 60)
+    add_batch(world.worker, came_and_went)
+    add_batch(
+        world.worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=HOUR, took=HOUR / 2)
+    )
+    _sample(world)
+    _minute_passes(world)
+    world.run("UPDATE batches SET completed_at = completed_at - interval '60 s'")
+    _sample(world)
+    assert _counts(world) == [(0, 0, 0), (5 + 7 + 20, 1, 2.5), (0, 0, 0)]
+    assert _counts(world, "dedicated") == [(0, 0, 0), (5, 0, 0), (0, 0, 0)]
+    assert {row.batch_id for row in world.rows("SELECT batch_id FROM sampled_work")} == {goes_on}
+
+
+def test_work_of_real_workers_is_counted(world: World) -> None:
+    world.batch(10)
+    _sample(world)
+    _minute_passes(world)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 4)
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    _sample(world)
+    point = _read(world).points[-1].pools[Pool.SPOT]
+    assert point.throughput == pytest.approx(4 / 60, rel=0.1)
+
+
+def test_what_is_too_old_is_dropped_in_steps(world: World) -> None:
+    world.run(WEEK)
+    before = world.value("SELECT count(*) FROM pool_samples")
+    assert _sample(world, kept=7 * 86_400)
+    assert world.value("SELECT count(*) FROM pool_samples") == before + 2 - 500
+    oldest, newest = world.rows("SELECT min(at) AS at FROM pool_samples UNION ALL SELECT now()")
+    assert newest.at - oldest.at < timedelta(days=8) - timedelta(minutes=200)
+
+
+@pytest.mark.parametrize("wanted", list(HistoryRange))
+def test_a_range_is_read_in_steps(world: World, wanted: HistoryRange) -> None:
+    world.run(WEEK)
+    found = _read(world, wanted)
+    whole = wanted.span / wanted.step
+    assert whole - 1 <= len(found.points) <= min(300, whole + 1)
+    assert len(found.runs()) == 1
+    inner = found.points[1].pools[Pool.SPOT]
+    later = found.points[2].pools[Pool.SPOT]
+    assert inner.queued - later.queued == wanted.step / timedelta(minutes=1)
+    assert (inner.throughput, inner.interruptions, inner.earning) == (2.0, 1.0, 0.5)
+
+
+def _gaps(points: Sequence[HistoryPoint]) -> list[timedelta]:
+    return [after.at - before.at for before, after in pairwise(points)]
+
+
+def test_a_time_without_samples_is_a_gap(world: World) -> None:
+    world.run(WEEK)
+    world.run(
+        "DELETE FROM pool_samples WHERE at BETWEEN now() - interval '40 min' "
+        "AND now() - interval '30 min'"
+    )
+    found = _read(world)
+    assert len(found.runs()) == 2
+    assert max(_gaps(found.points)) >= timedelta(minutes=10)
+
+
+def test_kept_and_missed_deadlines_of_a_range(world: World) -> None:
+    for seed in (
+        SeedBatch(status=BatchStatus.COMPLETED, window=HOUR),
+        SeedBatch(status=BatchStatus.COMPLETED, age=2 * HOUR, took=2 * HOUR, window=HOUR),
+        SeedBatch(status=BatchStatus.EXPIRED),
+        SeedBatch(status=BatchStatus.FAILED),
+        SeedBatch(status=BatchStatus.COMPLETED, age=30 * HOUR, took=HOUR),
+        SeedBatch(),
+    ):
+        add_batch(world.worker, seed)
+    for wanted, met in ((HistoryRange.HOUR, 2), (HistoryRange.WEEK, 3)):
+        bars = _read(world, wanted).sla
+        assert (sum(bar.met for bar in bars), sum(bar.violated for bar in bars)) == (met, 2)
+
+
+def test_plans_walk_what_they_need(world: World) -> None:
+    world.run(WEEK)
+    world.run("""
+        INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+          completion_window, status, created_at, deadline, completed_at)
+        SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 'ana',
+          gen_random_uuid(), 'input', '/v1/embeddings', '24h', 'completed',
+          now() - interval '40 days', now() - interval '39 days', now() - interval '39 days'
+        FROM generate_series(1, 10000)
+    """)
+    world.run("""
+        INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed)
+        SELECT id, 'spot', gen_random_uuid(), tenant_id, 1 FROM batches
+    """)
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text("ANALYZE batches, pool_samples, tallies"))
+    operator = world.database.engine("operator")
+    for statement, parameters in (
+        (history.POINTS, {"step": 60.0, "span": 3600.0}),
+        (history.SLA, {"bar": 300.0, "span": 3600.0}),
+    ):
+        nodes = plan_nodes(operator, statement, **parameters)
+        assert not [node for node in nodes if node["Node Type"] == "Seq Scan"], statement
+    trim = plan_nodes(world.worker, samples.TRIM, kept=8 * 86_400.0, limit=500)
+    assert "Seq Scan" not in {node["Node Type"] for node in trim}
+    sample = plan_nodes(world.worker, samples.SAMPLE, levels="[]", last=None)
+    scanned = {n["Relation Name"] for n in sample if n["Node Type"] == "Seq Scan"}
+    assert scanned <= {"workers", "sampled_work"}

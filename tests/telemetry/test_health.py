@@ -1,0 +1,153 @@
+"""Health and metrics on a port of their own."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from lowtide.core.errors import Unavailable
+from lowtide.local.ports import HOST, free_port
+from lowtide.telemetry import health
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Readiness:
+    """Ready, until it is told otherwise."""
+
+    away = False
+
+    def __init__(self) -> None:
+        self.hangs = threading.Event()
+        self.may_go_on = threading.Event()
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.hangs.is_set():
+            self.may_go_on.wait(60)
+        if self.away:
+            raise Unavailable("The database does not answer.")
+
+
+@pytest.fixture(scope="module")
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture(scope="module")
+def address(readiness: Readiness) -> str:
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOST", HOST)
+        health.serve(port, is_ready=readiness)
+    return f"http://{HOST}:{port}"
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[httpx.Client]:
+    """One client for all probes: to make another takes longer on a busy machine than an answer."""
+    with httpx.Client(base_url=address, trust_env=False, timeout=10) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("away", "path", "status", "text"),
+    [
+        (False, "/health/live", 200, "ok"),
+        (False, "/health/ready", 200, "ok"),
+        (True, "/health/live", 200, "ok"),
+        (True, "/health/ready", 503, "The database does not answer."),
+        (True, "/metrics", 200, "lowtide_build_info{"),
+        (False, "/", 404, "not found"),
+    ],
+)
+def test_answers(
+    readiness: Readiness, client: httpx.Client, *, away: bool, path: str, status: int, text: str
+) -> None:
+    readiness.away = away
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert text in answer.text
+
+
+def _probe(client: httpx.Client, path: str) -> tuple[int, bool]:
+    """Return the status, and whether it came within a second; a busy machine may try it again."""
+    for _ in range(5):
+        began = time.monotonic()
+        status = client.get(path).status_code
+        if time.monotonic() - began < 1:
+            return status, True
+    return status, False
+
+
+def test_a_check_that_hangs_holds_up_no_answer(readiness: Readiness, client: httpx.Client) -> None:
+    readiness.away = False
+    readiness.hangs.set()
+    readiness.calls = 0
+    try:
+        for _ in range(3):
+            assert _probe(client, "/health/ready") == (503, True)
+            assert _probe(client, "/health/live") == (200, True)
+        assert readiness.calls == 1
+    finally:
+        readiness.hangs.clear()
+        readiness.may_go_on.set()
+    deadline = time.monotonic() + 10
+    while _probe(client, "/health/ready") != (200, True):
+        assert time.monotonic() < deadline
+
+
+def test_a_check_that_fails_too_late_is_not_logged_as_unretrieved(
+    readiness: Readiness, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    readiness.away = True
+    readiness.may_go_on.clear()
+    readiness.hangs.set()
+    try:
+        assert _probe(client, "/health/ready") == (503, True)
+    finally:
+        readiness.hangs.clear()
+        readiness.may_go_on.set()
+    deadline = time.monotonic() + 10
+    reason = "The database does not answer."
+    while client.get("/health/ready").text != reason:
+        assert time.monotonic() < deadline
+    readiness.away = False
+    # Once a check succeeds the late one is over, and nothing refers to it any more.
+    while _probe(client, "/health/ready") != (200, True):
+        assert time.monotonic() < deadline
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000])
+def test_clients_that_are_slow_hold_up_no_answer(
+    client: httpx.Client, address: str, sent: bytes
+) -> None:
+    host, _, port = address.removeprefix("http://").partition(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(200)]
+    try:
+        for each in slow:
+            each.setblocking(False)
+            try:
+                each.send(sent)
+            except OSError:
+                continue
+        for path in ("/health/live", "/health/ready", "/metrics"):
+            assert _probe(client, path) == (200, True)
+    finally:
+        for each in slow:
+            each.close()
+
+
+def test_other_methods_are_refused(client: httpx.Client) -> None:
+    assert client.post("/health/live").status_code == 405
+    assert client.head("/health/live").status_code == 200

@@ -1,0 +1,325 @@
+"""Tenants with their use, keys and the audit log: what operators read, and how it is found."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.core.errors import Forbidden
+from lowtide.core.ids import DEFAULT_TENANT, TenantId, new_id, now
+from lowtide.core.pools import Pool, Prices
+from lowtide.database.connections import connect
+from lowtide.local.files import SUPERUSER
+from lowtide.tenants import audit, keys
+from lowtide.tenants import store as tenants_store
+from lowtide.tenants.audit import AuditFilter, AuditLog
+from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore
+from lowtide.tenants.service import Administration, Tenancy, TenantChanges
+from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.store import TenantStore, TenantUsageStore
+from tests.conftest import PEPPER
+from tests.loads import pages_read
+from tests.plans import plan_nodes
+from tests.worlds import World, done, emptied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Engine
+
+    from tests.conftest import Database
+
+OPERATOR = Visitor("ops", Role.OPERATOR)
+VIEWER = Visitor("viewer", Role.VIEWER)
+OF_TENANT = Visitor("key default", Role.OPERATOR, DEFAULT_TENANT)
+
+
+def _run(world: World, sql: str, **parameters: Any) -> None:
+    with _superuser(world.database) as connection:
+        connection.execute(text(sql), parameters)
+
+
+@contextmanager
+def _superuser(database: Database) -> Iterator[Connection]:
+    """Open what row-level security does not bind."""
+    url = database.server.url(SUPERUSER, database.server.cluster.password, database.name)
+    engine = connect(url, timeout=120)
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def operator(world: World) -> Engine:
+    """Connections of the operator's role."""
+    return world.database.engine("operator")
+
+
+@pytest.fixture
+def admin(operator: Engine) -> Administration:
+    """The service over the real records; keys are counted: `lt_1`, `lt_2`."""
+    registry = TenantStore(operator, pepper=PEPPER)
+    numbers = iter(range(1, 1000))
+
+    def tenancy(actor: str) -> Tenancy:
+        return Tenancy(
+            registry,
+            defaults=registry.tenants()[0].limits,
+            actor=actor,
+            new_id=new_id,
+            new_key=lambda: f"lt_{next(numbers):040}",
+            clock=now,
+        )
+
+    return Administration(
+        registry,
+        TenantUsageStore(operator),
+        KeyStore(operator),
+        AuditLog(operator),
+        Prices(1.0, 3.0, "USD"),
+        tenancy,
+    )
+
+
+def test_a_tenants_use(world: World, admin: Administration) -> None:
+    acme = admin.acting(OPERATOR).create("acme", TenantChanges(limits={"requests_per_minute": 60}))
+    world.batch(5, tenant=acme.id)
+    world.batch(4)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 9)
+    mine = [claim for claim in claims if world.row(claim.batch).tenant_id == acme.id]
+    world.queue.settle(lease, [done(claim) for claim in mine[:2]], [])
+    world.run("UPDATE tallies SET replica_seconds = 3600 WHERE tenant_id = :id", id=acme.id)
+    _run(world, "INSERT INTO request_rates VALUES (:id, 30, now() - interval '20 s')", id=acme.id)
+    ended = world.batch(2, tenant=acme.id)
+    before = world.batch(1, tenant=acme.id)
+    _run(
+        world,
+        "UPDATE batches SET status = 'completed', drained_at = now(), "
+        "completed_at = now() - (CASE WHEN id = :old THEN 25 ELSE 23 END) * interval '1 hour' "
+        "WHERE id IN (:old, :new)",
+        old=before,
+        new=ended,
+    )
+    (priced, other), more = admin.tenants(OPERATOR, "", after=None, limit=9)
+    use = priced.use
+    assert not more
+    assert (use.tenant, other.use.tenant.name) == (acme, "default")
+    assert (use.active_batches, use.waiting_lines, use.running_lines) == (1, 0, 3)
+    assert (use.batches, use.lines) == (2, 2)
+    assert (use.input_tokens > 0, use.output_tokens > 0) == (True, True)
+    assert use.requests == pytest.approx(10, abs=1)
+    assert priced.cost.total == 1.0
+    assert (other.use.running_lines, other.use.lines, other.use.requests) == (4, 0, None)
+
+
+def test_tenants_are_searched_and_come_in_pages(admin: Administration) -> None:
+    tenancy = admin.acting(OPERATOR)
+    for name in ("acme-1", "acme-2", "b", "lacme"):
+        tenancy.create(name, TenantChanges())
+
+    def names(text: str, after: str | None, limit: int = 9) -> tuple[list[str], bool]:
+        found, more = admin.tenants(OPERATOR, text, after=after, limit=limit)
+        return [priced.use.tenant.name for priced in found], more
+
+    assert names("acme", None, 2) == (["acme-1", "acme-2"], True)
+    assert names("acme", "acme-2", 2) == (["lacme"], False)
+    assert names("_", None) == ([], False)
+    assert list(admin.names(OPERATOR).values()) == ["acme-1", "acme-2", "b", "default", "lacme"]
+
+
+def test_keys_are_found_by_tenant_state_and_text(world: World, admin: Administration) -> None:
+    tenancy = admin.acting(OPERATOR)
+    acme = tenancy.create("acme", TenantChanges())
+    for name in ("laptop", "server", "old", "gone"):
+        tenancy.create_key("acme", name)
+    tenancy.revoke_key("acme", "gone")
+    tenancy.rotate_key("acme", "server", "1h")
+    tenancy.rotate_key("acme", "old", "0")
+
+    def names(**wanted: Any) -> list[str]:
+        found, _ = admin.keys(OPERATOR, KeyFilter(**wanted), after=None, limit=50)
+        return [each.key.name for each in found]
+
+    assert names(tenant=acme.id) == ["old", "server", "gone", "old", "server", "laptop"]
+    assert names() == [*names(tenant=acme.id), "default"]
+    assert names(state=KeyState.ACTIVE) == ["old", "server", "laptop", "default"]
+    assert names(state=KeyState.EXPIRING) == ["server"]
+    assert names(state=KeyState.EXPIRED, tenant=acme.id) == ["old"]
+    assert names(state=KeyState.REVOKED) == ["gone"]
+    assert names(text="lap") == ["laptop"]
+    assert names(text="lt_000000", tenant=TenantId(new_id())) == []
+    assert len(names(text="lt_000000")) == 6
+    first, more = admin.keys(OPERATOR, KeyFilter(), after=None, limit=3)
+    mark = KeyMark(first[-1].key.created_at, first[-1].key.id)
+    rest, end = admin.keys(OPERATOR, KeyFilter(), after=mark, limit=9)
+    assert [each.key.name for each in (*first, *rest)] == names()
+    assert (more, end, {each.tenant for each in rest}) == (True, False, {"acme", "default"})
+    _run(world, "UPDATE api_keys SET created_at = '2026-01-01'")
+    assert sorted(names()) == sorted([each.key.name for each in (*first, *rest)])
+
+
+def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Administration) -> None:
+    for actor in ("ana", "ben"):
+        acting = admin.acting(Visitor(actor, Role.OPERATOR))
+        acting.create(f"of-{actor}", TenantChanges())
+        acting.create_key(f"of-{actor}", "laptop")
+    _run(
+        world,
+        "INSERT INTO audit_log (tenant_id, actor, action, subject) "
+        "VALUES (NULL, 'ana', 'pool.paused', 'spot')",
+    )
+    tenant = next(id_ for id_, name in admin.names(OPERATOR).items() if name == "of-ben")
+
+    def actions(limit: int = 9, after: int | None = None, **wanted: Any) -> list[str]:
+        found, _ = admin.audit(OPERATOR, AuditFilter(**wanted), after=after, limit=limit)
+        return [entry.action for entry in found]
+
+    assert actions() == [
+        "pool.paused", "key.created", "tenant.created", "key.created", "tenant.created",
+    ]  # fmt: skip
+    assert actions(actor="ana") == ["pool.paused", "key.created", "tenant.created"]
+    assert actions(actor="ana", action="key.created") == ["key.created"]
+    assert actions(tenant=tenant) == ["key.created", "tenant.created"]
+    assert actions(actor="an") == []
+    (newest, second), more = admin.audit(OPERATOR, AuditFilter(), after=None, limit=2)
+    assert (newest.tenant, second.tenant, more) == (None, "of-ben", True)
+    assert actions(after=second.id) == ["tenant.created", "key.created", "tenant.created"]
+    assert admin.actions(OPERATOR) == ["key.created", "pool.paused", "tenant.created"]
+
+
+@pytest.mark.parametrize(
+    ("visitor", "act"),
+    [
+        pytest.param(OF_TENANT, lambda it: it.names, id="names"),
+        pytest.param(OF_TENANT, lambda it: it.actions, id="actions"),
+        pytest.param(
+            OF_TENANT, lambda it: lambda who: it.tenants(who, "", after=None, limit=1), id="tenants"
+        ),
+        pytest.param(
+            OF_TENANT,
+            lambda it: lambda who: it.keys(who, KeyFilter(), after=None, limit=1),
+            id="keys",
+        ),
+        pytest.param(
+            OF_TENANT,
+            lambda it: lambda who: it.audit(who, AuditFilter(), after=None, limit=1),
+            id="audit",
+        ),
+        pytest.param(OF_TENANT, lambda it: it.acting, id="a tenant's operator acts"),
+        pytest.param(VIEWER, lambda it: it.acting, id="a viewer acts"),
+    ],
+)
+def test_it_is_not_for_everybody(
+    admin: Administration,
+    visitor: Visitor,
+    act: Callable[[Administration], Callable[[Visitor], object]],
+) -> None:
+    with pytest.raises(Forbidden):
+        act(admin)(visitor)
+
+
+TENANTS = """
+INSERT INTO tenants (id, name)
+SELECT gen_random_uuid(), 'tenant-' || lpad(n::text, 5, '0') FROM generate_series(1, 1000) n
+"""
+BATCHES = """
+INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
+  status, created_at, deadline, completed_at, total)
+SELECT gen_random_uuid(), t.id, 'u', gen_random_uuid(), 'k', '/v1/embeddings', '24h',
+  CASE WHEN n <= 2 THEN 'in_progress' ELSE 'completed' END, now(), now(),
+  CASE WHEN n > 2 THEN now() - n * interval '3 hours' END, 100
+FROM tenants t, generate_series(1, 20) n
+"""
+TALLIES = """
+INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed)
+SELECT id, 'spot', gen_random_uuid(), tenant_id, 10 FROM batches, generate_series(1, 3)
+"""
+KEYS = """
+INSERT INTO api_keys (hash, tenant_id, name, prefix, created_at, revoked_at)
+SELECT decode(md5(t.name || n), 'hex'), t.id, 'key-' || n, 'lt_' || n,
+  now() - n * interval '1 hour', CASE WHEN n > 5 THEN now() END
+FROM tenants t, generate_series(1, 15) n
+"""
+AUDIT = """
+INSERT INTO audit_log (tenant_id, actor, action, subject)
+SELECT t.id, 'key of ' || t.name, CASE WHEN mod(n, 997) = 0 THEN 'key.created'
+  WHEN mod(n, 2) = 0 THEN 'batches.create' ELSE 'files.create' END, 'subject ' || n
+FROM tenants t, generate_series(1, 100) n
+"""
+FILLED = "tenants, batches, tallies, api_keys, audit_log"
+_PAGE_OF_USE = {"text": None, "after": "tenant-00500", "limit": 51}
+_ENTRIES = {"actor": None, "action": None, "tenant": None, "after": 50_000, "limit": 51}
+_KEYS: dict[str, Any] = {
+    "text": None, "after": "ffffffff-ffff-ffff-ffff-ffffffffffff", "created_at": "2100-01-01",
+    "limit": 51,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def filled(shared_database: Database) -> Engine:
+    """1,000 tenants with 20,000 batches, 15,000 keys and 100,000 entries of the audit log."""
+    with _superuser(emptied(shared_database)) as connection:
+        for statement in (TENANTS, BATCHES, TALLIES, KEYS, AUDIT):
+            connection.execute(text(statement))
+        connection.execute(text(f"VACUUM ANALYZE {FILLED}"))
+    return shared_database.engine("operator")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sql", "parameters", "indexes", "most"),
+    [
+        pytest.param(
+            tenants_store.PAGE,
+            _PAGE_OF_USE,
+            {"tenants_name_key", "batches_active_of_tenant", "batches_ended_of_tenant"},
+            6000,
+            id="tenants",
+        ),
+        pytest.param(keys.PAGES[None, False], _KEYS, {"api_keys_newest"}, 400, id="keys"),
+        pytest.param(
+            keys.PAGES[KeyState.ACTIVE, True],
+            _KEYS | {"tenant": DEFAULT_TENANT},
+            {"api_keys_of_tenant"},
+            100,
+            id="keys of a tenant",
+        ),
+        pytest.param(audit.PAGE, _ENTRIES, {"audit_log_pkey"}, 200, id="audit log"),
+        pytest.param(
+            audit.PAGE,
+            _ENTRIES | {"actor": "key of tenant-00100"},
+            {"audit_log_by_actor"},
+            400,
+            id="audit log of an actor",
+        ),
+        pytest.param(
+            audit.PAGE,
+            _ENTRIES | {"action": "key.created"},
+            {"audit_log_by_action"},
+            300,
+            id="audit log of an action",
+        ),
+        pytest.param(
+            audit.PAGE,
+            _ENTRIES | {"tenant": DEFAULT_TENANT},
+            {"audit_log_of_tenant"},
+            400,
+            id="audit log of a tenant",
+        ),
+        pytest.param(audit.ACTIONS, {}, {"audit_log_by_action"}, 50, id="actions"),
+    ],
+)
+def test_a_page_is_read_by_index_however_many_there_are(
+    filled: Engine, sql: str, parameters: dict[str, Any], indexes: set[str], most: int
+) -> None:
+    nodes = plan_nodes(filled, sql, **parameters)
+    assert indexes <= {node.get("Index Name") for node in nodes}
+    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert scanned.isdisjoint(FILLED.split(", "))
+    assert pages_read(filled, sql, **parameters) <= most

@@ -1,0 +1,255 @@
+"""Row-level security and least privilege: what each role and each tenant cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from lowtide.core.ids import DEFAULT_TENANT, TenantId
+from lowtide.core.pools import Pool
+from lowtide.database.connections import acting_for
+from lowtide.queue.claims import Returned
+from tests.worlds import MAX_LOST_LEASES, World, done, tables
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+SEEN_BY_API = (
+    "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
+    "dead_letters", "outbox", "stray_objects", "request_states", "batch_states",
+)  # fmt: skip
+HIDDEN_FROM_API = ("tenants", "api_keys", "workers", "audit_log")
+
+
+@dataclass
+class Two:
+    """Two tenants, each with a row in every table that belongs to tenants."""
+
+    world: World
+    mine: TenantId
+    theirs: TenantId
+
+
+def _fill(world: World, tenant: TenantId) -> None:
+    batch = world.batch(8, tenant=tenant, due_in=1000)
+    for _ in range(MAX_LOST_LEASES):
+        lease = world.queue.open_lease(Pool.SPOT, "w")
+        world.queue.claim(lease, Pool.SPOT, 1)
+        world.expire_lease(lease)
+        world.sweep()
+        world.run("UPDATE queue SET available_at = now() WHERE batch_id = :batch", batch=batch)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
+    world.queue.settle(
+        lease, [done(first)], [Returned(batch, second.line, "x", 9999.0, failed=True)]
+    )
+    world.escalate(batch, 1)
+    world.run(
+        "INSERT INTO stray_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
+    )
+    # What waits for a while keeps the other tenant's lines from being claimed here.
+    world.run("UPDATE queue SET available_at = now() + interval '1 h'")
+
+
+@pytest.fixture
+def two(world: World) -> Two:
+    """Fill both tenants."""
+    theirs = world.tenant("theirs")
+    for tenant in (DEFAULT_TENANT, theirs):
+        _fill(world, tenant)
+    with world.database.engine("operator").begin() as connection:
+        for tenant in (DEFAULT_TENANT, theirs):
+            connection.execute(
+                text(
+                    "INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES (:t, 'a', 'b', 'c')"
+                ),
+                {"t": tenant},
+            )
+    return Two(world, DEFAULT_TENANT, theirs)
+
+
+def _tenants(connection: Connection, table: str) -> set[object]:
+    return set(connection.execute(text(f"SELECT tenant_id FROM {table}")).scalars())  # noqa: S608
+
+
+@pytest.mark.parametrize("table", SEEN_BY_API)
+def test_a_tenant_sees_its_own_rows_only(two: Two, table: str) -> None:
+    with two.world.worker.begin() as connection:
+        assert _tenants(connection, table) == {two.mine, two.theirs}
+    for tenant in (two.mine, two.theirs):
+        with acting_for(two.world.api, tenant) as connection:
+            assert _tenants(connection, table) == {tenant}
+
+
+@pytest.mark.parametrize("table", SEEN_BY_API)
+@pytest.mark.parametrize("setting", [None, ""], ids=["never set", "empty"])
+def test_without_a_tenant_nothing_is_seen(two: Two, table: str, setting: str | None) -> None:
+    with two.world.api.begin() as connection:
+        if setting is not None:
+            connection.execute(
+                text("SELECT set_config('lowtide.tenant', :v, true)"), {"v": setting}
+            )
+        assert _tenants(connection, table) == set()
+
+
+@pytest.mark.parametrize("table", HIDDEN_FROM_API)
+def test_the_api_role_reads_no_more_than_it_needs(two: Two, table: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match="permission denied"),
+        acting_for(two.world.api, two.mine) as connection,
+    ):
+        connection.execute(text(f"SELECT 1 FROM {table}"))  # noqa: S608
+
+
+@pytest.mark.parametrize("table", ["files", "batches", "queue", "outbox", "dead_letters"])
+def test_a_tenant_changes_nothing_of_anothers(two: Two, table: str) -> None:
+    update = f"UPDATE {table} SET tenant_id = tenant_id WHERE tenant_id = :theirs"  # noqa: S608
+    delete = f"DELETE FROM {table} WHERE tenant_id = :theirs"  # noqa: S608
+    discard = (
+        "UPDATE dead_letters SET state = 'discarded', ended_at = now() WHERE tenant_id = :theirs"
+    )
+    statements = {
+        "files": (update, delete),
+        "batches": (update,),
+        "dead_letters": (discard,),
+    }.get(table, (delete,))
+    before = two.world.contents()
+    with acting_for(two.world.api, two.mine) as connection:
+        for statement in statements:
+            assert connection.execute(text(statement), {"theirs": two.theirs}).rowcount == 0
+    assert two.world.contents() == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("UPDATE files SET tenant_id = :theirs", id="give a file away"),
+        pytest.param("UPDATE batches SET tenant_id = :theirs", id="give a batch away"),
+        pytest.param(
+            "INSERT INTO outbox VALUES (gen_random_uuid(), :theirs, 'x', 'x', '{}')", id="event"
+        ),
+        pytest.param(
+            "INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES (:theirs, 'a', 'b', 'c')",
+            id="audit entry",
+        ),
+        pytest.param(
+            "INSERT INTO files SELECT gen_random_uuid(), :theirs, purpose, filename, bytes, lines, "
+            "sha256, object_key, status FROM files",
+            id="file",
+        ),
+    ],
+)
+def test_nothing_can_be_written_in_anothers_name(two: Two, statement: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match="row-level security"),
+        acting_for(two.world.api, two.mine) as connection,
+    ):
+        connection.execute(text(statement), {"theirs": two.theirs})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM batches", "INSERT INTO queue SELECT * FROM queue", "UPDATE queue SET pool = 'spot'",
+        "DELETE FROM claims", "DELETE FROM results", "UPDATE results SET body = ''",
+        "DELETE FROM audit_log", "DELETE FROM requests", "UPDATE tallies SET completed = 0",
+        "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
+        "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
+        "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
+        "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
+    ],
+)  # fmt: skip
+def test_the_api_role_changes_no_more_than_it_needs(two: Two, statement: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match=r"permission denied|must be owner"),
+        acting_for(two.world.api, two.mine) as connection,
+    ):
+        connection.execute(text(statement))
+
+
+def test_a_pooled_connection_never_carries_a_tenant_over(two: Two) -> None:
+    engine = two.world.own_engine("api")
+    sessions = set()
+    for tenant in (two.mine, two.theirs) * 4:
+        with acting_for(engine, tenant) as connection:
+            sessions.add(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            assert _tenants(connection, "files") == {tenant}
+        with engine.begin() as connection:
+            sessions.add(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            assert _tenants(connection, "files") == set()
+        with pytest.raises(DBAPIError), acting_for(engine, tenant) as connection:
+            connection.execute(text("SELECT 1 / 0"))
+        with engine.begin() as connection:
+            assert _tenants(connection, "files") == set()
+    assert len(sessions) == 1
+
+
+OWNED = "SELECT table_name FROM information_schema.columns WHERE column_name = 'tenant_id'"
+
+
+def test_every_table_of_tenants_is_under_forced_row_security(world: World) -> None:
+    with world.database.engine("owner").begin() as connection:
+        everything = set(tables(connection))
+        owned = everything & set(connection.execute(text(OWNED)).scalars())
+        secured = connection.execute(
+            text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity")
+        )
+        assert owned | {"tenants", "signed_out"} == set(secured.scalars())
+    assert owned >= set(SEEN_BY_API) & everything
+
+
+def test_what_the_api_role_reads_is_tested_here(world: World) -> None:
+    with world.api.begin() as connection:
+        readable = {
+            table
+            for table in connection.execute(text(OWNED)).scalars()
+            if connection.execute(
+                text("SELECT has_table_privilege(:table, 'SELECT')"), {"table": table}
+            ).scalar_one()
+        }
+    assert readable == set(SEEN_BY_API)
+
+
+@pytest.mark.parametrize("role", ["api", "worker", "operator", "autoscaler"])
+def test_no_login_role_can_step_over_row_security(world: World, role: str) -> None:
+    with world.database.engine(role).begin() as connection:
+        row = connection.execute(
+            text(
+                "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = current_user"
+            )
+        ).one()
+    assert tuple(row) == (False, False, False, False)
+
+
+def test_the_autoscaler_reads_the_queue_and_what_is_wanted(two: Two) -> None:
+    engine = two.world.database.engine("autoscaler")
+    with engine.begin() as connection:
+        readable = {
+            table
+            for table in [*tables(connection), "request_states", "batch_states"]
+            if connection.execute(
+                text("SELECT has_table_privilege(:table, 'SELECT')"), {"table": table}
+            ).scalar_one()
+        }
+        assert connection.execute(text("SELECT count(*) FROM queue")).scalar_one() > 0
+    assert readable == {"queue", "claims", "wanted_replicas"}
+    for statement in (
+        "DELETE FROM queue",
+        "UPDATE claims SET pool = 'x'",
+        "SELECT authenticate('x')",
+    ):
+        with pytest.raises(DBAPIError, match="permission denied"), engine.begin() as connection:
+            connection.execute(text(statement))
+
+
+def test_a_worker_reads_no_keys(two: Two) -> None:
+    for table in ("api_keys", "audit_log"):
+        with (
+            pytest.raises(DBAPIError, match="permission denied"),
+            two.world.worker.begin() as connection,
+        ):
+            connection.execute(text(f"SELECT tenant_id FROM {table}"))  # noqa: S608

@@ -1,0 +1,232 @@
+"""Limits that hold whatever happens at the same time."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.batches.model import NewBatch
+from lowtide.core.errors import InvalidRequest, TooManyRequests
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, new_id
+from lowtide.core.pools import Pool
+from lowtide.events.model import EventType, batch_event
+from lowtide.tenants.callers import Caller, CallerStore
+from lowtide.tenants.keys import hash_key
+from tests.conftest import PEPPER
+from tests.worlds import World, done, together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEY = "lt_limited"
+HEADER = f"Bearer {KEY}"
+
+
+def _tenant(world: World, **limits: int) -> TenantId:
+    tenant = world.tenant("limited")
+    _limit(world, tenant, **limits)
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(
+            text("INSERT INTO api_keys (hash, tenant_id, name) VALUES (:hash, :tenant, 'k')"),
+            {"hash": hash_key(KEY, PEPPER), "tenant": tenant},
+        )
+    return tenant
+
+
+def _limit(world: World, tenant: TenantId, **limits: int) -> None:
+    with world.database.engine("operator").begin() as connection:
+        for name, value in limits.items():
+            connection.execute(
+                text(f"UPDATE tenants SET max_{name} = :value WHERE id = :id"),  # noqa: S608
+                {"value": value, "id": tenant},
+            )
+
+
+def _later(world: World, seconds: float) -> None:
+    """Let time pass for the buckets."""
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(
+            text("UPDATE request_rates SET at = at - make_interval(secs => :seconds)"),
+            {"seconds": seconds},
+        )
+
+
+def _tenants(world: World) -> CallerStore:
+    return CallerStore(world.api, pepper=PEPPER, anonymous="limited")
+
+
+def _accepted(callers: Sequence[Caller]) -> int:
+    return sum(caller.allowance is None or caller.allowance.accepted for caller in callers)
+
+
+def test_without_a_limit_nothing_is_counted(world: World) -> None:
+    _tenant(world)
+    assert _tenants(world).caller(HEADER).allowance is None
+    with world.database.engine("operator").begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM request_rates")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("header", [HEADER, None], ids=["key", "anonymous"])
+def test_requests_up_to_the_limit_pass(world: World, header: str | None) -> None:
+    _tenant(world, requests_per_minute=3)
+    tenants = _tenants(world)
+    found = [tenants.caller(header).allowance for _ in range(5)]
+    assert [one.accepted for one in found if one] == [True, True, True, False, False]
+    assert [one.remaining for one in found if one] == [2, 1, 0, 0, 0]
+    assert all(one.per_minute == 3 for one in found if one)
+    last = found[-1]
+    assert last is not None
+    assert 15 < last.retry_after <= 20
+    assert 55 < last.reset <= 60
+
+
+def test_what_was_used_leaks_away(world: World) -> None:
+    _tenant(world, requests_per_minute=60)
+    tenants = _tenants(world)
+    assert _accepted([tenants.caller(HEADER) for _ in range(61)]) == 60
+    _later(world, 2)
+    assert _accepted([tenants.caller(HEADER) for _ in range(4)]) == 2
+    _later(world, 3600)
+    assert _accepted([tenants.caller(HEADER) for _ in range(61)]) == 60
+
+
+def test_many_processes_together_pass_the_limit_and_no_more(world: World) -> None:
+    _tenant(world, requests_per_minute=20)
+    began = time.monotonic()
+
+    def ask() -> list[Caller]:
+        tenants = CallerStore(world.own_engine("api"), pepper=PEPPER, anonymous=None)
+        return [tenants.caller(HEADER) for _ in range(10)]
+
+    passed = sum(_accepted(callers) for callers in together(*[ask] * 8))
+    leaked = int((time.monotonic() - began) * 20 / 60)
+    assert 20 <= passed <= 20 + leaked + 1
+
+
+def test_each_tenant_has_its_own_bucket(world: World) -> None:
+    _tenant(world, requests_per_minute=1)
+    tenants = _tenants(world)
+    assert _accepted([tenants.caller(HEADER) for _ in range(3)]) == 1
+    assert tenants.caller("Bearer lt_test").allowance is None
+
+
+def test_a_new_limit_holds_at_once(world: World) -> None:
+    tenant = _tenant(world, requests_per_minute=10)
+    tenants = _tenants(world)
+    assert _accepted([tenants.caller(HEADER) for _ in range(5)]) == 5
+    _limit(world, tenant, requests_per_minute=6)
+    assert _accepted([tenants.caller(HEADER) for _ in range(5)]) == 1
+
+
+def test_a_wrong_key_uses_nothing(world: World) -> None:
+    _tenant(world, requests_per_minute=1)
+    with world.api.begin() as connection:
+        found = connection.execute(text("SELECT * FROM authenticate('wrong')")).all()
+    assert found == []
+    assert _accepted([_tenants(world).caller(HEADER)]) == 1
+
+
+def _new(tenant: TenantId, file: FileId, key: str | None = None) -> NewBatch:
+    now = datetime.now(UTC)
+    return NewBatch(
+        id=BatchId(new_id()), tenant=tenant, user="me", input_file=file,
+        endpoint="/v1/embeddings", completion_window="1h", created_at=now,
+        deadline=now + timedelta(hours=1), metadata=None, idempotency_key=key,
+    )  # fmt: skip
+
+
+def _create(world: World, tenant: TenantId, lines: int = 1, key: str | None = None) -> BatchId:
+    new = _new(tenant, world.file(tenant, lines=lines).id, key)
+    event = batch_event(new_id(), EventType.BATCH_CREATED, tenant, new.id)
+    return world.batches.create(new, event)[0].id
+
+
+def _tries(call: Any) -> str:
+    try:
+        call()
+    except TooManyRequests as error:
+        return error.reason
+    return "created"
+
+
+def test_active_batches(world: World) -> None:
+    tenant = _tenant(world, active_batches=2)
+    first = _create(world, tenant)
+    _create(world, tenant)
+    with pytest.raises(TooManyRequests, match="2 batches are active, and at most 2"):
+        _create(world, tenant)
+    world.cancel(first, tenant)
+    with pytest.raises(TooManyRequests, match="2 batches are active"):
+        _create(world, tenant)
+    world.run("UPDATE batches SET status = 'cancelled' WHERE id = :id", id=first)
+    _create(world, tenant)
+    world.batch(1)
+
+
+def test_queued_lines(world: World) -> None:
+    tenant = _tenant(world, queued_lines=100)
+    first = _create(world, tenant, 60)
+    with pytest.raises(TooManyRequests, match="60 requests are queued, the file has 41"):
+        _create(world, tenant, 41)
+    assert world.split(first, 60)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 5)
+    with pytest.raises(TooManyRequests, match="60 requests are queued"):
+        _create(world, tenant, 41)
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    _create(world, tenant, 45)
+    with pytest.raises(TooManyRequests, match="100 requests are queued"):
+        _create(world, tenant, 1)
+    world.cancel(first, tenant)
+    _create(world, tenant, 55)
+
+
+def test_a_file_over_the_limit_is_refused_for_good(world: World) -> None:
+    tenant = _tenant(world, queued_lines=100)
+    with pytest.raises(InvalidRequest, match="101 requests"):
+        _create(world, tenant, 101)
+
+
+@pytest.mark.parametrize(
+    ("limits", "passing"),
+    [
+        pytest.param({"active_batches": 3}, 3, id="active batches"),
+        pytest.param({"queued_lines": 25}, 2, id="queued lines"),
+    ],
+)
+def test_no_two_creations_share_the_last_place(
+    world: World, limits: dict[str, int], passing: int
+) -> None:
+    tenant = _tenant(world, **limits)
+    outcomes = together(*[partial(_tries, partial(_create, world, tenant, 10))] * 8)
+    assert outcomes.count("created") == passing
+
+
+def test_tenants_without_limits_do_not_wait_for_each_other(world: World) -> None:
+    with world.own_engine("api").begin() as connection:
+        connection.execute(
+            text("SELECT set_config('lowtide.tenant', :tenant, true)"),
+            {"tenant": str(DEFAULT_TENANT)},
+        )
+        assert connection.execute(text("SELECT * FROM lock_batch_limits()")).all() == []
+        _create(world, DEFAULT_TENANT)
+
+
+@pytest.mark.parametrize("limits", [{"active_batches": 1}, {"queued_lines": 1}])
+def test_a_retry_is_not_refused(world: World, limits: dict[str, int]) -> None:
+    tenant = _tenant(world, **limits)
+    first = _create(world, tenant, key="once")
+    assert _create(world, tenant, key="once") == first
+    with pytest.raises(TooManyRequests):
+        _create(world, tenant, key="another")
+
+
+def test_a_first_try_at_the_same_time_is_no_second_batch(world: World) -> None:
+    tenant = _tenant(world, active_batches=1)
+    made = together(*[partial(_create, world, tenant, key="once")] * 4)
+    assert len(set(made)) == 1

@@ -1,0 +1,289 @@
+"""What an operator does with tenants and keys, and what the audit log says of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
+from lowtide.core.ids import KeyId, new_id, now
+from lowtide.tenants.callers import CallerStore
+from lowtide.tenants.keys import KeyState, actor_of, new_key, prefix_of
+from lowtide.tenants.model import TenantLimits
+from lowtide.tenants.service import Tenancy, TenantChanges
+from lowtide.tenants.store import TenantStore
+from tests.conftest import PEPPER
+from tests.worlds import World, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULTS = TenantLimits(requests_per_minute=600, active_batches=10)
+
+
+@pytest.fixture
+def tenancy(world: World) -> Tenancy:
+    """The service, as the operator's role."""
+    registry = TenantStore(world.database.engine("operator"), pepper=PEPPER)
+    return Tenancy(registry, DEFAULTS, actor="me", new_id=new_id, new_key=new_key, clock=now)
+
+
+def _audit(world: World) -> list[tuple[str, str, str]]:
+    with world.database.engine("operator").begin() as connection:
+        rows = connection.execute(text("SELECT actor, action, subject FROM audit_log ORDER BY id"))
+        return [(row.actor, row.action, row.subject) for row in rows]
+
+
+def _run(world: World, sql: str, **parameters: Any) -> None:
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(text(sql), parameters)
+
+
+def _caller(world: World, key: str) -> Any:
+    return CallerStore(world.api, pepper=PEPPER, anonymous=None).caller(f"Bearer {key}")
+
+
+def test_a_new_tenant_has_the_default_limits(world: World, tenancy: Tenancy) -> None:
+    changes = TenantChanges(weight=3, limits={"active_batches": None, "running_lines": 5})
+    made = tenancy.create("acme", changes)
+    assert (made.weight, made.limits) == (
+        3,
+        TenantLimits(requests_per_minute=600, running_lines=5),
+    )
+    assert [tenant for tenant in tenancy.tenants() if tenant.name == "acme"] == [made]
+    assert _audit(world) == [
+        ("me", "tenant.created", "acme"),
+        ("me", "tenant.changed", "weight: 1 -> 3"),
+        ("me", "tenant.changed", "max_requests_per_minute: none -> 600"),
+        ("me", "tenant.changed", "max_running: none -> 5"),
+    ]
+
+
+def test_limits_change_one_by_one(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    before = len(_audit(world))
+    changed = tenancy.change("acme", TenantChanges(limits={"queued_lines": 100}))
+    assert changed.limits == TenantLimits(600, 10, 100, None)
+    assert (changed.name, changed.weight) == ("acme", 1)
+    cleared = tenancy.change("acme", TenantChanges(limits={"requests_per_minute": None}))
+    assert cleared.limits == TenantLimits(None, 10, 100, None)
+    assert tenancy.change("acme", TenantChanges()) == cleared
+    assert [subject for _, _, subject in _audit(world)[before:]] == [
+        "max_queued_lines: none -> 100",
+        "max_requests_per_minute: 600 -> none",
+    ]
+
+
+def test_changes_at_the_same_time_keep_each_other(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    names = ("requests_per_minute", "active_batches", "queued_lines", "running_lines")
+    together(*(partial(tenancy.change, "acme", TenantChanges(limits={name: 7})) for name in names))
+    (acme,) = [tenant for tenant in tenancy.tenants() if tenant.name == "acme"]
+    assert acme.limits == TenantLimits(7, 7, 7, 7)
+
+
+def test_a_key_works_until_it_is_revoked(world: World, tenancy: Tenancy) -> None:
+    acme = tenancy.create("acme", TenantChanges())
+    key, other = tenancy.create_key("acme", "laptop"), tenancy.create_key("acme", "server")
+    assert key.startswith("lt_")
+    caller = _caller(world, key)
+    assert (caller.tenant, caller.name) == (acme.id, "laptop")
+    assert caller.allowance is not None
+    tenancy.revoke_key("acme", "laptop")
+    with pytest.raises(Unauthenticated):
+        _caller(world, key)
+    assert _caller(world, other).name == "server"
+    assert [(found.name, found.revoked_at is None) for found in tenancy.keys("acme")] == [
+        ("laptop", False),
+        ("server", True),
+    ]
+    assert tenancy.create_key("acme", "laptop") != key
+    laptop, server, again = (actor_of(key.name, key.id) for key in tenancy.keys("acme"))
+    assert caller.actor == laptop
+    assert _audit(world)[-4:] == [
+        ("me", "key.created", laptop),
+        ("me", "key.created", server),
+        ("me", "key.revoked", laptop),
+        ("me", "key.created", again),
+    ]
+
+
+def test_a_rotated_key_works_until_its_overlap_is_over(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    old = tenancy.create_key("acme", "laptop")
+    rotation = tenancy.rotate_key("acme", "laptop", "2h")
+    assert (_caller(world, old).name, _caller(world, rotation.key).name) == ("laptop", "laptop")
+    first, second = tenancy.keys("acme")
+    assert (first.expires_at, second.expires_at) == (rotation.old_until, None)
+    assert (first.state(now()), second.state(now())) == (KeyState.EXPIRING, KeyState.ACTIVE)
+    assert _caller(world, rotation.key).actor == actor_of("laptop", second.id)
+    with pytest.raises(Conflict):
+        tenancy.create_key("acme", "laptop")
+    _run(world, "UPDATE api_keys SET expires_at = now() WHERE id = :id", id=first.id)
+    with pytest.raises(Unauthenticated):
+        _caller(world, old)
+    assert [key.state(now()) for key in tenancy.keys("acme")] == [
+        KeyState.EXPIRED,
+        KeyState.ACTIVE,
+    ]
+    assert _audit(world)[-1][:2] == ("me", "key.rotated")
+
+
+def test_a_key_may_be_rotated_again_and_none_lives_longer_for_it(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    tenancy.create_key("acme", "laptop")
+    tenancy.rotate_key("acme", "laptop", "1h")
+    tenancy.rotate_key("acme", "laptop", "9h")
+    first, second, third = tenancy.keys("acme")
+    assert first.expires_at is not None
+    assert second.expires_at is not None
+    assert second.expires_at - first.expires_at > timedelta(hours=7)
+    assert third.expires_at is None
+    tenancy.rotate_key("acme", "laptop", "0")
+    states = [key.state(now()) for key in tenancy.keys("acme")]
+    assert states == [KeyState.EXPIRED] * 3 + [KeyState.ACTIVE]
+
+
+def test_one_of_several_keys_of_a_name_is_revoked(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    old = tenancy.create_key("acme", "laptop")
+    rotation = tenancy.rotate_key("acme", "laptop", "1h")
+    tenancy.revoke_key("acme", "laptop", tenancy.keys("acme")[0].id)
+    with pytest.raises(Unauthenticated):
+        _caller(world, old)
+    assert _caller(world, rotation.key).name == "laptop"
+    tenancy.rotate_key("acme", "laptop", "1h")
+    tenancy.revoke_key("acme", "laptop")
+    assert {key.state(now()) for key in tenancy.keys("acme")} == {KeyState.REVOKED}
+
+
+def test_when_a_key_was_used_is_noted_once_a_minute(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    assert tenancy.keys("acme")[0].last_used_at is None
+    together(*[partial(_caller, world, key)] * 4)
+    used = tenancy.keys("acme")[0].last_used_at
+    assert used is not None
+    _caller(world, key)
+    assert tenancy.keys("acme")[0].last_used_at == used
+    _run(world, "UPDATE api_keys SET last_used_at = now() - interval '61 s'")
+    _caller(world, key)
+    again = tenancy.keys("acme")[0].last_used_at
+    assert again is not None
+    assert again >= used
+
+
+def test_a_key_is_known_by_its_beginning(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    assert tenancy.keys("acme")[0].prefix == key[:9]
+    assert prefix_of("lt_short") is None
+
+
+def test_keys_that_end_are_told(world: World, tenancy: Tenancy) -> None:
+    acme = tenancy.create("acme", TenantChanges())
+    tenants = CallerStore(world.api, pepper=PEPPER, anonymous=None)
+    for name in ("active", "rotated", "revoked"):
+        tenancy.create_key("acme", name)
+    tenancy.rotate_key("acme", "rotated", "1h")
+    tenancy.revoke_key("acme", "revoked")
+    keys = tenancy.keys("acme")
+    found = tenants.in_use([key.id for key in keys])
+    assert {key.name for key in keys if key.id in found} == {"active", "rotated"}
+    assert len(found) == 3
+    assert tenants.in_use([KeyId(acme.id)]) == set()
+
+
+def test_a_change_of_what_somebody_else_changed_is_refused(tenancy: Tenancy) -> None:
+    seen = tenancy.create("acme", TenantChanges())
+    tenancy.change("acme", TenantChanges(weight=2), seen)
+    with pytest.raises(Conflict, match="Somebody changed acme meanwhile: weight: 1 → 2"):
+        tenancy.change("acme", TenantChanges(weight=3), seen)
+    assert tenancy.tenants()[0].weight == 2
+
+
+def test_a_key_is_stored_nowhere(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    assert key not in str(world.contents())
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        pytest.param(
+            lambda it: it.create("default", TenantChanges()),
+            Conflict,
+            id="a tenant's name is taken",
+        ),
+        pytest.param(
+            lambda it: it.create("No Name", TenantChanges()),
+            InvalidRequest,
+            id="a tenant's bad name",
+        ),
+        pytest.param(
+            lambda it: it.create("x", TenantChanges(weight=0)), InvalidRequest, id="no weight"
+        ),
+        pytest.param(
+            lambda it: it.change("default", TenantChanges(limits={"running_lines": 0})),
+            InvalidRequest,
+            id="a limit of nothing",
+        ),
+        pytest.param(
+            lambda it: it.change("nobody", TenantChanges()), NotFound, id="an unknown tenant"
+        ),
+        pytest.param(lambda it: it.keys("nobody"), NotFound, id="keys of an unknown tenant"),
+        pytest.param(
+            lambda it: it.create_key("nobody", "k"), NotFound, id="a key of an unknown tenant"
+        ),
+        pytest.param(
+            lambda it: it.create_key("default", "a key"), InvalidRequest, id="a key's bad name"
+        ),
+        pytest.param(
+            lambda it: it.create_key("default", "default"), Conflict, id="a key's name is taken"
+        ),
+        pytest.param(lambda it: it.revoke_key("default", "nothing"), NotFound, id="an unknown key"),
+        pytest.param(
+            lambda it: it.rotate_key("default", "nothing", "0"),
+            NotFound,
+            id="rotate an unknown key",
+        ),
+        pytest.param(
+            lambda it: it.rotate_key("default", "default", "31d"),
+            InvalidRequest,
+            id="too long an overlap",
+        ),
+        pytest.param(
+            lambda it: it.change("default", TenantChanges(weight=2**31)),
+            InvalidRequest,
+            id="more than a column holds",
+        ),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    world: World,
+    tenancy: Tenancy,
+    call: Callable[[Tenancy], object],
+    error: type[Exception],
+) -> None:
+    before = world.contents()
+    with pytest.raises(error):
+        call(tenancy)
+    assert world.contents() == before
+
+
+def test_no_two_keys_take_a_name_at_once(tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+
+    def tries() -> bool:
+        try:
+            tenancy.create_key("acme", "laptop")
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(together(*[tries] * 4)) == [False, False, False, True]

@@ -1,0 +1,292 @@
+"""A worker whose engine fails, refuses, or is busy: what is charged, and what happens next."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.errors import Unavailable
+from lowtide.engines import breaker
+from lowtide.engines.breaker import BreakerState, Probed
+from lowtide.engines.outcomes import Answered, RetryPolicy, Unanswered
+from lowtide.worker import engine_watch
+from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+
+if TYPE_CHECKING:
+    from lowtide.engines.model import EngineRequest
+    from lowtide.engines.outcomes import Outcome
+    from tests.worlds import World
+
+REFUSED = Unanswered("connection_error", "The upstream was not reached: refused")
+AWAY = Probed(well=False, reason="GET /health: refused")
+BROKEN = Answered(500, b'{"error":{"message":"CUDA error"}}')
+LACKS = Answered(404, b"{}", lacks_model=True)
+FAST = RetryPolicy(3, 0.001, 0.002)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
+    monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
+    monkeypatch.setattr(engine_watch, "RECENT", 0.0)
+
+
+def _engine_state(world: World) -> tuple[str, str] | None:
+    rows = world.rows("SELECT engine_state, engine_reason FROM workers")
+    return (rows[0].engine_state, rows[0].engine_reason) if rows else None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        pytest.param(REFUSED, "not reached", id="refused"),
+        pytest.param(BROKEN, "HTTP 500", id="500 to everything"),
+        pytest.param(Answered(503, b"{}"), "HTTP 503", id="503"),
+        pytest.param(Answered(401, b"{}"), "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
+        pytest.param(LACKS, "does not serve", id="the model is missing"),
+        pytest.param(Unanswered("timeout", "no answer"), "no answer", id="timeouts"),
+    ],
+)
+def test_an_engine_that_fails_costs_nothing_but_time(
+    world: World, caplog: pytest.LogCaptureFixture, outcome: Outcome, reason: str
+) -> None:
+    batch = world.batch(100)
+    engine = SteeredEngine()
+    bench = Bench.of(world, engine, lines=100, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.watch.is_shut_off is False)
+        engine.answer, engine.probed = (lambda _: outcome), AWAY
+        await until(lambda: bench.watch.is_shut_off)
+        # It has released everything, and takes nothing more, probe after probe.
+        await until(lambda: not world.lines("claims", batch))
+        sent, probes = len(engine.seen), len(engine.probes)
+        await until(lambda: len(engine.probes) >= probes + 5)
+        assert len(engine.seen) == sent <= 24
+        assert world.lines("claims", batch) == []
+        await until(lambda: (_engine_state(world) or ("",))[0] == "open")
+        with pytest.raises(Unavailable, match="engine_unavailable"):
+            bench.watch.check()
+        engine.answer, engine.probed = good, Probed(well=True, answers=True)
+        await until(lambda: bench.finished() == 100)
+        bench.watch.check()
+        await until(lambda: _engine_state(world) == ("closed", ""))
+
+    work_during(bench, during)
+    opened = [
+        record.__dict__["reason"]
+        for record in caplog.records
+        if record.message == "engine.breaker" and record.__dict__["state"] == "open"
+    ]
+    assert reason in opened[0]
+    assert world.value("SELECT max(attempts) FROM results") == 1
+    assert world.row(batch).retried == world.row(batch).interrupted == 0
+    assert set(bench.meter.engine_states) >= {BreakerState.OPEN, BreakerState.CLOSED}
+    assert len(bench.meter.engine_faults) >= 3
+
+
+def test_the_canary_is_one_request(world: World) -> None:
+    batch = world.batch(40)
+    engine = SteeredEngine(lambda _: REFUSED)
+    engine.probed = Probed(well=True)  # its health says nothing of what it computes
+    bench = Bench.of(world, engine, lines=40, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: BreakerState.OPEN in bench.meter.engine_states)
+        await until(lambda: not world.lines("claims", batch))
+        sent, probes = len(engine.seen), len(engine.probes)
+        engine.most = 0
+        await until(lambda: len(engine.probes) >= probes + 3)
+        assert engine.most == 1
+        assert len(engine.seen) - sent <= len(engine.probes) - probes + 1
+        engine.answer = good
+        await until(lambda: bench.finished() == 40)
+
+    work_during(bench, during)
+    assert world.value("SELECT max(attempts) FROM results") == 1
+
+
+def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
+    world.batch(60)
+    answers = count()
+    # Two faults, then a success: never a streak.
+    engine = SteeredEngine(lambda one: Answered(502, b"{}") if next(answers) % 3 else good(one))
+    bench = Bench.of(world, engine, lines=60, policy=FAST, concurrency=2, prefetch=10)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == 60)
+        assert len(engine.seen) > 120
+        assert 0 < bench.keeper.pace.total().lines <= 60
+
+    work_during(bench, during)
+
+
+def test_a_start_without_an_engine_waits(world: World) -> None:
+    world.batch(3)
+    engine = SteeredEngine()
+    engine.probed = AWAY
+    bench = Bench.of(world, engine, lines=3, policy=FAST, patience=0.2)
+
+    async def during() -> None:
+        await until(lambda: len(engine.probes) >= 2)
+        await until(lambda: (_engine_state(world) or ("",))[0] == "starting")
+        assert "claim" not in bench.queue.calls
+        await until(lambda: (_engine_state(world) or ("",))[0] == "open")
+        engine.probed = Probed(well=True)
+        await until(lambda: bench.finished() == 3)
+
+    work_during(bench, during)
+
+
+def _poison(request: EngineRequest) -> Outcome:
+    return BROKEN if request.body == b'{"n":2}' else good(request)
+
+
+def test_a_poison_request_ends_and_harms_no_other(world: World) -> None:
+    world.batch(20)
+    bench = Bench.of(world, SteeredEngine(_poison), lines=20, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == 20)
+
+    work_during(bench, during)
+    rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
+    assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(2, 3, True)]
+    assert world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1
+
+
+@pytest.mark.parametrize(
+    "probed",
+    [
+        pytest.param(Probed(well=True), id="its health is well"),
+        pytest.param(Probed(well=True, answers=True), id="it answers a minimal request"),
+    ],
+)
+@pytest.mark.parametrize("lines", [1, 5])
+def test_poison_alone_ends_when_the_probe_is_well(world: World, lines: int, probed: Probed) -> None:
+    world.batch(lines)
+    engine = SteeredEngine(lambda _: BROKEN)
+    engine.probed = probed
+    bench = Bench.of(world, engine, lines=lines, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == lines)
+
+    work_during(bench, during)
+    assert world.value("SELECT count(*) FROM dead_letters") == lines
+    assert world.value("SELECT min(attempts) FROM results") == 3
+
+
+def test_poison_alone_waits_while_the_probe_is_ill(world: World) -> None:
+    world.batch(1)
+    engine = SteeredEngine(lambda _: BROKEN, hold=True)
+    bench = Bench.of(world, engine, lines=1, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: engine.running)
+        engine.probed = AWAY
+        engine.let_go()
+        await until(lambda: bench.watch.is_shut_off)
+        probes = len(engine.probes)
+        await until(lambda: len(engine.probes) > probes + 3)
+        assert bench.finished() == 0
+
+    work_during(bench, during)
+    assert world.value("SELECT max(attempts) FROM queue") == 0
+
+
+def test_an_unavailable_for_one_request_only_is_no_hot_loop(world: World) -> None:
+    world.batch(1)
+    bench = Bench.of(world, SteeredEngine(lambda _: Answered(503, b"{}")), lines=1, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: len(bench.engine.probes) >= 10)
+
+    work_during(bench, during)
+    # The engine answers its probes, and so its breaker closes again and again.
+    assert len(bench.engine.seen) <= breaker.STREAK * len(bench.engine.probes)
+    assert world.value("SELECT max(attempts) FROM queue") == 0
+
+
+BUSY = {
+    "429": Answered(429, b"{}"),
+    "429 that says when": Answered(429, b"{}", retry_after=0.02),
+    "503 that says when": Answered(503, b"{}", retry_after=0.02),
+    "529": Answered(529, b"{}"),
+}
+
+
+@pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY.keys())
+def test_back_pressure_lowers_what_is_in_flight_and_charges_nothing(
+    world: World, busy: Outcome
+) -> None:
+    batch = world.batch(60)
+    left = iter(range(6))
+    bench = Bench.of(
+        world,
+        SteeredEngine(lambda request: good(request) if next(left, None) is None else busy),
+        lines=60,
+        policy=FAST,
+    )
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == 60)
+
+    work_during(bench, during)
+    assert world.value("SELECT max(attempts) FROM results") == 1
+    assert world.row(batch).retried == 0
+    limits = bench.engine.limits
+    assert limits[0] == 0
+    assert limits[1] < 8
+    assert limits[-1] == 8
+    assert bench.meter.engine_faults == []
+
+
+def test_a_worker_of_a_busy_engine_holds_less(world: World) -> None:
+    batch = world.batch(60)
+    engine = SteeredEngine(lambda _: Answered(429, b"{}", retry_after=0.02))
+    bench = Bench.of(world, engine, lines=60, policy=RetryPolicy(3, 0.001, 0.02))
+    held: list[int] = []
+
+    async def during() -> None:
+        await until(lambda: engine.limits.count(1) >= 2)
+        for _ in range(20):
+            held.append(len(world.lines("claims", batch)))
+            await asyncio.sleep(0)
+        engine.answer = good
+        await until(lambda: bench.finished() == 60)
+
+    work_during(bench, during)
+    assert max(held) <= 4
+
+
+def test_others_run_while_one_model_is_missing(world: World) -> None:
+    missing, served = world.batch(30), world.batch(30)
+    world.run("UPDATE batches SET model = 'gone' WHERE id = :id", id=missing)
+    store = stored_lines(world, 30)
+    key = world.value("SELECT input_key FROM batches WHERE id = :id", id=missing)
+    with store.open_writer(str(key)) as writer:
+        writer.write(b" " * 100)
+        for number in range(1, 31):
+            line = b'{"body":{"model":"gone","n":%d}}' % number
+            writer.write(line.ljust(90) + b" " * 10)
+    engine = SteeredEngine(lambda request: LACKS if b"gone" in request.body else good(request))
+    engine.probed = Probed(well=True, lacks_model=True)
+    bench = Bench.of(world, engine, lines=30, store=store, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == 30)
+        # With nothing else to do, it looks for the model one request at a time, at most once a probe.
+        await until(lambda: (_engine_state(world) or ("",))[0] == "open")
+        sent, probes = len(engine.seen), len(engine.probes)
+        await until(lambda: len(engine.probes) >= probes + 4)
+        assert len(engine.seen) - sent <= len(engine.probes) - probes + 1
+        engine.answer = good
+        await until(lambda: bench.finished() == 60)
+
+    work_during(bench, during)
+    assert world.lines("results", served) == list(range(1, 31))
+    assert world.value("SELECT max(attempts) FROM results") == 1

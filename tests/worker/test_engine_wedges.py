@@ -1,0 +1,77 @@
+"""Faults of one model or of one request: neither holds a worker, nor stays for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.engines import breaker
+from lowtide.engines.breaker import Probed
+from lowtide.engines.outcomes import Answered, RetryPolicy
+from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+
+if TYPE_CHECKING:
+    from lowtide.engines.model import Ping
+    from tests.worlds import World
+
+GATEWAY = Answered(502, b"{}")
+FAST = RetryPolicy(3, 0.001, 0.002)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
+    monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
+
+
+class _Gateway(SteeredEngine):
+    """A gateway to several models, of which those called "ill" have no backend."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda request: GATEWAY if b"ill" in request.body else good(request))
+
+    async def probe(self, ping: Ping | None = None) -> Probed:
+        self.probes.append(ping)
+        if ping is not None and ping.model == "ill":
+            return Probed(well=False, reason="POST: 502")
+        return Probed(well=True, answers=ping is not None)
+
+
+def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> None:
+    ill, fine = world.batch(30), world.batch(30)
+    world.run("UPDATE batches SET model = 'ill' WHERE id = :id", id=ill)
+    world.run("UPDATE batches SET model = 'fine', status = 'validating' WHERE id = :id", id=fine)
+    store = stored_lines(world, 30)
+    key = world.value("SELECT input_key FROM batches WHERE id = :id", id=ill)
+    with store.open_writer(str(key)) as writer:
+        writer.write(b" " * 100)
+        for number in range(1, 31):
+            line = b'{"body":{"model":"ill","n":%d}}' % number
+            writer.write(line.ljust(90) + b" " * 10)
+    bench = Bench.of(world, _Gateway(), lines=30, store=store, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.watch.is_shut_off and len(bench.engine.seen) >= 3)
+        world.run("UPDATE batches SET status = 'in_progress' WHERE id = :id", id=fine)
+        await until(lambda: bench.finished() == 30)
+
+    work_during(bench, during)
+    assert world.lines("results", fine) == list(range(1, 31))
+    assert world.value("SELECT max(attempts) FROM queue") == 0
+
+
+@pytest.mark.parametrize("lines", [1, 12])
+def test_a_request_that_a_proxy_never_gets_through_ends(world: World, lines: int) -> None:
+    world.batch(lines)
+    engine = SteeredEngine(lambda request: GATEWAY if request.body == b'{"n":1}' else good(request))
+    bench = Bench.of(world, engine, lines=lines, policy=FAST)
+
+    async def during() -> None:
+        await until(lambda: bench.finished() == lines)
+
+    work_during(bench, during)
+    rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
+    assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(1, 3, True)]
+    assert len([seen for seen in engine.seen if seen.body == b'{"n":1}']) >= 16
+    assert lines == 1 or world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1

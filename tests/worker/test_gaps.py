@@ -1,0 +1,42 @@
+"""Models that an engine lacks: when they are asked for, and when they are claimed again."""
+
+from __future__ import annotations
+
+from lowtide.engines.model import Ping
+from lowtide.worker.engine_state import ModelGaps
+
+A = Ping("/v1/chat/completions", "a")
+NONE = Ping("/v1/moderations")
+
+
+def test_a_missing_model_is_asked_for_less_and_less_often_until_it_is_found() -> None:
+    gaps = ModelGaps()
+    assert gaps.miss(A, 0.0)
+    assert not gaps.miss(A, 0.1)
+    assert (gaps.missing, gaps.due(0.4), gaps.due(0.5)) == ({"a"}, None, A)
+    gaps.still_missing(A, 0.5)
+    assert gaps.times == [1.5]
+    assert gaps.found(["b", "a"], 2.0)
+    assert not gaps.found(["a"], 2.0)
+    assert gaps.missing == frozenset()
+    # Missing again soon after: as often asked as before.
+    assert gaps.miss(A, 3.0)
+    assert gaps.times == [5.0]
+
+
+def test_what_was_found_is_forgotten_later() -> None:
+    gaps = ModelGaps()
+    gaps.miss(A, 0.0)
+    gaps.found(["a"], 1.0)
+    assert gaps
+    assert gaps.due(301.0) is None
+    assert not gaps
+
+
+def test_requests_without_a_model_count_as_one() -> None:
+    gaps = ModelGaps()
+    gaps.miss(NONE, 0.0)
+    assert gaps.missing == {""}
+    gaps.forget(NONE)
+    gaps.still_missing(NONE, 1.0)
+    assert not gaps

@@ -1,0 +1,513 @@
+"""A worker on the real queue, with an engine to steer and faults to meet."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lowtide.core.durations import ExponentialBackoff
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.pools import Pool
+from lowtide.engines.catalog import ModelCatalog
+from lowtide.engines.outcomes import Answered, Interrupted, RetryPolicy
+from lowtide.objects.store import ObstoreObjects
+from lowtide.telemetry.tracing import ScopedSpan, Untraced
+from lowtide.worker import inputs, lease, results
+from lowtide.worker.results import FlushRules
+from lowtide.worker.spans import SetSpans
+from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
+
+    from lowtide.engines.model import EngineRequest
+    from lowtide.engines.outcomes import Outcome
+    from lowtide.telemetry.tracing import Span
+    from tests.worlds import World
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(results, "_RETRY_SECONDS", 0.01)
+
+
+def _work(bench: Bench, during: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+    work_during(bench, partial(during, bench))
+
+
+def _finished(count: int) -> Callable[[Bench], Coroutine[Any, Any, None]]:
+    async def wait(bench: Bench) -> None:
+        await until(lambda: bench.finished() == count)
+
+    return wait
+
+
+def test_it_runs_everything_and_says_so(world: World) -> None:
+    first, second = world.batch(30), world.batch(30)
+    bench = Bench.of(world, SteeredEngine(), lines=30)
+    _work(bench, _finished(60))
+    assert sorted(request.body for request in bench.engine.seen) == sorted(
+        b'{"n":%d}' % n for n in range(1, 31) for _ in range(2)
+    )
+    assert {(r.endpoint, r.attempt, r.spot) for r in bench.engine.seen} == {
+        ("/v1/embeddings", 1, True)
+    }
+    assert len({request.key for request in bench.engine.seen}) == 60
+    assert (bench.meter.claimed, bench.meter.completed, bench.meter.failed) == (60, 60, 0)
+    assert {event.subject for event in bench.sink.sent} == {
+        f"batch_{b.hex}" for b in (first, second)
+    }
+    assert [world.drained(batch) for batch in (first, second)] == [0, 0]  # accepted, so forgotten
+    assert world.rows("SELECT 1 FROM workers") == []
+    assert bench.engine.closed
+
+
+def test_it_notes_the_models_that_its_engine_serves(world: World) -> None:
+    bench = Bench.of(world, SteeredEngine(), lines=1)
+    models = ModelCatalog(world.api)
+
+    async def noted(_: Bench) -> None:
+        await until(lambda: models.names(DEFAULT_TENANT))
+
+    _work(bench, noted)
+    assert [name for name, _ in models.names(DEFAULT_TENANT)] == ["model-a", "model-b"]
+
+
+def test_it_fills_the_engine_and_never_holds_more(world: World) -> None:
+    world.batch(100)
+    bench = Bench.of(world, SteeredEngine(hold=True), lines=100, concurrency=8, prefetch=4)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.engine.running == 12)
+        bench.engine.let_go()
+        await until(lambda: bench.finished() == 100)
+
+    _work(bench, during)
+    assert bench.engine.most == 12
+
+
+def test_it_claims_again_before_the_engine_runs_dry(world: World) -> None:
+    world.batch(40)
+    engine = SteeredEngine()
+    slow: list[int] = []
+
+    def answer(request: EngineRequest) -> Outcome:
+        slow.append(engine.running)
+        return good(request)
+
+    engine.answer = answer
+    bench = Bench.of(world, engine, lines=40, concurrency=8, prefetch=8)
+    _work(bench, _finished(40))
+    assert bench.queue.calls["claim"] >= 3
+
+
+def test_it_waits_longer_and_longer_and_work_resets_that(world: World) -> None:
+    delays: list[float] = []
+
+    class Watched(ExponentialBackoff):
+        def next_delay(self) -> float:
+            delays.append(super().next_delay())
+            return delays[-1]
+
+    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=Watched(0.001, 0.004))
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: len(delays) >= 5)
+        world.batch(1)
+        stored_lines(world, 1, store=bench.store)
+        before = len(delays)
+        await until(lambda: bench.finished() == 1)
+        await until(lambda: len(delays) > before + 1)
+
+    _work(bench, during)
+    assert delays[:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+    assert delays.count(0.001) >= 2
+    assert len(bench.meter.idled) >= 5
+
+
+@pytest.mark.parametrize("moment", ["while it waits", "while it looks"])
+def test_waking_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
+    looked = world.queue.claim
+    go_on = threading.Event()
+    looking = threading.Event()
+
+    class Slow:
+        """Looks, and takes its time to come back."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.queue, name)
+
+        def claim(self, *arguments: Any) -> Any:
+            found = looked(*arguments)
+            looking.set()
+            assert go_on.wait(10)
+            return found
+
+    bench.queue._inner = Slow()
+    waiting = asyncio.Event()
+    pause = bench.worker._pause
+
+    async def paused(*arguments: Any) -> None:
+        waiting.set()
+        await pause(*arguments)
+
+    monkeypatch.setattr(bench.worker, "_pause", paused)
+
+    async def during(bench: Bench) -> None:
+        await until(looking.is_set)
+        if moment == "while it waits":
+            go_on.set()
+            await waiting.wait()
+        world.batch(2)
+        stored_lines(world, 2, store=bench.store)
+        # From another thread, as the function's handler does.
+        caller = threading.Thread(target=bench.worker.wake)
+        caller.start()
+        caller.join()
+        await asyncio.sleep(0)
+        go_on.set()
+        await until(lambda: bench.finished() == 2)
+
+    _work(bench, during)
+
+
+def test_stopping_ends_the_wait(world: World) -> None:
+    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.queue.calls.get("claim") == 1)
+
+    _work(bench, during)
+    assert world.rows("SELECT 1 FROM workers") == []
+
+
+def test_a_worker_stopped_before_it_starts_does_nothing(world: World) -> None:
+    world.batch(1)
+    bench = Bench.of(world, SteeredEngine(), lines=1)
+    bench.worker.stop()
+    asyncio.run(asyncio.wait_for(bench.worker.run(), 10))
+    assert bench.engine.seen == []
+    assert world.rows("SELECT 1 FROM workers") == []
+
+
+def test_stopping_lets_work_in_hand_finish(world: World) -> None:
+    batch = world.batch(30)
+    bench = Bench.of(world, SteeredEngine(hold=True), lines=30)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.engine.running == 12)
+        bench.worker.stop()
+        bench.engine.let_go()
+
+    _work(bench, during)
+    assert len(world.lines("results", batch)) == 12
+    assert len(world.lines("queue", batch)) == 18
+    assert world.value("SELECT max(attempts) + max(interruptions) FROM queue") == 0
+
+
+@pytest.mark.parametrize("pool", list(Pool))
+def test_what_does_not_finish_in_time_is_given_back(world: World, pool: Pool) -> None:
+    batch = world.batch(12, pool=pool.value)
+    bench = Bench.of(world, SteeredEngine(hold=True), lines=12, grace=0.05, pool=pool)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.engine.running == 12)
+
+    _work(bench, during)
+    assert world.lines("queue", batch) == list(range(1, 13))
+    row = world.row(batch)
+    assert (row.interrupted, row.retried) == (12 if pool is Pool.SPOT else 0, 0)
+    assert world.value("SELECT max(attempts) FROM queue") == 0
+    assert bench.engine.running == 0
+
+
+def test_results_that_are_being_written_are_not_given_back(world: World) -> None:
+    batch = world.batch(5)
+    bench = Bench.of(world, SteeredEngine(), lines=5)
+    go_on = bench.queue.hold("settle")
+
+    async def during(bench: Bench) -> None:
+        await until(bench.queue.reached["settle"].is_set)
+        bench.worker.stop()
+        # Time enough for a worker that would not wait for its last write to leave.
+        for _ in range(50):
+            await asyncio.sleep(0)
+        threading.Timer(0.3, go_on.set).start()
+
+    _work(bench, during)
+    assert world.lines("results", batch) == [1, 2, 3, 4, 5]
+    assert world.lines("queue", batch) == []
+
+
+def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
+    batch = world.batch(6)
+
+    def answer(request: EngineRequest) -> Outcome:
+        number = int(request.body[5:-1])
+        if number == 1 and request.attempt < 3:
+            return Answered(500, b"{}")
+        if number == 2 and request.interruptions < 2:
+            return Interrupted("Simulated spot interruption")
+        if number == 3:
+            return Answered(501, b"{}")
+        return Answered(400, b"{}") if number == 4 else good(request)
+
+    bench = Bench.of(world, SteeredEngine(answer), lines=6)
+    _work(bench, _finished(6))
+    rows = world.rows("SELECT * FROM results ORDER BY line")
+    assert [
+        (r.line, r.status_code, r.attempts, r.interruptions, r.dead_lettered) for r in rows
+    ] == [
+        (1, 200, 3, 0, False),
+        (2, 200, 1, 2, False),
+        (3, 501, 3, 0, True),
+        (4, 400, 1, 0, False),
+        (5, 200, 1, 0, False),
+        (6, 200, 1, 0, False),
+    ]
+    assert world.drained(batch) == 0
+    assert (bench.meter.completed, bench.meter.claimed) == (4, 4 + 2 + 6)
+
+
+def test_an_engines_fault_gives_its_lines_back(world: World) -> None:
+    world.batch(3)
+    faults = iter([RuntimeError("bug"), None])
+
+    def answer(request: EngineRequest) -> Outcome:
+        if request.body == b'{"n":2}' and (fault := next(faults, None)):
+            raise fault
+        return good(request)
+
+    bench = Bench.of(world, SteeredEngine(answer), lines=3)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.finished() == 1)
+        await until(lambda: world.value("SELECT count(*) FROM queue") == 2)
+        world.run("UPDATE queue SET available_at = now()")
+        bench.worker.wake()
+        await until(lambda: bench.finished() == 3)
+
+    _work(bench, during)
+    assert world.value("SELECT max(attempts) FROM results") == 1
+
+
+class _BrokenTracer(Untraced):
+    """Port Tracer: the first call of one of its methods raises."""
+
+    def __init__(self, call: str) -> None:
+        self._calls = [call]
+
+    def start(self, name: str, **options: Any) -> ScopedSpan:
+        self._fail("start")
+        return super().start(name, **options)
+
+    def inside(self, span: Span) -> AbstractContextManager[None]:
+        self._fail("inside")
+        return super().inside(span)
+
+    def _fail(self, call: str) -> None:
+        if call in self._calls:
+            self._calls.remove(call)
+            raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize("call", ["start", "inside"])
+def test_a_fault_of_tracing_leaves_no_line_in_its_hands(
+    world: World, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    batch = world.batch(3)
+    _work(Bench.of(world, SteeredEngine(), lines=3, tracer=_BrokenTracer(call)), _finished(3))
+    assert world.lines("claims", batch) == []
+    assert world.value("SELECT max(attempts) FROM results") == 1
+    assert "tracing.failed" in caplog.messages
+
+
+def test_a_fault_of_counting_for_a_span_loses_no_result(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(SetSpans, "add", broken)
+    batch = world.batch(1)
+    _work(Bench.of(world, SteeredEngine(), lines=1), _finished(1))
+    assert world.lines("claims", batch) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"not JSON", id="not the line that was checked"),
+        pytest.param(b'{"body":', id="cut off"),
+        pytest.param(b"{}", id="no body"),
+        pytest.param(b'{"body":"\xff\xfe"', id="no UTF-8"),
+        pytest.param(b"[" * 90, id="nested"),
+    ],
+)
+def test_a_line_that_is_no_request_any_more_ends(world: World, content: bytes) -> None:
+    batch = world.batch(3)
+    store = stored_lines(world, 3, content)
+    bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
+    _work(bench, _finished(3))
+    rows = world.rows("SELECT * FROM results")
+    assert {(row.error_code, row.succeeded, row.attempts) for row in rows} == {
+        ("input_corrupt", False, 0)
+    }
+    assert world.lines("queue", batch) == []
+    assert bench.engine.seen == []
+
+
+def test_half_a_character_costs_its_request_alone(world: World) -> None:
+    batch = world.batch(3)
+    store = stored_lines(world, 3, odd={2: rb'{"body":{"input":"half \ud83d"}}'})
+    bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
+    _work(bench, _finished(3))
+    rows = world.rows("SELECT * FROM results ORDER BY line")
+    assert [(row.succeeded, row.error_code) for row in rows] == [
+        (True, None), (False, "invalid_unicode"), (True, None),
+    ]  # fmt: skip
+    assert rows[1].error_message.startswith("Line 2 cannot be sent")
+    assert len(bench.engine.seen) == 2
+    assert (world.row(batch).status, world.rows("SELECT 1 FROM dead_letters")) == ("finalizing", [])
+
+
+def test_a_missing_input_ends_its_lines(world: World) -> None:
+    batch = world.batch(3)
+    bench = Bench.of(world, SteeredEngine(), lines=3, store=ObstoreObjects("memory://"))
+    _work(bench, _finished(3))
+    rows = world.rows("SELECT * FROM results")
+    assert {(row.error_code, row.succeeded, row.attempts) for row in rows} == {
+        ("input_missing", False, 0)
+    }
+    assert world.row(batch).status == "finalizing"
+
+
+def test_an_unreadable_store_gives_its_lines_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.batch(3)
+    bench = Bench.of(world, SteeredEngine(), lines=3)
+    failing = iter([True])
+    real = bench.store.fetch_ranges
+
+    async def fetch_ranges(*arguments: Any) -> Any:
+        if next(failing, False):
+            raise Unavailable("The store is away")
+        return await real(*arguments)
+
+    monkeypatch.setattr(bench.store, "fetch_ranges", fetch_ranges)
+    monkeypatch.setattr(inputs, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(inputs, "_SPREAD", 0.05)
+
+    _work(bench, _finished(3))
+    assert {row.attempts for row in world.rows("SELECT attempts FROM results")} == {1}
+    assert next(failing, None) is None
+
+
+def test_a_lost_lease_is_noticed_and_a_new_one_opened(world: World) -> None:
+    batch = world.batch(12)
+    bench = Bench.of(world, SteeredEngine(hold=True), lines=12, lease=0.6)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.engine.running == 12)
+        first = bench.keeper.lease
+        # As the scheduler does with a worker that stalled.
+        world.run("UPDATE workers SET expires_at = now() - interval '1 s'")
+        world.sweep()
+        await until(lambda: bench.keeper.lease not in (None, first))
+        bench.engine.let_go()
+        await until(lambda: bench.finished() == 12)
+
+    _work(bench, during)
+    assert world.row(batch).tallied_completed == 12
+    assert world.row(batch).interrupted == 12
+    assert len(bench.engine.seen) == 24
+    assert world.rows("SELECT 1 FROM workers") == []
+
+
+@pytest.mark.parametrize("call", ["open_lease", "claim", "settle", "renew", "close_lease"])
+def test_a_database_that_is_away_for_a_while_costs_nothing(world: World, call: str) -> None:
+    batch = world.batch(20)
+    bench = Bench.of(world, SteeredEngine(), lines=20, lease=0.3)
+    bench.queue.fail(call, 3 if call != "renew" else 1)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.finished() == 20)
+        if call == "renew":
+            await until(lambda: bench.queue.calls.get("renew", 0) >= 2)
+
+    _work(bench, during)
+    assert world.row(batch).tallied_completed == 20
+    assert len(bench.engine.seen) == 20
+    assert bench.queue.calls[call] >= 1
+
+
+def test_a_commit_whose_outcome_is_unknown_counts_once(world: World) -> None:
+    batch = world.batch(4)
+    bench = Bench.of(world, SteeredEngine(), lines=4)
+    real = bench.queue._inner.settle
+    lost = iter([True])
+
+    class Lossy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.queue, name)
+
+        def settle(self, *arguments: Any) -> Any:
+            settled = real(*arguments)
+            if next(lost, False):
+                raise Unavailable("The connection broke after the commit")
+            return settled
+
+    bench.queue._inner = Lossy()
+    _work(bench, _finished(4))
+    assert world.row(batch).tallied_completed == 4
+    assert world.row(batch).status == "finalizing"
+
+
+@pytest.mark.parametrize("call", ["settle", "renew", "claim"])
+def test_a_fault_that_is_no_outage_ends_the_worker(world: World, call: str) -> None:
+    world.batch(5)
+    bench = Bench.of(world, SteeredEngine(), lines=5, lease=0.3)
+    bench.queue.fail(call, 1000, RuntimeError("a bug"))
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        asyncio.run(asyncio.wait_for(bench.worker.run(), 10))
+    assert bench.engine.closed
+    assert world.rows("SELECT 1 FROM workers") == []
+    assert world.value("SELECT count(*) FROM claims") == 0
+
+
+def test_stopping_does_not_wait_for_a_database_that_is_away(world: World) -> None:
+    bench = Bench.of(world, SteeredEngine(), lines=0)
+    bench.queue.fail("open_lease", 10_000)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.queue.calls.get("open_lease", 0) > 2)
+
+    _work(bench, during)
+
+
+def test_a_worker_that_cannot_write_stops_claiming(world: World) -> None:
+    world.batch(300)
+    bench = Bench.of(
+        world, SteeredEngine(), lines=300, flush=FlushRules(2, 0.001), policy=RetryPolicy()
+    )
+    bench.queue.fail("settle", 100_000)
+
+    async def during(bench: Bench) -> None:
+        await until(lambda: bench.worker._settler.is_congested)
+        claimed = bench.meter.claimed
+        assert claimed <= 20 + 12
+        await until(lambda: bench.queue.calls["settle"] > 5)
+        assert bench.meter.claimed <= 20 + 12
+        bench.queue.failures.clear()
+        await until(lambda: bench.finished() == 300)
+
+    _work(bench, during)

@@ -1,0 +1,44 @@
+"""A worker that is told to stop before it has started never claims."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.worker.loop import PullLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Worker:
+    """A worker that tells whether it ran, and may be told to stop while it is made."""
+
+    def __init__(self, made: Callable[[], None]) -> None:
+        self.ran = self.stopped = False
+        made()
+
+    async def run(self) -> None:
+        self.ran = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize(
+    ("when", "runs"), [("before", False), ("meanwhile", False), ("never", True)]
+)
+def test_it_starts_unless_it_was_told_to_stop(when: str, runs: bool) -> None:
+    built: list[_Worker] = []
+
+    def build() -> _Worker:
+        built.append(_Worker(loop.begin_stop if when == "meanwhile" else lambda: None))
+        return built[-1]
+
+    loop = PullLoop(build)  # type: ignore[arg-type]
+    if when == "before":
+        loop.begin_stop()
+    loop.start()
+    loop.join()
+    assert [worker.ran for worker in built] == ([] if when == "before" else [runs])

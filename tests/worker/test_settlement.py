@@ -1,0 +1,137 @@
+"""What becomes of a line, by the engine's outcome and the attempts before."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lowtide.core.ids import BatchId
+from lowtide.engines.attribution import EngineState, Fault, attribute
+from lowtide.engines.outcomes import Answered, BadInput, Interrupted, RetryPolicy, Unanswered, Usage
+from lowtide.queue.claims import Claim, Finished, Returned
+from lowtide.worker.settlement import settle_line
+
+if TYPE_CHECKING:
+    from lowtide.engines.outcomes import Outcome
+
+BATCH = BatchId(uuid.UUID(int=1))
+POLICY = RetryPolicy(max_attempts=3, base=1.0, cap=8.0)
+
+
+def _settle(
+    outcome: Outcome,
+    attempts: int,
+    fault: Fault | None = None,
+    *,
+    at_once: bool = True,
+    due_in: float = math.inf,
+    age: float = 0.0,
+) -> Finished | Returned:
+    claim = Claim(
+        BATCH, "/v1/embeddings", "files/x", 4, 0, 10, attempts, 0, waited=8.0, due_in=due_in
+    )
+    if fault is None:
+        fault = attribute(outcome, EngineState(answers_others=True))
+    rng = Random(1)  # noqa: S311
+    return settle_line(claim, outcome, fault, POLICY, rng, at_once=at_once, age=age)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 9])
+@pytest.mark.parametrize("status", [200, 201, 299])
+def test_success_ends_the_line(before: int, status: int) -> None:
+    outcome = Answered(status, b"{}", "req", Usage(3, 4))
+    assert _settle(outcome, before) == Finished(
+        BATCH, 4, succeeded=True, attempts=before + 1, usage=Usage(3, 4),
+        status_code=status, request_id="req", body=b"{}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 9])
+def test_an_interruption_never_counts(before: int) -> None:
+    assert _settle(Interrupted("gone"), before) == Returned(BATCH, 4, "gone", interrupted=True)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("status", [400, 404, 405, 422])
+def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, status: int) -> None:
+    ended = _settle(Answered(status, b"{}"), before)
+    assert isinstance(ended, Finished)
+    assert (ended.succeeded, ended.dead_letter, ended.attempts) == (False, False, before + 1)
+    assert (ended.status_code, ended.body) == (status, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        pytest.param(Answered(500, b"busy"), "The engine answered HTTP 500", id="HTTP 500"),
+        pytest.param(Unanswered("timeout", "too slow"), "too slow", id="no answer"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_transient_failure_is_tried_again(outcome: Outcome, reason: str, before: int) -> None:
+    again = _settle(outcome, before)
+    assert isinstance(again, Returned)
+    assert (again.reason, again.failed, again.interrupted) == (reason, True, False)
+    assert 2.0**before <= again.delay <= 2.0 ** (before + 1)
+
+
+def test_the_last_transient_failure_is_a_dead_letter_with_the_answer() -> None:
+    ended = _settle(Answered(500, b'{"error":1}', "req"), 2)
+    assert ended == Finished(
+        BATCH, 4, succeeded=False, attempts=3, usage=Usage(), status_code=500, request_id="req",
+        body=b'{"error":1}', dead_letter=True,
+    )  # fmt: skip
+
+
+def test_the_last_silence_is_a_dead_letter_with_its_code() -> None:
+    ended = _settle(Unanswered("timeout", "too slow"), 2)
+    assert ended == Finished(
+        BATCH, 4, succeeded=False, attempts=3, usage=Usage(), error_code="timeout",
+        error_message="too slow", dead_letter=True,
+    )  # fmt: skip
+
+
+ENGINE_FAULTS = {
+    "refused": Unanswered("connection_error", "The upstream was not reached"),
+    "HTTP 500 to everybody": Answered(500, b"{}"),
+    "HTTP 401": Answered(401, b"{}"),
+    "HTTP 503": Answered(503, b"{}"),
+}
+
+
+@pytest.mark.parametrize("outcome", ENGINE_FAULTS.values(), ids=ENGINE_FAULTS.keys())
+@pytest.mark.parametrize("before", [0, 2, 9])
+def test_an_engines_fault_never_counts_nor_ends_a_request(outcome: Outcome, before: int) -> None:
+    back = _settle(outcome, before, Fault.ENGINE)
+    assert isinstance(back, Returned)
+    assert (back.delay, back.failed, back.interrupted) == (0.0, False, False)
+    later = _settle(outcome, before, Fault.ENGINE, at_once=False)
+    assert isinstance(later, Returned)
+    assert 1.0 <= later.delay <= 2.0
+
+
+@pytest.mark.parametrize("before", [0, 2, 9])
+@pytest.mark.parametrize(
+    ("retry_after", "due_in", "delay"),
+    [(3.0, math.inf, 3.0), (1e12, math.inf, 8.0), (1e12, 12.0, 2.0), (1e12, 4.0, 0.0)],
+)
+def test_back_pressure_never_counts_and_waits_no_longer_than_it_may(
+    before: int, retry_after: float, due_in: float, delay: float
+) -> None:
+    busy = Answered(429, b"{}", retry_after=retry_after)
+    back = _settle(busy, before, Fault.BACK_PRESSURE, due_in=due_in, age=5.0)
+    assert isinstance(back, Returned)
+    assert (back.failed, back.interrupted) == (False, False)
+    assert back.delay == delay
+
+
+def test_a_bad_input_ends_the_request_without_an_attempt() -> None:
+    ended = _settle(BadInput("input_corrupt", "not what was uploaded"), 1, Fault.INPUT)
+    assert ended == Finished(
+        BATCH, 4, succeeded=False, attempts=1, usage=Usage(), error_code="input_corrupt",
+        error_message="not what was uploaded",
+    )  # fmt: skip

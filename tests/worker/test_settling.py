@@ -1,0 +1,206 @@
+"""Micro-batches of results, and the line that the database refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lowtide.core.pools import Pool
+from lowtide.engines.flow import ByteBudget
+from lowtide.events.publisher import Publisher
+from lowtide.queue.claims import Returned
+from lowtide.worker import results
+from lowtide.worker.results import FlushRules, Settler
+from tests.worker.workers import PATIENCE, FlakyQueue, Meter, Sink, lease_keeper, until
+from tests.worlds import done
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    import pytest
+
+    from lowtide.queue.claims import Claim
+    from tests.worlds import World
+
+
+def _settle(
+    world: World,
+    rules: FlushRules,
+    during: Callable[[Settler, FlakyQueue, Sequence[Claim]], Coroutine[Any, Any, None]],
+) -> Meter:
+    """Run a settler under a lease that holds every line."""
+    queue, meter = FlakyQueue(world.queue), Meter()
+    keeper = lease_keeper(world, queue)
+    keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
+    settler = Settler(
+        keeper, queue, Publisher(Sink(), world.outbox), meter, rules, ByteBudget(2**28)
+    )
+
+    async def run() -> None:
+        assert keeper.lease is not None
+        claims = world.queue.claim(keeper.lease, Pool.SPOT, 1000)
+        writing = asyncio.create_task(settler.run(lambda: None))
+        await during(settler, queue, claims)
+        # What is counted is counted behind the commit that a test has seen.
+        await settler.drain(PATIENCE)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+    asyncio.run(run())
+    return meter
+
+
+def _finished(world: World) -> int:
+    return int(world.value("SELECT count(*) FROM results"))
+
+
+def test_enough_lines_are_written_at_once(world: World) -> None:
+    world.batch(30)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            settler.add([done(claim)])
+        await until(lambda: _finished(world) == 30)
+        assert queue.calls["settle"] == 1
+
+    assert _settle(world, FlushRules(10, 600), during).completed == 30
+
+
+def test_few_lines_are_written_after_the_interval(world: World) -> None:
+    world.batch(3)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claim) for claim in claims])
+        await until(lambda: _finished(world) == 3)
+
+    _settle(world, FlushRules(1000, 0.02), during)
+
+
+def test_a_line_that_cannot_be_stored_fails_alone(world: World) -> None:
+    batch = world.batch(4)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        bodies = [b"{}", b"\x00", b"\xed\xa0\x80", b"{}"]
+        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        await until(lambda: _finished(world) == 4)
+
+    _settle(world, FlushRules(4, 600), during)
+    rows = world.rows("SELECT line, succeeded, error_code FROM results ORDER BY line")
+    assert [tuple(row) for row in rows] == [
+        (1, True, None),
+        (2, False, "result_not_storable"),
+        (3, False, "result_not_storable"),
+        (4, True, None),
+    ]
+    assert world.lines("dead_letters", batch) == [2, 3]
+    assert world.row(batch).status == "finalizing"
+
+
+def test_an_outage_delays_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
+    world.batch(20)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        queue.fail("settle", 4)
+        for claim in claims:
+            settler.add([done(claim)])
+            await asyncio.sleep(0)
+        await until(lambda: _finished(world) == 20)
+        assert queue.calls["settle"] >= 5
+
+    assert _settle(world, FlushRules(5, 0.01), during).completed == 20
+
+
+def test_draining_writes_all_and_gives_up_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
+    world.batch(4)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claims[0]), Returned(claims[1].batch, claims[1].line, "back")])
+        await settler.drain(10)
+        assert _finished(world) == 1
+        queue.fail("settle", 1_000_000)
+        settler.add([done(claims[2])])
+        await settler.drain(0.05)
+        assert _finished(world) == 1
+
+    _settle(world, FlushRules(100, 600), during)
+    assert world.value("SELECT count(*) FROM queue") == 1
+
+
+def test_without_a_lease_results_are_dropped(world: World) -> None:
+    world.batch(1)
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler._keeper.lease = None
+        settler.add([done(claims[0])])
+        await settler.drain(5)
+        assert "settle" not in queue.calls
+
+    _settle(world, FlushRules(100, 600), during)
+
+
+def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
+    world.batch(3, due_in=1000)
+    world.batch(2, due_in=-1)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        ended = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
+        finished = [replace(line, replica_seconds=0.5) for line in ended]
+        back = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
+        settler.add([*finished, back])
+        await until(lambda: _finished(world) == 4)
+
+    meter = _settle(world, FlushRules(1, 0.01), during)
+    # The first two claimed are the late batch's: it is the most urgent.
+    assert (meter.in_time, meter.late) == (2, 2)
+    assert meter.interruptions == 1
+    assert meter.replica_seconds == 2.0
+
+
+def test_large_results_are_written_a_few_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
+    world.batch(30)
+    mib = 2**20
+    statements: list[list[int]] = []
+
+    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        real = queue.settle
+
+        def settle(lease: Any, finished: Sequence[Any], returned: Sequence[Any]) -> Any:
+            statements.append([len(line.body) for line in finished])
+            if len(statements) == 3:
+                queue.fail("settle", 1)
+            return real(lease, finished, returned)
+
+        monkeypatch.setattr(queue, "settle", settle)
+        sizes = [*[3 * mib] * 5, 9 * mib, *[10] * 24]
+        bodies = [b'"' + b"x" * (size - 2) + b'"' for size in sizes]
+        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        assert settler._budget.used >= 24 * mib
+        await until(lambda: _finished(world) == 30)
+        await until(lambda: settler._budget.used == 0)
+
+    assert _settle(world, FlushRules(1000, 600), during).completed == 30
+    most = results.STATEMENT_BYTES
+    assert all(sum(sizes) <= most or len(sizes) == 1 for sizes in statements)
+    assert [len(sizes) for sizes in statements] == [2, 2, 1, 1, 1, 24]
+    stored = world.rows("SELECT length(body) AS size FROM results ORDER BY line LIMIT 7")
+    assert [row.size for row in stored] == [*[3 * mib] * 5, 9 * mib, 10]
+
+
+def test_discarded_results_take_no_room(world: World) -> None:
+    world.batch(2)
+
+    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        settler.add([done(claim, body=b"x" * 1000) for claim in claims])
+        assert settler._budget.used == 2000
+        settler.discard()
+        assert settler._budget.used == 0
+
+    _settle(world, FlushRules(100, 600), during)

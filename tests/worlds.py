@@ -1,0 +1,345 @@
+"""A database with batches in it, and ways to look at them: shared by a package, emptied per test."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import event, text
+
+from lowtide.batches.model import NewBatch
+from lowtide.batches.store import BatchStore
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, new_id
+from lowtide.core.pools import Pool
+from lowtide.database.connections import connect
+from lowtide.engines.outcomes import Usage
+from lowtide.events.model import EventType, batch_event
+from lowtide.events.outbox import Outbox
+from lowtide.files.lines import InputLine
+from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.files.store import FileStore
+from lowtide.local.files import SUPERUSER
+from lowtide.pipeline.final_store import FinalStore
+from lowtide.pipeline.split import SplitStore
+from lowtide.planning.escalation import Move, Plan
+from lowtide.queue.claims import Finished
+from lowtide.queue.store import QueueStore
+from lowtide.scheduler.plan import PlanStore
+from lowtide.scheduler.sweep import SweepStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.planning.state import Replanned
+    from lowtide.queue.claims import Claim
+    from tests.conftest import Database
+
+KEPT = {"tenants", "api_keys", "alembic_version"}
+_CONTENTS = "SELECT t::text FROM {} t ORDER BY 1"
+PATIENCE = 60.0
+MAX_LOST_LEASES = 3
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], *, within: float = PATIENCE) -> T:
+    """Return the first true value of `look`; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "It never happened."
+        threading.Event().wait(0.01)
+
+
+class Running:
+    """A call in a thread of its own; `result` waits for it and raises what it raised."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # noqa: BLE001 - raised again in `result`
+            self._error = error
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert self.is_over, "It never ended."
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def together(*work: Callable[[], Any]) -> list[Any]:
+    """Call everything at the same moment, each in a thread; return the results in order."""
+    barrier = threading.Barrier(len(work))
+
+    def started(each: Callable[[], Any]) -> Any:
+        barrier.wait(PATIENCE)
+        return each()
+
+    calls = [Running(partial(started, each)) for each in work]
+    return [call.result() for call in calls]
+
+
+@dataclass
+class Gate:
+    """Holds one thread just before a statement, or before its commit."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self) -> None:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+
+    def wait(self) -> None:
+        assert self.reached.wait(PATIENCE)
+
+
+@contextmanager
+def gate(engine: Engine, *, before: str) -> Iterator[Gate]:
+    """Stop the first transaction of `engine` that is to run `before`, or to "COMMIT"."""
+    made = Gate()
+
+    def on_execute(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if before in statement:
+            made.hold()
+
+    def on_commit(_: Any) -> None:
+        made.hold()
+
+    kind, hook = (
+        ("commit", on_commit) if before == "COMMIT" else ("before_cursor_execute", on_execute)
+    )
+    event.listen(engine, kind, hook)
+    try:
+        yield made
+    finally:
+        made.opened.set()
+        event.remove(engine, kind, hook)
+
+
+class World:
+    """Everything the adapters do, by short names, as the roles that do it in production."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.worker = database.engine("worker")
+        self.api = database.engine("api")
+        self.queue = self.queue_on(self.worker)
+        self.ticks = SweepStore(self.worker, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
+        self.timetable = PlanStore(self.worker, new_id=new_id)
+        self.files = FileStore(self.api)
+        self.batches = BatchStore(self.api)
+        self.splits = SplitStore(self.worker)
+        self.finals = FinalStore(self.worker)
+        self.outbox = Outbox(self.worker)
+
+    @staticmethod
+    def queue_on(engine: Engine, lease_duration: float = 30.0) -> QueueStore:
+        return QueueStore(engine, new_id=new_id, lease_duration=lease_duration)
+
+    def own_engine(self, role: str) -> Engine:
+        """Return connections that nobody else uses, for a gate to stop."""
+        made = connect(self.database.url(role), pool_size=4)
+        # Threads ask at the same time; under one name, the second would never be closed.
+        self.database.engines[f"{role} {new_id()}"] = made
+        return made
+
+    @property
+    def _superuser(self) -> Engine:
+        server = self.database.server
+        url = server.url(SUPERUSER, server.cluster.password, self.database.name)
+        return self.database.engines.setdefault("superuser", connect(url, pool_size=2))
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    def tenant(self, name: str) -> TenantId:
+        made = TenantId(new_id())
+        with self.database.engine("owner").begin() as connection:
+            connection.execute(
+                text("INSERT INTO tenants (id, name) VALUES (:id, :name)"),
+                {"id": made, "name": name},
+            )
+        return made
+
+    def file(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> StoredFile:
+        id_ = FileId(new_id())
+        whole: dict[str, Any] = {
+            "id": id_, "tenant": tenant, "purpose": Purpose.BATCH, "filename": "in.jsonl",
+            "size": 10, "lines": 1, "sha256": b"x" * 32, "object_key": object_key(id_),
+            "status": FileStatus.PROCESSED, "status_details": None, "created_at": datetime.now(UTC),
+            "endpoint": "/v1/embeddings",
+        }  # fmt: skip
+        made = StoredFile(**(whole | changes))
+        self.files.add(made)
+        return made
+
+    def new_batch(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> BatchId:
+        """Create a batch that is not split yet."""
+        now = datetime.now(UTC)
+        whole: dict[str, Any] = dict.fromkeys(field.name for field in fields(NewBatch)) | {
+            "id": BatchId(new_id()), "tenant": tenant, "user": "u",
+            "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
+            "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None, "pool": Pool.SPOT,
+        }  # fmt: skip
+        if "input_file" not in changes:
+            changes["input_file"] = self.file(tenant).id
+        batch = NewBatch(**(whole | changes))
+        self.batches.create(batch, batch_event(new_id(), EventType.BATCH_CREATED, tenant, batch.id))
+        return batch.id
+
+    def split(self, batch: BatchId, lines: int) -> bool:
+        with self.splits.open(batch) as split:
+            if split is None:
+                return False
+            total = split.write(input_lines(lines))
+            return split.start(total, "m")
+
+    def batch(
+        self,
+        lines: int,
+        *,
+        tenant: TenantId = DEFAULT_TENANT,
+        due_in: float = 86400.0,
+        pool: str = "spot",
+    ) -> BatchId:
+        """Create a batch with its lines queued; `due_in` seconds from now, or ago."""
+        deadline = datetime.now(UTC) + timedelta(seconds=due_in)
+        made = self.new_batch(tenant, deadline=deadline)
+        assert self.split(made, lines)
+        if pool != "spot":
+            self.run("UPDATE queue SET pool = :pool WHERE batch_id = :batch", pool=pool, batch=made)
+        return made
+
+    def cancel(self, batch: BatchId, tenant: TenantId = DEFAULT_TENANT) -> bool:
+        drained = batch_event(new_id(), EventType.BATCH_DRAINED, tenant, batch)
+        return self.batches.cancel(tenant, batch, drained)[1]
+
+    def expire_lease(self, lease: object) -> None:
+        self.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
+
+    def apply(self, plan: Plan) -> Replanned:
+        """Let a tick decide just this."""
+        replanned = self.timetable.replan(lambda _: plan)
+        assert replanned is not None
+        return replanned
+
+    def escalate(self, batch: BatchId, lines: int) -> int:
+        """Move waiting lines to dedicated; return how many."""
+        return self.apply(Plan(escalations=(Move(batch, lines),))).escalated
+
+    def sweep(self, *, cancel_grace: float = 1e6, stalled_after: float = 1e6) -> int:
+        swept = self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
+        return swept.reaped
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def run(self, sql: str, **parameters: Any) -> None:
+        with self.worker.begin() as connection:
+            connection.execute(text(sql), parameters)
+
+    def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        with self.worker.begin() as connection:
+            return list(connection.execute(text(sql), parameters).all())
+
+    def value(self, sql: str, **parameters: Any) -> Any:
+        with self.worker.begin() as connection:
+            return connection.execute(text(sql), parameters).scalar_one()
+
+    def lines(self, table: str, batch: BatchId) -> list[int]:
+        """Return the lines of a batch in `queue`, `claims`, `results`, …, in order."""
+        sql = f"SELECT line FROM {table} WHERE batch_id = :batch ORDER BY line"  # noqa: S608
+        return [row.line for row in self.rows(sql, batch=batch)]
+
+    def contents(self) -> dict[str, list[Any]]:
+        """Return every row of every table, to see that nothing changed."""
+        with self._superuser.begin() as connection:
+            return {
+                table: list(connection.execute(text(_CONTENTS.format(table))).scalars())
+                for table in tables(connection)
+            }
+
+    def row(self, batch: BatchId) -> Any:
+        (row,) = self.rows("SELECT * FROM batch_states WHERE id = :batch", batch=batch)
+        return row
+
+    def events(self, batch: BatchId) -> Counter[str]:
+        """Return how often each event of a batch is in the outbox."""
+        rows = self.rows("SELECT type, data->>'batch_id' AS b FROM outbox")
+        return Counter(row.type for row in rows if row.b == f"batch_{batch.hex}")
+
+    def drained(self, batch: BatchId) -> int:
+        """Return how many `batch.drained` events of a batch are in the outbox."""
+        return self.events(batch)[EventType.BATCH_DRAINED.value]
+
+    def blocked(self, sessions: int = 1) -> None:
+        """Wait until that many sessions of this database wait for a lock."""
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = :name AND wait_event_type = 'Lock'"
+        )
+        name = {"name": self.database.name}
+
+        def look() -> bool:
+            with self._superuser.begin() as connection:
+                return bool(connection.execute(waiting, name).scalar_one() >= sessions)
+
+        eventually(look)
+
+
+def tables(connection: Connection) -> list[str]:
+    """Return every table of the schema."""
+    sql = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+    return list(connection.execute(text(sql)).scalars())
+
+
+def input_lines(count: int) -> list[InputLine]:
+    """Return lines `1`..`count`; each has its number as custom_id and lies at 100 times it."""
+    return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
+
+
+def done(claim: Claim, *, succeeded: bool = True, body: bytes = b"{}") -> Finished:
+    """Return a result of a claimed line: 3 tokens in, 5 out."""
+    return Finished(
+        claim.batch, claim.line, succeeded=succeeded, attempts=claim.attempts + 1,
+        usage=Usage(3, 5), status_code=200 if succeeded else 400, request_id="r", body=body,
+    )  # fmt: skip
+
+
+def numbers(claims: Sequence[Claim]) -> list[int]:
+    """Return the lines of claims."""
+    return [claim.line for claim in claims]
+
+
+def emptied(database: Database) -> Database:
+    """Leave nothing in a database but the tenant `default` and its key; return it."""
+    with database.engine("owner").begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        contents = set(tables(connection)) - KEPT
+        connection.execute(text(f"TRUNCATE {', '.join(sorted(contents))}"))
+        connection.execute(
+            text("DELETE FROM api_keys WHERE tenant_id <> :kept"), {"kept": DEFAULT_TENANT}
+        )
+        connection.execute(text("DELETE FROM tenants WHERE id <> :kept"), {"kept": DEFAULT_TENANT})
+    return database
