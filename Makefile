@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
+house: $(VENV)/.dev ## Print the shape of the code: modules, sizes, imports, circles
+	@$(BIN)/python bench/house.py
+
 manifests: $(VENV)/.dev .venv-manifests/.installed ## Render every overlay and hold it to schemas, webhooks' rules and checkov
 	@$(BIN)/python -m manifests
 
@@ -118,4 +121,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow chaos conformance check fmt bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-scheduler docs manifests monitoring screenshots pins clean

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from pydantic import SecretStr
-from sqlalchemy.engine import URL
 
 from lowtide.cli.output import fail
 from lowtide.core.errors import LowtideError
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openai import OpenAI
+    from pydantic import SecretStr
 
     from lowtide.app import App
     from lowtide.local.options import Options
@@ -114,6 +113,9 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
 
 def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
     """Return the settings that lead to the local stack's database."""
+    from pydantic import SecretStr
+    from sqlalchemy.engine import URL
+
     # The local runtime is not in the image.
     from lowtide.local import files, runtime
     from lowtide.local.bootstrap import DATABASE

@@ -167,8 +167,7 @@ class UpstreamEngine:
                 head = self._origin.post(other, len(request.body), request.trace)
                 reply = await self._exchange(head, request.body)
             return outcome_of(reply)
-        # A request without an outcome would never end, so whatever goes wrong is one.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a request without an outcome would never end
             return self._unanswered(error, self._timeout)
 
     async def _once(
@@ -178,7 +177,7 @@ class UpstreamEngine:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 reply = await self._exchange(head, body)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - as for every request
             return self._unanswered(error, _PROBE_TIMEOUT)
         # vLLM's health has no body, and that of others is no JSON.
         if any_body and 200 <= reply.status < 300:

@@ -144,9 +144,8 @@ class Scaler:
         try:
             with self._engine.connect() as connection:
                 value = connection.scalar(self._query)
-        except Exception as error:  # noqa: BLE001
-            # The driver lets odd ones through when a server dies under it. Without this loop no
-            # worker would ever start again.
+        except Exception as error:  # noqa: BLE001 - without this loop no worker would start
+            # The driver raises odd errors when a server dies under it.
             if not isinstance(error, SQLAlchemyError):
                 self._log.line("autoscaler", f"{self._replicas.name}: {error!r}")
                 self._engine.dispose()

@@ -121,7 +121,7 @@ class _CopySource:
     def blocks(self) -> Iterator[bytes]:
         try:
             yield from self._encoded()
-        except Exception as failure:  # noqa: BLE001
+        except Exception as failure:  # noqa: BLE001 - raised again where COPY ends
             self.failure = failure
 
     def _encoded(self) -> Iterator[bytes]:

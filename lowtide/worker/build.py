@@ -63,6 +63,7 @@ def build_worker(
         patience=settings.cold_start,
         rng=rng,
     )
+    policy = RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap)
     return Worker(
         queue,
         engine,
@@ -74,14 +75,18 @@ def build_worker(
         ModelCatalog(database),
         budget,
         watch,
-        rules=WorkerRules(
-            pool=pool,
-            concurrency=settings.worker_concurrency,
-            prefetch=settings.worker_prefetch,
-            claim_size=settings.worker_claim_size,
-            grace=settings.worker_grace,
-        ),
-        policy=RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap),
+        rules=_rules(settings, pool),
+        policy=policy,
         rng=rng,
         tracer=tracer,
+    )
+
+
+def _rules(settings: Settings, pool: Pool) -> WorkerRules:
+    return WorkerRules(
+        pool=pool,
+        concurrency=settings.worker_concurrency,
+        prefetch=settings.worker_prefetch,
+        claim_size=settings.worker_claim_size,
+        grace=settings.worker_grace,
     )

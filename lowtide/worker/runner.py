@@ -166,7 +166,7 @@ class Runner:
             async for group in groups:
                 await self._take(group, work)
                 del group
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - its requests must end or go back
             _log.exception("lines.failed")
             left = {key: _unrun(claim) for key, claim in part.items() if key in self._held}
             self._end(left, work.spans)

@@ -37,25 +37,38 @@ def settle_line(
     if isinstance(outcome, BadInput):
         return _unreadable(claim, outcome)
     window = Window(claim.due_in - age, age)
-    attempts = claim.attempts + 1
     if fault is not None:
         delay = _delay(claim, outcome, fault, policy, rng, window=window, at_once=at_once)
         if delay is not None:
             failed = fault is Fault.REQUEST
             return Returned(claim.batch, claim.line, reason_of(outcome), delay, failed=failed)
     exhausted = fault is not None and policy.is_transient(outcome)
+    return _finished(
+        claim, outcome, succeeded=fault is None, exhausted=exhausted, seconds=replica_seconds
+    )
+
+
+def _finished(
+    claim: Claim,
+    outcome: Answered | Unanswered,
+    *,
+    succeeded: bool,
+    exhausted: bool,
+    seconds: float,
+) -> Finished:
+    attempts = claim.attempts + 1
     if isinstance(outcome, Answered):
         return Finished(
             claim.batch,
             claim.line,
-            fault is None,
+            succeeded,
             attempts,
             outcome.usage,
             status_code=outcome.status_code,
             request_id=outcome.request_id,
             body=outcome.body,
             dead_letter=exhausted,
-            replica_seconds=replica_seconds,
+            replica_seconds=seconds,
         )
     return Finished(
         claim.batch,
@@ -66,7 +79,7 @@ def settle_line(
         error_code=outcome.code,
         error_message=outcome.message,
         dead_letter=exhausted,
-        replica_seconds=replica_seconds,
+        replica_seconds=seconds,
     )
 
 
