@@ -1,10 +1,10 @@
 # syntax=docker/dockerfile:1
 # One image for the functions, the workers, the portal and the migration: `args` and FUNCTION_* choose. No HEALTHCHECK: Kubernetes ignores it, and each manifest has the probes that fit.
 
-# The zeros stand for the digest of the base that you trust, so that nobody builds on whatever a
-# tag means today. This prints it; give it here, or with --build-arg PYTHON=…:
+# A tag for a first try. For anything that stays, name the digest: --build-arg PYTHON=python:…@sha256:…
+# CI requires one. This prints it:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}'
-ARG PYTHON=python:3.11-slim-bookworm@sha256:0000000000000000000000000000000000000000000000000000000000000000
+ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore UV_LINK_MODE=copy

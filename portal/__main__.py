@@ -18,12 +18,12 @@ _LAST_WORDS_SECONDS = 1.0
 
 
 def main() -> None:
-    """Serve the portal until it is told to stop."""
-    # NiceGUI takes a process that inherits this, as every child of a test does, for a test of its own.
+    """Serve the portal until SIGTERM or SIGINT."""
+    # A process that inherits this variable, like any child of a test, is a test run to NiceGUI.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format, settings.log_level, secrets=secret_values(os.environ))
-    # Ready even without the database: the pages then say that it is away.
+    # Ready even without the database: the pages then report that it cannot be read.
     health.serve(settings.health_port, is_ready=lambda: None, host=settings.portal_host)
     lowtide = App(settings, name="portal")
     build(watch_everything(lowtide), lowtide)
@@ -32,7 +32,7 @@ def main() -> None:
     with suppress(KeyboardInterrupt):
         serve(settings)
     lowtide.close(_LAST_WORDS_SECONDS)
-    # A query that hangs holds its thread, and an ordinary exit would wait for it.
+    # A hanging query blocks its thread, and a normal exit would wait for that thread.
     logging.shutdown()
     os._exit(0)
 

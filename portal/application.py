@@ -1,4 +1,4 @@
-"""The portal: pages, the poller behind them, and the server."""
+"""The portal application: its pages, middleware, poller and server."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from portal.watching import Watching
 
 
-# NiceGUI starts its pages with inline scripts that differ with every page, and compiles templates in
-# the browser: without these two words it shows nothing. Data never becomes a template or a script.
+# NiceGUI boots each page with its own inline scripts and compiles templates in the browser: it
+# needs 'unsafe-inline' and 'unsafe-eval'. Data never becomes a template or a script.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'self'",
@@ -61,13 +61,13 @@ _HEADERS: Final = {
 
 
 class ContentPolicy:
-    """ASGI middleware that tells browsers the policy with every answer."""
+    """ASGI middleware that adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and add the headers to what comes back."""
+        """Call the app and add the headers to its response, unless already set."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -79,17 +79,17 @@ class ContentPolicy:
         await self._app(scope, receive, send_with_headers)
 
 
-# A page that is away for longer is loaded anew, and what was chosen there is lost. NiceGUI derives its pings
-# from this: with its own 3 s it gives up a busy browser after 2.
+# A page disconnected for longer is reloaded and loses its state. NiceGUI derives its ping timeout
+# from this value: with the default of 3 s it drops a busy browser after 2 s.
 _RECONNECT_SECONDS: Final = 20.0
 
 
 def build(watching: Watching, lowtide: App) -> None:
-    """Register every page and what runs beside them."""
+    """Register the pages, the middleware and the poller."""
     poller, settings, entrance = watching.poller, lowtide.settings, lowtide.entrance
     app.state.lowtide = lowtide
     SIGNED_OUT.keep_in(lowtide.signed_out)
-    # The session's middleware comes with the server, and so goes around this one.
+    # ui.run adds the session middleware later, so it wraps the guard.
     app.add_middleware(Guard, entrance=entrance)
     app.add_middleware(ContentPolicy)
     poller.changed.subscribe(SessionWatch(entrance).check)
@@ -128,7 +128,7 @@ def serve(settings: Settings) -> None:
         # Without a configured secret, sessions end with the process.
         storage_secret=settings.portal_secret.get_secret_value() or secrets.token_urlsafe(32),
         session_middleware_kwargs={
-            "same_site": "lax",  # a dashboard's link to a batch should not ask who you are
+            "same_site": "lax",  # a dashboard's link to a batch must carry the session
             "https_only": settings.portal_https_only,
             "max_age": settings.portal_session_seconds,
         },
@@ -137,15 +137,15 @@ def serve(settings: Settings) -> None:
         reload=False,
         show_welcome_message=False,
         uvicorn_logging_level="warning",
-        log_config=None,  # its lines go through ours
+        log_config=None,  # uvicorn's records go to our handlers
         reconnect_timeout=_RECONNECT_SECONDS,
         timeout_graceful_shutdown=1,
-        # Whoever is not named could say any address, and so be another at every try.
+        # Any other peer could forge its address and evade the limit on sign-in attempts.
         proxy_headers=bool(settings.portal_trusted_proxies),
         forwarded_allow_ips=list(settings.portal_trusted_proxies),
     )
 
 
 async def _healthz() -> dict[str, str]:
-    """Answer probes; asking for a page would build one."""
+    """Answer health probes without building a page."""
     return {"status": "ok"}

@@ -1,4 +1,4 @@
-"""Links to dashboards with batch and time filled in; none where no setting names a base."""
+"""Links to dashboards with batch and time range filled in; none for a base URL that is not set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 ALERT_NAMES: Final = "Lowtide.*"
-"""What the alerts of monitoring/ are called; an Alertmanager may have others."""
+"""The pattern of the alert names in monitoring/; an Alertmanager may have others."""
 _DEPTH: Final = "max by (pool) (queue_depth)"
 _WAIT: Final = "max by (pool) (queue_oldest_age_seconds)"
 _RECENT: Final = "6h"
@@ -27,7 +27,7 @@ _RANGE_STEP: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A page elsewhere."""
+    """A named link to an external page."""
 
     name: str
     url: str
@@ -35,7 +35,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Dashboards:
-    """Base addresses; None hides every link to that place."""
+    """Base URLs of the dashboards; None omits every link to that one."""
 
     grafana: str | None
     prometheus: str | None
@@ -44,7 +44,7 @@ class Dashboards:
 
     @classmethod
     def of(cls, settings: Settings) -> Dashboards:
-        """Return what the settings name."""
+        """Return the base URLs that the settings configure."""
         return cls(
             settings.grafana_url,
             settings.prometheus_url,
@@ -53,14 +53,14 @@ class Dashboards:
         )
 
     def overview(self) -> tuple[Link, ...]:
-        """Link to how the installation was within the last hours."""
+        """Return links to the last 6 hours of the installation."""
         recent = {"from": f"now-{_RECENT}", "to": "now"}
         return self._links(
             ("lowtide-overview", recent), [_DEPTH], {"g0.range_input": _RECENT}, _ours()
         )
 
     def queues(self) -> tuple[Link, ...]:
-        """Link to how the queues were within the last hours."""
+        """Return links to the last 6 hours of the queues."""
         recent = {"from": f"now-{_RECENT}", "to": "now"}
         return self._links(
             ("lowtide-queue", recent),
@@ -72,17 +72,17 @@ class Dashboards:
     def batch(
         self, batch: str, since: datetime, until: datetime | None, now: datetime
     ) -> tuple[Link, ...]:
-        """Link to what happened from a batch's creation to its end; None is one that still runs."""
+        """Return links to a batch from its creation to its end; `until` is None while it runs."""
         milliseconds = {
             "var-batch": batch,
             "from": str(int(since.timestamp() * 1000)),
             "to": "now" if until is None else str(int(until.timestamp() * 1000) + 1000),
         }
-        # In whole steps, so that the address of a batch that runs is not a new one every second.
+        # Whole steps keep the URL of a running batch from changing every second.
         steps = int(((until or now) - since).total_seconds()) // _RANGE_STEP + 1
         range_ = {"range_input": f"{max(steps, 1) * _RANGE_STEP}s"}
         if until is not None:
-            # Its page reads this as UTC; the database gives times in the zone of its session.
+            # Prometheus reads this as UTC; the database returns times in the zone of its session.
             end = until.astimezone(UTC) + timedelta(seconds=1)
             range_["end_input"] = f"{end:%Y-%m-%d %H:%M:%S}"
         return self._links(
@@ -93,13 +93,13 @@ class Dashboards:
         )
 
     def trace(self, trace_id: str | None) -> tuple[Link, ...]:
-        """Link to a trace, where there is one."""
+        """Return a link to a trace; none without a trace id or a configured trace page."""
         if self.trace_page is None or trace_id is None:
             return ()
         return (Link("Trace", self.trace_page.replace("{trace_id}", trace_id)),)
 
     def alert(self, labels: Mapping[str, str]) -> str | None:
-        """Return where Alertmanager shows the alert with these labels."""
+        """Return the Alertmanager URL of the alert with these labels; None without a base URL."""
         return None if self.alertmanager is None else self._alerts(_matchers(labels))
 
     def _links(
@@ -139,7 +139,7 @@ def _matchers(labels: Mapping[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    # PromQL and Alertmanager's page both read a string as JSON writes it.
+    # PromQL and Alertmanager's UI both accept JSON string syntax.
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -152,7 +152,7 @@ def _encoded(parameters: Mapping[str, str]) -> str:
 
 
 def dashboard_links(links: Sequence[Link]) -> None:
-    """Show links; their addresses are never parsed as properties."""
+    """Show links; their URLs are never parsed as Quasar props."""
     if not links:
         return
     with ui.element("nav").classes("dashboards").props('aria-label="Dashboards"'):
@@ -162,7 +162,7 @@ def dashboard_links(links: Sequence[Link]) -> None:
 
 
 def outside_link(url: str) -> ui.element:
-    """Open a link that leaves the portal."""
+    """Return a link element that opens an external page in a new tab."""
     element = ui.element("a").classes("outside").props("target=_blank rel=noreferrer")
     element.props["href"] = url
     return element

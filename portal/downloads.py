@@ -1,4 +1,4 @@
-"""Downloads, streamed: a few at a time, as each holds a piece in memory."""
+"""Streamed downloads, limited in number because each keeps a piece in memory."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 
 MOST: Final = 8
-"""Most downloads at a time; docs/operations.md has what they take."""
+"""Max concurrent downloads; docs/operations.md has the memory they need."""
 MOST_OF_ONE: Final = 4
 _SENT_BYTES: Final = 1 << 18
-"""How much a browser must take within LOWTIDE_CLIENT_TIMEOUT."""
+"""Max bytes of a chunk; a browser must accept each within LOWTIDE_CLIENT_TIMEOUT."""
 
 _running: list[Visitor] = []
 
 
 class Download(Response):
-    """What `pieces` yields, as a file to save; what it raises before its first piece is told."""
+    """A file streamed from `pieces`; a LowtideError before the first piece sets the response."""
 
     def __init__(
         self, visitor: Visitor, pieces: Callable[[], Iterator[bytes]], filename: str
@@ -49,7 +49,7 @@ class Download(Response):
         self._filename = filename
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer (the interface of ASGI)."""
+        """Send the file (ASGI), or 503 over the max number of downloads."""
         if len(_running) >= MOST or _running.count(self._visitor) >= MOST_OF_ONE:
             busy = "Other downloads are under way: try again when one of them is over."
             await PlainTextResponse(busy, status_code=503)(scope, receive, send)
@@ -57,7 +57,7 @@ class Download(Response):
         _running.append(self._visitor)
         try:
             answer = await self._answer()
-            # A browser that does not take it is hung up on.
+            # A browser that stops reading is disconnected.
             with suppress(TimeoutError, ClientDisconnect):
                 await answer(scope, receive, _in_time(send))
         finally:
@@ -73,7 +73,7 @@ class Download(Response):
 
     def _open(self) -> Iterator[bytes]:
         pieces = self._pieces()
-        # What cannot be read fails here, while there is a status to answer with.
+        # Read errors surface here, while the status can still be set.
         return _split(chain([next(pieces, b"")], pieces))
 
 
@@ -84,7 +84,7 @@ def _split(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _in_time(send: Send) -> Send:
-    """Return `send` that raises TimeoutError when the browser does not take what it is sent."""
+    """Return a `send` that raises TimeoutError when the browser stops reading."""
 
     async def sent(message: Message) -> None:
         async with asyncio.timeout(lowtide().settings.client_timeout):
@@ -97,7 +97,7 @@ ROLES: Final = ("input", "output", "error")
 
 
 def install_batch_files() -> None:
-    """Serve input, output and error files."""
+    """Serve the input, output and error files of batches."""
     app.add_api_route(
         "/batches/{batch_id}/files/{role}", _batch_file, methods=["GET"], include_in_schema=False
     )
@@ -108,7 +108,7 @@ async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
     batch = parse_batch_id(batch_id)
     if visitor is None or batch is None or role not in ROLES:
         return PlainTextResponse("There is no such file.", status_code=404)
-    # Not under the name it was uploaded with, which is anybody's.
+    # The file name of the upload is untrusted, so the batch id names the download.
     return Download(visitor, lambda: _file_pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
 
 
@@ -121,12 +121,12 @@ PATH: Final = "/dead-letters/content"
 
 
 def install_dead_letters() -> None:
-    """Serve downloads."""
+    """Serve downloads of dead letters."""
     app.add_route(PATH, _dead_letters, methods=["GET"])
 
 
 async def _dead_letters(request: Request) -> Response:
-    """Stream the letters of a filter; `which` is `input` or `output`."""
+    """Stream the dead letters that match a filter; `which` is `input` or `output`."""
     which = request.query_params.get("which", "")
     if which not in set(Content):
         message = f"which must be one of {', '.join(Content)}."

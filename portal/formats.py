@@ -1,4 +1,4 @@
-"""Numbers and times as people read them, in the time zone of the viewer."""
+"""Human-readable numbers and times, in the viewer's time zone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COOKIE: Final = "zone"
 
 
 def visitor_zone() -> tzinfo:
-    """Return the zone of the visitor whose page is being drawn; UTC outside a page."""
+    """Return the viewer's time zone, as the current page's cookie has it; UTC outside a page."""
     stack = Slot.get_stack()
     request = stack[-1].parent.client.request if stack else None
     return zone_named("" if request is None else request.cookies.get(COOKIE, ""))
@@ -27,7 +27,7 @@ def visitor_zone() -> tzinfo:
 
 @lru_cache(maxsize=256)
 def zone_named(name: str) -> tzinfo:
-    """Return a zone by its name; UTC for one that nobody knows."""
+    """Return a time zone by its name; UTC for an empty or unknown one."""
     try:
         return ZoneInfo(name) if name else UTC
     except (KeyError, OSError, ValueError):
@@ -38,7 +38,7 @@ __all__ = ["absolute", "ago", "counted", "duration", "milliseconds", "money", "n
 
 
 def number(value: int) -> str:
-    """Return a count with thousands separators, from ten million on in millions.
+    """Return a count with thousands separators; from 10^7 in M (10^6), from 10^9 in G (10^9).
 
     Example: `1319 -> "1,319"`, `12345678 -> "12.3 M"`.
     """
@@ -55,7 +55,7 @@ def counted(value: int, noun: str) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """Return how long ago a moment was; the first minute is `just now`, so that rows stay still."""
+    """Return the age of a moment; `just now` for the first minute, so that rows do not flicker."""
     if (now - moment).total_seconds() < 60:
         return "just now"
     return f"{duration(now - moment)} ago"
@@ -67,7 +67,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def absolute(moment: datetime) -> str:
-    """Return a moment by the visitor's clock, to the second, with its zone."""
+    """Return a moment in the viewer's time zone, to the second, with the zone's name."""
     return f"{moment.astimezone(visitor_zone()):%Y-%m-%d %H:%M:%S %Z}"
 
 
@@ -80,5 +80,5 @@ def size(count: int) -> str:
 
 
 def money(amount: float) -> str:
-    """Return an amount to the cent; a smaller one says so."""
+    """Return an amount to the cent; a smaller one is `under 0.01`."""
     return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"

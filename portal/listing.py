@@ -1,4 +1,4 @@
-"""Lists: kept current, paged, with their filters in the address."""
+"""Live, paged lists with their filters in the URL."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ PAGE_SIZE: Final = 50
 
 
 class Query(Protocol):
-    """What an address says."""
+    """The filters and the cursor in a page's URL."""
 
     @property
     def after(self) -> str:
-        """Where the page before ended."""
+        """The cursor at the end of the previous page."""
         ...
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is left out."""
+        """True if any filter is set."""
         ...
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         ...
 
     def behind(self, after: str) -> Self:
-        """Return the same from a mark on; an empty one is the beginning."""
+        """Return the same query after a cursor; an empty one is the first page."""
         ...
 
 
@@ -49,7 +49,7 @@ _Item = TypeVar("_Item")
 
 
 class ListPage(ABC, Generic[_Query, _Item]):
-    """One open list. What it shows is read by the poller, once for all who look at the same."""
+    """An open list. The poller reads it once for all pages with the same tenant and query."""
 
     TITLE: str
     NOTHING: str
@@ -66,27 +66,27 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read what the controls need, in a thread of its own; may raise LowtideError."""
+        """Read what the controls need; runs in a thread and may raise LowtideError."""
 
     @abstractmethod
     def controls(self) -> None:
-        """Lay out what stands above the list."""
+        """Build the controls above the list."""
 
     @abstractmethod
     def table(self) -> None:
-        """Lay out the list."""
+        """Build the list."""
 
     @abstractmethod
     def reader(self) -> Callable[[], tuple[Sequence[_Item], bool]]:
-        """Return what reads the page that the query means; raises LowtideError for a wrong one."""
+        """Return a function that reads the query's page; raises LowtideError if it is invalid."""
 
     @abstractmethod
     def show(self, items: Sequence[_Item]) -> None:
-        """Show these."""
+        """Show these items."""
 
     @abstractmethod
     def mark(self, item: _Item) -> str:
-        """Return where a page ends that ends with this one."""
+        """Return the cursor after this item."""
 
     async def open(self, api_url: str) -> None:
         """Build the page and keep it current until it is closed."""
@@ -112,12 +112,12 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._live.keep(self._draw, self._look)
 
     async def narrow(self, query: _Query) -> None:
-        """Show the first page of something else."""
+        """Show the first page of another query."""
         self._behind.clear()
         await self._go(query.behind(""))
 
     async def reload(self) -> None:
-        """Show at once what was just changed."""
+        """Read and show the list now, after a change."""
         await in_thread(self._look)
         self._draw()
 
@@ -126,7 +126,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
             self._subject.look()
 
     def _prepare_again(self) -> None:
-        """Have the poller try until it works, on a paused page too: that has nothing to show."""
+        """Have the poller retry `prepare`, even on a paused page: it has nothing to show yet."""
 
         def prepare() -> bool:
             self.prepare()
@@ -136,7 +136,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._preparing = self._readings.follow(self._follower, subject, lambda: False)
 
     async def _read(self) -> None:
-        """Look at what the query says, from now on."""
+        """Follow the query from now on, and read it once."""
         try:
             read = self.reader()
         except LowtideError as error:
@@ -151,7 +151,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
     def _draw(self) -> None:
         if self._preparing is not None:
             if self._preparing.reading.value:
-                # The controls were laid out without what they need.
+                # The controls were built without their data.
                 ui.navigate.reload()
             return
         reading = None if self._subject is None else self._subject.reading
@@ -163,7 +163,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
             items, more = reading.value
             self._list(items, more=more)
         elif reading.problem is not None:
-            # What was shown before is of another address. Whether there is nothing, nobody knows.
+            # The items shown so far belong to another query; this one may well have some.
             self._list([], more=False)
             self._nothing.set_visibility(False)
 
@@ -206,7 +206,7 @@ _TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit lo
 
 
 def administration_tabs(current: str) -> None:
-    """Link from one to the others."""
+    """Show links to the administration pages."""
     with ui.element("nav").classes("tabs apart").props('aria-label="Tenants, keys and audit log"'):
         for path, name in _TABS:
             link = ui.element("a").classes("tab").props(f'href="{path}"')
@@ -219,7 +219,7 @@ def administration_tabs(current: str) -> None:
 def tenant_choice(
     tenants: Sequence[str], chosen: str, on_change: Callable[[str], Awaitable[None]]
 ) -> None:
-    """Show the tenants by name, to be found by typing; all of them is the empty name."""
+    """Show a searchable choice of tenants by name; the empty name means all tenants."""
     names = {"": "All tenants", **{name: name for name in tenants}}
     ui.select(
         names,
@@ -231,7 +231,7 @@ def tenant_choice(
 
 
 class Pager:
-    """First, back and next; nothing where everything is on one page."""
+    """Buttons for the first, previous and next page; hidden if everything fits on one page."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class Pager:
             button.props("flat no-caps")
 
     def show(self, *, first: bool, more: bool) -> None:
-        """Show where one can go from here."""
+        """Enable the buttons that lead to another page."""
         self._all.set_visibility(more or not first)
         self._first.set_enabled(not first)
         self._back.set_enabled(not first)

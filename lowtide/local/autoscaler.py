@@ -1,4 +1,4 @@
-"""Replica counts as KEDA and the HPA decide them; pure."""
+"""Replica counts by the rules of KEDA and the HPA; pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LIMIT = re.compile(r"LIMIT \d+\)")
 
 
 def limited(query: str, limit: int) -> str:
-    """Return a query that counts no further than `limit` in each of its parts."""
+    """Return the query with every `LIMIT n)` set to `limit`, so that it counts no further."""
     return _LIMIT.sub(f"LIMIT {limit})", query)
 
 
 def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:
-    """Return the ScaledObject with the user's bound, if there is one; raises LocalError."""
+    """Return the ScaledObject with the user's maximum, if set; raises LocalError if invalid."""
     variables = {f"infer-{pool.value}": f"{PREFIX}{pool.value.upper()}_REPLICAS" for pool in Pool}
     variable = variables.get(scaler.spec.scale_target_ref.name, "")
     if variable not in user:
@@ -39,7 +39,7 @@ def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:
     most = int(user[variable])
     (trigger,) = scaler.spec.triggers
     target = int(trigger.metadata["targetQueryValue"])
-    # Zero replicas need no query of their own: one that counts nothing wants none.
+    # A maximum of zero needs no special case: LIMIT 0 counts nothing.
     query = limited(trigger.metadata["query"], most * target)
     trigger = msgspec.structs.replace(trigger, metadata={**trigger.metadata, "query": query})
     spec = msgspec.structs.replace(scaler.spec, max_replica_count=most, triggers=[trigger])
@@ -57,7 +57,7 @@ _DEFAULT_DOWN_WINDOW = 300
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one ScaledObject asks for; times in seconds."""
+    """The scaling policy of one ScaledObject; times in seconds."""
 
     query: str
     target: float
@@ -73,9 +73,9 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the decisions so far leave behind; times are of the caller's monotonic clock.
+    """State between polls; times are of the caller's monotonic clock.
 
-    `proposals` are the counts the metric asked for, `moves` the changes that were made.
+    `proposals` are the counts that the metric called for, `moves` the changes made.
     """
 
     replicas: int = 0
@@ -86,7 +86,10 @@ class Memory:
 
 
 def policy(scaler: ScaledObject) -> Policy:
-    """Return the policy of a ScaledObject with one postgresql trigger; else BadManifest."""
+    """Return the policy of a ScaledObject with one postgresql trigger.
+
+    Raises BadManifest for other triggers and for invalid metadata.
+    """
     spec, name = scaler.spec, scaler.metadata.name
     if [trigger.type for trigger in spec.triggers] != ["postgresql"]:
         raise BadManifest(f"ScaledObject {name}: exactly one postgresql trigger can be run here")
@@ -112,14 +115,14 @@ def policy(scaler: ScaledObject) -> Policy:
 def decide(rules: Policy, memory: Memory, value: float | None, now: float) -> Memory:
     """Return the memory after one poll; its `replicas` is the decision.
 
-    `value` is the query's answer, None when it could not be read: then the count is held, and
-    after `failureThreshold` failures in a row it is the fallback's.
+    `value` is the query's result, or None if it could not be read: the count then stays, and after
+    more than `failureThreshold` failures in a row it is the fallback's.
     """
     if value is None:
         return _without_metric(rules, replace(memory, failures=memory.failures + 1))
     memory = replace(memory, failures=0)
     if value > rules.activation:
-        # KEDA's own step is to one (or the minimum); the HPA takes over from there.
+        # KEDA itself scales only to one (or the minimum); from there the HPA decides.
         woken = memory.replicas or max(1, rules.least)
         memory = replace(memory, last_active=now, replicas=woken)
     elif memory.replicas == 0:
@@ -135,7 +138,7 @@ def _cooled_down(rules: Policy, memory: Memory, now: float) -> bool:
 
 def _without_metric(rules: Policy, memory: Memory) -> Memory:
     fallback, current = rules.fallback, memory.replicas
-    # The fallback goes through the HPA, which does not act on a Deployment at zero.
+    # The HPA applies the fallback, and it ignores a Deployment at zero.
     if fallback is None or memory.failures <= fallback.failure_threshold or current == 0:
         return memory
     wanted = {
@@ -169,7 +172,10 @@ def _clamp(rules: Policy, count: int) -> int:
 
 
 def _stabilized(rules: Policy, memory: Memory, proposal: int, now: float) -> int:
-    """Return the count that the whole window agrees on: the least upwards, the most downwards."""
+    """Return the count within the stabilization windows.
+
+    The lowest proposal of the up window limits a rise, the highest of the down window a fall.
+    """
     lowest = highest = proposal
     for at, count in memory.proposals:
         if now - at < (rules.up.stabilization_window_seconds or 0):
@@ -180,7 +186,7 @@ def _stabilized(rules: Policy, memory: Memory, proposal: int, now: float) -> int
 
 
 def _limit(rules: ScalingRules, memory: Memory, now: float, *, up: bool) -> int:
-    """Return how far the rate policies allow the count to go in one direction."""
+    """Return the furthest count that the rate policies allow in one direction."""
     if rules.select_policy == "Disabled":
         return memory.replicas
     policies = (_DEFAULT_UP if up else _DEFAULT_DOWN) if rules.policies is None else rules.policies

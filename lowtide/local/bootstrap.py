@@ -1,4 +1,4 @@
-"""The database of a local stack, from an empty cluster to the current schema; safe to repeat."""
+"""Database setup of a local stack, from an empty cluster to the current schema; idempotent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DATABASE = "lowtide"
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The database's address as each role; `by_role` covers the login roles."""
+    """Database URLs per role; `by_role` covers the login roles."""
 
     migration: str
     by_role: dict[str, str]
 
 
 def addresses(cluster: Cluster, port: int, secrets: Secrets) -> Addresses:
-    """Return the addresses of the database served on `port`."""
+    """Return the URLs of the database served on `port`."""
 
     def url(role: str) -> str:
         return cluster.url(port, role, secrets.passwords[role], DATABASE)
@@ -36,7 +36,7 @@ def addresses(cluster: Cluster, port: int, secrets: Secrets) -> Addresses:
 
 
 def bootstrap(cluster: Cluster, port: int, secrets: Secrets) -> None:
-    """Create owner and database, migrate, and make sure of the default tenant and its key."""
+    """Create the owner and the database, migrate, and ensure the default tenant and its key."""
     from lowtide.database.migrate import migrate
     from lowtide.tenants.store import ensure_default_tenant
 
@@ -50,11 +50,11 @@ def bootstrap(cluster: Cluster, port: int, secrets: Secrets) -> None:
 
 
 def ensure_database(superuser_url: str, owner_password: str) -> None:
-    """Create the owner, who may create the other roles, and the database it owns."""
+    """Create the owner, which may create roles, and the database it owns."""
     with engine(superuser_url).connect() as connection:
         roles = connection.scalars(text("SELECT rolname FROM pg_roles"))
         verb = "ALTER" if OWNER in set(roles) else "CREATE"
-        # Utility statements take no parameters; the server does the quoting.
+        # Utility statements take no parameters, so the server's format() quotes the values.
         statement = connection.scalar(
             text("SELECT format(:template, cast(:owner AS text), cast(:password AS text))"),
             {

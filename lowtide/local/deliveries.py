@@ -1,4 +1,4 @@
-"""The broker's durable part: one row per event and Trigger, until it is delivered."""
+"""The broker's durable queue: one row per event and Trigger, until it is delivered."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _CREATE = (
     "CREATE INDEX IF NOT EXISTS deliveries_due ON local_broker.deliveries (trigger, next_at, id)",
 )
 
-# A duplicate that arrives while the first is waiting is absorbed; later ones are delivered
-# again, as at-least-once allows.
+# A duplicate of a stored event is dropped; one that arrives later is delivered again, as
+# at-least-once delivery allows.
 _ADD = text("""
     INSERT INTO local_broker.deliveries (event_id, source, trigger, headers, body)
     SELECT :event_id, :source, trigger, cast(:headers AS jsonb), :body
@@ -64,7 +64,10 @@ _DISCARD = text(
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one Trigger; `wait` is the seconds until it is due, `attempt` counts from 0."""
+    """One event for one Trigger.
+
+    `wait` is the seconds until the next attempt; `attempt` counts from 0.
+    """
 
     id: int
     event_id: str
@@ -76,13 +79,13 @@ class Delivery:
 
 
 class Deliveries:
-    """The table `local_broker.deliveries`. Every call blocks on the database."""
+    """The table `local_broker.deliveries`; every call blocks on the database."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def create(self) -> None:
-        """Create schema and table, unless they exist."""
+        """Create the schema and the table, unless they exist."""
         with self._engine.begin() as connection:
             for statement in _CREATE:
                 connection.execute(text(statement))
@@ -95,13 +98,13 @@ class Deliveries:
         body: bytes,
         triggers: Sequence[str],
     ) -> None:
-        """Store one delivery per Trigger, durably; `headers` is a JSON object."""
+        """Store one delivery per Trigger; `headers` is a JSON object."""
         values = {"event_id": event_id, "source": source, "headers": headers, "body": body}
         with self._engine.begin() as connection:
             connection.execute(_ADD, {**values, "triggers": list(triggers)})
 
     def due(self, trigger: str, held: Sequence[int], most: int) -> list[Delivery]:
-        """Return the next deliveries of a Trigger, soonest first, without those in `held`."""
+        """Return the next deliveries of a Trigger, soonest first, except those in `held`."""
         with self._engine.connect() as connection:
             rows = connection.execute(
                 _DUE, {"trigger": trigger, "held": list(held), "most": most}
@@ -120,16 +123,16 @@ class Deliveries:
         ]
 
     def remove(self, delivery: int) -> None:
-        """Forget a delivery that was made or given up."""
+        """Delete a delivery that was made or given up."""
         with self._engine.begin() as connection:
             connection.execute(_REMOVE, {"id": delivery})
 
     def postpone(self, delivery: int, seconds: float) -> None:
-        """Count an attempt, and make the delivery due again after `seconds`."""
+        """Count an attempt, and schedule the next one in `seconds`."""
         with self._engine.begin() as connection:
             connection.execute(_POSTPONE, {"id": delivery, "seconds": seconds})
 
     def discard_unknown(self, triggers: Sequence[str]) -> None:
-        """Drop deliveries of Triggers that exist no more, as deleting a Trigger does."""
+        """Delete the deliveries of Triggers that no longer exist, as deleting a Trigger does."""
         with self._engine.begin() as connection:
             connection.execute(_DISCARD, {"triggers": list(triggers)})

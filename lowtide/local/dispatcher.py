@@ -1,4 +1,4 @@
-"""Deliveries to subscribers: one loop per Trigger, with Knative's retries."""
+"""Event delivery to subscribers: one loop per Trigger, with Knative's retries."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def parse(text: str) -> float:
-    """Return the seconds of `PT0.5S`, `PT10M` or `P1DT2H`; raises BadManifest for other shapes.
+    """Return the seconds of an ISO 8601 duration such as `PT0.5S`, `PT10M` or `P1DT2H`.
 
-    Years, months and weeks are refused: no retry waits that long.
+    Raises BadManifest for other formats, years, months and weeks included.
     """
     match = _SHAPE.fullmatch(text)
     if match is None or not any(match.groupdict().values()):
@@ -50,7 +50,7 @@ _RETRIED_BELOW_500 = frozenset({404, 408, 409, 429})
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """At most `retries` more attempts; `delay` and `timeout` in seconds."""
+    """At most `retries` attempts after the first; `delay` and `timeout` in seconds."""
 
     retries: int
     delay: float
@@ -58,7 +58,7 @@ class RetryPolicy:
     timeout: float
 
     def wait(self, attempt: int) -> float | None:
-        """Return the seconds before the retry that follows `attempt` (from 0); None for none."""
+        """Return the seconds until the retry after `attempt` (from 0); None for no retry."""
         if attempt >= self.retries:
             return None
         return self.delay * (2**attempt if self.exponential else attempt)
@@ -75,7 +75,7 @@ def retry_policy(delivery: DeliverySpec) -> RetryPolicy:
 
 
 def is_retried(status: int | None) -> bool:
-    """Whether an answer, or None for no answer, is worth another attempt."""
+    """Return True if a status, or None for no response, is retried."""
     return status is None or status >= 500 or status in _RETRIED_BELOW_500
 
 
@@ -86,7 +86,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sender:
-    """Posts events in binary mode to a destination of the manifests."""
+    """HTTP client that posts events in binary mode to destinations of the manifests."""
 
     def __init__(self, session: ClientSession, endpoints: Endpoints) -> None:
         self._session = session
@@ -95,9 +95,9 @@ class Sender:
     async def send(
         self, destination: Destination, headers: dict[str, str], body: bytes, limit: float
     ) -> int | None:
-        """Return the status answered; None when nobody answered within `limit` seconds.
+        """Return the response status; None without a response in `limit` seconds.
 
-        An answer with a body that is no event counts as 502.
+        A response with a body that is not an event counts as 502.
         """
         address = destination.uri or ""
         if destination.ref is not None:
@@ -115,13 +115,13 @@ class Sender:
             ) as response:
                 return _judged(response.status, response.headers, await response.read())
         except (ClientError, OSError, TimeoutError, ValueError, TypeError) as error:
-            # ValueError and TypeError: an attribute that cannot be a header.
+            # ValueError and TypeError: an attribute is not a valid header.
             logger.debug("no answer of %s: %r", address, error)
             return None
 
 
 class TriggerLoop:
-    """Delivers one Trigger's events; `wake` after storing one."""
+    """The delivery loop of one Trigger; call `wake` after storing an event."""
 
     def __init__(self, trigger: Trigger, deliveries: Deliveries, sender: Sender) -> None:
         self.name = trigger.metadata.name
@@ -133,19 +133,20 @@ class TriggerLoop:
         self._held: dict[int, asyncio.Task[None]] = {}
 
     def accepts(self, attributes: Mapping[str, str]) -> bool:
-        """Whether every filter attribute has exactly the event's value."""
+        """Return True if every filter attribute equals the event's."""
         return all(
             attributes.get(name) == value for name, value in self._spec.filter.attributes.items()
         )
 
     def wake(self) -> None:
-        """Look for due deliveries now."""
+        """Check for new deliveries now."""
         self._woken.set()
 
     async def hand_through(self, headers: dict[str, str], body: bytes) -> bool:
-        """Deliver an event that is not stored; return whether it was taken, if by the dead letters.
+        """Deliver an event without storing it.
 
-        Every attempt and every wait in between is the caller's to wait for, and ends with it.
+        Return True if the subscriber or the dead letter sink accepted it. Returns after the last
+        attempt; cancelling the caller ends the delivery.
         """
         attempt = 0
         while True:
@@ -159,7 +160,7 @@ class TriggerLoop:
             await asyncio.sleep(wait)
 
     async def run(self) -> None:
-        """Deliver until cancelled; between events it sleeps and asks the database nothing."""
+        """Deliver until cancelled; sleeps between events without polling the database."""
         while True:
             self._woken.clear()
             try:
@@ -171,7 +172,7 @@ class TriggerLoop:
                 await asyncio.wait_for(self._woken.wait(), sleep)
 
     async def _start_due(self) -> float:
-        """Start what is due, and return the seconds until the next."""
+        """Start the deliveries whose time has come, and return the seconds until the next."""
         room = IN_FLIGHT - len(self._held)
         if room <= 0:
             return _LONGEST_SLEEP
@@ -191,7 +192,7 @@ class TriggerLoop:
             else:
                 await self._failed(delivery, status)
         except SQLAlchemyError as error:
-            # The row is as it was: the event is delivered once more, which handlers allow.
+            # The row is unchanged: the event is delivered again, and handlers are idempotent.
             logger.warning("%s: outcome not stored: %s", self.name, error)
             await asyncio.sleep(_DATABASE_BACKOFF)
         finally:
@@ -210,9 +211,9 @@ class TriggerLoop:
         return await self._sender.send(self._spec.subscriber, headers, body, self._policy.timeout)
 
     async def _bury(self, headers: dict[str, str], body: bytes, status: int | None) -> bool:
-        """Give an event up; return whether a dead letter sink took it."""
+        """Give up an event; return True if a dead letter sink accepted it."""
         answer = "no answer" if status is None else f"status {status}"
-        # Without retries an event is a mere hint, and nobody being there to take it is expected.
+        # An event without retries is only a hint: an absent subscriber is expected.
         level = logging.WARNING if self._policy.retries else logging.DEBUG
         logger.log(level, "%s: %s given up: %s", self.name, headers.get("ce-id"), answer)
         sink = self._spec.delivery.dead_letter_sink
@@ -222,7 +223,7 @@ class TriggerLoop:
 
 
 def _judged(status: int, headers: Mapping[str, str], body: bytes) -> int:
-    """Return the status that an answer counts as."""
+    """Return the status that a response counts as."""
     if not _is_taken(status) or not body:
         return status
     try:

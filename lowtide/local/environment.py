@@ -1,4 +1,4 @@
-"""The environment and user of a process."""
+"""The environment and the user of a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "embedded_postgres"
 
 
 class Credentials(TypedDict, total=False):
-    """Arguments of `subprocess.Popen` that choose whom a child runs as."""
+    """Arguments of `subprocess.Popen` that select a child's user."""
 
     user: int
     group: int
@@ -32,7 +32,7 @@ class Credentials(TypedDict, total=False):
 
 
 def postgres_user() -> pwd.struct_passwd | None:
-    """Return the user for PostgreSQL, made on first use; None when we are not root."""
+    """Return PostgreSQL's user, created on first use; None unless running as root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -47,7 +47,7 @@ def postgres_user() -> pwd.struct_passwd | None:
             text=True,
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        with suppress(KeyError):  # another stack was quicker
+        with suppress(KeyError):  # another stack has created it
             return pwd.getpwnam(NAME)
         raise StartFailed(
             f"PostgreSQL does not run as root, and the user {NAME} cannot be made ({error}): "
@@ -57,7 +57,7 @@ def postgres_user() -> pwd.struct_passwd | None:
 
 
 def postgres_credentials() -> Credentials:
-    """Return how to start PostgreSQL's processes."""
+    """Return the credentials that PostgreSQL's processes start with."""
     user = postgres_user()
     if user is None:
         return {}
@@ -68,7 +68,7 @@ Values = dict[str, dict[str, str]]
 
 _SETTINGS = (PREFIX, "OTEL_")
 
-# Two stacks' worth of processes share one user environment, so these can have no one value.
+# Every process inherits the same user environment, but each needs its own value of these.
 _PER_PROCESS = (
     "LOWTIDE_DATABASE_URL",
     "LOWTIDE_API_KEY_PEPPER",
@@ -90,7 +90,7 @@ def check_user(user: Mapping[str, str]) -> None:
 def manifest_environment(
     container: kinds.Container, config_maps: Values, secrets: Values
 ) -> dict[str, str]:
-    """Return what the manifest says; raises BadManifest for a reference that leads nowhere."""
+    """Return the variables of a container; raises BadManifest for a dangling reference."""
     found: dict[str, str] = {}
     for source in container.env_from:
         for reference, objects, kind in (
@@ -112,7 +112,11 @@ def merge(
     defaults: Mapping[str, str],
     fixed: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return one process's environment, by the order at the top of this module."""
+    """Return the environment of one process.
+
+    Ascending precedence: the user's other variables, the manifest, `defaults`, the user's
+    `LOWTIDE_*` and `OTEL_*` settings, the manifest's per-process variables, `fixed`.
+    """
     settings = {name: value for name, value in user.items() if name.startswith(_SETTINGS)}
     owned = {name: manifest[name] for name in _PER_PROCESS if name in manifest}
     for name in _PER_PROCESS:

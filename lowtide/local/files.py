@@ -1,4 +1,4 @@
-"""Files of a data directory: secrets, made once and kept, and the endpoints of services."""
+"""Files of a data directory: the stack's secrets and the endpoints of its services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` at once; a reader sees the old content or the new, never a part."""
+    """Replace `path` atomically: a reader gets the old content or the new, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -43,7 +43,7 @@ def write_endpoints(data_dir: Path, addresses: Mapping[str, Sequence[str]]) -> N
 
 
 class Endpoints:
-    """A live view of the file, with one round-robin per service."""
+    """A live view of the endpoints file, with one round-robin per service."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / ENDPOINTS
@@ -52,7 +52,7 @@ class Endpoints:
         self._turns: dict[str, Iterator[int]] = {}
 
     def pick(self, service: str) -> str | None:
-        """Return the base URL of one ready replica of `service`, in turn; None if there is none."""
+        """Return the base URL of the next ready replica of `service`; None if there is none."""
         self._refresh()
         addresses = self._addresses.get(service)
         if not addresses:
@@ -65,7 +65,7 @@ class Endpoints:
             stat = self._path.stat()
         except FileNotFoundError:
             return
-        # The inode tells two writes within one clock tick apart.
+        # The inode distinguishes two writes within one clock tick.
         seen = (stat.st_mtime_ns, stat.st_ino)
         if seen != self._seen:
             self._addresses = msgspec.json.decode(
@@ -81,7 +81,7 @@ SUPERUSER = "postgres"
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """Everything random that must outlive a restart; `passwords` is by database role."""
+    """Random values that survive a restart; `passwords` is keyed by database role."""
 
     api_key: str
     api_key_pepper: str
@@ -90,14 +90,14 @@ class Secrets(msgspec.Struct, frozen=True):
 
     @property
     def portal_password(self) -> str:
-        """What operators of this stack sign in to the portal with."""
-        # Derived, so that a data directory from before there was a sign-in has one, too.
+        """The operator's password for the portal."""
+        # Derived, so that data directories created before the sign-in existed have one too.
         key = self.portal_secret.encode()
         return hmac.new(key, b"operator's password", hashlib.sha256).hexdigest()[:24]
 
 
 def read_or_create(data_dir: Path) -> Secrets:
-    """Return the secrets of `data_dir`, making them on first use; the file is mode 0600."""
+    """Return the secrets of `data_dir`, created on first use in a file of mode 0600."""
     path = data_dir / NAME
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)

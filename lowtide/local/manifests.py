@@ -1,7 +1,7 @@
-"""The files in `knative/` and `keda/` as typed objects: the fields that one machine can honour.
+"""The files in `knative/` and `keda/` as typed objects, with the fields that one machine supports.
 
-Fields that only a cluster understands (images, probes, security contexts) are ignored here; the
-API server's own validation covers them.
+Fields for a cluster only (images, other probes, security contexts) are ignored; the API server
+validates them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import msgspec
 
 
 class Part(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A piece of a manifest; unknown fields are ignored."""
+    """Part of a manifest; unknown fields are ignored."""
 
 
 class Metadata(Part, frozen=True):
-    """Name, and the annotations that carry scaling bounds."""
+    """The name, labels and annotations of an object."""
 
     name: str
     namespace: str = "default"
@@ -33,7 +33,7 @@ class KeyReference(Part, frozen=True):
 
 
 class ValueSource(Part, frozen=True):
-    """Where a variable's value comes from."""
+    """The source of a variable's value."""
 
     secret_key_ref: KeyReference | None = None
     config_map_key_ref: KeyReference | None = None
@@ -61,26 +61,26 @@ class WholeObject(Part, frozen=True):
 
 
 class VariablesSource(Part, frozen=True):
-    """A whole ConfigMap or Secret as variables."""
+    """A whole ConfigMap or Secret as a source of variables."""
 
     config_map_ref: WholeObject | None = None
     secret_ref: WholeObject | None = None
 
 
 class HttpGet(Part, frozen=True):
-    """A probe by HTTP."""
+    """An HTTP probe."""
 
     path: str = "/"
 
 
 class Probe(Part, frozen=True):
-    """How readiness is asked for; without `http_get`, by connecting."""
+    """A readiness probe; without `http_get` it opens a connection."""
 
     http_get: HttpGet | None = None
 
 
 class Container(Part, frozen=True):
-    """What is run, and with which environment."""
+    """A command, its environment and its readiness probe."""
 
     readiness_probe: Probe = Probe()
     command: list[str] = []
@@ -90,7 +90,7 @@ class Container(Part, frozen=True):
 
 
 class PodSpec(Part, frozen=True):
-    """The containers of a pod; the first is ours."""
+    """The containers of a pod; only the first is run."""
 
     containers: Annotated[list[Container], msgspec.Meta(min_length=1)]
     termination_grace_period_seconds: float = 30.0
@@ -98,7 +98,7 @@ class PodSpec(Part, frozen=True):
 
 
 class TemplateMetadata(Part, frozen=True):
-    """Labels select pods, annotations carry Knative's scaling bounds."""
+    """Labels that Services select pods by, and annotations with Knative's scaling bounds."""
 
     annotations: dict[str, str] = {}
     labels: dict[str, str] = {}
@@ -125,13 +125,13 @@ class DeploymentSpec(Part, frozen=True):
 
 
 class CoreServiceSpec(Part, frozen=True):
-    """A Service selects pods by label."""
+    """The pod labels that a Service selects."""
 
     selector: dict[str, str] = {}
 
 
 class Reference(Part, frozen=True):
-    """A reference to an object that events can be sent to."""
+    """A reference to an object that accepts events."""
 
     kind: str
     name: str
@@ -139,14 +139,14 @@ class Reference(Part, frozen=True):
 
 
 class Destination(Part, frozen=True):
-    """Where events go: an object, or an address."""
+    """The destination of events: an object, or an address."""
 
     ref: Reference | None = None
     uri: str | None = None
 
 
 class Delivery(Part, frozen=True):
-    """How hard to try; durations are ISO 8601, such as `PT0.5S`."""
+    """Retries, timeout and dead letter sink; durations are ISO 8601, such as `PT0.5S`."""
 
     retry: int = 0
     backoff_policy: str = "exponential"
@@ -156,13 +156,13 @@ class Delivery(Part, frozen=True):
 
 
 class TriggerFilter(Part, frozen=True):
-    """Attributes that an event must carry, exactly."""
+    """Attributes that an event must match exactly."""
 
     attributes: dict[str, str] = {}
 
 
 class TriggerSpec(Part, frozen=True):
-    """Which events go to whom."""
+    """A filter, and the subscriber of the events that match."""
 
     broker: str
     subscriber: Destination
@@ -171,7 +171,7 @@ class TriggerSpec(Part, frozen=True):
 
 
 class PingSourceSpec(Part, frozen=True):
-    """A cron schedule of five fields, or six with seconds first."""
+    """An event sent on a cron schedule of five fields, or six with seconds first."""
 
     sink: Destination
     schedule: str = "* * * * *"
@@ -181,7 +181,7 @@ class PingSourceSpec(Part, frozen=True):
 
 
 class Selector(Part, frozen=True):
-    """Labels that a subject must carry."""
+    """Labels that an object must carry."""
 
     match_labels: dict[str, str] = {}
 
@@ -194,20 +194,20 @@ class PathMatch(Part, frozen=True):
 
 
 class RouteMatch(Part, frozen=True):
-    """A path and, if given, a method."""
+    """A path and an optional method."""
 
     path: PathMatch = PathMatch()
     method: str | None = None
 
 
 class UrlRewrite(Part, frozen=True):
-    """What a request's host becomes."""
+    """The host that replaces a request's own."""
 
     hostname: str | None = None
 
 
 class RouteFilter(Part, frozen=True):
-    """What happens to a request on its way."""
+    """A change to requests before they are forwarded."""
 
     url_rewrite: UrlRewrite | None = None
 
@@ -223,8 +223,8 @@ class RouteRule(Part, frozen=True):
     def service(self) -> str | None:
         """The name of the Service that answers.
 
-        Knative's gateway routes by host, as `upload.lowtide.svc.cluster.local`; without a rewrite it
-        is the backend itself.
+        Knative's gateway routes by host, such as `upload.lowtide.svc.cluster.local`; without a
+        rewrite it is the first backend.
         """
         for one in self.filters:
             if one.url_rewrite is not None and one.url_rewrite.hostname is not None:
@@ -247,7 +247,7 @@ class ScalingPolicy(Part, frozen=True):
 
 
 class ScalingRules(Part, frozen=True):
-    """How the HPA may move in one direction; None means the HPA's default."""
+    """The HPA's limits on scaling in one direction; None means the HPA's default."""
 
     stabilization_window_seconds: int | None = None
     select_policy: str = "Max"
@@ -263,19 +263,19 @@ class Behavior(Part, frozen=True):
 
 
 class HpaConfig(Part, frozen=True):
-    """What KEDA passes on to the HPA."""
+    """The HPA configuration that KEDA passes on."""
 
     behavior: Behavior = Behavior()
 
 
 class Advanced(Part, frozen=True):
-    """Wraps the HPA's configuration."""
+    """The wrapper of the HPA's configuration."""
 
     horizontal_pod_autoscaler_config: HpaConfig = HpaConfig()
 
 
 class ScaleTrigger(Part, frozen=True):
-    """One scaler; its metadata are strings, as KEDA wants them."""
+    """One scaler; KEDA requires strings as its metadata."""
 
     type: str
     metadata: dict[str, str]
@@ -283,7 +283,7 @@ class ScaleTrigger(Part, frozen=True):
 
 
 class Fallback(Part, frozen=True):
-    """What to do once the scaler failed `failure_threshold` times in a row."""
+    """The count after the scaler failed more than `failure_threshold` times in a row."""
 
     failure_threshold: int
     replicas: int
@@ -304,7 +304,7 @@ class ScaledObjectSpec(Part, frozen=True):
 
 
 class SecretParameter(Part, frozen=True):
-    """Takes one scaler parameter from a Secret."""
+    """A scaler parameter from a Secret."""
 
     parameter: str
     name: str

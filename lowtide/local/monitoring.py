@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager beside the stack: the files of `monitoring/` on a shorter clock."""
+"""Prometheus and Alertmanager for the local stack: `monitoring/` with shorter intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROMETHEUS: Final = "prometheus"
 ALERTMANAGER: Final = "alertmanager"
-# Debian's name comes first: there, `alertmanager` may be something else.
+# Debian's name comes first, as `alertmanager` may be another program there.
 _NAMES: Final = {
     PROMETHEUS: ("prometheus",),
     ALERTMANAGER: ("prometheus-alertmanager", "alertmanager"),
@@ -37,7 +37,7 @@ _SCRAPED: Final = (State.READY, State.STOPPING)
 
 
 class LocalClock(msgspec.Struct, frozen=True, kw_only=True):
-    """`monitoring/local.yml`: durations as Prometheus writes them."""
+    """The settings in `monitoring/local.yml`; durations in Prometheus's notation."""
 
     scrape_interval: str
     evaluation_interval: str
@@ -50,7 +50,7 @@ class LocalClock(msgspec.Struct, frozen=True, kw_only=True):
 class Monitoring:
     """The two programs' configuration, addresses and commands.
 
-    Raises MissingProgram when one of them is not there.
+    Raises MissingProgram if one of them is not installed.
     """
 
     def __init__(self, options: Options) -> None:
@@ -63,19 +63,19 @@ class Monitoring:
         self.ports = {name: free_port() for name in self._programs}
 
     def url(self, name: str) -> str:
-        """Where people and programs reach it."""
+        """Return the base URL of a program."""
         return f"http://{HOST}:{self.ports[name]}"
 
     @property
     def settings(self) -> dict[str, str]:
-        """What tells the portal where to link to."""
+        """The settings that the portal builds its links from."""
         return {
             "LOWTIDE_PROMETHEUS_URL": self.url(PROMETHEUS),
             "LOWTIDE_ALERTMANAGER_URL": self.url(ALERTMANAGER),
         }
 
     def command(self, name: str) -> tuple[str, ...]:
-        """Return how to start it."""
+        """Return the command that starts a program."""
         config = self._folder / f"{name}.yml"
         here = (
             self._programs[name],
@@ -85,19 +85,19 @@ class Monitoring:
             "--log.level=warn",
         )
         if name == ALERTMANAGER:
-            # One of its kind looks for no others.
+            # An empty address disables clustering.
             return (*here, f"--storage.path={self._folder / name}", "--cluster.listen-address=")
         clock = self._clock()
         return (
             *here,
             f"--storage.tsdb.path={self._folder / name}",
             f"--storage.tsdb.retention.time={clock.retention}",
-            # What an earlier run left behind is not news of this one.
+            # A short lookback keeps samples of an earlier run out of this one.
             f"--query.lookback-delta={clock.lookback}",
         )
 
     def prepare(self) -> None:
-        """Write both configurations; raises BadManifest for a file of ours that makes no sense."""
+        """Write both configurations; raises BadManifest for an invalid file in `monitoring/`."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self.follow([])
         clock = self._clock()
@@ -108,7 +108,7 @@ class Monitoring:
         self._write("alertmanager.yml", quiet_routes(routes, clock.longest_wait))
 
     def follow(self, workloads: Iterable[ReplicaSet]) -> None:
-        """Tell Prometheus what runs now: it watches the file."""
+        """Write the running processes to the file that Prometheus watches for targets."""
         if self._folder.is_dir():
             targets = msgspec.json.encode(targets_of(workloads))
             write_atomically(self._folder / "targets.json", targets)
@@ -150,13 +150,13 @@ class Monitoring:
 
 
 def check_programs(options: Options) -> None:
-    """Raise MissingProgram, before anything has started."""
+    """Raise MissingProgram if a program is not installed."""
     _found(PROMETHEUS, options.prometheus)
     _found(ALERTMANAGER, options.alertmanager)
 
 
 def shortened_rules(rules: dict[str, Any], longest_for: str) -> dict[str, Any]:
-    """Return the rules with no alert pending for longer than `longest_for`."""
+    """Return the rules, with every `for` capped at `longest_for`."""
     for group in rules["groups"]:
         for rule in group["rules"]:
             if "for" in rule:
@@ -165,7 +165,7 @@ def shortened_rules(rules: dict[str, Any], longest_for: str) -> dict[str, Any]:
 
 
 def quiet_routes(config: dict[str, Any], longest_wait: str) -> dict[str, Any]:
-    """Return the routes on a shorter clock, to receivers that notify nobody."""
+    """Return the routes with waits capped at `longest_wait` and receivers that do not notify."""
     pending = [config["route"]]
     while pending:
         route = pending.pop()
@@ -179,14 +179,14 @@ def quiet_routes(config: dict[str, Any], longest_wait: str) -> dict[str, Any]:
 
 
 def targets_of(workloads: Iterable[ReplicaSet]) -> list[dict[str, Any]]:
-    """Return each process that runs, with the labels that a pod of a cluster has."""
+    """Return the running processes as scrape targets, with the labels of a pod in a cluster."""
     return [
         {
             "targets": [f"{HOST}:{process.launch.health_port}"],
             "labels": {
                 "namespace": "local",
                 "pod": process.name,
-                # Not the address: the port is another one after each start.
+                # Not the address: the port changes with every start.
                 "instance": process.name,
                 "function": replicas.name,
                 **_pool(replicas.name),
@@ -199,7 +199,7 @@ def targets_of(workloads: Iterable[ReplicaSet]) -> list[dict[str, Any]]:
 
 
 def seconds(duration: str) -> float:
-    """Return the seconds of `1h30m`; raises BadManifest."""
+    """Return the seconds of a duration such as `1h30m`; raises BadManifest."""
     parts = _DURATION.findall(str(duration))
     if not parts or "".join(number + unit for number, unit in parts) != str(duration):
         raise BadManifest(f"monitoring/: {duration!r} is no duration, such as 30s or 1h30m")

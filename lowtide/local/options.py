@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class LocalError(Exception):
-    """An error for the person at the terminal."""
+    """The base of errors that are shown at the terminal."""
 
 
 class AlreadyRunning(LocalError):
-    """Another stack holds this data directory."""
+    """Another stack uses the data directory."""
 
 
 class ForeignFolder(LocalError):
-    """The data directory holds files of something else."""
+    """The data directory holds files that are not Lowtide's."""
 
 
 class PortInUse(LocalError):
-    """Another process listens on a port that the stack was asked to use."""
+    """Another process listens on a port of the stack."""
 
 
 class BadManifest(LocalError):
-    """A file in `knative/` or `keda/` cannot be run as it stands."""
+    """A file in `knative/`, `keda/` or `monitoring/` cannot be run locally."""
 
 
 class MissingProgram(LocalError):
@@ -45,23 +45,25 @@ class StartFailed(LocalError):
 
 
 def default_root() -> Path:
-    """Return the checkout that this package is part of: it holds `knative/` and `functions/`."""
+    """Return the checkout that contains this package, `knative/` and `functions/`."""
     return Path(lowtide.__file__).resolve().parent.parent
 
 
 def default_data_dir() -> Path:
-    """Return `DATA_DIR` of the environment, or the user's own data directory."""
+    """Return `DATA_DIR` of the environment, else Lowtide's directory in the user's data."""
     return Path(os.environ.get("DATA_DIR") or user_data_dir("lowtide")).expanduser()
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One stack. `quiet` keeps the processes' output off the terminal, in `lowtide.log`.
+    """The options of one stack.
 
-    `portal_port` is ten above `port` unless given; `ready_timeout` is in seconds. `prometheus` and
-    `alertmanager` are the programs that `monitoring` runs, when they are not on the PATH. `via` has the ports at which
-    functions, workers and broker reach `postgres` and `broker`, where a proxy stands in front of them. A
-    `synchronous_broker` keeps no event and answers once all subscribers have, as Knative's default does.
+    `quiet` sends the output of processes to `lowtide.log` instead of the terminal. `portal_port`
+    defaults to `port` + 10; `ready_timeout` is in seconds. `prometheus` and `alertmanager` are the
+    programs that `monitoring` runs if they are not on the PATH. `via` maps `postgres` and `broker`
+    to the port of a proxy in front of them, for functions, workers and broker. A
+    `synchronous_broker` stores no event and answers after all subscribers have, as Knative's
+    default channel does.
     """
 
     root: Path = field(default_factory=default_root)
@@ -78,12 +80,12 @@ class Options:
 
     @property
     def base_url(self) -> str:
-        """Where the API answers."""
+        """The base URL of the API."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def portal_url(self) -> str:
-        """Where the portal answers."""
+        """The base URL of the portal."""
         return f"http://127.0.0.1:{self.portal}"
 
     @property
@@ -94,7 +96,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """Where the manifests and the state are, and the port to serve."""
+    """The directories of the manifests and the state, and the port to serve."""
 
     root: Path
     data_dir: Path

@@ -1,7 +1,7 @@
 """TCP ports of the loopback interface, reserved across processes.
 
-The UDP port of the same number is the reservation: the kernel gives it to one process at a time,
-whoever runs it, and takes it back when that process ends, however it ends. Nothing sends on it.
+The UDP port of the same number is the reservation: the kernel binds it to one process at a time, of
+any user, and frees it when that process ends or crashes. Nothing sends on it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ HOST = "127.0.0.1"
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST, _LAST = 20_000, 65_535
 _reserved: dict[int, int] = {}
-"""Ports of this process, with the file descriptor that holds each."""
+"""Ports reserved by this process, with the file descriptor of each reservation."""
 
 
 def free_port() -> int:
     """Reserve a port that nothing listens on, until `release_ports` or the end of this process.
 
-    A process that the port is meant for can bind it at any time, and again after a crash.
+    The process that the port is for can bind it at any time, and again after a crash.
     """
     choice = _choice()
     for port in random.sample(choice, len(choice)):
@@ -35,22 +35,22 @@ def free_port() -> int:
 
 
 def hold_port(port: int) -> None:
-    """Reserve a port that a person chose; no effect when another process has reserved it.
+    """Reserve a port chosen by the user; no effect if another process has reserved it.
 
-    A test that starts a stack chose the stack's port with `free_port`, for instance.
+    A test, for instance, chooses the stack's port with `free_port` before it starts the stack.
     """
     _reserve(port, probe=False)
 
 
 def release_ports(*ports: int) -> None:
-    """Give reserved ports back; a port that is not reserved here is ignored."""
+    """Release reserved ports; ignores ports that this process did not reserve."""
     for port in ports:
         if (descriptor := _reserved.pop(port, None)) is not None:
             os.close(descriptor)
 
 
 def require_free(port: int, hint: str) -> None:
-    """Raise PortInUse, naming the process, when something listens on `port`."""
+    """Raise PortInUse, naming the process, if something listens on `port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -60,9 +60,9 @@ def require_free(port: int, hint: str) -> None:
 
 
 def _choice() -> list[int]:
-    """Return the ports that the system never gives to outgoing connections.
+    """Return the ports outside the range of outgoing connections.
 
-    Those come and go all the time, and would take a port away between two starts of a process.
+    An outgoing connection could take a port between two starts of a process.
     """
     try:
         low, high = map(int, _EPHEMERAL.read_text().split())
@@ -80,7 +80,7 @@ def _reserve(port: int, *, probe: bool = True) -> bool:
                 listener.bind((HOST, port))
         except OSError:
             return False
-        # A bare descriptor: a socket object would warn that it was never closed.
+        # A bare descriptor, as a socket object would warn that it was never closed.
         _reserved[port] = reservation.detach()
     return True
 

@@ -1,4 +1,4 @@
-"""Supervised processes and their readable log."""
+"""Supervised processes and their log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST = 65_536  # a longer line is broken, so that memory stays bounded
 
 
 class Log:
-    """Writes prefixed lines to a file descriptor; `coloured` for a terminal."""
+    """A log of prefixed lines on a file descriptor; `coloured` for a terminal."""
 
     def __init__(self, descriptor: int, *, coloured: bool = False) -> None:
         self._descriptor = descriptor
@@ -39,11 +39,11 @@ class Log:
         self._width = 12
 
     def line(self, name: str, text: str) -> None:
-        """Write one line in one system call; a closed terminal is ignored."""
+        """Write one line in one system call, secrets masked; ignores a closed terminal."""
         self._write(name, masked(text))
 
     def secret(self, name: str, text: str, *, elsewhere: str) -> None:
-        """Write a line with a secret to a terminal, and to a file what else is there to be said."""
+        """Write a line with a secret to a terminal, and `elsewhere` instead to a file."""
         self._write(name, text if os.isatty(self._descriptor) else elsewhere)
 
     def _write(self, name: str, text: str) -> None:
@@ -57,11 +57,11 @@ class Log:
             while data:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
-            # The stack must outlive the terminal or pipe that showed its log.
+            # The stack must outlive the terminal or pipe that it logs to.
             return
 
     async def follow(self, name: str, output: asyncio.StreamReader) -> None:
-        """Write what a process prints until it closes its output."""
+        """Write the output of a process until it is closed."""
         rest = b""
         while chunk := await output.read(_LONGEST):
             *lines, rest = (rest + chunk).split(b"\n")
@@ -82,11 +82,11 @@ FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
 STABLE_AFTER = 10.0
 _PROBE_INTERVAL = 0.05
-_PRIVATE = 0o077  # what a process writes is for its own user alone
+_PRIVATE = 0o077  # umask: only the user of a process can read its files
 
 
 class State(StrEnum):
-    """Where a process stands."""
+    """The state of a process."""
 
     STARTING = "starting"
     READY = "ready"
@@ -97,9 +97,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One start of a process; ports are chosen anew for each.
+    """One start of a process; each start may choose new ports.
 
-    `before` runs before the command starts, `after` once it has ended or could not be started.
+    `before` runs before the command starts, `after` once it has ended or failed to start.
     """
 
     command: tuple[str, ...]
@@ -114,11 +114,10 @@ class Launch:
 
 
 class Process:
-    """Keeps one command running until it is stopped.
+    """A command that is restarted until it is stopped.
 
-    `plan` makes each launch; `changed` is called after every change of state. The child leads a
-    session of its own, so that Ctrl-C reaches only the supervisor, and its whole group can be
-    ended.
+    `plan` makes each launch; `changed` is called after every change of state. The child leads its
+    own session, so that Ctrl-C reaches only the supervisor and the whole group can be killed.
     """
 
     def __init__(
@@ -146,11 +145,11 @@ class Process:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start, and keep running in the background."""
+        """Start the command, and keep it running in the background."""
         self._task = asyncio.create_task(self._run(), name=self.name)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Ask the process to end, wait up to `grace` seconds, then kill; returns once it is gone."""
+        """Signal the process to end and wait; kill it after `grace` seconds."""
         self._stop.set()
         if self._task is not None:
             limit = self.grace if grace is None else min(grace, self.grace)
@@ -162,13 +161,13 @@ class Process:
         self._move(State.STOPPED)
 
     def kill(self) -> None:
-        """End the whole process group at once; it is not started again after `stop`."""
+        """Kill the whole process group; the process restarts unless `stop` was called."""
         if self.pid is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def status(self) -> ProcessStatus:
-        """Return what the state file says of this process."""
+        """Return the entry of this process in the state file."""
         return ProcessStatus(
             name=self.name,
             pid=self.pid,
@@ -242,7 +241,7 @@ class Process:
         finally:
             for helper in helpers:
                 helper.cancel()
-            # A killed parent leaves its workers behind, holding ports and pipes.
+            # A killed parent's own children live on, and keep ports and pipes open.
             self.kill()
             self.pid = None
         await asyncio.gather(*helpers, return_exceptions=True)
@@ -271,10 +270,10 @@ class Process:
 
 @asynccontextmanager
 async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """Yield the reader of a pipe and its other end, for the caller to close.
+    """Yield the reader of a pipe and its write end; the caller closes the write end.
 
-    asyncio's own pipe is no use: `wait` of a process then waits for all who hold the pipe, such as a
-    database's backend that outlives a killed postmaster.
+    With asyncio's own pipe, `wait` of a process waits for every process that has the pipe open,
+    such as a PostgreSQL backend that outlives a killed postmaster.
     """
     read_end, write_end = os.pipe()
     reader = asyncio.StreamReader()
@@ -288,7 +287,7 @@ async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
 
 
 def _tied_to_us(command: tuple[str, ...], stop_signal: signal.Signals) -> tuple[str, ...]:
-    # The kernel then ends the child when the supervisor is killed.
+    # With setpriv, the kernel signals the child if the supervisor is killed.
     if sys.platform == "linux" and (setpriv := shutil.which("setpriv")):
         return (setpriv, "--pdeathsig", stop_signal.name.removeprefix("SIG"), "--", *command)
     return command

@@ -1,4 +1,4 @@
-"""Rendering a kustomization: what `kubectl kustomize` prints, for what the overlays use."""
+"""Kustomization rendering as by `kubectl kustomize`, for the features that the overlays use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-# What Kubernetes merges by which field; custom resources have no such lists.
+# Lists that Kubernetes merges by a key; custom resources have no such lists.
 _MERGE_KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -30,13 +30,16 @@ _CORE_GROUPS = frozenset(["", "apps", "batch", "networking.k8s.io", "policy"])
 
 
 def group_of(document: Mapping[str, Any]) -> str:
-    """Return the API group; the core's is empty."""
+    """Return the API group; empty for the core group."""
     group, slash, _ = str(document.get("apiVersion", "")).partition("/")
     return group if slash else ""
 
 
 def matches(target: Mapping[str, str], document: Document) -> bool:
-    """Whether a patch's target selects this object; names are anchored regular expressions."""
+    """Return True if a patch's target selects the object.
+
+    Kind and name are anchored regular expressions. Raises BadManifest for an unknown field.
+    """
     unknown = set(target) - {"group", "kind", "name", "labelSelector"}
     if unknown:
         raise BadManifest(f"A patch's target by {', '.join(sorted(unknown))} is not understood")
@@ -53,7 +56,7 @@ def matches(target: Mapping[str, str], document: Document) -> bool:
 
 
 def merge(document: Document, patch: Document) -> Document:
-    """Return the object under a strategic merge patch."""
+    """Return the object with a strategic merge patch applied."""
     core = group_of(document) in _CORE_GROUPS
     return _merged(document, patch, "", core=core)
 
@@ -87,7 +90,7 @@ def _merged_list(old: list[Any], new: list[Any], key: str, path: str) -> list[An
 
 
 def apply_operations(document: Document, operations: list[Document]) -> Document:
-    """Return the object under a JSON patch of `replace` operations."""
+    """Return the object with a JSON patch of `replace` operations applied."""
     found = copy.deepcopy(document)
     for operation in operations:
         if operation.get("op") != "replace":
@@ -99,7 +102,7 @@ def apply_operations(document: Document, operations: list[Document]) -> Document
             for key in keys[:-1]:
                 place = place[int(key) if isinstance(place, list) else key]
             last = int(keys[-1]) if isinstance(place, list) else keys[-1]
-            place[last]  # as RFC 6902 says: what is replaced must be there
+            place[last]  # RFC 6902: the target of a replace must exist
         except (KeyError, IndexError, ValueError, TypeError):
             name = f"{found['kind']} {found['metadata']['name']}"
             raise BadManifest(f"{name} has nothing at {pointer} to replace") from None
@@ -124,7 +127,7 @@ _CLUSTER_SCOPED = frozenset(["Namespace", "PriorityClass", "ClusterRole", "Clust
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One object, and the file it came from."""
+    """An object and the file that it came from."""
 
     document: Document
     origin: Path
@@ -133,7 +136,7 @@ class Resource:
 def render(folder: Path) -> list[Resource]:
     """Return every object of a kustomization, in the order of its files.
 
-    Raises BadManifest, naming the file, for what is missing or not understood.
+    Raises BadManifest, naming the file, for a missing file or an unsupported feature.
     """
     found = _accumulate(folder, [])
     seen = set()
@@ -148,7 +151,7 @@ def render(folder: Path) -> list[Resource]:
 
 
 def documents(path: Path) -> list[Document]:
-    """Return the objects of one YAML file; raises BadManifest when it cannot be read."""
+    """Return the objects of one YAML file; raises BadManifest if it cannot be read."""
     return [document for document in _anything(path) if isinstance(document, dict)]
 
 
@@ -160,7 +163,7 @@ def _anything(path: Path) -> list[Any]:
 
 
 def parsed(text: str) -> list[Any]:
-    """Return the documents of a YAML text, by libyaml where it is there."""
+    """Return the documents of a YAML text; uses libyaml if available."""
     return list(yaml.load_all(text, _LOADER))
 
 
@@ -206,7 +209,7 @@ def _patched(given: list[Resource], folder: Path, patch: Document) -> list[Resou
         raise BadManifest(f"{folder}: a patch needs a path, and may have a target")
     path = folder / patch["path"]
     found = given
-    # A JSON patch is a document that is a list; merge patches are documents, one an object.
+    # A document that is a list is a JSON patch; one that is a mapping is a merge patch.
     for one in _anything(path):
         target = patch.get("target") or _target_of(one, path)
         chosen = [matches(target, resource.document) for resource in found]
@@ -234,7 +237,7 @@ def _apply(resource: Resource, patch: Any, path: Path) -> Document:
     try:
         if isinstance(patch, list):
             return apply_operations(document, patch)
-        # The name in a patch with a target says nothing.
+        # A merge patch's kind, name and namespace only select its target.
         body = {name: value for name, value in patch.items() if name not in {"kind", "apiVersion"}}
         body["metadata"] = {
             name: value
@@ -255,7 +258,7 @@ def _in_namespace(resource: Resource, namespace: str) -> Resource:
 
 
 def _rename_image(place: object, image: Document) -> None:
-    """Rename images in every list of containers, however deep."""
+    """Rename images in every list of containers, at any depth."""
     if isinstance(place, dict):
         for name, value in place.items():
             if name in {"containers", "initContainers"} and isinstance(value, list):

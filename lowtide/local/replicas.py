@@ -1,4 +1,4 @@
-"""Replicas of a workload, scaled by its ScaledObject."""
+"""The replicas of a workload, and the scaler that sets their count."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class ReplicaSet:
-    """Starts and stops replicas; those on their way out stay listed until they are gone.
+    """The replicas of one workload; a stopping replica stays listed until it has ended.
 
-    `make` makes a replica of a name, `changed` is called when one has left the list.
+    `make` creates a replica by name; `changed` is called when one has left the list.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class ReplicaSet:
 
     @property
     def wanted(self) -> int:
-        """The number of replicas that are to run."""
+        """The desired number of replicas."""
         return len(self.active)
 
     @property
     def processes(self) -> list[Process]:
-        """Every process that may still live."""
+        """Every process that may still run."""
         return [*self.active, *self.leaving]
 
     def scale(self, count: int) -> None:
-        """Start replicas, or let the newest ones finish their work and end."""
+        """Start replicas, or stop the newest ones gracefully."""
         while len(self.active) < count:
             process = self._make(self._free_name())
             self.active.append(process)
@@ -67,13 +67,13 @@ class ReplicaSet:
             task.add_done_callback(self._stops.discard)
 
     async def stop(self) -> None:
-        """Stop all replicas; returns once they are gone."""
+        """Stop all replicas, and wait until they have ended."""
         self.scale(0)
         while self._stops:
             await asyncio.wait(list(self._stops))
 
     def addresses(self) -> list[str]:
-        """Return the base URLs of the replicas that are ready."""
+        """Return the base URLs of the ready replicas."""
         return [
             f"http://127.0.0.1:{process.launch.port}"
             for process in self.active
@@ -99,7 +99,7 @@ class ReplicaSet:
 
 
 class Scaler:
-    """One ScaledObject and the replicas it owns."""
+    """One ScaledObject and the replicas that it scales."""
 
     def __init__(
         self, scaler: ScaledObject, connection: str, replicas: ReplicaSet, log: Log
@@ -108,7 +108,7 @@ class Scaler:
         self._replicas = replicas
         self._log = log
         self._query = text(self.policy.query)
-        # One connection is kept open, as KEDA does; the ping notices a restarted server.
+        # One connection stays open, as in KEDA; the ping detects a restarted server.
         self._engine = engine_of(
             make_url(connection),
             pool_size=1,
@@ -140,12 +140,12 @@ class Scaler:
         self._engine.dispose()
 
     def read(self) -> float | None:
-        """Return the metric; None when the database does not answer."""
+        """Return the metric; None if the database does not answer."""
         try:
             with self._engine.connect() as connection:
                 value = connection.scalar(self._query)
         except Exception as error:  # noqa: BLE001 - without this loop no worker would start
-            # The driver raises odd errors when a server dies under it.
+            # The driver raises errors of other types when the server dies.
             if not isinstance(error, SQLAlchemyError):
                 self._log.line("autoscaler", f"{self._replicas.name}: {error!r}")
                 self._engine.dispose()
@@ -154,7 +154,10 @@ class Scaler:
 
 
 def connection_of(scaler: ScaledObject, manifests: Manifests, secrets: Values) -> str:
-    """Return the database address that the scaler's TriggerAuthentication points at."""
+    """Return the database URL that the scaler's TriggerAuthentication refers to.
+
+    Raises BadManifest if there is none.
+    """
     name = scaler.metadata.name
     reference = scaler.spec.triggers[0].authentication_ref
     for authentication in manifests.all(TriggerAuthentication):

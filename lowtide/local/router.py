@@ -1,7 +1,6 @@
-"""One port for the whole API: `python -m lowtide.local.router`, driven by the route manifest.
+"""One port for the whole API, routed by the HTTPRoutes: `python -m lowtide.local.router`.
 
-Bodies stream both ways in constant memory; headers pass through as they are, but for the
-hop-by-hop ones.
+Bodies stream both ways in constant memory; all but the hop-by-hop headers pass unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from lowtide.local.manifests import RouteMatch, RouteRule
 
 
-PATIENCE = 3.0  # seconds that a request waits for a backend that restarts
+PATIENCE = 3.0  # seconds that a request waits for a restarting backend
 _RETRY_INTERVAL = 0.05
 _BUFFER = 1 << 20
 _HOP_BY_HOP = frozenset(
@@ -56,12 +55,12 @@ _HOP_BY_HOP = frozenset(
         "proxy-connection",
     ]
 )
-# aiohttp would add these where the caller or the backend sent none.
+# aiohttp adds these to a request that the caller sent without them.
 _NOT_OURS_TO_ADD = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 
 class Routes:
-    """Chooses a backend by path and method, with the Gateway API's precedence."""
+    """Backends by path and method, with the Gateway API's precedence."""
 
     def __init__(self, rules: list[RouteRule]) -> None:
         self._matches = sorted(
@@ -75,7 +74,7 @@ class Routes:
         )
 
     def find(self, method: str, path: str) -> str | None:
-        """Return the backend's name; None when no rule matches."""
+        """Return the backend's name; None if no rule matches."""
         for match, backend in self._matches:
             if match.method in (None, method) and _path_matches(match, path):
                 return backend
@@ -105,7 +104,7 @@ class Router:
 
     async def __aenter__(self) -> Router:
         self._session = ClientSession(
-            # A kept connection may be closed by its backend just as a request is sent on it.
+            # A backend may close a kept-alive connection just as a request is sent on it.
             connector=TCPConnector(limit=0, force_close=True),
             timeout=ClientTimeout(total=None, sock_connect=5),
             auto_decompress=False,
@@ -121,7 +120,7 @@ class Router:
             await self._session.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request with its backend's response."""
+        """Answer with the backend's response: 404 without a route, 503 without a backend."""
         path = request.raw_path.partition("?")[0]
         backend = self._routes.find(request.method, path)
         if backend is None:
@@ -139,7 +138,7 @@ class Router:
             return await _relay(request, upstream)
 
     async def _send(self, request: web.BaseRequest, backend: str) -> ClientResponse | None:
-        """Send to a replica; waits for one that takes connections, while nothing was sent."""
+        """Send to a replica; retries until one accepts the connection, None after `patience`."""
         deadline = asyncio.get_running_loop().time() + self._patience
         headers = _end_to_end(request.headers)
         headers["X-Forwarded-For"] = request.remote or ""
@@ -163,11 +162,11 @@ class Router:
 
 async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
     if request.headers.get("Expect", "").lower() == "100-continue":
-        # Only now has a backend been reached, so only now should the caller send.
+        # The backend is connected, so the caller may now send the body.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     else:
-        # The head goes out with the first piece: a backend may refuse what has no byte yet.
+        # The empty chunk sends the head at once: a backend may refuse before any body arrives.
         yield b""
     while chunk := await request.content.readany():
         yield chunk
@@ -182,7 +181,7 @@ async def _relay(request: web.BaseRequest, upstream: ClientResponse) -> web.Stre
         while chunk := await upstream.content.readany():
             await response.write(chunk)
     except ClientConnectionError:
-        # The status is sent already: only a broken connection can still say that bytes are missing.
+        # The status is already sent: only a broken connection can signal missing bytes.
         if request.transport is not None:
             request.transport.abort()
         raise

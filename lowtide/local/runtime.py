@@ -1,4 +1,4 @@
-"""Starts, stops and describes the stack: what `lowtide up`, `down` and `status` call.
+"""Start, stop and status of the stack, as in `lowtide up`, `down` and `status`.
 
 Example:
     status = up_detached(Options(port=8080))
@@ -42,8 +42,8 @@ _LARGEST_LOG = 20_000_000
 _TAIL = 4_000
 _POLL = 0.05
 
-# The supervisors that this process started, by data directory: Python warns of a child that is
-# forgotten before it is waited for, and an ended one stays a zombie until then.
+# The supervisors that this process started, by data directory. Each must be waited for: Python
+# warns about a child that is collected earlier, and an ended child stays a zombie.
 _daemons: dict[Path, subprocess.Popen[bytes]] = {}
 
 
@@ -76,7 +76,7 @@ def up_detached(options: Options) -> Status:
     check_user(os.environ)
     if options.monitoring:
         check_programs(options)
-    # What a killed supervisor left may hold the port still.
+    # Processes of a killed supervisor may still listen on the port.
     state.reap(data_dir)
     _wait_for_daemon(data_dir, options.ready_timeout)
     require_free(options.port, "choose another: PORT=8090 make up")
@@ -103,9 +103,9 @@ def up_detached(options: Options) -> Status:
 
 
 def down(data_dir: Path, timeout: float = 45.0) -> bool:
-    """Stop the stack of `data_dir` gracefully, or kill what is left after `timeout` seconds.
+    """Stop the stack of `data_dir` gracefully; kill it after `timeout` seconds.
 
-    Returns whether anything was running.
+    Return True if anything was running.
     """
     last = state.read(data_dir)
     if last is None:
@@ -128,13 +128,13 @@ def down(data_dir: Path, timeout: float = 45.0) -> bool:
 
 
 def _wait_for_daemon(data_dir: Path, timeout: float) -> None:
-    """Collect the exit status of the supervisor that this process started; it is ending or has ended."""
+    """Wait for the ending supervisor of `data_dir`, if this process started it."""
     if child := _daemons.pop(data_dir.resolve(), None):
         child.wait(timeout)
 
 
 def status(data_dir: Path) -> Status | None:
-    """Return the running stack of `data_dir`; None when there is none."""
+    """Return the running stack of `data_dir`; None if there is none."""
     found = state.read(data_dir)
     return found if found is not None and state.supervisor(found) is not None else None
 
@@ -197,9 +197,9 @@ def _command(options: Options) -> list[str]:
 
 
 def _prepared(data_dir: Path) -> Path:
-    """Make the data directory; raises ForeignFolder for one that holds other files.
+    """Create the data directory; raises ForeignFolder if it holds other files.
 
-    The mode of a folder that is there already is its owner's choice: everything inside is private.
+    An existing directory keeps its mode, as everything inside is private.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
@@ -248,7 +248,7 @@ def _log(options: Options, data_dir: Path) -> Iterator[Log]:
 def _rotated(log: Path) -> Path:
     if log.exists() and log.stat().st_size > _LARGEST_LOG:
         log.replace(log.with_suffix(".log.1"))
-    log.touch(mode=0o600)  # it names the API key
+    log.touch(mode=0o600)  # private, like every file of the data directory
     return log
 
 

@@ -1,4 +1,4 @@
-"""The whole stack: what runs, in which order it starts and stops, and what is known of it."""
+"""The whole stack: its processes, their start and stop order, and their status."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from lowtide.local.workloads import Workload
 
 
-_HOPELESS = 4  # crashes before it was ever ready
+_HOPELESS = 4  # crashes of a process before it was ever ready
 _POLL = 0.05
-_COLD_START_SECONDS = "15"  # KEDA's poll and a process start, where a cluster boots a node
+_COLD_START_SECONDS = "15"  # KEDA's poll and a process start; a cluster also boots a node
 
 
 class Stack:
-    """One running stack; `start`, then `stop`. `kill` ends everything at once."""
+    """One stack; call `start`, then `stop`. `kill` ends every process at once."""
 
     def __init__(self, options: Options, log: Log) -> None:
         self._options = options
@@ -76,7 +76,7 @@ class Stack:
         self._me = psutil.Process()
 
     async def start(self) -> None:
-        """Start everything and wait until it is ready; raises StartFailed when it does not."""
+        """Start everything and wait until it is ready; raises StartFailed if it is not in time."""
         self._session = ClientSession(timeout=ClientTimeout(total=2))
         self._changed()
         await asyncio.to_thread(self._cluster.prepare)
@@ -97,7 +97,7 @@ class Stack:
         self._changed()
 
     async def stop(self) -> None:
-        """Stop in order: workers and functions, then the ways in, PostgreSQL last."""
+        """Stop workers and functions, then portal, router, broker and monitoring, then PostgreSQL."""
         self._ready = False
         for task in self._scaling:
             task.cancel()
@@ -120,12 +120,12 @@ class Stack:
         self._log.line("lowtide", "stopped")
 
     def kill(self) -> None:
-        """End every process at once; what was in hand is taken up after the next start."""
+        """Kill every process at once; claimed requests are claimed again after the next start."""
         for process in self._processes():
             process.kill()
 
     def status(self) -> state.Status:
-        """Return what runs at the moment."""
+        """Return the current status."""
         return state.Status(
             base_url=self._options.base_url,
             portal_url=self._options.portal_url,
@@ -178,7 +178,7 @@ class Stack:
         ]
 
     def _via(self, name: str, port: int) -> int:
-        """Return the port at which others reach a process that listens on `port`."""
+        """Return the port of the proxy in front of a process, else its own `port`."""
         return self._options.via.get(name, port)
 
     def _kubernetes_secrets(self) -> environment.Values:
@@ -274,7 +274,7 @@ class Stack:
             "LOWTIDE_HEALTH_PORT": str(health_port),
             "LOWTIDE_PORTAL_PORT": str(self._options.portal),
             "LOWTIDE_PORTAL_HOST": HOST,
-            # As Kubernetes names a pod to itself.
+            # Kubernetes sets HOSTNAME to the pod's name.
             "HOSTNAME": name,
         }
         manifest = environment.manifest_environment(
@@ -297,7 +297,7 @@ class Stack:
         )
 
     def _defaults(self, workload: Workload) -> dict[str, str]:
-        """Return what fits this machine, unless the user says otherwise."""
+        """Return the defaults for this machine, which the user's settings override."""
         return {
             "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
             "LOWTIDE_LOG_FORMAT": "text",
@@ -322,7 +322,7 @@ class Stack:
 
 
 def _is_front(workload: Workload) -> bool:
-    """Whether people reach this workload at a port of its own: the portal."""
+    """Return True for the portal, which users reach at its own fixed port."""
     return workload.name == "portal"
 
 

@@ -1,4 +1,4 @@
-"""The processes that run, in a file that outlives the supervisor."""
+"""The state file of the running processes, which outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POSTGRES = "postgres"
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One process; `created` is its start in Unix seconds, which tells a reused pid."""
+    """One process; `created`, its start in Unix seconds, distinguishes it from a reused pid."""
 
     name: str
     pid: int | None
@@ -33,14 +33,14 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
 
     def running(self) -> psutil.Process | None:
-        """Return the live process, unless it ended or the pid is another's by now."""
+        """Return the live process; None if it ended or its pid was reused."""
         return _same(self.pid, self.created)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole stack; `api_key` is the local default's, `portal_password` its operator's.
+    """A whole stack; `api_key` is the default tenant's, `portal_password` the operator's.
 
-    The last two are empty without monitoring.
+    The last two fields are empty without monitoring.
     """
 
     base_url: str
@@ -60,18 +60,18 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self)).decode()
 
     def to_dict(self) -> dict[str, object]:
-        """Return the status as plain values."""
+        """Return the status as built-in types."""
         return cast("dict[str, object]", msgspec.to_builtins(self))
 
 
 def write(data_dir: Path, status: Status) -> None:
-    """Replace the state file; what is secret is left out."""
+    """Replace the state file; omits the secrets."""
     content = msgspec.json.encode(msgspec.structs.replace(status, api_key="", portal_password=""))
     write_atomically(data_dir / STATE, content, mode=0o600)
 
 
 def read(data_dir: Path) -> Status | None:
-    """Return the last state written, whether or not anything of it still runs."""
+    """Return the last state written, even of a stopped stack; None if there is none."""
     path = data_dir / STATE
     try:
         status = msgspec.json.decode(path.read_bytes(), type=Status)
@@ -91,14 +91,14 @@ def forget(data_dir: Path) -> None:
 
 
 def supervisor(status: Status) -> psutil.Process | None:
-    """Return the live supervisor of this state."""
+    """Return the supervisor if it is alive."""
     return _same(status.pid, status.created)
 
 
 def reap(data_dir: Path, grace: float = 5.0) -> list[str]:
-    """End what an earlier, killed supervisor left running; returns the names.
+    """End the processes that a killed supervisor left running; return their names.
 
-    PostgreSQL goes last, so that the others can hand their work back.
+    PostgreSQL ends last, so that workers can release their requests.
     """
     status = read(data_dir)
     if status is None:
@@ -126,7 +126,7 @@ def _end(recorded: list[ProcessStatus], *, written: float, grace: float) -> list
 
 
 def _kill_group(leader: int, written: float) -> None:
-    """Kill members of the group that were there when the state was written, and no others."""
+    """Kill the members of the group that existed when the state was written, and no others."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.getpgid(process.pid) == leader and process.create_time() <= written + 1:

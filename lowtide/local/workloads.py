@@ -1,4 +1,4 @@
-"""The workloads that the manifests describe, flattened for one machine."""
+"""The workloads of the manifests, flattened for one machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ P = TypeVar("P", bound=kinds.Part)
 
 
 class Manifests:
-    """The manifests that one machine can honour, in the order the kustomizations list them."""
+    """The manifests that one machine supports, in the order of the kustomizations."""
 
     def __init__(self, objects: list[kinds.Part]) -> None:
         self._objects = objects
@@ -45,7 +45,7 @@ class Manifests:
 
 
 def load(root: Path) -> Manifests:
-    """Read what the overlay for development renders to; other kinds are skipped.
+    """Render the development overlay and read its objects; other kinds are skipped.
 
     Raises BadManifest, naming the file and the field.
     """
@@ -70,9 +70,9 @@ _LONGEST_GRACE = 25.0
 class Workload:
     """Replicas of one container.
 
-    `services` are the names that events and requests reach it by, `replicas` the count to start
-    with, `scaled` whether a ScaledObject moves that count; `ready_path` is None where readiness
-    means that the port takes connections. `grace` is in seconds.
+    `services` are the names that events and requests are routed by; `replicas` is the initial count,
+    and `scaled` is True if a ScaledObject changes it. Without a `ready_path`, a replica is ready
+    once its port accepts connections. `grace` is in seconds.
     """
 
     name: str
@@ -102,7 +102,7 @@ def workloads(manifests: Manifests) -> list[Workload]:
 
 def _function(service: kinds.KnativeService) -> Workload:
     template = service.spec.template
-    # Nothing scales from zero here: a laptop should answer its first request at once.
+    # At least one replica, so that a laptop answers its first request without a cold start.
     least = max(1, int(template.metadata.annotations.get(MIN_SCALE, "1")))
     return Workload(
         name=service.metadata.name,

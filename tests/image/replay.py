@@ -124,10 +124,17 @@ class Replay:
             into = place / found.name if target.endswith("/") else place
             into.parent.mkdir(parents=True, exist_ok=True)
             if found.is_dir():
-                skipped = None if stage else shutil.ignore_patterns("__pycache__", "*.pyc")
+                skipped = None if stage else self._left_out
                 shutil.copytree(found, into, symlinks=True, ignore=skipped)
             else:
                 shutil.copy2(found, into)
+
+    def _left_out(self, folder: str, names: list[str]) -> set[str]:
+        """Return what `.dockerignore` keeps out of a folder of the context."""
+        rules = (self._context / ".dockerignore").read_text().split("\n")
+        place = Path(folder).relative_to(self._context)
+        found = shutil.ignore_patterns("__pycache__", "*.pyc")(folder, names)
+        return found | {name for name in names if str(place / name) in rules}
 
     def _allowed(self, source: str) -> Path:
         """Return a file of the context, if `.dockerignore` lets it in."""
