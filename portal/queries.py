@@ -1,4 +1,4 @@
-"""Filters of batches, requests and dead letters, as addresses of pages hold them."""
+"""Filters of batches, requests and dead letters in page URLs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True)
 class BatchQuery:
-    """What a visitor chose or linked to; what an address says wrongly is left out of it."""
+    """The filters, order and cursor of the batch list; invalid URL parameters are ignored."""
 
     statuses: tuple[BatchStatus, ...] = ()
     sla: tuple[SlaState, ...] = ()
@@ -43,7 +43,7 @@ class BatchQuery:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
-        """Return the query of an address."""
+        """Parse URL parameters."""
         order = _choices(BatchOrder, parameters.get("order", ""))
         return cls(
             statuses=_choices(BatchStatus, parameters.get("status", "")),
@@ -56,11 +56,11 @@ class BatchQuery:
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is left out."""
+        """True if any filter is set."""
         return bool(self.statuses or self.sla or self.user or self.tenant)
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         parameters = {
             "status": ",".join(self.statuses),
             "sla": ",".join(self.sla),
@@ -73,7 +73,7 @@ class BatchQuery:
         return f"{PATH}?{said}" if said else PATH
 
     def filter(self, tenants: Mapping[TenantId, str]) -> BatchFilter:
-        """Return the batches that are meant; raises NotFound for a tenant that is not there."""
+        """Return the filter with the tenant's id; raises NotFound for an unknown tenant."""
         chosen = None
         if self.tenant:
             named = [tenant for tenant, name in tenants.items() if name == self.tenant]
@@ -83,12 +83,12 @@ class BatchQuery:
         return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, chosen)
 
     def at_first_page(self) -> BatchQuery:
-        """Return the same from its beginning."""
+        """Return the same query at its first page."""
         return replace(self, after=None)
 
 
 def clean(text: str) -> str:
-    """Return what PostgreSQL can compare with."""
+    """Return text that PostgreSQL accepts: without U+0000, stripped, at most 256 characters."""
     return text.replace("\x00", "").strip()[:_LONGEST]
 
 
@@ -107,9 +107,9 @@ def _mark(text: str) -> BatchMark | None:
 
 @dataclass(frozen=True, slots=True)
 class LineQuery:
-    """Which of a batch's requests a page shows, and which it looks into.
+    """The requests of a batch that a page shows.
 
-    `custom_id` is how theirs begin.
+    `custom_id` is a prefix; `line` is the line of the request that is open in the drawer.
     """
 
     batch: BatchId
@@ -120,7 +120,7 @@ class LineQuery:
 
     @classmethod
     def read(cls, batch: BatchId, parameters: Mapping[str, str]) -> LineQuery:
-        """Return the query of an address; what it says wrongly is left out."""
+        """Parse URL parameters; invalid ones are ignored."""
         status = _choices(RequestStatus, parameters.get("status", ""))
         return cls(
             batch,
@@ -131,7 +131,7 @@ class LineQuery:
         )
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         parameters = {
             "status": "" if self.status is None else self.status.value,
             "custom_id": self.custom_id,
@@ -157,7 +157,7 @@ _LONGEST_FIELD: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class LetterQuery:
-    """What a visitor typed or linked to; nothing of it is checked before `filter`."""
+    """The filters of the dead letters; `filter` validates them."""
 
     tenant: str = ""
     batch: str = ""
@@ -166,7 +166,7 @@ class LetterQuery:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> LetterQuery:
-        """Return the query of an address."""
+        """Parse URL parameters."""
         return cls(
             tenant=parameters.get("tenant", "")[:_LONGEST_FIELD],
             batch=parameters.get("batch_id", "").strip()[:_LONGEST_FIELD],
@@ -175,7 +175,7 @@ class LetterQuery:
         )
 
     def filter(self) -> LetterFilter:
-        """Return the letters that are meant; raises InvalidRequest."""
+        """Return the validated filter; raises InvalidRequest."""
         batch = parse_batch_id(self.batch) if self.batch else None
         if self.batch and batch is None:
             raise InvalidRequest(f"{self.batch[:100]!r} is not the id of a batch: use batch_….")
@@ -187,14 +187,14 @@ class LetterQuery:
         return LetterFilter(batch, self.code or None, state)
 
     def chosen_tenant(self, tenants: Mapping[TenantId, str]) -> TenantId:
-        """Return the tenant that is meant, the first one without a name; raises NotFound."""
+        """Return the named tenant, the first one if no name is set; raises NotFound."""
         for tenant, name in tenants.items():
             if self.tenant in ("", name):
                 return tenant
         raise NotFound(f"No tenant {self.tenant[:100]!r}.")
 
     def address(self, path: str, **more: str) -> str:
-        """Return a link that shows the same; what is as usual is left out."""
+        """Return the URL of this query without default values; `more` are further parameters."""
         parts = {
             **more,
             "tenant": self.tenant,

@@ -36,24 +36,24 @@ NAME_HEADER: Final = "X-File-Name"
 
 
 class Arrivals:
-    """Passes the bytes of a request to an open page as they come: nothing is kept on this machine."""
+    """Streams upload bodies to open pages; nothing is stored on this machine."""
 
     def __init__(self) -> None:
         self._takers: dict[str, Take] = {}
 
     def install(self) -> None:
-        """Serve the way in."""
+        """Register the upload route."""
         app.add_route(PATH, self._arrive, methods=["POST"])
 
     def expect(self, take: Take) -> str:
-        """Return the word that leads files to the page that is being built, until it is closed."""
+        """Return a token that routes uploads to the page being built until it is closed."""
         word = secrets.token_urlsafe(16)
         self._takers[word] = take
         ui.context.client.on_delete(lambda: self._takers.pop(word, None))
         return word
 
     async def _arrive(self, request: Request) -> Response:
-        """Take a file: its bytes are the body, its name a header."""
+        """Receive a file: the body holds its bytes, a header its name."""
         visitor = visitor_of(request.session)
         take = self._takers.get(request.headers.get(PAGE_HEADER, ""))
         if visitor is None or take is None:
@@ -78,9 +78,9 @@ async def receive(
     told: Callable[[Checked], None],
     actor: str,
 ) -> tuple[StoredFile, Checked]:
-    """Store and check a file as it comes; `told` hears what is known after about every megabyte.
+    """Store and check a file while it arrives; call `told` with the progress about every MiB.
 
-    Raises what uploading raises; then nothing is left behind.
+    Raises the errors of an upload, and then leaves nothing behind.
     """
     async with _opened(files, tenant, actor) as upload:
         async for chunk in _gathered(sent):
@@ -91,7 +91,7 @@ async def receive(
 
 
 async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in fewer pieces: each costs a change of threads."""
+    """Yield the same bytes in fewer pieces: each costs a thread switch."""
     held = bytearray()
     async for piece in pieces:
         held += piece
@@ -134,9 +134,9 @@ _HEADERS: Final = (
 
 
 class DropZone:
-    """Sends one file after the other, by dropping or choosing, to the page that `word` leads to.
+    """A drop zone and file picker; uploads one file at a time to the page that `word` routes to.
 
-    `most` is in bytes.
+    `most` is the max file size in bytes.
     """
 
     def __init__(self, word: str, *, most: int) -> None:
@@ -149,7 +149,7 @@ class DropZone:
         ).props("flat bordered send-raw accept=.jsonl,.ndjson,.json,.txt")
         self._upload.props["url"] = PATH
         self._upload.props[":headers"] = _HEADERS % word
-        # Not before the answer: a reset takes back what is on its way.
+        # Reset only after the response: a reset aborts a running upload.
         for event in ("uploaded", "failed"):
             self._upload.on(event, self._upload.reset, args=[])
         self._upload.classes("drop-zone")

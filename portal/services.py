@@ -1,4 +1,4 @@
-"""The App of the portal, the services for its visitors, and calls beside the event loop."""
+"""The portal's App and services, and blocking calls off the event loop."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ def lowtide() -> App:
 
 
 def services_for(visitor: Visitor) -> Services:
-    """Return the services with a visitor's rights; raises Unavailable where no tenant can be read."""
+    """Return the services with a principal's rights.
+
+    Raises Unavailable for a tenant's principal while no database URL for tenants is set.
+    """
     return lowtide().services_for(visitor)
 
 
 def tenants_for(visitor: Visitor) -> Mapping[TenantId, str]:
-    """Return the names of the tenants that a visitor may choose from, by name; reads the database.
+    """Return the tenants that a principal may choose from, sorted by name; reads the database.
 
-    Nobody chooses who signed in for one tenant.
+    A principal of one tenant has no choice: its tenant comes with an empty name.
     """
     if visitor.tenant is not None:
         return {visitor.tenant: ""}
@@ -39,8 +42,8 @@ def tenants_for(visitor: Visitor) -> Mapping[TenantId, str]:
 
 
 async def in_thread(call: Callable[[], _Result]) -> _Result:
-    """Return what a blocking call returns; raises what it raises."""
-    # NiceGUI's pool, unlike asyncio's own, is not waited for when the portal stops.
+    """Run a blocking call in a thread; raises CancelledError if the portal stops."""
+    # Shutdown does not wait for NiceGUI's thread pool, unlike asyncio's default executor.
     done = await run.io_bound(lambda: (call(),))
     if done is None:
         raise asyncio.CancelledError

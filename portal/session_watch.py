@@ -1,4 +1,4 @@
-"""Closing the open pages of sessions that have ended."""
+"""Closing of the open pages of ended sessions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from lowtide.tenants.sign_in import Entrance
 
 
-# The browser gets this long to hear that it is to leave; then the page answers nothing any more.
+# Seconds for the browser to receive the redirect before the page is deleted.
 _GRACE: Final = 1.0
 
 
 class SessionWatch:
-    """Looks at the sessions of all open pages at once, with every turn of the poller.
+    """Checks the sessions of all open pages on every turn of the poller.
 
-    What is asked for by HTTP, the guard checks by itself.
+    The guard checks HTTP requests.
     """
 
     def __init__(self, entrance: Entrance) -> None:
@@ -34,9 +34,9 @@ class SessionWatch:
         self._leaving: set[str] = set()
 
     async def check(self) -> None:
-        """Close the pages of sessions that are over; while nobody can tell of a key, its pages stay.
+        """Close the pages of ended sessions; pages stay open while credentials cannot be checked.
 
-        One look at a time: those that wait for a database that hangs would take every thread there is.
+        One check runs at a time: checks that wait for a hanging database would use up all threads.
         """
         opened = list(Client.instances.values())
         for client in opened:
@@ -67,7 +67,7 @@ class SessionWatch:
                 self._send_away(client)
 
     def _send_away(self, client: Client) -> None:
-        # Told again, a browser would break off its way there and begin anew.
+        # A second redirect would make the browser abort the first and start over.
         if client.id in self._leaving:
             return
         self._leaving.add(client.id)

@@ -1,4 +1,4 @@
-"""Sessions: a signed cookie, the guard of every page, and sessions that ended early."""
+"""Portal sessions: the signed cookie, the guard of every page, and signed-out sessions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ READ_EVERY: Final = 10.0
 
 
 class SignedOut:
-    """Answers from memory; the database carries it over a restart, and to a portal beside this one.
+    """The signed-out sessions, in memory.
 
-    Sessions of before this process are unknown until the database has been read once.
+    The database keeps them across restarts and shares them between portals. Sessions opened before
+    this process started are unknown until the database has been read once.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
@@ -45,31 +46,31 @@ class SignedOut:
         self._lock = threading.Lock()
 
     def keep_in(self, store: SignedOutStore) -> None:
-        """Save to this store from now on, and read from it."""
+        """Save to and read from this store from now on."""
         self._store = store
         self._read_at = None
 
     def add(self, session: str, until: float) -> None:
-        """Sign a session out; it would have lasted until this Unix time. `sync` saves it."""
+        """Sign out a session that would have expired at Unix time `until`; `sync` saves it."""
         with self._lock:
             self._until[session] = self._unsaved[session] = until
 
     def knows(self, opened: float) -> bool:
-        """Return whether a session opened at this Unix time is listed if it was signed out."""
+        """Return True if a session opened at this Unix time is listed once it is signed out."""
         return self._store is None or self._read_at is not None or opened >= self._started
 
     def __contains__(self, session: str) -> bool:
         return session in self._until
 
     def is_due(self) -> bool:
-        """Return whether there is something to save, or the last reading is 10 s old."""
+        """Return True if there are unsaved sessions, or the last read is 10 s old."""
         if self._store is None:
             return False
         stale = self._read_at is None or self._clock() - self._read_at >= READ_EVERY
         return stale or bool(self._unsaved)
 
     def sync(self) -> None:
-        """Save what is not saved yet, and read what others saved; raises Unavailable."""
+        """Save new sessions and read those that other portals saved; raises Unavailable."""
         if self._store is None:
             return
         unsaved = dict(self._unsaved)
@@ -80,27 +81,27 @@ class SignedOut:
         with self._lock:
             for session in unsaved:
                 self._unsaved.pop(session, None)
-            # What is in memory stays: this reading may be older than the last `add`.
+            # Sessions in memory stay: the read may be older than the last `add`.
             known = self._until | found
             self._until = {session: until for session, until in known.items() if until > now}
             self._read_at = now
 
 
 SIGNED_OUT: Final = SignedOut()
-"""One process serves all pages."""
+"""The sessions of this process, which serves all pages."""
 
 
 SIGN_IN: Final = "/sign-in"
 SIGN_OUT: Final = "/sign-out"
 FIRST_PAGE: Final = "/batches"
-"""Where a tenant's visitors begin: the pages of the whole installation are not theirs."""
+"""The start page of a tenant's principals, which cannot open pages of the whole installation."""
 
 _NAME: Final = "visitor"
 _OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
 WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/tenants", "/keys", "/audit")
-"""Pages that show every tenant's work."""
+"""Pages that show the work of every tenant."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
-# Uploads go to an element of an open page.
+# NiceGUI's routes for uploads to elements of open pages.
 _CLOSED_FOLDER: Final = "/_nicegui/client/"
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -112,7 +113,7 @@ Session = dict[str, Any]
 
 
 def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: int) -> None:
-    """Remember a visitor for so long. What the cookie held before is dropped, its id too."""
+    """Store a principal for `seconds`; drop the previous content of the cookie, its id too."""
     session.clear()
     now = time.time()
     session[_NAME] = {
@@ -127,7 +128,7 @@ def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: i
 
 
 def leave_session(session: MutableMapping[str, Any]) -> None:
-    """End a session wherever it is open, and forget it here."""
+    """Sign out a session everywhere and clear the cookie."""
     known = session.get(_NAME)
     if isinstance(known, dict):
         SIGNED_OUT.add(known.get("id", ""), known["until"])
@@ -135,12 +136,12 @@ def leave_session(session: MutableMapping[str, Any]) -> None:
 
 
 def is_over(session: MutableMapping[str, Any]) -> bool:
-    """Whether somebody was signed in here, and is no more."""
+    """Return True if the session had a principal and has ended."""
     return _NAME in session and visitor_of(session) is None
 
 
 def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
-    """Return whom the cookie names; None once the session is over."""
+    """Return the principal in the cookie; None once the session has ended."""
     known = session.get(_NAME)
     if not isinstance(known, dict) or known["until"] < time.time():
         return None
@@ -151,13 +152,13 @@ def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
         known["name"],
         Role(known["role"]),
         None if tenant is None else TenantId(UUID(tenant)),
-        # A session of before they were kept is over.
+        # An old session without a credential gets an empty one, which counts as ended.
         known.get("credential", ""),
     )
 
 
 def current_visitor() -> Visitor:
-    """Return who looks at the open page; raises Unauthenticated once the session is over."""
+    """Return the principal of the open page; raises Unauthenticated once the session has ended."""
     request = ui.context.client.request
     visitor = None if request is None else visitor_of(request.session)
     if visitor is None:
@@ -166,10 +167,10 @@ def current_visitor() -> Visitor:
 
 
 class Guard:
-    """ASGI middleware behind the session's: no page and no download without a visitor.
+    """ASGI middleware inside the session's: no page and no download without a principal.
 
-    A session is over once what opened it is. Requests and websockets that another site's page sends
-    are refused.
+    A session ends with the credential that opened it. Requests and websockets from pages of another
+    site are refused.
     """
 
     def __init__(self, app: ASGIApp, entrance: Entrance) -> None:
@@ -177,7 +178,7 @@ class Guard:
         self._entrance = entrance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, send to the way in, or refuse."""
+        """Call the app, redirect to the sign-in or first page, or refuse."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return

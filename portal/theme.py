@@ -21,7 +21,7 @@ FAVICON: Final = (
 
 
 class Tone(StrEnum):
-    """What a colour says; it never says it alone, a word always stands beside it."""
+    """The meaning of a colour; a word always accompanies it."""
 
     NEUTRAL = "neutral"
     INFO = "info"
@@ -32,7 +32,7 @@ class Tone(StrEnum):
     DEDICATED = "dedicated"
 
 
-# Charts are drawn on a canvas, where no variable of the page holds: these read well on both grounds.
+# Charts are drawn on a canvas without CSS variables: these colours suit both themes.
 CHART_INK: Final = "#76859b"
 CHART_RULE: Final = "rgba(127, 143, 166, .25)"
 CHART_GOOD: Final = "#3a9d68"
@@ -269,8 +269,8 @@ _TONES = "\n".join(
 
 
 def install() -> None:
-    """Give every page the theme."""
-    # The bar announces itself on every request without a name; live data needs none.
+    """Add the theme to every page."""
+    # The bar shows on every request and has no accessible name; live data needs no bar.
     app.config.quasar_config["loadingBar"]["skipHijack"] = True
     ui.add_css(_CSS.replace("TONES", _TONES), shared=True)
 
@@ -358,5 +358,5 @@ h1 { overflow-wrap: anywhere; }
 
 
 def install_batches() -> None:
-    """Give the pages their style."""
+    """Add the styles of single pages to every page."""
     ui.add_css(_BATCH_CSS, shared=True)

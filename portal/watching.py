@@ -1,4 +1,4 @@
-"""What the portal watches, and the findings that follow."""
+"""Everything the portal watches, and the component health derived from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """How the parts are; `looked_at` is when the evidence was read."""
+    """The health of all components; `looked_at` is the time at which `evidence` was read."""
 
     looked_at: datetime
     evidence: Evidence
@@ -44,7 +44,7 @@ class Diagnosis:
 
     @property
     def parts(self) -> tuple[Finding, ...]:
-        """All of them."""
+        """All components but the API."""
         return (
             self.broker,
             *self.functions,
@@ -54,11 +54,11 @@ class Diagnosis:
         )
 
     def count(self, condition: Condition) -> int:
-        """How many parts are so."""
+        """Return the number of `parts` in this condition."""
         return sum(part.condition is condition for part in self.parts)
 
     def concerns(self) -> tuple[Concern, ...]:
-        """What the readings of queues do not tell already."""
+        """Return the bad components that the queue readings do not already report."""
         return tuple(
             Concern(f"{part.part}: {part.word.lower()}, {part.detail}", "/health")
             for part in (*self.functions, *self.engines, *self.autoscaler)
@@ -67,7 +67,7 @@ class Diagnosis:
 
 
 def diagnose(seen: EvidenceSeen, operations: OperationsSeen) -> Diagnosis | None:
-    """Return what the last readings say; None before the first."""
+    """Derive the component health from the last readings; None before the first."""
     evidence, reading = seen.evidence, operations.reading
     if evidence is None or seen.looked_at is None:
         return None
@@ -85,7 +85,7 @@ def diagnose(seen: EvidenceSeen, operations: OperationsSeen) -> Diagnosis | None
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """The one poller, and what it keeps current for all pages."""
+    """The poller, and everything it keeps current for all pages."""
 
     poller: Poller
     operations: OperationsWatch
@@ -97,12 +97,12 @@ class Watching:
     probes_api: bool
 
     def diagnose(self) -> Diagnosis | None:
-        """Return what the last readings say of every part; None before the first."""
+        """Derive the component health from the last readings; None before the first."""
         return diagnose(self.evidence.seen, self.operations.seen)
 
 
 def watch_everything(lowtide: App) -> Watching:
-    """Return what is watched; nothing is read before the poller starts."""
+    """Build the watches and the poller; nothing is read before the poller starts."""
     settings, database = lowtide.settings, lowtide.database
     watch = Watch(OverviewStore(database), ApiProbe(settings.api_url), clock=now)
     rules = {
@@ -112,7 +112,7 @@ def watch_everything(lowtide: App) -> Watching:
     operations = OperationsWatch(OperationsStore(database), rules)
 
     def check_objects() -> None:
-        # Built in the probe, which reports what fails.
+        # The store is built inside the probe, which reports its errors.
         lowtide.objects.check()
 
     probes = {"Object store": check_objects} if settings.object_store_url else {}
@@ -141,7 +141,7 @@ def watch_everything(lowtide: App) -> Watching:
 
 
 class FollowedHistory:
-    """Follows a range while its page is open; the poller reads it."""
+    """A history range that the poller reads while its page is open."""
 
     def __init__(self, watching: Watching, live: Live) -> None:
         self._watching = watching
@@ -157,7 +157,7 @@ class FollowedHistory:
         return None if self._subject is None else self._subject.reading.value
 
     async def follow(self, wanted: HistoryRange) -> None:
-        """Look at this range from now on."""
+        """Switch to this range, and read it once."""
         self._wanted = wanted
         book = self._watching.history
         subject = Subject(("history", wanted), lambda: book.read(wanted))
@@ -165,6 +165,6 @@ class FollowedHistory:
             self._follower, subject, lambda: self._live.paused
         )
         await in_thread(followed.look)
-        # A range that was chosen while this one was read is the one to show.
+        # A range chosen during the read takes precedence.
         if self._wanted is wanted:
             self._subject = followed

@@ -1,4 +1,4 @@
-"""The CLI's side of the API, through the official client: submit a file, follow a batch."""
+"""The CLI's use of the API through the official client: submit a file, follow a batch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _FINAL = frozenset(status.value for status in FINAL_STATUSES)
 
 
 def open_client(base_url: str, api_key: str) -> OpenAI:
-    """Return a client; it rides out short outages by itself."""
+    """Return a client that retries through short outages."""
     return OpenAI(base_url=base_url.rstrip("/") + "/v1", api_key=api_key, max_retries=_RETRIES)
 
 
 def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batch:
-    """Upload a file and create a batch for the endpoint that its first line names."""
+    """Upload a file, and create a batch for the endpoint in its first line."""
     with file.open("rb") as stream:
         uploaded = client.files.create(file=(file.name, stream), purpose="batch")
-    # The client's types know only OpenAI's own endpoints and the window 24h.
+    # The client's types allow only OpenAI's own endpoints and the window 24h.
     return client.batches.create(
         input_file_id=uploaded.id,
         endpoint=cast("Any", first_endpoint(file)),
@@ -41,7 +41,7 @@ def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batc
 
 
 def first_endpoint(file: Path) -> str:
-    """Return the url of a file's first line, or the chat endpoint when it has none."""
+    """Return the `url` in a file's first line, else the chat endpoint."""
     with file.open("rb") as stream:
         try:
             url = msgspec.json.decode(stream.readline().removeprefix(b"\xef\xbb\xbf")).get("url")
@@ -51,7 +51,7 @@ def first_endpoint(file: Path) -> str:
 
 
 def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch:
-    """Call `show` at every change until the batch is over; return it."""
+    """Poll the batch and call `show` until it has ended; return it."""
     while True:
         show(batch)
         if batch.status in _FINAL:
@@ -61,7 +61,7 @@ def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch
 
 
 def download(client: OpenAI, file_id: str, target: Path) -> int:
-    """Stream a file to `target`; return its bytes."""
+    """Stream a file to `target`; return the number of bytes."""
     written = 0
     with (
         client.files.with_streaming_response.content(file_id) as response,
@@ -73,9 +73,9 @@ def download(client: OpenAI, file_id: str, target: Path) -> int:
 
 
 def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
-    """Download a batch's output file to `out`, and its error file beside it; return what is where.
+    """Download a batch's output file to `out` and its error file beside it; return their paths.
 
-    An output file without lines is left empty, so that `out` always exists.
+    `out` is created empty for a batch without an output file.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(b"")
@@ -90,13 +90,13 @@ def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
 
 
 def extension(batch: Batch) -> dict[str, Any]:
-    """Return what Lowtide tells of a batch beyond OpenAI."""
+    """Return a batch's `x_lowtide` object, Lowtide's extension of OpenAI's format."""
     found = (batch.model_extra or {}).get("x_lowtide")
     return found if isinstance(found, dict) else {}
 
 
 def _refreshed(client: OpenAI, batch: Batch) -> Batch:
-    """Return the batch as it is now, or as it was while the server is away."""
+    """Return the current batch, or `batch` itself while the server is unavailable."""
     try:
         return client.batches.retrieve(batch.id)
     except APIConnectionError:
@@ -109,7 +109,7 @@ def _refreshed(client: OpenAI, batch: Batch) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A finished batch in figures; `seconds` from creation to the end."""
+    """The figures of a finished batch; `seconds` from creation to the end."""
 
     lines: int
     completed: int
@@ -123,7 +123,7 @@ class Summary:
 
     @property
     def lines_per_second(self) -> float:
-        """Throughput from creation to the end."""
+        """The throughput from creation to the end."""
         return self.lines / self.seconds if self.seconds > 0 else 0.0
 
 

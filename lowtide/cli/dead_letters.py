@@ -1,4 +1,4 @@
-"""`lowtide dead-letters`: lines that were set aside, and what to do with them, over HTTP."""
+"""`lowtide dead-letters`: list, download, requeue and discard dead letters over HTTP."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def list_letters(
     if as_json:
         print_json(page)
         return
-    # Ids are there to be copied.
+    # Ids are not wrapped, so that they can be copied.
     table = Table(Column("id", no_wrap=True, min_width=50), "custom_id", "state", "code")
     for letter in page["data"]:
         names = ("id", "custom_id", "state", "error_code")
@@ -179,7 +179,7 @@ def download(
 def _chosen(
     ids: list[str] | None, batch: str | None, code: str | None, *, every: bool
 ) -> dict[str, Any]:
-    """Return the selection of a body; fails when nothing, or too much, is named."""
+    """Return the body that selects dead letters; fails unless exactly one selection is given."""
     wanted = {"batch_id": batch, "error_code": code}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if bool(ids) + bool(wanted) + every != 1:
@@ -190,7 +190,7 @@ def _chosen(
 def _change(
     client: OpenAI, what: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
 ) -> Any:
-    """Count, ask, and act; return what the server says of it."""
+    """Count the dead letters, ask for confirmation, and change them; return the response."""
     with api_errors():
         counted = _post(client, what, body | {"dry_run": True})
         if dry_run or not counted["changed"]:
@@ -203,7 +203,7 @@ def _change(
 
 
 def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
-    """Stream a download to a file; return its lines and bytes. A file that is cut short is no file."""
+    """Stream a download to a file; return its lines and bytes. An incomplete file is removed."""
     partial = out.with_name(f"{out.name}.part")
     lines, written = 0, 0
     try:
@@ -235,7 +235,7 @@ def _message(answer: bytes) -> str:
 
 
 def _plain(value: object) -> Text:
-    """Return a cell; what users and engines wrote is no markup."""
+    """Return a table cell that does not interpret markup from users and engines."""
     return Text("" if value is None else str(value))
 
 
@@ -254,7 +254,7 @@ def _get(client: OpenAI, path: str, query: dict[str, str]) -> Any:
 
 
 def _post(client: OpenAI, what: str, body: dict[str, Any]) -> Any:
-    # With a key, a call that the client has to try again returns what its first try did.
+    # The key makes a retry by the client return the result of the first attempt.
     headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"}
     options: Any = {"headers": headers, "timeout": _TIMEOUT}
     return client.post(f"{_PATH}/{what}", cast_to=httpx.Response, body=body, options=options).json()

@@ -1,4 +1,4 @@
-"""`make demo`: the whole main job on this machine, from a JSONL file to an output file."""
+"""`make demo`: one batch on this machine, from a JSONL file to an output file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _INTERRUPTION_RATE = "LOWTIDE_SIMULATED_INTERRUPTION_RATE"
 
 
 def main() -> None:
-    """Run `FILE` through a stack of its own and leave the output at `OUT`.
+    """Run `FILE` through a stack of its own, and save the output as `OUT`.
 
-    `PORT` and `DATA_DIR` choose where; a data directory of the demo's own is removed at the end.
+    `PORT` and `DATA_DIR` configure the stack; a temporary data directory is removed at the end.
     """
     console = Console()
     file = Path(os.environ.get("FILE") or default_root() / "examples" / "questions.jsonl")
     out = Path(os.environ.get("OUT") or f"{file.stem}.out.jsonl")
-    # Spot capacity is taken away now and then, so that there is something to see.
+    # Simulated spot interruptions make retries visible in the demo.
     os.environ.setdefault(_INTERRUPTION_RATE, "0.1")
     try:
         with _stack(console) as status:

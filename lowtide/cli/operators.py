@@ -1,7 +1,7 @@
-"""`lowtide tenants` and `lowtide keys`: what the API does not let anybody do.
+"""`lowtide tenants` and `lowtide keys`: administration that the API does not offer.
 
-They speak to the database as the role `lowtide_operator`: to that of LOWTIDE_DATABASE_URL, or else
-to the local stack's.
+The commands connect as the role `lowtide_operator` to the database of LOWTIDE_DATABASE_URL, else to
+the local stack's.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def revoke_key(
 
 @contextmanager
 def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
-    """Open the service; errors become a message and exit code 1."""
+    """Open the service; errors within become a message and exit code 1."""
     with operating(data_dir) as operated:
         yield operated.app.tenancy(operated.actor)
 

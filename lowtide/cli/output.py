@@ -37,13 +37,13 @@ def print_json(value: Any) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong, and exit with 1."""
+    """Print an error message, and exit with 1."""
     ERR.print(message, style="red", markup=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
 class BatchProgress:
-    """Shows a batch as it changes; use it as a context manager."""
+    """Live progress of a batch; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -72,7 +72,7 @@ class BatchProgress:
         self._bar.stop()
 
     def show(self, batch: Batch) -> None:
-        """Show the batch as it is now."""
+        """Show the batch's status and counts."""
         counts = batch.request_counts
         total = counts.total if counts else 0
         done = counts.completed + counts.failed if counts else 0
@@ -109,7 +109,7 @@ def _notes(batch: Batch) -> str:
 
 
 def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
-    """Print a finished batch in figures, where its files are, and why it failed if it did."""
+    """Print a finished batch's figures, the paths of its files and up to five errors."""
     by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
     rerun = " (each of those lines was run again)" if summary.interruptions else ""
     rows = {
@@ -134,5 +134,5 @@ def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[s
 
 
 def _cost(cost: dict[str, Any]) -> str:
-    """Return what a batch cost, and what it would have cost on dedicated alone."""
+    """Format a batch's cost, and its cost on dedicated alone."""
     return f"{cost['total']:.4g} {cost['currency']} (all on dedicated: {cost['all_dedicated']:.4g})"

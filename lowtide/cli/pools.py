@@ -1,4 +1,4 @@
-"""`lowtide pools`: which pools there are, and having one stand still for a while."""
+"""`lowtide pools`: list, pause and resume pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server or database that a command speaks to: the one that is named, or the local stack's."""
+"""The server or database that a command connects to: the given one, else the local stack's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def require_local() -> None:
 def stack_options(
     data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **more: Any
 ) -> Options:
-    """Return where the local stack lives, its ports, and `more` of its options."""
+    """Return the options of the local stack; `data_dir` has a default."""
     require_local()
     from lowtide.local.options import Options, default_data_dir
 
@@ -59,7 +59,7 @@ def stack_options(
 
 
 def running_stack(data_dir: Path | None) -> Status:
-    """Return the state of the local stack; fails when none runs."""
+    """Return the status of the local stack; fails if none is running."""
     require_local()
     from lowtide.local import runtime
 
@@ -70,7 +70,7 @@ def running_stack(data_dir: Path | None) -> Status:
 
 
 def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
-    """Return a client of the server that is named, or of the local stack."""
+    """Return a client of the given server, else of the local stack."""
     from lowtide.cli.client import open_client
 
     if url is not None and key is not None:
@@ -80,7 +80,7 @@ def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
 
 
 class api_errors:  # noqa: N801
-    """Turns the client's errors into a message and exit code 1."""
+    """Context manager that turns the client's errors into a message and exit code 1."""
 
     def __enter__(self) -> None: ...
 
@@ -99,7 +99,7 @@ OPERATOR: Final = "lowtide_operator"
 
 @dataclass(frozen=True, slots=True)
 class Operating:
-    """The App on the database as the role `lowtide_operator`, and who the audit log names."""
+    """The App as the database role `lowtide_operator`, and the actor for the audit log."""
 
     app: App
     actor: str
@@ -127,7 +127,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
 
 
 def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
-    """Return the settings that lead to the local stack's database."""
+    """Return the settings for the local stack's database."""
     from pydantic import SecretStr
     from sqlalchemy.engine import URL
 
@@ -155,7 +155,7 @@ def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
 
 
 def _user() -> str:
-    """Return who runs the command; a container's user may have no name."""
+    """Return the name of the current user, or its id, as a container's user may have no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

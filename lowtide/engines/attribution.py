@@ -1,4 +1,4 @@
-"""Who is at fault for an outcome that is no success: the request, its engine, or neither."""
+"""Fault attribution: charge an unsuccessful outcome to the request, its engine, or neither."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Fault(StrEnum):
-    """What an outcome is charged to.
+    """The cause that an outcome is charged to.
 
-    Only `request` counts as an attempt. `back_pressure` is a healthy engine that is busy, `capacity`
-    a worker that went away, `input` an object that is missing or not what was uploaded.
+    Only `request` counts as an attempt. `back_pressure`: the engine is healthy but busy;
+    `capacity`: the worker went away; `input`: the object is missing or differs from the upload.
     """
 
     REQUEST = "request"
@@ -35,11 +35,11 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What a worker knows of its engine when an outcome comes.
+    """A worker's knowledge of its engine at the time of an outcome.
 
-    `answers_others`: it answered another request successfully within the last seconds.
-    `fails_others`: other requests failed since its last success. `probed_well` is the verdict of the
-    worker's own probe, None while there is none.
+    `answers_others`: another request succeeded within the last seconds. `fails_others`: other
+    requests have failed since the last success. `probed_well` is the result of the worker's own
+    probe, None without one.
     """
 
     answers_others: bool = False
@@ -48,18 +48,18 @@ class EngineState:
 
 
 _BUSY: Final = frozenset({429, 529})
-# A key or an account that the engine refuses, an address that is not its own, and a proxy's words
-# for an engine that is not there: all requests meet the same.
+# A rejected key or account, a redirect, and a proxy that cannot reach the engine affect every
+# request alike.
 _NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
 _OF_A_PROXY: Final = frozenset({502, 503, 504})
 _NOT_REACHED: Final = frozenset({NoAnswer.UNREACHED, NoAnswer.DNS, NoAnswer.TLS})
 
 
 def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
-    """Return what is at fault; None for a success.
+    """Return the fault; None for a success.
 
-    A 5xx, a timeout or garbage may be the request's fault or its engine's: the engine's, unless it
-    answers others or, with no other to compare with, its probe says that it is well.
+    A 5xx, a timeout or garbage is ambiguous. It is charged to the engine, unless the engine answers
+    other requests or, with none to compare with, passes its probe.
     """
     match outcome:
         case Interrupted():
@@ -79,7 +79,7 @@ def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
 
 
 def is_ambiguous(outcome: Outcome) -> bool:
-    """Whether an outcome alone leaves open if the request or its engine is at fault."""
+    """Return whether the outcome alone does not tell a request's fault from its engine's."""
     if isinstance(outcome, Answered):
         return outcome.status_code >= 500 and not (_is_busy(outcome) or _is_engines(outcome))
     if isinstance(outcome, Unanswered):
@@ -88,17 +88,17 @@ def is_ambiguous(outcome: Outcome) -> bool:
 
 
 def is_of_a_proxy(outcome: Outcome) -> bool:
-    """Whether a proxy says that an engine is not there, or was lost by this very request."""
+    """Return whether a proxy answered for an absent engine, which the request may have crashed."""
     return isinstance(outcome, Answered) and outcome.status_code in _OF_A_PROXY
 
 
 def needs_probe(outcome: Outcome, engine: EngineState) -> bool:
-    """Whether only a probe of the engine can tell who is at fault."""
+    """Return whether attribution needs a probe of the engine."""
     return is_ambiguous(outcome) and not engine.answers_others and engine.probed_well is None
 
 
 def kind_of(outcome: Outcome) -> str:
-    """Return in a word how an outcome is no success, for counting."""
+    """Return the kind of an unsuccessful outcome, for counting."""
     match outcome:
         case Answered(lacks_model=True):
             return "model_missing"
@@ -136,7 +136,7 @@ def _is_engines(outcome: Answered | Unanswered) -> bool:
 
 
 def reason_of(outcome: Outcome) -> str:
-    """Return in a sentence why an outcome is no success."""
+    """Return the reason for an unsuccessful outcome, as a sentence."""
     match outcome:
         case Answered(lacks_model=True):
             return "The engine does not serve the request's model"

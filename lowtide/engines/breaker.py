@@ -1,15 +1,15 @@
-"""The engine breaker of a worker: pure, with the time passed in.
+"""The circuit breaker between a worker and its engine: pure, with the time as an argument.
 
-    starting -> closed            the engine answers its first probe
-    closed -> open                STREAK engine faults in a row, or BARREN outcomes, and no success
-    open -> probing               the engine's health is well again: one request may be tried
-    open, probing -> closed       it answered a minimal request
-    probing -> closed             the canary was answered, or nothing waits
-    probing -> open               it was not
-    closed -> probing             all that waits is of models that the engine lacked
+    starting -> closed            the engine passes a probe
+    closed -> open                STREAK engine faults or BARREN outcomes without a success between
+    open -> probing               the engine's health check passes: one request may be tried
+    open, probing -> closed       a minimal request succeeded
+    probing -> closed             the canary was answered, or no request waits
+    probing -> open               the canary failed
+    closed -> probing             all waiting requests are of models that the engine lacked
 
-`starting` becomes `open` once a worker has waited longer for its engine than a start may take. While
-it is starting or open a worker claims nothing and holds nothing.
+`starting` becomes `open` once a worker has waited longer for its engine than a start may take.
+While the breaker is starting or open, the worker claims nothing and keeps no claims.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Final
 from lowtide.engines.attribution import Fault
 
 STREAK: Final = 3
-"""Engine faults in a row, with no success between, that open it."""
+"""Engine faults without a success between that open the breaker."""
 BARREN: Final = 20
-"""Outcomes in a row without a success that open it, whoever was at fault."""
+"""Outcomes without a success between that open the breaker, engine faults or not."""
 FIRST_PROBE: Final = 0.5
 LAST_PROBE: Final = 15.0
-"""Seconds until the first and between the last probes; they double in between."""
+"""Seconds before the first probe, and max seconds between probes; each delay doubles the last."""
 
 
 class BreakerState(StrEnum):
-    """As in the `workers` table."""
+    """Breaker states, as stored in the `workers` table."""
 
     STARTING = "starting"
     CLOSED = "closed"
@@ -41,10 +41,10 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a probe of an engine found.
+    """The result of a probe.
 
-    `well`: its health is, or it does not say; `answers`: it even answered a minimal request, or it
-    `lacks_model`; `reason` says why it is not well.
+    `well`: the health check passed, or there is none; `answers`: a minimal request succeeded, too;
+    `lacks_model`: it failed for want of the model; `reason` explains an engine that is not well.
     """
 
     well: bool
@@ -57,7 +57,7 @@ class Probed:
 class Breaker:
     """One worker's breaker; times in seconds of one monotonic clock.
 
-    `reason` is why it is not closed. `patience` bounds `starting`.
+    `reason` explains a breaker that is not closed. `patience` bounds `starting`.
     """
 
     state: BreakerState = BreakerState.STARTING
@@ -71,16 +71,16 @@ class Breaker:
 
     @property
     def is_shut_off(self) -> bool:
-        """Whether no request may be sent."""
+        """True while no request may be sent."""
         return self.state in {BreakerState.STARTING, BreakerState.OPEN}
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether one more outcome without a success opens it."""
+        """True if one more outcome without a success opens the breaker."""
         return self.barren >= BARREN - 1
 
     def succeeded(self, now: float) -> Breaker:
-        """Return what a success makes of it; one that arrives while it is open was sent before."""
+        """Return the breaker after a success; a late one does not close an open breaker."""
         if self.state is BreakerState.PROBING:
             return replace(self._closed(now), failed_probes=0)
         if not (self.faults or self.barren or self.failed_probes):
@@ -88,10 +88,9 @@ class Breaker:
         return replace(self, faults=0, barren=0, failed_probes=0)
 
     def failed(self, fault: Fault, reason: str, now: float, *, ambiguous: bool) -> Breaker:
-        """Return what an outcome without success makes of it.
+        """Return the breaker after an outcome without success.
 
-        One that is the request's own and not `ambiguous`, and back-pressure, are answers of a
-        living engine.
+        Back-pressure, and a fault of the request that is not `ambiguous`, prove the engine alive.
         """
         if fault not in {Fault.ENGINE, Fault.REQUEST, Fault.BACK_PRESSURE}:
             return self
@@ -108,7 +107,7 @@ class Breaker:
         return counted
 
     def probed(self, probe: Probed, now: float) -> Breaker:
-        """Return what a probe makes of it."""
+        """Return the breaker after a probe."""
         if self.state is BreakerState.CLOSED:
             return replace(self, faults=0, barren=0) if probe.answers else self
         if self.state is BreakerState.PROBING:
@@ -128,17 +127,17 @@ class Breaker:
         return replace(later, state=BreakerState.OPEN) if overdue else later
 
     def doubted(self, reason: str, now: float) -> Breaker:
-        """Return what it becomes where only requests wait that the engine could not run."""
+        """Return the breaker once only requests wait that the engine could not run."""
         if self.state is not BreakerState.CLOSED:
             return self
         return replace(self, state=BreakerState.PROBING, since=now, reason=reason)
 
     def found_nothing(self, now: float) -> Breaker:
-        """Return what it becomes where no request waits that could be tried."""
+        """Return the breaker once no request waits that could be tried."""
         return self._closed(now) if self.state is BreakerState.PROBING else self
 
     def _closed(self, now: float) -> Breaker:
-        """Return it closed. Only a request's success lets the next probes come soon again."""
+        """Return it closed. Only a request's success resets the delay of probes."""
         closed = Breaker(BreakerState.CLOSED, now, "", self.patience)
         return replace(closed, failed_probes=self.failed_probes)
 
@@ -156,5 +155,5 @@ class Breaker:
 
 
 def probe_delay(failed: int) -> float:
-    """Return the seconds until the next probe after as many that `failed`."""
+    """Return the seconds until the next probe after `failed` failures."""
     return min(LAST_PROBE, FIRST_PROBE * 2.0 ** min(failed, 10))

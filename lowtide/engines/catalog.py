@@ -1,4 +1,4 @@
-"""The models that engines serve or served."""
+"""The catalog of models that engines serve or have served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
 
 
-# Engines that serve any name list none; then the names in use are the best answer.
+# An engine that serves any name lists none, so names used by batches are included.
 _NAMES = text("""
 SELECT name, min(since) AS since FROM (
   SELECT name, first_seen_at AS since FROM models
@@ -36,7 +36,7 @@ class ModelCatalog:
         self._engine = engine
 
     def names(self, tenant: TenantId) -> Sequence[tuple[str, datetime]]:
-        """Return each model that is served or that a tenant's batches named, and since when."""
+        """Return the models served or named by the tenant's batches, with the time first seen."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_NAMES, {"tenant": tenant})
             return [(row.name, row.since) for row in rows]

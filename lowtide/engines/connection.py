@@ -1,8 +1,8 @@
-"""One kept HTTP/1.1 connection to an upstream, and no more than that.
+"""A minimal keep-alive HTTP/1.1 connection to an upstream.
 
-General clients cost too much here: at 128 requests in flight against 50 ms of latency, on 2 cores,
-httpx keeps a core busy at 107 requests/s and aiohttp reaches 0.93 of plain sockets, this 0.99.
-llhttp, by httptools, does the parsing.
+General-purpose clients cost too much: with 128 requests in flight at 50 ms of latency on 2 cores,
+httpx saturates a core at 107 requests/s, aiohttp reaches 0.93 of the rate of plain sockets, and
+this connection 0.99. llhttp parses, through httptools.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _PIECE: Final = 256 * 1024
-"""What is sent or received in one go: about what asyncio reads at a time."""
+"""Bytes sent or received at a time: about what asyncio reads at once."""
 
 
 _REDIRECTS = frozenset({307, 308})
@@ -36,7 +36,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an upstream listens: its address, and what every request to it begins with."""
+    """An upstream's address, and the header fields common to all requests."""
 
     host: str
     port: int
@@ -47,7 +47,7 @@ class Origin:
 
     @classmethod
     def parse(cls, url: str, api_key: str) -> Origin:
-        """Return the origin of a base URL; raises ValueError for one that is not http(s)."""
+        """Return the origin of a base URL; raises ValueError for another scheme or a bad key."""
         parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"The upstream's URL {url!r} must be http://host or https://host.")
@@ -55,7 +55,7 @@ class Origin:
             raise ValueError("The upstream's API key must be printable ASCII.")
         host = parts.netloc.rpartition("@")[2]
         fields = f"Host: {host}\r\nUser-Agent: lowtide\r\nAccept: application/json\r\n"
-        # A network between engine and worker is faster than gzip is.
+        # The network between engine and worker is faster than gzip.
         fields += "Accept-Encoding: identity\r\n"
         if api_key:
             fields += f"Authorization: Bearer {api_key}\r\n"
@@ -68,7 +68,7 @@ class Origin:
         return f"GET {self.path}{path} HTTP/1.1\r\n{self.fields}\r\n".encode("ascii")
 
     def post(self, path: str, size: int, trace: TraceContext | None = None) -> bytes:
-        """Return the head of a POST request of JSON, made in a trace; its body has `size` bytes."""
+        """Return the head of a JSON POST request with a body of `size` bytes, within `trace`."""
         fields = self.fields if trace is None else self.fields + _trace_fields(trace)
         head = (
             f"POST {self.path}{path} HTTP/1.1\r\n{fields}"
@@ -77,9 +77,9 @@ class Origin:
         return head.encode("ascii")
 
     def other_path(self, path: str, reply: Reply) -> str | None:
-        """Return where a redirect leads that adds or takes the path's last slash, and nothing else.
+        """Return the target of a redirect that only adds or removes a trailing slash, else None.
 
-        Servers that tell the two apart send such ones; any other redirect is an answer.
+        Servers that distinguish the two paths send it; any other redirect is an answer.
         """
         if reply.status not in _REDIRECTS or not reply.location:
             return None
@@ -105,10 +105,9 @@ def _trace_fields(trace: TraceContext) -> str:
 
 
 class Connection(asyncio.Protocol):
-    """Carries one request at a time; after any failure it is closed and of no more use.
+    """Carries one request at a time; any failure closes it for good.
 
-    `max_bytes` bounds what is read of one reply, its head included. A large one arrives as the
-    intake lets it.
+    `max_bytes` bounds a reply, its head included. The intake throttles large replies.
     """
 
     def __init__(self, max_bytes: int, intake: Intake) -> None:
@@ -140,8 +139,8 @@ class Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes, deadline: asyncio.Timeout) -> Reply:
         """Send a request and return its reply.
 
-        What it waits for the intake does not count for the deadline. Raises BrokenReplyError, or
-        ConnectionError when nothing came back. Cancelling closes the connection.
+        Time spent waiting for the intake does not count towards the deadline. Raises
+        BrokenReplyError, or ConnectionError if nothing came back. Cancelling closes the connection.
         """
         if self._transport is None or not self.reusable:
             raise ConnectionResetError("The connection is closed.")
@@ -162,7 +161,7 @@ class Connection(asyncio.Protocol):
             self._intake.ended(self)
 
     async def _send(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
-        """Write a request; a large body in pieces, as the transport copies what it cannot send."""
+        """Write a request; a large body in pieces, since the transport copies unsent bytes."""
         if len(body) <= _PIECE:
             transport.write(head + body)
             return
@@ -173,11 +172,11 @@ class Connection(asyncio.Protocol):
             rest = rest[_PIECE:]
             await self._may_write.wait()
         if rest:
-            # Answered already: what is missing of the request would be taken for the next one.
+            # The reply came early: the upstream would read the next request as the rest of this one.
             self.reusable = False
 
     async def _decoded(self, reply: Reply, decoder: Decoder) -> Reply:
-        """Return a reply whose body is decoded, in pieces, as the intake lets it."""
+        """Return the reply with its body decoded, piece by piece as the intake permits."""
         body = BytesIO()
         for piece in decoder.decode(reply.body):
             body.write(piece)
@@ -189,15 +188,15 @@ class Connection(asyncio.Protocol):
         return replace(reply, body=body.getvalue(), decoder=None)
 
     def pause_writing(self) -> None:
-        """Wait with what is left of a body (asyncio's callback)."""
+        """Suspend sending a body (asyncio's callback)."""
         self._may_write.clear()
 
     def resume_writing(self) -> None:
-        """Go on with it (asyncio's callback)."""
+        """Resume sending a body (asyncio's callback)."""
         self._may_write.set()
 
     def hold(self) -> None:
-        """Receive no more for now: the time until the deadline stands still."""
+        """Pause receiving, and the deadline."""
         self._may_go_on.clear()
         if self._transport is not None:
             self._transport.pause_reading()
@@ -207,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._deadline.reschedule(None)
 
     def go_on(self) -> None:
-        """Receive again."""
+        """Resume receiving, and the deadline."""
         self._may_go_on.set()
         if self._transport is not None:
             self._transport.resume_reading()
@@ -217,9 +216,9 @@ class Connection(asyncio.Protocol):
             self._time_left = None
 
     def close(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         self.reusable = False
-        # The parser keeps this alive until garbage is collected.
+        # The parser keeps this object, and its body, alive until garbage collection.
         self._body = BytesIO()
         if self._transport is not None:
             self._transport.abort()
@@ -230,7 +229,7 @@ class Connection(asyncio.Protocol):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came (asyncio's callback)."""
+        """Parse the data received (asyncio's callback)."""
         self._received += len(data)
         if self._answered:
             self.close()
@@ -242,12 +241,12 @@ class Connection(asyncio.Protocol):
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._fail(BrokenReplyError(f"it is not HTTP: {error}"))
             if self._received > _PIECE and not self._answered:
-                # One that is encoded grows beyond its length.
+                # A decoded body outgrows its Content-Length.
                 expected = self._expected if self._decoder is None else 0
                 self._intake.received(self, self._received, expected)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a reply that lasts until the connection does, fail any other (asyncio's callback)."""
+        """Finish a reply delimited by end of connection; fail any other (asyncio's callback)."""
         self.reusable = False
         self._may_write.set()
         if self._status and not self._sized and exc is None:
@@ -260,7 +259,7 @@ class Connection(asyncio.Protocol):
             self._fail(ConnectionResetError(f"It closed the connection without a reply{reason}"))
 
     def on_message_begin(self) -> None:
-        """Distrust a server that says more than it was asked for (the parser's callback)."""
+        """Distrust a server that sends an unrequested reply (the parser's callback)."""
         if self._answered:
             self.reusable = False
 
@@ -269,7 +268,7 @@ class Connection(asyncio.Protocol):
         self._reason += status.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the fields that matter (the parser's callback)."""
+        """Keep the relevant fields (the parser's callback)."""
         field = name.lower()
         if field == b"x-request-id":
             self._request_id = value.decode("latin-1")
@@ -286,7 +285,7 @@ class Connection(asyncio.Protocol):
             self._expected = int(value) if value.isdigit() else 0
 
     def on_headers_complete(self) -> None:
-        """Note the status, and choose the decoder (the parser's callback)."""
+        """Record the status and choose the decoder (the parser's callback)."""
         self._status = self._parser.get_status_code()
         if self._expected > self._max_bytes:
             self._fail(self._too_large())
@@ -301,7 +300,7 @@ class Connection(asyncio.Protocol):
             self._body.write(body)
 
     def on_message_complete(self) -> None:
-        """End the reply, unless it only announces another (the parser's callback)."""
+        """Finish the reply, unless it is an interim 1xx one (the parser's callback)."""
         if self._status < 200:
             self._reset()
             return
@@ -329,7 +328,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._waiter is None or self._answered:
             return
-        # Not a copy, unlike that of a bytearray.
+        # `getvalue` does not copy, unlike a bytearray's `bytes`.
         body = self._body.getvalue()
         self._body = BytesIO()
         self._may_write.set()

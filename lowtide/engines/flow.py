@@ -1,4 +1,4 @@
-"""Limits on what is in flight to an engine: bytes, requests, and groups of outcomes."""
+"""Flow control for an engine: a byte budget, request slots, and groups of outcomes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class ByteBudget:
-    """Counts bodies that were read, answers that arrive and results that are not written yet.
+    """Counts the bytes of bodies read, answers arriving, and results not yet written.
 
-    For one thread. Bytes that are there already are counted whether they fit or not; whoever can
-    wait asks first, and listens for room.
+    Not thread-safe. Bytes already in memory count whether they fit or not; a consumer that can wait
+    checks first, and listens for room.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,36 +30,36 @@ class ByteBudget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether there is no room at all."""
+        """True while no room is left."""
         return self.used >= self.limit
 
     @property
     def may_be_exceeded(self) -> bool:
-        """Whether hardly anything is held that goes by itself.
+        """True while few of the bytes are results, which make room by being written.
 
-        What waits for room then waits for itself, and one of it has to go on. While results wait to be
-        written they make room soon; but were each answer let in that waits for the one before it to be
-        written, a slow database would have them all held.
+        Answers that wait for room then wait for each other, and one has to proceed. While many
+        results are unwritten, answers wait for them: otherwise a slow database would let all
+        answers into memory.
         """
         return self._results <= self.limit // 8
 
     def fits(self, size: int) -> bool:
-        """Whether there is room for `size` more."""
+        """Return whether there is room for `size` more."""
         return self.used + size <= self.limit
 
     def has_half_for(self, size: int) -> bool:
-        """Whether `size` more leave half of the budget free, or nothing else is held.
+        """Return whether `size` more leave half of the budget free, or the budget is unused.
 
-        What starts asks for this, so that answers still find room to end what has started.
+        New work asks for this, so that the answers of running work still find room.
         """
         return not self.used or self.used + size <= self.limit // 2
 
     def take(self, size: int) -> None:
-        """Count bytes that are held from now on."""
+        """Count bytes as used."""
         self.used += size
 
     def give(self, size: int) -> None:
-        """Count bytes no more, and let the listeners know."""
+        """Free bytes and call the listeners."""
         if not size:
             return
         self.used -= size
@@ -67,22 +67,22 @@ class ByteBudget:
             listener()
 
     def take_result(self, size: int) -> None:
-        """Count a result, which is held until it is written."""
+        """Count a result as used until it is written."""
         self._results += size
         self.take(size)
 
     def give_result(self, size: int) -> None:
-        """Count a result no more."""
+        """Free the bytes of a result."""
         self._results -= size
         self.give(size)
 
     def on_room(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever bytes are given back."""
+        """Call `listener` whenever bytes are freed."""
         self._listeners.append(listener)
 
 
 class Slots:
-    """Enter it to take one of at most `limit` slots; first come, first served."""
+    """A context manager that takes one of a limited number of slots, first come, first served."""
 
     def __init__(self, most: int) -> None:
         self._most = self._limit = most
@@ -90,7 +90,7 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def limit(self, in_flight: int) -> None:
-        """Change the limit, up to the number that it began with; nobody loses a slot."""
+        """Change the limit, up to the initial one; slots already taken are kept."""
         self._limit = max(0, min(in_flight, self._most))
         self._hand_out()
 
@@ -104,7 +104,7 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                # The slot was given, and then the wait for it was cancelled.
+                # The slot was granted before the wait for it was cancelled.
                 self._give_back()
             raise
 
@@ -129,9 +129,10 @@ class Slots:
 
 
 class Arrivals:
-    """Outcomes of one `run` call; whatever arrived since the last look makes one group.
+    """Outcomes of one `run` call; those that arrive between two iterations form a group.
 
-    Bodies count in a budget until the caller, who counts them from then on, asks for the next group.
+    Bodies count in the budget until the consumer, which counts them itself by then, asks for the
+    next group.
     """
 
     def __init__(self, expected: int, budget: ByteBudget | None = None) -> None:
@@ -143,7 +144,7 @@ class Arrivals:
         self._abandoned = False
 
     def add(self, key: int, outcome: Outcome) -> None:
-        """Hand over one outcome."""
+        """Add one outcome."""
         self._arrived.append((key, outcome))
         if self._budget is not None and isinstance(outcome, Answered):
             size = len(outcome.body)
@@ -152,12 +153,12 @@ class Arrivals:
         self._changed.set()
 
     def abandon(self) -> None:
-        """End the groups early: the outcomes that are missing will never come."""
+        """End the groups early: the missing outcomes will never arrive."""
         self._abandoned = True
         self._changed.set()
 
     def close(self) -> None:
-        """Count nothing any more."""
+        """Free the bytes that still count in the budget."""
         self._give(self._counted)
 
     async def groups(self) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _TEXT: Final = "ping"
-# The Responses API takes no limit below 16.
+# The Responses API rejects limits below 16.
 _SMALLEST: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/chat/completions": {
         "messages": [{"role": "user", "content": _TEXT}],
@@ -34,13 +34,13 @@ _SMALLEST: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A minimal request of an endpoint and a model; some endpoints need no model."""
+    """A minimal request to an endpoint and a model; some endpoints need no model."""
 
     endpoint: str
     model: str | None = None
 
     def body(self) -> bytes | None:
-        """Return what to send; None for an endpoint that has no minimal request."""
+        """Return the body to send; None for an endpoint without a minimal request."""
         smallest = _SMALLEST.get(self.endpoint)
         if smallest is None:
             return None
@@ -49,9 +49,9 @@ class Ping:
 
 
 def probed_by(outcome: Outcome, asked: str) -> Probed:
-    """Return what the outcome of a minimal request shows; `asked` names it.
+    """Return the probe result of a minimal request; `asked` names the request in the reason.
 
-    A refusal, as of a parameter, shows nothing.
+    A rejection, of a parameter for example, counts neither as an answer nor against the engine.
     """
     if isinstance(outcome, Answered) and outcome.succeeded:
         return Probed(well=True, answers=True)
@@ -65,9 +65,9 @@ def probed_by(outcome: Outcome, asked: str) -> Probed:
 class EngineRequest:
     """One request for an engine.
 
-    `key` is the caller's own and comes back with the outcome; `body` is exact JSON; `spot` says
-    that the capacity may be interrupted; `attempt` counts from 1; `interruptions` is how often it
-    was interrupted before; `trace` is what the engine may continue.
+    `key` is chosen by the worker and comes back with the outcome; `body` is exact JSON; `spot`
+    marks capacity that may be interrupted; `attempt` counts from 1; `interruptions` counts earlier
+    interruptions; `trace` is the context that the engine may continue.
     """
 
     key: int
@@ -80,35 +80,35 @@ class EngineRequest:
 
 
 class Engine(Protocol):
-    """Runs requests, many at a time."""
+    """An engine that runs many requests concurrently."""
 
     def run(
         self, requests: Sequence[EngineRequest]
     ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
         """Yield (key, outcome) pairs as they finish, in groups of any size.
 
-        Called concurrently; the engine bounds what is in flight over all calls. Every key is
-        yielded exactly once; failures are outcomes, never exceptions.
+        Safe to call concurrently; the engine bounds the requests in flight over all calls. Every
+        key is yielded exactly once; failures are outcomes, never exceptions.
         """
         ...
 
     async def probe(self, ping: Ping | None = None) -> Probed:
-        """Ask how the engine is: its health, and a minimal request.
+        """Check the engine's health, and send a minimal request if one is given.
 
-        Takes seconds at most, whatever the engine does, and raises nothing.
+        Takes seconds at most, whatever the engine does, and never raises.
         """
         ...
 
     def limit(self, in_flight: int) -> None:
-        """Let no more requests be in flight from now on; those that are go on."""
+        """Set the max number of requests in flight; those already running continue."""
         ...
 
     async def models(self) -> Sequence[str]:
-        """Return the models that are served; empty when any name is."""
+        """Return the models served; empty if the engine serves any name."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections; requests in flight are abandoned."""
+        """Close the connections; requests in flight are abandoned."""
         ...
 
 
@@ -126,15 +126,15 @@ class NoopEngine:
             yield [(request.key, ANSWER) for request in requests]
 
     async def probe(self, ping: Ping | None = None) -> Probed:  # noqa: ARG002
-        """Return that it is well."""
+        """Report a healthy engine."""
         return Probed(well=True, answers=True)
 
     def limit(self, in_flight: int) -> None:
-        """Do nothing: nothing is ever in flight."""
+        """Do nothing: no request is ever in flight."""
 
     async def models(self) -> Sequence[str]:
-        """Return nothing: any model name is served."""
+        """Return no names: any model is served."""
         return ()
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there are no connections."""

@@ -97,7 +97,7 @@ class Stack:
         self._changed()
 
     async def stop(self) -> None:
-        """Stop workers and functions, then portal, router, broker and monitoring, then PostgreSQL."""
+        """Stop workers and functions first, then portal and helper processes, PostgreSQL last."""
         self._ready = False
         for task in self._scaling:
             task.cancel()

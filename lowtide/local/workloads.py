@@ -70,9 +70,9 @@ _LONGEST_GRACE = 25.0
 class Workload:
     """Replicas of one container.
 
-    `services` are the names that events and requests are routed by; `replicas` is the initial count,
-    and `scaled` is True if a ScaledObject changes it. Without a `ready_path`, a replica is ready
-    once its port accepts connections. `grace` is in seconds.
+    `services` are the names that events and requests are routed by; `replicas` is the initial
+    count, and `scaled` is True if a ScaledObject changes it. Without a `ready_path`, a replica is
+    ready once its port accepts connections. `grace` is in seconds.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""The state of the installation: history, health, alerts."""
+"""The state of the installation: history, health and alerts."""

@@ -1,4 +1,4 @@
-"""What the database shows of each component, without waking any."""
+"""The state of components as read from the database, without calling any of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Batches that wait for a step, and since when the first of them does."""
+    """The batches that wait for a step; the first has waited since `since`."""
 
     batches: int
     since: datetime | None
@@ -34,7 +34,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Workers of a pool with a living lease, and when the last of them renewed it."""
+    """A pool's workers with an unexpired lease, and the time of their last heartbeat."""
 
     workers: int
     heartbeat_at: datetime
@@ -42,7 +42,7 @@ class Crew:
 
 @dataclass(frozen=True, slots=True)
 class LostEngine:
-    """A worker whose engine breaker is not closed, since when, and why."""
+    """A worker whose engine breaker is not closed since `since`."""
 
     worker: str
     pool: Pool
@@ -53,7 +53,7 @@ class LostEngine:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One reading; `at` is the database's time, and so are all times in it.
+    """One reading; `at` and all other times are the database's.
 
     `unsplit` batches wait for their file to be split, `unfinalized` ones for their output files.
     """
@@ -68,7 +68,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Replicas that a pool should have and has; `short_since` is since when there are too few."""
+    """The desired and the live replicas of a pool; there are too few since `short_since`."""
 
     desired: int
     live: int
@@ -76,7 +76,7 @@ class Scale:
 
 
 def scales_of(samples: Sequence[Sample]) -> dict[Pool, Scale]:
-    """Return how each pool scales by samples, oldest first; nothing is known without one."""
+    """Return the scale of each pool from samples, oldest first; empty without samples."""
     if not samples:
         return {}
     found = {}
@@ -113,20 +113,20 @@ _SIGHTINGS, _STEPS, _CREWS = map(text, (SIGHTINGS, STEPS, CREWS))
 
 
 class EvidenceStore:
-    """Read evidence, as a role that sees every tenant."""
+    """Reads of the components' state by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(self) -> Evidence:
-        """Return what there is to know of the parts; raises Unavailable."""
+        """Return the state of all components; raises Unavailable."""
         try:
             with begin(self._engine) as connection:
                 steps = connection.execute(_STEPS).one()
                 sightings = connection.execute(_SIGHTINGS).all()
                 crews = connection.execute(_CREWS).all()
         except SQLAlchemyError as error:
-            # A page that watches must outlive a schema that is not there yet or a refused password.
+            # The status pages must survive a missing schema and a refused password.
             raise Unavailable("The database answers, but refuses to be read.") from error
         return Evidence(
             at=steps.at,
@@ -149,7 +149,7 @@ class EvidenceStore:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSeen:
-    """The last good reading, when it was taken by this process's clock, and what went wrong since."""
+    """The last good reading, its time by this process's clock, and any error since."""
 
     evidence: Evidence | None = None
     looked_at: datetime | None = None
@@ -157,7 +157,7 @@ class EvidenceSeen:
 
 
 class EvidenceWatch:
-    """Reads evidence; `look` never raises what a failing database raises."""
+    """The last reading of the components' state; `look` keeps it when the database fails."""
 
     def __init__(self, source: EvidenceStore, *, clock: Callable[[], datetime]) -> None:
         self._source = source
@@ -166,11 +166,11 @@ class EvidenceWatch:
 
     @property
     def seen(self) -> EvidenceSeen:
-        """The last that was seen."""
+        """The last reading."""
         return self._seen
 
     def look(self) -> None:
-        """Read the database."""
+        """Read the database, or record its error."""
         try:
             self._seen = EvidenceSeen(self._source.read(), self._clock())
         except LowtideError as error:

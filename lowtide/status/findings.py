@@ -1,4 +1,4 @@
-"""What the evidence says of each part, and what to do where it is bad. Idle is not broken."""
+"""The health of each component, with advice where it is bad. An idle component is healthy."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 BUSY: Final = timedelta(minutes=1)
-"""What was seen at work within it is at work."""
+"""A component last seen within this time is working."""
 STEP_AGE: Final = timedelta(minutes=2)
-"""A file of the largest size is split, and its output written, in seconds."""
+"""Longer than each step takes: a file of the largest size is split or written in seconds."""
 _ENGINE: Final = (
     "See that the engine runs, serves the model and takes the key: LOWTIDE_ENGINE_URL, "
     "LOWTIDE_ENGINE_API_KEY. Requests wait meanwhile and lose no attempt."
@@ -38,7 +38,7 @@ HTTP_FUNCTIONS: Final = ("upload", "create_batch", "cancel_batch", "read")
 
 
 class Condition(StrEnum):
-    """How a part is. `unknown` has never been seen; `idle` has nothing to do."""
+    """The condition of a component: `unknown` was never seen, `idle` has nothing to do."""
 
     FINE = "fine"
     IDLE = "idle"
@@ -49,9 +49,9 @@ class Condition(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A part, how it is in a word or two and a few more; `at` is when it was last seen.
+    """The health of a component in a word or two, with details; it was last seen at `at`.
 
-    `advice` says what to do next where it is bad.
+    `advice` is the next step where the condition is bad.
     """
 
     part: str
@@ -63,7 +63,7 @@ class Finding:
 
 
 def functions(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
-    """Return how the functions behind the API and behind events are."""
+    """Return the health of the functions behind the API and behind events."""
     return (
         *(_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
         _step(evidence, "split", EventType.BATCH_CREATED, evidence.unsplit),
@@ -73,7 +73,7 @@ def functions(evidence: Evidence, operations: Operations | None) -> tuple[Findin
 
 
 def api(evidence: Evidence) -> Finding:
-    """Return how the API is by what its functions noted, the worst of them."""
+    """Return the health of the API: the worst of its functions."""
     found = [_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
     for condition in (Condition.BAD, Condition.DOUBTFUL):
         for each in found:
@@ -86,7 +86,7 @@ def api(evidence: Evidence) -> Finding:
 
 
 def broker(evidence: Evidence, operations: Operations | None) -> Finding:
-    """Return whether events get out: what is taken leaves the outbox."""
+    """Return the health of the broker: accepted events leave the outbox."""
     sent = [known for (sight, _), known in evidence.sightings.items() if sight is Sight.SENT]
     taken = max((each.succeeded_at for each in sent if each.succeeded_at), default=None)
     refused = max(
@@ -118,12 +118,12 @@ def broker(evidence: Evidence, operations: Operations | None) -> Finding:
 
 
 def workers(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
-    """Return how each pool's workers are; none is fine while nothing waits."""
+    """Return the health of each pool's workers; no worker is fine while no request waits."""
     return tuple(_crew(evidence, operations, pool) for pool in Pool)
 
 
 def engines(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return what the engines of each pool answered last, and each worker that has none."""
+    """Return the health of each pool's engines, and each worker without an engine."""
     return (
         *(
             _of_sighting(evidence, Sight.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
@@ -146,7 +146,7 @@ def _lost_engine(lost: LostEngine, now: datetime) -> Finding:
 
 
 def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[Finding, ...]:
-    """Return whether the autoscaler brings the replicas that are wanted."""
+    """Return the health of the autoscaler: a pool with too few replicas for too long is bad."""
     return tuple(_scaling(pool, scale, now) for pool, scale in scales.items())
 
 
@@ -161,7 +161,7 @@ def _of_sighting(
 
 
 def _trouble(part: str, known: Sighting, now: datetime, advice: str) -> Finding | None:
-    """Return what is wrong; a failure that was followed by success is soon forgotten."""
+    """Return the failure, if any; one followed by a success counts for 5 minutes."""
     if known.failed_at is None:
         return None
     age = now - known.failed_at
@@ -184,7 +184,7 @@ def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
 
 
 def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> Finding:
-    """Return how a function is that events call for each batch."""
+    """Return the health of a function that an event calls once for each batch."""
     known = evidence.sightings.get((Sight.FUNCTION, name))
     if backlog.since is None or evidence.at - backlog.since <= STEP_AGE:
         return _of_sighting(evidence, Sight.FUNCTION, name, name)

@@ -1,4 +1,4 @@
-"""History of the pools: one sample a minute, in points for charts."""
+"""The history of the pools: samples, one a minute, aggregated to points for charts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class HistoryRange(StrEnum):
-    """How far back a look goes."""
+    """The length of a history."""
 
     HOUR = "1h"
     SIX_HOURS = "6h"
@@ -30,17 +30,17 @@ class HistoryRange(StrEnum):
 
     @property
     def span(self) -> timedelta:
-        """From when on."""
+        """The time covered."""
         return _SCALES[self][0]
 
     @property
     def step(self) -> timedelta:
-        """From point to point; at most 300 of them in a range."""
+        """The time between points; a range has at most 300."""
         return _SCALES[self][1]
 
     @property
     def bar(self) -> timedelta:
-        """How long ended batches are counted together."""
+        """The time covered by one SLA bar."""
         return _SCALES[self][2]
 
 
@@ -54,10 +54,11 @@ _SCALES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PoolPoint:
-    """A pool over one step: the most of each level, and means of what flowed.
+    """A pool over one step: maxima of the levels, means of the rates.
 
-    `oldest_age` in seconds, `throughput` in lines a second, `interruptions` a minute, `earning` in
-    replicas' worth of time that became results. What flowed is None where nothing was measured.
+    `oldest_age` is in seconds, `throughput` in requests per second, `interruptions` per minute;
+    `earning` is the mean number of replicas whose time became results. Rates are None where
+    nothing was measured.
     """
 
     queued: int
@@ -72,7 +73,7 @@ class PoolPoint:
 
 @dataclass(frozen=True, slots=True)
 class HistoryPoint:
-    """All pools over the step that begins `at`."""
+    """All pools over the step that begins at `at`."""
 
     at: datetime
     pools: Mapping[Pool, PoolPoint]
@@ -80,7 +81,7 @@ class HistoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class SlaBar:
-    """Batches that ended within the time from `at` on, by whether their deadline was held."""
+    """The batches that ended in the bar that begins at `at`, by deadline met or violated."""
 
     at: datetime
     met: int
@@ -89,7 +90,7 @@ class SlaBar:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A range that ends at `until`, the database's time; points and bars oldest first."""
+    """A range that ends at `until`, the database's time; points and bars are oldest first."""
 
     range: HistoryRange
     until: datetime
@@ -97,12 +98,12 @@ class History:
     sla: tuple[SlaBar, ...] = ()
 
     def runs(self) -> list[list[HistoryPoint]]:
-        """Return the points in unbroken runs: between two of them nothing was sampled."""
+        """Return the points in runs without a gap; nothing was sampled between two runs."""
         return unbroken(self.points, self.range.step)
 
 
 def unbroken(points: Iterable[HistoryPoint], step: timedelta) -> list[list[HistoryPoint]]:
-    """Return points in runs without a gap, that is, each one step after the other."""
+    """Return the points in runs without a gap: each follows the previous within one step."""
     runs: list[list[HistoryPoint]] = []
     for point in points:
         if runs and point.at - runs[-1][-1].at <= step:
@@ -122,7 +123,7 @@ WHERE at >= date_bin(make_interval(secs => :step), now() - make_interval(secs =>
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 _POINTS = text(POINTS)
-# What lowtide.domain.batches.Batch.sla_state says of ended batches, counted.
+# Counts ended batches by the rule of Batch.sla_state in lowtide.batches.model.
 SLA = """
 SELECT date_bin(make_interval(secs => :bar), ended_at, 'epoch') AS at,
   count(*) FILTER (WHERE NOT violated) AS met, count(*) FILTER (WHERE violated) AS violated
@@ -140,13 +141,13 @@ _NOW = text("SELECT now()")
 
 
 class HistoryStore:
-    """Read samples, as a role that sees every tenant."""
+    """Reads of the samples by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(self, wanted: HistoryRange) -> History:
-        """Return what pools did over a range until now; raises Unavailable."""
+        """Return the history of a range until now; raises Unavailable."""
         span = wanted.span.total_seconds()
         with begin(self._engine) as connection:
             until = connection.execute(_NOW).scalar_one()
@@ -183,11 +184,11 @@ def _point(row: Any) -> PoolPoint:
 
 
 SERVES_SECONDS: Final = 10.0
-"""Samples come once a minute: however often pages look, that often is enough."""
+"""The seconds that a reading is cached; a new sample arrives only once a minute."""
 
 
 class HistoryBook:
-    """Reads ranges of history; a reading serves everybody for 10 s."""
+    """Cached ranges of history; all readers share a reading for 10 s."""
 
     def __init__(
         self, source: HistoryStore, *, timer: Callable[[], float] = time.monotonic
@@ -197,7 +198,7 @@ class HistoryBook:
         self._read: dict[HistoryRange, tuple[float, History]] = {}
 
     def read(self, wanted: HistoryRange) -> History:
-        """Return what pools did over a range; raises Unavailable."""
+        """Return the history of a range; raises Unavailable."""
         now = self._timer()
         known = self._read.get(wanted)
         if known is None or now - known[0] >= SERVES_SECONDS:

@@ -1,4 +1,4 @@
-"""When each component was last seen working."""
+"""The times at which each component was last seen working."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 TICK = "dev.knative.sources.ping"
-"""The type of a PingSource's event: a tick of the scheduler."""
+"""The type of a PingSource's event, a tick of the scheduler."""
 
 
 class Sight(StrEnum):
-    """What is seen.
+    """The kind of an observation.
 
-    `function`: a function answered; `sent`: the broker took an event of a type; `delivered`: a
-    function handled one; `engine`: an engine ended a line of a pool.
+    `function`: a function answered; `sent`: the broker accepted an event of a type; `delivered`: a
+    function handled one; `engine`: an engine answered a request of a pool.
     """
 
     FUNCTION = "function"
@@ -44,7 +44,7 @@ class Sight(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """When a part last did what it is for and when it last failed to, with how it failed."""
+    """The times of a component's last success and last failure, and the problem of the failure."""
 
     succeeded_at: datetime | None = None
     failed_at: datetime | None = None
@@ -52,20 +52,23 @@ class Sighting:
 
     @property
     def fails(self) -> bool:
-        """Whether the last that was seen is a failure."""
+        """True if the last observation is a failure."""
         if self.failed_at is None:
             return False
         return self.succeeded_at is None or self.failed_at > self.succeeded_at
 
     @property
     def last_at(self) -> datetime | None:
-        """When it was last seen at all."""
+        """The time of the last observation."""
         return max((at for at in (self.succeeded_at, self.failed_at) if at), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """What one process saw of a part since it last told: seconds ago, None where nothing was."""
+    """A component as one process observed it since its last write.
+
+    `succeeded` and `failed` are seconds ago, None for no such observation.
+    """
 
     sight: Sight
     name: str
@@ -74,8 +77,8 @@ class Glimpse:
     problem: str
 
 
-# Only the database's clock says when. Twenty replicas of a function see the same: what is nearly as
-# new as the row already is leaves it alone.
+# All times are of the database's clock. The replicas of a function observe the same component: an
+# observation less than 3 s newer than the row does not update it.
 _WRITE = text("""
 INSERT INTO sightings AS s (sight, name, succeeded_at, failed_at, problem)
 SELECT sight, name, now() - make_interval(secs => succeeded), now() - make_interval(secs => failed),
@@ -93,13 +96,13 @@ WHERE excluded.succeeded_at > coalesce(s.succeeded_at, '-infinity') + interval '
 
 
 class LastSeenStore:
-    """Record when components were last seen."""
+    """Writes of the times at which components were last seen."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def write(self, glimpses: Sequence[Glimpse]) -> None:
-        """Note what was seen; what is known to be newer stays."""
+        """Record observations; a newer recorded time stays."""
         rows = msgspec.json.encode([asdict(glimpse) for glimpse in glimpses]).decode()
         with begin(self._engine) as connection:
             connection.execute(_WRITE, {"rows": rows})
@@ -107,7 +110,7 @@ class LastSeenStore:
 
 EVERY_SECONDS: Final = 5.0
 INTERRUPTED: Final = "interrupted"
-# What another try may cure, and a key that the engine refuses: neither is the line's fault.
+# A transient status, or a key that the engine refuses: not caused by the request itself.
 _TROUBLE: Final = TRANSIENT_STATUSES | {401, 403}
 
 _log = logging.getLogger(__name__)
@@ -120,7 +123,7 @@ class _Seen:
     problem: str = ""
 
     def since(self, before: _Seen | None) -> _Seen:
-        """Return this and what was seen before; a failure keeps its own problem."""
+        """Merge this with an earlier observation; a failure keeps its own problem."""
         if before is None:
             return self
         last = self if self.failed is not None else before
@@ -129,10 +132,10 @@ class _Seen:
 
 
 class Sightings:
-    """Keeps what this process saw in memory, and writes it at most every `every` seconds.
+    """Buffer of this process's observations, written at most every `every` seconds.
 
-    `note` takes no lock of the database and never waits for it: a thread of its own writes. What
-    a failing database does not take is written later, and what nobody sees costs nothing.
+    `note` never waits for the database: a background thread writes. A failed write is retried, and
+    nothing is written without observations.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class Sightings:
         self._thread: threading.Thread | None = None
 
     def note(self, sight: Sight, name: str, problem: str | None = None) -> None:
-        """Note that a part did its work now, or that it failed with a problem."""
+        """Record that a component succeeded now, or failed with a problem."""
         now = self._timer()
         with self._lock:
             seen = self._seen.setdefault((sight, name), _Seen())
@@ -167,7 +170,7 @@ class Sightings:
             self._some.set()
 
     def close(self, timeout: float) -> None:
-        """Write what is left, for at most `timeout` seconds."""
+        """Write the remaining observations; waits at most `timeout` seconds."""
         self._closing.set()
         self._some.set()
         if self._thread is not None:
@@ -203,7 +206,7 @@ class Sightings:
         def age(moment: float | None) -> float | None:
             return None if moment is None else max(now - moment, 0.0)
 
-        # In one order, so that two processes never wait for each other.
+        # Sorted, so that the writes of two processes cannot deadlock.
         return [
             Glimpse(sight, name, age(each.succeeded), age(each.failed), each.problem)
             for (sight, name), each in sorted(seen.items())
@@ -211,7 +214,7 @@ class Sightings:
 
 
 class SightedSink:
-    """Another sink, whose answers are recorded by type of event."""
+    """An event sink that records the answers of another sink by event type."""
 
     def __init__(self, sink: EventSink, sightings: Sightings, *, refusal: str) -> None:
         self._sink = sink
@@ -219,21 +222,21 @@ class SightedSink:
         self._refusal = refusal
 
     def publish(self, event: Event) -> bool:
-        """Send one event; return whether the sink accepted it. Never raises."""
+        """Send one event; return True if the sink accepted it. Never raises."""
         accepted = self._sink.publish(event)
         self._sightings.note(Sight.SENT, event.type.value, None if accepted else self._refusal)
         return accepted
 
 
 class SightedEngine:
-    """Notes what the engine of a pool says of lines."""
+    """Records the answers of a pool's engine."""
 
     def __init__(self, sightings: Sightings, pool: Pool) -> None:
         self._sightings = sightings
         self._pool = pool
 
     def answered(self, answer: str) -> None:
-        """Note an answer: an HTTP status, a code of why there is none, or `interrupted`."""
+        """Record an answer: an HTTP status, an error code, or `interrupted`, which is ignored."""
         if answer == INTERRUPTED:
             return
         if not answer.isdigit():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TenantLoad:
-    """Lines of a tenant that wait and run in a pool; `oldest` is since when the first one waits."""
+    """A tenant's queued and running requests in a pool; the first has waited since `oldest`."""
 
     tenant: TenantId
     name: str
@@ -39,7 +39,7 @@ class TenantLoad:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a pool has done for one batch so far."""
+    """The requests that a pool has ended and lost to interruptions for one batch so far."""
 
     batch: BatchId
     pool: Pool
@@ -51,8 +51,8 @@ class Work:
 class Operations:
     """One reading; `at` is the database's time.
 
-    `work` is of batches that are active or have just ended. `planned` are the dedicated replicas that
-    the last tick wanted, at `ticked_at`; None before one.
+    `work` covers batches that are active or have just ended. `planned` is the number of dedicated
+    replicas that the last tick planned, at `ticked_at`; None before the first.
     """
 
     at: datetime
@@ -68,26 +68,29 @@ class Operations:
     pauses: tuple[PoolPause, ...] = ()
 
     def pause(self, pool: Pool) -> PoolPause | None:
-        """The pause of a pool, if there is one."""
+        """Return the pause of a pool, if there is one."""
         return next((pause for pause in self.pauses if pause.pool is pool), None)
 
     def queued(self, pool: Pool) -> int:
-        """How many lines wait in a pool."""
+        """Return the number of queued requests in a pool."""
         return sum(load.queued for load in self.loads if load.pool is pool)
 
     def running(self, pool: Pool) -> int:
-        """How many lines run in a pool."""
+        """Return the number of running requests in a pool."""
         return sum(load.running for load in self.loads if load.pool is pool)
 
     def oldest_age(self, pool: Pool) -> float:
-        """For how many seconds the first line of a pool has waited; 0 while none does."""
+        """Return the seconds that the first request of a pool has waited; 0 while none waits."""
         since = [load.oldest for load in self.loads if load.pool is pool and load.oldest]
         return max((self.at - min(since)).total_seconds(), 0.0) if since else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """A pool at a moment; seconds, replicas, lines a second and interruptions a minute."""
+    """A pool at one time.
+
+    `oldest_age` is in seconds, `throughput` in requests per second, `interruptions` per minute.
+    """
 
     queued: int
     oldest_age: float
@@ -99,14 +102,14 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All pools at a moment."""
+    """All pools at one time."""
 
     at: datetime
     pools: Mapping[Pool, PoolSample]
 
 
 def sample_of(before: Operations | None, after: Operations, desired: Mapping[Pool, int]) -> Sample:
-    """Return what a reading shows, with rates since the one before; without one they are 0."""
+    """Return the sample of a reading, with rates since the previous one; 0 without one."""
     seconds = 0.0 if before is None else (after.at - before.at).total_seconds()
     pools = {}
     for pool in Pool:
@@ -123,10 +126,10 @@ def sample_of(before: Operations | None, after: Operations, desired: Mapping[Poo
 
 
 def progress(before: Iterable[Work], after: Sequence[Work], pool: Pool) -> tuple[int, int]:
-    """Return the lines that a pool ended between two readings, and its interruptions.
+    """Return the requests that a pool ended between two readings, and its interruptions.
 
-    Batch by batch: one that is in one of the readings only was not open long enough to tell, or is
-    new and started at nothing.
+    Batches are compared one by one: one missing from `before` is new and starts at 0, one missing
+    from `after` is ignored.
     """
     earlier = {work.batch: work for work in before if work.pool is pool}
     done = interrupted = 0
@@ -150,7 +153,7 @@ FROM (
 GROUP BY l.pool, l.tenant_id, t.name
 ORDER BY name, l.pool DESC
 """
-# A batch's last lines count too, so that it is read for a while after its end.
+# Batches are read until 2 minutes after their end, so that their last requests count.
 WORK = """
 SELECT t.batch_id, t.pool, sum(t.completed + t.failed)::bigint AS done,
   sum(t.interrupted)::bigint AS interrupted
@@ -178,18 +181,18 @@ _LOADS, _WORK, _STATE, _WORKERS = map(text, (LOADS, WORK, STATE, WORKERS))
 
 
 class OperationsStore:
-    """Read operations, as a role that sees every tenant."""
+    """Reads of queues, workers and work by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(self) -> Operations:
-        """Return how all tenants' queues and the pools stand; raises Unavailable."""
+        """Return the state of all tenants' queues and of the pools; raises Unavailable."""
         try:
             with begin(self._engine) as connection:
                 return _read(connection)
         except SQLAlchemyError as error:
-            # A page that watches must outlive a schema that is not there yet or a refused password.
+            # The status pages must survive a missing schema and a refused password.
             raise Unavailable("The database answers, but refuses to be read.") from error
 
 
@@ -232,7 +235,7 @@ SAMPLES: Final = 240
 
 @dataclass(frozen=True, slots=True)
 class ScaleRule:
-    """How KEDA scales a pool: queued lines a replica, and the most replicas."""
+    """KEDA's rule for a pool: requests per replica, and the maximum of replicas."""
 
     rows_per_replica: int
     most: int
@@ -240,7 +243,7 @@ class ScaleRule:
 
 @dataclass(frozen=True, slots=True)
 class OperationsSeen:
-    """The last good reading, what went wrong since, and samples of up to an hour, oldest first."""
+    """The last good reading, any error since, and the samples of the last hour, oldest first."""
 
     reading: Operations | None = None
     problem: str | None = None
@@ -248,9 +251,9 @@ class OperationsSeen:
 
 
 class OperationsWatch:
-    """Reads operations and keeps a sample every 15 s, for an hour, in this process's memory.
+    """The last reading, and a sample every 15 s for an hour, in this process's memory.
 
-    `look` never raises what a failing database raises.
+    `look` keeps the last reading when the database fails.
     """
 
     def __init__(self, source: OperationsStore, rules: Mapping[Pool, ScaleRule]) -> None:
@@ -262,11 +265,11 @@ class OperationsWatch:
 
     @property
     def seen(self) -> OperationsSeen:
-        """The last that was seen."""
+        """The last reading."""
         return self._seen
 
     def look(self) -> None:
-        """Read the database."""
+        """Read the database, or record its error."""
         try:
             reading = self._source.read()
         except LowtideError as error:
@@ -284,7 +287,7 @@ class OperationsWatch:
         self._sampled = reading
 
     def desired(self, pool: Pool, reading: Operations) -> int:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        """Return the replicas that KEDA should run: for dedicated at most the planned ones."""
         rule = self._rules[pool]
         return scaled_replicas(
             Depth(reading.queued(pool), reading.running(pool)),

@@ -1,4 +1,4 @@
-"""The whole installation at a glance, and what needs attention."""
+"""Totals of the whole installation, reachability, and concerns that need attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Batches of all tenants; completed, failed and cancelled are those of the last 24 hours.
+    """Batches of all tenants; completed, failed and cancelled ones of the last 24 hours.
 
     `failed` counts refused files and expired batches; `at_risk` is part of `in_progress`.
     """
@@ -43,7 +43,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class PoolLoad:
-    """Lines of a pool that wait and that run, and its workers with a living lease."""
+    """A pool's queued and running requests, and its workers with an unexpired lease."""
 
     pool: Pool
     queued: int
@@ -53,7 +53,7 @@ class PoolLoad:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One reading; `at` is the database's time, `recent` the newest batches, newest first."""
+    """One reading; `at` is the database's time, `recent` are the newest batches, newest first."""
 
     at: datetime
     totals: Totals
@@ -63,7 +63,7 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """What a probe found: seconds until the answer, or the problem."""
+    """The result of a probe: the seconds that it took, and the problem if it failed."""
 
     checked_at: datetime
     latency: float
@@ -71,14 +71,14 @@ class Reachability:
 
     @property
     def reachable(self) -> bool:
-        """Whether the answer was a good one."""
+        """True if the probe succeeded."""
         return self.problem is None
 
 
 def pools_of(batch: Batch) -> tuple[Pool, ...]:
-    """Return the pools that a batch's lines wait, run or ran in.
+    """Return the pools that a batch's requests wait, run or ran in.
 
-    A line leaves spot only by escalation, and what started on dedicated never leaves that.
+    A request leaves spot only by escalation; one that starts on dedicated stays there.
     """
     if batch.ended_at is not None and batch.total == 0:
         return ()
@@ -121,13 +121,13 @@ _RECENT = text(RECENT)
 
 
 class OverviewStore:
-    """Read the overview, as a role that sees every tenant."""
+    """Reads of the overview by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def check(self) -> None:
-        """Raise Unavailable when the database does not answer."""
+        """Raise Unavailable if the database does not answer."""
         with _reading(self._engine) as connection:
             connection.execute(_CHECK)
 
@@ -156,12 +156,12 @@ class OverviewStore:
 
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction to look at, whatever is wrong with the database."""
+    """Open a transaction for reads; raises Unavailable for every error of the database."""
     try:
         with begin(engine) as connection:
             yield connection
     except SQLAlchemyError as error:
-        # A page that watches must outlive a schema that is not there yet or a refused password.
+        # The status pages must survive a missing schema and a refused password.
         raise Unavailable("The database answers, but refuses to be read.") from error
 
 
@@ -169,10 +169,10 @@ RECENT_BATCHES = 20
 
 
 class OverviewSource(Protocol):
-    """Where overviews come from."""
+    """A source of overviews."""
 
     def check(self) -> None:
-        """Raise when the source does not answer."""
+        """Raise Unavailable if the source does not answer."""
         ...
 
     def read(self, *, recent: int) -> Overview:
@@ -182,7 +182,7 @@ class OverviewSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The last that was seen; None is what was never looked at."""
+    """The last readings; None before the first."""
 
     overview: Overview | None = None
     database: Reachability | None = None
@@ -190,10 +190,10 @@ class Seen:
 
 
 class Watch:
-    """Looks at the installation and keeps the last good overview through failures.
+    """The last good overview, kept through failures, and the reachability of database and API.
 
-    `look` and `probe` never raise what a failing dependency raises, and may run on two threads at
-    once, each once at a time. `probe_api` raises a LowtideError when the API does not answer.
+    `look` and `probe` record the error of a failing dependency. They may run on two threads at the
+    same time, but each only once. `probe_api` raises a LowtideError if the API does not answer.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Watch:
 
     @property
     def seen(self) -> Seen:
-        """The last that was seen."""
+        """The last readings."""
         return replace(self._database, api=self._api)
 
     def look(self) -> None:
@@ -228,7 +228,7 @@ class Watch:
         self._database = Seen(overview, database)
 
     def probe(self) -> None:
-        """Ask the API."""
+        """Probe the API."""
         self._api = self._measure(self._probe_api)
 
     def _measure(self, probe: Callable[[], None]) -> Reachability:
@@ -242,24 +242,24 @@ class Watch:
 
 
 TICK_SILENCE: Final = timedelta(minutes=2)
-"""The scheduler ticks every 10 s; a few lost ticks are repaired by the next."""
+"""The scheduler ticks every 10 s; the next tick makes up for a few lost ones."""
 EVENT_AGE: Final = timedelta(minutes=2)
-"""A tick sends waiting events again, so that they wait this long only while the sink refuses."""
+"""A tick sends waiting events again, so events wait this long only while the broker refuses them."""
 
 WORKER_WAIT_SECONDS: Final = 300.0
-"""Longer than a cold start: a node, an image, a model."""
+"""Longer than a cold start of a node, an image and a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """Something to look at, and the page that shows more."""
+    """A condition that needs attention, and the page that shows more."""
 
     text: str
     path: str
 
 
 def concerns(overview: Overview | None, operations: Operations | None) -> tuple[Concern, ...]:
-    """Return what the last readings give cause to, the most pressing first."""
+    """Return the concerns of the last readings, the most urgent first."""
     found: list[Concern] = []
     if operations is not None:
         found += _of_operations(operations)
@@ -297,7 +297,7 @@ def _of_operations(reading: Operations) -> list[Concern]:
 
 
 class Probing:
-    """Keeps what each part answered last; a probe raises a LowtideError when its part does not."""
+    """The last result of each component's probe, which raises a LowtideError without an answer."""
 
     def __init__(
         self,
@@ -313,11 +313,11 @@ class Probing:
 
     @property
     def found(self) -> Mapping[str, Reachability]:
-        """What each part answered last; a part that was never asked is missing."""
+        """The last results by component; one that was never probed is missing."""
         return self._found
 
     def probe(self) -> None:
-        """Ask every part, one after the other."""
+        """Probe every component, one after the other."""
         for name, probe in self._probes.items():
             start = self._timer()
             problem = None

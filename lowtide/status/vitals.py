@@ -1,4 +1,4 @@
-"""The figures behind alerts and dashboards."""
+"""The metrics behind alerts and dashboards."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class TenantVitals:
     """A tenant with open batches.
 
-    `oldest` are the seconds that the first line has waited in a pool since it could be claimed there;
-    a pool where none waits is missing.
+    `oldest` are the seconds by pool since the first queued request became claimable; a pool without
+    queued requests is missing.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TenantVitals:
 
 @dataclass(frozen=True, slots=True)
 class RiskyBatch:
-    """A batch whose deadline cannot be held, with the seconds left until then."""
+    """A batch at risk of missing its deadline, and the seconds left until then."""
 
     tenant: str
     batch: BatchId
@@ -47,10 +47,10 @@ class RiskyBatch:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """One look.
+    """One reading.
 
-    `open_letters` are dead letters by tenant that nobody requeued or discarded; they and `events`,
-    which wait in the outbox, are counted no further than a bound. `oldest_event` is in seconds.
+    `open_letters` are the dead letters by tenant that were neither requeued nor discarded, `events`
+    those in the outbox; both counts stop at MOST_COUNTED. `oldest_event` is in seconds.
     """
 
     tenants: tuple[TenantVitals, ...]
@@ -61,7 +61,7 @@ class Vitals:
     oldest_event: float
 
 
-# An alert needs no more of either: beyond these, "many" is the news.
+# Alerts need no exact numbers above these.
 MOST_COUNTED = 10_000
 MOST_RISKY = 50
 
@@ -105,13 +105,13 @@ _TENANTS, _RISKY, _EVENTS, _LETTERS, _WORKERS = map(
 
 
 class VitalsStore:
-    """Reads the vitals, as a role that sees every tenant."""
+    """Reads of the metrics by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(self) -> Vitals:
-        """Look once; raises Unavailable."""
+        """Return a reading; raises Unavailable."""
         with begin(self._engine) as connection:
             events = connection.execute(_EVENTS, {"most": MOST_COUNTED}).one()
             return Vitals(
@@ -140,7 +140,7 @@ def _tenant(row: Any) -> TenantVitals:
             Pool.SPOT: Depth(row.spot, row.running_spot),
             Pool.DEDICATED: Depth(row.dedicated, row.running_dedicated),
         },
-        # A line that waits out a delay is not waiting for a worker.
+        # A request in a retry delay is not claimable yet: its negative age counts as 0.
         oldest={pool: max(age, 0.0) for pool, age in oldest.items() if age is not None},
     )
 
@@ -149,17 +149,17 @@ _NOTHING = Vitals((), (), {}, {}, 0, 0.0)
 
 
 class _Latest(Collector):
-    """The last look, all of it at once: a tenant without open batches leaves no series behind."""
+    """Collector of the last reading; a tenant without open batches leaves no series behind."""
 
     def __init__(self) -> None:
         self.seen: Vitals | None = None
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Name what is exported, also before the first look."""
+        """Return the exported metrics without samples, also before the first reading."""
         return _families(_NOTHING)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Return the last look; nothing before one."""
+        """Return the last reading; nothing before the first."""
         return [] if self.seen is None else _families(self.seen)
 
 
@@ -167,7 +167,7 @@ _LATEST = _Latest()
 
 
 def measured(vitals: Vitals) -> None:
-    """Publish a look."""
+    """Publish a reading."""
     _LATEST.seen = vitals
 
 

@@ -1,4 +1,4 @@
-"""Small components: headings, badges, confirmation, empty states, cards with a figure."""
+"""Small components: headings, badges, confirmation dialogs, empty states, figure cards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def heading(text: str, level: int = 2) -> ui.html:
-    """Show a heading; whatever its text is, it stays text."""
+    """Show a heading; its text is escaped."""
     return ui.html(escape(text), sanitize=False, tag=f"h{level}")
 
 
 class Badge(TypedDict):
-    """A badge as a table's row carries it."""
+    """A badge in a table row."""
 
     text: str
     tone: Tone
@@ -46,7 +46,7 @@ SLA_TONES: Final[Mapping[SlaState, Tone]] = {
     SlaState.BREACHED: Tone.BAD,
 }
 
-# Cells take their data as rows; nothing is ever formatted into a template.
+# Cells get their data from rows; data is never formatted into a template.
 BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge.text }}</span>'
 
 
@@ -84,8 +84,8 @@ _LONGEST: Final = 10.0
 
 
 async def copy(text: str) -> None:
-    """Copy a text; says so, or that it has to be done by hand."""
-    # Over plain HTTP there is no clipboard, and a browser may refuse.
+    """Copy text to the clipboard, and notify the user of success or failure."""
+    # Plain HTTP has no clipboard API, and a browser may refuse.
     write = f"navigator.clipboard.writeText({json.dumps(text)}).then(() => true, () => false)"
     try:
         copied = await ui.run_javascript(f"navigator.clipboard ? {write} : false", timeout=_LONGEST)
@@ -105,9 +105,10 @@ async def confirm(
     dangerous: bool = False,
     fill: Callable[[], object] | None = None,
 ) -> bool:
-    """Ask, and wait for the answer; leaving the dialog is a no.
+    """Ask for confirmation; closing the dialog returns False.
 
-    `action` names what the yes does: `Requeue 12 letters`, never `OK`. `fill` adds what else there is to say.
+    `action` labels the confirm button: `Requeue 12 letters`, never `OK`. `fill` adds further
+    content.
     """
     with (
         ui.dialog().props("aria-label=Confirmation") as dialog,
@@ -133,7 +134,7 @@ async def confirm(
 
 
 def empty_state(title: str, hint: str, command: str) -> ui.element:
-    """Show what is missing, and the command that brings it, ready to copy."""
+    """Show a hint for an empty list, with a command to copy."""
     with ui.element("div").classes("empty") as shown:
         ui.label(title).style("font-size: 16px; font-weight: 600")
         ui.label(hint).classes("muted")
@@ -147,7 +148,7 @@ def empty_state(title: str, hint: str, command: str) -> ui.element:
 
 
 class StatCard:
-    """One figure, what it counts, and a note under it."""
+    """A card with a title, a figure and a note."""
 
     def __init__(self, title: str) -> None:
         with ui.element("div").classes("card stat"):
@@ -156,7 +157,7 @@ class StatCard:
             self._note = ui.label("").classes("muted small")
 
     def show(self, value: str, note: str = "", *, alarming: bool = False) -> None:
-        """Show a figure; an alarming one in the colour of trouble."""
+        """Show a figure, in the `bad` tone if it is alarming."""
         self._value.text = value
         self._note.text = note
         self._value.classes(add="bad") if alarming else self._value.classes(remove="bad")

@@ -1,4 +1,4 @@
-"""The frame of every page: navigation, tools, and failures."""
+"""The frame of every page: navigation, tools and error reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A page of the portal; `icon` is shown beside its name, `key` follows `g`."""
+    """A page in the navigation; `g` and then `key` opens it."""
 
     name: str
     path: str
@@ -44,7 +44,7 @@ PLACES: Final = (
 
 
 def navigation(current: str, *, tenant: bool) -> None:
-    """Link to every page, or to those for visitors of one tenant; `current` is the path of this one."""
+    """Link to every page, or to a tenant's pages; `current` is the path of the open page."""
     with ui.element("nav").classes("places").props('aria-label="Pages"'):
         for place in PLACES:
             if tenant and place.path in WHOLE_INSTALLATION:
@@ -58,7 +58,7 @@ def navigation(current: str, *, tenant: bool) -> None:
 
 
 def monitoring() -> None:
-    """Link to the dashboards that the settings name."""
+    """Link to the dashboards that the settings configure."""
     settings = lowtide().settings
     for name, url in (
         ("Grafana", settings.grafana_url),
@@ -95,7 +95,7 @@ _MODES: Final[Mapping[bool | None, tuple[str, str]]] = {
 
 
 def chosen_interval() -> int:
-    """Return the seconds between refreshes that this visitor chose; 0 is a pause."""
+    """Return the refresh interval that the user chose, in seconds; 0 is a pause."""
     chosen = app.storage.user.get("refresh", DEFAULT_INTERVAL)
     return chosen if chosen in REFRESH_INTERVALS else DEFAULT_INTERVAL
 
@@ -108,10 +108,10 @@ def frame(
     on_interval: Callable[[int], None] | None,
     on_refresh: Callable[[], object] | None = None,
 ) -> Iterator[None]:
-    """Open a page with its bar, its heading and its footer.
+    """Open a page with its top bar, title and footer.
 
-    `on_interval` is told of another pace; a page that never changes by itself has none. `on_refresh` when the visitor wants to see news at once;
-    without it the page is loaded again.
+    `on_interval` is called with a newly chosen interval; a page without live updates has none.
+    `on_refresh` is called when the user asks for an update; without it the page reloads.
     """
     visitor = current_visitor()
     watch_page()
@@ -133,14 +133,14 @@ def frame(
             ui.label(f"Lowtide {version('lowtide')}")
             ui.label(f"API {api_url}")
             ui.element("span").mark("zone").add_slot("default", _ZONE)
-            # They show every tenant's work.
+            # The dashboards show every tenant's work.
             if visitor.tenant is None:
                 monitoring()
             _way_out(visitor.name)
 
 
 def _way_out(name: str) -> None:
-    # A form, not a link: leaving changes something, and another site's page must not do it.
+    # A form, not a link: sign-out changes state, and another site's page must not trigger it.
     with (
         ui.element("form").classes("way-out").props(f'method="post" action="{SIGN_OUT}"'),
         ui.element("button").props('type="submit"'),
@@ -197,9 +197,9 @@ _log = logging.getLogger(__name__)
 
 
 def watch_page() -> None:
-    """Tell the visitor of the page that is being built when one of its handlers fails.
+    """Notify the user when a handler of the page being built fails.
 
-    What fails at every refresh is told once in a while.
+    At most every 30 s, as a failure may repeat with every refresh.
     """
     told_at = -_QUIET_SECONDS
 
@@ -214,7 +214,7 @@ def watch_page() -> None:
 
 
 def explain(error: Exception) -> str:
-    """Return what a visitor may know; an unexpected error gets a reference, which the log has too."""
+    """Return an error text for the user; an unexpected error gets a reference to its log entry."""
     if isinstance(error, LowtideError):
         return error.message
     return (
@@ -224,12 +224,12 @@ def explain(error: Exception) -> str:
 
 
 def _reference(error: Exception) -> str:
-    """Return the reference of an error, the same one however often it is asked for."""
+    """Return the reference of an error, the same one on every call."""
     for note in getattr(error, "__notes__", ()):
         if note.startswith(_REFERENCE):
             return str(note.removeprefix(_REFERENCE))
     reference = secrets.token_hex(5)
-    # The note goes wherever the traceback is logged.
+    # The note appears wherever the traceback is logged.
     error.add_note(f"{_REFERENCE}{reference}")
     _log.error("portal.failed", extra={"reference": reference}, exc_info=error)
     return reference

@@ -1,4 +1,4 @@
-"""Pausing and resuming a pool, and the notes about paused pools."""
+"""Pausing and resuming of pools, and notices of paused pools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PauseNotes:
-    """A line for each paused pool; out of sight while there is none."""
+    """A notice for each paused pool; hidden while there is none."""
 
     def __init__(self) -> None:
         self._shown: list[str] | None = None
@@ -33,7 +33,7 @@ class PauseNotes:
         self._place.set_visibility(False)
 
     def show(self, pauses: Sequence[PoolPause], now: datetime) -> None:
-        """Show these; nothing is sent while they stay the same."""
+        """Show these pauses; nothing is sent while they stay the same."""
         notes = [note_of(pause, now, self._zone) for pause in pauses]
         if notes == self._shown:
             return
@@ -46,7 +46,7 @@ class PauseNotes:
 
 
 def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
-    """Return a pause in words; the date is named once it is another."""
+    """Return a pause in words, with its date unless it began today."""
     since = pause.since.astimezone(zone)
     same_day = since.date() == now.astimezone(zone).date()
     moment = f"{since:%H:%M %Z}" if same_day else f"{since:%Y-%m-%d %H:%M %Z}"
@@ -54,7 +54,7 @@ def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
 
 
 async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
-    """Pause after asking, or resume; tell whether that was done."""
+    """Pause a pool after confirmation, or resume it; return True if that was done."""
     try:
         return await (_pause(pools, pool) if paused else _resume(pools, pool))
     except LowtideError as error:
@@ -70,7 +70,7 @@ async def _pause(pools: Pools, pool: Pool) -> bool:
     )
     if not agreed:
         return False
-    # Asked again: a session may end while the question is open.
+    # Checked again: the session may end while the dialog is open.
     visitor = current_visitor()
     await in_thread(lambda: pools.pause(visitor, pool))
     ui.notify(f"{pool.capitalize()} is paused.", type="positive", position="bottom")
@@ -85,7 +85,7 @@ async def _resume(pools: Pools, pool: Pool) -> bool:
 
 
 def consequences(effect: PauseEffect, now: datetime) -> list[str]:
-    """Return what a pause does, in sentences."""
+    """Return the effects of a pause, as sentences."""
     waiting, running = counted(effect.queued, "line"), counted(effect.running, "line")
     told = [
         f"Waiting in {effect.pool}: {waiting}. Running: {running}; they run to their end.",

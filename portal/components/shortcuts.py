@@ -1,6 +1,6 @@
-"""Keys that work on every page, and the script behind them.
+"""Keyboard shortcuts of every page, and the script behind them.
 
-The script is a file of our own, so that a content security policy can name where scripts come from.
+The script is served as a file, so that a content security policy can restrict script sources.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEYS: Final = (
     ("?", "This list"),
 )
 
-# Elements say what key presses them with `data-key`; a page's search box has `data-search`.
+# Shortcuts press the element with their `data-key`; a page's search box has `data-search`.
 _SCRIPT: Final = """
 (() => {
   const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def help_dialog() -> ui.dialog:
-    """Return the closed dialog that lists the keys."""
+    """Return the dialog that lists the shortcuts, closed."""
     with (
         ui.dialog().props("aria-label=Keyboard") as dialog,
         ui.element("div").classes("card dialog section"),

@@ -290,6 +290,24 @@ def test_an_outage_during_an_upload_leaves_nothing(
     assert api.stored() <= noted
 
 
+def test_a_commit_that_was_not_answered_keeps_the_object(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowtide.files.store import FileStore
+
+    add = FileStore.add
+
+    def unanswered(*arguments: Any) -> None:
+        add(*arguments)
+        raise Unavailable("the connection was lost")
+
+    monkeypatch.setattr(FileStore, "add", unanswered)
+    assert post(api, GOOD).status_code == 503
+    (file,) = world.rows("SELECT object_key FROM files")
+    assert api.stored() == {file.object_key}
+    assert world.rows("SELECT 1 FROM stray_objects") == []
+
+
 CONTENT = b"0123456789" * 10
 
 RANGES = [
