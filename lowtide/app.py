@@ -1,4 +1,4 @@
-"""The composition root: everything that one process is built from."""
+"""The composition root of a process."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _EXTENSION = "lowtide"
 
 
 class App:
-    """One process: its connections, clients and threads, and the services on them.
+    """The connections, clients and threads of one process, and the services on them.
 
-    Build it after a fork, once, and close it. What holds a connection or a thread is built here
-    and now; services hold none, and are built when they are first asked for.
+    Build it once, after the fork, and close it. Connections and threads are created immediately;
+    services hold none and are built on first use.
     """
 
     pull_loop: PullLoop | None = None
@@ -72,7 +72,7 @@ class App:
 
     @classmethod
     def of_function(cls) -> Self:
-        """Build the App of the function whose module is being loaded, and hand it to its server."""
+        """Build the App of the function being loaded, and register it with the function's server."""
         app = cls(read_settings(), name=os.environ.get("FUNCTION_TARGET", ""))
         if has_app_context():
             current_app.extensions[_EXTENSION] = app
@@ -80,12 +80,12 @@ class App:
 
     @staticmethod
     def of_server(server: Flask) -> App:
-        """Return the App that a function has built."""
+        """Return the App registered with a function's server."""
         app: App = server.extensions[_EXTENSION]
         return app
 
     def close(self, seconds: float) -> None:
-        """Send what is still to be sent, for at most `seconds` each, and close every connection."""
+        """Flush events, last-seen times and spans, at most `seconds` each; close all connections."""
         self.publisher.drain(seconds)
         self.sightings.close(seconds)
         self.tracer.close(seconds)
@@ -94,21 +94,21 @@ class App:
             self._tenant_database.dispose()
 
     def check(self) -> None:
-        """Raise Unavailable while this process could not do its work."""
+        """Raise Unavailable while this process cannot do its work."""
         check_schema(self.database)
         if self.pull_loop is not None:
             self.pull_loop.check_engine()
 
     @cached_property
     def objects(self) -> ObstoreObjects:
-        """The object store; raises ValueError for a URL of none."""
+        """The object store; raises ValueError for an unsupported URL."""
         from lowtide.objects.store import ObstoreObjects
 
         return ObstoreObjects(self.settings.object_store_url)
 
     @cached_property
     def callers(self) -> CallerStore:
-        """Check who calls the API."""
+        """The authentication of API calls."""
         from lowtide.tenants.callers import CallerStore
 
         return CallerStore(
@@ -119,7 +119,7 @@ class App:
 
     @cached_property
     def splitter(self) -> Splitter:
-        """Split files."""
+        """The splitter of input files."""
         from lowtide.pipeline.split import SplitStore, Splitter
 
         return Splitter(
@@ -131,7 +131,7 @@ class App:
 
     @cached_property
     def finalizer(self) -> Finalizer:
-        """Write output and error files."""
+        """The writer of output and error files."""
         from lowtide.pipeline.final_store import FinalStore
         from lowtide.pipeline.finalize import Finalizer
 
@@ -145,7 +145,7 @@ class App:
 
     @cached_property
     def scheduler(self) -> Scheduler:
-        """Run ticks."""
+        """The scheduler, which runs ticks."""
         from lowtide.queue.rates import RateStore
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
@@ -178,20 +178,20 @@ class App:
 
     @cached_property
     def vitals(self) -> VitalsStore:
-        """Read the figures behind alerts."""
+        """The figures behind alerts."""
         from lowtide.status.vitals import VitalsStore
 
         return VitalsStore(self.database)
 
     def pull(self, pool: Pool) -> PullLoop:
-        """Make this process a worker of a pool; the server starts and stops the loop."""
+        """Make this process a worker of a pool; the server starts and stops the returned loop."""
         from lowtide.worker.loop import PullLoop
 
         self.pull_loop = PullLoop(lambda: self.build_worker(pool))
         return self.pull_loop
 
     def build_worker(self, pool: Pool) -> Worker:
-        """Return a worker of a pool, with an engine of its own."""
+        """Return a worker of a pool, with its own engine."""
         from lowtide.status.last_seen import SightedEngine
         from lowtide.worker.build import build_worker
         from lowtide.worker.metrics import WorkerMetrics
@@ -211,7 +211,7 @@ class App:
 
     @cached_property
     def administration(self) -> Administration:
-        """Manage tenants, keys and the audit log, for operators."""
+        """The administration of tenants, keys and the audit log, for operators."""
         from lowtide.tenants.audit import AuditLog
         from lowtide.tenants.keys import KeyStore
         from lowtide.tenants.service import Administration
@@ -228,7 +228,7 @@ class App:
         )
 
     def tenancy(self, actor: str) -> Tenancy:
-        """Return the service that changes tenants and keys; the audit log names `actor`."""
+        """Return the service that changes tenants and keys; it records `actor` in the audit log."""
         from lowtide.tenants.keys import new_key
         from lowtide.tenants.model import TenantLimits
         from lowtide.tenants.service import Tenancy
@@ -247,14 +247,14 @@ class App:
 
     @cached_property
     def pools(self) -> Pools:
-        """Pause and resume pools."""
+        """The service that pauses and resumes pools."""
         from lowtide.scheduler.pauses import PauseStore, Pools
 
         return Pools(PauseStore(self.database))
 
     @cached_property
     def entrance(self) -> Entrance:
-        """Sign people in: by password, and with an API key where tenants can be read."""
+        """Portal sign-in: by password, and by API key if a tenant database is configured."""
         from lowtide.tenants.callers import CallerStore
         from lowtide.tenants.passwords import PasswordSignIn
         from lowtide.tenants.sign_in import Entrance, KeySignIn, Role
@@ -275,15 +275,16 @@ class App:
 
     @cached_property
     def signed_out(self) -> SignedOutStore:
-        """The sessions that ended early."""
+        """The portal sessions that ended early."""
         from lowtide.tenants.sign_in import SignedOutStore
 
         return SignedOutStore(self.database)
 
     def services_for(self, visitor: Visitor) -> Services:
-        """Return the services with a visitor's rights; raises Unavailable without a setting.
+        """Return the services with the rights of `visitor`.
 
-        Row-level security limits who signed in with a key to their tenant; operators see all.
+        Row-level security limits sessions with an API key to the key's tenant; others see all
+        tenants. Raises Unavailable for the former if no tenant database is configured.
         """
         return self.services if visitor.tenant is None else self._tenant_services
 
@@ -320,7 +321,7 @@ class App:
         return Publisher(sink, Outbox(self.database), tracer=self.tracer)
 
     def _tracer(self) -> Tracer:
-        """Return the tracer that the environment asks for, by OpenTelemetry's own variables."""
+        """Return the tracer that OpenTelemetry's environment variables configure."""
         from lowtide.telemetry.tracing import is_wanted
 
         if not is_wanted(os.environ):
@@ -340,5 +341,5 @@ class App:
 
 
 def _instance() -> str:
-    """Return the name of this process, which a worker's lease bears, too."""
+    """Return the name of this process, which a worker's lease also carries."""
     return f"{socket.gethostname()}/{os.getpid()}"

@@ -1,4 +1,4 @@
-"""Every route of the API, by the function that serves it; health, models and the documentation."""
+"""The API's routes by function, and the handlers for health, models and the documentation."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 def live(_: App) -> Response:
-    """`GET /health/live`: the process answers."""
+    """`GET /health/live`: the process responds."""
     return json_response({"status": "ok"})
 
 
 def ready(app: App) -> Response:
-    """`GET /health/ready`: the database answers, with the schema of this version; raises Unavailable."""
+    """`GET /health/ready`: the database responds and is migrated; raises Unavailable."""
     app.readiness.require()
     return json_response({"status": "ok"})
 
 
 def list_models(call: Call) -> Response:
-    """`GET /v1/models`: what engines serve, and what the caller's batches named."""
+    """`GET /v1/models`: the models that engines serve or the tenant's batches named."""
     return json_response(types.ModelPage(_models(call)))
 
 
@@ -99,7 +99,7 @@ def docs_page(_: App) -> Response:
 
 
 def docs_asset(_: App, name: str) -> Response:
-    """`GET /docs/{name}`: the page's own files; raises NotFound."""
+    """`GET /docs/{name}`: the page's assets; raises NotFound."""
     if name == "start.js":
         return Response(_START, mimetype="text/javascript")
     spec = find_spec("flask_swagger_ui")
@@ -337,5 +337,5 @@ ALL = (*UPLOAD, *CREATE_BATCH, *CANCEL_BATCH, *READ)
 
 
 def application(app: App, routes: Sequence[Route]) -> Callable[[Request], Response]:
-    """Return what answers the requests of one function."""
+    """Return the handler for the requests of one function."""
     return Application(app, routes, known=ALL)

@@ -1,4 +1,4 @@
-"""The services that users act with, on one set of connections."""
+"""The services behind the API and the portal, on one set of connections."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 def line_limits(settings: Settings) -> Limits:
-    """Return the bounds on input files."""
+    """Return the limits on input files."""
     return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
 
 
 def capacity(settings: Settings) -> Capacity:
-    """Return what dedicated workers can do."""
+    """Return the configured capacity of dedicated workers."""
     from lowtide.planning.demand import Capacity
 
     return Capacity(
@@ -51,17 +51,17 @@ def capacity(settings: Settings) -> Capacity:
 
 
 def prices(settings: Settings) -> Prices:
-    """Return what replicas cost."""
+    """Return the prices of replicas."""
     from lowtide.core.pools import Prices
 
     return Prices(settings.spot_price, settings.dedicated_price, settings.currency)
 
 
 class Services:
-    """Each service, built when it is first asked for: a function imports only what it uses.
+    """All services, built on first use, so that a function imports only what it needs.
 
-    Row-level security limits those on a tenant's connections to that tenant. `objects` returns the
-    object store; what serves none needs none.
+    With connections of the tenant role, row-level security limits them to one tenant. `objects`
+    returns the object store, and is called only by services that need it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Services:
 
     @cached_property
     def files(self) -> Files:
-        """Upload, list, read and delete files."""
+        """The service that uploads, lists, reads and deletes files."""
         from lowtide.files.service import Files, UploadLimits
         from lowtide.files.store import FileStore
 
@@ -102,7 +102,7 @@ class Services:
 
     @cached_property
     def batches(self) -> Batches:
-        """Create, read and cancel batches."""
+        """The service that creates, reads and cancels batches."""
         from lowtide.batches.service import Batches, BatchRules
         from lowtide.batches.store import BatchStore
         from lowtide.files.store import FileStore
@@ -127,7 +127,7 @@ class Services:
 
     @cached_property
     def requests(self) -> Requests:
-        """Read the requests and results of batches."""
+        """The requests and results of batches."""
         from lowtide.batches.request_store import RequestStore
         from lowtide.batches.service import Requests
         from lowtide.batches.store import BatchStore
@@ -136,7 +136,7 @@ class Services:
 
     @cached_property
     def forecaster(self) -> Forecaster:
-        """Estimate when batches will complete."""
+        """The forecaster of batch completion times."""
         from lowtide.batches.forecast import Forecaster, OutlookStore
 
         return Forecaster(OutlookStore(self._database), prior=self._settings.dedicated_rate)
@@ -148,7 +148,7 @@ class Services:
 
     @cached_property
     def lists(self) -> BatchLists:
-        """Search batches."""
+        """The search for batches."""
         from lowtide.batches.browsing import BatchLists
         from lowtide.batches.list_store import BatchListStore
 
@@ -156,7 +156,7 @@ class Services:
 
     @cached_property
     def browser(self) -> BatchBrowser:
-        """Read the details of a batch and its requests."""
+        """The details of batches and their requests."""
         from lowtide.batches.browsing import BatchBrowser
         from lowtide.batches.detail_store import BatchDetailStore
 
@@ -165,7 +165,7 @@ class Services:
 
     @cached_property
     def desk(self) -> BatchDesk:
-        """Cancel many batches at once."""
+        """The bulk cancellation of batches."""
         from lowtide.batches.browsing import BatchDesk
         from lowtide.batches.list_store import BatchListStore
         from lowtide.batches.store import BatchStore
@@ -179,7 +179,7 @@ class Services:
 
     @cached_property
     def dead_letters(self) -> DeadLetters:
-        """Search, download and discard dead letters."""
+        """The service that searches, downloads and discards dead letters."""
         from lowtide.dead_letters.requeue_store import RequeueStore
         from lowtide.dead_letters.service import DeadLetters
         from lowtide.dead_letters.store import DeadLetterStore
@@ -193,7 +193,7 @@ class Services:
 
     @cached_property
     def requeuer(self) -> Requeuer:
-        """Requeue dead letters."""
+        """The service that requeues dead letters."""
         from lowtide.dead_letters.requeue import Requeuer
         from lowtide.dead_letters.requeue_store import RequeueStore
         from lowtide.dead_letters.store import DeadLetterStore
@@ -220,7 +220,7 @@ class Services:
 
     @property
     def _requeue_rules(self) -> RequeueRules:
-        """All letters of one requeue may go into one new batch."""
+        """The limits of a requeue; all its letters must fit into one new batch."""
         from lowtide.dead_letters.model import MOST_LETTERS
         from lowtide.dead_letters.requeue import RequeueRules
 

@@ -1,8 +1,8 @@
 """Gunicorn's configuration for every function: `gunicorn -c python:lowtide.serving …`.
 
-The functions framework makes the WSGI application; this adds what its own command cannot: health
-and metrics on a port of their own (a CloudEvent function answers 405 to every GET), the workers'
-pull loop, and a SIGTERM that lets them finish.
+The functions framework builds the WSGI application. This adds features that its own command lacks:
+health and metrics on a separate port (a CloudEvent function answers 405 to every GET), the pull
+loop of workers, and a graceful SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ timeout = 0
 _settings = read_settings()
 connections.Worker.client_timeout = _settings.client_timeout
 connections.Worker.client_rate = _settings.client_rate
-# Work in hand may take its grace, then the last results are written and the lease is closed.
+# Running requests get the grace period; then the last results are written and the lease is closed.
 graceful_timeout = int(_settings.worker_grace + DRAIN_SECONDS) + 5
 keepalive = 75
 loglevel = "warning"
-# The longest paths of the API, with every parameter, have under 1,000 characters.
+# The API's longest paths, with all parameters, have under 1,000 characters.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# Fewer than the 1,024 files that many systems let a process open: accepting the last would fail.
+# Below the common limit of 1,024 open files per process, at which accepting a connection fails.
 worker_connections = 512
-# Its file would be one for all functions of a user, and needs a writable home.
+# All functions of a user would share its file, which also needs a writable home.
 control_socket_disable = True
 
 _LAST_WORDS_SECONDS = 2.0
 _FUNCTION = os.environ.get("FUNCTION_TARGET", "")
 _TAKES_EVENTS = os.environ.get("FUNCTION_SIGNATURE_TYPE") == "cloudevent"
-# Brokers need not carry larger ones (CloudEvents 1.0, "Size Limits").
+# Brokers need not forward larger events (CloudEvents 1.0, "Size Limits").
 _MAX_EVENT_BYTES = 64 * 1024
 _EVENT_TYPES = frozenset({*EventType, TICK})
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start what runs beside the function, in the process that serves it."""
+    """Start health, metrics and the pull loop in the process that serves the function."""
     app = worker.lowtide = App.of_server(worker.wsgi)
     configure(app.settings.log_format, app.settings.log_level, secrets=secret_values(os.environ))
     _protect(worker)
@@ -66,14 +66,14 @@ def post_worker_init(worker: Any) -> None:
         worker.handle_exit(signum, frame)
 
     signal.signal(signal.SIGTERM, stop)
-    # Until now gunicorn's own handler took the signal.
+    # An earlier signal went to gunicorn's own handler.
     if worker.alive:
         loop.start()
 
 
 def _protect(worker: Any) -> None:
-    """Have the application read no more of a body than it wants to."""
-    # The framework's hook would read what a refused client still sends, whole, into memory.
+    """Make the application read no more of a body than it needs."""
+    # The framework's hook would read the rest of a rejected body into memory.
     hooks = worker.wsgi.after_request_funcs.get(None, [])
     hooks[:] = [hook for hook in hooks if hook is not functions_framework.read_request]
     if _TAKES_EVENTS:
@@ -82,9 +82,9 @@ def _protect(worker: Any) -> None:
 
 
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001
-    """Note that this function answered, and the type of an event that it handled."""
-    # Probes are no use of it, and would keep an idle function's sighting young. Without a response,
-    # what came was no request at all.
+    """Record that this function answered, and the type of an event that it handled."""
+    # Probes would keep the last-seen time of an idle function fresh. Without a response there was no
+    # valid request.
     if not _FUNCTION or response is None or environ.get("PATH_INFO", "").startswith("/health/"):
         return
     status = response.status_code or 500
@@ -97,8 +97,8 @@ def post_request(worker: Any, request: Any, environ: dict[str, Any], response: A
 
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
-    """Let the pull loop finish its work in hand."""
-    # Gunicorn calls this, too, where the function could not be loaded.
+    """Let the pull loop finish its running requests."""
+    # Gunicorn also calls this if the function could not be loaded.
     app: App | None = getattr(worker, "lowtide", None)
     if app is None:
         return

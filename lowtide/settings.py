@@ -1,4 +1,4 @@
-"""Every setting of every process, read once from `LOWTIDE_*` environment variables."""
+"""The settings of all processes, read once from `LOWTIDE_*` environment variables."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 PREFIX = "LOWTIDE_"
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_SHORTEST_SECRET = 6  # a shorter value, such as `test`, is a word of other lines too
+_SHORTEST_SECRET = 6  # a shorter value, such as `test`, also occurs in ordinary log text
 
 
 def _web_address(value: str) -> str:
-    """Return an address that is safe as a link; raises ValueError."""
+    """Validate an address to be shown as a link; raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must start with http:// or https:// and name a host")
@@ -40,7 +40,7 @@ WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
 def _trace_address(value: str) -> str:
-    """Return the address of a trace's page, with a place for the id; raises ValueError."""
+    """Validate the address of a trace's page, with a placeholder for the id; raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
         raise ValueError("must start with http:// or https:// and name a host, and no user")
@@ -50,7 +50,7 @@ def _trace_address(value: str) -> str:
 
 
 def _fault_plan(value: str) -> str:
-    """Return a plan of faults that can be read; raises ValueError."""
+    """Validate a fault plan; raises ValueError."""
     parse_faults(value)
     return value
 
@@ -60,7 +60,7 @@ TraceAddress = Annotated[str, AfterValidator(_trace_address)]
 
 
 def _network(value: str) -> str:
-    """Return an address or a network; raises ValueError."""
+    """Validate an address or a network; raises ValueError."""
     try:
         ipaddress.ip_network(value)
     except ValueError as error:
@@ -72,7 +72,7 @@ Network = Annotated[str, AfterValidator(_network)]
 
 
 class EngineKind(StrEnum):
-    """Which engine runs the lines."""
+    """The engine that runs requests."""
 
     SIMULATED = "simulated"
     OPENAI = "openai"
@@ -80,14 +80,14 @@ class EngineKind(StrEnum):
 
 
 class Admission(StrEnum):
-    """What happens to a batch whose deadline cannot be promised."""
+    """The treatment of a batch whose deadline cannot be guaranteed."""
 
     OPEN = "open"
     STRICT = "strict"
 
 
 class Settings(BaseSettings):
-    """One frozen object; times are in seconds unless the type says otherwise."""
+    """The frozen settings of a process; times are in seconds unless the type says otherwise."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -372,13 +372,13 @@ class Settings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return what `repr` shows: an address without its password."""
+        """Yield the fields for `repr`, with the passwords in addresses masked."""
         for name, value in super().__repr_args__():
             yield name, masked(value) if isinstance(value, str) else value
 
 
 def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what no log may show: the values of secret settings, passwords of addresses, AWS's keys."""
+    """Return the values to mask in logs: secret settings, passwords in addresses, AWS keys."""
     names = [
         PREFIX + name.upper()
         for name, setting in Settings.model_fields.items()
@@ -387,7 +387,7 @@ def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
     values = [environment.get(name, "") for name in (*names, *_AWS_SECRETS)]
     passwords = [_password(value) for value in environment.values() if "://" in value]
     found = {value for value in (*values, *passwords) if len(value) >= _SHORTEST_SECRET}
-    # The longest first: an address before the password in it.
+    # Longest first: an address before the password in it.
     return tuple(sorted(found, key=len, reverse=True))
 
 
@@ -399,7 +399,7 @@ def _password(address: str) -> str:
 
 
 def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
-    """Return the `LOWTIDE_*` variables that no setting reads: typing errors, all of them."""
+    """Return the `LOWTIDE_*` variables that no setting reads; these are typos."""
     known = {
         PREFIX + name.upper()
         for name, setting in Settings.model_fields.items()
@@ -413,7 +413,7 @@ def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
 
 
 def read_settings() -> Settings:
-    """Read the environment; raises ValueError for a bad value or an unknown variable."""
+    """Read the environment; raises ValueError for an invalid value or an unknown variable."""
     if unknown := unknown_variables():
         raise ValueError(
             f"Unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "

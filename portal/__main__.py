@@ -19,7 +19,7 @@ _LAST_WORDS_SECONDS = 1.0
 
 def main() -> None:
     """Serve the portal until SIGTERM or SIGINT."""
-    # A process that inherits this variable, like any child of a test, is a test run to NiceGUI.
+    # NiceGUI takes any process with this variable, like a child of a test, for a test run.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     settings = read_settings()
     configure(settings.log_format, settings.log_level, secrets=secret_values(os.environ))

@@ -55,7 +55,7 @@ def counted(value: int, noun: str) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """Return the age of a moment; `just now` for the first minute, so that rows do not flicker."""
+    """Return the age of a moment; `just now` for the first minute, so that rows stay the same."""
     if (now - moment).total_seconds() < 60:
         return "just now"
     return f"{duration(now - moment)} ago"

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[_Value]):
-    """The last good value, None before the first, read `at`, and the error since then."""
+    """The last good value with its time, None before the first, and the error since then."""
 
     value: _Value | None = None
     problem: LowtideError | None = None

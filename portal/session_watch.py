@@ -1,4 +1,4 @@
-"""Closing of the open pages of ended sessions."""
+"""A watch that closes the open pages of ended sessions."""
 
 from __future__ import annotations
 

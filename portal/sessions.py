@@ -101,7 +101,7 @@ _OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
 WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/tenants", "/keys", "/audit")
 """Pages that show the work of every tenant."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
-# NiceGUI's routes for uploads to elements of open pages.
+# Uploads to elements of open pages need a principal.
 _CLOSED_FOLDER: Final = "/_nicegui/client/"
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",

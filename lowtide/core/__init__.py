@@ -1,1 +1,1 @@
-"""Ids, errors, pools and durations: what every slice speaks."""
+"""Ids, errors, pools and durations, shared by every package."""

@@ -1,4 +1,4 @@
-"""Durations: completion windows (`24h`), durations in words, and retry delays."""
+"""Completion windows (`24h`), durations as text, and retry delays."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PATTERN = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 
 
 def parse_window(text: str, *, shortest: timedelta, longest: timedelta) -> timedelta:
-    """Return the length of a completion window.
+    """Parse a completion window.
 
-    Raises InvalidRequest when `text` is not `Nm`, `Nh` or `Nd`, or lies outside the bounds.
+    Raises InvalidRequest if `text` is not `Nm`, `Nh` or `Nd`, or is out of bounds.
     """
     window = parse_span(text)
     if window is None:
@@ -40,13 +40,13 @@ def parse_window(text: str, *, shortest: timedelta, longest: timedelta) -> timed
 
 
 def parse_span(text: str) -> timedelta | None:
-    """Return the length of `Nm`, `Nh` or `Nd`, or None when `text` is not one."""
+    """Parse `Nm`, `Nh` or `Nd`; return None for any other text."""
     match = _PATTERN.fullmatch(text)
     return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def format_window(window: timedelta) -> str:
-    """Return a window in its largest whole unit."""
+    """Format a window in the largest unit that divides it."""
     seconds = int(window.total_seconds())
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % length == 0:
@@ -58,7 +58,7 @@ _SPAN_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
 
 def duration(span: timedelta) -> str:
-    """Return a span in its largest unit, rounded down; under a minute in seconds."""
+    """Format a span in its largest unit, rounded down; below a minute in seconds."""
     seconds = max(int(span.total_seconds()), 0)
     for unit, length in _SPAN_UNITS:
         if seconds >= length:
@@ -67,20 +67,20 @@ def duration(span: timedelta) -> str:
 
 
 class Backoff(Protocol):
-    """A strategy for waiting between empty polls."""
+    """A strategy for the delays between empty polls."""
 
     def next_delay(self) -> float:
-        """Return the seconds to wait now, and lengthen the next wait."""
+        """Return the delay in seconds, and increase the next one."""
         ...
 
     def reset(self) -> None:
-        """Start over: there was work."""
+        """Reset the delay after a poll that found work."""
         ...
 
 
 @dataclass(slots=True)
 class ExponentialBackoff:
-    """Wait `initial` seconds, doubling up to `cap`; the original's 250 ms to 10 s."""
+    """Delays in seconds that grow from `initial` to `cap`; the original's 250 ms to 10 s."""
 
     initial: float = 0.25
     cap: float = 10.0
@@ -88,33 +88,33 @@ class ExponentialBackoff:
     _next: float = 0.0
 
     def next_delay(self) -> float:
-        """Return the seconds to wait now, and lengthen the next wait."""
+        """Return the delay in seconds, and increase the next one."""
         delay = self._next or self.initial
         self._next = min(self.cap, delay * self.factor)
         return delay
 
     def reset(self) -> None:
-        """Start over: there was work."""
+        """Reset the delay after a poll that found work."""
         self._next = 0.0
 
 
 def retry_delay(attempt: int, rng: Random, *, base: float, cap: float) -> float:
-    """Return the seconds before attempt number `attempt` + 1, counted from 0.
+    """Return the delay in seconds after attempt `attempt`, counted from 0.
 
     Exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter",
     2015) on top of a floor: `floor + uniform(0, floor)` with `floor = base * 2^attempt`. Full jitter
-    alone may end a request within seconds that only met a wobble of its engine: with a base of 8 s,
-    five attempts are at least 8 + 16 + 32 + 64 s apart, together two minutes.
+    alone could use up all attempts during a brief engine failure: with the floor and a base of 8 s,
+    five attempts are at least 8 + 16 + 32 + 64 s apart, two minutes in total.
     """
     floor = base * 2.0 ** min(attempt, 60)
     return min(cap, floor + rng.uniform(0.0, floor))
 
 
 def requeue_delay(waited: float, rng: Random, *, cap: float) -> float:
-    """Return the seconds until a request that has `waited` so far, and was not at fault, is tried.
+    """Return the delay in seconds before a request that was not at fault is retried.
 
-    It grows with what it waited, from one second to the cap: however often it comes back, it costs
-    little, and no count of its tries is kept.
+    The delay grows with `waited`, the seconds it has waited so far, from one second to `cap`:
+    repeated retries stay cheap, and no retry count is kept.
     """
     longest = min(cap, max(1.0, waited / 4))
     return rng.uniform(longest / 2, longest)

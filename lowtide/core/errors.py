@@ -1,19 +1,19 @@
-"""Every error a caller can meet.
+"""The errors of the API.
 
 LowtideError
 ├── InvalidRequest        400  the caller must change the request
-├── Unauthenticated       401  no key, or an unknown one
-├── Forbidden             403  known, and not allowed to do this
+├── Unauthenticated       401  missing, unknown or revoked API key
+├── Forbidden             403  not allowed for this principal
 ├── NotFound              404  unknown id, or another tenant's
-├── RequestTimeout        408  the body came too slowly
-├── Conflict              409  not in this state
+├── MethodNotAllowed      405  the path exists, but not with this method
+├── RequestTimeout        408  the body arrived too slowly
+├── Conflict              409  not possible in the object's state
 ├── PayloadTooLarge       413  over a configured limit
-├── UnsupportedMediaType  415  not the content type this call takes
-├── RangeNotSatisfiable   416  no byte of the file lies in the range
-├── IdempotencyKeyReused  422  the same Idempotency-Key came with another body before
-├── MethodNotAllowed      405  the path exists, the method does not
+├── UnsupportedMediaType  415  unsupported content type
+├── RangeNotSatisfiable   416  no byte of the file is in the range
+├── IdempotencyKeyReused  422  Idempotency-Key already used with another body
 ├── TooManyRequests       429  a tenant limit
-└── Unavailable           503  a dependency does not answer; retry
+└── Unavailable           503  a dependency does not respond; retry
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import ClassVar
 class LowtideError(Exception):
     """An error with OpenAI's four fields; `status` and `type` are fixed per class.
 
-    `message` tells what is wrong and how to fix it; `param` names the request field, `code` is
-    for machines.
+    `message` states the problem and its fix; `param` names the request field; `code` is
+    machine-readable.
     """
 
     status: ClassVar[int] = 500
@@ -40,20 +40,20 @@ class LowtideError(Exception):
 
     @property
     def for_log(self) -> str:
-        """The message and what it came from, which is no caller's business."""
+        """The message with its cause, which callers must not see."""
         cause = self.__cause__
         return self.message if cause is None else f"{self.message} {cause!r:.500}"
 
 
 class InvalidRequest(LowtideError):
-    """The caller must change the request."""
+    """A request that the caller must change."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class Unauthenticated(LowtideError):
-    """No API key was sent, or an unknown or revoked one."""
+    """A missing, unknown or revoked API key."""
 
     status = 401
     type = "authentication_error"
@@ -61,7 +61,7 @@ class Unauthenticated(LowtideError):
 
 
 class Forbidden(LowtideError):
-    """The caller is known, and not allowed to do this."""
+    """A call that the principal is not allowed to make."""
 
     status = 403
     type = "permission_error"
@@ -69,7 +69,7 @@ class Forbidden(LowtideError):
 
 
 class NotFound(LowtideError):
-    """The id is unknown to this tenant; another tenant's id looks the same."""
+    """An id that is unknown or another tenant's; the two are indistinguishable."""
 
     status = 404
     type = "invalid_request_error"
@@ -77,7 +77,7 @@ class NotFound(LowtideError):
 
 
 class MethodNotAllowed(LowtideError):
-    """The path exists, but not with this method."""
+    """A path that exists, but not with this method."""
 
     status = 405
     type = "invalid_request_error"
@@ -85,7 +85,7 @@ class MethodNotAllowed(LowtideError):
 
 
 class RequestTimeout(LowtideError):
-    """The body of a request came too slowly."""
+    """A request body that arrived too slowly."""
 
     status = 408
     type = "invalid_request_error"
@@ -93,7 +93,7 @@ class RequestTimeout(LowtideError):
 
 
 class Conflict(LowtideError):
-    """The object is not in a state that allows this."""
+    """An object whose state does not allow the operation."""
 
     status = 409
     type = "invalid_request_error"
@@ -101,7 +101,7 @@ class Conflict(LowtideError):
 
 
 class PayloadTooLarge(LowtideError):
-    """The body is over a configured limit."""
+    """A body over a configured limit."""
 
     status = 413
     type = "invalid_request_error"
@@ -109,7 +109,7 @@ class PayloadTooLarge(LowtideError):
 
 
 class UnsupportedMediaType(LowtideError):
-    """The body is not of the content type that this call takes."""
+    """A body of an unsupported content type."""
 
     status = 415
     type = "invalid_request_error"
@@ -117,7 +117,7 @@ class UnsupportedMediaType(LowtideError):
 
 
 class RangeNotSatisfiable(LowtideError):
-    """The range begins behind the file's last byte."""
+    """A range that contains no byte of the file."""
 
     status = 416
     type = "invalid_request_error"
@@ -125,7 +125,7 @@ class RangeNotSatisfiable(LowtideError):
 
 
 class IdempotencyKeyReused(LowtideError):
-    """An Idempotency-Key came with another body before, and stands for that call."""
+    """An Idempotency-Key already used with another body."""
 
     status = 422
     type = "invalid_request_error"
@@ -133,7 +133,7 @@ class IdempotencyKeyReused(LowtideError):
 
 
 class TooManyRequests(LowtideError):
-    """A limit is reached; retry after `retry_after` seconds. `reason` names the limit in metrics."""
+    """An exceeded limit; retry after `retry_after` seconds. `reason` names the limit in metrics."""
 
     status = 429
     type = "rate_limit_error"
@@ -154,7 +154,7 @@ class TooManyRequests(LowtideError):
 
 
 class Unavailable(LowtideError):
-    """A dependency does not answer at the moment; retry."""
+    """A dependency that does not respond; retry."""
 
     status = 503
     type = "server_error"
@@ -162,9 +162,9 @@ class Unavailable(LowtideError):
 
 
 def check_key_digest(first: bytes | None, now: bytes | None) -> None:
-    """Raise IdempotencyKeyReused when the digests of two bodies under one key differ.
+    """Raise IdempotencyKeyReused if the digests of two bodies under one key differ.
 
-    None fits any: where there is none, nothing is known of the body.
+    None stands for an unknown body and matches any digest.
     """
     if first is not None and now is not None and first != now:
         raise IdempotencyKeyReused(

@@ -1,10 +1,11 @@
-"""Faults that the simulated engine is told to have: which, when, for whom, how often.
+"""Fault plans of the simulated engine.
 
     [WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE], …
 
-WHO is `spot`, `dedicated`, a share of the workers (`1/4`) or a worker's name, with `*`. KIND is a
-status of 400 to 599 or a word of `Kind`. FROM and TO are seconds since the worker started, Unix time
-from a billion on, and with PERIOD seconds of every such period of the clock. SHARE is of requests.
+WHO is `spot`, `dedicated`, a share of the workers (`1/4`) or a worker's name with `*` as wildcard.
+KIND is a status from 400 to 599 or a value of `Kind`. FROM and TO are seconds since the worker
+started, or Unix time from 1,000,000,000 on; with PERIOD they are seconds within each such period of
+Unix time. SHARE is the share of requests affected.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ORDINAL: Final = re.compile(r"-(\d+)$")
 
 
 class Kind(StrEnum):
-    """Words for faults; `VALUE` is in seconds for `slow`, in bytes for `huge`."""
+    """Kinds of faults; `VALUE` is in seconds for `slow`, in bytes for `huge`."""
 
     DOWN = "down"
     SLOW = "slow"
@@ -47,7 +48,7 @@ _WITH_VALUE: Final = frozenset({Kind.SLOW, Kind.HUGE, Kind.STATUS})
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Who may be told to have a fault: a worker's pool and its name."""
+    """A worker, by pool and name."""
 
     pool: str = ""
     name: str = ""
@@ -55,7 +56,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFault:
-    """One fault. `value` is that of a status' Retry-After in seconds, or as its kind says."""
+    """A planned fault; `value` is a status's Retry-After in seconds, else defined by the kind."""
 
     kind: Kind
     status: int = 0
@@ -67,16 +68,16 @@ class PlannedFault:
     share: float = 1.0
 
     def concerns(self, worker: Worker) -> bool:
-        """Whether a worker is one that has the fault."""
+        """Return True if the fault applies to a worker."""
         some, slash, of_all = self.who.partition("/")
         if slash:
             return _place(worker.name) % int(of_all) < int(some)
         return self.who == worker.pool or fnmatchcase(worker.name, self.who)
 
     def wait(self, now: float, started: float) -> float:
-        """Return the seconds until the fault is there; 0 while it is, infinite when it is over.
+        """Return the seconds until the fault starts; 0 while it is active, infinite afterwards.
 
-        `now` and `started`, when the worker started, are in Unix seconds.
+        `now` and `started`, the worker's start, are in Unix seconds.
         """
         if self.period is not None:
             at = now % self.period
@@ -90,7 +91,7 @@ class PlannedFault:
 
 
 def parse_faults(text: str) -> tuple[PlannedFault, ...]:
-    """Return the faults of a plan; raises ValueError that names the part that is wrong."""
+    """Parse a fault plan; raises ValueError that names the invalid part."""
     return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
 
 
@@ -127,7 +128,7 @@ def _kind(part: str, word: str) -> tuple[Kind, int]:
 
 
 def _problem(fault: PlannedFault) -> str | None:
-    """Return what is wrong with a fault, if anything."""
+    """Return the problem with a fault, or None."""
     some, slash, of_all = fault.who.partition("/")
     problems = {
         f"{fault.who} is no share of workers, as 1/4 is": (
@@ -143,6 +144,6 @@ def _problem(fault: PlannedFault) -> str | None:
 
 
 def _place(name: str) -> int:
-    """Return a worker's number, so that shares of few are exact; of a random name, its hash."""
+    """Return a worker's ordinal, so that shares of few workers are exact, or its name's hash."""
     ordinal = _ORDINAL.search(name)
     return int(ordinal[1]) - 1 if ordinal else crc32(name.encode())

@@ -1,4 +1,4 @@
-"""Identifiers: prefixed like OpenAI's, time-ordered, and one-to-one with a UUID."""
+"""Ids: prefixed like OpenAI's, time-ordered, and one-to-one with a UUID."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HEXADECIMAL = frozenset("0123456789abcdef")
 
 
 def now() -> datetime:
-    """Return the current time."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -44,7 +44,7 @@ def new_id() -> uuid.UUID:
 def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
     """Return a UUID version 7 (RFC 9562): Unix milliseconds, their fraction, then random bits.
 
-    With the fraction (section 6.2, method 3) ids sort by time to the microsecond.
+    The fraction (section 6.2, method 3) makes ids sort by time to the microsecond.
     """
     microseconds = (now - _EPOCH) // _MICROSECOND
     milliseconds, rest = divmod(microseconds, 1000)
@@ -54,10 +54,10 @@ def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
 
 
 def derived_file_id(batch: BatchId, role: str) -> FileId:
-    """Return the id of a batch's own file, the same at every call.
+    """Return the deterministic id of a file that a batch produces.
 
     Finalizing twice must write the same object, so the id is a function of the batch and `role`.
-    The batch's timestamp bits are kept, so that derived ids sort with their batch.
+    It keeps the batch's timestamp bits, so that it sorts with its batch.
     """
     digest = hashlib.sha256(batch.bytes + role.encode()).digest()
     return FileId(_with_version((batch.int >> 80) << 80 | int.from_bytes(digest[:10], "big")))
@@ -74,31 +74,31 @@ def format_file_id(file: FileId) -> str:
 
 
 def format_request_id(batch: BatchId, line: int) -> str:
-    """Return the public id of one line of a batch, `batch_req_` and 40 hexadecimal digits."""
+    """Return the public id of a request, `batch_req_` and 40 hexadecimal digits."""
     return f"{_REQUEST_PREFIX}{batch.hex}{line:08x}"
 
 
 def parse_request_id(text: str) -> tuple[BatchId, int] | None:
-    """Return batch and line behind a request's public id, or None when `text` is not one."""
+    """Parse a request's public id into batch and line; return None if `text` is not one."""
     digits = text.removeprefix(_REQUEST_PREFIX)
     if len(digits) != 40 or len(text) != len(_REQUEST_PREFIX) + 40:
         return None
     batch = _parse(digits[:32], "")
     line = digits[32:]
-    # A line is a positive integer of PostgreSQL.
+    # A line is a positive PostgreSQL integer.
     if batch is None or not set(line) <= _HEXADECIMAL or not 0 < int(line, 16) < 2**31:
         return None
     return BatchId(batch), int(line, 16)
 
 
 def parse_batch_id(text: str) -> BatchId | None:
-    """Return the id behind its public form, or None when `text` is not one."""
+    """Parse the public form of an id; return None if `text` is not one."""
     value = _parse(text, _BATCH_PREFIX)
     return None if value is None else BatchId(value)
 
 
 def parse_file_id(text: str) -> FileId | None:
-    """Return the id behind its public form, or None when `text` is not one."""
+    """Parse the public form of an id; return None if `text` is not one."""
     value = _parse(text, _FILE_PREFIX)
     return None if value is None else FileId(value)
 
@@ -109,7 +109,7 @@ def format_key_id(key: KeyId) -> str:
 
 
 def parse_key_id(text: str) -> KeyId | None:
-    """Return the id behind its public form, or None when `text` is not one."""
+    """Parse the public form of an id; return None if `text` is not one."""
     value = _parse(text, _KEY_PREFIX)
     return None if value is None else KeyId(value)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Pool(StrEnum):
-    """Where a line may run: cheap and interruptible, or stable and dearer."""
+    """A group of workers: cheap and interruptible, or stable and more expensive."""
 
     SPOT = "spot"
     DEDICATED = "dedicated"
@@ -20,7 +20,7 @@ class Pool(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """Lines of a pool that wait and that run."""
+    """The queued and running requests of a pool."""
 
     queued: int
     running: int
@@ -28,7 +28,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class PoolPause:
-    """A pool whose workers claim nothing, since when, and by whom."""
+    """A pause of a pool, during which its workers claim nothing."""
 
     pool: Pool
     since: datetime
@@ -37,7 +37,7 @@ class PoolPause:
 
 @dataclass(frozen=True, slots=True)
 class PoolStanding:
-    """A pool's lines, its workers with a living lease, and its pause, if there is one."""
+    """The state of a pool: its requests, its workers with a valid lease, and its pause, if any."""
 
     pool: Pool
     queued: int
@@ -48,7 +48,7 @@ class PoolStanding:
 
 @dataclass(frozen=True, slots=True)
 class OpenDeadlines:
-    """Batches whose deadline is held so far, and the first of these deadlines."""
+    """The number of open batches that are not at risk, and the first of their deadlines."""
 
     batches: int
     first: datetime | None
@@ -56,9 +56,9 @@ class OpenDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class PauseEffect:
-    """What a pause would do: lines that wait, lines that run to their end, deadlines given up.
+    """The effect of a pause: requests that wait, requests that still finish, deadlines given up.
 
-    `stops_all`: the other pool is paused already.
+    `stops_all` is True if the other pool is already paused.
     """
 
     pool: Pool
@@ -69,9 +69,9 @@ class PauseEffect:
 
 
 def effect_of(pool: Pool, standings: Sequence[PoolStanding], held: OpenDeadlines) -> PauseEffect:
-    """Return what pausing a pool would do.
+    """Return the effect of pausing a pool.
 
-    Deadlines are promised by dedicated alone: without it none is, and without spot all are.
+    Only dedicated capacity backs deadlines: pausing dedicated endangers all, pausing spot none.
     """
     (standing,) = (each for each in standings if each.pool is pool)
     endangered = held if pool is Pool.DEDICATED else OpenDeadlines(0, None)
@@ -84,23 +84,23 @@ _SECONDS_AN_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What one replica costs an hour, in `currency`."""
+    """The prices of a replica hour, in `currency`."""
 
     spot: float
     dedicated: float
     currency: str
 
     def of_second(self, pool: Pool) -> float:
-        """Return what one second of a replica of a pool costs."""
+        """Return the price of a replica second in a pool."""
         return (self.spot if pool is Pool.SPOT else self.dedicated) / _SECONDS_AN_HOUR
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a batch costs by pool, and what the same results would cost on dedicated alone.
+    """The cost of a batch by pool, and of the same results on dedicated alone.
 
-    It counts the time of accepted results: what was interrupted, lost or tried in vain, and replicas
-    that start or idle, belong to no batch.
+    Only the time of accepted results counts: interrupted, lost and failed attempts, and replicas
+    that start or idle, are charged to no batch.
     """
 
     currency: str
@@ -110,20 +110,20 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """What both pools cost."""
+        """The cost of both pools."""
         return self.spot + self.dedicated
 
     @property
     def saving(self) -> float:
-        """The share of the all-dedicated cost that spot saved; 0 without any cost."""
+        """The share of the all-dedicated cost saved by spot; 0 without any cost."""
         return 1 - self.total / self.all_dedicated if self.all_dedicated > 0 else 0.0
 
 
 def cost_of(spot_seconds: float, dedicated_seconds: float, prices: Prices) -> Cost:
-    """Return the cost of so many replica seconds; a result takes as long in either pool.
+    """Return the cost of replica seconds; a result is assumed to take as long in either pool.
 
-    A line's replica seconds are its worker's, each divided by the lines in the worker's hands, so
-    that a second of a replica is shared out once (processor sharing, Kleinrock 1967).
+    A request's replica seconds are its worker's, each divided by the requests on that worker, so
+    that every replica second is shared out once (processor sharing, Kleinrock 1967).
 
         >>> cost_of(3600, 0, Prices(1.0, 3.0, "USD")).saving
         0.6666666666666667

@@ -1,4 +1,4 @@
-"""Text that is safe to write to a log: without secrets, and without characters that act on a terminal."""
+"""Redaction of log text: secrets, and control characters that act on a terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 
 MASK: Final = "***"
 
-# Quotes may be escaped, as in JSON within JSON; a value ends where JSON, a URL or a list goes on.
+# Quotes may be escaped, as in JSON within JSON; a value ends at a JSON, URL or list delimiter.
 _SEPARATOR: Final = r"\\?[\"']?\s*[=:]\s*\\?[\"']?"
-# A number or null of JSON is left, so that it remains JSON.
+# JSON numbers, booleans and null are kept, so that the text remains valid JSON.
 _VALUE: Final = r"(?!(?<=\":)(?:-?\d|null|true|false)|None\b)[^\s\"'\\&,;{}()\[\]]+"
 _NAMES: Final = (
     r"pass(?:word|wd)|pepper|client[_-]?secret|secret(?:[_-]?access)?(?:[_-]?key)?|"
     r"session[_-]?token|security-token|api[_-]?key|signature|\bsig"
 )
 _PATTERNS: Final = (
-    # First: another pattern may take the scheme away.
+    # Must be first: another pattern may consume the scheme.
     (
         re.compile(r"(?i)((?<![a-z0-9+.-])[a-z0-9+.-]+://[^\s:/@\"'\\]*:)[^\s@/\"'\\]+@"),
         rf"\1{MASK}@",
@@ -27,7 +27,7 @@ _PATTERNS: Final = (
     (re.compile(rf"(?i)(authorization{_SEPARATOR}(?:\w+\s+)?){_VALUE}"), rf"\g<1>{MASK}"),
     (re.compile(rf"(?i)((?:{_NAMES}){_SEPARATOR}){_VALUE}"), rf"\g<1>{MASK}"),
 )
-# C0, DEL, C1, and what some readers take for the end of a line or write from right to left with.
+# C0, DEL, C1, and characters that some readers treat as a line end or a change of text direction.
 _ACTING: Final = {
     *range(0x20),
     *range(0x7F, 0xA0),
@@ -46,7 +46,7 @@ _JSON_ESCAPES: Final = {number: f"\\u{number:04x}" for number in _ACTING if numb
 
 
 def masked(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return `text` without API keys, passwords, credentials, and these `secrets`.
+    """Mask API keys, passwords, credentials and these `secrets` in `text`.
 
     Example:
         masked("postgresql://ana:hunter2@db/lowtide")  # postgresql://ana:***@db/lowtide
@@ -59,10 +59,10 @@ def masked(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` as one line, its control characters escaped: `\\x1b`, `\\n`."""
+    """Return `text` as one line, with control characters escaped: `\\x1b`, `\\n`."""
     return text.translate(_ESCAPES)
 
 
 def printable_json(text: str) -> str:
-    """Return JSON with the control characters escaped that JSON itself leaves as they are."""
+    """Escape the control characters that JSON allows unescaped."""
     return text.translate(_JSON_ESCAPES)

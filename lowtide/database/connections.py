@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: TLS, pools, and transactions limited to one tenant."""
+"""PostgreSQL connections: TLS, pools, and transactions limited to one tenant."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 _PARAMETERS = ("sslmode", "sslrootcert")
-# As the driver has it: False speaks plainly, None encrypts where the server can, True insists.
+# The driver's values: False is plaintext, None encrypts if the server can, True requires TLS.
 _UNVERIFIED = {"disable": False, "allow": None, "prefer": None, "require": True}
 _VERIFIED = ("verify-ca", "verify-full")
 _SYSTEM = "system"
 
 
 def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
-    """Return the address without libpq's parameters, and what they mean to the driver.
+    """Return the address without libpq's TLS parameters, and the driver's `ssl_context` for them.
 
-    Without both it is `prefer`. `require` takes any certificate, unless `sslrootcert` names those to
-    trust. With `system`, or none named for a mode that verifies, the system's are trusted; they sign
-    for anybody, so that only `verify-full` will do. Raises ValueError.
+    The default is `prefer`. `require` accepts any certificate, unless `sslrootcert` names trusted
+    ones. With `system`, or in a verifying mode without `sslrootcert`, the system's certificates are
+    trusted; they sign for any host, so only `verify-full` is allowed. Raises ValueError.
     """
     unknown = sorted(set(url.query) - set(_PARAMETERS))
     if unknown:
@@ -76,25 +76,26 @@ def _trusting(roots: str, *, named: bool) -> SSLContext:
 
 _SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 
-# Classes of SQLSTATE after which the same transaction may succeed: lost connections, serialization
-# failures and deadlocks, a transaction ended for doing nothing, exhausted resources, a server that
-# starts or stops, a prepared statement that a migration made stale.
+# SQLSTATE prefixes after which the same transaction may succeed: lost connections, serialization
+# failures and deadlocks, idle-in-transaction timeouts, exhausted resources, a server that starts or
+# stops, prepared statements that a migration invalidated.
 _TRANSIENT_CLASSES = ("08", "0A000", "25P03", "26000", "40", "53", "55", "57", "58")
 
-# The queue goes from empty to a million rows between two looks of autovacuum. Taken for small, it
-# would be sorted whole at every claim; this way rows come in an index's order wherever one has it.
+# The queue can grow from empty to a million rows between two runs of autovacuum. With statistics of
+# a small table, every claim would sort all of it; without sorts, rows are read in index order
+# wherever an index has that order.
 _PLANNER = {"enable_sort": "off"}
 
 
 def connect(
     url: str, *, pool_size: int = 8, timeout: float = 30.0, application: str = "lowtide"
 ) -> Engine:
-    """Return an engine for `postgresql://…`; nothing is opened before the first use.
+    """Return an engine for `postgresql://…`; it connects on first use.
 
-    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for what they cannot be.
-    `timeout` is in seconds without an answer, for connecting, for waiting for a free connection
-    and for each statement. The server waits as long for the next statement of a transaction: a
-    process that freezes in one would keep its locks for ever, and nobody could take its lines over.
+    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for invalid values. `timeout`, in
+    seconds, applies to connecting, to waiting for a free connection and to each response of the
+    server. The server waits as long for the next statement of a transaction: a frozen process
+    would otherwise keep its locks forever, and no other worker could take over its requests.
     """
     address, tls = encryption(make_url(url))
     waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
@@ -115,7 +116,7 @@ def connect(
 
 
 def engine_of(url: URL, **options: Any) -> Engine:
-    """Return SQLAlchemy's engine for `postgresql://…`, with our driver and its `options`."""
+    """Return a SQLAlchemy engine for `postgresql://…` with preparing connections and `options`."""
     engine = create_engine(url.set(drivername="postgresql+pg8000"), **options)
     event.listen(engine, "do_connect", _open)
     return engine
@@ -126,10 +127,10 @@ def _open(_dialect: Any, _record: Any, args: tuple[Any, ...], options: dict[str,
 
 
 def _reject_closed(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Have the pool open another connection where the server closed this one.
+    """Make the pool open another connection if the server closed this one.
 
-    An idle connection has nothing to read, unless it was closed. Asking the kernel spares the round
-    trip of a ping.
+    An idle connection is readable only if it was closed. Asking the kernel saves the round trip of
+    a ping.
     """
     if connection.is_closed():
         raise DisconnectionError
@@ -137,7 +138,7 @@ def _reject_closed(connection: Any, _record: Any, _proxy: Any) -> None:
 
 @contextmanager
 def begin(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction; raises Unavailable for failures that another try may not meet."""
+    """Open a transaction; raises Unavailable for transient failures."""
     try:
         with engine.begin() as connection:
             yield connection
@@ -149,9 +150,9 @@ def begin(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def acting_for(engine: Engine, tenant: TenantId) -> Iterator[Connection]:
-    """Open a transaction in which row-level security shows just this tenant's rows.
+    """Open a transaction in which row-level security shows only this tenant's rows.
 
-    The setting is local to the transaction, so that a pooled connection never carries it over.
+    The setting is local to the transaction, so that a pooled connection does not keep it.
     """
     with begin(engine) as connection:
         connection.execute(_SET_TENANT, {"tenant": str(tenant)})
@@ -159,7 +160,7 @@ def acting_for(engine: Engine, tenant: TenantId) -> Iterator[Connection]:
 
 
 def sqlstate(error: DBAPIError) -> str:
-    """Return what the server calls an error; "" for the driver's own."""
+    """Return the SQLSTATE of an error; "" for the driver's own errors."""
     details = error.orig.args[0] if error.orig is not None and error.orig.args else None
     return str(details.get("C", "")) if isinstance(details, dict) else ""
 

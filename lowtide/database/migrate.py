@@ -1,4 +1,4 @@
-"""Bring a database to the current schema: `python -m lowtide.postgres.migrate`."""
+"""Apply the migrations: `python -m lowtide.database.migrate`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-_LOCK = 0x6C6F7774  # "lowt": two migrations at once must wait for each other
+_LOCK = 0x6C6F7774  # "lowt": serializes concurrent migrations
 
 
 def migrate(url: str, passwords: Mapping[str, str]) -> None:
     """Apply all migrations as the owner at `url`, and set the login roles' passwords.
 
-    Safe to run at any time and twice at once.
+    Safe to run repeatedly and concurrently.
     """
     engine = connect(url, pool_size=1)
     try:
@@ -49,10 +49,10 @@ def _set_password(connection: Connection, role: str, password: str) -> None:
 
 
 def main() -> None:
-    """Migrate the database of `LOWTIDE_DATABASE_URL`.
+    """Migrate the database at `LOWTIDE_DATABASE_URL`.
 
-    `ROLE_PASSWORD_API`, `_WORKER`, `_OPERATOR` and `_AUTOSCALER` set the roles' passwords; what
-    is absent stays as it is.
+    `ROLE_PASSWORD_API`, `_WORKER`, `_OPERATOR` and `_AUTOSCALER` set the roles' passwords; without
+    a variable the password stays unchanged.
     """
     passwords = {
         f"lowtide_{name}": os.environ[f"ROLE_PASSWORD_{name.upper()}"]

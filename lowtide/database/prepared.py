@@ -1,9 +1,9 @@
-"""Connections that prepare the statements of the hot path once, and wait for the server less.
+"""Connections that prepare hot statements once, and save round trips.
 
-pg8000 translates a statement's placeholders character by character, has it parsed and planned, and
-waits for the server three times, at every execution, and three times more for a commit. For sets of
-lines that costs more than the work itself. Statements marked by `hot` are translated once, prepared
-once a connection, and sent together with the BEGIN before them: an execution is one round trip.
+For every execution pg8000 translates the placeholders character by character, has the statement
+parsed and planned, and takes three round trips, plus three for a commit. For sets of requests that
+costs more than the work itself. Statements marked by `hot` are translated once, prepared once per
+connection, and sent together with the preceding BEGIN: an execution is one round trip.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 _MARK = "/* prepared */"
 _STALE = frozenset({"0A000", "26000"})
-"""SQLSTATEs of a plan whose result type has changed, and of a statement that is gone."""
+"""SQLSTATEs of a plan whose result type changed, and of a statement that no longer exists."""
 _BEGIN = "begin transaction"
 _LARGE = 65536
 _NO_MESSAGE = (KeyError, struct.error)
-"""What pg8000 raises for bytes that are no message: it looks up their type, and unpacks them."""
+"""Errors of pg8000 for bytes that are no message, from looking up the type and unpacking them."""
 
 
 def hot(sql: str) -> TextClause:
-    """Return a statement to be prepared; its plan must not depend on its parameters' values."""
+    """Mark a statement to be prepared; its plan must not depend on parameter values."""
     return text(_MARK + sql)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Text in UTF-8, as a parameter of a hot statement: sent as it is, without a copy."""
+    """UTF-8 text as a parameter of a hot statement, sent without a copy."""
 
     text: bytes = field(repr=False)
 
 
 class PreparingConnection(dbapi.Connection):
-    """A DB-API connection of pg8000."""
+    """A DB-API connection of pg8000 that prepares hot statements."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
         except BaseException as error:
-            # pg8000 leaves the socket open when not even its first message can be sent.
+            # pg8000 leaves the socket open if its first message cannot be sent.
             self._close_socket(*map(vars(self).get, ("_sock", "_usock")))
             if isinstance(error, _NO_MESSAGE):
                 raise _lost(error) from error
@@ -63,15 +63,15 @@ class PreparingConnection(dbapi.Connection):
         self._prepared: dict[str, tuple[Any, ...]] = {}
         self.register_out_adapter(Encoded, attrgetter("text"))
         if self._usock.family != socket.AF_UNIX:
-            # Or else the end of a statement that takes two packets waits for the acknowledgement of
-            # its beginning, which the server holds back for 40 ms.
+            # Otherwise the second packet of a statement waits for the acknowledgement of the first,
+            # which the server delays by 40 ms.
             self._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self) -> None:
-        """Close the connection, and its socket at once.
+        """Close the connection, and its socket immediately.
 
-        pg8000 leaves that to the garbage collector: whoever keeps the traceback of a lost connection
-        keeps the file descriptor, too.
+        pg8000 leaves the socket to the garbage collector: a stored traceback of a lost connection
+        would keep the file descriptor open.
         """
         file, usock = self._sock, self._usock
         try:
@@ -87,33 +87,31 @@ class PreparingConnection(dbapi.Connection):
                     file.close()
 
     def is_closed(self) -> bool:
-        """Whether the server has closed this idle connection."""
+        """Return True if the server has closed this idle connection."""
         poller = select.poll()
         poller.register(self._usock, select.POLLIN)
         return bool(poller.poll(0))
 
     def handle_messages(self, context: core.Context) -> None:
-        """Read the answers to what was sent."""
+        """Read the server's messages; raises InterfaceError if it sends anything else."""
         try:
             super().handle_messages(context)
         except _NO_MESSAGE as error:
             raise _lost(error) from error
 
     def cursor(self) -> PreparingCursor:
-        """Return a cursor."""
         return PreparingCursor(self)
 
     def commit(self) -> None:
-        """Commit."""
         self.execute_simple("commit")
 
     def rollback(self) -> None:
-        """Roll back, if there is anything."""
+        """Roll back the open transaction, if there is one."""
         if self._in_transaction:
             self.execute_simple("rollback")
 
     def execute_prepared(self, operation: str, values: Sequence[Any]) -> core.Context:
-        """Execute a statement, preparing it the first time."""
+        """Execute a statement; the first execution prepares it."""
         statement = _native(operation)
         if operation not in self._prepared:
             self._prepared[operation] = self.prepare_statement(statement, ())
@@ -138,10 +136,9 @@ class PreparingConnection(dbapi.Connection):
 
 
 class PreparingCursor(dbapi.Cursor):
-    """A cursor that knows which statements to prepare."""
+    """A cursor that prepares hot statements."""
 
     def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Any:
-        """Execute a statement."""
         if not operation.startswith(_MARK):
             return super().execute(operation, args, stream)
         self._context = self._c.execute_prepared(operation, args)
@@ -151,7 +148,7 @@ class PreparingCursor(dbapi.Cursor):
 
 
 def _lost(error: Exception) -> dbapi.InterfaceError:
-    """Return the error of a lost connection; SQLAlchemy drops it for the words "network error"."""
+    """Return a connection error; SQLAlchemy drops the connection for the text "network error"."""
     return dbapi.InterfaceError(f"network error: no PostgreSQL message: {error!r}")
 
 
@@ -162,9 +159,9 @@ def _native(operation: str) -> str:
 
 
 def _binding(name: bytes, values: Sequence[str | bytes | None]) -> Sequence[bytes]:
-    """Return a Bind message in parts: unnamed portal, every value and every result as text.
+    """Return a Bind message in parts: unnamed portal, all values and results as text.
 
-    A large value is a part of its own, which is written as it lies in memory.
+    A large value is a part of its own, written without a copy.
     """
     parts: list[bytes] = []
     head = [b"\0", name, core.H_pack(0), core.H_pack(len(values))]

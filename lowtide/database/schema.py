@@ -1,4 +1,4 @@
-"""The revision of the schema, and the rows of a fresh installation."""
+"""The schema revision that this version needs, and the check for it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 _REVISION = re.compile(r'^revision = "(\w+)"', re.MULTILINE)
 _BEFORE = re.compile(r'^down_revision = "(\w+)"', re.MULTILINE)
 _FOUND = text("SELECT min(version_num) FROM alembic_version")
-# No such table, or one that this role may not read: no migration of ours has been there, or none that
-# lets every role look.
+# Undefined table or insufficient privilege: no migration has run, or none yet that lets every role
+# read the table.
 _UNREADABLE = ("42P01", "42501")
 
 
 def newest_revision() -> str:
-    """Return the revision that this version's database has once it is migrated."""
+    """Return the revision of a database that is migrated to this version."""
     revisions = _revisions()
     (newest,) = revisions.keys() - revisions.values()
     return newest
 
 
 def is_older(revision: str) -> bool:
-    """Return whether this version's migrations lead further; it does not know a later version's."""
+    """Return True if this version has migrations after `revision`; False for later versions'."""
     return revision != newest_revision() and revision in _revisions()
 
 
 @lru_cache(maxsize=1)
 def _revisions() -> dict[str, str | None]:
-    """Return the revisions that this version knows, each with the one before it.
+    """Return the revisions of this version, each with its predecessor.
 
-    Their order is this chain, not that of their numbers. Alembic itself need not be installed.
+    This chain defines their order, not their numbers. Alembic need not be installed.
     """
     scripts = [path.read_text(encoding="utf-8") for path in _VERSIONS.glob("[0-9]*.py")]
     return {
@@ -53,9 +53,9 @@ def _revisions() -> dict[str, str | None]:
 
 
 def check_schema(engine: Engine) -> None:
-    """Raise Unavailable while the database does not answer, or waits for a migration.
+    """Raise Unavailable while the database does not respond or needs a migration.
 
-    A newer schema is fine: migrations only add what the release before can live with.
+    A newer schema is accepted: migrations stay compatible with the previous release.
     """
     needed = newest_revision()
     found = _revision(engine)
@@ -70,7 +70,7 @@ def check_schema(engine: Engine) -> None:
 
 
 def _revision(engine: Engine) -> str | None:
-    """Return the database's revision; None where there is none to be read."""
+    """Return the database's revision; None if there is none or it is not readable."""
     try:
         with begin(engine) as connection:
             found: str | None = connection.execute(_FOUND).scalar_one()

@@ -44,7 +44,7 @@ class Probed:
     """The result of a probe.
 
     `well`: the health check passed, or there is none; `answers`: a minimal request succeeded, too;
-    `lacks_model`: it failed for want of the model; `reason` explains an engine that is not well.
+    `lacks_model`: the engine lacks that request's model; `reason` explains why it is not well.
     """
 
     well: bool

@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
             rest = rest[_PIECE:]
             await self._may_write.wait()
         if rest:
-            # The reply came early: the upstream would read the next request as the rest of this one.
+            # The reply came early: the next request would be read as the rest of this body.
             self.reusable = False
 
     async def _decoded(self, reply: Reply, decoder: Decoder) -> Reply:
@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._waiter is None or self._answered:
             return
-        # `getvalue` does not copy, unlike a bytearray's `bytes`.
+        # `getvalue` does not copy, unlike the conversion of a bytearray.
         body = self._body.getvalue()
         self._body = BytesIO()
         self._may_write.set()

@@ -1,4 +1,4 @@
-"""What an engine says of a request, and when a request that failed is tried again."""
+"""Outcomes of engine requests, and the retry policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one response; the last two are parts of the first two."""
+    """Tokens of one response; cached tokens are part of the input, reasoning of the output."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -25,13 +25,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The engine answered over HTTP; `body` is one JSON value in UTF-8, exactly as it came.
+    """An HTTP answer of the engine; `body` is one JSON value in UTF-8, as received.
 
-    It is never decoded whole: a single emoji makes Python hold text in four bytes a character.
+    The body is never decoded whole: one emoji makes Python store text in four bytes per character.
 
-    `status_code` is that of the error where a 2xx answer holds one. `retry_after` is in seconds.
-    `lacks_model`: the error says that the engine does not serve the request's model; `out_of_quota`:
-    that its account may spend no more; `refuses_content`: that a 403 is about the request's words.
+    `status_code` is the error's if a 2xx answer contains one. `retry_after` is in seconds.
+    `lacks_model`: the engine does not serve the request's model; `out_of_quota`: its account has no
+    quota left; `refuses_content`: a 403 is about the request's content.
     """
 
     status_code: int
@@ -45,16 +45,15 @@ class Answered:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the status is 2xx."""
+        """True if the status is 2xx."""
         return 200 <= self.status_code < 300
 
 
 class NoAnswer(StrEnum):
-    """Why there is no usable answer; the value is the error code of a request that ends with it.
+    """Reasons for having no usable answer; the value is the error code of the failed request.
 
-    The first three mean that no byte of an answer came; whether the request was at fault cannot be
-    seen from `TIMEOUT`, `LOST`, `GARBAGE` and `FAULT` alone. `TOO_LARGE` and `UNSENDABLE` would be
-    the same again.
+    With the first three, no byte of an answer arrived. `TIMEOUT`, `LOST`, `GARBAGE` and `FAULT`
+    alone do not tell whether the request is at fault. `TOO_LARGE` and `UNSENDABLE` would recur.
     """
 
     UNREACHED = "connection_error"
@@ -73,7 +72,7 @@ PERMANENT_CODES = frozenset({NoAnswer.TOO_LARGE, NoAnswer.UNSENDABLE})
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """The engine gave no usable answer. `code` is a NoAnswer, or an engine's own word for one."""
+    """An outcome without a usable answer; `code` is a NoAnswer or an engine's own code."""
 
     code: str
     message: str
@@ -81,14 +80,14 @@ class Unanswered:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The capacity under the request went away; never the request's fault."""
+    """A loss of the capacity under the request; never the request's fault."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class BadInput:
-    """The request could not be read from its input object: it is missing or not what was uploaded."""
+    """A request that cannot be read: its input object is missing or differs from the upload."""
 
     code: str
     message: str
@@ -98,7 +97,7 @@ Outcome = Answered | Unanswered | Interrupted | BadInput
 
 
 def is_success(outcome: Outcome) -> bool:
-    """Whether the engine did what it was asked."""
+    """Return whether the engine answered successfully."""
     return isinstance(outcome, Answered) and outcome.succeeded
 
 
@@ -107,7 +106,7 @@ TRANSIENT_STATUSES = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The time that a request has: `left` seconds until its deadline, of which a run takes `run`."""
+    """The time of a request: `left` seconds until its deadline, of which one run takes `run`."""
 
     left: float = math.inf
     run: float = 0.0
@@ -115,9 +114,9 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how soon a request that failed is tried again; times in seconds.
+    """Limits on the attempts of a request and the waits between them; times in seconds.
 
-    No wait is longer than `cap`, nor so long that the tries after it would end past the deadline.
+    No wait exceeds `cap`, or is so long that the remaining attempts would end past the deadline.
     """
 
     max_attempts: int = 5
@@ -126,7 +125,7 @@ class RetryPolicy:
 
     @staticmethod
     def is_transient(outcome: Answered | Unanswered) -> bool:
-        """Whether the same request may succeed later."""
+        """Return whether the same request may succeed later."""
         if isinstance(outcome, Unanswered):
             return outcome.code not in PERMANENT_CODES
         return outcome.status_code in TRANSIENT_STATUSES
@@ -138,9 +137,9 @@ class RetryPolicy:
         rng: Random,
         window: Window = Window(),
     ) -> float | None:
-        """Return the seconds until the next attempt, or None when this failure is the last.
+        """Return the seconds until the next attempt; None after the last one.
 
-        `attempts` counts the attempt that just failed.
+        `attempts` includes the attempt that just failed.
         """
         if not self.is_transient(outcome) or attempts >= self.max_attempts:
             return None
@@ -149,5 +148,5 @@ class RetryPolicy:
         return self.bounded(max(plain, retry_after or 0.0), window, self.max_attempts - attempts)
 
     def bounded(self, seconds: float, window: Window, tries: int = 1) -> float:
-        """Return a wait that leaves room for `tries`, each with a wait and a run."""
+        """Return a wait that leaves time for `tries`, each with a wait and a run."""
         return max(0.0, min(seconds, self.cap, window.left / tries - window.run))

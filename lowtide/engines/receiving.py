@@ -21,13 +21,13 @@ _GZIP, _ZLIB, _DEFLATE = 31, 15, -15
 _WINDOWS: Final = {
     "gzip": (_GZIP,),
     "x-gzip": (_GZIP,),
-    # With its wrapper as the RFC has it, or without, as some servers send it.
+    # With the zlib wrapper, per RFC 9110, or without, as some servers send it.
     "deflate": (_ZLIB, _DEFLATE),
 }
 
 
 class BrokenReplyError(Exception):
-    """What came is no complete HTTP reply, or is too large; `code` says which."""
+    """An HTTP reply that is incomplete, malformed or too large; `code` is the error code."""
 
     def __init__(self, message: str, code: NoAnswer = NoAnswer.GARBAGE) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class BrokenReplyError(Exception):
 
 
 class Decoder:
-    """Decodes one body of a coding into at most `max_bytes`; raises BrokenReplyError."""
+    """Decodes one body into at most `max_bytes`; raises BrokenReplyError."""
 
     def __init__(self, coding: str, max_bytes: int) -> None:
         if coding not in _WINDOWS:
@@ -55,7 +55,7 @@ class Decoder:
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:
         made = b""
-        # A piece that is full may not be all that there is of what was read.
+        # After a full piece, the decompressor may hold more output.
         while data or (len(made) == _PIECE and not self._member.eof):
             if self._member.eof:
                 self._member = zlib.decompressobj(_GZIP)
@@ -78,7 +78,7 @@ class Decoder:
 
 
 def decoder_of(field: str, max_bytes: int) -> Decoder | None:
-    """Return what decodes a body of this Content-Encoding; None where nothing is to be decoded."""
+    """Return the decoder for a Content-Encoding; None if the body is not encoded."""
     coding = field.strip().lower()
     return None if coding in {"", "identity"} else Decoder(coding, max_bytes)
 
@@ -91,20 +91,20 @@ def _soon(call: Callable[[], None]) -> None:
 
 
 class Receiver(Protocol):
-    """Whatever an answer comes through, and can be told to wait."""
+    """A source of an answer that can be paused."""
 
     def hold(self) -> None:
-        """Receive no more for now."""
+        """Pause receiving."""
         ...
 
     def go_on(self) -> None:
-        """Receive again."""
+        """Resume receiving."""
         ...
 
 
 @dataclass(slots=True)
 class _Answer:
-    """`expected` is 0 where the length is unknown; `reserved` is counted in the budget."""
+    """An answer; `expected` is 0 if its length is unknown, `reserved` counts in the budget."""
 
     expected: int = 0
     reserved: int = 0
@@ -112,10 +112,11 @@ class _Answer:
 
 
 class Intake:
-    """Lets answers in as far as the budget goes.
+    """Admits answers within the byte budget.
 
-    One of known length waits until all of it fits, one of unknown length while the budget is spent.
-    The oldest waits for results to be written, but for no other answer: it may exceed the budget.
+    An answer of known length waits until all of it fits, one of unknown length while the budget is
+    spent. The oldest waits for results to be written, but not for other answers: it may exceed the
+    budget.
     """
 
     def __init__(self, budget: ByteBudget, soon: Soon = _soon) -> None:
@@ -126,7 +127,7 @@ class Intake:
         budget.on_room(self._admit_soon)
 
     def received(self, receiver: Receiver, size: int, expected: int = 0) -> None:
-        """Count what has come of an answer so far; may hold the receiver."""
+        """Count the bytes received of an answer so far; may pause the receiver."""
         answer = self._answers.setdefault(receiver, _Answer(expected))
         if size > answer.reserved:
             self._budget.take(size - answer.reserved)
@@ -136,7 +137,7 @@ class Intake:
             receiver.hold()
 
     def ended(self, receiver: Receiver) -> None:
-        """Count an answer no more; whoever has it now counts what it became."""
+        """Stop counting an answer; its consumer counts the outcome."""
         answer = self._answers.pop(receiver, None)
         if answer is not None:
             self._budget.give(answer.reserved)
@@ -153,7 +154,7 @@ class Intake:
         return is_complete or has_room or is_next
 
     def _admit_soon(self) -> None:
-        """Admit next, but not now: what an answer that ended has become is counted in a moment."""
+        """Admit in the next loop iteration, once the outcome of an ended answer is counted."""
         if self._answers and not self._is_due:
             self._is_due = True
             self._soon(self._admit)

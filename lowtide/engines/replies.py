@@ -1,4 +1,4 @@
-"""What an upstream's HTTP reply means; pure, but for the clock that a Retry-After date needs."""
+"""Interpretation of an upstream's HTTP replies; pure but for the clock of Retry-After dates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNKNOWN_ERROR: Final = 500
 _HTTP_ERRORS: Final = frozenset(str(status) for status in range(400, 600))
 _NO_ERROR: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 _LONGEST_NO_ERROR: Final = max(map(len, _NO_ERROR))
-# As Python objects JSON takes over twenty times as much: what is longer is not looked into.
+# JSON as Python objects takes over twenty times its size, so longer bodies are not inspected.
 _LONGEST_ERROR: Final = 1 << 20
 _LONGEST_USAGE: Final = 1 << 16
 _PIECE: Final = 1 << 18
@@ -53,9 +53,9 @@ _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The parts of an HTTP reply that matter; headers are empty when missing.
+    """The relevant parts of an HTTP reply; missing headers are empty.
 
-    `decoder` is what a body that came encoded has yet to go through.
+    `decoder` has yet to be applied to an encoded body.
     """
 
     status: int
@@ -74,7 +74,7 @@ class _Envelope(msgspec.Struct):
 
 
 class _Tokens(msgspec.Struct):
-    """Chat and embeddings count prompt and completion, the Responses API input and output."""
+    """Token counts: prompt and completion in chat and embeddings, input and output in Responses."""
 
     prompt_tokens: object = None
     completion_tokens: object = None
@@ -87,7 +87,7 @@ class _Tokens(msgspec.Struct):
 
 
 class _Refusal(msgspec.Struct):
-    """An error in OpenAI's envelope, or without it."""
+    """An error, with or without OpenAI's envelope."""
 
     error: object = None
     code: object = None
@@ -104,11 +104,11 @@ _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
 def outcome_of(reply: Reply) -> Answered | Unanswered:
     """Return the outcome; an Answered body is always one valid JSON value on one line.
 
-    A JSON body is kept byte for byte, except that line breaks, which JSON only allows between
-    tokens, become spaces. Another body is unusable with a 2xx status, and with any other is
+    A JSON body is kept byte for byte, except that line breaks, which JSON allows only between
+    tokens, become spaces. Any other body is unusable with a 2xx status; with another status it is
     wrapped into OpenAI's error object.
 
-    A 2xx answer that is no object, or holds an error, counts as what the error says, else as a 500.
+    A 2xx answer that is not an object, or contains an error, gets the error's status, or else 500.
     """
     retry_after = parse_retry_after(reply.retry_after, time.time())
     request_id = reply.request_id[:_LONGEST_ID]
@@ -137,22 +137,22 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
 
 
 def _on_one_line(body: bytes) -> bytes:
-    """Return JSON without line breaks, in place of which it has spaces."""
+    """Return JSON with its line breaks replaced by spaces."""
     return body.translate(_ONE_LINE) if b"\n" in body or b"\r" in body else body
 
 
 def _check_text(body: bytes) -> None:
-    """Raise UnicodeError for what is not UTF-8: msgspec does not look at strings that it skips."""
+    """Raise UnicodeError unless the body is UTF-8: msgspec does not check strings that it skips."""
     if not body.isascii():
         decoder = codecs.getincrementaldecoder("utf-8")()
-        # Whole, it would take up to four times as much.
+        # Decoded whole, it would take up to four times its size.
         for start in range(0, len(body), _PIECE):
             decoder.decode(body[start : start + _PIECE])
         decoder.decode(b"", final=True)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Return the seconds to wait from a number or an HTTP date; None when it is neither.
+    """Return the seconds to wait, from a number or an HTTP date; None if it is neither.
 
     `now` is in Unix seconds. A date in the past means 0.
     """
@@ -171,11 +171,11 @@ def parse_retry_after(value: str, now: float) -> float | None:
 
 
 def _lacks_model(body: bytes) -> bool:
-    """Return whether an error says that the model is not served here.
+    """Return whether an error means that the model is not served here.
 
-    OpenAI: code `model_not_found`; Azure: `DeploymentNotFound`; vLLM, once without the envelope
+    OpenAI: code `model_not_found`; Azure: `DeploymentNotFound`; vLLM, formerly without the envelope
     and now in it: type `NotFoundError`, "The model `x` does not exist."; Ollama: "model 'x' not
-    found". A 404 of anything else, a file or an adapter, is the request's.
+    found". A 404 for anything else, such as a file or an adapter, is the request's fault.
     """
     error = _error_of(body)
     message = error.get("message")
@@ -185,15 +185,15 @@ def _lacks_model(body: bytes) -> bool:
 
 
 def _lacks_quota(body: bytes) -> bool:
-    """Return whether the account is out of quota, which no waiting mends (OpenAI's 429)."""
+    """Return whether the account is out of quota, which waiting does not fix (OpenAI's 429)."""
     error = _error_of(body)
     return error.get("code") in _QUOTA_CODES or error.get("type") in _QUOTA_CODES
 
 
 def _refuses_content(body: bytes) -> bool:
-    """Return whether a 403 is about what the request says, and not about the key.
+    """Return whether a 403 is about the request's content rather than the key.
 
-    Azure: `content_filter` with an inner code; OpenRouter: metadata with the `flagged_input`.
+    Azure: `content_filter` with an inner code; OpenRouter: metadata with `flagged_input`.
     """
     error = _error_of(body)
     inner, metadata = error.get("innererror"), error.get("metadata")
@@ -206,7 +206,7 @@ def _refuses_content(body: bytes) -> bool:
 
 
 def _error_of(body: bytes) -> dict[str, Any]:
-    """Return the fields of an error, with or without its envelope; none where it is no object."""
+    """Return the fields of an error, with or without its envelope; empty if it is not an object."""
     if len(body) > _LONGEST_ERROR:
         return {}
     try:
@@ -218,7 +218,7 @@ def _error_of(body: bytes) -> dict[str, Any]:
 
 
 def _envelope(body: bytes) -> _Envelope | None:
-    """Return the parts of an answer that matter; None for JSON that is no object."""
+    """Return the relevant parts of an answer; None for JSON that is not an object."""
     try:
         return _decode_envelope(body)
     except msgspec.ValidationError:
@@ -234,7 +234,7 @@ def _is_error(envelope: _Envelope) -> bool:
 
 
 def _status_of(body: bytes) -> int:
-    """Return the HTTP status that an error stands for; 500 where it does not say."""
+    """Return the HTTP status that an error stands for; 500 if it names none."""
     if len(body) > _LONGEST_ERROR:
         return _UNKNOWN_ERROR
     try:

@@ -1,4 +1,4 @@
-"""Which engine the settings ask for."""
+"""Selection of the engine that the settings ask for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
-    """Return the engine of `settings.engine`; only that one's libraries are imported."""
+    """Return the engine of `settings.engine`; import only that engine's libraries."""
     match settings.engine:
         case EngineKind.SIMULATED:
             from lowtide.engines.simulated import SimulatedEngine
@@ -50,7 +50,7 @@ def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
 
 
 def _faults(settings: Settings) -> Faults | None:
-    """Return the faults that this worker has; Kubernetes names a pod in HOSTNAME."""
+    """Return the faults of this worker; in Kubernetes, HOSTNAME is the pod's name."""
     if not settings.simulated_faults:
         return None
     from lowtide.core.fault_plans import Worker, parse_faults

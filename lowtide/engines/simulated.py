@@ -28,7 +28,7 @@ INTERRUPTION: Final = "Simulated spot interruption"
 
 _DRAWS = Struct("<6Q")
 _FIXED_SHARE = 0.25
-"""Part of the mean latency that every request takes; the rest is exponential."""
+"""Part of the mean latency that is constant; the rest is exponentially distributed."""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,12 @@ class _Call:
 
 
 class SimulatedEngine:
-    """Behaves like an OpenAI-compatible server on capacity that may be taken away.
+    """A simulated OpenAI-compatible server on capacity that may be taken away.
 
-    What becomes of a request depends on the seed and the request alone (endpoint, body, attempt,
-    spot, interruptions), never on the order or the time of calls. `latency` is the mean in
-    seconds, 0 answers at once; `tokens` is the mean of a response; the rates are shares of
-    attempts, and only spot requests are interrupted. `faults` come by the clock, over all that.
+    An outcome depends only on the seed and the request (endpoint, body, attempt, spot,
+    interruptions), never on the order or time of calls. `latency` is the mean in seconds, 0 answers
+    immediately; `tokens` is the mean per response; the rates are shares of attempts, and only spot
+    requests are interrupted. `faults` depend on the clock and apply on top.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SimulatedEngine:
     async def run(
         self, requests: Sequence[EngineRequest]
     ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
-        """Yield outcomes as their time comes; without latency, all in one group."""
+        """Yield outcomes as their latency elapses; without latency and faults, all in one group."""
         if not requests:
             return
         if not self._latency and not self._faults:
@@ -89,7 +89,7 @@ class SimulatedEngine:
             self._end(call)
 
     async def probe(self, ping: Ping | None = None) -> Probed:
-        """Return how it is by its faults: well, when it has none."""
+        """Return the health that the faults imply: well, without any."""
         if not self._faults:
             return Probed(well=True, answers=True)
         refusal = self._faults.refusal()
@@ -103,18 +103,18 @@ class SimulatedEngine:
         return probed_by(outcome, f"POST {ping.endpoint}")
 
     def limit(self, in_flight: int) -> None:
-        """Let no more requests be in flight from now on."""
+        """Set the max number of requests in flight."""
         limit = min(in_flight, self._concurrency)
         self._free += limit - self._limit
         self._limit = limit
         self._start_waiting()
 
     async def models(self) -> Sequence[str]:
-        """Return nothing: any model name is served."""
+        """Return no names: any model is served."""
         return ()
 
     async def close(self) -> None:
-        """Abandon what is in flight; running calls end without the missing outcomes."""
+        """Abandon requests in flight; running calls end without the missing outcomes."""
         for call in self._calls:
             self._end(call)
             call.arrivals.abandon()
@@ -150,7 +150,7 @@ class SimulatedEngine:
         self._start_waiting()
 
     def _simulate(self, request: EngineRequest) -> tuple[Outcome, float]:
-        """Return the outcome and the seconds until it is known."""
+        """Return the outcome and the seconds until it arrives."""
         digest = self._digest(request)
         interrupted, failed, delay, length, age, part = (
             (draw >> 11) / 2**53 for draw in _DRAWS.unpack(digest)
@@ -162,7 +162,7 @@ class SimulatedEngine:
         if failed < self._failure_rate:
             return Answered(500, failure("The simulated server failed."), request_id), seconds
         if b'"seed"' in request.body:
-            # One seed, one answer: whatever else differs between attempts.
+            # A request with a seed gets the same answer in every attempt.
             digest = self._digest(replace(request, attempt=1, spot=False, interruptions=0))
             *_, length, age, _ = ((draw >> 11) / 2**53 for draw in _DRAWS.unpack(digest))
         tokens = 1 + int(-math.log1p(-length) * (self._tokens - 1))

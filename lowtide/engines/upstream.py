@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible HTTP server as an engine."""
+"""An engine on any OpenAI-compatible HTTP server."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 
 _CONNECT_TIMEOUT = 10.0
-# uvicorn, under vLLM and most others, drops idle connections after 5 s: let go of them before.
+# uvicorn, under vLLM and most others, drops idle connections after 5 s: close them before.
 _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
 _LONGEST_LIST: Final = 4 << 20
-# A path that it does not know, or that a key which may do no more than infer must not ask.
+# A path unknown to the upstream, or closed to a key that may only infer.
 _SAYS_NOTHING: Final = frozenset({403, 404, 405, 501})
 _LACKS_SCOPE: Final = b"Missing scopes"
 """OpenAI's 401 for a restricted key that may not list models."""
@@ -49,11 +49,11 @@ class _Models(msgspec.Struct):
 
 
 class UpstreamEngine:
-    """Posts each request to `base_url` + endpoint, over connections that are kept.
+    """Posts each request to `base_url` + endpoint, over kept connections.
 
-    `timeout` is in seconds for one request, connecting included; waiting for one of the
-    `concurrency` slots does not count. Redirects are answers like any other, but for one that
-    only adds or takes a last slash; proxies are not used. Raises ValueError for a URL that is not http(s).
+    `timeout` is in seconds for one request, including connecting but not the wait for one of the
+    `concurrency` slots. A redirect is followed only if it adds or removes a trailing slash, and is
+    an answer otherwise; proxies are not used. Raises ValueError for a URL that is not http(s).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class UpstreamEngine:
         """Yield outcomes as the upstream answers; closing the iterator cancels the rest."""
         arrivals = Arrivals(len(requests), self._budget)
         queue = deque(requests)
-        # Each body goes as its request ends.
+        # Each body is freed when its request ends.
         del requests
         tasks = [
             asyncio.create_task(self._work(queue, arrivals))
@@ -103,13 +103,13 @@ class UpstreamEngine:
             arrivals.close()
 
     async def probe(self, ping: Ping | None = None) -> Probed:
-        """Ask `GET /health`, then `GET /v1/models`, then send `ping`.
+        """Send `GET /health`, then `GET /v1/models`, then `ping`.
 
-        A path that the upstream does not know, or the key may not ask, says nothing.
+        A path that is unknown to the upstream, or closed to the key, proves nothing.
         """
         for path in ("/health", "/v1/models"):
             outcome = await self._once(self._origin.get(path), any_body=True)
-            # A gateway without a health check may refuse or redirect it like any unknown path.
+            # A gateway without a health check may reject or redirect it like any unknown path.
             status = outcome.status_code if isinstance(outcome, Answered) else 500
             if status in _SAYS_NOTHING or (path == "/health" and status < 500):
                 continue
@@ -124,11 +124,11 @@ class UpstreamEngine:
         return probed_by(outcome, f"POST {ping.endpoint}")
 
     def limit(self, in_flight: int) -> None:
-        """Let no more requests be in flight from now on; those that are go on."""
+        """Set the max number of requests in flight; those already running continue."""
         self._slots.limit(in_flight)
 
     async def models(self) -> Sequence[str]:
-        """Return the ids that `GET /v1/models` lists; empty when it fails."""
+        """Return the ids that `GET /v1/models` lists; empty if it fails."""
         try:
             reply = await self._exchange(self._origin.get("/v1/models"), b"")
             if reply.status != 200 or len(reply.body) > _LONGEST_LIST:
@@ -147,7 +147,7 @@ class UpstreamEngine:
             self._idle.pop().close()
 
     async def _work(self, queue: deque[EngineRequest], arrivals: Arrivals) -> None:
-        """Send requests of one call until none is left; a call has several of these."""
+        """Send requests of one call until none is left; each call runs several of these tasks."""
         while queue:
             request = queue.popleft()
             async with self._slots:
@@ -173,19 +173,19 @@ class UpstreamEngine:
     async def _once(
         self, head: bytes, body: bytes = b"", *, any_body: bool = False
     ) -> Answered | Unanswered:
-        """Return the outcome of one request beside the slots, soon."""
+        """Return the outcome of one request outside the slots, within the probe timeout."""
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 reply = await self._exchange(head, body)
         except Exception as error:  # noqa: BLE001 - as for every request
             return self._unanswered(error, _PROBE_TIMEOUT)
-        # vLLM's health has no body, and that of others is no JSON.
+        # vLLM's health response has no body, and those of others are not JSON.
         if any_body and 200 <= reply.status < 300:
             return Answered(reply.status, b"")
         return outcome_of(reply)
 
     def _unanswered(self, error: Exception, seconds: float) -> Unanswered:
-        """Return the outcome of an exchange that failed; all but the last are expected."""
+        """Return the outcome of a failed exchange; all cases but the last are expected."""
         match error:
             case TimeoutError():
                 text = f"The upstream gave no answer in {seconds:g} s."
@@ -215,7 +215,7 @@ class UpstreamEngine:
         return reply
 
     def _kept(self) -> Connection | None:
-        """Return the connection that was used last, when it still is good."""
+        """Return the most recently used connection that is still good."""
         oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE
         while self._idle:
             connection = self._idle.pop()

@@ -244,7 +244,7 @@ class Watch:
 TICK_SILENCE: Final = timedelta(minutes=2)
 """The scheduler ticks every 10 s; the next tick makes up for a few lost ones."""
 EVENT_AGE: Final = timedelta(minutes=2)
-"""A tick sends waiting events again, so events wait this long only while the broker refuses them."""
+"""A tick sends waiting events again, so they wait this long only if the broker refuses them."""
 
 WORKER_WAIT_SECONDS: Final = 300.0
 """Longer than a cold start of a node, an image and a model."""

@@ -1,1 +1,1 @@
-"""Tenants, keys, limits, sign-in and the audit log."""
+"""Tenants, API keys, limits, sign-in and the audit log."""

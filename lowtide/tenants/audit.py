@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing that was done; `tenant` names whose it was, None for the whole installation."""
+    """An action in the log; `tenant` is None for actions on the whole installation."""
 
     id: int
     at: datetime
@@ -32,14 +32,14 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries are wanted; None takes any."""
+    """A filter of entries; None matches all."""
 
     actor: str | None = None
     action: str | None = None
     tenant: TenantId | None = None
 
 
-# In order of id, which is that of time but for transactions at once: no index of times is needed.
+# Ids follow time except for concurrent transactions, so that `at` needs no index.
 TRIM = """
 DELETE FROM audit_log WHERE id = ANY(ARRAY(
   SELECT id FROM (SELECT id, at FROM audit_log ORDER BY id LIMIT :limit) oldest
@@ -59,9 +59,9 @@ def note(
     action: str,
     subjects: Sequence[str],
 ) -> None:
-    """Record an action in the caller's transaction, once for each subject.
+    """Record an action in the caller's transaction, once per subject.
 
-    It belongs to the whole installation when there is no tenant.
+    `tenant` is None for an action on the whole installation.
     """
     connection.execute(
         _NOTE, {"tenant": tenant, "actor": actor, "action": action, "subjects": list(subjects)}
@@ -69,7 +69,7 @@ def note(
 
 
 def trim(connection: Connection, *, kept: float, limit: int) -> int:
-    """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+    """Delete up to `limit` actions older than `kept` seconds; return their number."""
     return connection.execute(_TRIM, {"kept": kept, "limit": limit}).rowcount
 
 
@@ -85,7 +85,7 @@ SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
 ORDER BY a.id DESC
 """
 _PAGE = text(PAGE)
-# From one action to the next in the index: there are few, however long the log.
+# A loose index scan: jumps from one action to the next, as there are few in a long log.
 ACTIONS = """
 WITH RECURSIVE found AS (
   (SELECT action FROM audit_log ORDER BY action LIMIT 1)
@@ -99,13 +99,13 @@ _ACTIONS = text(ACTIONS)
 
 
 class AuditLog:
-    """Read the audit log, as a role that sees every tenant."""
+    """Reads of the audit log by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(self, wanted: AuditFilter, *, after: int | None, limit: int) -> Sequence[AuditEntry]:
-        """Return up to `limit` entries behind `after`, newest first."""
+        """Return up to `limit` entries after the id `after`, newest first."""
         parameters = {
             "actor": wanted.actor,
             "action": wanted.action,
@@ -117,6 +117,6 @@ class AuditLog:
             return [AuditEntry(*row) for row in connection.execute(_PAGE, parameters)]
 
     def actions(self) -> Sequence[str]:
-        """Return every action there is, by name."""
+        """Return the distinct actions, sorted by name."""
         with begin(self._engine) as connection:
             return list(connection.execute(_ACTIONS).scalars())

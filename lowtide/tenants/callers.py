@@ -1,4 +1,4 @@
-"""Callers of the API: who a key belongs to, and what it may use."""
+"""Authentication of API requests: the tenant of a key, and its allowance of requests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ANONYMOUS = text("SELECT * FROM authenticate_anonymous(:name)")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request acts for; `name` is the key's, shown where no user is named.
+    """The principal of an API request; `name` is the key's, shown if the request names no user.
 
-    `allowance` is what is left of the tenant's requests; None without a limit. `key` is None for an
+    `allowance` is the state of the tenant's rate limit, None without a limit. `key` is None for an
     anonymous caller.
     """
 
@@ -37,12 +37,12 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """What the audit log calls the caller."""
+        """The caller's name in the audit log."""
         return self.name if self.key is None else actor_of(self.name, self.key)
 
 
 class CallerStore:
-    """Finds the caller behind a key, and counts the request against the tenant's limit."""
+    """Authentication against the database, which counts the request against the tenant's limit."""
 
     def __init__(self, engine: Engine, *, pepper: str, anonymous: str | None) -> None:
         self._engine = engine
@@ -50,7 +50,7 @@ class CallerStore:
         self._anonymous = anonymous
 
     def caller(self, authorization: str | None) -> Caller:
-        """Return who sent this Authorization header; raises Unauthenticated."""
+        """Return the caller with this Authorization header; raises Unauthenticated."""
         if authorization is None:
             return self._without_key()
         scheme, _, key = authorization.partition(" ")
@@ -64,7 +64,7 @@ class CallerStore:
         return Caller(TenantId(row.tenant_id), row.key_name, _allowance(row), KeyId(row.key_id))
 
     def in_use(self, keys: Collection[KeyId]) -> set[KeyId]:
-        """Return those of these keys that still open something."""
+        """Return those of `keys` that are still in use."""
         with begin(self._engine) as connection:
             rows = connection.execute(_IN_USE, {"ids": list(keys)}).scalars()
             return {KeyId(row) for row in rows}

@@ -1,4 +1,4 @@
-"""API keys: random, shown once, stored only as keyed hashes; and the records that operators manage."""
+"""API keys, shown once and stored only as keyed hashes, and the records that operators manage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_key() -> str:
 
 
 def prefix_of(key: str) -> str | None:
-    """Return what people know a key by; None for one that is too short to show a part of.
+    """Return the visible prefix of a key; None for a key that is too short.
 
     Of the 256 random bits, 36 are shown.
     """
@@ -45,10 +45,10 @@ def prefix_of(key: str) -> str | None:
 
 
 def hash_key(key: str, pepper: str) -> bytes:
-    """Return HMAC-SHA256 of the key.
+    """Return the HMAC-SHA256 of the key; raises ValueError without a pepper.
 
-    Without the pepper, which the database never sees, a stolen table cannot be matched to keys;
-    and a lookup by hash takes the same time for every wrong key.
+    The pepper is not in the database, so a stolen table cannot be matched to keys. A lookup by hash
+    takes the same time for every wrong key.
     """
     if not pepper:
         raise ValueError(
@@ -61,7 +61,7 @@ LONGEST_OVERLAP: Final = timedelta(days=30)
 
 
 class KeyState(StrEnum):
-    """Whether a key opens anything; an expiring one still does, beside the key that follows it."""
+    """The state of a key; an expiring key still works beside its successor."""
 
     ACTIVE = "active"
     EXPIRING = "expiring"
@@ -71,10 +71,10 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without what opens anything: that is shown once and stored nowhere.
+    """The record of a key, without its secret, which is shown once and not stored.
 
-    `prefix` is its beginning, None for a key of before these were kept; `last_used_at` is noted once
-    a minute.
+    `prefix` is the beginning of the key, None for keys created before prefixes were stored;
+    `last_used_at` is updated once a minute.
     """
 
     id: KeyId
@@ -86,7 +86,7 @@ class ApiKey:
     revoked_at: datetime | None
 
     def state(self, now: datetime) -> KeyState:
-        """Return where the key stands."""
+        """Return the state of the key at `now`."""
         if self.revoked_at is not None:
             return KeyState.REVOKED
         if self.expires_at is None:
@@ -96,7 +96,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class TenantKey:
-    """A key, and whose it is; `at` is the database's time."""
+    """A key with the name of its tenant; `at` is the database's time."""
 
     tenant: str
     key: ApiKey
@@ -104,13 +104,13 @@ class TenantKey:
 
     @property
     def state(self) -> KeyState:
-        """Where the key stands."""
+        """The state of the key at `at`."""
         return self.key.state(self.at)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFilter:
-    """Which keys are wanted; None takes any. `text` is a part of a name or of a prefix."""
+    """A filter of keys; None matches all. `text` is part of a name, or the start of a prefix."""
 
     tenant: TenantId | None = None
     state: KeyState | None = None
@@ -119,7 +119,7 @@ class KeyFilter:
 
 @dataclass(frozen=True, slots=True)
 class KeyMark:
-    """Where a page of keys ended."""
+    """The position after the last key of a page."""
 
     created_at: datetime
     id: KeyId
@@ -127,19 +127,19 @@ class KeyMark:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A new key, which can never be seen again, and until when the one before it works."""
+    """A new key, which is not stored, and the time until which the old one works."""
 
     key: str
     old_until: datetime
 
 
 def actor_of(name: str, key: KeyId) -> str:
-    """Return what the audit log calls a key: names are given again, ids are not."""
+    """Return a key's name in the audit log, with part of its id, as names are reused."""
     return f"key {name} ({key.hex[:8]})"
 
 
 def parse_overlap(text: str) -> timedelta:
-    """Return for how long two keys work side by side: `0`, or like `30m`, `24h`, `7d`.
+    """Parse the time for which two keys work side by side: `0`, or such as `30m`, `24h`, `7d`.
 
     Raises InvalidRequest.
     """
@@ -180,9 +180,9 @@ ORDER BY k.created_at DESC, k.id DESC
     for state, is_such in _STATES.items()
     for of_tenant in (False, True)
 }
-"""The statement of each state, for all tenants and for one."""
+"""The statement for each state, for all tenants (False) and for one (True)."""
 _PAGES = {which: text(statement) for which, statement in PAGES.items()}
-# The tenant's row is locked: a name cannot be taken twice at once.
+# The caller has locked the tenant's row, so that two transactions cannot take the same name.
 _ADD = text(f"""
 INSERT INTO api_keys (hash, tenant_id, name, prefix) SELECT :hash, :tenant, :name, :prefix
 WHERE :again OR NOT EXISTS (
@@ -202,13 +202,13 @@ RETURNING id
 
 
 class KeyStore:
-    """List API keys."""
+    """Reads of the API keys of all tenants."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(self, wanted: KeyFilter, *, after: KeyMark | None, limit: int) -> Sequence[TenantKey]:
-        """Return up to `limit` keys behind `after`, newest first."""
+        """Return up to `limit` keys after the mark `after`, newest first."""
         parameters = {
             "tenant": wanted.tenant,
             "text": wanted.text or None,
@@ -238,7 +238,7 @@ def add_key(
     *,
     again: bool = False,
 ) -> KeyId:
-    """Store a key's hash; raises Conflict when the name is in use, unless it is given `again`."""
+    """Store a key's hash; raises Conflict if the name is in use, unless `again` is set."""
     row = {
         "hash": hash_key(key, pepper),
         "tenant": tenant,
@@ -257,9 +257,9 @@ def add_key(
 
 
 def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: timedelta) -> datetime:
-    """End the keys of a name after `overlap`, none later than before; return when the last does.
+    """Expire the keys of a name after `overlap`, none later than before; return the last expiry.
 
-    Raises NotFound when none of that name is in use.
+    Raises NotFound if no key of that name is in use.
     """
     parameters = {"tenant": tenant, "name": name, "overlap": overlap}
     ends: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
@@ -271,7 +271,7 @@ def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: tim
 def revoke_keys(
     connection: Connection, tenant: TenantId, name: str, key: KeyId | None
 ) -> Sequence[KeyId]:
-    """End the keys of a name at once, or the one of them that is named; raises NotFound."""
+    """Revoke the keys of a name, or of these only `key`; raises NotFound if none is in use."""
     parameters = {"tenant": tenant, "name": name, "id": key}
     ended = [KeyId(row) for row in connection.execute(_REVOKE, parameters).scalars()]
     if not ended:

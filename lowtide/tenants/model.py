@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant; `weight` is its share beside other tenants whose work is as urgent."""
+    """A tenant; `weight` is its share relative to other tenants with equally urgent work."""
 
     id: TenantId
     name: str
@@ -32,9 +32,9 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class TenantUse:
-    """What a tenant uses now, and of the batches that ended within 24 hours or are not over.
+    """A tenant's current usage, and totals of its batches that are active or ended within 24 hours.
 
-    `requests` of the last minute count against its limit; None without one.
+    `requests` are the API requests that count against the limit now; None without a limit.
     """
 
     tenant: Tenant
@@ -51,7 +51,7 @@ class TenantUse:
 
 
 def check_name(name: str, param: str) -> str:
-    """Return a good name of a tenant or a key; raises InvalidRequest."""
+    """Return the name of a tenant or a key if it is valid; raises InvalidRequest."""
     if _NAME.fullmatch(name) is None:
         raise InvalidRequest(
             f"{name[:100]!r} is no name: use up to 63 lower-case letters, digits, '.', '_' and '-'.",
@@ -61,12 +61,12 @@ def check_name(name: str, param: str) -> str:
 
 
 def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
-    """Return what is different in weight and limits, by name: the old and the new value."""
+    """Return the old and the new value of each changed limit, and of a changed weight, by name."""
     old, new = ({"weight": each.weight, **asdict(each.limits)} for each in (before, after))
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 
-# Nobody knows when a batch ends; OpenAI's clients wait as long as they are told, up to a minute.
+# The end of a batch is unknown; OpenAI's clients honour a Retry-After of up to a minute.
 _BATCH_RETRY_SECONDS = 30.0
 
 
@@ -74,7 +74,7 @@ _BATCH_RETRY_SECONDS = 30.0
 class TenantLimits:
     """A tenant's limits; None is unlimited.
 
-    API requests a minute; batches that are not over; their lines without a result; lines that run
+    API requests per minute, active batches, their requests without a result, and requests that run
     at the same time.
     """
 
@@ -86,11 +86,11 @@ class TenantLimits:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Where a tenant stands with its limit of API requests after one of them.
+    """The state of a tenant's rate limit after an API request.
 
     A leaky bucket as a meter (J. Turner, New Directions in Communications, 1986), equal to the GCRA
-    of ITU-T I.371: `used` requests leak away at `per_minute`; one more fits while there is room, so
-    that a whole minute's requests may come at once. A refused request uses nothing.
+    of ITU-T I.371: `used` requests leak away at `per_minute`, and a request is accepted while there
+    is room, so that a whole minute's requests may come at once. A refused request uses nothing.
     """
 
     per_minute: int
@@ -99,21 +99,21 @@ class Allowance:
 
     @property
     def remaining(self) -> int:
-        """Requests that would pass right now."""
+        """The number of requests that would be accepted now."""
         return max(0, math.floor(self.per_minute - self.used))
 
     @property
     def reset(self) -> float:
-        """Seconds until the whole limit is there again."""
+        """The seconds until the whole limit is available again."""
         return 60 * self.used / self.per_minute
 
     @property
     def retry_after(self) -> float:
-        """Seconds until one more request passes."""
+        """The seconds until one more request is accepted."""
         return 60 * max(0.0, self.used + 1 - self.per_minute) / self.per_minute
 
     def check(self) -> None:
-        """Raise TooManyRequests for a request that was not accepted."""
+        """Raise TooManyRequests if the request was not accepted."""
         if not self.accepted:
             raise TooManyRequests(
                 f"Rate limit reached: {self.per_minute} requests a minute. Try again in "
@@ -125,16 +125,16 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class BatchUse:
-    """What a tenant's active batches use of its limits."""
+    """The use of a tenant's limits by its active batches."""
 
     active_batches: int
     queued_lines: int
 
 
 def check_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
-    """Raise TooManyRequests when one more batch of `lines` lines would be over a limit.
+    """Raise TooManyRequests if one more batch of `lines` requests would exceed a limit.
 
-    Raises InvalidRequest when it would be on its own.
+    Raises InvalidRequest if it would exceed a limit on its own.
     """
     if limits.queued_lines is not None and lines > limits.queued_lines:
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Passwords of the portal: kept as a salted scrypt hash."""
+"""Passwords of the portal, stored as salted scrypt hashes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from lowtide.tenants.sign_in import Role
 
 
-# OWASP's second choice: 64 MiB would be much for a container of 512 MiB that several sign in to.
+# OWASP's parameters for 32 MiB; 64 MiB per sign-in would be much for a container of 512 MiB.
 _COST, _BLOCK, _LANES = 2**15, 8, 3
 _MEMORY = 2 * 128 * _COST * _BLOCK
 
 
 def hash_password(password: str) -> str:
-    """Return what is stored: method, salt and hash."""
+    """Return the stored form of a password: method, salt and hash."""
     salt = secrets.token_bytes(16)
     return f"scrypt:{_encode(salt)}:{_encode(_derive(password, salt))}"
 
 
 def matches(password: str, stored: str) -> bool:
-    """Tell whether this is the password, in constant time; raises ValueError for a broken hash."""
+    """Return True if the password matches, in constant time; raises ValueError for a broken hash."""
     try:
         method, salt, derived = stored.split(":")
         expected = base64.b64decode(derived, validate=True)
@@ -42,20 +42,20 @@ def matches(password: str, stored: str) -> bool:
 
 
 class PasswordSignIn:
-    """Sign in with the one password of a role; its visitors see every tenant."""
+    """Sign-in with the password of a role, with access to every tenant."""
 
     def __init__(self, stored: str, role: Role) -> None:
         self._stored = stored
-        # Of a salted hash that nobody sees: this tells nothing but that it is another one.
+        # A digest of the secret salted hash: it reveals only that the password was changed.
         known = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
         self._visitor = Visitor(f"portal {role}", role, credential=f"password {known}")
 
     def visitor(self, secret: str) -> Visitor | None:
-        """Return the visitor behind the password."""
+        """Return the principal of the password; None if it does not match."""
         return self._visitor if matches(secret, self._stored) else None
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
-        """Return the one that is of this very hash."""
+        """Return the credential of the current password, if among `credentials`."""
         return credentials & {self._visitor.credential}
 
 

@@ -31,13 +31,13 @@ MOST = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class TenantChanges:
-    """What becomes different: `limits` by the names of TenantLimits, None for no limit."""
+    """Changes to a tenant: `limits` by the names of TenantLimits, None for no limit."""
 
     weight: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
 
     def apply(self, tenant: Tenant) -> Tenant:
-        """Return the changed tenant; raises InvalidRequest for a number out of bounds."""
+        """Return the changed tenant; raises InvalidRequest for a number out of range."""
         for name, value in {**self.limits, "weight": self.weight}.items():
             if value is not None and not 1 <= value <= MOST:
                 raise InvalidRequest(
@@ -51,7 +51,7 @@ class TenantChanges:
 
 
 class Tenancy:
-    """Tenants, limits and keys; `actor` is who the audit log names."""
+    """Management of tenants, limits and keys; the audit log records `actor`."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class Tenancy:
         self._clock = clock
 
     def tenants(self) -> Sequence[Tenant]:
-        """Return all tenants, by name."""
+        """Return all tenants, sorted by name."""
         return self._registry.tenants()
 
     def create(self, name: str, changes: TenantChanges) -> Tenant:
-        """Create a tenant with the default limits, changed; raises InvalidRequest or Conflict."""
+        """Create a tenant; `changes` override the defaults. Raises InvalidRequest or Conflict."""
         plain = Tenant(
             TenantId(self._new_id()), check_name(name, "name"), 1, self.defaults, self._clock()
         )
@@ -84,9 +84,9 @@ class Tenancy:
         return made
 
     def change(self, name: str, changes: TenantChanges, seen: Tenant | None = None) -> Tenant:
-        """Change weight and limits; they hold from the next request on. Raises NotFound.
+        """Change weight and limits, effective from the next request on; raises NotFound.
 
-        Raises Conflict when the tenant is not as it was `seen` any more.
+        Raises Conflict if the tenant has changed since it was `seen`.
         """
 
         def apply(current: Tenant) -> Tenant:
@@ -103,15 +103,15 @@ class Tenancy:
         return self._registry.keys(tenant)
 
     def create_key(self, tenant: str, name: str) -> str:
-        """Return a new key, which can never be seen again; raises NotFound or Conflict."""
+        """Create a key and return it, as it is not stored; raises NotFound or Conflict."""
         key = self._new_key()
         self._registry.add_key(tenant, check_name(name, "key"), key, self._actor)
         return key
 
     def rotate_key(self, tenant: str, name: str, overlap: str) -> Rotation:
-        """Return the key that follows; the old one works for `overlap` more, like `24h` or `0`.
+        """Create a key's successor; the old key works for `overlap` more, such as `24h` or `0`.
 
-        Raises NotFound, or InvalidRequest for an overlap that is none.
+        Raises NotFound, or InvalidRequest for an invalid overlap.
         """
         span = parse_overlap(overlap)
         key = self._new_key()
@@ -119,12 +119,12 @@ class Tenancy:
         return Rotation(key, until)
 
     def revoke_key(self, tenant: str, name: str, key: KeyId | None = None) -> None:
-        """End the keys of a name at once, or the one of them that `key` names; raises NotFound."""
+        """Revoke the keys of a name, or of these only `key`; raises NotFound."""
         self._registry.revoke_key(tenant, name, self._actor, key)
 
 
 def told(news: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
-    """Return differences as people read them: `running lines: 5 → none`."""
+    """Format differences, such as `running lines: 5 → none`."""
     return [
         f"{name.replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
         for name, (old, new) in news.items()
@@ -137,14 +137,14 @@ def _shown(value: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PricedUse:
-    """What a tenant uses, and what that cost."""
+    """A tenant's usage and its cost."""
 
     use: TenantUse
     cost: Cost
 
 
 class Administration:
-    """The whole installation's records. Every method raises Forbidden for who sees one tenant."""
+    """The whole installation's records; every method raises Forbidden for a principal of one tenant."""
 
     def __init__(
         self,
@@ -163,14 +163,14 @@ class Administration:
         self._tenancy = tenancy
 
     def names(self, visitor: Visitor) -> Mapping[TenantId, str]:
-        """Return every tenant's name, by name."""
+        """Return every tenant's name, sorted by name."""
         _require_all(visitor)
         return {tenant.id: tenant.name for tenant in self._registry.tenants()}
 
     def tenants(
         self, visitor: Visitor, name: str, *, after: str | None, limit: int
     ) -> tuple[Sequence[PricedUse], bool]:
-        """Return up to `limit` tenants behind `after`, by name, and whether there are more."""
+        """Return up to `limit` tenants after the name `after`, and True if there are more."""
         _require_all(visitor)
         found = self._usage.page(name, after=after, limit=limit + 1)
         priced = [
@@ -182,7 +182,7 @@ class Administration:
     def keys(
         self, visitor: Visitor, wanted: KeyFilter, *, after: KeyMark | None, limit: int
     ) -> tuple[Sequence[TenantKey], bool]:
-        """Return up to `limit` keys behind `after`, newest first, and whether there are more."""
+        """Return up to `limit` keys after `after`, newest first, and True if there are more."""
         _require_all(visitor)
         found = self._keys.page(wanted, after=after, limit=limit + 1)
         return found[:limit], len(found) > limit
@@ -190,18 +190,18 @@ class Administration:
     def audit(
         self, visitor: Visitor, wanted: AuditFilter, *, after: int | None, limit: int
     ) -> tuple[Sequence[AuditEntry], bool]:
-        """Return up to `limit` entries behind `after`, newest first, and whether there are more."""
+        """Return up to `limit` entries after `after`, newest first, and True if there are more."""
         _require_all(visitor)
         found = self._log.page(wanted, after=after, limit=limit + 1)
         return found[:limit], len(found) > limit
 
     def actions(self, visitor: Visitor) -> Sequence[str]:
-        """Return every action that is in the audit log, by name."""
+        """Return the distinct actions in the audit log, sorted by name."""
         _require_all(visitor)
         return self._log.actions()
 
     def acting(self, visitor: Visitor) -> Tenancy:
-        """Return what changes tenants and keys; raises Forbidden for a viewer, too."""
+        """Return the service that changes tenants and keys; raises Forbidden also for a viewer."""
         visitor.require_operator_of_all()
         return self._tenancy(visitor.name)
 

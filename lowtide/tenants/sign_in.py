@@ -1,4 +1,4 @@
-"""Signing in to the portal: roles, API keys, the guard against guessing, and ended sessions."""
+"""Sign-in to the portal: roles, API keys, the guard against guessing, and ended sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Role(StrEnum):
-    """A viewer looks; an operator acts, too."""
+    """The role of a principal: a viewer reads, an operator also changes."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -37,10 +37,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Somebody who signed in; `tenant` is all they see, None is every tenant.
+    """A signed-in principal with access to `tenant`, or with None to every tenant.
 
-    `name` is what the audit log calls them, `credential` what they signed in with, and never a
-    secret.
+    `name` is the principal's name in the audit log; `credential` identifies the secret of the
+    sign-in without revealing it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Visitor:
 
     @property
     def may_act(self) -> bool:
-        """Whether buttons that change something are for this visitor."""
+        """True if the principal may change something."""
         return self.role is Role.OPERATOR
 
     def require_operator(self) -> None:
@@ -68,26 +68,26 @@ class Visitor:
 
 
 class SignIn(Protocol):
-    """One way to sign in with something only the visitor knows."""
+    """A method of sign-in with a secret."""
 
     def visitor(self, secret: str) -> Visitor | None:
-        """Return who knows this secret; None when it is not of this kind."""
+        """Return the principal of a secret; None if it is not valid for this method."""
         ...
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
-        """Return those of these credentials that still open something this way."""
+        """Return those of `credentials` that are still valid for this method."""
         ...
 
 
 class KeySignIn:
-    """Sign in with an API key; its visitor sees the key's tenant alone."""
+    """Sign-in with an API key, with access to the key's tenant only."""
 
     def __init__(self, tenants: CallerStore, role: Role) -> None:
         self._tenants = tenants
         self._role = role
 
     def visitor(self, secret: str) -> Visitor | None:
-        """Return the visitor behind a key that is in use."""
+        """Return the principal of a key; None if it is not in use."""
         if not secret.startswith(PREFIX):
             return None
         try:
@@ -99,7 +99,7 @@ class KeySignIn:
         return Visitor(caller.actor, self._role, caller.tenant, self._credential(caller.key))
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
-        """Return those of keys that are in use, with the role that keys have now."""
+        """Return the credentials of keys that are in use and have the current role of keys."""
         keys = {
             key: credential
             for credential in credentials
@@ -117,16 +117,16 @@ WITHIN_SECONDS: Final = 60.0
 MOST_PLACES: Final = 10_000
 _MOST_SECRET: Final = 256
 _KEY: Final = "lt_"
-_IPV6_PREFIX: Final = 64  # what one subscriber has to choose addresses from
+_IPV6_PREFIX: Final = 64  # one subscriber can use any address of it
 
 _Place = tuple[str, str]
 
 
 class Entrance:
-    """Tries one way after the other, and lets nobody guess.
+    """Sign-in by the first method that accepts the secret, with a guard against guessing.
 
-    Ten wrong secrets of one kind from one network in a minute shut that kind out there, and nowhere
-    else. A try is counted before its secret is compared, so that tries at once are no more than ten.
+    Ten wrong secrets of one kind from one network in a minute block that kind for that network
+    only. An attempt is counted before its secret is compared, which also limits concurrent ones.
     """
 
     def __init__(self, ways: Sequence[SignIn], *, timer: Callable[[], float]) -> None:
@@ -136,25 +136,26 @@ class Entrance:
         self._lock = threading.Lock()
 
     def admit(self, secret: str, address: str) -> Visitor:
-        """Return who knows this secret; raises Unauthenticated, TooManyRequests or Unavailable.
+        """Return the principal of a secret.
 
-        `address` is the network address that it comes from.
+        Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
+        address.
         """
         place = ("key" if secret.startswith(_KEY) else "password", network_of(address))
         counted = self._count(place)
         try:
             visitor = self._visitor(secret)
         except BaseException:
-            self._forget(place, counted)  # nothing was compared: the database is away
+            self._forget(place, counted)  # nothing was compared: the database is unavailable
             raise
         if visitor is None:
             raise Unauthenticated("That is neither a password nor an API key in use: check it.")
-        # Its own try alone: a viewer's password must not buy ten more tries at the operator's.
+        # Only this attempt: a viewer's password must not reset the attempts at the operator's.
         self._forget(place, counted)
         return visitor
 
     def ended(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
-        """Return those of these credentials that open nothing any more; raises Unavailable."""
+        """Return those of `credentials` that are no longer valid; raises Unavailable."""
         left = set(credentials)
         for way in self._ways:
             left -= way.holding(left)
@@ -194,7 +195,7 @@ class Entrance:
 
 
 def network_of(address: str) -> str:
-    """Return whose tries are counted together: an IPv4 address, the /64 of an IPv6 address."""
+    """Return the network that attempts are counted by: an IPv4 address, or an IPv6 /64."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -217,30 +218,30 @@ _TRIM = text("DELETE FROM signed_out WHERE until < now()")
 
 
 class SignedOutStore:
-    """The sessions that stay signed out, whichever process serves the portal."""
+    """The signed-out sessions, shared by all processes of the portal."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def add(self, sessions: Mapping[str, float]) -> None:
-        """Record sessions, with the Unix time at which each would have ended; repeats do no harm."""
+        """Record sessions with the Unix time at which each expires; idempotent."""
         encoded = msgspec.json.encode(sessions).decode()
         with begin(self._engine) as connection:
             connection.execute(_ADD, {"sessions": encoded})
 
     def read(self) -> dict[str, float]:
-        """Return the sessions that would not have ended yet."""
+        """Return the signed-out sessions that have not expired yet."""
         with begin(self._engine) as connection:
             return {session: float(until) for session, until in connection.execute(_READ)}
 
 
 def trim(connection: Connection) -> int:
-    """Drop the sessions that have ended anyway; return how many."""
+    """Delete the sessions that have expired; return their number."""
     return connection.execute(_TRIM).rowcount
 
 
 @contextmanager
 def looking(engine: Engine, scope: TenantId | None) -> Iterator[Connection]:
-    """Open a transaction that sees one tenant, or with None all that the role may see."""
+    """Open a transaction limited to one tenant, or with None to all that the role may read."""
     with begin(engine) if scope is None else acting_for(engine, scope) as connection:
         yield connection

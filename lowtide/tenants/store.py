@@ -1,4 +1,4 @@
-"""The records of tenants, with their usage, as the role of operators sees them."""
+"""The records and the usage of tenants, read and written by the operators' role."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import KeyId
     from lowtide.tenants.keys import ApiKey
 
+# Before the split, the file has the number of requests.
 USE = """
 SELECT count(*) AS batches, coalesce(sum(CASE
     WHEN b.status = 'validating' THEN f.lines
@@ -68,12 +69,12 @@ class TenantStore:
         self._pepper = pepper
 
     def tenants(self) -> Sequence[Tenant]:
-        """Return all tenants, by name."""
+        """Return all tenants, sorted by name."""
         with begin(self._engine) as connection:
             return [tenant_of(row) for row in connection.execute(_LIST)]
 
     def add(self, tenant: Tenant, actor: str) -> None:
-        """Record a tenant; raises Conflict when its name is taken."""
+        """Insert a tenant; raises Conflict if its name is taken."""
         values = _values(tenant)
         with begin(self._engine) as connection:
             row = values | {"name": tenant.name, "created_at": tenant.created_at}
@@ -83,7 +84,7 @@ class TenantStore:
             _note_changes(connection, tenant, {"weight": 1}, actor)
 
     def change(self, name: str, change: Callable[[Tenant], Tenant], actor: str) -> Tenant:
-        """Give a tenant the weight and limits that `change` returns; raises NotFound."""
+        """Store the weight and limits that `change` returns for a tenant; raises NotFound."""
         with begin(self._engine) as connection:
             before = _lock(connection, name)
             after = change(before)
@@ -97,7 +98,7 @@ class TenantStore:
             return keys_of(connection, _lock(connection, tenant).id)
 
     def add_key(self, tenant: str, name: str, key: str, actor: str) -> None:
-        """Store a key's hash; raises NotFound, or Conflict when a key of that name is in use."""
+        """Store a key's hash; raises NotFound, or Conflict if a key of that name is in use."""
         with begin(self._engine) as connection:
             id_ = _lock(connection, tenant).id
             made = add_key(connection, id_, name, key, self._pepper)
@@ -106,7 +107,7 @@ class TenantStore:
     def rotate_key(
         self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
     ) -> datetime:
-        """Store the hash of the key that follows; return until when the old one works."""
+        """Store the hash of a key's successor; return the time until which the old key works."""
         with begin(self._engine) as connection:
             id_ = _lock(connection, tenant).id
             ends = let_expire(connection, id_, name, overlap)
@@ -116,7 +117,7 @@ class TenantStore:
         return ends
 
     def revoke_key(self, tenant: str, name: str, actor: str, key: KeyId | None = None) -> None:
-        """End a key at once; raises NotFound when none of that name is in use."""
+        """Revoke the keys of a name, or only `key`; raises NotFound if none is in use."""
         with begin(self._engine) as connection:
             id_ = _lock(connection, tenant).id
             ended = revoke_keys(connection, id_, name, key)
@@ -136,7 +137,7 @@ def _lock(connection: Connection, name: str) -> Tenant:
 def _note_changes(
     connection: Connection, tenant: Tenant, before: dict[str, object], actor: str
 ) -> None:
-    """Record what is different, as `max_running: 5 -> none`."""
+    """Record the changed values, such as `max_running: 5 -> none`."""
     subjects = [
         f"{name}: {_shown(before.get(name))} -> {_shown(value)}"
         for name, value in _values(tenant).items()
@@ -208,13 +209,13 @@ _PAGE = text(PAGE)
 
 
 class TenantUsageStore:
-    """Read tenants with their usage, as a role that sees every tenant."""
+    """Reads of tenants with their usage by a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(self, name: str, *, after: str | None, limit: int) -> Sequence[TenantUse]:
-        """Return up to `limit` tenants behind `after` with `name` in their name, by name."""
+        """Return up to `limit` tenants after `after` whose name contains `name`, sorted by name."""
         parameters = {"text": name or None, "after": after, "limit": limit}
         with begin(self._engine) as connection:
             return [_use(row) for row in connection.execute(_PAGE, parameters)]
@@ -225,7 +226,7 @@ def _use(row: Any) -> TenantUse:
         tenant=tenant_of(row),
         requests=None if row.requests is None else float(row.requests),
         active_batches=row.active_batches,
-        # A line may move into a worker's hands between the two counts.
+        # Claims of cancelling batches run, but their requests are not among the open ones.
         waiting_lines=max(int(row.open_lines) - row.running, 0),
         running_lines=row.running,
         batches=row.batches,
@@ -238,7 +239,7 @@ def _use(row: Any) -> TenantUse:
 
 
 def ensure_default_tenant(url: str, pepper: str, api_key: str) -> None:
-    """Create the tenant `default` with this API key, unless both exist. `url` is the owner's."""
+    """Create the tenant `default` and this API key, unless they exist. `url` is the owner's."""
     engine = connect(url, pool_size=1)
     try:
         with engine.begin() as connection:
@@ -261,6 +262,3 @@ def ensure_default_tenant(url: str, pepper: str, api_key: str) -> None:
             )
     finally:
         engine.dispose()
-
-
-# Before the split the file tells how many lines there will be.

@@ -1,4 +1,4 @@
-"""Building a worker from the settings."""
+"""Construction of a worker from the settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_worker(
     pool: Pool,
     instance: str,
 ) -> Worker:
-    """Return a worker of a pool, with an engine of its own; `instance` names its leases."""
+    """Return a worker of a pool with its own engine; `instance` names its leases."""
     queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
     keeper = LeaseKeeper(
         queue,

@@ -1,4 +1,4 @@
-"""What a worker remembers of its engine: throttle, suspect requests, and missing models."""
+"""A worker's memory of its engine: the throttle, suspect requests, and missing models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 FIRST_PAUSE: Final = 1.0
-"""Seconds of the first pause where the engine does not say how long; each further one is twice it."""
+"""Seconds of the first pause if the engine names none; each further pause is twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """One worker's limit of `most` requests in flight; times in seconds of one monotonic clock.
+    """A worker's limit on requests in flight, up to `most`; times in seconds of one monotonic clock.
 
-    A round is everything that was in flight when the limit was cut: it is cut once for all of it.
+    The limit is cut once per round: for everything that is in flight at that time.
     """
 
     most: int
@@ -34,15 +34,15 @@ class Throttle:
 
     @classmethod
     def of(cls, most: int) -> Throttle:
-        """Return a throttle that lets `most` through."""
+        """Return a throttle that admits `most` requests."""
         return cls(most, float(most))
 
     def in_flight(self, now: float) -> int:
-        """Return how many requests may be in flight now; none during a pause."""
+        """Return the max number of requests in flight now; 0 during a pause."""
         return 0 if now < self.paused_until else max(1, int(self.limit))
 
     def pressed(self, now: float, rng: Random, *, cap: float, wait: float | None) -> Throttle:
-        """Return the throttle after back-pressure; `wait` is the engine's own, `cap` bounds it."""
+        """Return the throttle after back-pressure; `wait` is the engine's, bounded by `cap`."""
         if now < self.paused_until:
             return replace(self, paused_until=max(self.paused_until, now + min(wait or 0.0, cap)))
         ceiling = min(cap, FIRST_PAUSE * 2.0 ** min(self.rounds, 30))
@@ -55,7 +55,7 @@ class Throttle:
         )
 
     def succeeded(self, requests: int) -> Throttle:
-        """Return the throttle after successes: one more in flight for each full round of them."""
+        """Return the throttle after successes: a full round of them admits one more request."""
         if self.limit >= self.most and not self.rounds:
             return self
         limit = min(float(self.most), self.limit + requests / self.limit)
@@ -63,19 +63,20 @@ class Throttle:
 
 
 BLAMED: Final = 16
-"""From this fault in a row on, each with a success of others since the last, it is the request's own.
+"""Faults in a row, each after another request's success, that are charged to the request.
+
 With the attempts that follow, a proxy that fails every second time ends one request in a million."""
 _MOST: Final = 4096
 
 
 class Suspects:
-    """Faults in a row by request, the latest last; times in seconds of one monotonic clock."""
+    """Faults in a row by request, latest last; times in seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[BatchId, int], tuple[int, float]] = {}
 
     def blames(self, request: tuple[BatchId, int], now: float, last_success: float) -> bool:
-        """Count a fault; return whether the request is at fault rather than its engine."""
+        """Count a fault; return whether to charge it to the request rather than its engine."""
         faults, at = self._seen.pop(request, (0, -math.inf))
         is_another = last_success > at
         self._seen[request] = (faults + is_another, now if is_another else at)
@@ -89,9 +90,9 @@ _FORGET: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """A missing model: when to ask again, how often it was asked.
+    """A missing model: the time of the next probe, and the number of probes.
 
-    Once an answer leaves it open it is `tried`: requests of the model may be claimed again.
+    `tried`: the model may be back, and its requests may be claimed again.
     """
 
     ping: Ping
@@ -101,13 +102,13 @@ class _Gap:
 
 
 class ModelGaps:
-    """Missing models by name, "" where requests name none; times in seconds of one monotonic clock."""
+    """Missing models by name, "" for requests without one; times in seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._gaps: dict[str, _Gap] = {}
 
     def __bool__(self) -> bool:
-        """Whether any is known, be it tried again."""
+        """Return whether any model is recorded, tried again or not."""
         return bool(self._gaps)
 
     @property
@@ -117,11 +118,11 @@ class ModelGaps:
 
     @property
     def times(self) -> list[float]:
-        """When something is due."""
+        """The times from which `due` has an effect."""
         return [gap.ask_at for gap in self._gaps.values()]
 
     def miss(self, ping: Ping, now: float) -> bool:
-        """Note that the model of a request is missing; return whether that is new."""
+        """Record that a request's model is missing; return whether that is new."""
         gap = self._gaps.get(ping.model or "")
         if gap is not None and not gap.tried:
             return False
@@ -130,7 +131,7 @@ class ModelGaps:
         return True
 
     def due(self, now: float) -> Ping | None:
-        """Return what to ask now; forget what was tried long ago."""
+        """Return the probe to send now, if any; drop models that were tried long ago."""
         for model, gap in list(self._gaps.items()):
             if now >= gap.ask_at:
                 if not gap.tried:
@@ -139,23 +140,23 @@ class ModelGaps:
         return None
 
     def still_missing(self, ping: Ping, now: float) -> None:
-        """Note that it was asked in vain."""
+        """Record a probe that found the model still missing."""
         gap = self._gaps.get(ping.model or "")
         if gap is not None:
             later = replace(gap, ask_at=now + probe_delay(gap.asked), asked=gap.asked + 1)
             self._gaps[ping.model or ""] = later
 
     def found(self, models: Iterable[str | None], now: float) -> bool:
-        """Note that the engine runs models; return whether any was missing."""
+        """Record that the engine runs models; return whether any was missing."""
         back = {model or "" for model in models} & self.missing
         for model in back:
             self._gaps[model] = replace(self._gaps[model], ask_at=now + _FORGET, tried=True)
         return bool(back)
 
     def forget(self, ping: Ping) -> None:
-        """Forget what a request's model was."""
+        """Drop the model of a request."""
         self._gaps.pop(ping.model or "", None)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all models."""
         self._gaps.clear()

@@ -1,4 +1,4 @@
-"""What a worker knows of its engine: whose fault outcomes are, the breaker, and the throttle."""
+"""A worker's watch over its engine: fault attribution, the breaker, and the throttle."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 RECENT: Final = 2.0
-"""Seconds for which a success says that the engine answers others."""
+"""Seconds for which a success proves that the engine answers others."""
 _BARE: Final = 4
-"""One in so many probes of a bad engine asks for its health alone: what fails may be one model of
-several behind a gateway, and a request of another will tell."""
+"""One in this many probes of a bad engine checks its health only.
+
+The cause may be one model of several behind a gateway; a request of another model then shows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an outcome is charged to; `at_once`: the request need not wait before it is tried."""
+    """The fault of an outcome; `at_once`: the request need not wait for its next attempt."""
 
     fault: Fault | None
     at_once: bool = True
@@ -56,11 +57,11 @@ SUCCESS: Final = Verdict(None)
 
 
 class EngineWatch:
-    """Attributes outcomes and keeps the breaker; `run` it beside the worker, whose callbacks it calls.
+    """Attributes outcomes and keeps the breaker; `run` it concurrently with the worker.
 
-    `on_change` says that more or less may be claimed, `on_open` that everything must be released,
-    `on_state` that the breaker's state or its reason is another. `patience` is how long a start may
-    take, `cap` bounds pauses; times are in seconds.
+    It calls `on_change` when more or fewer requests may be claimed, `on_open` when everything must
+    be released, and `on_state` when the breaker's state or reason changes. `patience` bounds the
+    engine's start, `cap` bounds pauses; times are in seconds.
     """
 
     def __init__(
@@ -95,32 +96,32 @@ class EngineWatch:
 
     @property
     def is_shut_off(self) -> bool:
-        """Whether nothing may be claimed, sent or held."""
+        """True while no request may be claimed or sent, and all must be released."""
         return self._breaker.is_shut_off
 
     @property
     def is_probing(self) -> bool:
-        """Whether the next request is the canary."""
+        """True while the next request is the canary."""
         return self._breaker.state is BreakerState.PROBING
 
     @property
     def reason(self) -> str:
-        """Why the breaker is not closed."""
+        """The reason for a breaker that is not closed."""
         return self._breaker.reason
 
     @property
     def lacking(self) -> frozenset[str]:
-        """The models that the engine lacks or cannot run; "" stands for none at all."""
+        """The models that the engine lacks or cannot run; "" stands for requests without one."""
         return self._gaps.missing
 
     def check(self) -> None:
-        """Raise Unavailable while the engine is; safe in any thread."""
+        """Raise Unavailable while the engine is unavailable; thread-safe."""
         breaker = self._breaker
         if breaker.state is not BreakerState.CLOSED:
             raise Unavailable(f"engine_unavailable: {breaker.reason}")
 
     def capacity(self, most: int) -> int:
-        """Return how many requests may be held, where `most` are while the engine is well."""
+        """Return the max number of claimed requests: `most` while the engine is well."""
         if self.is_shut_off:
             return 0
         if self.is_probing:
@@ -129,7 +130,7 @@ class EngineWatch:
         return -(-most * in_flight // self._throttle.most)
 
     def succeeded(self, requests: int, models: Iterable[str | None] = ()) -> None:
-        """Count successes of requests of `models`."""
+        """Record successes of requests of `models`."""
         now = self._last_success = self._timer()
         if self._gaps and self._gaps.found(models, now):
             self.on_change()
@@ -144,7 +145,7 @@ class EngineWatch:
             self._apply_limit()
 
     async def judge(self, claim: Claim, outcome: Outcome) -> Verdict:
-        """Return what an outcome without success is charged to; it may take a probe of the engine."""
+        """Return the verdict on an outcome without success; may probe the engine."""
         identity, ping = (claim.batch, claim.line), Ping(claim.endpoint, claim.model)
         state = self._state(identity)
         if needs_probe(outcome, state) and not self.is_shut_off:
@@ -171,9 +172,10 @@ class EngineWatch:
         return Verdict(fault, at_once=lacks_known or not self._answers_others)
 
     def found_nothing(self) -> bool:
-        """Note that nothing was claimed; return whether to claim again at once, the canary.
+        """Record an empty claim; return whether to claim again immediately, for the canary.
 
-        What waits may be of a model that the engine lacks: that must be seen from outside.
+        If all waiting requests may be of models that the engine lacks, the breaker's state and
+        reason make that visible.
         """
         now = self._timer()
         if self.is_probing:
@@ -187,7 +189,7 @@ class EngineWatch:
         return False
 
     async def run(self) -> None:
-        """Probe a bad engine, ask for missing models, and end pauses, until cancelled."""
+        """Probe a bad engine and missing models, and end pauses, until cancelled."""
         try:
             while True:
                 self._changed.clear()
@@ -214,7 +216,7 @@ class EngineWatch:
         )
 
     def _note(self, ping: Ping, outcome: Outcome, fault: Fault) -> bool:
-        """Remember what a fault says of the engine; return whether it is a known model's absence."""
+        """Record a fault; return whether it is the absence of a model that the request names."""
         now = self._timer()
         if fault is Fault.BACK_PRESSURE:
             wait = outcome.retry_after if isinstance(outcome, Answered) else None
@@ -231,19 +233,19 @@ class EngineWatch:
         return True
 
     async def _ask_again(self, now: float) -> None:
-        """Probe a bad engine, now and then without the request that it could not run last."""
+        """Probe a bad engine, now and then without the request that failed last."""
         ping = self._ping
         if ping is None or self._breaker.failed_probes % _BARE:
             await self._ask(ping)
             return
-        # Only if there is nothing else to try will the canary be of this model.
+        # The canary is of this model only if no other request waits.
         self._gaps.miss(ping, now)
         probed = await self._ask(None)
         if probed.answers or not probed.well:
             self._gaps.forget(ping)
 
     async def _ask(self, ping: Ping | None) -> Probed:
-        """Probe the engine, all that ask meanwhile together."""
+        """Probe the engine; concurrent callers share one probe."""
         if self._probe is None:
             self._probe = asyncio.create_task(self._engine.probe(ping))
             self._probe.add_done_callback(self._probed)
@@ -260,7 +262,7 @@ class EngineWatch:
         self._become(self._breaker.probed(probed, now))
 
     async def _ask_for(self, ping: Ping) -> None:
-        """Ask whether the engine runs a missing model by now."""
+        """Probe whether the engine runs a missing model by now."""
         probed = await self._engine.probe(ping)
         now = self._timer()
         if not probed.well or probed.lacks_model:

@@ -1,4 +1,4 @@
-"""Reading the bodies of claimed requests: each input object is a fault domain of its own."""
+"""Loading the bodies of claimed requests; each input object is a fault domain of its own."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ _log = logging.getLogger(__name__)
 _MIB: Final = 2**20
 _PART_BYTES: Final = 4 * _MIB
 _READ_SECONDS: Final = 5.0
-"""What a read may take, and a second more for each MiB."""
+"""Timeout of a read, plus a second for each MiB."""
 _TIMES_HELD: Final = 2
-"""A line is held once as it came, and once as the body that is cut out of it."""
+"""Copies of a request in memory: the line as read, and the body cut out of it."""
 _FIRST_DELAY: Final = 2.0
 _LONGEST_DELAY: Final = 60.0
 _SPREAD: Final = 5.0
 _FORGET_SECONDS: Final = 600.0
 _LONGEST_HOLD: Final = 1.0
-"""Seconds that requests of a failing object stay claimed: at once released, they would be claimed
-at once again, all of a batch's in turn, as fast as the database can."""
+"""Max seconds that requests of a failing object stay claimed before they are released.
+
+Released immediately, the batch's requests would be claimed in turn, as fast as the database can."""
 
 _MISSING: Final = "The input file is no longer in the object store."
 _CHANGED: Final = (
@@ -51,7 +52,7 @@ _SHORT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Bodies by key, and what becomes of the requests that have none."""
+    """Bodies by key, and the settlement of the requests without one."""
 
     bodies: Mapping[int, bytes]
     settled: Mapping[int, Finished | Returned]
@@ -59,7 +60,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class _Trouble:
-    """An object whose reads fail: how often in a row, when last, and until when it is left alone."""
+    """An object whose reads fail: the failures in a row, the last one, and the next read."""
 
     failures: int = 0
     failed_at: float = 0.0
@@ -67,10 +68,10 @@ class _Trouble:
 
 
 class InputLoader:
-    """Reads bodies within a budget. An object that fails or hangs delays its own requests alone.
+    """Reads bodies within a budget. An object that fails or hangs delays only its own requests.
 
-    After a failed read the object's requests are released without another read, until one tries
-    again: after 2 seconds, and twice as many after each further failure, up to a minute.
+    After a failed read the object's requests are released without another read for 2 seconds, and
+    for twice as long after each further failure, up to a minute.
     """
 
     def __init__(self, objects: ObjectStore, budget: ByteBudget, rng: Random) -> None:
@@ -84,7 +85,7 @@ class InputLoader:
 
     @staticmethod
     def parts(claims: Mapping[int, Claim]) -> Sequence[Mapping[int, Claim]]:
-        """Split claims by input object, and into parts of a few MiB, to be loaded independently."""
+        """Split claims by input object into parts of a few MiB, to be loaded independently."""
         parts: list[dict[int, Claim]] = []
         last: dict[str, tuple[dict[int, Claim], int]] = {}
         for key, claim in claims.items():
@@ -97,9 +98,9 @@ class InputLoader:
         return parts
 
     async def load(self, part: Mapping[int, Claim]) -> Loaded:
-        """Read the bodies of one part, once there is room; `release` each when it is not needed.
+        """Read the bodies of one part once there is room; `release` each when it is not needed.
 
-        Only a fault of the program raises.
+        Raises only on a bug.
         """
         input_key = next(iter(part.values())).input_key
         trouble = self._troubles.get(input_key)
@@ -118,11 +119,11 @@ class InputLoader:
         return loaded
 
     def release(self, keys: Iterable[int]) -> None:
-        """Give back the room of bodies that are not needed any more."""
+        """Free the room of bodies that are no longer needed."""
         self._budget.give(sum(self._held.pop(key, 0) for key in keys))
 
     def release_all(self) -> None:
-        """Give back the room of all bodies."""
+        """Free the room of all bodies."""
         self.release(list(self._held))
 
     async def _read(self, input_key: str, part: Mapping[int, Claim], size: int) -> Loaded:
@@ -130,7 +131,7 @@ class InputLoader:
         began = monotonic()
         seconds = _READ_SECONDS + size / _MIB
         if (trouble := self._troubles.get(input_key)) is not None:
-            # One read finds out; what comes meanwhile does not pile up behind it.
+            # One read tests the object; others must not pile up behind it.
             trouble.until = began + seconds
         try:
             async with asyncio.timeout(seconds):
@@ -148,7 +149,7 @@ class InputLoader:
         """Count a failed read; return the seconds until the object is read again."""
         now = monotonic()
         trouble = self._troubles.setdefault(input_key, _Trouble())
-        # Reads that were under way together fail together, and count once.
+        # Concurrent reads fail together, and count once.
         if began >= trouble.failed_at:
             trouble.failures += 1
             delay = min(_FIRST_DELAY * 2.0 ** (trouble.failures - 1), _LONGEST_DELAY)
@@ -159,7 +160,7 @@ class InputLoader:
         return trouble.until - now
 
     def _forget_old(self, now: float) -> None:
-        """Drop objects that nothing asked for since long: their batches have ended."""
+        """Drop objects that were not read for long: their batches have ended."""
         self._troubles = {
             key: each for key, each in self._troubles.items() if each.until > now - _FORGET_SECONDS
         }
@@ -167,12 +168,12 @@ class InputLoader:
     async def _put_off(self, part: Mapping[int, Claim], delay: float) -> Loaded:
         held = min(delay, _LONGEST_HOLD)
         await asyncio.sleep(held)
-        # Spread out, as they will be claimed in sets that are read together.
+        # Spread out, since requests claimed in one set are read together.
         delay = delay - held + self._rng.uniform(0.0, min(delay, _SPREAD))
         return Loaded({}, {key: _released(claim, delay) for key, claim in part.items()})
 
     async def _acquire(self, size: int) -> None:
-        """Wait, in turn, until a body's room is there."""
+        """Wait for room in the budget, first come, first served."""
         if not self._waiting and self._budget.has_half_for(size):
             self._budget.take(size)
             return
@@ -186,7 +187,7 @@ class InputLoader:
             raise
 
     def _admit(self) -> None:
-        """Let those go on for whom there is room now."""
+        """Admit the waiting reads that there is room for now."""
         while self._waiting:
             size, turn = self._waiting[0]
             if not turn.done():
@@ -198,7 +199,7 @@ class InputLoader:
 
 
 def _judged(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
-    """Return the bodies of lines that are what was uploaded; the others end."""
+    """Return the bodies of lines that match the upload; fail the other requests."""
     bodies: dict[int, bytes] = {}
     settled: dict[int, Finished | Returned] = {}
     for (key, claim), line in zip(part.items(), lines, strict=True):
@@ -218,7 +219,7 @@ def _judged(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
 
 
 def _ended(claim: Claim, code: str, message: str) -> Finished:
-    """Return the end of a request that was never sent: no attempt is counted."""
+    """Return the failure of a request that was never sent: no attempt is counted."""
     return Finished(
         claim.batch,
         claim.line,

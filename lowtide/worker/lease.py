@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Counts requests that run to an end while at least `full` are in hand, and the time of that.
+    """Measures utilization: requests that ran to an end while at least `full` were claimed, and time.
 
-    With fewer a worker could have done more, and what it did says nothing about its rate. Nor does
-    the time until the first ones end: it counts from when as many have ended as run at a time.
+    With fewer, a worker could have done more, so its work says nothing about its rate. Nor does the
+    time until the first requests end: counting starts once `full` of them have ended.
 
-    `share` grows by each second in which anything is in hand, divided by the lines in hand: what it
-    grew by while a line was there is the line's part of that time, and all parts together are it.
+    While requests are claimed, `share` grows by the elapsed seconds divided by their number. Its
+    growth between the claim and the end of a request is that request's share of the worker's time;
+    all shares add up to that time.
     """
 
     def __init__(self, full: int, timer: Callable[[], float] = monotonic) -> None:
@@ -37,14 +38,14 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new lease: nothing is in hand, nothing has been counted."""
+        """Reset all counts for a new lease."""
         self._in_hand = self._turned_over = self._lines = 0
         self._seconds = 0.0
         self.share = 0.0
         self._since = self._timer()
 
     def took(self, lines: int) -> float:
-        """Count lines that came into the worker's hands; return the share they start from."""
+        """Count newly claimed requests; return the share that they start from."""
         self._pass_time()
         if self._in_hand == 0:
             self._turned_over = 0
@@ -52,10 +53,10 @@ class Pace:
         return self.share
 
     def left(self, lines: int, *, ran: int) -> float:
-        """Count lines that left them, and how many of them `ran` to an end, in success or failure.
+        """Count requests that left, `ran` of which ran to an end, in success or failure.
 
-        Return the share they end at. What was given back, or failed for the engine's sake, says
-        nothing of how fast the worker is.
+        Return the share that they end at. Released requests and engine faults say nothing about the
+        worker's rate.
         """
         self._pass_time()
         if self._counts:
@@ -65,7 +66,7 @@ class Pace:
         return self.share
 
     def total(self) -> Sample:
-        """Return what was counted under this lease."""
+        """Return the counts under this lease."""
         self._pass_time()
         return Sample(self._lines, self._seconds)
 
@@ -88,9 +89,9 @@ _RETRY_SECONDS = 0.5
 
 
 class LeaseKeeper:
-    """Holds the lease under which a worker claims and settles. `duration` is in seconds.
+    """Keeps the lease under which a worker claims and settles; `duration` is in seconds.
 
-    With each renewal it reports the worker's pace.
+    Each renewal reports the worker's utilization.
     """
 
     def __init__(
@@ -109,15 +110,15 @@ class LeaseKeeper:
         self._pool = pool
         self._worker = worker
         self._duration = duration
-        # Its own thread: a slow object store may keep all of the loop's busy, and a renewal that
-        # comes too late costs every line in hand.
+        # Its own thread: a slow object store may keep all of the loop's busy, and a late renewal
+        # costs every claimed request.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self.lease: LeaseId | None = None
         self._reports: set[asyncio.Task[None]] = set()
         self._engine = self._reported = (BreakerState.CLOSED, "")
 
     def engine_is(self, state: BreakerState, reason: str) -> None:
-        """Report how the worker's engine is, at once and with each renewal until it is written."""
+        """Report the engine's state, now and with each renewal until it is written."""
         self._engine = (state, reason)
         task = asyncio.get_running_loop().create_task(self._report_engine())
         self._reports.add(task)
@@ -134,7 +135,7 @@ class LeaseKeeper:
             _log.warning("engine.unreported", extra={"reason": error.message})
 
     async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Open a lease, waiting for the database until `given_up`."""
+        """Open a lease, retrying until the database is available or `given_up`."""
         while self.lease is None and not given_up():
             try:
                 self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
@@ -144,7 +145,7 @@ class LeaseKeeper:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def keep(self, on_lost: Callable[[], None]) -> None:
-        """Renew the lease until cancelled; call `on_lost` once it was given away."""
+        """Renew the lease until cancelled; call `on_lost` when it is lost, and open another."""
         while True:
             await asyncio.sleep(self._duration / 3)
             if self.lease is None:
@@ -165,7 +166,7 @@ class LeaseKeeper:
             await self._report_engine()
 
     async def close(self) -> None:
-        """Leave; the database gives whatever is still held back to the queue."""
+        """Close the lease; the database releases the requests still claimed."""
         if self.lease is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""The worker: claims requests, keeps its engine full, and runs in a thread of its own."""
+"""The worker: claims requests, keeps its engine busy, and runs in its own thread."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 DRAIN_SECONDS = 10.0
-"""Longest time that a stopping worker spends on writing its last results."""
+"""Max time that a stopping worker spends on writing its last results."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRules:
     """Settings of a worker; `grace` in seconds.
 
-    It holds up to `concurrency + prefetch` unfinished lines, and claims more once a quarter of that
-    is free.
+    A worker has up to `concurrency + prefetch` unfinished requests, and claims more once a quarter
+    of that is free.
     """
 
     pool: Pool
@@ -58,12 +58,12 @@ class WorkerRules:
 
     @property
     def capacity(self) -> int:
-        """Most unfinished lines held."""
+        """The max number of unfinished requests."""
         return self.concurrency + self.prefetch
 
 
 class Worker:
-    """One replica of a pool. `run` it in an event loop; `wake` and `stop` work from any thread."""
+    """One replica of a pool. `run` it in an event loop; `wake` and `stop` are thread-safe."""
 
     def __init__(
         self,
@@ -113,28 +113,28 @@ class Worker:
         )
 
     def wake(self) -> None:
-        """Look for work now: there is some."""
+        """Claim now instead of at the next poll."""
         self._backoff.reset()
         self._notify()
 
     def check_engine(self) -> None:
-        """Raise Unavailable while the engine is; safe in any thread."""
+        """Raise Unavailable while the engine is unavailable; thread-safe."""
         self._watch.check()
 
     def stop(self) -> None:
-        """Claim nothing more, let work in hand finish within the grace period, then leave."""
+        """Stop claiming, let requests finish within the grace period, then exit."""
         self._stopping = True
         self._notify()
 
     async def run(self) -> None:
-        """Work until stopped."""
+        """Run until stopped."""
         self._loop = asyncio.get_running_loop()
         self._watch.on_change = self._room.set
         self._watch.on_open = self._release_soon
         self._watch.on_state = self._engine_is
         try:
             await self._keeper.open(lambda: self._stopping)
-            # A failure of either ends the worker: its lease expires and others take over.
+            # A failure of any task ends the worker: its lease expires and others take over.
             async with asyncio.TaskGroup() as background:
                 beside = [
                     background.create_task(self._note_models()),
@@ -167,7 +167,7 @@ class Worker:
 
     async def _pull(self) -> None:
         while not self._stopping:
-            # Before looking: what is notified from now on ends the wait.
+            # Cleared before the claim, so that a notification from here on ends the wait.
             self._room.clear()
             self._work.clear()
             capacity = self._watch.capacity(self._rules.capacity)
@@ -196,7 +196,7 @@ class Worker:
             claims = await asyncio.to_thread(self._queue.claim, lease, pool, lines, lacking)
             if claims or not lacking or not self._watch.is_probing:
                 return claims
-            # Nothing else waits: is a model there by now?
+            # Only requests of missing models wait: one of them is the canary.
             return await asyncio.to_thread(self._queue.claim, lease, pool, lines)
         except LowtideError as error:
             _log.warning("claim.failed", extra={"reason": error.for_log})
@@ -209,15 +209,15 @@ class Worker:
             self._release()
 
     def _release_soon(self) -> None:
-        """Release everything next, but not now: whoever finds the engine bad has outcomes to settle."""
+        """Release everything in the next loop iteration, once the caller has settled its outcomes."""
         asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:
-        """Give everything back at once: the engine of another worker may be well."""
+        """Release everything: another worker's engine may be well."""
         self._runner.release(f"The worker's engine is unavailable: {self._watch.reason}")
 
     async def _pause(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait for an event, for at most `seconds`; stopping ends every wait."""
+        """Wait for an event, for at most `seconds`; a stop ends the wait."""
         if self._stopping:
             return
         with contextlib.suppress(TimeoutError):
@@ -227,14 +227,14 @@ class Worker:
     def _notify(self) -> None:
         if self._loop is None:
             return
-        # The loop may have ended meanwhile: then there is nobody left to notify.
+        # The loop may have ended meanwhile, with nothing left to notify.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._room.set)
             self._loop.call_soon_threadsafe(self._work.set)
 
 
 class PullLoop:
-    """Run one worker in a thread. The function creates the loop; its server starts and stops it."""
+    """Runs one worker in a thread. The function creates the loop; its server starts and stops it."""
 
     def __init__(self, build: Callable[[], Worker]) -> None:
         self._build = build
@@ -247,30 +247,30 @@ class PullLoop:
         if self._stopping.is_set():
             return
         self._worker = self._build()
-        # A signal's handler runs between any two steps: from here on it finds the worker.
+        # A signal handler may run between any two steps; from here on it finds the worker.
         if self._stopping.is_set():
             return
         self._thread = threading.Thread(target=self._run, args=(self._worker,), name="pull-loop")
         self._thread.start()
 
     def wake(self) -> None:
-        """Look for work now."""
+        """Claim now instead of at the next poll."""
         if self._worker is not None:
             self._worker.wake()
 
     def check_engine(self) -> None:
-        """Raise Unavailable while this worker's engine is; no other process has one."""
+        """Raise Unavailable while the worker's engine is unavailable; other processes have none."""
         if self._worker is not None:
             self._worker.check_engine()
 
     def begin_stop(self) -> None:
-        """Claim nothing more, if it has not started yet nothing at all."""
+        """Stop claiming; a worker that has not started yet never will."""
         self._stopping.set()
         if self._worker is not None:
             self._worker.stop()
 
     def join(self) -> None:
-        """Wait until work in hand is finished or given back."""
+        """Wait until all requests are settled or released."""
         if self._thread is not None:
             self._thread.join()
 
@@ -279,7 +279,7 @@ class PullLoop:
         try:
             asyncio.run(worker.run())
         except BaseException:
-            # A worker without its loop would look healthy and do nothing: die and be restarted.
+            # A process without its loop would look healthy and do nothing: exit to be restarted.
             _log.exception("pull_loop.failed")
             os.kill(os.getppid(), signal.SIGTERM)
             raise

@@ -1,4 +1,4 @@
-"""The worker's metrics, under the original's names."""
+"""The worker's metrics, named as in the original."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ _COST = Counter(
 
 
 class WorkerMetrics:
-    """Count the work of one worker; `on_answer` is called with what its engine answered."""
+    """The metrics of one worker; `on_answer` is called with the kinds of answer from its engine."""
 
     def __init__(self, pool: Pool, prices: Prices, on_answer: Callable[[str], None]) -> None:
         self._on_answer = on_answer
         self._price = prices.of_second(pool)
         self._pool = pool.value
-        # From 0 on, so that what the first scrape sees is a rise.
+        # Initialized to 0, so that the first scrape shows an increase.
         _ANSWERS.labels(self._pool, "200")
         self._engine_up = _ENGINE_UP.labels(self._pool)
         self._engine_up.set(0)
@@ -70,47 +70,47 @@ class WorkerMetrics:
         self._cost = _COST.labels(pool.value, prices.currency)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
-        """Count lines that were claimed, and how long new ones had waited."""
+        """Count claimed requests, and observe the wait of those claimed for the first time."""
         _DEQUEUED.inc(len(claims))
         for claim in claims:
             if claim.is_first:
                 self._wait.observe(claim.waited)
 
     def ran(self, outcomes: Iterable[Outcome]) -> None:
-        """Count what the engine said."""
+        """Count the engine's answers."""
         for answer, lines in Tally(map(_answer, outcomes)).items():
             _ANSWERS.labels(self._pool, answer).inc(lines)
             self._on_answer(answer)
 
     def settled(self, completed: int, failed: int, dead_letters: int) -> None:
-        """Count lines that left the worker; going back to the queue counts as failed."""
+        """Count requests that left the worker; released ones count as failed."""
         _COMPLETED.inc(completed)
         _FAILED.inc(failed)
         buried(dead_letters)
 
     def judged(self, in_time: int, late: int) -> None:
-        """Count lines that ended before or after their deadline."""
+        """Count requests that ended before or after their deadline."""
         judged(in_time, late)
 
     def interrupted(self, lines: int) -> None:
-        """Count lines that went back because the capacity under them went away."""
+        """Count requests released because their capacity went away."""
         interrupted(lines)
 
     def spent(self, replica_seconds: float) -> None:
-        """Count replica time, and what it cost."""
+        """Count replica seconds, and their cost."""
         self._spent.inc(replica_seconds)
         self._cost.inc(replica_seconds * self._price)
 
     def idle(self, seconds: float) -> None:
-        """Count a wait with nothing in hand."""
+        """Count a wait without any requests."""
         _IDLE.inc(seconds)
 
     def engine_failed(self, kind: str) -> None:
-        """Count an outcome that was the engine's fault."""
+        """Count a fault of the engine."""
         _ENGINE_FAULTS.labels(self._pool, kind).inc()
 
     def engine_is(self, state: BreakerState) -> None:
-        """Note the state of the engine breaker."""
+        """Record the state of the engine breaker."""
         self._engine_up.set(state is BreakerState.CLOSED)
 
 
@@ -143,10 +143,10 @@ def judged(in_time: int, late: int) -> None:
 
 
 def buried(requests: int) -> None:
-    """Count requests that became dead letters."""
+    """Count dead-lettered requests."""
     _BURIED.inc(requests)
 
 
 def interrupted(requests: int) -> None:
-    """Count requests that were interrupted."""
+    """Count interrupted requests."""
     _INTERRUPTED.inc(requests)

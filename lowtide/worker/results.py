@@ -1,4 +1,4 @@
-"""Writing outcomes back in micro-batches."""
+"""Settlement of outcomes in micro-batches."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
 STATEMENT_BYTES: Final = 8 * 2**20
-"""Most bytes of results in one statement, which takes several times as much while it is sent."""
+"""Max bytes of results in one statement, which takes several times as much while it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushRules:
-    """Write once `lines` have ended, or `interval` seconds after the first of them."""
+    """Rules for a write: once `lines` have ended, or `interval` seconds after the first of them."""
 
     lines: int
     interval: float
 
     @property
     def backlog(self) -> int:
-        """Unwritten lines from which on no more should be claimed."""
+        """The number of unwritten requests from which on no more should be claimed."""
         return 10 * self.lines
 
 
 class Settler:
-    """Collects ended lines and settles them together, until the database has taken them.
+    """Collects ended requests and settles them together, until the database accepts them.
 
-    After a commit whose outcome is unknown the same lines are settled again: those it did take are
-    no longer held by the lease and are skipped.
+    After a commit with an unknown outcome the same requests are settled again: those that it did
+    settle are no longer under the lease and are skipped.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Settler:
 
     @property
     def is_congested(self) -> bool:
-        """Whether writing is so far behind that no more lines should be claimed."""
+        """True while writing lags so far that no more requests should be claimed."""
         return len(self._waiting) + self._unwritten >= self._rules.backlog
 
     def add(self, lines: Sequence[Finished | Returned]) -> None:
-        """Take lines that ended or go back."""
+        """Queue requests to be settled or released."""
         if not lines:
             return
         self._waiting.extend(lines)
@@ -89,7 +89,7 @@ class Settler:
             self._enough.set()
 
     def discard(self) -> None:
-        """Drop everything: the lease is lost, and with it the lines."""
+        """Drop everything: the lease is lost, and its requests with it."""
         self._waiting.clear()
         self._budget.give_result(self._waiting_bytes)
         self._waiting_bytes = 0
@@ -105,7 +105,7 @@ class Settler:
             on_written()
 
     async def flush(self) -> None:
-        """Write what waits now; on failure it goes on waiting."""
+        """Write everything that waits now; keep it on failure."""
         async with self._writing:
             self._some.clear()
             self._enough.clear()
@@ -131,7 +131,7 @@ class Settler:
                 self._budget.give_result(size)
 
     async def drain(self, seconds: float) -> None:
-        """Write everything, also what is being written now, for at most `seconds`."""
+        """Write everything, including a write in progress, for at most `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while self._waiting or self._writing.locked():
@@ -167,12 +167,12 @@ class Settler:
 
 
 def size_of(line: Finished | Returned) -> int:
-    """Return the bytes that a result takes until it is written."""
+    """Return the bytes that a result occupies until it is written."""
     return len(line.body) if isinstance(line, Finished) and line.body else 0
 
 
 def in_one_statement(lines: Sequence[Finished | Returned]) -> Sequence[Finished | Returned]:
-    """Return the first of these lines, up to 8 MiB of results; a larger one comes alone."""
+    """Return the first of these requests, up to 8 MiB of results; a larger one comes alone."""
     size = 0
     for count, line in enumerate(lines):
         size += size_of(line)
@@ -182,7 +182,7 @@ def in_one_statement(lines: Sequence[Finished | Returned]) -> Sequence[Finished 
 
 
 def _unstorable(line: Finished | Returned) -> Finished:
-    """Return the failure that stands for a result which the database refuses."""
+    """Return the failure that replaces a result rejected by the database."""
     return Finished(
         line.batch,
         line.line,

@@ -1,4 +1,4 @@
-"""The requests that a worker holds: runs them on the engine, and settles what comes out."""
+"""The runner: runs a worker's claimed requests on the engine and settles the outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _UNRUN_DELAY_SECONDS = 1.0
 
 
 class _Set:
-    """A claimed set: its requests by key, its spans, and when it started."""
+    """A claimed set: its requests by key, its spans, and its start."""
 
     def __init__(self, held: Mapping[int, Claim], share: float, spans: SetSpans) -> None:
         self.held = held
@@ -48,9 +48,9 @@ class _Set:
 
 
 class Runner:
-    """Runs claimed sets beside each other; whatever fails, no request stays held.
+    """Runs claimed sets concurrently; whatever fails, no request stays claimed.
 
-    The lease is renewed as long as the worker lives: a request that a fault left held would never be
+    The lease is renewed as long as the worker lives: a request left claimed by a bug would never
     run again. `on_room` is called whenever requests have left.
     """
 
@@ -86,7 +86,7 @@ class Runner:
 
     @property
     def held(self) -> int:
-        """How many requests are held."""
+        """The number of claimed requests."""
         return len(self._held)
 
     def start(self, claims: Sequence[Claim]) -> None:
@@ -99,21 +99,21 @@ class Runner:
         task.add_done_callback(self._tasks.discard)
 
     def abandon(self) -> None:
-        """Forget requests that were given to another worker."""
+        """Drop all requests: the lease is lost."""
         self._cancel()
         self._held.clear()
         self._loader.release_all()
         self._settler.discard()
 
     def release(self, reason: str) -> None:
-        """Stop running, and give everything back at once without an attempt."""
+        """Stop running, and release everything without counting an attempt."""
         self._cancel()
         claims = list(self._held.values())
         self._let_go(list(self._held), ran=0)
         self._settler.add([Returned(claim.batch, claim.line, reason) for claim in claims])
 
     async def finish(self, grace: float) -> None:
-        """Let requests end for at most `grace` seconds, and give back what is left."""
+        """Let requests finish for at most `grace` seconds, and release the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         tasks = list(self._tasks)
@@ -135,7 +135,7 @@ class Runner:
             task.cancel()
 
     async def _run_set(self, held: Mapping[int, Claim], share: float) -> None:
-        """Run requests as one span. Tracing that fails is logged, and they are run without."""
+        """Run requests as one span. If tracing fails, log that and run them without."""
         try:
             spans = SetSpans(self._tracer, self._pool, list(held.values()))
             with spans.working():
@@ -161,7 +161,7 @@ class Runner:
             loaded = await self._loader.load(part)
             self._end(loaded.settled, work.spans)
             groups = self._engine.run(self._requests(loaded.bodies, work))
-            # The engine lets go of each body as its request ends: nobody else may hold it.
+            # The engine frees each body when its request ends: no other reference may remain.
             del loaded
             async for group in groups:
                 await self._take(group, work)
@@ -174,7 +174,7 @@ class Runner:
             self._loader.release(part)
 
     async def _take(self, group: Sequence[tuple[int, Outcome]], work: _Set) -> None:
-        """Settle outcomes, successes first: to judge the others may take a probe of the engine."""
+        """Settle outcomes, successes first: judging the others may require a probe of the engine."""
         self._meter.ran(outcome for _, outcome in group)
         failed = [pair for pair in group if not is_success(pair[1])]
         good = [pair for pair in group if is_success(pair[1])] if failed else group
@@ -212,7 +212,7 @@ class Runner:
             spans.add(list(settled.values()))
 
     def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
-        """Hold requests no longer, of which some `ran` to an end; return the pace's share then."""
+        """Drop requests, `ran` of which ran to an end; return the utilization's share at that time."""
         for key in keys:
             self._held.pop(key, None)
         self._loader.release(keys)

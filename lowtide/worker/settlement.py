@@ -1,4 +1,4 @@
-"""What an engine's outcome means for a request."""
+"""Settlement: the consequence of an engine's outcome for a request."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def settle_line(
     replica_seconds: float = 0.0,
     at_once: bool = True,
 ) -> Finished | Returned:
-    """Return how the request ends, or why and when it is tried again.
+    """Return the end of the request, or its release with the reason and the delay.
 
-    `age` is the seconds since it was claimed, the longest that its run can have taken;
-    `replica_seconds` is the part of its worker's time that this attempt had. After an engine fault
-    it is ready `at_once`, unless the same worker would take it again.
+    `age` is the seconds since the claim, the max that the run can have taken; `replica_seconds` is
+    this attempt's share of the worker's time. After an engine fault the request is available
+    `at_once`, unless the same worker would claim it again.
     """
     if isinstance(outcome, Interrupted):
         return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
@@ -93,7 +93,7 @@ def _delay(
     window: Window,
     at_once: bool,
 ) -> float | None:
-    """Return the seconds until the request is tried again; None when this was the last attempt."""
+    """Return the seconds until the next attempt; None if this was the last one."""
     if fault is Fault.BACK_PRESSURE:
         asked = outcome.retry_after if isinstance(outcome, Answered) else None
         delay = rng.uniform(0.0, policy.base) if asked is None else asked
@@ -105,7 +105,7 @@ def _delay(
 
 
 def _unreadable(claim: Claim, outcome: BadInput) -> Finished:
-    """Return the end of a request that was never sent: no attempt is counted."""
+    """Return the failure of a request that was never sent: no attempt is counted."""
     return Finished(
         claim.batch,
         claim.line,

@@ -1,8 +1,8 @@
-"""What traces tell of a worker: a span for each set of lines that it claims, and one a batch in it.
+"""Tracing of a worker: one span per claimed set, and one per batch in it.
 
-A set may mix batches, so that its own span continues none of them and links to all. A batch's share
-of the set is a span of the batch's trace: whoever follows that trace sees who ran its lines, and what
-became of them. Never a span a line.
+A set may mix batches, so its span continues none of their traces and links to all. A batch's share
+of the set is a span of the batch's trace, which thus shows the workers that ran its requests, and
+the outcomes. There is never a span per request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-# The names of OpenTelemetry's conventions for generative AI.
+# Names from OpenTelemetry's semantic conventions for generative AI.
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
@@ -39,7 +39,7 @@ _OPERATIONS: Final = {
 
 @dataclass(slots=True)
 class _Share:
-    """A batch's lines of a set, and what became of them so far."""
+    """A batch's requests in a set, and their outcomes so far."""
 
     span: Span
     lines: int
@@ -72,7 +72,7 @@ class _Share:
 
 
 class SetSpans:
-    """The spans of one claimed set. Every line passes through `add` as it ends or goes back."""
+    """The spans of one claimed set. Every request passes through `add` once settled or released."""
 
     def __init__(self, tracer: Tracer, pool: Pool, claims: Sequence[Claim]) -> None:
         lines: dict[BatchId, list[Claim]] = {}
@@ -105,22 +105,22 @@ class SetSpans:
             )
             for batch, claim in firsts.items()
         }
-        # The usual set: to look a share up by its batch's UUID, for each line, would cost most.
+        # Most sets have one batch; a lookup by UUID for each request would dominate the cost.
         self._only = next(iter(self._shares.values())) if len(self._shares) == 1 else None
 
     def trace_of(self, batch: BatchId) -> TraceContext | None:
-        """Return what the engine's work on a batch's lines continues."""
+        """Return the context that the engine's work on a batch's requests continues."""
         return (self._only or self._shares[batch]).span.context
 
     def add(self, settled: Sequence[Finished | Returned]) -> None:
-        """Count lines as they end or go back."""
+        """Count requests as they are settled or released."""
         for line in settled:
             (self._only or self._shares[line.batch]).add(line)
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Let a block be the work on the set; what is not counted by its end is unfinished."""
-        # Of one batch alone the log lines tell which.
+        """Run a block as the work on the set; requests not counted by its end are unfinished."""
+        # With a single batch, log records carry that batch's trace.
         around = self._span if self._only is None else self._only.span
         try:
             with self._tracer.inside(around):

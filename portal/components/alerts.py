@@ -1,4 +1,4 @@
-"""Firing alerts, from Alertmanager."""
+"""Firing alerts from Alertmanager."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _QUERY: Final = {
 
 
 class _Gettable(msgspec.Struct, rename="camel"):
-    """The part of the API's `gettableAlert` that is shown."""
+    """The fields of the API's `gettableAlert` that are shown."""
 
     labels: dict[str, str]
     annotations: dict[str, str]
-    # One without a zone could not be told from now.
+    # A time without a zone cannot be compared with now.
     starts_at: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
@@ -51,7 +51,7 @@ _decode = msgspec.json.Decoder(list[_Gettable]).decode
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert that fires; what others wrote is shown as text alone."""
+    """A firing alert; its texts are untrusted and shown as plain text only."""
 
     name: str
     severity: str
@@ -62,7 +62,10 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class AlertsSeen:
-    """The last good answer, `more` alerts beyond those shown, and what is wrong since `failing_since`."""
+    """The last good response, and the problem since `failing_since`.
+
+    `more` counts the alerts beyond those shown.
+    """
 
     alerts: tuple[Alert, ...] = ()
     more: int = 0
@@ -74,7 +77,7 @@ class AlertsSeen:
 
 
 class Alertmanager:
-    """Reads `GET /api/v2/alerts`; `look` never raises what a failing server brings about."""
+    """A client of `GET /api/v2/alerts`; `look` does not raise when the server fails."""
 
     def __init__(self, url: str, *, clock: Callable[[], datetime]) -> None:
         self._url = f"{url.rstrip('/')}/api/v2/alerts"
@@ -84,23 +87,23 @@ class Alertmanager:
 
     @property
     def seen(self) -> AlertsSeen:
-        """The last that was seen."""
+        """The last reading."""
         return self._seen
 
     @property
     def reachability(self) -> Reachability | None:
-        """The last answer as a probe's; None before the first."""
+        """The last response as a probe's result; None before the first."""
         seen = self._seen
         if seen.asked_at is None:
             return None
         return Reachability(seen.asked_at, seen.latency, seen.problem)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the HTTP client."""
         self._client.close()
 
     def look(self) -> None:
-        """Ask once."""
+        """Read the alerts once."""
         began = monotonic()
         try:
             alerts = self._read(began + TIMEOUT)
@@ -132,7 +135,7 @@ class Alertmanager:
 
 
 class _Refused(Exception):
-    """An answer that is of no use."""
+    """An unusable response."""
 
 
 _LATE: Final = f"no answer within {TIMEOUT:.0f} s"
@@ -174,7 +177,7 @@ _TONES: Final[Mapping[str, Tone]] = {
 
 
 class AlertList:
-    """Alerts, each with a link to more; out of sight while all is quiet."""
+    """Alerts, each with a link; hidden while there is no alert and no problem."""
 
     def __init__(self, dashboards: Dashboards) -> None:
         self._dashboards = dashboards
@@ -188,7 +191,7 @@ class AlertList:
             self._list = ui.element("ul").classes("alerts")
 
     def show(self, seen: AlertsSeen, now: datetime) -> None:
-        """Show what fires, and since when Alertmanager says nothing."""
+        """Show the alerts, and since when Alertmanager has not responded."""
         self._section.set_visibility(bool(seen.alerts or seen.problem))
         self._problem.set_visibility(seen.problem is not None)
         if seen.problem is not None:

@@ -105,7 +105,7 @@ async def confirm(
     dangerous: bool = False,
     fill: Callable[[], object] | None = None,
 ) -> bool:
-    """Ask for confirmation; closing the dialog returns False.
+    """Ask for confirmation; return False if the dialog is closed without it.
 
     `action` labels the confirm button: `Requeue 12 letters`, never `OK`. `fill` adds further
     content.

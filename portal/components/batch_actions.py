@@ -1,4 +1,4 @@
-"""Actions on chosen batches: counting and cancelling."""
+"""Actions on selected batches: counting and cancelling."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
 
     class CancelHandler(Protocol):
-        """What cancels: all that match, or those that are chosen."""
+        """A callback that cancels the selected batches, or all matches with `everything`."""
 
         def __call__(self, *, everything: bool) -> Awaitable[None]: ...
 
 
 class BatchToolbar:
-    """One line above a list. A whole page that is chosen can become all that match."""
+    """A toolbar above a list; a selection of the whole page can extend to all matches."""
 
     def __init__(
         self, *, may_act: bool, on_cancel: CancelHandler, on_none: Callable[[], None]
@@ -47,7 +47,7 @@ class BatchToolbar:
             button.props("flat dense no-caps")
 
     def show(self, count: int, chosen: int, on_page: int) -> None:
-        """Show how many match, and how many of them are chosen."""
+        """Show the number of matching and of selected batches."""
         self._count = count
         self._everything = self._everything and chosen > 0
         many = counted_batches(count)
@@ -61,7 +61,7 @@ class BatchToolbar:
         self._all.set_visibility(chosen > 0 and whole and not self._everything)
 
     def choose_none(self) -> None:
-        """Forget that all were meant."""
+        """Clear the selection, including that of all matches."""
         self._everything = False
         self.show(self._count, 0, 0)
 
@@ -75,14 +75,14 @@ class BatchToolbar:
 
 
 def counted_batches(count: int) -> str:
-    """Return a count of batches, as far as they are counted."""
+    """Return a count of batches in words; above COUNTED, `1,000+ batches`."""
     if count > COUNTED:
         return f"{COUNTED:,}+ batches"
     return "1 batch" if count == 1 else f"{count:,} batches"
 
 
 async def cancel_batches(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> bool:
-    """Ask, and cancel just what the question named; tell whether anything was tried."""
+    """Cancel batches after confirmation, exactly those it counted; return True if it tried."""
     try:
         return await _cancel(desk, wanted)
     except LowtideError as error:
@@ -102,7 +102,7 @@ async def _cancel(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> b
     )
     if not agreed:
         return False
-    # Asked again: a session may end while the question is open.
+    # Checked again: the session may end while the dialog is open.
     visitor = current_visitor()
     done = await in_thread(lambda: desk.cancel(visitor, plan.batches))
     missed = len(plan.batches) - done

@@ -1,4 +1,4 @@
-"""A table of batches; cards where the screen is narrow."""
+"""A table of batches, shown as cards on narrow screens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BatchRow(TypedDict):
-    """A batch as the table shows it."""
+    """A batch as a table row."""
 
     id: str
     created: str
@@ -126,7 +126,7 @@ _CHOOSE: Final = (
 
 
 class BatchTable:
-    """Batches as they come; with `on_choice` they can be chosen, and it is told the ids."""
+    """Batches in the given order; `on_choice` makes them selectable and receives the ids."""
 
     def __init__(self, on_choice: Callable[[Sequence[str]], None] | None = None) -> None:
         self._rows: list[BatchRow] = []
@@ -161,11 +161,11 @@ class BatchTable:
         self._table.set_visibility(visible)
 
     def choose_none(self) -> None:
-        """Forget what was chosen."""
+        """Clear the selection."""
         self._table.selected = []
 
     def show(self, batches: Sequence[Batch], now: datetime) -> None:
-        """Show these batches; nothing is sent while nothing changes."""
+        """Show these batches; nothing is sent while they stay the same."""
         rows = [row_of(batch, now) for batch in batches]
         if rows != self._rows:
             self._rows = rows
@@ -177,7 +177,7 @@ def _layout(name: str) -> str:
 
 
 def row_of(batch: Batch, now: datetime) -> BatchRow:
-    """Return how a batch is shown."""
+    """Return the table row of a batch."""
     done = batch.completed + batch.failed
     percent = 100 * done // batch.total if batch.total else 0
     return BatchRow(
@@ -205,7 +205,7 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
 
 
 def status_of_batch(batch: Batch) -> Badge:
-    """Return the badge of a batch; a cancelled one is no failure of anybody's."""
+    """Return the status badge of a batch; a cancelled one is not shown as failed."""
     shown = status_of(SHOWN_AS[batch.status])
     if batch.status is BatchStatus.CANCELLED:
         return Badge(text="Cancelled", tone=Tone.NEUTRAL)

@@ -1,4 +1,4 @@
-"""Charts over time, drawn by the browser. A line breaks where nothing was sampled."""
+"""Time series charts, drawn by the browser; lines break where samples are missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMES: Final = {
 
 
 def range_choice(chosen: HistoryRange, on_change: Callable[[HistoryRange], object]) -> None:
-    """Show the ranges side by side."""
+    """Show the choice of ranges."""
     with ui.element("div").props('role=group aria-label="Time shown"'):
         ui.toggle(
             {each.value: name for each, name in _NAMES.items()},
@@ -46,7 +46,7 @@ NOT_ENOUGH: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a chart: whose, what of it, and how it looks. None is a gap."""
+    """One line of a chart: a value of a pool over time; None is a gap."""
 
     name: str
     pool: Pool
@@ -55,12 +55,12 @@ class Line:
 
 
 def lines_by_pool(value: Callable[[PoolPoint], float | None]) -> tuple[Line, ...]:
-    """Return a line for each pool."""
+    """Return one line per pool."""
     return tuple(Line(pool.value, pool, value) for pool in Pool)
 
 
 class TimeChart:
-    """Lines over the points of a history. `whole` has the axis count in whole numbers."""
+    """A line chart of a history; `whole` restricts the axis to whole numbers."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class TimeChart:
             self._waiting = ui.label(NOT_ENOUGH).classes("muted small")
 
     def show(self, history: History) -> None:
-        """Draw a history; nothing is sent while there is no news."""
+        """Draw a history; nothing is sent while it stays the same."""
         shown = (history.range, history.points, history.until.replace(second=0, microsecond=0))
         if shown == self._shown:
             return
@@ -105,7 +105,7 @@ class TimeChart:
 
 
 class SlaChart:
-    """Deadlines held and missed by the batches that ended."""
+    """A bar chart of ended batches, by deadline met or violated."""
 
     def __init__(self) -> None:
         self._shown: Hashable = None
@@ -118,7 +118,7 @@ class SlaChart:
             self._chart.props("role=img")
 
     def show(self, history: History) -> None:
-        """Draw a history; nothing is sent while there is no news."""
+        """Draw a history; nothing is sent while it stays the same."""
         shown = (history.range, history.sla, history.until.replace(second=0, microsecond=0))
         if shown == self._shown:
             return
@@ -136,7 +136,7 @@ class SlaChart:
 
 
 def drawn(runs: Sequence[Sequence[HistoryPoint]], line: Line) -> list[Any]:
-    """Return a line's data: a null between two runs, and a dot where a point stands alone."""
+    """Return the data of a line: a null between two runs, a dot for a single point."""
     parts: list[list[list[float]]] = []
     for run in runs:
         parts.append([])
@@ -156,7 +156,7 @@ def drawn(runs: Sequence[Sequence[HistoryPoint]], line: Line) -> list[Any]:
 
 
 def whole_bars(history: History) -> tuple[datetime, datetime]:
-    """Return from when until when an axis goes that cuts no bar: the newest may end after now."""
+    """Return the bounds of an axis that cuts no bar; the newest bar may end after now."""
     begin, end = history.until - history.range.span, history.until
     if history.sla:
         begin = min(begin, history.sla[0].at)
@@ -165,7 +165,7 @@ def whole_bars(history: History) -> tuple[datetime, datetime]:
 
 
 def _span(chart: ui.echart, begin: datetime, end: datetime) -> None:
-    """Have the axis cover the whole range, also where there is nothing."""
+    """Make the axis cover the whole range, even without data."""
     chart.options["xAxis"] |= {"min": _milliseconds(begin), "max": _milliseconds(end)}
 
 
@@ -174,7 +174,7 @@ def _milliseconds(moment: datetime) -> int:
 
 
 def _middle(bar: SlaBar, history: History) -> int:
-    # Where a reader looks for a bar.
+    # A bar is drawn centred on its time span.
     return _milliseconds(bar.at + history.range.bar / 2)
 
 
@@ -184,7 +184,7 @@ def _options(series: list[dict[str, Any]], *, whole: bool) -> dict[str, Any]:
         "animation": False,
         "aria": {"enabled": False},
         "textStyle": {"fontFamily": "system-ui, sans-serif"},
-        # The legend of more than two lines takes two rows on a phone.
+        # A legend of more than two lines takes two rows on a phone.
         "grid": {
             "left": 8,
             "right": 16,

@@ -1,4 +1,4 @@
-"""Whether the parts answer."""
+"""The health panel, its rows and their badges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STALE: Final = Badge(text="Stale", tone=Tone.WARN)
 
 
 class HealthPanel:
-    """Database and API, each with the age of what is known."""
+    """The health of database, API, workers and other components."""
 
     def __init__(self) -> None:
         with ui.element("section").classes("card section"):
@@ -37,15 +37,15 @@ class HealthPanel:
             ui.link("See every part", "/health").classes("small")
 
     def show(self, database: Reachability | None, now: datetime) -> None:
-        """Show whether the database answered."""
+        """Show the last probe of the database."""
         self._database.show(database, now)
 
     def show_api(self, api: Reachability | None, now: datetime) -> None:
-        """Show whether the API answered."""
+        """Show the last probe of the API."""
         self._api.show(api, now)
 
     def show_diagnosis(self, diagnosis: Diagnosis | None, now: datetime, *, with_api: bool) -> None:
-        """Show how many parts are bad; `with_api` also what the API's functions noted."""
+        """Show the number of bad components; `with_api` adds the API's health by its functions."""
         if diagnosis is None:
             self._parts.show_badge(judge(None, now))
             return
@@ -57,7 +57,7 @@ class HealthPanel:
         self._parts.show_detail(_names(diagnosis))
 
     def show_workers(self, pools: Sequence[PoolLoad]) -> None:
-        """Show whether there are workers for what waits."""
+        """Show the state of the workers."""
         self._workers.show_badge(judge_workers(pools))
 
 
@@ -71,7 +71,7 @@ TONES: Final[Mapping[Condition, Tone]] = {
 
 
 def badge_of(finding: Finding, *, stale: bool) -> Badge:
-    """Return the badge of a finding; what was read too long ago is stale."""
+    """Return the badge of a component's health; `stale` overrides it."""
     return STALE if stale else Badge(text=finding.word, tone=TONES[finding.condition])
 
 
@@ -91,7 +91,7 @@ def _names(diagnosis: Diagnosis) -> str:
 
 
 class FactRow:
-    """A name, a badge and a few words."""
+    """A row with a name, a badge, a detail and an age."""
 
     def __init__(self, name: str) -> None:
         with ui.element("div").classes("probe") as self.row:
@@ -102,27 +102,27 @@ class FactRow:
         self._tone = Tone.NEUTRAL
 
     def show_badge(self, state: Badge) -> None:
-        """Show a state."""
+        """Show a badge."""
         self._badge.text = state["text"]
         self._badge.classes(remove=f"badge-{self._tone}", add=f"badge-{state['tone']}")
         self._tone = state["tone"]
 
     def show_detail(self, detail: str) -> None:
-        """Show a few words beside the badge."""
+        """Show a detail beside the badge."""
         self._detail.text = detail
 
     def show_age(self, text: str, at: datetime | None) -> None:
-        """Show how old that is; `at` is the moment behind it."""
+        """Show an age; the tooltip is the moment `at`."""
         self._checked.text = text
         if at is not None:
             self._checked.props["title"] = absolute(at)
 
 
 class ProbeRow(FactRow):
-    """What a probe found, and when."""
+    """The last result of a probe, with its age."""
 
     def show(self, found: Reachability | None, now: datetime) -> None:
-        """Show the last answer; one that is too old is stale."""
+        """Show the last result; stale after 30 s."""
         self.show_badge(judge(found, now))
         if found is not None:
             self.show_detail(found.problem or milliseconds(found.latency))
@@ -130,7 +130,7 @@ class ProbeRow(FactRow):
 
 
 def judge(found: Reachability | None, now: datetime) -> Badge:
-    """Return the state behind a probe; what is known for too long is stale."""
+    """Return the badge of a probe's result; stale after 30 s."""
     if found is None:
         return Badge(text="Not checked yet", tone=Tone.NEUTRAL)
     if now - found.checked_at > STALE_AFTER:
@@ -141,7 +141,7 @@ def judge(found: Reachability | None, now: datetime) -> Badge:
 
 
 def judge_workers(pools: Sequence[PoolLoad]) -> Badge:
-    """Return the state of the workers; none at all is fine while nothing waits."""
+    """Return the badge of the workers; none at all is fine while no request is queued."""
     if workers := sum(load.workers for load in pools):
         return Badge(text=counted(workers, "worker"), tone=Tone.GOOD)
     if any(load.queued for load in pools):

@@ -1,4 +1,4 @@
-"""Pausing and resuming of pools, and notices of paused pools."""
+"""Controls that pause and resume pools, and notices of paused pools."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pages, one module each with what only it needs."""
+"""The pages, one module each, with components of their own."""

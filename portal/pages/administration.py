@@ -1,4 +1,4 @@
-"""The filters of the administration pages, as their addresses hold them."""
+"""Filters of the administration pages in their URLs."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ AUDIT: Final = "/audit"
 
 @dataclass(frozen=True, slots=True)
 class TenantQuery:
-    """Tenants with `text` in their name; `after` is the last name of the page before."""
+    """Tenants with `text` in their name; `after` is the last name of the previous page."""
 
     text: str = ""
     after: str = ""
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> TenantQuery:
-        """Return the query of an address."""
+        """Parse URL parameters."""
         return cls(clean(parameters.get("search", "")), clean(parameters.get("after", "")))
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is left out."""
+        """True if any filter is set."""
         return bool(self.text)
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         return _address(TENANTS, search=self.text, after=self.after)
 
     def behind(self, after: str) -> Self:
-        """Return the same from a mark on; an empty one is the beginning."""
+        """Return the same query after a cursor; an empty one is the first page."""
         return replace(self, after=after)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyQuery:
-    """Keys of a tenant and in a state, with `text` in their name or at their beginning."""
+    """Keys by tenant and state, with `text` in their name or at the start of the key."""
 
     tenant: str = ""
     state: KeyState | None = None
@@ -63,7 +63,7 @@ class KeyQuery:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> KeyQuery:
-        """Return the query of an address; what it says wrongly is left out."""
+        """Parse URL parameters; an invalid state is ignored."""
         state = parameters.get("state", "")
         return cls(
             tenant=clean(parameters.get("tenant", "")),
@@ -74,25 +74,25 @@ class KeyQuery:
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is left out."""
+        """True if any filter is set."""
         return bool(self.tenant or self.state or self.text)
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         return _address(
             KEYS, tenant=self.tenant, state=self.state or "", search=self.text, after=self.after
         )
 
     def behind(self, after: str) -> Self:
-        """Return the same from a mark on; an empty one is the beginning."""
+        """Return the same query after a cursor; an empty one is the first page."""
         return replace(self, after=after)
 
     def filter(self, tenants: Mapping[TenantId, str]) -> KeyFilter:
-        """Return the keys that are meant; raises NotFound for a tenant that is not there."""
+        """Return the filter with the tenant's id; raises NotFound for an unknown tenant."""
         return KeyFilter(tenant_named(self.tenant, tenants), self.state, self.text)
 
     def mark(self) -> KeyMark | None:
-        """Return where the page before ended."""
+        """Return the cursor at the end of the previous page; None if absent or invalid."""
         moment, _, key = self.after.partition("~")
         try:
             return KeyMark(datetime.fromisoformat(moment), KeyId(UUID(hex=key)))
@@ -102,7 +102,7 @@ class KeyQuery:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Entries of an actor, of an action, of a tenant; `after` is the last one of the page before."""
+    """Audit entries by actor, action and tenant; `after` is the last id of the previous page."""
 
     actor: str = ""
     action: str = ""
@@ -111,44 +111,44 @@ class AuditQuery:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> AuditQuery:
-        """Return the query of an address."""
+        """Parse URL parameters."""
         names = ("actor", "action", "tenant", "after")
         return cls(*(clean(parameters.get(name, "")) for name in names))
 
     @property
     def narrows(self) -> bool:
-        """Whether anything is left out."""
+        """True if any filter is set."""
         return bool(self.actor or self.action or self.tenant)
 
     def address(self) -> str:
-        """Return the address that shows this again."""
+        """Return the URL of this query."""
         return _address(
             AUDIT, actor=self.actor, action=self.action, tenant=self.tenant, after=self.after
         )
 
     def behind(self, after: str) -> Self:
-        """Return the same from a mark on; an empty one is the beginning."""
+        """Return the same query after a cursor; an empty one is the first page."""
         return replace(self, after=after)
 
     def filter(self, tenants: Mapping[TenantId, str]) -> AuditFilter:
-        """Return the entries that are meant; raises NotFound for a tenant that is not there."""
+        """Return the filter with the tenant's id; raises NotFound for an unknown tenant."""
         return AuditFilter(
             self.actor or None, self.action or None, tenant_named(self.tenant, tenants)
         )
 
     def mark(self) -> int | None:
-        """Return where the page before ended."""
+        """Return the cursor at the end of the previous page; None if absent or invalid."""
         text = self.after
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def key_mark(found: TenantKey) -> str:
-    """Return the mark at a key."""
+    """Return the cursor after a key."""
     return f"{found.key.created_at.isoformat()}~{found.key.id.hex}"
 
 
 def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
-    """Return the tenant that is meant, None for all of them; raises NotFound."""
+    """Return the id of a tenant, None for an empty name; raises NotFound."""
     if not name:
         return None
     for tenant, known in tenants.items():

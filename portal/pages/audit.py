@@ -27,7 +27,7 @@ _BATCH: Final = re.compile(r"batch_[0-9a-f]{32}")
 
 
 class AuditRow(TypedDict):
-    """An entry as the table shows it."""
+    """An audit entry as a table row."""
 
     id: int
     at: str
@@ -64,7 +64,7 @@ _NARROW: Final = f"""
 
 
 class AuditTable:
-    """Entries as they come."""
+    """Audit entries in the given order."""
 
     def __init__(self) -> None:
         self._rows: list[AuditRow] | None = None
@@ -82,7 +82,7 @@ class AuditTable:
         self._table.add_slot("item", _NARROW)
 
     def show(self, entries: Sequence[AuditEntry]) -> None:
-        """Show these entries; nothing is sent while nothing changes."""
+        """Show these entries; nothing is sent while they stay the same."""
         rows = [row_of(entry) for entry in entries]
         if rows != self._rows:
             self._rows = rows
@@ -91,7 +91,7 @@ class AuditTable:
 
 
 def row_of(entry: AuditEntry) -> AuditRow:
-    """Return how an entry is shown."""
+    """Return the table row of an entry."""
     batch = _BATCH.search(entry.subject)
     return AuditRow(
         id=entry.id,
@@ -115,7 +115,7 @@ def install(watching: Watching, *, api_url: str) -> None:
 
 
 class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
-    """One open page."""
+    """An open audit log."""
 
     TITLE = "Audit log"
     NOTHING = "Nothing was done yet."
@@ -129,7 +129,7 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
         self._tenants, self._actions = admin.names(self.visitor), admin.actions(self.visitor)
 
     def controls(self) -> None:
-        """Lay out the filters."""
+        """Build the filters."""
         actions = dict.fromkeys(("", *self._actions, self.query.action))
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Who, exactly", value=self.query.actor)
@@ -148,21 +148,21 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
             )
 
     def table(self) -> None:
-        """Lay out the list."""
+        """Build the list."""
         self._table = AuditTable()
 
     def reader(self) -> Callable[[], tuple[Sequence[AuditEntry], bool]]:
-        """Return what reads the page; raises NotFound for an unknown tenant."""
+        """Return a function that reads the page; raises NotFound for an unknown tenant."""
         visitor, wanted = self.visitor, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
         return lambda: admin.audit(visitor, wanted, after=after, limit=PAGE_SIZE)
 
     def show(self, items: Sequence[AuditEntry]) -> None:
-        """Show these."""
+        """Show these entries."""
         self._table.show(items)
 
     def mark(self, item: AuditEntry) -> str:
-        """Return the entry's number."""
+        """Return the entry's id."""
         return str(item.id)
 
     async def _narrow(self, **changes: str) -> None:

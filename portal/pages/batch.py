@@ -1,4 +1,4 @@
-"""One batch: its state, its history and its requests."""
+"""The batch page: state, history and requests of one batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COUNTS = ("Total", "Completed", "Failed", "Queued", "Running")
 
 
 class BatchPanels:
-    """Everything above the table of requests."""
+    """The panels above the table of requests."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class BatchPanels:
         may_act: bool,
     ) -> None:
         self._may_act = may_act
-        # They show every tenant's work.
+        # The dashboards show every tenant's work.
         self._dashboards = dashboards if current_visitor().tenant is None else None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("batch-head"):
@@ -86,7 +86,7 @@ class BatchPanels:
     def show(self, details: BatchDetails, now: datetime) -> None:
         """Show a new reading."""
         forecast = details.batch
-        # What changes at every reading would have everything built anew.
+        # Values that change with every reading would rebuild every panel.
         batch = replace(forecast, eta=None)
         details = replace(details, at=batch.created_at, batch=batch)
         self._head.show(batch)
@@ -113,11 +113,11 @@ def _panel(title: str, build: Callable[[BatchDetails], None]) -> Rebuilt[BatchDe
 
 PAGE_SIZE: Final = 50
 SEARCH_INTERVAL: Final = 10.0
-"""Seconds between two walks through a whole batch for one custom_id."""
+"""Seconds between two scans of a whole batch for a custom_id."""
 
 
 def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_url: str) -> None:
-    """Serve the page of a batch."""
+    """Serve the batch page."""
 
     @ui.page("/batches/{batch_id}")
     async def batch(request: Request, batch_id: str) -> None:
@@ -140,7 +140,7 @@ def _missing(message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One reading of a batch and a page of its lines."""
+    """One reading of a batch and of a page of its requests."""
 
     details: BatchDetails
     lines: Sequence[RequestState]
@@ -148,7 +148,7 @@ class Seen:
 
 
 class BatchPage:
-    """One open page."""
+    """An open batch page."""
 
     def __init__(
         self, live: Live, readings: Readings, query: LineQuery, dashboards: Dashboards
@@ -164,8 +164,8 @@ class BatchPage:
         self._subject: Subject[Seen]
 
     async def open(self, api_url: str) -> None:
-        """Build the page, or say that there is no such batch."""
-        # Before anything can fail: what nobody unfollows is read until the portal restarts.
+        """Build the page, or an error page if the batch cannot be read."""
+        # Registered before anything can fail: else the poller reads the subject until a restart.
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         await self._read()
         reading = self._subject.reading
@@ -194,7 +194,7 @@ class BatchPage:
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 
     async def _read(self) -> None:
-        """Look at this batch and this page of its lines, from now on."""
+        """Follow this batch and this page of its requests, and read them once."""
         visitor, query, browser = self._visitor, self._query, self._services.browser
 
         page = at_most_every(

@@ -1,4 +1,4 @@
-"""Facts of a batch: timeline, progress, notes, errors, cost and files."""
+"""Facts about a batch: timeline, progress, notes, errors, cost and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One point on the line; `note` says how it stands to the one before it, or to now."""
+    """A step of the timeline; `note` is its distance from the previous step or from now."""
 
     name: str
     when: str
@@ -37,7 +37,7 @@ class Step:
 
 
 def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
-    """Return the steps of a batch; the deadline is the last, and bad once it is missed."""
+    """Return the steps of a batch; the deadline is the last, and `bad` once it is missed."""
     steps = [Step("Created", absolute(batch.created_at), "", Tone.GOOD)]
     before = batch.created_at
     for name, at, tone in (
@@ -60,7 +60,7 @@ def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
 
 
 def timeline(steps: Sequence[Step]) -> None:
-    """Show steps in their order."""
+    """Show steps in the given order."""
     with ui.element("ol").classes("timeline"):
         for step in steps:
             with ui.element("li").classes(step.tone.value):
@@ -118,14 +118,14 @@ def head(batch: Batch) -> None:
 
 
 def tokens(batch: Batch) -> str:
-    """Return a batch's tokens in words, with the parts that cost less or are not shown."""
+    """Return a batch's input and output tokens, with the cached and the reasoning ones."""
     cached = f" ({number(batch.cached_tokens)} cached)" if batch.cached_tokens else ""
     reasoning = f" ({number(batch.reasoning_tokens)} reasoning)" if batch.reasoning_tokens else ""
     return f"{number(batch.input_tokens)}{cached} / {number(batch.output_tokens)}{reasoning}"
 
 
 def facts(details: BatchDetails) -> None:
-    """Show who it is for, and what it asks."""
+    """Show the properties of a batch; empty ones are left out."""
     batch = details.batch
     shown = {
         "User": batch.user,
@@ -136,7 +136,7 @@ def facts(details: BatchDetails) -> None:
         "Tokens in / out": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
         "Trace": "" if batch.trace is None else batch.trace.trace_id,
-        # The way to name a user by OpenAI's client, and said above.
+        # OpenAI clients name the user in the metadata; the user is already shown.
         **{
             f"metadata {key}": str(value)
             for key, value in (batch.metadata or {}).items()
@@ -154,7 +154,7 @@ def facts(details: BatchDetails) -> None:
 
 
 def progress(batch: Batch, eta: str) -> None:
-    """Show how far it is, in which phase, and when it will probably be done."""
+    """Show the phase, the progress and the ETA."""
     done = batch.completed + batch.failed
     share = done / batch.total if batch.total else 0.0
     with ui.element("div").classes("progress-text"):
@@ -177,19 +177,19 @@ def progress(batch: Batch, eta: str) -> None:
 
 
 def eta_of(batch: Batch, now: datetime) -> str:
-    """Return when a batch will probably be done, as far as anybody can tell."""
+    """Return the ETA of a batch in words; empty if unknown."""
     if batch.eta is None:
         return ""
     return f"Probably done in {duration(batch.eta - now)}, at {absolute(batch.eta)}"
 
 
 def all_failed(batch: Batch) -> bool:
-    """Tell whether a batch is completed and no request of it was."""
+    """Return True if a batch is completed but all its requests failed."""
     return batch.status is BatchStatus.COMPLETED and 0 < batch.total == batch.failed
 
 
 def problems(batch: Batch) -> None:
-    """Say plainly why a file was refused, or that nothing succeeded."""
+    """Show why the file was refused, or that every request failed."""
     if all_failed(batch):
         with ui.element("div").classes("banner").props("role=status"):
             ui.label(f"Completed, and all {counted(batch.total, 'request')} failed.")
@@ -208,7 +208,7 @@ def problems(batch: Batch) -> None:
 
 
 def notes(found: Sequence[Note], batch: Batch) -> None:
-    """Show what interrupted lines and what moved them, newest first."""
+    """Show the counts of interruptions and escalations, and the newest notes first."""
     told = [
         f"{number(count)} {what}"
         for count, what in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
@@ -221,7 +221,7 @@ def notes(found: Sequence[Note], batch: Batch) -> None:
 
 
 def notes_list(found: Sequence[Note]) -> None:
-    """Show notes as they come."""
+    """Show notes in the given order."""
     with ui.element("ul").classes("notes"):
         for note in found:
             with ui.element("li").classes(note.kind):
@@ -230,7 +230,7 @@ def notes_list(found: Sequence[Note]) -> None:
 
 
 def words_of(note: Note) -> str:
-    """Return what happened; a move back to spot is noted as an escalation, and says what it is."""
+    """Return a note in words; only the detail of a move back to spot, recorded as `escalated`."""
     if note.kind == "escalated" and note.pool is Pool.SPOT:
         return note.detail
     return f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}"
@@ -243,7 +243,7 @@ def _where(note: Note) -> str:
 
 
 def errors(found: Sequence[TopError], batch: BatchId) -> None:
-    """Show the most frequent errors, each with a line that ended with it."""
+    """Show the most frequent errors, each with the first line that has it."""
     if not found:
         ui.label("No request has failed.").classes("muted")
         return
@@ -261,7 +261,7 @@ def errors(found: Sequence[TopError], batch: BatchId) -> None:
 
 
 def said(answer: str) -> str:
-    """Return what an OpenAI-compatible server's error says; what is none stays as it is."""
+    """Return the message of an OpenAI-compatible error; other text stays as it is."""
     try:
         return msgspec.json.decode(answer, type=_Answer).error.message or answer
     except msgspec.DecodeError:
@@ -269,7 +269,7 @@ def said(answer: str) -> str:
 
 
 def cost(details: BatchDetails) -> None:
-    """Show what it costs, and what dedicated replicas alone would."""
+    """Show the cost, and that of dedicated replicas alone."""
     found = details.cost
     if found is None or found.all_dedicated == 0:
         ui.label("Nothing yet: cost counts accepted results.").classes("muted")
@@ -282,12 +282,12 @@ def cost(details: BatchDetails) -> None:
 
 
 def _amount(value: float) -> str:
-    """Return an amount to the cent, or to three digits where that says nothing."""
+    """Return an amount to the cent; below 1, to three significant digits."""
     return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
 
 
 def files(found: Sequence[BatchFile], batch: BatchId) -> None:
-    """Link to what can be downloaded."""
+    """Link to the files that can be downloaded."""
     with ui.element("div").classes("files"):
         for file in found:
             name = f"{file.role.capitalize()} file"

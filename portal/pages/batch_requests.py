@@ -1,4 +1,4 @@
-"""The requests of a batch, and one of them in a drawer."""
+"""The table of a batch's requests, and the drawer of one request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class LineRow(TypedDict):
-    """A line as the table shows it; times are for the browser, which knows its time zone."""
+    """A request as a table row; the browser formats times in the viewer's time zone."""
 
     line: int
     custom_id: str
@@ -97,7 +97,7 @@ _NARROW: Final = f"""
 
 
 class LineTable:
-    """Lines in input order; `on_inside` is told which one to look into."""
+    """Requests in input order; `on_inside` receives the line of the one to open."""
 
     def __init__(self, on_inside: Callable[[int], Awaitable[None]]) -> None:
         columns = [
@@ -116,7 +116,7 @@ class LineTable:
         self._table.on("inside", lambda event: on_inside(int(event.args)))
 
     def show(self, lines: Sequence[RequestState]) -> None:
-        """Show these lines; nothing is sent while nothing changes."""
+        """Show these requests; nothing is sent while they stay the same."""
         rows = [row_of(line) for line in lines]
         if rows != self._rows:
             self._rows = rows
@@ -124,7 +124,7 @@ class LineTable:
 
 
 def row_of(state: RequestState) -> LineRow:
-    """Return how a line is shown."""
+    """Return the table row of a request."""
     error = state.error_message or ""
     if state.error_code:
         error = f"{state.error_code}: {error}" if error else state.error_code
@@ -153,12 +153,12 @@ def _flags(state: RequestState) -> list[Badge]:
 
 
 def tried(attempts: int) -> str:
-    """Return how often a line was tried."""
+    """Return the number of attempts in words."""
     return counted(attempts, "attempt") if attempts else "not tried yet"
 
 
 def open_drawer(details: LineDetails) -> None:
-    """Show a request at the side of the page until it is closed."""
+    """Show a request in a drawer at the side of the page."""
     record = details.record
     with (
         ui.dialog().props('position=right aria-label="Request"') as drawer,
@@ -190,9 +190,10 @@ def open_drawer(details: LineDetails) -> None:
 
 
 def exact(content: bytes, whole: int) -> str:
-    """Return JSON on lines of its own, every token as it was sent: digits, escapes, order of keys.
+    """Return JSON indented, with every token as it was sent: digits, escapes, order of keys.
 
-    What is no JSON, or is the beginning of `whole` bytes, stays as it is.
+    Invalid JSON stays as it is. `whole` is the full size in bytes: incomplete content, or content
+    above MOST_SHOWN, is cut and not indented.
     """
     if len(content) < whole or whole > MOST_SHOWN:
         kept = content[:MOST_SHOWN]
@@ -238,7 +239,7 @@ _NAMES = {RequestStatus.DEAD_LETTERED: "Dead-lettered"}
 
 
 def line_tabs(query: LineQuery) -> None:
-    """Link to each status of this batch's requests."""
+    """Show a tab for each status of the batch's requests."""
     for status in (None, *RequestStatus):
         name = "All requests" if status is None else _NAMES.get(status, status.value)
         target = replace(query, status=status, after=0, line=None)

@@ -1,4 +1,4 @@
-"""The list of batches: filters, pages, and cancelling many at once."""
+"""The list of batches: filters, paging and bulk cancellation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class BatchFilters:
-    """Status, SLA, user, tenant and order; each change asks for the first page of something else."""
+    """Filters by status, SLA, user and tenant, and the order; a change leads to the first page."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ def install(poller: Poller, readings: Readings, *, api_url: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One page of a list, whether there are more, and how many there are in all."""
+    """One page of batches, `more` if others follow, and the `count` of all, up to COUNTED + 1."""
 
     batches: Sequence[Batch]
     more: bool
@@ -127,7 +127,7 @@ class Listed:
 
 
 class BatchesPage:
-    """One open list."""
+    """An open list of batches."""
 
     def __init__(self, poller: Poller, readings: Readings, query: BatchQuery) -> None:
         self._readings = readings
@@ -176,7 +176,7 @@ class BatchesPage:
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 
     async def _read(self) -> None:
-        """Look at what the query says, from now on."""
+        """Follow the query from now on, and read it once."""
         visitor, query, lists = self._visitor, self._query, self._services.lists
 
         def read() -> Listed:

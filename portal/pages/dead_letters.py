@@ -1,4 +1,4 @@
-"""Dead letters: search, requeue, discard and download."""
+"""The dead letter page: search, requeue, discard and download."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LetterFilters:
-    """Batch, error code, state, and the tenant where there are several."""
+    """Filters by batch, error code and state, and by tenant if there are several."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ PAGE: Final = 50
 
 
 def install(*, api_url: str) -> None:
-    """Serve the page of dead letters and its downloads."""
+    """Serve the dead letter page and its downloads."""
     downloads.install_dead_letters()
 
     @ui.page(PATH)
@@ -95,18 +95,18 @@ def install(*, api_url: str) -> None:
 
 
 class _Letters:
-    """One open page; it reads when its visitor asks, never by itself."""
+    """An open page; it reads on user actions only, never by itself."""
 
     def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
         self._query = query
         self._tenants = tenants
         self._services = services_for(current_visitor())
-        # Where each page begins: behind the last letter of the one before it.
+        # The cursor of each page: the last dead letter of the previous page.
         self._pages: list[LetterId | None] = [None]
         self._last: LetterId | None = None
 
     def build(self) -> None:
-        """Lay out the page."""
+        """Build the page."""
         with ui.element("div").classes("titlebar"):
             heading("Dead letters", 1)
             ui.label("lines that failed for good, or took several workers down").classes(
@@ -127,7 +127,7 @@ class _Letters:
                     button.props("flat no-caps")
 
     async def reload(self) -> None:
-        """Read the page anew."""
+        """Read and show the current page."""
         try:
             tenant, wanted = self._query.chosen_tenant(self._tenants), self._query.filter()
             after = self._pages[-1]
@@ -150,7 +150,7 @@ class _Letters:
         self._shown.text = f"{first:,} to {first + len(letters) - 1:,}" if letters else ""
 
     def complain(self, problem: str) -> None:
-        """Say what is wrong instead of showing letters."""
+        """Show an error instead of dead letters."""
         self._problem.text = problem
         self._problem.set_visibility(True)
         self._table.show([])

@@ -1,4 +1,4 @@
-"""The pages for what fails and for what is not there."""
+"""The pages for errors and for unknown addresses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_FOUND: Final = 404
 
 
 def install(*, api_url: str) -> None:
-    """Answer for pages that fail and for pages that are not there."""
+    """Serve a page for errors and one for unknown addresses."""
 
     async def absent(request: Request, error: Exception) -> Response:
         is_page = request.scope.get("endpoint") is None
@@ -44,7 +44,7 @@ def install(*, api_url: str) -> None:
 def _build(title: str, message: str, request: Request | None, api_url: str) -> None:
     visitor = None if request is None else visitor_of(request.session)
     if visitor is None:
-        # The way in has failed, too: no frame without somebody to show it to.
+        # The frame needs a principal; the sign-in page, which may fail too, has none.
         theme.paint()
         ui.page_title(f"{title} · Lowtide")
         with ui.element("div").classes("page"):

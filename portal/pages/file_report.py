@@ -1,4 +1,4 @@
-"""What is known of a file: how far it is, what is wrong with it, or what it will take."""
+"""The report on an uploaded file: its progress, its problems or its estimate."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Lines a second of one replica, and whether workers measured that."""
+    """Requests per second of one replica, measured by workers or configured."""
 
     lines_a_second: float
     measured: bool
 
 
 class FileReport:
-    """Follows one file at a time."""
+    """A report on one file at a time."""
 
     def __init__(self) -> None:
         self._box = ui.element("div").classes("section").props("role=status")
@@ -35,7 +35,7 @@ class FileReport:
         self._progress: ui.label | None = None
 
     def begin(self, filename: str) -> None:
-        """Say that a file is being checked."""
+        """Show that a file is being checked."""
         self._box.clear()
         self._box.set_visibility(True)
         with self._box, ui.element("div").classes("report-head"):
@@ -44,12 +44,12 @@ class FileReport:
             self._progress = ui.label("").classes("muted small")
 
     def progress(self, checked: Checked) -> None:
-        """Say how far it is."""
+        """Show the progress."""
         if self._progress is not None:
             self._progress.text = _so_far(checked)
 
     def refuse(self, checked: Checked) -> None:
-        """List what is wrong, by line."""
+        """List the problems by line."""
         count = len(checked.problems)
         self._end(
             Badge(text=counted(count, "problem"), tone=Tone.BAD),
@@ -68,13 +68,13 @@ class FileReport:
                     ui.label(problem.message).classes("break")
 
     def fail(self, message: str) -> None:
-        """Say why the file was not taken at all."""
+        """Show the error that ended the upload."""
         self._end(Badge(text="Not taken", tone=Tone.BAD), message)
 
     def accept(
         self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
     ) -> None:
-        """Show what the file has and what running it will take."""
+        """Show the contents of the file and the estimate of running it."""
         self._end(Badge(text="Ready", tone=Tone.GOOD), stored.filename)
         time = duration(timedelta(seconds=estimate.replica_seconds))
         facts = {

@@ -1,4 +1,4 @@
-"""Health: components, and whether work moves."""
+"""The health page: components, events and versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class FindingRow(FactRow):
-    """One part."""
+    """The health of one component, with advice."""
 
     def __init__(self, part: str) -> None:
         super().__init__(part)
@@ -36,7 +36,7 @@ class FindingRow(FactRow):
             self._advice = Rebuilt(_advise, "advice small")
 
     def show(self, finding: Finding, at: datetime, looked_at: datetime, now: datetime) -> None:
-        """Show what was found at `at`; what was read too long ago is stale."""
+        """Show the health as of `at`; stale if `looked_at` is more than 30 s ago."""
         stale = now - looked_at > STALE_AFTER
         self.show_badge(badge_of(finding, stale=stale))
         self.show_detail(f"{finding.word.lower()} {finding.detail}" if stale else finding.detail)
@@ -46,7 +46,7 @@ class FindingRow(FactRow):
 
 
 def _advise(advice: str) -> None:
-    """Show advice, with the commands in it set apart."""
+    """Show advice, with its commands as code."""
     for place, part in enumerate(advice.split("`")):
         if part:
             with ui.element("code" if place % 2 else "span"):
@@ -54,7 +54,7 @@ def _advise(advice: str) -> None:
 
 
 class FindingList:
-    """Some parts under a heading, in the order in which they are first shown."""
+    """Components under a heading, in the order in which they are first shown."""
 
     def __init__(self, title: str) -> None:
         self._rows: dict[str, FindingRow] = {}
@@ -64,7 +64,7 @@ class FindingList:
     def show(
         self, findings: Sequence[Finding], at: datetime, looked_at: datetime, now: datetime
     ) -> None:
-        """Show these; a part that is new gets a row, and one that is gone loses it."""
+        """Show these components; add rows for new ones and remove those of missing ones."""
         for part in self._rows.keys() - {finding.part for finding in findings}:
             self._rows.pop(part).row.delete()
         for finding in findings:
@@ -75,7 +75,7 @@ class FindingList:
 
 
 class EventTable:
-    """When events of each type were last taken by the broker and handled by a function."""
+    """The times at which the broker last took, and a function last handled, each event type."""
 
     def __init__(self, types: Iterable[tuple[str, str]]) -> None:
         self._cells: dict[tuple[str, str], ui.label] = {}
@@ -93,7 +93,7 @@ class EventTable:
             self._waiting = ui.label("").classes("muted small")
 
     def show_waiting(self, text: str) -> None:
-        """Show what has not got out yet."""
+        """Show the events that wait in the outbox."""
         self._waiting.text = text
 
     def _add(self, key: str, name: str) -> None:
@@ -105,7 +105,7 @@ class EventTable:
                     self._cells[key, column] = ui.label("—").mark(f"{name} {column}")
 
     def show(self, key: str, column: str, at: datetime | None, now: datetime) -> None:
-        """Show when it last was; never is a dash."""
+        """Show the time of the last event; None is a dash."""
         cell = self._cells[key, column]
         cell.text = "—" if at is None else ago(at, now)
         if at is not None:
@@ -125,7 +125,7 @@ _HOW: Final = (
 
 
 def install(watching: Watching, *, api_url: str) -> None:
-    """Serve the page of health."""
+    """Serve the health page."""
 
     @ui.page("/health")
     def health() -> None:
@@ -216,7 +216,7 @@ class _Health:
 
 
 def outbox(reading: Operations) -> str:
-    """Return how many events wait for the broker."""
+    """Return the number of events in the outbox and the age of the oldest, in words."""
     waiting = f"{counted(reading.events_waiting, 'event')} in the outbox"
     if reading.oldest_event is None:
         return waiting
@@ -224,7 +224,7 @@ def outbox(reading: Operations) -> str:
 
 
 def judge_schema(found: str) -> str:
-    """Return the schema's revision, and what to do where it is not this portal's."""
+    """Return the schema's revision, with a hint if it is not this portal's."""
     newest = newest_revision()
     if found == newest:
         return found

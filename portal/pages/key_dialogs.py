@@ -1,4 +1,4 @@
-"""Making, rotating and revoking a key; a new one is shown this once."""
+"""Dialogs that create, rotate and revoke API keys; a new key is shown only once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OVERLAPS: Final = {
 
 
 class NewKey:
-    """Asks for whom a key is and what it is called, and makes it."""
+    """A dialog that creates a named key for a tenant."""
 
     def __init__(
         self, tenants: Sequence[str], chosen: str, on_done: Callable[[], Awaitable[None]]
@@ -74,7 +74,7 @@ class NewKey:
 
 
 async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
-    """Ask for how long the old key still works, make the one that follows, and show it."""
+    """Ask how long the old key stays valid, create its successor and show it."""
     overlaps: list[ui.select] = []
     name, tenant = found.key.name, found.tenant
     try:
@@ -101,7 +101,7 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
 
 
 async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
-    """Ask, and end a key."""
+    """Revoke a key after confirmation."""
     key, tenant = found.key, found.tenant
     used = "It was never used."
     if key.last_used_at is not None:
@@ -129,9 +129,9 @@ async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
 
 
 def show_once(key: str, whose: str, *notes: str) -> None:
-    """Show a key in a dialog that takes it along when it closes: nothing else ever has it."""
+    """Show a key in a dialog; it is stored nowhere and gone once the dialog closes."""
     with (
-        # Not inside the dialog that asked: it is gone by now.
+        # Not inside the dialog that created the key, which is deleted by now.
         ui.context.client.content,
         ui.dialog().props('persistent aria-label="New key"') as dialog,
         ui.element("div").classes("card dialog section"),

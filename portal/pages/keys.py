@@ -1,4 +1,4 @@
-"""API keys of all tenants: create, rotate and revoke."""
+"""The keys page: create, rotate and revoke the API keys of all tenants."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TONES: Final[Mapping[KeyState, Tone]] = {
 
 
 class KeyRow(TypedDict):
-    """A key as the table shows it."""
+    """A key as a table row."""
 
     id: str
     short: str
@@ -110,7 +110,7 @@ def _narrow(actions: str) -> str:
 
 
 class KeyTable:
-    """Keys as they come; the callbacks are told which one by its id, and are None where nobody may."""
+    """Keys in the given order; the callbacks receive a key's id, None allows no change."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class KeyTable:
                 self._table.on(event, lambda event, act=act: act(str(event.args)))
 
     def show(self, keys: Sequence[TenantKey]) -> None:
-        """Show these keys; nothing is sent while nothing changes."""
+        """Show these keys; nothing is sent while they stay the same."""
         rows = [row_of(found) for found in keys]
         if rows != self._rows:
             self._rows = rows
@@ -155,7 +155,7 @@ class KeyTable:
 
 
 def row_of(found: TenantKey) -> KeyRow:
-    """Return how a key is shown."""
+    """Return the table row of a key."""
     key, now, state = found.key, found.at, found.state
     return KeyRow(
         id=key.id.hex,
@@ -190,7 +190,7 @@ def _moment(moment: datetime | None) -> str:
 
 
 def install(watching: Watching, *, api_url: str) -> None:
-    """Serve the page of keys."""
+    """Serve the keys page."""
 
     @ui.page(KEYS)
     async def keys(request: Request) -> None:
@@ -199,7 +199,7 @@ def install(watching: Watching, *, api_url: str) -> None:
 
 
 class KeysPage(ListPage[KeyQuery, "TenantKey"]):
-    """One open page."""
+    """An open keys page."""
 
     TITLE = "API keys"
     NOTHING = "No keys yet."
@@ -212,7 +212,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
         self._tenants = lowtide().administration.names(self.visitor)
 
     def controls(self) -> None:
-        """Lay out the filters, and the way to a new key."""
+        """Build the filters and the button for a new key."""
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Name contains, or key begins with", value=self.query.text)
             box.props("dense outlined clearable debounce=350 data-search maxlength=63")
@@ -233,23 +233,23 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
                     ui.button("New key …", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
-        """Lay out the list."""
+        """Build the list."""
         may_act = self.visitor.may_act
         self._table = KeyTable(self._rotate if may_act else None, self._revoke if may_act else None)
 
     def reader(self) -> Callable[[], tuple[Sequence[TenantKey], bool]]:
-        """Return what reads the page; raises NotFound for an unknown tenant."""
+        """Return a function that reads the page; raises NotFound for an unknown tenant."""
         visitor, wanted = self.visitor, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
         return lambda: admin.keys(visitor, wanted, after=after, limit=PAGE_SIZE)
 
     def show(self, items: Sequence[TenantKey]) -> None:
-        """Show these."""
+        """Show these keys."""
         self._shown = items
         self._table.show(items)
 
     def mark(self, item: TenantKey) -> str:
-        """Return the mark at a key."""
+        """Return the cursor after a key."""
         return key_mark(item)
 
     async def _search(self, text: str) -> None:

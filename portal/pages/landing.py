@@ -1,4 +1,4 @@
-"""The landing page: the state of everything."""
+"""The landing page: the state of the installation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ConcernList:
-    """Open alerts, each with a link to more; out of sight while there is none."""
+    """Open concerns, each with a link; hidden while there is none."""
 
     def __init__(self) -> None:
         self._shown: Sequence[Concern] | None = None
@@ -40,7 +40,7 @@ class ConcernList:
         self._section.set_visibility(False)
 
     def show(self, concerns: Sequence[Concern]) -> None:
-        """Show these; nothing is sent while they stay the same."""
+        """Show these concerns; nothing is sent while they stay the same."""
         if concerns == self._shown:
             return
         self._shown = concerns
@@ -63,7 +63,7 @@ class PoolPanel:
             self._rows = {pool: _PoolRow(pool) for pool in Pool}
 
     def show(self, pools: Sequence[PoolLoad]) -> None:
-        """Show new figures."""
+        """Show the load of each pool."""
         longest = max((load.queued + load.running for load in pools), default=0)
         for load in pools:
             self._rows[load.pool].show(load, longest)

@@ -1,4 +1,4 @@
-"""Requeueing, discarding and downloading from the page of dead letters."""
+"""Actions of the dead letter page: requeue, discard and download."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 class LetterActions:
-    """What can be done with the letters that are chosen, or with all that match.
+    """Actions on the selected dead letters, or on all that match.
 
-    Every action first asks how many letters it is about, and says so before it does it.
+    Requeue and discard first count the dead letters in a dry run, and name the count for
+    confirmation.
     """
 
     def __init__(self, services: Services, *, on_done: Callable[[], Awaitable[None]]) -> None:
@@ -53,21 +54,21 @@ class LetterActions:
         self.rest()
 
     def aim(self, tenant: TenantId, query: LetterQuery) -> None:
-        """Act on what matches this query."""
+        """Act on the dead letters that match this query."""
         self._tenant, self._matching = tenant, query.filter()
         for content, link in self._links.items():
             link.props["href"] = query.address(downloads.PATH, which=content.value)
             link.set_visibility(True)
 
     def choose(self, chosen: Sequence[LetterId]) -> None:
-        """Act on these letters; on all that match where none is chosen."""
+        """Act on these dead letters; without any, on all that match."""
         self._chosen = chosen
         self._label.text = f"{number(len(chosen))} chosen" if chosen else "all that match"
         for button in (self._requeue, self._discard):
             button.set_enabled(self._may_act)
 
     def rest(self) -> None:
-        """Offer nothing."""
+        """Disable all actions."""
         self._tenant = None
         for button in (self._requeue, self._discard):
             button.set_enabled(False)
@@ -95,7 +96,7 @@ class LetterActions:
         if not would.changed:
             ui.notify("None of these letters is open.", type="info")
             return
-        # The same key for every press of the button: letters run again once.
+        # One idempotency key per confirmation: the dead letters are requeued once.
         key = f"portal-{uuid.uuid4()}"
         asked: list[_Asked] = []
         agreed = await confirm(
@@ -153,7 +154,7 @@ class LetterActions:
 
 
 def _actor() -> str:
-    # Asked again before the deed: a session may end while the question is open.
+    # Checked again before the change: the session may end while the dialog is open.
     visitor = current_visitor()
     visitor.require_operator()
     return visitor.name
@@ -176,7 +177,7 @@ def _left(unchanged: int, remaining: int) -> list[str]:
 
 
 class _Asked:
-    """What else there is to choose before letters run again."""
+    """The options of a requeue."""
 
     def __init__(self) -> None:
         pools = {
@@ -191,7 +192,7 @@ class _Asked:
         )
 
     def answer(self) -> tuple[str | None, Pool]:
-        """Return the window, None for the source's, and the pool."""
+        """Return the completion window, None for the source batch's, and the pool."""
         return (self._window.value or "").strip() or None, Pool(self._pool.value)
 
 

@@ -1,4 +1,4 @@
-"""A page of dead letters, and one of them in a dialog."""
+"""The table of dead letters, and the dialog of one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LetterRow(TypedDict):
-    """A dead letter as the table shows it; `died` is for the browser, which knows its time zone."""
+    """A dead letter as a table row; the browser formats `died` in the viewer's time zone."""
 
     id: str
     custom_id: str
@@ -99,7 +99,7 @@ _NARROW: Final = f"""
 
 
 class LetterTable:
-    """Letters, newest first, some of them chosen."""
+    """Dead letters, newest first, with a selection."""
 
     def __init__(
         self, *, on_choice: Callable[[], object], on_inside: Callable[[LetterId], object]
@@ -137,19 +137,19 @@ class LetterTable:
 
     @property
     def chosen(self) -> list[LetterId]:
-        """The letters that are chosen; what a browser made up is none of them."""
+        """The selected dead letters; ids that are not in the table are ignored."""
         known = {row["id"] for row in self._table.rows}
         ids = [str(row["id"]) for row in self._table.selected if row["id"] in known]
         return [LetterId(*found) for each in ids if (found := parse_request_id(each)) is not None]
 
     def show(self, letters: Sequence[DeadLetter]) -> None:
-        """Show these letters, none of them chosen."""
+        """Show these dead letters, none of them selected."""
         self._table.selected = []
         self._table.rows = [dict(row_of(letter)) for letter in letters]
 
 
 def row_of(letter: DeadLetter) -> LetterRow:
-    """Return how a letter is shown."""
+    """Return the table row of a dead letter."""
     return LetterRow(
         id=format_request_id(letter.batch, letter.line),
         custom_id=letter.custom_id,
@@ -175,7 +175,7 @@ _MOST: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Excerpts:
-    """A letter with the beginnings of its line and of its last answer."""
+    """A dead letter with the beginnings of its input and of its last response."""
 
     shown: ShownLetter
     line: str | None
@@ -183,12 +183,12 @@ class Excerpts:
 
 
 def read_excerpts(shown: ShownLetter) -> Excerpts:
-    """Read as much of a letter as is shown; not for the event loop."""
+    """Read the parts of a dead letter that are shown; blocks, so not on the event loop."""
     return Excerpts(shown, _beginning(shown.line), _beginning(shown.body))
 
 
 def show_letter(excerpts: Excerpts) -> None:
-    """Open a dialog with the exact text of a letter and of its last answer."""
+    """Open a dialog with the exact input and last response of a dead letter."""
     shown, answer = excerpts.shown, excerpts.shown.answer
     with (
         ui.dialog().props('aria-label="Dead letter"') as dialog,
@@ -219,7 +219,7 @@ def _beginning(pieces: Iterator[bytes] | None) -> str | None:
 
 
 def _text(name: str, text: str, whole: int = 0) -> None:
-    """Show text as it is: never parsed, so that big numbers and the order of keys stay exact."""
+    """Show text unparsed, so that big numbers and the order of keys stay exact."""
     ui.label(name).classes("muted small")
     with ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"'):
         ui.label(text[:_MOST])

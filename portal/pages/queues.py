@@ -1,4 +1,4 @@
-"""The queues: depth, workers, throughput, and pausing a pool."""
+"""The queues page: depth, workers, throughput, and pausing of pools."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class LoadRow(TypedDict):
-    """A tenant's lines in a pool, as the table shows them."""
+    """A tenant's requests in a pool, as a table row."""
 
     key: str
     tenant: str
@@ -63,7 +63,7 @@ _NUMERIC: Final = ("queued", "running", "oldest")
 
 
 class LoadTable:
-    """Queues by tenant; it says so while nothing waits."""
+    """Queues by tenant, or a notice while nothing waits or runs."""
 
     def __init__(self) -> None:
         self._rows: list[LoadRow] | None = None
@@ -86,7 +86,7 @@ class LoadTable:
         )
 
     def show(self, loads: Sequence[TenantLoad], now: datetime) -> None:
-        """Show these loads; nothing is sent while nothing changes."""
+        """Show these loads; nothing is sent while they stay the same."""
         rows = [row_of(load, now) for load in loads]
         if rows != self._rows:
             self._rows = rows
@@ -94,7 +94,7 @@ class LoadTable:
 
 
 def row_of(load: TenantLoad, now: datetime) -> LoadRow:
-    """Return how a load is shown."""
+    """Return the table row of a load."""
     return LoadRow(
         key=f"{load.tenant} {load.pool}",
         tenant=load.name,
@@ -106,7 +106,7 @@ def row_of(load: TenantLoad, now: datetime) -> LoadRow:
 
 
 class PoolControl:
-    """One pool; only who may act on the whole installation has a button."""
+    """The state of a pool; `may_act` adds the button that pauses or resumes it."""
 
     def __init__(
         self, pool: Pool, *, may_act: bool, on_pause: Callable[[Pool, bool], Awaitable[None]]
@@ -127,7 +127,7 @@ class PoolControl:
         return button.props("outline dense no-caps padding='4px 12px'")
 
     def show(self, reading: Operations, desired: int) -> None:
-        """Show how the pool stands."""
+        """Show the state of the pool."""
         pool = self._pool
         live = reading.workers.get(pool, 0)
         self._figures.text = (
@@ -152,7 +152,7 @@ _FIRST_RANGE: Final = HistoryRange.HOUR
 
 
 def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None:
-    """Serve the page of queues."""
+    """Serve the queues page."""
 
     @ui.page(PATH)
     async def queues(request: Request) -> None:
@@ -162,17 +162,17 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
 
 
 def range_of(text: str) -> HistoryRange:
-    """Return the range that an address names; the shortest for what it says wrongly."""
+    """Return the range of a URL parameter; the shortest if it is invalid."""
     return next((each for each in HistoryRange if each.value == text), _FIRST_RANGE)
 
 
 def address_of(wanted: HistoryRange) -> str:
-    """Return the address that shows a range again."""
+    """Return the URL of a range."""
     return PATH if wanted is _FIRST_RANGE else f"{PATH}?range={wanted.value}"
 
 
 class QueuesPage:
-    """One open page."""
+    """An open queues page."""
 
     def __init__(self, watching: Watching, wanted: HistoryRange) -> None:
         self._watching = watching

@@ -1,4 +1,4 @@
-"""The way in and out. The form needs no websocket: it is an ordinary POST."""
+"""Sign-in and sign-out. The form is an ordinary POST and needs no websocket."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PROBLEMS: Final = {
 
 
 def install(entrance: Entrance, *, session_seconds: int) -> None:
-    """Serve the way in and out."""
+    """Serve sign-in and sign-out."""
 
     @ui.page(SIGN_IN)
     def sign_in(request: Request) -> None:
@@ -42,8 +42,8 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
             _PROBLEMS.get(request.query_params.get("problem", "")),
         )
 
-    # Comparing a password takes memory and a core, by design: many tries wait for each other, and
-    # leave the threads of the pages alone.
+    # Comparing a password takes memory and a core by design: concurrent attempts queue here and
+    # leave the threads to the pages.
     hashing = asyncio.Semaphore(_AT_ONCE)
 
     async def admit(request: Request) -> Response:
@@ -65,7 +65,7 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
         try:
             await in_thread(SIGNED_OUT.sync)
         except LowtideError as error:
-            # Out here and now; the watch saves it once the database answers.
+            # Signed out in this process; the watch saves it once the database responds.
             _log.warning("session.not_saved", extra={"error": error.message})
         return RedirectResponse(SIGN_IN, status_code=303)
 
@@ -104,7 +104,7 @@ def _field(name: str, label: str) -> ui.element:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """Return the last value of each field; a body that no form sends is none."""
+    """Return the last value of each field; none of an oversized body."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -114,6 +114,6 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _own_path(path: str) -> str:
-    """Return the path where it is one of this portal, so that nobody is led elsewhere."""
+    """Return the path if it is one of this portal, else `/`: no redirect leaves the portal."""
     is_own = path.startswith("/") and not path.startswith(("//", "/\\"))
     return path if is_own and path.isprintable() else "/"

@@ -1,4 +1,4 @@
-"""Making a tenant, and changing its weight and limits."""
+"""The dialog that creates a tenant or changes its weight and limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIMITS: Final = {
 
 
 class TenantForm:
-    """A dialog; without a tenant it makes one. It closes once something was done."""
+    """A dialog that changes a tenant, or creates one without `tenant`; closes on success."""
 
     def __init__(
         self, tenant: Tenant | None, defaults: TenantLimits, on_done: Callable[[], Awaitable[None]]
@@ -73,7 +73,7 @@ class TenantForm:
         fields = [self._weight, *self._limits.values()]
         if self._tenant is None:
             fields.append(self._name)
-        # All of them are asked, so that every field says what is wrong with it.
+        # All fields are validated, so that each shows its error.
         if sum(not field.validate() for field in fields):
             return
         try:
@@ -134,7 +134,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _limit_problem(text: str | None) -> str | None:
-    """Return what is wrong with a limit; none at all is one."""
+    """Return the error of a limit; an empty one is valid and means no limit."""
     return _figure_problem(text) if (text or "").strip() else None
 
 

@@ -1,4 +1,4 @@
-"""Tenants: limits, weight and usage."""
+"""The tenants page: limits, weight and usage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Meter(TypedDict):
-    """What is used of a limit; without one there is no bar."""
+    """The usage of a limit; without a limit there is no bar."""
 
     used: str
     limit: str
@@ -37,7 +37,7 @@ class Meter(TypedDict):
 
 
 class TenantRow(TypedDict):
-    """A tenant as the table shows it."""
+    """A tenant as a table row."""
 
     name: str
     since: str
@@ -110,7 +110,7 @@ def _narrow(edit: str) -> str:
 
 
 class TenantTable:
-    """Tenants by name; `on_edit` is told which one to change, None where nobody may."""
+    """Tenants by name; `on_edit` receives the name of the one to change, None allows no change."""
 
     def __init__(self, on_edit: Callable[[str], Awaitable[None]] | None) -> None:
         self._rows: list[TenantRow] | None = None
@@ -139,7 +139,7 @@ class TenantTable:
             self._table.on("edit", lambda event: on_edit(str(event.args)))
 
     def show(self, found: Sequence[PricedUse]) -> None:
-        """Show these tenants; nothing is sent while nothing changes."""
+        """Show these tenants; nothing is sent while they stay the same."""
         rows = [row_of(priced) for priced in found]
         if rows != self._rows:
             self._rows = rows
@@ -148,7 +148,7 @@ class TenantTable:
 
 
 def row_of(priced: PricedUse) -> TenantRow:
-    """Return how a tenant is shown."""
+    """Return the table row of a tenant."""
     use, limits = priced.use, priced.use.tenant.limits
     name = use.tenant.name
     tokens = number(use.input_tokens + use.output_tokens)
@@ -169,7 +169,7 @@ def row_of(priced: PricedUse) -> TenantRow:
 
 
 def meter(used: float | None, limit: int | None) -> Meter:
-    """Return what is used of a limit; nobody counts requests without one."""
+    """Return the usage of a limit; `used` is None for API requests without one."""
     share = 0.0 if used is None or limit is None else min(used / limit, 1.0)
     return Meter(
         used="—" if used is None else number(round(used)),
@@ -182,7 +182,7 @@ def meter(used: float | None, limit: int | None) -> Meter:
 
 
 def install(watching: Watching, *, api_url: str) -> None:
-    """Serve the page of tenants."""
+    """Serve the tenants page."""
 
     @ui.page(TENANTS)
     async def tenants(request: Request) -> None:
@@ -191,16 +191,16 @@ def install(watching: Watching, *, api_url: str) -> None:
 
 
 class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
-    """One open page."""
+    """An open tenants page."""
 
     TITLE = "Tenants"
     NOTHING = "No tenants yet."
 
     def prepare(self) -> None:
-        """Read nothing: the controls need nothing."""
+        """Read nothing: the controls need no data."""
 
     def controls(self) -> None:
-        """Lay out the search, and the way to a new tenant."""
+        """Build the search box and the button for a new tenant."""
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Name contains", value=self.query.text)
             box.props("dense outlined clearable debounce=350 data-search maxlength=63")
@@ -210,7 +210,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
                     ui.button("New tenant …", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
-        """Lay out the list."""
+        """Build the list."""
         self._table = TenantTable(self._edit if self.visitor.may_act else None)
         self._shown: Sequence[PricedUse] = ()
         ui.label(
@@ -219,14 +219,14 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
         ).classes("muted small table-note")
 
     def reader(self) -> Callable[[], tuple[Sequence[PricedUse], bool]]:
-        """Return what reads the page."""
+        """Return a function that reads the page."""
         visitor, query, admin = self.visitor, self.query, lowtide().administration
         return lambda: admin.tenants(
             visitor, query.text, after=query.after or None, limit=PAGE_SIZE
         )
 
     def show(self, items: Sequence[PricedUse]) -> None:
-        """Show these."""
+        """Show these tenants."""
         self._shown = items
         self._table.show(items)
 

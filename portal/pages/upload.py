@@ -1,4 +1,4 @@
-"""Upload: a file, its problems or its estimate, and a batch of it."""
+"""The upload page: a file, its problems or its estimate, and a batch of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class BatchForm:
-    """Out of sight until there is a good file; then it makes one batch of it."""
+    """A form that creates one batch of a valid file; hidden until there is one."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
@@ -56,14 +56,14 @@ class BatchForm:
         self.hide()
 
     def hide(self) -> None:
-        """Offer nothing."""
+        """Hide the form."""
         self._section.set_visibility(False)
         self._tenant = None
 
     def offer(self, tenant: TenantId, file: StoredFile) -> None:
-        """Offer to make a batch of this file."""
+        """Show the form for this file."""
         self._tenant, self._file = tenant, format_file_id(file.id)
-        # The same key for every press of the button: it makes one batch.
+        # One idempotency key per file: repeated clicks create one batch.
         self._key = f"portal-{uuid.uuid4()}"
         self._made.clear()
         self._problem.set_visibility(False)
@@ -111,7 +111,7 @@ EXAMPLE: Final = (
 
 
 def install(*, api_url: str) -> None:
-    """Serve the page of uploads, and the way that files come in."""
+    """Serve the upload page and the upload route."""
     arrivals = Arrivals()
     arrivals.install()
 
@@ -137,7 +137,7 @@ def install(*, api_url: str) -> None:
 
 
 class _Upload:
-    """One open page."""
+    """An open upload page."""
 
     def __init__(self, arrivals: Arrivals, tenants: Mapping[TenantId, str]) -> None:
         self._tenants = tenants
@@ -163,7 +163,7 @@ class _Upload:
         self._tenant = tenant
 
     async def _receive(self, visitor: Visitor, name: str, sent: AsyncIterator[bytes]) -> None:
-        """Take one file; the page tells how far it is and what is wrong with it."""
+        """Receive one file; the page shows its progress and its problems."""
         tenant = self._tenant
         self._form.hide()
         self._report.begin(name)

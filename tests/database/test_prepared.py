@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from pg8000 import core
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
@@ -20,7 +22,7 @@ from tests.loads import fill
 from tests.worlds import World, done, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -287,3 +289,28 @@ def test_packets_wait_for_no_acknowledgement(one: Engine) -> None:
         raw = connection.connection.dbapi_connection
         assert raw is not None
         assert raw._usock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (core._write, ["sock", "d"]),
+        (core._flush, ["sock"]),
+        (core.Context, ["statement", "stream", "columns", "input_funcs"]),
+        (core.CoreConnection.prepare_statement, ["self", "statement", "oids"]),
+        (core.CoreConnection.handle_messages, ["self", "context"]),
+    ],
+    ids=lambda it: getattr(it, "__qualname__", ""),
+)
+def test_the_private_functions_of_the_driver_are_as_expected(
+    function: Callable[..., object], parameters: list[str]
+) -> None:
+    assert list(inspect.signature(function).parameters) == parameters, (
+        "pg8000 changed: read lowtide/database/prepared.py against its new source, then widen the pin"
+    )
+
+
+def test_the_driver_keeps_its_state_under_the_expected_names(one: Engine) -> None:
+    with one.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert {"_sock", "_usock", "_transaction_status"} <= set(vars(driver))

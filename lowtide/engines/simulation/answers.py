@@ -1,4 +1,4 @@
-"""Bodies of the simulated engine: chat completions, completions, embeddings and moderations."""
+"""Answers of the simulated engine: chat completions, completions, embeddings, moderations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def chat(draft: Draft) -> Made:
 
 
 def _chat_choice(draft: Draft, prompt: str, index: int) -> tuple[dict[str, Any], int]:
-    """Return a choice and its tokens."""
+    """Return a choice and its number of tokens."""
     request = draft.request
     if request.tools is not None or request.functions is not None:
         from lowtide.engines.simulation.tools import called
@@ -141,7 +141,7 @@ def _completion_choice(draft: Draft, prompt: str, written: Written, index: int) 
 
 
 DIMENSIONS: Final = 16
-"""Of a vector when the request asks for none; real models have 768 to 4,096."""
+"""Dimensions of a vector if the request names none; real models have 768 to 4,096."""
 MAX_DIMENSIONS: Final = 16_384
 
 
@@ -204,7 +204,7 @@ def moderation(draft: Draft) -> Made:
     """Return the answer of `/v1/moderations`."""
     given = draft.request.input
     random = draft.random()
-    # Parts of a message are judged together, texts of a list each by itself.
+    # Content parts are moderated together, texts of a list one by one.
     if isinstance(given, list) and given and isinstance(given[0], dict):
         kinds = {part.get("type") for part in given if isinstance(part, dict)}
         results = [_result(random, text="text" in kinds, image="image_url" in kinds)]
@@ -238,9 +238,9 @@ def answer(
 ) -> tuple[int, bytes, Usage]:
     """Return status, JSON and usage; the same arguments give the same answer.
 
-    `tokens` is the length of a text unless the request limits it; `age` in [0, 1) makes the
-    creation time. A body that is no JSON object answers 400, as does a schema that is none; an
-    unknown endpoint answers 404.
+    `tokens` is the length of a text unless the request limits it; `age` in [0, 1) determines the
+    creation time. The status is 400 for a body that is not a JSON object and for an invalid
+    schema, 404 for an unknown endpoint.
     """
     make = _MAKERS.get(endpoint)
     if make is None:

@@ -1,4 +1,4 @@
-"""Faults of the simulated engine, as outcomes that a real one's faults have."""
+"""Faults of the simulated engine, with the outcomes of a real engine's faults."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _PADDING: Final = b'"padding":"'
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The longest wait for an answer in seconds, and the largest answer in bytes."""
+    """The max wait for an answer in seconds, and the max size of an answer in bytes."""
 
     timeout: float = 600.0
     max_response_bytes: int = 64 * 1024 * 1024
 
 
 class Faults:
-    """The faults that one worker has by a plan. What they strike is drawn anew at every attempt.
+    """The planned faults of one worker. The requests that they hit are drawn anew per attempt.
 
-    Only `poison` strikes the same requests every time, on every worker.
+    Only `poison` hits the same requests every time, on every worker.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Faults:
     def strike(
         self, request: EngineRequest, well: Outcome, seconds: float
     ) -> tuple[Outcome, float]:
-        """Return what becomes of a request that is sent now, and after how many seconds.
+        """Return the outcome of a request sent now, and the seconds until it arrives.
 
-        `well` and `seconds` are what would become of it without faults.
+        `well` and `seconds` are the outcome and the time without faults.
         """
         now = self._clock()
         for fault in self._plan:
@@ -80,7 +80,7 @@ class Faults:
         return self._cut(now, well, seconds)
 
     def refusal(self) -> Unanswered | None:
-        """Return what a health check that is sent now gets, if it is not an answer."""
+        """Return the failure of a health check sent now; None if it is answered."""
         now = self._clock()
         for fault in self._plan:
             if fault.wait(now, self._started) == 0 and self._hits(fault, b""):
@@ -111,7 +111,7 @@ class Faults:
         return self._unanswered(), self._limits.timeout
 
     def _instead(self, fault: PlannedFault, well: Outcome) -> Outcome:
-        """Return what comes instead of an answer, as soon as that would."""
+        """Return the outcome that replaces an answer, after the same time."""
         if fault.kind is Kind.HUGE:
             return self._padded(well, fault.value)
         if fault.kind is Kind.GARBAGE:
@@ -125,7 +125,7 @@ class Faults:
         return Unanswered(NoAnswer.TIMEOUT, text)
 
     def _padded(self, well: Outcome, size: float | None) -> Outcome:
-        """Return an answer of so many bytes; without a size, one that is too large by a byte."""
+        """Return the answer padded to `size` bytes; without a size, it is too large."""
         largest = self._limits.max_response_bytes
         if size is None or size > largest:
             limit = f"it is over {largest} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
@@ -138,7 +138,7 @@ class Faults:
         return Answered(well.status_code, body, well.request_id, well.usage)
 
     def _cut(self, now: float, outcome: Outcome, seconds: float) -> tuple[Outcome, float]:
-        """Return a reset instead, if the engine goes down before the answer is there."""
+        """Return a reset instead if the engine goes down before the answer arrives."""
         for fault in self._plan:
             if fault.kind is Kind.DOWN and fault.share == 1:
                 wait = fault.wait(now, self._started)

@@ -1,4 +1,4 @@
-"""Values made up from a JSON schema; what one schema forbids another way is left to a check."""
+"""Values generated from a JSON schema; some constraints are left to a validator."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _HINTS: Final[Mapping[str, str]] = {
     "exclusiveMaximum": "number",
     "multipleOf": "number",
 }
-"""Types of schemas that name none."""
+"""Types that keywords imply in schemas without a type."""
 
 
 class Exhausted(Exception):
-    """The value would be larger than any answer."""
+    """A value that would be larger than any answer."""
 
 
 class Instances:
-    """Makes one value of a schema; later attempts try more, and at last the least."""
+    """Makes one value of a schema; attempts vary the optional properties and the depth."""
 
     def __init__(self, schema: object, random: Random, attempt: int = 0) -> None:
         self._root = schema
         self._random = random
-        # The first attempt is the most natural one: most optional properties, short arrays.
+        # The first attempt is the most natural one, with most optional properties.
         self._optional = (0.8, 0.0, 1.0, 0.5)[attempt % 4]
         self._deep = _DEEP if attempt % 2 == 0 else 1
         self._wild = attempt >= 4
@@ -77,7 +77,7 @@ class Instances:
             raise Exhausted
 
     def _choose(self, depth: int, branches: list[object]) -> object:
-        """Return a branch; the shallowest when deep, so that recursion ends."""
+        """Return a branch; below a certain depth the shallowest, so that recursion ends."""
         if depth < self._deep:
             able = [each for each in branches if self._height(each, frozenset()) < _INFINITE]
             return self._random.choice(able or branches)
@@ -94,7 +94,7 @@ class Instances:
         return str(self._random.choice([kind for kind in kinds if kind != "null"] or kinds))
 
     def _height(self, schema: object, seen: frozenset[str]) -> float:
-        """Return how many levels the smallest value has; infinite when it would contain itself."""
+        """Return the levels of the smallest value; infinite if it would contain itself."""
         self._step()
         if not isinstance(schema, dict):
             return 0 if schema is not False else _INFINITE
@@ -116,7 +116,7 @@ class Instances:
         if reference in seen:
             return _INFINITE
         height = self._height(resolve(self._root, reference), seen | {reference})
-        # Infinite may mean no more than: infinite on this way.
+        # Infinity may hold for this path only, so it is not cached.
         if height < _INFINITE:
             self._heights[reference] = height
         return height
@@ -140,7 +140,7 @@ class Instances:
         return self._height(schema, frozenset()) < _INFINITE
 
     def _further_names(self, part: Schema, taken: list[str]) -> list[str]:
-        """Return names beyond the known ones: the fewest allowed, or some of a plain map."""
+        """Return names beyond the known ones: as few as allowed, or a few for a plain map."""
         is_map = isinstance(part.get("additionalProperties"), dict) and not taken
         missing = part.get("minProperties", 0) - len(taken)
         if is_map and missing <= 0 and self._takes_optional(part["additionalProperties"], 0):
@@ -168,7 +168,7 @@ class Instances:
     def _array(self, part: Schema, depth: int) -> object:
         prefix = part.get("prefixItems", [])
         items = part.get("items", True)
-        # Draft 7 and before: a list of items is what is prefixItems since.
+        # Up to draft 7, a list in `items` means what `prefixItems` means now.
         if isinstance(items, list):
             prefix, items = items, part.get("additionalItems", True)
         length = self._length(part, prefix, items, depth)
@@ -196,7 +196,7 @@ class Instances:
     def _item(self, schema: object, others: list[object], depth: int) -> object:
         for _ in range(_TRIES):
             made = self._of(schema, depth + 1)
-            # Python takes 1, 1.0 and True for the same; only the first two are, in JSON.
+            # In Python 1, 1.0 and True are equal; in JSON only the first two are.
             if not any(made == other and type(made) is type(other) for other in others):
                 return made
         raise Impossible("too few values for unique items")
@@ -227,7 +227,7 @@ class Instances:
         for _ in range(_TRIES):
             if first > last:
                 break
-            # Validators divide, and floating point must come out even.
+            # Validators divide, so the floating-point quotient must be a whole number.
             drawn = round(self._random.randint(first, last) * step, 12)
             if (drawn / step).is_integer() and low <= drawn <= high:
                 return drawn
@@ -251,7 +251,7 @@ class Instances:
 
 
 def _needed(schema: Schema) -> list[object]:
-    """Return the schemas of what a value must contain."""
+    """Return the schemas of the parts that a value must have."""
     named = schema.get("type")
     kinds = named if isinstance(named, list) else [named]
     if "object" not in kinds and "array" not in kinds and named is not None:
@@ -278,7 +278,7 @@ def _property(part: Schema, name: str) -> object:
 
 
 def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[float, float]:
-    """Return the lowest and highest number; half-open ranges are given a natural other end."""
+    """Return the lowest and highest number; a half-open range gets a natural other end."""
     lows = [part[key] for key in ("minimum", "exclusiveMinimum") if _is_number(part.get(key))]
     highs = [part[key] for key in ("maximum", "exclusiveMaximum") if _is_number(part.get(key))]
     low: float = max(lows) if lows else min(0, *highs, 0)

@@ -1,4 +1,4 @@
-"""Schemas made flat: references followed, `allOf` and a chosen branch merged into one object."""
+"""Flattened schemas: references followed, `allOf` and a chosen branch merged into one object."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 class Impossible(ValueError):
-    """A schema that contradicts itself, or one that refers to nothing here."""
+    """A schema that contradicts itself, or has a reference that cannot be resolved."""
 
 
 def merged(first: object, second: object) -> Schema:
-    """Return a schema of what is valid against both, as far as one object can say it."""
+    """Return a schema for values valid against both, as far as one object can express it."""
     if first is False or second is False:
         raise Impossible("a part of it is false")
     one = first if isinstance(first, dict) else {}
@@ -32,7 +32,7 @@ def merged(first: object, second: object) -> Schema:
 
 
 def resolve(root: object, reference: object) -> object:
-    """Return what a reference within the schema names: a JSON pointer, or an anchor."""
+    """Return the target of a reference within the schema, a JSON pointer or an anchor."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise Impossible(f"only references within the schema are followed, not {reference!r}")
     if reference[1:2] not in {"", "/"}:
@@ -67,7 +67,7 @@ def _anchored(root: object, name: str) -> object:
 
 
 def flat(root: object, schema: object, choose: Callable[[list[object]], object]) -> Schema:
-    """Return the schema without references and without branches, one of which `choose` names."""
+    """Return the schema with references followed, and branches reduced to the one chosen."""
     result: Schema = {}
     waiting = [schema]
     for _ in range(_MOST_STEPS):

@@ -1,4 +1,4 @@
-"""A request as the simulated engine reads it, the words of its answer, and their log probabilities."""
+"""The simulated engine's requests, the words of its answers, and their log probabilities."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FILLER: Final = ("and", "the", "tide", "goes", "out", "and", "comes", "in", "ag
 _MOST_CHOICES: Final = 128
 _WORD = re.compile(r"\s*\S+|\s+$")
 CHARACTERS: Final = 4
-"""Of one token, as of English."""
+"""Characters per token, as in English."""
 
 encode = msgspec.json.Encoder().encode
 
 
 class BadRequest(Exception):
-    """The request is one that a real server answers with 400."""
+    """A request that a real server answers with 400."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class BadRequest(Exception):
 
 
 class Request(msgspec.Struct):
-    """Fields that an answer depends on; one of another type than documented is ignored."""
+    """The fields that an answer depends on; a value of an undocumented type is ignored."""
 
     model: object = ""
     messages: object = None
@@ -81,13 +81,13 @@ class Request(msgspec.Struct):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that the answer may have."""
+        """The max number of tokens in the answer; None without a limit."""
         limits = (self.max_completion_tokens, self.max_output_tokens, self.max_tokens)
         return next((n for n in limits if type(n) is int and n > 0), None)
 
     @property
     def choices(self) -> int:
-        """The number of answers wanted."""
+        """The number of choices wanted; raises BadRequest if it is invalid."""
         if self.n is None:
             return 1
         if type(self.n) is not int or not 1 <= self.n <= _MOST_CHOICES:
@@ -96,7 +96,7 @@ class Request(msgspec.Struct):
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A request with all that was drawn for its answer."""
+    """A request with the values drawn for its answer."""
 
     request: Request
     id: str
@@ -104,12 +104,12 @@ class Draft(msgspec.Struct, frozen=True):
     tokens: int
 
     def random(self, choice: int = 0) -> Random:
-        """Return what else is drawn for a choice."""
+        """Return the generator of all other draws for a choice."""
         return Random(f"{self.id} {choice}")  # noqa: S311
 
 
 class Written(msgspec.Struct, frozen=True):
-    """Text of an answer, cut where the request says; `chunked` text is no words."""
+    """Text of an answer. `cut`: by the token limit; `chunked`: tokens are not words."""
 
     text: str
     tokens: int
@@ -124,7 +124,7 @@ class Written(msgspec.Struct, frozen=True):
 
 
 def write(draft: Draft, prompt: str, choice: int = 0) -> Written:
-    """Return words that echo the prompt, as many as were drawn for the request."""
+    """Return words that echo the prompt, as many as drawn, cut at the limit or stop sequence."""
     limit = draft.request.limit
     tokens = draft.tokens if limit is None else min(draft.tokens, limit)
     filler = _FILLER[choice % len(_FILLER) :] + _FILLER[: choice % len(_FILLER)]
@@ -135,7 +135,7 @@ def write(draft: Draft, prompt: str, choice: int = 0) -> Written:
 
 
 def shorten(draft: Draft, text: str) -> Written:
-    """Return text that is not made of words, cut at the request's limit or stop sequence."""
+    """Return text that does not consist of words, cut at the limit or stop sequence."""
     limit = draft.request.limit
     tokens = -(-len(text) // CHARACTERS)
     cut = limit is not None and tokens > limit
@@ -145,7 +145,7 @@ def shorten(draft: Draft, text: str) -> Written:
 
 
 def _stopped(written: Written, stop: object) -> Written:
-    """Return the text up to the first stop sequence in it."""
+    """Return the text up to its first stop sequence."""
     sequences = stop if isinstance(stop, list) else [stop]
     places = (written.text.find(s) for s in sequences if isinstance(s, str) and s)
     if (end := min((place for place in places if place >= 0), default=-1)) < 0:
@@ -156,7 +156,7 @@ def _stopped(written: Written, stop: object) -> Written:
 
 
 def finish_reason(written: Written) -> str:
-    """Return how a choice of text ended."""
+    """Return the finish reason of a choice of text."""
     return "length" if written.cut else "stop"
 
 
@@ -177,12 +177,12 @@ def completion_usage(usage: Usage) -> dict[str, Any]:
 
 
 def count(text: str) -> int:
-    """Return about the tokens of a text."""
+    """Return the approximate number of tokens in a text."""
     return 1 + len(text) // CHARACTERS
 
 
 def last_user_text(messages: object) -> str:
-    """Return the text of the last message of a user; empty without one."""
+    """Return the text of the last user message; empty without one."""
     for message in reversed(messages) if isinstance(messages, list) else ():
         if isinstance(message, dict) and message.get("role", "user") == "user":
             return text_of(message.get("content"))
@@ -240,7 +240,7 @@ def completion_logprobs(
 
 
 def _ranked(token: str, top: int, random: Random) -> list[tuple[str, float]]:
-    """Return the token and alternatives, the likeliest first."""
+    """Return the token and its alternatives, most likely first."""
     left = 1.0
     ranked: list[tuple[str, float]] = []
     others = [other for other in _OTHERS if other != token]

@@ -1,4 +1,4 @@
-"""The Responses API: one message or calls of functions, and the request's own fields again."""
+"""The Responses API: one message or function calls, and an echo of the request's fields."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def response(draft: Draft) -> Made:
 
 
 def _output(draft: Draft, prompt: str) -> tuple[list[dict[str, Any]], int, bool]:
-    """Return the items, their tokens, and whether the limit cut them."""
+    """Return the items, their number of tokens, and whether the limit cut them."""
     request = draft.request
     if request.tools:
         from lowtide.engines.simulation.tools import choose, response_tools
@@ -107,7 +107,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _echoed(draft: Draft) -> dict[str, Any]:
-    """Return the request's fields that a response has, too; defaults for those of another type."""
+    """Return the request's fields that a response repeats; defaults for those of a wrong type."""
     request = draft.request
     instructions = request.instructions
     return {

@@ -31,16 +31,16 @@ _CODES: Final[Mapping[str, int]] = {"x": 2, "u": 4}
 
 
 class PatternError(ValueError):
-    """The pattern uses what is not supported here."""
+    """A pattern that is malformed or uses unsupported syntax."""
 
 
 def matching(pattern: str, random: Random, *, most_repeats: int = 4) -> str:
-    """Return a string that matches; `*`, `+` and `{n,}` repeat up to `most_repeats` times more."""
+    """Return a matching string; `*`, `+` and `{n,}` repeat up to `most_repeats` more times."""
     return _Walk(pattern, random, most_repeats).run()
 
 
 class _Walk:
-    """Reads the pattern once for each time that a part of it is repeated."""
+    """A walk along the pattern that rereads a part for each repetition."""
 
     def __init__(self, pattern: str, random: Random, most_repeats: int) -> None:
         self._pattern = pattern
@@ -213,7 +213,7 @@ class _Walk:
 def _range(first: str, last: str) -> str:
     if len(first) != 1 or len(last) != 1 or ord(first) > ord(last):
         raise PatternError(f"{first}-{last} is no range")
-    # A wide range is as good by its first thousand.
+    # Of a wide range, the first thousand characters suffice.
     return "".join(map(chr, range(ord(first), min(ord(last), ord(first) + 1000) + 1)))
 
 
@@ -224,7 +224,7 @@ _BORN: Final = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def string(schema: Mapping[str, Any], random: Random) -> str:
-    """Return a string; raises Impossible when none was found."""
+    """Return a string for the schema; raises Impossible if none was found."""
     shortest = schema.get("minLength", 0)
     longest = schema.get("maxLength", max(shortest, _LONGEST))
     if shortest > min(longest, _LONGEST):
@@ -239,7 +239,7 @@ def string(schema: Mapping[str, Any], random: Random) -> str:
 def _by_pattern(pattern: str, shortest: int, longest: int, random: Random) -> str:
     for attempt in range(_TRIES):
         try:
-            # Long repetitions only once short ones did not do.
+            # Longer repetitions are tried only after shorter ones failed.
             made = matching(pattern, random, most_repeats=2 + attempt)
         except PatternError as error:
             raise Impossible(f"the pattern {pattern!r} is not supported: {error}") from error
@@ -271,7 +271,7 @@ def _date_time(random: Random) -> str:
 
 
 def _address(random: Random) -> str:
-    # 192.0.2.0/24 is kept for documentation, as example.com is.
+    # 192.0.2.0/24 is reserved for documentation, like example.com.
     return f"192.0.2.{random.randrange(1, 255)}"
 
 

@@ -1,4 +1,4 @@
-"""Text that a request wants as JSON: any object, or an instance of a schema."""
+"""JSON text for requests that ask for it: any object, or an instance of a schema."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:
-    """Return what `response_format` or vLLM's options ask for; None for plain text.
+    """Return the text that `response_format` or vLLM's options ask for; None for plain text.
 
-    Raises BadRequest as OpenAI does for a format that is none.
+    Raises BadRequest for an invalid format, as OpenAI does.
     """
     request = draft.request
     if request.response_format is not None:
@@ -36,7 +36,7 @@ def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:
 
 
 def formatted_text(draft: Draft, prompt: str, given: object) -> Written | None:
-    """Return what `text.format` of the Responses API asks for; None for plain text."""
+    """Return the text that `text.format` of the Responses API asks for; None for plain text."""
     if given is None:
         return None
     if not isinstance(given, dict):
@@ -56,7 +56,7 @@ def instance_text(
     schema: object, random: Random, owner: str, param: str, code: str | None = None
 ) -> str:
     """Return an instance of a schema as JSON text; BadRequest names the schema's owner."""
-    # Most requests want plain text: only the others pay for what reads schemas.
+    # Most requests want plain text; only the others pay for this import.
     from lowtide.engines.simulation.schemas import InvalidSchema, instance_of
 
     try:

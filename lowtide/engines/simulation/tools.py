@@ -1,4 +1,4 @@
-"""Tool calls: when one is made, of which tool, and arguments valid against its parameters."""
+"""Tool calls: the choice of tools, and arguments that are valid for their parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_CALLS = 2
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One that can be called; `custom` ones take text."""
+    """A tool that can be called; `custom` tools take text."""
 
     name: str
     parameters: object
@@ -30,7 +30,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool and the text it is given; `number` tells calls of one answer apart."""
+    """A tool and its input text; `number` distinguishes the calls of one answer."""
 
     tool: Tool
     given: Written
@@ -38,12 +38,12 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The id that the tool's result must name."""
+        """The id that the tool's result must refer to."""
         return f"call_{self.number}"
 
 
 def called(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
-    """Return the message and finish reason of a chat that calls tools, and its tokens."""
+    """Return the message, finish reason and tokens of a choice with tool calls; None without."""
     request = draft.request
     if request.tools is None and request.functions is not None:
         return _legacy(draft, choice)
@@ -63,9 +63,9 @@ def called(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
 def choose(
     draft: Draft, tools: Sequence[Tool], choice: object, turns: object, number: int = 0
 ) -> list[Call]:
-    """Return the calls that are made; none when the answer is to be text.
+    """Return the calls to make; none if the answer is to be text.
 
-    A call is due unless the last turn is a tool's result, as a model would rather answer then.
+    In mode `auto` a tool's result as the last turn is answered with text, as a model would.
     """
     mode, able = _wanted(tools, choice)
     if mode == "none" or not able or (mode == "auto" and _has_result(turns)):
@@ -84,7 +84,7 @@ def choose(
 
 
 def chat_tools(given: object) -> list[Tool]:
-    """Return the tools of a chat: their description lies in a field named after their type."""
+    """Return the tools of a chat, each described in a field named after its type."""
     if not isinstance(given, list):
         raise BadRequest("'tools' must be an array.", "tools")
     found: list[Tool] = []
@@ -100,7 +100,7 @@ def chat_tools(given: object) -> list[Tool]:
 
 
 def response_tools(given: object) -> list[Tool]:
-    """Return what can be called here of the Responses API's tools; hosted ones are not."""
+    """Return the callable tools of a Responses API request; hosted tools are skipped."""
     if not isinstance(given, list):
         raise BadRequest("'tools' must be an array.", "tools")
     return [
@@ -177,7 +177,7 @@ def _chat_call(call: Call) -> dict[str, Any]:
 
 
 def _legacy(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
-    """Return a call as `functions`, which came before tools, has it."""
+    """Return a call in the shape of `functions`, the predecessor of tools."""
     request = draft.request
     given = request.functions if isinstance(request.functions, list) else []
     tools = [_tool(each, f"functions[{at}]") for at, each in enumerate(given)]
