@@ -130,6 +130,8 @@ def install(*, api_url: str) -> None:
                 ui.label("a file of requests, one JSON object a line").classes("muted small")
             if problem is None and not visitor.may_act:
                 problem = "A viewer only looks: sign in as an operator to upload a file."
+            if problem is None and not tenants:
+                problem = "There is no tenant yet: create one on the page of tenants first."
             if problem is not None:
                 ui.label(problem).classes("banner").props("role=alert")
             else:
