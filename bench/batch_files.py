@@ -1,4 +1,4 @@
-"""Batch files of any size, the same bytes for the same arguments."""
+"""Batch files of any size; the same arguments give the same bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_batch_file(path: Path, lines: int, line_bytes: int) -> None:
     with path.open("wb") as file:
         for number in range(lines):
             start = rng.randrange(len(text) - line_bytes)
-            # A cut may fall inside a character of two bytes: those bytes become spaces.
+            # A cut may split a two-byte character: its bytes become spaces.
             said = text[start : start + line_bytes - frame].decode(errors="replace")
             said = said.replace("\ufffd", " ")
             file.write((_HEAD % number + said + _TAIL).encode())

@@ -2,17 +2,18 @@
 
     python bench/engine_faults.py [--requests N] [--away SECONDS] [--compare N]
 
-First a batch during which every engine is away for some time in its middle, then the same requests on four
-workers, and on four of which one has a broken engine (500 to everything, and its health is well). Prints
-attempts that were charged, and throughput: a broken engine may cost its own quarter and 2 % more. Whole local
-stacks with the simulated engine. Ends with one JSON line, and with 1 when anything failed.
+Runs local stacks with the simulated engine: a batch during which every engine is down for a while,
+then the same requests on four workers, and on four of which one has a broken engine (it answers 500
+to everything while its health check passes). Prints charged attempts and throughput: a broken
+engine may cost its own quarter and 2 % more. Ends with one JSON line; exits with 1 if a request
+failed.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -37,7 +38,7 @@ SETTINGS = {
 
 
 def run(requests: int, settings: dict[str, str]) -> dict[str, Any]:
-    """Run a batch; return what was charged and how fast it went while it ran."""
+    """Run a batch; return its charged attempts and its throughput."""
     with running(SETTINGS | settings) as stack:
         source = chat_file(requests)
         began = time.monotonic()
@@ -61,7 +62,7 @@ def run(requests: int, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested scenarios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--away", type=float, default=600.0)

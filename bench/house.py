@@ -1,4 +1,4 @@
-"""`make house`: the shape of the code, counted from its source, beside where it began and its goal."""
+"""`make house`: metrics of the source code, beside their initial values and goals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ QUESTIONS = ("What", "Who", "How", "Where", "When", "Whether", "Why", "Which")
 LONGEST_FUNCTION = 50
 SMALL = 70
 REQUEUE = "A requeue from the portal"
-"""The heading of this walk in ARCHITECTURE.md, whose modules are counted."""
+"""The heading in ARCHITECTURE.md of the walk whose modules are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module: its name, its lines, its syntax tree, and the modules of ours that it imports."""
+    """A module with its source, its syntax tree and its imports from PACKAGES."""
 
     name: str
     source: str
@@ -33,12 +33,12 @@ class Module:
 
     @property
     def lines(self) -> int:
-        """The number of its lines, blank ones too."""
+        """The number of lines, blank lines included."""
         return len(self.source.splitlines())
 
 
 def modules() -> dict[str, Module]:
-    """Return every module by its name, without migrations."""
+    """Return every module except migrations, by name."""
     paths = {
         _name(path): path
         for package in PACKAGES
@@ -83,7 +83,7 @@ def circles(found: dict[str, Module]) -> list[list[str]]:
 
 
 def rows(found: dict[str, Module]) -> list[tuple[str, str, str, str]]:
-    """Return what is counted: its name, at the start, now, and the goal."""
+    """Return the rows of the table: metric, initial value, current value and goal."""
     lines = sorted(module.lines for module in found.values())
     total = sum(lines)
     importers = Counter(other for module in found.values() for other in module.imports)
@@ -114,7 +114,7 @@ def rows(found: dict[str, Module]) -> list[tuple[str, str, str, str]]:
 
 
 def walked(heading: str) -> list[str]:
-    """Return the modules that a walk in ARCHITECTURE.md passes, in order."""
+    """Return the modules of a walk in ARCHITECTURE.md, in order."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     section = text.partition(f"### {heading}\n")[2].partition("\n#")[0]
     return list(
@@ -160,7 +160,7 @@ def _name(path: Path) -> str:
 
 
 def _imported(tree: ast.Module, names: Set[str]) -> set[str]:
-    """Return what a module imports of ours, also inside functions and for types alone."""
+    """Return the imports among `names`, those in functions and for type checking included."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

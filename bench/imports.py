@@ -1,14 +1,14 @@
-"""Cold start of each function: seconds to import it under the functions framework, and memory.
+"""Cold start of each function: import time under the functions framework, and memory.
 
-Prints a table and, last, one JSON line. The bars are 0.5 s and 120 MB. Each figure is the median
-of several fresh processes.
+Prints a table, then one JSON line. The bars are 0.5 s and 120 MB. Each figure is the median of
+several fresh processes.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import json
 import statistics
@@ -31,7 +31,7 @@ print(framework, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1
 
 
 def measure(name: str) -> tuple[float, float, float]:
-    """Return the framework's own seconds, the whole import's, and megabytes resident."""
+    """Return the import seconds of the framework, those in total, and the peak resident MB."""
     source = ROOT / "functions" / name / "main.py"
     runs = []
     for _ in range(RUNS):
@@ -49,7 +49,7 @@ def measure(name: str) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Measure every function; exit with 1 when one is over a bar."""
+    """Measure every function; exit with 1 if one is over a bar."""
     figures = {}
     print(f"{'function':16}{'seconds':>9}{'framework':>11}{'x framework':>13}{'MB':>7}")
     for source in sorted(ROOT.glob("functions/*/main.py")):

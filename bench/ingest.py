@@ -2,17 +2,17 @@
 
     python bench/ingest.py [--quick] [--runs N]
 
-Upload goes over HTTP to the real function under gunicorn, onto an embedded PostgreSQL with durable
-settings and a folder as object store; the others run the real services, each in a process of its
-own. Every figure is a median; memory is the peak resident size of the process that did the work,
-its imports included. Ends with one JSON line, and with 1 when a figure misses its bar.
+The upload goes over HTTP to the real function under gunicorn, with an embedded PostgreSQL in
+durable settings and a directory as object store; the other steps run the real services, each in its
+own process. Every figure is a median; memory is the peak resident size of the working process,
+imports included. Ends with one JSON line; exits with 1 if a figure misses its bar.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -41,14 +41,14 @@ SPLIT_RATE, SPLIT_RATIO, FINALIZE_RATE = 60_000, 0.5, 80_000
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the wall seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def median(runs: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the median of each number over several runs; other values come from the last."""
+    """Return the median of each float over several runs, and other values of the last run."""
     found = [measure() for _ in range(runs)]
     return {
         name: statistics.median(run[name] for run in found) if isinstance(value, float) else value
@@ -57,7 +57,7 @@ def median(runs: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def upload(function: Function, key: str, path: Path) -> dict[str, Any]:
-    """Post a file as a client would; the time is from connecting to the whole answer."""
+    """Post a file as a client does; timed from connecting to the end of the response."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n'
@@ -116,7 +116,7 @@ def measure(stage: Stage, path: Path, lines: int, runs: int) -> dict[str, Any]:
 
     found["validate"] = median(runs, lambda: step("validate", str(path)))
     found["split"] = median(runs, lambda: step("split", batch(), stage.url("owner")))
-    if path.stat().st_size <= lines * LINE_BYTES:  # what is finalized does not depend on it
+    if path.stat().st_size <= lines * LINE_BYTES:  # finalizing does not depend on the line size
         found["finalize"] = median(runs, lambda: step("finalize", step("drain", batch())["batch"]))
     return found
 
@@ -139,7 +139,7 @@ def show(name: str, lines: int, size: int, found: dict[str, Any]) -> None:
 
 
 def missed(figures: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the bars that were not reached."""
+    """Return the names of the missed bars."""
     whole, rows = figures.get("200 MB", {}), figures.get("50k", {})
     bars = {
         "upload seconds": "upload" in whole and whole["upload"]["seconds"] > UPLOAD_SECONDS,
@@ -154,7 +154,7 @@ def missed(figures: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def rounded(value: Any) -> Any:
-    """Return the same with numbers of four digits behind the point."""
+    """Return the value with all floats rounded to four decimals."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return round(value, 4) if isinstance(value, float) else value

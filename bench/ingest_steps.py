@@ -1,4 +1,4 @@
-"""One step of ingest, run by itself in this process; `ingest.py` starts it.
+"""One step of ingest in a process of its own, started by other benchmarks.
 
     python bench/ingest_steps.py upload FILE
     python bench/ingest_steps.py create FILE_ID
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import io
 import json
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 APP = App(read_settings())
 BODY = '{"id":"chatcmpl-0","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":{"prompt_tokens":20,"completion_tokens":40,"total_tokens":60}}'
 BODY_BYTES = 300
-# A finished batch without the work of finishing it: every line answered with 200.
+# Finishes a batch without running it: every request has a result with status 200.
 ANSWER = """
 INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
   output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
@@ -70,7 +70,7 @@ TABLES = ("requests", "queue")
 
 @contextmanager
 def measured(into: dict[str, Any]) -> Iterator[None]:
-    """Add the block's wall and CPU seconds, and this process's peak memory."""
+    """Add the block's wall-clock and CPU seconds, and this process's peak memory."""
     began, used = time.perf_counter(), time.process_time()
     yield
     into["seconds"] = time.perf_counter() - began
@@ -79,7 +79,7 @@ def measured(into: dict[str, Any]) -> Iterator[None]:
 
 
 def validate(path: str) -> dict[str, Any]:
-    """Read a file through the LineReader, as an upload does with what arrives."""
+    """Read a file through the LineReader, as an upload does."""
     found: dict[str, Any] = {}
     reader = LineReader(line_limits(APP.settings))
     with Path(path).open("rb") as file, measured(found):
@@ -99,7 +99,7 @@ def upload(path: str) -> dict[str, Any]:
 
 
 def create(file: str) -> dict[str, Any]:
-    """Create a batch for an uploaded file, as the API's role does."""
+    """Create a batch for an uploaded file."""
     made = APP.services.batches.create(DEFAULT_TENANT, BatchRequest(file, "bench"))
     return {"batch": format_batch_id(made.id)}
 
@@ -136,7 +136,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
 
 
 def drain(name: str) -> dict[str, Any]:
-    """Split a new batch and answer all of it."""
+    """Split a new batch, and insert a result for each request."""
     batch = _batch(name)
     APP.splitter.split(batch)
     body = (BODY % "").encode()

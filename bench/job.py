@@ -2,18 +2,18 @@
 
     python bench/job.py [--lines N] [--requests N] [--quick]
 
-The job: `lowtide up` with the engine that takes no time, then from `POST /v1/batches` until the last
-byte of the output file is here; first with no worker running, then again while the workers of the
-first are still up. The upstream: one worker under gunicorn against a server that answers after 50 ms,
-128 requests in flight, beside a bare asyncio client of the same server; its rate counts from the first
-claim to the last result. Ends with one JSON line, and with 1 when a figure misses its bar.
+The job: `lowtide up` with the no-op engine, timed from `POST /v1/batches` to the last byte of the
+output file, first from zero workers, then while these workers are still up. The upstream: one
+worker under gunicorn against a server that answers after 50 ms, 128 requests in flight, beside a
+bare asyncio client of the same server; the worker's rate counts from the first claim to the last
+result. Ends with one JSON line; exits with 1 if a figure misses its bar.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -62,7 +62,7 @@ FROM results WHERE batch_id = :batch
 
 
 def job(client: OpenAI, path: Path, out: Path) -> dict[str, float]:
-    """Run one batch; the upload is not part of the time."""
+    """Run one batch; the time excludes the upload."""
     with path.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
     began = time.perf_counter()
@@ -119,7 +119,7 @@ def upstream() -> Iterator[int]:
 
 
 def against_upstream(folder: Path, requests: int) -> dict[str, Any]:
-    """Run one worker, and the bare client before and after it."""
+    """Measure one worker, and the bare client before and after it."""
     path, stage_folder = folder / "upstream.jsonl", folder / "stage"
     stage_folder.mkdir()
     write_batch_file(path, requests, LINE_BYTES)
@@ -152,7 +152,7 @@ def against_upstream(folder: Path, requests: int) -> dict[str, Any]:
 
 
 def bare(port: int, requests: int) -> float:
-    """Return the requests a second of the bare client."""
+    """Return the bare client's requests per second."""
     command = [sys.executable, str(UPSTREAM), "ask", str(port), str(requests), str(IN_FLIGHT)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     found = json.loads(done.stdout)

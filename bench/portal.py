@@ -2,15 +2,15 @@
 
     python bench/portal.py [--rounds N] [--quick]
 
-Prints p50 and p95 of each page's data in milliseconds, then one JSON line; ends with 1 when a p95 is
-above 200 ms.
+Prints p50 and p95 of each page's reads in milliseconds, then one JSON line; exits with 1 if a p95
+is above 200 ms.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -47,7 +47,7 @@ EVERYTHING = BatchFilter()
 
 
 def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
-    """Return what each page reads, by a name for it."""
+    """Return the reads of each page by name."""
     lists, details = BatchListStore(engine), BatchDetailStore(engine)
     middle = mark_of(lists.page(None, EVERYTHING, BatchOrder.NEWEST, after=None, limit=4000)[-1])
     narrow = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
@@ -74,7 +74,7 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
 
 
 def measured(look: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Return p50 and p95 in milliseconds; the first look warms up."""
+    """Return p50 and p95 in milliseconds, after one call to warm up."""
     look()
     taken = []
     for _ in range(rounds):

@@ -3,17 +3,18 @@
     python bench/portal_pages.py [--pages N] [--seconds N] [--only PAGE]
 
 Opens pages as a browser does: signs in, loads the page, and follows it over its websocket, with
-compression and acknowledgements, at the default refresh, while batches move on every second. Prints
-the process's CPU time as a share of one core and the database's statements a minute, for one open page
-and for fifty, of each kind and of all kinds mixed; then one JSON line. Ends with 1 when fifty cost 20%
-of a core, or more statements than one does (as many as one of each kind, for the mixed).
+compression and acknowledgements, at the default refresh, while batches progress every second.
+Prints the process's CPU time as a share of one core and the database's statements per minute, for
+one open page and for fifty, of each kind and of all kinds mixed; then one JSON line. Exits with 1
+if fifty pages cost 20% of a core, or more statements than one page (for the mixed pages: than one
+of each kind).
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import ast
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
 
 MOST_CPU = 0.2
-# Readings are 2 s apart, or a little less: two windows of the same length may differ by a turn.
+# Readings are at most 2 s apart: two windows of the same length may differ by one reading.
 SLACK = 1.1
 SETTLED = 6.0
 ACKNOWLEDGED = 3.0
@@ -75,7 +76,7 @@ STATEMENTS = text(
     "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements "
     "WHERE userid = 'lowtide_operator'::regrole"
 )
-# The ten newest batches have far to go, so that pages that list them change all the time.
+# Resets the ten newest batches, so that pages that list them change throughout the run.
 START = text("""
 WITH chosen AS (SELECT id FROM batches ORDER BY id DESC LIMIT 10),
   emptied AS (UPDATE tallies SET completed = 0 WHERE batch_id IN (TABLE chosen) RETURNING 1)
@@ -93,7 +94,7 @@ DELETE FROM queue WHERE (batch_id, line) IN (SELECT batch_id, line FROM queue LI
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What so many open pages cost: CPU as a share of one core, and each minute."""
+    """The cost of a set of open pages: CPU as a share of one core, the others per minute."""
 
     cpu: float
     statements: float
@@ -103,7 +104,7 @@ class Cost:
 
 @dataclass
 class Tab:
-    """One open page, and what it was sent."""
+    """One open page, and the messages sent to it."""
 
     client: socketio.AsyncClient
     id: str
@@ -112,7 +113,7 @@ class Tab:
     bytes: int = 0
 
     async def acknowledge(self) -> None:
-        """Keep telling what has come, as a browser does."""
+        """Acknowledge received messages at intervals, as a browser does."""
         while True:
             await asyncio.sleep(ACKNOWLEDGED)
             message = {"client_id": self.id, "next_message_id": self.next_message}
@@ -121,7 +122,7 @@ class Tab:
 
 @dataclass
 class Portal:
-    """The portal's process, and who is signed in to it."""
+    """The portal's process, and the session's cookies."""
 
     url: str
     process: psutil.Process
@@ -139,7 +140,7 @@ class Portal:
 
     @asynccontextmanager
     async def tab(self, path: str) -> AsyncIterator[Tab]:
-        """Load a page, and follow it for the length of the block."""
+        """Load a page, and follow it until the block ends."""
         async with httpx.AsyncClient(
             base_url=self.url, cookies=self.cookies, trust_env=False, timeout=60
         ) as browser:
@@ -177,7 +178,7 @@ class Portal:
 
 
 def _query_of(page: str) -> dict[str, str]:
-    """Return what a page's script tells the websocket."""
+    """Return the query that a page's script opens the websocket with."""
     found = re.search(r"query: (\{.*?\}),\n", page)
     if found is None:
         raise SystemExit("The page has no websocket: is it signed in?")
@@ -186,7 +187,7 @@ def _query_of(page: str) -> dict[str, str]:
 
 
 async def cost_of(portal: Portal, admin: Engine, paths: list[str], seconds: float) -> Cost:
-    """Return what these pages cost once they are open."""
+    """Return the cost of open pages."""
 
     def statements() -> int:
         with admin.connect() as connection:
@@ -204,14 +205,14 @@ async def cost_of(portal: Portal, admin: Engine, paths: list[str], seconds: floa
         if lost:
             raise SystemExit(f"{len(lost)} pages lost their connection.")
     asked, sent, size = (60 * (b - a) / took for a, b in zip(before, after, strict=True))
-    # A page is let go some seconds after its browser; those of the next round must be alone.
+    # The portal drops a page seconds after its browser has left: wait before the next round.
     await asyncio.sleep(SETTLED)
     return Cost(used / took, asked, sent, size / 1000)
 
 
 @contextmanager
 def serving(stage: Stage) -> Iterator[Portal]:
-    """Run the portal as it runs in production."""
+    """Run the portal as in production."""
     port = free_port()
     environment = stage.environment("operator") | {
         "LOWTIDE_PORTAL_PORT": str(port),
@@ -242,7 +243,7 @@ def serving(stage: Stage) -> Iterator[Portal]:
 
 @contextmanager
 def moving(worker: Engine) -> Iterator[None]:
-    """Let batches move on every second."""
+    """Let batches progress every second."""
     done = threading.Event()
 
     def move() -> None:
@@ -265,7 +266,7 @@ def moving(worker: Engine) -> Iterator[None]:
 async def measure(
     portal: Portal, admin: Engine, batch: BatchId, given: argparse.Namespace
 ) -> dict[str, tuple[Cost, Cost]]:
-    """Return what one page costs, and what many do, of each kind and mixed."""
+    """Return the costs of one page and of many, of each kind and mixed."""
     pages = PAGES | {"batch": f"/batches/{format_batch_id(batch)}"}
     rounds = {name: ([path], [path] * given.pages) for name, path in pages.items()}
     each = list(pages.values())

@@ -1,4 +1,4 @@
-"""Ten thousand batches, a million requests and a week of samples, as functions and workers leave them."""
+"""Test data for the portal: 10,000 batches, 1,000,000 requests and a week of samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lowtide.core.ids import DEFAULT_TENANT, BatchId
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-# The newest batch has 50,000 lines, the most of a file; the others share the rest.
+# The newest batch has 50,000 requests, the maximum of a file; the others share the rest.
 BATCHES = """
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, model,
   completion_window, status, created_at, deadline, in_progress_at, completed_at, expired_at,
@@ -81,7 +81,7 @@ TABLES = "batches, requests, results, queue, tallies, request_events, pool_sampl
 def fill(
     worker: Engine, owner: Engine, *, batches: int, requests: int, largest: int = 50_000
 ) -> BatchId:
-    """Fill an empty database; return the largest batch, which is the newest and runs."""
+    """Fill an empty database; return the largest batch, which is the newest and in progress."""
     others = (requests - largest) // (batches - 1)
     sizes = {"batches": batches, "largest": largest, "others": others}
     tenant = {"tenant": DEFAULT_TENANT}

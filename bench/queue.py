@@ -2,19 +2,19 @@
 
     python bench/queue.py [--quick] [--size N] [--seconds S]
 
-Several processes claim sets of lines and complete them with results of 300 bytes, as workers with an
-engine that takes no time would, on an embedded PostgreSQL with durable settings. `pinned` runs have a
-transaction open beside them that keeps every dead row from being vacuumed. After a fill the tables
-are vacuumed, which is its aftermath and not the queue's work. References of the same
-run: a bare COPY of the same results, and PGQueuer (dequeue and log, no results), where it is
-installed. Ends with one JSON line, and with 1 when a figure misses its bar.
+Several processes claim sets of requests and settle them with results of 300 bytes, as workers with
+a no-op engine would, on an embedded PostgreSQL with durable settings. During `pinned` runs an open
+transaction keeps dead rows from being vacuumed. The tables are vacuumed after each fill, which is
+not part of the queue's work. References of the same run: a bare COPY of the same results, and
+PGQueuer (dequeue and log, no results), if installed. Ends with one JSON line; exits with 1 if a
+figure misses its bar.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import io
@@ -47,7 +47,7 @@ PEER_WORKERS = 4
 
 
 def scenarios(*, quick: bool) -> list[dict[str, Any]]:
-    """Return what to run: the first is what the others are held against."""
+    """Return the scenarios; the first is the baseline of the others."""
     plain = {"lines": SMALL, "workers": 4, "pinned": False, "batches": 1, "tenants": 1}
     if quick:
         return [plain, plain | {"pinned": True}]
@@ -89,9 +89,9 @@ def measure(
 
 @contextmanager
 def together(stage: Stage, workers: int, *arguments: str) -> Iterator[list[dict[str, Any]]]:
-    """Run a step in several processes that start at the same moment, and live until the block ends.
+    """Run a step in several processes that start at the same time and live until the block ends.
 
-    The server forgets what a connection's process used once that is closed.
+    The CPU time of a server process is lost once its connection is closed.
     """
     processes = [
         subprocess.Popen(  # noqa: S603
@@ -136,7 +136,7 @@ def nothing() -> Iterator[None]:
 
 
 def server_seconds(stage: Stage) -> float:
-    """Return the CPU seconds of the server's living processes."""
+    """Return the CPU seconds of the server's running processes."""
     used = 0.0
     for process in psutil.process_iter(["name"]):
         if process.info["name"] == "postgres" and process.cwd() == str(stage.server.cluster.folder):
@@ -146,7 +146,7 @@ def server_seconds(stage: Stage) -> float:
 
 
 def copied(owner: Engine, worker: Engine) -> int:
-    """Return the rows a second of a bare COPY of the results into a table of the same shape."""
+    """Return the rows per second of a bare COPY of the results into a table of the same shape."""
     rows = io.BytesIO()
     with owner.begin() as connection:
         connection.execute(text("CREATE TABLE bare_results (LIKE results INCLUDING ALL)"))
@@ -162,7 +162,7 @@ def copied(owner: Engine, worker: Engine) -> int:
 
 
 def peer(stage: Stage, size: int, seconds: float) -> int | None:
-    """Return the jobs a second of PGQueuer on the same server; None where it is not installed."""
+    """Return the jobs per second of PGQueuer on the same server; None if it is not installed."""
     if find_spec("pgqueuer") is None or find_spec("asyncpg") is None:
         return None
     url = stage.url("owner")

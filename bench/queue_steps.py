@@ -1,19 +1,20 @@
-"""One process of a queue benchmark; `queue.py` starts it.
+"""One process of a queue benchmark, started by `queue.py` and `storm.py`.
 
     python bench/queue_steps.py fill LINES BATCHES TENANTS
     python bench/queue_steps.py drain SET SECONDS
     python bench/queue_steps.py pgqueuer-fill URL LINES
     python bench/queue_steps.py pgqueuer-drain URL SET SECONDS
 
-A drain says `ready`, waits for a line on standard input and works until the queue is empty or
-SECONDS are over. Prints its figures as one JSON line; a drain then waits for the end of its input.
+A drain prints `ready`, waits for a line on standard input, and works until the queue is empty or
+SECONDS have passed. Prints its figures as one JSON line; a drain then waits for the end of its
+input.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import asyncio
 import json
@@ -55,7 +56,7 @@ FROM batches b, generate_series(1, :lines) n WHERE b.id = :batch
 
 
 def fill(lines: int, batches: int, tenants: int) -> dict[str, Any]:
-    """Queue lines of several batches and tenants, as splits would have left them."""
+    """Queue requests of several batches and tenants, as splits do."""
     with APP.database.begin() as connection:
         known = connection.execute(text("SELECT id FROM tenants ORDER BY name")).scalars().all()
         for number in range(batches):
@@ -71,7 +72,7 @@ def fill(lines: int, batches: int, tenants: int) -> dict[str, Any]:
 
 
 def drain(size: int, seconds: float) -> dict[str, Any]:
-    """Claim and complete sets of lines with results of about 300 bytes."""
+    """Claim sets of requests, and settle them with results of about 300 bytes."""
     queue = QueueStore(APP.database, new_id=new_id, lease_duration=600.0)
     lease = queue.open_lease(Pool.SPOT, "bench")
     usage = Usage(20, 40)
@@ -104,7 +105,7 @@ async def pgqueuer_fill(url: str, lines: int) -> dict[str, Any]:
 
 
 async def pgqueuer_drain(url: str, size: int, seconds: float) -> dict[str, Any]:
-    """Dequeue and log sets of jobs of PGQueuer, which has no results: less work than `drain`."""
+    """Dequeue and log sets of PGQueuer's jobs: less work than `drain`, as there are no results."""
     from pgqueuer.ports.repository import EntrypointExecutionParameter
 
     queries = await _queries(url)

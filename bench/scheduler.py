@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -51,14 +51,14 @@ HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A recorded market: replicas to be had, every `gap` seconds."""
+    """A recorded market: the available replicas, every `gap` seconds."""
 
     name: str
     gap: float
     places: Sequence[int]
 
     def scaled_to(self, replicas: int) -> Trace:
-        """Return the market with at least `replicas` places at its best moment."""
+        """Return the market, scaled up if its maximum is below `replicas`."""
         most = max(self.places)
         if most == 0 or most >= replicas:
             return self
@@ -66,14 +66,14 @@ class Trace:
         return Trace(self.name, self.gap, places)
 
     def cut(self, start: int, length: int) -> list[int]:
-        """Return `length` points; behind the end the market begins again."""
+        """Return `length` points; the market repeats after its end."""
         repeats = -(-(start + length) // len(self.places))
         return (list(self.places) * repeats)[start : start + length]
 
 
 @dataclass(slots=True)
 class Row:
-    """What the windows of one row came to; costs divided by all-dedicated's."""
+    """The results of one row's windows; costs are relative to all-dedicated."""
 
     misses: int = 0
     infeasible: int = 0
@@ -83,14 +83,14 @@ class Row:
     free_starts: list[float] = field(default_factory=list)
 
     def add(self, other: Row) -> None:
-        """Fold another row in."""
+        """Merge another row into this one."""
         self.misses += other.misses
         self.infeasible += other.infeasible
         for name in ("greedy", "ours", "omniscient", "free_starts"):
             getattr(self, name).extend(getattr(other, name))
 
     def summary(self) -> dict[str, Any]:
-        """Return the row as the JSON line tells it."""
+        """Return the figures for the JSON line."""
         return {
             "windows": len(self.ours),
             "misses": self.misses,
@@ -104,7 +104,7 @@ class Row:
 
 
 def read_traces(folder: Path) -> list[Trace]:
-    """Return every trace in a folder or below it; exits for one that cannot be read."""
+    """Return every trace in or below a directory; exits with an error if one is invalid."""
     traces = []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -122,7 +122,7 @@ def read_traces(folder: Path) -> list[Trace]:
 
 
 def windows(trace: Trace, arguments: argparse.Namespace, load: float) -> Iterator[Window]:
-    """Yield windows that begin at random points, the same ones for every load."""
+    """Yield windows that begin at random points, the same for every load."""
     rng = random.Random(f"{arguments.seed} {trace.name}")  # noqa: S311
     seconds = arguments.hours * 3600.0
     lines = max(1, math.floor(load * arguments.replicas * seconds * arguments.rate))
@@ -186,7 +186,7 @@ def _print_row(replicas: int, load: float, row: Row) -> None:
 
 
 def main() -> int:
-    """Print the table; return 1 when a deadline was missed that could have been held."""
+    """Print the table; return 1 if a feasible deadline was missed."""
     arguments = _arguments()
     traces = read_traces(arguments.traces)
     if arguments.plot:
@@ -210,7 +210,7 @@ def main() -> int:
 
 
 def _pick(traces: Sequence[Trace], arguments: argparse.Namespace) -> tuple[Window, Capacity]:
-    """Return the window to draw: the one that leaned on both pools most, or --plot-window."""
+    """Return the window to draw: --plot-window, or the one that used both pools most."""
     trace = traces[0].scaled_to(arguments.replicas)
     load = LOADS[1] if arguments.load is None else arguments.load
     capacity = Capacity(

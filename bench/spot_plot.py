@@ -1,4 +1,4 @@
-"""A picture of one run: what the market had, what each pool ran, and the deadline."""
+"""A plot of one run: the market, the replicas of each pool, the progress and the deadline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOUR = 3600.0
 
 
 def draw(path: Path, window: Window, capacity: Capacity) -> None:
-    """Draw a window's run into a file whose ending names the format."""
+    """Draw a window's run into a file; its extension selects the format."""
     from matplotlib import pyplot
 
     outcome = replay(window, capacity, record=True)

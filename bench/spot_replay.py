@@ -1,9 +1,9 @@
 """One batch over a recorded spot market, with a virtual clock and the scheduler's own code.
 
-Replicas run one line after the other; a line in the hands of a spot replica that is taken away is
-started again. Every replica is paid from its start, its cold start included, until it is stopped; the
-replicas that came last go first. Between two events (the market changes, the scheduler ticks) nothing
-decides, so each pool is advanced in one step.
+A replica runs one request after the other; the request of an interrupted spot replica starts over.
+Every replica is paid from its start, cold start included, until it is stopped; the newest replicas
+stop first. No decision falls between two events (a change of the market, a tick of the scheduler),
+so each pool is advanced in one step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MICROSECOND = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How many spot replicas could be had, every `gap` seconds, and the batch: `lines` in `seconds`."""
+    """The available spot replicas every `gap` seconds, and a batch of `lines` within `seconds`."""
 
     market: Sequence[int]
     gap: float
@@ -43,7 +43,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What there was from a moment on, for a plot."""
+    """The state from `at` on, for a plot."""
 
     at: float
     market: int
@@ -54,9 +54,9 @@ class Moment:
 
 @dataclass(slots=True)
 class Outcome:
-    """Seconds until the last line ended (None: not within the window) and what was paid for.
+    """The seconds until the last request ended (None: not within the window), and the usage.
 
-    `spot` and `dedicated` are replica-seconds.
+    `spot` and `dedicated` are paid replica-seconds.
     """
 
     ended: float | None = None
@@ -65,17 +65,17 @@ class Outcome:
     history: list[Moment] = field(default_factory=list)
 
     def cost(self, price_ratio: float) -> float:
-        """Return what it cost, in spot replica-seconds."""
+        """Return the cost in spot replica-seconds."""
         return self.spot + price_ratio * self.dedicated
 
 
 class Policy(Protocol):
-    """Decides at each tick; `starts` are the seconds until each dedicated replica works."""
+    """A decision at each tick; `starts` are the seconds until each dedicated replica is ready."""
 
     def __call__(
         self, batch: OpenBatch, now: datetime, capacity: Capacity, starts: Sequence[float]
     ) -> Plan:
-        """Return what changes now."""
+        """Return the plan of this tick."""
         ...
 
 
@@ -87,7 +87,7 @@ def laziest_safe(
 
 
 def greedy(batch: OpenBatch, now: datetime, capacity: Capacity, starts: Sequence[float]) -> Plan:
-    """Move the whole batch, for good, once dedicated alone would be late after the next tick."""
+    """Move the whole batch permanently, once dedicated alone would be late after the next tick."""
     plan = plan_tick([batch], now, capacity, starts)
     if plan.replicas == 0 and batch.dedicated + batch.running_dedicated == 0:
         return plan
@@ -99,7 +99,7 @@ def greedy(batch: OpenBatch, now: datetime, capacity: Capacity, starts: Sequence
 
 
 class Crew:
-    """The replicas of a pool and the lines that are theirs."""
+    """The replicas and the open requests of a pool."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -112,28 +112,28 @@ class Crew:
         return len(self._ready)
 
     def starts(self, now: float) -> list[float]:
-        """Return the seconds until each replica works."""
+        """Return the seconds until each replica is ready."""
         return [max(0.0, ready - now) for ready in self._ready]
 
     def in_hand(self, now: float) -> int:
-        """Return how many lines are being run."""
+        """Return the number of running requests."""
         return min(sum(ready <= now for ready in self._ready), self.lines)
 
     def resize(self, replicas: int, ready: float) -> None:
-        """Start or stop replicas, the last ones first."""
+        """Start replicas, or stop the newest ones."""
         del self._ready[replicas:], self._done[replicas:]
         missing = replicas - len(self._ready)
         self._ready += [ready] * missing
         self._done += [0.0] * missing
 
     def give_up(self, lines: int) -> None:
-        """Lose lines in hand, those begun last."""
+        """Drop running requests, those with the least progress first."""
         self.lines -= lines
         for position in sorted(range(len(self._done)), key=self._done.__getitem__)[:lines]:
             self._done[position] = 0.0
 
     def run(self, start: float, end: float) -> float:
-        """Work from `start` to `end`; return when the last line ended (`end`: not yet)."""
+        """Work from `start` to `end`; return the end of the last request, `end` if not yet."""
         self.paid += len(self._ready) * (end - start)
         finished = 0
         progress = []
@@ -149,7 +149,7 @@ class Crew:
         return self._run_dry(start, end)
 
     def _run_dry(self, start: float, end: float) -> float:
-        """Do the same line by line, as not every replica may have one to run."""
+        """Do the same request by request, as there may be fewer requests than replicas."""
         waiting = self.lines
         line = 1 / self.rate
         events: list[tuple[float, int]] = []
@@ -176,7 +176,7 @@ class Crew:
 def replay(
     window: Window, capacity: Capacity, policy: Policy = laziest_safe, *, record: bool = False
 ) -> Outcome:
-    """Run a window until its batch ends or is due."""
+    """Run a window until its batch ends or reaches its deadline."""
     spot, dedicated, outcome = Crew(capacity.rate), Crew(capacity.rate), Outcome()
     spot.lines = window.lines
     now, next_tick, wanted = 0.0, 0.0, 0
@@ -213,7 +213,7 @@ def replay(
 
 
 def _advance(spot: Crew, dedicated: Crew, now: float, until: float) -> float:
-    """Let both pools work; return when the last line ended. Nobody is paid after that."""
+    """Advance both pools; return the end of the last request. Replicas are not paid after it."""
     held = spot.lines, dedicated.lines
     ends = [
         crew.run(now, until) if lines else now
@@ -250,18 +250,18 @@ def _apply(plan: Plan, spot: Crew, dedicated: Crew) -> None:
 
 
 def all_dedicated(window: Window, capacity: Capacity) -> float:
-    """Return when dedicated alone, all of it from the start, ends the batch."""
+    """Return the seconds that all dedicated replicas, started at once, need for the batch."""
     if capacity.replicas == 0:
         return math.inf
     return capacity.cold_start + math.ceil(window.lines / capacity.replicas) / capacity.rate
 
 
 def omniscient(window: Window, capacity: Capacity, price_ratio: float) -> float:
-    """Return what no schedule can undercut, even one that knows the market: a lower bound.
+    """Return a lower bound of the cost of any schedule, even one that knows the market.
 
-    A spot replica that could be had for a while runs lines for that while less its start; the market
-    seen as a stack gives the longest such whiles. Work fills the best paid ones first, in fractions,
-    and dedicated replicas that live as long as the window are the rest.
+    A spot replica available for a session runs requests for its length less the cold start; the
+    market seen as a stack gives the longest sessions. Work fills the cheapest sessions first, in
+    fractions, and the rest runs on dedicated replicas that live for the whole window.
     """
     start = capacity.cold_start
     offers = [(price_ratio * window.seconds / max(window.seconds - start, 1e-9), math.inf)]
@@ -281,7 +281,7 @@ def omniscient(window: Window, capacity: Capacity, price_ratio: float) -> float:
 
 
 def _sessions(window: Window) -> list[float]:
-    """Return how long each place of the market stayed open, in seconds."""
+    """Return the lengths of the market's sessions in seconds, the market seen as a stack."""
     begun: list[float] = []
     lengths = []
     for position, places in enumerate([*window.market, 0]):

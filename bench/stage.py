@@ -1,4 +1,4 @@
-"""What benchmarks run on: a server, an object store, real functions, and processes to measure in."""
+"""The environment of benchmarks: a database, an object store, functions and measured processes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stage:
-    """An embedded PostgreSQL with durable settings, migrated, and a folder as object store.
+    """An embedded, migrated PostgreSQL with durable settings, and a directory as object store.
 
-    `settings` are the server's own, beside those.
+    `settings` are further server settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str] = {}) -> None:
@@ -49,11 +49,11 @@ class Stage:
         self.server.stop()
 
     def url(self, role: str) -> str:
-        """Return the database's address as `api`, `worker` or `owner`."""
+        """Return the database URL for a role: `api`, `worker`, `operator` or `owner`."""
         return self._urls.migration if role == "owner" else self._urls.by_role[f"lowtide_{role}"]
 
     def environment(self, role: str) -> dict[str, str]:
-        """Return what a process that acts as `role` needs."""
+        """Return the environment of a process that acts as `role`."""
         return {
             **{name: value for name, value in os.environ.items() if name[:8] != "LOWTIDE_"},
             "PYTHONPATH": str(ROOT),
@@ -92,7 +92,7 @@ class Stage:
             process.wait(30)
 
     def measured(self, script: Path, *arguments: str, role: str = "worker") -> dict[str, Any]:
-        """Run a script in a process of its own; return the JSON of its last line."""
+        """Run a script in its own process; return the JSON of its last line."""
         done = subprocess.run(  # noqa: S603
             [sys.executable, str(script), *arguments],
             env=self.environment(role),
@@ -108,7 +108,7 @@ class Stage:
 
 
 class Function:
-    """A served function; the figures are its worker process's."""
+    """A served function; the figures are of its gunicorn worker."""
 
     def __init__(self, port: int, worker: psutil.Process) -> None:
         self.port = port
@@ -120,12 +120,12 @@ class Function:
         return float(used.user + used.system)
 
     def peak_megabytes(self) -> float:
-        """Return the most memory that was ever resident."""
+        """Return the peak resident memory in MB."""
         return peak_megabytes(self._worker.pid)
 
 
 def peak_megabytes(pid: int | str = "self") -> float:
-    """Return the most memory that was ever resident in a process, in MB of 1,000,000 bytes."""
+    """Return the peak resident memory of a process, in MB of 1,000,000 bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6

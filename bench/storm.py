@@ -2,18 +2,18 @@
 
     python bench/storm.py [--workers N] [--lines N]
 
-Two ticks sweep at the same moment, while another process claims and completes lines of its own. Prints
-how long the sweep takes, how long claims and settlements take before and during it, and when what was
-lost may be claimed again: at once the first time, spread out from the second on. No storm makes a dead
-letter. On an embedded PostgreSQL with durable settings. Ends with one JSON line, and with 1 when a line
-was lost or counted twice.
+Two ticks sweep at the same time, while another process claims and settles requests of its own.
+Prints the time of the sweep, of claims and of settlements before and during it, and the delay until
+lost requests can be claimed again: none the first time, spread out from the second on. No storm
+makes a dead letter. Runs on an embedded PostgreSQL with durable settings. Ends with one JSON line;
+exits with 1 if a request was lost or counted twice.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -60,7 +60,7 @@ AGAIN = text(
 
 
 def claim_on(url: str) -> None:
-    """Claim and complete lines until the end of the input; print when and how long each claim took."""
+    """Claim and settle requests until the end of the input; print the times of each round."""
     queue = QueueStore(connect(url, pool_size=2), new_id=new_id, lease_duration=3600)
     lease = queue.open_lease(Pool.SPOT, "other")
     stopped = threading.Event()
@@ -83,7 +83,7 @@ def claim_on(url: str) -> None:
 
 
 def lose(engine: Engine, workers: int, lines: int) -> int:
-    """Have workers claim their lines and fall silent; return how many lines they hold."""
+    """Claim requests for workers that never settle them; return the number claimed."""
     queue = QueueStore(engine, new_id=new_id, lease_duration=3600)
     held = 0
     for _ in range(workers):
@@ -93,7 +93,7 @@ def lose(engine: Engine, workers: int, lines: int) -> int:
 
 
 def sweep_twice(engine: Engine) -> dict[str, Any]:
-    """Let all silent leases run out, and two ticks see it at once."""
+    """Expire the lost workers' leases, and sweep them with two concurrent ticks."""
     ticks = SweepStore(engine, new_id=new_id, max_lost_leases=MAX_LOST_LEASES)
     with engine.begin() as connection:
         connection.execute(text("UPDATE workers SET expires_at = now() WHERE name = 'lost'"))
@@ -117,7 +117,7 @@ def sweep_twice(engine: Engine) -> dict[str, Any]:
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Return the median and the 99th percentile in milliseconds."""
+    """Return the median, the 99th percentile and the maximum in milliseconds."""
     ordered = sorted(seconds) or [0.0]
     return {
         "count": len(seconds),
@@ -128,7 +128,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def storm(stage: Stage, engine: Engine, workers: int, lines: int) -> dict[str, Any]:
-    """One storm among the claims of another process."""
+    """Run one storm beside the claims of another process."""
     with engine.begin() as connection:
         before = connection.execute(text(TALLIES)).scalar_one()
     held = lose(engine, workers, lines)
@@ -163,7 +163,7 @@ def storm(stage: Stage, engine: Engine, workers: int, lines: int) -> dict[str, A
 
 
 def describe(one: dict[str, Any]) -> str:
-    """Return what a person wants to know of a storm."""
+    """Format the figures of a storm."""
     times = "; ".join(
         f"{what} {one[f'{what}_{when}']['p50_ms']} / {one[f'{what}_{when}']['p99_ms']} ms {when}"
         for what in ("claims", "settlements")
@@ -181,7 +181,7 @@ def describe(one: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Run three storms; return 1 if a request was lost or counted twice."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--lines", type=int, default=48)
@@ -195,7 +195,7 @@ def main() -> int:
         stage.measured(STEPS, "fill", str(LINES), str(BATCHES), "1")
         found = []
         for name in ("first", "second", "third"):
-            # What was lost before is lost again, before all else.
+            # Requests that were lost before come first, so that they are lost again.
             with engine.begin() as connection:
                 connection.execute(AGAIN)
             found.append({"storm": name} | storm(stage, engine, wanted.workers, wanted.lines))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import asyncio
@@ -55,7 +55,7 @@ LEFT = "SELECT (SELECT count(*) FROM queue) + (SELECT count(*) FROM claims)"
 
 
 class Nothing:
-    """Stands for the spans of a set, where the worker has none."""
+    """A stand-in for the spans of a set that records nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -73,7 +73,7 @@ class Nothing:
 
 
 def drain(arm: str) -> dict[str, float]:
-    """Run a worker in this process until nothing is left; return its seconds."""
+    """Run a worker in this process until the queue is empty; return its seconds."""
     if arm == "bare":
         runner.SetSpans = Nothing  # type: ignore[assignment,misc]
     app = App(read_settings())
@@ -96,7 +96,7 @@ def drain(arm: str) -> dict[str, float]:
 
 @contextmanager
 def collector() -> Iterator[str]:
-    """Take whatever is sent; yield the address."""
+    """Run a collector that discards every request; yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -106,7 +106,7 @@ def collector() -> Iterator[str]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -116,7 +116,7 @@ def collector() -> Iterator[str]:
 
 
 def run(stage: Stage, file: str, arm: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Queue the file's lines, and drain them in a process of its own."""
+    """Queue the file's requests, and drain them in a separate process."""
     created = stage.measured(STEPS, "create", file, role="api")["batch"]
     stage.measured(STEPS, "queue", created)
     done = subprocess.run(  # noqa: S603
@@ -138,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, collector() as url:
-        # The server's own user must be able to pass through.
+        # The database server's own user must be able to traverse the directory.
         Path(folder).chmod(0o755)
         path = Path(folder) / "input.jsonl"
         write_batch_file(path, options.lines, LINE_BYTES)

@@ -3,15 +3,15 @@
     python bench/upstream.py serve SECONDS                  prints its port
     python bench/upstream.py ask PORT REQUESTS IN_FLIGHT    prints its figures as one JSON line
 
-The client does what no client can do without: connections that stay open, one request at a time on
-each, the answer read whole. It neither parses nor stores it.
+The client does the minimum: connections that stay open, one request at a time on each, and the
+response read in full. It neither parses nor stores the response.
 """
 
 from __future__ import annotations
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # behind the standard library, which has a queue.py too
+sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ REQUEST = (
 
 
 async def serve(latency: float) -> None:
-    """Answer every request after `latency` seconds, for ever."""
+    """Answer every request after `latency` seconds, forever."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -65,7 +65,7 @@ async def serve(latency: float) -> None:
 
 
 async def ask(port: int, requests: int, in_flight: int) -> dict[str, float]:
-    """Send requests, `in_flight` of them at any time."""
+    """Send requests over `in_flight` connections."""
     left = iter(range(requests))
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""The page of what is compatible with OpenAI, from the tests that prove it."""
+"""The page on compatibility with OpenAI, generated from the tests that prove it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OUR_OWN = "Documented additions: OpenAI's clients never meet them unless they a
 
 @dataclass
 class _Row:
-    """A feature, and the tests that prove it by the module that they are in."""
+    """A feature, and the tests that prove it by module."""
 
     feature: Feature
     tests: dict[str, list[str]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def _tests(module: ModuleType) -> Iterator[tuple[str, Callable[..., None]]]:
-    """Yield the tests of a module as they stand in its source."""
+    """Yield the tests of a module in source order."""
     for name, test in vars(module).items():
         if name.startswith("test_"):
             yield name, test

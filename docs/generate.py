@@ -1,4 +1,4 @@
-"""Write the reference pages that come from the code: `make docs`."""
+"""Write the reference pages that are generated from the code: `make docs`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def settings_page() -> str:
 
 
 def states_page() -> str:
-    """Return the batch state machine, drawn, and how the portal names its states."""
+    """Return the diagram of the batch state machine, and the portal's names of its states."""
     arrows = [
         f"    {before} --> {after}"
         for before, following in BATCH_TRANSITIONS.items()
@@ -75,7 +75,7 @@ PAGES = {"settings.md": settings_page, "states.md": states_page}
 
 def main() -> None:
     """Write every page."""
-    # Needs the tests' own packages, which the other pages do not.
+    # Imported here, as only this page needs the tests' packages.
     from docs import compatibility
 
     (DOCS / "compatibility.md").write_text(compatibility.page(), encoding="utf-8")

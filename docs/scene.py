@@ -1,7 +1,7 @@
-"""What the pictures of the portal show: a stack of its own, with a day behind it.
+"""The scene of the portal's screenshots: a stack of its own, with a history.
 
-So that charts and lists have a past, batches that ended and samples of the pools are made up. The newest
-batches, all that runs and all else run on the simulated engine.
+Older batches and the samples of the pools are made up, so that lists and charts have a past; the
+newest batches run on the simulated engine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ TENANTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One batch of the scene; `doomed` lines are ones that the engine will always fail."""
+    """One batch of the scene; `doomed` selects requests that fail at every attempt."""
 
     tenant: str
     user: str
@@ -80,7 +80,7 @@ FIRST: Final = (
     Job("acme", "ana", "llama-3.1-8b", 250, "6h"),
 )
 CANCELLED: Final = Job("default", "support-triage", "llama-3.1-8b", 5_000)
-# Still running while the pictures are taken; the first is more than its window leaves room for.
+# Still running during the screenshots; the first has too many requests for its window.
 LAST: Final = (
     Job("acme", "nightly-eval", "llama-3.1-70b", 40_000, "25m"),
     Job("research", "summaries", "llama-3.1-70b", 9_000),
@@ -149,7 +149,7 @@ FROM (
 
 @contextmanager
 def staged(seconds: float) -> Iterator[Status]:
-    """Run the stack and its batches, spread over so many seconds; all of it is removed afterwards."""
+    """Run the stack and its batches, spread over `seconds`; remove all of it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="lowtide-screenshots-"))
     os.environ.update(SETTINGS)
     try:
@@ -163,7 +163,7 @@ def staged(seconds: float) -> Iterator[Status]:
             clients[tenant] = api.open_client(status.base_url, json.loads(made)["key"])
         _make_up(folder, PAST_BATCHES)
         _run(clients, folder, seconds)
-        # Last, so that it takes the place of what was sampled while the stack began to work.
+        # Last, so that it replaces the samples taken while the batches ran.
         _make_up(folder, "SELECT setseed(0.4)", "DELETE FROM pool_samples", PAST_SAMPLES)
         yield status
     finally:
@@ -199,7 +199,7 @@ def _run(clients: dict[str, OpenAI], folder: Path, seconds: float) -> None:
     clients[CANCELLED.tenant].batches.cancel(given_up)
     for place, job in enumerate(LAST, len(FIRST) + 1):
         _submit(clients, folder, place, job)
-    # The first tick after them knows which of them is at risk.
+    # The next tick marks the batches at risk.
     time.sleep(15)
 
 
@@ -235,7 +235,7 @@ def _body(job: Job, number: int) -> dict[str, object]:
 
 
 async def _doomed(job: Job) -> list[int]:
-    """Return numbers of lines that fail at every attempt on spot."""
+    """Return the numbers of requests that fail at every attempt on spot."""
     requests = {}
     for number in range(1, 2000):
         body = json.dumps(_body(job, number)).encode()

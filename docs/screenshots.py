@@ -1,13 +1,14 @@
-"""Take the pictures of the portal: `make screenshots`.
+"""Take the screenshots of the portal: `make screenshots`.
 
-Every page of a stack of its own (docs/scene.py), light and dark, wide and on a phone. Pictures go to
-`docs/images`, or to the folder that OUT names: `NAME[-narrow][-dark].png`.
+Captures every page of a stack of its own (docs/scene.py), light and dark, wide and on a phone. The
+files go to `docs/images`, or to the directory in OUT, as `NAME[-narrow][-dark].png`.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,19 +44,31 @@ PAGES: Final = {
 }
 SIZES: Final = {"": (1440, 1180), "-narrow": (390, 1180)}
 COLOURS: Final = 256
+_PICTURE: Final = re.compile(r"images/([\w-]+\.png)")
 UPLOADED: Final = Job("acme", "nightly-eval", "llama-3.1-8b", 2_500)
 
 
 def main() -> None:
-    """Run the scene and take the pictures."""
+    """Run the scene, and take the screenshots."""
     out = Path(os.environ.get("OUT") or Path(__file__).parent / "images")
     out.mkdir(parents=True, exist_ok=True)
     with staged(float(os.environ.get("SCENE_SECONDS") or 90)) as status:
         take_pictures(status, out)
+    if "OUT" not in os.environ:
+        for picture in out.glob("*.png"):
+            if picture.name not in shown():
+                picture.unlink()
+
+
+def shown() -> set[str]:
+    """Return the names of the pictures that the documentation shows."""
+    root = Path(__file__).parent
+    pages = (root.parent / "README.md", *root.glob("*.md"))
+    return {name for page in pages for name in _PICTURE.findall(page.read_text(encoding="utf-8"))}
 
 
 def take_pictures(status: Status, out: Path) -> None:
-    """Visit every page, light and dark, wide and narrow."""
+    """Capture every page, light and dark, wide and narrow."""
     with sync_playwright() as runner:
         browser = runner.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         for scheme in ("light", "dark"):
@@ -79,7 +92,7 @@ def _visit(browser: Browser, status: Status, scheme: str, size: tuple[int, int])
 
 
 def _take_all(page: Page, portal: str, target: Callable[[str], Path]) -> None:
-    # Once more: what a browser tells of itself, like its time zone, is known from the second page on.
+    # The portal knows browser properties such as the time zone only from the second page on.
     page.goto(portal)
     for name, path in PAGES.items():
         if _open(page, f"{portal}{path}"):
@@ -101,7 +114,7 @@ def _take_all(page: Page, portal: str, target: Callable[[str], Path]) -> None:
 
 
 def _take_request(page: Page, portal: str, target: Path) -> None:
-    """Look into a line that failed."""
+    """Capture the details of a failed request."""
     _open(page, f"{portal}/batches?user={FIRST[2].user}")
     address = page.locator('a[href^="/batches/batch_"]').first.get_attribute("href")
     _open(page, f"{portal}{address}?status=DeadLettered")
@@ -112,7 +125,7 @@ def _take_request(page: Page, portal: str, target: Path) -> None:
 
 
 def _take_upload(page: Page, portal: str, target: Callable[[str], Path]) -> None:
-    """Upload a file with two bad lines, and one without."""
+    """Capture the upload of a file with two bad lines, and of one without."""
     good = [f"{line}\n" for line in request_lines(UPLOADED)]
     bad = [*good[:40], good[3], '{"custom_id": "half a li\n', *good[41:]]
     for name, lines in (("upload-problems", bad), ("upload", good)):
@@ -135,9 +148,9 @@ def _open(page: Page, url: str) -> bool:
 
 
 def _picture(page: Page, target: Path) -> None:
-    # Charts are drawn, and the first news of a live page have come.
+    # Wait for the charts and the first update of a live page.
     page.wait_for_timeout(1500)
-    # No more of an empty page than its end.
+    # Crop the empty space below the page's content.
     size = page.viewport_size
     assert size is not None  # noqa: S101 - every page here has one
     end = page.evaluate("document.querySelector('.page').getBoundingClientRect().bottom + scrollY")
@@ -148,7 +161,10 @@ def _picture(page: Page, target: Path) -> None:
 
 
 def _few_colours(picture: Image.Image) -> Image.Image:
-    """Return a picture a third as large: the most frequent colours exact, the others as the nearest."""
+    """Reduce a picture to its most frequent colours, a third of the size.
+
+    The other colours become the nearest of these.
+    """
     pixels = np.asarray(picture).reshape(-1, 3)
     colours, places, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
     kept = colours[np.argsort(-counts)[:COLOURS]]

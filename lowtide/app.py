@@ -72,7 +72,7 @@ class App:
 
     @classmethod
     def of_function(cls) -> Self:
-        """Build the App of the function being loaded, and register it with the function's server."""
+        """Build the App of the function being loaded, and register it with its server."""
         app = cls(read_settings(), name=os.environ.get("FUNCTION_TARGET", ""))
         if has_app_context():
             current_app.extensions[_EXTENSION] = app
@@ -85,7 +85,7 @@ class App:
         return app
 
     def close(self, seconds: float) -> None:
-        """Flush events, last-seen times and spans, at most `seconds` each; close all connections."""
+        """Flush events, last-seen times and spans, `seconds` each at most; close all connections."""
         self.publisher.drain(seconds)
         self.sightings.close(seconds)
         self.tracer.close(seconds)

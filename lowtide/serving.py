@@ -83,8 +83,8 @@ def _protect(worker: Any) -> None:
 
 def post_request(worker: Any, request: Any, environ: dict[str, Any], response: Any) -> None:  # noqa: ARG001
     """Record that this function answered, and the type of an event that it handled."""
-    # Probes would keep the last-seen time of an idle function fresh. Without a response there was no
-    # valid request.
+    # Probes would keep the last-seen time of an idle function fresh. Without a response, no valid
+    # request arrived.
     if not _FUNCTION or response is None or environ.get("PATH_INFO", "").startswith("/health/"):
         return
     status = response.status_code or 500

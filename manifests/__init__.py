@@ -1,1 +1,1 @@
-"""What is applied to a cluster, checked without one: `make manifests`."""
+"""Checks of the Kubernetes manifests without a cluster: `make manifests`."""

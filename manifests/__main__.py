@@ -1,4 +1,4 @@
-"""`make manifests`: render everything, hold it to every rule, print what was looked at."""
+"""`make manifests`: render every kustomization, check every rule, and print the findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Return the exit code: 1 with any finding."""
+    """Run all checks; return the exit code, 1 with any finding."""
     began = time.monotonic()
     try:
         everything = {name: rendered(name) for name in KUSTOMIZATIONS}

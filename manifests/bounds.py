@@ -1,8 +1,8 @@
-"""How far each overlay scales: `python -m manifests.bounds` writes the patches of its ScaledObjects.
+"""Scaling bounds of each overlay: `python -m manifests.bounds` writes its ScaledObject patches.
 
-An overlay says how many replicas it wants once, in its ConfigMap, where the scheduler reads it. What
-KEDA needs follows: `maxReplicaCount`, and a query that counts no further than that many replicas need.
-The query's text is the base's, so that there is one to change.
+An overlay sets its maximum of replicas once, in its ConfigMap, where the scheduler reads it.
+KEDA's values follow: `maxReplicaCount`, and a query that counts no further than that many replicas
+need. The query's text is the base's, so that it has a single source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from manifests.overlays import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCALED = ("stage", "prod")  # the others have the bounds that they build on
+SCALED = ("stage", "prod")  # the others inherit the bounds of their base
 _WIDTH = 90
 
 
@@ -42,19 +42,19 @@ def patch(pool: Pool, overlay: str, root: Path = ROOT) -> str:
 
 
 def path(pool: Pool, overlay: str, root: Path = ROOT) -> Path:
-    """Return where the patch of a pool's ScaledObject lies."""
+    """Return the path of the patch of a pool's ScaledObject."""
     return root / f"knative/overlays/{overlay}/scale-{pool.value}.yaml"
 
 
 def write(root: Path = ROOT) -> None:
-    """Write all patches anew."""
+    """Write all patches."""
     for overlay in SCALED:
         for pool in Pool:
             path(pool, overlay, root).write_text(patch(pool, overlay, root))
 
 
 def stale(root: Path = ROOT) -> list[str]:
-    """Return the patches that are not what would be written."""
+    """Return the paths of the patches that differ from what `write` would write."""
     return [
         str(path(pool, overlay, root).relative_to(root))
         for overlay in SCALED

@@ -1,4 +1,4 @@
-"""Every rule that needs nothing but the objects."""
+"""All rules that need only the objects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def findings(documents: Sequence[Document]) -> list[str]:
-    """Return what is wrong with objects that are applied together, as `Kind/name: what`."""
+    """Return the problems of objects that are applied together, as `Kind/name: problem`."""
     found = [(label(document), one) for document in documents for one in schemas.findings(document)]
     if found:
-        # What follows takes for granted that fields are where they belong.
+        # The other checks rely on valid schemas.
         return [f"{where}: {one}" for where, one in found]
     for document in documents:
         found += [(label(document), one) for one in events.findings(document)]
@@ -29,7 +29,7 @@ def findings(documents: Sequence[Document]) -> list[str]:
         for template in templates(documents)
         for one in security.findings(template)
     ]
-    # Those that stand alone refer to what others make.
+    # A set without a Namespace refers to objects of other sets.
     if any(document["kind"] == "Namespace" for document in documents):
         found += references.findings(documents)
     return [f"{where}: {one}" for where, one in found]

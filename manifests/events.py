@@ -1,7 +1,7 @@
-"""What Knative Eventing's, KEDA's and the Gateway API's own rules say, beyond their schemas.
+"""Rules of Knative Eventing, KEDA and the Gateway API beyond their schemas.
 
-From `pkg/apis` of knative/eventing, `apis/keda/v1alpha1` and `pkg/scalers/postgresql_scaler.go` of
-kedacore/keda 2.18, and the specification of the Gateway API.
+Sources: `pkg/apis` of knative/eventing, `apis/keda/v1alpha1` and `pkg/scalers/postgresql_scaler.go`
+of kedacore/keda 2.18, and the specification of the Gateway API.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BROKER_CLASS = "eventing.knative.dev/broker.class"
 
 
 def findings(document: Document) -> list[str]:
-    """Return what a webhook or a controller would say of an object."""
+    """Return the problems that a webhook or a controller would report."""
     check = _CHECKS.get((document["apiVersion"].partition("/")[0], document["kind"]))
     return list(check(document)) if check else []
 

@@ -1,7 +1,7 @@
-"""What the webhooks of Knative Serving 1.23 refuse or warn about, on a fresh installation.
+"""Rules by which the webhooks of Knative Serving 1.23 refuse a Service or warn about it.
 
-From `pkg/apis/serving` (fieldmask.go, k8s_validation.go), `pkg/apis/serving/v1` and
-`pkg/apis/autoscaling` of knative/serving: every feature flag has its default.
+Sources: `pkg/apis/serving` (fieldmask.go, k8s_validation.go), `pkg/apis/serving/v1` and
+`pkg/apis/autoscaling` of knative/serving. Every feature flag has its default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowtide.local.rendering import Document
 
 _LONGEST = 600  # max-revision-timeout-seconds
-_FIRST_BYTE = 300  # revision-timeout-seconds: what responseStartTimeoutSeconds is, where longer
+_FIRST_BYTE = 300  # revision-timeout-seconds: the most that responseStartTimeoutSeconds defaults to
 _MOST_CONCURRENT = 1000
 _REVISION = frozenset(
     [
@@ -75,7 +75,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def findings(service: Document) -> list[str]:
-    """Return what the webhook would say of a Service of Knative's."""
+    """Return the problems that the webhook would report for a Knative Service."""
     return [*_metadata(service), *_revision(service["spec"]["template"]["spec"])]
 
 
@@ -158,7 +158,7 @@ def _variables(variables: list[Document]) -> Iterator[str]:
 
 
 def _kept_port(probe: Document, name: str) -> Iterator[str]:
-    """Knative moves these to the serving port, whatever they say."""
+    """Yield probe fields that Knative overrides: it moves these probes to the serving port."""
     for kind in ("httpGet", "tcpSocket"):
         if probe.get(kind, {}).get("port", 0) != 0:
             yield f"{name} names a port, which is ignored"

@@ -1,4 +1,4 @@
-"""What kubectl renders, beside what we do."""
+"""Comparison of our rendering with kubectl's."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def available() -> bool:
-    """Whether there is a kubectl."""
+    """Return True if kubectl is installed."""
     return shutil.which("kubectl") is not None
 
 
 def differences(kustomization: str, documents: Sequence[Document]) -> list[str]:
-    """Return the objects that kubectl renders otherwise, or not at all, or alone."""
+    """Return the objects that kubectl renders differently, or that only one of the two renders."""
     output = subprocess.run(  # noqa: S603 - a folder of ours
         ["kubectl", "kustomize", str(ROOT / kustomization)],  # noqa: S607 - the user's own
         check=True,
@@ -42,7 +42,7 @@ def _key(document: Document) -> tuple[str, str]:
 
 
 def _settled(value: Any) -> Any:
-    """Put lists of named things in one order: a patch may add in front or behind."""
+    """Sort lists of named items, as a patch may add items at either end."""
     if isinstance(value, dict):
         return {name: _settled(one) for name, one in value.items()}
     if not isinstance(value, list):

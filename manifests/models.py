@@ -1,7 +1,7 @@
-"""Custom resources against typed models, where a package has them.
+"""Validation of custom resources against typed models, where a package has them.
 
-They lag behind: each knows an older version than the schemas of `schemas.py`, and a few fields less.
-What they add is another reading of the same API.
+The models are a second reading of the same API. They lag behind the schemas of `schemas.py`: each
+is of an older version and lacks a few fields.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ PACKAGES = {
     "sources.knative.dev/v1": "cloudcoil.models.knative_eventing.sources.v1",
     "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
 }
-# `fallback.behavior` and the HPA's `tolerance` are newer than the models; `delivery.timeout` is a
-# field that Knative's schema keeps without naming it (feature delivery-timeout).
+# `fallback.behavior` and the HPA's `tolerance` are newer than the models; Knative's schema keeps
+# `delivery.timeout` without naming it (feature delivery-timeout).
 NEWER = (".spec.fallback.behavior", ".tolerance", ".spec.delivery.timeout")
 
 
 def findings(document: Document) -> list[str]:
-    """Return what a model refuses, and the fields that it does not know."""
+    """Return the model's validation errors, and the fields that it does not know."""
     package = PACKAGES.get(document["apiVersion"])
     if package is None:
         return []

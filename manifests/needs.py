@@ -1,4 +1,4 @@
-"""What a pod template needs of other objects: accounts, volumes, keys, ports."""
+"""References of a pod template to other objects: accounts, volumes, keys, ports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def findings(template: Template, objects: Objects) -> Iterator[str]:
-    """Return what a pod needs and will not find, and what it says twice and not alike."""
+    """Return the missing objects that a pod refers to, and values that contradict each other."""
     spec = template.spec
     name = template.owner["metadata"]["name"]
     if not _LABEL.fullmatch(name):
@@ -45,7 +45,7 @@ def _numbers(template: Template) -> Iterator[str]:
     grace = spec.get("terminationGracePeriodSeconds", 30)
     for container in spec["containers"]:
         worker = _plain(container).get("LOWTIDE_WORKER_GRACE")
-        # Afterwards it writes its last results and closes its lease.
+        # After this grace, the worker writes its last results and closes its lease.
         if worker and float(worker) + 15 > grace:
             yield f"LOWTIDE_WORKER_GRACE {worker} leaves nothing of {grace} s to end in"
     if template.is_knative:

@@ -1,4 +1,4 @@
-"""The objects that are applied together, and what is there before them."""
+"""The objects that are applied together, and the objects that exist before them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from lowtide.local.rendering import Document
 
-# Made by whoever owns the model, if it needs one.
+# Created by the model's owner, if the model needs a token.
 _MODEL_SECRETS = {"lowtide-models": {"hf-token"}}
 
 
 class Objects:
-    """The objects that are applied together, and the Secrets that are there before them."""
+    """The objects that are applied together, and the Secrets and grants that exist before them."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
@@ -32,7 +32,7 @@ class Objects:
             self.grants += rendered(f"knative/cluster/{gateway}")
 
     def named(self, kind: str, name: str, group: str | None = None) -> Document | None:
-        """Return the object of this kind and name."""
+        """Return the object of this kind and name; None if there is none."""
         for document in self.documents:
             same = (document["kind"], document["metadata"]["name"]) == (kind, name)
             if same and group in {None, document["apiVersion"].partition("/")[0]}:
@@ -40,7 +40,7 @@ class Objects:
         return None
 
     def keys(self, kind: str, name: str) -> set[str] | None:
-        """Return the keys of a ConfigMap or Secret; None when there is none."""
+        """Return the keys of a ConfigMap or Secret; None if it does not exist."""
         if kind == "Secret":
             return self.secrets.get(name)
         found = self.named(kind, name)

@@ -1,4 +1,4 @@
-"""Which kustomizations there are, and what they render to."""
+"""The kustomizations and their rendered objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAYS = ("dev", "stage", "prod", "prod-gpu")
-# Everything that a person may apply; the first is the base, with what scales it.
+# Everything that can be applied; the first two are the base and its ScaledObjects.
 KUSTOMIZATIONS = (
     "knative",
     "keda",
@@ -24,12 +24,12 @@ KUSTOMIZATIONS = (
 
 
 def rendered(kustomization: str, root: Path = ROOT) -> list[Document]:
-    """Return the objects of a kustomization, by its path in the checkout."""
+    """Return the objects of a kustomization, given its path in the checkout."""
     return [resource.document for resource in render(root / kustomization)]
 
 
 def others(root: Path = ROOT) -> list[Document]:
-    """Return the objects that no kustomization lists: what Argo CD and Prometheus's operator read."""
+    """Return the objects outside all kustomizations, for Argo CD and the Prometheus operator."""
     return [
         document
         for pattern in ("monitoring/*.yaml", "monitoring/*/*.yaml", "argocd/*.yaml")

@@ -15,7 +15,7 @@ KNATIVE = "serving.knative.dev/v1"
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A pod template, the labels its pods get, and whose it is."""
+    """A pod template, the labels of its pods, and the object that owns it."""
 
     owner: Document
     spec: Document
@@ -23,12 +23,12 @@ class Template:
 
     @property
     def containers(self) -> list[Document]:
-        """Every container, those of the start included."""
+        """Every container, init containers included."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
     @property
     def is_knative(self) -> bool:
-        """Whether Knative makes the Deployment."""
+        """True if Knative creates the Deployment."""
         return bool(self.owner["apiVersion"] == KNATIVE)
 
 
@@ -47,7 +47,7 @@ def templates(documents: Iterable[Document]) -> Iterator[Template]:
 
 
 def selects(selector: Document, labels: dict[str, str]) -> bool:
-    """Whether a label selector matches; an empty one matches all."""
+    """Return True if a label selector matches; an empty one matches all."""
     if not selector.get("matchLabels", {}).items() <= labels.items():
         return False
     for one in selector.get("matchExpressions", []):

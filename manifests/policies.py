@@ -1,7 +1,7 @@
-"""Checkov over every pod template, and the one list of what it may find.
+"""Checkov's checks of every object, and the list of allowed findings.
 
-Checkov brings a hundred packages of its own, some older than ours: it has an environment of its own
-(`requirements/manifests.txt`) and is run as a program.
+Checkov depends on a hundred packages, some older than ours: it is installed in its own environment
+(`requirements/manifests.txt`) and run as a program.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKOV = ROOT / ".venv-manifests" / "bin" / "checkov"
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A check that these objects may fail in these kustomizations, and why."""
+    """A check that these objects may fail in these kustomizations, and the reason."""
 
     check: str
     objects: tuple[str, ...]
@@ -38,7 +38,7 @@ class Allowance:
     reason: str
 
     def covers(self, finding: Finding) -> bool:
-        """Whether this is what the finding is about."""
+        """Return True if this allows the finding."""
         return (
             finding.check == self.check
             and any(fnmatchcase(finding.object, one) for one in self.objects)
@@ -48,7 +48,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What checkov has against an object."""
+    """A check of checkov that an object fails."""
 
     kustomization: str
     object: str
@@ -57,7 +57,7 @@ class Finding:
 
 
 def allowances(path: Path = ALLOWED) -> list[Allowance]:
-    """Return what may be found; names are shell patterns."""
+    """Return the allowed findings; names are shell patterns."""
     return [
         Allowance(
             one["check"],
@@ -70,7 +70,7 @@ def allowances(path: Path = ALLOWED) -> list[Allowance]:
 
 
 def wrapped(document: Document) -> Document:
-    """Return an object as checkov knows it: a Service of Knative's is its Deployment."""
+    """Return an object in a form that checkov knows: a Knative Service as its Deployment."""
     if document["apiVersion"] != "serving.knative.dev/v1":
         return document
     (template,) = templates([document])
@@ -94,7 +94,7 @@ def wrapped(document: Document) -> Document:
 def scan(kustomizations: Mapping[str, Iterable[Document]]) -> list[Finding]:
     """Return every check that an object fails.
 
-    Raises FileNotFoundError without checkov, CalledProcessError when it does not run.
+    Raises FileNotFoundError without checkov, CalledProcessError if it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = {}
@@ -124,13 +124,13 @@ def scan(kustomizations: Mapping[str, Iterable[Document]]) -> list[Finding]:
 
 
 def _object(resource: str) -> str:
-    """`Deployment.lowtide.portal` is `Deployment/portal`."""
+    """Convert `Deployment.lowtide.portal` to `Deployment/portal`."""
     kind, _, name = resource.split(".", 2)
     return f"{kind}/{name}"
 
 
 def unexplained(found: Sequence[Finding], allowed: Sequence[Allowance]) -> list[str]:
-    """Return the findings that nothing allows, and the allowances that allow nothing."""
+    """Return the findings without an allowance, and the allowances without a finding."""
     problems = [
         f"{one.kustomization} {one.object}: {one.check}: {one.text}"
         for one in found

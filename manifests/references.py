@@ -1,4 +1,4 @@
-"""Whether what one object says of another is true: names, keys, ports, selectors, numbers."""
+"""Checks of references between objects: names, keys, ports, selectors, numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GPU = "nvidia.com/gpu"
 
 
 def findings(documents: Sequence[Document]) -> list[tuple[str, str]]:
-    """Return what leads nowhere, or disagrees: the object and what is wrong with it."""
+    """Return dangling references and contradictions, as pairs of object and problem."""
     objects = Objects(documents)
     found = [
         (label(template.owner), one)
@@ -162,7 +162,7 @@ def _quota(document: Document, objects: Objects) -> Iterator[str]:
 
 
 def _sink(document: Document, objects: Objects) -> Iterator[str]:
-    """Where events go must be a Broker that is there: the ingress answers 404 for another."""
+    """Yield a sink that is not an existing Broker: the ingress would answer 404."""
     sink = document["data"].get("K_SINK", "")
     namespace, _, broker = urlsplit(sink).path.strip("/").partition("/")
     if namespace != document["metadata"].get("namespace") or not objects.named("Broker", broker):
@@ -170,7 +170,7 @@ def _sink(document: Document, objects: Objects) -> Iterator[str]:
 
 
 def _settings(document: Document, objects: Objects) -> Iterator[str]:
-    """What the scheduler is told of KEDA and the clock must be what they do."""
+    """Yield settings of the scheduler that contradict the ScaledObjects or the PingSources."""
     data: dict[str, Any] = document["data"]
     if unknown := unknown_variables(data):
         yield f"unknown settings {', '.join(unknown)}"

@@ -1,9 +1,9 @@
-"""Objects against the schemas that an API server holds them to.
+"""Validation of objects against the schemas that an API server applies.
 
-Core kinds by kubernetes-validate. Custom resources by the schemas of the very versions that
-`docs/deploy.md` installs, taken from their projects' CRDs by `python -m manifests.schemas FILE…`; all
-of those are under the Apache License 2.0, see `schemas/README.md`. An unknown field is a finding, as an
-API server drops it with a warning.
+Core kinds are checked by kubernetes-validate, custom resources by the schemas of the exact versions
+that `docs/deploy.md` installs. `python -m manifests.schemas FILE…` takes these from their projects'
+CRDs; all are under the Apache License 2.0, see `schemas/README.md`. An unknown field is a finding,
+as an API server drops it with a warning.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _KEPT = frozenset(
 
 
 def findings(document: Document) -> list[str]:
-    """Return what an API server would say of an object."""
-    # Most objects are the same in every overlay, and a schema takes a while to read.
+    """Return the problems that an API server would report."""
+    # Cached by content: most objects are the same in every overlay, and validation is slow.
     return list(_findings(json.dumps(document, sort_keys=True)))
 
 
@@ -70,7 +70,7 @@ def _findings(text: str) -> tuple[str, ...]:
     if version in _CORE:
         return _core(document)
     if kind == "ApplicationSet":
-        # Its own schema is 400 kB, as generators nest; what matters is what it makes.
+        # Its own schema is 400 kB of nested generators; only the generated Application matters.
         made = document["spec"]["template"]["spec"]
         return tuple(findings({**document, "kind": "Application", "spec": made}))
     validator = _validator(version, kind)
@@ -104,11 +104,11 @@ def _name(version: str, kind: str) -> str:
 
 
 def strict(schema: Any) -> Any:
-    """Return a CRD's schema as plain JSON Schema: no prose, and no field that it does not name."""
+    """Return a CRD's schema as plain JSON Schema, without prose; it allows no unknown fields."""
     found = {name: value for name, value in schema.items() if name in _KEPT}
     for name in ("anyOf", "oneOf", "allOf"):
         if name in found:
-            # Conditions on fields that the schema around them names.
+            # Conditions on fields that the enclosing schema defines.
             found[name] = [_condition(one) for one in found[name]]
     if "not" in found:
         found["not"] = _condition(found["not"])
@@ -137,7 +137,7 @@ def _condition(schema: Any) -> Any:
 
 
 def take(crd: Path) -> None:
-    """Write the schemas of a CRD's served versions."""
+    """Write the schemas of a CRD's served versions, except deprecated ones."""
     for document in yaml.safe_load_all(crd.read_text()):
         if not document or document.get("kind") != "CustomResourceDefinition":
             continue

@@ -44,7 +44,7 @@ _SELINUX_TYPES = ("", "container_t", "container_init_t", "container_kvm_t", "con
 
 
 def findings(template: Template) -> list[str]:
-    """Return what keeps a pod out of a namespace that enforces `restricted`."""
+    """Return the violations that bar a pod from a namespace that enforces `restricted`."""
     found = list(_pod(template.spec))
     for container in template.containers:
         name = container["name"]
@@ -93,7 +93,7 @@ def _container(container: Document, spec: Document) -> Iterator[str]:
 
 
 def _shared(context: Document) -> Iterator[str]:
-    """What a pod's and a container's context have in common."""
+    """Yield violations in the fields that pod and container contexts share."""
     if context.get("runAsUser") == 0:
         yield "runAsUser is 0"
     if context.get("runAsNonRoot") is False:
@@ -110,7 +110,7 @@ def _shared(context: Document) -> Iterator[str]:
 
 
 def _hosts(container: Document) -> Iterator[str]:
-    """No probe or hook may name another host."""
+    """Yield probes and hooks that name another host."""
     hooks: list[Any] = [container.get(f"{name}Probe") for name in ("liveness", "readiness")]
     hooks += [container.get("startupProbe"), *container.get("lifecycle", {}).values()]
     for hook in hooks:

@@ -1,7 +1,7 @@
-"""Write what follows from other files: `make monitoring`.
+"""Generate the monitoring files that derive from others: `make monitoring`.
 
-`prometheusrule.yaml` says what `rules/` says, for the Prometheus operator; `dashboards/json/` is what
-the modules beside it build.
+`prometheusrule.yaml` is `rules/` for the Prometheus operator; the modules in `dashboards/` build
+`dashboards/json/`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NOTE = "# Written by `make monitoring` from rules/lowtide.rules.yml.\n"
 
 
 def files() -> dict[Path, str]:
-    """Return what is to be written, by path."""
+    """Return the content of each generated file by path."""
     found = {HERE / "prometheusrule.yaml": prometheus_rule()}
     for name, text in dashboards().items():
         found[HERE / "dashboards" / "json" / f"{name}.json"] = text
@@ -57,7 +57,7 @@ def dashboards() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the files that changed."""
+    """Write the generated files."""
     for path, text in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

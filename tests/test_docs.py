@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import DOCS, PAGES
+from docs.screenshots import shown
 from lowtide.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,17 +42,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_the_tour_shows_every_picture_of_the_portal() -> None:
-    tour = (DOCS / "portal.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r'(?:src|srcset)="images/([^"]+)"|\(images/([^)]+)\)', tour))
-    taken = {path.name for path in (DOCS / "images").glob("*.png")}
-    assert {name for pair in shown for name in pair if name} <= taken
-    wide = {name for name in taken if not re.search(r"-(narrow|dark)", name)}
-    assert {first for first, _ in shown} - {""} >= wide, "a page has no picture in the tour"
-    for name in wide:
-        for variant in ("-narrow", "-dark", "-narrow-dark"):
-            assert name.replace(".png", f"{variant}.png") in taken
-    assert sum((DOCS / "images" / name).stat().st_size for name in taken) < 3_000_000
+def test_pictures_are_those_that_the_docs_show() -> None:
+    pictures = {path.name: path.stat().st_size for path in (DOCS / "images").glob("*.png")}
+    assert set(pictures) == shown()
+    assert max(pictures.values()) < 100_000
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+/[a-z_]+\.py)`", page))
+    assert len(named) > 40
+    assert [
+        it for it in named if not ((ROOT / it).exists() or (ROOT / "lowtide" / it).exists())
+    ] == []
 
 
 def test_every_make_target_named_in_the_readme_exists() -> None:

@@ -1,4 +1,4 @@
-"""`/v1/dead_letters`, beyond OpenAI."""
+"""`/v1/dead_letters`, an extension to OpenAI's API."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def get(call: Call, letter_id: str) -> Response:
         response=response,
         error=error,
     )
-    # Both may be as long as a request and an answer can be: they are put in as they are sent.
+    # Both may have the max size of a request or response: they are inserted while streaming.
     encoded = msgspec.json.encode(details)
     pieces: list[Iterable[bytes]] = []
     for placeholder, value in ((line, shown.line), (body, shown.body)):
@@ -95,7 +95,7 @@ def get(call: Call, letter_id: str) -> Response:
 
 
 def content(call: Call) -> Response:
-    """`GET /v1/dead_letters/content`: NDJSON of inputs or of last answers."""
+    """`GET /v1/dead_letters/content`: NDJSON of inputs or of last responses."""
     text = argument(call.request, "which") or Content.INPUT.value
     if text not in set(Content):
         raise InvalidRequest(f"which must be one of {', '.join(Content)}.", param="which")
@@ -106,7 +106,7 @@ def content(call: Call) -> Response:
         pieces = call.services.dead_letters.download(
             call.tenant, wanted, Content(text), actor=call.caller.actor
         )
-        # Read before the answer begins: an input that is gone can still be told from then on.
+        # Reads the first piece before the response starts: a missing input becomes an error response.
         body = chain([next(pieces, b"")], pieces)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
@@ -299,7 +299,7 @@ READ = (
     ),
     Route(
         "GET",
-        # Too long for the verbs beside it, which take no GET.
+        # The min length excludes `requeue` and `discard`, which take no GET.
         "/v1/dead_letters/<string(minlength=10):letter_id>",
         get,
         Operation(

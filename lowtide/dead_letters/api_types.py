@@ -19,9 +19,9 @@ State = Literal["open", "requeued", "discarded"]
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
-    """A line that was set aside: it exhausted its attempts, or several workers died of it.
+    """A dead-lettered request: it exhausted its attempts, or took down several workers.
 
-    `error_code` is `http_` and the status where the engine's last answer was an HTTP error;
+    `error_code` is `http_` and the status if the engine's last response was an HTTP error;
     `ended_by` is the key that requeued or discarded it.
     """
 
@@ -42,7 +42,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 
 
 class LastAnswer(msgspec.Struct, kw_only=True):
-    """The engine's last answer, as in the error file; `body` is its JSON, exactly as it came."""
+    """The engine's last response, as in the error file; `body` is its unchanged JSON."""
 
     status_code: int
     request_id: str
@@ -50,14 +50,14 @@ class LastAnswer(msgspec.Struct, kw_only=True):
 
 
 class LastError(msgspec.Struct, kw_only=True):
-    """Why there was no answer."""
+    """The reason for a missing response."""
 
     code: str | None
     message: str | None
 
 
 class DeadLetterDetails(DeadLetter, kw_only=True):
-    """A dead letter with its line, null when the input file is gone, and how it ended."""
+    """A dead letter with its line, null if the input file is gone, and its last response or error."""
 
     input: msgspec.Raw
     response: LastAnswer | None
@@ -75,14 +75,14 @@ class DeadLetterPage(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which open letters are meant; without any field, all of them."""
+    """A filter for open letters; without any field it matches all of them."""
 
     batch_id: BatchId | None = None
     error_code: ErrorCode | None = None
 
 
 class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):
-    """Either `ids` or `filter`; a dry run counts and changes nothing."""
+    """Either `ids` or `filter`; a dry run only counts."""
 
     ids: Annotated[list[RequestId], Meta(min_length=1, max_length=MOST_LETTERS)] | None = None
     filter: DeadLetterFilter | None = None
@@ -92,7 +92,8 @@ class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):
 class RequeueDeadLetters(DiscardDeadLetters, forbid_unknown_fields=True):
     """Either `ids` or `filter`; each new batch has its source's window unless one is given.
 
-    Lines wait for spot, from where a deadline may move them, or for dedicated, where they stay.
+    Requests are queued in spot, from where a deadline may move them, or in dedicated, where they
+    stay.
     """
 
     completion_window: Window | None = None
@@ -100,7 +101,7 @@ class RequeueDeadLetters(DiscardDeadLetters, forbid_unknown_fields=True):
 
 
 class DiscardedDeadLetters(msgspec.Struct, kw_only=True):
-    """How many letters were discarded, or would be; were requeued or discarded before; are left."""
+    """The numbers of letters discarded (or to be), requeued or discarded before, and left."""
 
     dry_run: bool
     changed: int
@@ -118,9 +119,9 @@ class RequeuedBatch(msgspec.Struct, kw_only=True):
 
 
 class RequeuedDeadLetters(msgspec.Struct, kw_only=True):
-    """How many letters were requeued, or would be; were requeued or discarded before; are left.
+    """The numbers of letters requeued (or to be), requeued or discarded before, and left.
 
-    `batches` are the new ones and those of earlier calls about the same letters.
+    `batches` are the new ones and those of earlier calls for the same letters.
     """
 
     dry_run: bool

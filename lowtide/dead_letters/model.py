@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 MOST_LETTERS: Final = 50_000
-"""How many letters one call requeues or discards."""
+"""Max number of letters that one call requeues or discards."""
 MOST_SOURCES: Final = 100
-"""Of how many batches: each makes a file and a batch, or a lock."""
+"""Max number of their batches: each costs a new file and batch, or a lock."""
 
 SOURCE_KEY: Final = "dead_letters_of"
-"""The metadata of a batch of dead letters that names the batch they come from."""
+"""The metadata key under which a batch of dead letters names its source batch."""
 _MOST_METADATA = 16
 
 
 class LetterState(StrEnum):
-    """Where a dead letter stands; only an open one can be requeued or discarded."""
+    """The states of a dead letter; only an open one can be requeued or discarded."""
 
     OPEN = "open"
     REQUEUED = "requeued"
@@ -32,7 +32,7 @@ class LetterState(StrEnum):
 
 
 class LetterId(NamedTuple):
-    """Which line of which batch a letter is."""
+    """The identity of a letter: its batch and line."""
 
     batch: BatchId
     line: int
@@ -40,11 +40,10 @@ class LetterId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A line that was set aside.
+    """A dead-lettered request.
 
-    `error_code` is `http_` and the status where the engine's last answer was an HTTP error.
-    `ended_at`, `actor` and `requeued_as` tell when, by which key and in which batch it was dealt
-    with.
+    `error_code` is `http_` and the status if the engine's last response was an HTTP error.
+    `ended_at` and `actor` record its requeue or discard, `requeued_as` the new batch.
     """
 
     batch: BatchId
@@ -63,14 +62,14 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """Which letters are meant; None takes any."""
+    """A filter for letters; None matches any."""
 
     batch: BatchId | None = None
     error_code: str | None = None
     state: LetterState | None = None
 
     def __str__(self) -> str:
-        """Return the filter as the audit log shows it."""
+        """Format the filter for the audit log."""
         named = {
             "batch_id": None if self.batch is None else format_batch_id(self.batch),
             "error_code": self.error_code,
@@ -81,9 +80,9 @@ class LetterFilter:
 
 @dataclass(frozen=True, slots=True)
 class LetterPlace:
-    """Where a letter's bytes lie in its batch's input; `answer_bytes` is the last answer's size.
+    """The position of a letter in its batch's input file, and the size of its last response.
 
-    `checksum` proves the bytes; None for a request that was split before checksums were kept.
+    `checksum` verifies the bytes; None for a request that was split before checksums were kept.
     """
 
     batch: BatchId
@@ -96,7 +95,7 @@ class LetterPlace:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The batch that letters come from; `has_input` says that its file is still there."""
+    """The batch that letters come from; `has_input` is True while its input file exists."""
 
     batch: BatchId
     user: str
@@ -110,7 +109,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """How many letters of one batch went into another; `batch` is None before it is made."""
+    """The number of letters moved from one batch to another; `batch` is None until it is created."""
 
     source: BatchId
     batch: BatchId | None
@@ -119,10 +118,10 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a call is about: the open letters it takes, in order of batch and line, and the others.
+    """The letters that a call selects: open ones in order of batch and line, and counts of others.
 
-    `requeued` and `discarded` were dealt with before; `remaining` match the filter, but are too
-    many for one call.
+    `requeued` and `discarded` were handled by earlier calls; `remaining` match the filter, but
+    exceed the limits of one call.
     """
 
     open: tuple[LetterPlace, ...] = ()
@@ -132,12 +131,12 @@ class Selection:
 
     @property
     def already_requeued(self) -> int:
-        """How many of the named letters were requeued before."""
+        """The number of selected letters that were requeued before."""
         return sum(earlier.letters for earlier in self.requeued)
 
 
 def by_batch(places: Iterable[LetterPlace]) -> dict[BatchId, list[LetterPlace]]:
-    """Return letters by the batch they come from, both in the order they came in."""
+    """Group letters by batch; batches and letters keep their order."""
     found: dict[BatchId, list[LetterPlace]] = {}
     for place in places:
         found.setdefault(place.batch, []).append(place)
@@ -158,7 +157,7 @@ def of_few_sources(places: Iterable[LetterPlace], most: int) -> list[LetterPlace
 def in_blocks(
     places: Iterable[LetterPlace], sizes: Iterable[int], most: int
 ) -> Iterator[list[LetterPlace]]:
-    """Yield runs of letters of one batch each, of at most `most` bytes or of one letter."""
+    """Yield runs of letters of one batch, each of at most `most` bytes or of a single letter."""
     block: list[LetterPlace] = []
     held = 0
     for place, size in zip(places, sizes, strict=True):
@@ -172,12 +171,12 @@ def in_blocks(
 
 
 def requeue_metadata(source: Source) -> dict[str, str]:
-    """Return the metadata of a batch of dead letters: its source's, and the source itself."""
+    """Return the metadata of a batch of dead letters: its source's, and the source's id."""
     kept = {name: value for name, value in (source.metadata or {}).items() if name != SOURCE_KEY}
     few = dict(list(kept.items())[: _MOST_METADATA - 1])
     return few | {SOURCE_KEY: format_batch_id(source.batch)}
 
 
 def requeue_filename(source: BatchId) -> str:
-    """Return the name of the input file that is made of a batch's dead letters."""
+    """Return the name of the input file with a batch's dead letters."""
     return f"{format_batch_id(source)}_dead_letters.jsonl"

@@ -1,4 +1,4 @@
-"""Running dead letters again, each in exactly one new batch."""
+"""Requeueing dead letters, each into exactly one new batch."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class RequeueRules:
-    """What one call takes, at most `most` letters, and how long new files live; in seconds.
+    """The limits of one call: at most `most` letters; windows and file expiry in seconds.
 
-    `closed` pools have no replicas. Without `admission` nothing is promised.
+    `closed` pools have no replicas. Without `admission` deadlines are not checked.
     """
 
     most: int
@@ -60,9 +60,9 @@ class RequeueRules:
 
 @dataclass(frozen=True, slots=True)
 class RequeueRequest:
-    """What a caller asks for; without a window each new batch has its source's.
+    """The parameters of a requeue; without a window each new batch has its source's.
 
-    Lines wait for `pool`; those that wait for dedicated stay there.
+    Requests are queued in `pool`; those queued in dedicated stay there.
     """
 
     wanted: Sequence[LetterId] | LetterFilter
@@ -76,9 +76,9 @@ class RequeueRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequeueOutcome:
-    """How many letters a call requeued, found dealt with before, and left for another call.
+    """The numbers of letters requeued now, requeued or discarded before, and left for another call.
 
-    `batches` are the new ones, or for a dry run the sources of what would be new, and those of
+    `batches` are the new ones (for a dry run, the sources of those it would create) and those of
     earlier calls.
     """
 
@@ -89,11 +89,11 @@ class RequeueOutcome:
 
 
 class Requeuer:
-    """Makes new batches of dead letters.
+    """Create new batches from dead letters.
 
-    Files are written first, each noted as a stray. One transaction then records files, batches and
-    events, and marks the letters, if all of them are open still: before it nothing has happened,
-    behind it everything has. A batch's counts and files never change; the letters run in a new one.
+    Files are written first, each recorded as an orphan. One transaction then records files, batches
+    and events, and marks the letters, provided all of them are still open: a requeue is atomic. The
+    source batch's counts and files never change; the letters run in a new batch.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class Requeuer:
         self._tracer = tracer
 
     def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
-        """Requeue open letters; those that were requeued before stay where they are.
+        """Requeue open letters; letters requeued before are not requeued again.
 
-        Raises NotFound for an unknown letter, IdempotencyKeyReused, InvalidRequest, TooManyRequests over a tenant's limit,
-        Unavailable while others change the same letters, and Conflict when an input file is gone, the pool has no
-        replicas, or admission is strict and the deadline cannot be held.
+        Raises NotFound for an unknown letter, IdempotencyKeyReused, InvalidRequest, TooManyRequests
+        over a tenant's limit, Unavailable while other calls change the same letters, and Conflict if
+        an input file is gone, the pool has no replicas, or strict admission rejects the deadline.
         """
         with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
             return self._requeue(tenant, request)
@@ -150,7 +150,7 @@ class Requeuer:
         raise Unavailable("Others are changing the same dead letters: try again.")
 
     def _earlier(self, tenant: TenantId, request: RequeueRequest) -> Sequence[Requeued]:
-        """Return what a call with the same idempotency key did; raises IdempotencyKeyReused."""
+        """Return the result of an earlier call with the same key; raises IdempotencyKeyReused."""
         if request.idempotency_key is None:
             return ()
         earlier, digest = self._desk.requeued_under(tenant, request.idempotency_key)
@@ -158,7 +158,7 @@ class Requeuer:
         return earlier
 
     def _check_pool(self, pool: Pool) -> None:
-        """Raise Conflict for a pool in which requests would wait for nobody."""
+        """Raise Conflict for a pool without replicas, in which requests would never run."""
         if pool not in self._rules.closed:
             return
         setting = f"LOWTIDE_{pool.upper()}_REPLICAS"
@@ -186,7 +186,7 @@ class Requeuer:
         letters: Mapping[BatchId, Sequence[LetterPlace]],
         sources: Mapping[BatchId, Source],
     ) -> list[Requeued] | None:
-        """Requeue these letters; None when one is not open any more, or the key was used meanwhile."""
+        """Requeue these letters; return None if one is no longer open or the key has been used."""
         moves: list[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]] = []
         try:
             for batch, places in letters.items():
@@ -205,7 +205,8 @@ class Requeuer:
                 policy=self._rules.admission,
             )
         except LowtideError as error:
-            # Whether a commit whose answer was lost has happened, the strays tell, not we.
+            # Unavailable may hide a successful commit: the scheduler deletes the files if they are
+            # still orphans.
             if not isinstance(error, Unavailable):
                 self._remove(tenant, moves)
             raise
@@ -216,7 +217,7 @@ class Requeuer:
         return [Requeued(places[0].batch, new.id, len(places)) for new, _, places in moves]
 
     def _write(self, tenant: TenantId, source: Source, places: Sequence[LetterPlace]) -> StoredFile:
-        """Store lines as a new input file; raises Conflict when their own is gone."""
+        """Write requests to a new input file; raises Conflict if their source file is gone."""
         now = self._clock()
         file = FileId(self._new_id())
         key = object_key(file)
@@ -275,7 +276,7 @@ class Requeuer:
     def _remove(
         self, tenant: TenantId, moves: Sequence[tuple[NewBatch, StoredFile, object]]
     ) -> None:
-        """Remove files that no batch will read."""
+        """Delete files that no batch reads."""
         self._objects.delete([file.object_key for _, file, _ in moves])
         for _, file, _ in moves:
             self._files.removed(tenant, file.object_key)

@@ -1,8 +1,8 @@
-"""Dealing with dead letters: choosing, requeueing and discarding them.
+"""Selecting, requeueing and discarding dead letters.
 
-Whoever ends letters of a batch first takes the batch's advisory lock, batch by batch in order: two
-calls that want the same letters wait for each other, and the second finds them ended. Letters are
-named as a batch and an array of lines, which any plan looks up in one pass, whatever the statistics.
+A transaction that ends letters takes the advisory lock of each batch first, in order of batches: of
+two calls for the same letters, the second waits and finds them ended. Letters are passed as a batch
+and an array of lines, which any plan looks up in one pass, regardless of statistics.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CROSS JOIN LATERAL (
 """  # noqa: S608
 _MATCHING = text(MATCHING)
 _COUNT = text(f"SELECT count(*) FROM dead_letters WHERE {MATCHES}")  # noqa: S608
-# OFFSET 0 keeps the index of keys: for the grouping, one that is ordered by batch would be walked.
+# OFFSET 0 keeps the index of keys: for the grouping, the planner would scan one ordered by batch.
 UNDER_KEY = """
 SELECT batch_id, requeued_as, count(*) AS letters, (array_agg(requeue_digest))[1] AS digest FROM (
   SELECT batch_id, requeued_as, requeue_digest FROM dead_letters
@@ -82,18 +82,18 @@ WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS in
 _END = text(END)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 
-# No statement may take so long that it runs into the connection's timeout.
+# Keeps every statement well below the connection's timeout.
 _BLOCK_LINES = 5000
 
 
 class RequeueStore:
-    """Choose, requeue and discard dead letters."""
+    """Select, requeue and discard dead letters."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def named(self, tenant: TenantId, letters: Sequence[LetterId]) -> Selection:
-        """Return what there is of these letters; raises NotFound for an unknown one."""
+        """Select letters by id; raises NotFound for an unknown one."""
         found = _Found()
         with acting_for(self._engine, tenant) as connection:
             for batch, of_batch in groupby(sorted(letters), key=attrgetter("batch")):
@@ -108,7 +108,7 @@ class RequeueStore:
         return found.selection()
 
     def matching(self, tenant: TenantId, wanted: LetterFilter, *, most: int) -> Selection:
-        """Return the open letters of a filter, and how many there are behind the oldest `most`."""
+        """Select the oldest `most` open letters that match a filter, and count the remaining ones."""
         still_open = LetterFilter(wanted.batch, wanted.error_code, LetterState.OPEN)
         parameters = matches(tenant, still_open)
         with acting_for(self._engine, tenant) as connection:
@@ -120,7 +120,7 @@ class RequeueStore:
         return Selection(_in_order(found), remaining=max(0, count - len(found)))
 
     def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
-        """Return what an earlier call with this idempotency key requeued, and its body's digest."""
+        """Return the letters requeued under this idempotency key, and the digest of that body."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).all()
         found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
@@ -140,17 +140,17 @@ class RequeueStore:
         digest: bytes | None = None,
         policy: AdmissionPolicy | None = None,
     ) -> bool:
-        """Record files, batches and events, and mark the letters, all together.
+        """Record files, batches and events, and mark the letters, in one transaction.
 
-        False, and nothing is recorded, when one of the letters is not open any more, or the key has
-        been used. Raises what `insert_batch` raises.
+        Return False and record nothing if a letter is no longer open or the key has been used.
+        Raises the errors of `insert_batch`.
         """
         tenant = moves[0][0].tenant
         with acting_for(self._engine, tenant) as connection:
             if key is not None and _is_used(connection, tenant, key):
                 return False
-            # All letters before any batch: creations wait for each other, and must hold no one up
-            # who waits for letters.
+            # The lock order is letters, batches: creations wait for each other, and must not delay
+            # transactions that wait for letters.
             for batch, _, places in moves:
                 source = places[0].batch
                 lines = [place.line for place in places]
@@ -178,7 +178,7 @@ class RequeueStore:
         return True
 
     def discard(self, tenant: TenantId, letters: Sequence[LetterPlace], *, actor: str) -> int:
-        """Mark letters as discarded; return how many were open still."""
+        """Mark letters as discarded; return how many were still open."""
         changed = 0
         with acting_for(self._engine, tenant) as connection:
             for batch, places in sorted(by_batch(letters).items()):
@@ -192,7 +192,7 @@ class RequeueStore:
 
 
 class _Found:
-    """What there is of letters that were named."""
+    """A Selection of letters by id, built row by row."""
 
     def __init__(self) -> None:
         self._open: list[LetterPlace] = []
@@ -217,7 +217,7 @@ class _Found:
 
 
 def _is_used(connection: Connection, tenant: TenantId, key: str) -> bool:
-    """Return whether letters were requeued under an idempotency key; others with it wait meanwhile."""
+    """Lock an idempotency key, and return True if letters were requeued under it."""
     connection.execute(_LOCK, {"key": f"requeue {tenant} {key}"})
     return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None
 
@@ -233,7 +233,7 @@ def _end(
     key: str | None = None,
     digest: bytes | None = None,
 ) -> int:
-    """Mark open letters of a batch as requeued in `target`, or as discarded; return how many."""
+    """Mark open letters of a batch as requeued into `target`, or as discarded; return how many."""
     connection.execute(_LOCK, {"key": f"dead letters {source}"})
     state = LetterState.DISCARDED if target is None else LetterState.REQUEUED
     parameters = {

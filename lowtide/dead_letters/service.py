@@ -1,4 +1,4 @@
-"""Looking at dead letters, downloading and discarding them."""
+"""Searching, downloading and discarding dead letters."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from lowtide.objects.store import ObjectStore
 
 
-# How much of an input or of answers is held at a time; what is longer comes in pieces.
+# Max size of an input or of responses in memory; longer ones are streamed in pieces.
 _BLOCK_BYTES = 4 << 20
 
 
 class Content(StrEnum):
-    """What is downloaded: lines to run again, or the last answers as in the error file."""
+    """The content of a download: lines to run again, or the last responses as in the error file."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -40,9 +40,9 @@ class Content(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ShownLetter:
-    """A letter with its line, None when the input file is gone, and its last answer.
+    """A letter with its line, None if the input file is gone, and its last response.
 
-    Line and body come in pieces, to be read once; `line_bytes` and `body_bytes` are their sizes.
+    `line` and `body` yield pieces, once; `line_bytes` and `body_bytes` are their sizes.
     """
 
     letter: DeadLetter
@@ -55,7 +55,7 @@ class ShownLetter:
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """How many letters a call discarded, found dealt with before, and left for another call."""
+    """The numbers of letters discarded now, ended before, and left for another call."""
 
     changed: int
     unchanged: int
@@ -76,7 +76,7 @@ class DeadLetters:
     def page(
         self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
     ) -> tuple[Sequence[DeadLetter], bool]:
-        """Return up to `limit` letters behind `after`, newest first, and whether there are more.
+        """Return up to `limit` letters that follow `after`, newest first, and whether more follow.
 
         Raises NotFound for an unknown `after`.
         """
@@ -84,7 +84,7 @@ class DeadLetters:
         return found[:limit], len(found) > limit
 
     def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
-        """Return a letter with its input and its last answer; raises NotFound."""
+        """Return a letter with its input and its last response; raises NotFound."""
         found, place = self._catalog.get(tenant, letter)
         (answer,) = self._catalog.answers(tenant, letter.batch, [letter.line])
         source = self._catalog.sources(tenant, [letter.batch])[letter.batch]
@@ -104,9 +104,9 @@ class DeadLetters:
     def download(
         self, tenant: TenantId, wanted: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
-        """Yield the lines of letters, in order of batch and line, and tell the audit log.
+        """Return the content of letters, in order of batch and line, and record it in the audit log.
 
-        Raises Conflict when an input file is gone.
+        Raises Conflict if an input file is gone.
         """
         if content is Content.INPUT:
             gone = self._catalog.without_input(tenant, wanted)
@@ -123,7 +123,7 @@ class DeadLetters:
         actor: str,
         dry_run: bool = False,
     ) -> Discarded:
-        """Give up on open letters; discarding them again changes nothing.
+        """Discard open letters; discarding them again changes nothing.
 
         Raises NotFound for an unknown letter, InvalidRequest for too many.
         """
@@ -156,7 +156,7 @@ def select(
     *,
     most: int,
 ) -> Selection:
-    """Return the letters a call is about, of a filter up to `most` and of some batches.
+    """Select the letters of a call; a filter selects up to `most`, of up to MOST_SOURCES batches.
 
     Raises NotFound for an unknown letter, InvalidRequest for too many ids.
     """
@@ -179,10 +179,10 @@ def select(
 def input_blocks(
     objects: ObjectStore, source: Source, places: Iterable[LetterPlace]
 ) -> Iterator[bytes]:
-    """Yield lines of one batch as a file has them; any reader sees one line for each.
+    """Yield requests of one batch as lines of a file, escaped so that any reader splits them alike.
 
-    Short ones come together, a long one in pieces. Raises Conflict when their input is gone, or not
-    what was uploaded: of a long line the pieces before are out by then.
+    Short lines are joined, a long one is split into pieces. Raises Conflict if the input is gone or
+    differs from the upload; the earlier pieces of a long line have been yielded by then.
     """
     found = list(places)
     try:
@@ -208,12 +208,12 @@ def input_blocks(
             )
     except NotFound as error:
         raise input_gone([source.batch]) from error
-    except UnicodeDecodeError as error:  # no upload passed with such bytes
+    except UnicodeDecodeError as error:  # the upload's checks reject such bytes
         raise _input_corrupt(source.batch) from error
 
 
 def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the pieces of a line; raises Conflict at the last when they are not what was split."""
+    """Yield the pieces of a line; at the end raises Conflict if length or checksum differ."""
     length, checksum = 0, NO_BYTES
     for piece in pieces:
         length += len(piece)
@@ -233,7 +233,7 @@ def _input_corrupt(batch: BatchId) -> Conflict:
 
 
 def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
-    """Yield the exact bytes of a line; raises NotFound when its input is gone, Conflict when cut short."""
+    """Yield the bytes of a line; raises NotFound if its input is gone, Conflict if truncated."""
     left = place.length
     for piece in objects.stream(source.input_key, place.start, place.start + place.length):
         left -= len(piece)
@@ -243,7 +243,7 @@ def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) ->
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:
-    """Return the error for letters whose input cannot be read any more."""
+    """Return the error for letters whose input file is gone."""
     named = ", ".join(format_batch_id(batch) for batch in batches)
     return Conflict(
         f"The input file of {named} was deleted or has expired, and with it the lines of its dead "

@@ -1,4 +1,4 @@
-"""Dead letters as users see them."""
+"""Reading dead letters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MATCHES = """tenant_id = :tenant
     AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch)
     AND (cast(:error_code AS text) IS NULL OR error_code = :error_code)
     AND (cast(:state AS text) IS NULL OR state = :state)"""
-"""The condition of a filter; `matches` has its parameters."""
+"""The condition of a filter; `matches` returns its parameters."""
 
 _LOOK = """
 CROSS JOIN LATERAL (
@@ -101,7 +101,7 @@ class DeadLetterStore:
     def page(
         self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
     ) -> Sequence[DeadLetter]:
-        """Return up to `limit` letters behind `after`, newest first; raises NotFound for `after`."""
+        """Return up to `limit` letters that follow `after`, newest first; raises NotFound."""
         died_at = None if after is None else self._get(tenant, after, "after").at
         batch, line = after or _FIRST
         parameters = matches(tenant, wanted) | {
@@ -114,7 +114,7 @@ class DeadLetterStore:
             return [_letter(row) for row in connection.execute(_PAGE, parameters)]
 
     def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterPlace]:
-        """Return a letter and where it lies; raises NotFound."""
+        """Return a letter and its position; raises NotFound."""
         row = self._get(tenant, letter, "letter_id")
         return _letter(row), _place(row)
 
@@ -138,13 +138,13 @@ class DeadLetterStore:
             }
 
     def without_input(self, tenant: TenantId, wanted: LetterFilter) -> Sequence[BatchId]:
-        """Return up to five batches with such letters whose input file is gone."""
+        """Return up to five batches with matching letters whose input file is gone."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_WITHOUT_INPUT, matches(tenant, wanted)).scalars()
             return [BatchId(row) for row in rows]
 
     def places(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[Sequence[LetterPlace]]:
-        """Yield all such letters in order of batch and line, in pages of a transaction each."""
+        """Yield pages of matching letters in order of batch and line, each in its own transaction."""
         batch, line = _FIRST
         while True:
             parameters = matches(tenant, wanted) | {
@@ -162,7 +162,7 @@ class DeadLetterStore:
     def answers(
         self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
     ) -> Sequence[FinishedLine]:
-        """Return the last answers of lines, in order of line; long bodies are left out."""
+        """Return the last responses to requests, in order of line; long bodies are omitted."""
         parameters = {"tenant": tenant, "batch": batch, "lines": list(lines)}
         with acting_for(self._engine, tenant) as connection:
             return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
@@ -180,7 +180,7 @@ class DeadLetterStore:
         return row
 
     def note_download(self, tenant: TenantId, actor: str, subject: str) -> None:
-        """Tell the audit log who took what."""
+        """Record a download in the audit log."""
         with acting_for(self._engine, tenant) as connection:
             note(connection, tenant, actor, "dead_letters.download", [subject])
 

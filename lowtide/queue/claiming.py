@@ -1,4 +1,4 @@
-"""Taking lines out of the queue: which batches wait, and a set of their lines in one statement."""
+"""Claims: a list of the batches that wait, and a set of their requests taken in one statement."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lowtide.queue.fairness import Share
 
 
-# None of a paused pool, where a claim would try them one by one for nothing. TAKE makes it sure. None of
-# the models that the worker's engine lacks, which the worker could only give back.
+# Excludes a paused pool, whose lanes a claim would try one by one in vain (TAKE enforces the pause),
+# and models that the worker's engine lacks, whose requests the worker could only release.
 LANES = """
 SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
@@ -48,11 +48,11 @@ WHERE NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
 _LANES = hot(LANES)
 LANES_A_TENANT = 100
 
-# KEY SHARE on the worker's row: a lease cannot be reaped while it is taking lines, nor take lines
-# once it was; nor while its pool is paused. A tenant's share comes out of its lanes one after the
-# other, each from its mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and
-# OFFSET 0 keeps the last join a look-up of each line by key. A row a batch comes back: the driver
-# would take longer to read a row a line than the server takes to find it.
+# KEY SHARE on the worker's row: a lease cannot be reaped while it claims, nor claim once it was
+# reaped, nor while its pool is paused. A tenant's share comes from its lanes in order, each from its
+# mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps the
+# last join a lookup of each request by key. One row per batch is returned: the driver would take
+# longer to read a row per request than the server takes to find it.
 TAKE = """
 WITH lease AS MATERIALIZED (
   SELECT id FROM workers
@@ -96,8 +96,8 @@ SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
   AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
 """)
 
-# What a claim took whose commit was never confirmed: nobody else would ever run it, as the lease
-# lives on.
+# Requests of a claim whose commit was never confirmed: no other worker would ever run them, since
+# the lease lives on.
 _UNSEEN = text("""
 SELECT c.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
   extract(epoch FROM b.deadline - now())::double precision AS due_in,
@@ -111,7 +111,7 @@ WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz
 GROUP BY c.batch_id, b.id, c.claimed_at
 """)
 
-# One at a time for each tenant that has a limit: two workers would both see the last free place.
+# Claims of a tenant with a limit run one at a time: two would both count the last free place.
 _LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 _TRY_LOCK_TENANT = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
 _RUNNING = text("""
@@ -124,20 +124,21 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float, int | None]]).decode
 _START = {"at": "-infinity", "line": 0}
 _LOOKING_SHARE = 20
-"""Looking for batches may take one part in this many of a busy worker's time."""
+"""Listing the lanes may take one part in this many of a busy worker's time."""
 _LOOK_SECONDS = 1.0
-"""How late a busy worker may notice a batch, however long looking takes."""
+"""Max seconds between two listings of a busy worker, however long one takes."""
 
 
 class Claiming:
-    """Claims for one worker of one pool; it remembers what it has seen.
+    """Claims for one worker of one pool, with memory of the lanes and marks.
 
-    Marks: where the lines taken from a lane ended. A scan starts there, or else it would crawl over
-    the index entries of lines that are gone and that no vacuum could remove yet. Lines that come
-    back to a lane lie behind every mark, as they become available later; what a mark did pass by
-    (another claim that was rolled back) is found once the lane comes up short, which drops its mark.
+    A mark is the position up to which a lane's requests were taken. A scan starts there; otherwise
+    it would crawl over index entries of deleted rows that vacuum could not remove yet. Requests
+    that return to a lane come after every mark, since they become available later. Requests that a
+    mark did skip (another claim that was rolled back) are found once the lane comes up short, which
+    drops its mark.
 
-    After a failure nobody knows whether lines were taken: the next claim looks.
+    After a failure it is unknown whether requests were taken: the next claim checks.
     """
 
     def __init__(self, engine: Engine, pool: Pool) -> None:
@@ -154,9 +155,9 @@ class Claiming:
     def claim(
         self, lease: LeaseId, lines: int, without: frozenset[str] = frozenset()
     ) -> list[Claim]:
-        """Take up to `lines` of the most urgent requests, of no model in `without`.
+        """Claim up to `lines` of the most urgent requests, of no model in `without`.
 
-        None when the lease is gone or the pool paused.
+        Claims none if the lease is gone or the pool is paused.
         """
         if without != self._without:
             self._without, self._lanes, self._next_look = without, [], 0.0
@@ -197,7 +198,7 @@ class Claiming:
                 rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
                 at = rows[0].claimed_at if rows else at
                 claims += self._taken(shares, rooms, rows)
-                # Lanes of an earlier look may be many, and each would be tried for nothing.
+                # Lanes listed earlier may be many, and each would be tried in vain.
                 may_take = may_take or bool(rows) or self._may_take(connection, lease)
                 if not may_take:
                     self._lanes = []
@@ -214,7 +215,7 @@ class Claiming:
         return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
 
     def _look(self, connection: Connection) -> None:
-        """Find the batches that wait. How often follows from how long it takes."""
+        """List the batches that wait. The next time depends on the duration."""
         began = monotonic()
         parameters = {
             "pool": self._pool.value,
@@ -240,7 +241,7 @@ class Claiming:
     def _taken(
         self, shares: Sequence[Share], rooms: Mapping[TenantId, int], rows: Sequence[Any]
     ) -> list[Claim]:
-        """Count what was taken, and forget the lanes that had no more."""
+        """Count the requests taken, and drop the lanes that had no more."""
         claims = {row.batch_id: _claims(row) for row in rows}
         self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
         ended: list[Lane] = []
@@ -297,10 +298,10 @@ def _claims(row: Any) -> list[Claim]:
 def _rooms(
     connection: Connection, shares: Sequence[Share], locked: set[TenantId]
 ) -> dict[TenantId, int]:
-    """Return how many more lines each tenant with a limit may have in workers' hands.
+    """Return how many more requests each tenant with a limit may have claimed.
 
-    `locked` are the tenants that this transaction has locked, and gets those that it locks now. Once
-    it has any it waits for no other, as that one's holder may be waiting for it: no room there.
+    `locked` holds the tenants that this transaction has locked, and gets those that it locks now.
+    Once it has any, it does not wait for another, whose owner may be waiting for it: no room there.
     """
     limits = {
         share.tenant: share.lanes[0].max_running

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One line, held under a lease. `start` and `length` locate it in the input object.
+    """A request under a lease. `start` and `length` locate it in the input object.
 
-    `checksum` proves its bytes; a line that was split before checksums were kept has none.
-    `waited` is the seconds since it was first queued, `due_in` those until its deadline; `trace` is
-    what its batch's work continues, `model` what all of the batch asks for.
+    `checksum` verifies its bytes; a request split before checksums were kept has none. `waited` is
+    the seconds since it was first queued, `due_in` those until its deadline; `trace` is the context
+    that the batch's work continues, `model` the model of all the batch's requests.
     """
 
     batch: BatchId
@@ -40,21 +40,21 @@ class Claim:
     model: str | None = None
 
     def proves(self, line: bytes) -> bool:
-        """Whether bytes are what was uploaded, as far as is known."""
+        """Return whether the bytes match the upload, as far as is known."""
         return self.checksum is None or self.checksum == checksum_of(line)
 
     @property
     def is_first(self) -> bool:
-        """Whether nobody held the line before."""
+        """True until the request's first attempt or interruption."""
         return not self.attempts and not self.interruptions
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A line that ended for good, in success or failure.
+    """A request that ended for good, in success or failure.
 
-    `body` is the answer in UTF-8; `attempts` counts every try; `dead_letter` sets a failure aside for an operator;
-    `replica_seconds` is the line's part of its worker's time.
+    `body` is the answer in UTF-8; `attempts` counts every attempt; `dead_letter` dead-letters a
+    failure; `replica_seconds` is the request's share of its worker's time.
     """
 
     batch: BatchId
@@ -73,10 +73,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A line that goes back to the queue after `delay` seconds.
+    """A request that is released, and available again after `delay` seconds.
 
-    `failed` counts it as an attempt; `interrupted` records a spot interruption; neither is a line
-    that was never started.
+    `failed` counts an attempt; `interrupted` records a spot interruption; neither applies to a
+    request that was never started or met a fault of the engine.
     """
 
     batch: BatchId
@@ -89,10 +89,10 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a settlement changed; lines missing from the counts were no longer this lease's.
+    """The result of a settlement; requests missing from the counts were no longer this lease's.
 
-    `in_time` of the finished ended before their deadline. `drained` are the batches whose last line
-    this ended; their events are in the outbox.
+    `in_time` of the finished ended before their deadline. `drained` holds the events, already in
+    the outbox, of batches whose last request this ended.
     """
 
     finished: int

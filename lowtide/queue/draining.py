@@ -1,4 +1,4 @@
-"""Noticing, exactly once, that a batch has no line left to run."""
+"""Detection, exactly once, of a batch that has no request left to run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-# A look behind the caller's mark first, where it knows one: the whole batch's index entries may
-# still be there, dead, and to find nothing among them takes long. Scalar subqueries, as EXISTS would
-# lose its ORDER BY, and with it the index.
+# Scans from the caller's mark first, if there is one: the whole batch may have left dead index
+# entries, and finding nothing among them is slow. Scalar subqueries, since EXISTS would drop its
+# ORDER BY and with it the index.
 NOTHING_QUEUED = """
 SELECT b.id FROM json_to_recordset(cast(:batches AS json)) AS b (
   id uuid, pool text, at timestamptz, line integer)
@@ -50,7 +50,7 @@ RETURNING id, tenant_id, traceparent, tracestate
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in the queue of one pool: a line, and when it became available."""
+    """A position in the queue of one pool: a line, and the time it became available."""
 
     pool: str
     at: datetime
@@ -65,17 +65,17 @@ def note_drained(
     *,
     delay: float = OWN_ATTEMPT_SECONDS,
 ) -> tuple[Event, ...]:
-    """Move batches that ended their last line on, and record their `batch.drained` events.
+    """Mark batches without requests left as drained, and record their `batch.drained` events.
 
-    Two workers may end the last two lines at the same time, each still seeing the other's. Hence
-    the lock: whoever comes second looks again with a snapshot taken after the first committed.
-    Only batches with nothing queued take it, so that running batches stay free of a shared lock.
-    `marks` tells behind which place a batch's next line would be, where the caller knows. Without a
-    `delay` the scheduler's next look at the outbox sends the events.
+    Two workers may settle the last two requests at the same time, each with a snapshot that still
+    has the other's. Hence the lock: the second checks again with a snapshot taken after the first
+    committed. Only batches with nothing queued are locked, so running batches share no lock.
+    `marks` holds the positions after which a batch's next request would be, where known. With a
+    `delay` of 0, the scheduler's next pass over the outbox sends the events.
     """
     if not batches:
         return ()
-    # `get`, as a claim of the same worker may be changing the marks meanwhile, in another thread.
+    # `get`, since a claim of the same worker may change the marks meanwhile, in another thread.
     known = ((batch, marks.get(batch)) for batch in batches)
     places = [{"id": batch, **({} if mark is None else asdict(mark))} for batch, mark in known]
     parameters = {"batches": msgspec.json.encode(places).decode()}

@@ -1,10 +1,10 @@
-"""Who is served next: the most urgent, then tenants by weight, then the earliest deadline.
+"""The order of claims: by urgency, then by the tenants' weights, then by deadline.
 
-Tenants whose lines are equally urgent share a worker by start-time fair queueing (Goyal, Vin and
-Cheng, "Start-Time Fair Queuing", SIGCOMM 1996): each has a tag that grows by 1 / weight with every
-line it is given, the smallest tag goes next, and who comes (back) starts at the smallest tag of
-those who stayed, so that nobody saves up turns. Every worker keeps tags of its own: if each of them
-is fair, so is their sum, and no row has to be shared.
+Tenants whose requests are equally urgent share a worker by start-time fair queueing (Goyal, Vin and
+Cheng, "Start-Time Fair Queuing", SIGCOMM 1996): each tenant has a tag that grows by 1 / weight with
+every request it gets, and the smallest tag goes next. A tenant that arrives or returns starts at
+the smallest tag of those that stayed, so turns cannot be saved up. Every worker keeps its own tags:
+if each worker is fair, so is their sum, and no row has to be shared.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 URGENCY_EDGES = (900.0, 3600.0, 14_400.0, 86_400.0)
-"""Seconds until a deadline that part one urgency from the next: 15 minutes, 1, 4 and 24 hours."""
+"""Seconds until a deadline that separate levels of urgency: 15 minutes, 1, 4 and 24 hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The lines of one batch that wait in one pool; `left` is seconds until its deadline.
+    """The requests of one batch that wait in one pool; `left` is seconds until its deadline.
 
-    `max_running` bounds the tenant's lines in workers' hands, over all of its lanes.
+    `max_running` bounds the tenant's claimed requests, over all of its lanes.
     """
 
     batch: BatchId
@@ -44,7 +44,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Up to `lines` lines for a tenant, out of these lanes in this order."""
+    """Up to `lines` requests for a tenant, from these lanes in this order."""
 
     tenant: TenantId
     lines: int
@@ -52,11 +52,11 @@ class Share:
 
 
 def urgency(lane: Lane, pool: Pool) -> float:
-    """Return how urgent a lane is, the smaller the more.
+    """Return the urgency of a lane; a smaller value is more urgent.
 
-    Spot promises nothing, so deadlines that are about as far away count as equal there, and a
-    batch at risk counts as due now. What was moved to dedicated was moved because its deadline
-    needs it, by a bound that assumes the earliest deadline first: there nothing else counts.
+    Spot promises nothing, so deadlines that are about as far away count as equal there, and a batch
+    at risk comes first. Requests are moved to dedicated because their deadline needs it, by a bound
+    that assumes the earliest deadline first: nothing else counts there.
     """
     if pool is Pool.DEDICATED:
         return lane.left
@@ -64,14 +64,14 @@ def urgency(lane: Lane, pool: Pool) -> float:
 
 
 class FairShare:
-    """Divides the lines that one worker claims; it remembers who was served how much."""
+    """Divides the requests that one worker claims, and remembers how many each tenant got."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._tags: dict[TenantId, float] = {}
 
     def plan(self, lanes: Iterable[Lane], lines: int) -> list[Share]:
-        """Return who gets how many of `lines`, among the most urgent lanes alone."""
+        """Return each tenant's share of `lines`, among the most urgent lanes alone."""
         found = sorted((urgency(lane, self._pool), lane.left, lane.batch, lane) for lane in lanes)
         first = [lane for urgent, *_, lane in found if urgent <= found[0][0]]
         by_tenant: dict[TenantId, list[Lane]] = {}
@@ -86,7 +86,7 @@ class FairShare:
         ]
 
     def served(self, share: Share, lines: int) -> None:
-        """Count lines that a tenant was really given."""
+        """Count the requests that a tenant actually got."""
         self._tags[share.tenant] += lines / share.lanes[0].weight
 
     def _admit(self, tenants: Iterable[TenantId]) -> None:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 _REPORT = text("""
 UPDATE workers SET full_lines = :lines, full_seconds = :seconds WHERE id = :lease
 """)
-# SKIP LOCKED: a worker that renews its lease this very moment is read at the next tick. Totals are
-# compared, not added up, so that no report counts twice. A worker in whose hands are lines of one
-# model is a sample of that model.
+# SKIP LOCKED: a worker that is renewing its lease is read at the next tick. Totals are compared, not
+# added up, so no report counts twice. A worker whose claims are all of one model is a sample of it.
 _NEW_SAMPLES = text("""
 WITH due AS (
   SELECT id, pool, full_lines - folded_lines AS lines, full_seconds - folded_seconds AS seconds
@@ -46,19 +45,19 @@ ON CONFLICT (pool, model) DO UPDATE SET seconds = excluded.seconds, lines = excl
 
 
 class RateStore:
-    """Record rates of leases, and fold them into one rate a pool and model."""
+    """Record rates of leases, and fold them into one rate per pool and model."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def report(self, lease: LeaseId, total: Sample) -> None:
-        """Note what a worker has ended while it was full, since its lease was opened."""
+        """Record the requests that a worker ended while full, since its lease was opened."""
         with begin(self._engine) as connection:
             parameters = {"lease": lease, "lines": total.lines, "seconds": total.seconds}
             connection.execute(_REPORT, parameters)
 
     def fold(self) -> dict[tuple[Pool, str], Rate]:
-        """Fold what workers reported since the last time; return all rates by pool and model."""
+        """Fold the reports since the last call; return all rates by pool and model."""
         with begin(self._engine) as connection:
             connection.execute(_LOCK)
             samples: dict[tuple[Pool, str], list[Sample]] = {}

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 STORM = 5
-"""Fewest leases lost at once that count as a storm."""
+"""Min leases lost at once that count as a storm."""
 
 
 def is_storm(lost: int, living: int) -> bool:
-    """Whether so many leases were lost at once that capacity went away, and no line is to blame.
+    """Return whether so many leases were lost at once that no request is to blame, but capacity.
 
-    A line that kills its worker costs one lease at a time. A storm may bring a line to the edge of
-    being set aside, never over it.
+    A request that kills its worker costs one lease at a time. A storm may bring a request to the
+    verge of being dead-lettered, never past it.
     """
     return lost >= STORM and lost >= living
 
@@ -54,8 +54,8 @@ WHERE id = :lease
 """)
 _CLOSE = text("DELETE FROM workers WHERE id = :lease")
 
-# Each line of these is looked up by key (LATERAL, OFFSET 0): the statistics know little of a table
-# that fills and empties all the time, and a plain join may read all of it, dead rows included.
+# Each request is looked up by key (LATERAL, OFFSET 0): the statistics of a table that fills and
+# empties all the time are poor, and a plain join may read all of it, dead rows included.
 FINISH = """
 WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
@@ -134,8 +134,8 @@ RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, in
   false AS interrupted
 """)
 
-# SHARE on the batch: either cancelling waits and then drops what is queued here, or it came first
-# and the line is not queued again.
+# SHARE on the batch: either a cancellation waits and then drops what is queued here, or it came
+# first and the request is not queued again.
 _LOCK_OPEN = hot("""
 SELECT id FROM batches WHERE id = ANY(:batches) AND status = 'in_progress' AND drained_at IS NULL AND NOT expiring
 ORDER BY id FOR SHARE
@@ -184,7 +184,7 @@ class QueueStore:
         self._claiming: dict[LeaseId, Claiming] = {}
 
     def open_lease(self, pool: Pool, worker: str) -> LeaseId:
-        """Register a worker."""
+        """Register a worker and return its lease."""
         lease = LeaseId(self._new_id())
         with begin(self._engine) as connection:
             connection.execute(
@@ -199,7 +199,7 @@ class QueueStore:
         return lease
 
     def renew(self, lease: LeaseId) -> bool:
-        """Extend the lease; False when it was given away, with all its lines."""
+        """Extend the lease; return False if it is lost, with all its requests."""
         with begin(self._engine) as connection:
             parameters = {"lease": lease, "duration": self._lease_duration}
             renewed = connection.execute(_RENEW, parameters).rowcount == 1
@@ -210,9 +210,9 @@ class QueueStore:
     def claim(
         self, lease: LeaseId, pool: Pool, lines: int, without: frozenset[str] = frozenset()
     ) -> Sequence[Claim]:
-        """Take up to `lines` of the most urgent requests, of no model in `without`.
+        """Claim up to `lines` of the most urgent requests, of no model in `without`.
 
-        None when the lease is gone or the pool paused.
+        Claims none if the lease is gone or the pool is paused.
         """
         if lease not in self._claiming:
             self._claiming[lease] = Claiming(self._engine, pool)
@@ -221,7 +221,7 @@ class QueueStore:
     def settle(
         self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
     ) -> Settled:
-        """End or give back lines in one transaction; lines that are not the lease's are skipped."""
+        """Settle and release requests in one transaction; those not under the lease are skipped."""
         with begin(self._engine) as connection:
             ended = _finish(connection, lease, finished) if finished else ()
             touched = {BatchId(row.batch_id): None for row in ended}
@@ -243,13 +243,13 @@ class QueueStore:
         )
 
     def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
-        """Note how the worker's engine is, for everybody."""
+        """Record the state of the worker's engine."""
         with begin(self._engine) as connection:
             parameters = {"lease": lease, "state": state.value, "reason": reason[:LONGEST_REASON]}
             connection.execute(_REPORT_ENGINE, parameters)
 
     def close_lease(self, lease: LeaseId) -> None:
-        """Leave; lines still held go back to the queue."""
+        """Close the lease and release the requests still claimed."""
         self._claiming.pop(lease, None)
         with begin(self._engine) as connection:
             connection.execute(_CLOSE, {"lease": lease})
@@ -258,7 +258,7 @@ class QueueStore:
 
 
 def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
-    # Beside its row, as a string in JSON would have to be escaped, and would be copied several times.
+    # A single body is passed outside the JSON, in which it would be escaped and copied several times.
     alone = len(finished) == 1
     body = finished[0].body if alone else None
     rows = [
@@ -290,7 +290,7 @@ def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]
 
 
 def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
-    """Queue lines that were taken out of claims, unless their batch is ending.
+    """Requeue requests taken out of claims, unless their batch is ending.
 
     Returns the batches that are ending, which this may have drained.
     """
@@ -304,10 +304,10 @@ def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
 
 
 def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID]:
-    """Return which batches are open, locked so that none ends before this transaction does.
+    """Return the open batches, locked so that none ends before this transaction does.
 
-    A batch that ended while its lock was waited for is locked too, though not returned. Two that
-    share such a lock would wait for each other in `note_drained`, so it is let go.
+    A batch that ended during the wait for its lock is locked too, though not returned. Two
+    transactions that share such a lock would deadlock in `note_drained`, so it is released.
     """
     while batches:
         attempt = connection.begin_nested()

@@ -29,7 +29,7 @@ def hash_password(password: str) -> str:
 
 
 def matches(password: str, stored: str) -> bool:
-    """Return True if the password matches, in constant time; raises ValueError for a broken hash."""
+    """Return True if the password matches, in constant time; raises ValueError for a bad hash."""
     try:
         method, salt, derived = stored.split(":")
         expected = base64.b64decode(derived, validate=True)

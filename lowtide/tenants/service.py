@@ -144,7 +144,7 @@ class PricedUse:
 
 
 class Administration:
-    """The whole installation's records; every method raises Forbidden for a principal of one tenant."""
+    """Records of the whole installation; Forbidden to a principal of a single tenant."""
 
     def __init__(
         self,

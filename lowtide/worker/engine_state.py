@@ -22,9 +22,9 @@ FIRST_PAUSE: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """A worker's limit on requests in flight, up to `most`; times in seconds of one monotonic clock.
+    """A worker's limit on requests in flight, at most `most`; times in seconds of a monotonic clock.
 
-    The limit is cut once per round: for everything that is in flight at that time.
+    The limit is cut once per round, that is, for everything in flight at that time.
     """
 
     most: int
@@ -102,7 +102,7 @@ class _Gap:
 
 
 class ModelGaps:
-    """Missing models by name, "" for requests without one; times in seconds of a monotonic clock."""
+    """Missing models by name, "" if requests name none; times in seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._gaps: dict[str, _Gap] = {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Measures utilization: requests that ran to an end while at least `full` were claimed, and time.
+    """Measures utilization: the requests that end while at least `full` are claimed, and that time.
 
     With fewer, a worker could have done more, so its work says nothing about its rate. Nor does the
     time until the first requests end: counting starts once `full` of them have ended.

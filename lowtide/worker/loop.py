@@ -209,7 +209,7 @@ class Worker:
             self._release()
 
     def _release_soon(self) -> None:
-        """Release everything in the next loop iteration, once the caller has settled its outcomes."""
+        """Release everything in the next loop iteration: the caller has outcomes to settle first."""
         asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:
@@ -234,7 +234,7 @@ class Worker:
 
 
 class PullLoop:
-    """Runs one worker in a thread. The function creates the loop; its server starts and stops it."""
+    """Runs a worker in a thread. The function creates the loop; its server starts and stops it."""
 
     def __init__(self, build: Callable[[], Worker]) -> None:
         self._build = build

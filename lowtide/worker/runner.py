@@ -174,7 +174,7 @@ class Runner:
             self._loader.release(part)
 
     async def _take(self, group: Sequence[tuple[int, Outcome]], work: _Set) -> None:
-        """Settle outcomes, successes first: judging the others may require a probe of the engine."""
+        """Settle outcomes, successes first: judging the others may need a probe of the engine."""
         self._meter.ran(outcome for _, outcome in group)
         failed = [pair for pair in group if not is_success(pair[1])]
         good = [pair for pair in group if is_success(pair[1])] if failed else group
@@ -212,7 +212,7 @@ class Runner:
             spans.add(list(settled.values()))
 
     def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
-        """Drop requests, `ran` of which ran to an end; return the utilization's share at that time."""
+        """Drop requests, `ran` of which ran to an end; return the share of time that they end at."""
         for key in keys:
             self._held.pop(key, None)
         self._loader.release(keys)
