@@ -123,7 +123,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def pinned(owner: Engine) -> Iterator[None]:
-    """Hold a snapshot, as a backup or a stuck session does."""
+    """Keep a snapshot open, as a backup or a stuck session does."""
     with owner.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         connection.execute(text("SELECT count(*) FROM batches"))
         yield

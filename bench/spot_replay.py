@@ -259,9 +259,9 @@ def all_dedicated(window: Window, capacity: Capacity) -> float:
 def omniscient(window: Window, capacity: Capacity, price_ratio: float) -> float:
     """Return a lower bound of the cost of any schedule, even one that knows the market.
 
-    A spot replica available for a session runs requests for its length less the cold start; the
-    market seen as a stack gives the longest sessions. Work fills the cheapest sessions first, in
-    fractions, and the rest runs on dedicated replicas that live for the whole window.
+    A spot replica available for a session runs requests for its length less the cold start;
+    treating the market as a stack gives the longest sessions. Work fills the cheapest sessions
+    first, in fractions, and the rest runs on dedicated replicas that live for the whole window.
     """
     start = capacity.cold_start
     offers = [(price_ratio * window.seconds / max(window.seconds - start, 1e-9), math.inf)]
@@ -281,7 +281,7 @@ def omniscient(window: Window, capacity: Capacity, price_ratio: float) -> float:
 
 
 def _sessions(window: Window) -> list[float]:
-    """Return the lengths of the market's sessions in seconds, the market seen as a stack."""
+    """Return the lengths of the market's sessions in seconds, with the market as a stack."""
     begun: list[float] = []
     lengths = []
     for position, places in enumerate([*window.market, 0]):

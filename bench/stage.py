@@ -49,7 +49,7 @@ class Stage:
         self.server.stop()
 
     def url(self, role: str) -> str:
-        """Return the database URL for a role: `api`, `worker`, `operator` or `owner`."""
+        """Return the database URL for a role such as `api`, `worker` or `owner`."""
         return self._urls.migration if role == "owner" else self._urls.by_role[f"lowtide_{role}"]
 
     def environment(self, role: str) -> dict[str, str]:

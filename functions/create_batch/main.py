@@ -1,4 +1,4 @@
-"""`POST /v1/batches`, and what is done with dead letters."""
+"""`POST /v1/batches`, and the actions on dead letters."""
 
 from __future__ import annotations
 

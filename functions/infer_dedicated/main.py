@@ -1,4 +1,4 @@
-"""Any CloudEvent wakes this dedicated worker; its pull loop does the work, with or without."""
+"""A dedicated worker: its pull loop does the work, and any CloudEvent wakes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any CloudEvent wakes this spot worker; its pull loop does the work, with or without."""
+"""A spot worker: its pull loop does the work, and any CloudEvent wakes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PingSource's tick: one round of the scheduler."""
+"""A PingSource's event: one tick of the scheduler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def schedule(event: CloudEvent) -> None:
 
 
 def _measure() -> None:
-    """Look at what alerts look at: a tick that failed for it would do all its work again."""
+    """Measure what alerts watch; a failure here must not make the whole tick run again."""
     try:
         vitals.measured(app.vitals.read())
     except Exception:  # noqa: BLE001 - what an answer of 500 would repeat is done

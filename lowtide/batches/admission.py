@@ -1,4 +1,4 @@
-"""Admission of new batches: limits of the tenant, and whether the window can be promised."""
+"""Admission of new batches: limits of the tenant, and feasibility of the deadline."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Admission:
     """The verdict on a new batch.
 
-    `held`: dedicated capacity alone makes its deadline and takes no other batch's. Otherwise it is
-    at risk from the start; `earliest` is the first deadline that would be held (None: no dedicated
-    capacity, or none before the end of time).
+    `held` is True if dedicated capacity alone meets its deadline without breaking another batch's;
+    otherwise the batch is at risk from the start. `earliest` is the first feasible deadline, None
+    without dedicated capacity or beyond the calendar's end.
     """
 
     held: bool
@@ -40,9 +40,9 @@ class Admission:
 
 
 def admit(new: Demand, others: Sequence[Demand], now: datetime, capacity: Capacity) -> Admission:
-    """Judge a new batch beside all open ones, from a standing start: O(n log n).
+    """Judge a new batch against all open ones, assuming a cold start; O(n log n).
 
-    Batches that are at risk already get nothing ahead of them either.
+    New requests are not placed ahead of a batch that is already at risk either.
 
         >>> verdict = admit(Demand(deadline, lines), open_demand, now, capacity)
         >>> verdict.held or verdict.earliest
@@ -56,7 +56,7 @@ def admit(new: Demand, others: Sequence[Demand], now: datetime, capacity: Capaci
     demand = 0
     ahead = 0
     first = now
-    # The last batch without room for the new lines before it: they can only come behind.
+    # The last batch without room for the new requests ahead of it: they can only follow it.
     position = 0
     for number, other in enumerate(ordered, 1):
         demand += other.lines
@@ -76,7 +76,7 @@ def admit(new: Demand, others: Sequence[Demand], now: datetime, capacity: Capaci
 
 
 def _after(starts: datetime, lines: int, capacity: Capacity) -> datetime | None:
-    """Return when all replicas have run `lines`; None behind the calendar's end."""
+    """Return the time at which all replicas have run `lines`; None beyond the calendar's end."""
     try:
         return starts + timedelta(seconds=lines / capacity.speed)
     except OverflowError:
@@ -85,19 +85,19 @@ def _after(starts: datetime, lines: int, capacity: Capacity) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
-    """Take such a batch and call it at risk, or, when `strict`, refuse it.
+    """The policy for infeasible deadlines: accept the batch as at risk, or reject it if `strict`.
 
-    `capacity` is as configured: what was measured takes its place.
+    `capacity` is the configured one; measured rates replace it.
     """
 
     capacity: Capacity
     strict: bool = False
 
     def is_at_risk(self, new: Demand, outlook: Outlook) -> bool:
-        """Return whether a new batch is at risk from the start, beside all open work.
+        """Return True if a new batch is at risk from the start, given all open work.
 
-        Raises Conflict for one that is, when strict: waiting does not help it, asking for a longer
-        window does, and the message names the shortest one that would be held.
+        If strict, raise Conflict instead: retrying does not help, a longer window does, and the
+        message names the shortest feasible one.
         """
         verdict = admit(new, outlook.demand, outlook.at, outlook.measured(self.capacity))
         if verdict.held or not self.strict:
@@ -121,7 +121,7 @@ class AdmissionPolicy:
 
 
 _LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
-# Two strict creations at once would each find room for itself alone.
+# Otherwise concurrent strict creations would each claim the same capacity.
 _LOCK_CAPACITY = text("SELECT pg_advisory_xact_lock(hashtext('lowtide.admission'))")
 _IS_RETRY = text("""
 SELECT EXISTS (SELECT 1 FROM batches WHERE tenant_id = :tenant AND idempotency_key = :key)
@@ -132,11 +132,11 @@ _USE = text(USE)
 def admit_batch(
     connection: Connection, batch: NewBatch, lines: int, policy: AdmissionPolicy | None
 ) -> bool:
-    """Return whether a batch of `lines` lines is at risk from the start; False without a policy.
+    """Return True if a batch of `lines` requests is at risk from the start; False without a policy.
 
-    Raises TooManyRequests or InvalidRequest when the tenant's limits leave no room, and what the
-    policy raises; a retry with the same idempotency key passes. Creations that could take the same
-    room wait here for each other until the caller's transaction ends.
+    Raises TooManyRequests or InvalidRequest if the tenant's limits leave no room, and the policy's
+    errors; a retry with the same idempotency key passes. Creations that compete for the same room
+    wait here until the caller's transaction ends.
     """
     row = connection.execute(_LOCK_LIMITS).one_or_none()
     if policy is not None and policy.strict:

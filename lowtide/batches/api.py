@@ -1,4 +1,4 @@
-"""`/v1/batches` and what is in a batch: requests and results."""
+"""`/v1/batches`, with the requests and results of a batch."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def batch_page(batches: Sequence[Batch], prices: Prices, *, has_more: bool) -> t
 
 
 def request_object(batch: BatchId, request: RequestState) -> types.Request:
-    """Return one line of a batch."""
+    """Return the Request object."""
     return types.Request(
         id=format_request_id(batch, request.line),
         line=request.line,
@@ -115,7 +115,7 @@ def request_object(batch: BatchId, request: RequestState) -> types.Request:
 def request_page(
     batch: BatchId, requests: Sequence[RequestState], *, has_more: bool
 ) -> types.RequestPage:
-    """Return one page of a batch's lines."""
+    """Return one page of a batch's requests."""
     data = [request_object(batch, request) for request in requests]
     return types.RequestPage(
         data=data,
@@ -212,7 +212,7 @@ def cancel_batch(call: Call, batch_id: str) -> Response:
 
 
 def batch_named(text: str, param: str = "batch_id") -> BatchId:
-    """Return the id behind its public form; raises NotFound."""
+    """Parse the id of a batch; raises NotFound."""
     batch = parse_batch_id(text)
     if batch is None:
         raise NotFound(f"No batch {text[:100]!r}: check the id.", param=param)
@@ -249,7 +249,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
 
 
 def list_results(call: Call, batch_id: str) -> Response:
-    """`GET /v1/batches/{batch_id}/results`: NDJSON of what is finished behind the cursor."""
+    """`GET /v1/batches/{batch_id}/results`: NDJSON of the results after the cursor."""
     batch = batch_named(batch_id)
     text = argument(call.request, "after") or str(ResultCursor())
     cursor = parse_cursor(text)
@@ -273,7 +273,7 @@ def list_results(call: Call, batch_id: str) -> Response:
 
 
 def _after(call: Call) -> int:
-    """Return the line that `after` names, by number or by request id."""
+    """Return the line that `after` gives as a number or a request id."""
     text = argument(call.request, "after") or "0"
     digits = str(int(text[-8:], 16)) if _is_request_id(text) else text
     if not digits.isascii() or not digits.isdigit() or len(digits) > 9:

@@ -1,4 +1,4 @@
-"""Browsing batches in the portal: lists, details, and cancelling many at once."""
+"""Batches in the portal: lists, details, and bulk cancellation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 MOST_CANCELLED: Final = 1000
-"""How many batches one call cancels."""
+"""Max number of batches that one call cancels."""
 
 
 class BatchLists:
-    """Lists of batches, for who looks at them."""
+    """Lists of the batches that a principal may see."""
 
     def __init__(self, listing: BatchListStore) -> None:
         self._listing = listing
@@ -55,21 +55,21 @@ class BatchLists:
         after: BatchMark | None,
         limit: int,
     ) -> tuple[Sequence[Batch], bool]:
-        """Return up to `limit` batches behind `after`, and whether there are more."""
+        """Return up to `limit` batches that follow `after`, and whether more follow."""
         found = self._listing.page(visitor.tenant, wanted, order, after=after, limit=limit + 1)
         return found[:limit], len(found) > limit
 
     def count(self, visitor: Visitor, wanted: BatchFilter) -> int:
-        """Return how many batches match; what is above COUNTED is only known to be more."""
+        """Count matching batches, up to COUNTED + 1."""
         return self._listing.count(visitor.tenant, wanted, most=COUNTED + 1)
 
     def tenants(self, visitor: Visitor) -> Mapping[TenantId, str]:
-        """Return the tenants that the visitor may choose from, by name."""
+        """Return the names of the tenants that the principal may filter by."""
         return self._listing.tenants(visitor.tenant)
 
 
 class BatchDesk:
-    """Where batches are cancelled, each in a transaction of its own."""
+    """The bulk cancellation of batches, each in its own transaction."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class BatchDesk:
         self._new_id = new_id
 
     def plan(self, visitor: Visitor, wanted: BatchFilter | Sequence[BatchId]) -> CancelPlan:
-        """Return what a cancellation would cancel, the oldest first, and change nothing.
+        """Return the batches that a cancellation would cancel, oldest first.
 
         Raises Forbidden for a viewer.
         """
@@ -97,9 +97,9 @@ class BatchDesk:
         return CancelPlan(chosen, unchanged, more=more)
 
     def cancel(self, visitor: Visitor, batches: Sequence[BatchId]) -> int:
-        """Cancel batches, up to MOST_CANCELLED; return how many changed.
+        """Cancel up to MOST_CANCELLED batches; return how many changed.
 
-        Those that are over, cancelling or another tenant's do not. Raises Forbidden for a viewer.
+        Final, cancelling and other tenants' batches are skipped. Raises Forbidden for a viewer.
         """
         visitor.require_operator()
         found = self._listing.cancellable(visitor.tenant, batches, most=MOST_CANCELLED)
@@ -117,7 +117,7 @@ class BatchDesk:
 
 
 class BatchBrowser:
-    """One batch, for who looks at it. Every method raises NotFound for what a visitor cannot see."""
+    """The details of a batch. Every method raises NotFound for what the principal may not see."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class BatchBrowser:
         self._prices = prices
 
     def details(self, visitor: Visitor, batch: BatchId) -> BatchDetails:
-        """Return all of a batch but its lines, with its ETA and its cost."""
+        """Return a batch without its requests, with its ETA and its cost."""
         found = self._reading.details(visitor.tenant, batch)
         known = found.batch
         cost = cost_of(known.spot_seconds, known.dedicated_seconds, self._prices)
@@ -148,9 +148,9 @@ class BatchBrowser:
         after: int,
         limit: int,
     ) -> tuple[Sequence[RequestState], bool]:
-        """Return up to `limit` lines behind line `after`, and whether there are more.
+        """Return up to `limit` requests after line `after`, and whether more follow.
 
-        Only those whose custom_id begins with `custom_id`.
+        Only requests whose custom_id starts with `custom_id` are included.
         """
         found = self._reading.lines(
             visitor.tenant, batch, status, custom_id, after=after, limit=limit + 1
@@ -158,7 +158,7 @@ class BatchBrowser:
         return found[:limit], len(found) > limit
 
     def line(self, visitor: Visitor, batch: BatchId, line: int) -> LineDetails:
-        """Return a line with the beginnings of its input and its answer."""
+        """Return a request with the beginnings of its input and its response."""
         record = self._reading.line(visitor.tenant, batch, line)
         try:
             (content,) = self._objects.read_ranges(
@@ -171,6 +171,9 @@ class BatchBrowser:
     def download(
         self, visitor: Visitor, batch: BatchId, role: str
     ) -> tuple[StoredFile, Iterator[bytes]]:
-        """Return the input, output or error file and its bytes, and tell the audit log."""
+        """Return a batch's file and its bytes, and record the download in the audit log.
+
+        `role` is input, output or error.
+        """
         file = self._reading.file(visitor.tenant, batch, role, visitor.name)
         return file, self._objects.stream(file.object_key)

@@ -1,4 +1,4 @@
-"""One batch and its lines, for the portal."""
+"""A batch and its requests, for the portal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOTES = """
 SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
 WHERE batch_id = :batch AND kind IN ('interrupted', 'escalated') ORDER BY id DESC LIMIT :limit
 """
-# An answer that is an HTTP error says why in its body.
+# The body of an HTTP error states its reason.
 ERRORS = """
 SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
   SELECT line, coalesce(error_code, 'http_' || status_code, 'unknown') AS code,
@@ -65,13 +65,13 @@ WHERE b.id = :batch
 """)
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
-# What is looked for by name is found by walking the batch, and no further: an index on names would
-# cost every split more than all searches.
+# A search by custom_id scans the requests of one batch: an index would cost every split more than
+# all searches.
 _NAMED_HERE = "AND starts_with(found.custom_id, :custom_id)"
 _NAMED = """AND starts_with((SELECT custom_id FROM requests r
       WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
-# Lines that were dropped by a cancellation or at the deadline are in no table but requests. Selects
-# of one value, where NOT EXISTS would become joins that read all of a table.
+# Requests dropped by a cancellation or at the deadline are only in `requests`. The scalar subqueries
+# replace NOT EXISTS, which would become joins that read a whole table.
 _OF_STATUS = {
     None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",
     RequestStatus.QUEUED: """SELECT line FROM queue AS found
@@ -108,8 +108,8 @@ ORDER BY p.line
     for status, found in _OF_STATUS.items()
     for is_search in (False, True)
 }
-"""The statement for each status, without and with a name: a walk of the one table that has just
-such lines."""
+"""The statement for each status, without and with a custom_id: a scan of the table that holds just
+the requests in that status."""
 LINE = f"""
 SELECT s.*, b.input_key, f.request_id, left(f.body, {MOST_SHOWN}) AS body,
   coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
@@ -139,7 +139,7 @@ class BatchDetailStore:
         self._engine = engine
 
     def details(self, scope: TenantId | None, batch: BatchId) -> BatchDetails:
-        """Return all of a batch but its lines; raises NotFound."""
+        """Return a batch without its requests; raises NotFound."""
         with looking(self._engine, scope) as connection:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
@@ -172,7 +172,7 @@ class BatchDetailStore:
         after: int,
         limit: int,
     ) -> Sequence[RequestState]:
-        """Return up to `limit` lines behind line `after`, in input order."""
+        """Return up to `limit` requests after line `after`, in input order."""
         parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
         if custom_id:
             parameters["custom_id"] = custom_id
@@ -181,7 +181,7 @@ class BatchDetailStore:
             return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
-        """Return a line with the beginning of its answer; raises NotFound."""
+        """Return a request with the beginning of its response; raises NotFound."""
         parameters = {"batch": batch, "line": line}
         with looking(self._engine, scope) as connection:
             row = connection.execute(_LINE, parameters).one_or_none()
@@ -204,7 +204,7 @@ class BatchDetailStore:
             )
 
     def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
-        """Return a file to download, and tell the audit log; raises NotFound."""
+        """Return a file, and record its download in the audit log; raises NotFound."""
         with looking(self._engine, scope) as connection:
             row = connection.execute(_FILE, {"batch": batch, "role": role}).one_or_none()
             if row is None:
@@ -237,7 +237,7 @@ def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) 
 def _workers(
     connection: Connection, scope: TenantId | None, leases: Sequence[UUID | None]
 ) -> dict[UUID | None, str]:
-    """Return what workers are called: by name for an operator, by lease for a tenant."""
+    """Return labels of workers: their names for an operator, lease ids for a tenant."""
     known: dict[UUID | None, str] = {
         lease: f"worker {lease.hex[-8:]}" for lease in leases if lease is not None
     }

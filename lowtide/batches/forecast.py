@@ -1,4 +1,4 @@
-"""Forecasts of when batches will complete, from the open work of all tenants."""
+"""Forecasts of batch completion, from the open work of all tenants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Workers of a pool that run now, and the lines a second that each ends."""
+    """The running workers of a pool, and the requests per second that each settles."""
 
     replicas: int
     rate: float
@@ -40,10 +40,10 @@ def expected_completion(
     *,
     attempts: float = 1.0,
 ) -> datetime | None:
-    """Return when a batch ends if the replicas that run now go on as they do.
+    """Return the completion time of a batch if the running replicas keep their rates.
 
-    `lines_ahead` are open lines of batches that are due earlier; `attempts` is how often a line is
-    run on average until it ends. None while nothing runs.
+    `lines_ahead` are open requests of batches with earlier deadlines; `attempts` is the mean number
+    of attempts per request. None if nothing runs.
     """
     if open_lines <= 0:
         return now
@@ -61,9 +61,9 @@ _MIXED = ""
 
 @dataclass(frozen=True, slots=True)
 class OpenWork:
-    """Open batches that are due at the same time and run the same model; None is not known yet.
+    """Open batches with the same deadline and model; a model of None is not known yet.
 
-    `lines` have no result yet; so far lines `ended` or were `retried`.
+    `lines` counts requests without a result; `ended` and `retried` count those so far.
     """
 
     deadline: datetime
@@ -75,10 +75,10 @@ class OpenWork:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """One look, at the database's time `at`; `work` covers every batch, also the one asked for.
+    """The open work of all batches, the workers and their rates, at the database's time `at`.
 
-    `workers` are those alive whose engine is there, `rates` what was measured, by pool and model ("" for several). Workers
-    of `paused` pools end what they hold, and nothing more.
+    `workers` counts live workers whose engine responds; `rates` are measured, by pool and model (""
+    for several). Workers of `paused` pools finish their claims and claim nothing more.
     """
 
     at: datetime
@@ -89,14 +89,14 @@ class Outlook:
 
     @property
     def demand(self) -> tuple[Demand, ...]:
-        """The open lines by deadline."""
+        """The open requests by deadline."""
         return tuple(Demand(work.deadline, work.lines) for work in self.work)
 
     def eta(self, batch: Batch, prior: float) -> datetime | None:
-        """Return when a batch will probably be done; None unless it is in progress and workers run.
+        """Return the expected completion of a batch; None unless in progress and workers run.
 
-        `prior` is the rate of a replica that was never measured, in lines a second. Lines that
-        started on dedicated stay there: no worker of spot ends them.
+        `prior` is the rate of an unmeasured replica, in requests per second. Requests that started
+        in dedicated stay there: spot workers never run them.
         """
         if batch.status is not BatchStatus.IN_PROGRESS:
             return None
@@ -113,7 +113,7 @@ class Outlook:
         )
 
     def measured(self, capacity: Capacity) -> Capacity:
-        """Return the configured capacity as measured, the way the scheduler counts on it."""
+        """Return the capacity with measured rates, as the scheduler computes it."""
         ended, retried = self._tries()
         dedicated = {
             model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
@@ -134,7 +134,7 @@ class Outlook:
         return sum(work.ended for work in self.work), sum(work.retried for work in self.work)
 
     def _rate(self, pool: Pool, prior: float) -> float:
-        """Return the lines a second of a replica, over the models as they are open."""
+        """Return the requests per second of a replica, weighted by the open work of each model."""
         lines = sum(work.lines for work in self.work)
         seconds = sum(work.lines / self._model_rate(pool, work.model, prior) for work in self.work)
         return lines / seconds if seconds > 0 else self._model_rate(pool, None, prior)
@@ -156,7 +156,7 @@ _RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service
 
 
 def read_outlook(connection: Connection) -> Outlook:
-    """Return what lies ahead as the caller's transaction sees it."""
+    """Read the outlook in the caller's transaction."""
     rows = connection.execute(_WORK).all()
     return Outlook(
         at=rows[0].at,
@@ -181,7 +181,7 @@ class OutlookStore:
         self._engine = engine
 
     def look(self) -> Outlook:
-        """Return the open work of all tenants, the workers that run and their rates."""
+        """Return the open work of all tenants, the running workers and their rates."""
         with begin(self._engine) as connection:
             return read_outlook(connection)
 
@@ -190,9 +190,9 @@ _MAX_AGE_SECONDS = 2.0
 
 
 class Forecaster:
-    """Tells when batches will be done. Clients poll: a look at all tenants serves for 2 seconds.
+    """Estimate the completion of batches. The outlook is cached for 2 seconds, as clients poll.
 
-    `prior` is the rate of a replica that was never measured, in lines a second.
+    `prior` is the rate of an unmeasured replica, in requests per second.
     """
 
     def __init__(
@@ -208,13 +208,13 @@ class Forecaster:
         self._seen: tuple[float, Outlook] | None = None
 
     def with_eta(self, batch: Batch) -> Batch:
-        """Return the batch with its eta."""
+        """Return the batch with its ETA."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
         return replace(batch, eta=self._outlook().eta(batch, self._prior))
 
     def measured_rate(self, model: str | None) -> float | None:
-        """Return the requests a second of a replica that runs a model; None where none was measured."""
+        """Return a replica's measured requests per second for a model; None if unmeasured."""
         rates = self._outlook().rates
         for pool in Pool:
             for name in (model, ""):

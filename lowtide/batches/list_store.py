@@ -1,7 +1,7 @@
-"""Lists of batches, filtered and in pages, for the portal.
+"""Filtered, paged lists of batches, for the portal.
 
-A page is found in `batches` alone, in the order of an index; only then are its batches' tallies
-summed. A filter is a condition on the rows of that walk.
+A page is selected from `batches` alone, in the order of an index; only then are the tallies of its
+batches summed. A filter is a condition on the rows of that index scan.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RANK = (
     "(CASE WHEN status IN ('validating', 'in_progress', 'finalizing', 'cancelling') "
     "THEN 1 ELSE 0 END)"
 )
-# As Batch.sla_state has it.
+# Must match Batch.sla_state.
 _SLA = """CASE WHEN status = 'expired' THEN 'Breached'
       WHEN status IN ('completed', 'failed', 'cancelled') THEN
         CASE WHEN coalesce(completed_at, failed_at, cancelled_at) > deadline THEN 'Breached'
@@ -58,7 +58,7 @@ ORDER BY {by.replace(_RANK, "p.rank").replace("id", "p.id")}
 """  # noqa: S608
     for order, (behind, by) in _ORDERS.items()
 }
-"""The statement of each order."""
+"""The statement for each order."""
 _PAGES = {order: text(statement) for order, statement in PAGES.items()}
 COUNT = f"SELECT count(*) FROM (SELECT 1 FROM batches WHERE {_MATCHES} LIMIT :most) m"  # noqa: S608
 _COUNT = text(COUNT)
@@ -86,7 +86,7 @@ class BatchListStore:
         after: BatchMark | None,
         limit: int,
     ) -> Sequence[Batch]:
-        """Return up to `limit` batches behind `after`."""
+        """Return up to `limit` batches that follow `after`."""
         parameters = _parameters(scope, wanted) | {
             "after": None if after is None else after.batch,
             "limit": limit,
@@ -97,7 +97,7 @@ class BatchListStore:
             return [batch_of(row) for row in connection.execute(_PAGES[order], parameters)]
 
     def count(self, scope: TenantId | None, wanted: BatchFilter, *, most: int) -> int:
-        """Return how many batches match, or `most` when there are more."""
+        """Count matching batches, up to `most`."""
         with looking(self._engine, scope) as connection:
             found: int = connection.execute(
                 _COUNT, _parameters(scope, wanted) | {"most": most}
@@ -117,7 +117,7 @@ class BatchListStore:
             return [(TenantId(row.tenant_id), BatchId(row.id)) for row in rows]
 
     def tenants(self, scope: TenantId | None) -> Mapping[TenantId, str]:
-        """Return the names of tenants that an operator sees; none for anybody else."""
+        """Return the names of all tenants; none for a scope of one tenant."""
         if scope is not None:
             return {}
         with looking(self._engine, scope) as connection:
@@ -126,7 +126,7 @@ class BatchListStore:
 
 def _parameters(scope: TenantId | None, wanted: BatchFilter) -> dict[str, object]:
     return {
-        # Row-level security asks for the same; named, it is found by the tenant's own index.
+        # Row-level security adds the same condition; an explicit one can use the tenant's index.
         "tenant": scope or wanted.tenant,
         "statuses": sorted(wanted.statuses) or None,
         "sla": sorted(wanted.sla) or None,

@@ -1,4 +1,4 @@
-"""Batches: states, and the record that the API shows."""
+"""Batch states and records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BatchStatus(StrEnum):
 
 
 class RequestStatus(StrEnum):
-    """The states of one line, as the portal shows them."""
+    """The states of a request, as the portal shows them."""
 
     QUEUED = "Queued"
     RUNNING = "Running"
@@ -41,7 +41,7 @@ class RequestStatus(StrEnum):
 
 
 class SlaState(StrEnum):
-    """Where a batch stands against its deadline."""
+    """The state of a batch relative to its deadline."""
 
     IN_PROGRESS = "In progress"
     AT_RISK = "At risk"
@@ -63,7 +63,7 @@ BATCH_TRANSITIONS: Final[dict[BatchStatus, frozenset[BatchStatus]]] = {
     BatchStatus.EXPIRED: frozenset(),
     BatchStatus.CANCELLED: frozenset(),
 }
-"""The status machine; every UPDATE of a status guards on the states before it."""
+"""The state machine; every UPDATE of a status guards on the preceding states."""
 
 FINAL_STATUSES: Final = frozenset(
     status for status, following in BATCH_TRANSITIONS.items() if not following
@@ -82,16 +82,16 @@ SHOWN_AS: Final[dict[BatchStatus, RequestStatus]] = {
     BatchStatus.EXPIRED: RequestStatus.FAILED,
     BatchStatus.CANCELLED: RequestStatus.FAILED,
 }
-"""How the portal names a batch beside its exact status."""
+"""The portal's name for a batch status, shown beside the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch about to be created; `output_expires_after` is in seconds, None keeps its files.
+    """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
-    `idempotency_digest` is that of the body that came with the key; None fits any.
-    Its lines start in `pool`; those that start on dedicated stay there. The audit log names `actor`;
-    None leaves that to the caller.
+    `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
+    `pool`; those that start in dedicated stay there. `actor` is recorded in the audit log; with None
+    the caller records the creation.
     """
 
     id: BatchId
@@ -113,12 +113,12 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it stands. Counts add up: completed + failed <= total, equal when final.
+    """The current state of a batch; completed + failed <= total, equal when final.
 
-    `cached_tokens` are part of the input's, `reasoning_tokens` of the output's.
-    `spot_seconds` and `dedicated_seconds` are its results' part of the replicas' time; `eta` is when
-    it will probably be done, None when it is over or nobody can tell; `trace` is what all its work
-    continues; `pool` is where its lines started.
+    `cached_tokens` are part of the input tokens, `reasoning_tokens` of the output tokens.
+    `spot_seconds` and `dedicated_seconds` are its results' share of replica time; `eta` is the
+    expected completion, None if final or unknown; `trace` is the context that its work continues;
+    `pool` is the pool in which its requests started.
     """
 
     id: BatchId
@@ -163,12 +163,12 @@ class Batch:
 
     @property
     def ended_at(self) -> datetime | None:
-        """When the batch reached its final state."""
+        """The time at which the batch reached its final state."""
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
     @property
     def sla_state(self) -> SlaState:
-        """Where the batch stands against its deadline; a failed file breaks no promise."""
+        """The state relative to the deadline; a batch with an invalid file, failed in time, met it."""
         if self.status is BatchStatus.EXPIRED:
             return SlaState.BREACHED
         if self.status in FINAL_STATUSES:

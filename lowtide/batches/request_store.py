@@ -1,4 +1,4 @@
-"""Reading the requests and results of a batch; long answers in pieces."""
+"""Reading the requests and results of a batch, long responses in pieces."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 LONG_BYTES: Final = 1 << 20
 SHORT_BODY: Final = f"CASE WHEN octet_length(body) <= {LONG_BYTES} THEN body END"
-"""The body of a row of `results`, NULL where it is long."""
+"""SQL for the body of a row of `results`, NULL if it is long."""
 IS_LONG: Final = f"coalesce(octet_length(body) > {LONG_BYTES}, false)"
 
-# In characters. The server unpacks an answer whole and counts its way to each piece anew, so that
-# smaller ones would take long.
+# In characters. For each piece the server decompresses the whole response and counts characters up
+# to the piece, so smaller pieces would be slow.
 _PIECE: Final = 2 << 20
 _BODY = text("""
 SELECT substr(body, cast(:start AS integer), cast(:length AS integer)) FROM results
@@ -41,7 +41,7 @@ WHERE batch_id = :batch AND line = :line
 def body_in_pieces(
     transaction: Callable[[], AbstractContextManager[Connection]], batch: BatchId, line: int
 ) -> Iterator[str]:
-    """Yield an answer's body; raises NotFound when it is deleted meanwhile."""
+    """Yield the body of a response in pieces; raises NotFound if it is deleted meanwhile."""
     last = False
 
     def read(start: int) -> str:
@@ -50,7 +50,7 @@ def body_in_pieces(
         last = len(piece) < _PIECE
         return piece
 
-    # No frame of a generator holds a piece while its reader takes the time it needs.
+    # Unlike a generator's frame, map keeps no reference to a piece while its reader is busy.
     return map(read, takewhile(lambda _: not last, count(1, _PIECE)))
 
 
@@ -78,9 +78,9 @@ WHERE batch_id = :batch AND line > :after
 ORDER BY line LIMIT :limit
 """
 _PAGE = text(PAGE)
-# A transaction that is still open may yet commit results before ones that are visible already. The
-# snapshot's xmin is the oldest of those: below it the order is final.
-# A page ends early where bodies are long.
+# An open transaction may still commit results that sort before visible ones. The snapshot's xmin is
+# the oldest open transaction: below it the order is final.
+# A page ends early if bodies are long.
 RESULTS = f"""
 SELECT f.line, r.custom_id, f.status_code, f.request_id, {SHORT_BODY} AS body, f.error_code,
   f.error_message, {IS_LONG} AS is_long,
@@ -122,7 +122,7 @@ class RequestStore:
         status: RequestStatus | None,
         pool: Pool | None,
     ) -> Sequence[RequestState]:
-        """Return up to `limit` lines behind line `after`, in input order."""
+        """Return up to `limit` requests after line `after`, in input order."""
         parameters = {
             "batch": batch,
             "after": after,
@@ -137,12 +137,12 @@ class RequestStore:
     def results(
         self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results committed behind `cursor`; the audit log hears of any.
+        """Return up to `limit` results committed after `cursor`, and record them in the audit log.
 
-        There are fewer where bodies are long, and long ones are left out.
+        A page with long bodies has fewer results, and long bodies are omitted.
         """
         with acting_for(self._engine, tenant) as connection:
-            # Asked first: a batch that is final now gets no result that the next could miss.
+            # Must be first: a final batch gets no more results that the next query could miss.
             status = connection.execute(_STATUS, {"batch": batch}).scalar_one()
             ended = BatchStatus(status) in FINAL_STATUSES
             rows = connection.execute(

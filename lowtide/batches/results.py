@@ -1,4 +1,4 @@
-"""Requests and results of a batch: their states, cursors, and lines of output and error files."""
+"""Requests and results of a batch: states, cursors, and the lines of output and error files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One line of a batch that is over; `body` is the engine's JSON, exactly as it came.
+    """A finished request; `body` is the engine's unchanged JSON.
 
-    `status_code` is None when no answer ever came; `error_code` then says why. The body of one that
-    `is_long` is left out, and read in pieces where it is wanted.
+    `status_code` is None without a response; `error_code` then is the reason. A long body is omitted
+    (`is_long`), to be read in pieces.
     """
 
     number: int
@@ -41,7 +41,7 @@ class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it belongs in the output file rather than in the error file."""
+        """True if it belongs in the output file, False if in the error file."""
         return self.status_code is not None and 200 <= self.status_code < 300
 
 
@@ -55,17 +55,17 @@ NEVER_RAN: dict[BatchStatus, tuple[str, str]] = {
         "This request could not be executed before the completion window expired.",
     ),
 }
-"""Code and message of lines that a batch ended without."""
+"""Error code and message of requests that had not run when their batch ended."""
 
 
-# In JSON these stand only in strings: it has every control character of ASCII escaped already.
+# In JSON these occur only in strings, where ASCII control characters are escaped already.
 _SEPARATORS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
 
 
 def escape_separators(text: str) -> str:
-    """Return JSON whose strings escape what `str.splitlines` and many readers of lines end one at.
+    """Escape U+0085, U+2028 and U+2029 in JSON strings.
 
-    Those characters are U+0085, U+2028 and U+2029; parsed, the text is the same as before.
+    `str.splitlines` and many line readers split at these characters. The parsed JSON is unchanged.
     """
     if "\u2028" in text or "\u2029" in text or "\x85" in text:
         return text.translate(_SEPARATORS)
@@ -73,9 +73,10 @@ def escape_separators(text: str) -> str:
 
 
 def render(batch: BatchId, line: FinishedLine) -> bytes:
-    """Return the line with its newline; the body is embedded as it is, but for its separators.
+    """Render a line of an output or error file, with its newline.
 
-    Where the engine named no request, the line's own id stands for it.
+    The body is embedded unchanged except for separators. The request's own id is used if the engine
+    returned no request id.
     """
     request_id = format_request_id(batch, line.number)
     if line.status_code is None or line.body is None:
@@ -88,7 +89,7 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
 def render_in_pieces(
     batch: BatchId, line: FinishedLine, body: Callable[[int], Iterable[str]]
 ) -> Iterator[bytes]:
-    """Yield what `render` returns; `body` returns the pieces of a long answer by line."""
+    """Yield the line that `render` returns, in pieces; `body` yields a long body by line."""
     if not line.is_long:
         yield render(batch, line)
         return
@@ -100,7 +101,7 @@ def render_in_pieces(
 def render_all(
     batch: BatchId, lines: Iterable[FinishedLine], body: Callable[[int], Iterable[str]]
 ) -> Iterator[bytes]:
-    """Yield lines in blocks: short ones together, a long one in pieces."""
+    """Yield rendered lines in blocks: short ones joined, a long one in pieces."""
     for is_long, run in groupby(lines, key=attrgetter("is_long")):
         if is_long:
             for line in run:
@@ -119,7 +120,7 @@ def _before_body(batch: BatchId, line: FinishedLine) -> str:
 
 
 def encode_escaped(text: str) -> bytes:
-    """Return JSON in UTF-8, as `escape_separators` leaves it."""
+    """Encode JSON as UTF-8, with separators escaped."""
     return escape_separators(text).encode()
 
 
@@ -132,7 +133,7 @@ def _text(value: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """One line as it stands; `pool` is None for a line that was dropped before it ran."""
+    """The current state of a request; `pool` is None for one dropped before it ran."""
 
     line: int
     custom_id: str
@@ -151,10 +152,10 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class ResultCursor:
-    """A place in the order in which results were committed.
+    """A position in the commit order of results.
 
-    Reading from here on misses nothing: `transaction` only ever covers what is committed, and what
-    commits later comes later.
+    Reading on from it misses nothing: `transaction` covers only committed results, and later commits
+    sort after it.
     """
 
     transaction: int = 0
@@ -166,7 +167,7 @@ class ResultCursor:
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """Results in commit order, where to go on, and whether these were the last there will be."""
+    """Results in commit order, with the next cursor; `complete` is True after the last result."""
 
     lines: tuple[FinishedLine, ...]
     cursor: ResultCursor
@@ -174,7 +175,7 @@ class ResultPage:
 
 
 def parse_cursor(text: str) -> ResultCursor | None:
-    """Return the cursor behind its text, or None when `text` is not one."""
+    """Parse a cursor; return None if `text` is not one."""
     transaction, dot, line = text.partition(".")
     if not dot or not all(part.isascii() and part.isdigit() for part in (transaction, line)):
         return None

@@ -38,10 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What a caller asks for; None takes the default.
+    """The parameters of a new batch; None takes the default.
 
-    With `joins_trace` the batch's work continues the caller's own trace, else that of its file. The
-    audit log names `actor`. `idempotency_digest` is that of the body that came with the key.
+    With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
+    is recorded in the audit log. `idempotency_digest` is that of the body sent with the key.
     """
 
     input_file_id: str
@@ -58,7 +58,7 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchRules:
-    """What this server takes; windows in seconds. Without `admission` nothing is promised."""
+    """The server's limits; windows in seconds. Without `admission` deadlines are not checked."""
 
     endpoints: tuple[str, ...]
     shortest_window: int
@@ -91,15 +91,15 @@ class Batches:
         self._tracer = tracer
 
     def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
-        """Create a batch, or return the one that has the same idempotency key.
+        """Create a batch, or return the one with the same idempotency key.
 
-        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
-        tenant, or Conflict when admission is strict and the deadline cannot be held.
+        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
+        over a limit of the tenant, or Conflict if strict admission rejects the deadline.
         """
         try:
             return self._create(tenant, wanted)
         except NotFound:
-            # A retry asks for the batch that there is: its input may be deleted by now.
+            # A retry gets the existing batch, whose input file may have been deleted.
             first = self._ledger.created_under(
                 tenant, wanted.idempotency_key, wanted.idempotency_digest
             )
@@ -167,15 +167,15 @@ class Batches:
     def page(
         self, tenant: TenantId, *, after: BatchId | None, limit: int
     ) -> tuple[Sequence[Batch], bool]:
-        """Return up to `limit` batches behind `after`, newest first, and whether there are more."""
+        """Return up to `limit` batches that follow `after`, newest first, and whether more follow."""
         found = self._ledger.page(tenant, after=after, limit=limit + 1)
         shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
         return shown, len(found) > limit
 
     def cancel(self, tenant: TenantId, batch: BatchId, actor: str | None = None) -> Batch:
-        """Start cancelling a batch; cancelling it again changes nothing. The audit log names `actor`.
+        """Start cancelling a batch; cancelling it again changes nothing.
 
-        Raises NotFound, or Conflict when it is over.
+        `actor` is recorded in the audit log. Raises NotFound, or Conflict if the batch is final.
         """
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         cancelled, drained = self._ledger.cancel(tenant, batch, event, actor)
@@ -201,7 +201,7 @@ class Batches:
 
 
 class Requests:
-    """The lines of tenants' batches."""
+    """The requests of tenants' batches."""
 
     def __init__(self, ledger: BatchStore, catalog: RequestStore) -> None:
         self._ledger = ledger
@@ -217,7 +217,7 @@ class Requests:
         status: RequestStatus | None,
         pool: Pool | None,
     ) -> tuple[Sequence[RequestState], bool]:
-        """Return up to `limit` lines behind line `after`, and whether there are more.
+        """Return up to `limit` requests after line `after`, and whether more follow.
 
         Raises NotFound for an unknown batch.
         """
@@ -230,15 +230,14 @@ class Requests:
     def results(
         self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, *, actor: str
     ) -> ResultPage:
-        """Return up to `limit` results behind `cursor`, and tell the audit log of them.
+        """Return up to `limit` results after `cursor`, and record the download in the audit log.
 
-        There are fewer where bodies are long, and long ones are left out.
-
-        Raises NotFound for an unknown batch.
+        A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
+        an unknown batch.
         """
         self._ledger.get(tenant, batch)
         return self._catalog.results(tenant, batch, cursor, limit, actor)
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
-        """Yield a body that `results` left out, in pieces; raises NotFound."""
+        """Yield a body that `results` omitted, in pieces; raises NotFound."""
         return self._catalog.body(tenant, batch, line)

@@ -1,4 +1,4 @@
-"""The records of batches as users see them."""
+"""The records of batches, as users see them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SELECT * FROM batch_states
 WHERE tenant_id = :tenant AND (cast(:after AS uuid) IS NULL OR id < :after)
 ORDER BY id DESC LIMIT :limit
 """)
-# FOR KEY SHARE: the file cannot be deleted until this batch is there to protect it.
+# FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.
 _INPUT = text("""
 SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
 """)
@@ -50,7 +50,7 @@ ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 _BY_IDEMPOTENCY_KEY = text("""
 SELECT * FROM batch_states WHERE tenant_id = :tenant AND idempotency_key = :key
 """)
-# Not an expiring batch: two finalizers would write its error file with different reasons.
+# Excludes expiring batches: two finalizers would write the error file with different reasons.
 _CANCEL = text("""
 UPDATE batches SET status = 'cancelling', cancelling_at = now()
 WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
@@ -72,9 +72,10 @@ class BatchStore:
     def create(
         self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
     ) -> tuple[Batch, bool]:
-        """Record a batch and its event; the same idempotency key returns the first one.
+        """Record a batch and its event, or return the one with the same idempotency key.
 
-        Raises IdempotencyKeyReused when that was another body's.
+        The flag is True for a new batch. Raises IdempotencyKeyReused if the body differs, NotFound
+        for an unknown file, and the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
             source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
@@ -94,7 +95,7 @@ class BatchStore:
     def created_under(
         self, tenant: TenantId, key: str | None, digest: bytes | None
     ) -> Batch | None:
-        """Return the batch with this idempotency key; raises IdempotencyKeyReused for another body's."""
+        """Return the batch with this idempotency key; raises IdempotencyKeyReused."""
         with acting_for(self._engine, tenant) as connection:
             first = _first(connection, tenant, key).one_or_none()
         if first is None:
@@ -108,7 +109,7 @@ class BatchStore:
             return _load(connection, batch)
 
     def page(self, tenant: TenantId, *, after: BatchId | None, limit: int) -> Sequence[Batch]:
-        """Return up to `limit` batches behind `after`, newest first."""
+        """Return up to `limit` batches that follow `after`, newest first."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_PAGE, {"tenant": tenant, "after": after, "limit": limit})
             return [batch_of(row) for row in rows]
@@ -116,10 +117,10 @@ class BatchStore:
     def cancel(
         self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
     ) -> tuple[Batch, bool]:
-        """Start cancelling; record `event` when nothing is running any more."""
+        """Start cancelling a batch; record `event` if no request is running."""
         with acting_for(self._engine, tenant) as connection:
-            # The status changes first: from then on no line of the batch can be queued again, so
-            # what the next statements see is all there will be.
+            # The status changes first: after that no request of the batch can be queued again, and
+            # the next statements see all of them.
             changed = connection.execute(_CANCEL, {"id": batch}).rowcount == 1
             if not changed:
                 return _not_cancellable(_load(connection, batch)), False
@@ -144,9 +145,9 @@ def insert_batch(
     lines: int,
     policy: AdmissionPolicy | None = None,
 ) -> bool:
-    """Record a batch in the caller's transaction; False when its idempotency key is taken.
+    """Record a batch in the caller's transaction; return False if its idempotency key is taken.
 
-    Raises what `admit_batch` raises when there is no room for its lines.
+    Raises the errors of `admit_batch` if there is no room for its requests.
     """
     at_risk = admit_batch(connection, batch, lines, policy)
     parameters = _parameters(batch, input_key) | {"at_risk": at_risk}

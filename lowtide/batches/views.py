@@ -1,4 +1,4 @@
-"""Batches as lists and details show them."""
+"""Views of batches: filters, pages and details."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 COUNTED: Final = 1000
-"""How far matches are counted; more are `1000+`."""
+"""Max count of matches; more are shown as `1000+`."""
 
 
 class BatchOrder(StrEnum):
-    """By creation, or what is not over first and by creation within."""
+    """Orders of a list: by creation, or active batches first and then by creation."""
 
     ACTIVE = "active"
     NEWEST = "newest"
@@ -31,7 +31,7 @@ class BatchOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchFilter:
-    """What batches are wanted; nothing named is no condition. `user` is a part of the user's id."""
+    """A filter for batches; an empty field matches any. `user` is a part of the user's id."""
 
     statuses: frozenset[BatchStatus] = frozenset()
     sla: frozenset[SlaState] = frozenset()
@@ -41,7 +41,7 @@ class BatchFilter:
 
 @dataclass(frozen=True, slots=True)
 class BatchMark:
-    """Where a page ended: at this batch, which was active or was not."""
+    """The end of a page: its last batch, which was active or not."""
 
     batch: BatchId
     active: bool = False
@@ -51,13 +51,13 @@ class BatchMark:
 
 
 def mark_of(batch: Batch) -> BatchMark:
-    """Return the mark at a batch."""
+    """Return the mark of a batch."""
     return BatchMark(batch.id, batch.status not in FINAL_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
 class CancelPlan:
-    """What would be cancelled: `unchanged` are over or cancelling already, `more` need another call."""
+    """Batches to cancel; `unchanged` are final or cancelling, `more` if another call is needed."""
 
     batches: tuple[BatchId, ...]
     unchanged: int
@@ -67,14 +67,14 @@ class CancelPlan:
 MOST_NOTES: Final = 20
 MOST_ERRORS: Final = 5
 MOST_SHOWN: Final = 200_000
-"""How many bytes of an input, and characters of an output, are shown; the files have the rest."""
+"""Max bytes of an input, and characters of an output, shown; the files have the rest."""
 ERRORS_FROM: Final = 10_000
-"""Of how many failed lines errors are counted, in input order."""
+"""Max number of failed requests whose errors are counted, in input order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that happened to lines; `line` is None when it happened to several at once."""
+    """An event of requests; `line` is None if it concerns several."""
 
     kind: str
     pool: Pool
@@ -87,7 +87,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class TopError:
-    """An error that lines ended with, and the first of them."""
+    """An error of failed requests, their number, and the first line."""
 
     code: str
     message: str
@@ -97,7 +97,7 @@ class TopError:
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """A file of a batch: `role` is input, output or error. `bytes` is None once it is deleted."""
+    """A file of a batch; `role` is input, output or error, `bytes` is None once it is deleted."""
 
     role: str
     id: FileId
@@ -106,7 +106,7 @@ class BatchFile:
 
 @dataclass(frozen=True, slots=True)
 class BatchDetails:
-    """One reading, at the database's time `at`; `notes` are the newest, newest first."""
+    """The details of a batch at the database's time `at`; `notes` are the latest, newest first."""
 
     at: datetime
     batch: Batch
@@ -119,15 +119,15 @@ class BatchDetails:
     cost: Cost | None = None
 
     def priced(self, batch: Batch, cost: Cost) -> BatchDetails:
-        """Return this with the batch as forecast, and what it costs."""
+        """Return a copy with the forecast batch and its cost."""
         return replace(self, batch=batch, cost=cost)
 
 
 @dataclass(frozen=True, slots=True)
 class LineRecord:
-    """A line with its answer; `start` and `length` say where its bytes lie in `input_key`.
+    """A request with its response; `start` and `length` locate its bytes in `input_key`.
 
-    `body` is the first MOST_SHOWN characters of the answer, which has `body_bytes` in all.
+    `body` is the first MOST_SHOWN characters of a response of `body_bytes` bytes.
     """
 
     state: RequestState
@@ -145,7 +145,7 @@ class LineRecord:
 
 @dataclass(frozen=True, slots=True)
 class LineDetails:
-    """A line with its first MOST_SHOWN bytes, None when the input file is gone."""
+    """A request with the first MOST_SHOWN bytes of its input, None if the input file is gone."""
 
     record: LineRecord
     input: bytes | None

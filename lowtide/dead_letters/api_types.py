@@ -57,7 +57,7 @@ class LastError(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterDetails(DeadLetter, kw_only=True):
-    """A dead letter with its line, null if the input file is gone, and its last response or error."""
+    """A dead letter with its line, null if the input file is gone, and its last response."""
 
     input: msgspec.Raw
     response: LastAnswer | None

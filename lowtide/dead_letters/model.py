@@ -109,7 +109,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """The number of letters moved from one batch to another; `batch` is None until it is created."""
+    """The number of letters requeued from one batch to another; None for one not created yet."""
 
     source: BatchId
     batch: BatchId | None

@@ -123,7 +123,7 @@ class Requeuer:
         """Requeue open letters; letters requeued before are not requeued again.
 
         Raises NotFound for an unknown letter, IdempotencyKeyReused, InvalidRequest, TooManyRequests
-        over a tenant's limit, Unavailable while other calls change the same letters, and Conflict if
+        over a tenant's limit, Unavailable while other calls change the same letters, or Conflict if
         an input file is gone, the pool has no replicas, or strict admission rejects the deadline.
         """
         with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):

@@ -108,7 +108,7 @@ class RequeueStore:
         return found.selection()
 
     def matching(self, tenant: TenantId, wanted: LetterFilter, *, most: int) -> Selection:
-        """Select the oldest `most` open letters that match a filter, and count the remaining ones."""
+        """Select the oldest `most` open letters that match a filter, and count the rest."""
         still_open = LetterFilter(wanted.batch, wanted.error_code, LetterState.OPEN)
         parameters = matches(tenant, still_open)
         with acting_for(self._engine, tenant) as connection:

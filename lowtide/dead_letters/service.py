@@ -104,7 +104,7 @@ class DeadLetters:
     def download(
         self, tenant: TenantId, wanted: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
-        """Return the content of letters, in order of batch and line, and record it in the audit log.
+        """Stream letters in order of batch and line, and record the download in the audit log.
 
         Raises Conflict if an input file is gone.
         """

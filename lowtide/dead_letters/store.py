@@ -144,7 +144,7 @@ class DeadLetterStore:
             return [BatchId(row) for row in rows]
 
     def places(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[Sequence[LetterPlace]]:
-        """Yield pages of matching letters in order of batch and line, each in its own transaction."""
+        """Yield pages of matching letters in order of batch and line, one transaction each."""
         batch, line = _FIRST
         while True:
             parameters = matches(tenant, wanted) | {

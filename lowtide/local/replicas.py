@@ -127,10 +127,11 @@ class Scaler:
                 self._log.line("autoscaler", f"{self._replicas.name}: no metric, replicas held")
             memory = autoscaler.decide(self.policy, memory, value, time.monotonic())
             if memory.replicas != self._replicas.wanted:
+                reason = "without a metric" if value is None else f"for {value:g} requests"
                 self._log.line(
                     "autoscaler",
                     f"{self._replicas.name}: {self._replicas.wanted} -> {memory.replicas} "
-                    f"replicas for {value:g} lines",
+                    f"replicas {reason}",
                 )
                 self._replicas.scale(memory.replicas)
             await asyncio.sleep(self.policy.interval)

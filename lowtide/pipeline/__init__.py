@@ -1,1 +1,1 @@
-"""From a file to queued requests, and from results to a file."""
+"""The pipeline: input files to queued requests, results to output files."""

@@ -1,4 +1,4 @@
-"""Reading what a batch produced, and closing it."""
+"""Storage for finalizing: a batch's results, and its closing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FinalJob:
-    """A drained batch to close; `final_status` is how it ends, `files_expire_at` when its files do."""
+    """A drained batch to close, with its final status and the expiry of its files."""
 
     batch: BatchId
     tenant: TenantId
@@ -45,8 +45,8 @@ FROM batches
 WHERE id = :batch AND drained_at IS NOT NULL
   AND status IN ('finalizing', 'cancelling', 'in_progress')
 """)
-# Statistics older than a batch tell the planner that it has no rows, and a plain join then reads
-# the whole batch once per line. OFFSET 0 keeps it a look-up of each line by key.
+# With statistics older than the batch, the planner expects no rows, and a plain join then reads the
+# whole batch once per request. OFFSET 0 keeps it a lookup of each request by key.
 LINES = """
 SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body, f.error_code, f.error_message,
   f.batch_id IS NOT NULL AS ran
@@ -54,8 +54,8 @@ FROM requests r LEFT JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
 WHERE r.batch_id = :batch AND r.line > :after ORDER BY r.line LIMIT :limit
 """
-# A page as one value takes an eighth of the time that the driver needs for a row a line. It ends
-# early where bodies are long.
+# A page as one value takes an eighth of the time that the driver needs for a row per request. Long
+# bodies end a page early.
 _PAGE = text(f"""
 SELECT json_agg(json_build_array(line, custom_id, status_code, coalesce(request_id, ''),
   {SHORT_BODY},
@@ -94,7 +94,7 @@ class FinalStore:
         self._engine = engine
 
     def job(self, batch: BatchId) -> FinalJob | None:
-        """Return what to finalize; None when the batch is not drained, or is closed already."""
+        """Return the job of a batch; None if it is not drained, or is already closed."""
         with begin(self._engine) as connection:
             row = connection.execute(_JOB, {"batch": batch}).one_or_none()
         if row is None:
@@ -103,11 +103,9 @@ class FinalStore:
         return FinalJob(batch, TenantId(row.tenant_id), ending, row.drained_at, row.files_expire_at)
 
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
-        """Yield every line in input order; those without a result carry code and message given.
+        """Yield every request in input order; those without a result carry the error `never_ran`.
 
-        Long bodies are left out.
-
-        Read in pages, so that neither memory nor a snapshot is held for long.
+        Long bodies are left out. Reads in pages, so that memory is bounded and snapshots are short.
         """
         code, message = never_ran
         after, limit = 0, _FIRST_PAGE
@@ -128,7 +126,7 @@ class FinalStore:
                 return
             lines = _decode_page(page)
             yield from lines
-            # Long bodies end a page early: then fewer are looked at for the next one.
+            # A page that long bodies ended early makes the next one smaller.
             after, limit = lines[-1].number, min(2 * len(lines), _LONGEST_PAGE)
 
     def body(self, job: FinalJob, line: int) -> Iterator[str]:
@@ -145,7 +143,7 @@ class FinalStore:
         error: StoredFile | None,
         event: Event,
     ) -> bool:
-        """Record the files and the final state; False when the batch has moved on meanwhile."""
+        """Record the files and the final status; return False if the batch has moved on."""
         with begin(self._engine) as connection:
             for file in (output, error):
                 if file is not None:

@@ -32,8 +32,8 @@ _BLOCK_BYTES = 1 << 20
 class Finalizer:
     """Closes drained batches.
 
-    Repeatable: the files' ids and bytes depend on the batch alone, so that a second run, even at
-    the same time, writes the same objects, and only one of them changes the batch.
+    Idempotent: the files' ids and bytes depend on the batch alone, so a second run, even a
+    concurrent one, writes the same objects, and only one of the runs changes the batch.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Finalizer:
         self._tracer = tracer
 
     def finalize(self, batch: BatchId) -> None:
-        """Write both files and close the batch; one that is not drained is left as it is."""
+        """Write both files and close the batch; leave one that is not drained as it is."""
         with self._tracer.span("finalize", attributes={BATCH: format_batch_id(batch)}) as span:
             job = self._finals.job(batch)
             if job is not None:
@@ -90,7 +90,7 @@ class Finalizer:
 
 
 class _OutputFile:
-    """A file of results; the object is only made once there is a line for it."""
+    """A file of results; its object is created only if there are lines for it."""
 
     def __init__(
         self, objects: ObjectStore, job: FinalJob, role: str, trace: TraceContext | None
@@ -124,7 +124,7 @@ class _OutputFile:
             self._block.__exit__(kind, error, trace)
 
     def add(self, line: Iterable[bytes]) -> None:
-        """Append a line, of which memory holds a piece at a time."""
+        """Append a line, piece by piece, to bound memory."""
         self.lines += 1
         for piece in line:
             self._pending.append(piece)
@@ -133,7 +133,7 @@ class _OutputFile:
                 self._flush()
 
     def stored(self) -> StoredFile | None:
-        """Return the record of the file; None when it has no lines."""
+        """Return the record of the file; None if it has no lines."""
         if self.lines == 0:
             return None
         return StoredFile(

@@ -71,14 +71,14 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
 class SplitTransaction:
-    """A split under way; nothing of it is visible before the block ends without an exception."""
+    """A split in progress; nothing of it is visible until the block ends without an exception."""
 
     def __init__(self, connection: Connection, job: SplitJob) -> None:
         self._connection = connection
         self.job = job
 
     def write(self, lines: Iterable[InputLine]) -> int:
-        """Take requests as they come; return how many."""
+        """Copy requests into a temporary table as they are read; return how many."""
         source = _CopySource(lines)
         self._connection.execute(_INCOMING)
         cursor: Any = self._connection.connection.cursor()
@@ -91,7 +91,7 @@ class SplitTransaction:
         return source.count
 
     def start(self, total: int, model: str | None) -> bool:
-        """Store and queue what was written; False when the batch was cancelled meanwhile."""
+        """Store and queue what was written; return False if the batch was cancelled meanwhile."""
         self._connection.execute(_STORE, {"batch": self.job.batch, "tenant": self.job.tenant})
         self._connection.execute(_QUEUE, {"batch": self.job.batch})
         started = self._connection.execute(
@@ -108,7 +108,7 @@ class SplitTransaction:
 
 
 class _CopySource:
-    """Rows of COPY's text format. A failing source ends the copy cleanly and is kept for later:
+    """Rows in COPY's text format. An error of the source ends the copy and is kept as `failure`:
 
     an exception inside the driver's copy loop would leave the connection in copy mode.
     """
@@ -140,16 +140,16 @@ def _row(line: InputLine) -> str:
 
 
 class SplitStore:
-    """Splits, one at a time for each batch."""
+    """Transactions of splits, one at a time per batch."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     @contextmanager
     def open(self, batch: BatchId) -> Iterator[SplitTransaction | None]:
-        """Open the transaction of a split; None when there is nothing (more) to split.
+        """Open the transaction of a split; None if there is nothing (left) to split.
 
-        Two deliveries of the same event wait for each other here, and the second finds it done.
+        Of two deliveries of the same event, one waits for the other here, and finds the split done.
         """
         with begin(self._engine) as connection:
             connection.execute(
@@ -166,22 +166,24 @@ class SplitStore:
                 )
 
     def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
-        """Fail a batch whose file cannot be run."""
+        """Fail a batch because of problems in its file."""
         errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
         with begin(self._engine) as connection:
             connection.execute(_REJECT, {"batch": batch, "errors": errors})
 
 
 _log = logging.getLogger(__name__)
-# No later try would find it: the batch must end, and say why.
+# A retry would not find the object either: the batch must fail, with the reason.
 _LOST = Problem(
     "input_missing", "The input file is no longer in the object store: upload it again."
 )
 
 
 class Splitter:
-    """Splits files. One transaction a file: whoever dies half-way leaves nothing, and the event's
-    next delivery starts over."""
+    """Splits files, one transaction per file.
+
+    A process that dies half-way leaves nothing behind, and the event's next delivery starts over.
+    """
 
     def __init__(
         self,
@@ -197,9 +199,9 @@ class Splitter:
         self._tracer = tracer
 
     def split(self, batch: BatchId) -> None:
-        """Queue every line of a batch's file, or fail the batch with all problems found.
+        """Queue every request of a batch's file, or fail the batch with all problems found.
 
-        A batch that was split, failed or cancelled before is left as it is.
+        A batch that was already split, failed or cancelled is left as it is.
         """
         with self._tracer.span("split", attributes={BATCH: format_batch_id(batch)}) as span:
             self._split(batch, span)

@@ -1,4 +1,4 @@
-"""Demand against capacity: what dedicated workers can promise, and the rates measured of them."""
+"""Demand against capacity: the promises of dedicated workers, and their measured rates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What dedicated workers can do. Rates in lines per second a replica, times in seconds.
+    """The capacity of dedicated workers: rates in requests per second per replica, times in seconds.
 
-    `tick` is the longest time between two looks of the scheduler. `in_flight` lines are under way
-    in a busy replica at a time: half done, they count as open. `attempts` is how often a line is
-    run on average until it ends.
+    `tick` is the max time between two ticks of the scheduler. A busy replica runs `in_flight`
+    requests at a time: half done, they count as open. `attempts` is the average number of attempts
+    of a request until it ends.
     """
 
     rate: float
@@ -32,41 +32,41 @@ class Capacity:
 
     @property
     def line_rate(self) -> float:
-        """Lines a second that a replica ends, retries included."""
+        """Requests per second that a replica ends, retries included."""
         return self.rate / self.attempts
 
     @property
     def speed(self) -> float:
-        """Lines a second of all replicas."""
+        """Requests per second of all replicas."""
         return self.line_rate * self.replicas
 
     @property
     def lost(self) -> float:
-        """Seconds before a deadline that are not counted on: the margin and one line's time."""
+        """Seconds before a deadline that are not counted on: the margin and one request's time."""
         return self.margin + (self.in_flight / self.rate if self.rate > 0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Lines without a result, and when they are due."""
+    """Requests without a result, and their deadline."""
 
     deadline: datetime
     lines: int
 
 
 HALF_LIFE = 1800.0
-"""Measured seconds after which a sample counts half."""
+"""Measured seconds after which the weight of a sample has halved."""
 PRIOR_SECONDS = 120.0
-"""How many measured seconds the configured rate counts as; half of that after as many seconds."""
+"""Measured seconds that the configured rate counts as; half of that after as many seconds."""
 CONFIDENCE = 1.645
 """Standard errors below the mean: one rate in twenty is lower than what is counted on."""
 PRIOR_LINES = 200.0
-"""How many ended lines the assumption that none is retried counts as."""
+"""Ended requests that the assumption of no retries counts as."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Lines that a worker ended in `seconds` during which it was full."""
+    """Requests that a worker ended in `seconds` during which it was full."""
 
     lines: int
     seconds: float
@@ -74,7 +74,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Weighted sums over samples of n lines in s seconds.
+    """Weighted sums over samples of n requests in s seconds.
 
     `seconds` of s, `lines` of n, `squares` of n^2/s, and `weights` of s^2 with squared weights.
     """
@@ -85,7 +85,7 @@ class Rate:
     weights: float = 0.0
 
     def fold(self, samples: Iterable[Sample]) -> Rate:
-        """Return the rate with more samples, oldest first; those without time are skipped."""
+        """Return the rate with more samples added, oldest first; those without time are skipped."""
         seconds, lines, squares, weights = self.seconds, self.lines, self.squares, self.weights
         for sample in samples:
             if sample.seconds <= 0:
@@ -99,16 +99,16 @@ class Rate:
 
     @property
     def mean(self) -> float | None:
-        """Lines a second; None until there is data."""
+        """Requests per second; None until there is data."""
         return self.lines / self.seconds if self.seconds > 0 else None
 
     def lower_bound(self, prior: float) -> float:
-        """Return the lines a second to count on: `prior` until there is data.
+        """Return the requests per second to count on: `prior` until there is data.
 
         The prior is one more sample, which fades. The bound is the mean less CONFIDENCE standard
-        errors of samples weighted by their seconds, whose number is Kish's effective one. Never
-        under a tenth of the mean or a hundredth of the prior: a bound of nothing would promise
-        nothing, for ever.
+        errors of samples weighted by their seconds, with Kish's effective sample size. It is never
+        below a tenth of the mean or a hundredth of the prior: with a bound of 0, no promise would
+        ever be made again.
         """
         if self.seconds <= 0:
             return prior
@@ -122,7 +122,7 @@ class Rate:
 
 
 def attempts_per_line(ended: int, retried: int) -> float:
-    """Return how often a line is run on average: retries inflate demand by the observed rate."""
+    """Return the average attempts per request: retries inflate demand by the observed rate."""
     return 1 + max(retried, 0) / (max(ended, 0) + PRIOR_LINES)
 
 
@@ -140,11 +140,11 @@ def scaled_replicas(
     paused: bool,
     stranded: int = 0,
 ) -> int:
-    """Return the replicas that KEDA is told of: no more than `planned`, if anybody plans the pool.
+    """Return the number of replicas for KEDA: no more than `planned`, if the pool is planned.
 
-    What is held in a pool keeps one replica there though the plan counts on none: lines that stay on
-    dedicated, and what still runs. Nothing that waits in a paused pool asks for any. `stranded` is
-    how many workers the pool has where all their engines are away: it gets no more of them.
+    Requests in a pool keep one replica there even if the plan needs none: those that stay on
+    dedicated, and those still running. Requests that wait in a paused pool need none. `stranded` is
+    the number of workers in a pool whose engines are all unavailable: it gets no more of them.
     """
     if paused:
         return desired_replicas(depth.running, rows_per_replica, most=most)

@@ -1,17 +1,18 @@
-"""When spot is not enough: the laziest safe schedule over open batches.
+"""Escalation from spot to dedicated: the laziest safe schedule over open batches.
 
-A tick lets dedicated do as little as it may. Let L_k be the seconds until deadline k less what is
-never counted on, w_i the seconds until replica i works, t the longest time until the next tick and c
-a cold start. With x replicas on (the ones that work soonest) until the next tick and all D from then
-on, dedicated can run until deadline k
+A tick gives dedicated as little work as is safe. Let L_k be the seconds until deadline k less those
+never counted on, w_i the seconds until replica i works, t the max time until the next tick and c a
+cold start. With x replicas on (those that work soonest) until the next tick and all D from then on,
+dedicated can run until deadline k
 
     room_k(x) = rate * ( sum over the x of (L_k - w_i)+  +  (D - x) * (L_k - t - c)+ )
 
-lines, whatever spot does. The tick wants the fewest x with open_1 + ... + open_k <= room_k(x) for every
-k, and puts into dedicated the lines that keep them busy until the next tick, earliest deadline first.
-So a warm replica goes only if its own cold start can be afforded later. Lines count as a whole until
-they have a result, and `Capacity.lost` holds a line's time for each of a replica's places, so that no
-rounding is on the wrong side (docs/adr/0010-sla-scheduling.md has the proof).
+requests, whatever spot does. The tick wants the smallest x with open_1 + ... + open_k <= room_k(x)
+for every k, and moves to dedicated the requests that keep these replicas busy until the next tick,
+earliest deadline first. So a warm replica goes only if its own cold start is affordable later.
+Requests count as a whole until they have a result, and `Capacity.lost` reserves a request's time for
+each of a replica's slots, so no rounding is on the unsafe side (docs/adr/0010-sla-scheduling.md has
+the proof).
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A batch with lines still open.
+    """A batch with open requests.
 
-    `spot` and `dedicated` wait for their pool, the others are in the hands of its workers; `unsplit`
-    have been promised but are not queued yet. Of a `pinned` batch nothing goes back to spot.
+    `spot` and `dedicated` requests wait for their pool, the `running_` ones are claimed there;
+    `unsplit` ones are promised but not queued yet. A `pinned` batch never returns to spot.
     """
 
     id: BatchId
@@ -49,7 +50,7 @@ class OpenBatch:
 
     @property
     def open(self) -> int:
-        """Lines without a result."""
+        """The number of requests without a result."""
         return (
             self.spot + self.running_spot + self.dedicated + self.running_dedicated + self.unsplit
         )
@@ -57,7 +58,7 @@ class OpenBatch:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move `lines` of a batch."""
+    """A move of `lines` requests of a batch."""
 
     batch: BatchId
     lines: int
@@ -65,13 +66,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one tick decides.
+    """The decision of one tick.
 
-    `escalations` move waiting spot lines to dedicated, `revocations` take lines out of the hands of
-    spot workers for dedicated, `returns` give lines that wait for dedicated back to spot. `replicas`
-    are wanted on dedicated until the next tick. `at_risk` batches cannot be held even by all of
-    them. `slack` is the least time, in seconds, until all of dedicated must run (None: nothing is
-    open).
+    `escalations` move waiting requests from spot to dedicated, `revocations` take claimed requests
+    from spot workers for dedicated, `returns` move requests that wait for dedicated back to spot.
+    `replicas` are wanted on dedicated until the next tick. `at_risk` batches miss their deadline
+    even with all of dedicated. `slack` is the min time, in seconds, until all of dedicated must run
+    (None: nothing is open).
     """
 
     escalations: tuple[Move, ...] = ()
@@ -83,7 +84,7 @@ class Plan:
 
 
 class _Room:
-    """What dedicated can run, in lines; `starts` in seconds from now, soonest first."""
+    """The requests that dedicated can run; `starts` are in seconds from now."""
 
     def __init__(self, capacity: Capacity, starts: Sequence[float]) -> None:
         known = sorted(min(start, capacity.cold_start) for start in starts)[: capacity.replicas]
@@ -95,29 +96,29 @@ class _Room:
         self.present = len(known)
 
     def by(self, left: float, replicas: int) -> float:
-        """Return the lines that can be run in `left` seconds, with `replicas` on at once."""
+        """Return the requests that can run in `left` seconds, with `replicas` on from now."""
         working = bisect_left(self._starts, left, 0, replicas)
         seconds = working * left - self._sums[working]
         return self._capacity.line_rate * (seconds + self._others(left, replicas))
 
     def after_tick(self, left: float, replicas: int) -> float:
-        """Return how many of them can still be run after the next tick."""
+        """Return how many of them can still run after the next tick."""
         working = bisect_left(self._after_tick, left, 0, replicas)
         seconds = working * left - self._later_sums[working]
         return self._capacity.line_rate * (seconds + self._others(left, replicas))
 
     def due_before_tick(self, left: float, lines: int, replicas: int) -> int:
-        """Return how many of `lines` must be dedicated's now, so that what is left can wait.
+        """Return how many of `lines` must go to dedicated now, so that the rest can wait.
 
-        A replica idles before the tick only if fewer lines remain than the replicas have places.
+        A replica idles before the tick only if fewer requests remain than the replicas have slots.
         """
         due = math.ceil(lines - self.after_tick(left, replicas))
         return due + replicas * self._capacity.in_flight if due > 0 and replicas > 0 else 0
 
     def until_tick(self, replicas: int) -> int:
-        """Return the lines that keep `replicas` busy until the next tick.
+        """Return the requests that keep `replicas` busy until the next tick.
 
-        Beside what they do, each of their places may end a line begun before and begin another.
+        In addition, each of their slots may end a request begun before and begin another.
         """
         tick = self._capacity.tick
         working = bisect_left(self._starts, tick, 0, replicas)
@@ -132,16 +133,16 @@ class _Room:
 def plan_tick(
     batches: Sequence[OpenBatch], now: datetime, capacity: Capacity, starts: Sequence[float] = ()
 ) -> Plan:
-    """Return what must change now. O(n log n) for n batches.
+    """Return the changes to make now. O(n log n) for n batches.
 
-    `starts` are the seconds until each dedicated replica that is there works: 0 once it does.
+    `starts` are the seconds until each known dedicated replica works: 0 once it does.
     """
     by_deadline = sorted(batches, key=lambda batch: (batch.deadline, batch.id))
     left = [(batch.deadline - now).total_seconds() - capacity.lost for batch in by_deadline]
     demand = list(accumulate(batch.open for batch in by_deadline))
     room = _Room(capacity, starts)
     most = capacity.replicas
-    # Half-done lines count as whole: at the bound that alone must not raise an alarm.
+    # Half-done requests count as whole, which alone must not raise an alarm at the bound.
     at_risk = frozenset(
         batch.id
         for batch, seconds, lines in zip(by_deadline, left, demand, strict=True)
@@ -155,7 +156,7 @@ def plan_tick(
     targets, revoked = _place(by_deadline, needed, room.until_tick(replicas))
     taken = by_deadline
     if any(revoked):
-        # Lines taken from spot workers are dedicated's now, and the last of the others may stay.
+        # Requests revoked from spot go to dedicated now, so the last of the others may stay.
         taken = [
             replace(
                 batch, running_spot=batch.running_spot - lines, dedicated=batch.dedicated + lines
@@ -177,9 +178,9 @@ def plan_tick(
 
 
 def _wanted(room: _Room, left: Sequence[float], demand: Sequence[int], capacity: Capacity) -> int:
-    """Return the fewest replicas that hold every deadline.
+    """Return the min number of replicas that meets every deadline.
 
-    One that is there stays while it would be wanted back within its own cold start.
+    A replica that is present stays while it would be wanted back within its own cold start.
     """
     fewest = 0
     for seconds, lines in zip(left, demand, strict=True):
@@ -196,10 +197,10 @@ def _wanted(room: _Room, left: Sequence[float], demand: Sequence[int], capacity:
 def _place(
     batches: Sequence[OpenBatch], needed: Sequence[int], busy: int
 ) -> tuple[list[int], list[int]]:
-    """Return how many lines of each batch wait for dedicated from now on, and are taken from spot.
+    """Return how many requests of each batch wait for dedicated from now on, and how many to revoke.
 
-    `busy` lines keep the wanted replicas busy until the next tick. At least `needed` of each prefix
-    must be theirs; only if it waits nowhere, it is taken from spot workers.
+    `busy` requests keep the wanted replicas busy until the next tick. At least `needed` of each
+    prefix must go to them; only if too few wait, they are revoked from spot workers.
     """
     spare = busy - sum(batch.running_dedicated for batch in batches)
     targets = []

@@ -1,4 +1,4 @@
-"""What the scheduler knows when it decides, and the plan that follows."""
+"""The scheduler's state at a decision, and the plan that follows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a tick tidied up.
+    """The result of a sweep.
 
-    `reaped` lines of expired leases, `interrupted` of them on spot; `in_time` and `late` lines ended
-    for good by it, before or after their deadline; `buried` of them are dead letters.
+    It released or ended `reaped` requests of expired leases, `interrupted` of them on spot. It ended
+    `in_time` and `late` requests for good, before and after their deadline; `buried` of them are
+    dead letters.
     """
 
     reaped: int
@@ -34,13 +35,13 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One look at everything that is open.
+    """A snapshot of all open work.
 
-    `present` dedicated replicas work; `wished` says since when each wanted one has been wanted,
-    longest first. `models` are those of the open batches, whose lines so far `ended` or were
-    `retried`; `rates` are dedicated's, by model ("" for workers that ran several). Nobody knows when
-    `paused` pools run again. `stranded` pools have so many workers, and all their engines are away;
-    `away` is how many of dedicated's are.
+    `present` dedicated replicas work; `wished` holds the time since which each wanted one has been
+    wanted, longest first. `models` are those of the open batches, whose requests so far `ended` or
+    were `retried`; `rates` are dedicated's, by model ("" for workers that ran several). `paused`
+    pools resume at an unknown time. `stranded` maps each pool whose engines are all unavailable to
+    its number of workers; `away` is the number of dedicated workers without an engine.
     """
 
     now: datetime
@@ -61,7 +62,7 @@ class Situation:
         return self.paused | frozenset(self.stranded)
 
     def depths(self) -> dict[Pool, Depth]:
-        """Return what waits and runs in each pool."""
+        """Return the requests that wait and run in each pool."""
         return {
             Pool.SPOT: Depth(
                 sum(batch.spot for batch in self.batches),
@@ -76,7 +77,7 @@ class Situation:
     def starts(self, cold_start: float) -> list[float]:
         """Return the seconds until each dedicated replica works.
 
-        One that is overdue is counted on no more than one that was never asked for.
+        An overdue replica counts like one that was never wanted.
         """
         awaited = []
         for since in self.wished[self.present :]:
@@ -85,14 +86,14 @@ class Situation:
         return [0.0] * self.present + awaited
 
     def wishes(self, replicas: int) -> tuple[datetime, ...]:
-        """Return since when each of `replicas` has been wanted, longest first."""
+        """Return the time since which each of `replicas` has been wanted, longest first."""
         return self.wished[:replicas] + (self.now,) * (replicas - len(self.wished))
 
     def measured(self, capacity: Capacity) -> Capacity:
-        """Return the capacity as measured: the configured rate is the prior.
+        """Return the capacity as measured, with the configured rate as the prior.
 
-        Lines of several models count at the rate of the slowest of them. A paused pool has no
-        replicas, nor has one without an engine, and a replica whose engine is away counts for none.
+        Requests of several models count at the rate of the slowest model. A pool that is paused or
+        has no engine has no replicas, and a replica whose engine is unavailable does not count.
         """
         bounds = [
             self.rates[known].lower_bound(capacity.rate)
@@ -108,11 +109,11 @@ class Situation:
 
 
 def decide(situation: Situation, capacity: Capacity) -> Plan:
-    """Return what must change now, given the configured capacity.
+    """Return the changes to make now, given the configured capacity.
 
-    The bound never counts on spot, so that a pause of it takes nothing from any promise; but no line
-    goes back there to wait for nobody. While dedicated is paused or without an engine, nothing is
-    promised: its waiting lines go back to spot, and every open batch is at risk.
+    The bound never counts on spot, so a pause of spot breaks no promise; but no request goes back
+    to spot while it runs nothing. While dedicated is paused or has no engine, nothing is promised:
+    its waiting requests go back to spot, and every open batch is at risk.
     """
     plan = plan_tick(
         situation.batches,
@@ -125,10 +126,10 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
-    """A plan and the lines that moved by it: some may have been in somebody's hands by then.
+    """A plan and the requests that it moved; some may have been claimed or settled by then.
 
-    `before` is what waited and ran in each pool when it was made, `paused` which of them stood still,
-    `stranded` how many workers those had whose engines were all away.
+    `before` holds the requests that waited and ran in each pool at the decision, `paused` the paused
+    pools, `stranded` the number of workers in each pool whose engines were all unavailable.
     """
 
     plan: Plan
@@ -141,7 +142,7 @@ class Replanned:
 
     @property
     def waiting(self) -> dict[Pool, int]:
-        """What waits in each pool now."""
+        """The requests that wait in each pool now."""
         moved = self.escalated - self.returned
         return {
             Pool.SPOT: self.before[Pool.SPOT].queued - moved,
@@ -150,7 +151,7 @@ class Replanned:
 
     @property
     def after(self) -> dict[Pool, Depth]:
-        """What waits and runs in each pool now; what was revoked ran on spot."""
+        """The requests that wait and run in each pool now; revoked ones ran on spot."""
         running = {pool: depth.running for pool, depth in self.before.items()}
         running[Pool.SPOT] -= self.revoked
         return {pool: Depth(queued, running[pool]) for pool, queued in self.waiting.items()}

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lowtide.queue.fairness import Share
 
 
-# Excludes a paused pool, whose lanes a claim would try one by one in vain (TAKE enforces the pause),
-# and models that the worker's engine lacks, whose requests the worker could only release.
+# Excludes a paused pool, whose lanes a claim would try one by one in vain (TAKE enforces the
+# pause), and models that the worker's engine lacks, whose requests it could only release.
 LANES = """
 SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
@@ -49,10 +49,10 @@ _LANES = hot(LANES)
 LANES_A_TENANT = 100
 
 # KEY SHARE on the worker's row: a lease cannot be reaped while it claims, nor claim once it was
-# reaped, nor while its pool is paused. A tenant's share comes from its lanes in order, each from its
-# mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps the
-# last join a lookup of each request by key. One row per batch is returned: the driver would take
-# longer to read a row per request than the server takes to find it.
+# reaped, nor while its pool is paused. A tenant's share comes from its lanes in order, each from
+# its mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps
+# the last join a lookup of each request by key. One row per batch is returned: the driver would
+# take longer to read a row per request than the server takes to find it.
 TAKE = """
 WITH lease AS MATERIALIZED (
   SELECT id FROM workers
@@ -215,7 +215,7 @@ class Claiming:
         return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
 
     def _look(self, connection: Connection) -> None:
-        """List the batches that wait. The next time depends on the duration."""
+        """List the batches that wait; the time of the next listing depends on the duration."""
         began = monotonic()
         parameters = {
             "pool": self._pool.value,

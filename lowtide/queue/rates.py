@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _REPORT = text("""
 UPDATE workers SET full_lines = :lines, full_seconds = :seconds WHERE id = :lease
 """)
-# SKIP LOCKED: a worker that is renewing its lease is read at the next tick. Totals are compared, not
-# added up, so no report counts twice. A worker whose claims are all of one model is a sample of it.
+# SKIP LOCKED: a worker that is renewing its lease is read at the next tick. Totals are compared,
+# not added up, so no report counts twice. A worker whose claims are all of one model is a sample
+# of that model.
 _NEW_SAMPLES = text("""
 WITH due AS (
   SELECT id, pool, full_lines - folded_lines AS lines, full_seconds - folded_seconds AS seconds

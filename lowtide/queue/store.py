@@ -258,7 +258,7 @@ class QueueStore:
 
 
 def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
-    # A single body is passed outside the JSON, in which it would be escaped and copied several times.
+    # A single body is passed outside the JSON, which would escape it and copy it several times.
     alone = len(finished) == 1
     body = finished[0].body if alone else None
     rows = [

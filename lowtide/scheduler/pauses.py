@@ -39,13 +39,13 @@ _RESUME = text("DELETE FROM paused_pools WHERE pool = :pool RETURNING pool, sinc
 
 
 class PauseStore:
-    """The pauses of pools, for the role of operators."""
+    """The pauses of pools, over the operators' database role."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def standings(self) -> Sequence[PoolStanding]:
-        """Return how each pool stands; raises Unavailable."""
+        """Return the standing of each pool; raises Unavailable."""
         with begin(self._engine) as connection:
             pauses = {pause.pool: pause for pause in read_pauses(connection)}
             rows = connection.execute(_STANDINGS, {"pools": [pool.value for pool in Pool]})
@@ -57,17 +57,17 @@ class PauseStore:
             ]
 
     def held_deadlines(self) -> OpenDeadlines:
-        """Return how many open batches are not at risk."""
+        """Return the number of open batches not at risk, and their first deadline."""
         with begin(self._engine) as connection:
             row = connection.execute(_HELD).one()
             return OpenDeadlines(row.batches, row.first)
 
     def pause(self, pool: Pool, actor: str) -> PoolPause:
-        """Have a pool's workers claim nothing from now on; return the pause that there is.
+        """Stop a pool's workers from claiming; return the pause in effect.
 
-        What a claim under way has taken is taken.
+        A claim in progress keeps the requests that it has taken.
         """
-        while True:  # it may be resumed between the two statements
+        while True:  # the pool may be resumed between the two statements
             with begin(self._engine) as connection:
                 row = connection.execute(_PAUSE, {"pool": pool.value, "actor": actor}).one_or_none()
                 if row is not None:
@@ -78,7 +78,7 @@ class PauseStore:
                         return pause
 
     def resume(self, pool: Pool, actor: str) -> PoolPause | None:
-        """End a pause; return the one there was."""
+        """End a pause and return it; None if there was none."""
         with begin(self._engine) as connection:
             row = connection.execute(_RESUME, {"pool": pool.value}).one_or_none()
             if row is None:
@@ -88,7 +88,7 @@ class PauseStore:
 
 
 def read_pauses(connection: Connection) -> tuple[PoolPause, ...]:
-    """Return the pauses there are, the longest first."""
+    """Return the pauses in effect, longest first."""
     return tuple(_pause(row) for row in connection.execute(_PAUSES))
 
 
@@ -97,32 +97,32 @@ def _pause(row: Any) -> PoolPause:
 
 
 class Pools:
-    """Where an operator of the whole installation pauses pools."""
+    """The pausing and resuming of pools by an operator of the whole installation."""
 
     def __init__(self, register: PauseStore) -> None:
         self._register = register
 
     def standings(self) -> Sequence[PoolStanding]:
-        """Return how each pool stands; raises Unavailable."""
+        """Return the standing of each pool; raises Unavailable."""
         return self._register.standings()
 
     def effect(self, visitor: Visitor, pool: Pool) -> PauseEffect:
-        """Return what a pause would do, and change nothing; raises Forbidden."""
+        """Return the effect that a pause would have, without pausing; raises Forbidden."""
         visitor.require_operator_of_all()
         return effect_of(pool, self._register.standings(), self._register.held_deadlines())
 
     def pause(self, visitor: Visitor, pool: Pool) -> PoolPause:
-        """Have a pool's workers claim nothing until it is resumed; raises Forbidden.
+        """Pause a pool: its workers claim nothing until it is resumed; raises Forbidden.
 
-        What they hold they end. A pool that is paused already stays so, by whoever paused it.
+        They finish the requests already claimed. A pool already paused keeps that pause.
         """
         visitor.require_operator_of_all()
         return self._register.pause(pool, visitor.name)
 
     def resume(self, visitor: Visitor, pool: Pool) -> PoolPause | None:
-        """Let a pool's workers claim again; raises Forbidden.
+        """Resume a pool: its workers claim again; raises Forbidden.
 
-        Returns the pause that ended, None where there was none.
+        Returns the pause that ended; None if there was none.
         """
         visitor.require_operator_of_all()
         return self._register.resume(pool, visitor.name)

@@ -1,4 +1,4 @@
-"""Planning over all open batches, and the moves between pools that follow."""
+"""Planning over all open batches, and the resulting moves between pools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowtide.planning.escalation import Move, Plan
 
 
-# From the end, which spot would reach last; lines that wait out a delay only when no others are left.
+# From the end of the queue, which spot would reach last; delayed requests only if no others are left.
 ESCALATE = """
 WITH moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true,
@@ -67,7 +67,7 @@ SELECT tenant_id, :batch, lines, 'escalated', 'spot', :reason FROM counted
 RETURNING lines
 """
 _GIVE_BACK = text(GIVE_BACK)
-# The last ones taken have the least to lose.
+# The latest claims have the least to lose.
 _REVOKE = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM claims WHERE batch_id = :batch AND pool = 'spot'
@@ -90,7 +90,7 @@ ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + e
 
 
 def escalate(connection: Connection, moves: Sequence[Move]) -> int:
-    """Move waiting lines to dedicated; return how many."""
+    """Move waiting requests to dedicated; return how many."""
     moved = 0
     for move in moves:
         left = move.lines
@@ -103,7 +103,7 @@ def escalate(connection: Connection, moves: Sequence[Move]) -> int:
 
 
 def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int:
-    """Move lines that wait for dedicated back to spot; return how many."""
+    """Move requests that wait for dedicated back to spot; return how many."""
     moved = 0
     for move in moves:
         parameters = {"batch": move.batch, "lines": move.lines, "reason": reason}
@@ -113,10 +113,10 @@ def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int
 
 
 def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
-    """Take lines out of the hands of spot workers, as interruptions, for dedicated.
+    """Revoke claims of spot workers, as interruptions, for dedicated.
 
-    Their workers' results are refused from now on. Returns how many, and the batches that are ending,
-    which this may have drained.
+    Their workers' results are rejected from now on. Returns how many, and the batches that are
+    ending, which this may have drained.
     """
     rows = [
         row
@@ -132,11 +132,11 @@ def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[Bat
     return len(rows), ending
 
 
-# Held until the transaction ends: a plan that another tick has not seen must not be applied beside
-# its own. Nobody waits for it.
+# Locked until the transaction ends: two ticks must not apply plans that ignore each other. No tick
+# waits for the lock.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
-# What waits for spot is what has not ended and is nowhere else: to count it would take longer the
-# more there is.
+# The requests that wait for spot are those that have not ended and are nowhere else: counting them
+# takes longer the more there are.
 BATCHES = """
 SELECT b.id, b.deadline, b.model,
   greatest(0, b.total - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
@@ -185,7 +185,7 @@ class PlanStore:
         self._new_id = new_id
 
     def replan(self, decide: Callable[[Situation], Plan]) -> Replanned | None:
-        """Look, decide and move lines; None while another tick is doing so."""
+        """Read the state, decide, and move requests; None while another tick does so."""
         with begin(self._engine) as connection:
             if not connection.execute(_LOCK).scalar_one():
                 return None
@@ -197,7 +197,7 @@ class PlanStore:
         return replanned
 
     def _apply(self, connection: Connection, plan: Plan, situation: Situation) -> Replanned:
-        """Move lines. Claims come first, then batches: everything else takes them in that order."""
+        """Move requests. The lock order is claims, batches, as everywhere else."""
         revoked, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id, delay=0)
         escalated = escalate(connection, plan.escalations)
@@ -217,13 +217,13 @@ class PlanStore:
         )
 
     def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
-        """Make exactly these running batches at risk, in a transaction that holds nothing else."""
+        """Mark exactly these running batches at risk, in a transaction without other locks."""
         with begin(self._engine) as connection:
             connection.execute(_MARK_RISK, {"at_risk": list(batches)})
 
 
 def look(connection: Connection) -> Situation:
-    """Return what is open and which replicas there are; the rates are measured elsewhere."""
+    """Return the open batches and the replicas; the rates are measured elsewhere."""
     dedicated = connection.execute(_DEDICATED).one()
     workers = {Pool(row.pool): row for row in connection.execute(_WORKERS)}
     ours = workers.get(Pool.DEDICATED)

@@ -1,4 +1,4 @@
-"""Samples of the pools: one a minute, written by the tick."""
+"""Samples of the pools: one per minute, written by the tick."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolLevel:
-    """What a tick knows of a pool: lines that wait and run, and the replicas that it wants."""
+    """The level of a pool at a tick: requests that wait and run, and the replicas it wants."""
 
     queued: int
     running: int
     desired: int
 
 
-# The look comes after the lock: its snapshot has what the last holder wrote.
+# The last sample is read after the lock: the snapshot includes the last holder's write.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('pool samples', 0))")
 
 
@@ -38,8 +38,9 @@ FROM pool_samples
 """)
 
 
-# Batches that are open, or have ended since the last sample: what was open then ends its counting
-# here, what came and went in between is counted whole. All parts see the table of the last sample.
+# Batches that are open, or have ended since the last sample: one that was open then is counted here
+# for the last time, one that came and went in between is counted whole. All parts of the statement
+# read `sampled_work` as the last sample left it.
 SAMPLE = """
 WITH given AS (
   SELECT * FROM json_to_recordset(cast(:levels AS json))
@@ -112,15 +113,15 @@ _TRIMMED_AT_ONCE = 500
 
 
 class SampleRecorder:
-    """Record one sample of each pool a minute."""
+    """Record one sample of each pool per minute."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def record(self, levels: Mapping[Pool, PoolLevel], *, kept: float) -> bool:
-        """Take this minute's sample, unless it is there; tell whether it was taken.
+        """Take this minute's sample unless it exists; return whether it was taken.
 
-        Drops some of those that are older than `kept` seconds.
+        Deletes some of the samples that are older than `kept` seconds.
         """
         given = [
             {

@@ -35,7 +35,7 @@ SELECT id FROM batches WHERE status = 'cancelling' AND drained_at IS NULL
 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = ANY(:batches)")
-# What somebody is settling this very moment is left to them; they look for the drained batch too.
+# Claims being settled right now are left to their worker, which checks for a drained batch too.
 _DROP_RUNNING = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM claims WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
@@ -52,7 +52,7 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
 RETURNING id, tenant_id, status, traceparent, tracestate
 """)
-# What waits to be announced once more is announced by a new event alone.
+# A batch that is announced again is announced by the new event alone.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
 """)
@@ -60,14 +60,14 @@ _LEASES = text("""
 SELECT count(*) FILTER (WHERE expires_at <= now()) AS lost,
   count(*) FILTER (WHERE expires_at > now()) AS living FROM workers
 """)
-# A set at a time: until it commits, what touches the same batches' ends waits for it.
+# A set at a time: until it commits, other transactions that end the same batches wait for it.
 _EXPIRED_LEASES = text("""
 DELETE FROM workers WHERE id = ANY(ARRAY(
   SELECT id FROM workers WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
-# Any claim without a living lease: also what an earlier reaper skipped or a crash left behind. Lines
-# lost again and again wait for a random while: claimed together every time, the one that kills its
-# worker would take the innocent ones with it to the dead letters.
+# Any claim without a living lease, including those that an earlier sweep skipped or a crash left
+# behind. Requests lost repeatedly get a random delay: claimed together every time, the one that
+# kills its worker would take the innocent ones with it to the dead letters.
 _ORPHANS = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
@@ -112,7 +112,7 @@ WITH expired AS (
 INSERT INTO stray_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
-# The input of an active batch stays until it ends, though its file was deleted or has expired.
+# The input of an active batch stays until the batch ends, even if its file was deleted or expired.
 _STRAYS = text("""
 SELECT object_key FROM stray_objects WHERE due_at <= now() AND object_key NOT IN (
   SELECT input_key FROM batches
@@ -125,7 +125,7 @@ _STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
 
 
 class SweepStore:
-    """What one tick of the scheduler does to the database."""
+    """The database repairs of one tick of the scheduler."""
 
     def __init__(self, engine: Engine, *, new_id: Callable[[], UUID], max_lost_leases: int) -> None:
         self._engine = engine
@@ -133,7 +133,7 @@ class SweepStore:
         self._max_lost_leases = max_lost_leases
 
     def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
-        """Give expired leases back, end what is due, announce again what stalled."""
+        """Release the requests of expired leases, end overdue batches, re-announce stalled ones."""
         orphans = self._reap()
         dropped = self._expire()
         self._finish_cancelling(cancel_grace)
@@ -149,24 +149,24 @@ class SweepStore:
         )
 
     def strays(self, limit: int) -> Sequence[str]:
-        """Forget expired files; return keys of objects that belong to no file (any more)."""
+        """Delete the rows of expired files; return the keys of orphans."""
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
             return connection.execute(_STRAYS, {"limit": limit}).scalars().all()
 
     def forget_strays(self, keys: Sequence[str]) -> None:
-        """Note that these objects are gone."""
+        """Record that these objects are deleted."""
         with begin(self._engine) as connection:
             connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
 
     def trim_signed_out(self) -> int:
-        """Drop signed-out sessions of the portal that have ended anyway; return how many."""
+        """Delete signed-out portal sessions that have expired anyway; return how many."""
         with begin(self._engine) as connection:
             return sign_in.trim(connection)
 
     def trim_audit(self, *, kept: float, limit: int) -> int:
-        """Drop up to `limit` actions that are older than `kept` seconds; return how many."""
+        """Delete up to `limit` audited actions older than `kept` seconds; return how many."""
         with begin(self._engine) as connection:
             return audit.trim(connection, kept=kept, limit=limit)
 
@@ -174,10 +174,10 @@ class SweepStore:
         return bool(orphan.lost_leases >= self._max_lost_leases)
 
     def _reap(self) -> Sequence[Any]:
-        """Give lines of expired leases back; return what they were.
+        """Release the requests of expired leases; return their rows.
 
-        A line that has cost several workers in a row is set aside instead: it may be what kills
-        them.
+        A request that has cost several workers in a row is dead-lettered instead: it may be what
+        kills them.
         """
         with begin(self._engine) as connection:
             leases = connection.execute(_LEASES).one()
@@ -191,9 +191,9 @@ class SweepStore:
         return orphans
 
     def _end_leases(self, most: int) -> tuple[int, Sequence[Any]]:
-        """End some expired leases; return how many, and the lines that nobody holds any more.
+        """End some expired leases; return how many, and the requests left without a lease.
 
-        No line's count of lost leases grows beyond `most`.
+        No request's count of lost leases grows beyond `most`.
         """
         with begin(self._engine) as connection:
             ended = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_A_SET}).rowcount
@@ -208,26 +208,26 @@ class SweepStore:
         return ended, orphans
 
     def _expire(self) -> int:
-        """End batches past their deadline; return how many lines waited or ran and are dropped."""
+        """End batches past their deadline; return how many queued or claimed requests it dropped."""
         with begin(self._engine) as connection:
             return self._drop(connection, connection.execute(_EXPIRE).scalars().all())
 
     def _finish_cancelling(self, grace: float) -> None:
-        """Drop what still runs `grace` seconds after a cancel."""
+        """Drop the requests still claimed or queued `grace` seconds after a cancel."""
         with begin(self._engine) as connection:
             due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
             self._drop(connection, due)
 
     def _drain_silent(self) -> None:
-        """Move on batches whose last line was settled while they were being dropped."""
+        """Drain batches whose last request was settled while their others were being dropped."""
         with begin(self._engine) as connection:
             silent = [BatchId(batch) for batch in connection.execute(_SILENT).scalars()]
             note_drained(connection, silent, self._new_id, delay=0)
 
     def _restart_stalled(self, age: float) -> None:
-        """Announce again what has waited `age` seconds for a split or for finalizing.
+        """Announce again the batches that have waited `age` seconds for a split or for finalizing.
 
-        Whatever the outbox holds of it: an event may be there and never be taken.
+        The outbox does not matter: an event may be in it and never be accepted.
         """
         with begin(self._engine) as connection:
             stalled = connection.execute(_STALLED, {"age": age}).all()

@@ -38,7 +38,7 @@ _AUDITS_A_TICK = 1000
 
 @dataclass(frozen=True, slots=True)
 class PoolScale:
-    """How KEDA scales a pool: queued rows a replica, and the bound."""
+    """The scaling of a pool by KEDA: rows per replica, and the max number of replicas."""
 
     rows_per_replica: int
     replicas: int
@@ -61,10 +61,11 @@ class TickRules:
 
 @dataclass(frozen=True, slots=True)
 class TickReport:
-    """What a tick did and saw.
+    """The result of a tick.
 
-    `planned` says what was moved and why, and what waits; None where another tick was at it. `rates` are the lines
-    a second that the replicas of a pool are counted on for, by pool and model.
+    `planned` holds the plan, the moves, and the requests that wait; None if another tick was
+    planning. `rates` are the requests per second that a replica is counted on for, by pool and
+    model.
     """
 
     swept: Swept
@@ -75,7 +76,7 @@ class TickReport:
 
 
 class Scheduler:
-    """Keeps promises: gives lost work back, ends what is due, escalates what would be late."""
+    """Keeps promises: releases lost requests, ends expired batches, escalates late ones."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Scheduler:
         self._rules = rules
 
     def tick(self) -> TickReport:
-        """Do one round. Idempotent; two at once do no harm."""
+        """Run one tick. Idempotent; concurrent ticks do no harm."""
         swept = self._ticks.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
@@ -127,7 +128,7 @@ class Scheduler:
         )
 
     def _desired(self, planned: Replanned) -> dict[Pool, int]:
-        """Return the replicas that KEDA is told of: dedicated never gets more than planned."""
+        """Return the number of replicas for KEDA; the plan bounds those of dedicated."""
         return {
             pool: scaled_replicas(
                 depth,
@@ -141,7 +142,7 @@ class Scheduler:
         }
 
     def _record(self, report: TickReport) -> None:
-        """Take a sample, if it is time."""
+        """Record this minute's sample, unless it exists."""
         planned = report.planned
         if planned is None:
             return
@@ -152,7 +153,7 @@ class Scheduler:
         self._recorder.record(levels, kept=self._rules.history_kept)
 
     def _remove_strays(self) -> None:
-        """Remove objects without a file; what fails here is due again at the next tick."""
+        """Delete orphans from the object store; a failure is retried at the next tick."""
         try:
             keys = self._ticks.strays(_STRAYS_A_TICK)
             if keys:
@@ -165,7 +166,7 @@ class Scheduler:
 
 @contextmanager
 def _spared(event: str) -> Iterator[None]:
-    """Log what fails under `event`: the tick has done its work without it, and goes on."""
+    """Log a failure of the block as `event`, and go on: the tick's own work is done without it."""
     try:
         yield
     except Unavailable as error:
@@ -217,7 +218,7 @@ _DESIRED = {
 
 
 def ticked(report: TickReport) -> None:
-    """Publish what one tick saw and did."""
+    """Publish the metrics of one tick."""
     _TICKS.inc()
     _LAST_TICK.set(time.time())
     _REAPED.inc(report.swept.reaped)
@@ -243,5 +244,5 @@ def _planned(planned: Replanned) -> None:
     _REVOKED.inc(planned.revoked)
     _AT_RISK.set(len(planned.plan.at_risk))
     _WANTED.set(planned.plan.replicas)
-    # Nothing open: nothing is late for ever, and a gauge of 0 would look like an alarm.
+    # With no open batch nothing can ever be late, and a gauge of 0 would look like an alarm.
     _SLACK.set(math.inf if planned.plan.slack is None else planned.plan.slack)

@@ -113,7 +113,7 @@ _SIGHTINGS, _STEPS, _CREWS = map(text, (SIGHTINGS, STEPS, CREWS))
 
 
 class EvidenceStore:
-    """Reads of the components' state by a role with access to every tenant."""
+    """Queries for the components' state, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -141,7 +141,7 @@ _NOW = text("SELECT now()")
 
 
 class HistoryStore:
-    """Reads of the samples by a role with access to every tenant."""
+    """Queries for the history, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -96,7 +96,7 @@ WHERE excluded.succeeded_at > coalesce(s.succeeded_at, '-infinity') + interval '
 
 
 class LastSeenStore:
-    """Writes of the times at which components were last seen."""
+    """The table of the times at which components were last seen."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -181,7 +181,7 @@ _LOADS, _WORK, _STATE, _WORKERS = map(text, (LOADS, WORK, STATE, WORKERS))
 
 
 class OperationsStore:
-    """Reads of queues, workers and work by a role with access to every tenant."""
+    """Queries for queues, workers and work, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -121,7 +121,7 @@ _RECENT = text(RECENT)
 
 
 class OverviewStore:
-    """Reads of the overview by a role with access to every tenant."""
+    """Queries for the overview, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

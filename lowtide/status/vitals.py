@@ -105,7 +105,7 @@ _TENANTS, _RISKY, _EVENTS, _LETTERS, _WORKERS = map(
 
 
 class VitalsStore:
-    """Reads of the metrics by a role with access to every tenant."""
+    """Queries for the metrics, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -99,7 +99,7 @@ _ACTIONS = text(ACTIONS)
 
 
 class AuditLog:
-    """Reads of the audit log by a role with access to every tenant."""
+    """Queries of the audit log, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -202,7 +202,7 @@ RETURNING id
 
 
 class KeyStore:
-    """Reads of the API keys of all tenants."""
+    """Queries for the API keys of all tenants."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

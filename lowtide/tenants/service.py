@@ -144,7 +144,7 @@ class PricedUse:
 
 
 class Administration:
-    """Records of the whole installation; Forbidden to a principal of a single tenant."""
+    """Installation-wide records; every method raises Forbidden for a principal of one tenant."""
 
     def __init__(
         self,

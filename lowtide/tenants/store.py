@@ -209,7 +209,7 @@ _PAGE = text(PAGE)
 
 
 class TenantUsageStore:
-    """Reads of tenants with their usage by a role with access to every tenant."""
+    """Queries for tenants with their usage, as a role with access to every tenant."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

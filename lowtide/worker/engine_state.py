@@ -22,7 +22,7 @@ FIRST_PAUSE: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """A worker's limit on requests in flight, at most `most`; times in seconds of a monotonic clock.
+    """A worker's limit on requests in flight, up to `most`; times in seconds of a monotonic clock.
 
     The limit is cut once per round, that is, for everything in flight at that time.
     """

@@ -209,7 +209,7 @@ class Worker:
             self._release()
 
     def _release_soon(self) -> None:
-        """Release everything in the next loop iteration: the caller has outcomes to settle first."""
+        """Release everything in the next loop iteration: the caller first settles its outcomes."""
         asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:

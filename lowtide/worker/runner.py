@@ -212,7 +212,7 @@ class Runner:
             spans.add(list(settled.values()))
 
     def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
-        """Drop requests, `ran` of which ran to an end; return the share of time that they end at."""
+        """Drop requests, `ran` of which ran to an end; return the share that they end at."""
         for key in keys:
             self._held.pop(key, None)
         self._loader.release(keys)
