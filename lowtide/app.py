@@ -85,7 +85,7 @@ class App:
         return app
 
     def close(self, seconds: float) -> None:
-        """Flush events, last-seen times and spans, `seconds` at most each, and close connections."""
+        """Flush events, last-seen times and spans, `seconds` at most each; close connections."""
         self.publisher.drain(seconds)
         self.sightings.close(seconds)
         self.tracer.close(seconds)

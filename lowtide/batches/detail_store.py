@@ -65,12 +65,12 @@ WHERE b.id = :batch
 """)
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
-# A search by custom_id scans the requests of one batch: an index would cost every split more than
-# all searches.
+# A search by custom_id scans the requests of one batch: an index would cost splits more than these
+# scans cost.
 _NAMED_HERE = "AND starts_with(found.custom_id, :custom_id)"
 _NAMED = """AND starts_with((SELECT custom_id FROM requests r
       WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
-# Requests dropped by a cancellation or at the deadline are only in `requests`. The scalar subqueries
+# Requests dropped by a cancellation or at the deadline are only in `requests`. Scalar subqueries
 # replace NOT EXISTS, which would become joins that read a whole table.
 _OF_STATUS = {
     None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",

@@ -90,8 +90,8 @@ class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
-    `pool`; those that start in dedicated stay there. `actor` is recorded in the audit log; with None
-    the caller records the creation.
+    `pool`; those that start in dedicated stay there. `actor` is recorded in the audit log; None
+    leaves that to the caller.
     """
 
     id: BatchId
@@ -168,7 +168,7 @@ class Batch:
 
     @property
     def sla_state(self) -> SlaState:
-        """The state relative to the deadline; a batch with an invalid file, failed in time, met it."""
+        """The state relative to the deadline; failing in time, for an invalid file, counts as met."""
         if self.status is BatchStatus.EXPIRED:
             return SlaState.BREACHED
         if self.status in FINAL_STATUSES:

@@ -26,8 +26,8 @@ _encode = msgspec.json.Encoder().encode
 class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A finished request; `body` is the engine's unchanged JSON.
 
-    `status_code` is None without a response; `error_code` then is the reason. A long body is omitted
-    (`is_long`), to be read in pieces.
+    `status_code` is None without a response; `error_code` is then the reason. If `is_long`, the body
+    is omitted, to be read in pieces.
     """
 
     number: int
@@ -154,8 +154,8 @@ class RequestState:
 class ResultCursor:
     """A position in the commit order of results.
 
-    Reading on from it misses nothing: `transaction` covers only committed results, and later commits
-    sort after it.
+    Reading on from it misses nothing: `transaction` covers only committed results, and results that
+    are committed later sort after it.
     """
 
     transaction: int = 0

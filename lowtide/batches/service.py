@@ -167,7 +167,7 @@ class Batches:
     def page(
         self, tenant: TenantId, *, after: BatchId | None, limit: int
     ) -> tuple[Sequence[Batch], bool]:
-        """Return up to `limit` batches that follow `after`, newest first, and whether more follow."""
+        """Return up to `limit` batches after `after`, newest first, and whether more follow."""
         found = self._ledger.page(tenant, after=after, limit=limit + 1)
         shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
         return shown, len(found) > limit

@@ -109,7 +109,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """The number of letters requeued from one batch to another; None for one not created yet."""
+    """The number of letters moved from a batch to a new one; `batch` is None if not created yet."""
 
     source: BatchId
     batch: BatchId | None

@@ -54,7 +54,7 @@ def file_page(files: Sequence[StoredFile], *, has_more: bool) -> types.FilePage:
 
 
 def file_not_named(text: str, param: str) -> NotFound:
-    """Return the error for something that is not the id of any file."""
+    """Return the error for text that is not a file id."""
     return NotFound(f"No file {text[:100]!r}: check the id.", param=param)
 
 
@@ -62,7 +62,7 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def upload_file(call: Call) -> Response:
-    """`POST /v1/files`: take a multipart form, streaming."""
+    """`POST /v1/files`: a multipart form, read as a stream."""
     return json_response(file_object(_receive(call, call.services.files)))
 
 
@@ -93,7 +93,7 @@ def file_content(call: Call, file_id: str) -> Response:
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD" and file.size:
         pieces = service.content(call.tenant, file.id, start, end, actor=call.caller.actor)
-        # Read before the answer begins: a store that fails can still be told from then on.
+        # Reads the first piece before the response starts, so that a store failure becomes an error.
         body = chain([next(pieces, b"")], pieces)
     headers["Content-Length"] = str(end - start)
     return Response(body, status, headers, mimetype="application/jsonl")
@@ -134,7 +134,7 @@ def _id(text: str, param: str = "file_id") -> FileId:
 
 
 def _receive(call: Call, service: Files) -> StoredFile:
-    """Pass the form's file to an upload as it arrives."""
+    """Stream the form's file into an upload."""
     with ExitStack() as block:
         upload_: Upload
         name: str
@@ -150,7 +150,7 @@ def _receive(call: Call, service: Files) -> StoredFile:
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:
-    """Return the seconds of the form's `expires_after[…]` fields, if it has them."""
+    """Return the seconds of the form's `expires_after[…]` fields, or None without them."""
     given = {
         name: fields[f"expires_after[{name}]"]
         for name in ("anchor", "seconds")
@@ -170,7 +170,7 @@ def _expires_after(fields: dict[str, str]) -> int | None:
 def _range(header: str, size: int) -> tuple[int, int] | None:
     """Return the half-open range of a Range header (RFC 9110, section 14.1.2).
 
-    None for no header and for one to ignore: several ranges, another unit, or none at all.
+    None without a header, and for one to ignore: several ranges, another unit, or no range.
     """
     match = _RANGE.fullmatch(header)
     if match is None or not (match[1] or match[2]):

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with one request of an input file."""
+"""The validation of the requests of an input file."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ MAX_MODEL: Final = 512
 _MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
 _NO_STREAM: Final = frozenset({b"", b"null", b"false"})
 _ABSENT: Final = frozenset({b"", b"null", b'""'})
-# Remembered as they are; longer ones by a digest, so that 50,000 of them stay small.
+# Ids up to this length are kept as they are, longer ones as digests, so that 50,000 take little memory.
 _SHORT_ID: Final = 64
-# What stands outside of a body is parsed into objects, which take many times its bytes.
+# Bytes outside the body are parsed into objects, which take many times as much memory.
 _MAX_FRAME: Final = 1 << 20
-# Four keys and three strings: with just these quotes outside its body, a line names nothing twice.
+# Four keys and three strings: a line with just these quotes outside its body repeats no field.
 _PLAIN_QUOTES: Final = 14
 
 
 class Fault(NamedTuple):
-    """One thing wrong with a line."""
+    """A fault of a line."""
 
     code: str
     message: str
@@ -48,10 +48,10 @@ class Fault(NamedTuple):
 
 
 class LineChecks:
-    """Checks the requests of one file, in order, against each other and against the rules.
+    """Check the requests of one file, in order, against the rules and against each other.
 
-    `endpoint` is what each url must be; None takes the first good one. `model` is the first one, or
-    None where the first line may do without.
+    `endpoint` is the url that every request must have; None takes the first supported one. `model`
+    is that of the first request, or None if that may omit it.
     """
 
     def __init__(self, endpoint: str | None, endpoints: tuple[str, ...]) -> None:
@@ -62,9 +62,9 @@ class LineChecks:
         self._seen: dict[str | bytes, int] = {}
 
     def accept(self, line: bytes, number: int) -> str | None:
-        """Return the custom_id of a line that is good and like most; None says nothing.
+        """Return the custom_id of a valid line in the usual form; None leaves it to `examine`.
 
-        Almost every line ends here, so this does no more than it must.
+        Almost every line ends here, so this does only the necessary checks.
         """
         try:
             check_utf8(line)
@@ -90,7 +90,7 @@ class LineChecks:
         return None
 
     def examine(self, line: bytes, number: int) -> tuple[str | None, list[Fault]]:
-        """Return the custom_id of any line, if it has one, and all that is wrong with the line."""
+        """Return the custom_id of any line, if it has one, and all faults of the line."""
         try:
             check_utf8(line)
             if not is_shallow(line):
@@ -103,7 +103,7 @@ class LineChecks:
         except msgspec.DecodeError as error:
             mended = without_halves(line)
             if mended is not None:
-                # The engine is never asked, and only this request fails.
+                # The file is accepted; only this request fails, without reaching the engine.
                 return self.examine(mended, number)
             text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object a line."
             return None, [Fault("invalid_json_line", text)]

@@ -1,4 +1,4 @@
-"""The lines of an input file: where each request lies, and what is wrong with the file."""
+"""The requests of an input file, with their positions, and the problems of the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPACE = b" \t\r"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on an input file."""
+    """The limits on an input file."""
 
     max_lines: int = 50_000
     max_line_bytes: int = 32 * 1024 * 1024
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a file; `line` counts physical lines from 1."""
+    """A problem of a file; `line` counts physical lines from 1."""
 
     code: str
     message: str
@@ -46,7 +46,7 @@ class Problem:
 
 
 class InputLine(msgspec.Struct, frozen=True, gc=False):
-    """One request of a file. `number` counts requests from 1; the rest locates and proves its bytes."""
+    """A request of a file; `number` counts from 1, the rest locates and verifies its bytes."""
 
     number: int
     custom_id: str
@@ -56,13 +56,13 @@ class InputLine(msgspec.Struct, frozen=True, gc=False):
 
 
 class UnsendableBody(ValueError):
-    """The body of a request holds half a character, which no engine could be sent."""
+    """A request body with a lone surrogate, which cannot be sent to an engine."""
 
 
 def body_of(line: bytes) -> bytes | None:
-    """Return the exact bytes of the body of a validated line; None for what is no such line.
+    """Return the exact bytes of a validated line's body; None for any other bytes.
 
-    Raises UnsendableBody for one with half a character: it costs its request, not the file.
+    Raises UnsendableBody for a lone surrogate, which fails the request, not the file.
     """
     try:
         return bytes(decode_body(line).body) or None
@@ -84,24 +84,23 @@ NO_BYTES: Final = -(2**31)
 
 
 def checksum_of(piece: bytes, before: int = NO_BYTES) -> int:
-    """Return the checksum that tells a request's bytes from others, as a signed 32-bit integer.
+    """Return the checksum of a request's bytes, a signed 32-bit integer.
 
-    A request may come in pieces: `before` is the checksum of those before this one.
-    CRC-32 finds accidents: damage, or another object in the place of the right one. It costs a
-    fortieth of the time that splitting a line takes, BLAKE2 a tenth; neither could stop somebody who
-    may write to the object store.
+    For a request in pieces, `before` is the checksum of the preceding pieces. CRC-32 detects
+    accidents: damage, or a wrong object. It costs a fortieth of the time to split a line, BLAKE2 a
+    tenth; neither protects against an attacker with write access to the object store.
     """
     return crc32(piece, before - NO_BYTES) + NO_BYTES
 
 
 class LineReader:
-    """Turns chunks of a file into its requests, and collects what is wrong with it.
+    """Split chunks of a file into requests, and collect its problems.
 
     Feed it the file once, in order, in chunks of any size; memory is bounded by a chunk, one line
-    and `max_lines` custom_ids. It goes on after a bad line, so that a user sees every problem at
-    once; behind `max_lines` requests or `max_problems` problems it counts requests and no more.
+    and `max_lines` custom_ids. It continues after an invalid line, so that users see all problems at
+    once; after `max_lines` requests or `max_problems` problems it only counts requests.
 
-    `endpoint` is what each line's url must be; None takes the first line's.
+    `endpoint` is the url that every request must have; None takes the first supported one.
     """
 
     def __init__(
@@ -123,16 +122,16 @@ class LineReader:
 
     @property
     def endpoint(self) -> str | None:
-        """The url that lines must have; None while there was no good one."""
+        """The url that requests must have; None before the first supported one."""
         return self._checks.endpoint
 
     @property
     def model(self) -> str | None:
-        """The model of the file; None while no line named one."""
+        """The model of the file; None until a request names one."""
         return self._checks.model
 
     def feed(self, chunk: bytes) -> list[InputLine]:
-        """Take the next bytes; return the valid requests that end in them."""
+        """Parse a chunk; return the valid requests that end in it."""
         lines = chunk.split(b"\n")
         rest = lines.pop()
         if lines and self._held:
@@ -151,7 +150,7 @@ class LineReader:
         return found
 
     def finish(self) -> list[InputLine]:
-        """Return the last request of a file without a last newline, and judge the whole file."""
+        """Return a last request without a newline, and check the file as a whole."""
         found: list[InputLine] = []
         if self._held or self._overlong:
             line = self._release(b"")
@@ -170,7 +169,7 @@ class LineReader:
         return found
 
     def _hold(self, rest: bytes) -> None:
-        """Keep the start of a line for its end; of an over-long one, only that there was one."""
+        """Keep the start of an incomplete line; drop that of an over-long one, but remember it."""
         if rest:
             self._held.append(rest)
             self._held_bytes += len(rest)
@@ -179,27 +178,27 @@ class LineReader:
             self._overlong = True
 
     def _release(self, end: bytes) -> bytes:
-        """Return a whole line: what was held of it, and its end."""
+        """Return a whole line: its start that was kept, and its end."""
         line = b"".join((*self._held, end))
         self._held.clear()
         self._held_bytes = 0
         return line
 
     def _is_refused(self) -> bool:
-        """Whether there is no more to tell than how many requests there are."""
+        """Return True if only the number of requests still matters."""
         limits = self.limits
         return self.requests >= limits.max_lines or len(self.problems) >= limits.max_problems
 
     def _count(self, lines: list[bytes]) -> None:
         if self._overlong:
-            # Only its end is here, and may be blank.
+            # Only the end of the line is left, which may be blank.
             lines[0] = b"{}"
             self._overlong = False
         longest = self.limits.max_line_bytes
         self.requests += sum(len(line) > longest or line.strip(_SPACE) != b"" for line in lines)
 
     def _line(self, line: bytes, found: list[InputLine]) -> None:
-        """Judge one physical line."""
+        """Check one physical line."""
         self._physical += 1
         start = self._offset
         self._offset += len(line) + 1
@@ -227,7 +226,7 @@ class LineReader:
             )
 
     def _examine(self, request: bytes) -> str | None:
-        """Return the custom_id of a request that only looks odd; report what is wrong."""
+        """Return the custom_id of a valid but unusual request, or report its faults."""
         custom_id, faults = self._checks.examine(request, self._physical)
         for fault in faults:
             self._report(fault.code, fault.message, param=fault.param, line=self._physical)
@@ -243,7 +242,7 @@ class LineReader:
 
 
 def read_lines(chunks: Iterable[bytes], reader: LineReader) -> Iterator[InputLine]:
-    """Yield every valid request of a file; `reader` then holds its problems."""
+    """Yield the valid requests of a file; `reader` collects its problems."""
     for chunk in chunks:
         yield from reader.feed(chunk)
     yield from reader.finish()

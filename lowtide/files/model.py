@@ -1,4 +1,4 @@
-"""File records, and estimates of what an input file will take."""
+"""File records, and estimates of an input file's tokens, time and cost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Purpose(StrEnum):
-    """What a file is for."""
+    """The purpose of a file."""
 
     BATCH = "batch"
     BATCH_OUTPUT = "batch_output"
 
 
 class FileStatus(StrEnum):
-    """Whether a file's lines passed the checks; `error` names the problems in status_details."""
+    """The result of a file's checks; for `error`, status_details names the problems."""
 
     UPLOADED = "uploaded"
     PROCESSED = "processed"
@@ -35,8 +35,8 @@ class FileStatus(StrEnum):
 class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
-    `size` is in bytes; `endpoint` is the url of its first good line, for callers who name
-    none; `trace` is the work that made it.
+    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches;
+    `trace` is the context of the work that created it.
     """
 
     id: FileId
@@ -56,19 +56,19 @@ class StoredFile:
 
 
 def object_key(file: FileId) -> str:
-    """Return where a file's bytes live in the object store."""
+    """Return the key of a file's object."""
     return f"files/{file.hex}"
 
 
 BYTES_A_TOKEN: Final = 4
-"""English text has about four bytes a token in today's vocabularies; JSON around it has fewer."""
+"""English text has about four bytes per token in today's vocabularies; JSON around it has fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEstimate:
-    """A rough guess: tokens that are read, replica time, and what that costs in either pool.
+    """A rough estimate: input tokens, replica time, and its cost in either pool.
 
-    Answers are not counted in tokens: how long they get, only the model knows.
+    Output tokens are not estimated, as their number depends on the model.
     """
 
     input_tokens: int
@@ -79,9 +79,9 @@ class FileEstimate:
 
 
 def estimate_file(size: int, lines: int, rate: float, prices: Prices) -> FileEstimate:
-    """Return the estimate of a file of `size` bytes, at `rate` lines a second of one replica.
+    """Estimate a file of `size` bytes, at `rate` requests per second of one replica.
 
-    Every byte is taken for prompt, so that tokens come out high where a line has little text.
+    Every byte counts as prompt, so tokens are overestimated if requests have little text.
 
         >>> from lowtide.domain.pricing import Prices
         >>> estimate_file(4000, 7200, 2.0, Prices(1.0, 3.0, "USD")).dedicated

@@ -41,9 +41,9 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Bounds on an upload; `endpoints` are the urls that lines may name.
+    """The limits on an upload; `endpoints` are the urls that requests may name.
 
-    A file that names no expiry of its own expires `expires_after` seconds after its upload.
+    A file without its own expiry expires `expires_after` seconds after its upload.
     """
 
     max_bytes: int
@@ -54,7 +54,7 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far an upload is: bytes, requests, their model once a line named one, and problems."""
+    """The progress of an upload: bytes, requests, their model once one named it, and problems."""
 
     size: int
     lines: int
@@ -63,9 +63,10 @@ class Checked:
 
 
 class Upload:
-    """A file on its way in: stored, hashed and checked in one pass.
+    """An upload in progress: stored, hashed and checked in one pass.
 
-    Leaving the block without `finish`, or with an exception, leaves nothing behind.
+    An exception inside the block leaves nothing behind. Without `finish` the object remains an
+    orphan, which the scheduler deletes.
     """
 
     def __init__(
@@ -110,12 +111,12 @@ class Upload:
 
     @property
     def checked(self) -> Checked:
-        """What is known of the bytes that came so far."""
+        """The progress of the upload."""
         reader = self._reader
         return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes; raises PayloadTooLarge, or UnsupportedMediaType for a packed file."""
+        """Add a chunk; raises PayloadTooLarge, or UnsupportedMediaType for a gzip file."""
         if len(self._head) < len(_GZIP):
             self._head = (self._head + chunk)[: len(_GZIP)]
             if self._head == _GZIP:
@@ -139,7 +140,7 @@ class Upload:
     ) -> StoredFile:
         """Complete the object and record the file.
 
-        An absent purpose means `batch`; `expires_after` is in seconds, None takes the default.
+        A missing purpose means `batch`; `expires_after` is in seconds, None takes the default.
         """
         if purpose not in (None, Purpose.BATCH):
             raise InvalidRequest(
@@ -213,7 +214,7 @@ class Files:
         return self._limits.max_bytes
 
     def upload(self, tenant: TenantId, actor: str | None = None) -> Upload:
-        """Start an upload; use it as a context manager. The audit log names `actor`."""
+        """Start an upload, a context manager. `actor` is recorded in the audit log."""
         return Upload(
             self._catalog,
             self._objects,
@@ -238,7 +239,7 @@ class Files:
         *,
         actor: str,
     ) -> Iterator[bytes]:
-        """Yield a file's bytes from `start` up to `end`, and tell the audit log; raises NotFound."""
+        """Stream a file from `start` up to `end`, recorded in the audit log; raises NotFound."""
         found = self._catalog.download(tenant, file, actor)
         return self._objects.stream(found.object_key, start, end)
 
@@ -251,16 +252,16 @@ class Files:
         newest_first: bool,
         purpose: str | None,
     ) -> tuple[Sequence[StoredFile], bool]:
-        """Return up to `limit` files behind `after`, and whether there are more."""
+        """Return up to `limit` files that follow `after`, and whether more follow."""
         found = self._catalog.page(
             tenant, after=after, limit=limit + 1, newest_first=newest_first, purpose=purpose
         )
         return found[:limit], len(found) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
-        """Delete a file, and tell the audit log; raises NotFound.
+        """Delete a file, recorded in the audit log; raises NotFound.
 
-        Its bytes stay for as long as an active batch reads them.
+        Its bytes stay while an active batch reads them.
         """
         key = self._catalog.remove(tenant, file, actor)
         if key is not None:

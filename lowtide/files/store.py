@@ -39,7 +39,7 @@ ORDER BY id {"DESC" if newest_first else ""} LIMIT :limit
 """)  # noqa: S608
     for newest_first in (True, False)
 }
-# The lock order is file, then batch, as in creating a batch: neither can slip past the other.
+# The lock order is file, batch, as for creating a batch: a deletion and a creation serialize.
 _LOCK = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id FOR UPDATE")  # noqa: S608
 _IS_READ = text("""
 SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
@@ -51,7 +51,7 @@ INSERT INTO stray_objects (object_key, tenant_id, due_at)
 VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
 """)
 _NOT_STRAY = text("DELETE FROM stray_objects WHERE object_key = :key")
-# An upload that takes longer is lost: its object is taken for one that a crash left behind.
+# A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 
 
@@ -79,13 +79,13 @@ def add_file(connection: Connection, file: StoredFile) -> None:
 
 
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
-    """Record a file whose object was expected; from here on the object is no stray."""
+    """Record a file whose object was expected; the object is no longer an orphan."""
     add_file(connection, file)
     connection.execute(_NOT_STRAY, {"key": file.object_key})
 
 
 def file_not_found(file: FileId) -> NotFound:
-    """Return the error for an id that this tenant does not have."""
+    """Return the error for a file that this tenant does not have."""
     return NotFound(f"No file {format_file_id(file)!r}: check the id.", param="id")
 
 
@@ -96,13 +96,13 @@ class FileStore:
         self._engine = engine
 
     def expect(self, tenant: TenantId, object_key: str) -> None:
-        """Note an object before it is written, so that a crash cannot leave it behind unseen."""
+        """Record an object as an orphan before it is written, so that a crash cannot leak it."""
         parameters = {"key": object_key, "tenant": tenant, "after": _LONGEST_UPLOAD_SECONDS}
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_STRAY, parameters)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
-        """Record a file whose object is complete; the audit log names `actor`."""
+        """Record a file whose object is complete; `actor` is recorded in the audit log."""
         with acting_for(self._engine, file.tenant) as connection:
             add_expected_file(connection, file)
             if actor is not None:
@@ -114,7 +114,7 @@ class FileStore:
             return _get(connection, file)
 
     def download(self, tenant: TenantId, file: FileId, actor: str) -> StoredFile:
-        """Return a file to read and tell the audit log; raises NotFound."""
+        """Return a file, and record its download in the audit log; raises NotFound."""
         with acting_for(self._engine, tenant) as connection:
             found = _get(connection, file)
             note(connection, tenant, actor, "files.download", [format_file_id(file)])
@@ -129,7 +129,7 @@ class FileStore:
         newest_first: bool,
         purpose: str | None,
     ) -> Sequence[StoredFile]:
-        """Return up to `limit` files behind `after`."""
+        """Return up to `limit` files that follow `after`."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(
                 _PAGE[newest_first],
@@ -138,9 +138,9 @@ class FileStore:
             return [file_of(row) for row in rows]
 
     def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
-        """Forget a file; return the key of its object, None while an active batch reads that.
+        """Delete a file's record; return its object's key, or None while an active batch reads it.
 
-        Raises NotFound. The scheduler removes the object once no active batch reads it.
+        Raises NotFound. The scheduler deletes the object once no active batch reads it.
         """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
@@ -155,7 +155,7 @@ class FileStore:
         return None if is_read else str(row.object_key)
 
     def removed(self, tenant: TenantId, object_key: str) -> None:
-        """Note that the object of a forgotten file is gone from the store."""
+        """Drop the orphan record of an object that was deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_NOT_STRAY, {"key": object_key})
 

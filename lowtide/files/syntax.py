@@ -1,4 +1,4 @@
-"""What a line of an input file is made of, and in plain words why one is no JSON object."""
+"""The JSON syntax of input lines, and readable reasons for syntax errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 
 MAX_NESTING: Final = 128
-"""Levels of `{` and `[`. Far below what any Python stack allows, so that every process agrees, and
-the default limit of serde_json, which several engines parse with."""
+"""Max levels of `{` and `[`: far below any Python stack limit, so that all processes agree, and the
+default limit of serde_json, with which several engines parse."""
 
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-# A pair of surrogates or, as a group, one without its other half, behind an even number of
-# backslashes.
+# A surrogate pair or, as group 1, a lone surrogate, after an even number of backslashes.
 _SURROGATES: Final = re.compile(
     rb"(?<!\\)(?:\\\\)*+(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
@@ -33,7 +32,7 @@ _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"{[}]"))
 
 
 class Plain(msgspec.Struct, gc=False):
-    """A line as it should be; decoding it fails for anything of another type."""
+    """A well-formed line; decoding fails for a field of another type."""
 
     custom_id: str
     method: str
@@ -42,7 +41,7 @@ class Plain(msgspec.Struct, gc=False):
 
 
 class Fields(msgspec.Struct, gc=False):
-    """The fields of any object, as JSON; empty where there is none. The last of several counts."""
+    """The fields of any object as JSON, empty if missing; the last one of repeated fields."""
 
     custom_id: msgspec.Raw = msgspec.Raw()
     method: msgspec.Raw = msgspec.Raw()
@@ -51,7 +50,7 @@ class Fields(msgspec.Struct, gc=False):
 
 
 class _Model(msgspec.Struct, gc=False):
-    """A body as it should be; decoding it fails for anything of another type."""
+    """A well-formed body; decoding fails for a field of another type."""
 
     model: str | None = None
     stream: bool | None = None
@@ -75,10 +74,10 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 
 def check_utf8(text: bytes) -> None:
-    """Raise UnicodeDecodeError for what is not UTF-8."""
+    """Raise UnicodeDecodeError for invalid UTF-8."""
     if text.isascii():
         return
-    # In parts: one wide character makes a string of four bytes for each character.
+    # In parts: with one wide character, a string takes four bytes per character.
     start = 0
     while start < len(text):
         end = min(start + _PART_BYTES, len(text))
@@ -93,12 +92,12 @@ def check_utf8(text: bytes) -> None:
 
 
 def is_shallow(text: bytes) -> bool:
-    """Whether JSON, or what pretends to be, is nested at most MAX_NESTING levels deep."""
+    """Return True if JSON, valid or not, is nested at most MAX_NESTING levels deep."""
     if text.count(b"{") + text.count(b"[") <= MAX_NESTING:
         return True
     depth = start = 0
     while start < len(text):
-        # In parts, as every string that is cut out of one is an object for a while.
+        # In parts, as every string that is cut out becomes a temporary object.
         part = _WHOLE.match(text, start, start + _PART_BYTES) or _STRINGS.match(text, start)
         if part is None:
             return False
@@ -111,15 +110,15 @@ def is_shallow(text: bytes) -> bool:
 
 
 def text_of(value: msgspec.Raw) -> str | None:
-    """Return a JSON value that is a string; None for any other."""
+    """Decode a JSON string; return None for any other value."""
     return _decode_text(value) if bytes(value).startswith(b'"') else None
 
 
 def without_halves(line: bytes) -> bytes | None:
-    r"""Return a line of the same length whose lone surrogates, like `\ud800`, are other escapes.
+    r"""Replace lone surrogates, like `\ud800`, by other escapes of the same length.
 
-    None when there are none, or where one is in what the request is known by: its custom_id, method,
-    url or model.
+    Return None if there are none, or if one is in a field that identifies the request: custom_id,
+    method, url or model.
     """
     mended = _replaced(line, rb"\ufffd")
     if mended is None:
@@ -135,7 +134,7 @@ def without_halves(line: bytes) -> bytes | None:
 
 
 def _replaced(line: bytes, by: bytes) -> bytes | None:
-    """Return a line with `by` in the place of each lone surrogate; None when it has none."""
+    """Replace each lone surrogate with `by`; return None if there is none."""
     changed: bytearray | None = None
     for match in _SURROGATES.finditer(line):
         if match[1] is not None:
@@ -153,12 +152,12 @@ def _known_by(line: bytes) -> tuple[bytes, ...]:
 
 def frame_of(line: bytes, body: bytes) -> bytes:
     """Return a line without its body, which is the value of its last field of that name."""
-    # Should the same bytes come earlier, it is the same names still.
+    # If the same bytes occur earlier, the field names are still the same.
     return line.replace(body, b"0", 1) if body.startswith(b"{") else line
 
 
 def repeated_fields(frame: bytes) -> Sequence[str]:
-    """Return which fields an object names more than once."""
+    """Return the fields that an object names more than once."""
     pairs: list[tuple[str, Any]] = json.loads(
         frame.decode(), object_pairs_hook=list, parse_int=str, parse_float=str
     )
@@ -167,14 +166,14 @@ def repeated_fields(frame: bytes) -> Sequence[str]:
 
 
 def syntax_fault(line: bytes, error: msgspec.DecodeError) -> str:
-    """Return why a line of valid UTF-8, not nested too deeply, is no JSON object.
+    """Return the reason why a line of valid UTF-8, not nested too deeply, is no JSON object.
 
-    `error` says so, but in few words; of a long line there is no more, as parsing it takes memory.
+    For a long line it is the terse text of `error`, as parsing the line again takes memory.
     """
     if len(line) > _LONG:
         return str(error)
     try:
-        # Read as floating point: integers of thousands of digits would be refused, or take long.
+        # Integers are parsed as floats: thousands of digits would be rejected or slow.
         value = json.loads(line.decode(), parse_constant=_refuse, parse_int=float)
     except json.JSONDecodeError as found:
         return f"{found.msg.removesuffix(' at')} at character {found.pos + 1}"
@@ -182,7 +181,7 @@ def syntax_fault(line: bytes, error: msgspec.DecodeError) -> str:
         return f"{found} is no JSON number"
     if not isinstance(value, dict):
         return f"it is {_KINDS[type(value)]}"
-    # Here the standard library takes what msgspec and UTF-8 do not.
+    # The standard library accepts lone surrogates, which msgspec and UTF-8 do not.
     return HALF
 
 

@@ -103,7 +103,7 @@ class FinalStore:
         return FinalJob(batch, TenantId(row.tenant_id), ending, row.drained_at, row.files_expire_at)
 
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
-        """Yield every request in input order; those without a result carry the error `never_ran`.
+        """Yield every request in input order; `never_ran` is the error of those without a result.
 
         Long bodies are left out. Reads in pages, so that memory is bounded and snapshots are short.
         """

@@ -108,7 +108,7 @@ class SplitTransaction:
 
 
 class _CopySource:
-    """Rows in COPY's text format. An error of the source ends the copy and is kept as `failure`:
+    """Rows in COPY's text format; an error of the source ends the copy and is kept as `failure`:
 
     an exception inside the driver's copy loop would leave the connection in copy mode.
     """

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The capacity of dedicated workers: rates in requests per second per replica, times in seconds.
+    """The capacity of dedicated workers; times in seconds.
 
-    `tick` is the max time between two ticks of the scheduler. A busy replica runs `in_flight`
-    requests at a time: half done, they count as open. `attempts` is the average number of attempts
-    of a request until it ends.
+    `rate` is in requests per second per replica. `tick` is the max time between two ticks of the
+    scheduler. A busy replica runs `in_flight` requests at a time: half done, they count as open.
+    `attempts` is the average number of attempts until a request ends.
     """
 
     rate: float

@@ -10,9 +10,9 @@ dedicated can run until deadline k
 requests, whatever spot does. The tick wants the smallest x with open_1 + ... + open_k <= room_k(x)
 for every k, and moves to dedicated the requests that keep these replicas busy until the next tick,
 earliest deadline first. So a warm replica goes only if its own cold start is affordable later.
-Requests count as a whole until they have a result, and `Capacity.lost` reserves a request's time for
-each of a replica's slots, so no rounding is on the unsafe side (docs/adr/0010-sla-scheduling.md has
-the proof).
+Requests count as a whole until they have a result, and `Capacity.lost` reserves a request's time
+for each of a replica's slots, so no rounding is on the unsafe side (proof:
+docs/adr/0010-sla-scheduling.md).
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _wanted(room: _Room, left: Sequence[float], demand: Sequence[int], capacity:
 def _place(
     batches: Sequence[OpenBatch], needed: Sequence[int], busy: int
 ) -> tuple[list[int], list[int]]:
-    """Return how many requests of each batch wait for dedicated from now on, and how many to revoke.
+    """Return how many requests of each batch are to wait for dedicated, and how many to revoke.
 
     `busy` requests keep the wanted replicas busy until the next tick. At least `needed` of each
     prefix must go to them; only if too few wait, they are revoked from spot workers.

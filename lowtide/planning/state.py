@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 class Swept:
     """The result of a sweep.
 
-    It released or ended `reaped` requests of expired leases, `interrupted` of them on spot. It ended
-    `in_time` and `late` requests for good, before and after their deadline; `buried` of them are
-    dead letters.
+    It took `reaped` requests from expired leases, `interrupted` of them on spot. It ended `in_time`
+    and `late` requests for good, before and after their deadline, `buried` of them as dead letters.
     """
 
     reaped: int
@@ -128,8 +127,8 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
 class Replanned:
     """A plan and the requests that it moved; some may have been claimed or settled by then.
 
-    `before` holds the requests that waited and ran in each pool at the decision, `paused` the paused
-    pools, `stranded` the number of workers in each pool whose engines were all unavailable.
+    `before` holds the requests that waited and ran in each pool at the decision, `paused` the
+    paused pools, `stranded` the number of workers in pools whose engines were all unavailable.
     """
 
     plan: Plan

@@ -30,7 +30,7 @@ STORM = 5
 
 
 def is_storm(lost: int, living: int) -> bool:
-    """Return whether so many leases were lost at once that no request is to blame, but capacity.
+    """Return whether so many leases were lost at once that capacity is to blame, not a request.
 
     A request that kills its worker costs one lease at a time. A storm may bring a request to the
     verge of being dead-lettered, never past it.

@@ -45,7 +45,7 @@ class PauseStore:
         self._engine = engine
 
     def standings(self) -> Sequence[PoolStanding]:
-        """Return the standing of each pool; raises Unavailable."""
+        """Return the state of each pool; raises Unavailable."""
         with begin(self._engine) as connection:
             pauses = {pause.pool: pause for pause in read_pauses(connection)}
             rows = connection.execute(_STANDINGS, {"pools": [pool.value for pool in Pool]})
@@ -103,7 +103,7 @@ class Pools:
         self._register = register
 
     def standings(self) -> Sequence[PoolStanding]:
-        """Return the standing of each pool; raises Unavailable."""
+        """Return the state of each pool; raises Unavailable."""
         return self._register.standings()
 
     def effect(self, visitor: Visitor, pool: Pool) -> PauseEffect:

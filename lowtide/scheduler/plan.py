@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowtide.planning.escalation import Move, Plan
 
 
-# From the end of the queue, which spot would reach last; delayed requests only if no others are left.
+# From the end of the queue, which spot would reach last; delayed requests only if no others remain.
 ESCALATE = """
 WITH moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true,

@@ -1,4 +1,4 @@
-"""The scheduler's repairs: expired leases, deadlines, stalled steps. Each statement may run twice."""
+"""The scheduler's repairs of expired leases, deadlines and stalled steps; all safe to repeat."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
 RETURNING id, tenant_id, status, traceparent, tracestate
 """)
-# A batch that is announced again is announced by the new event alone.
+# A new announcement replaces those that still wait in the outbox.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
 """)
@@ -133,7 +133,7 @@ class SweepStore:
         self._max_lost_leases = max_lost_leases
 
     def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
-        """Release the requests of expired leases, end overdue batches, re-announce stalled ones."""
+        """Release requests of expired leases, end overdue batches, announce stalled ones again."""
         orphans = self._reap()
         dropped = self._expire()
         self._finish_cancelling(cancel_grace)
@@ -208,12 +208,12 @@ class SweepStore:
         return ended, orphans
 
     def _expire(self) -> int:
-        """End batches past their deadline; return how many queued or claimed requests it dropped."""
+        """End batches past their deadline; return how many of their requests were dropped."""
         with begin(self._engine) as connection:
             return self._drop(connection, connection.execute(_EXPIRE).scalars().all())
 
     def _finish_cancelling(self, grace: float) -> None:
-        """Drop the requests still claimed or queued `grace` seconds after a cancel."""
+        """Drop the requests still claimed or queued `grace` seconds after a cancellation."""
         with begin(self._engine) as connection:
             due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
             self._drop(connection, due)
@@ -227,7 +227,7 @@ class SweepStore:
     def _restart_stalled(self, age: float) -> None:
         """Announce again the batches that have waited `age` seconds for a split or for finalizing.
 
-        The outbox does not matter: an event may be in it and never be accepted.
+        Events in the outbox do not count: one may be there and never be accepted.
         """
         with begin(self._engine) as connection:
             stalled = connection.execute(_STALLED, {"age": age}).all()

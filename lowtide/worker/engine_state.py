@@ -65,7 +65,7 @@ class Throttle:
 BLAMED: Final = 16
 """Faults in a row, each after another request's success, that are charged to the request.
 
-With the attempts that follow, a proxy that fails every second time ends one request in a million."""
+With the attempts that follow, a proxy that fails half the time ends one request in a million."""
 _MOST: Final = 4096
 
 

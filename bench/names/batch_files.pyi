@@ -1,0 +1,1 @@
+from bench.batch_files import *

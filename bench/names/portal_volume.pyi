@@ -1,0 +1,1 @@
+from bench.portal_volume import *

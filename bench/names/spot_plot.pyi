@@ -1,0 +1,1 @@
+from bench.spot_plot import *

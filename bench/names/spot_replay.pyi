@@ -1,0 +1,1 @@
+from bench.spot_replay import *
