@@ -20,7 +20,7 @@ from lowtide.events.outbox import Outbox
 from lowtide.events.publisher import HttpSink, NoSink, Publisher
 from lowtide.services import Services, capacity, line_limits, prices
 from lowtide.settings import read_settings
-from lowtide.status.last_seen import LastSeenStore, Sight, SightedSink, Sightings
+from lowtide.status.last_seen import Component, LastSeenStore, Observations, ObservedSink
 from lowtide.telemetry.health import Readiness
 from lowtide.telemetry.tracing import UNTRACED
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from lowtide.settings import Settings
     from lowtide.status.vitals import VitalsStore
     from lowtide.telemetry.tracing import Tracer
-    from lowtide.tenants.callers import CallerStore
+    from lowtide.tenants.callers import Authenticator
     from lowtide.tenants.service import Administration, Tenancy
-    from lowtide.tenants.sign_in import Entrance, SignedOutStore, SignIn, Visitor
+    from lowtide.tenants.sign_in import Principal, SignedOutStore, SignIn, SignInGuard
     from lowtide.worker.loop import PullLoop, Worker
 
 _EXTENSION = "lowtide"
@@ -64,7 +64,7 @@ class App:
             application=f"lowtide {name}".strip(),
         )
         self.tracer = self._tracer()
-        self.sightings = Sightings(LastSeenStore(self.database), timer=time.monotonic)
+        self.observations = Observations(LastSeenStore(self.database), timer=time.monotonic)
         self.publisher = self._publisher()
         self.readiness = Readiness(lambda: check_schema(self.database))
         self.services = self._services(self.database)
@@ -87,7 +87,7 @@ class App:
     def close(self, seconds: float) -> None:
         """Flush events, last-seen times and spans, `seconds` at most each; close connections."""
         self.publisher.drain(seconds)
-        self.sightings.close(seconds)
+        self.observations.close(seconds)
         self.tracer.close(seconds)
         self.database.dispose()
         if self._tenant_database is not None:
@@ -107,11 +107,11 @@ class App:
         return ObstoreObjects(self.settings.object_store_url)
 
     @cached_property
-    def callers(self) -> CallerStore:
+    def callers(self) -> Authenticator:
         """The authentication of API calls."""
-        from lowtide.tenants.callers import CallerStore
+        from lowtide.tenants.callers import Authenticator
 
-        return CallerStore(
+        return Authenticator(
             self.database,
             pepper=self.settings.api_key_pepper.get_secret_value(),
             anonymous=self.settings.anonymous_tenant,
@@ -192,12 +192,12 @@ class App:
 
     def build_worker(self, pool: Pool) -> Worker:
         """Return a worker of a pool, with its own engine."""
-        from lowtide.status.last_seen import SightedEngine
+        from lowtide.status.last_seen import ObservedEngine
         from lowtide.worker.build import build_worker
         from lowtide.worker.metrics import WorkerMetrics
 
-        self.sightings.note(Sight.FUNCTION, f"infer_{pool}")
-        engine = SightedEngine(self.sightings, pool)
+        self.observations.note(Component.FUNCTION, f"infer_{pool}")
+        engine = ObservedEngine(self.observations, pool)
         return build_worker(
             self.settings,
             self.database,
@@ -253,17 +253,17 @@ class App:
         return Pools(PauseStore(self.database))
 
     @cached_property
-    def entrance(self) -> Entrance:
+    def guard(self) -> SignInGuard:
         """Portal sign-in: by password, and by API key if a tenant database is configured."""
-        from lowtide.tenants.callers import CallerStore
+        from lowtide.tenants.callers import Authenticator
         from lowtide.tenants.passwords import PasswordSignIn
-        from lowtide.tenants.sign_in import Entrance, KeySignIn, Role
+        from lowtide.tenants.sign_in import KeySignIn, Role, SignInGuard
 
         settings = self.settings
         ways: list[SignIn] = []
         pepper = settings.api_key_pepper.get_secret_value()
         if self._tenant_database is not None and pepper:
-            callers = CallerStore(self._tenant_database, pepper=pepper, anonymous=None)
+            callers = Authenticator(self._tenant_database, pepper=pepper, anonymous=None)
             ways.append(KeySignIn(callers, settings.portal_key_role))
         for stored, role in (
             (settings.portal_password_hash, Role.OPERATOR),
@@ -271,7 +271,7 @@ class App:
         ):
             if stored.get_secret_value():
                 ways.append(PasswordSignIn(stored.get_secret_value(), role))
-        return Entrance(ways, timer=time.monotonic)
+        return SignInGuard(ways, timer=time.monotonic)
 
     @cached_property
     def signed_out(self) -> SignedOutStore:
@@ -280,7 +280,7 @@ class App:
 
         return SignedOutStore(self.database)
 
-    def services_for(self, visitor: Visitor) -> Services:
+    def services_for(self, visitor: Principal) -> Services:
         """Return the services with the rights of `visitor`.
 
         Row-level security limits sessions with an API key to the key's tenant; others see all
@@ -313,11 +313,11 @@ class App:
     def _publisher(self) -> Publisher:
         settings = self.settings
         if settings.event_sink is None:
-            sink = SightedSink(NoSink(), self.sightings, refusal="no broker is configured")
+            sink = ObservedSink(NoSink(), self.observations, refusal="no broker is configured")
         else:
             source = f"/lowtide/{self._name or 'cli'}"
             http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
-            sink = SightedSink(http, self.sightings, refusal="the broker did not take it")
+            sink = ObservedSink(http, self.observations, refusal="the broker did not take it")
         return Publisher(sink, Outbox(self.database), tracer=self.tracer)
 
     def _tracer(self) -> Tracer:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.admission import AdmissionPolicy
-    from lowtide.batches.browsing import BatchBrowser, BatchDesk, BatchLists
+    from lowtide.batches.browsing import BatchBrowser, BatchCancellation, BatchLists
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.service import Batches, Requests
     from lowtide.core.pools import Prices
@@ -164,13 +164,13 @@ class Services:
         return BatchBrowser(details, self._objects(), self.forecaster, self.prices)
 
     @cached_property
-    def desk(self) -> BatchDesk:
+    def desk(self) -> BatchCancellation:
         """The bulk cancellation of batches."""
-        from lowtide.batches.browsing import BatchDesk
+        from lowtide.batches.browsing import BatchCancellation
         from lowtide.batches.list_store import BatchListStore
         from lowtide.batches.store import BatchStore
 
-        return BatchDesk(
+        return BatchCancellation(
             BatchListStore(self._database),
             BatchStore(self._database),
             self._publisher,

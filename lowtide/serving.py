@@ -17,7 +17,7 @@ from lowtide.app import App
 from lowtide.events.model import EventType
 from lowtide.http import connections
 from lowtide.settings import read_settings, secret_values
-from lowtide.status.last_seen import TICK, Sight
+from lowtide.status.last_seen import TICK, Component
 from lowtide.telemetry import health
 from lowtide.telemetry.logs import configure
 from lowtide.worker.loop import DRAIN_SECONDS
@@ -89,11 +89,11 @@ def post_request(worker: Any, request: Any, environ: dict[str, Any], response: A
         return
     status = response.status_code or 500
     problem = f"HTTP {status}" if status >= 500 else None
-    sightings = worker.lowtide.sightings
-    sightings.note(Sight.FUNCTION, _FUNCTION, problem)
+    observations = worker.lowtide.observations
+    observations.note(Component.FUNCTION, _FUNCTION, problem)
     type_ = environ.get("HTTP_CE_TYPE", "")
     if _TAKES_EVENTS and type_ in _EVENT_TYPES:
-        sightings.note(Sight.DELIVERED, type_, problem)
+        observations.note(Component.DELIVERED, type_, problem)
 
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001

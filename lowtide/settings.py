@@ -87,7 +87,7 @@ class Admission(StrEnum):
 
 
 class Settings(BaseSettings):
-    """The frozen settings of a process; times are in seconds unless the type says otherwise."""
+    """The frozen settings of a process; times are in seconds unless described otherwise."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 

@@ -86,13 +86,13 @@ _RECONNECT_SECONDS: Final = 20.0
 
 def build(watching: Watching, lowtide: App) -> None:
     """Register the pages, the middleware and the poller."""
-    poller, settings, entrance = watching.poller, lowtide.settings, lowtide.entrance
+    poller, settings, guard = watching.poller, lowtide.settings, lowtide.guard
     app.state.lowtide = lowtide
     SIGNED_OUT.keep_in(lowtide.signed_out)
     # ui.run adds the session middleware later, so it wraps the guard.
-    app.add_middleware(Guard, entrance=entrance)
+    app.add_middleware(Guard, guard=guard)
     app.add_middleware(ContentPolicy)
-    poller.changed.subscribe(SessionWatch(entrance).check)
+    poller.changed.subscribe(SessionWatch(guard).check)
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
     if watching.alerts is not None:
@@ -101,7 +101,7 @@ def build(watching: Watching, lowtide: App) -> None:
     theme.install()
     theme.install_batches()
     shortcuts.install()
-    sign_in.install(entrance, session_seconds=settings.portal_session_seconds)
+    sign_in.install(guard, session_seconds=settings.portal_session_seconds)
     dashboards = Dashboards.of(settings)
     landing.install(watching, dashboards, api_url=settings.api_url)
     downloads.install_batch_files()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from lowtide.core.ids import BatchId
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
 
 MOST: Final = 8
@@ -34,14 +34,14 @@ MOST_OF_ONE: Final = 4
 _SENT_BYTES: Final = 1 << 18
 """Max bytes of a chunk; a browser must accept each within LOWTIDE_CLIENT_TIMEOUT."""
 
-_running: list[Visitor] = []
+_running: list[Principal] = []
 
 
 class Download(Response):
     """A file streamed from `pieces`; a LowtideError before the first piece sets the response."""
 
     def __init__(
-        self, visitor: Visitor, pieces: Callable[[], Iterator[bytes]], filename: str
+        self, visitor: Principal, pieces: Callable[[], Iterator[bytes]], filename: str
     ) -> None:
         super().__init__()
         self._visitor = visitor
@@ -112,7 +112,7 @@ async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
     return Download(visitor, lambda: _file_pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
 
 
-def _file_pieces(visitor: Visitor, batch: BatchId, role: str) -> Iterator[bytes]:
+def _file_pieces(visitor: Principal, batch: BatchId, role: str) -> Iterator[bytes]:
     _, pieces = services_for(visitor).browser.download(visitor, batch, role)
     return pieces
 
@@ -140,7 +140,7 @@ async def _dead_letters(request: Request) -> Response:
     )
 
 
-def _letter_pieces(request: Request, visitor: Visitor, content: Content) -> Iterator[bytes]:
+def _letter_pieces(request: Request, visitor: Principal, content: Content) -> Iterator[bytes]:
     query = LetterQuery.read(request.query_params)
     tenant = query.chosen_tenant(tenants_for(visitor))
     return services_for(visitor).dead_letters.download(

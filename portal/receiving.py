@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
     from lowtide.files.model import StoredFile
     from lowtide.files.service import Checked, Files, Upload
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
-    Take = Callable[[Visitor, str, AsyncIterator[bytes]], Awaitable[None]]
+    Take = Callable[[Principal, str, AsyncIterator[bytes]], Awaitable[None]]
 
 
 PATH: Final = "/upload/file"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lowtide.app import App
     from lowtide.core.ids import TenantId
     from lowtide.services import Services
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
 _Result = TypeVar("_Result")
 
@@ -23,7 +23,7 @@ def lowtide() -> App:
     return cast("App", app.state.lowtide)
 
 
-def services_for(visitor: Visitor) -> Services:
+def services_for(visitor: Principal) -> Services:
     """Return the services with a principal's rights.
 
     Raises Unavailable for a tenant's principal while no database URL for tenants is set.
@@ -31,7 +31,7 @@ def services_for(visitor: Visitor) -> Services:
     return lowtide().services_for(visitor)
 
 
-def tenants_for(visitor: Visitor) -> Mapping[TenantId, str]:
+def tenants_for(visitor: Principal) -> Mapping[TenantId, str]:
     """Return the tenants that a principal may choose from, sorted by name; reads the database.
 
     A principal of one tenant has no choice: its tenant comes with an empty name.

@@ -15,7 +15,7 @@ from portal.sessions import SIGN_IN, SIGNED_OUT, is_over, visitor_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.tenants.sign_in import Entrance
+    from lowtide.tenants.sign_in import SignInGuard
 
 
 # Seconds for the browser to receive the redirect before the page is deleted.
@@ -28,8 +28,8 @@ class SessionWatch:
     The guard checks HTTP requests.
     """
 
-    def __init__(self, entrance: Entrance) -> None:
-        self._entrance = entrance
+    def __init__(self, guard: SignInGuard) -> None:
+        self._guard = guard
         self._checking = False
         self._leaving: set[str] = set()
 
@@ -59,7 +59,7 @@ class SessionWatch:
         if not credentials:
             return
         try:
-            ended = await in_thread(lambda: self._entrance.ended(credentials))
+            ended = await in_thread(lambda: self._guard.ended(credentials))
         except LowtideError:
             return
         for client, credential in by_client.items():

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from lowtide.core.errors import LowtideError, Unauthenticated
 from lowtide.core.ids import TenantId
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from portal.services import in_thread
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from lowtide.tenants.sign_in import Entrance, SignedOutStore
+    from lowtide.tenants.sign_in import SignedOutStore, SignInGuard
 
 
 READ_EVERY: Final = 10.0
@@ -112,7 +112,7 @@ _HEADERS: Final = {
 Session = dict[str, Any]
 
 
-def open_session(session: MutableMapping[str, Any], visitor: Visitor, seconds: int) -> None:
+def open_session(session: MutableMapping[str, Any], visitor: Principal, seconds: int) -> None:
     """Store a principal for `seconds`; drop the previous content of the cookie, its id too."""
     session.clear()
     now = time.time()
@@ -140,7 +140,7 @@ def is_over(session: MutableMapping[str, Any]) -> bool:
     return _NAME in session and visitor_of(session) is None
 
 
-def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
+def visitor_of(session: MutableMapping[str, Any]) -> Principal | None:
     """Return the principal in the cookie; None once the session has ended."""
     known = session.get(_NAME)
     if not isinstance(known, dict) or known["until"] < time.time():
@@ -148,7 +148,7 @@ def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
     if known.get("id", "") in SIGNED_OUT:
         return None
     tenant = known["tenant"]
-    return Visitor(
+    return Principal(
         known["name"],
         Role(known["role"]),
         None if tenant is None else TenantId(UUID(tenant)),
@@ -157,7 +157,7 @@ def visitor_of(session: MutableMapping[str, Any]) -> Visitor | None:
     )
 
 
-def current_visitor() -> Visitor:
+def current_visitor() -> Principal:
     """Return the principal of the open page; raises Unauthenticated once the session has ended."""
     request = ui.context.client.request
     visitor = None if request is None else visitor_of(request.session)
@@ -173,9 +173,9 @@ class Guard:
     site are refused.
     """
 
-    def __init__(self, app: ASGIApp, entrance: Entrance) -> None:
+    def __init__(self, app: ASGIApp, guard: SignInGuard) -> None:
         self._app = app
-        self._entrance = entrance
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app, redirect to the sign-in or first page, or refuse."""
@@ -205,7 +205,7 @@ class Guard:
                 await in_thread(SIGNED_OUT.sync)
                 if visitor_of(scope["session"]) is None:
                     return _way_in(scope)
-            ended = await in_thread(lambda: self._entrance.ended({credential}))
+            ended = await in_thread(lambda: self._guard.ended({credential}))
         except LowtideError as error:
             return PlainTextResponse(error.message, status_code=error.status)
         if ended:

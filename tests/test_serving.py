@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide import serving
-from lowtide.status.last_seen import TICK, Sight
+from lowtide.status.last_seen import TICK, Component
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CREATED = "dev.lowtide.batch.created"
-Noted = list[tuple[Sight, str, str | None]]
+Noted = list[tuple[Component, str, str | None]]
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Noted]:
     found: Noted = []
 
     class Sightings:
-        def note(self, sight: Sight, name: str, problem: str | None = None) -> None:
+        def note(self, sight: Component, name: str, problem: str | None = None) -> None:
             found.append((sight, name, problem))
 
     monkeypatch.setattr(serving, "_FUNCTION", "split")
 
     def answer(environ: dict[str, str], status: int | None, *, events: bool = True) -> Noted:
         monkeypatch.setattr(serving, "_TAKES_EVENTS", events)
-        worker = SimpleNamespace(lowtide=SimpleNamespace(sightings=Sightings()))
+        worker = SimpleNamespace(lowtide=SimpleNamespace(observations=Sightings()))
         serving.post_request(worker, None, environ, SimpleNamespace(status_code=status))
         return found
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from lowtide.planning.state import Replanned
+    from lowtide.planning.state import PlanResult
     from lowtide.queue.claims import Claim
     from tests.conftest import Database
 
@@ -239,7 +239,7 @@ class World:
     def expire_lease(self, lease: object) -> None:
         self.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
 
-    def apply(self, plan: Plan) -> Replanned:
+    def apply(self, plan: Plan) -> PlanResult:
         """Let a tick decide just this."""
         replanned = self.timetable.replan(lambda _: plan)
         assert replanned is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.objects.store import ObjectStore
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
 
 MOST_CANCELLED: Final = 1000
@@ -48,7 +48,7 @@ class BatchLists:
 
     def page(
         self,
-        visitor: Visitor,
+        visitor: Principal,
         wanted: BatchFilter,
         order: BatchOrder,
         *,
@@ -59,16 +59,16 @@ class BatchLists:
         found = self._listing.page(visitor.tenant, wanted, order, after=after, limit=limit + 1)
         return found[:limit], len(found) > limit
 
-    def count(self, visitor: Visitor, wanted: BatchFilter) -> int:
+    def count(self, visitor: Principal, wanted: BatchFilter) -> int:
         """Count matching batches, up to COUNTED + 1."""
         return self._listing.count(visitor.tenant, wanted, most=COUNTED + 1)
 
-    def tenants(self, visitor: Visitor) -> Mapping[TenantId, str]:
+    def tenants(self, visitor: Principal) -> Mapping[TenantId, str]:
         """Return the names of the tenants that the principal may filter by."""
         return self._listing.tenants(visitor.tenant)
 
 
-class BatchDesk:
+class BatchCancellation:
     """The bulk cancellation of batches, each in its own transaction."""
 
     def __init__(
@@ -84,7 +84,7 @@ class BatchDesk:
         self._publisher = publisher
         self._new_id = new_id
 
-    def plan(self, visitor: Visitor, wanted: BatchFilter | Sequence[BatchId]) -> CancelPlan:
+    def plan(self, visitor: Principal, wanted: BatchFilter | Sequence[BatchId]) -> CancelPlan:
         """Return the batches that a cancellation would cancel, oldest first.
 
         Raises Forbidden for a viewer.
@@ -96,7 +96,7 @@ class BatchDesk:
         unchanged = 0 if isinstance(wanted, BatchFilter) else len(wanted) - len(found)
         return CancelPlan(chosen, unchanged, more=more)
 
-    def cancel(self, visitor: Visitor, batches: Sequence[BatchId]) -> int:
+    def cancel(self, visitor: Principal, batches: Sequence[BatchId]) -> int:
         """Cancel up to MOST_CANCELLED batches; return how many changed.
 
         Final, cancelling and other tenants' batches are skipped. Raises Forbidden for a viewer.
@@ -105,7 +105,7 @@ class BatchDesk:
         found = self._listing.cancellable(visitor.tenant, batches, most=MOST_CANCELLED)
         return sum(self._cancel(visitor, tenant, batch) for tenant, batch in found)
 
-    def _cancel(self, visitor: Visitor, tenant: TenantId, batch: BatchId) -> bool:
+    def _cancel(self, visitor: Principal, tenant: TenantId, batch: BatchId) -> bool:
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         try:
             cancelled, drained = self._ledger.cancel(tenant, batch, event, actor=visitor.name)
@@ -131,7 +131,7 @@ class BatchBrowser:
         self._forecaster = forecaster
         self._prices = prices
 
-    def details(self, visitor: Visitor, batch: BatchId) -> BatchDetails:
+    def details(self, visitor: Principal, batch: BatchId) -> BatchDetails:
         """Return a batch without its requests, with its ETA and its cost."""
         found = self._reading.details(visitor.tenant, batch)
         known = found.batch
@@ -140,7 +140,7 @@ class BatchBrowser:
 
     def lines(
         self,
-        visitor: Visitor,
+        visitor: Principal,
         batch: BatchId,
         status: RequestStatus | None,
         custom_id: str = "",
@@ -157,7 +157,7 @@ class BatchBrowser:
         )
         return found[:limit], len(found) > limit
 
-    def line(self, visitor: Visitor, batch: BatchId, line: int) -> LineDetails:
+    def line(self, visitor: Principal, batch: BatchId, line: int) -> LineDetails:
         """Return a request with the beginnings of its input and its response."""
         record = self._reading.line(visitor.tenant, batch, line)
         try:
@@ -169,7 +169,7 @@ class BatchBrowser:
         return LineDetails(record, content)
 
     def download(
-        self, visitor: Visitor, batch: BatchId, role: str
+        self, visitor: Principal, batch: BatchId, role: str
     ) -> tuple[StoredFile, Iterator[bytes]]:
         """Return a batch's file and its bytes, and record the download in the audit log.
 

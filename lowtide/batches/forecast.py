@@ -13,7 +13,7 @@ from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.planning.demand import Demand, Rate, attempts_per_line
-from lowtide.planning.state import Situation
+from lowtide.planning.state import SchedulerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class PoolWorkers:
     """The running workers of a pool, and the requests per second that each settles."""
 
     replicas: int
@@ -35,7 +35,7 @@ class Crew:
 def expected_completion(
     open_lines: int,
     lines_ahead: int,
-    crews: Iterable[Crew],
+    crews: Iterable[PoolWorkers],
     now: datetime,
     *,
     attempts: float = 1.0,
@@ -104,7 +104,7 @@ class Outlook:
             batch.total - batch.completed - batch.failed,
             sum(work.lines for work in self.work if work.deadline < batch.deadline),
             [
-                Crew(count, self._rate(pool, prior))
+                PoolWorkers(count, self._rate(pool, prior))
                 for pool, count in self.workers.items()
                 if pool not in self.paused and batch.pool in (Pool.SPOT, pool)
             ],
@@ -119,7 +119,7 @@ class Outlook:
             model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
         }
         models = frozenset(work.model for work in self.work if work.model is not None)
-        situation = Situation(
+        situation = SchedulerState(
             self.at,
             (),
             models=models,

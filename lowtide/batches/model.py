@@ -168,7 +168,7 @@ class Batch:
 
     @property
     def sla_state(self) -> SlaState:
-        """The state relative to the deadline; failing in time, for an invalid file, counts as met."""
+        """The state relative to the deadline; failing in time, as for a bad file, counts as met."""
         if self.status is BatchStatus.EXPIRED:
             return SlaState.BREACHED
         if self.status in FINAL_STATUSES:

@@ -26,8 +26,8 @@ _encode = msgspec.json.Encoder().encode
 class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A finished request; `body` is the engine's unchanged JSON.
 
-    `status_code` is None without a response; `error_code` is then the reason. If `is_long`, the body
-    is omitted, to be read in pieces.
+    `status_code` is None without a response; `error_code` is then the reason. If `is_long`, the
+    body is omitted, to be read in pieces.
     """
 
     number: int

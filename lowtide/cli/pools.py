@@ -10,7 +10,7 @@ from rich.table import Table
 from lowtide.cli.output import OUT, DataDir, Json, print_json
 from lowtide.cli.stack import operating
 from lowtide.core.pools import Pool
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 
 if TYPE_CHECKING:
     from lowtide.core.pools import PoolPause, PoolStanding
@@ -41,7 +41,7 @@ def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
 def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Have a pool's workers take nothing new; what they run, they end."""
     with operating(data_dir) as operated:
-        service, visitor = operated.app.pools, Visitor(operated.actor, Role.OPERATOR)
+        service, visitor = operated.app.pools, Principal(operated.actor, Role.OPERATOR)
         effect = service.effect(visitor, pool)
         pause = service.pause(visitor, pool)
     if as_json:
@@ -59,7 +59,7 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
 def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Let a pool's workers go on."""
     with operating(data_dir) as operated:
-        ended = operated.app.pools.resume(Visitor(operated.actor, Role.OPERATOR), pool)
+        ended = operated.app.pools.resume(Principal(operated.actor, Role.OPERATOR), pool)
     if as_json:
         print_json({"pool": pool.value, "paused": None, "was_paused": _told(ended)})
         return

@@ -113,8 +113,8 @@ def retry_delay(attempt: int, rng: Random, *, base: float, cap: float) -> float:
 def requeue_delay(waited: float, rng: Random, *, cap: float) -> float:
     """Return the delay in seconds before a request that was not at fault is retried.
 
-    The delay grows with `waited`, the seconds it has waited so far, from one second to `cap`:
-    repeated retries stay cheap, and no retry count is kept.
+    Its max grows with `waited`, the seconds that the request has waited so far, from one second to
+    `cap`: repeated retries stay cheap, and no retry count is kept.
     """
     longest = min(cap, max(1.0, waited / 4))
     return rng.uniform(longest / 2, longest)

@@ -106,7 +106,7 @@ def content(call: Call) -> Response:
         pieces = call.services.dead_letters.download(
             call.tenant, wanted, Content(text), actor=call.caller.actor
         )
-        # Reads the first piece before the response starts, so that a missing input becomes an error.
+        # Reads the first piece before the response starts: a missing input becomes an error.
         body = chain([next(pieces, b"")], pieces)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 

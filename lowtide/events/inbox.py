@@ -1,4 +1,4 @@
-"""Receiving CloudEvents: the trace and batch of an event, and answers that brokers understand."""
+"""Receiving CloudEvents: the trace and batch of an event, and responses for brokers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 def answer_without_body() -> None:
-    """Have the function that is being loaded answer 204 to what it took, and 400 to what is no event.
+    """Make the function being loaded respond 204 to handled events, and 400 to malformed ones.
 
-    A broker does not send again what is answered 400.
+    A broker does not retry after a 400.
     """
     if has_app_context():
         current_app.before_request(_refuse_malformed)
@@ -64,9 +64,9 @@ def _without_body(response: Response) -> Response:
 
 @contextmanager
 def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
-    """Let a block be the work that an event announces.
+    """Run a block in a span, as the processing of an event.
 
-    It continues the trace that the event's extension attributes `traceparent` and `tracestate` name.
+    The span continues the trace in the event's extension attributes `traceparent` and `tracestate`.
     """
     given = event.get_attributes()
     type_ = str(given["type"])
@@ -87,7 +87,7 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
         try:
             yield
         except LowtideError as error:
-            # The framework logs what comes out of here too, but no longer knows whose it is.
+            # The framework also logs the exception, but without the batch it belongs to.
             _log.warning("event.failed", extra={"event_type": type_, "reason": error.for_log})
             raise
         except Exception as error:
@@ -96,10 +96,10 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
 
 
 def batch_of(event: CloudEvent) -> BatchId | None:
-    """Return the batch that an event is about.
+    """Return the batch of an event.
 
-    None for an event that names none: it would fail the same way at every retry, so it is logged
-    and taken.
+    An event without a valid batch id is logged and yields None: it would fail the same way at each
+    retry, so it is accepted.
     """
     data = event.get_data()
     text = data.get("batch_id") if isinstance(data, dict) else None

@@ -1,4 +1,4 @@
-"""The CloudEvents that chain the functions, and the sink that takes them."""
+"""The CloudEvents that chain the functions, and their sink."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EventType(StrEnum):
-    """What happened; the `type` attribute of a CloudEvent."""
+    """The `type` attribute of a CloudEvent."""
 
     BATCH_CREATED = "dev.lowtide.batch.created"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
@@ -26,9 +26,9 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event about one batch; `id` makes a second delivery recognisable.
+    """An event about a batch; `id` identifies repeated deliveries.
 
-    `trace` is the work that caused it, and that whoever receives it continues.
+    `trace` is the context of the work that caused it, which the receiver continues.
     """
 
     id: uuid.UUID
@@ -52,7 +52,7 @@ def batch_event(
 
 
 class EventSink(Protocol):
-    """Where CloudEvents go."""
+    """A destination of CloudEvents."""
 
     def publish(self, event: Event) -> bool:
         """Send one event; return whether the sink accepted it. Never raises."""

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def trace_columns(trace: TraceContext | None) -> dict[str, str | None]:
-    """Return the parameters of both columns."""
+    """Return the parameters for the columns `traceparent` and `tracestate`."""
     if trace is None:
         return {"traceparent": None, "tracestate": None}
     return {"traceparent": trace.traceparent, "tracestate": trace.state or None}
 
 
 def trace_of(row: Any) -> TraceContext | None:
-    """Return what a row with both columns continues."""
+    """Return the trace context of a row with these columns."""
     return parse_trace(row.traceparent, row.tracestate)
 
 
 OWN_ATTEMPT_SECONDS = 5.0
-"""Time that the process which recorded an event has to send it, before the scheduler does."""
+"""Seconds for the process that recorded an event to send it, before the scheduler does."""
 _RETRY_SECONDS = 10.0
 _LONGEST_RETRY_SECONDS = 300.0
 _KEPT_SECONDS = 86_400.0
@@ -43,7 +43,7 @@ INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate,
 VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
   now() + make_interval(secs => :delay))
 """)
-# Put off before it is tried: an attempt that takes the process with it is an attempt, too.
+# Counted before the attempt, so that one that crashes the process counts, too.
 DUE = """
 UPDATE outbox SET attempts = attempts + 1,
   next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))
@@ -76,15 +76,16 @@ def add_event(connection: Connection, event: Event, *, delay: float = OWN_ATTEMP
 
 
 class Outbox:
-    """The outbox, of every tenant for a worker role and of the event's tenant for the API role."""
+    """The outbox: of all tenants for a worker role, of the event's tenant for the API role."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def due(self, limit: int) -> Sequence[Event]:
-        """Return up to `limit` events whose next attempt is due, and put off the one behind it.
+        """Return up to `limit` events to be sent now, and schedule their next attempts.
 
-        What nobody took for a day is given up: what a batch waits for is announced anew anyway.
+        An event that was not accepted for a day is dropped: the scheduler announces the pending
+        step of a batch again anyway.
         """
         parameters = {
             "limit": limit,
@@ -103,12 +104,12 @@ class Outbox:
         return [_event(row) for row in rows if not row.is_old and row.type in _TYPES]
 
     def forget(self, event: Event) -> None:
-        """Drop an event that was accepted."""
+        """Delete an event that was accepted."""
         with acting_for(self._engine, event.tenant) as connection:
             connection.execute(_FORGET, {"id": event.id})
 
 
-# The release before or after this one may record others, which its own scheduler sends.
+# The previous or next release may record other types, which its own scheduler sends.
 _TYPES = frozenset(EventType)
 
 

@@ -1,4 +1,4 @@
-"""Publishing events from the outbox to the broker, outside of the transaction that records them."""
+"""Publishing events to the broker, outside the transaction that records them in the outbox."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class HttpSink:
-    """Post each event in binary content mode. Safe for use by many threads."""
+    """Post each event in binary content mode. Thread-safe."""
 
     def __init__(self, url: str, *, source: str, timeout: float) -> None:
         self._url = url
@@ -52,8 +52,8 @@ class HttpSink:
             "subject": event.subject,
             "datacontenttype": "application/json",
         }
-        # As extension attributes they stay with the event. As headers of this request, a broker that
-        # traces its own work, and then writes its own attributes, goes on in the same trace.
+        # As extension attributes they stay with the event. As headers of this request they let a
+        # broker that traces its own work, and then overwrites the attributes, continue the trace.
         trace = _fields(event.trace)
         headers, body = to_binary(CloudEvent(attributes | trace, dict(event.data)))
         headers |= trace
@@ -78,7 +78,7 @@ def _fields(trace: TraceContext | None) -> dict[str, str]:
 
 
 class NoSink:
-    """The sink where none is configured: events wait in the outbox."""
+    """The sink if none is configured: events wait in the outbox."""
 
     def publish(self, event: Event) -> bool:  # noqa: ARG002
         """Accept nothing."""
@@ -86,16 +86,16 @@ class NoSink:
 
 
 BACKLOG: Final = 1000
-"""Events that wait in one process; more are left to the scheduler."""
+"""Max events waiting in a process; the scheduler sends further ones."""
 _SENDERS: Final = 8
 
 
 class Publisher:
-    """Sends recorded events in threads of its own, a few at a time, which end when none is left.
+    """Send recorded events in a few threads of its own, which end when no events are left.
 
-    Callers never wait for the sink: a broker that hands each event through to its subscriber answers
-    once that has done its work, and one that hangs does not answer at all. What is refused, not sent
-    before the process ends, or too much, is in the outbox: the scheduler sends it.
+    Callers never wait for the sink: a broker that forwards each event synchronously responds only
+    when the subscriber is done, and a hanging one never. Events that are refused, not sent before
+    the process ends, or over BACKLOG stay in the outbox, and the scheduler sends them.
     """
 
     def __init__(self, sink: EventSink, outbox: Outbox, *, tracer: Tracer = UNTRACED) -> None:
@@ -107,7 +107,7 @@ class Publisher:
         self._changed = threading.Condition()
 
     def publish(self, events: Iterable[Event]) -> None:
-        """Have events sent that are already recorded. Never raises, and never waits for the sink."""
+        """Queue recorded events for sending. Never raises, and never waits for the sink."""
         with self._changed:
             for event in events:
                 if len(self._waiting) >= BACKLOG:
@@ -118,14 +118,14 @@ class Publisher:
                     self._start_sender()
 
     def resend(self) -> None:
-        """Have events sent whose next attempt is due, each whatever becomes of the others."""
+        """Queue events whose next attempt must run now; each is sent independently."""
         with self._changed:
             room = BACKLOG - len(self._waiting)
         if room:
             self.publish(self._outbox.due(room))
 
     def drain(self, seconds: float) -> bool:
-        """Wait until nothing is left to send, for at most `seconds`; return whether that is so."""
+        """Wait until no events are left, for at most `seconds`; return True if so."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._senders, seconds)
 
@@ -151,7 +151,7 @@ class Publisher:
                 _log.exception("event.unsent", extra={"event_id": str(event.id)})
 
     def _send(self, event: Event) -> None:
-        # In the event's own trace, also when the scheduler sends what others could not.
+        # In the event's own trace, even if the scheduler sends it for another process.
         with self._tracer.span(
             f"send {event.type}",
             kind=SpanKind.PRODUCER,
@@ -169,5 +169,5 @@ class Publisher:
         try:
             self._outbox.forget(event)
         except LowtideError as error:
-            # Sent twice is harmless.
+            # A second delivery is harmless.
             _log.warning("event.kept", extra={"reason": error.for_log})

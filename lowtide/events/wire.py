@@ -1,4 +1,4 @@
-"""CloudEvents as HTTP carries them, read as strictly as Knative's ingress reads them.
+"""Parsing CloudEvents from HTTP, as strictly as Knative's ingress.
 
 Source: CloudEvents 1.0 and its HTTP binding; cloudevents/sdk-go v2, `event_unmarshal.go`,
 `eventcontext_v1.go` and `types/value.go`, which the ingress of Knative's broker validates with.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _VERSIONS: Final = ("1.0", "0.3")
 _REQUIRED: Final = ("id", "source", "type")
 _NAME: Final = re.compile(r"[a-z0-9]+")
-# Half of a character, too: neither could be sent on in a header.
+# Control characters and lone surrogates cannot be forwarded in a header.
 _UNSENDABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA_TYPE: Final = re.compile(rf'{_WORD}/{_WORD}(\s*;\s*({_WORD}=({_WORD}|"([^"\\]|\\.)*"))?)*')
@@ -33,19 +33,19 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class MalformedEventError(ValueError):
-    """What came is no CloudEvent, and no later try will make it one."""
+    """A request that is no valid CloudEvent; retrying it cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireEvent:
-    """One event: its attributes without `datacontenttype`, as text, and its data."""
+    """An event: its attributes as text, without `datacontenttype`, and its data."""
 
     attributes: Mapping[str, str]
     content_type: str | None
     data: bytes
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of a request that carries it in binary mode."""
+        """Return the headers of a request with the event in binary mode."""
         headers = {f"ce-{name}": value for name, value in self.attributes.items()}
         return (
             headers if self.content_type is None else headers | {"content-type": self.content_type}
@@ -53,7 +53,7 @@ class WireEvent:
 
 
 def read_event(headers: Mapping[str, str], body: bytes) -> WireEvent:
-    """Return the event of a request; raises MalformedEventError."""
+    """Parse the event of a request; raises MalformedEventError."""
     given = {name.lower(): value for name, value in headers.items()}
     content_type = given.get("content-type", "").strip()
     media = content_type.partition(";")[0].strip().lower()
@@ -76,7 +76,7 @@ def _read_structured(body: bytes) -> WireEvent:
         raise MalformedEventError(f"not JSON: {error}") from error
     present = {name: value for name, value in attributes.items() if value is not None}
     content_type = present.pop("datacontenttype", None)
-    # 0.3 says so with an attribute, which ends with it.
+    # Version 0.3 marks base64 with this attribute, which version 1.0 does not have.
     in_base64 = present.pop("datacontentencoding", None) == "base64"
     if encoded is not None or (in_base64 and data is not None):
         return WireEvent(present, content_type, _from_base64(encoded or data))
@@ -88,7 +88,7 @@ def _read_structured(body: bytes) -> WireEvent:
 
 
 def _as_text(name: str, raw: msgspec.Raw) -> str | None:
-    """Return an attribute's value as HTTP carries it; None for one that is null."""
+    """Return an attribute's value as in an HTTP header; None for null."""
     value = msgspec.json.decode(raw)
     if value is None or isinstance(value, str):
         return value

@@ -93,7 +93,7 @@ def file_content(call: Call, file_id: str) -> Response:
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD" and file.size:
         pieces = service.content(call.tenant, file.id, start, end, actor=call.caller.actor)
-        # Reads the first piece before the response starts, so that a store failure becomes an error.
+        # Reads the first piece before the response starts: a store failure becomes an error.
         body = chain([next(pieces, b"")], pieces)
     headers["Content-Length"] = str(end - start)
     return Response(body, status, headers, mimetype="application/jsonl")

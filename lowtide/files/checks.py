@@ -31,7 +31,7 @@ MAX_MODEL: Final = 512
 _MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
 _NO_STREAM: Final = frozenset({b"", b"null", b"false"})
 _ABSENT: Final = frozenset({b"", b"null", b'""'})
-# Ids up to this length are kept as they are, longer ones as digests, so that 50,000 take little memory.
+# Ids up to this length are kept as they are, longer ones as digests, so that 50,000 stay small.
 _SHORT_ID: Final = 64
 # Bytes outside the body are parsed into objects, which take many times as much memory.
 _MAX_FRAME: Final = 1 << 20

@@ -97,8 +97,8 @@ class LineReader:
     """Split chunks of a file into requests, and collect its problems.
 
     Feed it the file once, in order, in chunks of any size; memory is bounded by a chunk, one line
-    and `max_lines` custom_ids. It continues after an invalid line, so that users see all problems at
-    once; after `max_lines` requests or `max_problems` problems it only counts requests.
+    and `max_lines` custom_ids. It continues after an invalid line, so that users see all problems
+    at once; after `max_lines` requests or `max_problems` problems it only counts requests.
 
     `endpoint` is the url that every request must have; None takes the first supported one.
     """

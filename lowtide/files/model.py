@@ -83,7 +83,7 @@ def estimate_file(size: int, lines: int, rate: float, prices: Prices) -> FileEst
 
     Every byte counts as prompt, so tokens are overestimated if requests have little text.
 
-        >>> from lowtide.domain.pricing import Prices
+        >>> from lowtide.core.pools import Prices
         >>> estimate_file(4000, 7200, 2.0, Prices(1.0, 3.0, "USD")).dedicated
         3.0
     """

@@ -115,7 +115,7 @@ def text_of(value: msgspec.Raw) -> str | None:
 
 
 def without_halves(line: bytes) -> bytes | None:
-    r"""Replace lone surrogates, like `\ud800`, by other escapes of the same length.
+    r"""Replace lone surrogates, like `\ud800`, with other escapes of the same length.
 
     Return None if there are none, or if one is in a field that identifies the request: custom_id,
     method, url or model.

@@ -1,1 +1,1 @@
-"""HTTP in the shape of OpenAI: application, bodies, errors, OpenAPI."""
+"""OpenAI-compatible HTTP: application, bodies, errors, OpenAPI."""

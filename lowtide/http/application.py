@@ -1,4 +1,4 @@
-"""The HTTP application that all functions share: routing, authentication, errors, rate limits."""
+"""The HTTP application of all functions: routing, authentication, errors, rate limits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _LONGEST_PATH = 200
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of an authenticated caller; `joins_trace` if it came with a trace of its own."""
+    """An authenticated HTTP request; `joins_trace` is True if it carries a trace context."""
 
     request: Request
     caller: Caller
@@ -68,23 +68,23 @@ class Call:
 
     @property
     def tenant(self) -> TenantId:
-        """Whose objects this call may see."""
+        """The tenant whose objects this call may access."""
         return self.caller.tenant
 
 
 class Application:
-    """Answer the requests of one function; `known` are the routes of all functions."""
+    """Handle the HTTP requests of one function; `known` are the routes of all functions."""
 
     def __init__(self, app: App, routes: Sequence[Route], known: Sequence[Route]) -> None:
         self._app = app
         self._map = _map(routes)
         self._known = known
         if has_app_context():
-            # The framework's own routes take no path with a line break in it.
+            # The framework's own routes do not match a path with a line break.
             current_app.register_error_handler(NoSuchRoute, lambda _: self(routed))
 
     def __call__(self, request: Request) -> Response:
-        """Answer a request; never raises."""
+        """Return the response to a request; never raises."""
         began = perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
         found = self._match(request)
@@ -135,7 +135,7 @@ class Application:
             response = error_response(
                 LowtideError("The server failed: this is a bug, please report it.")
             )
-        # What is left of the body stays unread; the framework would read it, whole, into memory.
+        # The rest of the body stays unread; the framework would read all of it into memory.
         request.stream = BytesIO()
         response.headers.update(headers)
         return response
@@ -156,7 +156,7 @@ class Application:
         *,
         joins_trace: bool,
     ) -> Response:
-        """Return a route's answer; `headers` takes what every answer to this caller carries."""
+        """Return a route's response; add the rate-limit headers of its caller to `headers`."""
         route, values = found
         if route.public:
             return route.handler(self._app, **values)
@@ -177,7 +177,7 @@ class Application:
         return _map(self._known)
 
     def _refusal(self, request: Request, error: HTTPException) -> Response:
-        """Return 405 for a path that takes other methods, of this function or of another."""
+        """Return the error response; 405 if any function serves the path with another method."""
         if isinstance(error, BodyTooSlow):
             return error_response(RequestTimeout(error.description or ""))
         if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
@@ -215,7 +215,7 @@ def error_response(error: LowtideError) -> Response:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         rate_limited(error.reason)
     if isinstance(error, Conflict):
-        # OpenAI's clients would ask again and again: they take a 409 for a lock that is held.
+        # OpenAI's clients would retry: they assume that a 409 is a lock timeout.
         response.headers["x-should-retry"] = "false"
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
@@ -234,17 +234,17 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 def method_of(method: str) -> str:
-    """Return a method that is known, or `other`, so that whoever calls makes no new names."""
+    """Return a known method, or `other`, so that callers cannot create new metric labels."""
     return method if method in _METHODS else "other"
 
 
 def answered(route: str, method: str, status: int, seconds: float) -> None:
-    """Count one answer; `route` is the pattern, never the path, so that series stay few."""
+    """Count a response; `route` is the pattern, never the path, so that series stay few."""
     method = method_of(method)
     _REQUESTS.labels(route, method, str(status)).inc()
     _SECONDS.labels(route, method).observe(seconds)
 
 
 def rate_limited(reason: str) -> None:
-    """Count one request that met a limit."""
+    """Count a rate-limited request."""
     _RATE_LIMITED.labels(reason).inc()

@@ -27,14 +27,14 @@ _Body = TypeVar("_Body")
 
 
 def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) -> _Body:
-    """Return a call's JSON body of at most `most` bytes.
+    """Decode a JSON body of at most `most` bytes.
 
     Raises UnsupportedMediaType, PayloadTooLarge, or InvalidRequest, which names the field.
     """
     refuse_encoded(request)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
-    # Refused by its length alone, where it has one: nothing of it is read then.
+    # A body whose Content-Length is too large is rejected unread.
     body = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
     if body is None or len(body) > most:
         raise PayloadTooLarge(f"The body is larger than {most} bytes.")
@@ -48,7 +48,7 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
 
 
 def refuse_encoded(request: Request) -> None:
-    """Raise UnsupportedMediaType for a compressed body: its size could not be bounded as it comes."""
+    """Raise UnsupportedMediaType for a compressed body, whose decoded size cannot be limited."""
     coding = request.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
         raise UnsupportedMediaType(
@@ -59,13 +59,13 @@ def refuse_encoded(request: Request) -> None:
 
 
 def digest_of(body: msgspec.Struct) -> bytes:
-    """Return what tells a body from others, however it is written; absent fields count as null."""
+    """Return a digest of a body, independent of its formatting; missing fields count as null."""
     given = {name: value for name, value in asdict(body).items() if value is not None}
     return sha256(msgspec.json.encode(given, order="deterministic")).digest()
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the key under which a retry finds what the first call did; None without one."""
+    """Return the key that identifies retries of a call, or None; raises InvalidRequest."""
     key = request.headers.get("Idempotency-Key", "").strip()
     if len(key) > _MAX_IDEMPOTENCY_KEY:
         raise InvalidRequest(
@@ -86,10 +86,10 @@ _FORM_BYTES = 1 << 16
 def read_form(
     request: Request, open_file: Callable[[str], Callable[[bytes], None]], *, max_file_bytes: int
 ) -> dict[str, str]:
-    """Return a form's fields; they may stand before and after its part `file`.
+    """Read a form, and return its fields, which may come before and after its part `file`.
 
-    `open_file` gets the file's name and returns what takes its bytes. Raises UnsupportedMediaType,
-    PayloadTooLarge for a form that is larger than its file may be, and InvalidRequest.
+    `open_file` gets the file's name and returns a function that takes its bytes. Raises
+    UnsupportedMediaType, InvalidRequest, and PayloadTooLarge for a form over the limit of its file.
     """
     fields: dict[str, bytearray] = {}
     take: Callable[[bytes], None] | None = None
@@ -129,19 +129,19 @@ def _boundary(request: Request) -> str:
 
 
 def _filename(part: MultipartSegment) -> str:
-    """Return the name that a part gives its file: RFC 6266 prefers `filename*` (RFC 8187)."""
+    """Return the file name of a part; RFC 6266 prefers `filename*` (RFC 8187)."""
     bare = _QUOTED.sub("", part.header("Content-Disposition", ""))
     encoded = _ENCODED_FILENAME.search(bare)
     name = ""
     if encoded is not None:
-        # An unreadable one is ignored: the plain name beside it is for those who cannot read it.
+        # If it cannot be decoded, the plain name beside it is used.
         with suppress(LookupError, UnicodeDecodeError):
             name = unquote(encoded[2], encoded[1], "strict")
     return name or part.filename or "file"
 
 
 def _chunks(request: Request, max_file_bytes: int) -> Iterator[bytes]:
-    """Yield the body and at its end nothing; refuse one that is larger than its file may be."""
+    """Yield the body and a final empty chunk; raises PayloadTooLarge above the file's limit."""
     most = max_file_bytes + _FORM_BYTES
     taken = request.content_length or 0
     while taken <= most:
@@ -161,7 +161,7 @@ def _read(stream: Any) -> bytes:
         chunk: bytes = stream.read(_CHUNK_BYTES)
     except HTTPException:
         raise
-    except Exception as error:  # each server has its own names for a body that breaks off
+    except Exception as error:  # each server has its own errors for a truncated body
         raise InvalidRequest(
             "The request's body broke off: send it again.", param="file"
         ) from error
@@ -169,7 +169,7 @@ def _read(stream: Any) -> bytes:
 
 
 def _pieces(chunks: Iterator[bytes], boundary: str) -> Iterator[tuple[MultipartSegment, bytes]]:
-    """Yield each part with its data, piece by piece; a part starts with an empty piece."""
+    """Yield the parts with their data in pieces; a part starts with an empty piece."""
     with PushMultipartParser(boundary, max_segment_count=_MAX_PARTS) as parser:
         segment: MultipartSegment | None = None
         for chunk in chunks:

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 CROWDED_SECONDS: Final = 3.0
 CROWDED_RATE: Final = float(1 << 18)
-"""What a client must keep, in bytes a second, while all threads are taken."""
+"""Min rate of a client, in bytes per second, while all threads are taken."""
 PATIENCE = "lowtide.patience"
 """Key of a request's Patience in its WSGI environment."""
 
 
 class Patience:
-    """Seconds that a thread may wait for the client of one request.
+    """The seconds that a thread may wait for the client of one request.
 
-    Waiting uses them up. Once `earn` is called, each byte that passes gives a little back: a client
-    that keeps the minimum rate, on average, may take as long as it needs. While it is `crowded`, which
-    is when all threads are taken, clients must be quicker, or go within seconds.
+    Waiting consumes them. Once `earn` is called, each transferred byte adds some: a client that
+    keeps the minimum rate on average may take as long as it needs. While `crowded`, when all
+    threads are taken, clients must be faster, or are dropped within seconds.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Patience:
         self._earns = False
 
     def earn(self) -> None:
-        """Let bytes count from here on: the caller is known."""
+        """Let transferred bytes add time from now on, as the caller is authenticated."""
         self._earns = True
         self.left = self._timeout
 
     def waited(self, seconds: float, transferred: int) -> None:
-        """Subtract a wait, and add what the bytes that ended it are worth."""
+        """Subtract a wait, and add the time that its transferred bytes earn."""
         rate, most = self._rate, self._timeout
         if self._crowded():
             rate, most = max(rate, CROWDED_RATE), min(most, CROWDED_SECONDS)
@@ -64,13 +64,13 @@ class Patience:
 
 
 MAX_HEAD_BYTES = 1 << 16
-# Of a request without a key: its body is never read, so that this is for sending the answer.
+# For a request without a key: its body is never read, so this is for sending the response.
 _ANONYMOUS_SECONDS = 5.0
-# A client that still sends when it is refused would miss the answer if its connection were reset.
+# A client that is still sending would miss the error response if its connection were reset.
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 16
-# How soon a thread that waits for its client sees that all others are taken.
+# The interval at which a thread that waits for its client checks if all threads are taken.
 _LOOK_SECONDS = 0.5
 _Done = TypeVar("_Done")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -80,14 +80,14 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: 
 
 
 class ClientTooSlow(ConnectionResetError):
-    """A client used up its patience; the server treats it like one that went away."""
+    """A client used up its patience; the server treats it as disconnected."""
 
     def __init__(self) -> None:
         super().__init__(errno.ECONNRESET, "The client was too slow.")
 
 
 class ClientSocket(socket.socket):
-    """A connection on which a thread waits no longer than its request's patience."""
+    """A connection on which a thread waits no longer than the request's patience."""
 
     patience = Patience(_ANONYMOUS_SECONDS, timeout=_ANONYMOUS_SECONDS, rate=1.0)
 
@@ -105,7 +105,7 @@ class ClientSocket(socket.socket):
     def _patiently(self, call: Callable[[], _Done], transferred: Callable[[_Done], int]) -> _Done:
         while True:
             began = monotonic()
-            # Without patience left it does what it can do at once: the answer that says so is sent.
+            # Without patience left, only immediate I/O succeeds: the error response is still sent.
             self.settimeout(min(max(self.patience.left, 0.0), _LOOK_SECONDS))
             try:
                 done = call()
@@ -119,25 +119,25 @@ class ClientSocket(socket.socket):
 
 
 class RequestBody(Body):
-    """A request's body: asked for when it is first read, and not a moment before."""
+    """A request's body; `100 Continue` is sent on the first read, not before."""
 
     def __init__(self, request: Any, connection: ClientSocket) -> None:
         super().__init__(request.body.reader)
         self._request = request
         self._connection = connection
-        # gunicorn would ask for the body before the application has seen the request.
+        # gunicorn would send it before the application has seen the request.
         self._owes_continue = request._expected_100_continue  # noqa: SLF001
         request._expected_100_continue = False  # noqa: SLF001
 
     @property
     def is_read(self) -> bool:
-        """Whether the next byte of the connection belongs to another request."""
+        """True if the next byte of the connection belongs to another request."""
         if hasattr(self.reader, "length"):
             return bool(self.reader.length == 0)
         return self.reader.parser is None
 
     def close_unless_read(self) -> None:
-        """Have the connection end with this answer, if more of the body may come."""
+        """Close the connection after this response if more of the body may arrive."""
         if not self.is_read:
             self._request.force_close()
 
@@ -155,7 +155,7 @@ class RequestBody(Body):
 
 
 def closing(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Wrap an application: an answer that comes before the body's end closes the connection."""
+    """Wrap an application: a response before the body's end closes the connection."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body: RequestBody = environ["wsgi.input"]
@@ -171,18 +171,18 @@ def closing(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterab
 
 
 class Worker(ThreadWorker):
-    """Serve requests in threads; the loop waits for their heads and ends their connections."""
+    """Serve requests in threads; the event loop waits for their heads and closes connections."""
 
     client_timeout: ClassVar[float]
     client_rate: ClassVar[float]
-    """The settings of these names; set them before a worker is forked."""
+    """The settings of these names, to be set before a worker is forked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lingering: deque[Any] = deque()
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; where there are too many, one that waits for its client goes."""
+        """Accept a connection; if there are too many, drop one that waits for its client."""
         super().accept(listener)
         if self.nr_conns >= self.worker_connections:
             waiting = max(self.pending_conns, self.keepalived_conns, self._lingering, key=len)
@@ -190,7 +190,7 @@ class Worker(ThreadWorker):
                 self._drop(waiting.popleft())
 
     def enqueue_req(self, conn: Any) -> None:
-        """Give a connection to a thread as soon as the head of its request is there."""
+        """Pass a connection to a thread once the head of its request is complete."""
         if not isinstance(conn.sock, ClientSocket):
             conn.sock = ClientSocket(fileno=conn.sock.detach())
         conn.sock.patience = self._patience()
@@ -203,7 +203,7 @@ class Worker(ThreadWorker):
         self._watch(conn, self.pending_conns, self.on_pending_socket_readable)
 
     def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        """Take more of a request's head."""
+        """Read more of a request's head."""
         buffer = conn.parser.unreader.buf
         searched = max(0, buffer.seek(0, SEEK_END) - 3)
         try:
@@ -222,12 +222,12 @@ class Worker(ThreadWorker):
             self._drop(conn, _HEAD_TOO_LARGE if data else b"")
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Serve a request, in a thread."""
+        """Serve a request in a thread."""
         req.body = RequestBody(req, conn.sock)
         return super().handle_request(req, conn)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
-        """Keep a connection for its next request, or end it without waiting for its client."""
+        """Keep a connection for its next request, or close it without blocking on its client."""
         if not fs.cancelled() and fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
             return
@@ -242,7 +242,7 @@ class Worker(ThreadWorker):
             conn.close()
 
     def murder_pending(self) -> None:
-        """Close connections whose head or end did not come in time."""
+        """Close connections whose head or end did not arrive in time."""
         now = monotonic()
         while self.pending_conns and self.pending_conns[0].timeout <= now:
             conn = self.pending_conns.popleft()
@@ -262,9 +262,9 @@ class Worker(ThreadWorker):
         )
 
     def _is_crowded(self) -> bool:
-        """Whether all threads are taken.
+        """Return True if all threads are taken.
 
-        What waits for one then need not be seen here: Knative lets in no more than there are threads.
+        Requests that wait for a thread need no check: Knative admits no more requests than threads.
         """
         watched = len(self.pending_conns) + len(self.keepalived_conns) + len(self._lingering)
         return bool(self.nr_conns - watched >= self.cfg.threads)
@@ -274,7 +274,7 @@ class Worker(ThreadWorker):
         self.poller.register(conn.sock, EVENT_READ, partial(on_readable, conn))
 
     def _discard(self, conn: Any, client: Any) -> None:
-        """Throw away what a client sends behind its answer."""
+        """Discard bytes that a client sends after its response."""
         try:
             data = socket.socket.recv(client, _RECEIVE_BYTES)
         except BlockingIOError:

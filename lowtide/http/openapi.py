@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, from the routes and the types they name."""
+"""The OpenAPI 3.1 document, generated from the routes and their types."""
 
 from __future__ import annotations
 

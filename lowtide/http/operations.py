@@ -1,4 +1,4 @@
-"""Routes with their parameters and answers, cursor paging, and rate-limit headers."""
+"""Routes with their parameters and responses, cursor paging, and rate-limit headers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """What a route does. `answer` is a type, or None for a body of `media` that has no schema.
+    """The OpenAPI operation of a route; `answer` is a type, or None for `media` without a schema.
 
     `body` is the type of a JSON body, which needs one of `body_needs`; `form` is the schema of a
-    multipart one. `errors` are the statuses besides those that every authenticated call can meet.
+    multipart one. `errors` are the statuses beyond those of every authenticated call.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """A method and a path pattern (werkzeug's syntax), and what answers it.
+    """A method and a path pattern (werkzeug's syntax), and their handler.
 
-    The handler gets a Call and the path's values, or the App and the values when `public`. A route without
-    an operation is not documented.
+    The handler gets a Call and the path's values, or the App and the values if `public`. A route
+    without an operation is not documented.
     """
 
     method: str
@@ -72,7 +72,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class PageArguments:
-    """Which page of a list is wanted."""
+    """The requested page of a list."""
 
     after: str | None
     limit: int
@@ -80,7 +80,7 @@ class PageArguments:
 
 
 def argument(request: Request, name: str) -> str | None:
-    """Return a query parameter; None where it is absent or empty, as clients send unset ones."""
+    """Return a query parameter; None if missing or empty, as clients send unset ones empty."""
     return request.args.get(name) or None
 
 
@@ -107,7 +107,7 @@ RESET = "x-ratelimit-reset-requests"
 
 
 def rate_headers(allowance: Allowance) -> dict[str, str]:
-    """Return the headers that every answer to a tenant with a rate limit carries."""
+    """Return the headers of every response to a tenant with a rate limit."""
     return {
         LIMIT: str(allowance.per_minute),
         REMAINING: str(allowance.remaining),
@@ -116,7 +116,7 @@ def rate_headers(allowance: Allowance) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds the way OpenAI writes them, which is Go's: `120ms`, `8.64s`, `6m0s`."""
+    """Format seconds as OpenAI does, in Go's format: `120ms`, `8.64s`, `6m0s`."""
     milliseconds = math.ceil(seconds * 1000)
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"

@@ -1,4 +1,4 @@
-"""TODO The JSON objects of the API; the OpenAPI document is made from these very types. / Domain objects as the API's JSON objects."""
+"""The JSON objects of the API, from which the OpenAPI document is generated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
 
 class ErrorDetail(msgspec.Struct):
-    """What went wrong, and how to mend it."""
+    """An error and its fix."""
 
     message: str
     type: str
@@ -31,7 +31,7 @@ class ErrorDetail(msgspec.Struct):
 
 
 class Error(msgspec.Struct):
-    """The body of every answer that is not 2xx."""
+    """The body of every response that is not 2xx."""
 
     error: ErrorDetail
 
@@ -51,7 +51,7 @@ class File(msgspec.Struct, kw_only=True):
 
 
 class DeletedFile(msgspec.Struct):
-    """The answer to a deletion."""
+    """The response to a deletion."""
 
     id: FileId
     deleted: bool = True
@@ -69,7 +69,7 @@ class FilePage(msgspec.Struct, kw_only=True):
 
 
 class BatchError(msgspec.Struct):
-    """One thing wrong with an input file; `line` counts physical lines from 1."""
+    """A problem of an input file; `line` counts physical lines from 1."""
 
     code: str
     message: str
@@ -78,14 +78,14 @@ class BatchError(msgspec.Struct):
 
 
 class BatchErrors(msgspec.Struct):
-    """Everything wrong with an input file, up to 100 problems."""
+    """The problems of an input file, up to 100."""
 
     data: list[BatchError]
     object: Literal["list"] = "list"
 
 
 class RequestCounts(msgspec.Struct):
-    """Lines of a batch; completed + failed never exceeds total."""
+    """The requests of a batch by state; completed + failed never exceeds total."""
 
     total: int
     completed: int
@@ -115,7 +115,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """What the results so far cost by pool, and would have cost on dedicated replicas alone."""
+    """The cost of the results so far, by pool, and on dedicated replicas alone."""
 
     currency: str
     spot: float
@@ -125,10 +125,10 @@ class Cost(msgspec.Struct, kw_only=True):
 
 
 class Extension(msgspec.Struct, kw_only=True):
-    """What Lowtide tells beyond OpenAI.
+    """Lowtide's extension to OpenAI's Batch object.
 
-    `eta` is when the batch will probably be done, null when it is over or nobody can tell; `pools`
-    counts finished lines; `trace_id` is the trace of the batch's work, null when it has none.
+    `eta` is the expected completion, null if the batch is final or it is unknown; `pools` counts
+    finished requests; `trace_id` is the trace of the batch's work, null if it has none.
     """
 
     user: str
@@ -144,7 +144,7 @@ class Extension(msgspec.Struct, kw_only=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """A batch as it stands."""
+    """The current state of a batch."""
 
     id: BatchId
     endpoint: str
@@ -207,7 +207,7 @@ class ModelPage(msgspec.Struct):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """One line of a batch as it stands."""
+    """The current state of a request."""
 
     id: str
     line: int
@@ -237,14 +237,14 @@ class RequestPage(msgspec.Struct, kw_only=True):
 
 
 class ExpiresAfter(msgspec.Struct):
-    """When a file expires."""
+    """The expiry of a file."""
 
     seconds: Annotated[int, Meta(ge=3600, le=2_592_000)]
     anchor: Literal["created_at"]
 
 
 class CreateBatch(msgspec.Struct):
-    """What a batch is made from. `inputFileId` and `userId` are the original's names."""
+    """The parameters of a new batch; `inputFileId` and `userId` are the original's names."""
 
     input_file_id: InputFileId | None = None
     endpoint: str | None = None

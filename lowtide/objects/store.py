@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ObjectWriter(Protocol):
-    """An object being written; it exists only once the block ends without an exception."""
+    """An object being written; it exists only after the block ends without an exception."""
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -40,10 +40,10 @@ class ObjectWriter(Protocol):
 
 
 class ObjectStore(Protocol):
-    """Where files live."""
+    """A store of objects by key."""
 
     def open_writer(self, key: str) -> ObjectWriter:
-        """Start an object; memory stays bounded however much is written."""
+        """Start an object; memory stays bounded for any size."""
         ...
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -51,32 +51,32 @@ class ObjectStore(Protocol):
         ...
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return the bytes of each (offset, length), near ones fetched together.
+        """Return the bytes of each (offset, length); near ranges are fetched together.
 
-        What lies behind the object's end comes short, or is empty.
+        A range that exceeds the object is truncated, or empty.
         """
         ...
 
     async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Do what `read_ranges` does without blocking; cancelling ends the read."""
+        """Read ranges as `read_ranges` does, without blocking; cancelling ends the read."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; unknown keys are fine."""
+        """Delete objects; unknown keys are ignored."""
         ...
 
     def check(self) -> None:
-        """Raise when the store does not answer."""
+        """Raise Unavailable if the store does not respond."""
         ...
 
 
 CHUNK: Final = 1024 * 1024
 
-# A part in hand and two on the way: 24 MiB, and 10,000 parts of a bucket hold 80 GB.
+# One part being filled and two in flight are 24 MiB; the 10,000 parts of an upload hold 80 GB.
 _PART: Final = 8 * CHUNK
 _PARTS_IN_FLIGHT: Final = 2
 _WINDOW: Final = 4 * CHUNK
-# Lines of a claim often lie apart: reading larger gaps would cost more than a second request.
+# The lines of a claim are often apart: reading larger gaps would cost more than a second GET.
 _GAP: Final = 64 * 1024
 _FAILURES: Final = (BaseError, OSError)
 _PROBE: Final = "lowtide-probe"
@@ -85,14 +85,14 @@ _CLOUDS: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 
 class ObstoreObjects:
-    """The object store behind a URL.
+    """The object store at a URL.
 
-    `file:///path` is a folder, created when missing; `s3://bucket/prefix`, `gs://…` and `az://…`
-    are buckets that exist, with credentials from the clouds' usual environment variables;
-    `memory://` is for tests. Raises ValueError for another URL. An absent key is NotFound; any
-    other failure is Unavailable, after a few retries where the store is remote.
+    `file:///path` is a folder, created if missing; `s3://bucket/prefix`, `gs://…` and `az://…` are
+    existing buckets, with credentials from the clouds' usual environment variables; `memory://` is
+    for tests. Raises ValueError for another URL. A missing key is NotFound; any other failure is
+    Unavailable, after a few retries if the store is remote.
 
-    Not for use before a fork: obstore's threads do not survive one.
+    Do not use it before a fork: obstore's threads do not survive one.
     """
 
     def __init__(self, url: str) -> None:
@@ -112,14 +112,14 @@ class ObstoreObjects:
             )
 
     def open_writer(self, key: str) -> ObstoreWriter:
-        """Start an object, in parts of 8 MiB; readers see it only once it is complete."""
+        """Start an object, written in parts of 8 MiB; readers see it only once it is complete."""
         return ObstoreWriter(self._store, key, self._folder)
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes from `start` up to `end`, or the object's end, in pieces of 1 MiB.
 
-        A reader may take its time: no request to the store is open between pieces. Raises
-        Unavailable when the object is replaced meanwhile.
+        Readers may be slow: no request to the store is open between pieces. Raises Unavailable if
+        the object is replaced meanwhile.
         """
         with _errors(key):
             head = obstore.head(self._store, key)
@@ -137,7 +137,7 @@ class ObstoreObjects:
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Return the bytes of each (offset, length); ranges up to 64 KiB apart are read as one.
 
-        What lies behind the object's end comes short, or is empty.
+        A range that exceeds the object is truncated, or empty.
         """
         try:
             with self._reading(key):
@@ -154,17 +154,17 @@ class ObstoreObjects:
             return self._read(key, _within(ranges, size))
 
     async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Do what `read_ranges` does without blocking; cancelling ends the read."""
+        """Read ranges as `read_ranges` does, without blocking; cancelling ends the read."""
         try:
             with self._reading(key):
                 return await self._fetch(key, ranges)
         except Unavailable as error:
-            # A range that begins behind the end is an error like any other: look where the end is.
+            # A range beyond the object's end fails like any other error: compare with the size.
             try:
                 with self._reading(key):
                     size = (await obstore.head_async(self._store, key))["size"]
             except NotFound:
-                # The answer to HEAD has no body, which would tell a missing bucket.
+                # A response to HEAD has no body, which would identify a missing bucket.
                 raise error from None
             if _within(ranges, size) == list(ranges):
                 raise
@@ -187,7 +187,7 @@ class ObstoreObjects:
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
-        """Turn errors into ours; where the whole folder or bucket is missing, the store is away."""
+        """Convert errors; a missing folder or bucket is Unavailable, not NotFound."""
         try:
             with _errors(key):
                 yield
@@ -198,20 +198,20 @@ class ObstoreObjects:
             raise
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; unknown keys are fine."""
+        """Delete objects; unknown keys are ignored."""
         if not keys:
             return
         try:
             obstore.delete(self._store, list(keys))
         except FileNotFoundError:
-            # A folder stops at the first missing file, with others perhaps not removed yet.
+            # In a folder, deletion stops at the first missing file, possibly before others.
             for key in keys:
                 self._delete_one(key)
         except _FAILURES as error:
             raise _unavailable(error) from error
 
     def check(self) -> None:
-        """Raise Unavailable when the store does not answer, or a folder cannot be written to."""
+        """Raise Unavailable if the store does not respond, or a folder is not writable."""
         if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
             raise Unavailable("The object store's folder is missing or cannot be written to.")
         with _errors():
@@ -223,10 +223,10 @@ class ObstoreObjects:
 
 
 class ObstoreWriter:
-    """An object being written; an exception inside the block leaves nothing of it.
+    """An object being written; an exception inside the block leaves nothing behind.
 
-    A process that is killed leaves nothing under the key either, but a staging file (`key#1` in
-    a folder) or an open multipart upload, which the bucket's lifecycle rule should expire.
+    A killed process leaves nothing under the key either, but a staging file (`key#1` in a folder)
+    or an open multipart upload, which the bucket's lifecycle rule should expire.
     """
 
     def __init__(self, store: Any, key: str, folder: Path | None) -> None:
@@ -273,9 +273,9 @@ class ObstoreWriter:
 
 @contextmanager
 def _errors(read: str | None = None) -> Iterator[None]:
-    """Turn obstore's errors into ours; addresses stay in the cause, for the log.
+    """Convert obstore's errors; addresses stay in the cause, for the log.
 
-    A key that is `read` may be absent: NotFound. Where none is, the store itself is missing.
+    A missing key that is `read` is NotFound. Otherwise a missing file is the store itself.
     """
     try:
         yield
@@ -286,9 +286,9 @@ def _errors(read: str | None = None) -> Iterator[None]:
 
 
 def _regions(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the (start, end) of what is read at a time: ranges that lie near each other.
+    """Merge ranges that are near each other into regions (start, end) to read.
 
-    Left to itself obstore would do the same, and panic where the object ends before they do.
+    obstore would also merge them, but panics if the object ends before a region does.
     """
     regions: list[tuple[int, int]] = []
     for offset, length in sorted(ranges):
@@ -301,7 +301,7 @@ def _regions(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _within(ranges: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Return what of each range an object of `size` bytes has."""
+    """Truncate ranges to an object of `size` bytes."""
     return [(min(offset, size), min(length, max(size - offset, 0))) for offset, length in ranges]
 
 
@@ -339,7 +339,7 @@ def _folder_of(url: str) -> Path:
 
 def _remote(url: str, environment: Mapping[str, str]) -> Any:
     options: Any = {"connect_timeout": "5s", "timeout": "60s"}
-    # What is given here takes the place of AWS_ALLOW_HTTP, which obstore would read by itself.
+    # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
     plain = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
     if plain or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
         options["allow_http"] = True
@@ -348,7 +348,7 @@ def _remote(url: str, environment: Mapping[str, str]) -> Any:
 
 
 def _sync(folder: Path, key: str) -> None:
-    """Make a new file survive a power failure: obstore renames it into place, but never syncs."""
+    """Sync a new file, to survive a power failure: obstore renames it into place without a sync."""
     path = folder / key
     parents = path.parents
     for each in (path, *parents[: parents.index(folder) + 1]):

@@ -65,7 +65,7 @@ PRIOR_LINES = 200.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RateSample:
     """Requests that a worker ended in `seconds` during which it was full."""
 
     lines: int
@@ -84,7 +84,7 @@ class Rate:
     squares: float = 0.0
     weights: float = 0.0
 
-    def fold(self, samples: Iterable[Sample]) -> Rate:
+    def fold(self, samples: Iterable[RateSample]) -> Rate:
         """Return the rate with more samples added, oldest first; those without time are skipped."""
         seconds, lines, squares, weights = self.seconds, self.lines, self.squares, self.weights
         for sample in samples:

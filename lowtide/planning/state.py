@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """The result of a sweep.
 
     It took `reaped` requests from expired leases, `interrupted` of them on spot. It ended `in_time`
@@ -33,7 +33,7 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class SchedulerState:
     """A snapshot of all open work.
 
     `present` dedicated replicas work; `wished` holds the time since which each wanted one has been
@@ -107,7 +107,7 @@ class Situation:
         )
 
 
-def decide(situation: Situation, capacity: Capacity) -> Plan:
+def decide(situation: SchedulerState, capacity: Capacity) -> Plan:
     """Return the changes to make now, given the configured capacity.
 
     The bound never counts on spot, so a pause of spot breaks no promise; but no request goes back
@@ -124,7 +124,7 @@ def decide(situation: Situation, capacity: Capacity) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Replanned:
+class PlanResult:
     """A plan and the requests that it moved; some may have been claimed or settled by then.
 
     `before` holds the requests that waited and ran in each pool at the decision, `paused` the

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
-from lowtide.planning.demand import Rate, Sample
+from lowtide.planning.demand import Rate, RateSample
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -51,7 +51,7 @@ class RateStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def report(self, lease: LeaseId, total: Sample) -> None:
+    def report(self, lease: LeaseId, total: RateSample) -> None:
         """Record the requests that a worker ended while full, since its lease was opened."""
         with begin(self._engine) as connection:
             parameters = {"lease": lease, "lines": total.lines, "seconds": total.seconds}
@@ -61,10 +61,10 @@ class RateStore:
         """Fold the reports since the last call; return all rates by pool and model."""
         with begin(self._engine) as connection:
             connection.execute(_LOCK)
-            samples: dict[tuple[Pool, str], list[Sample]] = {}
+            samples: dict[tuple[Pool, str], list[RateSample]] = {}
             for row in connection.execute(_NEW_SAMPLES):
                 key = Pool(row.pool), row.model or ""
-                samples.setdefault(key, []).append(Sample(row.lines, row.seconds))
+                samples.setdefault(key, []).append(RateSample(row.lines, row.seconds))
             rates = _read(connection)
             for key, new in samples.items():
                 rates[key] = rates.get(key, Rate()).fold(new)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.pools import PauseEffect
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
 
 _PAUSES = text("SELECT pool, since, paused_by FROM paused_pools ORDER BY since, pool")
@@ -106,12 +106,12 @@ class Pools:
         """Return the state of each pool; raises Unavailable."""
         return self._register.standings()
 
-    def effect(self, visitor: Visitor, pool: Pool) -> PauseEffect:
+    def effect(self, visitor: Principal, pool: Pool) -> PauseEffect:
         """Return the effect that a pause would have, without pausing; raises Forbidden."""
         visitor.require_operator_of_all()
         return effect_of(pool, self._register.standings(), self._register.held_deadlines())
 
-    def pause(self, visitor: Visitor, pool: Pool) -> PoolPause:
+    def pause(self, visitor: Principal, pool: Pool) -> PoolPause:
         """Pause a pool: its workers claim nothing until it is resumed; raises Forbidden.
 
         They finish the requests already claimed. A pool already paused keeps that pause.
@@ -119,7 +119,7 @@ class Pools:
         visitor.require_operator_of_all()
         return self._register.pause(pool, visitor.name)
 
-    def resume(self, visitor: Visitor, pool: Pool) -> PoolPause | None:
+    def resume(self, visitor: Principal, pool: Pool) -> PoolPause | None:
         """Resume a pool: its workers claim again; raises Forbidden.
 
         Returns the pause that ended; None if there was none.

@@ -10,7 +10,7 @@ from lowtide.core.ids import BatchId
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.planning.escalation import OpenBatch
-from lowtide.planning.state import Replanned, Situation
+from lowtide.planning.state import PlanResult, SchedulerState
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import requeue
 
@@ -184,7 +184,7 @@ class PlanStore:
         self._engine = engine
         self._new_id = new_id
 
-    def replan(self, decide: Callable[[Situation], Plan]) -> Replanned | None:
+    def replan(self, decide: Callable[[SchedulerState], Plan]) -> PlanResult | None:
         """Read the state, decide, and move requests; None while another tick does so."""
         with begin(self._engine) as connection:
             if not connection.execute(_LOCK).scalar_one():
@@ -196,7 +196,7 @@ class PlanStore:
         self._mark_at_risk(plan.at_risk)
         return replanned
 
-    def _apply(self, connection: Connection, plan: Plan, situation: Situation) -> Replanned:
+    def _apply(self, connection: Connection, plan: Plan, situation: SchedulerState) -> PlanResult:
         """Move requests. The lock order is claims, batches, as everywhere else."""
         revoked, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id, delay=0)
@@ -206,7 +206,7 @@ class PlanStore:
             paused = Pool.DEDICATED in situation.paused
             reason = f"spot: dedicated {'is paused' if paused else 'has no engine'}"
         returned = give_back(connection, plan.returns, f"Given back to {reason}")
-        return Replanned(
+        return PlanResult(
             plan,
             situation.depths(),
             situation.paused,
@@ -222,13 +222,13 @@ class PlanStore:
             connection.execute(_MARK_RISK, {"at_risk": list(batches)})
 
 
-def look(connection: Connection) -> Situation:
+def look(connection: Connection) -> SchedulerState:
     """Return the open batches and the replicas; the rates are measured elsewhere."""
     dedicated = connection.execute(_DEDICATED).one()
     workers = {Pool(row.pool): row for row in connection.execute(_WORKERS)}
     ours = workers.get(Pool.DEDICATED)
     rows = connection.execute(_BATCHES).all()
-    return Situation(
+    return SchedulerState(
         now=dedicated.now,
         batches=tuple(
             OpenBatch(

@@ -12,7 +12,7 @@ from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, batch_event
 from lowtide.events.outbox import add_event, trace_of
-from lowtide.planning.state import Swept
+from lowtide.planning.state import SweepResult
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import is_storm, requeue
 from lowtide.tenants import audit, sign_in
@@ -132,7 +132,7 @@ class SweepStore:
         self._new_id = new_id
         self._max_lost_leases = max_lost_leases
 
-    def sweep(self, *, cancel_grace: float, stalled_after: float) -> Swept:
+    def sweep(self, *, cancel_grace: float, stalled_after: float) -> SweepResult:
         """Release requests of expired leases, end overdue batches, announce stalled ones again."""
         orphans = self._reap()
         dropped = self._expire()
@@ -140,7 +140,7 @@ class SweepStore:
         self._drain_silent()
         self._restart_stalled(stalled_after)
         buried = [row.in_time for row in orphans if self._is_poison(row)]
-        return Swept(
+        return SweepResult(
             reaped=len(orphans),
             interrupted=sum(row.pool == Pool.SPOT for row in orphans),
             in_time=sum(buried),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
     from lowtide.planning.demand import Capacity, Rate
-    from lowtide.planning.state import Replanned, Swept
+    from lowtide.planning.state import PlanResult, SweepResult
     from lowtide.queue.rates import RateStore
     from lowtide.scheduler.plan import PlanStore
     from lowtide.scheduler.samples import SampleRecorder
@@ -68,8 +68,8 @@ class TickReport:
     model.
     """
 
-    swept: Swept
-    planned: Replanned | None
+    swept: SweepResult
+    planned: PlanResult | None
     desired_replicas: Mapping[Pool, int]
     rates: Mapping[tuple[Pool, str], float]
     most_replicas: Mapping[Pool, int]
@@ -121,13 +121,13 @@ class Scheduler:
         _tell(report)
         return report
 
-    def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> Replanned | None:
+    def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> PlanResult | None:
         dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}
         return self._timetable.replan(
             lambda situation: decide(replace(situation, rates=dedicated), self._rules.capacity)
         )
 
-    def _desired(self, planned: Replanned) -> dict[Pool, int]:
+    def _desired(self, planned: PlanResult) -> dict[Pool, int]:
         """Return the number of replicas for KEDA; the plan bounds those of dedicated."""
         return {
             pool: scaled_replicas(
@@ -235,7 +235,7 @@ def ticked(report: TickReport) -> None:
         _MOST.labels(pool.value).set(most)
 
 
-def _planned(planned: Replanned) -> None:
+def _planned(planned: PlanResult) -> None:
     for pool, lines in planned.waiting.items():
         _QUEUED.labels(pool.value).set(lines)
         _PAUSED.labels(pool.value).set(pool in planned.paused)

@@ -14,7 +14,7 @@ from lowtide.core.errors import LowtideError, Unavailable
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.engines.breaker import BreakerState
-from lowtide.status.last_seen import Sight, Sighting
+from lowtide.status.last_seen import Component, LastSeen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ class Evidence:
     """
 
     at: datetime
-    sightings: Mapping[tuple[Sight, str], Sighting]
+    last_seen: Mapping[tuple[Component, str], LastSeen]
     unsplit: Backlog
     unfinalized: Backlog
     crews: Mapping[Pool, Crew]
@@ -91,7 +91,7 @@ def scales_of(samples: Sequence[Sample]) -> dict[Pool, Scale]:
     return found
 
 
-SIGHTINGS = "SELECT sight, name, succeeded_at, failed_at, problem FROM sightings"
+SIGHTINGS = "SELECT sight AS component, name, succeeded_at, failed_at, problem FROM sightings"
 # The list of statuses is the predicate of the index batches_active.
 STEPS = """
 SELECT now() AS at,
@@ -123,16 +123,18 @@ class EvidenceStore:
         try:
             with begin(self._engine) as connection:
                 steps = connection.execute(_STEPS).one()
-                sightings = connection.execute(_SIGHTINGS).all()
+                seen = connection.execute(_SIGHTINGS).all()
                 crews = connection.execute(_CREWS).all()
         except SQLAlchemyError as error:
             # The status pages must survive a missing schema and a refused password.
             raise Unavailable("The database answers, but refuses to be read.") from error
         return Evidence(
             at=steps.at,
-            sightings={
-                (Sight(row.sight), row.name): Sighting(row.succeeded_at, row.failed_at, row.problem)
-                for row in sightings
+            last_seen={
+                (Component(row.component), row.name): LastSeen(
+                    row.succeeded_at, row.failed_at, row.problem
+                )
+                for row in seen
             },
             unsplit=Backlog(steps.unsplit, steps.unsplit_since),
             unfinalized=Backlog(steps.unfinalized, steps.unfinalized_since),

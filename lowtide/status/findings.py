@@ -11,7 +11,7 @@ from lowtide.core.durations import duration
 from lowtide.core.pools import Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
-from lowtide.status.last_seen import TICK, Sight, Sighting
+from lowtide.status.last_seen import TICK, Component, LastSeen
 from lowtide.status.overview import EVENT_AGE, TICK_SILENCE, WORKER_WAIT_SECONDS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Finding:
 def functions(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
     """Return the health of the functions behind the API and behind events."""
     return (
-        *(_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
+        *(_of_sighting(evidence, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
         _step(evidence, "split", EventType.BATCH_CREATED, evidence.unsplit),
         _step(evidence, "finalize", EventType.BATCH_DRAINED, evidence.unfinalized),
         _schedule(evidence, operations),
@@ -74,7 +74,7 @@ def functions(evidence: Evidence, operations: Operations | None) -> tuple[Findin
 
 def api(evidence: Evidence) -> Finding:
     """Return the health of the API: the worst of its functions."""
-    found = [_of_sighting(evidence, Sight.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
+    found = [_of_sighting(evidence, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
     for condition in (Condition.BAD, Condition.DOUBTFUL):
         for each in found:
             if each.condition is condition:
@@ -87,7 +87,9 @@ def api(evidence: Evidence) -> Finding:
 
 def broker(evidence: Evidence, operations: Operations | None) -> Finding:
     """Return the health of the broker: accepted events leave the outbox."""
-    sent = [known for (sight, _), known in evidence.sightings.items() if sight is Sight.SENT]
+    sent = [
+        known for (component, _), known in evidence.last_seen.items() if component is Component.SENT
+    ]
     taken = max((each.succeeded_at for each in sent if each.succeeded_at), default=None)
     refused = max(
         (each for each in sent if each.failed_at),
@@ -126,7 +128,7 @@ def engines(evidence: Evidence) -> tuple[Finding, ...]:
     """Return the health of each pool's engines, and each worker without an engine."""
     return (
         *(
-            _of_sighting(evidence, Sight.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
+            _of_sighting(evidence, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
             for pool in Pool
         ),
         *(_lost_engine(lost, evidence.at) for lost in evidence.lost_engines),
@@ -151,16 +153,16 @@ def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[Finding, ..
 
 
 def _of_sighting(
-    evidence: Evidence, sight: Sight, name: str, part: str, *, advice: str = ""
+    evidence: Evidence, component: Component, name: str, part: str, *, advice: str = ""
 ) -> Finding:
-    known = evidence.sightings.get((sight, name))
+    known = evidence.last_seen.get((component, name))
     if known is None or known.last_at is None:
         return Finding(part, Condition.UNKNOWN, "Not used yet")
     trouble = _trouble(part, known, evidence.at, advice or _read_the_log(name))
     return trouble or _at_work(part, known.last_at, evidence.at, "Working")
 
 
-def _trouble(part: str, known: Sighting, now: datetime, advice: str) -> Finding | None:
+def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> Finding | None:
     """Return the failure, if any; one followed by a success counts for 5 minutes."""
     if known.failed_at is None:
         return None
@@ -185,12 +187,12 @@ def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
 
 def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> Finding:
     """Return the health of a function that an event calls once for each batch."""
-    known = evidence.sightings.get((Sight.FUNCTION, name))
+    known = evidence.last_seen.get((Component.FUNCTION, name))
     if backlog.since is None or evidence.at - backlog.since <= STEP_AGE:
-        return _of_sighting(evidence, Sight.FUNCTION, name, name)
+        return _of_sighting(evidence, Component.FUNCTION, name, name)
     what = "1 batch waits" if backlog.batches == 1 else f"{backlog.batches:,} batches wait"
     detail = f"{what}, the first for {duration(evidence.at - backlog.since)}"
-    delivered = evidence.sightings.get((Sight.DELIVERED, type_))
+    delivered = evidence.last_seen.get((Component.DELIVERED, type_))
     last = None if delivered is None else delivered.last_at
     seen_at = None if known is None else known.last_at
     if known is not None and known.fails:
@@ -216,8 +218,8 @@ def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> 
 
 
 def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
-    known = evidence.sightings.get((Sight.FUNCTION, "schedule"), Sighting())
-    called = evidence.sightings.get((Sight.DELIVERED, TICK), Sighting())
+    known = evidence.last_seen.get((Component.FUNCTION, "schedule"), LastSeen())
+    called = evidence.last_seen.get((Component.DELIVERED, TICK), LastSeen())
     planned = None if operations is None else operations.ticked_at
     ticked = max((at for at in (planned, called.succeeded_at) if at), default=None)
     if known.fails and known.failed_at is not None and evidence.at - known.failed_at < _TROUBLE:
@@ -252,7 +254,7 @@ def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Find
     if crew is not None and crew.workers:
         word = "1 worker" if crew.workers == 1 else f"{crew.workers:,} workers"
         return Finding(part, Condition.FINE, word, "", crew.heartbeat_at)
-    known = evidence.sightings.get((Sight.FUNCTION, part))
+    known = evidence.last_seen.get((Component.FUNCTION, part))
     last = None if known is None else known.last_at
     pause = None if operations is None else operations.pause(pool)
     if pause is not None:
@@ -296,7 +298,7 @@ def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
     )
 
 
-def _later(taken: datetime | None, refused: Sighting) -> bool:
+def _later(taken: datetime | None, refused: LastSeen) -> bool:
     return taken is not None and refused.failed_at is not None and taken >= refused.failed_at
 
 

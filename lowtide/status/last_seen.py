@@ -29,7 +29,7 @@ TICK = "dev.knative.sources.ping"
 """The type of a PingSource's event, a tick of the scheduler."""
 
 
-class Sight(StrEnum):
+class Component(StrEnum):
     """The kind of an observation.
 
     `function`: a function answered; `sent`: the broker accepted an event of a type; `delivered`: a
@@ -43,7 +43,7 @@ class Sight(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class LastSeen:
     """The times of a component's last success and last failure, and the problem of the failure."""
 
     succeeded_at: datetime | None = None
@@ -64,13 +64,13 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
+class Observation:
     """A component as one process observed it since its last write.
 
     `succeeded` and `failed` are seconds ago, None for no such observation.
     """
 
-    sight: Sight
+    component: Component
     name: str
     succeeded: float | None
     failed: float | None
@@ -81,10 +81,10 @@ class Glimpse:
 # observation less than 3 s newer than the row does not update it.
 _WRITE = text("""
 INSERT INTO sightings AS s (sight, name, succeeded_at, failed_at, problem)
-SELECT sight, name, now() - make_interval(secs => succeeded), now() - make_interval(secs => failed),
+SELECT component, name, now() - make_interval(secs => succeeded), now() - make_interval(secs => failed),
   problem
 FROM json_to_recordset(cast(:rows AS json)) AS g (
-  sight text, name text, succeeded double precision, failed double precision, problem text)
+  component text, name text, succeeded double precision, failed double precision, problem text)
 ON CONFLICT (sight, name) DO UPDATE SET
   succeeded_at = greatest(s.succeeded_at, excluded.succeeded_at),
   failed_at = greatest(s.failed_at, excluded.failed_at),
@@ -101,9 +101,9 @@ class LastSeenStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def write(self, glimpses: Sequence[Glimpse]) -> None:
+    def write(self, observations: Sequence[Observation]) -> None:
         """Record observations; a newer recorded time stays."""
-        rows = msgspec.json.encode([asdict(glimpse) for glimpse in glimpses]).decode()
+        rows = msgspec.json.encode([asdict(observation) for observation in observations]).decode()
         with begin(self._engine) as connection:
             connection.execute(_WRITE, {"rows": rows})
 
@@ -131,7 +131,7 @@ class _Seen:
         return _Seen(succeeded, last.failed, last.problem)
 
 
-class Sightings:
+class Observations:
     """Buffer of this process's observations, written at most every `every` seconds.
 
     `note` never waits for the database: a background thread writes. A failed write is retried, and
@@ -149,16 +149,16 @@ class Sightings:
         self._timer = timer
         self._every = every
         self._lock = threading.Lock()
-        self._seen: dict[tuple[Sight, str], _Seen] = {}
+        self._seen: dict[tuple[Component, str], _Seen] = {}
         self._some = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def note(self, sight: Sight, name: str, problem: str | None = None) -> None:
+    def note(self, component: Component, name: str, problem: str | None = None) -> None:
         """Record that a component succeeded now, or failed with a problem."""
         now = self._timer()
         with self._lock:
-            seen = self._seen.setdefault((sight, name), _Seen())
+            seen = self._seen.setdefault((component, name), _Seen())
             if problem is None:
                 seen.succeeded = now
             else:
@@ -190,7 +190,7 @@ class Sightings:
         if not seen:
             return
         try:
-            self._book.write(self._glimpses(seen))
+            self._book.write(self._observations(seen))
         except LowtideError as error:
             _log.info("sightings.unwritten", extra={"reason": error.for_log})
             with self._lock:
@@ -200,7 +200,7 @@ class Sightings:
         except Exception:  # noqa: BLE001 - the thread must outlive it, and the work must not notice
             _log.exception("sightings.failed")
 
-    def _glimpses(self, seen: dict[tuple[Sight, str], _Seen]) -> Sequence[Glimpse]:
+    def _observations(self, seen: dict[tuple[Component, str], _Seen]) -> Sequence[Observation]:
         now = self._timer()
 
         def age(moment: float | None) -> float | None:
@@ -208,31 +208,33 @@ class Sightings:
 
         # Sorted, so that the writes of two processes cannot deadlock.
         return [
-            Glimpse(sight, name, age(each.succeeded), age(each.failed), each.problem)
-            for (sight, name), each in sorted(seen.items())
+            Observation(component, name, age(each.succeeded), age(each.failed), each.problem)
+            for (component, name), each in sorted(seen.items())
         ]
 
 
-class SightedSink:
+class ObservedSink:
     """An event sink that records the answers of another sink by event type."""
 
-    def __init__(self, sink: EventSink, sightings: Sightings, *, refusal: str) -> None:
+    def __init__(self, sink: EventSink, observations: Observations, *, refusal: str) -> None:
         self._sink = sink
-        self._sightings = sightings
+        self._observations = observations
         self._refusal = refusal
 
     def publish(self, event: Event) -> bool:
         """Send one event; return True if the sink accepted it. Never raises."""
         accepted = self._sink.publish(event)
-        self._sightings.note(Sight.SENT, event.type.value, None if accepted else self._refusal)
+        self._observations.note(
+            Component.SENT, event.type.value, None if accepted else self._refusal
+        )
         return accepted
 
 
-class SightedEngine:
+class ObservedEngine:
     """Records the answers of a pool's engine."""
 
-    def __init__(self, sightings: Sightings, pool: Pool) -> None:
-        self._sightings = sightings
+    def __init__(self, observations: Observations, pool: Pool) -> None:
+        self._observations = observations
         self._pool = pool
 
     def answered(self, answer: str) -> None:
@@ -243,4 +245,4 @@ class SightedEngine:
             problem: str | None = answer.replace("_", " ")
         else:
             problem = f"HTTP {answer}" if int(answer) in _TROUBLE else None
-        self._sightings.note(Sight.ENGINE, self._pool.value, problem)
+        self._observations.note(Component.ENGINE, self._pool.value, problem)

@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics on a port of their own."""
+"""Liveness, readiness and metrics on a separate port."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BUILD = Gauge("lowtide_build_info", "1, with the version that this process runs
 
 
 def export() -> None:
-    """Publish the version."""
+    """Export the version as a metric."""
     _BUILD.labels(version("lowtide")).set(1)
 
 
 SECONDS = 0.7
-"""The longest that a probe is kept waiting, so that it is answered within a second."""
+"""Max seconds that a probe waits, so that it gets a response within one."""
 
 
 class Readiness:
-    """Runs a check once at a time, however many ask, in a thread that may hang.
+    """Run a check in a thread that may hang, one at a time for any number of callers.
 
     Example:
         Readiness(check_database).require()
@@ -44,7 +44,7 @@ class Readiness:
         self._current: Future[None] | None = None
 
     def require(self) -> None:
-        """Raise what the check raises, or Unavailable when it takes too long."""
+        """Raise the error of the check, or Unavailable if it takes too long."""
         current = self.ask()
         try:
             current.result(SECONDS)
@@ -52,11 +52,11 @@ class Readiness:
             raise too_late() from error
 
     def ask(self) -> Future[None]:
-        """Return the result to come: of the check that runs, or of a new one."""
+        """Return the future of the running check, or of a new one."""
         with self._lock:
             if self._current is None or self._current.done():
                 self._current = Future()
-                # A daemon: one that hangs must not hold up the end of the process.
+                # A daemon: a hanging check must not block the exit of the process.
                 threading.Thread(
                     target=self._run, args=(self._current,), daemon=True, name="readiness"
                 ).start()
@@ -72,24 +72,24 @@ class Readiness:
 
 
 def too_late() -> Unavailable:
-    """Return the error for a check that has not come back."""
+    """Return the error for a check that timed out."""
     return Unavailable("What this process needs does not answer at the moment: try again.")
 
 
 _TEXT = "text/plain; charset=utf-8"
 _REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
-# Room for every probe and scrape at once; whoever takes longer is not one of them.
+# Enough for all concurrent probes and scrapes; a client that takes longer is neither.
 _MAX_CLIENTS = 64
 _CLIENT_SECONDS = 5.0
 _HEAD_BYTES = 16_384
 
 
 def serve(port: int, *, is_ready: Callable[[], None], host: str | None = None) -> None:
-    """Answer in a thread; `is_ready` raises LowtideError while the process is not.
+    """Serve in a thread; `is_ready` raises LowtideError while the process is not ready.
 
-    Without a `host`, `HOST` of the environment says where, or else every address: a pod's probes and
-    scrapes come from outside. Every answer comes within a second, also while `is_ready` hangs and
-    whatever other clients do.
+    `host` defaults to the environment variable `HOST`, else to all addresses: a pod's probes and
+    scrapes come from outside. Every response is sent within a second, even while `is_ready` hangs
+    and regardless of other clients.
     """
     export()
     address = host or os.environ.get("HOST", "0.0.0.0")  # noqa: S104
@@ -102,7 +102,7 @@ def serve(port: int, *, is_ready: Callable[[], None], host: str | None = None) -
 
 
 class _Server:
-    """One thread for all clients: none of them can hold it."""
+    """A server with one thread for all clients, which none of them can block."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
@@ -117,7 +117,7 @@ class _Server:
             next(iter(self._clients)).cancel()
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._clients[task] = writer
-        # Not at the end of the task itself: one that is cancelled before it starts has none.
+        # Not at the end of the task itself: a task cancelled before its start never gets there.
         task.add_done_callback(lambda done: self._clients.pop(done).close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +152,7 @@ class _Server:
 
     async def _ready(self) -> tuple[int, bytes]:
         current = asyncio.wrap_future(self._readiness.ask())
-        # What comes after the answer must not be logged as an exception that nobody retrieved.
+        # Retrieves the exception, so that asyncio does not log one raised after the response.
         current.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait_for(asyncio.shield(current), SECONDS)

@@ -14,23 +14,23 @@ from lowtide.core.redaction import masked, printable, printable_json
 from lowtide.telemetry.tracing import log_fields
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-# On a terminal these fill the line and tell little.
+# Too long for a terminal, with little information.
 _LONG_WINDED = frozenset({"span_id", "tenant_id"})
 
 
-# A server's own handlers would write past the formatter.
+# The handlers of these servers would bypass the formatter.
 _SERVERS = ("gunicorn.error", "uvicorn", "uvicorn.error")
 
 
 class LogFormat(StrEnum):
-    """How a process writes its log."""
+    """The format of a process's log."""
 
     JSON = "json"
     TEXT = "text"
 
 
 class LogLevel(StrEnum):
-    """The least grave lines of Lowtide's own that a log shows."""
+    """The min level of Lowtide's own records in a log."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -56,10 +56,10 @@ def configure(
     for server in map(logging.getLogger, _SERVERS):
         server.handlers.clear()
         server.propagate = True
-    # These narrate every request at INFO.
+    # These log every request at INFO.
     for chatty in ("httpx", "httpcore", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # It prints a traceback for every pooled connection that a restarting database drops.
+    # It logs a traceback for every pooled connection that a restarting database drops.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
@@ -68,7 +68,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _Masked(logging.Formatter):
-    """Another formatter's lines without the values of secrets."""
+    """The lines of another formatter, with secrets masked."""
 
     def __init__(self, lines: logging.Formatter, secrets: tuple[str, ...]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _ReadableLines(logging.Formatter):
         parts += [f"{key}={value}" for key, value in (_fields(record) | around).items()]
         lines = [printable(" ".join(parts))]
         if record.exc_info:
-            # Indented, so that a line of an error's message is none of the log.
+            # Indented, so that a line of an error's message cannot pass for a log line.
             trace = self.formatException(record.exc_info).split("\n")
             lines += [f"  {printable(line)}" for line in trace]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Tracing with OpenTelemetry. Import it only where the environment enables it."""
+"""Tracing with OpenTelemetry. Import it only if the environment enables tracing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 _KINDS: Final = {kind: trace.SpanKind[kind.name] for kind in SpanKind}
-# While a collector is away, the exporter and its thread tell of it several times for each export; the
-# last one quotes a caller's tracestate that it cannot read.
+# While the collector is unreachable, the exporter and its thread log several times per export; the
+# last logger quotes the invalid tracestate of a caller.
 _CHATTY: Final = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
@@ -37,7 +37,7 @@ _SILENCE_SECONDS: Final = 60.0
 
 
 class RecordedSpan(ScopedSpan):
-    """A span that the SDK records, or that its sampler left out."""
+    """A span of the SDK, recorded or dropped by its sampler."""
 
     def __init__(self, span: trace.Span, attributes: Attributes | None) -> None:
         super().__init__(_context_of(span.get_span_context()), attributes)
@@ -49,12 +49,12 @@ class RecordedSpan(ScopedSpan):
         self._span.set_attributes(dict(attributes))
 
     def fail(self, kind: str) -> None:
-        """Mark the work as failed: by the error's class, as its text may quote what a user sent."""
+        """Mark the work as failed with the error's class, as its text may contain user data."""
         self._span.set_attribute("error.type", kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
     def end(self) -> None:
-        """Hand the span to the exporter's queue."""
+        """Queue the span for export."""
         self._span.end()
 
 
@@ -62,10 +62,10 @@ class OpenTelemetryTracer(Untraced):
     """Record spans with the SDK and export them."""
 
     def __init__(self, resource: Mapping[str, str], exporter: SpanExporter | None = None) -> None:
-        """Start the exporter's thread: only in the process that it is for.
+        """Start the exporter's thread, which does not survive a fork.
 
-        `resource` describes the process; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win
-        over it.
+        `resource` describes the process; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`
+        override it.
         """
         for name in _CHATTY:
             logging.getLogger(name).addFilter(_Seldom())
@@ -78,7 +78,7 @@ class OpenTelemetryTracer(Untraced):
 
     @property
     def is_on(self) -> bool:
-        """Spans are recorded."""
+        """True, as spans are recorded."""
         return True
 
     def start(
@@ -90,7 +90,7 @@ class OpenTelemetryTracer(Untraced):
         links: Sequence[TraceContext] = (),
         attributes: Attributes | None = None,
     ) -> RecordedSpan:
-        """Start a span that its caller ends."""
+        """Start a span, which the caller must end."""
         span = self._tracer.start_span(
             name,
             context=_parent_of(parent or self.current()),
@@ -101,15 +101,15 @@ class OpenTelemetryTracer(Untraced):
         return RecordedSpan(span, attributes)
 
     def close(self, seconds: float) -> None:
-        """Send what is left, for at most `seconds`."""
-        # Its own limit is 30 s, and more when the collector is away.
+        """Export the remaining spans, for at most `seconds`."""
+        # The provider's own limit is 30 s, and more while the collector is unreachable.
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(seconds)
 
 
 class _Seldom(logging.Filter):
-    """Lets one record a minute through."""
+    """Pass one record a minute, of level ERROR or above."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,6 +142,6 @@ def _span_context(context: TraceContext) -> SpanContext:
 
 
 def _parent_of(context: TraceContext | None) -> Context:
-    # An empty context where there is no parent: never what some library made current.
+    # Without a parent the context is empty, and never a library's current one.
     span = trace.INVALID_SPAN if context is None else NonRecordingSpan(_span_context(context))
     return trace.set_span_in_context(span, Context())

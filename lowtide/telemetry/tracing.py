@@ -1,4 +1,4 @@
-"""Tracing: W3C trace context, the Tracer protocol, and fields of log lines in a span."""
+"""Tracing: W3C trace context, the Tracer protocol, and the log fields of spans."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A span that others may continue; `state` is the vendors' own, passed on as it came."""
+    """A span that others may continue; `state` is vendor data, passed on unchanged."""
 
     trace_id: str
     span_id: str
@@ -30,14 +30,14 @@ class TraceContext:
 
     @property
     def traceparent(self) -> str:
-        """The header and event attribute of this name."""
+        """The value of the header and event attribute `traceparent`."""
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
 def parse_trace(traceparent: str | None, tracestate: str | None = None) -> TraceContext | None:
-    """Return the context of a traceparent, or None when there is none that is valid.
+    """Parse a traceparent; return None if it is missing or invalid.
 
-    A version above 00 may have more fields, which are ignored, as the recommendation asks for.
+    A version above 00 may have more fields, which are ignored, as the recommendation requires.
     """
     match = _TRACEPARENT.fullmatch((traceparent or "").strip())
     if match is None:
@@ -61,7 +61,7 @@ REQUEST: Final = "lowtide.request.id"
 
 
 class SpanKind(StrEnum):
-    """What a span stands for, in OpenTelemetry's words."""
+    """OpenTelemetry's kinds of spans."""
 
     INTERNAL = "internal"
     SERVER = "server"
@@ -71,11 +71,11 @@ class SpanKind(StrEnum):
 
 
 class Span(Protocol):
-    """Work under way. Attributes hold ids, counts and kinds, never what users wrote."""
+    """A unit of work. Attributes hold ids, counts and kinds, never user data."""
 
     @property
     def context(self) -> TraceContext | None:
-        """Where what this work causes goes on; None outside of any trace."""
+        """The context for work that this work causes; None outside a trace."""
         ...
 
     def note(self, attributes: Attributes) -> None:
@@ -83,24 +83,24 @@ class Span(Protocol):
         ...
 
     def fail(self, kind: str) -> None:
-        """Mark the work as failed; `kind` is the class of the failure."""
+        """Mark the work as failed; `kind` is the class of the error."""
         ...
 
     def end(self) -> None:
-        """Tell that the work is over. Never blocks, never raises."""
+        """End the span. Never blocks, never raises."""
         ...
 
 
 class Tracer(Protocol):
-    """Starts spans."""
+    """A source of spans."""
 
     @property
     def is_on(self) -> bool:
-        """Whether anybody is told."""
+        """True if spans are recorded."""
         ...
 
     def current(self) -> TraceContext | None:
-        """Return where the caller is."""
+        """Return the context of the current span, or None."""
         ...
 
     def start(
@@ -112,11 +112,11 @@ class Tracer(Protocol):
         links: Sequence[TraceContext] = (),
         attributes: Attributes | None = None,
     ) -> Span:
-        """Start a span that its caller ends; without `parent` it continues where the caller is."""
+        """Start a span, which the caller must end; `parent` defaults to the current span."""
         ...
 
     def inside(self, span: Span) -> AbstractContextManager[None]:
-        """Let a block's spans and log lines belong to a span."""
+        """Make a span the current one of a block's spans and log records."""
         ...
 
     def span(
@@ -128,22 +128,22 @@ class Tracer(Protocol):
         links: Sequence[TraceContext] = (),
         attributes: Attributes | None = None,
     ) -> AbstractContextManager[Span]:
-        """Run a block as a span; what it raises marks the span as failed and goes on."""
+        """Run a block in a span; an exception marks the span as failed and propagates."""
         ...
 
     def close(self, seconds: float) -> None:
-        """Send what is left, for at most `seconds`."""
+        """Export the remaining spans, for at most `seconds`."""
         ...
 
 
 _FIELDS: Final = {BATCH: "batch_id", TENANT: "tenant_id", REQUEST: "request_id"}
-"""Attributes that log lines carry, and what they are called there."""
+"""The attributes that log records carry, with their names there."""
 
 _CURRENT: ContextVar[ScopedSpan | None] = ContextVar("lowtide_scope", default=None)
 
 
 class ScopedSpan:
-    """The part of a Span that every tracer shares: its context, and log fields."""
+    """The common part of spans: the context and the log fields."""
 
     def __init__(self, context: TraceContext | None, attributes: Attributes | None = None) -> None:
         around = _CURRENT.get()
@@ -154,18 +154,18 @@ class ScopedSpan:
 
     @property
     def context(self) -> TraceContext | None:
-        """Where what this work causes goes on."""
+        """The context for work that this work causes."""
         return self._context
 
     def note(self, attributes: Attributes) -> None:
-        """Keep what log lines show."""
+        """Keep the attributes that log records carry."""
         self._keep(attributes)
 
     def fail(self, kind: str) -> None:
-        """Nobody is told."""
+        """Do nothing, as the span is not recorded."""
 
     def end(self) -> None:
-        """Nobody is told."""
+        """Do nothing, as the span is not recorded."""
 
     def _keep(self, attributes: Attributes) -> None:
         for name, field in _FIELDS.items():
@@ -174,15 +174,15 @@ class ScopedSpan:
 
 
 class Untraced:
-    """The Tracer while tracing is off: contexts pass through, and log lines show them."""
+    """The Tracer while tracing is off: contexts are passed on, and log records carry them."""
 
     @property
     def is_on(self) -> bool:
-        """Nobody is told."""
+        """False, as spans are not recorded."""
         return False
 
     def current(self) -> TraceContext | None:
-        """Return where the caller is."""
+        """Return the context of the current span, or None."""
         around = _CURRENT.get()
         return None if around is None else around.context
 
@@ -195,12 +195,12 @@ class Untraced:
         links: Sequence[TraceContext] = (),  # noqa: ARG002
         attributes: Attributes | None = None,
     ) -> ScopedSpan:
-        """Start a span that nobody is told of."""
+        """Start a span that is not recorded."""
         return ScopedSpan(parent or self.current(), attributes)
 
     @contextmanager
     def inside(self, span: Span) -> Iterator[None]:
-        """Let a block's spans and log lines belong to a span."""
+        """Make a span the current one of a block's spans and log records."""
         token = _CURRENT.set(span if isinstance(span, ScopedSpan) else None)
         try:
             yield
@@ -217,7 +217,7 @@ class Untraced:
         links: Sequence[TraceContext] = (),
         attributes: Attributes | None = None,
     ) -> Iterator[Span]:
-        """Run a block as a span; what it raises marks the span as failed and goes on."""
+        """Run a block in a span; an exception marks the span as failed and propagates."""
         span = self.start(name, kind=kind, parent=parent, links=links, attributes=attributes)
         try:
             with self.inside(span):
@@ -229,14 +229,14 @@ class Untraced:
             span.end()
 
     def close(self, seconds: float) -> None:
-        """Nothing is left."""
+        """Do nothing, as no spans remain."""
 
 
 UNTRACED: Final = Untraced()
 
 
 def log_fields() -> dict[str, object]:
-    """Return what a log line says of where it comes from."""
+    """Return the log fields of the current span."""
     span = _CURRENT.get()
     if span is None:
         return {}
@@ -250,7 +250,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Return whether spans have somewhere to go and nothing switches them off."""
+    """Return True if a collector is configured and tracing is not disabled."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":

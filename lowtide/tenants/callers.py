@@ -41,7 +41,7 @@ class Caller:
         return self.name if self.key is None else actor_of(self.name, self.key)
 
 
-class CallerStore:
+class Authenticator:
     """Authentication against the database, which counts the request against the tenant's limit."""
 
     def __init__(self, engine: Engine, *, pepper: str, anonymous: str | None) -> None:

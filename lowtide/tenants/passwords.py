@@ -9,7 +9,7 @@ import hmac
 import secrets
 from typing import TYPE_CHECKING
 
-from lowtide.tenants.sign_in import Visitor
+from lowtide.tenants.sign_in import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -48,9 +48,9 @@ class PasswordSignIn:
         self._stored = stored
         # A digest of the secret salted hash: it reveals only that the password was changed.
         known = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
-        self._visitor = Visitor(f"portal {role}", role, credential=f"password {known}")
+        self._visitor = Principal(f"portal {role}", role, credential=f"password {known}")
 
-    def visitor(self, secret: str) -> Visitor | None:
+    def visitor(self, secret: str) -> Principal | None:
         """Return the principal of the password; None if it does not match."""
         return self._visitor if matches(secret, self._stored) else None
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
     from lowtide.tenants.keys import ApiKey, KeyFilter, KeyMark, KeyStore, TenantKey
     from lowtide.tenants.model import TenantLimits, TenantUse
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
     from lowtide.tenants.store import TenantStore, TenantUsageStore
 
 
@@ -162,13 +162,13 @@ class Administration:
         self._prices = prices
         self._tenancy = tenancy
 
-    def names(self, visitor: Visitor) -> Mapping[TenantId, str]:
+    def names(self, visitor: Principal) -> Mapping[TenantId, str]:
         """Return every tenant's name, sorted by name."""
         _require_all(visitor)
         return {tenant.id: tenant.name for tenant in self._registry.tenants()}
 
     def tenants(
-        self, visitor: Visitor, name: str, *, after: str | None, limit: int
+        self, visitor: Principal, name: str, *, after: str | None, limit: int
     ) -> tuple[Sequence[PricedUse], bool]:
         """Return up to `limit` tenants after the name `after`, and True if there are more."""
         _require_all(visitor)
@@ -180,7 +180,7 @@ class Administration:
         return priced, len(found) > limit
 
     def keys(
-        self, visitor: Visitor, wanted: KeyFilter, *, after: KeyMark | None, limit: int
+        self, visitor: Principal, wanted: KeyFilter, *, after: KeyMark | None, limit: int
     ) -> tuple[Sequence[TenantKey], bool]:
         """Return up to `limit` keys after `after`, newest first, and True if there are more."""
         _require_all(visitor)
@@ -188,24 +188,24 @@ class Administration:
         return found[:limit], len(found) > limit
 
     def audit(
-        self, visitor: Visitor, wanted: AuditFilter, *, after: int | None, limit: int
+        self, visitor: Principal, wanted: AuditFilter, *, after: int | None, limit: int
     ) -> tuple[Sequence[AuditEntry], bool]:
         """Return up to `limit` entries after `after`, newest first, and True if there are more."""
         _require_all(visitor)
         found = self._log.page(wanted, after=after, limit=limit + 1)
         return found[:limit], len(found) > limit
 
-    def actions(self, visitor: Visitor) -> Sequence[str]:
+    def actions(self, visitor: Principal) -> Sequence[str]:
         """Return the distinct actions in the audit log, sorted by name."""
         _require_all(visitor)
         return self._log.actions()
 
-    def acting(self, visitor: Visitor) -> Tenancy:
+    def acting(self, visitor: Principal) -> Tenancy:
         """Return the service that changes tenants and keys; raises Forbidden also for a viewer."""
         visitor.require_operator_of_all()
         return self._tenancy(visitor.name)
 
 
-def _require_all(visitor: Visitor) -> None:
+def _require_all(visitor: Principal) -> None:
     if visitor.tenant is not None:
         raise Forbidden("This shows every tenant: sign in with a password, not with a key.")

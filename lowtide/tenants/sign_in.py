@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import KeyId, TenantId
-    from lowtide.tenants.callers import CallerStore
+    from lowtide.tenants.callers import Authenticator
 
 
 class Role(StrEnum):
@@ -36,7 +36,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class Principal:
     """A signed-in principal with access to `tenant`, or with None to every tenant.
 
     `name` is the principal's name in the audit log; `credential` identifies the secret of the
@@ -70,7 +70,7 @@ class Visitor:
 class SignIn(Protocol):
     """A method of sign-in with a secret."""
 
-    def visitor(self, secret: str) -> Visitor | None:
+    def visitor(self, secret: str) -> Principal | None:
         """Return the principal of a secret; None if it is not valid for this method."""
         ...
 
@@ -82,11 +82,11 @@ class SignIn(Protocol):
 class KeySignIn:
     """Sign-in with an API key, with access to the key's tenant only."""
 
-    def __init__(self, tenants: CallerStore, role: Role) -> None:
+    def __init__(self, tenants: Authenticator, role: Role) -> None:
         self._tenants = tenants
         self._role = role
 
-    def visitor(self, secret: str) -> Visitor | None:
+    def visitor(self, secret: str) -> Principal | None:
         """Return the principal of a key; None if it is not in use."""
         if not secret.startswith(PREFIX):
             return None
@@ -96,7 +96,7 @@ class KeySignIn:
             return None
         if caller.key is None:
             return None
-        return Visitor(caller.actor, self._role, caller.tenant, self._credential(caller.key))
+        return Principal(caller.actor, self._role, caller.tenant, self._credential(caller.key))
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return the credentials of keys that are in use and have the current role of keys."""
@@ -122,7 +122,7 @@ _IPV6_PREFIX: Final = 64  # one subscriber can use any address of it
 _Place = tuple[str, str]
 
 
-class Entrance:
+class SignInGuard:
     """Sign-in by the first method that accepts the secret, with a guard against guessing.
 
     Ten wrong secrets of one kind from one network in a minute block that kind for that network
@@ -135,7 +135,7 @@ class Entrance:
         self._tries: OrderedDict[_Place, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def admit(self, secret: str, address: str) -> Visitor:
+    def admit(self, secret: str, address: str) -> Principal:
         """Return the principal of a secret.
 
         Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
@@ -161,7 +161,7 @@ class Entrance:
             left -= way.holding(left)
         return left
 
-    def _visitor(self, secret: str) -> Visitor | None:
+    def _visitor(self, secret: str) -> Principal | None:
         if not 0 < len(secret) <= _MOST_SECRET:
             return None
         found = (way.visitor(secret) for way in self._ways)

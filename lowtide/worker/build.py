@@ -15,9 +15,9 @@ from lowtide.queue.rates import RateStore
 from lowtide.queue.store import QueueStore
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.inputs import InputLoader
-from lowtide.worker.lease import LeaseKeeper, Pace
+from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
-from lowtide.worker.results import FlushRules, Settler
+from lowtide.worker.results import FlushRules, ResultWriter
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -46,7 +46,7 @@ def build_worker(
     keeper = LeaseKeeper(
         queue,
         RateStore(database),
-        Pace(full=settings.worker_concurrency),
+        Utilization(full=settings.worker_concurrency),
         pool=pool,
         worker=instance,
         duration=settings.lease_duration,
@@ -69,7 +69,7 @@ def build_worker(
         engine,
         InputLoader(objects, budget, rng),
         keeper,
-        Settler(keeper, queue, publisher, meter, flush, budget),
+        ResultWriter(keeper, queue, publisher, meter, flush, budget),
         meter,
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
         ModelCatalog(database),

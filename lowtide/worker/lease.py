@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lowtide.core.errors import LowtideError
 from lowtide.engines.breaker import BreakerState
-from lowtide.planning.demand import Sample
+from lowtide.planning.demand import RateSample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowtide.queue.store import QueueStore
 
 
-class Pace:
+class Utilization:
     """Measures utilization: the requests that end while at least `full` are claimed, and that time.
 
     With fewer, a worker could have done more, so its work says nothing about its rate. Nor does the
@@ -65,10 +65,10 @@ class Pace:
         self._in_hand = max(0, self._in_hand - lines)
         return self.share
 
-    def total(self) -> Sample:
+    def total(self) -> RateSample:
         """Return the counts under this lease."""
         self._pass_time()
-        return Sample(self._lines, self._seconds)
+        return RateSample(self._lines, self._seconds)
 
     @property
     def _counts(self) -> bool:
@@ -98,7 +98,7 @@ class LeaseKeeper:
         self,
         queue: QueueStore,
         rates: RateStore,
-        pace: Pace,
+        utilization: Utilization,
         *,
         pool: Pool,
         worker: str,
@@ -106,7 +106,7 @@ class LeaseKeeper:
     ) -> None:
         self._queue = queue
         self._rates = rates
-        self.pace = pace
+        self.utilization = utilization
         self._pool = pool
         self._worker = worker
         self._duration = duration
@@ -152,7 +152,7 @@ class LeaseKeeper:
                 continue
             try:
                 if await self._call(self._queue.renew, self.lease):
-                    await self._call(self._rates.report, self.lease, self.pace.total())
+                    await self._call(self._rates.report, self.lease, self.utilization.total())
                     await self._report_engine()
                     continue
             except LowtideError as error:
@@ -161,7 +161,7 @@ class LeaseKeeper:
             _log.warning("lease.lost", extra={"lease": self.lease})
             self.lease = None
             on_lost()
-            self.pace.restart()
+            self.utilization.restart()
             await self.open()
             await self._report_engine()
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lowtide.worker.inputs import InputLoader
     from lowtide.worker.lease import LeaseKeeper
     from lowtide.worker.metrics import WorkerMetrics
-    from lowtide.worker.results import Settler
+    from lowtide.worker.results import ResultWriter
 
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Worker:
         engine: Engine,
         loader: InputLoader,
         keeper: LeaseKeeper,
-        settler: Settler,
+        writer: ResultWriter,
         meter: WorkerMetrics,
         backoff: Backoff,
         models: ModelCatalog,
@@ -86,7 +86,7 @@ class Worker:
         self._queue = queue
         self._engine = engine
         self._keeper = keeper
-        self._settler = settler
+        self._writer = writer
         self._meter = meter
         self._backoff = backoff
         self._models = models
@@ -102,8 +102,8 @@ class Worker:
             engine,
             watch,
             loader,
-            keeper.pace,
-            settler,
+            keeper.utilization,
+            writer,
             meter,
             pool=rules.pool,
             policy=policy,
@@ -140,11 +140,11 @@ class Worker:
                     background.create_task(self._note_models()),
                     background.create_task(self._watch.run()),
                     background.create_task(self._keeper.keep(self._runner.abandon)),
-                    background.create_task(self._settler.run(self._room.set)),
+                    background.create_task(self._writer.run(self._room.set)),
                 ]
                 await self._pull()
                 await self._runner.finish(self._rules.grace)
-                await self._settler.drain(DRAIN_SECONDS)
+                await self._writer.drain(DRAIN_SECONDS)
                 for task in beside:
                     task.cancel()
         finally:
@@ -172,7 +172,7 @@ class Worker:
             self._work.clear()
             capacity = self._watch.capacity(self._rules.capacity)
             free = capacity - self._runner.held
-            is_full = self._settler.is_congested or self._budget.is_spent
+            is_full = self._writer.is_congested or self._budget.is_spent
             if free < max(1, capacity // 4) or is_full:
                 await self._pause(self._room, 1.0)
                 continue

@@ -42,7 +42,7 @@ class FlushRules:
         return 10 * self.lines
 
 
-class Settler:
+class ResultWriter:
     """Collects ended requests and settles them together, until the database accepts them.
 
     After a commit with an unknown outcome the same requests are settled again: those that it did

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from lowtide.telemetry.tracing import Tracer
     from lowtide.worker.engine_watch import EngineWatch, Verdict
     from lowtide.worker.inputs import InputLoader
-    from lowtide.worker.lease import Pace
+    from lowtide.worker.lease import Utilization
     from lowtide.worker.metrics import WorkerMetrics
-    from lowtide.worker.results import Settler
+    from lowtide.worker.results import ResultWriter
 
 
 _log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Runner:
         engine: Engine,
         watch: EngineWatch,
         loader: InputLoader,
-        pace: Pace,
-        settler: Settler,
+        utilization: Utilization,
+        writer: ResultWriter,
         meter: WorkerMetrics,
         *,
         pool: Pool,
@@ -72,8 +72,8 @@ class Runner:
         self._engine = engine
         self._watch = watch
         self._loader = loader
-        self._pace = pace
-        self._settler = settler
+        self._utilization = utilization
+        self._writer = writer
         self._meter = meter
         self._pool = pool
         self._policy = policy
@@ -91,7 +91,7 @@ class Runner:
 
     def start(self, claims: Sequence[Claim]) -> None:
         """Run claimed requests."""
-        share = self._pace.took(len(claims))
+        share = self._utilization.took(len(claims))
         held = {next(self._keys): claim for claim in claims}
         self._held |= held
         task = asyncio.create_task(self._run_set(held, share))
@@ -103,14 +103,14 @@ class Runner:
         self._cancel()
         self._held.clear()
         self._loader.release_all()
-        self._settler.discard()
+        self._writer.discard()
 
     def release(self, reason: str) -> None:
         """Stop running, and release everything without counting an attempt."""
         self._cancel()
         claims = list(self._held.values())
         self._let_go(list(self._held), ran=0)
-        self._settler.add([Returned(claim.batch, claim.line, reason) for claim in claims])
+        self._writer.add([Returned(claim.batch, claim.line, reason) for claim in claims])
 
     async def finish(self, grace: float) -> None:
         """Let requests finish for at most `grace` seconds, and release the rest."""
@@ -122,7 +122,7 @@ class Runner:
         if self._held:
             _log.info("worker.gives_back", extra={"lines": len(self._held)})
         spot = self._pool is Pool.SPOT
-        self._settler.add(
+        self._writer.add(
             [
                 Returned(claim.batch, claim.line, "The worker was stopped", interrupted=spot)
                 for claim in self._held.values()
@@ -202,13 +202,13 @@ class Runner:
             )
             for key, outcome, verdict in judged
         ]
-        self._settler.add(settled)
+        self._writer.add(settled)
         work.spans.add(settled)
 
     def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
         if settled:
             self._let_go(list(settled), ran=0)
-            self._settler.add(list(settled.values()))
+            self._writer.add(list(settled.values()))
             spans.add(list(settled.values()))
 
     def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
@@ -217,7 +217,7 @@ class Runner:
             self._held.pop(key, None)
         self._loader.release(keys)
         self._on_room()
-        return self._pace.left(len(keys), ran=ran)
+        return self._utilization.left(len(keys), ran=ran)
 
     def _requests(self, bodies: Mapping[int, bytes], work: _Set) -> list[EngineRequest]:
         return [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Protocol
 
-    from lowtide.batches.browsing import BatchDesk
+    from lowtide.batches.browsing import BatchCancellation
     from lowtide.batches.views import BatchFilter, CancelPlan
     from lowtide.core.ids import BatchId
 
@@ -81,7 +81,7 @@ def counted_batches(count: int) -> str:
     return "1 batch" if count == 1 else f"{count:,} batches"
 
 
-async def cancel_batches(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> bool:
+async def cancel_batches(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchId]) -> bool:
     """Cancel batches after confirmation, exactly those it counted; return True if it tried."""
     try:
         return await _cancel(desk, wanted)
@@ -90,7 +90,7 @@ async def cancel_batches(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId
         return False
 
 
-async def _cancel(desk: BatchDesk, wanted: BatchFilter | Sequence[BatchId]) -> bool:
+async def _cancel(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchId]) -> bool:
     visitor = current_visitor()
     plan = await in_thread(lambda: desk.plan(visitor, wanted))
     if not plan.batches:

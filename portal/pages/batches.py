@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch
     from lowtide.core.ids import BatchId, TenantId
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
     from portal.polling import Poller
 
 
@@ -133,7 +133,7 @@ class BatchesPage:
         self._readings = readings
         self._live = Live(poller)
         self._query = query
-        self._visitor: Visitor = current_visitor()
+        self._visitor: Principal = current_visitor()
         self._services = services_for(self._visitor)
         self._follower = ui.context.client.id
         self._tenants: Mapping[TenantId, str] = {}

@@ -12,7 +12,7 @@ from nicegui import ui
 from lowtide.database.schema import is_older, newest_revision
 from lowtide.events.model import EventType
 from lowtide.status.findings import Condition
-from lowtide.status.last_seen import TICK, Sight
+from lowtide.status.last_seen import TICK, Component
 from portal.components.basics import heading
 from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, badge_of
 from portal.components.pausing import PauseNotes
@@ -200,10 +200,10 @@ class _Health:
         self._functions.show(diagnosis.functions, *when)
         self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *when)
         for type_ in _EVENTS:
-            for sight in (Sight.SENT, Sight.DELIVERED):
-                known = evidence.sightings.get((sight, type_))
+            for component in (Component.SENT, Component.DELIVERED):
+                known = evidence.last_seen.get((component, type_))
                 if known is not None:
-                    self._events.show(type_, sight, known.succeeded_at, evidence.at)
+                    self._events.show(type_, component, known.succeeded_at, evidence.at)
 
     def _show_versions(self, seen: OperationsSeen, now: datetime) -> None:
         if seen.reading is None:

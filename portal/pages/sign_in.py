@@ -19,7 +19,7 @@ from portal.sessions import SIGN_IN, SIGN_OUT, SIGNED_OUT, leave_session, open_s
 if TYPE_CHECKING:
     from fastapi import Response
 
-    from lowtide.tenants.sign_in import Entrance
+    from lowtide.tenants.sign_in import SignInGuard
 
 
 _MOST_BYTES: Final = 8192
@@ -32,7 +32,7 @@ _PROBLEMS: Final = {
 }
 
 
-def install(entrance: Entrance, *, session_seconds: int) -> None:
+def install(guard: SignInGuard, *, session_seconds: int) -> None:
     """Serve sign-in and sign-out."""
 
     @ui.page(SIGN_IN)
@@ -53,7 +53,7 @@ def install(entrance: Entrance, *, session_seconds: int) -> None:
         try:
             secret = form.get("secret", "").strip()
             async with hashing:
-                visitor = await in_thread(lambda: entrance.admit(secret, address))
+                visitor = await in_thread(lambda: guard.admit(secret, address))
         except LowtideError as error:
             path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
             return RedirectResponse(path, status_code=303)

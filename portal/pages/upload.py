@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
     from lowtide.files.model import StoredFile
     from lowtide.files.service import Checked
-    from lowtide.tenants.sign_in import Visitor
+    from lowtide.tenants.sign_in import Principal
 
 
 class BatchForm:
@@ -164,7 +164,7 @@ class _Upload:
     def _choose(self, tenant: TenantId) -> None:
         self._tenant = tenant
 
-    async def _receive(self, visitor: Visitor, name: str, sent: AsyncIterator[bytes]) -> None:
+    async def _receive(self, visitor: Principal, name: str, sent: AsyncIterator[bytes]) -> None:
         """Receive one file; the page shows its progress and its problems."""
         tenant = self._tenant
         self._form.hide()

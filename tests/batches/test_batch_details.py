@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -29,7 +29,7 @@ from tests.plans import plan_nodes
 from tests.worlds import emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from tests.conftest import Database
 
@@ -190,7 +190,7 @@ def _check_plans(database: Database, batch: BatchId) -> None:
     filters = dict.fromkeys(("tenant", "statuses", "sla", "user"))
     page = filters | {"after": batch, "limit": 51}
     lines = {"batch": batch, "after": 100, "limit": 101}
-    statements = [
+    statements: list[tuple[str, Mapping[str, Any], str]] = [
         (PAGES[BatchOrder.NEWEST], page, "batches_pkey"),
         (PAGES[BatchOrder.OLDEST], page, "batches_pkey"),
         (PAGES[BatchOrder.ACTIVE], page | {"rank": 1}, "batches_active_first"),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lowtide.batches.forecast import Crew, expected_completion
+from lowtide.batches.forecast import PoolWorkers, expected_completion
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -14,21 +14,21 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("own", "ahead", "crews", "seconds"),
     [
-        pytest.param(100, 0, [Crew(2, 5.0)], 10, id="one pool"),
-        pytest.param(100, 0, [Crew(2, 5.0), Crew(1, 10.0)], 5, id="both pools"),
-        pytest.param(100, 300, [Crew(4, 1.0)], 100, id="behind others"),
-        pytest.param(0, 300, [Crew(4, 1.0)], 0, id="nothing is left"),
+        pytest.param(100, 0, [PoolWorkers(2, 5.0)], 10, id="one pool"),
+        pytest.param(100, 0, [PoolWorkers(2, 5.0), PoolWorkers(1, 10.0)], 5, id="both pools"),
+        pytest.param(100, 300, [PoolWorkers(4, 1.0)], 100, id="behind others"),
+        pytest.param(0, 300, [PoolWorkers(4, 1.0)], 0, id="nothing is left"),
         pytest.param(1, 0, [], None, id="no workers"),
-        pytest.param(1, 0, [Crew(0, 5.0)], None, id="all are gone"),
-        pytest.param(10**9, 0, [Crew(1, 1e-9)], None, id="behind the calendar's end"),
+        pytest.param(1, 0, [PoolWorkers(0, 5.0)], None, id="all are gone"),
+        pytest.param(10**9, 0, [PoolWorkers(1, 1e-9)], None, id="behind the calendar's end"),
     ],
 )
-def test_estimates(own: int, ahead: int, crews: list[Crew], seconds: float | None) -> None:
+def test_estimates(own: int, ahead: int, crews: list[PoolWorkers], seconds: float | None) -> None:
     expected = None if seconds is None else NOW + timedelta(seconds=seconds)
     assert expected_completion(own, ahead, crews, NOW) == expected
 
 
 def test_retries_take_their_time() -> None:
-    assert expected_completion(100, 0, [Crew(1, 1.0)], NOW, attempts=1.5) == NOW + timedelta(
+    assert expected_completion(100, 0, [PoolWorkers(1, 1.0)], NOW, attempts=1.5) == NOW + timedelta(
         seconds=150
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from lowtide.batches.forecast import Forecaster, OpenWork, Outlook
+from lowtide.batches.forecast import Forecaster, OpenWork, Outlook, OutlookStore
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
 from tests.batches.test_batches import DEADLINE, EARLY, example
 
 
-class _Source:
-    looks = 0
+class _Source(OutlookStore):
+    def __init__(self) -> None:
+        self.looks = 0
 
     def look(self) -> Outlook:
         self.looks += 1

@@ -11,7 +11,7 @@ import pytest
 from lowtide.batches.forecast import OpenWork, Outlook
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Rate, Sample
+from lowtide.planning.demand import Rate, RateSample
 from tests.batches.test_batches import DEADLINE, example
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _due(hours: float, lines: int, model: str | None = "m", *, retried: int = 0)
 
 
 def _rate(lines_a_second: float) -> Rate:
-    return Rate().fold([Sample(int(lines_a_second * 1000), 1000.0)])
+    return Rate().fold([RateSample(int(lines_a_second * 1000), 1000.0)])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lowtide.batches.admission import AdmissionPolicy
 from lowtide.batches.forecast import OpenWork, Outlook
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Capacity, Demand, Rate, Sample
+from lowtide.planning.demand import Capacity, Demand, Rate, RateSample
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # Two replicas of one line a second; nothing is lost.
@@ -80,8 +80,8 @@ def test_a_paused_dedicated_pool_promises_nothing() -> None:
 
 def test_what_was_measured_is_counted_on() -> None:
     policy = AdmissionPolicy(TWO)
-    slow = {(Pool.DEDICATED, "m"): Rate().fold([Sample(5000, 10_000.0)] * 10)}
-    fast_spot = {(Pool.SPOT, "m"): Rate().fold([Sample(50_000, 10_000.0)] * 10)}
+    slow = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(5000, 10_000.0)] * 10)}
+    fast_spot = {(Pool.SPOT, "m"): Rate().fold([RateSample(50_000, 10_000.0)] * 10)}
     beside = _beside((1000, 1))
     new = _due(100, 150)
     assert not policy.is_at_risk(new, beside)

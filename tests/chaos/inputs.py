@@ -25,7 +25,7 @@ _PREFIX = "lowtide/"  # of the stack's store URL
 def spoil(system: System, batch: Batch, how: str) -> bool:
     """Delete, overwrite or truncate a batch's input; return whether that was done."""
 
-    def key_of() -> Sequence[Row[Any]]:
+    def key_of() -> Sequence[Row[*tuple[Any, ...]]]:
         return system.stack.attempt(
             "SELECT object_key FROM files WHERE id = cast(:file AS uuid)",
             file=batch.file.removeprefix("file-"),

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from lowtide.cli.main import app
 from lowtide.settings import PREFIX
-from lowtide.tenants.callers import CallerStore
+from lowtide.tenants.callers import Authenticator
 from tests.conftest import PEPPER
 
 if TYPE_CHECKING:
-    from click.testing import Result
+    from typer.testing import Result
 
     from tests.conftest import Database
 
@@ -79,7 +79,7 @@ def test_people_see_a_table() -> None:
 def test_a_key_is_shown_once_and_works_until_it_is_revoked(database: Database) -> None:
     _run("tenants", "create", "acme")
     key = _run("keys", "create", "acme", "--name", "laptop").stdout.strip()
-    tenants = CallerStore(database.engine("api"), pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
     assert tenants.caller(f"Bearer {key}").name == "laptop"
     listed = _run("keys", "list", "acme").stdout
     assert "laptop" in listed
@@ -98,7 +98,7 @@ def test_a_rotated_key_works_beside_the_new_one(database: Database) -> None:
     old = _run("keys", "create", "acme").stdout.strip()
     rotated = _ask("keys", "rotate", "acme", "--overlap", "2h")
     assert rotated["old_until"] is not None
-    tenants = CallerStore(database.engine("api"), pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
     for key in (old, rotated["key"]):
         assert tenants.caller(f"Bearer {key}").name == "default"
     listed = _ask("keys", "list", "acme")

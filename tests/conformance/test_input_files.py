@@ -164,6 +164,7 @@ def test_half_a_character(server: Server) -> None:
     ended = server.finish(server.create(source))
     assert (ended["status"], ended["errors"]) == ("completed", None)
     (failed,) = oracle.outcomes(server.content(ended["error_file_id"]))
+    assert failed.error is not None
     assert (failed.custom_id, failed.error["code"]) == ("half", "invalid_unicode")
     assert "Line 1 " in failed.error["message"]
     (answered,) = oracle.outcomes(server.content(ended["output_file_id"]))

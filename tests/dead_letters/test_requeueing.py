@@ -270,12 +270,12 @@ def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, diges
     slow = Desk(desk.world, desk.store, desk.sink)
     engine = desk.world.own_engine("api")
     slow.requeuer._desk = RequeueStore(engine)
-    key = {"idempotency_key": "once"}
+    requeue_once = partial(Desk.requeue, idempotency_key="once")
     # It has found the key unused, and is about to take the letters.
     with gate(engine, before="pg_advisory_xact_lock") as stopped:
-        call = Running(partial(slow.requeue, letters, idempotency_digest=b"a", **key))
+        call = Running(partial(requeue_once, slow, letters, idempotency_digest=b"a"))
         stopped.wait()
-        first = desk.requeue(others, idempotency_digest=digest, **key)
+        first = requeue_once(desk, others, idempotency_digest=digest)
         stopped.opened.set()
         if digest == b"a":
             again = call.result()

@@ -200,12 +200,12 @@ class LocalStack:
         )
         return self._database
 
-    def query(self, statement: str, **parameters: object) -> Sequence[Row[Any]]:
+    def query(self, statement: str, **parameters: object) -> Sequence[Row[*tuple[Any, ...]]]:
         """Return the rows of a query, past row-level security."""
         with self.database.connect() as connection:
             return connection.execute(text(statement), parameters).all()
 
-    def attempt(self, statement: str, **parameters: object) -> Sequence[Row[Any]]:
+    def attempt(self, statement: str, **parameters: object) -> Sequence[Row[*tuple[Any, ...]]]:
         """Return the rows of a query; none while the database is away."""
         try:
             return self.query(statement, **parameters)

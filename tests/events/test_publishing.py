@@ -12,6 +12,7 @@ import pytest
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.events.model import Event, EventType, batch_event
+from lowtide.events.outbox import Outbox
 from lowtide.events.publisher import BACKLOG, Publisher
 from tests.worker.workers import Sink
 
@@ -30,7 +31,7 @@ def _events(count: int) -> list[Event]:
 EVENTS = _events(4)
 
 
-class _Outbox:
+class _Outbox(Outbox):
     """Port Outbox, in memory."""
 
     def __init__(self, *, away: bool = False) -> None:

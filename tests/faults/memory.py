@@ -59,9 +59,9 @@ def worker_bound() -> int:
     Itself, its budget, and an answer of the largest size beyond it that is twice there for a moment.
     """
     settings = Settings.model_fields
-    return (
-        128 * 2**20 + settings["worker_memory"].default + 2 * settings["max_response_bytes"].default
-    )
+    budget: int = settings["worker_memory"].default
+    largest: int = settings["max_response_bytes"].default
+    return 128 * 2**20 + budget + 2 * largest
 
 
 @cache

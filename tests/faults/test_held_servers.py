@@ -7,7 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -30,6 +30,7 @@ __all__ = ["shared_database"]
 CLIENTS = 16
 TIMEOUT = 3.0
 PROMPT = 2.0
+AT_ONCE: Any = pytest.approx(0, abs=1)
 HOST = "Host: x\r\n"
 UPLOAD = f"POST /v1/files HTTP/1.1\r\n{HOST}Content-Type: {CONTENT_TYPE}\r\n"
 CREATE = f"POST /v1/batches HTTP/1.1\r\n{HOST}Content-Type: application/json\r\n"
@@ -149,7 +150,7 @@ def test_clients_without_a_key_hold_nothing(upload: Server, head: str, drip: byt
     with dripping(upload, head, drip):
         assert quickest(lambda: uploaded(upload)) < PROMPT
         for path in ("/health/live", "/health/ready"):
-            assert upload.health(path) == (pytest.approx(0, abs=1), {200})
+            assert upload.health(path) == (AT_ONCE, {200})
 
 
 def test_bodies_of_callers_with_a_key_are_waited_for_no_longer_than_their_patience(
@@ -158,7 +159,7 @@ def test_bodies_of_callers_with_a_key_are_waited_for_no_longer_than_their_patien
     with dripping(upload, UPLOAD + AUTHORIZATION + LENGTH) as clients:
         until(lambda: uploaded(upload).status_code == 200, "the threads are free", within=20)
         is_error(clients[0].read(), 408, "request_timeout")
-        assert upload.health() == (pytest.approx(0, abs=1), {200})
+        assert upload.health() == (AT_ONCE, {200})
 
 
 def test_events_hold_nothing(split: Server) -> None:
@@ -331,8 +332,8 @@ def test_health_answers_while_the_database_hangs(settings: dict[str, str], folde
         port = database.getsockname()[1]
         url = {"LOWTIDE_DATABASE_URL": f"postgresql://lowtide_api:x@127.0.0.1:{port}/lowtide"}
         with serving("read", folder, settings | url) as server:
-            assert server.health("/health/live") == (pytest.approx(0, abs=1), {200})
-            assert server.health("/health/ready") == (pytest.approx(0, abs=1), {503})
+            assert server.health("/health/live") == (AT_ONCE, {200})
+            assert server.health("/health/ready") == (AT_ONCE, {503})
             # On the port that everybody reaches, they share the threads of other requests.
             with ThreadPoolExecutor(CLIENTS) as pool:
                 began = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,6 +98,10 @@ class Two:
         return {row.error_code: row.requests for row in rows}
 
 
+def _is_split(client: OpenAI, batch: str) -> bool:
+    return client.batches.retrieve(batch).status == "in_progress"
+
+
 @pytest.fixture
 def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
     """Two batches that wait for a worker."""
@@ -108,14 +113,8 @@ def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
         batches.append(batch.id)
-    for client, batch in zip(clients, batches, strict=True):
-        until(
-            lambda client=client, batch=batch: (
-                client.batches.retrieve(batch).status == "in_progress"
-            ),
-            "the batch is split",
-            within=60,
-        )
+    for client, id_ in zip(clients, batches, strict=True):
+        until(partial(_is_split, client, id_), "the batch is split", within=60)
     (row,) = shared.query(
         "SELECT input_key FROM batches WHERE id = :batch", batch=batches[0].removeprefix("batch_")
     )

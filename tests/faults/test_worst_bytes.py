@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -296,8 +297,12 @@ def test_portal(
         "/dead-letters/content?which=input",
     ]
     visitors = [portal.cookie(secret) for secret in (PORTAL_PASSWORD, VIEWER_PASSWORD)]
+
+    def seen(url: str, number: int) -> httpx.Response:
+        return taken(url, visitors[number % 2])
+
     for path in paths:
-        together(MOST, lambda n, url=portal.url + path: taken(url, visitors[n % 2]))
+        together(MOST, partial(seen, portal.url + path))
     with launched() as browser:
         visit = new_visit(browser, portal.url)
         visit.context.request.post(f"{portal.url}/sign-in", form={"secret": PORTAL_PASSWORD})

@@ -67,6 +67,7 @@ def _codes(reader: LineReader) -> list[tuple[str, str | None, int | None]]:
 
 GOOD = _line("a")
 
+STREAMED: tuple[object, ...] = (True, "true", 1, {})
 BAD_LINES = [
     pytest.param(b"[]", "invalid_json_line", None, id="an array"),
     pytest.param(b'"text"', "invalid_json_line", None, id="a string"),
@@ -133,7 +134,7 @@ BAD_LINES = [
             "body.stream",
             id=f"stream: {json.dumps(value)}",
         )
-        for value in (True, "true", 1, {})
+        for value in STREAMED
     ),
     pytest.param(
         _raw(body=rb'{"model":"m","str\u0065am":true}'),
@@ -251,7 +252,7 @@ def test_an_accepted_body_can_be_read_from_any_depth_of_the_stack() -> None:
     found, _ = _read([line])
     assert len(found) == 1
 
-    def body_at(depth: int) -> bytes:
+    def body_at(depth: int) -> bytes | None:
         return body_at(depth - 1) if depth else body_of(line)
 
     assert body_at(500) == json.dumps(json.loads(line)["body"]).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import functions_framework
 import pytest
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
     from tests.worlds import World
+
+    class Answer(TestResponse):
+        """An answer, as a test reads it that knows what the JSON is."""
+
+        @property
+        def json(self) -> Any: ...
 
 __all__ = ["shared_database", "world"]
 
@@ -45,12 +51,12 @@ class Api:
     objects: Path
     key: str | None = API_KEY
 
-    def __call__(self, method: str, path: str, **arguments: Any) -> TestResponse:
+    def __call__(self, method: str, path: str, **arguments: Any) -> Answer:
         headers = dict(arguments.pop("headers", {}))
         if self.key is not None:
             headers.setdefault("Authorization", f"Bearer {self.key}")
         client = self.clients[_function(method, path.partition("?")[0])]
-        return client.open(path, method=method, headers=headers, **arguments)
+        return cast("Answer", client.open(path, method=method, headers=headers, **arguments))
 
     def app(self, function: str = "read") -> App:
         """Return what a function is built from."""

@@ -176,7 +176,7 @@ def test_an_expired_input_is_told_before_anything_is_sent(letters: Letters) -> N
     file = FileId(letters.world.row(batch).input_file_id)
     letters.world.files.remove(DEFAULT_TENANT, file)
     for method, path in (("GET", "/content?which=input"), ("POST", "/requeue")):
-        body = {"json": {"filter": {}}} if method == "POST" else {}
+        body: dict[str, Any] = {"json": {"filter": {}}} if method == "POST" else {}
         answer: Any = letters.api(method, PATH + path, **body)
         assert (answer.status_code, answer.json["error"]["code"]) == (409, "input_file_gone")
     assert letters.api("GET", f"{PATH}/content?which=output").status_code == 200

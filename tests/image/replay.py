@@ -51,7 +51,7 @@ class Image:
         values = self.environment | {
             name: self.placed(value) for name, value in environment.items()
         }
-        user, group = self.user
+        (user, group), is_root = self.user, os.geteuid() == 0
         return subprocess.Popen(
             # `env` looks the command up in the image's own PATH.
             ["env", *command],  # noqa: S607
@@ -60,7 +60,9 @@ class Image:
             stdout=log,
             stderr=log,
             text=True,
-            **({"user": user, "group": group, "extra_groups": []} if os.geteuid() == 0 else {}),
+            user=user if is_root else None,
+            group=group if is_root else None,
+            extra_groups=[] if is_root else None,
         )
 
 
@@ -94,7 +96,7 @@ class Replay:
             shutil.copy2(shared, python / "lib")
         (python / "bin").mkdir()
         version = f"python3.{sys.version_info.minor}"
-        shutil.copy2(Path(sys._base_executable).resolve(), python / "bin" / version)
+        shutil.copy2(Path(vars(sys)["_base_executable"]).resolve(), python / "bin" / version)
         (python / "bin/python").symlink_to(version)
         (root / "tmp").mkdir()
         (root / "tmp").chmod(0o777)

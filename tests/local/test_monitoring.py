@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
     """Options with two programs that need not be real to be configured."""
-    programs = {}
-    for name in (PROMETHEUS, ALERTMANAGER):
-        programs[name] = tmp_path / name
-        programs[name].write_text("#!/bin/sh\n")
-        programs[name].chmod(0o755)
-    return Options(root=default_root(), data_dir=tmp_path, monitoring=True, **programs)
+    prometheus, alertmanager = programs = tmp_path / PROMETHEUS, tmp_path / ALERTMANAGER
+    for program in programs:
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    return Options(
+        root=default_root(),
+        data_dir=tmp_path,
+        monitoring=True,
+        prometheus=prometheus,
+        alertmanager=alertmanager,
+    )
 
 
 def _written(options: Options, name: str) -> Any:

@@ -18,6 +18,8 @@ from lowtide.worker.metrics import WorkerMetrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowtide.engines.outcomes import Outcome
+
 ACME = TenantVitals(
     "acme", 2, 1, {Pool.SPOT: Depth(7, 3), Pool.DEDICATED: Depth(1, 0)}, {Pool.SPOT: 61.0}
 )
@@ -71,7 +73,7 @@ def test_engines_are_counted_by_what_they_said() -> None:
         ]
 
     before = counts()
-    ran = [Answered(200, b"{}"), Answered(429, b"{}"), Unanswered("timeout", ""), Interrupted("")]
+    ran: list[Outcome] = [Answered(200, b"{}"), Answered(429, b"{}"), Unanswered("timeout", ""), Interrupted("")]
     meter.ran([*ran, Answered(200, b"{}")])
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
 

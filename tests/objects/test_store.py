@@ -202,7 +202,8 @@ def test_an_aborted_upload_is_gone_from_the_server(s3_endpoint: str) -> None:
 
     def uploads() -> int:
         with urllib.request.urlopen(url) as response:  # noqa: S310
-            return response.read().count(b"<Key>aborted/")
+            listed: bytes = response.read()
+        return listed.count(b"<Key>aborted/")
 
     seen: list[int] = []
     fail_after(objects, lambda: seen.append(uploads()))
@@ -245,7 +246,7 @@ def test_files_and_their_folders_reach_the_disk(
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real(descriptor)
 
-    monkeypatch.setattr(store_module.os, "fsync", record)
+    monkeypatch.setattr(os, "fsync", record)
     put(ObstoreObjects(tmp_path.as_uri()), b"x")
     assert synced == [str(tmp_path / KEY), str(tmp_path / "0190"), str(tmp_path)]
 

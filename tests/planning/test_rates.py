@@ -8,29 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.planning.demand import HALF_LIFE, Rate, Sample, attempts_per_line
+from lowtide.planning.demand import HALF_LIFE, Rate, RateSample, attempts_per_line
 
 _samples = st.lists(
-    st.builds(Sample, st.integers(0, 10_000), st.floats(0.1, 600.0)), min_size=1, max_size=30
+    st.builds(RateSample, st.integers(0, 10_000), st.floats(0.1, 600.0)), min_size=1, max_size=30
 )
 
 
 def test_without_data_the_prior_counts() -> None:
     assert Rate().lower_bound(2.0) == 2.0
-    assert Rate().fold([Sample(5, 0.0)]).lower_bound(2.0) == 2.0
+    assert Rate().fold([RateSample(5, 0.0)]).lower_bound(2.0) == 2.0
     assert Rate().mean is None
 
 
 @pytest.mark.parametrize(
     ("samples", "prior", "bound"),
     [
-        pytest.param([Sample(400, 100.0)] * 100, 4.0, 4.0, id="steady, as expected"),
-        pytest.param([Sample(100, 100.0)] * 100, 4.0, 1.0, id="steady, slower than expected"),
-        pytest.param([Sample(800, 100.0)] * 100, 4.0, 8.0, id="steady, faster: the prior fades"),
-        pytest.param([Sample(0, 100.0)] * 100, 4.0, 0.04, id="nothing ends: not nothing"),
+        pytest.param([RateSample(400, 100.0)] * 100, 4.0, 4.0, id="steady, as expected"),
+        pytest.param([RateSample(100, 100.0)] * 100, 4.0, 1.0, id="steady, slower than expected"),
+        pytest.param(
+            [RateSample(800, 100.0)] * 100, 4.0, 8.0, id="steady, faster: the prior fades"
+        ),
+        pytest.param([RateSample(0, 100.0)] * 100, 4.0, 0.04, id="nothing ends: not nothing"),
     ],
 )
-def test_steady_rates(samples: list[Sample], prior: float, bound: float) -> None:
+def test_steady_rates(samples: list[RateSample], prior: float, bound: float) -> None:
     assert Rate().fold(samples).lower_bound(prior) == pytest.approx(bound, rel=0.02)
 
 
@@ -45,19 +47,19 @@ def test_steady_rates(samples: list[Sample], prior: float, bound: float) -> None
     ],
 )
 def test_one_sample_is_not_the_truth(lines: int, seconds: float, least: float, most: float) -> None:
-    assert least <= Rate().fold([Sample(lines, seconds)]).lower_bound(2.0) <= most
+    assert least <= Rate().fold([RateSample(lines, seconds)]).lower_bound(2.0) <= most
 
 
 def test_an_old_sample_counts_half_after_the_half_life() -> None:
-    old = Rate().fold([Sample(1000, 100.0)])
-    new = old.fold([Sample(0, HALF_LIFE)])
+    old = Rate().fold([RateSample(1000, 100.0)])
+    new = old.fold([RateSample(0, HALF_LIFE)])
     assert new.lines == pytest.approx(500)
 
 
 def test_uncertain_rates_are_counted_on_less() -> None:
-    steady = Rate().fold([Sample(100, 10.0)] * 40)
-    wild = Rate().fold([Sample(20, 10.0), Sample(180, 10.0)] * 20)
-    few = Rate().fold([Sample(20, 10.0), Sample(180, 10.0)])
+    steady = Rate().fold([RateSample(100, 10.0)] * 40)
+    wild = Rate().fold([RateSample(20, 10.0), RateSample(180, 10.0)] * 20)
+    few = Rate().fold([RateSample(20, 10.0), RateSample(180, 10.0)])
     assert few.lower_bound(10.0) < wild.lower_bound(10.0) < steady.lower_bound(10.0)
 
 
@@ -65,14 +67,14 @@ def test_the_bound_is_seldom_above_the_truth() -> None:
     rng = random.Random(7)  # noqa: S311
     above = 0
     for _ in range(300):
-        samples = [Sample(round(max(0.0, rng.gauss(20.0, 6.0))), 10.0) for _ in range(60)]
+        samples = [RateSample(round(max(0.0, rng.gauss(20.0, 6.0))), 10.0) for _ in range(60)]
         above += Rate().fold(samples).lower_bound(2.0) > 2.0
     assert above <= 300 * 0.09
 
 
 @given(_samples, st.floats(0.01, 100.0))
 def test_the_bound_is_above_nothing_and_never_above_both(
-    samples: list[Sample], prior: float
+    samples: list[RateSample], prior: float
 ) -> None:
     rate = Rate().fold(samples)
     assert rate.mean is not None
@@ -80,7 +82,7 @@ def test_the_bound_is_above_nothing_and_never_above_both(
 
 
 @given(_samples)
-def test_samples_may_come_in_any_number_of_ticks(samples: list[Sample]) -> None:
+def test_samples_may_come_in_any_number_of_ticks(samples: list[RateSample]) -> None:
     one_by_one = Rate()
     for sample in samples:
         one_by_one = one_by_one.fold([sample])

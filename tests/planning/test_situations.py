@@ -9,14 +9,14 @@ import pytest
 
 from lowtide.core.ids import BatchId
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Capacity, Rate, Sample
+from lowtide.planning.demand import Capacity, Rate, RateSample
 from lowtide.planning.escalation import Move, OpenBatch
-from lowtide.planning.state import Situation, decide
+from lowtide.planning.state import SchedulerState, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CAPACITY = Capacity(rate=2.0, replicas=2, cold_start=180.0, margin=0.0, tick=10.0, in_flight=0)
-SLOW = Rate().fold([Sample(50, 50.0)] * 50)
-SLOWER = Rate().fold([Sample(25, 50.0)] * 50)
+SLOW = Rate().fold([RateSample(50, 50.0)] * 50)
+SLOWER = Rate().fold([RateSample(25, 50.0)] * 50)
 
 
 def _ago(seconds: float) -> datetime:
@@ -36,7 +36,7 @@ def _ago(seconds: float) -> datetime:
     ],
 )
 def test_when_replicas_work(present: int, wished: list[float], starts: list[float]) -> None:
-    situation = Situation(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
+    situation = SchedulerState(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
     assert situation.starts(180.0) == starts
 
 
@@ -50,7 +50,7 @@ def test_when_replicas_work(present: int, wished: list[float], starts: list[floa
     ],
 )
 def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[int]) -> None:
-    situation = Situation(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
+    situation = SchedulerState(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
     assert situation.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
 
 
@@ -65,17 +65,17 @@ def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[in
     ],
 )
 def test_rates_are_measured(models: set[str], rates: dict[str, Rate], rate: float) -> None:
-    situation = Situation(NOW, (), models=frozenset(models), rates=rates)
+    situation = SchedulerState(NOW, (), models=frozenset(models), rates=rates)
     assert situation.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
 
 
 def test_a_slow_start_or_a_slow_pool_escalates_earlier() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=1190), 4000)
-    safe = Situation(NOW, (batch,), models=frozenset({"a"}))
+    safe = SchedulerState(NOW, (batch,), models=frozenset({"a"}))
     assert decide(safe, CAPACITY).replicas == 0
-    slow = Situation(NOW, (batch,), models=frozenset({"a"}), rates={"a": SLOW})
+    slow = SchedulerState(NOW, (batch,), models=frozenset({"a"}), rates={"a": SLOW})
     assert decide(slow, CAPACITY).at_risk == {batch.id}
-    retried = Situation(NOW, (batch,), ended=1000, retried=5)
+    retried = SchedulerState(NOW, (batch,), ended=1000, retried=5)
     assert decide(retried, CAPACITY).replicas == 1
 
 
@@ -110,7 +110,7 @@ def test_paused_pools(
     batch = OpenBatch(
         BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=left), spot, dedicated=dedicated
     )
-    plan = decide(Situation(NOW, (batch,), paused=frozenset(paused)), FAST)
+    plan = decide(SchedulerState(NOW, (batch,), paused=frozenset(paused)), FAST)
     assert plan.escalations == ((Move(batch.id, escalated),) if escalated else ())
     assert plan.returns == ((Move(batch.id, returned),) if returned else ())
     assert (plan.replicas, plan.at_risk) == (replicas, {batch.id} if at_risk else frozenset())
@@ -118,21 +118,21 @@ def test_paused_pools(
 
 def test_workers_of_a_paused_pool_do_not_count_as_capacity() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
-    situation = Situation(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
+    situation = SchedulerState(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
     assert decide(situation, FAST).at_risk == {batch.id}
 
 
 def test_a_replica_whose_engine_is_away_counts_for_none() -> None:
-    situation = Situation(NOW, (), present=1, away=1)
+    situation = SchedulerState(NOW, (), present=1, away=1)
     assert situation.measured(CAPACITY).replicas == 1
-    nobody = Situation(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
+    nobody = SchedulerState(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
     assert nobody.measured(CAPACITY).replicas == 0
 
 
 def test_a_pool_without_an_engine_is_planned_as_a_paused_one() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(hours=9), spot=5, dedicated=5)
     for pool in Pool:
-        stranded = decide(Situation(NOW, (batch,), stranded={pool: 2}), CAPACITY)
-        paused = decide(Situation(NOW, (batch,), paused=frozenset({pool})), CAPACITY)
+        stranded = decide(SchedulerState(NOW, (batch,), stranded={pool: 2}), CAPACITY)
+        paused = decide(SchedulerState(NOW, (batch,), paused=frozenset({pool})), CAPACITY)
         assert stranded == paused
-    assert decide(Situation(NOW, (batch,)), CAPACITY).returns == (Move(batch.id, 5),)
+    assert decide(SchedulerState(NOW, (batch,)), CAPACITY).returns == (Move(batch.id, 5),)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import DEFAULT_TENANT, new_id
-from lowtide.tenants.callers import CallerStore
+from lowtide.tenants.callers import Authenticator
 from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
@@ -146,7 +146,7 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
     shared: Database, known: Portal, visit: Callable[..., Visit]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    tenants = CallerStore(shared.engine("api"), pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(shared.engine("api"), pepper=PEPPER, anonymous=None)
     page = (visited := visit(f"{known.url}/keys?tenant=acme")).page
     page.get_by_text("Nothing is like this").wait_for()
     page.get_by_role("button", name="New key …").click()

@@ -8,14 +8,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lowtide.batches.browsing import MOST_CANCELLED, BatchDesk
+from lowtide.batches.browsing import MOST_CANCELLED, BatchCancellation
 from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
 from lowtide.batches.results import RequestState
 from lowtide.batches.views import MOST_SHOWN, BatchFilter, BatchMark, BatchOrder, Note
 from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.core.pools import Pool
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from portal.pages.batch_facts import all_failed, eta_of, said, steps_of, tokens, words_of
 from portal.pages.batch_requests import exact, row_of
 from portal.polling import Readings, Subject, at_most_every
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch
 
-OPERATOR, VIEWER = Visitor("ana", Role.OPERATOR), Visitor("bo", Role.VIEWER)
+OPERATOR, VIEWER = Principal("ana", Role.OPERATOR), Principal("bo", Role.VIEWER)
 BATCH = BatchId(UUID(int=7 << 64))
 
 
@@ -197,8 +197,8 @@ class _Listing:
         assert len(events) == 1
 
 
-def _desk(listing: _Listing) -> BatchDesk:
-    return BatchDesk(listing, listing, listing, new_id=uuid4)  # type: ignore[arg-type]
+def _desk(listing: _Listing) -> BatchCancellation:
+    return BatchCancellation(listing, listing, listing, new_id=uuid4)  # type: ignore[arg-type]
 
 
 def test_a_plan_changes_nothing_and_a_cancellation_just_what_was_planned() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from portal.downloads import MOST, MOST_OF_ONE, Download
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_more_than_a_few_downloads_are_refused_until_one_is_over() -> None:
         yield b"last"
 
     def of(name: str) -> Download:
-        return Download(Visitor(name, Role.VIEWER), slow, "a.jsonl")
+        return Download(Principal(name, Role.VIEWER), slow, "a.jsonl")
 
     async def visit() -> None:
         names = [str(number // MOST_OF_ONE) for number in range(MOST)]

@@ -15,7 +15,7 @@ from nicegui.page import page
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import TenantId
 from lowtide.dead_letters.service import Discarded
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from portal.pages import letter_actions
 from portal.pages.letter_actions import LetterActions
 from portal.queries import LetterQuery
@@ -30,7 +30,7 @@ def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
     action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session: dict[str, Any] = {}
-    open_session(session, Visitor("ana", Role.OPERATOR, None, "c"), 60)
+    open_session(session, Principal("ana", Role.OPERATOR, None, "c"), 60)
     desk = Mock()
     desk.requeuer.requeue.return_value = Mock(changed=2, unchanged=0, remaining=0, batches=())
     desk.letters.discard.return_value = Mock(spec=Discarded, changed=2, unchanged=0, remaining=0)

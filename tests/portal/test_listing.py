@@ -14,7 +14,7 @@ from nicegui.page import page
 
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import TenantId
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from portal import listing
 from portal.listing import ListPage
 from portal.pages.administration import TenantQuery
@@ -83,7 +83,7 @@ async def _open(
     readings: Readings, *, broken: bool = False, tenant: TenantId | None = None
 ) -> Rows:
     session: dict[str, object] = {}
-    open_session(session, Visitor("ana", Role.OPERATOR, tenant, "c"), 60)
+    open_session(session, Principal("ana", Role.OPERATOR, tenant, "c"), 60)
     scope = {"type": "http", "path": "/", "session": session, "headers": []}
     with Client(page(""), request=Request(scope)) as client:
         opened = Rows(Mock(), readings, TenantQuery())

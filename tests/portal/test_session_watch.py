@@ -9,7 +9,7 @@ from fastapi import Request
 from nicegui import Client, run
 from nicegui.page import page
 
-from lowtide.tenants.sign_in import Entrance, Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role, SignInGuard
 from portal.session_watch import SessionWatch
 from portal.sessions import SIGN_IN, open_session
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _opened(credential: str, seconds: int) -> Client:
     session: dict[str, object] = {}
-    open_session(session, Visitor("ana", Role.OPERATOR, None, credential), seconds)
+    open_session(session, Principal("ana", Role.OPERATOR, None, credential), seconds)
     scope = {"type": "http", "path": "/", "session": session, "headers": []}
     return Client(page(""), request=Request(scope))
 
@@ -36,7 +36,7 @@ def test_a_page_is_sent_away_once_however_often_it_is_looked_at(
     monkeypatch.setattr(Client, "instances", {})
 
     async def scenario() -> None:
-        watch = SessionWatch(Entrance([], timer=lambda: 0.0))
+        watch = SessionWatch(SignInGuard([], timer=lambda: 0.0))
         opened = [_opened("changed since", 60), _opened("", -1)]
         try:
             for _ in range(3):

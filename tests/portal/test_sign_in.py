@@ -12,7 +12,7 @@ from sqlalchemy import text
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.tenants.passwords import PasswordSignIn, hash_password, matches
-from lowtide.tenants.sign_in import Entrance, Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role, SignInGuard
 from lowtide.tenants.store import TenantStore
 from portal.pages.sign_in import _own_path
 from portal.sessions import is_over, leave_session, open_session, visitor_of
@@ -40,14 +40,14 @@ def test_a_password_matches_itself_alone() -> None:
 
 
 def test_viewers_only_look() -> None:
-    Visitor("ana", Role.OPERATOR).require_operator()
+    Principal("ana", Role.OPERATOR).require_operator()
     with pytest.raises(Forbidden):
-        Visitor("ana", Role.VIEWER).require_operator()
+        Principal("ana", Role.VIEWER).require_operator()
 
 
 def test_a_session_names_its_visitor_until_it_is_over() -> None:
     session: dict[str, object] = {"id": "of somebody else"}
-    visitor = Visitor("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
+    visitor = Principal("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
     open_session(session, visitor, 60)
     assert visitor_of(session) == visitor
     assert "id" not in session
@@ -59,7 +59,7 @@ def test_a_session_names_its_visitor_until_it_is_over() -> None:
 def test_a_session_that_was_left_is_over_wherever_it_is_open() -> None:
     sessions: list[dict[str, object]] = [{}, {}]
     for session in sessions:
-        open_session(session, Visitor("ana", Role.OPERATOR), 60)
+        open_session(session, Principal("ana", Role.OPERATOR), 60)
     left, other = sessions
     copied = dict(left)
     leave_session(left)
@@ -70,17 +70,17 @@ def test_a_session_that_was_left_is_over_wherever_it_is_open() -> None:
 def test_a_session_is_of_one_password_and_one_role() -> None:
     stored = hash_password("right")
 
-    def entrance(stored: str, role: Role = Role.VIEWER) -> Entrance:
-        return Entrance([PasswordSignIn(stored, role)], timer=lambda: 0.0)
+    def guard(stored: str, role: Role = Role.VIEWER) -> SignInGuard:
+        return SignInGuard([PasswordSignIn(stored, role)], timer=lambda: 0.0)
 
-    credential = entrance(stored).admit("right", "here").credential
+    credential = guard(stored).admit("right", "here").credential
     assert stored not in credential
-    assert entrance(stored).ended({credential}) == set()
+    assert guard(stored).ended({credential}) == set()
     others = [(hash_password("right"), Role.VIEWER), (stored, Role.OPERATOR)]
     for changed, role in others:
-        assert entrance(changed, role).ended({credential}) == {credential}
-    assert entrance(stored).ended({""}) == {""}, "a session of before"
-    assert Entrance([], timer=lambda: 0.0).ended({credential}) == {credential}
+        assert guard(changed, role).ended({credential}) == {credential}
+    assert guard(stored).ended({""}) == {""}, "a session of before"
+    assert SignInGuard([], timer=lambda: 0.0).ended({credential}) == {credential}
 
 
 @pytest.fixture

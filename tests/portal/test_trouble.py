@@ -14,7 +14,7 @@ from sqlalchemy import text
 from lowtide.batches.model import BatchStatus
 from lowtide.core.ids import BatchId, format_batch_id
 from lowtide.events.model import EventType
-from lowtide.status.last_seen import Glimpse, LastSeenStore, Sight
+from lowtide.status.last_seen import Component, LastSeenStore, Observation
 from tests.conftest import API_KEY
 from tests.portal.seeds import SeedBatch, add_batch
 from tests.portal.test_alertmanager import gettable
@@ -83,10 +83,10 @@ def troubled(
         )
     LastSeenStore(worker).write(
         [
-            Glimpse(Sight.FUNCTION, "upload", 720.0, None, ""),
-            Glimpse(Sight.FUNCTION, "read", 1800.0, 120.0, "HTTP 500"),
-            Glimpse(Sight.SENT, EventType.BATCH_CREATED.value, 900.0, 60.0, "the broker did not take it"),
-            Glimpse(Sight.ENGINE, "spot", 600.0, 30.0, "HTTP 503"),
+            Observation(Component.FUNCTION, "upload", 720.0, None, ""),
+            Observation(Component.FUNCTION, "read", 1800.0, 120.0, "HTTP 500"),
+            Observation(Component.SENT, EventType.BATCH_CREATED.value, 900.0, 60.0, "the broker did not take it"),
+            Observation(Component.ENGINE, "spot", 600.0, 30.0, "HTTP 503"),
         ]
     )  # fmt: skip
     portal = start_portal(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Rate, Sample
+from lowtide.planning.demand import Rate, RateSample
 from lowtide.queue.rates import RateStore
 from tests.worlds import together
 
@@ -32,39 +32,39 @@ def test_what_a_worker_reports_is_folded_once(world: World, rates: RateStore) ->
     world.batch(1, pool="dedicated")
     lease = _busy(world)
     assert rates.fold() == {}
-    rates.report(lease, Sample(30, 10.0))
-    once = {(Pool.DEDICATED, "m"): Rate().fold([Sample(30, 10.0)])}
+    rates.report(lease, RateSample(30, 10.0))
+    once = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
     assert rates.fold() == once
     assert rates.fold() == once
-    rates.report(lease, Sample(30, 10.0))
+    rates.report(lease, RateSample(30, 10.0))
     assert rates.fold() == once
-    rates.report(lease, Sample(50, 15.0))
+    rates.report(lease, RateSample(50, 15.0))
     assert rates.fold()[Pool.DEDICATED, "m"] == pytest.approx(
-        Rate().fold([Sample(30, 10.0), Sample(20, 5.0)])
+        Rate().fold([RateSample(30, 10.0), RateSample(20, 5.0)])
     )
 
 
 def test_a_rate_outlives_the_workers(world: World, rates: RateStore) -> None:
     world.batch(1, pool="dedicated")
     lease = _busy(world)
-    rates.report(lease, Sample(30, 10.0))
+    rates.report(lease, RateSample(30, 10.0))
     rates.fold()
     world.queue.close_lease(lease)
-    rates.report(lease, Sample(99, 99.0))
-    assert rates.fold() == {(Pool.DEDICATED, "m"): Rate().fold([Sample(30, 10.0)])}
+    rates.report(lease, RateSample(99, 99.0))
+    assert rates.fold() == {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
 
 
 def test_pools_and_models_are_kept_apart(world: World, rates: RateStore) -> None:
     other = world.batch(1, due_in=50)
     world.run("UPDATE batches SET model = 'other' WHERE id = :id", id=other)
     world.batch(1, due_in=60)
-    rates.report(_busy(world, Pool.SPOT), Sample(1, 1.0))
-    rates.report(_busy(world, Pool.SPOT), Sample(2, 1.0))
-    rates.report(world.queue.open_lease(Pool.SPOT, "idle now"), Sample(3, 1.0))
+    rates.report(_busy(world, Pool.SPOT), RateSample(1, 1.0))
+    rates.report(_busy(world, Pool.SPOT), RateSample(2, 1.0))
+    rates.report(world.queue.open_lease(Pool.SPOT, "idle now"), RateSample(3, 1.0))
     world.batch(1, pool="dedicated", due_in=50)
     last = world.batch(1, pool="dedicated", due_in=60)
     world.run("UPDATE batches SET model = 'other' WHERE id = :id", id=last)
-    rates.report(_busy(world, lines=2), Sample(4, 1.0))
+    rates.report(_busy(world, lines=2), RateSample(4, 1.0))
     assert {key: rate.lines for key, rate in rates.fold().items()} == {
         (Pool.SPOT, "other"): 1.0,
         (Pool.SPOT, "m"): 2.0,
@@ -77,7 +77,7 @@ def test_two_ticks_fold_a_report_once(world: World, rates: RateStore) -> None:
     world.batch(1)
     lease = _busy(world, Pool.SPOT)
     for total in range(1, 11):
-        rates.report(lease, Sample(total, float(total)))
+        rates.report(lease, RateSample(total, float(total)))
         together(rates.fold, rates.fold)
     ((_, rate),) = rates.fold().items()
-    assert rate.lines == pytest.approx(Rate().fold([Sample(1, 1.0)] * 10).lines)
+    assert rate.lines == pytest.approx(Rate().fold([RateSample(1, 1.0)] * 10).lines)

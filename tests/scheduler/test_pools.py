@@ -12,14 +12,14 @@ from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import Pool
 from lowtide.scheduler.pauses import Pools
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from tests.scheduler.test_pools_store import register
 from tests.worker.workers import Bench, SteeredEngine, until
 
 if TYPE_CHECKING:
     from tests.worlds import World
 
-ANA = Visitor("ana", Role.OPERATOR)
+ANA = Principal("ana", Role.OPERATOR)
 
 
 def _pools(world: World) -> Pools:
@@ -29,11 +29,11 @@ def _pools(world: World) -> Pools:
 @pytest.mark.parametrize(
     "visitor",
     [
-        pytest.param(Visitor("bo", Role.VIEWER), id="viewer"),
-        pytest.param(Visitor("cy", Role.OPERATOR, DEFAULT_TENANT), id="operator of one tenant"),
+        pytest.param(Principal("bo", Role.VIEWER), id="viewer"),
+        pytest.param(Principal("cy", Role.OPERATOR, DEFAULT_TENANT), id="operator of one tenant"),
     ],
 )
-def test_only_operators_of_the_whole_installation_may(world: World, visitor: Visitor) -> None:
+def test_only_operators_of_the_whole_installation_may(world: World, visitor: Principal) -> None:
     pools = _pools(world)
     for act in (pools.effect, pools.pause, pools.resume):
         with pytest.raises(Forbidden):

@@ -11,7 +11,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
 from lowtide.objects.store import ObstoreObjects
-from lowtide.planning.demand import Capacity, Sample
+from lowtide.planning.demand import Capacity, RateSample
 from lowtide.queue.rates import RateStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import PoolScale, Scheduler, TickRules
@@ -185,7 +185,7 @@ def test_measured_rates_replace_the_configured_one(world: World) -> None:
     world.queue.claim(lease, Pool.DEDICATED, 1)
     assert _planned(_scheduler(world).tick()) == (0, 0)
     for minutes in range(1, 21):
-        RateStore(world.worker).report(lease, Sample(3 * minutes, 60.0 * minutes))
+        RateStore(world.worker).report(lease, RateSample(3 * minutes, 60.0 * minutes))
         report = _scheduler(world).tick()
     assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.06
     assert _planned(report)[1] == 1

@@ -17,7 +17,7 @@ from lowtide.queue.claims import Returned
 from tests.worlds import World, done, numbers, together
 
 if TYPE_CHECKING:
-    from lowtide.planning.state import Situation
+    from lowtide.planning.state import SchedulerState
 
 
 def _pools(world: World, batch: BatchId) -> dict[int, tuple[str, bool]]:
@@ -25,10 +25,10 @@ def _pools(world: World, batch: BatchId) -> dict[int, tuple[str, bool]]:
     return {row.line: (row.pool, row.escalated) for row in rows}
 
 
-def _look(world: World) -> Situation:
-    seen: list[Situation] = []
+def _look(world: World) -> SchedulerState:
+    seen: list[SchedulerState] = []
 
-    def decide(situation: Situation) -> Plan:
+    def decide(situation: SchedulerState) -> Plan:
         seen.append(situation)
         return Plan()
 
@@ -228,7 +228,7 @@ def test_a_tick_beside_another_plans_nothing(world: World) -> None:
     batch = world.batch(10)
     deciding, decided = threading.Event(), threading.Event()
 
-    def slowly(_: Situation) -> Plan:
+    def slowly(_: SchedulerState) -> Plan:
         deciding.set()
         assert decided.wait(20)
         return Plan(escalations=(Move(batch, 3),))
@@ -249,7 +249,7 @@ def test_a_plan_that_fails_changes_nothing(world: World) -> None:
     world.batch(3)
     before = world.contents()
 
-    def fail(_: Situation) -> Plan:
+    def fail(_: SchedulerState) -> Plan:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError):

@@ -14,7 +14,7 @@ from lowtide.core.pools import Pool
 from lowtide.database.connections import connect
 from lowtide.engines.breaker import BreakerState
 from lowtide.status.evidence import STEPS, EvidenceStore
-from lowtide.status.last_seen import Glimpse, LastSeenStore, Sight
+from lowtide.status.last_seen import Component, LastSeenStore, Observation
 from tests.plans import plan_nodes
 from tests.portal.seeds import SeedBatch, add_batch, add_old_batches, add_worker
 
@@ -31,7 +31,7 @@ def _read(database: Database) -> Evidence:
 
 def test_an_empty_installation(database: Database) -> None:
     found = _read(database)
-    assert (dict(found.sightings), dict(found.crews)) == ({}, {})
+    assert (dict(found.last_seen), dict(found.crews)) == ({}, {})
     assert (found.unsplit.batches, found.unsplit.since) == (0, None)
     assert (found.unfinalized.batches, found.unfinalized.since) == (0, None)
 
@@ -60,7 +60,7 @@ def test_what_waits_for_whom_and_who_was_seen(database: Database) -> None:
                 "WHERE id = (SELECT id FROM workers WHERE pool = 'spot' LIMIT 1)"
             )
         )
-    glimpses = [Glimpse(Sight.FUNCTION, "split", 60.0, 5.0, "HTTP 500")]
+    glimpses = [Observation(Component.FUNCTION, "split", 60.0, 5.0, "HTTP 500")]
     LastSeenStore(worker).write(glimpses)
     found = _read(database)
     assert found.unsplit.batches == 2
@@ -78,7 +78,7 @@ def test_what_waits_for_whom_and_who_was_seen(database: Database) -> None:
         "HTTP 503",
     )
     assert 2 * MINUTE <= found.at - lost.since < 3 * MINUTE
-    seen = found.sightings[Sight.FUNCTION, "split"]
+    seen = found.last_seen[Component.FUNCTION, "split"]
     assert (seen.fails, seen.problem, seen.last_at) == (True, "HTTP 500", seen.failed_at)
 
 

@@ -15,7 +15,7 @@ from lowtide.events.model import EventType
 from lowtide.status import findings
 from lowtide.status.evidence import Backlog, Crew, Evidence, LostEngine, Scale, scales_of
 from lowtide.status.findings import Condition
-from lowtide.status.last_seen import TICK, Sight, Sighting
+from lowtide.status.last_seen import TICK, Component, LastSeen
 from lowtide.status.operations import PoolSample, Sample, TenantLoad
 from tests.status.test_operations import NOW, reading
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 MINUTE = timedelta(minutes=1)
 NOTHING = Evidence(NOW, {}, Backlog(0, None), Backlog(0, None), {})
 CREATED = EventType.BATCH_CREATED
-JUST = Sighting(NOW - timedelta(seconds=5))
-LONG_AGO = Sighting(NOW - 12 * MINUTE)
-FAILS = Sighting(NOW - 9 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
-RECOVERED = Sighting(NOW - 1 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
-FAILED_ONCE = Sighting(None, NOW - timedelta(days=2), "HTTP 500")
-HEALED = Sighting(NOW - 8 * MINUTE, NOW - 9 * MINUTE, "HTTP 500")
+JUST = LastSeen(NOW - timedelta(seconds=5))
+LONG_AGO = LastSeen(NOW - 12 * MINUTE)
+FAILS = LastSeen(NOW - 9 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
+RECOVERED = LastSeen(NOW - 1 * MINUTE, NOW - 2 * MINUTE, "HTTP 500")
+FAILED_ONCE = LastSeen(None, NOW - timedelta(days=2), "HTTP 500")
+HEALED = LastSeen(NOW - 8 * MINUTE, NOW - 9 * MINUTE, "HTTP 500")
 
 
-def saw(*known: tuple[Sight, str, Sighting], **changes: Backlog) -> Evidence:
+def saw(*known: tuple[Component, str, LastSeen], **changes: Backlog) -> Evidence:
     """Return evidence of these sightings."""
     seen = {(sight, name): sighting for sight, name, sighting in known}
-    return replace(NOTHING, sightings=seen, **changes)
+    return replace(NOTHING, last_seen=seen, **changes)
 
 
 def function(name: str, evidence: Evidence, operations: Operations | None = None) -> Finding:
@@ -58,9 +58,9 @@ def function(name: str, evidence: Evidence, operations: Operations | None = None
     ],
 )
 def test_a_function_is_known_by_its_answers(
-    sighting: Sighting, condition: Condition, word: str
+    sighting: LastSeen, condition: Condition, word: str
 ) -> None:
-    found = function("read", saw((Sight.FUNCTION, "read", sighting)))
+    found = function("read", saw((Component.FUNCTION, "read", sighting)))
     assert (found.condition, found.word) == (condition, word)
     assert bool(found.advice) == (word in {"Failing", "Failed last"})
 
@@ -74,7 +74,7 @@ def test_a_function_that_nobody_used_is_no_trouble() -> None:
 
 
 def test_idle_says_since_when() -> None:
-    found = function("upload", saw((Sight.FUNCTION, "upload", LONG_AGO)))
+    found = function("upload", saw((Component.FUNCTION, "upload", LONG_AGO)))
     assert (found.detail, found.at) == ("since 12 min", NOW - 12 * MINUTE)
 
 
@@ -88,21 +88,25 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
             saw(unsplit=WAITING), "Not called", "nobody takes them", "trigger", id="no delivery"
         ),
         pytest.param(
-            saw((Sight.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
+            saw((Component.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
             "Not called",
             "3 batches wait, the first for 3 min",
             "kubectl get trigger,ksvc split",
             id="delivered before, not since",
         ),
         pytest.param(
-            saw((Sight.DELIVERED, CREATED, JUST), (Sight.FUNCTION, "split", JUST), unsplit=WAITING),
+            saw(
+                (Component.DELIVERED, CREATED, JUST),
+                (Component.FUNCTION, "split", JUST),
+                unsplit=WAITING,
+            ),
             "Stuck",
             "does not finish",
             "log",
             id="called in vain",
         ),
         pytest.param(
-            saw((Sight.FUNCTION, "split", FAILS), unsplit=WAITING),
+            saw((Component.FUNCTION, "split", FAILS), unsplit=WAITING),
             "Failing",
             "HTTP 500; 3 batches wait",
             "log",
@@ -120,7 +124,7 @@ def test_batches_that_wait_for_a_step(
 
 
 def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
-    evidence = saw((Sight.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
+    evidence = saw((Component.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
     assert function("finalize", evidence).condition is Condition.IDLE
 
 
@@ -141,7 +145,9 @@ def test_the_scheduler_is_known_by_its_ticks(
         reading(), ticked_at=None if ticked is None else NOW - timedelta(seconds=ticked)
     )
     known = (
-        () if seen is None else ((Sight.DELIVERED, TICK, Sighting(NOW - timedelta(seconds=seen))),)
+        ()
+        if seen is None
+        else ((Component.DELIVERED, TICK, LastSeen(NOW - timedelta(seconds=seen))),)
     )
     found = function("schedule", saw(*known), operations)
     assert (found.condition, found.word) == (condition, word)
@@ -149,7 +155,7 @@ def test_the_scheduler_is_known_by_its_ticks(
 
 def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
     operations = replace(reading(), ticked_at=NOW - timedelta(seconds=70))
-    found = function("schedule", saw((Sight.FUNCTION, "schedule", FAILS)), operations)
+    found = function("schedule", saw((Component.FUNCTION, "schedule", FAILS)), operations)
     assert (found.word, found.detail) == ("Failing", "HTTP 500")
 
 
@@ -166,13 +172,13 @@ def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
     ],
 )
 def test_the_broker_is_known_by_the_outbox(
-    sighting: Sighting | None, waiting: int | None, condition: Condition, word: str
+    sighting: LastSeen | None, waiting: int | None, condition: Condition, word: str
 ) -> None:
     operations = reading()
     if waiting is not None:
         since = NOW - timedelta(seconds=waiting)
         operations = replace(operations, events_waiting=12, oldest_event=since)
-    known = () if sighting is None else ((Sight.SENT, CREATED.value, sighting),)
+    known = () if sighting is None else ((Component.SENT, CREATED.value, sighting),)
     found = findings.broker(saw(*known), operations)
     assert (found.condition, found.word) == (condition, word)
     if condition is Condition.BAD:
@@ -212,7 +218,7 @@ def test_a_paused_pool_misses_no_workers() -> None:
 
 
 def test_an_engine_that_fails_names_what_it_said() -> None:
-    spot, dedicated = findings.engines(saw((Sight.ENGINE, "spot", FAILS)))
+    spot, dedicated = findings.engines(saw((Component.ENGINE, "spot", FAILS)))
     assert (spot.condition, spot.detail) == (Condition.BAD, "HTTP 500")
     assert "LOWTIDE_ENGINE_URL" in spot.advice
     assert dedicated.condition is Condition.UNKNOWN
@@ -271,9 +277,9 @@ def test_without_samples_nothing_is_said_of_the_autoscaler() -> None:
     ],
 )
 def test_the_api_is_known_by_its_functions(
-    known: tuple[tuple[str, Sighting], ...], condition: Condition, detail: str
+    known: tuple[tuple[str, LastSeen], ...], condition: Condition, detail: str
 ) -> None:
-    found = findings.api(saw(*((Sight.FUNCTION, name, each) for name, each in known)))
+    found = findings.api(saw(*((Component.FUNCTION, name, each) for name, each in known)))
     assert (found.part, found.condition, found.detail) == ("API", condition, detail)
 
 

@@ -12,7 +12,13 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, now, uuid7
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType, batch_event
-from lowtide.status.last_seen import Glimpse, Sight, SightedEngine, SightedSink, Sightings
+from lowtide.status.last_seen import (
+    Component,
+    Observation,
+    Observations,
+    ObservedEngine,
+    ObservedSink,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,23 +30,23 @@ class Book:
     """Keeps what is written, or refuses it."""
 
     def __init__(self) -> None:
-        self.writes: list[Sequence[Glimpse]] = []
+        self.writes: list[Sequence[Observation]] = []
         self.refusing = False
         self.asked = 0
         self.refusals = 0
         self.open = threading.Event()
         self.open.set()
 
-    def write(self, glimpses: Sequence[Glimpse]) -> None:
+    def write(self, observed: Sequence[Observation]) -> None:
         self.asked += 1
         assert self.open.wait(10)
         if self.refusing:
             self.refusals += 1
             raise Unavailable("No answer.")
-        self.writes.append(glimpses)
+        self.writes.append(observed)
 
-    def of(self, name: str) -> list[Glimpse]:
-        return [glimpse for write in self.writes for glimpse in write if glimpse.name == name]
+    def of(self, name: str) -> list[Observation]:
+        return [observation for write in self.writes for observation in write if observation.name == name]
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -52,16 +58,16 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def test_what_is_seen_a_thousand_times_is_written_once() -> None:
     book = Book()
-    sightings = Sightings(book, timer=time.monotonic, every=60)
+    observations = Observations(book, timer=time.monotonic, every=60)
     book.open.clear()
     for _ in range(1000):
-        sightings.note(Sight.FUNCTION, "read")
-    sightings.note(Sight.FUNCTION, "read", "HTTP 500")
+        observations.note(Component.FUNCTION, "read")
+    observations.note(Component.FUNCTION, "read", "HTTP 500")
     book.open.set()
-    sightings.close(10)
+    observations.close(10)
     assert len(book.writes) <= 2
     last = book.of("read")[-1]
-    assert (last.sight, last.problem) == (Sight.FUNCTION, "HTTP 500")
+    assert (last.component, last.problem) == (Component.FUNCTION, "HTTP 500")
     assert last.failed is not None
     assert 0 <= last.failed < 10
 
@@ -69,27 +75,27 @@ def test_what_is_seen_a_thousand_times_is_written_once() -> None:
 def test_noting_never_waits_for_the_book() -> None:
     book = Book()
     book.open.clear()
-    sightings = Sightings(book, timer=time.monotonic)
-    sightings.note(Sight.FUNCTION, "split")
+    observations = Observations(book, timer=time.monotonic)
+    observations.note(Component.FUNCTION, "split")
     _until(lambda: any(thread.name == "sightings" for thread in threading.enumerate()))
-    sightings.note(Sight.FUNCTION, "finalize")
+    observations.note(Component.FUNCTION, "finalize")
     assert book.writes == []
     book.open.set()
-    sightings.close(10)
-    assert {glimpse.name for write in book.writes for glimpse in write} == {"split", "finalize"}
+    observations.close(10)
+    assert {observation.name for write in book.writes for observation in write} == {"split", "finalize"}
 
 
 def test_what_the_book_refuses_is_written_later_with_its_true_age() -> None:
     book, clock = Book(), [100.0]
     book.refusing = True
-    sightings = Sightings(book, timer=lambda: clock[0], every=0.01)
-    sightings.note(Sight.FUNCTION, "read")
+    observations = Observations(book, timer=lambda: clock[0], every=0.01)
+    observations.note(Component.FUNCTION, "read")
     _until(lambda: book.refusals > 1)
     clock[0] = 130.0
     book.refusing = False
     _until(lambda: bool(book.writes))
-    sightings.close(10)
-    assert [glimpse.succeeded for glimpse in book.of("read")] == [30.0]
+    observations.close(10)
+    assert [observation.succeeded for observation in book.of("read")] == [30.0]
 
 
 @pytest.mark.parametrize(
@@ -109,27 +115,27 @@ def test_what_is_seen_after_a_refusal_adds_to_what_was_refused(
     book, clock = Book(), [100.0]
     book.refusing = True
     book.open.clear()
-    sightings = Sightings(book, timer=lambda: clock[0], every=60)
+    observations = Observations(book, timer=lambda: clock[0], every=60)
     for problem in refused:
-        sightings.note(Sight.FUNCTION, "read", problem)
+        observations.note(Component.FUNCTION, "read", problem)
     # The thread has taken what was noted, and stands before the book.
     _until(lambda: book.asked == 1)
     clock[0] = 110.0
     for problem in later:
-        sightings.note(Sight.FUNCTION, "read", problem)
+        observations.note(Component.FUNCTION, "read", problem)
     book.open.set()
     _until(lambda: book.refusals == 1)
     book.refusing = False
     clock[0] = 120.0
-    sightings.close(10)
+    observations.close(10)
     (found,) = book.of("read")
     assert (found.succeeded, found.failed, found.problem) == expected
 
 
 def test_a_process_that_saw_nothing_has_no_thread() -> None:
-    sightings = Sightings(Book(), timer=time.monotonic)
+    observations = Observations(Book(), timer=time.monotonic)
     before = threading.active_count()
-    sightings.close(1)
+    observations.close(1)
     assert threading.active_count() == before
 
 
@@ -140,14 +146,14 @@ def test_a_sink_is_noted_by_the_type_of_event(accepted: bool, problem: str | Non
             return accepted
 
     book = Book()
-    sightings = Sightings(book, timer=time.monotonic)
-    sink = SightedSink(Sink(), sightings, refusal="refused")
+    observations = Observations(book, timer=time.monotonic)
+    sink = ObservedSink(Sink(), observations, refusal="refused")
     id_ = uuid7(now(), bytes)
     event = batch_event(id_, EventType.BATCH_CREATED, DEFAULT_TENANT, BatchId(id_))
     assert sink.publish(event) is accepted
-    sightings.close(10)
+    observations.close(10)
     (found,) = book.of(EventType.BATCH_CREATED)
-    assert (found.sight, found.succeeded is not None) == (Sight.SENT, accepted)
+    assert (found.component, found.succeeded is not None) == (Component.SENT, accepted)
     assert (found.problem or None) == problem
 
 
@@ -165,8 +171,8 @@ def test_a_sink_is_noted_by_the_type_of_event(accepted: bool, problem: str | Non
 )
 def test_an_engine_is_known_by_what_it_says(answer: str, problem: str | None) -> None:
     book = Book()
-    sightings = Sightings(book, timer=time.monotonic)
-    SightedEngine(sightings, Pool.SPOT).answered(answer)
-    sightings.close(10)
-    found = [(glimpse.sight, glimpse.problem) for glimpse in book.of("spot")]
-    assert found == ([] if problem is None else [(Sight.ENGINE, problem)])
+    observations = Observations(book, timer=time.monotonic)
+    ObservedEngine(observations, Pool.SPOT).answered(answer)
+    observations.close(10)
+    found = [(observation.component, observation.problem) for observation in book.of("spot")]
+    assert found == ([] if problem is None else [(Component.ENGINE, problem)])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from lowtide.status.last_seen import Glimpse, LastSeenStore, Sight
+from lowtide.status.last_seen import Component, LastSeenStore, Observation
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -21,7 +21,7 @@ def _see(
     role: str = "api",
 ) -> Any:
     """Write one glimpse; return the row as ages, in tens of seconds."""
-    glimpse = Glimpse(Sight.FUNCTION, "read", succeeded, failed, problem)
+    glimpse = Observation(Component.FUNCTION, "read", succeeded, failed, problem)
     LastSeenStore(database.engine(role)).write([glimpse])
     with database.engine("operator").connect() as connection:
         return connection.execute(

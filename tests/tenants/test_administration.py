@@ -18,7 +18,7 @@ from lowtide.tenants import store as tenants_store
 from lowtide.tenants.audit import AuditFilter, AuditLog
 from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore
 from lowtide.tenants.service import Administration, Tenancy, TenantChanges
-from lowtide.tenants.sign_in import Role, Visitor
+from lowtide.tenants.sign_in import Principal, Role
 from lowtide.tenants.store import TenantStore, TenantUsageStore
 from tests.conftest import PEPPER
 from tests.loads import pages_read
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
-OPERATOR = Visitor("ops", Role.OPERATOR)
-VIEWER = Visitor("viewer", Role.VIEWER)
-OF_TENANT = Visitor("key default", Role.OPERATOR, DEFAULT_TENANT)
+OPERATOR = Principal("ops", Role.OPERATOR)
+VIEWER = Principal("viewer", Role.VIEWER)
+OF_TENANT = Principal("key default", Role.OPERATOR, DEFAULT_TENANT)
 
 
 def _run(world: World, sql: str, **parameters: Any) -> None:
@@ -166,7 +166,7 @@ def test_keys_are_found_by_tenant_state_and_text(world: World, admin: Administra
 
 def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Administration) -> None:
     for actor in ("ana", "ben"):
-        acting = admin.acting(Visitor(actor, Role.OPERATOR))
+        acting = admin.acting(Principal(actor, Role.OPERATOR))
         acting.create(f"of-{actor}", TenantChanges())
         acting.create_key(f"of-{actor}", "laptop")
     _run(
@@ -217,8 +217,8 @@ def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Admin
 )
 def test_it_is_not_for_everybody(
     admin: Administration,
-    visitor: Visitor,
-    act: Callable[[Administration], Callable[[Visitor], object]],
+    visitor: Principal,
+    act: Callable[[Administration], Callable[[Principal], object]],
 ) -> None:
     with pytest.raises(Forbidden):
         act(admin)(visitor)

@@ -13,9 +13,9 @@ from lowtide.tenants.sign_in import (
     MOST_FAILURES,
     MOST_PLACES,
     WITHIN_SECONDS,
-    Entrance,
+    Principal,
     Role,
-    Visitor,
+    SignInGuard,
     network_of,
 )
 
@@ -34,14 +34,14 @@ class Secrets:
         self.away = False
         self.waits: threading.Event | None = None
 
-    def visitor(self, secret: str) -> Visitor | None:
+    def visitor(self, secret: str) -> Principal | None:
         if self.away:
             raise Unavailable("The database is away.")
         self.compared += 1
         if self.waits is not None:
             assert self.waits.wait(30)
         roles = {"operator": Role.OPERATOR, "viewer": Role.VIEWER, "lt_key": Role.VIEWER}
-        return Visitor(secret, roles[secret]) if secret in roles else None
+        return Principal(secret, roles[secret]) if secret in roles else None
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         return credentials
@@ -53,16 +53,16 @@ class Door:
     def __init__(self) -> None:
         self.now = 0.0
         self.way = Secrets()
-        self.entrance = Entrance([self.way], timer=lambda: self.now)
+        self.guard = SignInGuard([self.way], timer=lambda: self.now)
 
     def guess(self, address: str = HERE, times: int = MOST_FAILURES, secret: str = WRONG) -> None:
         for _ in range(times):
             with pytest.raises(Unauthenticated):
-                self.entrance.admit(secret, address)
+                self.guard.admit(secret, address)
 
     def is_shut(self, address: str = HERE, secret: str = OPERATOR) -> bool:
         try:
-            self.entrance.admit(secret, address)
+            self.guard.admit(secret, address)
         except TooManyRequests:
             return True
         return False
@@ -95,7 +95,7 @@ def test_tries_at_once_are_counted_before_their_secrets_are_compared(door: Door)
 
     def guess() -> type[Exception]:
         try:
-            door.entrance.admit("wrong", HERE)
+            door.guard.admit("wrong", HERE)
         except TooManyRequests:
             refused.release()
             return TooManyRequests
@@ -116,21 +116,21 @@ def test_tries_at_once_are_counted_before_their_secrets_are_compared(door: Door)
 
 def test_signing_in_as_somebody_else_buys_no_further_tries(door: Door) -> None:
     door.guess(times=MOST_FAILURES - 1)
-    assert door.entrance.admit("viewer", HERE).role is Role.VIEWER
+    assert door.guard.admit("viewer", HERE).role is Role.VIEWER
     door.guess(times=1)
     assert door.is_shut()
 
 
 def test_who_signs_in_often_is_not_shut_out(door: Door) -> None:
     for _ in range(3 * MOST_FAILURES):
-        assert door.entrance.admit("operator", HERE).role is Role.OPERATOR
+        assert door.guard.admit("operator", HERE).role is Role.OPERATOR
 
 
 def test_a_database_that_is_away_is_no_wrong_try(door: Door) -> None:
     door.way.away = True
     for _ in range(2 * MOST_FAILURES):
         with pytest.raises(Unavailable):
-            door.entrance.admit("lt_key", HERE)
+            door.guard.admit("lt_key", HERE)
     door.way.away = False
     assert not door.is_shut(secret="lt_key")
 
@@ -144,7 +144,7 @@ def test_many_addresses_shut_nobody_out_and_open_nothing(door: Door) -> None:
             if number == 0:
                 door.guess(ELSEWHERE)
             assert door.is_shut(ELSEWHERE)
-    assert len(door.entrance._tries) <= MOST_PLACES
+    assert len(door.guard._tries) <= MOST_PLACES
     assert not door.is_shut()
 
 

@@ -15,7 +15,7 @@ from lowtide.core.errors import InvalidRequest, TooManyRequests
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, new_id
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType, batch_event
-from lowtide.tenants.callers import Caller, CallerStore
+from lowtide.tenants.callers import Authenticator, Caller
 from lowtide.tenants.keys import hash_key
 from tests.conftest import PEPPER
 from tests.worlds import World, done, together
@@ -56,8 +56,8 @@ def _later(world: World, seconds: float) -> None:
         )
 
 
-def _tenants(world: World) -> CallerStore:
-    return CallerStore(world.api, pepper=PEPPER, anonymous="limited")
+def _tenants(world: World) -> Authenticator:
+    return Authenticator(world.api, pepper=PEPPER, anonymous="limited")
 
 
 def _accepted(callers: Sequence[Caller]) -> int:
@@ -100,7 +100,7 @@ def test_many_processes_together_pass_the_limit_and_no_more(world: World) -> Non
     began = time.monotonic()
 
     def ask() -> list[Caller]:
-        tenants = CallerStore(world.own_engine("api"), pepper=PEPPER, anonymous=None)
+        tenants = Authenticator(world.own_engine("api"), pepper=PEPPER, anonymous=None)
         return [tenants.caller(HEADER) for _ in range(10)]
 
     passed = sum(_accepted(callers) for callers in together(*[ask] * 8))

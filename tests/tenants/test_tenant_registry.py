@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
 from lowtide.core.ids import KeyId, new_id, now
-from lowtide.tenants.callers import CallerStore
+from lowtide.tenants.callers import Authenticator
 from lowtide.tenants.keys import KeyState, actor_of, new_key, prefix_of
 from lowtide.tenants.model import TenantLimits
 from lowtide.tenants.service import Tenancy, TenantChanges
@@ -44,7 +44,7 @@ def _run(world: World, sql: str, **parameters: Any) -> None:
 
 
 def _caller(world: World, key: str) -> Any:
-    return CallerStore(world.api, pepper=PEPPER, anonymous=None).caller(f"Bearer {key}")
+    return Authenticator(world.api, pepper=PEPPER, anonymous=None).caller(f"Bearer {key}")
 
 
 def test_a_new_tenant_has_the_default_limits(world: World, tenancy: Tenancy) -> None:
@@ -186,7 +186,7 @@ def test_a_key_is_known_by_its_beginning(tenancy: Tenancy) -> None:
 
 def test_keys_that_end_are_told(world: World, tenancy: Tenancy) -> None:
     acme = tenancy.create("acme", TenantChanges())
-    tenants = CallerStore(world.api, pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(world.api, pepper=PEPPER, anonymous=None)
     for name in ("active", "rotated", "revoked"):
         tenancy.create_key("acme", name)
     tenancy.rotate_key("acme", "rotated", "1h")

@@ -8,7 +8,7 @@ import pytest
 
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import DEFAULT_TENANT
-from lowtide.tenants.callers import CallerStore
+from lowtide.tenants.callers import Authenticator
 from tests.conftest import API_KEY, PEPPER
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_the_key_names_the_tenant(database: Database) -> None:
-    tenants = CallerStore(database.engine("api"), pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
     assert tenants.caller(f"Bearer {API_KEY}").tenant == DEFAULT_TENANT
 
 
@@ -32,13 +32,13 @@ def test_the_key_names_the_tenant(database: Database) -> None:
     ],
 )
 def test_anything_else_is_refused(database: Database, header: str | None) -> None:
-    tenants = CallerStore(database.engine("api"), pepper=PEPPER, anonymous=None)
+    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
     with pytest.raises(Unauthenticated):
         tenants.caller(header)
 
 
 def test_a_named_tenant_may_be_anonymous(database: Database) -> None:
-    tenants = CallerStore(database.engine("api"), pepper=PEPPER, anonymous="default")
+    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous="default")
     assert tenants.caller(None).tenant == DEFAULT_TENANT
     with pytest.raises(Unauthenticated):
         tenants.caller("Bearer lt_wrong")

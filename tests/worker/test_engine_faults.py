@@ -119,7 +119,7 @@ def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
     async def during() -> None:
         await until(lambda: bench.finished() == 60)
         assert len(engine.seen) > 120
-        assert 0 < bench.keeper.pace.total().lines <= 60
+        assert 0 < bench.keeper.utilization.total().lines <= 60
 
     work_during(bench, during)
 

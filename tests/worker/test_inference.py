@@ -502,7 +502,7 @@ def test_a_worker_that_cannot_write_stops_claiming(world: World) -> None:
     bench.queue.fail("settle", 100_000)
 
     async def during(bench: Bench) -> None:
-        await until(lambda: bench.worker._settler.is_congested)
+        await until(lambda: bench.worker._writer.is_congested)
         claimed = bench.meter.claimed
         assert claimed <= 20 + 12
         await until(lambda: bench.queue.calls["settle"] > 5)

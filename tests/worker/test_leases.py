@@ -21,9 +21,9 @@ def test_each_renewal_reports_the_pace(world: World) -> None:
     async def run() -> None:
         await keeper.open()
         keeping = asyncio.create_task(keeper.keep(lambda: None))
-        keeper.pace.took(10)
-        keeper.pace.left(2, ran=2)
-        keeper.pace.left(3, ran=3)
+        keeper.utilization.took(10)
+        keeper.utilization.left(2, ran=2)
+        keeper.utilization.left(3, ran=3)
         await until(lambda: reported() == 3)
         keeping.cancel()
         await keeper.close()
@@ -40,9 +40,9 @@ def test_a_lease_that_was_lost_starts_the_pace_anew(world: World) -> None:
     async def run() -> None:
         await keeper.open()
         keeping = asyncio.create_task(keeper.keep(lambda: None))
-        keeper.pace.took(10)
-        keeper.pace.left(2, ran=2)
-        keeper.pace.left(3, ran=3)
+        keeper.utilization.took(10)
+        keeper.utilization.left(2, ran=2)
+        keeper.utilization.left(3, ran=3)
         first = keeper.lease
         world.run("DELETE FROM workers")
         await until(lambda: keeper.lease not in {None, first})
@@ -50,4 +50,4 @@ def test_a_lease_that_was_lost_starts_the_pace_anew(world: World) -> None:
         await keeper.close()
 
     asyncio.run(run())
-    assert keeper.pace.total().lines == 0
+    assert keeper.utilization.total().lines == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lowtide.planning.demand import Sample
-from lowtide.worker.lease import Pace
+from lowtide.planning.demand import RateSample
+from lowtide.worker.lease import Utilization
 
 TOOK, ENDED, GAVE_BACK = range(3)
 
@@ -13,81 +13,85 @@ TOOK, ENDED, GAVE_BACK = range(3)
 @pytest.mark.parametrize(
     ("steps", "total"),
     [
-        pytest.param([], Sample(0, 0.0), id="nothing"),
-        pytest.param([(0, TOOK, 3), (5, ENDED, 3)], Sample(0, 0.0), id="never full"),
-        pytest.param([(0, TOOK, 9), (5, ENDED, 4)], Sample(0, 0.0), id="the first take their time"),
+        pytest.param([], RateSample(0, 0.0), id="nothing"),
+        pytest.param([(0, TOOK, 3), (5, ENDED, 3)], RateSample(0, 0.0), id="never full"),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 4), (8, ENDED, 1), (9, ENDED, 1)], Sample(2, 4.0), id="full"
+            [(0, TOOK, 9), (5, ENDED, 4)], RateSample(0, 0.0), id="the first take their time"
+        ),
+        pytest.param(
+            [(0, TOOK, 9), (5, ENDED, 4), (8, ENDED, 1), (9, ENDED, 1)],
+            RateSample(2, 4.0),
+            id="full",
         ),
         pytest.param(
             [(0, TOOK, 9), (5, ENDED, 4), (6, TOOK, 4), (10, ENDED, 4), (15, ENDED, 4)],
-            Sample(8, 10.0),
+            RateSample(8, 10.0),
             id="together each time",
         ),
         pytest.param(
             [(0, TOOK, 8), (1, ENDED, 4), (5, ENDED, 1), (9, TOOK, 1), (10, ENDED, 1)],
-            Sample(2, 5.0),
+            RateSample(2, 5.0),
             id="at times",
         ),
         pytest.param(
             [(0, TOOK, 4), (1, ENDED, 4), (5, TOOK, 8), (9, ENDED, 4), (10, ENDED, 1)],
-            Sample(1, 1.0),
+            RateSample(1, 1.0),
             id="it was empty",
         ),
         pytest.param(
             [(0, TOOK, 9), (5, ENDED, 4), (8, GAVE_BACK, 1), (9, ENDED, 1)],
-            Sample(1, 4.0),
+            RateSample(1, 4.0),
             id="given back",
         ),
         pytest.param(
             [(0, TOOK, 9), (5, GAVE_BACK, 5), (8, ENDED, 4)],
-            Sample(0, 0.0),
+            RateSample(0, 0.0),
             id="given back before the first end",
         ),
     ],
 )
-def test_only_a_full_worker_counts(steps: list[tuple[float, int, int]], total: Sample) -> None:
+def test_only_a_full_worker_counts(steps: list[tuple[float, int, int]], total: RateSample) -> None:
     now = 0.0
-    pace = Pace(4, lambda: now)
+    utilization = Utilization(4, lambda: now)
     for at, what, lines in steps:
         now = at
         if what == TOOK:
-            pace.took(lines)
+            utilization.took(lines)
         else:
-            pace.left(lines, ran=lines if what == ENDED else 0)
-    assert pace.total() == total
+            utilization.left(lines, ran=lines if what == ENDED else 0)
+    assert utilization.total() == total
 
 
 def test_a_new_lease_starts_from_nothing() -> None:
     now = 0.0
-    pace = Pace(2, lambda: now)
-    pace.took(9)
-    pace.left(2, ran=2)
+    utilization = Utilization(2, lambda: now)
+    utilization.took(9)
+    utilization.left(2, ran=2)
     now = 3.0
-    assert pace.total() == Sample(0, 3.0)
-    pace.restart()
+    assert utilization.total() == RateSample(0, 3.0)
+    utilization.restart()
     now = 5.0
-    assert pace.total() == Sample(0, 0.0)
-    pace.left(5, ran=5)
-    pace.took(1)
+    assert utilization.total() == RateSample(0, 0.0)
+    utilization.left(5, ran=5)
+    utilization.took(1)
     now = 9.0
-    assert pace.total() == Sample(0, 0.0)
+    assert utilization.total() == RateSample(0, 0.0)
 
 
 def test_lines_in_hand_share_the_time_of_their_worker() -> None:
     now = 0.0
-    pace = Pace(9, lambda: now)
+    utilization = Utilization(9, lambda: now)
     now = 10.0
-    first = pace.took(2)
+    first = utilization.took(2)
     now = 14.0
-    second = pace.took(2)
+    second = utilization.took(2)
     now = 18.0
-    end = pace.left(3, ran=3)
+    end = utilization.left(3, ran=3)
     parts = [end - began for began in (first, first, second)]
     now = 20.0
-    parts.append(pace.left(1, ran=1) - second)
+    parts.append(utilization.left(1, ran=1) - second)
     # Four seconds for two, four for four, two for one: ten seconds in which there was anything.
     assert parts == [3.0, 3.0, 1.0, 3.0]
     assert sum(parts) == 10.0
     now = 50.0
-    assert pace.took(1) == 5.0
+    assert utilization.took(1) == 5.0

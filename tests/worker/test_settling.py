@@ -11,7 +11,7 @@ from lowtide.engines.flow import ByteBudget
 from lowtide.events.publisher import Publisher
 from lowtide.queue.claims import Returned
 from lowtide.worker import results
-from lowtide.worker.results import FlushRules, Settler
+from lowtide.worker.results import FlushRules, ResultWriter
 from tests.worker.workers import PATIENCE, FlakyQueue, Meter, Sink, lease_keeper, until
 from tests.worlds import done
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 def _settle(
     world: World,
     rules: FlushRules,
-    during: Callable[[Settler, FlakyQueue, Sequence[Claim]], Coroutine[Any, Any, None]],
+    during: Callable[[ResultWriter, FlakyQueue, Sequence[Claim]], Coroutine[Any, Any, None]],
 ) -> Meter:
     """Run a settler under a lease that holds every line."""
     queue, meter = FlakyQueue(world.queue), Meter()
     keeper = lease_keeper(world, queue)
     keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
-    settler = Settler(
+    writer = ResultWriter(
         keeper, queue, Publisher(Sink(), world.outbox), meter, rules, ByteBudget(2**28)
     )
 
     async def run() -> None:
         assert keeper.lease is not None
         claims = world.queue.claim(keeper.lease, Pool.SPOT, 1000)
-        writing = asyncio.create_task(settler.run(lambda: None))
-        await during(settler, queue, claims)
+        writing = asyncio.create_task(writer.run(lambda: None))
+        await during(writer, queue, claims)
         # What is counted is counted behind the commit that a test has seen.
-        await settler.drain(PATIENCE)
+        await writer.drain(PATIENCE)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
 
@@ -58,9 +58,9 @@ def _finished(world: World) -> int:
 def test_enough_lines_are_written_at_once(world: World) -> None:
     world.batch(30)
 
-    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            settler.add([done(claim)])
+            writer.add([done(claim)])
         await until(lambda: _finished(world) == 30)
         assert queue.calls["settle"] == 1
 
@@ -70,8 +70,8 @@ def test_enough_lines_are_written_at_once(world: World) -> None:
 def test_few_lines_are_written_after_the_interval(world: World) -> None:
     world.batch(3)
 
-    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
-        settler.add([done(claim) for claim in claims])
+    async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        writer.add([done(claim) for claim in claims])
         await until(lambda: _finished(world) == 3)
 
     _settle(world, FlushRules(1000, 0.02), during)
@@ -80,9 +80,9 @@ def test_few_lines_are_written_after_the_interval(world: World) -> None:
 def test_a_line_that_cannot_be_stored_fails_alone(world: World) -> None:
     batch = world.batch(4)
 
-    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+    async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
         bodies = [b"{}", b"\x00", b"\xed\xa0\x80", b"{}"]
-        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        writer.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
         await until(lambda: _finished(world) == 4)
 
     _settle(world, FlushRules(4, 600), during)
@@ -101,10 +101,10 @@ def test_an_outage_delays_and_loses_nothing(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
     world.batch(20)
 
-    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
         queue.fail("settle", 4)
         for claim in claims:
-            settler.add([done(claim)])
+            writer.add([done(claim)])
             await asyncio.sleep(0)
         await until(lambda: _finished(world) == 20)
         assert queue.calls["settle"] >= 5
@@ -118,13 +118,13 @@ def test_draining_writes_all_and_gives_up_in_time(
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
     world.batch(4)
 
-    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
-        settler.add([done(claims[0]), Returned(claims[1].batch, claims[1].line, "back")])
-        await settler.drain(10)
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        writer.add([done(claims[0]), Returned(claims[1].batch, claims[1].line, "back")])
+        await writer.drain(10)
         assert _finished(world) == 1
         queue.fail("settle", 1_000_000)
-        settler.add([done(claims[2])])
-        await settler.drain(0.05)
+        writer.add([done(claims[2])])
+        await writer.drain(0.05)
         assert _finished(world) == 1
 
     _settle(world, FlushRules(100, 600), during)
@@ -134,10 +134,10 @@ def test_draining_writes_all_and_gives_up_in_time(
 def test_without_a_lease_results_are_dropped(world: World) -> None:
     world.batch(1)
 
-    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
-        settler._keeper.lease = None
-        settler.add([done(claims[0])])
-        await settler.drain(5)
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        writer._keeper.lease = None
+        writer.add([done(claims[0])])
+        await writer.drain(5)
         assert "settle" not in queue.calls
 
     _settle(world, FlushRules(100, 600), during)
@@ -147,11 +147,11 @@ def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
     world.batch(3, due_in=1000)
     world.batch(2, due_in=-1)
 
-    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+    async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
         ended = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
         finished = [replace(line, replica_seconds=0.5) for line in ended]
         back = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
-        settler.add([*finished, back])
+        writer.add([*finished, back])
         await until(lambda: _finished(world) == 4)
 
     meter = _settle(world, FlushRules(1, 0.01), during)
@@ -169,7 +169,7 @@ def test_large_results_are_written_a_few_at_a_time(
     mib = 2**20
     statements: list[list[int]] = []
 
-    async def during(settler: Settler, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
         real = queue.settle
 
         def settle(lease: Any, finished: Sequence[Any], returned: Sequence[Any]) -> Any:
@@ -181,10 +181,10 @@ def test_large_results_are_written_a_few_at_a_time(
         monkeypatch.setattr(queue, "settle", settle)
         sizes = [*[3 * mib] * 5, 9 * mib, *[10] * 24]
         bodies = [b'"' + b"x" * (size - 2) + b'"' for size in sizes]
-        settler.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
-        assert settler._budget.used >= 24 * mib
+        writer.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        assert writer._budget.used >= 24 * mib
         await until(lambda: _finished(world) == 30)
-        await until(lambda: settler._budget.used == 0)
+        await until(lambda: writer._budget.used == 0)
 
     assert _settle(world, FlushRules(1000, 600), during).completed == 30
     most = results.STATEMENT_BYTES
@@ -197,10 +197,10 @@ def test_large_results_are_written_a_few_at_a_time(
 def test_discarded_results_take_no_room(world: World) -> None:
     world.batch(2)
 
-    async def during(settler: Settler, _: FlakyQueue, claims: Sequence[Claim]) -> None:
-        settler.add([done(claim, body=b"x" * 1000) for claim in claims])
-        assert settler._budget.used == 2000
-        settler.discard()
-        assert settler._budget.used == 0
+    async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
+        writer.add([done(claim, body=b"x" * 1000) for claim in claims])
+        assert writer._budget.used == 2000
+        writer.discard()
+        assert writer._budget.used == 0
 
     _settle(world, FlushRules(100, 600), during)

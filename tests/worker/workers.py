@@ -23,9 +23,9 @@ from lowtide.queue.rates import RateStore
 from lowtide.telemetry.tracing import UNTRACED
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.inputs import InputLoader
-from lowtide.worker.lease import LeaseKeeper, Pace
+from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
-from lowtide.worker.results import FlushRules, Settler
+from lowtide.worker.results import FlushRules, ResultWriter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -261,7 +261,7 @@ def lease_keeper(
 ) -> LeaseKeeper:
     """Return what holds a worker's lease."""
     rates = RateStore(world.worker)
-    return LeaseKeeper(queue, rates, Pace(full), pool=pool, worker="w", duration=duration)
+    return LeaseKeeper(queue, rates, Utilization(full), pool=pool, worker="w", duration=duration)
 
 
 @dataclass
@@ -305,14 +305,16 @@ class Bench:
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
         keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
         publisher = WaitingPublisher(sink, world.outbox)
-        settler = Settler(keeper, queue, publisher, meter, flush or FlushRules(100, 0.01), budget)
+        writer = ResultWriter(
+            keeper, queue, publisher, meter, flush or FlushRules(100, 0.01), budget
+        )
         policy, rng = policy or RetryPolicy(3, 0.001, 0.001), Random(0)  # noqa: S311
         watch = EngineWatch(
             engine, meter, concurrency=concurrency, cap=policy.cap, patience=patience, rng=rng
         )
         worker = Worker(
             queue, engine, InputLoader(store, budget, rng),
-            keeper, settler, meter, backoff, ModelCatalog(world.worker), budget, watch,
+            keeper, writer, meter, backoff, ModelCatalog(world.worker), budget, watch,
             rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
             policy=policy,
             rng=rng,

@@ -348,7 +348,7 @@ def test_stop_sequences_end_the_text(stop: Any) -> None:
 
 
 def test_a_seed_gives_one_answer_whatever_the_attempt() -> None:
-    def bodies(**body: Any) -> set[str]:
+    def bodies(**body: Any) -> set[bytes]:
         return {ask(CHAT, messages=USER, attempt=n, **body).body for n in range(1, 6)}
 
     assert len(bodies(seed=3)) == 1
