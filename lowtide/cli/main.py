@@ -76,10 +76,6 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
-    require_local()
-    from lowtide.local import runtime
-    from lowtide.local.options import LocalError
-
     options = stack_options(
         data_dir,
         port,
@@ -89,6 +85,9 @@ def up(
         alertmanager=alertmanager,
         synchronous_broker=synchronous_broker,
     )
+    from lowtide.local import runtime
+    from lowtide.local.options import LocalError
+
     try:
         if not detach:
             runtime.up(options)
