@@ -29,11 +29,13 @@ _log = logging.getLogger(__name__)
 def answer_without_body() -> None:
     """Make the function being loaded respond 204 to handled events, and 400 to malformed ones.
 
-    A broker does not retry after a 400.
+    A broker does not retry after a 400. It retries after the 503 for an event that failed with a
+    known error; an unknown one is a 500, with its traceback in the log.
     """
     if has_app_context():
         current_app.before_request(_refuse_malformed)
         current_app.register_error_handler(GenericException, _refused)
+        current_app.register_error_handler(LowtideError, _failed)
         current_app.after_request(_without_body)
 
 
@@ -50,6 +52,10 @@ def _refuse_malformed() -> Response | None:
 def _refused(error: Exception) -> Response:
     _log.warning("event.refused", extra={"reason": str(error)[:200]})
     return Response(status=HTTPStatus.BAD_REQUEST)
+
+
+def _failed(_: Exception) -> Response:
+    return Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _without_body(response: Response) -> Response:
@@ -87,7 +93,6 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
         try:
             yield
         except LowtideError as error:
-            # The framework also logs the exception, but without the batch it belongs to.
             _log.warning("event.failed", extra={"event_type": type_, "reason": error.for_log})
             raise
         except Exception as error:

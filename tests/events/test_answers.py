@@ -99,7 +99,7 @@ def test_what_no_later_try_would_cure_is_refused(
 
 def test_what_fails_is_sent_again_and_told_nothing(make: Callable[..., Any]) -> None:
     answer = make("schedule", Unavailable("secret")).post("/", json={}, headers=BINARY)
-    assert (answer.status_code, answer.data) == (500, b"")
+    assert (answer.status_code, answer.data) == (503, b"")
 
 
 def test_only_events_are_answered_so(make: Callable[..., Any]) -> None:

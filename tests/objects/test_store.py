@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.core.errors import NotFound, Unavailable
-from lowtide.objects import store as store_module
 from lowtide.objects.store import CHUNK, ObstoreObjects
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page
 
+    from tests.browsing import Visit
     from tests.conftest import Database
-    from tests.portal.conftest import Portal, Visit
+    from tests.portal.conftest import Portal
 
 PATHS = ("/tenants", "/keys", "/audit")
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'

@@ -37,8 +37,8 @@ def letters(shared: Database, portal: Portal) -> None:
 
 def _states(shared: Database) -> dict[str, int]:
     with shared.engine("operator").connect() as connection:
-        rows = connection.execute(text("SELECT state, count(*) FROM dead_letters GROUP BY state"))
-        return {row.state: row.count for row in rows}
+        rows = connection.execute(text("SELECT state, count(*) AS letters FROM dead_letters GROUP BY state"))
+        return {row.state: row.letters for row in rows}
 
 
 @pytest.mark.usefixtures("letters")

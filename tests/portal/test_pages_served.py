@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,8 +70,12 @@ def spot_is_paused(shared: Database, portal: Portal) -> None:
 @pytest.mark.usefixtures("spot_is_paused")
 def test_a_pause_is_said_on_every_page_of_the_whole_installation(portal: Portal) -> None:
     with portal.client() as client:
+
+        def is_said(path: str) -> bool:
+            return "Spot is paused since" in client.get(path).text
+
         for path in ("/queues", "/", "/health"):
-            eventually(lambda path=path: "Spot is paused since" in client.get(path).text)
+            eventually(partial(is_said, path))
         page = client.get("/queues").text
     assert "alert(1)" in page
     assert "<script>alert(1)" not in page

@@ -99,9 +99,12 @@ def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
 def test_a_probe_that_hangs_holds_up_no_other() -> None:
     hangs, asked = threading.Event(), threading.Event()
 
+    def hang() -> None:
+        hangs.wait(20)
+
     async def main() -> None:
         watch = Watch(Source(), lambda: None, clock=lambda: datetime.now(UTC))
-        poller = Poller(watch, probes=[lambda: hangs.wait(20) and None, asked.set])
+        poller = Poller(watch, probes=[hang, asked.set])
         poller.start()
         try:
             await _until(asked.is_set)

@@ -22,8 +22,9 @@ from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.browsing import Visit
     from tests.conftest import Database
-    from tests.portal.conftest import Portal, Visit
+    from tests.portal.conftest import Portal
 
 VISIT_KEY = "lt_visit"
 

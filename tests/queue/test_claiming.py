@@ -103,7 +103,7 @@ def test_three_to_one_with_four_workers(world: World) -> None:
         return got
 
     each = together(*[partial(work, number) for number in range(4)])
-    total = sum(each, Counter())
+    total: Counter[BatchId] = sum(each, Counter())
     assert total[heavy] / total[light] == pytest.approx(3, rel=0.05)
     assert total.total() == 10_000
 
@@ -166,7 +166,7 @@ def test_a_tenants_limit_is_used_up_and_the_rest_goes_to_others(world: World, li
         claims = queue.claim(queue.open_lease(Pool.SPOT, "w"), Pool.SPOT, 20)
         return Counter(claim.batch for claim in claims)
 
-    got = sum(together(*[work] * 6), Counter())
+    got: Counter[BatchId] = sum(together(*[work] * 6), Counter())
     # Who meets a lock that another holds leaves the tenant's lines to it.
     assert got[limited] <= limit
     assert got == {limited: got[limited], free: 120 - got[limited]}

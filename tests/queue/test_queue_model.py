@@ -133,9 +133,9 @@ class QueueMachine(RuleBasedStateMachine):
         waiting = {number: Line() for number in range(1, lines + 1)}
         self.model.batches[id_] = Batch(id_, self.created, tenant, due, waiting)
 
-    def _apply(self, **moves: tuple[Move, ...]) -> tuple[int, int, int]:
+    def _apply(self, plan: Plan) -> tuple[int, int, int]:
         risky = frozenset(id_ for id_, batch in self.model.batches.items() if batch.at_risk)
-        done_ = self.world.apply(Plan(**moves, at_risk=risky))
+        done_ = self.world.apply(replace(plan, at_risk=risky))
         return done_.escalated, done_.revoked, done_.returned
 
     # -- batches ---------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class QueueMachine(RuleBasedStateMachine):
     def put_at_risk(self, pick: int) -> None:
         model = self._batch(pick, "in_progress")
         model.at_risk = model.status == "in_progress"
-        self._apply()
+        self._apply(Plan())
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -436,7 +436,7 @@ class QueueMachine(RuleBasedStateMachine):
         model = self._batch(pick, "in_progress")
         ready = sum(not model.lines[n].is_delayed for n in model.at("queue", Pool.SPOT))
         expected = min(lines, len(model.at("queue", Pool.SPOT)))
-        escalated, _, _ = self._apply(escalations=(Move(model.id, lines),))
+        escalated, _, _ = self._apply(Plan(escalations=(Move(model.id, lines),)))
         chosen = self._moved(model, "queue", Pool.DEDICATED)
         assert len(chosen) == escalated == expected
         # What waits out a delay only when no others are left.
@@ -449,7 +449,7 @@ class QueueMachine(RuleBasedStateMachine):
     def give_back(self, pick: int, lines: int) -> None:
         model = self._batch(pick, "in_progress")
         expected = min(lines, len(model.at("queue", Pool.DEDICATED)))
-        _, _, returned = self._apply(returns=(Move(model.id, lines),))
+        _, _, returned = self._apply(Plan(returns=(Move(model.id, lines),)))
         chosen = self._moved(model, "queue", Pool.SPOT)
         assert len(chosen) == returned == expected
         for number in chosen:
@@ -461,7 +461,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Take lines out of spot workers' hands; of an ending batch they are gone for good."""
         model = self._batch(pick, "in_progress", "cancelling")
         before = model.at("claims", Pool.SPOT)
-        _, revoked, _ = self._apply(revocations=(Move(model.id, lines),))
+        _, revoked, _ = self._apply(Plan(revocations=(Move(model.id, lines),)))
         chosen = set(before) - set(self.world.lines("claims", model.id))
         assert len(chosen) == revoked == min(lines, len(before))
         for number in chosen:
@@ -592,7 +592,7 @@ def test_the_queue_does_what_the_model_does(
         tenant_with(world, "limited", max_running=LIMIT): LIMIT,
     }
     body = {"world": world, "tenants": tenants, "executed": 0}
-    machine = type("Machine", (QueueMachine,), body)
+    machine: type[QueueMachine] = type("Machine", (QueueMachine,), body)
     rounds = count(chosen)
     while machine.executed < steps:
         number = next(rounds)

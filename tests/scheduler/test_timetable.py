@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,10 +155,8 @@ def test_what_is_being_settled_is_not_taken(world: World) -> None:
         lease = world.queue.open_lease(Pool.SPOT, "w")
         claims = world.queue.claim(lease, Pool.SPOT, 10)
         settled, replanned = together(
-            lambda lease=lease, claims=claims: world.queue.settle(
-                lease, [done(claim) for claim in claims], []
-            ),
-            lambda batch=batch: world.apply(Plan(revocations=(Move(batch, 10),))),
+            partial(world.queue.settle, lease, [done(claim) for claim in claims], []),
+            partial(world.apply, Plan(revocations=(Move(batch, 10),))),
         )
         assert settled.finished + replanned.revoked == 10
         assert len(_pools(world, batch)) == replanned.revoked
@@ -205,7 +204,7 @@ def test_a_look_counts_by_pool_and_place(world: World) -> None:
     # Promised, though not split yet: its file has one line.
     assert by_id[new] == OpenBatch(new, by_id[new].deadline, 0, unsplit=1)
     assert set(by_id) == {batch, new}
-    assert (situation.present, situation.models) == (1, {"m"})
+    assert (situation.present, situation.models) == (1, frozenset({"m"}))
     assert (situation.ended, situation.retried) == (1, 1)
     assert situation.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
 

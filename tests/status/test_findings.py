@@ -34,10 +34,14 @@ FAILED_ONCE = LastSeen(None, NOW - timedelta(days=2), "HTTP 500")
 HEALED = LastSeen(NOW - 8 * MINUTE, NOW - 9 * MINUTE, "HTTP 500")
 
 
-def saw(*known: tuple[Component, str, LastSeen], **changes: Backlog) -> Evidence:
+def saw(
+    *known: tuple[Component, str, LastSeen],
+    unsplit: Backlog = NOTHING.unsplit,
+    unfinalized: Backlog = NOTHING.unfinalized,
+) -> Evidence:
     """Return evidence of these sightings."""
     seen = {(sight, name): sighting for sight, name, sighting in known}
-    return replace(NOTHING, last_seen=seen, **changes)
+    return replace(NOTHING, last_seen=seen, unsplit=unsplit, unfinalized=unfinalized)
 
 
 def function(name: str, evidence: Evidence, operations: Operations | None = None) -> Finding:

@@ -11,6 +11,7 @@ from lowtide.status.operations import (
     SAMPLE_SECONDS,
     SAMPLES,
     Operations,
+    OperationsStore,
     OperationsWatch,
     ScaleRule,
     TenantLoad,
@@ -21,7 +22,7 @@ from tests.status.test_operations import NOW, ONE, reading
 RULES = {Pool.SPOT: ScaleRule(5, 4), Pool.DEDICATED: ScaleRule(10, 2)}
 
 
-class Source:
+class Source(OperationsStore):
     """Gives one reading after the other; None is a database that does not answer."""
 
     def __init__(self, *readings: Operations | None) -> None:

@@ -14,6 +14,7 @@ from lowtide.core.pools import Pool
 from lowtide.events.model import EventType, batch_event
 from lowtide.status.last_seen import (
     Component,
+    LastSeenStore,
     Observation,
     Observations,
     ObservedEngine,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lowtide.events.model import Event
 
 
-class Book:
+class Book(LastSeenStore):
     """Keeps what is written, or refuses it."""
 
     def __init__(self) -> None:

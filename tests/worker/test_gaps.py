@@ -13,7 +13,7 @@ def test_a_missing_model_is_asked_for_less_and_less_often_until_it_is_found() ->
     gaps = ModelGaps()
     assert gaps.miss(A, 0.0)
     assert not gaps.miss(A, 0.1)
-    assert (gaps.missing, gaps.due(0.4), gaps.due(0.5)) == ({"a"}, None, A)
+    assert (gaps.missing, gaps.due(0.4), gaps.due(0.5)) == (frozenset({"a"}), None, A)
     gaps.still_missing(A, 0.5)
     assert gaps.times == [1.5]
     assert gaps.found(["b", "a"], 2.0)

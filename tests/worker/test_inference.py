@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,7 @@ from lowtide.worker.spans import SetSpans
 from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Coroutine, Iterator
 
     from lowtide.engines.model import EngineRequest
     from lowtide.engines.outcomes import Outcome
@@ -135,23 +135,17 @@ def test_it_waits_longer_and_longer_and_work_resets_that(world: World) -> None:
 @pytest.mark.parametrize("moment", ["while it waits", "while it looks"])
 def test_waking_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
-    looked = world.queue.claim
+    look = bench.queue._inner.claim
     go_on = threading.Event()
     looking = threading.Event()
 
-    class Slow:
-        """Looks, and takes its time to come back."""
+    def look_slowly(*arguments: Any) -> Any:
+        found = look(*arguments)
+        looking.set()
+        assert go_on.wait(10)
+        return found
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(world.queue, name)
-
-        def claim(self, *arguments: Any) -> Any:
-            found = looked(*arguments)
-            looking.set()
-            assert go_on.wait(10)
-            return found
-
-    bench.queue._inner = Slow()
+    monkeypatch.setattr(bench.queue._inner, "claim", look_slowly)
     waiting = asyncio.Event()
     pause = bench.worker._pause
 
@@ -309,9 +303,11 @@ class _BrokenTracer(Untraced):
         self._fail("start")
         return super().start(name, **options)
 
-    def inside(self, span: Span) -> AbstractContextManager[None]:
+    @contextmanager
+    def inside(self, span: Span) -> Iterator[None]:
         self._fail("inside")
-        return super().inside(span)
+        with super().inside(span):
+            yield
 
     def _fail(self, call: str) -> None:
         if call in self._calls:
@@ -450,23 +446,21 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(world: World, call: s
     assert bench.queue.calls[call] >= 1
 
 
-def test_a_commit_whose_outcome_is_unknown_counts_once(world: World) -> None:
+def test_a_commit_whose_outcome_is_unknown_counts_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = world.batch(4)
     bench = Bench.of(world, SteeredEngine(), lines=4)
     real = bench.queue._inner.settle
     lost = iter([True])
 
-    class Lossy:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(world.queue, name)
+    def settle(*arguments: Any) -> Any:
+        settled = real(*arguments)
+        if next(lost, False):
+            raise Unavailable("The connection broke after the commit")
+        return settled
 
-        def settle(self, *arguments: Any) -> Any:
-            settled = real(*arguments)
-            if next(lost, False):
-                raise Unavailable("The connection broke after the commit")
-            return settled
-
-    bench.queue._inner = Lossy()
+    monkeypatch.setattr(bench.queue._inner, "settle", settle)
     _work(bench, _finished(4))
     assert world.row(batch).tallied_completed == 4
     assert world.row(batch).status == "finalizing"

@@ -20,11 +20,13 @@ from lowtide.engines.outcomes import Answered, Outcome, RetryPolicy, Usage
 from lowtide.events.publisher import Publisher
 from lowtide.objects.store import ObstoreObjects
 from lowtide.queue.rates import RateStore
+from lowtide.queue.store import QueueStore
 from lowtide.telemetry.tracing import UNTRACED
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.inputs import InputLoader
 from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
+from lowtide.worker.metrics import WorkerMetrics
 from lowtide.worker.results import FlushRules, ResultWriter
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from lowtide.engines.model import EngineRequest, Ping
     from lowtide.events.model import Event
     from lowtide.queue.claims import Claim, Finished, Returned, Settled
-    from lowtide.queue.store import QueueStore
     from lowtide.telemetry.tracing import Tracer
     from tests.worlds import World
 
@@ -106,8 +107,8 @@ class SteeredEngine:
         self.closed = True
 
 
-class FlakyQueue:
-    """Port Queue around another: fails or waits when told to, and counts calls."""
+class FlakyQueue(QueueStore):
+    """A queue around another: fails or waits when told to, and counts calls."""
 
     def __init__(self, inner: QueueStore) -> None:
         self._inner = inner
@@ -162,8 +163,8 @@ class FlakyQueue:
 
 
 @dataclass
-class Meter:
-    """Port WorkerMeter."""
+class Meter(WorkerMetrics):
+    """Metrics of this worker alone."""
 
     claimed: int = 0
     completed: int = 0
