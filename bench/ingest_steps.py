@@ -42,7 +42,9 @@ from lowtide.services import line_limits
 from lowtide.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
 
 APP = App(read_settings())
 BODY = '{"id":"chatcmpl-0","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":{"prompt_tokens":20,"completion_tokens":40,"total_tokens":60}}'
@@ -113,7 +115,8 @@ def queue(name: str) -> dict[str, Any]:
 
 def split(name: str, owner_url: str) -> dict[str, Any]:
     """Split a new batch, then copy the same rows into empty tables of the same shape."""
-    batch, splitter, found = _batch(name), APP.splitter, {}
+    batch, splitter = _batch(name), APP.splitter
+    found: dict[str, Any] = {}
     with measured(found):
         splitter.split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
@@ -126,7 +129,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
     for figure, tables in (("copy", TABLES), ("copy_requests", TABLES[:1])):
         began = time.perf_counter()
         with owner.begin() as connection:
-            cursor = connection.connection.cursor()
+            cursor = _cursor(connection)
             for table in tables:
                 cursor.execute(f"COPY bare_{table} FROM STDIN", stream=_blocks(rows[table]))
         found[figure] = time.perf_counter() - began
@@ -150,17 +153,23 @@ def drain(name: str) -> dict[str, Any]:
 
 def finalize(name: str) -> dict[str, Any]:
     """Finalize a drained batch, then copy the same columns out."""
-    batch, finalizer, found = _batch(name), APP.finalizer, {}
+    batch, finalizer = _batch(name), APP.finalizer
+    found: dict[str, Any] = {}
     assert _completed(batch) == 0
     with measured(found):
         finalizer.finalize(batch)
     found["lines"] = _completed(batch)
     out, began = io.BytesIO(), time.perf_counter()
     with APP.database.begin() as connection:
-        connection.connection.cursor().execute(RESULTS.format(batch=batch), stream=out)
+        _cursor(connection).execute(RESULTS.format(batch=batch), stream=out)
     found["copy"] = time.perf_counter() - began
     assert out.getvalue().count(b"\n") == found["lines"]
     return found
+
+
+def _cursor(connection: Connection) -> Any:
+    """Return pg8000's cursor, whose `execute` reads and writes streams."""
+    return connection.connection.cursor()
 
 
 def _batch(name: str) -> BatchId:
@@ -179,7 +188,7 @@ def _rows(table: str, batch: BatchId) -> bytes:
     out = io.BytesIO()
     with APP.database.begin() as connection:
         query = f"COPY (SELECT * FROM {table} WHERE batch_id = '{batch}') TO STDOUT"  # noqa: S608
-        connection.connection.cursor().execute(query, stream=out)
+        _cursor(connection).execute(query, stream=out)
     return out.getvalue()
 
 
@@ -189,7 +198,7 @@ def _blocks(rows: bytes) -> Iterator[bytes]:
 
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
-    steps = {
+    steps: dict[str, Callable[..., dict[str, Any]]] = {
         "upload": upload,
         "create": create,
         "queue": queue,

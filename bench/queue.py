@@ -151,13 +151,14 @@ def copied(owner: Engine, worker: Engine) -> int:
     with owner.begin() as connection:
         connection.execute(text("CREATE TABLE bare_results (LIKE results INCLUDING ALL)"))
     with worker.begin() as connection:
-        cursor = connection.connection.cursor()
+        cursor: Any = connection.connection.cursor()
         cursor.execute("COPY (SELECT * FROM results) TO STDOUT", stream=rows)
     content = rows.getvalue()
     blocks = (content[start : start + 65536] for start in range(0, len(content), 65536))
     began = time.perf_counter()
     with owner.begin() as connection:
-        connection.connection.cursor().execute("COPY bare_results FROM STDIN", stream=blocks)
+        cursor = connection.connection.cursor()
+        cursor.execute("COPY bare_results FROM STDIN", stream=blocks)
     return round(content.count(b"\n") / (time.perf_counter() - began))
 
 
@@ -168,7 +169,8 @@ def peer(stage: Stage, size: int, seconds: float) -> int | None:
     url = stage.url("owner")
     stage.measured(STEPS, "pgqueuer-fill", url, str(SMALL))
     with together(stage, PEER_WORKERS, "pgqueuer-drain", url, str(size), str(seconds)) as found:
-        return round(sum(run["lines"] for run in found) / max(run["seconds"] for run in found))
+        rate: float = sum(run["lines"] for run in found) / max(run["seconds"] for run in found)
+        return round(rate)
 
 
 def show(runs: Sequence[dict[str, Any]], copy: int, pgqueuer: int | None) -> None:

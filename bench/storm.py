@@ -64,7 +64,12 @@ def claim_on(url: str) -> None:
     queue = QueueStore(connect(url, pool_size=2), new_id=new_id, lease_duration=3600)
     lease = queue.open_lease(Pool.SPOT, "other")
     stopped = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
+
+    def stop() -> None:
+        sys.stdin.read()
+        stopped.set()
+
+    threading.Thread(target=stop, daemon=True).start()
     took: list[tuple[float, float, float]] = []
     print("ready", flush=True)
     while not stopped.is_set():

@@ -236,7 +236,7 @@ def _body(job: Job, number: int) -> dict[str, object]:
 
 async def _doomed(job: Job) -> list[int]:
     """Return the numbers of requests that fail at every attempt on spot."""
-    requests = {}
+    requests: dict[int, tuple[int, EngineRequest]] = {}
     for number in range(1, 2000):
         body = json.dumps(_body(job, number)).encode()
         for attempt in range(1, ATTEMPTS + 1):

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -75,9 +76,13 @@ def take_pictures(status: Status, out: Path) -> None:
             for suffix, size in SIZES.items():
                 ending = f"{suffix}{'-dark' if scheme == 'dark' else ''}.png"
                 page = _visit(browser, status, scheme, size)
-                _take_all(page, status.portal_url, lambda name, e=ending: out / f"{name}{e}")
+                _take_all(page, status.portal_url, partial(_file, out, ending))
                 page.context.close()
         browser.close()
+
+
+def _file(folder: Path, ending: str, name: str) -> Path:
+    return folder / f"{name}{ending}"
 
 
 def _visit(browser: Browser, status: Status, scheme: str, size: tuple[int, int]) -> Page:
@@ -154,9 +159,11 @@ def _picture(page: Page, target: Path) -> None:
     size = page.viewport_size
     assert size is not None  # noqa: S101 - every page here has one
     end = page.evaluate("document.querySelector('.page').getBoundingClientRect().bottom + scrollY")
-    whole = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], end)}
-    with Image.open(io.BytesIO(page.screenshot(clip=whole))) as taken:
-        _few_colours(taken.convert("RGB")).save(target, optimize=True)
+    taken = page.screenshot(
+        clip={"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], end)}
+    )
+    with Image.open(io.BytesIO(taken)) as picture:
+        _few_colours(picture.convert("RGB")).save(target, optimize=True)
     print(target.name, target.stat().st_size // 1000, "kB")  # noqa: T201
 
 

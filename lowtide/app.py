@@ -57,8 +57,11 @@ class App:
     def __init__(self, settings: Settings, *, name: str = "") -> None:
         self.settings = settings
         self._name = name
+        url = settings.database_url.get_secret_value()
+        if not url:
+            raise ValueError("LOWTIDE_DATABASE_URL is not set: see docs/settings.md.")
         self.database = connect(
-            settings.database_url.get_secret_value(),
+            url,
             pool_size=settings.database_pool_size,
             timeout=settings.database_timeout,
             application=f"lowtide {name}".strip(),

@@ -313,16 +313,24 @@ class LocalStack:
         return found
 
 
-def new_stack(settings: Mapping[str, str], **switches: bool) -> LocalStack:
+def new_stack(
+    settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
+) -> LocalStack:
     """Return a stack that was never started, in a folder of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="lowtide-e2e-"))
-    return LocalStack(folder, settings, **switches)
+    return LocalStack(
+        Path(tempfile.mkdtemp(prefix="lowtide-e2e-")),
+        settings,
+        monitoring=monitoring,
+        synchronous_broker=synchronous_broker,
+    )
 
 
 @contextmanager
-def running(settings: Mapping[str, str], **switches: bool) -> Iterator[LocalStack]:
+def running(
+    settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
+) -> Iterator[LocalStack]:
     """Run a new stack for the length of the block, with `monitoring` or a `synchronous_broker` or without."""
-    stack = new_stack(settings, **switches)
+    stack = new_stack(settings, monitoring=monitoring, synchronous_broker=synchronous_broker)
     try:
         stack.up()
         yield stack

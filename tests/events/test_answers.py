@@ -44,6 +44,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def client(name: str, error: Exception | None = None) -> Any:
         part = Part(error)
+        monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
         monkeypatch.setattr(App, "scheduler", part)
         monkeypatch.setattr(App, "vitals", part)
         monkeypatch.setattr("lowtide.scheduler.tick.ticked", lambda _: None)

@@ -39,6 +39,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Send one tick; return the status of the answer."""
 
     def send(tick: Exception | None, vitals: Exception | None) -> int:
+        monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
         monkeypatch.setattr(App, "scheduler", Part(tick))
         monkeypatch.setattr(App, "vitals", Part(vitals))
         monkeypatch.setattr(scheduler_tick, "ticked", lambda _: None)

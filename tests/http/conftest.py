@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         @property
         def json(self) -> Any: ...
 
+
 __all__ = ["shared_database", "world"]
 
 create_app: Any = functions_framework.create_app

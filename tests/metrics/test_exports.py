@@ -73,7 +73,12 @@ def test_engines_are_counted_by_what_they_said() -> None:
         ]
 
     before = counts()
-    ran: list[Outcome] = [Answered(200, b"{}"), Answered(429, b"{}"), Unanswered("timeout", ""), Interrupted("")]
+    ran: list[Outcome] = [
+        Answered(200, b"{}"),
+        Answered(429, b"{}"),
+        Unanswered("timeout", ""),
+        Interrupted(""),
+    ]
     meter.ran([*ran, Answered(200, b"{}")])
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
 

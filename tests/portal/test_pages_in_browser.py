@@ -37,7 +37,9 @@ def letters(shared: Database, portal: Portal) -> None:
 
 def _states(shared: Database) -> dict[str, int]:
     with shared.engine("operator").connect() as connection:
-        rows = connection.execute(text("SELECT state, count(*) AS letters FROM dead_letters GROUP BY state"))
+        rows = connection.execute(
+            text("SELECT state, count(*) AS letters FROM dead_letters GROUP BY state")
+        )
         return {row.state: row.letters for row in rows}
 
 

@@ -47,7 +47,12 @@ class Book(LastSeenStore):
         self.writes.append(observed)
 
     def of(self, name: str) -> list[Observation]:
-        return [observation for write in self.writes for observation in write if observation.name == name]
+        return [
+            observation
+            for write in self.writes
+            for observation in write
+            if observation.name == name
+        ]
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -83,7 +88,10 @@ def test_noting_never_waits_for_the_book() -> None:
     assert book.writes == []
     book.open.set()
     observations.close(10)
-    assert {observation.name for write in book.writes for observation in write} == {"split", "finalize"}
+    assert {observation.name for write in book.writes for observation in write} == {
+        "split",
+        "finalize",
+    }
 
 
 def test_what_the_book_refuses_is_written_later_with_its_true_age() -> None:

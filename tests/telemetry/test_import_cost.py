@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LOAD = """
 import sys
 import functions_framework
-functions_framework.create_app(sys.argv[1], sys.argv[2])
+server = functions_framework.create_app(sys.argv[1], sys.argv[2])
 import lowtide.serving
 from lowtide.app import App
-from lowtide.settings import read_settings
-print(App(read_settings()).tracer.is_on, any(name.startswith("opentelemetry") for name in sys.modules))
+print(App.of_server(server).tracer.is_on, any(name.startswith("opentelemetry") for name in sys.modules))
 """
+DATABASE = {"LOWTIDE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
 
@@ -38,7 +38,7 @@ def test_only_what_is_switched_on_is_imported(
     source = ROOT / "functions" / function / "main.py"
     done = subprocess.run(
         [sys.executable, "-c", LOAD, function, str(source)],
-        env={**kept, **environment, "PYTHONPATH": str(ROOT)},
+        env={**kept, **DATABASE, **environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
