@@ -11,25 +11,22 @@ from sqlalchemy import text
 from lowtide.core.errors import Unavailable
 from lowtide.database import schema
 from lowtide.database.connections import connect
-from lowtide.database.schema import check_schema, newest_revision
+from lowtide.database.schema import check_schema, is_older, newest_revision
 from tests.conftest import PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import Database
     from tests.worlds import World
 
-REPLACE = "UPDATE alembic_version SET version_num = :it"
-OLDER = "0010"
-NEWER = "9999"
-NEEDED = f"this version needs {newest_revision()}: run the migration"
+LATER = "9999"
 
 
 @pytest.fixture
 def shared(world: World) -> Iterator[Database]:
-    """The package's database, whose revision is put right again after the test."""
+    """The package's database; restores its revision after the test."""
     yield world.database
     _change(world.database, "GRANT SELECT ON alembic_version TO lowtide_api, lowtide_worker")
     _change(world.database, "DELETE FROM alembic_version")
@@ -46,8 +43,14 @@ def test_every_role_sees_that_a_migrated_database_is_ready(world: World, role: s
     check_schema(world.database.engine(role))
 
 
+def test_a_migrated_database_has_the_newest_revision(world: World) -> None:
+    with world.database.engine("owner").connect() as connection:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+    assert found == newest_revision()
+
+
 def test_a_schema_that_a_later_version_migrated_is_ready(shared: Database) -> None:
-    _change(shared, REPLACE, it=NEWER)
+    _change(shared, "UPDATE alembic_version SET version_num = :it", it=LATER)
     check_schema(shared.engine("api"))
 
 
@@ -62,36 +65,47 @@ def test_a_process_waits_for_the_first_migration(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        pytest.param(
-            REPLACE,
-            f"has schema {OLDER}, {NEEDED}",
-            id="older",
-        ),
-        pytest.param("DELETE FROM alembic_version", "run the migration", id="no revision"),
-        pytest.param(
-            "REVOKE SELECT ON alembic_version FROM lowtide_api", "run the migration", id="0010"
-        ),
+        pytest.param("DELETE FROM alembic_version", id="no revision"),
+        pytest.param("REVOKE SELECT ON alembic_version FROM lowtide_api", id="unreadable"),
     ],
 )
-def test_a_process_waits_for_the_migration(shared: Database, change: str, message: str) -> None:
-    _change(shared, change, **({"it": OLDER} if change is REPLACE else {}))
-    with pytest.raises(Unavailable, match=message):
+def test_a_process_waits_for_the_migration(shared: Database, change: str) -> None:
+    _change(shared, change)
+    with pytest.raises(Unavailable, match="run the migration"):
         check_schema(shared.engine("api"))
 
 
-def test_the_order_of_revisions_is_their_chain_not_their_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number, before in (("0001", None), ("0009", "0001"), ("0003", "0009")):
-        script = f'revision = "{number}"\ndown_revision = {json.dumps(before)}\n'
-        (tmp_path / f"{number}_any.py").write_text(script.replace("null", "None"))
-    monkeypatch.setattr(schema, "_VERSIONS", tmp_path)
-    schema._revisions.cache_clear()
-    try:
-        assert newest_revision() == "0003"
-    finally:
-        monkeypatch.undo()
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Replace the migrations of this version by a chain of empty ones, oldest first."""
+
+    def replace(*revisions: str) -> None:
+        for before, revision in zip((None, *revisions), revisions, strict=False):
+            script = f'revision = "{revision}"\ndown_revision = {json.dumps(before)}\n'
+            (tmp_path / f"{revision}_any.py").write_text(script.replace("null", "None"))
+        monkeypatch.setattr(schema, "_VERSIONS", tmp_path)
         schema._revisions.cache_clear()
-    assert int(newest_revision()) > 10
+
+    yield replace
+    monkeypatch.undo()
+    schema._revisions.cache_clear()
+
+
+def test_a_process_waits_for_a_later_migration(world: World, chain: Callable[..., None]) -> None:
+    found = newest_revision()
+    chain(found, LATER)
+    needed = f"has schema {found}, this version needs {LATER}: run the migration"
+    with pytest.raises(Unavailable, match=needed):
+        check_schema(world.database.engine("api"))
+
+
+def test_the_order_of_revisions_is_their_chain_not_their_numbers(
+    chain: Callable[..., None],
+) -> None:
+    chain("0001", "0009", "0003")
+    assert newest_revision() == "0003"
+    assert [is_older(number) for number in ("0001", "0009", "0003", "0002")] == [
+        True, True, False, False,
+    ]  # fmt: skip
