@@ -21,8 +21,7 @@ _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 _REVISION = re.compile(r'^revision = "(\w+)"', re.MULTILINE)
 _BEFORE = re.compile(r'^down_revision = "(\w+)"', re.MULTILINE)
 _FOUND = text("SELECT min(version_num) FROM alembic_version")
-# Undefined table or insufficient privilege: no migration has run, or none yet that lets every role
-# read the table.
+# Undefined table or insufficient privilege: no migration has run.
 _UNREADABLE = ("42P01", "42501")
 
 
