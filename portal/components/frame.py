@@ -43,6 +43,17 @@ PLACES: Final = (
 )
 
 
+_BUILT_WITHIN: Final = 60.0
+
+
+def page(path: str) -> ui.page:
+    """Serve a page; its decorated function may take as long as the database may.
+
+    NiceGUI's own limit of 3 s would answer with an error page of the framework.
+    """
+    return ui.page(path, response_timeout=_BUILT_WITHIN)
+
+
 def navigation(current: str, *, tenant: bool) -> None:
     """Link to every page, or to a tenant's pages; `current` is the path of the open page."""
     with ui.element("nav").classes("places").props('aria-label="Pages"'):

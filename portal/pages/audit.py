@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
+from portal.components.frame import page
 from portal.listing import PAGE_SIZE, ListPage, tenant_choice
 from portal.pages.administration import AUDIT, AuditQuery
 from portal.queries import clean
@@ -108,7 +109,7 @@ def row_of(entry: AuditEntry) -> AuditRow:
 def install(watching: Watching, *, api_url: str) -> None:
     """Serve the audit log."""
 
-    @ui.page(AUDIT)
+    @page(AUDIT)
     async def audit(request: Request) -> None:
         query = AuditQuery.read(request.query_params)
         await AuditPage(watching.poller, watching.readings, query).open(api_url)

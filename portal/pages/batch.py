@@ -14,6 +14,7 @@ from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
 from portal.components.basics import StatCard, heading
 from portal.components.batch_actions import cancel_batches
+from portal.components.frame import page
 from portal.dashboards import dashboard_links
 from portal.formats import number
 from portal.listing import Pager
@@ -119,7 +120,7 @@ SEARCH_INTERVAL: Final = 10.0
 def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the batch page."""
 
-    @ui.page("/batches/{batch_id}")
+    @page("/batches/{batch_id}")
     async def batch(request: Request, batch_id: str) -> None:
         found = parse_batch_id(batch_id)
         live = Live(poller)

@@ -16,6 +16,7 @@ from lowtide.core.ids import parse_batch_id
 from portal.components.basics import empty_state
 from portal.components.batch_actions import BatchToolbar, cancel_batches
 from portal.components.batch_table import BatchTable
+from portal.components.frame import page
 from portal.listing import Pager
 from portal.live import Live
 from portal.pages.landing import FIRST_COMMAND
@@ -111,7 +112,7 @@ PAGE_SIZE: Final = 50
 def install(poller: Poller, readings: Readings, *, api_url: str) -> None:
     """Serve the list of batches."""
 
-    @ui.page("/batches")
+    @page("/batches")
     async def batches(request: Request) -> None:
         query = BatchQuery.read(request.query_params)
         await BatchesPage(poller, readings, query).open(api_url)

@@ -11,7 +11,7 @@ from lowtide.core.errors import LowtideError
 from lowtide.dead_letters.model import LetterId
 from portal import downloads
 from portal.components.basics import heading
-from portal.components.frame import frame
+from portal.components.frame import frame, page
 from portal.pages.letter_actions import LetterActions
 from portal.pages.letter_table import LetterTable, read_excerpts, show_letter
 from portal.queries import STATES, LetterQuery
@@ -77,7 +77,7 @@ def install(*, api_url: str) -> None:
     """Serve the dead letter page and its downloads."""
     downloads.install_dead_letters()
 
-    @ui.page(PATH)
+    @page(PATH)
     async def dead_letters() -> None:
         request = ui.context.client.request
         query = LetterQuery.read(dict(request.query_params) if request else {})

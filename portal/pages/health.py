@@ -14,6 +14,7 @@ from lowtide.events.model import EventType
 from lowtide.status.findings import Condition
 from lowtide.status.last_seen import TICK, Component
 from portal.components.basics import heading
+from portal.components.frame import page
 from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, badge_of
 from portal.components.pausing import PauseNotes
 from portal.formats import absolute, ago, counted, duration
@@ -127,7 +128,7 @@ _HOW: Final = (
 def install(watching: Watching, *, api_url: str) -> None:
     """Serve the health page."""
 
-    @ui.page("/health")
+    @page("/health")
     def health() -> None:
         live = Live(watching.poller)
         with live.page("Health", api_url=api_url):

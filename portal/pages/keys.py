@@ -10,6 +10,7 @@ from nicegui import ui
 
 from lowtide.tenants.keys import KeyState
 from portal.components.basics import BADGE_CELL, Badge
+from portal.components.frame import page
 from portal.formats import absolute, ago, duration
 from portal.listing import PAGE_SIZE, ListPage, tenant_choice
 from portal.pages.administration import KEYS, KeyQuery, key_mark
@@ -192,7 +193,7 @@ def _moment(moment: datetime | None) -> str:
 def install(watching: Watching, *, api_url: str) -> None:
     """Serve the keys page."""
 
-    @ui.page(KEYS)
+    @page(KEYS)
     async def keys(request: Request) -> None:
         query = KeyQuery.read(request.query_params)
         await KeysPage(watching.poller, watching.readings, query).open(api_url)

@@ -15,6 +15,7 @@ from portal.components.alerts import AlertList
 from portal.components.basics import POOL_TONES, StatCard, empty_state, heading, pool_badge
 from portal.components.batch_table import BatchTable
 from portal.components.charts import TimeChart, lines_by_pool
+from portal.components.frame import page
 from portal.components.health_panel import HealthPanel
 from portal.components.pausing import PauseNotes
 from portal.dashboards import dashboard_links
@@ -93,7 +94,7 @@ FIRST_COMMAND: Final = "lowtide submit requests.jsonl --window 24h --watch"
 def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the landing page."""
 
-    @ui.page("/")
+    @page("/")
     async def landing() -> None:
         await watching.poller.fresh(timeout=1.0)
         live = Live(watching.poller)

@@ -13,6 +13,7 @@ from lowtide.core.pools import Pool
 from lowtide.status.history import HistoryRange
 from portal.components.basics import BADGE_CELL, Badge, StatCard, heading, pool_badge, pool_of
 from portal.components.charts import Line, SlaChart, TimeChart, lines_by_pool, range_choice
+from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
 from portal.formats import counted, duration, number
@@ -154,7 +155,7 @@ _FIRST_RANGE: Final = HistoryRange.HOUR
 def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None:
     """Serve the queues page."""
 
-    @ui.page(PATH)
+    @page(PATH)
     async def queues(request: Request) -> None:
         await watching.poller.fresh(timeout=1.0)
         page = QueuesPage(watching, range_of(request.query_params.get("range", "")))

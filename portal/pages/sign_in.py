@@ -13,6 +13,7 @@ from nicegui import app, ui
 
 from lowtide.core.errors import LowtideError
 from portal import theme
+from portal.components.frame import page
 from portal.services import in_thread
 from portal.sessions import SIGN_IN, SIGN_OUT, SIGNED_OUT, leave_session, open_session
 
@@ -35,7 +36,7 @@ _PROBLEMS: Final = {
 def install(guard: SignInGuard, *, session_seconds: int) -> None:
     """Serve sign-in and sign-out."""
 
-    @ui.page(SIGN_IN)
+    @page(SIGN_IN)
     def sign_in(request: Request) -> None:
         _show(
             _own_path(request.query_params.get("next", "/")),

@@ -10,6 +10,7 @@ from fastapi import Request  # noqa: TC002 - read at run time, to know what the 
 from nicegui import ui
 
 from lowtide.core.errors import LowtideError
+from portal.components.frame import page
 from portal.formats import absolute, money, number
 from portal.listing import PAGE_SIZE, ListPage
 from portal.pages.administration import TENANTS, TenantQuery
@@ -184,7 +185,7 @@ def meter(used: float | None, limit: int | None) -> Meter:
 def install(watching: Watching, *, api_url: str) -> None:
     """Serve the tenants page."""
 
-    @ui.page(TENANTS)
+    @page(TENANTS)
     async def tenants(request: Request) -> None:
         query = TenantQuery.read(request.query_params)
         await TenantsPage(watching.poller, watching.readings, query).open(api_url)

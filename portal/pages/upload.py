@@ -13,7 +13,7 @@ from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id, format_file_id
 from lowtide.files.model import estimate_file
 from portal.components.basics import heading
-from portal.components.frame import frame
+from portal.components.frame import frame, page
 from portal.formats import counted, size
 from portal.pages.file_report import FileReport, Rate
 from portal.receiving import Arrivals, DropZone, receive
@@ -115,7 +115,7 @@ def install(*, api_url: str) -> None:
     arrivals = Arrivals()
     arrivals.install()
 
-    @ui.page(PATH)
+    @page(PATH)
     async def upload() -> None:
         visitor = current_visitor()
         problem: str | None = None

@@ -143,7 +143,7 @@ def test_the_child_dies_with_its_supervisor(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys
 from pathlib import Path
-from lowtide.local.log import Log
+from lowtide.local.processes import Log
 from lowtide.local.processes import Launch, Process
 
 async def ready():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lowtide.tenants.sign_in import Principal, Role
@@ -11,6 +12,8 @@ from portal.downloads import MOST, MOST_OF_ONE, Download
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pytest
 
 
 async def _status(download: Download) -> int:
@@ -28,7 +31,11 @@ async def _status(download: Download) -> int:
     return int(sent[0]["status"])
 
 
-def test_more_than_a_few_downloads_are_refused_until_one_is_over() -> None:
+def test_more_than_a_few_downloads_are_refused_until_one_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lowtide = SimpleNamespace(settings=SimpleNamespace(client_timeout=30))
+    monkeypatch.setattr("portal.downloads.lowtide", lambda: lowtide)
     gate = threading.Event()
     begun = threading.Semaphore(0)
 

@@ -33,7 +33,9 @@ def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
     open_session(session, Principal("ana", Role.OPERATOR, None, "c"), 60)
     desk = Mock()
     desk.requeuer.requeue.return_value = Mock(changed=2, unchanged=0, remaining=0, batches=())
-    desk.letters.discard.return_value = Mock(spec=Discarded, changed=2, unchanged=0, remaining=0)
+    desk.dead_letters.discard.return_value = Mock(
+        spec=Discarded, changed=2, unchanged=0, remaining=0
+    )
 
     async def agree_too_late(*_: object, fill: Callable[[], object] = dict, **__: object) -> bool:
         fill()
@@ -51,5 +53,5 @@ def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
     monkeypatch.setattr(letter_actions, "confirm", agree_too_late)
     run.setup()
     asyncio.run(act())
-    asked = [*desk.requeuer.requeue.call_args_list, *desk.letters.discard.call_args_list]
+    asked = [*desk.requeuer.requeue.call_args_list, *desk.dead_letters.discard.call_args_list]
     assert len(asked) == 1, "only how many letters it is about"
