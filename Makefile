@@ -48,7 +48,7 @@ check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
 house: $(VENV)/.dev ## Print the shape of the code: modules, sizes, imports, circles
-	@$(BIN)/python bench/house.py
+	@$(BIN)/python -m bench.house
 
 manifests: $(VENV)/.dev .venv-manifests/.installed ## Render every overlay and hold it to schemas, webhooks' rules and checkov
 	@$(BIN)/python -m manifests
@@ -67,34 +67,34 @@ chaos: $(VENV)/.dev ## Break a whole stack at random, and check every invariant:
 	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),1000)
 
 bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
-	@$(BIN)/python bench/imports.py
+	@$(BIN)/python -m bench.imports
 
 bench-ingest: $(VENV)/.dev ## Upload, validation, split and finalize beside their references
-	@$(BIN)/python bench/ingest.py
+	@$(BIN)/python -m bench.ingest
 
 bench-queue: $(VENV)/.bench ## Lines claimed and completed a second, beside COPY and PGQueuer
-	@$(BIN)/python bench/queue.py
+	@$(BIN)/python -m bench.queue
 
 bench-job: $(VENV)/.dev ## A whole job through the functions, and a worker beside a bare client
-	@$(BIN)/python bench/job.py
+	@$(BIN)/python -m bench.job
 
 bench-storm: $(VENV)/.dev ## The leases of 200 workers run out at once
-	@$(BIN)/python bench/storm.py
+	@$(BIN)/python -m bench.storm
 
 bench-engines: $(VENV)/.dev ## An engine away for ten minutes, and one of four that is broken
-	@$(BIN)/python bench/engine_faults.py
+	@$(BIN)/python -m bench.engine_faults
 
 bench-traces: $(VENV)/.dev ## What traces cost a worker, off and on
-	@$(BIN)/python bench/tracing.py
+	@$(BIN)/python -m bench.tracing
 
 bench-portal: $(VENV)/.dev ## What the portal's pages read at a million requests, p50 and p95
-	@$(BIN)/python bench/portal.py
+	@$(BIN)/python -m bench.portal
 
 bench-pages: $(VENV)/.dev ## What fifty open pages cost the portal and the database, beside one
-	@$(BIN)/python bench/portal_pages.py
+	@$(BIN)/python -m bench.portal_pages
 
 bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
-	@$(BIN)/python bench/scheduler.py $(if $(TRACES),--traces "$(TRACES)")
+	@$(BIN)/python -m bench.scheduler $(if $(TRACES),--traces "$(TRACES)")
 
 docs: $(VENV)/.dev ## Regenerate the generated reference pages
 	@$(BIN)/python -m docs.generate

@@ -1,6 +1,6 @@
 """What faults of engines cost: nothing but time.
 
-    python bench/engine_faults.py [--requests N] [--away SECONDS] [--compare N]
+    python -m bench.engine_faults [--requests N] [--away SECONDS] [--compare N]
 
 Runs local stacks with the simulated engine: a batch during which every engine is down for a while,
 then the same requests on four workers, and on four of which one has a broken engine (it answers 500
@@ -11,21 +11,14 @@ failed.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import json
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.e2e.questions import chat_file, simulated_answer  # noqa: E402
-from tests.e2e.stacks import running  # noqa: E402
+from tests.e2e.questions import chat_file, simulated_answer
+from tests.e2e.stacks import running
 
 LATENCY = 0.25
 SETTINGS = {

@@ -1,6 +1,6 @@
 """Ingest: upload, validation, split and finalize, beside references measured in the same run.
 
-    python bench/ingest.py [--quick] [--runs N]
+    python -m bench.ingest [--quick] [--runs N]
 
 The upload goes over HTTP to the real function under gunicorn, with an embedded PostgreSQL in
 durable settings and a directory as object store; the other steps run the real services, each in its
@@ -10,30 +10,26 @@ imports included. Ends with one JSON line; exits with 1 if a figure misses its b
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import json
 import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batch_files import write_batch_file
-from stage import Function, Stage
-
+from bench.batch_files import write_batch_file
+from bench.stage import Function, Stage
 from lowtide.local.ports import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS = Path(__file__).with_name("ingest_steps.py")
+STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 BOUNDARY = "bench-ingest-boundary"
 UPLOAD_SECONDS, UPLOAD_MEGABYTES = 3.0, 200.0

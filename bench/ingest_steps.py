@@ -1,32 +1,29 @@
 """One step of ingest in a process of its own, started by other benchmarks.
 
-    python bench/ingest_steps.py upload FILE
-    python bench/ingest_steps.py create FILE_ID
-    python bench/ingest_steps.py queue BATCH_ID
-    python bench/ingest_steps.py validate FILE
-    python bench/ingest_steps.py split BATCH_ID OWNER_URL
-    python bench/ingest_steps.py drain BATCH_ID
-    python bench/ingest_steps.py finalize BATCH_ID
+    python -m bench.ingest_steps upload FILE
+    python -m bench.ingest_steps create FILE_ID
+    python -m bench.ingest_steps queue BATCH_ID
+    python -m bench.ingest_steps validate FILE
+    python -m bench.ingest_steps split BATCH_ID OWNER_URL
+    python -m bench.ingest_steps drain BATCH_ID
+    python -m bench.ingest_steps finalize BATCH_ID
 
 Prints its figures as one JSON line.
 """
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import io
 import json
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from stage import peak_megabytes
 
+from bench.stage import peak_megabytes
 from lowtide.app import App
 from lowtide.batches.service import BatchRequest
 from lowtide.core.ids import (

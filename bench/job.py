@@ -1,6 +1,6 @@
 """The whole job through the real functions, and a worker against an upstream of fixed latency.
 
-    python bench/job.py [--lines N] [--requests N] [--quick]
+    python -m bench.job [--lines N] [--requests N] [--quick]
 
 The job: `lowtide up` with the no-op engine, timed from `POST /v1/batches` to the last byte of the
 output file, first from zero workers, then while these workers are still up. The upstream: one
@@ -11,26 +11,23 @@ result. Ends with one JSON line; exits with 1 if a figure misses its bar.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import json
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batch_files import write_batch_file
 from sqlalchemy import text
-from stage import Stage
 
+from bench.batch_files import write_batch_file
+from bench.stage import Stage
 from lowtide.cli.client import open_client
 from lowtide.database.connections import connect
 from lowtide.local import runtime
@@ -42,8 +39,8 @@ if TYPE_CHECKING:
 
     from openai import OpenAI
 
-UPSTREAM = Path(__file__).with_name("upstream.py")
-STEPS = Path(__file__).with_name("ingest_steps.py")
+UPSTREAM = "bench.upstream"
+STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 LATENCY, IN_FLIGHT = 0.05, 128
 JOB_BAR, UPSTREAM_BAR = 12_000, 0.95
@@ -108,7 +105,7 @@ def whole_job(folder: Path, lines: int, runs: int) -> dict[str, Any]:
 def upstream() -> Iterator[int]:
     """Serve the upstream; yield its port."""
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, str(UPSTREAM), "serve", str(LATENCY)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", UPSTREAM, "serve", str(LATENCY)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -153,7 +150,7 @@ def against_upstream(folder: Path, requests: int) -> dict[str, Any]:
 
 def bare(port: int, requests: int) -> float:
     """Return the bare client's requests per second."""
-    command = [sys.executable, str(UPSTREAM), "ask", str(port), str(requests), str(IN_FLIGHT)]
+    command = [sys.executable, "-m", UPSTREAM, "ask", str(port), str(requests), str(IN_FLIGHT)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     found = json.loads(done.stdout)
     return float(found["requests"] / found["seconds"])

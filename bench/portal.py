@@ -1,16 +1,12 @@
 """What the portal's pages of batches ask of the database, at 10,000 batches and 1,000,000 requests.
 
-    python bench/portal.py [--rounds N] [--quick]
+    python -m bench.portal [--rounds N] [--quick]
 
 Prints p50 and p95 of each page's reads in milliseconds, then one JSON line; exits with 1 if a p95
 is above 200 ms.
 """
 
 from __future__ import annotations
-
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
 
 import argparse
 import json
@@ -22,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portal_volume import fill
-from stage import Stage
-
+from bench.portal_volume import fill
+from bench.stage import Stage
 from lowtide.batches.detail_store import BatchDetailStore
 from lowtide.batches.list_store import BatchListStore
 from lowtide.batches.model import BatchStatus, RequestStatus

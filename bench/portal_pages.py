@@ -1,6 +1,6 @@
 """What open pages cost the portal's process and the database: fifty beside one.
 
-    python bench/portal_pages.py [--pages N] [--seconds N] [--only PAGE]
+    python -m bench.portal_pages [--pages N] [--seconds N] [--only PAGE]
 
 Opens pages as a browser does: signs in, loads the page, and follows it over its websocket, with
 compression and acknowledgements, at the default refresh, while batches progress every second.
@@ -12,10 +12,6 @@ of each kind).
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import ast
 import asyncio
@@ -24,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -36,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import socketio
-from portal_volume import fill
 from sqlalchemy import text
-from stage import ROOT, Stage
 
+from bench.portal_volume import fill
+from bench.stage import ROOT, Stage
 from lowtide.core.ids import format_batch_id
 from lowtide.database.connections import connect
 from lowtide.local.bootstrap import DATABASE

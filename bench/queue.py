@@ -1,6 +1,6 @@
 """The queue: lines claimed and completed a second, and how long a claim takes.
 
-    python bench/queue.py [--quick] [--size N] [--seconds S]
+    python -m bench.queue [--quick] [--size N] [--seconds S]
 
 Several processes claim sets of requests and settle them with results of 300 bytes, as workers with
 a no-op engine would, on an embedded PostgreSQL with durable settings. During `pinned` runs an open
@@ -12,15 +12,12 @@ figure misses its bar.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import io
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -30,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from sqlalchemy import text
-from stage import ROOT, Stage
 
+from bench.stage import ROOT, Stage
 from lowtide.database.connections import connect
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-STEPS = Path(__file__).with_name("queue_steps.py")
+STEPS = "bench.queue_steps"
 EMPTIED = "batches, requests, queue, claims, results, tallies, workers, outbox"
 RATE_BAR, HELD_BAR = 40_000, 0.8
 SMALL, MIDDLE, LARGE = 50_000, 200_000, 1_000_000
@@ -95,7 +92,7 @@ def together(stage: Stage, workers: int, *arguments: str) -> Iterator[list[dict[
     """
     processes = [
         subprocess.Popen(  # noqa: S603
-            [sys.executable, str(STEPS), *arguments],
+            [sys.executable, "-m", STEPS, *arguments],
             env=stage.environment("worker"),
             cwd=ROOT,
             stdin=subprocess.PIPE,

@@ -1,9 +1,9 @@
 """One process of a queue benchmark, started by `queue.py` and `storm.py`.
 
-    python bench/queue_steps.py fill LINES BATCHES TENANTS
-    python bench/queue_steps.py drain SET SECONDS
-    python bench/queue_steps.py pgqueuer-fill URL LINES
-    python bench/queue_steps.py pgqueuer-drain URL SET SECONDS
+    python -m bench.queue_steps fill LINES BATCHES TENANTS
+    python -m bench.queue_steps drain SET SECONDS
+    python -m bench.queue_steps pgqueuer-fill URL LINES
+    python -m bench.queue_steps pgqueuer-drain URL SET SECONDS
 
 A drain prints `ready`, waits for a line on standard input, and works until the queue is empty or
 SECONDS have passed. Prints its figures as one JSON line; a drain then waits for the end of its
@@ -12,12 +12,9 @@ input.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import asyncio
 import json
+import sys
 import time
 import uuid
 from datetime import timedelta

@@ -1,6 +1,6 @@
 """What keeping deadlines costs: the scheduler's own code over recorded spot markets.
 
-    python bench/scheduler.py --traces DIR --dedicated 16 --load 0.6 --hours 24 --windows 100 \\
+    python -m bench.scheduler --traces DIR --dedicated 16 --load 0.6 --hours 24 --windows 100 \\
         --price-ratio 3 --cold-start 180 --seed 1 --json
 
 Reads every `{"metadata": {"gap_seconds": s}, "data": [n, …]}` under DIR and draws windows from each at
@@ -19,21 +19,17 @@ the exit status is 1. Markets with fewer places than D are scaled to D. Ends wit
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import json
 import math
 import random
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from spot_replay import Window, all_dedicated, greedy, omniscient, replay
-
+from bench.spot_replay import Window, all_dedicated, greedy, omniscient, replay
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
@@ -190,7 +186,7 @@ def main() -> int:
     arguments = _arguments()
     traces = read_traces(arguments.traces)
     if arguments.plot:
-        from spot_plot import draw
+        from bench.spot_plot import draw
 
         arguments.replicas = arguments.dedicated or DEDICATED[0]
         draw(arguments.plot, *_pick(traces, arguments))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
-from spot_replay import all_dedicated, replay
+
+from bench.spot_replay import all_dedicated, replay
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spot_replay import Window
-
+    from bench.spot_replay import Window
     from lowtide.planning.demand import Capacity
 
 mpl.use("agg")

@@ -91,10 +91,10 @@ class Stage:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
-    def measured(self, script: Path, *arguments: str, role: str = "worker") -> dict[str, Any]:
-        """Run a script in its own process; return the JSON of its last line."""
+    def measured(self, module: str, *arguments: str, role: str = "worker") -> dict[str, Any]:
+        """Run a module in its own process; return the JSON of its last line."""
         done = subprocess.run(  # noqa: S603
-            [sys.executable, str(script), *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=self.environment(role),
             cwd=ROOT,
             capture_output=True,

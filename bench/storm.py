@@ -1,6 +1,6 @@
 """A storm: the leases of 200 spot workers run out at once, with 48 lines in each one's hands.
 
-    python bench/storm.py [--workers N] [--lines N]
+    python -m bench.storm [--workers N] [--lines N]
 
 Two ticks sweep at the same time, while another process claims and settles requests of its own.
 Prints the time of the sweep, of claims and of settlements before and during it, and the delay until
@@ -11,14 +11,11 @@ exits with 1 if a request was lost or counted twice.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from stage import ROOT, Stage
 
+from bench.stage import ROOT, Stage
 from lowtide.core.ids import new_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import connect
@@ -39,7 +36,7 @@ from lowtide.scheduler.sweep import SweepStore
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-STEPS = Path(__file__).with_name("queue_steps.py")
+STEPS = "bench.queue_steps"
 LINES, BATCHES, SET = 200_000, 4, 50
 QUIET_SECONDS = 3.0
 MAX_LOST_LEASES = 3
@@ -137,7 +134,7 @@ def storm(stage: Stage, engine: Engine, workers: int, lines: int) -> dict[str, A
     with engine.begin() as connection:
         before = connection.execute(text(TALLIES)).scalar_one()
     held = lose(engine, workers, lines)
-    command = [sys.executable, __file__, "--claim-on", stage.url("worker")]
+    command = [sys.executable, "-m", "bench.storm", "--claim-on", stage.url("worker")]
     other = subprocess.Popen(  # noqa: S603
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

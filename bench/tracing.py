@@ -1,6 +1,6 @@
 """What traces cost a worker: lines drained through a real worker and the engine that takes no time.
 
-    python bench/tracing.py [--lines N] [--runs N]
+    python -m bench.tracing [--lines N] [--runs N]
 
 Three arms in turn, each run in a process of its own: `bare`, without any of the code that traces;
 `off`, as shipped; `on`, with a collector that takes every span. Once with a worker's default settings,
@@ -10,16 +10,13 @@ process, which its neighbours on the machine disturb less than the wall clock. E
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import argparse
 import asyncio
 import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from batch_files import write_batch_file
 from sqlalchemy import text
-from stage import Stage
 
+from bench.batch_files import write_batch_file
+from bench.stage import Stage
 from lowtide.app import App
 from lowtide.core.pools import Pool
 from lowtide.settings import read_settings
@@ -41,7 +38,7 @@ from lowtide.worker import runner
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-STEPS = Path(__file__).with_name("ingest_steps.py")
+STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 SIZES: dict[str, Mapping[str, str]] = {
     "default": {},
@@ -121,7 +118,7 @@ def run(stage: Stage, file: str, arm: str, settings: Mapping[str, str]) -> dict[
     created = stage.measured(STEPS, "create", file, role="api")["batch"]
     stage.measured(STEPS, "queue", created)
     done = subprocess.run(  # noqa: S603
-        [sys.executable, __file__, "drain", arm],
+        [sys.executable, "-m", "bench.tracing", "drain", arm],
         env={**stage.environment("worker"), "LOWTIDE_ENGINE": "noop", **settings},
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """An OpenAI-compatible upstream of fixed latency, and a bare asyncio client of it.
 
-    python bench/upstream.py serve SECONDS                  prints its port
-    python bench/upstream.py ask PORT REQUESTS IN_FLIGHT    prints its figures as one JSON line
+    python -m bench.upstream serve SECONDS                  prints its port
+    python -m bench.upstream ask PORT REQUESTS IN_FLIGHT    prints its figures as one JSON line
 
 The client does the minimum: connections that stay open, one request at a time on each, and the
 response read in full. It neither parses nor stores the response.
@@ -9,12 +9,9 @@ response read in full. It neither parses nor stores the response.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.append(sys.path.pop(0))  # after the standard library, which also has a queue.py
-
 import asyncio
 import json
+import sys
 import time
 
 HOST = "127.0.0.1"

@@ -18,7 +18,7 @@ REAL = ROOT.parent / "shared" / "data" / "spot-traces"
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "bench/scheduler.py", *arguments]
+    command = [sys.executable, "-m", "bench.scheduler", *arguments]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spot_replay import Crew, Window, all_dedicated, greedy, omniscient, replay
 
+from bench.spot_replay import Crew, Window, all_dedicated, greedy, omniscient, replay
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:

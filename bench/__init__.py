@@ -1,0 +1,1 @@
+"""Benchmarks: each prints its references in the same run. Run them as modules: `make bench-…`."""

@@ -1,1 +1,0 @@
-from bench.batch_files import *

@@ -1,1 +1,0 @@
-from bench.portal_volume import *

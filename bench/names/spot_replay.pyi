@@ -1,1 +1,0 @@
-from bench.spot_replay import *
