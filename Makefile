@@ -114,7 +114,7 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
 		--output-file requirements/$$extra.txt pyproject.toml; done
 	echo 'checkov>=3.3' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements/manifests.txt -
-	$(BIN)/uv pip compile $(HASHED) --extra image --output-file requirements/image.txt pyproject.toml
+	$(BIN)/uv pip compile $(HASHED) --extra image --constraint requirements/dev.txt --output-file requirements/image.txt pyproject.toml
 	echo uv | cat requirements/build.txt - | \
 		$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt -
 
