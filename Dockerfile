@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# One image for the functions, the workers, the portal and the migration: `args` and FUNCTION_* choose. No HEALTHCHECK: Kubernetes ignores it, and each manifest has the probes that fit.
+# One image for the functions, the workers, the portal and the migration: `args` and FUNCTION_* select
+# one. No HEALTHCHECK: Kubernetes ignores it, and each manifest has its own probes.
 
-# A tag for a first try. For anything that stays, name the digest: --build-arg PYTHON=python:…@sha256:…
+# A tag for a first try. For permanent use name the digest: --build-arg PYTHON=python:…@sha256:…
 # CI requires one. This prints it:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}'
 ARG PYTHON=python:3.11-slim-bookworm
@@ -19,7 +20,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY lowtide lowtide
 COPY portal portal
 COPY functions /app/functions
-# Compiled here, as nothing can be written later; by hash, as a copied layer may change times.
+# Compiled here, as the root file system is read-only later; unchecked hashes, as a copied layer may
+# change timestamps.
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
     python -m uv pip install --python /opt/lowtide/bin/python --no-deps dist/*.whl && \
     python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/lowtide/lib /app
@@ -32,8 +34,8 @@ LABEL org.opencontainers.image.title="Lowtide" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# As PID 1 Python would lose a SIGTERM that comes while it imports: the kernel drops what PID 1 has no
-# handler for. Manifests give `args`, never `command`, which would take its place.
+# As PID 1 Python would lose a SIGTERM during its imports: the kernel drops signals that PID 1 does not
+# handle. Manifests set `args`, never `command`, which would replace tini.
 RUN apt-get update && \
     apt-get install -y --no-install-recommends "tini=0.19.0-1*" && \
     rm -rf /var/lib/apt/lists/*
@@ -41,7 +43,7 @@ ENV PATH=/opt/lowtide/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOM
 COPY --from=build /opt/lowtide /opt/lowtide
 COPY --from=build /app /app
 WORKDIR /app
-# By number, so that `runAsNonRoot` can be checked; nothing needs a name or a home.
+# A number, so that `runAsNonRoot` can be verified; nothing needs a user name or a home.
 USER 10001:10001
 EXPOSE 8080 8081 8090
 ENTRYPOINT ["tini", "--"]

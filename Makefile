@@ -1,4 +1,4 @@
-# Everything a person or CI does. Each target makes its own virtual environment from pinned files.
+# The commands of developers and CI. Each target creates its virtual environment from pinned files.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(VENV)/.local ## Run the main job once: FILE=path OUT=path make demo
+demo: $(VENV)/.local ## Run a batch from file to results, then stop: FILE=path OUT=path make demo
 	@$(BIN)/python -m lowtide.cli.demo
 
 up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= MONITORING=1 LOWTIDE_*=
@@ -28,16 +28,16 @@ up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR
 down: $(VENV)/.local ## Stop the local stack
 	@$(BIN)/lowtide down
 
-test: $(VENV)/.dev ## Run the test suite, but for what test-slow runs
+test: $(VENV)/.dev ## Run the test suite without the slow tests
 	$(BIN)/python -m pytest -m "not slow" -n logical --dist loadfile
 
-test-slow: $(VENV)/.dev ## Run what takes minutes: every process killed in turn, conformance, schemathesis
+test-slow: $(VENV)/.dev ## Run the slow tests: every process killed in turn, conformance, schemathesis
 	$(BIN)/python -m pytest -m slow
 
-conformance: $(VENV)/.dev ## Run the API's conformance suite on a server: URL= KEY= make conformance
+conformance: $(VENV)/.dev ## Run the API's conformance suite against a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
 
-check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the workflows
+check: $(VENV)/.dev ## Check lint, types, import rules, dead code, the Dockerfile, the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,64 +50,64 @@ check: $(VENV)/.dev ## Lint, types, import rules, dead code, the Dockerfile, the
 house: $(VENV)/.dev ## Print the shape of the code: modules, sizes, imports, circles
 	@$(BIN)/python -m bench.house
 
-manifests: $(VENV)/.dev .venv-manifests/.installed ## Render every overlay and hold it to schemas, webhooks' rules and checkov
+manifests: $(VENV)/.dev .venv-manifests/.installed ## Render every overlay and check it: schemas, webhooks' rules, checkov
 	@$(BIN)/python -m manifests
 
-# Checkov wants older versions of what we use.
+# Checkov needs older versions of our dependencies.
 .venv-manifests/.installed: requirements/manifests.txt
 	$(PYTHON) -m venv .venv-manifests
 	.venv-manifests/bin/pip install --quiet -r $<
 	@touch $@
 
-fmt: $(VENV)/.dev ## Format and fix what can be fixed
+fmt: $(VENV)/.dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 chaos: $(VENV)/.dev ## Break a whole stack at random, and check every invariant: SEED= FAULTS=
 	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),1000)
 
-bench-import: $(VENV)/.local ## Print each function's cold-start: import time and memory
+bench-import: $(VENV)/.local ## Print each function's cold start: import time and memory
 	@$(BIN)/python -m bench.imports
 
-bench-ingest: $(VENV)/.dev ## Upload, validation, split and finalize beside their references
+bench-ingest: $(VENV)/.dev ## Measure upload, validation, split and finalize against their references
 	@$(BIN)/python -m bench.ingest
 
-bench-queue: $(VENV)/.bench ## Lines claimed and completed a second, beside COPY and PGQueuer
+bench-queue: $(VENV)/.bench ## Measure requests claimed and completed per second against COPY and PGQueuer
 	@$(BIN)/python -m bench.queue
 
-bench-job: $(VENV)/.dev ## A whole job through the functions, and a worker beside a bare client
+bench-job: $(VENV)/.dev ## Measure a whole job through the functions, and a worker against a bare client
 	@$(BIN)/python -m bench.job
 
-bench-storm: $(VENV)/.dev ## The leases of 200 workers run out at once
+bench-storm: $(VENV)/.dev ## Measure recovery when the leases of 200 workers expire at once
 	@$(BIN)/python -m bench.storm
 
-bench-engines: $(VENV)/.dev ## An engine away for ten minutes, and one of four that is broken
+bench-engines: $(VENV)/.dev ## Measure an engine that is down for ten minutes, and one of four that is broken
 	@$(BIN)/python -m bench.engine_faults
 
-bench-traces: $(VENV)/.dev ## What traces cost a worker, off and on
+bench-traces: $(VENV)/.dev ## Measure the cost of traces for a worker, off and on
 	@$(BIN)/python -m bench.tracing
 
-bench-portal: $(VENV)/.dev ## What the portal's pages read at a million requests, p50 and p95
+bench-portal: $(VENV)/.dev ## Measure the queries of the portal's pages at a million requests, p50 and p95
 	@$(BIN)/python -m bench.portal
 
-bench-pages: $(VENV)/.dev ## What fifty open pages cost the portal and the database, beside one
+bench-pages: $(VENV)/.dev ## Measure what fifty open pages cost the portal and the database, against one
 	@$(BIN)/python -m bench.portal_pages
 
-bench-scheduler: $(VENV)/.dev ## What deadlines cost on recorded spot markets: TRACES=folder
+bench-scheduler: $(VENV)/.dev ## Simulate the cost of deadlines on recorded spot markets: TRACES=folder
 	@$(BIN)/python -m bench.scheduler $(if $(TRACES),--traces "$(TRACES)")
 
-docs: $(VENV)/.dev ## Regenerate the generated reference pages
+docs: $(VENV)/.dev ## Write the generated reference pages
 	@$(BIN)/python -m docs.generate
 
 monitoring: $(VENV)/.dev ## Write the dashboards and the operator's copy of the rules in monitoring/
 	@$(BIN)/python -m monitoring.generate
 
-screenshots: $(VENV)/.dev ## Take the pictures of the portal from a stack of its own: OUT=folder
+screenshots: $(VENV)/.dev ## Take screenshots of the portal from a stack of its own: OUT=folder
 	@$(BIN)/python -m docs.screenshots
 
 HASHED := --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --generate-hashes
 
-pins: $(VENV)/.dev ## Resolve requirements/*.txt anew from pyproject.toml
+pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	for extra in local dev bench; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --extra $$extra \
