@@ -15,8 +15,8 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import scaled_replicas
 from lowtide.planning.state import decide
+from lowtide.queue.metrics import buried, interrupted, judged
 from lowtide.scheduler.samples import PoolLevel
-from lowtide.worker.metrics import buried, interrupted, judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,6 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted
+from lowtide.queue.metrics import buried, interrupted, judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -118,35 +119,3 @@ def _answer(outcome: Outcome) -> str:
     if isinstance(outcome, Answered):
         return str(outcome.status_code)
     return "interrupted" if isinstance(outcome, Interrupted) else str(outcome.code)
-
-
-_MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
-
-
-_VIOLATED = Counter(
-    "requests_sla_violated_total", "Requests that did not end before their deadline."
-)
-
-
-_INTERRUPTED = Counter(
-    "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
-)
-
-
-_BURIED = Counter("dead_letters_total", "Requests that failed for good and were set aside.")
-
-
-def judged(in_time: int, late: int) -> None:
-    """Count requests whose deadline was met or missed."""
-    _MET.inc(in_time)
-    _VIOLATED.inc(late)
-
-
-def buried(requests: int) -> None:
-    """Count dead-lettered requests."""
-    _BURIED.inc(requests)
-
-
-def interrupted(requests: int) -> None:
-    """Count interrupted requests."""
-    _INTERRUPTED.inc(requests)

@@ -39,7 +39,8 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
             *("--signature-type", "http" if name in HTTP else "cloudevent"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
-        env=clean_environment(),
+        # Nothing connects before a request needs it.
+        env=clean_environment() | {"LOWTIDE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"},
         cwd=FUNCTIONS.parent,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

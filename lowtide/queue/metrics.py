@@ -1,0 +1,30 @@
+"""Counters of how requests end, for every process that ends them: workers and the scheduler."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+_MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
+_VIOLATED = Counter(
+    "requests_sla_violated_total", "Requests that did not end before their deadline."
+)
+_INTERRUPTED = Counter(
+    "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
+)
+_BURIED = Counter("dead_letters_total", "Requests that failed for good and were set aside.")
+
+
+def judged(in_time: int, late: int) -> None:
+    """Count requests whose deadline was met or missed."""
+    _MET.inc(in_time)
+    _VIOLATED.inc(late)
+
+
+def buried(requests: int) -> None:
+    """Count dead-lettered requests."""
+    _BURIED.inc(requests)
+
+
+def interrupted(requests: int) -> None:
+    """Count interrupted requests."""
+    _INTERRUPTED.inc(requests)
