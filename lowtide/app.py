@@ -295,7 +295,7 @@ class App:
     def _tenant_services(self) -> Services:
         if self._tenant_database is None:
             raise Unavailable(
-                "LOWTIDE_PORTAL_TENANT_DATABASE_URL is not set: no tenant can be read."
+                "LOWTIDE_PORTAL_TENANT_DATABASE_URL is not set: sign-in with API keys is disabled."
             )
         return self._services(self._tenant_database)
 
@@ -320,7 +320,7 @@ class App:
         else:
             source = f"/lowtide/{self._name or 'cli'}"
             http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
-            sink = ObservedSink(http, self.observations, refusal="the broker did not take it")
+            sink = ObservedSink(http, self.observations, refusal="the broker did not accept it")
         return Publisher(sink, Outbox(self.database), tracer=self.tracer)
 
     def _tracer(self) -> Tracer:

@@ -103,18 +103,18 @@ class AdmissionPolicy:
         if verdict.held or not self.strict:
             return not verdict.held
         if Pool.DEDICATED in outlook.paused:
-            fix = "the dedicated pool is paused, and spot promises nothing: try again once it runs"
+            fix = "the dedicated pool is paused, and spot capacity is not guaranteed. Retry after it resumes"
         elif verdict.earliest is None:
-            fix = "this server has no dedicated capacity to promise any: LOWTIDE_ADMISSION=open takes it"
+            fix = "the server has no dedicated capacity. LOWTIDE_ADMISSION=open accepts it as at risk"
         else:
             window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))
             fix = (
-                f"the earliest deadline that can be held now is {verdict.earliest:%Y-%m-%d %H:%M:%S} "
-                f"UTC, a window of {window}m"
+                f"the earliest feasible deadline is {verdict.earliest:%Y-%m-%d %H:%M:%S} UTC, "
+                f"a completion window of {window}m"
             )
         raise Conflict(
             f"The deadline {new.deadline:%Y-%m-%d %H:%M:%S} UTC of {new.lines} requests cannot be "
-            f"held: {fix}.",
+            f"met: {fix}.",
             param="completion_window",
             code="deadline_not_feasible",
         )

@@ -168,7 +168,7 @@ def create_batch(call: Call) -> Response:
     input_file_id = wanted.input_file_id or wanted.original_input_file_id
     if not input_file_id:
         raise InvalidRequest(
-            "input_file_id is missing: upload a file first and name it here.",
+            "input_file_id is missing: upload a file first and pass its id.",
             param="input_file_id",
         )
     user = wanted.user_id or (wanted.metadata or {}).get("user") or call.caller.name
@@ -215,7 +215,7 @@ def batch_named(text: str, param: str = "batch_id") -> BatchId:
     """Parse the id of a batch; raises NotFound."""
     batch = parse_batch_id(text)
     if batch is None:
-        raise NotFound(f"No batch {text[:100]!r}: check the id.", param=param)
+        raise NotFound(f"Batch {text[:100]!r} not found: check the id.", param=param)
     return batch
 
 
@@ -255,7 +255,7 @@ def list_results(call: Call, batch_id: str) -> Response:
     cursor = parse_cursor(text)
     if cursor is None:
         raise InvalidRequest(
-            "after is not a cursor: use the x-lowtide-cursor header of the answer before.",
+            "after is not a cursor: use the x-lowtide-cursor header of the previous response.",
             param="after",
         )
     limit = limit_argument(call.request, most=10_000, default=1000)
@@ -277,7 +277,7 @@ def _after(call: Call) -> int:
     text = argument(call.request, "after") or "0"
     digits = str(int(text[-8:], 16)) if _is_request_id(text) else text
     if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
-        raise InvalidRequest("after must be a request's id or its line.", param="after")
+        raise InvalidRequest("after must be a request id or a line number.", param="after")
     return int(digits)
 
 

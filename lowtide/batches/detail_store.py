@@ -215,7 +215,7 @@ class BatchDetailStore:
 
 
 def _not_found(batch: BatchId) -> NotFound:
-    return NotFound(f"There is no batch {format_batch_id(batch)}.", param="batch_id")
+    return NotFound(f"Batch {format_batch_id(batch)} not found.", param="batch_id")
 
 
 def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) -> tuple[Note, ...]:

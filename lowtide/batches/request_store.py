@@ -64,7 +64,7 @@ def _piece(
     with transaction() as connection:
         piece: str | None = connection.execute(_BODY, parameters).scalar_one_or_none()
     if piece is None:
-        raise NotFound(f"The answer of {format_request_id(batch, line)} is deleted.")
+        raise NotFound(f"The response of {format_request_id(batch, line)} has been deleted.")
     return piece
 
 

@@ -111,8 +111,8 @@ class Batches:
         file = parse_file_id(wanted.input_file_id)
         if file is None:
             raise InvalidRequest(
-                f"input_file_id {wanted.input_file_id!r} is not a file id: use the id that "
-                "uploading a file returned, like 'file-…'.",
+                f"input_file_id {wanted.input_file_id!r} is not a file id: use the id "
+                "returned by the upload, such as 'file-…'.",
                 param="input_file_id",
             )
         window_text = "24h" if wanted.completion_window is None else wanted.completion_window

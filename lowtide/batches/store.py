@@ -166,7 +166,7 @@ def _not_cancellable(batch: Batch) -> Batch:
 def _load(connection: Connection, batch: BatchId) -> Batch:
     row = connection.execute(_GET, {"id": batch}).one_or_none()
     if row is None:
-        raise NotFound(f"No batch {format_batch_id(batch)!r}: check the id.", param="id")
+        raise NotFound(f"Batch {format_batch_id(batch)!r} not found: check the id.", param="id")
     return batch_of(row)
 
 

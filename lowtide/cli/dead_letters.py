@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
-    help="Lines that exhausted their attempts, or that several workers died of.",
+    help="List, download, requeue and discard dead letters: requests that failed permanently.",
 )
 
 _PATH = "/dead_letters"
 _PIECE = 1 << 20
 _TIMEOUT = 600.0
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids like batch_req_….", show_default=False)]
-Batch = Annotated[str | None, typer.Option("--batch", help="Only letters of this batch.")]
+Ids = Annotated[list[str] | None, typer.Argument(help="Dead letter ids (batch_req_…).", show_default=False)]
+Batch = Annotated[str | None, typer.Option("--batch", help="Only dead letters of this batch.")]
 Code = Annotated[
-    str | None, typer.Option("--code", help="Only letters with this error code, like http_500.")
+    str | None, typer.Option("--code", help="Only dead letters with this error code, such as http_500.")
 ]
-State = Annotated[LetterState | None, typer.Option(help="Only letters in this state.")]
-All = Annotated[bool, typer.Option("--all", help="Every open letter.")]
-Out = Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+State = Annotated[LetterState | None, typer.Option(help="Only dead letters in this state.")]
+All = Annotated[bool, typer.Option("--all", help="All open dead letters.")]
+Out = Annotated[Path, typer.Option(dir_okay=False, help="Output file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count, without changing anything.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")]
 
 
 @dead_letters.command("list")
@@ -49,7 +49,7 @@ def list_letters(
     batch: Batch = None,
     code: Code = None,
     state: State = None,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    after: Annotated[str | None, typer.Option(help="Last id of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     url: Url = None,
     key: Key = None,
@@ -72,7 +72,7 @@ def list_letters(
         table.add_row(*(_plain(letter[name]) for name in names))
     OUT.print(table)
     if page["has_more"]:
-        OUT.print(f"There are more: --after {page['last_id']}", highlight=False)
+        OUT.print(f"More results: --after {page['last_id']}", highlight=False)
 
 
 @dead_letters.command()
@@ -83,7 +83,7 @@ def show(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show a dead letter with its line and its last answer."""
+    """Show a dead letter with its input and its last response."""
     with api_errors():
         letter = _get(connect(url, key, data_dir), f"{_PATH}/{quote(letter_id, safe='')}", {})
     if as_json:
@@ -99,10 +99,10 @@ def requeue(
     code: Code = None,
     every: All = False,
     window: Annotated[
-        str | None, typer.Option(help="Completion window; default: that of each source batch.")
+        str | None, typer.Option(help="Completion window (default: that of each source batch).")
     ] = None,
     pool: Annotated[
-        Pool, typer.Option(help="Where they wait; on dedicated they stay there.")
+        Pool, typer.Option(help="Pool to queue in. Requests queued in dedicated stay there.")
     ] = Pool.SPOT,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -111,7 +111,7 @@ def requeue(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Run dead letters again, in a new batch for each batch they come from."""
+    """Requeue dead letters: one new batch for each source batch."""
     body = _chosen(ids, batch, code, every=every) | {"pool": pool.value}
     if window is not None:
         body["completion_window"] = window
@@ -123,7 +123,7 @@ def requeue(
     for made in done["batches"]:
         new = made["batch_id"] or "a new batch"
         OUT.print(
-            f"{made['letters']} of {made['source_batch_id']} in {new}",
+            f"{made['letters']} from {made['source_batch_id']} to {new}",
             highlight=False,
             soft_wrap=True,
         )
@@ -143,7 +143,7 @@ def discard(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Give up on dead letters; they stay in the list and in the batch's error file."""
+    """Discard dead letters. They stay in the list and in the batch's error file."""
     body = _chosen(ids, batch, code, every=every)
     client = connect(url, key, data_dir)
     done = _change(client, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
@@ -157,7 +157,7 @@ def discard(
 def download(
     out: Out,
     which: Annotated[
-        Content, typer.Option(help="Lines that went in, or the last answers that came out.")
+        Content, typer.Option(help="Inputs of the requests, or their last responses.")
     ] = Content.INPUT,
     batch: Batch = None,
     code: Code = None,
@@ -167,7 +167,7 @@ def download(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Save inputs, which can be uploaded again, or last answers as in the error file."""
+    """Download inputs, ready to upload again, or last responses in the format of the error file."""
     query = _query(batch, code, state) | {"which": which.value}
     lines, written = _save(connect(url, key, data_dir), query, out)
     if as_json:
@@ -183,7 +183,7 @@ def _chosen(
     wanted = {"batch_id": batch, "error_code": code}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if bool(ids) + bool(wanted) + every != 1:
-        fail("Name dead letters by their ids, by --batch and --code, or take --all of them.")
+        fail("Select dead letters by id, by --batch and --code, or with --all.")
     return {"ids": ids} if ids else {"filter": wanted}
 
 
@@ -197,7 +197,7 @@ def _change(
             return counted
         if not yes:
             if quiet:
-                fail(f"This would {what} {counted['changed']} dead letters: add --yes.")
+                fail(f"This would {what} {counted['changed']} dead letters. Add --yes to confirm.")
             typer.confirm(f"{what.capitalize()} {counted['changed']} dead letters?", abort=True)
         return _post(client, what, body)
 
@@ -222,7 +222,7 @@ def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
                     written += target.write(piece)
     except httpx.TransportError as error:
         partial.unlink(missing_ok=True)
-        fail(f"The download broke off ({type(error).__name__}): try again.")
+        fail(f"The download was interrupted ({type(error).__name__}). Try again.")
     partial.replace(out)
     return lines, written
 
@@ -231,7 +231,7 @@ def _message(answer: bytes) -> str:
     try:
         return str(msgspec.json.decode(answer)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        return "The server's answer makes no sense: is --url right?"
+        return "The response is not from a Lowtide server. Check --url."
 
 
 def _plain(value: object) -> Text:
@@ -243,9 +243,9 @@ def _tell(done: str, answer: dict[str, Any]) -> None:
     would = "would be " if answer["dry_run"] else ""
     text = f"{answer['changed']} dead letters {would}{done}"
     if answer["unchanged"]:
-        text += f"; {answer['unchanged']} were dealt with before"
+        text += f"; {answer['unchanged']} were already requeued or discarded"
     if answer["remaining"]:
-        text += f"; {answer['remaining']} are left for another call"
+        text += f"; {answer['remaining']} remain, run the command again"
     OUT.print(f"{text}.", highlight=False, soft_wrap=True)
 
 

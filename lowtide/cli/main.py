@@ -42,40 +42,40 @@ app.add_typer(keys, name="keys")
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 
-File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSONL batch file.")]
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
 
 
 @app.command()
 def up(
     port: Annotated[int, typer.Option(envvar="PORT", help="Port of the API.")] = 8080,
     portal_port: Annotated[
-        int | None, typer.Option(envvar="PORTAL_PORT", help="Port of the portal; default PORT+10.")
+        int | None, typer.Option(envvar="PORTAL_PORT", help="Port of the portal (default: PORT + 10).")
     ] = None,
     data_dir: DataDir = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Run in the background; return when the stack is ready.")] = False,
     monitoring: Annotated[
         bool,
         typer.Option(
-            "--monitoring", envvar="MONITORING", help="Run Prometheus and Alertmanager beside it."
+            "--monitoring", envvar="MONITORING", help="Also run Prometheus and Alertmanager."
         ),
     ] = False,
     prometheus: Annotated[
-        Path | None, typer.Option(envvar="PROMETHEUS", help="The program; default: on the PATH.")
+        Path | None, typer.Option(envvar="PROMETHEUS", help="Prometheus binary (default: from PATH).")
     ] = None,
     alertmanager: Annotated[
-        Path | None, typer.Option(envvar="ALERTMANAGER", help="The program; default: on the PATH.")
+        Path | None, typer.Option(envvar="ALERTMANAGER", help="Alertmanager binary (default: from PATH).")
     ] = None,
     synchronous_broker: Annotated[
         bool,
         typer.Option(
             "--synchronous-broker",
             envvar="SYNCHRONOUS_BROKER",
-            help="Keep no event and answer once all subscribers have, as Knative's default broker.",
+            help="Deliver events synchronously without storing them, like Knative's default broker.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start the local stack: PostgreSQL, every function, workers on demand, the portal."""
+    """Start the local stack: PostgreSQL, all functions, workers on demand, the portal."""
     options = stack_options(
         data_dir,
         port,
@@ -100,7 +100,7 @@ def up(
 
 @app.command()
 def down(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Stop the local stack; unfinished batches carry on at the next `up`."""
+    """Stop the local stack. Unfinished batches continue at the next `up`."""
     require_local()
     from lowtide.local import runtime
 
@@ -108,23 +108,23 @@ def down(data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"stopped": stopped})
     else:
-        OUT.print("Stopped." if stopped else "Nothing was running.")
+        OUT.print("Stopped." if stopped else "No local stack is running.")
 
 
 @app.command()
 def status(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Show where the local stack answers and what runs."""
+    """Show the local stack's addresses, credentials and processes."""
     _show_status(running_stack(data_dir), as_json=as_json)
 
 
 @app.command()
 def submit(
     file: File,
-    window: Annotated[str, typer.Option(help="Completion window: 30m, 24h, 7d.")] = "24h",
-    user: Annotated[str | None, typer.Option(help="Shown in the portal.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it to the end.")] = False,
+    window: Annotated[str, typer.Option(help="Completion window, such as 30m, 24h or 7d.")] = "24h",
+    user: Annotated[str | None, typer.Option(help="User of the batch, shown in the portal.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the batch ends.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Follow it, and save the output file here.")
+        Path | None, typer.Option(help="Show progress until the batch ends, then save the output file here.")
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -167,7 +167,7 @@ def batches(
     if as_json:
         print_json([batch.to_dict() for batch in found])
         return
-    table = Table("id", "status", "done", "failed", "total", "window")
+    table = Table("id", "status", "completed", "failed", "total", "window")
     for batch in found:
         counts = batch.request_counts
         row = (counts.completed, counts.failed, counts.total) if counts else (0, 0, 0)
@@ -183,7 +183,7 @@ def cancel(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Cancel a batch; what is finished stays downloadable."""
+    """Cancel a batch. Finished results remain available."""
     with api_errors():
         batch = connect(url, key, data_dir).batches.cancel(batch_id)
     print_json(batch.to_dict()) if as_json else OUT.print(f"{batch.id} is {batch.status}")
@@ -194,7 +194,7 @@ def validate(
     file: File,
     as_json: Json = False,
 ) -> None:
-    """Check a batch file offline, as the server would."""
+    """Validate a batch file offline with the server's checks."""
     from lowtide.files.lines import LineReader, read_lines
     from lowtide.services import line_limits
     from lowtide.settings import read_settings
@@ -228,10 +228,10 @@ def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
 @app.command("portal-password")
 def portal_password(
     password: Annotated[
-        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, help="Asked for.")
+        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, help="Password; prompted for if not given.")
     ],
 ) -> None:
-    """Print the hash of a password, for LOWTIDE_PORTAL_PASSWORD_HASH."""
+    """Print the hash of a password for LOWTIDE_PORTAL_PASSWORD_HASH."""
     from lowtide.tenants.passwords import hash_password
 
     OUT.print(hash_password(password), markup=False, highlight=False, soft_wrap=True)

@@ -28,40 +28,40 @@ if TYPE_CHECKING:
     from lowtide.tenants.service import Tenancy, TenantChanges
 
 
-tenants = typer.Typer(no_args_is_help=True, help="Tenants, their weight and their limits.")
-keys = typer.Typer(no_args_is_help=True, help="API keys of tenants.")
+tenants = typer.Typer(no_args_is_help=True, help="Manage tenants, their weights and limits.")
+keys = typer.Typer(no_args_is_help=True, help="Manage API keys of tenants.")
 
 NONE = "none"
 
 
 def _limit(text: str) -> str:
     if text != NONE and not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise typer.BadParameter(f"{text!r}: use a number from 1 on, or '{NONE}' for no limit.")
+        raise typer.BadParameter(f"{text!r}: use a positive integer, or '{NONE}' for no limit.")
     return text
 
 
-Name = Annotated[str, typer.Argument(help="The tenant's name.")]
-KeyName = Annotated[str, typer.Option(help="What the key is called.")]
+Name = Annotated[str, typer.Argument(help="Name of the tenant.")]
+KeyName = Annotated[str, typer.Option(help="Name of the key.")]
 Weight = Annotated[
-    int | None, typer.Option(min=1, help="Share beside tenants whose work is as urgent.")
+    int | None, typer.Option(min=1, help="Share of capacity relative to tenants with equally urgent work.")
 ]
 Requests = Annotated[
-    str | None, typer.Option(parser=_limit, metavar="N|none", help="API requests a minute.")
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Max API requests per minute.")
 ]
 Active = Annotated[
-    str | None, typer.Option(parser=_limit, metavar="N|none", help="Batches that are not over.")
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Max active batches.")
 ]
 Queued = Annotated[
-    str | None, typer.Option(parser=_limit, metavar="N|none", help="Requests without a result.")
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Max queued requests, running ones included.")
 ]
 Running = Annotated[
-    str | None, typer.Option(parser=_limit, metavar="N|none", help="Requests that run at a time.")
+    str | None, typer.Option(parser=_limit, metavar="N|none", help="Max requests running at once.")
 ]
 
 
 @tenants.command("list")
 def list_tenants(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List the tenants."""
+    """List tenants."""
     with _tenancy(data_dir) as tenancy:
         found = tenancy.tenants()
     if as_json:
@@ -81,7 +81,7 @@ def create_tenant(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Create a tenant; what is not named here is as LOWTIDE_TENANT_* says."""
+    """Create a tenant. Limits that are not given default to LOWTIDE_TENANT_*."""
     changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
     with _tenancy(data_dir) as tenancy:
         made = tenancy.create(name, changes)
@@ -99,7 +99,7 @@ def change_tenant(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Change weight and limits; they hold from the next request on."""
+    """Change a tenant's weight and limits. They apply from the next request on."""
     changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
     with _tenancy(data_dir) as tenancy:
         changed = tenancy.change(name, changes)
@@ -108,13 +108,15 @@ def change_tenant(
 
 @keys.command("list")
 def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List a tenant's keys by name; the keys themselves are stored nowhere."""
+    """List a tenant's keys. The secrets themselves are not stored."""
     with _tenancy(data_dir) as tenancy:
         found = tenancy.keys(tenant)
     if as_json:
         print_json([_shown_key(key) for key in found])
         return
-    table = Table("key", Column("id", no_wrap=True), "begins", "state", "created", "used", "ends")
+    table = Table(
+        "name", Column("id", no_wrap=True), "prefix", "state", "created", "last used", "ends"
+    )
     for key in found:
         table.add_row(
             key.name,
@@ -133,7 +135,7 @@ def create_key(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Create a key and print it: it is shown this once."""
+    """Create a key and print it. It is shown only once."""
     with _tenancy(data_dir) as tenancy:
         key = tenancy.create_key(tenant, name)
     if as_json:
@@ -147,12 +149,12 @@ def rotate_key(
     tenant: Name,
     name: KeyName = "default",
     overlap: Annotated[
-        str, typer.Option(help="How long the old key still works, like 30m, 24h or 7d; 0: no more.")
+        str, typer.Option(help="How long the old key keeps working, such as 30m, 24h or 7d; 0 ends it at once.")
     ] = "24h",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Create the key that follows another and print it, this once; the old one still works a while."""
+    """Replace a key and print the new one, only once. The old key works until the overlap ends."""
     with _tenancy(data_dir) as tenancy:
         made = tenancy.rotate_key(tenant, name, overlap)
     if as_json:
@@ -168,15 +170,15 @@ def revoke_key(
     name: KeyName = "default",
     key_id: Annotated[
         str | None,
-        typer.Option("--id", help="Only this one, like key_…, where a rotation left several."),
+        typer.Option("--id", help="Only the key with this id (key_…), if a rotation left several."),
     ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """End a key: the next request with it is refused, and portal sessions with it end."""
+    """Revoke a key. Further requests with it are refused, and its portal sessions end."""
     only = None if key_id is None else parse_key_id(key_id)
     if key_id is not None and only is None:
-        raise typer.BadParameter(f"{key_id!r}: use an id that `lowtide keys list` shows.")
+        raise typer.BadParameter(f"{key_id!r}: use an id from `lowtide keys list`.")
     with _tenancy(data_dir) as tenancy:
         tenancy.revoke_key(tenant, name, only)
     if as_json:

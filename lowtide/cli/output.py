@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 OUT = Console()
 ERR = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 DataDir = Annotated[
-    Path | None, typer.Option(envvar="DATA_DIR", help="Where the local stack keeps its state.")
+    Path | None, typer.Option(envvar="DATA_DIR", help="Data directory of the local stack.")
 ]
 
 
@@ -111,11 +111,11 @@ def _notes(batch: Batch) -> str:
 def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
     """Print a finished batch's figures, the paths of its files and up to five errors."""
     by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
-    rerun = " (each of those lines was run again)" if summary.interruptions else ""
+    rerun = " (those requests were run again)" if summary.interruptions else ""
     rows = {
         "batch": f"{batch.id} ({batch.status})",
-        "lines": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
-        "throughput": f"{summary.lines_per_second:.1f} lines/s over {summary.seconds:.1f} s",
+        "requests": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
+        "throughput": f"{summary.lines_per_second:.1f} requests/s over {summary.seconds:.1f} s",
         "by pool": by_pool or "none",
         "interruptions": f"{summary.interruptions}{rerun}",
         "retries": str(summary.retries),

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from lowtide.core.pools import PoolPause, PoolStanding
 
 
-pools = typer.Typer(no_args_is_help=True, help="Pools of workers: pause and resume them.")
+pools = typer.Typer(no_args_is_help=True, help="List, pause and resume worker pools.")
 
-Name = Annotated[Pool, typer.Argument(help="The pool.")]
+Name = Annotated[Pool, typer.Argument(help="Name of the pool.")]
 
 
 @pools.command("list")
 def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Show what waits and runs in each pool, and who paused it since when."""
+    """Show each pool's queued and running requests, workers and pause."""
     with operating(data_dir) as operated:
         found = operated.app.pools.standings()
     if as_json:
@@ -39,7 +39,7 @@ def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 @pools.command("pause")
 def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Have a pool's workers take nothing new; what they run, they end."""
+    """Pause a pool: its workers finish their running requests and claim no more."""
     with operating(data_dir) as operated:
         service, visitor = operated.app.pools, Principal(operated.actor, Role.OPERATOR)
         effect = service.effect(visitor, pool)
@@ -48,22 +48,22 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
         print_json({"pool": pool.value, "paused": _told(pause)})
         return
     OUT.print(f"Paused {pool} {_since(pause)}.", markup=False, highlight=False)
-    OUT.print(f"{effect.queued:,} lines wait, {effect.running:,} run to their end.", markup=False)
+    OUT.print(f"{effect.queued:,} requests queued, {effect.running:,} still running.", markup=False)
     if effect.stops_all:
-        OUT.print("The other pool is paused, too: nothing runs until one of them goes on.")
+        OUT.print("The other pool is paused too: no requests run until a pool is resumed.")
     if effect.endangered.batches:
-        OUT.print(f"Nothing promises the deadlines of {effect.endangered.batches:,} batches now.")
+        OUT.print(f"Deadlines of {effect.endangered.batches:,} batches are no longer guaranteed.")
 
 
 @pools.command("resume")
 def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Let a pool's workers go on."""
+    """Resume a pool."""
     with operating(data_dir) as operated:
         ended = operated.app.pools.resume(Principal(operated.actor, Role.OPERATOR), pool)
     if as_json:
         print_json({"pool": pool.value, "paused": None, "was_paused": _told(ended)})
         return
-    text = "was not paused" if ended is None else f"goes on; it was paused {_since(ended)}"
+    text = "was not paused" if ended is None else f"resumed; it was paused {_since(ended)}"
     OUT.print(f"{pool.capitalize()} {text}.", markup=False, highlight=False)
 
 

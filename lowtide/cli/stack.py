@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 Url = Annotated[
     str | None,
-    typer.Option(envvar="OPENAI_BASE_URL", help="The server; default: the local stack."),
+    typer.Option(envvar="OPENAI_BASE_URL", help="Server URL (default: the local stack)."),
 ]
 Key = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="The key; default: the local stack's.")
+    str | None, typer.Option(envvar="OPENAI_API_KEY", help="API key (default: the local stack's).")
 ]
 
 
@@ -42,8 +42,8 @@ def require_local() -> None:
     """Fail if the local runtime is not installed, as in the image."""
     if any(find_spec(name) is None for name in _LOCAL):
         fail(
-            "The local stack is not installed: pip install 'lowtide[local]'. Without it, name a server "
-            "with --url and --key, or for tenants, keys and pools a database in LOWTIDE_DATABASE_URL."
+            "The local stack is not installed: run pip install 'lowtide[local]'. Or use a server with --url "
+            "and --key; for tenants, keys and pools, set LOWTIDE_DATABASE_URL."
         )
 
 
@@ -65,7 +65,7 @@ def running_stack(data_dir: Path | None) -> Status:
 
     found = runtime.status(stack_options(data_dir).data_dir)
     if found is None:
-        fail("No local stack is running: start it with `lowtide up`.")
+        fail("No local stack is running. Start it with `lowtide up`.")
     return found
 
 
@@ -88,7 +88,7 @@ class api_errors:  # noqa: N801
         from openai import APIConnectionError, APIStatusError
 
         if isinstance(error, APIConnectionError):
-            fail("The server cannot be reached: is it running, and is --url right?")
+            fail("Cannot connect to the server. Check that it is running and that --url is correct.")
         if isinstance(error, APIStatusError):
             detail = error.body.get("message") if isinstance(error.body, dict) else None
             fail(str(detail or error.message))
@@ -143,8 +143,8 @@ def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
     kept = files.read(data_dir)
     if status is None or kept is None:
         fail(
-            "No local stack is running: start it with `lowtide up`, or name a database in "
-            "LOWTIDE_DATABASE_URL, as the role lowtide_operator."
+            "No local stack is running. Start it with `lowtide up`, or set LOWTIDE_DATABASE_URL to a "
+            "database URL with the role lowtide_operator."
         )
     port = next(process.port for process in status.processes if process.name == POSTGRES)
     url = URL.create("postgresql", OPERATOR, kept.passwords[OPERATOR], HOST, port, DATABASE)

@@ -31,8 +31,8 @@ def parse_window(text: str, *, shortest: timedelta, longest: timedelta) -> timed
         )
     if not shortest <= window <= longest:
         raise InvalidRequest(
-            f"completion_window {text} is outside this server's bounds: "
-            f"it takes {format_window(shortest)} to {format_window(longest)}.",
+            f"completion_window {text} is out of range: "
+            f"use {format_window(shortest)} to {format_window(longest)}.",
             param="completion_window",
             code="invalid_completion_window",
         )

@@ -168,6 +168,6 @@ def check_key_digest(first: bytes | None, now: bytes | None) -> None:
     """
     if first is not None and now is not None and first != now:
         raise IdempotencyKeyReused(
-            "This Idempotency-Key came with another body before: repeat that body, or use a new key.",
+            "This Idempotency-Key was already used with another body: send that body, or use a new key.",
             param="Idempotency-Key",
         )

@@ -98,7 +98,7 @@ def parse_faults(text: str) -> tuple[PlannedFault, ...]:
 def _parse(part: str) -> PlannedFault:
     found = _FAULT.fullmatch(part)
     if found is None:
-        raise ValueError(f"{part!r} is not of the form {_FORM}")
+        raise ValueError(f"{part!r} does not match {_FORM}")
     given = found.groupdict()
     kind, status = _kind(part, given["kind"])
     fault = PlannedFault(
@@ -119,7 +119,7 @@ def _parse(part: str) -> PlannedFault:
 def _kind(part: str, word: str) -> tuple[Kind, int]:
     if word.isdigit():
         if not 400 <= int(word) <= 599:
-            raise ValueError(f"{part!r}: a status is one of 400 to 599")
+            raise ValueError(f"{part!r}: the status must be from 400 to 599")
         return Kind.STATUS, int(word)
     if word not in _WORDS:
         words = ", ".join(kind for kind in Kind if kind in _WORDS)
@@ -131,14 +131,14 @@ def _problem(fault: PlannedFault) -> str | None:
     """Return the problem with a fault, or None."""
     some, slash, of_all = fault.who.partition("/")
     problems = {
-        f"{fault.who} is no share of workers, as 1/4 is": (
+        f"{fault.who} is not a share of workers, such as 1/4": (
             slash and not 1 <= int(some) <= int(of_all)
         ),
-        f"{fault.who} is a kind of fault, and no worker's name": fault.who in _WORDS,
+        f"{fault.who} is a kind of fault, not a worker's name": fault.who in _WORDS,
         f"{fault.kind} takes no value": fault.value is not None and fault.kind not in _WITH_VALUE,
         "the window ends before it starts": fault.start >= fault.end,
         "the window ends after its period": fault.period is not None and fault.end > fault.period,
-        "the share is above 0 and at most 1": not 0 < fault.share <= 1,
+        "the share must be above 0 and at most 1": not 0 < fault.share <= 1,
     }
     return next((text for text, applies in problems.items() if applies), None)
 

@@ -38,18 +38,18 @@ def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
     """
     unknown = sorted(set(url.query) - set(_PARAMETERS))
     if unknown:
-        raise ValueError(f"unknown parameter in the database's address: {', '.join(unknown)}")
+        raise ValueError(f"unknown parameter in the database URL: {', '.join(unknown)}")
     mode, roots = (_one(url, name) for name in _PARAMETERS)
     mode = mode or ("verify-full" if roots == _SYSTEM else "prefer")
     if mode not in (*_UNVERIFIED, *_VERIFIED):
         known = ", ".join([*_UNVERIFIED, *_VERIFIED])
-        raise ValueError(f"sslmode={mode} in the database's address is none of {known}")
+        raise ValueError(f"invalid sslmode={mode} in the database URL: use one of {known}")
     if mode == "require" and roots:
         mode = "verify-ca"
     if mode == "verify-ca" and roots in {"", _SYSTEM}:
-        raise ValueError("the system's certificates sign for anybody: say sslmode=verify-full")
+        raise ValueError("system certificates are valid for any host: use sslmode=verify-full")
     if mode in _UNVERIFIED and roots:
-        raise ValueError(f"sslmode={mode} verifies nothing, and sslrootcert says what to trust")
+        raise ValueError(f"sslmode={mode} ignores sslrootcert: use sslmode=verify-full")
     plain = url.difference_update_query(_PARAMETERS)
     if mode in _UNVERIFIED:
         return plain, _UNVERIFIED[mode]
@@ -68,7 +68,7 @@ def _trusting(roots: str, *, named: bool) -> SSLContext:
         context = ssl.create_default_context(cafile=roots if roots not in {"", _SYSTEM} else None)
     except OSError as error:
         raise ValueError(
-            f"sslrootcert={roots} in the database's address: {error.strerror or error}"
+            f"sslrootcert={roots} in the database URL: {error.strerror or error}"
         ) from error
     context.check_hostname = named
     return context
@@ -145,7 +145,7 @@ def begin(engine: Engine) -> Iterator[Connection]:
     except (DBAPIError, PoolTimeout, OSError) as error:
         if not _is_transient(error):
             raise
-        raise Unavailable("The database does not answer at the moment: try again.") from error
+        raise Unavailable("The database is not responding: try again.") from error
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def check_schema(engine: Engine) -> None:
     found = _revision(engine)
     if found is None:
         raise Unavailable(
-            f"The schema is not {needed} yet, which this version needs: run the migration."
+            f"This version needs schema {needed}, which the database does not have yet: run the migration."
         )
     if is_older(found):
         raise Unavailable(

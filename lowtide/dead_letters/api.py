@@ -159,7 +159,7 @@ def discard(call: Call) -> Response:
 def _chosen(wanted: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilter:
     if (wanted.ids is None) == (wanted.filter is None):
         raise InvalidRequest(
-            "Name dead letters by ids, or all that match by filter: give one of both.",
+            "Select dead letters with either ids or filter.",
             param="ids" if wanted.ids is None else "filter",
         )
     if wanted.ids is not None:
@@ -191,14 +191,14 @@ def _filter(request: Request) -> LetterFilter:
 def _batch_named(text: str, param: str) -> BatchId:
     batch = parse_batch_id(text)
     if batch is None:
-        raise InvalidRequest(f"{text[:100]!r} is not the id of a batch.", param=param)
+        raise InvalidRequest(f"{text[:100]!r} is not a batch id.", param=param)
     return batch
 
 
 def _letter_named(text: str, param: str) -> LetterId:
     found = parse_request_id(text)
     if found is None:
-        raise NotFound(f"No dead letter {text[:100]!r}: check the id.", param=param)
+        raise NotFound(f"Dead letter {text[:100]!r} not found: check the id.", param=param)
     return LetterId(*found)
 
 
@@ -230,43 +230,43 @@ def _seconds(moment: datetime) -> int:
 
 _BATCH = Parameter(
     "batch_id",
-    "Only letters of this batch.",
+    "Only dead letters of this batch.",
     {"type": "string", "pattern": "^batch_[0-9a-f]{32}$"},
 )
 _ERROR_CODE = Parameter(
     "error_code",
-    "Only letters with this code, like `http_500` or `worker_lost`.",
+    "Only dead letters with this error code, such as `http_500` or `worker_lost`.",
     {"type": "string", "pattern": r"^[^\u0000]*$", "maxLength": 256},
 )
 _STATE = Parameter(
-    "state", "Only letters in this state.", {"enum": ["open", "requeued", "discarded"]}
+    "state", "Only dead letters in this state.", {"enum": ["open", "requeued", "discarded"]}
 )
 _AFTER = Parameter(
     "after",
-    "The last id of the page before.",
+    "The last id of the previous page.",
     {"type": "string", "pattern": "^batch_req_[0-9a-f]{40}$"},
 )
 _LIMIT = Parameter(
     "limit",
-    "Most objects of one page.",
+    "Max objects per page.",
     {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
 )
 _WHICH = Parameter(
     "which",
-    "`input`: lines that can be uploaded again, those of one batch as they are; `output`: the last "
-    "answers, in the shape of the error file.",
+    "`input`: the requests as JSONL; a file with those of one batch can be uploaded again. "
+    "`output`: the last responses, in the format of the error file.",
     {"enum": ["input", "output"], "default": "input"},
 )
 _IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
-    "A retry with the same key and body requeues nothing more and returns the batches of the first; "
-    "another body is 422.",
+    "A retry with the same key and body requeues nothing more and returns the batches of the first "
+    "call; a different body is rejected with 422.",
     {"type": "string", "maxLength": 256},
     "header",
 )
 _BOUNDS = (
-    f"One call takes up to {MOST_LETTERS:,} letters of {MOST_SOURCES} batches; `remaining` tells how "
-    "many a filter left for the next."
+    f"One call processes up to {MOST_LETTERS:,} dead letters of {MOST_SOURCES} batches; `remaining` "
+    "is the number of matches left for further calls."
 )
 
 READ = (
@@ -289,7 +289,7 @@ READ = (
         content,
         Operation(
             "getDeadLetterContent",
-            "Download inputs or last answers of dead letters as NDJSON, in order of batch and line.",
+            "Download inputs or last responses of dead letters as NDJSON, ordered by batch and line.",
             None,
             media="application/x-ndjson",
             parameters=(_WHICH, _BATCH, _ERROR_CODE, _STATE),
@@ -304,7 +304,7 @@ READ = (
         get,
         Operation(
             "getDeadLetter",
-            "Get a dead letter with its line and its last answer.",
+            "Get a dead letter with its input and its last response.",
             types.DeadLetterDetails,
             errors=(404,),
             extension=True,
@@ -319,7 +319,7 @@ CHANGE = (
         requeue,
         Operation(
             "requeueDeadLetters",
-            f"Run open dead letters again, in a new batch for each batch they come from. {_BOUNDS}",
+            f"Requeue open dead letters: one new batch for each source batch. {_BOUNDS}",
             types.RequeuedDeadLetters,
             body=types.RequeueDeadLetters,
             parameters=(_IDEMPOTENCY_KEY,),
@@ -333,7 +333,7 @@ CHANGE = (
         discard,
         Operation(
             "discardDeadLetters",
-            f"Give up on open dead letters. {_BOUNDS}",
+            f"Discard open dead letters. {_BOUNDS}",
             types.DiscardedDeadLetters,
             body=types.DiscardDeadLetters,
             errors=(400, 404, 413, 415),

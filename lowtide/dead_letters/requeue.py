@@ -147,7 +147,7 @@ class Requeuer:
             done = self._try(tenant, request, letters, sources)
             if done is not None:
                 return _outcome(selection, done)
-        raise Unavailable("Others are changing the same dead letters: try again.")
+        raise Unavailable("Other calls are changing the same dead letters: try again.")
 
     def _earlier(self, tenant: TenantId, request: RequeueRequest) -> Sequence[Requeued]:
         """Return the result of an earlier call with the same key; raises IdempotencyKeyReused."""
@@ -164,7 +164,7 @@ class Requeuer:
         setting = f"LOWTIDE_{pool.upper()}_REPLICAS"
         others = [f"requeue to {other}, or " for other in Pool if other not in self._rules.closed]
         raise Conflict(
-            f"No worker of {pool} would ever run these requests, as {setting} is 0: "
+            f"These requests would never run in {pool} because {setting} is 0: "
             f"{''.join(others)}set it to 1 or more.",
             param="pool",
             code="pool_without_replicas",

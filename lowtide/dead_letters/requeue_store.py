@@ -171,7 +171,7 @@ class RequeueStore:
                 add_expected_file(connection, file)
                 insert_batch(connection, batch, file.object_key, file.lines, policy)
                 old, new = format_batch_id(places[0].batch), format_batch_id(batch.id)
-                subject = f"{old}: {len(places)} lines as {new} on {batch.pool}"
+                subject = f"{old}: {len(places)} requests as {new} on {batch.pool}"
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])
             for event in events:
                 add_event(connection, event)
@@ -185,7 +185,7 @@ class RequeueStore:
                 lines = [place.line for place in places]
                 ended = _end(connection, tenant, batch, lines, actor)
                 if ended:
-                    subject = f"{format_batch_id(batch)}: {ended} lines"
+                    subject = f"{format_batch_id(batch)}: {ended} requests"
                     note(connection, tenant, actor, "dead_letters.discard", [subject])
                 changed += ended
         return changed

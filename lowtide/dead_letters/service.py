@@ -169,8 +169,8 @@ def select(
     sources = len({letter.batch for letter in letters})
     if len(letters) > most or sources > MOST_SOURCES:
         raise InvalidRequest(
-            f"ids names {len(letters)} dead letters of {sources} batches; at most {most} of "
-            f"{MOST_SOURCES} are allowed: make several calls.",
+            f"ids has {len(letters)} dead letters of {sources} batches; at most {most} of "
+            f"{MOST_SOURCES} batches are allowed: split them into several calls.",
             param="ids",
         )
     return desk.named(tenant, letters)
@@ -225,8 +225,8 @@ def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _input_corrupt(batch: BatchId) -> Conflict:
     return Conflict(
-        f"The input file of {format_batch_id(batch)} is not what was uploaded: its object was changed "
-        "or damaged. Upload the requests of its dead letters again, and discard these.",
+        f"The input file of {format_batch_id(batch)} differs from the upload: its object was changed "
+        "or damaged. Upload the requests of its dead letters again and discard these.",
         param="batch_id",
         code="input_corrupt",
     )
@@ -246,8 +246,8 @@ def input_gone(batches: Sequence[BatchId]) -> Conflict:
     """Return the error for letters whose input file is gone."""
     named = ", ".join(format_batch_id(batch) for batch in batches)
     return Conflict(
-        f"The input file of {named} was deleted or has expired, and with it the lines of its dead "
-        "letters: leave them out, or discard them.",
+        f"The input file of {named} was deleted or has expired, and with it the inputs of its dead "
+        "letters: exclude or discard them.",
         param="batch_id",
         code="input_file_gone",
     )

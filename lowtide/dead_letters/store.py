@@ -197,7 +197,9 @@ def matches(tenant: TenantId, wanted: LetterFilter) -> dict[str, object]:
 
 def letter_not_found(letter: LetterId, param: str) -> NotFound:
     """Return the error for an id that is no dead letter of this tenant."""
-    return NotFound(f"No dead letter {format_request_id(*letter)!r}: check the id.", param=param)
+    return NotFound(
+        f"Dead letter {format_request_id(*letter)!r} not found: check the id.", param=param
+    )
 
 
 def _letter(row: Any) -> DeadLetter:

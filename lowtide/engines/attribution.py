@@ -141,11 +141,11 @@ def reason_of(outcome: Outcome) -> str:
         case Answered(lacks_model=True):
             return "The engine does not serve the request's model"
         case Answered(out_of_quota=True):
-            return "The engine's account is out of quota: see its plan and its billing"
+            return "The engine's account is out of quota: check its plan and billing"
         case Answered(status_code=401 | 403 as status, refuses_content=False):
-            return f"The engine refuses LOWTIDE_ENGINE_API_KEY (HTTP {status})"
+            return f"The engine rejected LOWTIDE_ENGINE_API_KEY (HTTP {status})"
         case Answered():
-            return f"The engine answered HTTP {outcome.status_code}"
+            return f"The engine returned HTTP {outcome.status_code}"
         case Unanswered() | BadInput():
             return outcome.message
         case Interrupted():

@@ -62,7 +62,7 @@ class Breaker:
 
     state: BreakerState = BreakerState.STARTING
     since: float = 0.0
-    reason: str = "The engine has not answered yet."
+    reason: str = "The engine has not responded yet."
     patience: float = math.inf
     faults: int = 0
     barren: int = 0

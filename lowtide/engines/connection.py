@@ -50,9 +50,9 @@ class Origin:
         """Return the origin of a base URL; raises ValueError for another scheme or a bad key."""
         parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"The upstream's URL {url!r} must be http://host or https://host.")
+            raise ValueError(f"The engine's URL {url!r} must start with http:// or https:// and have a host.")
         if not api_key.isascii() or not (api_key or "-").isprintable():
-            raise ValueError("The upstream's API key must be printable ASCII.")
+            raise ValueError("The engine's API key must be printable ASCII.")
         host = parts.netloc.rpartition("@")[2]
         fields = f"Host: {host}\r\nUser-Agent: lowtide\r\nAccept: application/json\r\n"
         # The network between engine and worker is faster than gzip.
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-                self._fail(BrokenReplyError(f"it is not HTTP: {error}"))
+                self._fail(BrokenReplyError(f"not HTTP: {error}"))
             if self._received > _PIECE and not self._answered:
                 # A decoded body outgrows its Content-Length.
                 expected = self._expected if self._decoder is None else 0
@@ -252,11 +252,11 @@ class Connection(asyncio.Protocol):
         if self._status and not self._sized and exc is None:
             self._finish()
         elif self._received:
-            text = "the connection was lost in the middle of it"
+            text = "connection lost before the end"
             self._fail(BrokenReplyError(text, NoAnswer.LOST))
         else:
             reason = f": {exc}" if exc else "."
-            self._fail(ConnectionResetError(f"It closed the connection without a reply{reason}"))
+            self._fail(ConnectionResetError(f"connection closed without a response{reason}"))
 
     def on_message_begin(self) -> None:
         """Distrust a server that sends an unrequested reply (the parser's callback)."""
@@ -345,7 +345,7 @@ class Connection(asyncio.Protocol):
         )
 
     def _too_large(self) -> BrokenReplyError:
-        text = f"it is over {self._max_bytes} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
+        text = f"larger than {self._max_bytes} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
         return BrokenReplyError(text, NoAnswer.TOO_LARGE)
 
     def _fail(self, error: Exception) -> None:

@@ -39,7 +39,7 @@ class Decoder:
 
     def __init__(self, coding: str, max_bytes: int) -> None:
         if coding not in _WINDOWS:
-            raise BrokenReplyError(f"it is encoded as {coding[:100]!r}, which was not asked for")
+            raise BrokenReplyError(f"unexpected content coding {coding[:100]!r}")
         self._coding = coding
         self._windows = list(_WINDOWS[coding])
         self._max_bytes = max_bytes
@@ -51,7 +51,7 @@ class Decoder:
         for start in range(0, len(data), _PIECE):
             yield from self._pieces(data[start : start + _PIECE])
         if not self._member.eof:
-            raise BrokenReplyError(f"its {self._coding} coding ends too soon")
+            raise BrokenReplyError(f"truncated {self._coding} data")
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:
         made = b""
@@ -62,7 +62,7 @@ class Decoder:
             made = self._decompress(data)
             self._made += len(made)
             if self._made > self._max_bytes:
-                text = f"it is over {self._max_bytes} bytes once it is decoded"
+                text = f"larger than {self._max_bytes} bytes when decompressed"
                 raise BrokenReplyError(text, NoAnswer.TOO_LARGE)
             yield made
             data = self._member.unconsumed_tail or self._member.unused_data
@@ -72,7 +72,7 @@ class Decoder:
             return self._member.decompress(data, _PIECE)
         except zlib.error as error:
             if self._made or not self._windows:
-                raise BrokenReplyError(f"its {self._coding} coding is damaged: {error}") from error
+                raise BrokenReplyError(f"invalid {self._coding} data: {error}") from error
         self._member = zlib.decompressobj(self._windows.pop(0))
         return self._decompress(data)
 

@@ -118,7 +118,7 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
         body = _on_one_line(reply.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         if 200 <= reply.status < 300:
-            return Unanswered("invalid_response", f"The upstream's answer is not JSON: {error}")
+            return Unanswered("invalid_response", f"The engine's response is not JSON: {error}")
         body, envelope = _wrapped(reply), None
     status = reply.status
     if 200 <= status < 300 and (envelope is None or _is_error(envelope)):
@@ -282,6 +282,6 @@ def _count(*candidates: object) -> int:
 
 def _wrapped(reply: Reply) -> bytes:
     said = reply.body[:_LONGEST_TEXT].decode(errors="replace").replace("\x00", "").strip()
-    message = said or reply.reason or f"The upstream answered {reply.status}."
+    message = said or reply.reason or f"The engine returned HTTP {reply.status}."
     error = {"message": message, "type": "upstream_error", "param": None, "code": None}
     return msgspec.json.encode({"error": error})

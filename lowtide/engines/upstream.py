@@ -188,18 +188,18 @@ class UpstreamEngine:
         """Return the outcome of a failed exchange; all cases but the last are expected."""
         match error:
             case TimeoutError():
-                text = f"The upstream gave no answer in {seconds:g} s."
+                text = f"The engine did not respond within {seconds:g} s."
                 return Unanswered(NoAnswer.TIMEOUT, text)
             case BrokenReplyError():
-                return Unanswered(error.code, f"The upstream's answer is unusable: {error}.")
+                return Unanswered(error.code, f"Invalid response from the engine: {error}.")
             case socket.gaierror():
-                text = f"The upstream's name {self._origin.host} cannot be resolved: {error}"
+                text = f"The engine's host {self._origin.host} cannot be resolved: {error}"
                 return Unanswered(NoAnswer.DNS, text)
             case ssl.SSLError() | ssl.CertificateError():
-                text = f"The upstream's TLS certificate or handshake fails: {error}"
+                text = f"TLS connection to the engine failed: {error}"
                 return Unanswered(NoAnswer.TLS, text)
             case OSError():
-                return Unanswered(NoAnswer.UNREACHED, f"The upstream was not reached: {error}")
+                return Unanswered(NoAnswer.UNREACHED, f"The engine could not be reached: {error}")
             case _:
                 return Unanswered(NoAnswer.FAULT, f"The request failed: {error!r}")
 
@@ -231,4 +231,4 @@ class UpstreamEngine:
                     self._origin, self._tls, self._max_response_bytes, self._intake
                 )
         except TimeoutError as error:
-            raise ConnectionError(f"no connection in {_CONNECT_TIMEOUT:g} s") from error
+            raise ConnectionError(f"no connection within {_CONNECT_TIMEOUT:g} s") from error

@@ -55,7 +55,7 @@ def file_page(files: Sequence[StoredFile], *, has_more: bool) -> types.FilePage:
 
 def file_not_named(text: str, param: str) -> NotFound:
     """Return the error for text that is not a file id."""
-    return NotFound(f"No file {text[:100]!r}: check the id.", param=param)
+    return NotFound(f"File {text[:100]!r} not found: check the id.", param=param)
 
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

@@ -105,12 +105,12 @@ class LineChecks:
             if mended is not None:
                 # The file is accepted; only this request fails, without reaching the engine.
                 return self.examine(mended, number)
-            text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object a line."
+            text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object per line."
             return None, [Fault("invalid_json_line", text)]
         body = bytes(fields.body)
         frame = frame_of(line, body)
         if len(frame) > _MAX_FRAME:
-            text = f"The line has over {_MAX_FRAME} bytes outside of its body: move them there."
+            text = f"The line has over {_MAX_FRAME} bytes outside body: shorten the other fields."
             return None, [Fault("line_too_long", text)]
         faults = [
             Fault("repeated_field", f"{name} is given more than once: keep one.", name)
@@ -128,7 +128,7 @@ class LineChecks:
 
     def _custom_id(self, fields: Fields, value: str | None, number: int) -> Fault | None:
         if bytes(fields.custom_id) in _ABSENT:
-            text = "custom_id is missing: give each line its own."
+            text = "custom_id is missing: each request needs a unique one."
             return Fault("missing_custom_id", text, "custom_id")
         if value is None:
             text = "custom_id must be a string: put it in quotes."
@@ -162,11 +162,11 @@ class LineChecks:
         if url is not None and url == self.endpoint:
             return None
         expected = self.endpoint or f"one of {', '.join(self._endpoints)}"
-        return Fault("invalid_url", f"url must be {expected}, as the batch's endpoint.", "url")
+        return Fault("invalid_url", f"url must be {expected}: a batch has a single endpoint.", "url")
 
     def _body(self, body: bytes) -> Fault | None:
         if not body:
-            return Fault("missing_body", "body is missing: put the request's JSON there.", "body")
+            return Fault("missing_body", "body is missing: add the request's JSON object.", "body")
         if not body.startswith(b"{"):
             return Fault("invalid_body", "body must be a JSON object.", "body")
         return self._model(decode_any_model(body).model)
@@ -174,7 +174,7 @@ class LineChecks:
     def _model(self, given: msgspec.Raw) -> Fault | None:
         is_absent = bytes(given) in _ABSENT
         if is_absent and self.endpoint not in _MODEL_OPTIONAL:
-            return Fault("missing_model", "body.model is missing: name a model.", "body.model")
+            return Fault("missing_model", "body.model is missing: specify a model.", "body.model")
         model = None if is_absent else text_of(given)
         if not is_absent and (model is None or "\x00" in model or len(model) > MAX_MODEL):
             text = f"body.model must be a string of at most {MAX_MODEL} characters, without U+0000."
@@ -184,8 +184,8 @@ class LineChecks:
         if model == self.model:
             return None
         text = (
-            f"body.model is {_named(model)}, but the file began with {_named(self.model)}: "
-            "put each model into its own file."
+            f"body.model is {_named(model)}, but the file's first request has {_named(self.model)}: "
+            "use one file per model."
         )
         return Fault("mismatched_model", text, "body.model")
 
@@ -193,7 +193,7 @@ class LineChecks:
     def _stream(body: bytes) -> Fault | None:
         if not body.startswith(b"{") or bytes(decode_any_model(body).stream) in _NO_STREAM:
             return None
-        text = "body.stream must be false or absent: a batch has whole answers only."
+        text = "body.stream must be false or absent: batches do not support streaming."
         return Fault("stream_not_supported", text, "body.stream")
 
 

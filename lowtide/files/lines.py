@@ -68,7 +68,7 @@ def body_of(line: bytes) -> bytes | None:
         return bytes(decode_body(line).body) or None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         if _has_halves(line):
-            raise UnsendableBody(f"{HALF}: write whole characters") from None
+            raise UnsendableBody(f"{HALF}; write complete characters") from None
         return None
 
 
@@ -159,7 +159,7 @@ class LineReader:
             else:
                 self._line(line, found)
         if self.requests == 0:
-            self._report("empty_file", "The file has no requests: add one JSON object a line.")
+            self._report("empty_file", "The file has no requests: add one JSON object per line.")
         elif self.requests > self.limits.max_lines:
             self._report(
                 "too_many_requests",

@@ -121,7 +121,7 @@ class Upload:
             self._head = (self._head + chunk)[: len(_GZIP)]
             if self._head == _GZIP:
                 raise UnsupportedMediaType(
-                    "The file is compressed with gzip: unpack it (gunzip) and upload the JSONL.",
+                    "The file is compressed with gzip: decompress it and upload the JSONL.",
                     param="file",
                     code="packed_file",
                 )

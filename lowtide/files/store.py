@@ -86,7 +86,7 @@ def add_expected_file(connection: Connection, file: StoredFile) -> None:
 
 def file_not_found(file: FileId) -> NotFound:
     """Return the error for a file that this tenant does not have."""
-    return NotFound(f"No file {format_file_id(file)!r}: check the id.", param="id")
+    return NotFound(f"File {format_file_id(file)!r} not found: check the id.", param="id")
 
 
 class FileStore:

@@ -178,14 +178,14 @@ def syntax_fault(line: bytes, error: msgspec.DecodeError) -> str:
     except json.JSONDecodeError as found:
         return f"{found.msg.removesuffix(' at')} at character {found.pos + 1}"
     except _NoNumber as found:
-        return f"{found} is no JSON number"
+        return f"{found} is not a JSON number"
     if not isinstance(value, dict):
         return f"it is {_KINDS[type(value)]}"
     # The standard library accepts lone surrogates, which msgspec and UTF-8 do not.
     return HALF
 
 
-HALF: Final = r"an escape like \ud800 stands without its other half"
+HALF: Final = r"unpaired surrogate escape, such as \ud800"
 
 
 _KINDS: Final[dict[type, str]] = {

@@ -133,7 +133,7 @@ class Application:
         except Exception:  # noqa: BLE001 - the last resort: a caller gets an answer, the log the cause
             _log.exception("request.failed")
             response = error_response(
-                LowtideError("The server failed: this is a bug, please report it.")
+                LowtideError("Internal server error: this is a bug, please report it.")
             )
         # The rest of the body stays unread; the framework would read all of it into memory.
         request.stream = BytesIO()
@@ -182,13 +182,13 @@ class Application:
             return error_response(RequestTimeout(error.description or ""))
         if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
             return error_response(
-                InvalidRequest(error.description or "The request could not be read.")
+                InvalidRequest(error.description or "The request is malformed.")
             )
         methods = sorted(self._every_route.bind_to_environ(request.environ).allowed_methods())
         if not methods:
-            message = "No such path: see /openapi.json for those there are."
+            message = "Unknown path: see /openapi.json."
             return error_response(NotFound(message, code="unknown_url"))
-        response = error_response(MethodNotAllowed(f"This path takes {', '.join(methods)}."))
+        response = error_response(MethodNotAllowed(f"Method not allowed: use {', '.join(methods)}."))
         response.headers["Allow"] = ", ".join(methods)
         return response
 
@@ -227,9 +227,9 @@ def _map(routes: Sequence[Route]) -> Map:
     return Map(rules, strict_slashes=False, merge_slashes=False)
 
 
-_REQUESTS = Counter("api_requests_total", "HTTP requests answered.", ["route", "method", "status"])
-_SECONDS = Histogram("api_request_seconds", "Seconds to answer.", ["route", "method"])
-_RATE_LIMITED = Counter("api_rate_limited_total", "Requests answered 429.", ["reason"])
+_REQUESTS = Counter("api_requests_total", "HTTP requests.", ["route", "method", "status"])
+_SECONDS = Histogram("api_request_seconds", "Duration of HTTP requests.", ["route", "method"])
+_RATE_LIMITED = Counter("api_rate_limited_total", "HTTP requests rejected with 429.", ["reason"])
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

@@ -33,7 +33,7 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
     """
     refuse_encoded(request)
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send JSON, with Content-Type: application/json.")
+        raise UnsupportedMediaType("Send JSON with Content-Type: application/json.")
     # A body whose Content-Length is too large is rejected unread.
     body = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
     if body is None or len(body) > most:
@@ -43,7 +43,7 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         place = _PLACE.search(str(error))
         raise InvalidRequest(
-            f"The body is not what this call takes: {error}.", param=place[1] if place else None
+            f"Invalid request body: {error}.", param=place[1] if place else None
         ) from error
 
 
@@ -52,8 +52,7 @@ def refuse_encoded(request: Request) -> None:
     coding = request.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
         raise UnsupportedMediaType(
-            f"A body of Content-Encoding {coding[:100]!r} is not taken: send it as it is, without "
-            "compression.",
+            f"Content-Encoding {coding[:100]!r} is not supported: send the body uncompressed.",
             code="unsupported_content_encoding",
         )
 
@@ -111,7 +110,7 @@ def read_form(
         texts = {name: value.decode() for name, value in fields.items()}
     except (MultipartError, UnicodeDecodeError) as error:
         raise InvalidRequest(
-            f"The form could not be read ({error}): send complete multipart/form-data.",
+            f"The form is malformed ({error}): send complete multipart/form-data.",
             param="file",
         ) from error
     if take is None:
@@ -163,7 +162,7 @@ def _read(stream: Any) -> bytes:
         raise
     except Exception as error:  # each server has its own errors for a truncated body
         raise InvalidRequest(
-            "The request's body broke off: send it again.", param="file"
+            "The request body is incomplete: send it again.", param="file"
         ) from error
     return chunk
 

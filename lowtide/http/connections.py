@@ -149,7 +149,7 @@ class RequestBody(Body):
             data: bytes = super()._read_reader(size)
         except ClientTooSlow as error:
             raise RequestTimeout(
-                "The body came too slowly: send it again, at a steady rate."
+                "The body arrived too slowly: send it again at a steady rate."
             ) from error
         return data
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
 _ALWAYS = (401, 429, 500, 503)
-_NAMED = {"x-request-id": "Names this call in logs."}
+_NAMED = {"x-request-id": "Id of this call in the logs."}
 _RATE_LIMIT = {
-    operations.LIMIT: "Requests a minute, for a tenant that has a limit.",
-    operations.REMAINING: "Requests that would pass right now.",
-    operations.RESET: "Time until the whole limit is there again, like `8.64s` or `6m0s`.",
+    operations.LIMIT: "Max requests per minute, for a tenant with a limit.",
+    operations.REMAINING: "Requests that would be accepted now.",
+    operations.RESET: "Time until the full limit is available again, such as `8.64s` or `6m0s`.",
 }
-_RETRY_AFTER = {"Retry-After": "Seconds to wait before asking again."}
+_RETRY_AFTER = {"Retry-After": "Seconds to wait before a retry."}
 _REF = "#/components/schemas/{name}"
 _EXTENSIONS = "Beyond OpenAI"
 
@@ -47,7 +47,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "Lowtide",
             "version": __version__,
-            "description": "OpenAI's Files and Batches, on your own GPUs, and what they lack.",
+            "description": "OpenAI's Files and Batch APIs on your own GPUs, with extensions.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,

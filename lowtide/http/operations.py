@@ -97,7 +97,7 @@ def limit_argument(request: Request, *, most: int, default: int) -> int:
     """Read `limit`; raises InvalidRequest."""
     text = argument(request, "limit") or str(default)
     if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
-        raise InvalidRequest(f"limit must be a number from 1 to {most}.", param="limit")
+        raise InvalidRequest(f"limit must be an integer from 1 to {most}.", param="limit")
     return int(text)
 
 

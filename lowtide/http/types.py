@@ -244,7 +244,7 @@ class ExpiresAfter(msgspec.Struct):
 
 
 class CreateBatch(msgspec.Struct):
-    """The parameters of a new batch; `inputFileId` and `userId` are the original's names."""
+    """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user."""
 
     input_file_id: InputFileId | None = None
     endpoint: str | None = None

@@ -146,7 +146,7 @@ def parse_overlap(text: str) -> timedelta:
     overlap = timedelta() if text == "0" else parse_span(text)
     if overlap is None or overlap > LONGEST_OVERLAP:
         raise InvalidRequest(
-            f"{text[:100]!r} is no overlap: use 30m, 24h or 7d, at most {LONGEST_OVERLAP.days}d, or 0 "
+            f"Invalid overlap {text[:100]!r}: use 30m, 24h or 7d, at most {LONGEST_OVERLAP.days}d, or 0 "
             "to end the old key at once.",
             param="overlap",
         )
@@ -249,7 +249,7 @@ def add_key(
     made = connection.execute(_ADD, row).scalar_one_or_none()
     if made is None:
         raise Conflict(
-            f"There is a key {name!r} already: choose another name, rotate that one, or revoke it "
+            f"Key {name!r} already exists: choose another name, rotate it, or revoke it "
             "first.",
             param="key",
         )
@@ -281,7 +281,7 @@ def revoke_keys(
 
 def _no_key(name: str) -> NotFound:
     return NotFound(
-        f"The tenant has no key {name[:100]!r} in use: `lowtide keys list` shows those there are.",
+        f"The tenant has no active key {name[:100]!r}: see `lowtide keys list`.",
         param="key",
     )
 

@@ -54,7 +54,7 @@ def check_name(name: str, param: str) -> str:
     """Return the name of a tenant or a key if it is valid; raises InvalidRequest."""
     if _NAME.fullmatch(name) is None:
         raise InvalidRequest(
-            f"{name[:100]!r} is no name: use up to 63 lower-case letters, digits, '.', '_' and '-'.",
+            f"Invalid name {name[:100]!r}: use up to 63 lowercase letters, digits, '.', '_' and '-'.",
             param=param,
         )
     return name
@@ -116,7 +116,7 @@ class Allowance:
         """Raise TooManyRequests if the request was not accepted."""
         if not self.accepted:
             raise TooManyRequests(
-                f"Rate limit reached: {self.per_minute} requests a minute. Try again in "
+                f"Rate limit reached: {self.per_minute} requests per minute. Try again in "
                 f"{math.ceil(self.retry_after)} s, or ask the operator for a higher limit.",
                 retry_after=self.retry_after,
                 reason="requests",
@@ -138,22 +138,22 @@ def check_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
     """
     if limits.queued_lines is not None and lines > limits.queued_lines:
         raise InvalidRequest(
-            f"The file has {lines} requests, and at most {limits.queued_lines} may be queued at "
+            f"The file has {lines} requests, but at most {limits.queued_lines} may be queued at "
             "once: split the file, or ask the operator for a higher limit.",
             param="input_file_id",
             code="too_many_lines",
         )
     if limits.active_batches is not None and use.active_batches >= limits.active_batches:
         raise TooManyRequests(
-            f"{use.active_batches} batches are active, and at most {limits.active_batches} may be: "
+            f"{use.active_batches} batches are active; the limit is {limits.active_batches}: "
             "wait until one ends, cancel one, or ask the operator for a higher limit.",
             retry_after=_BATCH_RETRY_SECONDS,
             reason="active_batches",
         )
     if limits.queued_lines is not None and use.queued_lines + lines > limits.queued_lines:
         raise TooManyRequests(
-            f"{use.queued_lines} requests are queued, the file has {lines}, and at most "
-            f"{limits.queued_lines} may be queued: wait until some are done, cancel a batch, or ask "
+            f"{use.queued_lines} requests are queued and the file has {lines}; the limit is "
+            f"{limits.queued_lines}: wait until some are finished, cancel a batch, or ask "
             "the operator for a higher limit.",
             param="input_file_id",
             retry_after=_BATCH_RETRY_SECONDS,

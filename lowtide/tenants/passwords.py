@@ -36,7 +36,7 @@ def matches(password: str, stored: str) -> bool:
         found = _derive(password, base64.b64decode(salt, validate=True))
     except (ValueError, binascii.Error) as error:
         raise ValueError(
-            "A password hash is broken: `lowtide portal-password` makes one."
+            "Invalid password hash: create one with `lowtide portal-password`."
         ) from error
     return hmac.compare_digest(found, expected) and method == "scrypt"
 

@@ -92,7 +92,7 @@ class Tenancy:
         def apply(current: Tenant) -> Tenant:
             if seen is not None and (news := differences(seen, current)):
                 raise Conflict(
-                    f"Somebody changed {name} meanwhile: {', '.join(told(news))}. Look at it again."
+                    f"{name} was changed meanwhile: {', '.join(told(news))}. Review it and try again."
                 )
             return changes.apply(current)
 
@@ -208,4 +208,4 @@ class Administration:
 
 def _require_all(visitor: Principal) -> None:
     if visitor.tenant is not None:
-        raise Forbidden("This shows every tenant: sign in with a password, not with a key.")
+        raise Forbidden("Only available for all tenants: sign in with a password, not an API key.")

@@ -56,14 +56,14 @@ class Principal:
     def require_operator(self) -> None:
         """Raise Forbidden for a viewer."""
         if not self.may_act:
-            raise Forbidden("A viewer only looks: sign in as an operator to change something.")
+            raise Forbidden("Viewers cannot make changes: sign in as an operator.")
 
     def require_operator_of_all(self) -> None:
         """Raise Forbidden for a viewer, and for an operator of one tenant."""
         self.require_operator()
         if self.tenant is not None:
             raise Forbidden(
-                "This is for every tenant: sign in with the operator's password, not with a key."
+                "This affects all tenants: sign in with the operator's password, not an API key."
             )
 
 
@@ -149,7 +149,7 @@ class SignInGuard:
             self._forget(place, counted)  # nothing was compared: the database is unavailable
             raise
         if visitor is None:
-            raise Unauthenticated("That is neither a password nor an API key in use: check it.")
+            raise Unauthenticated("Incorrect password or API key.")
         # Only this attempt: a viewer's password must not reset the attempts at the operator's.
         self._forget(place, counted)
         return visitor
@@ -177,7 +177,7 @@ class SignInGuard:
             if len(tries) >= MOST_FAILURES:
                 wait = tries[0] + WITHIN_SECONDS - now
                 raise TooManyRequests(
-                    f"Too many wrong tries: wait {wait:.0f} s.", reason="sign_in", retry_after=wait
+                    f"Too many failed attempts: try again in {wait:.0f} s.", reason="sign_in", retry_after=wait
                 )
             tries.append(now)
             while len(self._tries) > MOST_PLACES:

@@ -79,7 +79,7 @@ class TenantStore:
         with begin(self._engine) as connection:
             row = values | {"name": tenant.name, "created_at": tenant.created_at}
             if connection.execute(_ADD, row).rowcount == 0:
-                raise Conflict(f"There is a tenant {tenant.name!r} already.", param="name")
+                raise Conflict(f"Tenant {tenant.name!r} already exists.", param="name")
             note(connection, tenant.id, actor, "tenant.created", [tenant.name])
             _note_changes(connection, tenant, {"weight": 1}, actor)
 
@@ -112,7 +112,7 @@ class TenantStore:
             id_ = _lock(connection, tenant).id
             ends = let_expire(connection, id_, name, overlap)
             made = add_key(connection, id_, name, key, self._pepper, again=True)
-            subject = f"{actor_of(name, made)}: the one before it ends {ends:%Y-%m-%d %H:%M:%S} UTC"
+            subject = f"{actor_of(name, made)}: the previous key ends {ends:%Y-%m-%d %H:%M:%S} UTC"
             note(connection, id_, actor, "key.rotated", [subject])
         return ends
 
@@ -128,7 +128,7 @@ def _lock(connection: Connection, name: str) -> Tenant:
     row = connection.execute(_LOCK, {"name": name}).one_or_none()
     if row is None:
         raise NotFound(
-            f"No tenant {name[:100]!r}: see `lowtide tenants list` for those there are.",
+            f"Tenant {name[:100]!r} not found: see `lowtide tenants list`.",
             param="name",
         )
     return tenant_of(row)

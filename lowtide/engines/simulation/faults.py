@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 REFUSED: Final = Unanswered(
-    NoAnswer.UNREACHED, "The upstream was not reached: simulated: connection refused"
+    NoAnswer.UNREACHED, "The engine could not be reached: simulated: connection refused"
 )
 RESET: Final = Unanswered(
-    NoAnswer.UNREACHED, "The upstream was not reached: simulated: connection reset"
+    NoAnswer.UNREACHED, "The engine could not be reached: simulated: connection reset"
 )
 _GARBAGE: Final = b"<html>Simulated garbage</html>"
 _SLOW_SECONDS: Final = 10.0
@@ -121,15 +121,15 @@ class Faults:
         return _status(fault.status or 500, fault.value)
 
     def _unanswered(self) -> Unanswered:
-        text = f"The upstream gave no answer in {self._limits.timeout:g} s."
+        text = f"The engine did not respond within {self._limits.timeout:g} s."
         return Unanswered(NoAnswer.TIMEOUT, text)
 
     def _padded(self, well: Outcome, size: float | None) -> Outcome:
         """Return the answer padded to `size` bytes; without a size, it is too large."""
         largest = self._limits.max_response_bytes
         if size is None or size > largest:
-            limit = f"it is over {largest} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
-            text = f"The upstream's answer is unusable: {limit}."
+            limit = f"larger than {largest} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
+            text = f"Invalid response from the engine: {limit}."
             return Unanswered(NoAnswer.TOO_LARGE, text)
         if not isinstance(well, Answered) or not well.succeeded:
             return well
@@ -149,6 +149,6 @@ class Faults:
 
 def _status(status: int, retry_after: float | None) -> Outcome:
     kind = "rate_limit_error" if status == 429 else "server_error"
-    body = failure(f"The simulated server answers {status}.", kind)
+    body = failure(f"The simulated server returned HTTP {status}.", kind)
     after = "" if retry_after is None else f"{retry_after:g}"
     return outcome_of(Reply(status, "", body, retry_after=after))

@@ -199,7 +199,7 @@ class Instances:
             # In Python 1, 1.0 and True are equal; in JSON only the first two are.
             if not any(made == other and type(made) is type(other) for other in others):
                 return made
-        raise Impossible("too few values for unique items")
+        raise Impossible("too few distinct values for unique items")
 
     def _string(self, part: Schema, _: int) -> object:
         return string(part, self._random)

@@ -43,7 +43,7 @@ def resolve(root: object, reference: object) -> object:
         try:
             at = _item(at, name)
         except (LookupError, ValueError) as error:
-            raise Impossible(f"{reference} refers to nothing") from error
+            raise Impossible(f"{reference} does not exist") from error
     return at
 
 
@@ -63,7 +63,7 @@ def _anchored(root: object, name: str) -> object:
             waiting.extend(at.values())
         elif isinstance(at, list):
             waiting.extend(at)
-    raise Impossible(f"#{name} refers to nothing")
+    raise Impossible(f"#{name} does not exist")
 
 
 def flat(root: object, schema: object, choose: Callable[[list[object]], object]) -> Schema:
@@ -81,7 +81,7 @@ def flat(root: object, schema: object, choose: Callable[[list[object]], object])
             waiting.extend(choose(part.pop(key)) for key in ("anyOf", "oneOf") if part.get(key))
             waiting.extend(_conditional(part, choose))
         result = merged(result, part)
-    raise Impossible("a reference leads back to itself")
+    raise Impossible("circular reference")
 
 
 def _conditional(part: Schema, choose: Callable[[list[object]], object]) -> list[object]:
@@ -104,14 +104,14 @@ def _types(one: Any, other: Any) -> Any:
         if kind == twin or {kind, twin} == {"integer", "number"}
     ]
     if not shared:
-        raise Impossible(f"nothing is both {one} and {other}")
+        raise Impossible(f"no value is both {one} and {other}")
     return shared
 
 
 def _shared(one: Any, other: Any) -> Any:
     both = [value for value in one if value in other]
     if not both:
-        raise Impossible("two enums have nothing in common")
+        raise Impossible("two enums have no value in common")
     return both
 
 

@@ -59,7 +59,7 @@ class _Walk:
     def _alternatives(self) -> str:
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise PatternError("groups are nested too deep")
+            raise PatternError("groups are nested too deeply")
         made = [self._sequence()]
         while self._peek() == "|":
             self._at += 1
@@ -112,7 +112,7 @@ class _Walk:
         first = int(low)
         last = int(high) if high else first + (self._most if comma else 0)
         if first > last:
-            raise PatternError("a repetition's bounds are the wrong way round")
+            raise PatternError("the bounds of a repetition are out of order")
         return first, min(last, first + self._most)
 
     def _skip_lazy(self) -> None:
@@ -158,7 +158,7 @@ class _Walk:
                 raise PatternError("look-around is not supported")
         made = self._alternatives()
         if self._peek() != ")":
-            raise PatternError("a group has no end")
+            raise PatternError("unterminated group")
         self._at += 1
         return made
 
@@ -179,7 +179,7 @@ class _Walk:
         if negated:
             found = "".join(each for each in _PRINTABLE if each not in found)
         if not found:
-            raise PatternError("a set is empty")
+            raise PatternError("empty character set")
         return found
 
     def _escape(self) -> str:
@@ -195,7 +195,7 @@ class _Walk:
             try:
                 return chr(int(code, 16))
             except ValueError as error:
-                raise PatternError(f"\\{name}{code} is no character") from error
+                raise PatternError(f"\\{name}{code} is not a character") from error
         if name.isalnum():
             raise PatternError(f"\\{name} is not supported")
         return name
@@ -205,14 +205,14 @@ class _Walk:
 
     def _next(self) -> str:
         if self._at >= len(self._pattern):
-            raise PatternError("it ends too early")
+            raise PatternError("unexpected end")
         self._at += 1
         return self._pattern[self._at - 1]
 
 
 def _range(first: str, last: str) -> str:
     if len(first) != 1 or len(last) != 1 or ord(first) > ord(last):
-        raise PatternError(f"{first}-{last} is no range")
+        raise PatternError(f"invalid range {first}-{last}")
     # Of a wide range, the first thousand characters suffice.
     return "".join(map(chr, range(ord(first), min(ord(last), ord(first) + 1000) + 1)))
 
@@ -247,7 +247,7 @@ def _by_pattern(pattern: str, shortest: int, longest: int, random: Random) -> st
             made += "".join(random.choices(ascii_lowercase, k=max(shortest - len(made), 3)))
         if shortest <= len(made) <= longest:
             return made
-    raise Impossible(f"no string of the wanted length matches {pattern!r}")
+    raise Impossible(f"no string of the required length matches {pattern!r}")
 
 
 def _words(shortest: int, longest: int, random: Random) -> str:

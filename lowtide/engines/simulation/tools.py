@@ -92,7 +92,7 @@ def chat_tools(given: object) -> list[Tool]:
         kind = each.get("type") if isinstance(each, dict) else None
         if kind not in {"function", "custom"}:
             raise BadRequest(
-                f"Invalid value for 'tools[{at}].type': 'function' and 'custom' are known.",
+                f"Invalid value for 'tools[{at}].type': use 'function' or 'custom'.",
                 f"tools[{at}].type",
             )
         found.append(_tool(each.get(kind), f"tools[{at}].{kind}", custom=kind == "custom"))
