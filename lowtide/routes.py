@@ -48,7 +48,7 @@ def get_model(call: Call, name: str) -> Response:
     for found in _models(call):
         if found.id == name:
             return json_response(found)
-    raise NotFound(f"No model {name[:100]!r}: see /v1/models.", param="model")
+    raise NotFound(f"Model {name[:100]!r} not found: see /v1/models.", param="model")
 
 
 def _models(call: Call) -> list[types.Model]:
@@ -104,18 +104,20 @@ def docs_asset(_: App, name: str) -> Response:
         return Response(_START, mimetype="text/javascript")
     spec = find_spec("flask_swagger_ui")
     if name not in _ASSETS or spec is None or spec.origin is None:
-        raise NotFound("No such page.", code="unknown_url")
+        raise NotFound("Page not found.", code="unknown_url")
     content = (Path(spec.origin).parent / "dist" / name).read_bytes()
     return Response(content, mimetype=_ASSETS[name], headers={"Cache-Control": "max-age=86400"})
 
 
-_AFTER = Parameter("after", "The last id of the page before.", {"type": "string"})
-_ORDER = Parameter("order", "By creation.", {"enum": ["asc", "desc"], "default": "desc"})
+_AFTER = Parameter("after", "The last id of the previous page.", {"type": "string"})
+_ORDER = Parameter(
+    "order", "Sort order by creation time.", {"enum": ["asc", "desc"], "default": "desc"}
+)
 
 
 def _limit(most: int, default: int) -> Parameter:
     schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
-    return Parameter("limit", "Most objects of one page.", schema)
+    return Parameter("limit", "Max objects per page.", schema)
 
 
 _FORM = {
@@ -132,10 +134,13 @@ _FORM = {
         "expires_after[seconds]": ["expires_after[anchor]"],
     },
 }
-_RANGE = Parameter("Range", "One byte range, like `bytes=0-99`.", {"type": "string"}, "header")
+_RANGE = Parameter(
+    "Range", "A single byte range, such as `bytes=0-99`.", {"type": "string"}, "header"
+)
 _IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
-    "A retry with the same key and body returns the batch of the first; another body is 422.",
+    "A retry with the same key and body returns the batch of the first call; a different body is "
+    "rejected with 422.",
     {"type": "string", "maxLength": 256},
     "header",
 )
@@ -147,7 +152,7 @@ UPLOAD = (
         files_api.upload_file,
         Operation(
             "uploadFile",
-            "Upload a batch file; it is checked line by line while it streams in.",
+            "Upload a batch file. Each line is validated during the upload.",
             types.File,
             form=_FORM,
             errors=(400, 413, 415),
@@ -159,7 +164,7 @@ UPLOAD = (
         files_api.delete_file,
         Operation(
             "deleteFile",
-            "Delete a file; a batch that reads it goes on, and its bytes go when that ends.",
+            "Delete a file. Active batches that read it continue; its content is deleted when they end.",
             types.DeletedFile,
             errors=(404,),
         ),
@@ -191,7 +196,7 @@ CANCEL_BATCH = (
         batches_api.cancel_batch,
         Operation(
             "cancelBatch",
-            "Cancel a batch; what is finished stays downloadable.",
+            "Cancel a batch. Finished results remain available.",
             types.Batch,
             errors=(404, 409),
         ),
@@ -224,7 +229,7 @@ READ = (
         "GET",
         "/v1/files/<file_id>",
         files_api.get_file,
-        Operation("getFile", "Get a file's record.", types.File, errors=(404,)),
+        Operation("getFile", "Get a file's metadata.", types.File, errors=(404,)),
     ),
     Route(
         "GET",
@@ -232,7 +237,7 @@ READ = (
         files_api.file_content,
         Operation(
             "getFileContent",
-            "Download a file, whole or one byte range.",
+            "Download a file or one byte range of it.",
             None,
             media="application/jsonl",
             parameters=(_RANGE,),
@@ -256,7 +261,7 @@ READ = (
         "GET",
         "/v1/batches/<batch_id>",
         batches_api.get_batch,
-        Operation("getBatch", "Get a batch as it stands.", types.Batch, errors=(404,)),
+        Operation("getBatch", "Get a batch.", types.Batch, errors=(404,)),
     ),
     Route(
         "GET",
@@ -264,12 +269,12 @@ READ = (
         batches_api.list_requests,
         Operation(
             "listRequests",
-            "List a batch's lines, in input order.",
+            "List the requests of a batch, in input order.",
             types.RequestPage,
             parameters=(
                 Parameter(
                     "after",
-                    "The last id or line of the page before.",
+                    "The last id or line number of the previous page.",
                     {
                         "type": "string",
                         "pattern": "^(batch_req_[0-9a-f]{32}0[0-9a-f]{7}|[0-9]{1,9})$",
@@ -278,10 +283,10 @@ READ = (
                 _limit(1000, 100),
                 Parameter(
                     "status",
-                    "Only lines in this state.",
+                    "Only requests in this state.",
                     {"enum": ["Queued", "Running", "Completed", "Failed", "DeadLettered"]},
                 ),
-                Parameter("pool", "Only lines of this pool.", {"enum": ["spot", "dedicated"]}),
+                Parameter("pool", "Only requests of this pool.", {"enum": ["spot", "dedicated"]}),
             ),
             errors=(400, 404),
             extension=True,
@@ -293,22 +298,22 @@ READ = (
         batches_api.list_results,
         Operation(
             "listResults",
-            "Read results while the batch runs, in the order they were committed, as NDJSON in the "
-            "shape of the output file. There are fewer than `limit` where they are long.",
+            "Read results while the batch runs, in the order of their commits, as NDJSON in the "
+            "format of the output file. A page of long results has fewer than `limit`.",
             None,
             media="application/x-ndjson",
             parameters=(
                 Parameter(
                     "after",
-                    "The x-lowtide-cursor of the answer before.",
+                    "The x-lowtide-cursor of the previous response.",
                     {"type": "string", "pattern": r"^[0-9]{1,19}\.[0-9]{1,9}$"},
                 ),
                 _limit(10_000, 1000),
             ),
             errors=(400, 404),
             headers={
-                "x-lowtide-cursor": "Where to go on.",
-                "x-lowtide-complete": "`true` when there will be no more.",
+                "x-lowtide-cursor": "Cursor for the next page.",
+                "x-lowtide-complete": "`true` if there will be no further results.",
             },
             extension=True,
         ),
@@ -318,13 +323,13 @@ READ = (
         "GET",
         "/v1/models",
         list_models,
-        Operation("listModels", "List the models that are served.", types.ModelPage),
+        Operation("listModels", "List the available models.", types.ModelPage),
     ),
     Route(
         "GET",
         "/v1/models/<path:name>",
         get_model,
-        Operation("getModel", "Get one model.", types.Model, errors=(404,)),
+        Operation("getModel", "Get a model.", types.Model, errors=(404,)),
     ),
     Route("GET", "/health/live", live, public=True),
     Route("GET", "/health/ready", ready, public=True),

@@ -30,9 +30,11 @@ def _web_address(value: str) -> str:
     """Validate an address to be shown as a link; raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must start with http:// or https:// and name a host")
+        raise ValueError("must start with http:// or https:// and have a host")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must have no user, no ? and no #: visitors see it, paths are added to it")
+        raise ValueError(
+            "must have no user, query or fragment: it is public, and paths are appended"
+        )
     return value
 
 
@@ -43,9 +45,9 @@ def _trace_address(value: str) -> str:
     """Validate the address of a trace's page, with a placeholder for the id; raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise ValueError("must start with http:// or https:// and name a host, and no user")
+        raise ValueError("must start with http:// or https:// and have a host but no user")
     if "{trace_id}" not in value:
-        raise ValueError("must have {trace_id} where the id of the trace goes")
+        raise ValueError("must contain {trace_id}, the placeholder of the trace's id")
     return value
 
 
@@ -92,93 +94,103 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     database_url: SecretStr = Field(
-        default=SecretStr(""), description="PostgreSQL, as `postgresql://user:password@host/db`."
+        default=SecretStr(""), description="PostgreSQL URL: `postgresql://user:password@host/db`."
     )
-    database_pool_size: int = Field(default=8, ge=1, description="Connections a process may hold.")
+    database_pool_size: int = Field(
+        default=8, ge=1, description="Max database connections per process."
+    )
     database_timeout: float = Field(
-        default=30.0, gt=0, description="Seconds without an answer until a connection is given up."
+        default=30.0, gt=0, description="Seconds without a response before a connection is closed."
     )
     object_store_url: str = Field(
-        default="", description="`file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`."
+        default="",
+        description="Object store: `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`.",
     )
     api_key_pepper: SecretStr = Field(
-        default=SecretStr(""), description="Secret key of the hash that API keys are stored as."
+        default=SecretStr(""), description="Secret key for hashing API keys."
     )
     anonymous_tenant: str | None = Field(
         default=None,
-        description="Name of the tenant that requests without a key act for. Unset: 401. "
-        "For a trusted network only.",
+        description="Tenant of requests without an API key. Unset: 401. For trusted networks only.",
     )
     event_sink: str | None = Field(
         default=None,
         validation_alias="K_SINK",
-        description="Where CloudEvents are sent: the broker's ingress.",
+        description="URL that CloudEvents are sent to: the broker's ingress.",
     )
     event_sink_timeout: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds without an answer after which an event is sent again later. Nobody waits "
-        "for it: Knative's default broker answers only once the subscriber has.",
+        description="Seconds without a response before an event is queued for another attempt. No caller "
+        "waits for it: Knative's default broker responds only after the subscriber has.",
     )
 
-    max_file_bytes: int = Field(default=200_000_000, gt=0, description="Largest upload, in bytes.")
+    max_file_bytes: int = Field(default=200_000_000, gt=0, description="Max upload size, in bytes.")
     file_expiry: int = Field(
         default=2_592_000, gt=0, description="Seconds that an uploaded file is kept."
     )
-    max_batch_lines: int = Field(default=50_000, gt=0, description="Most requests a file.")
+    max_batch_lines: int = Field(default=50_000, gt=0, description="Max requests per file.")
     max_line_bytes: int = Field(
-        default=33_554_432, gt=0, description="Largest request, in bytes: images travel in it."
+        default=33_554_432,
+        gt=0,
+        description="Max size of a request in bytes, including inline images.",
     )
     endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=ENDPOINTS, description="Endpoints that batches may name, comma-separated."
+        default=ENDPOINTS, description="Endpoints that batches may use, comma-separated."
     )
-    shortest_window: int = Field(default=60, ge=1, description="Shortest completion window.")
-    longest_window: int = Field(default=604_800, ge=1, description="Longest completion window.")
+    shortest_window: int = Field(default=60, ge=1, description="Min completion window.")
+    longest_window: int = Field(default=604_800, ge=1, description="Max completion window.")
     cancel_grace: float = Field(
-        default=10.0, ge=0, description="Seconds that running lines of a cancelled batch get."
+        default=10.0,
+        ge=0,
+        description="Seconds for the running requests of a cancelled batch to finish.",
     )
 
     admission: Admission = Field(
         default=Admission.OPEN,
-        description="A batch whose deadline dedicated capacity alone could not hold: `open` takes "
-        "it, at risk; `strict` refuses it and names the shortest window that can be held.",
+        description="Admission of batches whose deadline dedicated capacity alone cannot meet: `open` "
+        "accepts them as at risk; `strict` rejects them and names the shortest feasible "
+        "window.",
     )
     tenant_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="API requests a minute of a new tenant. Unset: no limit."
+        default=None,
+        ge=1,
+        description="Max API requests per minute of a new tenant. Unset: no limit.",
     )
     tenant_active_batches: int | None = Field(
-        default=None, ge=1, description="Batches at a time of a new tenant. Unset: no limit."
+        default=None, ge=1, description="Max active batches of a new tenant. Unset: no limit."
     )
     tenant_queued_lines: int | None = Field(
-        default=None, ge=1, description="Queued requests of a new tenant. Unset: no limit."
+        default=None, ge=1, description="Max queued requests of a new tenant. Unset: no limit."
     )
     tenant_running_lines: int | None = Field(
         default=None,
         ge=1,
-        description="Requests of a new tenant that run at a time. Unset: no limit.",
+        description="Max running requests of a new tenant. Unset: no limit.",
     )
-    spot_price: float = Field(default=1.0, ge=0, description="What one spot replica costs an hour.")
+    spot_price: float = Field(default=1.0, ge=0, description="Price of one spot replica per hour.")
     dedicated_price: float = Field(
-        default=3.0, ge=0, description="What one dedicated replica costs an hour."
+        default=3.0, ge=0, description="Price of one dedicated replica per hour."
     )
     currency: str = Field(
         default="spot-hours",
         min_length=1,
         max_length=16,
-        description="What prices are in: `USD`, `EUR`; the default counts in hours of a spot replica.",
+        description="Currency of the prices, such as `USD` or `EUR`. The default counts hours of a spot "
+        "replica.",
     )
 
     client_timeout: float = Field(
         default=15.0,
         gt=0,
-        description="Seconds that a client may take for the head of a request, and then keep a thread "
-        "waiting: sending a body, or taking an answer.",
+        description="Max seconds for a client to send the request headers, and to block a thread while it"
+        " sends the body or reads the response.",
     )
     client_rate: float = Field(
         default=16_384.0,
         gt=0,
-        description="Bytes a second that a caller with a key must send or take, on average, to go on "
-        "for longer than that.",
+        description="Bytes per second that an authenticated client must send or read on average to exceed"
+        " that time.",
     )
     health_port: int = Field(default=8081, description="Port of `/health/*` and `/metrics`.")
     log_format: LogFormat = Field(default=LogFormat.JSON, description="`json` or `text`.")
@@ -186,113 +198,139 @@ class Settings(BaseSettings):
         default=LogLevel.INFO, description="`debug`, `info`, `warning` or `error`."
     )
 
-    engine: EngineKind = Field(default=EngineKind.SIMULATED, description="What runs the lines.")
+    engine: EngineKind = Field(
+        default=EngineKind.SIMULATED,
+        description="Engine that runs the requests: `simulated`, `openai` or `noop`.",
+    )
     engine_url: str = Field(
-        default="http://127.0.0.1:8000", description="OpenAI-compatible upstream, without `/v1`."
+        default="http://127.0.0.1:8000",
+        description="Base URL of the OpenAI-compatible engine, without `/v1`.",
     )
     engine_api_key: SecretStr = Field(
-        default=SecretStr(""), description="Key that the upstream wants, if any."
+        default=SecretStr(""), description="API key of the engine, if it requires one."
     )
-    engine_timeout: float = Field(default=600.0, gt=0, description="Seconds for one request.")
+    engine_timeout: float = Field(
+        default=600.0, gt=0, description="Timeout of one request to the engine, in seconds."
+    )
     max_response_bytes: int = Field(
         default=67_108_864,
         ge=1024,
         le=268_435_456,
-        description="Largest answer, in bytes: a request whose answer is larger fails at once.",
+        description="Max size of a response, in bytes. A request with a larger response fails at once.",
     )
     simulated_seed: int = Field(default=0, description="Seed of the simulated engine.")
     simulated_latency: float = Field(
-        default=0.2, ge=0, description="Mean seconds of a simulated request."
+        default=0.2, ge=0, description="Mean latency of a simulated request, in seconds."
     )
-    simulated_tokens: int = Field(default=64, ge=1, description="Mean tokens of a response.")
+    simulated_tokens: int = Field(
+        default=64, ge=1, description="Mean tokens of a simulated response."
+    )
     simulated_failure_rate: float = Field(
-        default=0.0, ge=0, le=1, description="Share of attempts that answer 500."
+        default=0.0, ge=0, le=1, description="Share of simulated attempts that return 500."
     )
     simulated_interruption_rate: float = Field(
-        default=0.0, ge=0, le=1, description="Share of spot attempts that are interrupted."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of simulated spot attempts that are interrupted.",
     )
     simulated_faults: FaultPlan = Field(
         default="",
-        description="Faults on command, `[WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE]`, "
-        "comma-separated: `down@60-75,1/4:500:0.1`. See [simulated-engine.md](simulated-engine.md).",
+        description="Faults of the simulated engine, `[WHO:]KIND[=VALUE][@FROM-TO[/PERIOD]][:SHARE]`, "
+        "comma-separated: `down@60-75,1/4:500:0.1`. See "
+        "[simulated-engine.md](simulated-engine.md).",
     )
 
-    worker_concurrency: int = Field(default=32, ge=1, description="Requests in flight a worker.")
-    worker_prefetch: int = Field(
-        default=16, ge=0, description="Lines a worker holds ready beyond those in flight."
+    worker_concurrency: int = Field(
+        default=32, ge=1, description="Max requests in flight per worker."
     )
-    worker_claim_size: int = Field(default=200, ge=1, description="Most lines of one claim.")
+    worker_prefetch: int = Field(
+        default=16,
+        ge=0,
+        description="Requests that a worker claims in addition to those in flight.",
+    )
+    worker_claim_size: int = Field(default=200, ge=1, description="Max requests per claim.")
     worker_memory: int = Field(
         default=268_435_456,
         ge=1_048_576,
-        description="Bytes of requests and answers that a worker holds: over it, it starts nothing.",
+        description="Max bytes of requests and responses in a worker. Above it, the worker starts no "
+        "requests.",
     )
-    worker_flush_lines: int = Field(default=100, ge=1, description="Results of one write.")
-    worker_flush_interval: float = Field(default=0.1, gt=0, description="Seconds between writes.")
-    worker_poll_initial: float = Field(default=0.25, gt=0, description="First wait when idle.")
-    worker_poll_cap: float = Field(default=0.5, gt=0, description="Longest wait when idle.")
+    worker_flush_lines: int = Field(default=100, ge=1, description="Results per write.")
+    worker_flush_interval: float = Field(
+        default=0.1, gt=0, description="Seconds between writes of results."
+    )
+    worker_poll_initial: float = Field(
+        default=0.25, gt=0, description="First poll interval of an idle worker."
+    )
+    worker_poll_cap: float = Field(
+        default=0.5, gt=0, description="Max poll interval of an idle worker."
+    )
     worker_grace: float = Field(
-        default=20.0, ge=0, description="Seconds for work in hand after SIGTERM."
+        default=20.0, ge=0, description="Seconds for running requests to finish after SIGTERM."
     )
     lease_duration: float = Field(
-        default=30.0, gt=0, description="Seconds a silent worker keeps its lines."
+        default=30.0,
+        gt=0,
+        description="Seconds until the lease of an unresponsive worker expires and its requests are "
+        "released.",
     )
-    max_attempts: int = Field(default=5, ge=1, description="Tries of a line that keeps failing.")
+    max_attempts: int = Field(default=5, ge=1, description="Max attempts of a request.")
     max_lost_leases: int = Field(
-        default=5, ge=1, description="Workers that one line may take down before it is set aside."
+        default=5, ge=1, description="Lost workers in a row after which a request is dead-lettered."
     )
     retry_base: float = Field(
         default=8.0,
         gt=0,
-        description="First retry waits from this to twice this, each further one twice as long: five "
-        "attempts of a request take at least two minutes, where its window allows it.",
+        description="The first retry waits between one and two times this, each further one twice as "
+        "long: five attempts take at least two minutes, if the completion window allows it.",
     )
     retry_cap: float = Field(
         default=120.0,
         gt=0,
-        description="No request waits longer than this for its next attempt, whatever Retry-After says.",
+        description="Max delay before the next attempt, regardless of Retry-After.",
     )
 
     dedicated_rate: float = Field(
         default=2.0,
         gt=0,
-        description="Lines a second of one dedicated replica, until enough of it is measured.",
+        description="Assumed requests per second of one dedicated replica, until measurements suffice.",
     )
     dedicated_replicas: int = Field(
-        default=2, ge=0, description="Most dedicated replicas, of the local stack too."
+        default=2, ge=0, description="Max dedicated replicas, also of the local stack."
     )
     spot_replicas: int = Field(
-        default=4, ge=0, description="Most spot replicas, of the local stack too."
+        default=4, ge=0, description="Max spot replicas, also of the local stack."
     )
-    spot_rows_per_replica: int = Field(default=5, ge=1, description="KEDA's target for spot.")
+    spot_rows_per_replica: int = Field(
+        default=5, ge=1, description="KEDA's target for spot: requests per replica."
+    )
     dedicated_rows_per_replica: int = Field(
-        default=10, ge=1, description="KEDA's target for dedicated."
+        default=10, ge=1, description="KEDA's target for dedicated: requests per replica."
     )
     cold_start: float = Field(
         default=180.0,
         ge=0,
-        description="Most seconds from wanting a dedicated replica until it works: KEDA's poll, a "
-        "node, an image, a model.",
+        description="Max seconds until a new dedicated replica is working: KEDA's poll, node, image and "
+        "model.",
     )
     safety_margin: float = Field(
         default=30.0,
         ge=0,
-        description="Seconds before a deadline that are not counted on, for ticks that come late and "
-        "what a batch needs after its last line.",
+        description="Seconds before a deadline that plans keep free for late ticks and for finalizing.",
     )
     tick: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds between scheduler ticks: the PingSource's schedule.",
+        description="Seconds between scheduler ticks. Must match the schedule of the PingSource.",
     )
     stalled_after: float = Field(
-        default=30.0, gt=0, description="Seconds until a step without progress is started again."
+        default=30.0, gt=0, description="Seconds until a step without progress is restarted."
     )
     history_retention: int = Field(
         default=604_800,
         ge=3600,
-        description="Seconds that samples of queues and replicas, one a minute, are kept for the "
-        "portal.",
+        description="Seconds that the portal's samples of queues and replicas, one per minute, are kept.",
     )
     audit_retention: int = Field(
         default=34_560_000,
@@ -301,67 +339,69 @@ class Settings(BaseSettings):
     )
 
     portal_secret: SecretStr = Field(
-        default=SecretStr(""), description="Signs the portal's session cookies."
+        default=SecretStr(""), description="Secret that signs the portal's session cookies."
     )
     portal_password_hash: SecretStr = Field(
         default=SecretStr(""),
-        description="What `lowtide portal-password` printed: who knows the password signs in to the "
-        "portal as operator of all tenants. Unset: nobody does.",
+        description="Hash of the operator's password, from `lowtide portal-password`. Operators may "
+        "change everything, for all tenants. Unset: no sign-in as operator.",
     )
     portal_viewer_password_hash: SecretStr = Field(
         default=SecretStr(""),
-        description="The same for who looks at all tenants and changes nothing.",
+        description="Hash of the viewer's password. Viewers have read-only access to all tenants. Unset: "
+        "no sign-in as viewer.",
     )
     portal_tenant_database_url: SecretStr = Field(
         default=SecretStr(""),
-        description="The database as the role `lowtide_api`: through it, who signs in with an API key "
-        "sees one tenant. Unset: no sign-in with a key.",
+        description="Database URL with the role `lowtide_api`, for sign-in with an API key, which gives "
+        "access to one tenant. Unset: no sign-in with API keys.",
     )
     portal_key_role: Role = Field(
         default=Role.OPERATOR,
-        description="Who signs in with an API key may cancel and requeue, as with the API "
-        "(`operator`), or look only (`viewer`).",
+        description="Role after sign-in with an API key: `operator` may cancel and requeue, as with the "
+        "API; `viewer` is read-only.",
     )
     portal_session_seconds: int = Field(
-        default=43_200, ge=60, description="Seconds until the portal asks who you are again."
+        default=43_200, ge=60, description="Seconds until a portal session expires."
     )
     portal_https_only: bool = Field(
-        default=False, description="Whether session cookies are sent over HTTPS alone."
+        default=False, description="Send session cookies over HTTPS only."
     )
     portal_trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(),
-        description="Addresses or networks of proxies in front of the portal, comma-separated: their "
-        "`X-Forwarded-For` and `X-Forwarded-Proto` are believed, nobody else's. Name yours, as sign-in "
-        "counts wrong tries by address.",
+        description="Addresses or networks of trusted proxies in front of the portal, comma-separated. "
+        "`X-Forwarded-For` and `X-Forwarded-Proto` are ignored from any other address. Set "
+        "yours: failed sign-ins are counted per address.",
     )
     portal_host: str = Field(default="127.0.0.1", description="Address the portal listens on.")
     portal_port: int = Field(default=8090, description="Port the portal listens on.")
     api_url: str = Field(
-        default="http://127.0.0.1:8080", description="Base URL that the portal shows and probes."
+        default="http://127.0.0.1:8080",
+        description="Base URL of the API, which the portal shows and probes.",
     )
     portal_probes_api: bool = Field(
         default=True,
-        description="Whether the portal asks the API every few seconds. Off, its health is what its "
-        "functions noted, and they can scale to zero.",
+        description="Let the portal probe the API every few seconds. If off, the API's health is derived "
+        "from its functions' last calls, and they can scale to zero.",
     )
     grafana_url: WebAddress | None = Field(
         default=None,
-        description="Grafana with the dashboards of `monitoring/`, as browsers reach it. Unset: no link.",
+        description="URL of Grafana for browsers, with the dashboards of `monitoring/`. Unset: no link.",
     )
     prometheus_url: WebAddress | None = Field(
-        default=None, description="Prometheus, as browsers reach it. Unset: no link."
+        default=None, description="URL of Prometheus for browsers. Unset: no link."
     )
     alertmanager_url: WebAddress | None = Field(
         default=None,
-        description="Alertmanager, as browsers reach it. Unset: no link, and no alerts on the portal.",
+        description="URL of Alertmanager for browsers. Unset: no link, and no alerts in the portal.",
     )
     alertmanager_api_url: WebAddress | None = Field(
         default=None,
-        description="Alertmanager, as the portal itself reaches it. Unset: `LOWTIDE_ALERTMANAGER_URL`.",
+        description="URL of Alertmanager for the portal itself. Unset: `LOWTIDE_ALERTMANAGER_URL`.",
     )
     trace_url: TraceAddress | None = Field(
         default=None,
-        description="Page of a trace, as browsers reach it, with `{trace_id}` in it. Unset: no link.",
+        description="URL of a trace for browsers, with the placeholder `{trace_id}`. Unset: no link.",
     )
 
     @field_validator("endpoints", "portal_trusted_proxies", mode="before")

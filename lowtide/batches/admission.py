@@ -105,7 +105,9 @@ class AdmissionPolicy:
         if Pool.DEDICATED in outlook.paused:
             fix = "the dedicated pool is paused, and spot capacity is not guaranteed. Retry after it resumes"
         elif verdict.earliest is None:
-            fix = "the server has no dedicated capacity. LOWTIDE_ADMISSION=open accepts it as at risk"
+            fix = (
+                "the server has no dedicated capacity. LOWTIDE_ADMISSION=open accepts it as at risk"
+            )
         else:
             window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))
             fix = (

@@ -32,10 +32,13 @@ _PATH = "/dead_letters"
 _PIECE = 1 << 20
 _TIMEOUT = 600.0
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Dead letter ids (batch_req_…).", show_default=False)]
+Ids = Annotated[
+    list[str] | None, typer.Argument(help="Dead letter ids (batch_req_…).", show_default=False)
+]
 Batch = Annotated[str | None, typer.Option("--batch", help="Only dead letters of this batch.")]
 Code = Annotated[
-    str | None, typer.Option("--code", help="Only dead letters with this error code, such as http_500.")
+    str | None,
+    typer.Option("--code", help="Only dead letters with this error code, such as http_500."),
 ]
 State = Annotated[LetterState | None, typer.Option(help="Only dead letters in this state.")]
 All = Annotated[bool, typer.Option("--all", help="All open dead letters.")]

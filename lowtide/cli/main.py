@@ -49,10 +49,14 @@ File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL b
 def up(
     port: Annotated[int, typer.Option(envvar="PORT", help="Port of the API.")] = 8080,
     portal_port: Annotated[
-        int | None, typer.Option(envvar="PORTAL_PORT", help="Port of the portal (default: PORT + 10).")
+        int | None,
+        typer.Option(envvar="PORTAL_PORT", help="Port of the portal (default: PORT + 10)."),
     ] = None,
     data_dir: DataDir = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Run in the background; return when the stack is ready.")] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Run in the background; return when the stack is ready."),
+    ] = False,
     monitoring: Annotated[
         bool,
         typer.Option(
@@ -60,10 +64,12 @@ def up(
         ),
     ] = False,
     prometheus: Annotated[
-        Path | None, typer.Option(envvar="PROMETHEUS", help="Prometheus binary (default: from PATH).")
+        Path | None,
+        typer.Option(envvar="PROMETHEUS", help="Prometheus binary (default: from PATH)."),
     ] = None,
     alertmanager: Annotated[
-        Path | None, typer.Option(envvar="ALERTMANAGER", help="Alertmanager binary (default: from PATH).")
+        Path | None,
+        typer.Option(envvar="ALERTMANAGER", help="Alertmanager binary (default: from PATH)."),
     ] = None,
     synchronous_broker: Annotated[
         bool,
@@ -121,10 +127,15 @@ def status(data_dir: DataDir = None, as_json: Json = False) -> None:
 def submit(
     file: File,
     window: Annotated[str, typer.Option(help="Completion window, such as 30m, 24h or 7d.")] = "24h",
-    user: Annotated[str | None, typer.Option(help="User of the batch, shown in the portal.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the batch ends.")] = False,
+    user: Annotated[
+        str | None, typer.Option(help="User of the batch, shown in the portal.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show progress until the batch ends.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Show progress until the batch ends, then save the output file here.")
+        Path | None,
+        typer.Option(help="Show progress until the batch ends, then save the output file here."),
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -228,7 +239,13 @@ def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
 @app.command("portal-password")
 def portal_password(
     password: Annotated[
-        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, help="Password; prompted for if not given.")
+        str,
+        typer.Option(
+            prompt=True,
+            hide_input=True,
+            confirmation_prompt=True,
+            help="Password; prompted for if not given.",
+        ),
     ],
 ) -> None:
     """Print the hash of a password for LOWTIDE_PORTAL_PASSWORD_HASH."""

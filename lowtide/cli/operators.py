@@ -43,7 +43,8 @@ def _limit(text: str) -> str:
 Name = Annotated[str, typer.Argument(help="Name of the tenant.")]
 KeyName = Annotated[str, typer.Option(help="Name of the key.")]
 Weight = Annotated[
-    int | None, typer.Option(min=1, help="Share of capacity relative to tenants with equally urgent work.")
+    int | None,
+    typer.Option(min=1, help="Share of capacity relative to tenants with equally urgent work."),
 ]
 Requests = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max API requests per minute.")
@@ -52,7 +53,10 @@ Active = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max active batches.")
 ]
 Queued = Annotated[
-    str | None, typer.Option(parser=_limit, metavar="N|none", help="Max queued requests, running ones included.")
+    str | None,
+    typer.Option(
+        parser=_limit, metavar="N|none", help="Max queued requests, running ones included."
+    ),
 ]
 Running = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max requests running at once.")
@@ -149,7 +153,10 @@ def rotate_key(
     tenant: Name,
     name: KeyName = "default",
     overlap: Annotated[
-        str, typer.Option(help="How long the old key keeps working, such as 30m, 24h or 7d; 0 ends it at once.")
+        str,
+        typer.Option(
+            help="How long the old key keeps working, such as 30m, 24h or 7d; 0 ends it at once."
+        ),
     ] = "24h",
     data_dir: DataDir = None,
     as_json: Json = False,

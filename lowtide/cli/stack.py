@@ -88,7 +88,9 @@ class api_errors:  # noqa: N801
         from openai import APIConnectionError, APIStatusError
 
         if isinstance(error, APIConnectionError):
-            fail("Cannot connect to the server. Check that it is running and that --url is correct.")
+            fail(
+                "Cannot connect to the server. Check that it is running and that --url is correct."
+            )
         if isinstance(error, APIStatusError):
             detail = error.body.get("message") if isinstance(error.body, dict) else None
             fail(str(detail or error.message))

@@ -50,7 +50,9 @@ class Origin:
         """Return the origin of a base URL; raises ValueError for another scheme or a bad key."""
         parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"The engine's URL {url!r} must start with http:// or https:// and have a host.")
+            raise ValueError(
+                f"The engine's URL {url!r} must start with http:// or https:// and have a host."
+            )
         if not api_key.isascii() or not (api_key or "-").isprintable():
             raise ValueError("The engine's API key must be printable ASCII.")
         host = parts.netloc.rpartition("@")[2]

@@ -96,13 +96,13 @@ def _as_text(name: str, raw: msgspec.Raw) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int | float) and value == int(value) and abs(value) <= _LARGEST_INTEGER:
         return str(int(value))
-    raise MalformedEventError(f"attribute {name!r} is neither text nor a boolean nor an integer")
+    raise MalformedEventError(f"attribute {name!r} must be a string, a boolean or an integer")
 
 
 def _text_of(name: str, raw: msgspec.Raw | None) -> str:
     value = None if raw is None else msgspec.json.decode(raw)
     if not isinstance(value, str):
-        raise MalformedEventError(f"{name} is not text")
+        raise MalformedEventError(f"{name} must be a string")
     return value
 
 
@@ -121,20 +121,24 @@ def _is_json(content_type: str | None) -> bool:
 def _checked(event: WireEvent) -> WireEvent:
     version = event.attributes.get("specversion", "")
     if version not in _VERSIONS:
-        raise MalformedEventError(f"specversion {version[:20]!r} is none of {', '.join(_VERSIONS)}")
+        raise MalformedEventError(
+            f"specversion {version[:20]!r} is not one of {', '.join(_VERSIONS)}"
+        )
     for name in _REQUIRED:
         if not event.attributes.get(name, "").strip():
             raise MalformedEventError(f"attribute {name!r} is missing")
     for name, value in event.attributes.items():
         if not _NAME.fullmatch(name):
-            raise MalformedEventError(f"attribute name {name[:40]!r} is not of a-z and 0-9")
+            raise MalformedEventError(f"attribute name {name[:40]!r} must consist of a-z and 0-9")
         if _UNSENDABLE.search(value):
-            raise MalformedEventError(f"attribute {name!r} has characters that no header has")
+            raise MalformedEventError(
+                f"attribute {name!r} has characters that headers cannot carry"
+            )
     if "subject" in event.attributes and not event.attributes["subject"].strip():
         raise MalformedEventError("attribute 'subject' is empty")
     time = event.attributes.get("time")
     if time is not None and not _TIME.fullmatch(time):
-        raise MalformedEventError("attribute 'time' is not of RFC 3339")
+        raise MalformedEventError("attribute 'time' is not an RFC 3339 timestamp")
     if event.content_type is not None and not _MEDIA_TYPE.fullmatch(event.content_type):
-        raise MalformedEventError("the content type is not of RFC 2046")
+        raise MalformedEventError("the content type is not a valid media type")
     return event

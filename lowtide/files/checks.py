@@ -162,7 +162,9 @@ class LineChecks:
         if url is not None and url == self.endpoint:
             return None
         expected = self.endpoint or f"one of {', '.join(self._endpoints)}"
-        return Fault("invalid_url", f"url must be {expected}: a batch has a single endpoint.", "url")
+        return Fault(
+            "invalid_url", f"url must be {expected}: a batch has a single endpoint.", "url"
+        )
 
     def _body(self, body: bytes) -> Fault | None:
         if not body:

@@ -181,14 +181,14 @@ class Application:
         if isinstance(error, BodyTooSlow):
             return error_response(RequestTimeout(error.description or ""))
         if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
-            return error_response(
-                InvalidRequest(error.description or "The request is malformed.")
-            )
+            return error_response(InvalidRequest(error.description or "The request is malformed."))
         methods = sorted(self._every_route.bind_to_environ(request.environ).allowed_methods())
         if not methods:
             message = "Unknown path: see /openapi.json."
             return error_response(NotFound(message, code="unknown_url"))
-        response = error_response(MethodNotAllowed(f"Method not allowed: use {', '.join(methods)}."))
+        response = error_response(
+            MethodNotAllowed(f"Method not allowed: use {', '.join(methods)}.")
+        )
         response.headers["Allow"] = ", ".join(methods)
         return response
 

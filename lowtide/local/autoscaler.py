@@ -35,7 +35,7 @@ def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:
     if variable not in user:
         return scaler
     if not user[variable].isdecimal():
-        raise LocalError(f"{variable} must be a number of replicas, and is {user[variable]!r}.")
+        raise LocalError(f"{variable} must be a number of replicas, not {user[variable]!r}.")
     most = int(user[variable])
     (trigger,) = scaler.spec.triggers
     target = int(trigger.metadata["targetQueryValue"])
@@ -92,7 +92,7 @@ def policy(scaler: ScaledObject) -> Policy:
     """
     spec, name = scaler.spec, scaler.metadata.name
     if [trigger.type for trigger in spec.triggers] != ["postgresql"]:
-        raise BadManifest(f"ScaledObject {name}: exactly one postgresql trigger can be run here")
+        raise BadManifest(f"ScaledObject {name}: only a single postgresql trigger is supported")
     metadata = spec.triggers[0].metadata
     behavior = spec.advanced.horizontal_pod_autoscaler_config.behavior
     try:
@@ -109,7 +109,7 @@ def policy(scaler: ScaledObject) -> Policy:
             fallback=spec.fallback,
         )
     except (KeyError, ValueError) as error:
-        raise BadManifest(f"ScaledObject {name}: bad trigger metadata: {error}") from error
+        raise BadManifest(f"ScaledObject {name}: invalid trigger metadata: {error}") from error
 
 
 def decide(rules: Policy, memory: Memory, value: float | None, now: float) -> Memory:

@@ -75,7 +75,7 @@ async def _send(ping: PingSource, sender: Sender) -> None:
         headers["content-type"] = ping.spec.content_type
     status = await sender.send(ping.spec.sink, headers, ping.spec.data.encode(), TIMEOUT)
     if status is None or not 200 <= status < 300:
-        logger.warning("ping %s: answered %s", ping.metadata.name, status or "by nobody")
+        logger.warning("ping %s: %s", ping.metadata.name, status or "no response")
 
 
 DATABASE_VARIABLE = "BROKER_DATABASE_URL"
@@ -112,7 +112,7 @@ class Ingress:
             )
         except SQLAlchemyError as error:
             logger.warning("event %s not stored: %s", id_, error)
-            return web.Response(status=503, text="The database does not answer; send it again.")
+            return web.Response(status=503, text="The database is not responding; send it again.")
         for loop in loops:
             loop.wake()
         return web.Response(status=202)

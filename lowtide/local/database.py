@@ -96,8 +96,8 @@ def copied(wheel: Path, target: Path) -> Path:
     except OSError as error:
         if not target.exists():  # otherwise another stack has copied them
             raise StartFailed(
-                f"PostgreSQL's own user cannot run the programs in {wheel}, and they cannot be "
-                f"copied to {target} ({error}): run lowtide as another user than root."
+                f"PostgreSQL's user cannot run the programs in {wheel}, and copying them to "
+                f"{target} failed ({error}): run lowtide as a user other than root."
             ) from error
     return target
 
@@ -160,8 +160,8 @@ class Cluster:
         except DBAPIError as error:
             if sqlstate(error).startswith("28"):
                 raise StartFailed(
-                    f"PostgreSQL in {self.folder} refuses the password in secrets.json: "
-                    "the two are not of the same stack."
+                    f"PostgreSQL in {self.folder} rejects the password in secrets.json: "
+                    "they belong to different stacks."
                 ) from error
             return False
 

@@ -41,7 +41,7 @@ def parse(text: str) -> float:
     """
     match = _SHAPE.fullmatch(text)
     if match is None or not any(match.groupdict().values()):
-        raise BadManifest(f"{text!r} is not an ISO 8601 duration of days or less, such as PT0.5S")
+        raise BadManifest(f"{text!r} is not an ISO 8601 duration without years, months or weeks")
     return sum(float(value) * _SECONDS[unit] for unit, value in match.groupdict().items() if value)
 
 
@@ -116,7 +116,7 @@ class Sender:
                 return _judged(response.status, response.headers, await response.read())
         except (ClientError, OSError, TimeoutError, ValueError, TypeError) as error:
             # ValueError and TypeError: an attribute is not a valid header.
-            logger.debug("no answer of %s: %r", address, error)
+            logger.debug("no response from %s: %r", address, error)
             return None
 
 
@@ -166,7 +166,7 @@ class TriggerLoop:
             try:
                 sleep = await self._start_due()
             except SQLAlchemyError as error:
-                logger.warning("%s: the database does not answer: %s", self.name, error)
+                logger.warning("%s: the database is not responding: %s", self.name, error)
                 sleep = _DATABASE_BACKOFF
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), sleep)
@@ -212,7 +212,7 @@ class TriggerLoop:
 
     async def _bury(self, headers: dict[str, str], body: bytes, status: int | None) -> bool:
         """Give up an event; return True if a dead letter sink accepted it."""
-        answer = "no answer" if status is None else f"status {status}"
+        answer = "no response" if status is None else f"status {status}"
         # An event without retries is only a hint: an absent subscriber is expected.
         level = logging.WARNING if self._policy.retries else logging.DEBUG
         logger.log(level, "%s: %s given up: %s", self.name, headers.get("ce-id"), answer)
@@ -229,9 +229,9 @@ def _judged(status: int, headers: Mapping[str, str], body: bytes) -> int:
     try:
         read_event(headers, body)
     except MalformedEventError:
-        logger.warning("an answer has a body that is no CloudEvent: it counts as 502")
+        logger.warning("response body is not a CloudEvent: treated as 502")
         return HTTPStatus.BAD_GATEWAY
-    logger.warning("an answer is an event, which this broker does not send on")
+    logger.warning("response is an event: this broker does not forward replies")
     return status
 
 

@@ -50,7 +50,7 @@ def postgres_user() -> pwd.struct_passwd | None:
         with suppress(KeyError):  # another stack has created it
             return pwd.getpwnam(NAME)
         raise StartFailed(
-            f"PostgreSQL does not run as root, and the user {NAME} cannot be made ({error}): "
+            f"PostgreSQL does not run as root, and creating the user {NAME} failed ({error}): "
             "run lowtide as another user."
         ) from error
     return pwd.getpwnam(NAME)
@@ -150,7 +150,7 @@ def _value(variable: kinds.Variable, config_maps: Values, secrets: Values) -> st
         if reference.key not in values:
             raise BadManifest(f"{kind} {reference.name} has no key {reference.key}")
         return values[reference.key]
-    raise BadManifest(f"Variable {variable.name} takes its value from something unknown")
+    raise BadManifest(f"Variable {variable.name} has an unsupported valueFrom")
 
 
 def _object(objects: Values, kind: str, name: str) -> dict[str, str]:

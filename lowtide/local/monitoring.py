@@ -202,7 +202,7 @@ def seconds(duration: str) -> float:
     """Return the seconds of a duration such as `1h30m`; raises BadManifest."""
     parts = _DURATION.findall(str(duration))
     if not parts or "".join(number + unit for number, unit in parts) != str(duration):
-        raise BadManifest(f"monitoring/: {duration!r} is no duration, such as 30s or 1h30m")
+        raise BadManifest(f"monitoring/: {duration!r} is not a duration, such as 30s or 1h30m")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
@@ -215,8 +215,8 @@ def _found(name: str, chosen: Path | None) -> str:
         if path := shutil.which(candidate):
             return path
     raise MissingProgram(
-        f"No program {chosen or ' or '.join(_NAMES[name])} was found. On Debian and Ubuntu: {_INSTALL}. "
-        f"Elsewhere name it: lowtide up --monitoring --{name} PATH."
+        f"{chosen or ' or '.join(_NAMES[name])} not found. Install it (Debian, Ubuntu: {_INSTALL}) or pass "
+        f"its path: lowtide up --monitoring --{name} PATH."
     )
 
 
@@ -226,5 +226,5 @@ def _yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise BadManifest(f"{path}: {error}") from error
     if not isinstance(found, dict):
-        raise BadManifest(f"{path}: a mapping is expected")
+        raise BadManifest(f"{path}: expected a mapping")
     return found

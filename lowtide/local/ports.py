@@ -31,7 +31,7 @@ def free_port() -> int:
     for port in random.sample(choice, len(choice)):
         if _reserve(port):
             return port
-    raise PortInUse("No port is free: too many programs listen on this machine.")
+    raise PortInUse("No free port: too many ports are in use on this machine.")
 
 
 def hold_port(port: int) -> None:

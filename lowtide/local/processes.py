@@ -186,14 +186,14 @@ class Process:
                 code = await self._once()
             except OSError as error:
                 code = None
-                self._log.line(self.name, f"cannot be started: {error}")
+                self._log.line(self.name, f"cannot start: {error}")
             if self._stop.is_set():
                 break
             if time.monotonic() - began >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             self.restarts += 1
             self._move(State.RESTARTING)
-            self._log.line(self.name, f"{_ending(code)}: starting again in {backoff:g} s")
+            self._log.line(self.name, f"{_ending(code)}: restarting in {backoff:g} s")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF)

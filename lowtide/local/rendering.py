@@ -42,7 +42,7 @@ def matches(target: Mapping[str, str], document: Document) -> bool:
     """
     unknown = set(target) - {"group", "kind", "name", "labelSelector"}
     if unknown:
-        raise BadManifest(f"A patch's target by {', '.join(sorted(unknown))} is not understood")
+        raise BadManifest(f"A patch target with {', '.join(sorted(unknown))} is not supported")
     metadata = document["metadata"]
     if "group" in target and target["group"] != group_of(document):
         return False
@@ -65,7 +65,7 @@ def _merged(target: Document, patch: Document, path: str, *, core: bool) -> Docu
     found = dict(target)
     for name, value in patch.items():
         if name.startswith("$"):
-            raise BadManifest(f"The directive {name} in a patch is not understood")
+            raise BadManifest(f"The patch directive {name} is not supported")
         old = found.get(name)
         if value is None:
             found.pop(name, None)
@@ -73,7 +73,7 @@ def _merged(target: Document, patch: Document, path: str, *, core: bool) -> Docu
             found[name] = _merged(old, value, f"{path}.{name}", core=core)
         elif isinstance(value, list) and isinstance(old, list):
             if not core or name not in _MERGE_KEYS:
-                raise BadManifest(f"A merge patch of the list {path}.{name}: use a JSON patch")
+                raise BadManifest(f"The list {path}.{name} cannot be merged: use a JSON patch")
             found[name] = _merged_list(old, value, _MERGE_KEYS[name], f"{path}.{name}")
         else:
             found[name] = copy.deepcopy(value)
@@ -94,7 +94,7 @@ def apply_operations(document: Document, operations: list[Document]) -> Document
     found = copy.deepcopy(document)
     for operation in operations:
         if operation.get("op") != "replace":
-            raise BadManifest(f"The operation {operation.get('op')} in a patch is not understood")
+            raise BadManifest(f"The patch operation {operation.get('op')} is not supported")
         pointer = str(operation["path"])
         keys = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]]
         place: Any = found
@@ -105,7 +105,7 @@ def apply_operations(document: Document, operations: list[Document]) -> Document
             place[last]  # RFC 6902: the target of a replace must exist
         except (KeyError, IndexError, ValueError, TypeError):
             name = f"{found['kind']} {found['metadata']['name']}"
-            raise BadManifest(f"{name} has nothing at {pointer} to replace") from None
+            raise BadManifest(f"{name} has no value at {pointer} to replace") from None
         place[last] = copy.deepcopy(operation["value"])
     return found
 
@@ -145,7 +145,9 @@ def render(folder: Path) -> list[Resource]:
         metadata = document["metadata"]
         identity = (document["apiVersion"], document["kind"], metadata["name"])
         if identity in seen:
-            raise BadManifest(f"{resource.origin}: {document['kind']} {metadata['name']} is twice")
+            raise BadManifest(
+                f"{resource.origin}: {document['kind']} {metadata['name']} is duplicated"
+            )
         seen.add(identity)
     return found
 
@@ -188,7 +190,7 @@ def _kustomization(folder: Path) -> Document:
         raise BadManifest(f"{path} is missing: is this a Lowtide checkout?")
     (found,) = documents(path) or [{}]
     if unknown := set(found) - _KNOWN:
-        raise BadManifest(f"{path}: {', '.join(sorted(unknown))} is not understood")
+        raise BadManifest(f"{path}: {', '.join(sorted(unknown))} is not supported")
     return found
 
 
@@ -206,7 +208,7 @@ def _resources(folder: Path, kustomization: Document) -> Iterator[Resource]:
 
 def _patched(given: list[Resource], folder: Path, patch: Document) -> list[Resource]:
     if set(patch) - {"path", "target"}:
-        raise BadManifest(f"{folder}: a patch needs a path, and may have a target")
+        raise BadManifest(f"{folder}: a patch must have a path and may have a target")
     path = folder / patch["path"]
     found = given
     # A document that is a list is a JSON patch; one that is a mapping is a merge patch.
@@ -214,7 +216,7 @@ def _patched(given: list[Resource], folder: Path, patch: Document) -> list[Resou
         target = patch.get("target") or _target_of(one, path)
         chosen = [matches(target, resource.document) for resource in found]
         if not any(chosen):
-            raise BadManifest(f"{path} patches nothing")
+            raise BadManifest(f"{path} matches no object")
         found = [
             Resource(_apply(resource, one, path), resource.origin) if hit else resource
             for resource, hit in zip(found, chosen, strict=True)

@@ -124,7 +124,7 @@ class Scaler:
         while True:
             value = await asyncio.to_thread(self.read)
             if value is None and memory.failures == 0:
-                self._log.line("autoscaler", f"{self._replicas.name}: no metric, replicas held")
+                self._log.line("autoscaler", f"{self._replicas.name}: no metric, keeping replicas")
             memory = autoscaler.decide(self.policy, memory, value, time.monotonic())
             if memory.replicas != self._replicas.wanted:
                 reason = "without a metric" if value is None else f"for {value:g} requests"
@@ -170,4 +170,6 @@ def connection_of(scaler: ScaledObject, manifests: Manifests, secrets: Values) -
                     return secrets[parameter.name][parameter.key]
                 except KeyError as error:
                     raise BadManifest(f"ScaledObject {name}: no secret {error}") from error
-    raise BadManifest(f"ScaledObject {name}: its trigger needs a connection by authenticationRef")
+    raise BadManifest(
+        f"ScaledObject {name}: its trigger needs an authenticationRef with a connection"
+    )

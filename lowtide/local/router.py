@@ -124,13 +124,13 @@ class Router:
         path = request.raw_path.partition("?")[0]
         backend = self._routes.find(request.method, path)
         if backend is None:
-            return _error(404, "invalid_request_error", "unknown_url", f"Nothing is at {path}.")
+            return _error(404, "invalid_request_error", "unknown_url", f"No route for {path}.")
         try:
             upstream = await self._send(request, backend)
         except (ClientConnectionError, TimeoutError):
             upstream = None
         if upstream is None:
-            message = f"The service {backend} does not answer; try again."
+            message = f"The service {backend} is not responding; try again."
             response = _error(503, "server_error", "unavailable", message)
             response.headers["Retry-After"] = "1"
             return response

@@ -56,7 +56,7 @@ def up(options: Options) -> None:
     data_dir = _prepared(options.data_dir)
     with _locked(data_dir), _log(options, data_dir) as log:
         for name in state.reap(data_dir):
-            log.line("lowtide", f"{name} was left by an earlier run: ended")
+            log.line("lowtide", f"ended {name}, left over from an earlier run")
         require_free(options.port, "choose another: PORT=8090 make up")
         require_free(options.portal, "choose another port for the portal")
         for port in (options.port, options.portal):
@@ -99,7 +99,7 @@ def up_detached(options: Options) -> Status:
         time.sleep(_POLL)
     child.terminate()
     _wait_for_daemon(data_dir, options.ready_timeout)
-    raise StartFailed(f"The stack did not start. The end of {log}:\n{_end_of(log, began)}")
+    raise StartFailed(f"The stack did not start. End of {log}:\n{_end_of(log, began)}")
 
 
 def down(data_dir: Path, timeout: float = 45.0) -> bool:
@@ -145,7 +145,7 @@ async def _run(options: Options, log: Log) -> None:
 
     def on_signal() -> None:
         if stopping.is_set():
-            log.line("lowtide", "killing everything")
+            log.line("lowtide", "killing all processes")
             stack.kill()
         stopping.set()
 
@@ -205,8 +205,8 @@ def _prepared(data_dir: Path) -> Path:
     entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
     if entries - {LOG_NAME} and not entries & {_LOCK, files.NAME}:
         raise ForeignFolder(
-            f"{data_dir} holds other files, such as {min(entries)}: name an empty or a new folder, "
-            "as in DATA_DIR=… make up"
+            f"{data_dir} has other files, such as {min(entries)}: choose an empty or new directory: "
+            "DATA_DIR=… make up"
         )
     (data_dir / _LOCK).touch(mode=0o600)
     objects = data_dir / "objects"
@@ -231,7 +231,7 @@ def _locked(data_dir: Path) -> Iterator[None]:
 
 def _already_running(data_dir: Path, pid: int | str) -> AlreadyRunning:
     return AlreadyRunning(
-        f"A stack runs on {data_dir} already (pid {pid}): stop it with `lowtide down`, "
+        f"A stack is already running in {data_dir} (pid {pid}): stop it with `lowtide down`, "
         "or choose another data directory: DATA_DIR=… make up"
     )
 

@@ -106,7 +106,7 @@ class Stack:
         count = sum(len(one.processes) for one in functions)
         self._log.line("lowtide", f"stopping {count} functions and workers")
         await asyncio.gather(*(replicas.stop() for replicas in functions))
-        self._log.line("lowtide", "stopping what is in front and beside")
+        self._log.line("lowtide", "stopping the portal, router, broker and monitoring")
         await asyncio.gather(
             *(replicas.stop() for replicas in fronts),
             *(process.stop() for process in self._helpers),
@@ -159,7 +159,7 @@ class Stack:
         while waiting := [one for one in processes if one.state is not State.READY]:
             hopeless = [one.name for one in waiting if one.restarts >= _HOPELESS]
             if hopeless:
-                raise StartFailed(f"{', '.join(hopeless)} keeps crashing: see the log above.")
+                raise StartFailed(f"{', '.join(hopeless)} keeps crashing; see the log above.")
             if asyncio.get_running_loop().time() > deadline:
                 names = ", ".join(one.name for one in waiting)
                 raise StartFailed(f"Not ready in {self._options.ready_timeout:g} s: {names}.")

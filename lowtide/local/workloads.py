@@ -95,7 +95,7 @@ def workloads(manifests: Manifests) -> list[Workload]:
     }
     deployments = manifests.all(kinds.Deployment)
     if unknown := set(scaled) - {deployment.metadata.name for deployment in deployments}:
-        raise BadManifest(f"ScaledObject without its Deployment: {', '.join(sorted(unknown))}")
+        raise BadManifest(f"ScaledObject without a Deployment: {', '.join(sorted(unknown))}")
     found += [_deployment(deployment, manifests, scaled) for deployment in deployments]
     return found
 

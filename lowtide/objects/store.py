@@ -213,7 +213,7 @@ class ObstoreObjects:
     def check(self) -> None:
         """Raise Unavailable if the store does not respond, or a folder is not writable."""
         if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
-            raise Unavailable("The object store's folder is missing or cannot be written to.")
+            raise Unavailable("The object store's directory is missing or not writable.")
         with _errors():
             obstore.list_with_delimiter(self._store, _PROBE)
 
@@ -281,7 +281,7 @@ def _errors(read: str | None = None) -> Iterator[None]:
         yield
     except _FAILURES as error:
         if read is not None and isinstance(error, FileNotFoundError):
-            raise NotFound(f"There is no object {read!r}.") from error
+            raise NotFound(f"Object {read!r} not found.") from error
         raise _unavailable(error) from error
 
 
@@ -321,19 +321,19 @@ def _cut(
 
 def _unavailable(error: Exception) -> Unavailable:
     name = type(error).__name__
-    return Unavailable(f"The object store did not answer as expected ({name}): try again.")
+    return Unavailable(f"The object store failed ({name}): try again.")
 
 
 def _expect(key: str, wanted: int, got: int) -> None:
     if got != wanted:
-        raise Unavailable(f"Object {key!r} was cut short: {got} of {wanted} bytes.")
+        raise Unavailable(f"Object {key!r} is truncated: {got} of {wanted} bytes.")
 
 
 def _folder_of(url: str) -> Path:
     parts = urlsplit(url)
     path = Path(unquote(parts.path))
     if parts.netloc not in {"", "localhost"} or not path.is_absolute():
-        raise ValueError(f"The object store URL {url!r} must name an absolute path: file:///path.")
+        raise ValueError(f"The object store URL {url!r} must have an absolute path: file:///path.")
     return path
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from prometheus_client import Counter
 
 _MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
-_VIOLATED = Counter(
-    "requests_sla_violated_total", "Requests that did not end before their deadline."
-)
+_VIOLATED = Counter("requests_sla_violated_total", "Requests that missed their deadline.")
 _INTERRUPTED = Counter(
-    "spot_interruptions_total", "Requests that lost the spot capacity under them, and run again."
+    "spot_interruptions_total",
+    "Requests interrupted because spot capacity went away; they run again.",
 )
-_BURIED = Counter("dead_letters_total", "Requests that failed for good and were set aside.")
+_BURIED = Counter("dead_letters_total", "Dead-lettered requests.")
 
 
 def judged(in_time: int, late: int) -> None:

@@ -205,7 +205,7 @@ class PlanStore:
         if Pool.DEDICATED in situation.idle:
             paused = Pool.DEDICATED in situation.paused
             reason = f"spot: dedicated {'is paused' if paused else 'has no engine'}"
-        returned = give_back(connection, plan.returns, f"Given back to {reason}")
+        returned = give_back(connection, plan.returns, f"Moved back to {reason}")
         return PlanResult(
             plan,
             situation.depths(),

@@ -254,5 +254,5 @@ class SweepStore:
 
 def _bury(connection: Connection, poison: Sequence[Any]) -> None:
     rows = msgspec.json.encode([row._asdict() for row in poison]).decode()
-    message = f"{poison[0].lost_leases} workers in a row were lost while running this line."
+    message = f"{poison[0].lost_leases} workers in a row were lost while running this request."
     connection.execute(_POISON, {"rows": rows, "message": message})

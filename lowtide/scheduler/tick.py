@@ -188,32 +188,30 @@ def _tell(report: TickReport) -> None:
         _log.info("tick", extra=told)
 
 
-_TICKS = Counter("scheduler_ticks_total", "Ticks done.")
-_LAST_TICK = Gauge("scheduler_last_tick_timestamp_seconds", "When the last tick was done.")
-_REAPED = Counter("leases_reaped_lines_total", "Lines given back from expired leases.")
-_ESCALATED = Counter("escalations_total", "Lines moved to dedicated.")
-_RETURNED = Counter("deescalations_total", "Lines given back to spot before dedicated ran them.")
-_REVOKED = Counter("revocations_total", "Lines taken from spot workers for dedicated.")
+_TICKS = Counter("scheduler_ticks_total", "Completed ticks.")
+_LAST_TICK = Gauge("scheduler_last_tick_timestamp_seconds", "Time of the last completed tick.")
+_REAPED = Counter("leases_reaped_lines_total", "Requests released from expired leases.")
+_ESCALATED = Counter("escalations_total", "Requests moved to dedicated.")
+_RETURNED = Counter("deescalations_total", "Requests moved back to spot before dedicated ran them.")
+_REVOKED = Counter("revocations_total", "Requests revoked from spot workers for dedicated.")
 _SLACK = Gauge(
     "batch_deadline_slack_seconds",
-    "Least time, over all open batches, until every dedicated replica must run; below 0, a "
-    "deadline cannot be held.",
+    "Min time, over all open batches, until all dedicated replicas must run; below 0, a "
+    "deadline cannot be met.",
 )
-_WANTED = Gauge("dedicated_replicas_planned", "Dedicated replicas that the deadlines need.")
+_WANTED = Gauge("dedicated_replicas_planned", "Dedicated replicas needed to meet the deadlines.")
 _RATE = Gauge(
     "replica_rate_lines_per_second",
-    "Lines a second that one full replica is counted on for: a lower confidence bound.",
+    "Requests per second that plans assume of one full replica: a lower confidence bound.",
     ["pool", "model"],
 )
-_AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be held.")
-_QUEUED = Gauge("queue_depth", "Lines that wait.", ["pool"])
-_PAUSED = Gauge("pool_paused", "1 while an operator has paused the pool, or else 0.", ["pool"])
-_MOST = Gauge("autoscaler_max_replicas", "Most replicas that a pool may have.", ["pool"])
+_AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be met.")
+_QUEUED = Gauge("queue_depth", "Queued requests.", ["pool"])
+_PAUSED = Gauge("pool_paused", "1 while the pool is paused, else 0.", ["pool"])
+_MOST = Gauge("autoscaler_max_replicas", "Max replicas of the pool.", ["pool"])
 _DESIRED = {
-    Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Replicas that spot wants."),
-    Pool.DEDICATED: Gauge(
-        "autoscaler_desired_dedicated_replicas", "Replicas that dedicated wants."
-    ),
+    Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Desired spot replicas."),
+    Pool.DEDICATED: Gauge("autoscaler_desired_dedicated_replicas", "Desired dedicated replicas."),
 }
 
 

@@ -127,7 +127,7 @@ class EvidenceStore:
                 crews = connection.execute(_CREWS).all()
         except SQLAlchemyError as error:
             # The status pages must survive a missing schema and a refused password.
-            raise Unavailable("The database answers, but refuses to be read.") from error
+            raise Unavailable("The database responds, but queries fail.") from error
         return Evidence(
             at=steps.at,
             last_seen={

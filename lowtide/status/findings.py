@@ -27,8 +27,8 @@ BUSY: Final = timedelta(minutes=1)
 STEP_AGE: Final = timedelta(minutes=2)
 """Longer than each step takes: a file of the largest size is split or written in seconds."""
 _ENGINE: Final = (
-    "See that the engine runs, serves the model and takes the key: LOWTIDE_ENGINE_URL, "
-    "LOWTIDE_ENGINE_API_KEY. Requests wait meanwhile and lose no attempt."
+    "Check that the engine runs, serves the model and accepts the key: LOWTIDE_ENGINE_URL, "
+    "LOWTIDE_ENGINE_API_KEY. Until then requests wait; no attempts are counted."
 )
 _TROUBLE: Final = timedelta(minutes=5)
 _OLD_TROUBLE: Final = timedelta(hours=1)
@@ -99,24 +99,24 @@ def broker(evidence: Evidence, operations: Operations | None) -> Finding:
     oldest = None if operations is None else operations.oldest_event
     if oldest is not None and evidence.at - oldest > EVENT_AGE:
         count = 0 if operations is None else operations.events_waiting
-        what = "1 event waits" if count == 1 else f"{count:,} events wait"
+        what = "1 event waiting" if count == 1 else f"{count:,} events waiting"
         why = f": {refused.problem}" if refused is not None else ""
         return Finding(
             "Broker",
             Condition.BAD,
-            "Takes no events",
-            f"{what}, the first for {duration(evidence.at - oldest)}{why}",
+            "Not accepting events",
+            f"{what}, the oldest for {duration(evidence.at - oldest)}{why}",
             taken,
-            "Check that the Broker is ready and that the functions know it: "
-            "`kubectl get broker,trigger`. Ticks send the events again; nothing is lost.",
+            "Check that the Broker is ready and that K_SINK points to it: "
+            "`kubectl get broker,trigger`. The scheduler resends the events; nothing is lost.",
         )
     if refused is not None and refused.failed_at is not None and not _later(taken, refused):
         return Finding(
-            "Broker", Condition.DOUBTFUL, "Refused the last", refused.problem, refused.failed_at
+            "Broker", Condition.DOUBTFUL, "Rejected last event", refused.problem, refused.failed_at
         )
     if taken is None:
-        return Finding("Broker", Condition.UNKNOWN, "No event yet")
-    return _at_work("Broker", taken, evidence.at, "Takes events")
+        return Finding("Broker", Condition.UNKNOWN, "No events yet")
+    return _at_work("Broker", taken, evidence.at, "Accepting events")
 
 
 def workers(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
@@ -170,11 +170,13 @@ def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> Finding 
     if known.fails:
         bad = age < _OLD_TROUBLE
         condition = Condition.BAD if bad else Condition.DOUBTFUL
-        word = "Failing" if bad else "Failed last"
+        word = "Failing" if bad else "Last call failed"
         return Finding(part, condition, word, known.problem, known.failed_at, advice)
     if age < _TROUBLE:
-        detail = f"{known.problem} {duration(age)} ago, fine since"
-        return Finding(part, Condition.DOUBTFUL, "Fails at times", detail, known.succeeded_at)
+        detail = f"{known.problem} {duration(age)} ago, working since"
+        return Finding(
+            part, Condition.DOUBTFUL, "Failing intermittently", detail, known.succeeded_at
+        )
     return None
 
 
@@ -182,7 +184,7 @@ def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
     idle = now - last
     if idle <= BUSY:
         return Finding(part, Condition.FINE, word, "", last)
-    return Finding(part, Condition.IDLE, "Idle", f"since {duration(idle)}", last)
+    return Finding(part, Condition.IDLE, "Idle", f"for {duration(idle)}", last)
 
 
 def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> Finding:
@@ -190,8 +192,8 @@ def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> 
     known = evidence.last_seen.get((Component.FUNCTION, name))
     if backlog.since is None or evidence.at - backlog.since <= STEP_AGE:
         return _of_sighting(evidence, Component.FUNCTION, name, name)
-    what = "1 batch waits" if backlog.batches == 1 else f"{backlog.batches:,} batches wait"
-    detail = f"{what}, the first for {duration(evidence.at - backlog.since)}"
+    what = "1 batch waiting" if backlog.batches == 1 else f"{backlog.batches:,} batches waiting"
+    detail = f"{what}, the oldest for {duration(evidence.at - backlog.since)}"
     delivered = evidence.last_seen.get((Component.DELIVERED, type_))
     last = None if delivered is None else delivered.last_at
     seen_at = None if known is None else known.last_at
@@ -205,15 +207,15 @@ def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> 
             _read_the_log(name),
         )
     if last is not None and last >= backlog.since:
-        detail += ": it is called, and does not finish"
+        detail += ": called, but does not finish"
         return Finding(name, Condition.BAD, "Stuck", detail, seen_at, _read_the_log(name))
     return Finding(
         name,
         Condition.BAD,
         "Not called",
-        f"{detail}: events wait and nobody takes them",
+        f"{detail}: its events are not delivered",
         seen_at,
-        f"No {_short(type_)} was delivered since: check `kubectl get trigger,ksvc {_kebab(name)}`.",
+        f"No {_short(type_)} event delivered since: check `kubectl get trigger,ksvc {_kebab(name)}`.",
     )
 
 
@@ -239,10 +241,10 @@ def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
     return Finding(
         "schedule",
         Condition.BAD,
-        "Silent",
-        f"no tick for {duration(silence)}: nothing is repaired, no deadline is watched",
+        "Not ticking",
+        f"no tick for {duration(silence)}: no repairs, no deadline checks",
         ticked,
-        "Check what calls it: `kubectl get pingsource,ksvc`.",
+        "Check what triggers it: `kubectl get pingsource,ksvc`.",
     )
 
 
@@ -260,29 +262,29 @@ def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Find
     if pause is not None:
         return Finding(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
     if not queued:
-        detail = "" if last is None else f"since {duration(evidence.at - last)}"
+        detail = "" if last is None else f"for {duration(evidence.at - last)}"
         return Finding(part, Condition.IDLE, "Scaled to zero", detail, last)
-    lines = "1 line waits" if queued == 1 else f"{queued:,} lines wait"
+    lines = "1 request queued" if queued == 1 else f"{queued:,} requests queued"
     if age <= _WORKER_WAIT:
         return Finding(part, Condition.DOUBTFUL, "Starting", lines, last)
     return Finding(
         part,
         Condition.BAD,
-        "No worker",
-        f"{lines}, the first for {duration(age)}",
+        "No workers",
+        f"{lines}, the oldest for {duration(age)}",
         last,
-        f"See why no pod starts: `kubectl describe scaledobject,deployment {_kebab(part)}`.",
+        f"Check why no pod starts: `kubectl describe scaledobject,deployment {_kebab(part)}`.",
     )
 
 
 def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
     part = f"Autoscaler, {pool}"
-    detail = f"{scale.live:,} live, {scale.desired:,} wanted"
+    detail = f"{scale.live:,} running, {scale.desired:,} desired"
     if not scale.desired and not scale.live:
-        return Finding(part, Condition.IDLE, "At zero", "none wanted", now)
+        return Finding(part, Condition.IDLE, "At zero", "none desired", now)
     short = scale.short_since
     if short is None:
-        return Finding(part, Condition.FINE, "Follows", detail, now)
+        return Finding(part, Condition.FINE, "In sync", detail, now)
     waits = now - short
     if waits <= _WORKER_WAIT:
         return Finding(part, Condition.FINE, "Scaling up", detail, now)
@@ -290,10 +292,10 @@ def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
     return Finding(
         part,
         Condition.BAD if none else Condition.DOUBTFUL,
-        "Does not scale" if none else "Short",
+        "Not scaling" if none else "Too few replicas",
         f"{detail}, for {duration(waits)}",
         now,
-        f"Look for errors and for pods that wait: `kubectl describe scaledobject infer-{pool}`, "
+        f"Look for errors and pending pods: `kubectl describe scaledobject infer-{pool}`, "
         "`kubectl get pods`.",
     )
 
@@ -303,7 +305,7 @@ def _later(taken: datetime | None, refused: LastSeen) -> bool:
 
 
 def _read_the_log(name: str) -> str:
-    return f"Its log says why: `kubectl logs -l app.kubernetes.io/name={_kebab(name)}`."
+    return f"Check its log: `kubectl logs -l app.kubernetes.io/name={_kebab(name)}`."
 
 
 def _kebab(name: str) -> str:

@@ -192,13 +192,13 @@ class Observations:
         try:
             self._book.write(self._observations(seen))
         except LowtideError as error:
-            _log.info("sightings.unwritten", extra={"reason": error.for_log})
+            _log.info("last_seen.not_written", extra={"reason": error.for_log})
             with self._lock:
                 newer = {key: each.since(seen.get(key)) for key, each in self._seen.items()}
                 self._seen = seen | newer
             self._some.set()
         except Exception:  # noqa: BLE001 - the thread must outlive it, and the work must not notice
-            _log.exception("sightings.failed")
+            _log.exception("last_seen.failed")
 
     def _observations(self, seen: dict[tuple[Component, str], _Seen]) -> Sequence[Observation]:
         now = self._timer()

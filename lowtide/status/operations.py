@@ -193,7 +193,7 @@ class OperationsStore:
                 return _read(connection)
         except SQLAlchemyError as error:
             # The status pages must survive a missing schema and a refused password.
-            raise Unavailable("The database answers, but refuses to be read.") from error
+            raise Unavailable("The database responds, but queries fail.") from error
 
 
 def _read(connection: Connection) -> Operations:

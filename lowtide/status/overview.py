@@ -162,7 +162,7 @@ def _reading(engine: Engine) -> Iterator[Connection]:
             yield connection
     except SQLAlchemyError as error:
         # The status pages must survive a missing schema and a refused password.
-        raise Unavailable("The database answers, but refuses to be read.") from error
+        raise Unavailable("The database responds, but queries fail.") from error
 
 
 RECENT_BATCHES = 20
@@ -278,16 +278,16 @@ def _of_operations(reading: Operations) -> list[Concern]:
         found.append(Concern("The scheduler has not ticked yet", "/health"))
     elif silence is not None and silence > TICK_SILENCE:
         minutes = int(silence.total_seconds() // 60)
-        found.append(Concern(f"No tick of the scheduler for {minutes:,} min", "/health"))
+        found.append(Concern(f"No scheduler tick for {minutes:,} min", "/health"))
     if reading.oldest_event is not None and reading.at - reading.oldest_event > EVENT_AGE:
         events = (
-            "1 event waits"
+            "1 event is"
             if reading.events_waiting == 1
-            else (f"{reading.events_waiting:,} events wait")
+            else (f"{reading.events_waiting:,} events are")
         )
-        found.append(Concern(f"{events} for the broker", "/health"))
+        found.append(Concern(f"{events} waiting for the broker", "/health"))
     found += [
-        Concern(f"Lines wait in {pool}, and no worker takes them", "/queues")
+        Concern(f"Requests are queued in {pool}, but no worker is running", "/queues")
         for pool in Pool
         if not reading.workers.get(pool)
         and reading.pause(pool) is None

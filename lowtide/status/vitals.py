@@ -178,10 +178,10 @@ def _families(vitals: Vitals) -> list[GaugeMetricFamily]:
 def _of_pools(vitals: Vitals) -> list[GaugeMetricFamily]:
     age = GaugeMetricFamily(
         "queue_oldest_age_seconds",
-        "Seconds that the first line of a pool has waited since it could be claimed there.",
+        "Age of the oldest claimable request of the pool, in seconds.",
         labels=["pool"],
     )
-    workers = GaugeMetricFamily("workers_alive", "Workers with a living lease.", labels=["pool"])
+    workers = GaugeMetricFamily("workers_alive", "Workers with a valid lease.", labels=["pool"])
     for pool in Pool:
         ages = [tenant.oldest.get(pool, 0.0) for tenant in vitals.tenants]
         age.add_metric([pool.value], max(ages, default=0.0))
@@ -190,16 +190,20 @@ def _of_pools(vitals: Vitals) -> list[GaugeMetricFamily]:
 
 
 def _of_tenants(vitals: Vitals) -> list[GaugeMetricFamily]:
-    batches = GaugeMetricFamily("tenant_open_batches", "Batches that run.", labels=["tenant"])
+    batches = GaugeMetricFamily(
+        "tenant_open_batches", "Open batches of the tenant.", labels=["tenant"]
+    )
     at_risk = GaugeMetricFamily(
-        "tenant_batches_at_risk", "Those whose deadline cannot be held.", labels=["tenant"]
+        "tenant_batches_at_risk", "Open batches whose deadline cannot be met.", labels=["tenant"]
     )
     by_pool = ["tenant", "pool"]
-    queued = GaugeMetricFamily("tenant_queue_depth", "A tenant's lines that wait.", labels=by_pool)
-    running = GaugeMetricFamily("tenant_running", "A tenant's lines that run.", labels=by_pool)
+    queued = GaugeMetricFamily(
+        "tenant_queue_depth", "Queued requests of the tenant.", labels=by_pool
+    )
+    running = GaugeMetricFamily("tenant_running", "Running requests of the tenant.", labels=by_pool)
     oldest = GaugeMetricFamily(
         "tenant_queue_oldest_age_seconds",
-        "As queue_oldest_age_seconds, of one tenant.",
+        "queue_oldest_age_seconds of one tenant.",
         labels=by_pool,
     )
     for tenant in vitals.tenants:
@@ -210,13 +214,13 @@ def _of_tenants(vitals: Vitals) -> list[GaugeMetricFamily]:
             running.add_metric([tenant.name, pool.value], depth.running)
             oldest.add_metric([tenant.name, pool.value], tenant.oldest.get(pool, 0.0))
     letters = GaugeMetricFamily(
-        "tenant_dead_letters", "Dead letters that nobody requeued or discarded.", labels=["tenant"]
+        "tenant_dead_letters", "Open dead letters of the tenant.", labels=["tenant"]
     )
     for name, count in vitals.open_letters.items():
         letters.add_metric([name], count)
     risky = GaugeMetricFamily(
         "batch_at_risk_seconds_left",
-        "Seconds until the deadline of each batch that cannot hold it, the most urgent ones.",
+        "Seconds until the deadline of each batch at risk; only the most urgent ones.",
         labels=["tenant", "batch"],
     )
     for batch in vitals.risky:
@@ -225,10 +229,11 @@ def _of_tenants(vitals: Vitals) -> list[GaugeMetricFamily]:
 
 
 def _of_events(vitals: Vitals) -> list[GaugeMetricFamily]:
-    events = GaugeMetricFamily("outbox_events", "Events that nobody has taken yet.")
+    events = GaugeMetricFamily("outbox_events", "Events that the broker has not accepted yet.")
     events.add_metric([], vitals.events)
     oldest = GaugeMetricFamily(
-        "outbox_oldest_age_seconds", "Seconds since the first of them; 0 while there is none."
+        "outbox_oldest_age_seconds",
+        "Age of the oldest event in the outbox, in seconds; 0 if there is none.",
     )
     oldest.add_metric([], vitals.oldest_event)
     return [events, oldest]

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_BUILD = Gauge("lowtide_build_info", "1, with the version that this process runs.", ["version"])
+_BUILD = Gauge(
+    "lowtide_build_info", "Always 1; the label has the version of this process.", ["version"]
+)
 
 
 def export() -> None:
@@ -73,7 +75,7 @@ class Readiness:
 
 def too_late() -> Unavailable:
     """Return the error for a check that timed out."""
-    return Unavailable("What this process needs does not answer at the moment: try again.")
+    return Unavailable("A dependency is not responding: try again.")
 
 
 _TEXT = "text/plain; charset=utf-8"

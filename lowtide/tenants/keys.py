@@ -249,8 +249,7 @@ def add_key(
     made = connection.execute(_ADD, row).scalar_one_or_none()
     if made is None:
         raise Conflict(
-            f"Key {name!r} already exists: choose another name, rotate it, or revoke it "
-            "first.",
+            f"Key {name!r} already exists: choose another name, rotate it, or revoke it first.",
             param="key",
         )
     return KeyId(made)

@@ -177,7 +177,9 @@ class SignInGuard:
             if len(tries) >= MOST_FAILURES:
                 wait = tries[0] + WITHIN_SECONDS - now
                 raise TooManyRequests(
-                    f"Too many failed attempts: try again in {wait:.0f} s.", reason="sign_in", retry_after=wait
+                    f"Too many failed attempts: try again in {wait:.0f} s.",
+                    reason="sign_in",
+                    retry_after=wait,
                 )
             tries.append(now)
             while len(self._tries) > MOST_PLACES:

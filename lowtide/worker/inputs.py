@@ -41,12 +41,12 @@ Released immediately, the batch's requests would be claimed in turn, as fast as 
 
 _MISSING: Final = "The input file is no longer in the object store."
 _CHANGED: Final = (
-    "The request's bytes in the input file are not what was uploaded: the object was changed or "
-    "damaged. Upload the file again, and create another batch."
+    "The request's bytes in the input file differ from the upload: the object was changed or "
+    "damaged. Upload the file again and create a new batch."
 )
 _SHORT: Final = (
-    "The input file ends before this request does: the object was cut short. Upload the file "
-    "again, and create another batch."
+    "The input file ends before the end of this request: the object is truncated. Upload the "
+    "file again and create a new batch."
 )
 
 
@@ -154,7 +154,7 @@ class InputLoader:
             trouble.failures += 1
             delay = min(_FIRST_DELAY * 2.0 ** (trouble.failures - 1), _LONGEST_DELAY)
             trouble.failed_at, trouble.until = now, now + delay
-            reason = error.message if isinstance(error, LowtideError) else "no answer in time"
+            reason = error.message if isinstance(error, LowtideError) else "timed out"
             _log.warning("input.unreadable", extra={"object": input_key, "reason": reason})
             self._forget_old(now)
         return trouble.until - now

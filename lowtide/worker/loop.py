@@ -163,7 +163,7 @@ class Worker:
             if names:
                 await asyncio.to_thread(self._models.note, names)
         except LowtideError as error:
-            _log.warning("models.unnoted", extra={"reason": error.for_log})
+            _log.warning("models.not_recorded", extra={"reason": error.for_log})
 
     async def _pull(self) -> None:
         while not self._stopping:

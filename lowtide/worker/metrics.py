@@ -19,38 +19,36 @@ if TYPE_CHECKING:
     from lowtide.queue.claims import Claim
 
 
-_DEQUEUED = Counter("worker_dequeue_total", "Lines claimed from the queue.")
-_COMPLETED = Counter("worker_completed_total", "Lines that ended in success.")
-_FAILED = Counter("worker_failed_total", "Lines that failed or went back to the queue.")
+_DEQUEUED = Counter("worker_dequeue_total", "Requests claimed from the queue.")
+_COMPLETED = Counter("worker_completed_total", "Requests that completed.")
+_FAILED = Counter("worker_failed_total", "Requests that failed or were released to the queue.")
 # A gauge, because a counter would be exported as worker_idle_seconds_total.
-_IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work, since the start.")
+_IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work since the start.")
 _WAIT = Histogram(
     "queue_wait_time_seconds",
-    "Seconds from being queued to being claimed for the first time.",
+    "Seconds from queueing to the first claim.",
     ["pool"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
 )
 _ANSWERS = Counter(
     "engine_answers_total",
-    "What engines said of lines: an HTTP status, why there is none, or that spot was taken away.",
+    "Outcomes of requests: the engine's HTTP status, the reason for a missing one, or interrupted.",
     ["pool", "answer"],
 )
 _ENGINE_UP = Gauge(
     "worker_engine_up",
-    "1 while the worker's engine breaker is closed, 0 while it is not.",
+    "1 while the worker's engine breaker is closed, else 0.",
     ["pool"],
 )
 _ENGINE_FAULTS = Counter(
     "engine_faults_total",
-    "Outcomes that were the engine's fault and no request's, by what they were.",
+    "Outcomes attributed to the engine, not to the request, by kind.",
     ["pool", "kind"],
 )
-_SPENT = Counter(
-    "replica_seconds_total", "Seconds of replicas' time behind requests that ended.", ["pool"]
-)
+_SPENT = Counter("replica_seconds_total", "Replica seconds of requests that ended.", ["pool"])
 _COST = Counter(
     "cost_total",
-    "What that time cost, by LOWTIDE_SPOT_PRICE and LOWTIDE_DEDICATED_PRICE.",
+    "Cost of replica seconds at LOWTIDE_SPOT_PRICE and LOWTIDE_DEDICATED_PRICE.",
     ["pool", "currency"],
 )
 

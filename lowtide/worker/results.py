@@ -190,6 +190,6 @@ def _unstorable(line: Finished | Returned) -> Finished:
         attempts=1,
         usage=Usage(),
         error_code="result_not_storable",
-        error_message="The engine's answer could not be stored.",
+        error_message="The engine's response could not be stored.",
         dead_letter=True,
     )

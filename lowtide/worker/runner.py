@@ -120,7 +120,7 @@ class Runner:
         self._cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._held:
-            _log.info("worker.gives_back", extra={"lines": len(self._held)})
+            _log.info("worker.released", extra={"lines": len(self._held)})
         spot = self._pool is Pool.SPOT
         self._writer.add(
             [
@@ -235,5 +235,5 @@ class Runner:
 
 
 def _unrun(claim: Claim) -> Returned:
-    reason = "The worker failed to run the line"
+    reason = "The worker failed to run the request"
     return Returned(claim.batch, claim.line, reason, delay=_UNRUN_DELAY_SECONDS)
