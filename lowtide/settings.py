@@ -343,12 +343,12 @@ class Settings(BaseSettings):
     )
     portal_password_hash: SecretStr = Field(
         default=SecretStr(""),
-        description="Hash of the operator's password, from `lowtide portal-password`. Operators may "
-        "change everything, for all tenants. Unset: no sign-in as operator.",
+        description="Hash of the operator's password, from `lowtide portal-password`, with full "
+        "access to all tenants. Unset: no sign-in as operator.",
     )
     portal_viewer_password_hash: SecretStr = Field(
         default=SecretStr(""),
-        description="Hash of the viewer's password. Viewers have read-only access to all tenants. Unset: "
+        description="Hash of the viewer's password, with read-only access to all tenants. Unset: "
         "no sign-in as viewer.",
     )
     portal_tenant_database_url: SecretStr = Field(

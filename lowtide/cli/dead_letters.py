@@ -176,7 +176,7 @@ def download(
     if as_json:
         print_json({"file": str(out), "which": which.value, "lines": lines, "bytes": written})
     else:
-        OUT.print(f"{out}: {lines} lines", markup=False, highlight=False, soft_wrap=True)
+        OUT.print(f"{out}: {lines} dead letters", markup=False, highlight=False, soft_wrap=True)
 
 
 def _chosen(

@@ -73,7 +73,7 @@ DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM claims WHERE batch_id = :batch AND pool = 'spot'
   ORDER BY claimed_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  lost_leases, escalated, pool, 'Taken from its worker to meet the deadline' AS reason, 0 AS delay,
+  lost_leases, escalated, pool, 'Revoked from its worker to meet the deadline' AS reason, 0 AS delay,
   false AS failed, true AS interrupted
 """)
 _ESCALATE_THESE = text("""

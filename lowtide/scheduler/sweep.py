@@ -74,7 +74,7 @@ DELETE FROM claims WHERE ctid = ANY(ARRAY(
   FOR UPDATE OF c SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
   least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, pool, claimed_at,
-  'The worker stopped answering' AS reason,
+  'The worker stopped responding' AS reason,
   CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
   false AS failed, true AS interrupted, now() <= deadline AS in_time
 """)

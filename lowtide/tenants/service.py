@@ -92,7 +92,7 @@ class Tenancy:
         def apply(current: Tenant) -> Tenant:
             if seen is not None and (news := differences(seen, current)):
                 raise Conflict(
-                    f"{name} was changed meanwhile: {', '.join(told(news))}. Review it and try again."
+                    f"{name} was changed in the meantime: {', '.join(told(news))}. Review it and try again."
                 )
             return changes.apply(current)
 

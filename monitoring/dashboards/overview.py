@@ -18,7 +18,7 @@ def build() -> Dashboard:
         board(
             "lowtide-overview",
             "Lowtide / Overview",
-            "Alerts, promises, queues and answers at a glance.",
+            "Alerts, deadlines, queues and API responses at a glance.",
             variables=("namespace",),
             since="now-3h",
         )
@@ -26,41 +26,41 @@ def build() -> Dashboard:
             number(
                 "Batches at risk",
                 f"max(batches_at_risk{{{_HERE}}})",
-                description="Their deadline cannot be held, whatever runs.",
+                description="Batches whose deadline cannot be met, even with all dedicated replicas.",
                 alarm_from=1,
             )
         )
-        .with_panel(number("Lines waiting", f"sum(namespace_pool:queue_depth:max{{{_HERE}}})"))
+        .with_panel(number("Queued requests", f"sum(namespace_pool:queue_depth:max{{{_HERE}}})"))
         .with_panel(
             number(
-                "Lines finished a second",
+                "Throughput",
                 f"sum(namespace_pool:worker_completed:rate5m{{{_HERE}}})",
                 unit="cps",
             )
         )
         .with_panel(
             number(
-                "Since the last tick",
+                "Time since last tick",
                 f"time() - max(namespace:scheduler_last_tick_timestamp_seconds:max7d{{{_HERE}}})",
                 unit="s",
-                description="Ticks come every ten seconds.",
+                description="The scheduler ticks every ten seconds.",
                 alarm_from=60,
             )
         )
         .with_panel(
             number(
-                "Missed within the hour",
+                "Missed deadlines, last hour",
                 f"max(namespace:requests_sla_violated:ratio_rate1h{{{_HERE}}})",
                 unit="percentunit",
-                description="Share of requests that did not end before their deadline.",
+                description="Share of requests that missed their deadline.",
                 alarm_from=0.01,
             )
         )
         .with_panel(
             number(
-                "Events waiting",
+                "Pending events",
                 f"sum(outbox_events{{{_HERE}}})",
-                description="Events that the broker has not taken.",
+                description="Events that the broker has not accepted.",
                 alarm_from=100,
             )
         )
@@ -68,20 +68,20 @@ def build() -> Dashboard:
             rows(
                 "Alerts",
                 f'ALERTS{{alertname=~"Lowtide.*",alertstate="firing",{_HERE}}}',
-                description="Firing at this moment. docs/operations.md has a section for each.",
+                description="Firing alerts. docs/operations.md has a runbook for each.",
             )
         )
         .with_row(row("Work"))
         .with_panel(
             graph(
-                "Waiting by pool",
+                "Queued requests by pool",
                 Query(f"namespace_pool:queue_depth:max{{{_HERE}}}", "{{pool}}"),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
-                "Finished by pool",
+                "Throughput by pool",
                 Query(f"namespace_pool:worker_completed:rate5m{{{_HERE}}}", "{{pool}}"),
                 unit="cps",
                 stacked=True,
@@ -90,7 +90,7 @@ def build() -> Dashboard:
         .with_row(row("Service"))
         .with_panel(
             graph(
-                "API answers",
+                "API responses by status",
                 Query(
                     f"sum by (status) (rate(api_requests_total{{{_HERE}}}[$__rate_interval]))",
                     "{{status}}",
@@ -101,7 +101,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Seconds until an answer, 95 of 100",
+                "API latency, p95",
                 Query(
                     "histogram_quantile(0.95, sum by (le, route) "
                     f"(rate(api_request_seconds_bucket{{{_HERE}}}[$__rate_interval])))",
@@ -112,7 +112,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Requests that met a limit",
+                "Rate-limited requests",
                 Query(
                     f"sum by (reason) (rate(api_rate_limited_total{{{_HERE}}}[$__rate_interval]))",
                     "{{reason}}",

@@ -19,33 +19,33 @@ def build() -> Dashboard:
         board(
             "lowtide-queue",
             "Lowtide / Queue and autoscaling",
-            "Depth and age by pool, wanted and living replicas, the scheduler and its events.",
+            "Depth and age by pool, desired and running replicas, the scheduler and its events.",
             variables=("namespace", "pool"),
             since="now-6h",
         )
         .with_panel(
             graph(
-                "Waiting",
+                "Queued requests",
                 Query(f"namespace_pool:queue_depth:max{{{_POOL}}}", "{{pool}}"),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
-                "The first line has waited",
+                "Oldest queued request",
                 Query(f"namespace_pool:queue_oldest_age_seconds:max{{{_POOL}}}", "{{pool}}"),
                 unit="s",
-                description="Since it could be claimed in this pool.",
+                description="Age since it became claimable in this pool.",
             )
         )
         .with_panel(
             graph(
-                "Wait until the first claim",
+                "Time to first claim",
                 *(
                     Query(
                         f"histogram_quantile({quantile}, sum by (le, pool) "
                         f"(rate(queue_wait_time_seconds_bucket{{{_POOL}}}[$__rate_interval])))",
-                        f"{{{{pool}}}}, {quantile:.0%} of lines",
+                        f"{{{{pool}}}} p{quantile * 100:.0f}",
                     )
                     for quantile in (0.5, 0.95)
                 ),
@@ -54,7 +54,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Claimed",
+                "Claims",
                 Query(
                     f"sum by (pool) (rate(worker_dequeue_total{{{_POOL}}}[$__rate_interval]))",
                     "{{pool}}",
@@ -65,42 +65,42 @@ def build() -> Dashboard:
         .with_row(row("Replicas"))
         .with_panel(
             graph(
-                "Wanted, living, most",
+                "Replicas: desired, running, max",
                 Query(
-                    f"namespace_pool:autoscaler_desired_replicas:max{{{_POOL}}}", "{{pool}} wanted"
+                    f"namespace_pool:autoscaler_desired_replicas:max{{{_POOL}}}", "{{pool}} desired"
                 ),
-                Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}} living"),
-                Query(f"max by (pool) (autoscaler_max_replicas{{{_POOL}}})", "{{pool}} most"),
+                Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}} running"),
+                Query(f"max by (pool) (autoscaler_max_replicas{{{_POOL}}})", "{{pool}} max"),
             )
         )
         .with_panel(
             graph(
-                "Dedicated that deadlines need",
+                "Dedicated replicas needed for deadlines",
                 Query(f"max(dedicated_replicas_planned{{{_HERE}}})", "planned"),
-                description="KEDA never gets more for dedicated.",
+                description="KEDA never scales dedicated above this.",
             )
         )
         .with_panel(
             graph(
-                "Lines a second of one replica",
+                "Planned throughput per replica",
                 Query(
                     f"max by (pool, model) (replica_rate_lines_per_second{{{_POOL}}})",
                     "{{pool}} {{model}}",
                 ),
                 unit="cps",
-                description="What plans count on: a lower confidence bound.",
+                description="Lower confidence bound that the scheduler plans with.",
             )
         )
         .with_panel(
             graph(
-                "Paused",
+                "Paused pools",
                 Query(f"namespace_pool:pool_paused:max{{{_POOL}}}", "{{pool}}"),
             )
         )
         .with_row(row("Scheduler and events"))
         .with_panel(
             graph(
-                "Ticks a minute",
+                "Ticks per minute",
                 Query(
                     f"60 * sum(rate(scheduler_ticks_total{{{_HERE}}}[$__rate_interval]))", "ticks"
                 ),
@@ -108,22 +108,22 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Lines given back from lost workers",
+                "Requests released from lost workers",
                 Query(
                     f"sum(increase(leases_reaped_lines_total{{{_HERE}}}[$__rate_interval]))",
-                    "lines",
+                    "requests",
                 ),
             )
         )
         .with_panel(
             graph(
-                "Events that nobody has taken",
+                "Pending events",
                 Query(f"max(outbox_events{{{_HERE}}})", "events"),
             )
         )
         .with_panel(
             graph(
-                "The first of them has waited",
+                "Oldest pending event",
                 Query(f"max(outbox_oldest_age_seconds{{{_HERE}}})", "age"),
                 unit="s",
                 alarm_from=60,

@@ -20,13 +20,13 @@ def build() -> Dashboard:
         board(
             "lowtide-sla",
             "Lowtide / SLA history",
-            "Deadlines met and missed, the budget's burn, and what is at risk now.",
+            "Met and missed deadlines, error budget burn, and batches at risk.",
             variables=("namespace", "tenant", "batch"),
             since="now-7d",
         )
         .with_panel(
             number(
-                "Met in this time",
+                "Deadlines met",
                 f"1 - sum(increase(requests_sla_violated_total{{{_HERE}}}[$__range])) / "
                 f"(sum(increase(requests_sla_met_total{{{_HERE}}}[$__range]))"
                 f" + sum(increase(requests_sla_violated_total{{{_HERE}}}[$__range])))",
@@ -35,7 +35,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             number(
-                "Missed in this time",
+                "Deadlines missed",
                 f"sum(increase(requests_sla_violated_total{{{_HERE}}}[$__range]))",
                 alarm_from=1,
             )
@@ -43,10 +43,10 @@ def build() -> Dashboard:
         .with_panel(number("Batches at risk", f"max(batches_at_risk{{{_HERE}}})", alarm_from=1))
         .with_panel(
             number(
-                "Least slack",
+                "Min slack",
                 f"min(batch_deadline_slack_seconds{{{_HERE}}} < +Inf)",
                 unit="s",
-                description="Time until every dedicated replica must run; below 0 a deadline is lost.",
+                description="Time until all dedicated replicas must run; below 0, a deadline cannot be met.",
             )
         )
         .with_row(row("History"))
@@ -63,7 +63,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Share that missed",
+                "Share of missed deadlines",
                 *(
                     Query(
                         f"max(namespace:requests_sla_violated:ratio_rate{window}{{{_HERE}}})",
@@ -79,32 +79,32 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Slack",
-                Query(f"min(batch_deadline_slack_seconds{{{_HERE}}} < +Inf)", "least of all"),
+                Query(f"min(batch_deadline_slack_seconds{{{_HERE}}} < +Inf)", "min"),
                 unit="s",
             )
         )
         .with_panel(
             graph(
-                "Moved between pools",
+                "Requests moved between pools",
                 Query(
                     f"sum(increase(escalations_total{{{_HERE}}}[$__rate_interval]))",
                     "to dedicated",
                 ),
                 Query(
                     f"sum(increase(revocations_total{{{_HERE}}}[$__rate_interval]))",
-                    "taken from spot workers",
+                    "revoked from spot workers",
                 ),
                 Query(
                     f"sum(increase(deescalations_total{{{_HERE}}}[$__rate_interval]))",
                     "back to spot",
                 ),
-                description="Lines. They move as late as is safe, and back when spot catches up.",
+                description="Requests move as late as is safe, and back when spot catches up.",
             )
         )
         .with_row(row("At risk"))
         .with_panel(
             graph(
-                "Seconds left of batches at risk",
+                "Time to deadline of batches at risk",
                 Query(
                     f"max by (tenant, batch) (batch_at_risk_seconds_left{{{_BATCHES}}})",
                     "{{batch}} of {{tenant}}",

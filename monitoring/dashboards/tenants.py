@@ -19,27 +19,27 @@ def build() -> Dashboard:
         board(
             "lowtide-tenants",
             "Lowtide / Tenants",
-            "Tenants that have open batches: waiting and running lines, risk, dead letters.",
+            "Tenants with open batches: queued and running requests, risk, dead letters.",
             variables=("namespace", "pool", "tenant"),
             since="now-6h",
         )
         .with_panel(
             graph(
-                "Waiting",
+                "Queued requests",
                 Query(f"sum by (tenant) (tenant_queue_depth{{{_POOL}}})", "{{tenant}}"),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
-                "Running",
+                "Running requests",
                 Query(f"sum by (tenant) (tenant_running{{{_POOL}}})", "{{tenant}}"),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
-                "The first line has waited",
+                "Oldest queued request",
                 Query(
                     f"max by (tenant, pool) (tenant_queue_oldest_age_seconds{{{_POOL}}})",
                     "{{tenant}} on {{pool}}",
@@ -63,13 +63,13 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Dead letters to look at",
+                "Open dead letters",
                 Query(f"max by (tenant) (tenant_dead_letters{{{_HERE}}})", "{{tenant}}"),
             )
         )
         .with_panel(
             rows(
-                "Waiting now",
+                "Queued requests now",
                 f"max by (namespace, tenant, pool) (tenant_queue_depth{{{_POOL}}})",
             )
         )

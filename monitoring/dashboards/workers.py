@@ -25,7 +25,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Finished by worker",
+                "Throughput by worker",
                 Query(
                     f"sum by (pod) (rate(worker_completed_total{{{_POOL}}}[$__rate_interval]))",
                     "{{pod}}",
@@ -36,7 +36,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Failed or gone back, by worker",
+                "Failed or released, by worker",
                 Query(
                     f"sum by (pod) (rate(worker_failed_total{{{_POOL}}}[$__rate_interval]))",
                     "{{pod}}",
@@ -47,18 +47,18 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Idle",
+                "Idle time",
                 Query(
                     f"sum by (pod) (deriv(worker_idle_seconds{{{_POOL}}}[5m]))",
                     "{{pod}}",
                 ),
                 unit="percentunit",
-                description="Share of its time that a worker had nothing in hand.",
+                description="Share of time that a worker had no requests.",
             )
         )
         .with_panel(
             graph(
-                "Workers living",
+                "Running workers",
                 Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}}"),
                 stacked=True,
             )
@@ -66,7 +66,7 @@ def build() -> Dashboard:
         .with_row(row("Engines"))
         .with_panel(
             graph(
-                "Answers",
+                "Engine outcomes",
                 Query(
                     "sum by (pool, answer) "
                     f"(rate(engine_answers_total{{{_POOL}}}[$__rate_interval]))",
@@ -78,10 +78,10 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Share that fails or is refused",
-                Query(f"namespace_pool:engine_failures:ratio_rate5m{{{_POOL}}}", "{{pool}} fails"),
+                "Failed and rejected attempts",
+                Query(f"namespace_pool:engine_failures:ratio_rate5m{{{_POOL}}}", "{{pool}} failed"),
                 Query(
-                    f"namespace_pool:engine_rejections:ratio_rate5m{{{_POOL}}}", "{{pool}} refused"
+                    f"namespace_pool:engine_rejections:ratio_rate5m{{{_POOL}}}", "{{pool}} rejected"
                 ),
                 unit="percentunit",
                 alarm_from=0.1,
@@ -91,7 +91,7 @@ def build() -> Dashboard:
             graph(
                 "Engines unavailable",
                 Query(f"namespace_pool:engines_unavailable:count{{{_POOL}}}", "{{pool}}"),
-                description="Workers whose engine breaker is not closed. They claim nothing.",
+                description="Workers whose engine breaker is not closed. They claim no requests.",
                 alarm_from=1,
             )
         )
@@ -104,50 +104,50 @@ def build() -> Dashboard:
                 ),
                 unit="cps",
                 stacked=True,
-                description="Charged to no request: none of them counts as an attempt.",
+                description="Faults attributed to the engine. They do not count as attempts.",
             )
         )
         .with_panel(
             graph(
-                "Interrupted",
+                "Interruptions",
                 Query(
                     f"max(namespace:spot_interruptions:ratio_rate15m{{{_HERE}}})", "last 15 minutes"
                 ),
                 Query(f"max(namespace:spot_interruptions:ratio_rate1d{{{_HERE}}})", "last day"),
                 unit="percentunit",
-                description="Share of the lines that spot took. They run again.",
+                description="Share of requests claimed by spot. Interrupted requests run again.",
             )
         )
         .with_panel(
             graph(
                 "Dead letters",
                 Query(
-                    f"sum(increase(dead_letters_total{{{_HERE}}}[$__rate_interval]))", "new ones"
+                    f"sum(increase(dead_letters_total{{{_HERE}}}[$__rate_interval]))", "new"
                 ),
             )
         )
         .with_row(row("Cost"))
         .with_panel(
             graph(
-                "Cost an hour",
+                "Cost per hour",
                 Query(
                     "3600 * sum by (pool, currency) "
                     f"(rate(cost_total{{{_POOL}}}[$__rate_interval]))",
                     "{{pool}} in {{currency}}",
                 ),
                 stacked=True,
-                description="Of requests that ended.",
+                description="Cost of requests that ended.",
             )
         )
         .with_panel(
             graph(
-                "Replicas at work",
+                "Busy replicas",
                 Query(
                     f"sum by (pool) (rate(replica_seconds_total{{{_POOL}}}[$__rate_interval]))",
                     "{{pool}}",
                 ),
                 stacked=True,
-                description="Replica seconds a second behind requests that ended.",
+                description="Replica seconds per second of requests that ended.",
             )
         )
     )
