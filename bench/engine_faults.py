@@ -66,14 +66,14 @@ def main() -> int:
         start = time.time() + 60
         faults = f"down@{start:.0f}-{start + given.away:.0f}"
         found["away"] = run(given.requests, {"LOWTIDE_SIMULATED_FAULTS": faults})
-        print(f"away for {given.away:g} s: {found['away']}", flush=True)
+        print(f"engine down for {given.away:g} s: {found['away']}", flush=True)
     if given.compare:
         found["well"] = run(given.compare, {})
         print(f"four workers: {found['well']}", flush=True)
         found["broken"] = run(given.compare, {"LOWTIDE_SIMULATED_FAULTS": "infer-spot-1:500"})
         share = found["broken"]["rate"] / found["well"]["rate"] / 0.75
         found["of_three_quarters"] = round(share, 3)
-        print(f"one of them broken: {found['broken']}, {share:.1%} of three quarters", flush=True)
+        print(f"one of four failing: {found['broken']}, {share:.1%} of three quarters", flush=True)
     print(json.dumps(found))
     return int(any(each["failed"] for each in found.values() if isinstance(each, dict)))
 

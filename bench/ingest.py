@@ -159,7 +159,9 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="1k lines and 20 MB, no bars")
+    parser.add_argument(
+        "--quick", action="store_true", help="1k lines and 20 MB, without thresholds"
+    )
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     sizes = {"1k": (1_000, LINE_BYTES), "10k": (10_000, LINE_BYTES), "50k": (50_000, LINE_BYTES)}

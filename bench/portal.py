@@ -82,8 +82,8 @@ def measured(look: Callable[[], object], rounds: int) -> tuple[float, float]:
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=40, help="looks at each page")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--rounds", type=int, default=40, help="calls per query")
+    parser.add_argument("--quick", action="store_true", help="a tenth of all sizes")
     given = parser.parse_args()
     share = 10 if given.quick else 1
     rounds = max(10, given.rounds // share)

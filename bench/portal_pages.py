@@ -178,7 +178,7 @@ def _query_of(page: str) -> dict[str, str]:
     """Return the query that a page's script opens the websocket with."""
     found = re.search(r"query: (\{.*?\}),\n", page)
     if found is None:
-        raise SystemExit("The page has no websocket: is it signed in?")
+        raise SystemExit("The page has no WebSocket: check that the client is signed in.")
     query = {name: str(value) for name, value in ast.literal_eval(found[1]).items()}
     return query | {"implicit_handshake": "true"}
 
@@ -281,22 +281,22 @@ def _tell(name: str, counts: tuple[int, int], costs: tuple[Cost, Cost]) -> None:
     for count, cost in zip(counts, costs, strict=True):
         print(
             f"{name:10} {count:3} open   {cost.cpu:6.1%} of a core   "
-            f"{cost.statements:6.0f} statements a minute   {cost.messages:6.0f} messages, "
-            f"{cost.kilobytes:7.0f} kB a minute",
+            f"{cost.statements:6.0f} statements/min   {cost.messages:6.0f} messages, "
+            f"{cost.kilobytes:7.0f} kB/min",
             flush=True,
         )
     one, many = costs
     print(
-        f"{'':10} statements, {counts[1]} beside {counts[0]}: {many.statements / one.statements:.2f}"
+        f"{'':10} statements, {counts[1]} pages / {counts[0]}: {many.statements / one.statements:.2f}"
     )
 
 
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pages", type=int, default=50, help="how many are open")
-    parser.add_argument("--seconds", type=float, default=30, help="how long each is looked at")
-    parser.add_argument("--only", help="one kind of page, or mixed")
+    parser.add_argument("--pages", type=int, default=50, help="open pages")
+    parser.add_argument("--seconds", type=float, default=30, help="duration of each measurement")
+    parser.add_argument("--only", help="only this kind of page, or mixed")
     given = parser.parse_args()
     os.environ.pop("LOWTIDE_DATABASE_URL", None)
     folder = Path(tempfile.mkdtemp(prefix="bench-pages-"))
@@ -324,7 +324,7 @@ def main() -> None:
         if many.cpu >= MOST_CPU or many.statements > one.statements * SLACK
     ]
     if over:
-        raise SystemExit(f"Too dear: {', '.join(over)}")
+        raise SystemExit(f"Above the threshold: {', '.join(over)}")
 
 
 def vars_of(cost: Cost) -> dict[str, float]:

@@ -224,24 +224,24 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--traces", type=Path, default=TRACES, help="folder, searched with all below"
-    )
-    parser.add_argument("--dedicated", type=_positive(int), help="D, most dedicated replicas")
+    parser.add_argument("--traces", type=Path, default=TRACES, help="folder, searched recursively")
+    parser.add_argument("--dedicated", type=_positive(int), help="D, max dedicated replicas")
     parser.add_argument("--load", type=_positive(float), help="work / (D x hours)")
     parser.add_argument("--hours", type=_positive(float), default=24.0, help="completion window")
-    parser.add_argument("--windows", type=_positive(int), default=100, help="windows a trace")
+    parser.add_argument("--windows", type=_positive(int), default=100, help="windows per trace")
     parser.add_argument(
         "--price-ratio", type=_positive(float), default=3.0, help="dedicated : spot"
     )
     parser.add_argument("--cold-start", type=_not_negative, default=180.0, help="seconds")
-    parser.add_argument("--tick", type=_positive(float), help="seconds; as the trace by default")
-    parser.add_argument("--rate", type=_positive(float), default=0.5, help="lines/s of a replica")
+    parser.add_argument("--tick", type=_positive(float), help="seconds (default: the trace's)")
+    parser.add_argument(
+        "--rate", type=_positive(float), default=0.5, help="requests/s of a replica"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--no-greedy", action="store_true", help="leave the comparison out")
-    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
-    parser.add_argument("--plot", type=Path, help="draw one run into this file (.svg, .png)")
-    parser.add_argument("--plot-window", type=int, help="window to draw, from 0")
+    parser.add_argument("--no-greedy", action="store_true", help="skip the comparison")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--plot", type=Path, help="plot one run to this file (.svg, .png)")
+    parser.add_argument("--plot-window", type=int, help="window to plot, from 0")
     return parser.parse_args()
 
 
@@ -249,7 +249,7 @@ def _positive(kind: type[int] | type[float]) -> Any:
     def read(value: str) -> float:
         number = kind(value)
         if not 0 < number < math.inf:
-            raise argparse.ArgumentTypeError(f"{value} is not above 0")
+            raise argparse.ArgumentTypeError(f"{value} must be above 0")
         return number
 
     return read
@@ -258,7 +258,7 @@ def _positive(kind: type[int] | type[float]) -> Any:
 def _not_negative(value: str) -> float:
     number = float(value)
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
+        raise argparse.ArgumentTypeError(f"{value} must not be below 0")
     return number
 
 

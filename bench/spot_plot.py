@@ -35,7 +35,7 @@ def draw(path: Path, window: Window, capacity: Capacity) -> None:
     market = [moment.market for moment in outcome.history] + [last.market]
     pools.fill_between(hours, spot, step="post", color="#7fb3d5", label="on spot")
     pools.fill_between(hours, spot, both, step="post", color="#d98880", label="on dedicated")
-    pools.step(hours, market, where="post", color="#1f618d", linewidth=0.8, label="spot to be had")
+    pools.step(hours, market, where="post", color="#1f618d", linewidth=0.8, label="available spot")
     pools.set_ylabel("replicas")
     pools.legend(loc="upper left", ncols=3, fontsize="small")
 
@@ -49,10 +49,10 @@ def draw(path: Path, window: Window, capacity: Capacity) -> None:
         color="#b03a2e",
         linestyle="--",
         linewidth=0.9,
-        label="all of dedicated must run from here on",
+        label="all dedicated replicas must run from here",
     )
     progress.axvline(window.seconds / _HOUR, color="black", linewidth=0.9, label="deadline")
-    progress.set_ylabel("lines with a result, %")
+    progress.set_ylabel("requests with a result, %")
     progress.set_xlabel("hours since the batch was created")
     progress.legend(loc="lower right", fontsize="small")
     figure.tight_layout()

@@ -173,7 +173,7 @@ def describe(one: dict[str, Any]) -> str:
     )
     back = one["spread"]
     return (
-        f"{one['storm']} storm: {one['held']:,} lines swept in {one['sweep_ms']:,} ms by two ticks "
+        f"{one['storm']} storm: {one['held']:,} requests swept in {one['sweep_ms']:,} ms by two ticks "
         f"({one['reaped'][0]:,} + {one['reaped'][1]:,}), {one['dead_letters']:,} dead letters\n"
         f"  p50 / p99 of {times}\n"
         f"  back: {back['at_once']:,} at once, half of them after {max(0, back['p50']):.1f} s, "

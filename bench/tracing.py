@@ -157,7 +157,7 @@ def main() -> None:
                         "cpu_us_a_line": round(1e6 * cpu / options.lines, 1),
                         "lines_a_second": round(options.lines / seconds),
                     }
-                    print(f"{size:12}{arm:6}{1e6 * cpu / options.lines:8.1f} us CPU a line")
+                    print(f"{size:12}{arm:6}{1e6 * cpu / options.lines:8.1f} us CPU per request")
     print(json.dumps({"lines": options.lines, "runs": options.runs, **figures}))
 
 

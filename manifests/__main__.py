@@ -23,7 +23,7 @@ def main() -> int:
     except BadManifest as error:
         print(error)
         return 1
-    found = [f"{path} is stale: python -m manifests.bounds" for path in bounds.stale()]
+    found = [f"{path} is stale: run python -m manifests.bounds" for path in bounds.stale()]
     for name, documents in everything.items():
         found += [f"{name} {one}" for one in check.findings(documents)]
         for document in documents:
@@ -49,7 +49,7 @@ def _print_summary(everything: dict[str, list[Document]], compared: int, scanned
     print(f"{len(everything)} kustomizations, {len(objects)} objects of {len(kinds)} kinds:")
     print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     print(f"{compared} of them compared with kubectl's rendering")
-    print(f"{scanned} findings of checkov's, each allowed in {policies.ALLOWED.name} or told above")
+    print(f"{scanned} checkov findings, each allowed in {policies.ALLOWED.name} or reported above")
 
 
 if __name__ == "__main__":

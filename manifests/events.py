@@ -40,7 +40,7 @@ def _trigger(document: Document) -> Iterator[str]:
     spec = document["spec"]
     for name in spec.get("filter", {}).get("attributes", {}):
         if not _ATTRIBUTE.fullmatch(name):
-            yield f"filter attribute {name}: lower case letters and digits alone"
+            yield f"filter attribute {name}: only lowercase letters and digits are allowed"
     yield from _delivery(spec.get("delivery", {}))
 
 
@@ -51,7 +51,7 @@ def _delivery(delivery: Document) -> Iterator[str]:
         if name in delivery:
             try:
                 if parse(delivery[name]) <= 0:
-                    yield f"delivery.{name} is not more than nothing"
+                    yield f"delivery.{name} is not positive"
             except BadManifest as error:
                 yield f"delivery.{name}: {error}"
     if "retryAfterMax" in delivery:
@@ -62,11 +62,11 @@ def _ping(document: Document) -> Iterator[str]:
     spec = document["spec"]
     fields = len(spec["schedule"].split())
     if fields not in {5, 6} or not croniter.is_valid(spec["schedule"], second_at_beginning=True):
-        yield f"schedule {spec['schedule']} is no cron line of five fields, or six with seconds"
+        yield f"schedule {spec['schedule']} is not a cron expression of five fields, or six with seconds"
     if spec.get("contentType") == "application/json" and not isinstance(
         json.loads(spec.get("data", "null")), dict
     ):
-        yield "data is no JSON object"
+        yield "data is not a JSON object"
 
 
 def _scaled(document: Document) -> Iterator[str]:
@@ -76,20 +76,20 @@ def _scaled(document: Document) -> Iterator[str]:
         yield f"minReplicaCount {least} is more than maxReplicaCount {most}"
     fallback = spec.get("fallback", {})
     if fallback and not (fallback["failureThreshold"] > 0 and fallback["replicas"] > 0):
-        yield "fallback.replicas of 0 would scale to zero when the database is away"
+        yield "fallback.replicas of 0 would scale to zero while the database is unavailable"
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     if any(behavior[way].get("tolerance") != "0" for way in ("scaleUp", "scaleDown")):
         yield "without a tolerance of 0 the count is not exact"
     for trigger in spec["triggers"]:
         metadata: Any = trigger["metadata"]
         if not all(isinstance(value, str) for value in metadata.values()):
-            yield "a trigger's metadata are strings"
+            yield "trigger metadata must be strings"
         if trigger.get("metricType", "AverageValue") != "AverageValue":
-            yield "fallback works for AverageValue alone"
+            yield "fallback requires AverageValue"
         target = float(metadata["targetQueryValue"])
         limit = f"LIMIT {int(most * target)})"
         if metadata["query"].count("LIMIT") != 2 or metadata["query"].count(limit) != 2:
-            yield f"each part of the query must count to {most} x {target:g}: {limit}"
+            yield f"each part of the query must be limited to {most} x {target:g}: {limit}"
 
 
 def _route(document: Document) -> Iterator[str]:
@@ -103,10 +103,10 @@ def _route(document: Document) -> Iterator[str]:
             yield f"rule {number}: more than 64 matches"
         for match in matches:
             if not match.get("path", {}).get("value", "/").startswith("/"):
-                yield f"rule {number}: a path starts with /"
+                yield f"rule {number}: a path must start with /"
         kinds = [one["type"] for one in rule.get("filters", [])]
         if len(kinds) != len(set(kinds)):
-            yield f"rule {number}: a filter is there twice"
+            yield f"rule {number}: duplicate filter"
 
 
 _CHECKS: dict[tuple[str, str], Callable[[Document], Iterator[str]]] = {

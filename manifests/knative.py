@@ -82,15 +82,15 @@ def findings(service: Document) -> list[str]:
 def _metadata(service: Document) -> Iterator[str]:
     metadata, template = service["metadata"], service["spec"]["template"].get("metadata", {})
     if not _NAME.fullmatch(metadata["name"]) or len(metadata["name"]) > 63:
-        yield "its name is no DNS label"
+        yield "its name is not a DNS label"
     if any(name.startswith(_SCALING) for name in metadata.get("annotations", {})):
-        yield "autoscaling annotations belong into the template"
+        yield "autoscaling annotations belong in the template"
     if template.get("name"):
         yield "a revision with a name cannot be changed"
     scaling = template.get("annotations", {})
     least, most = int(scaling.get(_MIN, "0")), int(scaling.get(_MAX, "0"))
     if least < 0 or most < 0 or 0 < most < least:
-        yield f"min-scale {least} and max-scale {most} do not fit"
+        yield f"min-scale {least} and max-scale {most} contradict each other"
 
 
 def _revision(spec: Document) -> Iterator[str]:
@@ -100,11 +100,11 @@ def _revision(spec: Document) -> Iterator[str]:
         yield f"timeoutSeconds {timeout} is more than {_LONGEST}"
     first = spec.get("responseStartTimeoutSeconds", min(_FIRST_BYTE, timeout))
     if first != timeout:
-        yield f"a first byte after {first} s is too late, though a request may take {timeout} s"
+        yield f"responseStartTimeoutSeconds {first} differs from timeoutSeconds {timeout}"
     if not 0 <= spec.get("containerConcurrency", 0) <= _MOST_CONCURRENT:
         yield "containerConcurrency is out of bounds"
     if spec.get("automountServiceAccountToken") is not False:
-        yield "automountServiceAccountToken may be false only"
+        yield "automountServiceAccountToken must be false"
     if len(spec["containers"]) != 1:
         yield "more than one container"
     volumes = spec.get("volumes", [])
@@ -123,7 +123,7 @@ def _container(container: Document, volumes: set[str]) -> Iterator[str]:
     yield from _variables(container.get("env", []))
     for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes or mount["mountPath"].rstrip("/") in _RESERVED_PATHS:
-            yield f"mount {mount['mountPath']}"
+            yield f"invalid mount {mount['mountPath']}"
     context = container.get("securityContext", {})
     yield from _unknown(context, _CONTEXT, "securityContext")
     yield from (
@@ -140,18 +140,18 @@ def _container(container: Document, volumes: set[str]) -> Iterator[str]:
 
 def _ports(ports: list[Document]) -> Iterator[str]:
     if len(ports) != 1:
-        yield f"{len(ports)} ports, not one"
+        yield f"{len(ports)} ports instead of one"
     for port in ports:
         if port.get("name", "") not in {"", "h2c", "http1"}:
-            yield f"port name {port['name']}"
+            yield f"invalid port name {port['name']}"
         if port["containerPort"] in _RESERVED_PORTS:
-            yield f"port {port['containerPort']} is Knative's own"
+            yield f"port {port['containerPort']} is reserved by Knative"
 
 
 def _variables(variables: list[Document]) -> Iterator[str]:
     for variable in variables:
         if variable["name"] in _RESERVED_VARIABLES:
-            yield f"variable {variable['name']} is Knative's own"
+            yield f"variable {variable['name']} is reserved by Knative"
         yield from _unknown(
             variable.get("valueFrom", {}), {"secretKeyRef", "configMapKeyRef"}, "valueFrom"
         )
@@ -161,9 +161,9 @@ def _kept_port(probe: Document, name: str) -> Iterator[str]:
     """Yield probe fields that Knative overrides: it moves these probes to the serving port."""
     for kind in ("httpGet", "tcpSocket"):
         if probe.get(kind, {}).get("port", 0) != 0:
-            yield f"{name} names a port, which is ignored"
+            yield f"{name} has a port, which Knative ignores"
         if name == "livenessProbe" and kind == "httpGet" and kind in probe:
-            yield f"{name} by HTTP would ask the function itself"
+            yield f"{name} over HTTP would call the function itself"
 
 
 def _unknown(piece: Document, known: frozenset[str] | set[str], where: str) -> Iterator[str]:

@@ -31,7 +31,7 @@ def differences(kustomization: str, documents: Sequence[Document]) -> list[str]:
     theirs = {_key(one): _settled(one) for one in parsed(output)}
     ours = {_key(one): _settled(one) for one in documents}
     return [
-        f"{key[-1]}: kubectl renders it otherwise"
+        f"{key[-1]}: kubectl renders it differently"
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key)
     ]

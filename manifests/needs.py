@@ -23,7 +23,7 @@ def findings(template: Template, objects: Objects) -> Iterator[str]:
     spec = template.spec
     name = template.owner["metadata"]["name"]
     if not _LABEL.fullmatch(name):
-        yield f"{name} is no DNS label, of which an API server warns"
+        yield f"{name} is not a DNS label, so the API server warns"
     if not objects.named("ServiceAccount", spec.get("serviceAccountName", "default")):
         yield f"no ServiceAccount {spec.get('serviceAccountName', 'default')}"
     priority = spec.get("priorityClassName")
@@ -47,12 +47,12 @@ def _numbers(template: Template) -> Iterator[str]:
         worker = _plain(container).get("LOWTIDE_WORKER_GRACE")
         # After this grace, the worker writes its last results and closes its lease.
         if worker and float(worker) + 15 > grace:
-            yield f"LOWTIDE_WORKER_GRACE {worker} leaves nothing of {grace} s to end in"
+            yield f"LOWTIDE_WORKER_GRACE {worker} leaves less than 15 s of the grace period of {grace} s"
     if template.is_knative:
         environment = _plain(spec["containers"][0])
         limit = str(spec.get("containerConcurrency"))
         if {environment.get("THREADS"), environment.get("LOWTIDE_DATABASE_POOL_SIZE")} != {limit}:
-            yield "containerConcurrency, THREADS and LOWTIDE_DATABASE_POOL_SIZE are not one number"
+            yield "containerConcurrency, THREADS and LOWTIDE_DATABASE_POOL_SIZE differ"
 
 
 def _plain(container: Document) -> dict[str, str]:
@@ -71,7 +71,7 @@ def _container(container: Document, volumes: set[str], objects: Objects) -> Iter
         for action in ("httpGet", "tcpSocket"):
             port = container.get(probe, {}).get(action, {}).get("port")
             if isinstance(port, str) and port not in named:
-                yield f"{probe} asks port {port}, which it has not"
+                yield f"{probe} uses port {port}, which does not exist"
 
 
 def _environment(container: Document, objects: Objects) -> Iterator[str]:

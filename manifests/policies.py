@@ -140,5 +140,5 @@ def unexplained(found: Sequence[Finding], allowed: Sequence[Allowance]) -> list[
         for name in allowance.objects:
             alone = replace(allowance, objects=(name,))
             if not any(alone.covers(one) for one in found):
-                problems.append(f"{ALLOWED.name}: {allowance.check} is found in no {name}")
+                problems.append(f"{ALLOWED.name}: {allowance.check} has no finding for {name}")
     return problems

@@ -48,7 +48,7 @@ def _service(document: Document, objects: Objects) -> Iterator[str]:
     for port in spec["ports"]:
         for template in chosen:
             if not _has_port(template, port.get("targetPort", port["port"])):
-                yield f"port {port.get('targetPort')} is none of its pods'"
+                yield f"port {port.get('targetPort')} does not exist in its pods"
 
 
 def _has_port(template: Template, port: object) -> bool:
@@ -64,7 +64,7 @@ def _selecting(document: Document, objects: Objects) -> Iterator[str]:
     selector = spec["podSelector" if document["kind"] == "NetworkPolicy" else "selector"]
     chosen = [one for one in objects.templates if selects(selector, one.labels)]
     if not chosen:
-        yield "selects no pod"
+        yield "selects no pods"
     for rule in spec.get("ingress", []):
         yield from _policy_ports(rule, chosen)
 
@@ -73,7 +73,7 @@ def _policy_ports(rule: Document, chosen: Sequence[Template]) -> Iterator[str]:
     for port in rule.get("ports", []):
         name = port["port"]
         if isinstance(name, str) and not all(_has_port(one, name) for one in chosen):
-            yield f"port {name} is not one of every pod that it selects"
+            yield f"port {name} does not exist in every selected pod"
 
 
 def _trigger(document: Document, objects: Objects) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _scaled(document: Document, objects: Objects) -> Iterator[str]:
     if target is None:
         yield f"no Deployment {spec['scaleTargetRef']['name']}"
     elif "replicas" in target["spec"]:
-        yield "its Deployment sets replicas: each apply would undo what KEDA decided"
+        yield "its Deployment sets replicas: each apply would override KEDA"
     for trigger in spec["triggers"]:
         name = trigger["authenticationRef"]["name"]
         authentication = objects.named("TriggerAuthentication", name)
@@ -128,11 +128,11 @@ def _route(route: Document, objects: Objects) -> Iterator[str]:
             if host and (
                 rest != ours or not objects.named("Service", name, KNATIVE.partition("/")[0])
             ):
-                yield f"rule {number}: no function answers to {host}"
+                yield f"rule {number}: no Knative Service has the host {host}"
         for backend in rule.get("backendRefs", []):
             if "namespace" not in backend:
                 if not objects.named("Service", backend["name"], "v1"):
-                    yield f"rule {number}: {backend['name']} is no Service that can be followed"
+                    yield f"rule {number}: {backend['name']} is not a known Service"
             elif not any(_grants(grant, route, backend) for grant in objects.grants):
                 yield f"rule {number}: no ReferenceGrant for {backend['namespace']}/{backend['name']}"
 
@@ -158,7 +158,7 @@ def _quota(document: Document, objects: Objects) -> Iterator[str]:
                 wanted += each * scaler["spec"]["maxReplicaCount"]
     granted = int(document["spec"]["hard"][f"requests.{_GPU}"])
     if granted != wanted:
-        yield f"grants {granted} GPUs, and the ScaledObjects may want {wanted}"
+        yield f"grants {granted} GPUs, but the ScaledObjects may request {wanted}"
 
 
 def _sink(document: Document, objects: Objects) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _sink(document: Document, objects: Objects) -> Iterator[str]:
     sink = document["data"].get("K_SINK", "")
     namespace, _, broker = urlsplit(sink).path.strip("/").partition("/")
     if namespace != document["metadata"].get("namespace") or not objects.named("Broker", broker):
-        yield f"K_SINK {sink} leads to no Broker of these"
+        yield f"K_SINK {sink} is not an existing Broker"
 
 
 def _settings(document: Document, objects: Objects) -> Iterator[str]:
@@ -186,7 +186,7 @@ def _settings(document: Document, objects: Objects) -> Iterator[str]:
     for ping in objects.all("PingSource"):
         seconds = re.fullmatch(r"\*/(\d+)( \*){5}", ping["spec"]["schedule"])
         if seconds is None or seconds.group(1) != data["LOWTIDE_TICK"]:
-            yield f"LOWTIDE_TICK is not the schedule {ping['spec']['schedule']}"
+            yield f"LOWTIDE_TICK does not match the schedule {ping['spec']['schedule']}"
 
 
 _CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {

@@ -75,7 +75,7 @@ def _findings(text: str) -> tuple[str, ...]:
         return tuple(findings({**document, "kind": "Application", "spec": made}))
     validator = _validator(version, kind)
     if validator is None:
-        return (f"no schema is known for {version} {kind}: see manifests/schemas/README.md",)
+        return (f"no schema for {version} {kind}: see manifests/schemas/README.md",)
     return tuple(
         f"{'.'.join(str(step) for step in error.absolute_path)}: {error.message}"
         for error in validator.iter_errors(document)
@@ -89,7 +89,7 @@ def _core(document: Document) -> tuple[str, ...]:
         where = ".".join(str(step) for step in error.path)
         return (f"{where}: {error.message}",)
     except kubernetes_validate.SchemaNotFoundError:
-        return (f"Kubernetes {KUBERNETES} knows no {document['kind']} of {document['apiVersion']}",)
+        return (f"Kubernetes {KUBERNETES} has no {document['kind']} of {document['apiVersion']}",)
     return ()
 
 

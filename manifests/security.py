@@ -59,11 +59,11 @@ def _pod(spec: Document) -> Iterator[str]:
     for volume in spec.get("volumes", []):
         kinds = set(volume) - {"name"}
         if not kinds <= _VOLUMES:
-            yield f"volume {volume['name']} is of kind {', '.join(sorted(kinds - _VOLUMES))}"
+            yield f"volume {volume['name']} has the forbidden type {', '.join(sorted(kinds - _VOLUMES))}"
     context = spec.get("securityContext", {})
     for one in context.get("sysctls", []):
         if one["name"] not in _SAFE_SYSCTLS:
-            yield f"sysctl {one['name']} is not a safe one"
+            yield f"sysctl {one['name']} is not safe"
     yield from _shared(context)
 
 
@@ -82,7 +82,7 @@ def _container(container: Document, spec: Document) -> Iterator[str]:
         yield "seccompProfile is neither RuntimeDefault nor Localhost"
     capabilities = context.get("capabilities", {})
     if "ALL" not in capabilities.get("drop", []):
-        yield "capabilities.drop has no ALL"
+        yield "capabilities.drop does not contain ALL"
     if set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
         yield "capabilities.add has more than NET_BIND_SERVICE"
     if context.get("procMount", "Default") != "Default":
@@ -106,7 +106,7 @@ def _shared(context: Document) -> Iterator[str]:
         yield "appArmorProfile is Unconfined"
     selinux = context.get("seLinuxOptions", {})
     if selinux.get("type", "") not in _SELINUX_TYPES or selinux.get("user") or selinux.get("role"):
-        yield "seLinuxOptions are not those of a container"
+        yield "seLinuxOptions are not allowed"
 
 
 def _hosts(container: Document) -> Iterator[str]:
@@ -116,4 +116,4 @@ def _hosts(container: Document) -> Iterator[str]:
     for hook in hooks:
         for kind in ("httpGet", "tcpSocket"):
             if hook and hook.get(kind, {}).get("host"):
-                yield "a probe or hook names a host"
+                yield "a probe or hook has a host"

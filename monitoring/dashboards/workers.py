@@ -121,9 +121,7 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Dead letters",
-                Query(
-                    f"sum(increase(dead_letters_total{{{_HERE}}}[$__rate_interval]))", "new"
-                ),
+                Query(f"sum(increase(dead_letters_total{{{_HERE}}}[$__rate_interval]))", "new"),
             )
         )
         .with_row(row("Cost"))
