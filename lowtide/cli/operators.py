@@ -248,7 +248,8 @@ def _shown(tenant: Tenant) -> dict[str, object]:
 
 def _show(*found: Tenant) -> None:
     limits = [field.name for field in fields(TenantLimits)]
-    table = Table("tenant", "weight", *(name.replace("_", " ") for name in limits))
+    columns = (name.replace("_lines", " requests").replace("_", " ") for name in limits)
+    table = Table("tenant", "weight", *columns)
     for tenant in found:
         values = asdict(tenant.limits)
         shown = (NONE if values[name] is None else str(values[name]) for name in limits)

@@ -124,9 +124,9 @@ class Tenancy:
 
 
 def told(news: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
-    """Format differences, such as `running lines: 5 → none`."""
+    """Format differences, such as `running requests: 5 → none`."""
     return [
-        f"{name.replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
+        f"{name.replace('_lines', ' requests').replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
         for name, (old, new) in news.items()
     ]
 

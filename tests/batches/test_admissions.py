@@ -63,7 +63,7 @@ def test_other_tenants_work_counts(world: World) -> None:
 def test_strict_refuses_and_records_nothing(world: World) -> None:
     before = world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")
     with pytest.raises(
-        Conflict, match=r"the earliest deadline that can be held now is .*, a window"
+        Conflict, match=r"the earliest feasible deadline is .*, a completion window"
     ):
         _create(world, 3601, STRICT)
     assert (world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")) == before

@@ -53,13 +53,13 @@ def test_strict_names_the_window_that_would_do(
 ) -> None:
     policy = AdmissionPolicy(TWO, strict=True)
     rest = _beside(*others)
-    with pytest.raises(Conflict, match=rf"UTC, a window of {window}m\.$") as refused:
+    with pytest.raises(Conflict, match=rf"UTC, a completion window of {window}m\.$") as refused:
         policy.is_at_risk(_due(*new), rest)
     assert (refused.value.param, refused.value.code) == (
         "completion_window",
         "deadline_not_feasible",
     )
-    named = re.search(r"a window of (\d+)m", refused.value.message)
+    named = re.search(r"a completion window of (\d+)m", refused.value.message)
     assert named is not None
     assert not policy.is_at_risk(_due(60 * int(named[1]), new[1]), rest)
 

@@ -113,17 +113,17 @@ def test_a_rotated_key_works_beside_the_new_one(database: Database) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("tenants", "set", "nobody"), 1, "No tenant 'nobody'"),
-        (("tenants", "create", "default"), 1, "a tenant 'default' already"),
-        (("tenants", "create", "No Name"), 1, "is no name"),
+        (("tenants", "set", "nobody"), 1, "Tenant 'nobody' not found"),
+        (("tenants", "create", "default"), 1, "Tenant 'default' already exists"),
+        (("tenants", "create", "No Name"), 1, "Invalid name 'No Name'"),
         (("tenants", "set", "default", "--running-lines", "0"), 2, "'none' for no limit"),
         (("tenants", "set", "default", "--running-lines", "many"), 2, "'none' for no limit"),
         (("tenants", "set", "default", "--weight", "0"), 2, "--weight"),
-        (("keys", "create", "nobody"), 1, "No tenant 'nobody'"),
+        (("keys", "create", "nobody"), 1, "Tenant 'nobody' not found"),
         (("pools", "pause", "gpu"), 2, "'gpu' is not one of"),
-        (("keys", "revoke", "default", "--name", "x"), 1, "has no key 'x' in use"),
+        (("keys", "revoke", "default", "--name", "x"), 1, "has no active key 'x'"),
         (("keys", "revoke", "default", "--id", "x"), 2, "lowtide keys list"),
-        (("keys", "rotate", "default", "--overlap", "31d"), 1, "is no overlap"),
+        (("keys", "rotate", "default", "--overlap", "31d"), 1, "Invalid overlap '31d'"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: tuple[str, ...], status: int, message: str) -> None:
@@ -138,7 +138,7 @@ def test_a_pool_is_paused_and_resumed() -> None:
     assert by.startswith("operator ")
     again = _run("pools", "pause", "spot").stdout
     assert f"by {by}" in again
-    assert "0 lines wait, 0 run to their end." in again
+    assert "0 requests queued, 0 still running." in again
     assert "The other pool is paused" in _run("pools", "pause", "dedicated").stdout
     spot, dedicated = _ask("pools", "list")
     assert spot == {

@@ -115,7 +115,7 @@ def test_active_batches(limited: Limited, own: Own) -> None:
     }
     refused = tenant.http.post("/v1/batches", json=body)
     assert refused.status_code == 429
-    assert "1 batches are active, and at most 1" in check_error(refused.json())["message"]
+    assert "1 batches are active; the limit is 1" in check_error(refused.json())["message"]
     assert int(refused.headers["Retry-After"]) >= 1
     again = tenant.http.post("/v1/batches", json=body, headers={"Idempotency-Key": "first"})
     assert again.json()["id"] == first["id"]
@@ -181,7 +181,7 @@ def test_cost(server: Server) -> None:
 
 @proves(
     Area.BEYOND,
-    "`x_lowtide.sla_state` is `At risk` from the start where dedicated capacity cannot hold it",
+    "`x_lowtide.sla_state` is `At risk` from the start if dedicated capacity cannot meet the deadline",
 )
 def test_at_risk_from_the_start(server: Server, own: Own) -> None:
     assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"

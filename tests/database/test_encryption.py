@@ -169,12 +169,12 @@ def test_plainly_is_without_asking(database: Database, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("sslmode=sometimes", "sslmode=sometimes in the database's address is none of disable"),
+        ("sslmode=sometimes", "invalid sslmode=sometimes in the database URL: use one of disable"),
         ("sslmode=verify-full&sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
-        ("sslmode=require&sslrootcert=system", "say sslmode=verify-full"),
-        ("sslmode=verify-ca", "say sslmode=verify-full"),
-        ("sslrootcert=/some/ca.pem", "sslmode=prefer verifies nothing"),
-        ("ssl=true", "unknown parameter in the database's address: ssl"),
+        ("sslmode=require&sslrootcert=system", "use sslmode=verify-full"),
+        ("sslmode=verify-ca", "use sslmode=verify-full"),
+        ("sslrootcert=/some/ca.pem", "sslmode=prefer ignores sslrootcert"),
+        ("ssl=true", "unknown parameter in the database URL: ssl"),
     ],
 )
 def test_what_an_address_cannot_say(query: str, words: str) -> None:

@@ -144,7 +144,7 @@ def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
     assert desk.states() == [(line, "requeued", new.batch) for line in (2, 3, 9)]
     assert (world.row(source), world.rows("SELECT * FROM results ORDER BY line")) == before
     assert [event.subject for event in desk.sink.sent] == [format_batch_id(new.batch)]
-    subject = f"{format_batch_id(source)}: 3 lines as {format_batch_id(new.batch)} on spot"
+    subject = f"{format_batch_id(source)}: 3 requests as {format_batch_id(new.batch)} on spot"
     assert desk.audit() == [("key", "dead_letters.requeue", subject)]
     assert desk.unknown_objects() == []
 

@@ -190,7 +190,7 @@ def test_an_engine_that_goes_away_in_the_middle(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("mode", "reason"),
     [
-        pytest.param("down", "not reached", id="away"),
+        pytest.param("down", "could not be reached", id="away"),
         pytest.param("401", "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
         pytest.param("wrong_model", "does not serve", id="the model is missing"),
     ],

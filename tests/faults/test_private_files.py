@@ -72,7 +72,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     before = theirs.stat().st_mode
     for command in (("up", "--detach"), ("up",)):
         refused = lowtide(*command, "--data-dir", theirs, fails=True)
-        assert "holds other files, such as letter.txt: name an empty or a new folder" in (
+        assert "has other files, such as letter.txt: choose an empty or new directory" in (
             refused.stdout + refused.stderr
         ).replace("\n", " ")
     assert [path.name for path in theirs.iterdir()] == ["letter.txt"]

@@ -185,7 +185,7 @@ def test_what_is_unavailable_is_logged_with_its_cause_and_answered_without(
 def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     class Away:
         def caller(self, _: str | None) -> None:
-            raise errors.Unavailable("The database does not answer at the moment: try again.")
+            raise errors.Unavailable("The database is not responding: try again.")
 
     monkeypatch.setattr(api.app(), "callers", Away())
     answer = api("GET", "/v1/batches")

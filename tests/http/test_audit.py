@@ -89,8 +89,8 @@ def test_dead_letters(api: Api, world: World) -> None:
     assert api("POST", f"{path}/discard", json={"ids": letters[1:]}).json["changed"] == 1
     assert _audit(world) == [
         ("dead_letters.download", f"input: batch_id={name}"),
-        ("dead_letters.requeue", f"{name}: 1 lines as {made['batch_id']} on spot"),
-        ("dead_letters.discard", f"{name}: 1 lines"),
+        ("dead_letters.requeue", f"{name}: 1 requests as {made['batch_id']} on spot"),
+        ("dead_letters.discard", f"{name}: 1 requests"),
     ]
 
 

@@ -92,7 +92,7 @@ def test_strict_admission_names_the_window_that_can_be_held(api: Api) -> None:
     assert refused.headers["x-should-retry"] == "false"
     error = refused.json["error"]
     assert (error["param"], error["code"]) == ("completion_window", "deadline_not_feasible")
-    named = re.search(r"a window of ([0-9]+m)", error["message"])
+    named = re.search(r"a completion window of ([0-9]+m)", error["message"])
     assert named is not None
     made = api("POST", "/v1/batches", json=body | {"completion_window": named[1]})
     assert (made.status_code, made.json["x_lowtide"]["sla_state"]) == (200, "In progress")

@@ -109,7 +109,7 @@ def test_one_request_too_many(world: World, tenant: TenantId, limited: Api) -> N
     error = refused.json["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
-    assert "2 requests a minute" in error["message"]
+    assert "2 requests per minute" in error["message"]
     assert 28 <= int(refused.headers["Retry-After"]) <= 30
     assert (refused.headers[LIMIT], refused.headers[REMAINING]) == ("2", "0")
     assert refused.headers["x-request-id"]

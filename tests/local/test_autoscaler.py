@@ -185,7 +185,7 @@ def test_our_scalers_are_exact_up_and_slow_down() -> None:
 def test_another_scaler_is_refused() -> None:
     scaler = next(iter(load(ROOT).all(ScaledObject)))
     trigger = scaler.spec.triggers[0]
-    with pytest.raises(BadManifest, match="exactly one postgresql trigger"):
+    with pytest.raises(BadManifest, match="only a single postgresql trigger"):
         policy(
             ScaledObject(
                 metadata=scaler.metadata,

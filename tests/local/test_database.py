@@ -84,7 +84,7 @@ def test_a_password_of_another_stack_is_told(server: EmbeddedPostgres) -> None:
     cluster, right = server.cluster, server.cluster.password
     cluster.password = "wrong"
     try:
-        with pytest.raises(StartFailed, match="not of the same stack"):
+        with pytest.raises(StartFailed, match="belong to different stacks"):
             cluster.answers(server.port)
     finally:
         cluster.password = right

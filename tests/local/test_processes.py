@@ -67,7 +67,7 @@ def test_a_killed_process_starts_again_and_stops_on_request(tmp_path: Path) -> N
         assert not psutil.pid_exists(second or 0)
 
     text = run(scenario, tmp_path / "log")
-    assert "one          | killed by SIGKILL: starting again in 0.2 s\n" in text
+    assert "one          | killed by SIGKILL: restarting in 0.2 s\n" in text
 
 
 def test_a_killed_process_starts_again_while_a_child_it_left_holds_its_output(
@@ -104,7 +104,7 @@ def test_a_crashing_process_is_started_with_growing_waits(tmp_path: Path) -> Non
 
     text = run(scenario, tmp_path / "log")
     for wait in ("0.2", "0.4", "0.8"):
-        assert f"exited with 3: starting again in {wait} s" in text
+        assert f"exited with 3: restarting in {wait} s" in text
 
 
 def test_a_deaf_process_is_killed_after_its_grace(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_missing_command_is_told_and_tried_again(tmp_path: Path) -> None:
         await until(lambda: process.restarts >= 1)
         await process.stop()
 
-    assert "cannot be started" in run(scenario, tmp_path / "log")
+    assert "cannot start: " in run(scenario, tmp_path / "log")
 
 
 def test_the_child_dies_with_its_supervisor(tmp_path: Path) -> None:

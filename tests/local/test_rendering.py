@@ -72,7 +72,7 @@ def test_a_json_patch_goes_to_its_target(
     patch = "[{op: replace, path: /spec/template/spec/containers/0/image, value: new}]"
     kustomization = {"patches": [{"path": "p.yaml", "target": target}]}
     if not hit:
-        with pytest.raises(BadManifest, match="patches nothing"):
+        with pytest.raises(BadManifest, match="matches no object"):
             build(tmp_path, kustomization, p=patch)
         return
     found = build(tmp_path, kustomization, p=patch)
@@ -97,10 +97,10 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
 @pytest.mark.parametrize(
     ("kustomization", "patch", "message"),
     [
-        ({"helmCharts": []}, "", "helmCharts is not understood"),
+        ({"helmCharts": []}, "", "helmCharts is not supported"),
         ({"resources": ["gone.yaml"]}, "", r"gone\.yaml"),
-        ({"resources": ["a.yaml", "a.yaml"]}, "", "is twice"),
-        ({"patches": [{"patch": "x"}]}, "", "needs a path"),
+        ({"resources": ["a.yaml", "a.yaml"]}, "", "is duplicated"),
+        ({"patches": [{"patch": "x"}]}, "", "must have a path"),
         (
             {"patches": [{"path": "p.yaml", "target": {"kind": "Deployment"}}]},
             "[{op: add, path: /spec/x, value: 1}]",
@@ -109,7 +109,7 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
         (
             {"patches": [{"path": "p.yaml", "target": {"kind": "Deployment"}}]},
             "[{op: replace, path: /spec/x/y, value: 1}]",
-            "nothing at /spec/x/y",
+            "no value at /spec/x/y",
         ),
         ({"patches": [{"path": "p.yaml"}]}, "[{op: replace}]", "needs a target"),
         (
@@ -120,7 +120,7 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
         (
             {"patches": [{"path": "p.yaml", "target": {"version": "v1"}}]},
             "[]",
-            "target by version",
+            "target with version",
         ),
     ],
     ids=["field", "file", "twice", "inline", "add", "nowhere", "target", "directive", "version"],

@@ -112,7 +112,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "Trigger/split", lambda d: d["spec"]["delivery"].update(retry="8"), "not of type 'integer'"
     ),
     "core: a kind that does not exist": (
-        "ServiceAccount/lowtide-api", lambda d: d.update(kind="Account"), "knows no Account"
+        "ServiceAccount/lowtide-api", lambda d: d.update(kind="Account"), "has no Account"
     ),
     "a kind without a schema": (
         "Broker/default", lambda d: d.update(apiVersion="eventing.knative.dev/v2"), "no schema"
@@ -133,7 +133,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "Service/split", lambda d: _pod(d).update(timeoutSeconds=601), "more than 600"
     ),
     "knative: a first byte sooner": (
-        "Service/split", lambda d: _pod(d).pop("responseStartTimeoutSeconds"), "first byte after 300"
+        "Service/split", lambda d: _pod(d).pop("responseStartTimeoutSeconds"), "responseStartTimeoutSeconds 300"
     ),
     "knative: an insecure default": (
         "Service/read", lambda d: _worker(d)["securityContext"].pop("seccompProfile"), "warning"
@@ -141,19 +141,19 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "knative: a liveness port": (
         "Service/read",
         lambda d: _worker(d)["livenessProbe"]["tcpSocket"].update(port=8081),
-        "names a port, which is ignored",
+        "has a port, which Knative ignores",
     ),
     "knative: scaling in the wrong place": (
         "Service/read",
         lambda d: d["metadata"].update(annotations={"autoscaling.knative.dev/min-scale": "1"}),
-        "belong into the template",
+        "belong in the template",
     ),
     "knative: bounds that cross": (
         "Service/read",
         lambda d: d["spec"]["template"]["metadata"]["annotations"].update(
             {"autoscaling.knative.dev/min-scale": "99"}
         ),
-        "do not fit",
+        "contradict each other",
     ),
     "restricted: privileged": (
         "Deployment/portal", lambda d: _worker(d)["securityContext"].update(privileged=True), "privileged"
@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "restricted: capabilities": (
         "Deployment/portal",
         lambda d: _worker(d)["securityContext"].update(capabilities={"drop": ["NET_RAW"]}),
-        "no ALL",
+        "does not contain ALL",
     ),
     "restricted: the host's network": (
         "Deployment/portal", lambda d: _pod(d).update(hostNetwork=True), "hostNetwork"
@@ -193,7 +193,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "Trigger/split", lambda d: d["spec"]["filter"]["attributes"].update({"a-b": "c"}), "a-b"
     ),
     "eventing: a cron line": (
-        "PingSource/schedule", lambda d: d["spec"].update(schedule="every second"), "no cron line"
+        "PingSource/schedule", lambda d: d["spec"].update(schedule="every second"), "not a cron expression"
     ),
     "eventing: no class": (
         "Broker/default", lambda d: d["metadata"].pop("annotations"), "broker.class"
@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "eventing: a sink that is no broker": (
         "ConfigMap/lowtide-config",
         lambda d: d["data"].update(K_SINK="http://broker-ingress.knative-eventing/other/default"),
-        "leads to no Broker",
+        "is not an existing Broker",
     ),
     "keda: the default tolerance": (
         "ScaledObject/infer-spot",
@@ -213,7 +213,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "keda: a query without bounds": (
         "ScaledObject/infer-spot",
         lambda d: d["spec"]["triggers"][0]["metadata"].update(query="SELECT count(*) FROM queue"),
-        "must count to 50 x 5",
+        "must be limited to 50 x 5",
     ),
     "keda: to zero without a database": (
         "ScaledObject/infer-spot", lambda d: d["spec"]["fallback"].update(replicas=0), "fallback"
@@ -222,10 +222,10 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "ScaledObject/infer-spot", lambda d: d["spec"].update(maxReplicaCount=51), "is not 51"
     ),
     "keda: replicas of two minds": (
-        "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "undo what KEDA decided"
+        "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "override KEDA"
     ),
     "a name with dots": (
-        "Job/migrate-prod", lambda d: d["metadata"].update(name="migrate-0.1"), "no DNS label"
+        "Job/migrate-prod", lambda d: d["metadata"].update(name="migrate-0.1"), "not a DNS label"
     ),
     "a missing account": (
         "Deployment/portal", lambda d: _pod(d).update(serviceAccountName="x"), "no ServiceAccount x"
@@ -249,12 +249,12 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "Service/portal", lambda d: d["spec"].update(selector={"a": "b"}), "of 0 workloads"
     ),
     "a Service's port": (
-        "Service/portal", lambda d: d["spec"]["ports"][0].update(targetPort="x"), "none of its pods"
+        "Service/portal", lambda d: d["spec"]["ports"][0].update(targetPort="x"), "does not exist in its pods"
     ),
     "a probe's port": (
         "Deployment/portal",
         lambda d: _worker(d)["readinessProbe"]["tcpSocket"].update(port="x"),
-        "asks port x",
+        "uses port x",
     ),
     "a policy for nobody": (
         "NetworkPolicy/portal",
@@ -269,12 +269,12 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "a route to a function that is not": (
         "HTTPRoute/lowtide",
         lambda d: d["spec"]["rules"][0]["filters"][0]["urlRewrite"].update(hostname="x.y"),
-        "no function answers to x.y",
+        "no Knative Service has the host x.y",
     ),
     "a route to an ExternalName Service": (
         "HTTPRoute/lowtide",
         lambda d: d["spec"]["rules"][0].update(backendRefs=[{"name": "upload", "port": 80}]),
-        "no Service that can be followed",
+        "is not a known Service",
     ),
     "a route that nobody granted": (
         "HTTPRoute/lowtide",

@@ -206,13 +206,13 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
     page.get_by_role("textbox", name="Running lines").fill("")
     page.get_by_role("button", name="Review changes").click()
     page.get_by_text("weight: 1 → 3").wait_for()
-    page.get_by_text("running lines: 7 → none").wait_for()
+    page.get_by_text("running requests: 7 → none").wait_for()
     assert _audit(shared)[-1][1] == "tenant.changed", "what creating it set"
     before = len(_audit(shared))
     with shared.engine("operator").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_queued_lines = 9 WHERE name = 'fresh'"))
     page.get_by_role("button", name="Change fresh").click()
-    page.get_by_text("Somebody changed fresh meanwhile: queued lines: none → 9.").wait_for()
+    page.get_by_text("fresh was changed in the meantime: queued requests: none → 9.").wait_for()
     assert len(_audit(shared)) == before
     page.reload()
     page.get_by_role("button", name="Edit fresh").click()

@@ -170,7 +170,7 @@ def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
             connection.execute(
                 text("UPDATE batches SET tenant_id = :id WHERE id = :id"), {"id": filled}
             )
-        assert "There is no batch" in client.get(_path(filled)).text
+        assert " not found." in client.get(_path(filled)).text
         assert client.get(f"{_path(filled)}/files/input").status_code == 404
 
 

@@ -58,4 +58,4 @@ def test_it_starts_without_a_database_and_says_so(
     portal = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", NOBODY)
     with portal.client() as client:
         page = client.get("/").text
-    assert "The database does not answer" in page
+    assert "The database is not responding" in page

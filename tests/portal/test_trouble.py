@@ -85,7 +85,7 @@ def troubled(
         [
             Observation(Component.FUNCTION, "upload", 720.0, None, ""),
             Observation(Component.FUNCTION, "read", 1800.0, 120.0, "HTTP 500"),
-            Observation(Component.SENT, EventType.BATCH_CREATED.value, 900.0, 60.0, "the broker did not take it"),
+            Observation(Component.SENT, EventType.BATCH_CREATED.value, 900.0, 60.0, "the broker did not accept it"),
             Observation(Component.ENGINE, "spot", 600.0, 30.0, "HTTP 503"),
         ]
     )  # fmt: skip
@@ -110,14 +110,14 @@ def test_health_says_what_is_wrong_and_what_to_do(troubled: tuple[Portal, str]) 
     eventually(lambda: "Not called" in _text(portal, "/health"))
     page = _text(portal, "/health")
     for said in (
-        "1 batch waits, the first for 9 min: events wait and nobody takes them",
+        "1 batch waiting, the oldest for 9 min: its events are not delivered",
         "kubectl get trigger,ksvc split",
-        "1 event waits, the first for 7 min: the broker did not take it",
+        "1 event waiting, the oldest for 7 min: the broker did not accept it",
         "kubectl get broker,trigger",
         "read: HTTP 500",
         "kubectl logs -l app.kubernetes.io/name=read",
         "LOWTIDE_ENGINE_URL",
-        "since 12 min",
+        "for 12 min",
         "Scaled to zero",
         "1 event in the outbox",
     ):

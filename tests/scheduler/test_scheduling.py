@@ -220,7 +220,7 @@ def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(wor
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
     assert world.row(batch).at_risk
     (*_, noted) = world.rows("SELECT detail FROM request_events ORDER BY id")
-    assert noted.detail == "Given back to spot: dedicated is paused"
+    assert noted.detail == "Moved back to spot: dedicated is paused"
     register(world).resume(Pool.DEDICATED, "ana")
     assert _planned(_scheduler(world).tick()) == (20, 0)
     assert not world.row(batch).at_risk

@@ -32,7 +32,7 @@ def test_lines_of_a_silent_worker_go_back_and_are_counted(world: World) -> None:
     assert (row.interrupted, row.retried) == (2, 0)
     kinds = world.rows("SELECT kind, detail FROM request_events ORDER BY line")
     assert [(row.kind, row.detail) for row in kinds] == [
-        ("interrupted", "The worker stopped answering")
+        ("interrupted", "The worker stopped responding")
     ] * 2
     assert world.value("SELECT count(*) FROM workers") == 1
     assert world.sweep() == 0
@@ -66,7 +66,7 @@ def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
     )
     assert (
         row.error_message
-        == f"{MAX_LOST_LEASES} workers in a row were lost while running this line."
+        == f"{MAX_LOST_LEASES} workers in a row were lost while running this request."
     )
     assert row.status_code is None
     assert world.lines("dead_letters", batch) == [1]

@@ -136,7 +136,7 @@ def test_what_is_taken_from_a_spot_worker_is_never_executed_twice(world: World) 
     assert (row.interrupted, row.retried, row.escalated) == (2, 0, 2)
     noted = world.rows("SELECT kind, pool, detail, lease_id FROM request_events")
     assert {tuple(event) for event in noted} == {
-        ("interrupted", "spot", "Taken from its worker to meet the deadline", hoarder)
+        ("interrupted", "spot", "Revoked from its worker to meet the deadline", hoarder)
     }
     # Its worker's results for them are refused, the others' are taken.
     gone = {row.line for row in taken}

@@ -27,7 +27,7 @@ def test_nothing_while_all_goes_well() -> None:
     [
         pytest.param(
             replace(CALM, ticked_at=NOW - 7 * MINUTE),
-            "No tick of the scheduler for 7 min",
+            "No scheduler tick for 7 min",
             "/health",
             id="silent",
         ),
@@ -36,13 +36,13 @@ def test_nothing_while_all_goes_well() -> None:
         ),
         pytest.param(
             replace(CALM, events_waiting=1, oldest_event=NOW - 3 * MINUTE),
-            "1 event waits for the broker",
+            "1 event is waiting for the broker",
             "/health",
             id="outbox",
         ),
         pytest.param(
             replace(CALM, workers={}),
-            "Lines wait in spot, and no worker takes them",
+            "Requests are queued in spot, but no worker is running",
             "/queues",
             id="no workers",
         ),

@@ -56,9 +56,9 @@ def function(name: str, evidence: Evidence, operations: Operations | None = None
         pytest.param(JUST, Condition.FINE, "Working", id="just answered"),
         pytest.param(LONG_AGO, Condition.IDLE, "Idle", id="scaled to zero"),
         pytest.param(FAILS, Condition.BAD, "Failing", id="fails"),
-        pytest.param(RECOVERED, Condition.DOUBTFUL, "Fails at times", id="fine since"),
+        pytest.param(RECOVERED, Condition.DOUBTFUL, "Failing intermittently", id="fine since"),
         pytest.param(HEALED, Condition.IDLE, "Idle", id="fine for long"),
-        pytest.param(FAILED_ONCE, Condition.DOUBTFUL, "Failed last", id="failed days ago"),
+        pytest.param(FAILED_ONCE, Condition.DOUBTFUL, "Last call failed", id="failed days ago"),
     ],
 )
 def test_a_function_is_known_by_its_answers(
@@ -66,7 +66,7 @@ def test_a_function_is_known_by_its_answers(
 ) -> None:
     found = function("read", saw((Component.FUNCTION, "read", sighting)))
     assert (found.condition, found.word) == (condition, word)
-    assert bool(found.advice) == (word in {"Failing", "Failed last"})
+    assert bool(found.advice) == (word in {"Failing", "Last call failed"})
 
 
 def test_a_function_that_nobody_used_is_no_trouble() -> None:
@@ -79,7 +79,7 @@ def test_a_function_that_nobody_used_is_no_trouble() -> None:
 
 def test_idle_says_since_when() -> None:
     found = function("upload", saw((Component.FUNCTION, "upload", LONG_AGO)))
-    assert (found.detail, found.at) == ("since 12 min", NOW - 12 * MINUTE)
+    assert (found.detail, found.at) == ("for 12 min", NOW - 12 * MINUTE)
 
 
 WAITING = Backlog(3, NOW - 3 * MINUTE)
@@ -89,12 +89,12 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
     ("evidence", "word", "says", "advice"),
     [
         pytest.param(
-            saw(unsplit=WAITING), "Not called", "nobody takes them", "trigger", id="no delivery"
+            saw(unsplit=WAITING), "Not called", "not delivered", "trigger", id="no delivery"
         ),
         pytest.param(
             saw((Component.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
             "Not called",
-            "3 batches wait, the first for 3 min",
+            "3 batches waiting, the oldest for 3 min",
             "kubectl get trigger,ksvc split",
             id="delivered before, not since",
         ),
@@ -112,7 +112,7 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
         pytest.param(
             saw((Component.FUNCTION, "split", FAILS), unsplit=WAITING),
             "Failing",
-            "HTTP 500; 3 batches wait",
+            "HTTP 500; 3 batches waiting",
             "log",
             id="fails",
         ),
@@ -139,7 +139,7 @@ def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
         pytest.param(11, None, Condition.FINE, "Ticking", id="by its plan"),
         pytest.param(None, 11, Condition.FINE, "Ticking", id="by its event"),
         pytest.param(600, 11, Condition.FINE, "Ticking", id="another tick was at it"),
-        pytest.param(300, 300, Condition.BAD, "Silent", id="silent"),
+        pytest.param(300, 300, Condition.BAD, "Not ticking", id="silent"),
     ],
 )
 def test_the_scheduler_is_known_by_its_ticks(
@@ -166,13 +166,13 @@ def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
 @pytest.mark.parametrize(
     ("sighting", "waiting", "condition", "word"),
     [
-        pytest.param(None, None, Condition.UNKNOWN, "No event yet", id="never"),
-        pytest.param(JUST, None, Condition.FINE, "Takes events", id="just now"),
-        pytest.param(JUST, 30, Condition.FINE, "Takes events", id="one is on its way"),
+        pytest.param(None, None, Condition.UNKNOWN, "No events yet", id="never"),
+        pytest.param(JUST, None, Condition.FINE, "Accepting events", id="just now"),
+        pytest.param(JUST, 30, Condition.FINE, "Accepting events", id="one is on its way"),
         pytest.param(LONG_AGO, None, Condition.IDLE, "Idle", id="quiet"),
-        pytest.param(FAILS, None, Condition.DOUBTFUL, "Refused the last", id="refused"),
-        pytest.param(FAILS, 180, Condition.BAD, "Takes no events", id="events wait"),
-        pytest.param(None, 180, Condition.BAD, "Takes no events", id="nobody ever sent one"),
+        pytest.param(FAILS, None, Condition.DOUBTFUL, "Rejected last event", id="refused"),
+        pytest.param(FAILS, 180, Condition.BAD, "Not accepting events", id="events wait"),
+        pytest.param(None, 180, Condition.BAD, "Not accepting events", id="nobody ever sent one"),
     ],
 )
 def test_the_broker_is_known_by_the_outbox(
@@ -186,7 +186,7 @@ def test_the_broker_is_known_by_the_outbox(
     found = findings.broker(saw(*known), operations)
     assert (found.condition, found.word) == (condition, word)
     if condition is Condition.BAD:
-        assert found.detail.startswith("12 events wait, the first for 3 min")
+        assert found.detail.startswith("12 events waiting, the oldest for 3 min")
         assert "kubectl get broker" in found.advice
 
 
@@ -200,7 +200,7 @@ def _load(queued: int, minutes: float) -> TenantLoad:
         pytest.param(0, 0, 0, Condition.IDLE, "Scaled to zero", id="nothing to do"),
         pytest.param(2, 0, 0, Condition.FINE, "2 workers", id="ready"),
         pytest.param(0, 5, 1, Condition.DOUBTFUL, "Starting", id="a cold start"),
-        pytest.param(0, 5, 9, Condition.BAD, "No worker", id="none comes"),
+        pytest.param(0, 5, 9, Condition.BAD, "No workers", id="none comes"),
     ],
 )
 def test_workers(
@@ -238,16 +238,19 @@ def _sample(minutes: float, workers: int, desired: int) -> Sample:
     ("samples", "condition", "word"),
     [
         pytest.param([_sample(0, 0, 0)], Condition.IDLE, "At zero", id="nothing wanted"),
-        pytest.param([_sample(0, 4, 4)], Condition.FINE, "Follows", id="all there"),
-        pytest.param([_sample(0, 4, 0)], Condition.FINE, "Follows", id="scaling down"),
+        pytest.param([_sample(0, 4, 4)], Condition.FINE, "In sync", id="all there"),
+        pytest.param([_sample(0, 4, 0)], Condition.FINE, "In sync", id="scaling down"),
         pytest.param(
             [_sample(2, 0, 4), _sample(0, 1, 4)], Condition.FINE, "Scaling up", id="on the way"
         ),
         pytest.param(
-            [_sample(8, 0, 2), _sample(0, 0, 4)], Condition.BAD, "Does not scale", id="none comes"
+            [_sample(8, 0, 2), _sample(0, 0, 4)], Condition.BAD, "Not scaling", id="none comes"
         ),
         pytest.param(
-            [_sample(8, 1, 2), _sample(0, 1, 4)], Condition.DOUBTFUL, "Short", id="too few"
+            [_sample(8, 1, 2), _sample(0, 1, 4)],
+            Condition.DOUBTFUL,
+            "Too few replicas",
+            id="too few",
         ),
         pytest.param(
             [_sample(9, 0, 2), _sample(2, 2, 2), _sample(0, 0, 2)],
@@ -267,7 +270,7 @@ def test_the_autoscaler_is_known_by_what_it_brings(
 def test_without_samples_nothing_is_said_of_the_autoscaler() -> None:
     assert findings.autoscaler(scales_of([]), NOW) == ()
     scale = Scale(desired=1, live=1, short_since=None)
-    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 live, 1 wanted"
+    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_an_allowance(per_minute: int, used: float, remaining: int, reset: float
     [(60, 60.0, 1.0), (60, 59.5, 0.5), (1, 0.5, 30.0), (30, 60.0, 62.0)],
 )
 def test_a_refusal_says_when(per_minute: int, used: float, wait: float) -> None:
-    with pytest.raises(TooManyRequests, match=f"{per_minute} requests a minute") as refused:
+    with pytest.raises(TooManyRequests, match=f"{per_minute} requests per minute") as refused:
         Allowance(per_minute, used, accepted=False).check()
     assert refused.value.retry_after == pytest.approx(wait)
     assert (refused.value.code, refused.value.reason) == ("rate_limit_exceeded", "requests")
@@ -58,7 +58,7 @@ def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             BatchUse(3, 0),
             1,
             "active_batches",
-            "3 batches are active, and at most 3",
+            "3 batches are active; the limit is 3",
             id="batches",
         ),
         pytest.param(
@@ -66,7 +66,7 @@ def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             BatchUse(5, 0),
             1,
             "active_batches",
-            "5 batches are active, and at most 2",
+            "5 batches are active; the limit is 2",
             id="the limit was lowered meanwhile",
         ),
         pytest.param(
@@ -74,7 +74,7 @@ def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             BatchUse(1, 61),
             40,
             "queued_lines",
-            "61 requests are queued, the file has 40, and at most 100",
+            "61 requests are queued and the file has 40; the limit is 100",
             id="lines",
         ),
     ],

@@ -158,7 +158,7 @@ def test_active_batches(world: World) -> None:
     tenant = _tenant(world, active_batches=2)
     first = _create(world, tenant)
     _create(world, tenant)
-    with pytest.raises(TooManyRequests, match="2 batches are active, and at most 2"):
+    with pytest.raises(TooManyRequests, match="2 batches are active; the limit is 2"):
         _create(world, tenant)
     world.cancel(first, tenant)
     with pytest.raises(TooManyRequests, match="2 batches are active"):
@@ -171,7 +171,7 @@ def test_active_batches(world: World) -> None:
 def test_queued_lines(world: World) -> None:
     tenant = _tenant(world, queued_lines=100)
     first = _create(world, tenant, 60)
-    with pytest.raises(TooManyRequests, match="60 requests are queued, the file has 41"):
+    with pytest.raises(TooManyRequests, match="60 requests are queued and the file has 41"):
         _create(world, tenant, 41)
     assert world.split(first, 60)
     lease = world.queue.open_lease(Pool.SPOT, "w")

@@ -201,7 +201,7 @@ def test_keys_that_end_are_told(world: World, tenancy: Tenancy) -> None:
 def test_a_change_of_what_somebody_else_changed_is_refused(tenancy: Tenancy) -> None:
     seen = tenancy.create("acme", TenantChanges())
     tenancy.change("acme", TenantChanges(weight=2), seen)
-    with pytest.raises(Conflict, match="Somebody changed acme meanwhile: weight: 1 → 2"):
+    with pytest.raises(Conflict, match="acme was changed in the meantime: weight: 1 → 2"):
         tenancy.change("acme", TenantChanges(weight=3), seen)
     assert tenancy.tenants()[0].weight == 2
 

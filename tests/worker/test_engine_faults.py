@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lowtide.engines.outcomes import Outcome
     from tests.worlds import World
 
-REFUSED = Unanswered("connection_error", "The upstream was not reached: refused")
+REFUSED = Unanswered("connection_error", "The engine could not be reached: refused")
 AWAY = Probed(well=False, reason="GET /health: refused")
 BROKEN = Answered(500, b'{"error":{"message":"CUDA error"}}')
 LACKS = Answered(404, b"{}", lacks_model=True)
@@ -42,7 +42,7 @@ def _engine_state(world: World) -> tuple[str, str] | None:
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        pytest.param(REFUSED, "not reached", id="refused"),
+        pytest.param(REFUSED, "could not be reached", id="refused"),
         pytest.param(BROKEN, "HTTP 500", id="500 to everything"),
         pytest.param(Answered(503, b"{}"), "HTTP 503", id="503"),
         pytest.param(Answered(401, b"{}"), "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),

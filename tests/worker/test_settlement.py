@@ -67,7 +67,7 @@ def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, sta
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        pytest.param(Answered(500, b"busy"), "The engine answered HTTP 500", id="HTTP 500"),
+        pytest.param(Answered(500, b"busy"), "The engine returned HTTP 500", id="HTTP 500"),
         pytest.param(Unanswered("timeout", "too slow"), "too slow", id="no answer"),
     ],
 )
@@ -96,7 +96,7 @@ def test_the_last_silence_is_a_dead_letter_with_its_code() -> None:
 
 
 ENGINE_FAULTS = {
-    "refused": Unanswered("connection_error", "The upstream was not reached"),
+    "refused": Unanswered("connection_error", "The engine could not be reached"),
     "HTTP 500 to everybody": Answered(500, b"{}"),
     "HTTP 401": Answered(401, b"{}"),
     "HTTP 503": Answered(503, b"{}"),

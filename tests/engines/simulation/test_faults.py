@@ -155,7 +155,7 @@ def test_the_engine_has_them(latency: float) -> None:
     [
         ("dedicated:down", True, True, ""),
         ("down", False, False, "connection refused"),
-        ("hang", False, False, "no answer in 60 s"),
+        ("hang", False, False, "did not respond within 60 s"),
         ("500", False, False, "500"),
         ("401", False, False, "401"),
         ("garbage", False, False, "JSON"),

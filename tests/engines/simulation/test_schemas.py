@@ -161,7 +161,7 @@ INVALID: dict[str, tuple[Any, str]] = {
     "number": (5, "an object or a boolean"),
     "regex": ({"pattern": "("}, "regex"),
     "missing": ({"$ref": "#/$defs/no"}, "/$defs/no"),
-    "cycle": ({"$ref": "#"}, "leads back to itself"),
+    "cycle": ({"$ref": "#"}, "circular reference"),
     "false": (False, "false"),
     "both": ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "both string and integer"),
     "look-around": ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
