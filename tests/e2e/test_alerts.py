@@ -106,7 +106,7 @@ def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: Api, alertma
         os.killpg(portal.pid, signal.SIGCONT)
     assert alert["labels"]["severity"] == "critical"
     assert alert["labels"]["namespace"] == "local"
-    assert alert["annotations"]["summary"] == "The portal of local does not answer"
+    assert alert["annotations"]["summary"] == "The portal in local is not responding"
     assert alert["annotations"]["runbook_url"].endswith("docs/operations.md#lowtideportaldown")
     assert {receiver["name"] for receiver in alert["receivers"]} == {"page", "chat"}
     until(lambda: not told(), "the alert resolves", within=40, every=0.25)

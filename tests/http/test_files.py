@@ -125,7 +125,7 @@ def test_a_packed_file_is_refused_with_the_fix(api: Api) -> None:
     answer = post(api, form(part("file", gzip.compress(line()), "in.jsonl.gz")))
     assert answer.status_code == 415
     assert (answer.json["error"]["param"], answer.json["error"]["code"]) == ("file", "packed_file")
-    assert "unpack" in answer.json["error"]["message"]
+    assert "decompress" in answer.json["error"]["message"]
     assert api.stored() == set()
 
 

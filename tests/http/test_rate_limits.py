@@ -207,7 +207,7 @@ def test_no_room_for_another_batch(
     refused = limited("POST", "/v1/batches", json=body)
     assert refused.status_code == 429
     assert refused.json["error"]["code"] == "rate_limit_exceeded"
-    assert f"at most {next(iter(limits.values()))}" in refused.json["error"]["message"]
+    assert f"the limit is {next(iter(limits.values()))}" in refused.json["error"]["message"]
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert _refused(reason) == before + 1
     again = limited("POST", "/v1/batches", json=body, headers=retry)

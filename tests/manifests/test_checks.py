@@ -284,7 +284,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "a grace that nothing is left of": (
         "Deployment/infer-spot",
         lambda d: _pod(d).update(terminationGracePeriodSeconds=640),
-        "leaves nothing",
+        "leaves less than 15 s",
     ),
     "GPUs that are not granted": (
         "ResourceQuota/gpus", lambda d: d["spec"]["hard"].update({"requests.nvidia.com/gpu": "9"}), "9 GPUs"

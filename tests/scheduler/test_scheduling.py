@@ -140,7 +140,7 @@ def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
     assert world.value("SELECT count(*) FROM stray_objects") == 1
     _scheduler(world, store=store).tick()
     assert world.value("SELECT count(*) FROM stray_objects") == 0
-    with pytest.raises(Exception, match="no object"):
+    with pytest.raises(Exception, match="not found"):
         next(iter(store.stream("files/stray")))
 
 

@@ -154,7 +154,7 @@ def test_lines_of_a_sweep_that_dies_are_taken_back_by_the_next(
         if commits:
             assert sweep.result() == LOST
         else:
-            with pytest.raises(Exception, match="does not answer"):
+            with pytest.raises(Exception, match="is not responding"):
                 sweep.result()
     assert world.sweep() == (0 if commits else LOST)
     assert world.lines("queue", batch) == list(range(1, LOST + 1))
