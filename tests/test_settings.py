@@ -74,7 +74,9 @@ def test_bad_values_are_errors(monkeypatch: pytest.MonkeyPatch, name: str, value
 
 def test_a_plan_of_faults_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_SIMULATED_FAULTS", "down@0-5,500:2")
-    with pytest.raises(ValidationError, match=r"simulated_faults\n.*'500:2': the share must be above 0"):
+    with pytest.raises(
+        ValidationError, match=r"simulated_faults\n.*'500:2': the share must be above 0"
+    ):
         read_settings()
 
 

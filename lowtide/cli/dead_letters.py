@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
-    help="List, download, requeue and discard dead letters: requests that failed permanently.",
+    help="Manage dead letters: requests that exhausted their attempts or took down several workers.",
 )
 
 _PATH = "/dead_letters"
@@ -170,7 +170,7 @@ def download(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Download inputs, ready to upload again, or last responses in the format of the error file."""
+    """Download inputs as JSONL requests, or last responses in the format of the error file."""
     query = _query(batch, code, state) | {"which": which.value}
     lines, written = _save(connect(url, key, data_dir), query, out)
     if as_json:

@@ -57,7 +57,7 @@ class LastError(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterDetails(DeadLetter, kw_only=True):
-    """A dead letter with its line, null if the input file is gone, and its last response."""
+    """A dead letter with its input, null if the input file is gone, and its last response."""
 
     input: msgspec.Raw
     response: LastAnswer | None
@@ -75,7 +75,7 @@ class DeadLetterPage(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """A filter for open letters; without any field it matches all of them."""
+    """A filter for open dead letters; without any field it matches all of them."""
 
     batch_id: BatchId | None = None
     error_code: ErrorCode | None = None
@@ -101,7 +101,7 @@ class RequeueDeadLetters(DiscardDeadLetters, forbid_unknown_fields=True):
 
 
 class DiscardedDeadLetters(msgspec.Struct, kw_only=True):
-    """The numbers of letters discarded (or to be), requeued or discarded before, and left."""
+    """Counts of dead letters: discarded (or matched by a dry run), ended earlier, and remaining."""
 
     dry_run: bool
     changed: int
@@ -111,7 +111,7 @@ class DiscardedDeadLetters(msgspec.Struct, kw_only=True):
 
 
 class RequeuedBatch(msgspec.Struct, kw_only=True):
-    """Letters of one batch and the batch they run in; null for a dry run."""
+    """The number of dead letters of one batch, and their new batch; null for a dry run."""
 
     source_batch_id: BatchId
     batch_id: BatchId | None
@@ -119,9 +119,9 @@ class RequeuedBatch(msgspec.Struct, kw_only=True):
 
 
 class RequeuedDeadLetters(msgspec.Struct, kw_only=True):
-    """The numbers of letters requeued (or to be), requeued or discarded before, and left.
+    """Counts of dead letters: requeued (or matched by a dry run), ended earlier, and remaining.
 
-    `batches` are the new ones and those of earlier calls for the same letters.
+    `batches` has the new batches and those of earlier calls for the same dead letters.
     """
 
     dry_run: bool
