@@ -124,7 +124,7 @@ def _take_request(page: Page, portal: str, target: Path) -> None:
     address = page.locator('a[href^="/batches/batch_"]').first.get_attribute("href")
     _open(page, f"{portal}{address}?status=DeadLettered")
     with suppress(PlaywrightError):
-        page.get_by_role("button", name="Look inside").first.click(timeout=3000)
+        page.get_by_role("button", name="View request").first.click(timeout=3000)
         page.get_by_role("dialog", name="Request").wait_for(timeout=3000)
     _picture(page, target)
 
@@ -135,7 +135,7 @@ def _take_upload(page: Page, portal: str, target: Callable[[str], Path]) -> None
     bad = [*good[:40], good[3], '{"custom_id": "half a li\n', *good[41:]]
     for name, lines in (("upload-problems", bad), ("upload", good)):
         _open(page, f"{portal}/upload")
-        page.get_by_label("File of requests").set_input_files(
+        page.get_by_label("Input file").set_input_files(
             {
                 "name": "nightly-eval.jsonl",
                 "mimeType": "application/jsonl",

@@ -51,7 +51,7 @@ class Download(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file (ASGI), or 503 over the max number of downloads."""
         if len(_running) >= MOST or _running.count(self._visitor) >= MOST_OF_ONE:
-            busy = "Other downloads are under way: try again when one of them is over."
+            busy = "Too many downloads are running: try again when one has finished."
             await PlainTextResponse(busy, status_code=503)(scope, receive, send)
             return
         _running.append(self._visitor)
@@ -107,7 +107,7 @@ async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
     visitor = visitor_of(request.session)
     batch = parse_batch_id(batch_id)
     if visitor is None or batch is None or role not in ROLES:
-        return PlainTextResponse("There is no such file.", status_code=404)
+        return PlainTextResponse("File not found.", status_code=404)
     # The file name of the upload is untrusted, so the batch id names the download.
     return Download(visitor, lambda: _file_pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
 

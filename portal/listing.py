@@ -170,9 +170,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
     def _list(self, items: Sequence[_Item], *, more: bool) -> None:
         self.show(items)
         self._nothing.text = (
-            "Nothing is like this. Take a filter away to see more."
-            if self.query.narrows
-            else self.NOTHING
+            "Nothing matches these filters." if self.query.narrows else self.NOTHING
         )
         self._nothing.set_visibility(not items)
         self._pager.show(first=not self.query.after, more=more)
@@ -242,7 +240,7 @@ class Pager:
     ) -> None:
         with ui.element("div").classes("pager") as self._all:
             self._first = ui.button("First page", on_click=on_first, color=None)
-            self._back = ui.button("Back", on_click=on_back, color=None)
+            self._back = ui.button("Previous page", on_click=on_back, color=None)
             self._next = ui.button("Next page", on_click=on_next, color=None)
         for button in (self._first, self._back, self._next):
             button.props("flat no-caps")

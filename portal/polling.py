@@ -232,8 +232,8 @@ class ApiProbe:
         try:
             response = self._client.get(self._url)
         except httpx.TimeoutException as error:
-            raise Unavailable(f"No answer within {TIMEOUT:.0f} s") from error
+            raise Unavailable(f"No response within {TIMEOUT:.0f} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable("No connection") from error
         if response.status_code != 200:
-            raise Unavailable(f"Answers HTTP {response.status_code}")
+            raise Unavailable(f"Responded with HTTP {response.status_code}")

@@ -78,7 +78,7 @@ class BatchQuery:
         if self.tenant:
             named = [tenant for tenant, name in tenants.items() if name == self.tenant]
             if not named:
-                raise NotFound(f"There is no tenant {self.tenant!r} that you can see.")
+                raise NotFound(f"Tenant {self.tenant!r} not found.")
             chosen = named[0]
         return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, chosen)
 
@@ -178,9 +178,9 @@ class LetterQuery:
         """Return the validated filter; raises InvalidRequest."""
         batch = parse_batch_id(self.batch) if self.batch else None
         if self.batch and batch is None:
-            raise InvalidRequest(f"{self.batch[:100]!r} is not the id of a batch: use batch_….")
+            raise InvalidRequest(f"{self.batch[:100]!r} is not a batch id: use batch_….")
         if "\x00" in self.code:
-            raise InvalidRequest("An error code has no U+0000.")
+            raise InvalidRequest("error_code must not contain U+0000.")
         if self.state not in STATES:
             raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
         state = None if self.state == ANY else LetterState(self.state)
@@ -191,7 +191,7 @@ class LetterQuery:
         for tenant, name in tenants.items():
             if self.tenant in ("", name):
                 return tenant
-        raise NotFound(f"No tenant {self.tenant[:100]!r}.")
+        raise NotFound(f"Tenant {self.tenant[:100]!r} not found.")
 
     def address(self, path: str, **more: str) -> str:
         """Return the URL of this query without default values; `more` are further parameters."""

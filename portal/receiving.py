@@ -57,13 +57,13 @@ class Arrivals:
         visitor = visitor_of(request.session)
         take = self._takers.get(request.headers.get(PAGE_HEADER, ""))
         if visitor is None or take is None:
-            return PlainTextResponse("Load the page again.", status_code=404)
+            return PlainTextResponse("This page has expired: reload it.", status_code=404)
         name = unquote(request.headers.get(NAME_HEADER, "file"))
         try:
             await take(visitor, name, request.stream())
         except ClientDisconnect:
-            return PlainTextResponse("The browser went away.", status_code=400)
-        return PlainTextResponse("taken")
+            return PlainTextResponse("The upload was interrupted.", status_code=400)
+        return PlainTextResponse("received")
 
 
 CHUNK_BYTES = 1 << 20
@@ -118,11 +118,11 @@ async def _opened(files: Files, tenant: TenantId, actor: str) -> AsyncIterator[U
 _HEADER: Final = """
 <div class="drop">
   <q-icon name="upload_file" size="32px" aria-hidden="true"></q-icon>
-  <span class="drop-title">Drop a JSONL file here, or choose one</span>
-  <span class="muted small" v-if="!props.isUploading">It is checked on its way; nothing runs yet.</span>
+  <span class="drop-title">Drop a JSONL file here, or choose a file</span>
+  <span class="muted small" v-if="!props.isUploading">The file is validated during the upload. Nothing runs until you create a batch.</span>
   <div class="drop-progress" v-if="props.isUploading">
-    <q-linear-progress :value="props.uploadProgress" rounded size="8px" aria-label="Upload" />
-    <span class="muted small">{{ props.uploadProgressLabel }} of {{ props.uploadSizeLabel }} sent</span>
+    <q-linear-progress :value="props.uploadProgress" rounded size="8px" aria-label="Upload progress" />
+    <span class="muted small">{{ props.uploadProgressLabel }} of {{ props.uploadSizeLabel }} uploaded</span>
   </div>
   <q-uploader-add-trigger></q-uploader-add-trigger>
 </div>
@@ -144,7 +144,8 @@ class DropZone:
             auto_upload=True,
             max_file_size=most,
             on_rejected=lambda: ui.notify(
-                f"That file was not taken: one at a time, of at most {size(most)}.", type="negative"
+                f"File rejected: upload one file at a time, of at most {size(most)}.",
+                type="negative",
             ),
         ).props("flat bordered send-raw accept=.jsonl,.ndjson,.json,.txt")
         self._upload.props["url"] = PATH

@@ -162,7 +162,7 @@ def current_visitor() -> Principal:
     request = ui.context.client.request
     visitor = None if request is None else visitor_of(request.session)
     if visitor is None:
-        raise Unauthenticated("Your session is over: sign in again.")
+        raise Unauthenticated("Your session has ended: sign in again.")
     return visitor
 
 
@@ -184,7 +184,7 @@ class Guard:
             return
         answer: ASGIApp = self._app
         if _is_foreign(Headers(scope=scope)):
-            answer = PlainTextResponse("Not from another site.", status_code=403)
+            answer = PlainTextResponse("Requests from other sites are refused.", status_code=403)
         elif not _is_open(scope["path"]):
             answer = await self._admitted(scope)
         if scope["type"] == "websocket":

@@ -124,11 +124,11 @@ class Alertmanager:
         body = bytearray()
         with self._client.stream("GET", self._url, params=_QUERY) as answer:
             if answer.status_code != 200:
-                raise _Refused(f"it answers HTTP {answer.status_code}")
+                raise _Refused(f"responded with HTTP {answer.status_code}")
             for chunk in answer.iter_bytes():
                 body += chunk
                 if len(body) > MOST_BYTES:
-                    raise _Refused("its answer is too long")
+                    raise _Refused("response too large")
                 if monotonic() > deadline:
                     raise _Refused(_LATE)
         return sorted(map(_alert, _decode(bytes(body))), key=_urgency)
@@ -138,13 +138,13 @@ class _Refused(Exception):
     """An unusable response."""
 
 
-_LATE: Final = f"no answer within {TIMEOUT:.0f} s"
+_LATE: Final = f"no response within {TIMEOUT:.0f} s"
 
 
 def _alert(found: _Gettable) -> Alert:
     summary = found.annotations.get("summary") or found.annotations.get("description") or ""
     return Alert(
-        name=found.labels.get("alertname", "an alert without a name"),
+        name=found.labels.get("alertname", "unnamed alert"),
         severity=found.labels.get("severity", ""),
         since=found.starts_at,
         summary=summary[:MOST_SUMMARY],
@@ -163,7 +163,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return _LATE
     if isinstance(error, msgspec.MsgspecError):
-        return "its answer is not what Alertmanager answers"
+        return "not a valid Alertmanager response"
     return "no connection"
 
 
@@ -183,10 +183,10 @@ class AlertList:
         self._dashboards = dashboards
         self._shown: tuple[tuple[str, ...], ...] | None = None
         self._section = ui.element("section").classes("card concerns")
-        self._section.props('aria-label="Alerts"')
+        self._section.props('aria-label="Firing alerts"')
         self._section.set_visibility(False)
         with self._section:
-            heading("Open alerts")
+            heading("Firing alerts")
             self._problem = ui.label("").classes("muted")
             self._list = ui.element("ul").classes("alerts")
 
@@ -231,5 +231,5 @@ def _show_row(severity: str, name: str, summary: str, since: str, url: str) -> N
 def _silence(seen: AlertsSeen, now: datetime) -> str:
     since = seen.answered_at or seen.failing_since or now
     last = f"since {absolute(since)}"
-    older = " What you see is from then." if seen.alerts else ""
-    return f"Alertmanager has not answered {last}: {seen.problem}.{older}"
+    older = " The alerts shown are from that time." if seen.alerts else ""
+    return f"Alertmanager unavailable {last}: {seen.problem}.{older}"

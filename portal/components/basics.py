@@ -35,6 +35,10 @@ STATUS_TONES: Final[Mapping[RequestStatus, Tone]] = {
     RequestStatus.FAILED: Tone.BAD,
     RequestStatus.DEAD_LETTERED: Tone.BAD,
 }
+STATUS_NAMES: Final[Mapping[RequestStatus, str]] = {
+    status: "Dead-lettered" if status is RequestStatus.DEAD_LETTERED else status.value
+    for status in RequestStatus
+}
 POOL_TONES: Final[Mapping[Pool, Tone]] = {
     Pool.SPOT: Tone.SPOT,
     Pool.DEDICATED: Tone.DEDICATED,
@@ -52,7 +56,7 @@ BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge
 
 def status_of(status: RequestStatus) -> Badge:
     """Return the badge of a status."""
-    return Badge(text=status.value, tone=STATUS_TONES[status])
+    return Badge(text=STATUS_NAMES[status], tone=STATUS_TONES[status])
 
 
 def pool_of(pool: Pool) -> Badge:
@@ -94,7 +98,11 @@ async def copy(text: str) -> None:
     if copied:
         ui.notify("Copied", type="positive", position="bottom")
     else:
-        ui.notify("Not copied: select it and copy it by hand", type="warning", position="bottom")
+        ui.notify(
+            "Could not copy: select the text and copy it manually",
+            type="warning",
+            position="bottom",
+        )
 
 
 async def confirm(
@@ -120,7 +128,7 @@ async def confirm(
         if fill is not None:
             fill()
         with ui.element("div").classes("actions end"):
-            ui.button("Keep as is", on_click=lambda: dialog.submit(False), color=None).props(
+            ui.button("Go back", on_click=lambda: dialog.submit(False), color=None).props(
                 "flat no-caps autofocus"
             )
             ui.button(
@@ -142,7 +150,7 @@ def empty_state(title: str, hint: str, command: str) -> ui.element:
             with ui.element("code").classes("mono"):
                 ui.label(command)
             ui.button(icon="content_copy", on_click=lambda: copy(command), color=None).props(
-                'flat dense size=sm aria-label="Copy the command"'
+                'flat dense size=sm aria-label="Copy command"'
             )
     return shown
 

@@ -41,8 +41,8 @@ class BatchToolbar:
             ui.element("div").classes("spacer")
             self._chosen = ui.label("").mark("chosen")
             self._all = ui.button("", on_click=self._choose_everything, color=None)
-            self._none = ui.button("Choose none", on_click=on_none, color=None)
-            self._cancel = ui.button("Cancel batches …", on_click=self._ask, color=None)
+            self._none = ui.button("Clear selection", on_click=on_none, color=None)
+            self._cancel = ui.button("Cancel batches…", on_click=self._ask, color=None)
         for button in (self._all, self._none, self._cancel):
             button.props("flat dense no-caps")
 
@@ -52,8 +52,8 @@ class BatchToolbar:
         self._everything = self._everything and chosen > 0
         many = counted_batches(count)
         self._counted.text = many
-        self._chosen.text = f"all {many} chosen" if self._everything else f"{chosen} chosen"
-        self._all.text = f"Choose all {many} that match"
+        self._chosen.text = f"all {many} selected" if self._everything else f"{chosen} selected"
+        self._all.text = f"Select all {many} that match"
         whole = chosen == on_page and count > chosen
         self._chosen.set_visibility(chosen > 0)
         self._none.set_visibility(chosen > 0)
@@ -67,7 +67,7 @@ class BatchToolbar:
 
     def _choose_everything(self) -> None:
         self._everything = True
-        self._chosen.text = f"all {counted_batches(self._count)} chosen"
+        self._chosen.text = f"all {counted_batches(self._count)} selected"
         self._all.set_visibility(False)
 
     async def _ask(self) -> None:
@@ -94,7 +94,10 @@ async def _cancel(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchI
     visitor = current_visitor()
     plan = await in_thread(lambda: desk.plan(visitor, wanted))
     if not plan.batches:
-        ui.notify("Nothing to cancel: these are over, or cancelling already.", position="bottom")
+        ui.notify(
+            "Nothing to cancel: these batches have ended or are already cancelling.",
+            position="bottom",
+        )
         return False
     named = counted_batches(len(plan.batches))
     agreed = await confirm(
@@ -108,17 +111,19 @@ async def _cancel(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchI
     missed = len(plan.batches) - done
     text = f"Cancelling {counted_batches(done)}."
     if missed:
-        text += f" {counted_batches(missed).capitalize()} had ended meanwhile."
+        text += f" {counted_batches(missed).capitalize()} had already ended."
     ui.notify(text, type="positive" if done else "info", position="bottom")
     return True
 
 
 def _consequences(plan: CancelPlan) -> list[str]:
     told = [
-        "Requests that wait are dropped; those that run get a few seconds. Results so far stay."
+        "Queued requests are dropped; running requests get a few seconds to finish. Results so far are kept."
     ]
     if plan.unchanged:
-        told.append(f"{counted_batches(plan.unchanged)} are over or cancelling, and stay as is.")
+        told.append(
+            f"Already ended or cancelling, unchanged: {counted_batches(plan.unchanged)}."
+        )
     if plan.more:
-        told.append("There are more that match: cancel again for the next ones.")
+        told.append("More batches match than one action cancels: repeat it for the rest.")
     return told

@@ -117,11 +117,11 @@ _NARROW: Final = f"""
 
 
 _CHOOSE_ALL: Final = (
-    '<q-checkbox v-model="props.selected" dense aria-label="Choose all on this page" />'
+    '<q-checkbox v-model="props.selected" dense aria-label="Select all on this page" />'
 )
 _CHOOSE: Final = (
     '<q-checkbox v-model="props.selected" dense '
-    ':aria-label="`Choose the batch of ${props.row.user}, ${props.row.created}`" />'
+    ':aria-label="`Select the batch of ${props.row.user}, created ${props.row.created}`" />'
 )
 
 
@@ -215,7 +215,7 @@ def status_of_batch(batch: Batch) -> Badge:
 def _done(done: int, batch: Batch) -> str:
     if batch.total:
         return f"{number(done)} / {number(batch.total)}"
-    return "not counted yet" if batch.ended_at is None else "none counted"
+    return "not counted yet" if batch.ended_at is None else "not counted"
 
 
 def _exact(batch: Batch) -> str:
@@ -231,7 +231,7 @@ def _notes(batch: Batch) -> str:
 
 def _due(batch: Batch, now: datetime) -> str:
     if batch.status is BatchStatus.EXPIRED:
-        return "not done in time"
+        return "deadline missed"
     if batch.status in (BatchStatus.FAILED, BatchStatus.CANCELLED):
         return ""
     if batch.ended_at is not None:
@@ -239,7 +239,7 @@ def _due(batch: Batch, now: datetime) -> str:
         late = batch.sla_state is SlaState.BREACHED
         return f"{duration(-margin)} late" if late else f"{duration(margin)} to spare"
     left = batch.deadline - now
-    return f"due in {duration(left)}" if left.total_seconds() > 0 else f"{duration(-left)} late"
+    return f"{duration(left)} left" if left.total_seconds() > 0 else f"{duration(-left)} late"
 
 
 def _width(part: int, whole: int) -> str:

@@ -29,7 +29,7 @@ _NAMES: Final = {
 
 def range_choice(chosen: HistoryRange, on_change: Callable[[HistoryRange], object]) -> None:
     """Show the choice of ranges."""
-    with ui.element("div").props('role=group aria-label="Time shown"'):
+    with ui.element("div").props('role=group aria-label="Time range"'):
         ui.toggle(
             {each.value: name for each, name in _NAMES.items()},
             value=chosen.value,
@@ -39,9 +39,7 @@ def range_choice(chosen: HistoryRange, on_change: Callable[[HistoryRange], objec
         )
 
 
-NOT_ENOUGH: Final = (
-    "Nothing was sampled in this time; a tick of the scheduler takes a sample a minute."
-)
+NOT_ENOUGH: Final = "No samples in this time range. The scheduler takes one per minute."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +103,15 @@ class TimeChart:
 
 
 class SlaChart:
-    """A bar chart of ended batches, by deadline met or violated."""
+    """A bar chart of ended batches, by deadline met or missed."""
 
     def __init__(self) -> None:
         self._shown: Hashable = None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("chart-head"):
                 heading("Deadlines")
-                ui.label("batches that ended").classes("muted small")
-            bars = [_bars("met", theme.CHART_GOOD), _bars("violated", theme.CHART_BAD)]
+                ui.label("ended batches").classes("muted small")
+            bars = [_bars("met", theme.CHART_GOOD), _bars("missed", theme.CHART_BAD)]
             self._chart = ui.echart(_options(bars, whole=True)).classes("chart")
             self._chart.props("role=img")
 
@@ -130,7 +128,7 @@ class SlaChart:
         self._chart.props["aria-label"] = (
             f"Deadlines of the last {history.range.value}: "
             f"{sum(each.met for each in history.sla)} met, "
-            f"{sum(each.violated for each in history.sla)} violated"
+            f"{sum(each.violated for each in history.sla)} missed"
         )
         self._chart.update()
 

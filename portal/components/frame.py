@@ -56,7 +56,7 @@ def page(path: str) -> ui.page:
 
 def navigation(current: str, *, tenant: bool) -> None:
     """Link to every page, or to a tenant's pages; `current` is the path of the open page."""
-    with ui.element("nav").classes("places").props('aria-label="Pages"'):
+    with ui.element("nav").classes("places").props('aria-label="Main"'):
         for place in PLACES:
             if tenant and place.path in WHOLE_INSTALLATION:
                 continue
@@ -94,12 +94,12 @@ REFRESH_INTERVALS: Final[Mapping[int, str]] = {
     0: "Paused", 1: "1 s", 2: "2 s", 5: "5 s", 10: "10 s", 30: "30 s",
 }  # fmt: skip
 DEFAULT_INTERVAL: Final = 2
-_ZONE: Final = "Times in {{ Intl.DateTimeFormat().resolvedOptions().timeZone }}"
+_ZONE: Final = "Time zone: {{ Intl.DateTimeFormat().resolvedOptions().timeZone }}"
 
 # None follows the browser's own preference.
 _NEXT_MODE: Final[Mapping[bool | None, bool | None]] = {None: False, False: True, True: None}
 _MODES: Final[Mapping[bool | None, tuple[str, str]]] = {
-    None: ("brightness_auto", "as the browser"),
+    None: ("brightness_auto", "system"),
     False: ("light_mode", "light"),
     True: ("dark_mode", "dark"),
 }
@@ -135,8 +135,8 @@ def frame(
             if on_interval is not None:
                 _refresh_choice(on_interval)
             refresh = on_refresh or ui.navigate.reload
-            _tool("refresh", "Update now", "refresh").on_click(refresh)
-            _tool("help_outline", "Keyboard", "help").on_click(help_dialog().open)
+            _tool("refresh", "Refresh now", "refresh").on_click(refresh)
+            _tool("help_outline", "Keyboard shortcuts", "help").on_click(help_dialog().open)
             _mode_choice()
     with ui.element("div").classes("page"):
         yield
@@ -156,7 +156,7 @@ def _way_out(name: str) -> None:
         ui.element("form").classes("way-out").props(f'method="post" action="{SIGN_OUT}"'),
         ui.element("button").props('type="submit"'),
     ):
-        ui.label(f"Sign out {name}")
+        ui.label(f"Sign out ({name})")
 
 
 def _tool(icon: str, name: str, key: str) -> ui.button:
@@ -179,7 +179,7 @@ def _refresh_choice(on_interval: Callable[[int], None]) -> None:
     ui.select(
         dict(REFRESH_INTERVALS),
         value=chosen_interval(),
-        label="Refresh",
+        label="Auto-refresh",
         on_change=lambda event: choose(event.value),
     ).props("dense outlined options-dense")
 
@@ -194,10 +194,10 @@ def _mode_choice() -> None:
     def show() -> None:
         icon, name = _MODES[mode.value]
         button.icon = icon
-        button.props["aria-label"] = f"Colours: {name}. Change"
-        button.props["title"] = f"Colours: {name}"
+        button.props["aria-label"] = f"Theme: {name}. Switch theme"
+        button.props["title"] = f"Theme: {name}"
 
-    button = _tool("brightness_auto", "Colours", "theme").on_click(advance)
+    button = _tool("brightness_auto", "Theme", "theme").on_click(advance)
     show()
 
 
@@ -229,8 +229,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, LowtideError):
         return error.message
     return (
-        "Something went wrong here, and it is not your fault. "
-        f"Tell your operator the reference {_reference(error)}: the log has the cause under it."
+        "Something went wrong in the portal. "
+        f"The portal log has the details under reference {_reference(error)}."
     )
 
 

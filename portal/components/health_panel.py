@@ -33,8 +33,8 @@ class HealthPanel:
             self._database = ProbeRow("Database")
             self._api = ProbeRow("API")
             self._workers = FactRow("Workers")
-            self._parts = FactRow("Parts")
-            ui.link("See every part", "/health").classes("small")
+            self._parts = FactRow("Components")
+            ui.link("View all components", "/health").classes("small")
 
     def show(self, database: Reachability | None, now: datetime) -> None:
         """Show the last probe of the database."""
@@ -79,10 +79,10 @@ def _summary(diagnosis: Diagnosis, *, stale: bool) -> Badge:
     if stale:
         return STALE
     if bad := diagnosis.count(Condition.BAD):
-        return Badge(text=f"{bad} bad", tone=Tone.BAD)
+        return Badge(text=f"{bad} unhealthy", tone=Tone.BAD)
     if doubtful := diagnosis.count(Condition.DOUBTFUL):
-        return Badge(text=f"{doubtful} to watch", tone=Tone.WARN)
-    return Badge(text="All well", tone=Tone.GOOD)
+        return Badge(text=counted(doubtful, "warning"), tone=Tone.WARN)
+    return Badge(text="All healthy", tone=Tone.GOOD)
 
 
 def _names(diagnosis: Diagnosis) -> str:
@@ -137,7 +137,7 @@ def judge(found: Reachability | None, now: datetime) -> Badge:
         return STALE
     if found.reachable:
         return Badge(text="Reachable", tone=Tone.GOOD)
-    return Badge(text="Not reachable", tone=Tone.BAD)
+    return Badge(text="Unreachable", tone=Tone.BAD)
 
 
 def judge_workers(pools: Sequence[PoolLoad]) -> Badge:
@@ -145,5 +145,5 @@ def judge_workers(pools: Sequence[PoolLoad]) -> Badge:
     if workers := sum(load.workers for load in pools):
         return Badge(text=counted(workers, "worker"), tone=Tone.GOOD)
     if any(load.queued for load in pools):
-        return Badge(text="None yet", tone=Tone.WARN)
+        return Badge(text="No workers yet", tone=Tone.WARN)
     return Badge(text="Scaled to zero", tone=Tone.NEUTRAL)

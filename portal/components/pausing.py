@@ -50,7 +50,7 @@ def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
     since = pause.since.astimezone(zone)
     same_day = since.date() == now.astimezone(zone).date()
     moment = f"{since:%H:%M %Z}" if same_day else f"{since:%Y-%m-%d %H:%M %Z}"
-    return f"{pause.pool.capitalize()} is paused since {moment} by {pause.by}"
+    return f"{pause.pool.capitalize()} paused since {moment} by {pause.by}"
 
 
 async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
@@ -73,41 +73,41 @@ async def _pause(pools: Pools, pool: Pool) -> bool:
     # Checked again: the session may end while the dialog is open.
     visitor = current_visitor()
     await in_thread(lambda: pools.pause(visitor, pool))
-    ui.notify(f"{pool.capitalize()} is paused.", type="positive", position="bottom")
+    ui.notify(f"{pool.capitalize()} paused.", type="positive", position="bottom")
     return True
 
 
 async def _resume(pools: Pools, pool: Pool) -> bool:
     visitor = current_visitor()
     await in_thread(lambda: pools.resume(visitor, pool))
-    ui.notify(f"{pool.capitalize()} goes on.", type="positive", position="bottom")
+    ui.notify(f"{pool.capitalize()} resumed.", type="positive", position="bottom")
     return True
 
 
 def consequences(effect: PauseEffect, now: datetime) -> list[str]:
     """Return the effects of a pause, as sentences."""
-    waiting, running = counted(effect.queued, "line"), counted(effect.running, "line")
+    waiting, running = counted(effect.queued, "request"), counted(effect.running, "request")
     told = [
-        f"Waiting in {effect.pool}: {waiting}. Running: {running}; they run to their end.",
-        "Its workers take nothing new, and leave when they are done.",
+        f"Queued in {effect.pool}: {waiting}. Running: {running}.",
+        "Its workers finish their running requests, claim no new ones, and scale down.",
     ]
     if effect.stops_all:
-        told.append("The other pool is paused, too: nothing runs until one of them goes on.")
+        told.append("The other pool is paused too: no requests run until a pool is resumed.")
     elif effect.pool is Pool.SPOT:
         told.append(
-            "Dedicated takes lines over when their deadline needs it, which costs more. No deadline "
-            "is given up by this."
+            "Requests move to dedicated when their deadline requires it, which costs more. No "
+            "deadline is put at risk."
         )
     else:
         told.append(
-            "Lines that were moved there go back to spot, which promises no deadline; batches that "
-            "were sent there wait."
+            "Escalated requests go back to spot, which guarantees no deadline; requests that were "
+            "queued in dedicated from the start wait."
         )
     endangered = effect.endangered
     if endangered.first is not None:
         left = duration(max(endangered.first - now, timedelta()))
         told.append(
-            f"At risk until it goes on: {counted_batches(endangered.batches)} whose deadline is held "
-            f"so far. The first is due in {left}."
+            f"At risk until {effect.pool} is resumed: {counted_batches(endangered.batches)} now on "
+            f"schedule. The first deadline is in {left}."
         )
     return told

@@ -25,9 +25,9 @@ KEYS: Final = (
     ("g k", "API keys"),
     ("g a", "Audit log"),
     ("g h", "Health"),
-    ("r", "Refresh"),
-    ("t", "Change colours"),
-    ("?", "This list"),
+    ("r", "Refresh now"),
+    ("t", "Switch theme"),
+    ("?", "Show this list"),
 )
 
 # Shortcuts press the element with their `data-key`; a page's search box has `data-search`.
@@ -58,20 +58,20 @@ _SCRIPT: Final = """
     else return;
     event.preventDefault();
   });
-  // The input that Quasar lays over a drop zone has no name of its own.
+  // Quasar's input over a drop zone has no accessible name.
   const nameInputs = () => {
     for (const input of document.querySelectorAll("input.q-uploader__input:not([aria-label])"))
-      input.setAttribute("aria-label", "File of requests");
+      input.setAttribute("aria-label", "Input file");
   };
   new MutationObserver(nameInputs).observe(document, { childList: true, subtree: true });
-  // Where the pages do not all fit, the open one is in sight.
+  // On a narrow screen the navigation scrolls to the open page.
   const showPlace = (tries) => {
     const place = document.querySelector(".place[aria-current]");
     if (place) place.parentElement.scrollLeft = place.offsetLeft - innerWidth / 3;
     else if (tries > 0) setTimeout(() => showPlace(tries - 1), 100);
   };
   addEventListener("load", () => showPlace(30));
-  // Times are drawn by the server, by the clock of who looks.
+  // The server renders times in the viewer's time zone, which it reads from this cookie.
   document.cookie = `zone=${Intl.DateTimeFormat().resolvedOptions().timeZone}; path=/; max-age=31536000; samesite=lax`;
   if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
 })();
@@ -87,10 +87,10 @@ def install() -> None:
 def help_dialog() -> ui.dialog:
     """Return the dialog that lists the shortcuts, closed."""
     with (
-        ui.dialog().props("aria-label=Keyboard") as dialog,
+        ui.dialog().props('aria-label="Keyboard shortcuts"') as dialog,
         ui.element("div").classes("card dialog section"),
     ):
-        heading("Keyboard")
+        heading("Keyboard shortcuts")
         with ui.element("dl").classes("keys"):
             for key, meaning in KEYS:
                 with ui.element("dt"), ui.element("kbd"):

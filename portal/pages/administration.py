@@ -154,7 +154,7 @@ def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
     for tenant, known in tenants.items():
         if known == name:
             return tenant
-    raise NotFound(f"There is no tenant {name!r}.")
+    raise NotFound(f"Tenant {name!r} not found.")
 
 
 def _address(path: str, **parameters: str) -> str:

@@ -41,10 +41,10 @@ class AuditRow(TypedDict):
 
 
 _LABELS: Final = {
-    "at": "When",
-    "actor": "Who",
-    "action": "What",
-    "subject": "About",
+    "at": "Time",
+    "actor": "Actor",
+    "action": "Action",
+    "subject": "Subject",
     "tenant": "Tenant",
 }
 _CELLS: Final = {
@@ -52,7 +52,7 @@ _CELLS: Final = {
     "actor": '<a class="link break" :href="props.row.by_actor">{{ props.row.actor }}</a>',
     "action": '<span class="mono small nowrap">{{ props.row.action }}</span>',
     "subject": '<span class="break small">{{ props.row.subject }}</span>'
-    '<a v-if="props.row.batch" class="link small" :href="props.row.batch">See the batch</a>',
+    '<a v-if="props.row.batch" class="link small" :href="props.row.batch">View batch</a>',
     "tenant": '<span class="user ellipsis" :title="props.row.tenant">{{ props.row.tenant }}</span>',
 }
 _NARROW: Final = f"""
@@ -119,7 +119,7 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
     """An open audit log."""
 
     TITLE = "Audit log"
-    NOTHING = "Nothing was done yet."
+    NOTHING = "No audit entries yet."
     _tenants: Mapping[TenantId, str]
     _actions: Sequence[str]
 
@@ -133,13 +133,13 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
         """Build the filters."""
         actions = dict.fromkeys(("", *self._actions, self.query.action))
         with ui.element("div").classes("filters").props("role=search"):
-            box = ui.input("Who, exactly", value=self.query.actor)
+            box = ui.input("Actor (exact)", value=self.query.actor)
             box.props("dense outlined clearable debounce=350 data-search maxlength=256")
             box.on_value_change(lambda event: self._narrow(actor=clean(event.value or "")))
             ui.select(
                 {action: action or "All actions" for action in actions},
                 value=self.query.action,
-                label="What",
+                label="Action",
                 on_change=lambda event: self._narrow(action=event.value or ""),
             ).props("dense outlined options-dense")
             tenant_choice(

@@ -58,7 +58,7 @@ class BatchPanels:
             with ui.element("div").classes("batch-head"):
                 self._head = Rebuilt(batch_facts.head, "batch-head")
                 ui.element("div").classes("spacer")
-                self._cancel = ui.button("Cancel batch …", on_click=on_cancel, color=None)
+                self._cancel = ui.button("Cancel batch…", on_click=on_cancel, color=None)
                 self._cancel.props("flat dense no-caps")
             self._links = Rebuilt(dashboard_links)
             self._facts = Rebuilt(batch_facts.facts)
@@ -125,8 +125,8 @@ def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_u
         found = parse_batch_id(batch_id)
         live = Live(poller)
         if found is None:
-            with live.page("No such batch", api_url=api_url):
-                _missing(f"{batch_id[:100]!r} is not the id of a batch.")
+            with live.page("Batch not found", api_url=api_url):
+                _missing(f"{batch_id[:100]!r} is not a batch id.")
             ui.context.client.status_code = 404
             return
         query = LineQuery.read(found, request.query_params)
@@ -136,7 +136,7 @@ def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_u
 def _missing(message: str) -> None:
     with ui.element("div").classes("card section"):
         ui.label(message).classes("break")
-        ui.link("See all batches", "/batches")
+        ui.link("View all batches", "/batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class BatchPage:
             self._readings.unfollow(self._follower)
             absent = isinstance(reading.problem, NotFound)
             ui.context.client.status_code = 404 if absent else 503
-            with self._live.page("No such batch" if absent else "Batch", api_url=api_url):
+            with self._live.page("Batch not found" if absent else "Batch", api_url=api_url):
                 _missing("" if reading.problem is None else reading.problem.message)
             return
         with self._live.page(format_batch_id(self._query.batch), api_url=api_url):
@@ -191,7 +191,7 @@ class BatchPage:
                 self._tabs = Rebuilt(line_tabs, "tabs")
                 self._search_box()
             self._table = LineTable(self._look_inside)
-            self._nothing = ui.label("No request is like this.").classes("empty")
+            self._nothing = ui.label("No matching requests.").classes("empty")
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 
     async def _read(self) -> None:
@@ -253,7 +253,7 @@ class BatchPage:
             self._show()
 
     def _search_box(self) -> None:
-        box = ui.input("Custom id begins with", value=self._query.custom_id)
+        box = ui.input("custom_id starts with", value=self._query.custom_id)
         box.props("dense outlined clearable debounce=350 data-search maxlength=256")
         box.classes("narrow-field")
         box.on_value_change(lambda event: self._search(clean(event.value or "")))

@@ -88,14 +88,14 @@ def _deadline(batch: Batch, now: datetime) -> Step:
 
 
 PHASES: Final = {
-    BatchStatus.VALIDATING: "Checking the file and counting its requests",
+    BatchStatus.VALIDATING: "Validating the input file",
     BatchStatus.IN_PROGRESS: "Running requests",
-    BatchStatus.FINALIZING: "Finalizing: every request is done, the output files are being written",
-    BatchStatus.CANCELLING: "Cancelling: what runs may end, what is done is being written",
-    BatchStatus.COMPLETED: "Every request has its result",
-    BatchStatus.FAILED: "The file was refused",
-    BatchStatus.EXPIRED: "Not done in time: what had no result at the deadline has failed",
-    BatchStatus.CANCELLED: "Cancelled: what had no result has failed",
+    BatchStatus.FINALIZING: "Finalizing: all requests have ended, writing the output files",
+    BatchStatus.CANCELLING: "Cancelling: waiting for running requests, then writing the results so far",
+    BatchStatus.COMPLETED: "Every request has a result",
+    BatchStatus.FAILED: "The input file was rejected",
+    BatchStatus.EXPIRED: "Expired: requests without a result at the deadline count as failed",
+    BatchStatus.CANCELLED: "Cancelled: requests without a result count as failed",
 }
 
 
@@ -133,12 +133,12 @@ def facts(details: BatchDetails) -> None:
         "Model": batch.model or "",
         "Endpoint": batch.endpoint,
         "Completion window": batch.completion_window,
-        "Tokens in / out": tokens(batch),
+        "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
-        "Trace": "" if batch.trace is None else batch.trace.trace_id,
+        "Trace id": "" if batch.trace is None else batch.trace.trace_id,
         # OpenAI clients name the user in the metadata; the user is already shown.
         **{
-            f"metadata {key}": str(value)
+            f"Metadata: {key}": str(value)
             for key, value in (batch.metadata or {}).items()
             if (key, value) != ("user", batch.user)
         },
@@ -180,7 +180,7 @@ def eta_of(batch: Batch, now: datetime) -> str:
     """Return the ETA of a batch in words; empty if unknown."""
     if batch.eta is None:
         return ""
-    return f"Probably done in {duration(batch.eta - now)}, at {absolute(batch.eta)}"
+    return f"Expected to finish in {duration(batch.eta - now)}, at {absolute(batch.eta)}"
 
 
 def all_failed(batch: Batch) -> bool:
@@ -192,11 +192,11 @@ def problems(batch: Batch) -> None:
     """Show why the file was refused, or that every request failed."""
     if all_failed(batch):
         with ui.element("div").classes("banner").props("role=status"):
-            ui.label(f"Completed, and all {counted(batch.total, 'request')} failed.")
+            ui.label(f"Completed, but all requests failed ({number(batch.total)}).")
     if not batch.errors:
         return
     with ui.element("section").classes("card section"):
-        ui.label(f"The file was refused: {counted(len(batch.errors), 'problem')}").classes(
+        ui.label(f"The input file was rejected: {counted(len(batch.errors), 'problem')}").classes(
             "failures"
         )
         with ui.element("ul").classes("errors"):
@@ -214,9 +214,9 @@ def notes(found: Sequence[Note], batch: Batch) -> None:
         for count, what in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
         if count
     ]
-    ui.label(" · ".join(told) or "Nothing interrupted it, nothing was escalated.").classes("muted")
+    ui.label(" · ".join(told) or "No interruptions or escalations.").classes("muted")
     with ui.element("div").classes("scrolled") as place:
-        place.props('role=region tabindex=0 aria-label="Newest notes"')
+        place.props('role=region tabindex=0 aria-label="Newest events"')
         notes_list(found)
 
 
@@ -237,7 +237,7 @@ def words_of(note: Note) -> str:
 
 
 def _where(note: Note) -> str:
-    what = counted(note.lines, "line") if note.line is None else f"line {number(note.line)}"
+    what = counted(note.lines, "request") if note.line is None else f"line {number(note.line)}"
     parts = (what, note.pool.value, note.worker or "", absolute(note.at))
     return " · ".join(part for part in parts if part)
 
@@ -245,7 +245,7 @@ def _where(note: Note) -> str:
 def errors(found: Sequence[TopError], batch: BatchId) -> None:
     """Show the most frequent errors, each with the first line that has it."""
     if not found:
-        ui.label("No request has failed.").classes("muted")
+        ui.label("No failed requests.").classes("muted")
         return
     with ui.element("ul").classes("errors"):
         for error in found:
@@ -255,7 +255,7 @@ def errors(found: Sequence[TopError], batch: BatchId) -> None:
                     ui.label(error.code).classes("mono small")
                     ui.label(said(error.message)).classes("clamp")
                     ui.link(
-                        f"line {number(error.first_line)}",
+                        f"first on line {number(error.first_line)}",
                         f"/batches/{format_batch_id(batch)}?line={error.first_line}",
                     ).classes("small")
 
@@ -272,12 +272,12 @@ def cost(details: BatchDetails) -> None:
     """Show the cost, and that of dedicated replicas alone."""
     found = details.cost
     if found is None or found.all_dedicated == 0:
-        ui.label("Nothing yet: cost counts accepted results.").classes("muted")
+        ui.label("No cost yet: only accepted results count.").classes("muted")
         return
     ui.label(f"{_amount(found.total)} {found.currency}").classes("value").mark("cost")
     ui.label(
-        f"spot {_amount(found.spot)}, dedicated {_amount(found.dedicated)}; on dedicated alone "
-        f"{_amount(found.all_dedicated)}: {found.saving:.0%} saved"
+        f"spot {_amount(found.spot)}, dedicated {_amount(found.dedicated)}; all on dedicated: "
+        f"{_amount(found.all_dedicated)} ({found.saving:.0%} saved)"
     ).classes("muted small")
 
 

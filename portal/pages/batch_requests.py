@@ -12,6 +12,7 @@ from lowtide.batches.model import RequestStatus
 from lowtide.batches.views import MOST_SHOWN
 from portal.components.basics import (
     BADGE_CELL,
+    STATUS_NAMES,
     Badge,
     badge,
     heading,
@@ -48,13 +49,13 @@ class LineRow(TypedDict):
 
 _LABELS: Final = {
     "line": "Line",
-    "custom_id": "Request",
+    "custom_id": "custom_id",
     "status": "Status",
     "flags": "Pool",
     "attempts": "Attempts",
-    "times": "When",
+    "times": "Times",
     "error": "Error",
-    "more": "Inside",
+    "more": "Details",
 }
 _STATUS: Final = BADGE_CELL.replace("badge.", "props.row.status.")
 _FLAGS: Final = (
@@ -72,8 +73,8 @@ _TIMES: Final = "".join(
 )
 _ERROR: Final = '<span class="small clamp" :title="props.row.error">{{ props.row.error }}</span>'
 _MORE: Final = (
-    '<q-btn flat dense no-caps label="Look inside" '
-    ':aria-label="`Look inside line ${props.row.line}`" '
+    '<q-btn flat dense no-caps label="View" '
+    ':aria-label="`View request on line ${props.row.line}`" '
     "@click=\"() => $parent.$emit('inside', props.row.line)\" />"
 )
 _CELLS: Final = {
@@ -146,7 +147,7 @@ def row_of(state: RequestState) -> LineRow:
 def _flags(state: RequestState) -> list[Badge]:
     flags = [] if state.pool is None else [pool_of(state.pool)]
     if state.interruptions:
-        flags.append(Badge(text=f"interrupted {state.interruptions}", tone=Tone.WARN))
+        flags.append(Badge(text=counted(state.interruptions, "interruption"), tone=Tone.WARN))
     if state.escalated:
         flags.append(Badge(text="escalated", tone=Tone.DEDICATED))
     return flags
@@ -154,7 +155,7 @@ def _flags(state: RequestState) -> list[Badge]:
 
 def tried(attempts: int) -> str:
     """Return the number of attempts in words."""
-    return counted(attempts, "attempt") if attempts else "not tried yet"
+    return counted(attempts, "attempt") if attempts else "no attempts yet"
 
 
 def open_drawer(details: LineDetails) -> None:
@@ -165,7 +166,7 @@ def open_drawer(details: LineDetails) -> None:
         ui.element("div").classes("card drawer section"),
     ):
         with ui.element("div").classes("batch-line"):
-            heading(f"Line {number(record.state.line)}")
+            heading(f"Request on line {number(record.state.line)}")
             ui.button(icon="close", on_click=drawer.close, color=None).props(
                 'flat round dense aria-label="Close" autofocus'
             )
@@ -174,17 +175,17 @@ def open_drawer(details: LineDetails) -> None:
         if record.state.error_code or record.state.error_message:
             ui.label(row_of(record.state)["error"]).classes("banner break")
         if record.notes:
-            heading("What happened")
+            heading("History")
             notes_list(record.notes)
         heading("Input")
-        missing = "The input file is deleted or has expired."
+        missing = "The input file was deleted or has expired."
         _source("Input", details.input, record.length, missing)
         heading("Output")
         if record.body is not None:
             tokens = f"{number(record.input_tokens)} tokens in, {number(record.output_tokens)} out"
             ui.label(tokens).classes("muted small")
         body = None if record.body is None else record.body.encode("utf-8", "surrogatepass")
-        _source("Output", body, record.body_bytes, "There is none.")
+        _source("Output", body, record.body_bytes, "No output.")
     drawer.on("hide", drawer.delete)
     drawer.open()
 
@@ -198,8 +199,8 @@ def exact(content: bytes, whole: int) -> str:
     if len(content) < whole or whole > MOST_SHOWN:
         kept = content[:MOST_SHOWN]
         return (
-            f"{kept.decode('utf-8', 'replace')}\n… {size(whole - len(kept))} more: this is shown in "
-            "part, the batch's files have all of it"
+            f"{kept.decode('utf-8', 'replace')}\n… {size(whole - len(kept))} truncated: "
+            "download the batch's files for the full content"
         )
     try:
         return msgspec.json.format(content, indent=2).decode()
@@ -235,13 +236,10 @@ def _source(name: str, content: bytes | None, whole: int, missing: str) -> None:
         ui.label(exact(content, whole)).style("white-space: pre-wrap")
 
 
-_NAMES = {RequestStatus.DEAD_LETTERED: "Dead-lettered"}
-
-
 def line_tabs(query: LineQuery) -> None:
     """Show a tab for each status of the batch's requests."""
     for status in (None, *RequestStatus):
-        name = "All requests" if status is None else _NAMES.get(status, status.value)
+        name = "All requests" if status is None else STATUS_NAMES[status]
         target = replace(query, status=status, after=0, line=None)
         link = ui.element("a").classes("tab")
         link.props["href"] = target.address()

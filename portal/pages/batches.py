@@ -51,7 +51,7 @@ class BatchFilters:
             user.props("dense outlined clearable debounce=350 data-search maxlength=256")
             self._select(
                 "Status",
-                {status: status.value.replace("_", " ") for status in BatchStatus},
+                {status: status.value.replace("_", " ").capitalize() for status in BatchStatus},
                 list(query.statuses),
                 self._changer(lambda query, chosen: replace(query, statuses=tuple(chosen or ()))),
                 multiple=True,
@@ -73,7 +73,7 @@ class BatchFilters:
                     self._changer(lambda query, name: replace(query, tenant=name)),
                 )
             self._select(
-                "Order",
+                "Sort",
                 dict(ORDERS),
                 query.order,
                 self._changer(lambda query, order: replace(query, order=order)),
@@ -170,9 +170,9 @@ class BatchesPage:
             )
             self._table = BatchTable(self._choose if self._visitor.may_act else None)
             with ui.element("div") as self._nothing:
-                ui.label("No batch is like this. Take a filter away to see more.").classes("empty")
+                ui.label("No batches match these filters.").classes("empty")
             self._empty = empty_state(
-                "No batches yet", "Send a file of requests, one JSON object a line:", FIRST_COMMAND
+                "No batches yet", "Submit a JSONL file with one request per line:", FIRST_COMMAND
             )
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 

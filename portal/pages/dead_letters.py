@@ -109,7 +109,7 @@ class _Letters:
         """Build the page."""
         with ui.element("div").classes("titlebar"):
             heading("Dead letters", 1)
-            ui.label("lines that failed for good, or took several workers down").classes(
+            ui.label("requests that failed permanently or crashed several workers").classes(
                 "muted small"
             )
         self._problem = ui.label("").classes("banner").props("role=alert")
@@ -119,7 +119,7 @@ class _Letters:
             self._actions = LetterActions(self._services, on_done=self.reload)
             self._table = LetterTable(on_choice=self._count, on_inside=self._look_inside)
             self._empty = ui.label("").classes("empty muted")
-            with ui.element("nav").classes("pager").props('aria-label="Pages of letters"'):
+            with ui.element("nav").classes("pager").props('aria-label="Pages of dead letters"'):
                 self._newer = ui.button("Newer", on_click=self._back, color=None)
                 self._shown = ui.label("").classes("muted small")
                 self._older = ui.button("Older", on_click=self._on, color=None)
@@ -189,5 +189,5 @@ class _Letters:
 
 def _nothing(query: LetterQuery) -> str:
     if query == LetterQuery(tenant=query.tenant):
-        return "No open dead letters. Nothing failed for good, or all of it was dealt with."
-    return "No dead letter matches these filters."
+        return "No open dead letters."
+    return "No dead letters match these filters."

@@ -30,12 +30,12 @@ def install(*, api_url: str) -> None:
         if not is_page and isinstance(error, HTTPException):
             return await http_exception_handler(request, error)
         with Client(page(""), request=request) as client:
-            _build("No such page", "There is nothing at this address.", request, api_url)
+            _build("Page not found", "There is no page at this address.", request, api_url)
         return client.build_response(request, _NOT_FOUND)
 
     def failed(error: Exception) -> None:
         request = ui.context.client.request
-        _build("This page failed", explain(error), request, api_url)
+        _build("Page failed to load", explain(error), request, api_url)
 
     app.exception_handler(_NOT_FOUND)(absent)
     app.on_page_exception(failed)
@@ -51,7 +51,7 @@ def _build(title: str, message: str, request: Request | None, api_url: str) -> N
             _say(title, message, "/sign-in", "Sign in")
         return
     with frame(title, api_url=api_url, on_interval=None):
-        _say(title, message, "/batches", "See all batches")
+        _say(title, message, "/batches", "View all batches")
 
 
 def _say(title: str, message: str, path: str, name: str) -> None:

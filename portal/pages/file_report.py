@@ -39,7 +39,7 @@ class FileReport:
         self._box.clear()
         self._box.set_visibility(True)
         with self._box, ui.element("div").classes("report-head"):
-            badge(Badge(text="Checking", tone=Tone.INFO))
+            badge(Badge(text="Validating", tone=Tone.INFO))
             ui.label(filename).classes("break")
             self._progress = ui.label("").classes("muted small")
 
@@ -53,7 +53,7 @@ class FileReport:
         count = len(checked.problems)
         self._end(
             Badge(text=counted(count, "problem"), tone=Tone.BAD),
-            f"{_so_far(checked)}. Nothing was created: mend the file and drop it again.",
+            f"{_so_far(checked)}. Nothing was created: fix the file and upload it again.",
         )
         with (
             self._box,
@@ -69,7 +69,7 @@ class FileReport:
 
     def fail(self, message: str) -> None:
         """Show the error that ended the upload."""
-        self._end(Badge(text="Not taken", tone=Tone.BAD), message)
+        self._end(Badge(text="Upload failed", tone=Tone.BAD), message)
 
     def accept(
         self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
@@ -82,9 +82,9 @@ class FileReport:
             "Model": checked.model or "—",
             "Endpoint": stored.endpoint or "—",
             "Size": size(checked.size),
-            "Prompt tokens, about": number(estimate.input_tokens),
-            "Replica time, about": time,
-            "Cost, about": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
+            "Input tokens (estimate)": number(estimate.input_tokens),
+            "Replica time (estimate)": time,
+            "Cost (estimate)": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
         }
         with self._box:
             with ui.element("dl").classes("facts"):
@@ -114,10 +114,10 @@ def _so_far(checked: Checked) -> str:
 
 def _how(rate: Rate) -> str:
     source = (
-        "as workers measured it" if rate.measured else "as configured, for want of measurements"
+        "measured by workers" if rate.measured else "configured, as there are no measurements yet"
     )
     return (
-        f"Estimated: tokens as one for every {BYTES_A_TOKEN} bytes of the file, without answers; time "
-        f"at {rate.lines_a_second:.3g} requests a second of one replica, {source}; cost from all on "
-        "spot to all on dedicated, without retries."
+        f"Estimates: one token per {BYTES_A_TOKEN} bytes of the file, output excluded; "
+        f"{rate.lines_a_second:.3g} requests per second and replica ({source}); cost from all on spot "
+        "to all on dedicated, without retries."
     )

@@ -41,7 +41,7 @@ class FindingRow(FactRow):
         stale = now - looked_at > STALE_AFTER
         self.show_badge(badge_of(finding, stale=stale))
         self.show_detail(f"{finding.word.lower()} {finding.detail}" if stale else finding.detail)
-        self.show_age(f"seen {ago(finding.at, at)}" if finding.at else "", finding.at)
+        self.show_age(f"last seen {ago(finding.at, at)}" if finding.at else "", finding.at)
         wrong = finding.condition in (Condition.BAD, Condition.DOUBTFUL)
         self._advice.show(finding.advice if wrong else "")
 
@@ -84,7 +84,7 @@ class EventTable:
             heading("Last events")
             with ui.element("table").classes("plain-table"):
                 with ui.element("thead"), ui.element("tr"):
-                    for name in ("Event", "Taken by the broker", "Handled"):
+                    for name in ("Event", "Accepted by the broker", "Handled"):
                         with ui.element("th").props("scope=col"):
                             ui.label(name)
                 with ui.element("tbody"):
@@ -119,9 +119,9 @@ _EVENTS: Final = {
     TICK: "tick",
 }
 _HOW: Final = (
-    f"Read every few seconds for all pages together; older than {duration(STALE_AFTER)} is stale. "
-    "Functions are not asked, so that they can scale to zero: the database tells when each was last "
-    "at work. Commands are for a cluster; on one machine, the log of lowtide up has the same answers."
+    f"Read every few seconds, once for all pages; older than {duration(STALE_AFTER)} is stale. "
+    "Functions are not probed, so that they can scale to zero: the database records when each was "
+    "last seen. Commands are for a cluster; on the local stack, see the log of lowtide up."
 )
 
 
@@ -144,7 +144,7 @@ class _Health:
         self._pauses = PauseNotes()
         with ui.element("div").classes("halves"):
             with ui.element("section").classes("card section"):
-                heading("Parts")
+                heading("Components")
                 self._database = ProbeRow("Database")
                 self._objects = ProbeRow("Object store")
                 self._api = ProbeRow("API") if watching.probes_api else FindingRow("API")
@@ -187,7 +187,7 @@ class _Health:
         problem = watching.evidence.seen.problem
         self._problem.set_visibility(problem is not None)
         if problem is not None:
-            self._problem.text = f"{problem} What you see is older."
+            self._problem.text = f"{problem} The data shown may be outdated."
         diagnosis = watching.diagnose()
         if diagnosis is not None:
             self._show_findings(diagnosis, now)
@@ -231,7 +231,7 @@ def judge_schema(found: str) -> str:
         return found
     if is_older(found):
         return f"{found}: this portal needs {newest}; run the migration"
-    return f"{found}: newer than this portal, which knows {newest}"
+    return f"{found}: newer than this portal, which needs {newest}; upgrade the portal"
 
 
 def _fact(name: str) -> ui.label:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 _OVERLAPS: Final = {
-    "0": "not at all: it ends now",
-    "1h": "for 1 hour",
-    "24h": "for 24 hours",
-    "7d": "for 7 days",
-    "30d": "for 30 days",
+    "0": "immediately",
+    "1h": "after 1 hour",
+    "24h": "after 24 hours",
+    "7d": "after 7 days",
+    "30d": "after 30 days",
 }
 
 
@@ -46,13 +46,11 @@ class NewKey:
             self._name = ui.input("Name", validation=_name_problem)
             for field in (self._tenant, self._name):
                 field.props("dense outlined")
-            self._name.props["hint"] = "where it is used, like laptop or nightly-eval"
+            self._name.props["hint"] = "Where it is used, such as laptop or nightly-eval"
             self._problem = ui.label("").classes("banner").props("role=alert")
             self._problem.set_visibility(False)
             with ui.element("div").classes("actions end"):
-                ui.button("Keep as is", on_click=self._dialog.close, color=None).props(
-                    "flat no-caps"
-                )
+                ui.button("Cancel", on_click=self._dialog.close, color=None).props("flat no-caps")
                 ui.button("Create key", on_click=self._create).props("unelevated no-caps")
         self._dialog.on("hide", self._dialog.delete)
         self._dialog.open()
@@ -81,7 +79,9 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         _tenancy()
         if not await confirm(
             f"Rotate key {name} of {tenant}?",
-            ["A new key of the same name works at once, beside the old one."],
+            [
+                "The new key has the same name and works at once, beside the old key until that expires."
+            ],
             action=f"Rotate {name}",
             fill=lambda: overlaps.append(_overlap_choice()),
         ):
@@ -92,7 +92,7 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         ui.notify(error.message, type="negative", multi_line=True)
         return
     old = (
-        "The old key has ended."
+        "The old key has expired."
         if overlap == "0"
         else f"The old key works until {absolute(made.old_until)}."
     )
@@ -103,7 +103,7 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
 async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
     """Revoke a key after confirmation."""
     key, tenant = found.key, found.tenant
-    used = "It was never used."
+    used = "It has never been used."
     if key.last_used_at is not None:
         used = f"It was last used {ago(key.last_used_at, found.at)}."
     try:
@@ -111,9 +111,9 @@ async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         if not await confirm(
             f"Revoke key {key.name} of {tenant}?",
             [
-                f"It begins with {key.prefix}." if key.prefix else f"Its id is {key.id.hex[:8]}.",
+                f"Its prefix is {key.prefix}." if key.prefix else f"Its id is {key.id.hex[:8]}.",
                 used,
-                "The next request with it is refused, and portal sessions with it end.",
+                "Requests with it are refused from now on, and its portal sessions end.",
             ],
             action=f"Revoke {key.name}",
             dangerous=True,
@@ -137,26 +137,26 @@ def show_once(key: str, whose: str, *notes: str) -> None:
         ui.element("div").classes("card dialog section"),
     ):
         heading("Copy this key now")
-        ui.label(f"{whose}. It is shown this once, and stored nowhere.").classes("break")
+        ui.label(f"{whose}. It is shown only once and cannot be retrieved later.").classes("break")
         with ui.element("div").classes("command"):
             with ui.element("code").classes("mono"):
                 ui.label(key).mark("new key")
             ui.button(icon="content_copy", on_click=lambda: copy(key), color=None).props(
-                'flat dense aria-label="Copy the key"'
+                'flat dense aria-label="Copy key"'
             )
         for note in notes:
             ui.label(note)
-        ui.label(
-            "Whoever has it may do what the tenant may: keep it where secrets are kept."
-        ).classes("muted small")
+        ui.label("The key gives full access to the tenant: store it as a secret.").classes(
+            "muted small"
+        )
         with ui.element("div").classes("actions end"):
-            ui.button("I have copied it", on_click=dialog.close).props("unelevated no-caps")
+            ui.button("I have copied the key", on_click=dialog.close).props("unelevated no-caps")
     dialog.on("hide", dialog.delete)
     dialog.open()
 
 
 def _overlap_choice() -> ui.select:
-    return ui.select(_OVERLAPS, value="24h", label="The old key works").props(
+    return ui.select(_OVERLAPS, value="24h", label="The old key expires").props(
         "dense outlined options-dense"
     )
 
@@ -169,5 +169,5 @@ def _name_problem(text: str | None) -> str | None:
     try:
         check_name((text or "").strip(), "key")
     except InvalidRequest:
-        return "Up to 63 lower-case letters, digits, '.', '_' and '-'; a letter or digit first."
+        return "Use up to 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit."
     return None

@@ -61,7 +61,7 @@ _LABELS: Final = {
     "state": "State",
     "created": "Created",
     "used": "Last used",
-    "actions": "Change",
+    "actions": "Actions",
 }
 _NAME: Final = (
     '<span class="user ellipsis" :title="props.row.name"><b>{{ props.row.name }}</b></span>'
@@ -84,7 +84,7 @@ _USED: Final = '<span class="nowrap" :title="props.row.used_at">{{ props.row.use
 
 def _action(event: str, label: str, shown: str) -> str:
     return (
-        f'<q-btn v-if="props.row.{shown}" class="act" flat dense no-caps label="{label} …" '
+        f'<q-btn v-if="props.row.{shown}" class="act" flat dense no-caps label="{label}…" '
         f':aria-label="`{label} ${{props.row.name}} of ${{props.row.tenant}} '
         '(${props.row.short})`" '
         f"@click=\"() => $parent.$emit('{event}', props.row.id)\" />"
@@ -104,7 +104,7 @@ def _narrow(actions: str) -> str:
 <div class="batch-item">
   <div class="batch-line"><span class="stack">{_NAME}</span><span class="stack">{_STATE}</span></div>
   <div class="batch-line">{_TENANT}</div>
-  <span class="muted small">created {_CREATED} · used {_USED}</span>
+  <span class="muted small">created {_CREATED} · last used {_USED}</span>
   {actions}
 </div>
 """
@@ -164,7 +164,7 @@ def row_of(found: TenantKey) -> KeyRow:
         name=key.name,
         prefix="" if key.prefix is None else f"{key.prefix}…",
         tenant=found.tenant,
-        state=Badge(text=state.value, tone=_TONES[state]),
+        state=Badge(text=state.value.capitalize(), tone=_TONES[state]),
         created=ago(key.created_at, now),
         created_at=absolute(key.created_at),
         used="never" if key.last_used_at is None else ago(key.last_used_at, now),
@@ -203,7 +203,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
     """An open keys page."""
 
     TITLE = "API keys"
-    NOTHING = "No keys yet."
+    NOTHING = "No API keys yet."
     _tenants: Mapping[TenantId, str]
     _shown: Sequence[TenantKey] = ()
 
@@ -215,7 +215,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
     def controls(self) -> None:
         """Build the filters and the button for a new key."""
         with ui.element("div").classes("filters").props("role=search"):
-            box = ui.input("Name contains, or key begins with", value=self.query.text)
+            box = ui.input("Name contains or key starts with", value=self.query.text)
             box.props("dense outlined clearable debounce=350 data-search maxlength=63")
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             tenant_choice(
@@ -231,7 +231,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
             ).props("dense outlined options-dense")
             with ui.element("div").classes("actions end"):
                 if self.visitor.may_act and self._tenants:
-                    ui.button("New key …", on_click=self._create).props("unelevated no-caps")
+                    ui.button("New key…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""

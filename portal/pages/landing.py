@@ -37,7 +37,7 @@ class ConcernList:
     def __init__(self) -> None:
         self._shown: Sequence[Concern] | None = None
         self._section = ui.element("section").classes("card concerns")
-        self._section.props('aria-label="Open alerts"')
+        self._section.props('aria-label="Needs attention"')
         self._section.set_visibility(False)
 
     def show(self, concerns: Sequence[Concern]) -> None:
@@ -166,8 +166,8 @@ def _build(dashboards: Dashboards) -> _Parts:
         depth = lines_by_pool(lambda each: each.queued)
         throughput = lines_by_pool(lambda each: each.throughput)
         charts = (
-            TimeChart("Queue depth", "lines, last hour", depth, filled=True, whole=True),
-            TimeChart("Throughput", "lines a second, last hour", throughput),
+            TimeChart("Queue depth", "requests, last hour", depth, filled=True, whole=True),
+            TimeChart("Throughput", "requests per second, last hour", throughput),
         )
     with ui.element("section").classes("card table-card"):
         with ui.element("div").classes("section-head"):
@@ -176,7 +176,7 @@ def _build(dashboards: Dashboards) -> _Parts:
         with ui.element("div") as listed:
             table = BatchTable()
         empty = empty_state(
-            "No batches yet", "Send a file of requests, one JSON object a line:", FIRST_COMMAND
+            "No batches yet", "Submit a JSONL file with one request per line:", FIRST_COMMAND
         )
         listed.set_visibility(False)
         empty.set_visibility(False)
@@ -202,10 +202,10 @@ def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
     cards["Failed"].show(
         number(totals.failed), f"last 24 hours{cancelled}", alarming=totals.failed > 0
     )
-    cards["All batches"].show(number(totals.batches), "since the beginning")
+    cards["All batches"].show(number(totals.batches), "all time")
 
 
 def _explain(overview: Overview | None, now: datetime) -> str:
     if overview is None:
-        return "The database cannot be read, so there is nothing to show yet."
-    return f"The database cannot be read. What you see is from {ago(overview.at, now)}."
+        return "The database cannot be read. There is no data to show yet."
+    return f"The database cannot be read. The data shown was read {ago(overview.at, now)}."

@@ -46,8 +46,8 @@ class LetterActions:
         self._chosen: Sequence[LetterId] = ()
         with ui.element("div").classes("actions toolbar"):
             self._label = ui.label("").classes("muted small")
-            self._requeue = self._button("Requeue …", self._start_requeue)
-            self._discard = self._button("Discard …", self._start_discard)
+            self._requeue = self._button("Requeue…", self._start_requeue)
+            self._discard = self._button("Discard…", self._start_discard)
             ui.element("span").classes("spacer")
             self._links = {content: _link(content) for content in Content}
         self._result = ui.element("div").classes("result").props("role=status")
@@ -63,7 +63,7 @@ class LetterActions:
     def choose(self, chosen: Sequence[LetterId]) -> None:
         """Act on these dead letters; without any, on all that match."""
         self._chosen = chosen
-        self._label.text = f"{number(len(chosen))} chosen" if chosen else "all that match"
+        self._label.text = f"{number(len(chosen))} selected" if chosen else "all that match"
         for button in (self._requeue, self._discard):
             button.set_enabled(self._may_act)
 
@@ -94,7 +94,7 @@ class LetterActions:
         dry = RequeueRequest(wanted, _actor(), dry_run=True)
         would = await in_thread(lambda: self._services.requeuer.requeue(tenant, dry))
         if not would.changed:
-            ui.notify("None of these letters is open.", type="info")
+            ui.notify("None of these dead letters is open.", type="info")
             return
         # One idempotency key per confirmation: the dead letters are requeued once.
         key = f"portal-{uuid.uuid4()}"
@@ -124,11 +124,11 @@ class LetterActions:
         actor = _actor()
         would = await in_thread(lambda: discard(actor, dry_run=True))
         if not would.changed:
-            ui.notify("None of these letters is open.", type="info")
+            ui.notify("None of these dead letters is open.", type="info")
             return
         count = counted(would.changed, "dead letter")
         details = [
-            "They stay in the list and in their batch's error file, and are never run again."
+            "They stay in the list and in the batch's error file, and can no longer be requeued."
         ]
         if await confirm(
             f"Discard {count}?",
@@ -148,9 +148,11 @@ class LetterActions:
             for each in done.batches[:5]:
                 if each.batch is not None:
                     name = format_batch_id(each.batch)
-                    ui.link(f"{name[:14]}… ({counted(each.letters, 'line')})", f"/batches/{name}")
+                    ui.link(
+                        f"{name[:14]}… ({counted(each.letters, 'request')})", f"/batches/{name}"
+                    )
             if len(done.batches) > 5:
-                ui.label(f"and {len(done.batches) - 5} batches more")
+                ui.label(f"and {len(done.batches) - 5} more")
 
 
 def _actor() -> str:
@@ -162,17 +164,22 @@ def _actor() -> str:
 
 def _requeue_details(would: RequeueOutcome) -> list[str]:
     sources = sum(1 for each in would.batches if each.batch is None)
-    made = "a new batch is" if sources == 1 else f"{number(sources)} new batches are"
-    found = [f"For {counted(sources, 'source batch').replace('batchs', 'batches')}, {made} made."]
-    return found + _left(would.unchanged, would.remaining)
+    made = "1 new batch"
+    if sources != 1:
+        made = f"{number(sources)} new batches, one for each source batch"
+    return [f"Creates {made}.", *_left(would.unchanged, would.remaining)]
 
 
 def _left(unchanged: int, remaining: int) -> list[str]:
     found = []
     if unchanged:
-        found.append(f"{counted(unchanged, 'letter')} dealt with before stay as they are.")
+        found.append(
+            f"Already requeued or discarded, unchanged: {counted(unchanged, 'dead letter')}."
+        )
     if remaining:
-        found.append(f"{counted(remaining, 'letter')} more match: they are left for another call.")
+        found.append(
+            f"Over the limit of one action: {counted(remaining, 'dead letter')}. Repeat the action for them."
+        )
     return found
 
 
@@ -181,11 +188,11 @@ class _Asked:
 
     def __init__(self) -> None:
         pools = {
-            Pool.SPOT: "spot, moved to dedicated if the deadline needs it",
-            Pool.DEDICATED: "dedicated, and they stay there",
+            Pool.SPOT: "spot, escalated to dedicated if the deadline requires it",
+            Pool.DEDICATED: "dedicated only",
         }
-        self._window = ui.input("Completion window", placeholder="as the source batch").props(
-            'dense outlined hint="30m, 24h or 7d; empty for that of the source batch"'
+        self._window = ui.input("Completion window", placeholder="same as the source batch").props(
+            'dense outlined hint="Such as 30m, 24h or 7d; empty: same as the source batch"'
         )
         self._pool = ui.select(pools, value=Pool.SPOT, label="Pool").props(
             "dense outlined options-dense"

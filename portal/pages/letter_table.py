@@ -42,12 +42,12 @@ TONES: Final[Mapping[LetterState, Tone]] = {
     LetterState.DISCARDED: Tone.NEUTRAL,
 }
 _LABELS: Final = {
-    "custom_id": "Request",
+    "custom_id": "custom_id",
     "batch": "Batch",
     "message": "Last error",
     "attempts": "Attempts",
     "state": "State",
-    "died": "Set aside",
+    "died": "Dead-lettered",
     "more": "Details",
 }
 _BATCH: Final = (
@@ -62,7 +62,7 @@ _ERROR: Final = (
 _STATE: Final = (
     BADGE_CELL.replace("badge.", "props.row.state.")
     + '<a v-if="props.row.requeued_as" class="small link" '
-    ':href="`/batches/${props.row.requeued_as}`">see its batch</a>'
+    ':href="`/batches/${props.row.requeued_as}`">view new batch</a>'
 )
 _DIED: Final = (
     '<span class="nowrap" :title="props.row.died_at">'
@@ -73,12 +73,12 @@ _NAME: Final = (
     '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
 )
 _MORE: Final = (
-    '<q-btn flat dense no-caps label="Look inside" class="small" '
-    ':aria-label="`Look inside ${props.row.custom_id}`" '
+    '<q-btn flat dense no-caps label="View" class="small" '
+    ':aria-label="`View ${props.row.custom_id}`" '
     "@click=\"() => $parent.$emit('inside', props.row.id)\" />"
 )
 _CHOOSE: Final = (
-    '<q-checkbox v-model="props.selected" dense :aria-label="`Choose ${props.row.custom_id}`" />'
+    '<q-checkbox v-model="props.selected" dense :aria-label="`Select ${props.row.custom_id}`" />'
 )
 _CELLS: Final = {
     "custom_id": _NAME,
@@ -125,7 +125,7 @@ class LetterTable:
         )
         self._table.add_slot(
             "header-selection",
-            '<q-checkbox v-model="props.selected" dense aria-label="Choose all of this page" />',
+            '<q-checkbox v-model="props.selected" dense aria-label="Select all on this page" />',
         )
         self._table.add_slot("body-selection", _CHOOSE)
         for name, cell in _CELLS.items():
@@ -199,11 +199,13 @@ def show_letter(excerpts: Excerpts) -> None:
         ui.label(format_request_id(shown.letter.batch, shown.letter.line)).classes(
             "mono muted small break"
         )
-        _text("Input", excerpts.line or "its file is gone", shown.line_bytes)
+        _text(
+            "Input", excerpts.line or "The input file was deleted or has expired.", shown.line_bytes
+        )
         if excerpts.body is None:
             _text("Last error", f"{answer.error_code or 'unknown'}: {answer.error_message or ''}")
         else:
-            _text(f"Last answer, HTTP {answer.status_code}", excerpts.body, shown.body_bytes)
+            _text(f"Last response, HTTP {answer.status_code}", excerpts.body, shown.body_bytes)
         with ui.element("div").classes("actions end"):
             ui.button("Close", on_click=dialog.close, color=None).props("flat no-caps autofocus")
     dialog.open()
@@ -224,4 +226,6 @@ def _text(name: str, text: str, whole: int = 0) -> None:
     with ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"'):
         ui.label(text[:_MOST])
     if whole > _MOST:
-        ui.label(f"… shown in part, of {size(whole)}: download it.").classes("muted small")
+        ui.label(f"… truncated, {size(whole)} in total: download it for the full content.").classes(
+            "muted small"
+        )

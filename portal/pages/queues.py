@@ -48,7 +48,7 @@ _LABELS: Final = {
     "pool": "Pool",
     "queued": "Queued",
     "running": "Running",
-    "oldest": "Oldest waits",
+    "oldest": "Longest wait",
 }
 _POOL: Final = BADGE_CELL.replace("badge.", "props.row.pool.")
 _NARROW: Final = f"""
@@ -56,7 +56,7 @@ _NARROW: Final = f"""
   <div class="batch-line"><span class="user ellipsis">{{{{ props.row.tenant }}}}</span>{_POOL}</div>
   <div class="batch-notes">
     <span>{{{{ props.row.queued }}}} queued · {{{{ props.row.running }}}} running</span>
-    <span class="muted">oldest {{{{ props.row.oldest }}}}</span>
+    <span class="muted">longest wait {{{{ props.row.oldest }}}}</span>
   </div>
 </div>
 """
@@ -82,9 +82,7 @@ class LoadTable:
         )
         self._table.add_slot("body-cell-pool", f'<q-td :props="props">{_POOL}</q-td>')
         self._table.add_slot("item", _NARROW)
-        self._table.add_slot(
-            "no-data", '<span class="muted">Nothing waits and nothing runs.</span>'
-        )
+        self._table.add_slot("no-data", '<span class="muted">No queued or running requests.</span>')
 
     def show(self, loads: Sequence[TenantLoad], now: datetime) -> None:
         """Show these loads; nothing is sent while they stay the same."""
@@ -133,7 +131,7 @@ class PoolControl:
         live = reading.workers.get(pool, 0)
         self._figures.text = (
             f"{number(reading.queued(pool))} queued · {number(reading.running(pool))} running · "
-            f"{number(live)} live of {number(desired)} desired"
+            f"{counted(live, 'live worker')}, {number(desired)} desired"
         )
         paused = reading.pause(pool) is not None
         if paused != self._paused:
@@ -142,10 +140,10 @@ class PoolControl:
     def _show_state(self, *, paused: bool) -> None:
         self._paused = paused
         tone, other = (Tone.WARN, Tone.GOOD) if paused else (Tone.GOOD, Tone.WARN)
-        self._state.text = "Paused" if paused else "Open"
+        self._state.text = "Paused" if paused else "Active"
         self._state.classes(remove=f"badge-{other}", add=f"badge-{tone}")
         if self._button is not None:
-            self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool} …"
+            self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool}…"
 
 
 PATH: Final = "/queues"
@@ -194,7 +192,7 @@ class QueuesPage:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._pauses = PauseNotes()
         with ui.element("div").classes("cards"):
-            titles = ("Queued", "Oldest waits", "Workers", "Throughput")
+            titles = ("Queued", "Longest wait", "Workers", "Throughput")
             self._cards = {title: StatCard(title) for title in titles}
         with ui.element("section").classes("card section"):
             heading("Pools")
@@ -213,8 +211,8 @@ class QueuesPage:
             self._charts = _charts()
             self._sla = SlaChart()
         ui.label(
-            "The scheduler takes a sample a minute. Each point is the most within its step, or the mean "
-            "of what flowed; where a line breaks, nothing was sampled. Cost is that of results alone."
+            "The scheduler takes a sample per minute. Each point is the max of its step, or the mean for "
+            "rates; a gap means that there was no sample. Cost counts accepted results only."
         ).classes("muted small")
 
     async def _choose(self, wanted: HistoryRange) -> None:
@@ -231,7 +229,7 @@ class QueuesPage:
         seen = self._watching.operations.seen
         self._problem.set_visibility(seen.problem is not None)
         if seen.problem is not None:
-            self._problem.text = f"{seen.problem} What you see is older."
+            self._problem.text = f"{seen.problem} The data shown may be outdated."
         if (history := self._history.seen) is not None:
             for chart in self._charts:
                 chart.show(history)
@@ -256,13 +254,13 @@ def _charts() -> list[TimeChart]:
     depth = lines_by_pool(lambda each: each.queued)
     running = lines_by_pool(lambda each: each.running)
     return [
-        TimeChart("Depth", "lines queued", depth, filled=True, whole=True),
-        TimeChart("Running", "lines in workers' hands", running, filled=True, whole=True),
-        TimeChart("Oldest waits", "seconds", lines_by_pool(lambda each: each.oldest_age)),
+        TimeChart("Queue depth", "queued requests", depth, filled=True, whole=True),
+        TimeChart("Running", "requests claimed by workers", running, filled=True, whole=True),
+        TimeChart("Longest wait", "seconds", lines_by_pool(lambda each: each.oldest_age)),
         TimeChart("Replicas", "live and desired", replicas, whole=True),
-        TimeChart("Throughput", "lines a second", lines_by_pool(lambda each: each.throughput)),
-        TimeChart("Interruptions", "a minute", lines_by_pool(lambda each: each.interruptions)),
-        TimeChart("Cost", f"{prices.currency} an hour", cost),
+        TimeChart("Throughput", "requests per second", lines_by_pool(lambda each: each.throughput)),
+        TimeChart("Interruptions", "per minute", lines_by_pool(lambda each: each.interruptions)),
+        TimeChart("Cost", f"{prices.currency} per hour", cost),
     ]
 
 
@@ -276,9 +274,9 @@ def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | 
     ages = {pool: reading.oldest_age(pool) for pool in Pool}
     oldest = max(ages, key=lambda pool: ages[pool])
     waits = ages[oldest] > 0
-    cards["Oldest waits"].show(
+    cards["Longest wait"].show(
         duration(timedelta(seconds=ages[oldest])) if waits else "—",
-        f"in {oldest}" if waits else "nothing waits",
+        f"in {oldest}" if waits else "no queued requests",
     )
     alive = {pool: reading.workers.get(pool, 0) for pool in Pool}
     cards["Workers"].show(number(sum(alive.values())), _each(alive))
@@ -286,7 +284,7 @@ def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | 
         done = sum(each.throughput for each in last.pools.values())
         interrupted = sum(each.interruptions for each in last.pools.values())
         cards["Throughput"].show(
-            f"{done:.1f}/s", f"{counted(round(interrupted), 'interruption')} a minute"
+            f"{done:.1f}/s", f"{counted(round(interrupted), 'interruption')} per minute"
         )
 
 

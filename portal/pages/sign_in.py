@@ -27,9 +27,9 @@ _MOST_BYTES: Final = 8192
 _AT_ONCE: Final = 2
 _log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
-    "401": "That is neither a password nor an API key in use: check it.",
-    "429": "Too many wrong tries: wait a minute.",
-    "503": "The database does not answer at the moment: try again.",
+    "401": "Incorrect password or API key.",
+    "429": "Too many failed attempts: try again in a minute.",
+    "503": "The database is not responding: try again.",
 }
 
 
@@ -93,9 +93,9 @@ def _show(target: str, problem: str | None) -> None:
         hidden.props["value"] = target
         with ui.element("button").classes("primary").props("type=submit"):
             ui.label("Sign in")
-        ui.label(
-            "An operator's password shows every tenant; an API key shows its own tenant alone."
-        ).classes("muted small")
+        ui.label("A password gives access to all tenants, an API key to its own tenant.").classes(
+            "muted small"
+        )
 
 
 def _field(name: str, label: str) -> ui.element:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 _LIMITS: Final = {
-    "requests_per_minute": "API requests a minute",
+    "requests_per_minute": "API requests per minute",
     "active_batches": "Active batches",
-    "queued_lines": "Open lines",
-    "running_lines": "Running lines",
+    "queued_lines": "Unfinished requests",
+    "running_lines": "Running requests",
 }
 
 
@@ -48,21 +48,19 @@ class TenantForm:
             self._name.set_visibility(tenant is None)
             with ui.element("div").classes("fields"):
                 weight = 1 if tenant is None else tenant.weight
-                self._weight = _figure("Weight", weight, "its share beside other tenants")
+                self._weight = _figure("Weight", weight, "share relative to other tenants")
                 self._limits = {
                     name: _figure(label, getattr(limits, name), "empty: no limit", free=True)
                     for name, label in _LIMITS.items()
                 }
             ui.label(
-                "Open lines are those without a result, of all batches. What is over a limit is "
-                "answered with 429, or waits."
+                "Unfinished requests have no result yet; the limit covers all batches. Over the limit of "
+                "running requests, requests wait; over any other limit, the API responds with 429."
             ).classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             self._problem.set_visibility(False)
             with ui.element("div").classes("actions end"):
-                ui.button("Keep as is", on_click=self._dialog.close, color=None).props(
-                    "flat no-caps"
-                )
+                ui.button("Cancel", on_click=self._dialog.close, color=None).props("flat no-caps")
                 ui.button(
                     "Create tenant" if tenant is None else "Review changes", on_click=self._submit
                 ).props("unelevated no-caps")
@@ -97,9 +95,9 @@ class TenantForm:
         changes = self._changes()
         news = told(differences(seen, changes.apply(seen)))
         if not news:
-            ui.notify("Nothing is different.", type="info")
+            ui.notify("No changes.", type="info")
             return ""
-        details = [*news, "It holds from the next request on."]
+        details = [*news, "The change applies from the next request on."]
         if not await confirm(f"Change {seen.name}?", details, action=f"Change {seen.name}"):
             return ""
         tenancy = _tenancy()
@@ -142,12 +140,12 @@ def _figure_problem(text: str | None) -> str | None:
     digits = (text or "").replace(",", "").strip()
     if digits.isascii() and digits.isdigit() and len(digits) <= 10 and 1 <= int(digits) <= MOST:
         return None
-    return f"From 1 to {MOST:,}."
+    return f"Enter a number from 1 to {MOST:,}."
 
 
 def _name_problem(text: str | None) -> str | None:
     try:
         check_name((text or "").strip(), "name")
     except InvalidRequest:
-        return "Up to 63 lower-case letters, digits, '.', '_' and '-'; a letter or digit first."
+        return "Use up to 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit."
     return None

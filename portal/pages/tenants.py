@@ -11,7 +11,7 @@ from nicegui import ui
 
 from lowtide.core.errors import LowtideError
 from portal.components.frame import page
-from portal.formats import absolute, money, number
+from portal.formats import absolute, counted, money, number
 from portal.listing import PAGE_SIZE, ListPage
 from portal.pages.administration import TENANTS, TenantQuery
 from portal.pages.tenant_form import TenantForm
@@ -57,27 +57,27 @@ class TenantRow(TypedDict):
 _LABELS: Final = {
     "name": "Tenant",
     "weight": "Weight",
-    "requests": "Requests a minute",
+    "requests": "Requests/min",
     "active": "Active batches",
-    "queued": "Lines open",
-    "running": "Lines running",
-    "day": "24 hours",
+    "queued": "Unfinished requests",
+    "running": "Running requests",
+    "day": "Last 24 hours",
     "cost": "Cost",
-    "actions": "Change",
+    "actions": "Actions",
 }
 _METERS: Final = ("requests", "active", "queued", "running")
 _NAME: Final = (
     '<a class="user ellipsis link" :href="props.row.batches" :title="props.row.name">'
     "{{ props.row.name }}</a>"
 )
-_SINCE: Final = '<span class="muted small nowrap" :title="props.row.since">since {{ props.row.since.slice(0, 10) }}</span>'
+_SINCE: Final = '<span class="muted small nowrap" :title="props.row.since">created {{ props.row.since.slice(0, 10) }}</span>'
 _DAY: Final = (
     '<span class="nowrap">{{ props.row.day }}</span>'
     '<span class="muted small nowrap">{{ props.row.tokens }}</span>'
 )
 _KEYS: Final = '<a class="link small" :href="props.row.keys" :aria-label="`Keys of ${props.row.name}`">Keys</a>'
 _EDIT: Final = (
-    '<q-btn class="act" flat dense no-caps label="Edit …" :aria-label="`Edit ${props.row.name}`" '
+    '<q-btn class="act" flat dense no-caps label="Edit…" :aria-label="`Edit ${props.row.name}`" '
     "@click=\"() => $parent.$emit('edit', props.row.name)\" />"
 )
 
@@ -103,7 +103,7 @@ def _narrow(edit: str) -> str:
 <div class="batch-item">
   <div class="batch-line">{_NAME}<span class="muted small nowrap">weight {{{{ props.row.weight }}}}</span></div>
   <div class="figures">{meters}</div>
-  <div class="batch-notes"><span class="muted small">24 hours</span><span>{{{{ props.row.day }}}}</span>
+  <div class="batch-notes"><span class="muted small">last 24 hours</span><span>{{{{ props.row.day }}}}</span>
     <span class="muted">{{{{ props.row.tokens }}}}</span><span>{{{{ props.row.cost }}}}</span></div>
   <div class="batch-line"><span>{_KEYS}</span>{edit}</div>
 </div>
@@ -163,7 +163,7 @@ def row_of(priced: PricedUse) -> TenantRow:
         active=meter(use.active_batches, limits.active_batches),
         queued=meter(use.waiting_lines + use.running_lines, limits.queued_lines),
         running=meter(use.running_lines, limits.running_lines),
-        day=f"{number(use.lines)} lines",
+        day=counted(use.lines, "request"),
         tokens=f"{tokens} tokens",
         cost=f"{money(priced.cost.total)} {priced.cost.currency}",
     )
@@ -208,15 +208,15 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             with ui.element("div").classes("actions end"):
                 if self.visitor.may_act:
-                    ui.button("New tenant …", on_click=self._create).props("unelevated no-caps")
+                    ui.button("New tenant…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""
         self._table = TenantTable(self._edit if self.visitor.may_act else None)
         self._shown: Sequence[PricedUse] = ()
         ui.label(
-            "Open lines have no result yet. Lines, tokens and cost of 24 hours are those of batches "
-            "that ended within them or are not over."
+            "Unfinished requests have no result yet. Requests, tokens and cost of the last 24 hours are "
+            "those of batches that ended in that time or are still active."
         ).classes("muted small table-note")
 
     def reader(self) -> Callable[[], tuple[Sequence[PricedUse], bool]]:

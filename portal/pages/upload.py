@@ -45,7 +45,7 @@ class BatchForm:
                 self._user = ui.input("User", value=current_visitor().name)
                 for field in (self._window, self._user):
                     field.props("dense outlined")
-            ui.label("A number and a unit: 30m, 24h or 7d.").classes("muted small")
+            ui.label("A number with a unit, such as 30m, 24h or 7d.").classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             with ui.element("div").classes("actions"):
                 self._create = ui.button("Create batch", on_click=self._make).props(
@@ -98,9 +98,9 @@ class BatchForm:
         name = format_batch_id(batch.id)
         with self._made:
             if batch.at_risk:
-                ui.label("Its deadline may not hold: there is more to do than capacity for it.")
+                ui.label("At risk: there may not be enough capacity to meet the deadline.")
             with ui.element("a").props(f'href="/batches/{name}"').classes("link break"):
-                ui.label(f"Watch {name}")
+                ui.label(f"View {name}")
 
 
 PATH: Final = "/upload"
@@ -127,11 +127,11 @@ def install(*, api_url: str) -> None:
         with frame("Upload", api_url=api_url, on_interval=None):
             with ui.element("div").classes("titlebar"):
                 heading("Upload", 1)
-                ui.label("a file of requests, one JSON object a line").classes("muted small")
+                ui.label("a JSONL file with one request per line").classes("muted small")
             if problem is None and not visitor.may_act:
-                problem = "A viewer only looks: sign in as an operator to upload a file."
+                problem = "Viewers cannot upload files: sign in as an operator."
             if problem is None and not tenants:
-                problem = "There is no tenant yet: create one on the page of tenants first."
+                problem = "There is no tenant yet: create one on the Tenants page."
             if problem is not None:
                 ui.label(problem).classes("banner").props("role=alert")
             else:
@@ -186,7 +186,7 @@ class _Upload:
         except LowtideError as error:
             self._report.fail(error.message)
         except ClientDisconnect:
-            self._report.fail("The upload was cut off: nothing of it was kept.")
+            self._report.fail("The upload was interrupted: nothing was stored.")
             raise
 
     async def _accept(self, tenant: TenantId, stored: StoredFile, checked: Checked) -> None:
@@ -202,11 +202,11 @@ class _Upload:
 def _explain() -> None:
     settings = lowtide().settings
     with ui.element("section").classes("card section"):
-        heading("What a line looks like")
+        heading("Example line")
         with ui.element("pre").classes("example mono"):
             ui.label(EXAMPLE)
         ui.label(
             f"Up to {counted(settings.max_batch_lines, 'request')} and {size(settings.max_file_bytes)} "
-            f"a file, {size(settings.max_line_bytes)} a line, all of one model and one endpoint; every "
-            "custom_id once. The same checks as the API's."
+            f"per file, {size(settings.max_line_bytes)} per line. All requests have the same model and "
+            "endpoint, and each custom_id is unique. The API makes the same checks."
         ).classes("muted small")

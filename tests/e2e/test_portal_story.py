@@ -136,13 +136,13 @@ def _drop_a_bad_file(page: Page) -> None:
 
 
 def _create(page: Page, lines: list[str]) -> str:
-    page.get_by_label("File of requests").set_input_files(_file(*lines))
+    page.get_by_label("Input file").set_input_files(_file(*lines))
     page.get_by_text(FILENAME).wait_for()
     page.get_by_role("button", name="Create batch").wait_for()
     page.get_by_label("Completion window").fill("2m")
     page.get_by_label("User").fill(HOSTILE)
     page.get_by_role("button", name="Create batch").click()
-    link = page.get_by_role("link", name=re.compile("^Watch batch_"))
+    link = page.get_by_role("link", name=re.compile("^View batch_"))
     link.wait_for()
     batch = (link.get_attribute("href") or "").removeprefix("/batches/")
     link.click()
@@ -154,10 +154,10 @@ def _watch_it_run(page: Page) -> None:
     """Stay on one page from the first line to the last."""
     page.evaluate("window.stayed = true")
     page.get_by_text("Running requests").wait_for()
-    notes = page.get_by_role("region", name="Newest notes")
+    notes = page.get_by_role("region", name="Newest events")
     notes.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
     notes.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
-    page.get_by_text("Every request has its result").wait_for(timeout=120_000)
+    page.get_by_text("Every request has a result").wait_for(timeout=120_000)
     page.get_by_text(f"{LINES} of {LINES} · 100%").wait_for()
     page.get_by_role("link", name=re.compile("^Output file")).wait_for()
     assert page.evaluate("window.stayed"), "the page was loaded again"
@@ -196,7 +196,7 @@ def _filter_and_look_inside(page: Page, lines: list[str], output: list[str]) -> 
     # One whose answer is long enough to repeat all of the hostile prompt.
     answered = next(each for each in output if each.count("ran='script'") > 1)
     line = int(json.loads(answered)["custom_id"].partition(" ")[0])
-    page.get_by_role("button", name=f"Look inside line {line}", exact=True).click()
+    page.get_by_role("button", name=f"View request on line {line}", exact=True).click()
     drawer = page.get_by_role("dialog", name="Request")
     drawer.get_by_text(re.compile(r"\d+ attempts?")).first.wait_for()
     # Laid out on lines of its own, and not a digit or an escape else.
@@ -207,7 +207,7 @@ def _filter_and_look_inside(page: Page, lines: list[str], output: list[str]) -> 
     drawer.get_by_role("button", name="Close").click()
     page.get_by_role("link", name="Dead-lettered").click()
     page.wait_for_url("**?status=DeadLettered")
-    page.get_by_role("button", name=re.compile("^Look inside line ")).first.click()
+    page.get_by_role("button", name=re.compile("^View request on line ")).first.click()
     drawer.get_by_text(HOSTILE).first.wait_for()
 
 
@@ -218,13 +218,13 @@ def _packed(text: str) -> str:
 def _requeue(page: Page, batch: str, failed: int) -> str:
     page.goto(f"{page.url.split('/batches')[0]}/dead-letters?batch_id={batch}")
     page.get_by_text(HOSTILE).first.wait_for()
-    page.get_by_role("button", name=re.compile("^Look inside ")).first.click()
+    page.get_by_role("button", name=re.compile("^View ")).first.click()
     page.get_by_text('"zebra"').wait_for()
     page.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_role("button", name="Requeue…").click()
     page.get_by_role("button", name=re.compile(r"^Requeue \d+$")).click()
     page.get_by_text(re.compile(rf"^{failed} dead letters? requeued")).wait_for()
-    page.get_by_role("link", name=re.compile(r"^batch_.*lines?\)$")).click()
+    page.get_by_role("link", name=re.compile(r"^batch_.*requests?\)$")).click()
     page.get_by_role("heading", name="Timeline").wait_for()
     again = page.url.rpartition("/")[2]
     assert again != batch
@@ -235,10 +235,10 @@ def _requeue(page: Page, batch: str, failed: int) -> str:
 def _cancel(page: Page, stack: LocalStack) -> None:
     batch = stack.submit(stack.upload("".join(_lines()).encode()))
     page.goto(f"{page.url.rpartition('/')[0]}/{batch}")
-    page.get_by_role("button", name="Cancel batch …").click()
+    page.get_by_role("button", name="Cancel batch…").click()
     page.get_by_role("button", name="Cancel 1 batch").click()
     page.get_by_text("Cancelling 1 batch.").wait_for()
-    page.get_by_text("Cancelled: what had no result has failed").wait_for(timeout=60_000)
+    page.get_by_text("Cancelled: requests without a result count as failed").wait_for(timeout=60_000)
     assert stack.batch(batch)["cancelled_at"] is not None
 
 

@@ -307,6 +307,6 @@ def test_portal(
         visit = new_visit(browser, portal.url)
         visit.context.request.post(f"{portal.url}/sign-in", form={"secret": PORTAL_PASSWORD})
         visit.page.goto(f"{portal.url}/dead-letters")
-        visit.page.get_by_role("button", name="Look inside 1").click()
-        visit.page.get_by_role("dialog").get_by_text("Last answer").wait_for()
+        visit.page.get_by_role("button", name="View 1").click()
+        visit.page.get_by_role("dialog").get_by_text("Last response").wait_for()
     held("portal", portal.process.pid)

@@ -119,7 +119,7 @@ def test_what_opens_on_a_page_is_accessible(
     page.add_style_tag(content=SEEN_THROUGH)
     _check(axe, page, "drawer")
     page.goto(f"{portal.url}/dead-letters")
-    page.get_by_role("button", name="Look inside one").click()
+    page.get_by_role("button", name="View one").click()
     page.get_by_text('"custom_id": "one"').wait_for()
     page.add_style_tag(content=SEEN_THROUGH)
     _check(axe, page, "letter")

@@ -106,7 +106,7 @@ def test_a_viewer_sees_them_and_has_no_buttons(known: Portal) -> None:
         pages = [client.get(path).text for path in PATHS]
     assert "acme" in pages[0]
     for page in pages:
-        for action in ("Edit …", "New tenant …", "New key …", "Rotate …", "Revoke …"):
+        for action in ("Edit…", "New tenant…", "New key…", "Rotate…", "Revoke…"):
             assert action not in page
 
 
@@ -117,10 +117,10 @@ def _shown_key(page: Page) -> str:
 
 def _check_copying(page: Page, key: str) -> None:
     """Copy without a clipboard, as over plain HTTP, and with one."""
-    copy = page.get_by_role("button", name="Copy the key")
+    copy = page.get_by_role("button", name="Copy key")
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {configurable: true})")
     copy.click()
-    page.get_by_text("Not copied: select it and copy it by hand").wait_for()
+    page.get_by_text("Could not copy: select the text and copy it manually").wait_for()
     page.evaluate("delete navigator.clipboard")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     copy.click()
@@ -129,7 +129,7 @@ def _check_copying(page: Page, key: str) -> None:
 
 
 def _close_key(page: Page) -> None:
-    page.get_by_role("button", name="I have copied it").click()
+    page.get_by_role("button", name="I have copied the key").click()
     page.get_by_role("dialog").wait_for(state="detached")
 
 
@@ -149,11 +149,11 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     tenants = Authenticator(shared.engine("api"), pepper=PEPPER, anonymous=None)
     page = (visited := visit(f"{known.url}/keys?tenant=acme")).page
-    page.get_by_text("Nothing is like this").wait_for()
-    page.get_by_role("button", name="New key …").click()
+    page.get_by_text("Nothing matches these filters").wait_for()
+    page.get_by_role("button", name="New key…").click()
     page.get_by_role("textbox", name="Name", exact=True).fill("No Name")
     page.get_by_role("button", name="Create key").click()
-    page.get_by_text("Up to 63 lower-case letters").wait_for()
+    page.get_by_text("Use up to 63 lowercase letters").wait_for()
     assert _problems_of_dialog(axe, page) == []
     page.get_by_role("textbox", name="Name", exact=True).fill("laptop")
     page.get_by_role("button", name="Create key").click()
@@ -172,11 +172,11 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
     page.goto(f"{known.url}/tenants")
     page.get_by_role("heading", level=1).wait_for()
     page.go_back()
-    page.get_by_text("expiring", exact=True).wait_for()
+    page.get_by_text("Expiring", exact=True).wait_for()
     assert second not in page.content(), "going back shows it no more"
     page.get_by_role("button", name=re.compile("^Revoke laptop of acme")).last.click()
     page.get_by_role("button", name="Revoke laptop", exact=True).click()
-    page.get_by_text("revoked", exact=True).wait_for()
+    page.get_by_text("Revoked", exact=True).wait_for()
     with pytest.raises(Unauthenticated):
         tenants.caller(f"Bearer {first}")
     assert tenants.caller(f"Bearer {second}").name == "laptop"
@@ -194,16 +194,16 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
     shared: Database, known: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{known.url}/tenants")).page
-    page.get_by_role("button", name="New tenant …").click()
+    page.get_by_role("button", name="New tenant…").click()
     page.get_by_role("textbox", name="Name", exact=True).fill("fresh")
-    page.get_by_role("textbox", name="Running lines").fill("7")
+    page.get_by_role("textbox", name="Running requests").fill("7")
     page.get_by_role("button", name="Create tenant").click()
     page.get_by_role("button", name="Edit fresh").click()
     page.get_by_role("textbox", name="Weight").fill("0")
     page.get_by_role("button", name="Review changes").click()
-    page.get_by_text("From 1 to 1,000,000,000.").wait_for()
+    page.get_by_text("Enter a number from 1 to 1,000,000,000.").wait_for()
     page.get_by_role("textbox", name="Weight").fill("3")
-    page.get_by_role("textbox", name="Running lines").fill("")
+    page.get_by_role("textbox", name="Running requests").fill("")
     page.get_by_role("button", name="Review changes").click()
     page.get_by_text("weight: 1 → 3").wait_for()
     page.get_by_text("running requests: 7 → none").wait_for()
@@ -223,8 +223,8 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
     assert len(_audit(shared)) == before + 1
     page.goto(f"{known.url}/audit?action=tenant.changed")
     page.get_by_text("weight: 1 -> 3").wait_for()
-    page.get_by_label("Who, exactly").fill("nobody")
-    page.get_by_text("Nothing is like this").wait_for()
+    page.get_by_label("Actor (exact)").fill("nobody")
+    page.get_by_text("Nothing matches these filters").wait_for()
     assert page.url.endswith("/audit?actor=nobody&action=tenant.changed")
     assert visited.problems == []
 

@@ -150,17 +150,17 @@ def test_no_more_are_kept_than_a_page_shows(server: Server, reads: Reads) -> Non
 @pytest.mark.parametrize(
     ("status", "body", "problem"),
     [
-        pytest.param(503, b"", "it answers HTTP 503", id="fails"),
-        pytest.param(302, b"", "it answers HTTP 302", id="wants a sign-in"),
-        pytest.param(200, b"<html>", "not what Alertmanager answers", id="something else"),
-        pytest.param(200, b'{"a": 1}', "not what Alertmanager answers", id="another shape"),
+        pytest.param(503, b"", "responded with HTTP 503", id="fails"),
+        pytest.param(302, b"", "responded with HTTP 302", id="wants a sign-in"),
+        pytest.param(200, b"<html>", "not a valid Alertmanager response", id="something else"),
+        pytest.param(200, b'{"a": 1}', "not a valid Alertmanager response", id="another shape"),
         pytest.param(
             200,
             b'[{"labels": {}, "annotations": {}, "startsAt": "2026-01-02T03:04:05"}]',
-            "not what Alertmanager answers",
+            "not a valid Alertmanager response",
             id="a time without a zone",
         ),
-        pytest.param(200, b"[" + b" " * 2_100_000, "its answer is too long", id="too long"),
+        pytest.param(200, b"[" + b" " * 2_100_000, "response too large", id="too long"),
     ],
 )
 def test_what_is_no_answer_keeps_the_last_alerts(
@@ -188,7 +188,7 @@ def test_one_that_hangs_is_given_up(
     began = time.monotonic()
     reader.look()
     assert time.monotonic() - began < 5
-    assert reader.seen.problem == "no answer within 2 s"
+    assert reader.seen.problem == "no response within 2 s"
 
 
 def test_nobody_there(reads: Reads) -> None:

@@ -111,10 +111,10 @@ def test_all_that_match_are_cancelled_after_a_question_and_audited(
     shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/batches")).page
-    page.get_by_label("Choose all on this page").click()
-    page.get_by_text("50 chosen").wait_for()
-    page.get_by_role("button", name="Choose all 62 batches that match").click()
-    page.get_by_role("button", name="Cancel batches …").click()
+    page.get_by_label("Select all on this page").click()
+    page.get_by_text("50 selected").wait_for()
+    page.get_by_role("button", name="Select all 62 batches that match").click()
+    page.get_by_role("button", name="Cancel batches…").click()
     page.get_by_text("Cancel 61 batches?").wait_for()
     with shared.engine("operator").connect() as connection:
         count = text("SELECT count(*) FROM batches WHERE status = 'cancelling'")
@@ -144,13 +144,13 @@ def test_hostile_text_is_text_on_the_page_of_a_batch_and_in_the_drawer(
     assert drawer.get_by_text(HOSTILE).count() >= 2
     drawer.get_by_role("button", name="Close").click()
     page.get_by_role("heading", name="Timeline").wait_for()
-    newest = page.get_by_role("region", name="Newest notes")
+    newest = page.get_by_role("region", name="Newest events")
     newest.get_by_text(f"Interrupted: {HOSTILE}").wait_for()
-    page.get_by_label("Custom id begins with").fill("nobody")
-    page.get_by_text("No request is like this.").wait_for()
+    page.get_by_label("custom_id starts with").fill("nobody")
+    page.get_by_text("No matching requests.").wait_for()
     assert page.url.endswith("?status=DeadLettered&custom_id=nobody")
-    page.get_by_label("Custom id begins with").fill(HOSTILE[:9])
-    page.get_by_role("button", name="Look inside line 1").wait_for()
+    page.get_by_label("custom_id starts with").fill(HOSTILE[:9])
+    page.get_by_role("button", name="View request on line 1").wait_for()
     assert page.locator("img[src=x]").count() == 0
     assert visited.problems == []
 
@@ -160,7 +160,7 @@ def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
 ) -> None:
     page = visit(portal.url + _path(filled), secret=VIEWER_PASSWORD).page
     page.get_by_role("heading", name="Timeline").wait_for()
-    assert page.get_by_role("button", name="Cancel batch …").count() == 0
+    assert page.get_by_role("button", name="Cancel batch…").count() == 0
     with portal.client(API_KEY) as client:
         assert "Timeline" in client.get(_path(filled)).text
         with shared.engine("operator").begin() as connection:
@@ -192,12 +192,12 @@ def test_what_is_chosen_outlasts_a_break_of_the_connection(
     portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = visit(f"{portal.url}/batches").page
-    page.get_by_label("Choose all on this page").click()
-    page.get_by_text("50 chosen").wait_for()
+    page.get_by_label("Select all on this page").click()
+    page.get_by_text("50 selected").wait_for()
     page.evaluate(_BREAK)
     page.wait_for_function("window.socket?.connected && window.did_handshake")
     assert page.evaluate("window.stayed"), "the page was loaded anew"
-    assert page.get_by_text("50 chosen").is_visible()
+    assert page.get_by_text("50 selected").is_visible()
 
 
 @pytest.mark.parametrize("path", ["/batches/nonsense", f"/batches/batch_{'0' * 32}"])
@@ -205,5 +205,5 @@ def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
     with portal.client() as client:
         answer = client.get(path)
         assert answer.status_code == 404
-        assert "No such batch" in answer.text
+        assert "Batch not found" in answer.text
         assert client.get(f"{path}/files/output").status_code == 404

@@ -104,7 +104,7 @@ def test_json_stays_exact(content: bytes, shown: str) -> None:
 def test_a_long_answer_is_cut_and_says_so() -> None:
     whole = MOST_SHOWN + 1500
     for content in (b"x" * whole, b"x" * MOST_SHOWN):
-        assert "\n… 1.5 kB more: this is shown in part" in exact(content, whole)
+        assert "\n… 1.5 kB more truncated: download" in exact(content, whole)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_nothing_succeeded_is_told_from_completed() -> None:
     assert not all_failed(DONE)
     assert not all_failed(replace(DONE, completed=0, failed=0, total=0))
     assert eta_of(RUNNING, NOW) == ""
-    assert eta_of(replace(RUNNING, eta=NOW + HOUR), NOW).startswith("Probably done in 1 h")
+    assert eta_of(replace(RUNNING, eta=NOW + HOUR), NOW).startswith("Expected to finish in 1 h")
 
 
 def test_a_line_says_what_happened_to_it() -> None:
@@ -166,7 +166,7 @@ def test_a_line_says_what_happened_to_it() -> None:
         1, "id", RequestStatus.FAILED, None, 2, 3, True, None, NOW, NOW, 503, None, None
     )
     row = row_of(state)
-    assert [flag["text"] for flag in row["flags"]] == ["interrupted 3", "escalated"]
+    assert [flag["text"] for flag in row["flags"]] == ["3 interruptions", "escalated"]
     assert row["error"] == "HTTP 503"
     assert row_of(replace(state, error_code="timeout"))["error"] == "timeout"
 

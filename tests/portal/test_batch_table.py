@@ -57,7 +57,7 @@ def test_a_running_batch() -> None:
     row = row_of(RUNNING, NOW)
     assert (row["done"], row["failures"], row["percent"]) == ("1,000 / 2,000", "10 failed", 50)
     assert (row["completed_width"], row["failed_width"]) == ("49.50%", "0.50%")
-    assert (row["created"], row["due"]) == ("1 h ago", "due in 23 h")
+    assert (row["created"], row["due"]) == ("1 h ago", "23 h left")
     assert row["notes"] == "1,200 interrupted"
     assert row["model"] == "/v1/embeddings", "where no model is known yet"
 
@@ -102,7 +102,7 @@ def test_a_running_batch() -> None:
             ("Failed", Tone.BAD),
             "expired",
             ("Breached", Tone.BAD),
-            "not done in time",
+            "deadline missed",
             id="expired",
         ),
         pytest.param(

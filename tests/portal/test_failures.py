@@ -41,11 +41,11 @@ def missing(database: Database, table: str, column: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("path", "title"),
     [
-        pytest.param("/nothing/here", "No such page", id="no such page"),
-        pytest.param("/batches/%3Cscript%3Ealert(1)%3C/script%3E", "No such page", id="a slash"),
-        pytest.param("/batches/%3Cimg%20src=x%3E", "No such batch", id="not an id"),
+        pytest.param("/nothing/here", "Page not found", id="no such page"),
+        pytest.param("/batches/%3Cscript%3Ealert(1)%3C/script%3E", "Page not found", id="a slash"),
+        pytest.param("/batches/%3Cimg%20src=x%3E", "Batch not found", id="not an id"),
         pytest.param(
-            f"/batches/{format_batch_id(BatchId(uuid4()))}", "No such batch", id="of no batch"
+            f"/batches/{format_batch_id(BatchId(uuid4()))}", "Batch not found", id="of no batch"
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_page_that_fails_gives_a_reference_that_is_in_the_log(
     with missing(shared, "request_events", "detail"), portal.client() as client:
         answer = client.get(f"/batches/{format_batch_id(BatchId(batch))}")
     assert answer.status_code == 500
-    assert "This page failed" in answer.text
+    assert "Page failed to load" in answer.text
     assert answer.text.count('"tag":"h1"') == 1
     assert "detail" not in answer.text
     found = REFERENCE.search(answer.text)
@@ -109,10 +109,10 @@ def test_an_action_that_fails_says_so_on_the_page(
 ) -> None:
     batch = format_batch_id(BatchId(add_batch(shared.engine("worker"), SeedBatch())))
     page = visit(f"{portal.url}/batches/{batch}").page
-    page.get_by_label("Refresh").click()
+    page.get_by_label("Auto-refresh").click()
     page.get_by_role("option", name="Paused").click()
     with missing(shared, "audit_log", "actor"):
-        page.get_by_role("button", name="Cancel batch …").click()
+        page.get_by_role("button", name="Cancel batch…").click()
         page.get_by_role("dialog").get_by_role("button", name="Cancel").first.click()
         told = page.get_by_text(REFERENCE)
         told.wait_for()

@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
     [
         pytest.param(None, "Not checked yet", id="never"),
         pytest.param(Reachability(NOW, 0.1), "Reachable", id="good"),
-        pytest.param(Reachability(NOW, 0.1, "down"), "Not reachable", id="bad"),
+        pytest.param(Reachability(NOW, 0.1, "down"), "Unreachable", id="bad"),
         pytest.param(Reachability(NOW - timedelta(minutes=1), 0.1), "Stale", id="good but old"),
     ],
 )
@@ -28,7 +28,7 @@ def test_probes(found: Reachability | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("queued", "workers", "text"),
-    [(0, 0, "Scaled to zero"), (5, 0, "None yet"), (5, 1, "1 worker"), (0, 2, "2 workers")],
+    [(0, 0, "Scaled to zero"), (5, 0, "No workers yet"), (5, 1, "1 worker"), (0, 2, "2 workers")],
 )
 def test_workers(queued: int, workers: int, text: str) -> None:
     assert judge_workers([PoolLoad(Pool.SPOT, queued, 0, workers)])["text"] == text

@@ -51,7 +51,7 @@ def test_it_shows_what_is_there_and_what_changes(
     add_queued(worker, first, "spot", range(1, 42))
     page.get_by_text("41 queued · 0 running").wait_for(timeout=6000)
     api.status = 503
-    page.get_by_text("Answers HTTP 503").wait_for(timeout=9000)
+    page.get_by_text("Responded with HTTP 503").wait_for(timeout=9000)
     api.status = 200
     assert visited.problems == []
 
@@ -61,7 +61,7 @@ def test_a_pause_holds_the_page_still_and_is_remembered(
 ) -> None:
     page = (visited := visit(portal.url)).page
     page.get_by_text("No batches yet").wait_for()
-    page.get_by_label("Refresh").click()
+    page.get_by_label("Auto-refresh").click()
     page.get_by_role("option", name="Paused").click()
     page.get_by_text("Paused · updated").wait_for()
     add_batch(shared.engine("worker"), SeedBatch())
@@ -73,9 +73,9 @@ def test_a_pause_holds_the_page_still_and_is_remembered(
     page.goto(f"{portal.url}/batches")
     page.get_by_text("0 / 100").wait_for()
     add_batch(shared.engine("worker"), SeedBatch(total=777))
-    page.get_by_role("button", name="Update now").click()
+    page.get_by_role("button", name="Refresh now").click()
     page.get_by_text("0 / 777").wait_for()
-    page.get_by_label("Refresh").click()
+    page.get_by_label("Auto-refresh").click()
     page.get_by_role("option", name="1 s", exact=True).click()
     page.get_by_text("Updated").wait_for()
     assert visited.problems == []
@@ -83,9 +83,9 @@ def test_a_pause_holds_the_page_still_and_is_remembered(
 
 def test_the_colours_are_remembered(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = visit(portal.url).page
-    page.get_by_role("button", name="Colours: as the browser. Change").click()
-    page.get_by_role("button", name="Colours: light. Change").click()
-    page.get_by_role("button", name="Colours: dark. Change").wait_for()
+    page.get_by_role("button", name="Theme: system. Switch theme").click()
+    page.get_by_role("button", name="Theme: light. Switch theme").click()
+    page.get_by_role("button", name="Theme: dark. Switch theme").wait_for()
     page.reload()
     page.locator("body.body--dark").wait_for()
 

@@ -48,18 +48,18 @@ def test_chosen_letters_are_requeued_after_a_question(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/dead-letters")).page
-    page.get_by_role("checkbox", name="Choose one", exact=True).click()
-    page.get_by_role("checkbox", name="Choose two", exact=True).click()
-    page.get_by_text("2 chosen").wait_for()
-    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_role("checkbox", name="Select one", exact=True).click()
+    page.get_by_role("checkbox", name="Select two", exact=True).click()
+    page.get_by_text("2 selected").wait_for()
+    page.get_by_role("button", name="Requeue…").click()
     page.get_by_text("Requeue 2 dead letters?").wait_for()
     assert _states(shared) == {"open": 4}, "asking changes nothing"
-    page.get_by_role("button", name="Keep as is").click()
+    page.get_by_role("button", name="Go back").click()
     page.get_by_text("Requeue 2 dead letters?").wait_for(state="hidden")
-    page.get_by_role("button", name="Requeue …").click()
+    page.get_by_role("button", name="Requeue…").click()
     page.get_by_label("Completion window").fill("2h")
     page.get_by_role("combobox", name="Pool").click()
-    page.get_by_role("option", name="dedicated, and they stay there").click()
+    page.get_by_role("option", name="dedicated only").click()
     page.get_by_role("button", name="Requeue 2", exact=True).click()
     page.get_by_text("2 dead letters requeued").wait_for()
     assert _states(shared) == {"open": 2, "requeued": 2}
@@ -68,7 +68,7 @@ def test_chosen_letters_are_requeued_after_a_question(
             text("SELECT completion_window, start_pool FROM batches ORDER BY id DESC LIMIT 1")
         ).one()
     assert tuple(made) == ("2h", "dedicated")
-    page.get_by_text("2 chosen").wait_for(state="hidden")
+    page.get_by_text("2 selected").wait_for(state="hidden")
     assert page.get_by_text(HOSTILE).is_visible()
     assert visited.problems == []
 
@@ -79,16 +79,16 @@ def test_all_that_match_are_discarded_and_the_filter_is_in_the_address(
 ) -> None:
     page = (visited := visit(f"{portal.url}/dead-letters")).page
     page.get_by_label("Error code").fill("http_404")
-    page.get_by_text("No dead letter matches these filters.").wait_for()
+    page.get_by_text("No dead letters match these filters.").wait_for()
     page.wait_for_url(re.compile("error_code=http_404$"))
     page.get_by_label("Error code").fill("http_500")
     page.get_by_text("four", exact=True).wait_for()
-    page.get_by_role("button", name="Look inside four").click()
+    page.get_by_role("button", name="View four").click()
     page.get_by_text('"custom_id": "four"').wait_for()
     page.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="Discard …").click()
+    page.get_by_role("button", name="Discard…").click()
     page.get_by_role("button", name="Discard 4", exact=True).click()
-    page.get_by_text("No dead letter matches these filters.").wait_for()
+    page.get_by_text("No dead letters match these filters.").wait_for()
     assert _states(shared) == {"discarded": 4}
     assert visited.problems == []
 
@@ -99,8 +99,8 @@ def test_a_viewer_sees_letters_and_has_no_buttons(
 ) -> None:
     page = visit(f"{portal.url}/dead-letters", secret=VIEWER_PASSWORD).page
     page.get_by_text("four", exact=True).wait_for()
-    assert page.get_by_role("button", name="Requeue …").is_disabled()
-    assert page.get_by_role("button", name="Discard …").is_disabled()
+    assert page.get_by_role("button", name="Requeue…").is_disabled()
+    assert page.get_by_role("button", name="Discard…").is_disabled()
 
 
 def _file(folder: Path, *lines: object) -> str:
@@ -119,7 +119,7 @@ def test_a_bad_file_is_explained_by_line_and_a_good_one_becomes_a_batch(
     shared: Database, portal: Portal, visit: Callable[..., Visit], tmp_path: Path
 ) -> None:
     page = (visited := visit(f"{portal.url}/upload")).page
-    chooser = page.get_by_label("File of requests")
+    chooser = page.get_by_label("Input file")
     chooser.set_input_files(_file(tmp_path, _line("a"), "{no\n", _line("b", HOSTILE)))
     page.get_by_text("2 problems", exact=True).wait_for()
     assert page.get_by_text("line 2", exact=True).is_visible()
@@ -133,7 +133,7 @@ def test_a_bad_file_is_explained_by_line_and_a_good_one_becomes_a_batch(
     page.get_by_text("Invalid completion_window 'never'").wait_for()
     page.get_by_label("Completion window").fill("2h")
     page.get_by_role("button", name="Create batch").click()
-    link = page.get_by_role("link", name=re.compile("^Watch batch_"))
+    link = page.get_by_role("link", name=re.compile("^View batch_"))
     link.wait_for()
     with shared.engine("operator").connect() as connection:
         made = connection.execute(text("SELECT id, completion_window FROM batches")).one()
@@ -146,17 +146,17 @@ def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = (visited := visit(portal.url)).page
     page.get_by_text("No batches yet").wait_for()
     page.keyboard.press("?")
-    page.get_by_text("This list").wait_for()
+    page.get_by_text("Show this list").wait_for()
     page.keyboard.press("Escape")
     page.locator(".q-dialog").wait_for(state="detached")
     page.keyboard.press("t")
-    page.get_by_role("button", name="Colours: light. Change").wait_for()
+    page.get_by_role("button", name="Theme: light. Switch theme").wait_for()
     page.keyboard.press("r")
     page.keyboard.press("g")
     page.keyboard.press("d")
     page.wait_for_url("**/dead-letters")
     page.get_by_role("heading", level=1).wait_for()
-    page.get_by_role("checkbox", name="Choose all of this page").wait_for()
+    page.get_by_role("checkbox", name="Select all on this page").wait_for()
     page.keyboard.press("/")
     page.keyboard.type("gb?")
     assert page.get_by_label("Batch id").input_value() == "gb?", "keys are text in a box"
@@ -172,17 +172,17 @@ def test_a_pool_is_paused_after_a_question_and_history_has_its_range_in_the_addr
     page = (visited := visit(f"{portal.url}/queues")).page
     page.get_by_role("button", name="7 d").click()
     page.wait_for_url(re.compile("range=7d$"))
-    depth = page.get_by_role("img", name=re.compile("^Depth: spot [0-9]"))
+    depth = page.get_by_role("img", name=re.compile("^Queue depth: spot [0-9]"))
     depth.locator("canvas").wait_for()
-    page.get_by_role("button", name="Pause spot …").click()
-    page.get_by_text("Waiting in spot: 49 lines.").wait_for()
-    page.get_by_role("button", name="Keep as is").click()
-    page.get_by_role("button", name="Pause spot …").click()
+    page.get_by_role("button", name="Pause spot…").click()
+    page.get_by_text("Queued in spot: 49 requests.").wait_for()
+    page.get_by_role("button", name="Go back").click()
+    page.get_by_role("button", name="Pause spot…").click()
     page.get_by_role("button", name="Pause spot", exact=True).click()
-    page.get_by_text(re.compile("^Spot is paused since .* by portal operator$")).wait_for()
+    page.get_by_text(re.compile("^Spot paused since .* by portal operator$")).wait_for()
     page.get_by_role("button", name="Resume spot").click()
-    page.get_by_text("Spot goes on.").wait_for()
-    page.get_by_role("button", name="Pause spot …").wait_for()
+    page.get_by_text("Spot resumed.").wait_for()
+    page.get_by_role("button", name="Pause spot…").wait_for()
     with shared.engine("operator").connect() as connection:
         rows = connection.execute(
             text("SELECT actor, action FROM audit_log WHERE action LIKE 'pool.%' ORDER BY id DESC")

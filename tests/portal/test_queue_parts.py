@@ -106,15 +106,15 @@ def test_the_range_chosen_last_is_shown_whichever_is_read_first() -> None:
 @pytest.mark.parametrize(
     ("since", "zone", "note"),
     [
-        (NOW - MINUTE, "UTC", "Spot is paused since 12:03 UTC by ana"),
-        (NOW - timedelta(days=1), "UTC", "Spot is paused since 2026-01-01 12:04 UTC by ana"),
-        (NOW - timedelta(hours=3), "Asia/Tokyo", "Spot is paused since 18:04 JST by ana"),
-        (NOW - 7 * timedelta(hours=1), "Asia/Tokyo", "Spot is paused since 14:04 JST by ana"),
-        (NOW - timedelta(hours=13), "Asia/Tokyo", "Spot is paused since 08:04 JST by ana"),
+        (NOW - MINUTE, "UTC", "Spot paused since 12:03 UTC by ana"),
+        (NOW - timedelta(days=1), "UTC", "Spot paused since 2026-01-01 12:04 UTC by ana"),
+        (NOW - timedelta(hours=3), "Asia/Tokyo", "Spot paused since 18:04 JST by ana"),
+        (NOW - 7 * timedelta(hours=1), "Asia/Tokyo", "Spot paused since 14:04 JST by ana"),
+        (NOW - timedelta(hours=13), "Asia/Tokyo", "Spot paused since 08:04 JST by ana"),
         (
             NOW - timedelta(hours=22),
             "Asia/Tokyo",
-            "Spot is paused since 2026-01-01 23:04 JST by ana",
+            "Spot paused since 2026-01-01 23:04 JST by ana",
         ),
     ],
 )
@@ -130,13 +130,13 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
     [
         pytest.param(
             PauseEffect(Pool.SPOT, 1234, 1, NONE),
-            ["Waiting in spot: 1,234 lines. Running: 1 line", "No deadline is given up"],
+            ["Queued in spot: 1,234 requests. Running: 1 request", "No deadline is put at risk"],
             ["At risk", "other pool"],
             id="spot",
         ),
         pytest.param(
             PauseEffect(Pool.DEDICATED, 0, 0, THREE),
-            ["go back to spot", "At risk until it goes on: 3 batches", "due in 2 h"],
+            ["go back to spot", "At risk until dedicated is resumed: 3 batches", "first deadline is in 2 h"],
             ["No deadline", "other pool"],
             id="dedicated",
         ),
@@ -148,8 +148,8 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
         ),
         pytest.param(
             PauseEffect(Pool.SPOT, 1, 0, NONE, stops_all=True),
-            ["nothing runs until one of them goes on"],
-            ["No deadline", "takes lines over"],
+            ["no requests run until a pool is resumed"],
+            ["No deadline", "move to dedicated"],
             id="the last one",
         ),
     ],

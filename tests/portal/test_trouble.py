@@ -135,11 +135,11 @@ def test_the_landing_page_lists_alerts_as_text_and_links_to_dashboards(
     assert "https://alerts.example/#/alerts?filter=%7Balertname%3D%22LowtideTickStalled" in page
     assert f"{GRAFANA}/d/lowtide-overview?from=now-6h&to=now" in page.replace("&amp;", "&")
     assert "split: not called" in page
-    assert "4 bad" in page
+    assert "4 unhealthy" in page
     alerts.alerts = None
-    eventually(lambda: "Alertmanager has not answered since" in _text(portal, "/"))
+    eventually(lambda: "Alertmanager unavailable since" in _text(portal, "/"))
     assert "LowtideTickStalled" in _text(portal, "/")
-    assert "it answers HTTP 503" in _text(portal, "/health")
+    assert "responded with HTTP 503" in _text(portal, "/health")
     alerts.alerts = [gettable("LowtideTickStalled", "critical", HOSTILE)]
 
 
