@@ -121,9 +121,7 @@ def _consequences(plan: CancelPlan) -> list[str]:
         "Queued requests are dropped; running requests get a few seconds to finish. Results so far are kept."
     ]
     if plan.unchanged:
-        told.append(
-            f"Already ended or cancelling, unchanged: {counted_batches(plan.unchanged)}."
-        )
+        told.append(f"Already ended or cancelling, unchanged: {counted_batches(plan.unchanged)}.")
     if plan.more:
         told.append("More batches match than one action cancels: repeat it for the rest.")
     return told

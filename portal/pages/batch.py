@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from portal.polling import Poller
 
 
-COUNTS = ("Total", "Completed", "Failed", "Queued", "Running")
+COUNTS = ("Total requests", "Completed", "Failed", "Queued", "Running")
 
 
 class BatchPanels:

@@ -109,7 +109,7 @@ class _Letters:
         """Build the page."""
         with ui.element("div").classes("titlebar"):
             heading("Dead letters", 1)
-            ui.label("requests that failed permanently or crashed several workers").classes(
+            ui.label("Requests that failed permanently or crashed several workers").classes(
                 "muted small"
             )
         self._problem = ui.label("").classes("banner").props("role=alert")

@@ -80,7 +80,7 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         if not await confirm(
             f"Rotate key {name} of {tenant}?",
             [
-                "The new key has the same name and works at once, beside the old key until that expires."
+                "The new key has the same name and works at once. The old key works until it expires."
             ],
             action=f"Rotate {name}",
             fill=lambda: overlaps.append(_overlap_choice()),
@@ -113,7 +113,7 @@ async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
             [
                 f"Its prefix is {key.prefix}." if key.prefix else f"Its id is {key.id.hex[:8]}.",
                 used,
-                "Requests with it are refused from now on, and its portal sessions end.",
+                "Further requests with it are refused, and its portal sessions end.",
             ],
             action=f"Revoke {key.name}",
             dangerous=True,

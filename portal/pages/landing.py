@@ -60,7 +60,7 @@ class PoolPanel:
 
     def __init__(self) -> None:
         with ui.element("section").classes("card section"):
-            heading("Queue by pool")
+            heading("Queues by pool")
             self._rows = {pool: _PoolRow(pool) for pool in Pool}
 
     def show(self, pools: Sequence[PoolLoad]) -> None:
@@ -157,7 +157,7 @@ def _build(dashboards: Dashboards) -> _Parts:
     concern_list = ConcernList()
     alerts = AlertList(dashboards)
     with ui.element("div").classes("cards"):
-        titles = ("In progress", "Completed", "Failed", "All batches")
+        titles = ("Batches in progress", "Completed batches", "Failed batches", "All batches")
         cards = {title: StatCard(title) for title in titles}
     with ui.element("div").classes("halves"):
         pools = PoolPanel()
@@ -196,10 +196,10 @@ def _show_overview(parts: _Parts, overview: Overview, now: datetime) -> None:
 
 def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
     at_risk = f"{number(totals.at_risk)} at risk" if totals.at_risk else "none at risk"
-    cards["In progress"].show(number(totals.in_progress), at_risk)
-    cards["Completed"].show(number(totals.completed), "last 24 hours")
+    cards["Batches in progress"].show(number(totals.in_progress), at_risk)
+    cards["Completed batches"].show(number(totals.completed), "last 24 hours")
     cancelled = f", {number(totals.cancelled)} cancelled" if totals.cancelled else ""
-    cards["Failed"].show(
+    cards["Failed batches"].show(
         number(totals.failed), f"last 24 hours{cancelled}", alarming=totals.failed > 0
     )
     cards["All batches"].show(number(totals.batches), "all time")

@@ -192,7 +192,7 @@ class QueuesPage:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._pauses = PauseNotes()
         with ui.element("div").classes("cards"):
-            titles = ("Queued", "Longest wait", "Workers", "Throughput")
+            titles = ("Queued requests", "Longest wait", "Workers", "Throughput")
             self._cards = {title: StatCard(title) for title in titles}
         with ui.element("section").classes("card section"):
             heading("Pools")
@@ -254,8 +254,8 @@ def _charts() -> list[TimeChart]:
     depth = lines_by_pool(lambda each: each.queued)
     running = lines_by_pool(lambda each: each.running)
     return [
-        TimeChart("Queue depth", "queued requests", depth, filled=True, whole=True),
-        TimeChart("Running", "requests claimed by workers", running, filled=True, whole=True),
+        TimeChart("Queue depth", "requests", depth, filled=True, whole=True),
+        TimeChart("Running requests", "claimed by workers", running, filled=True, whole=True),
         TimeChart("Longest wait", "seconds", lines_by_pool(lambda each: each.oldest_age)),
         TimeChart("Replicas", "live and desired", replicas, whole=True),
         TimeChart("Throughput", "requests per second", lines_by_pool(lambda each: each.throughput)),
@@ -270,7 +270,7 @@ def _cost(point: PoolPoint, price: float) -> float | None:
 
 def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | None) -> None:
     queued = {pool: reading.queued(pool) for pool in Pool}
-    cards["Queued"].show(number(sum(queued.values())), _each(queued))
+    cards["Queued requests"].show(number(sum(queued.values())), _each(queued))
     ages = {pool: reading.oldest_age(pool) for pool in Pool}
     oldest = max(ages, key=lambda pool: ages[pool])
     waits = ages[oldest] > 0

@@ -48,9 +48,9 @@ class TenantForm:
             self._name.set_visibility(tenant is None)
             with ui.element("div").classes("fields"):
                 weight = 1 if tenant is None else tenant.weight
-                self._weight = _figure("Weight", weight, "share relative to other tenants")
+                self._weight = _figure("Weight", weight, "Share relative to other tenants")
                 self._limits = {
-                    name: _figure(label, getattr(limits, name), "empty: no limit", free=True)
+                    name: _figure(label, getattr(limits, name), "Empty: no limit", free=True)
                     for name, label in _LIMITS.items()
                 }
             ui.label(

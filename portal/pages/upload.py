@@ -127,7 +127,7 @@ def install(*, api_url: str) -> None:
         with frame("Upload", api_url=api_url, on_interval=None):
             with ui.element("div").classes("titlebar"):
                 heading("Upload", 1)
-                ui.label("a JSONL file with one request per line").classes("muted small")
+                ui.label("A JSONL file with one request per line").classes("muted small")
             if problem is None and not visitor.may_act:
                 problem = "Viewers cannot upload files: sign in as an operator."
             if problem is None and not tenants:

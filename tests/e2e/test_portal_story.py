@@ -238,7 +238,9 @@ def _cancel(page: Page, stack: LocalStack) -> None:
     page.get_by_role("button", name="Cancel batch…").click()
     page.get_by_role("button", name="Cancel 1 batch").click()
     page.get_by_text("Cancelling 1 batch.").wait_for()
-    page.get_by_text("Cancelled: requests without a result count as failed").wait_for(timeout=60_000)
+    page.get_by_text("Cancelled: requests without a result count as failed").wait_for(
+        timeout=60_000
+    )
     assert stack.batch(batch)["cancelled_at"] is not None
 
 

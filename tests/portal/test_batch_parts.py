@@ -104,7 +104,7 @@ def test_json_stays_exact(content: bytes, shown: str) -> None:
 def test_a_long_answer_is_cut_and_says_so() -> None:
     whole = MOST_SHOWN + 1500
     for content in (b"x" * whole, b"x" * MOST_SHOWN):
-        assert "\n… 1.5 kB more truncated: download" in exact(content, whole)
+        assert "\n… 1.5 kB truncated: download" in exact(content, whole)
 
 
 @pytest.mark.parametrize(

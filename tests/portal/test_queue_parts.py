@@ -136,7 +136,11 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
         ),
         pytest.param(
             PauseEffect(Pool.DEDICATED, 0, 0, THREE),
-            ["go back to spot", "At risk until dedicated is resumed: 3 batches", "first deadline is in 2 h"],
+            [
+                "go back to spot",
+                "At risk until dedicated is resumed: 3 batches",
+                "first deadline is in 2 h",
+            ],
             ["No deadline", "other pool"],
             id="dedicated",
         ),
