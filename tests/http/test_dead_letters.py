@@ -222,7 +222,7 @@ def test_downloads_and_changes_are_in_the_audit_log(letters: Letters, world: Wor
         rows = connection.execute(text("SELECT action, subject FROM audit_log ORDER BY id"))
         assert [tuple(row) for row in rows] == [
             ("dead_letters.download", f"output: batch_id={batch} state=open"),
-            ("dead_letters.discard", f"{batch}: 2 lines"),
+            ("dead_letters.discard", f"{batch}: 2 requests"),
         ]
 
 
