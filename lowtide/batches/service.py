@@ -175,7 +175,7 @@ class Batches:
     def cancel(self, tenant: TenantId, batch: BatchId, actor: str | None = None) -> Batch:
         """Start cancelling a batch; cancelling it again changes nothing.
 
-        `actor` is recorded in the audit log. Raises NotFound, or Conflict if the batch is final.
+        `actor` is recorded in the audit log. Raises NotFound, or Conflict if the batch ended otherwise.
         """
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         cancelled, drained = self._ledger.cancel(tenant, batch, event, actor)

@@ -155,7 +155,8 @@ def insert_batch(
 
 
 def _not_cancellable(batch: Batch) -> Batch:
-    if batch.status in FINAL_STATUSES:
+    # The answer to a client that sends its call again, not having seen the first one's.
+    if batch.status in FINAL_STATUSES and batch.status is not BatchStatus.CANCELLED:
         raise Conflict(
             f"Batch {format_batch_id(batch.id)} is {batch.status} and cannot be cancelled.",
             code="batch_not_cancellable",

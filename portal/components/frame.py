@@ -43,11 +43,11 @@ PLACES: Final = (
 )
 
 
-_BUILT_WITHIN: Final = 60.0
+_BUILT_WITHIN: Final = 20.0
 
 
 def page(path: str) -> ui.page:
-    """Serve a page; its decorated function may take as long as the database may.
+    """Serve a page; its decorated function may wait for the database for a while.
 
     NiceGUI's own limit of 3 s would answer with an error page of the framework.
     """

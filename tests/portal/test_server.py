@@ -43,8 +43,8 @@ def test_sigterm_ends_it_even_while_a_query_hangs(
     portal = start_portal(database.url("operator"), NOBODY)
     with database.engine("owner").begin() as connection:
         connection.exec_driver_sql("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
-        with portal.client() as client:
-            client.get("/")
+        with portal.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.get("/", timeout=3)
         start = time.monotonic()
         portal.process.send_signal(signal.SIGTERM)
         assert portal.process.wait(5) in (0, -signal.SIGTERM)
