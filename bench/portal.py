@@ -26,8 +26,7 @@ from lowtide.batches.model import BatchStatus, RequestStatus
 from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
 from lowtide.database.connections import connect
 from lowtide.status.history import HistoryRange, HistoryStore
-from lowtide.status.operations import OperationsStore
-from lowtide.status.overview import OverviewStore
+from lowtide.status.snapshot import SnapshotStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
     narrow = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
     nothing = BatchFilter(user="nobody")
     found: dict[str, Callable[[], object]] = {
-        "overview": partial(OverviewStore(engine).read, recent=20),
+        "snapshot": SnapshotStore(engine).read,
         "count": partial(lists.count, None, EVERYTHING, most=1001),
         "count, nothing matches": partial(lists.count, None, nothing, most=1001),
     }
@@ -62,7 +61,6 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
         found[f"requests, {status or 'all'}"] = lines
         found[f"requests, {status or 'all'}, by custom_id"] = partial(lines, "request-4999")
     found["request"] = partial(details.line, None, batch, 77)
-    found["queues"] = OperationsStore(engine).read
     for span in HistoryRange:
         found[f"history, {span}"] = partial(HistoryStore(engine).read, span)
     return found

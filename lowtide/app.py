@@ -13,12 +13,11 @@ from flask import current_app, has_app_context
 from lowtide import __version__
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import new_id, now
-from lowtide.core.pools import Pool
 from lowtide.database.connections import connect
 from lowtide.database.schema import check_schema
 from lowtide.events.outbox import Outbox
 from lowtide.events.publisher import HttpSink, NoSink, Publisher
-from lowtide.services import Services, capacity, line_limits, prices
+from lowtide.services import Services, capacity, line_limits, prices, scales
 from lowtide.settings import read_settings
 from lowtide.status.last_seen import Component, LastSeenStore, Observations, ObservedSink
 from lowtide.telemetry.health import Readiness
@@ -28,13 +27,14 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
+    from lowtide.core.pools import Pool
     from lowtide.objects.store import ObstoreObjects
     from lowtide.pipeline.finalize import Finalizer
     from lowtide.pipeline.split import Splitter
     from lowtide.scheduler.pauses import Pools
     from lowtide.scheduler.tick import Scheduler
     from lowtide.settings import Settings
-    from lowtide.status.vitals import VitalsStore
+    from lowtide.status.snapshot import SnapshotStore
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.callers import Authenticator
     from lowtide.tenants.service import Administration, Tenancy
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lowtide.worker.loop import PullLoop, Worker
 
 _EXTENSION = "lowtide"
+_CLAIMING = frozenset({"infer_spot", "infer_dedicated", "schedule"})
 
 
 class App:
@@ -65,6 +66,7 @@ class App:
             pool_size=settings.database_pool_size,
             timeout=settings.database_timeout,
             application=f"lowtide {name}".strip(),
+            claims=name in _CLAIMING,
         )
         self.tracer = self._tracer()
         self.observations = Observations(LastSeenStore(self.database), timer=time.monotonic)
@@ -153,17 +155,12 @@ class App:
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
         from lowtide.scheduler.sweep import SweepStore
-        from lowtide.scheduler.tick import PoolScale, Scheduler, TickRules
+        from lowtide.scheduler.tick import Scheduler, TickRules
 
         settings = self.settings
         rules = TickRules(
             capacity=capacity(settings),
-            scales={
-                Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
-                Pool.DEDICATED: PoolScale(
-                    settings.dedicated_rows_per_replica, settings.dedicated_replicas
-                ),
-            },
+            scales=scales(settings),
             cancel_grace=settings.cancel_grace,
             stalled_after=settings.stalled_after,
             history_kept=settings.history_retention,
@@ -180,11 +177,11 @@ class App:
         )
 
     @cached_property
-    def vitals(self) -> VitalsStore:
-        """The figures behind alerts."""
-        from lowtide.status.vitals import VitalsStore
+    def snapshots(self) -> SnapshotStore:
+        """The state of the whole system."""
+        from lowtide.status.snapshot import SnapshotStore
 
-        return VitalsStore(self.database)
+        return SnapshotStore(self.database)
 
     def pull(self, pool: Pool) -> PullLoop:
         """Make this process a worker of a pool; the server starts and stops the returned loop."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.files.service import Files
     from lowtide.objects.store import ObstoreObjects
-    from lowtide.planning.demand import Capacity
+    from lowtide.planning.demand import Capacity, PoolScale
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
 
@@ -48,6 +48,16 @@ def capacity(settings: Settings) -> Capacity:
         tick=settings.tick,
         in_flight=settings.worker_concurrency,
     )
+
+
+def scales(settings: Settings) -> dict[Pool, PoolScale]:
+    """Return the scaling of each pool."""
+    from lowtide.planning.demand import PoolScale
+
+    return {
+        Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
+        Pool.DEDICATED: PoolScale(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
+    }
 
 
 def prices(settings: Settings) -> Prices:

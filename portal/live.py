@@ -87,8 +87,8 @@ class Live:
         self._show_age()
 
     def _show_age(self) -> None:
-        overview = self._poller.seen.overview
-        at = overview.at if overview is not None and self._interval else self._shown_at
+        snapshot = self._poller.seen.snapshot
+        at = snapshot.at if snapshot is not None and self._interval else self._shown_at
         age = max(datetime.now(UTC) - at, timedelta())
         text = f"Updated {duration(age)} ago" if age.total_seconds() >= 1 else "Updated just now"
         self._updated.text = text if self._interval else f"Paused · {text.lower()}"

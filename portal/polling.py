@@ -18,7 +18,7 @@ from lowtide.core.errors import LowtideError, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from lowtide.status.overview import Seen, Watch
+    from lowtide.status.watch import Seen, SystemWatch
 
 
 _Value = TypeVar("_Value")
@@ -118,14 +118,14 @@ LONGEST_REST = 10.0
 class Poller:
     """Polls at the shortest interval of all open pages, every 10 s if none is active.
 
-    `looks` read the database, in order, after the watch. `probes` query other components, each in a
+    `looks` read the database, in order, after the snapshot. `probes` query other components, each in a
     task of its own: a hanging one does not block the others. Each runs once per turn, however many
     pages follow.
     """
 
     def __init__(
         self,
-        watch: Watch,
+        watch: SystemWatch,
         *,
         looks: Sequence[Callable[[], None]] = (),
         probes: Sequence[Callable[[], None]] = (),
@@ -142,7 +142,7 @@ class Poller:
 
     @property
     def seen(self) -> Seen:
-        """The last reading of the watch."""
+        """The last snapshot."""
         return self._watch.seen
 
     def follow(self, follower: str, interval: float) -> None:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.core.ids import now
-from lowtide.core.pools import Pool
+from lowtide.services import scales
 from lowtide.status import findings
-from lowtide.status.evidence import EvidenceStore, EvidenceWatch, scales_of
+from lowtide.status.concerns import Concern
 from lowtide.status.findings import Condition, Finding
 from lowtide.status.history import HistoryBook, HistoryStore
-from lowtide.status.operations import OperationsStore, OperationsWatch, ScaleRule
-from lowtide.status.overview import Concern, OverviewStore, Probing, Watch
+from lowtide.status.watch import Probe, SystemWatch, scales_of
 from portal.components.alerts import Alertmanager
 from portal.polling import ApiProbe, Poller, Readings, Subject
 from portal.services import in_thread
@@ -23,18 +22,18 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.app import App
-    from lowtide.status.evidence import Evidence, EvidenceSeen
     from lowtide.status.history import History, HistoryRange
-    from lowtide.status.operations import OperationsSeen
+    from lowtide.status.snapshot import SystemSnapshot
+    from lowtide.status.watch import Seen
     from portal.live import Live
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The health of all components; `looked_at` is the time at which `evidence` was read."""
+    """The health of all components; `looked_at` is the time at which `snapshot` was read."""
 
     looked_at: datetime
-    evidence: Evidence
+    snapshot: SystemSnapshot
     api: Finding
     broker: Finding
     functions: tuple[Finding, ...]
@@ -58,7 +57,7 @@ class Diagnosis:
         return sum(part.condition is condition for part in self.parts)
 
     def concerns(self) -> tuple[Concern, ...]:
-        """Return the bad components that the queue readings do not already report."""
+        """Return the bad components that `concerns` of the snapshot do not already report."""
         return tuple(
             Concern(f"{part.part}: {part.word.lower()}, {part.detail}", "/health")
             for part in (*self.functions, *self.engines, *self.autoscaler)
@@ -66,78 +65,60 @@ class Diagnosis:
         )
 
 
-def diagnose(seen: EvidenceSeen, operations: OperationsSeen) -> Diagnosis | None:
-    """Derive the component health from the last readings; None before the first."""
-    evidence, reading = seen.evidence, operations.reading
-    if evidence is None or seen.looked_at is None:
+def diagnose(seen: Seen) -> Diagnosis | None:
+    """Derive the component health from the last snapshot; None before the first."""
+    snapshot = seen.snapshot
+    if snapshot is None or seen.looked_at is None:
         return None
     return Diagnosis(
         looked_at=seen.looked_at,
-        evidence=evidence,
-        api=findings.api(evidence),
-        broker=findings.broker(evidence, reading),
-        functions=findings.functions(evidence, reading),
-        workers=findings.workers(evidence, reading),
-        engines=findings.engines(evidence),
-        autoscaler=findings.autoscaler(scales_of(operations.samples), evidence.at),
+        snapshot=snapshot,
+        api=findings.api(snapshot),
+        broker=findings.broker(snapshot),
+        functions=findings.functions(snapshot),
+        workers=findings.workers(snapshot),
+        engines=findings.engines(snapshot),
+        autoscaler=findings.autoscaler(scales_of(seen.samples), snapshot.at),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """The poller, and everything it keeps current for all pages."""
+    """The poller, and everything it keeps current for all pages.
+
+    `api` and `objects` are None where they are not probed.
+    """
 
     poller: Poller
-    operations: OperationsWatch
-    probing: Probing
+    system: SystemWatch
     readings: Readings
     history: HistoryBook
-    evidence: EvidenceWatch
+    api: Probe | None
+    objects: Probe | None
     alerts: Alertmanager | None
-    probes_api: bool
 
     def diagnose(self) -> Diagnosis | None:
-        """Derive the component health from the last readings; None before the first."""
-        return diagnose(self.evidence.seen, self.operations.seen)
+        """Derive the component health from the last snapshot; None before the first."""
+        return diagnose(self.system.seen)
 
 
 def watch_everything(lowtide: App) -> Watching:
     """Build the watches and the poller; nothing is read before the poller starts."""
-    settings, database = lowtide.settings, lowtide.database
-    watch = Watch(OverviewStore(database), ApiProbe(settings.api_url), clock=now)
-    rules = {
-        Pool.SPOT: ScaleRule(settings.spot_rows_per_replica, settings.spot_replicas),
-        Pool.DEDICATED: ScaleRule(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
-    }
-    operations = OperationsWatch(OperationsStore(database), rules)
-
-    def check_objects() -> None:
-        # The store is built inside the probe, which reports its errors.
-        lowtide.objects.check()
-
-    probes = {"Object store": check_objects} if settings.object_store_url else {}
-    probing = Probing(probes, clock=now)
+    settings = lowtide.settings
+    system = SystemWatch(lowtide.snapshots, scales(settings), clock=now)
     readings = Readings()
-    history = HistoryBook(HistoryStore(database))
-    evidence = EvidenceWatch(EvidenceStore(database), clock=now)
-    address = settings.alertmanager_api_url or settings.alertmanager_url
-    alerts = None if address is None else Alertmanager(address, clock=now)
-    asked = [probing.probe, evidence.look]
+    api = objects = alerts = None
     if settings.portal_probes_api:
-        asked.append(watch.probe)
-    if alerts is not None:
-        asked.append(alerts.look)
-    poller = Poller(watch, looks=[operations.look, readings.look], probes=asked)
-    return Watching(
-        poller,
-        operations,
-        probing,
-        readings,
-        history,
-        evidence,
-        alerts,
-        settings.portal_probes_api,
-    )
+        api = Probe(ApiProbe(settings.api_url), clock=now)
+    if settings.object_store_url:
+        # The store is built inside the probe, which reports its errors.
+        objects = Probe(lambda: lowtide.objects.check(), clock=now)  # noqa: PLW0108
+    if address := settings.alertmanager_api_url or settings.alertmanager_url:
+        alerts = Alertmanager(address, clock=now)
+    probes = [each.look for each in (api, objects, alerts) if each is not None]
+    poller = Poller(system, looks=[readings.look], probes=probes)
+    history = HistoryBook(HistoryStore(lowtide.database))
+    return Watching(poller, system, readings, history, api, objects, alerts)
 
 
 class FollowedHistory:

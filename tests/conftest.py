@@ -52,7 +52,7 @@ class Database:
     def engine(self, role: str) -> Engine:
         """Return connections as a role; closed with the test."""
         if role not in self.engines:
-            self.engines[role] = connect(self.url(role), pool_size=16)
+            self.engines[role] = connect(self.url(role), pool_size=16, claims=role == "worker")
         return self.engines[role]
 
 

@@ -9,8 +9,8 @@ import functions_framework
 
 from lowtide.app import App
 from lowtide.events.inbox import answer_without_body, received
-from lowtide.scheduler import tick as metrics
-from lowtide.status import vitals
+from lowtide.scheduler.tick import ticked
+from lowtide.status import metrics
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -24,13 +24,13 @@ answer_without_body()
 def schedule(event: CloudEvent) -> None:
     """Handle one tick."""
     with received(event, app.tracer):
-        metrics.ticked(app.scheduler.tick())
+        ticked(app.scheduler.tick())
         _measure()
 
 
 def _measure() -> None:
     """Measure what alerts watch; a failure here must not make the whole tick run again."""
     try:
-        vitals.measured(app.vitals.read())
+        metrics.measured(app.snapshots.read())
     except Exception:  # noqa: BLE001 - what an answer of 500 would repeat is done
-        _log.exception("vitals.not_read")
+        _log.exception("snapshot.not_read")

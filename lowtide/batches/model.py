@@ -167,6 +167,23 @@ class Batch:
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
     @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools that its requests wait, run or ran in.
+
+        A request leaves spot only by escalation; one that starts on dedicated stays there.
+        """
+        if self.ended_at is not None and self.total == 0:
+            return ()
+        if self.pool is Pool.DEDICATED:
+            return (Pool.DEDICATED,)
+        pools = []
+        if self.total == 0 or self.escalations < self.total:
+            pools.append(Pool.SPOT)
+        if self.escalations > 0 or self.finished_on_dedicated > 0:
+            pools.append(Pool.DEDICATED)
+        return tuple(pools)
+
+    @property
     def sla_state(self) -> SlaState:
         """The state relative to the deadline; failing in time, as for a bad file, counts as met."""
         if self.status is BatchStatus.EXPIRED:

@@ -43,6 +43,18 @@ app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
+Monitoring = Annotated[
+    bool,
+    typer.Option("--monitoring", envvar="MONITORING", help="Also run Prometheus and Alertmanager."),
+]
+SynchronousBroker = Annotated[
+    bool,
+    typer.Option(
+        "--synchronous-broker",
+        envvar="SYNCHRONOUS_BROKER",
+        help="Deliver events synchronously without storing them, like Knative's default broker.",
+    ),
+]
 
 
 @app.command()
@@ -57,12 +69,7 @@ def up(
         bool,
         typer.Option("--detach", help="Run in the background; return when the stack is ready."),
     ] = False,
-    monitoring: Annotated[
-        bool,
-        typer.Option(
-            "--monitoring", envvar="MONITORING", help="Also run Prometheus and Alertmanager."
-        ),
-    ] = False,
+    monitoring: Monitoring = False,
     prometheus: Annotated[
         Path | None,
         typer.Option(envvar="PROMETHEUS", help="Prometheus binary (default: from PATH)."),
@@ -71,14 +78,7 @@ def up(
         Path | None,
         typer.Option(envvar="ALERTMANAGER", help="Alertmanager binary (default: from PATH)."),
     ] = None,
-    synchronous_broker: Annotated[
-        bool,
-        typer.Option(
-            "--synchronous-broker",
-            envvar="SYNCHRONOUS_BROKER",
-            help="Deliver events synchronously without storing them, like Knative's default broker.",
-        ),
-    ] = False,
+    synchronous_broker: SynchronousBroker = False,
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, all functions, workers on demand, the portal."""

@@ -84,11 +84,16 @@ _TRANSIENT_CLASSES = ("08", "0A000", "25P03", "26000", "40", "53", "55", "57", "
 # The queue can grow from empty to a million rows between two runs of autovacuum. With statistics of
 # a small table, every claim would sort all of it; without sorts, rows are read in index order
 # wherever an index has that order.
-_PLANNER = {"enable_sort": "off"}
+_INDEX_ORDER = {"enable_sort": "off"}
 
 
 def connect(
-    url: str, *, pool_size: int = 8, timeout: float = 30.0, application: str = "lowtide"
+    url: str,
+    *,
+    pool_size: int = 8,
+    timeout: float = 30.0,
+    application: str = "lowtide",
+    claims: bool = False,
 ) -> Engine:
     """Return an engine for `postgresql://…`; it connects on first use.
 
@@ -96,6 +101,7 @@ def connect(
     seconds, applies to connecting, to waiting for a free connection and to each response of the
     server. The server waits as long for the next statement of a transaction: a frozen process
     would otherwise keep its locks forever, and no other worker could take over its requests.
+    `claims` is for processes that take requests from the queue in its order.
     """
     address, tls = encryption(make_url(url))
     waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
@@ -108,7 +114,7 @@ def connect(
             "timeout": timeout,
             "ssl_context": tls,
             "application_name": application,
-            "startup_params": _PLANNER | waits,
+            "startup_params": waits | (_INDEX_ORDER if claims else {}),
         },
     )
     event.listen(engine, "checkout", _reject_closed)

@@ -131,11 +131,18 @@ def desired_replicas(rows: int, rows_per_replica: int, *, most: int, least: int 
     return max(least, min(most, -(-rows // rows_per_replica)))
 
 
+@dataclass(frozen=True, slots=True)
+class PoolScale:
+    """The scaling of a pool by KEDA: rows per replica, and the max number of replicas."""
+
+    rows_per_replica: int
+    replicas: int
+
+
 def scaled_replicas(
     depth: Depth,
-    rows_per_replica: int,
+    scale: PoolScale,
     *,
-    most: int,
     planned: int | None,
     paused: bool,
     stranded: int = 0,
@@ -146,10 +153,11 @@ def scaled_replicas(
     dedicated, and those still running. Requests that wait in a paused pool need none. `stranded` is
     the number of workers in a pool whose engines are all unavailable: it gets no more of them.
     """
+    most = scale.replicas
     if paused:
-        return desired_replicas(depth.running, rows_per_replica, most=most)
+        return desired_replicas(depth.running, scale.rows_per_replica, most=most)
     if planned is not None:
         most = min(most, max(planned, 1))
     if stranded:
         most = min(most, stranded)
-    return desired_replicas(depth.queued + depth.running, rows_per_replica, most=most)
+    return desired_replicas(depth.queued + depth.running, scale.rows_per_replica, most=most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from sqlalchemy import text
 
 from lowtide.core.ids import BatchId
@@ -24,92 +25,110 @@ if TYPE_CHECKING:
     from lowtide.planning.escalation import Move, Plan
 
 
+_GIVEN = "json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)"
 # From the end of the queue, which spot would reach last; delayed requests only if no others remain.
-ESCALATE = """
-WITH moved AS (
+# The ARRAY form keeps the plan a Tid Scan whatever the estimates.
+ESCALATE = f"""
+WITH given AS (
+  SELECT * FROM {_GIVEN}
+), ready AS MATERIALIZED (
+  SELECT g.batch, waiting.ctid AS place FROM given g CROSS JOIN LATERAL (
+    SELECT q.ctid FROM queue q
+    WHERE q.pool = 'spot' AND q.batch_id = g.batch AND q.available_at <= statement_timestamp()
+    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
+), remaining AS (
+  SELECT g.batch, g.lines - count(r.batch) AS lines FROM given g LEFT JOIN ready r ON r.batch = g.batch
+  GROUP BY g.batch, g.lines
+), delayed AS MATERIALIZED (
+  SELECT waiting.ctid AS place FROM remaining g CROSS JOIN LATERAL (
+    SELECT q.ctid FROM queue q
+    WHERE q.pool = 'spot' AND q.batch_id = g.batch AND q.available_at > statement_timestamp()
+    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
+), moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true,
     available_at = greatest(available_at, statement_timestamp())
-  WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'spot'
-      AND (available_at <= statement_timestamp()) = :ready
-    ORDER BY available_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
-  RETURNING tenant_id
+  WHERE ctid = ANY(ARRAY(SELECT place FROM ready UNION ALL SELECT place FROM delayed))
+  RETURNING batch_id, tenant_id
 ), counted AS (
-  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
 ), noted AS (
   INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-  SELECT tenant_id, :batch, lines, 'escalated', 'dedicated',
+  SELECT tenant_id, batch_id, lines, 'escalated', 'dedicated',
     'Moved to dedicated to meet the deadline' FROM counted
 )
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ORDER BY batch_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-RETURNING (SELECT lines FROM counted) AS lines
-"""
+RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
+"""  # noqa: S608 - a constant of ours
 _ESCALATE = text(ESCALATE)
-GIVE_BACK = """
+GIVE_BACK = f"""
 WITH moved AS (
   UPDATE queue SET pool = 'spot', escalated = false,
     available_at = greatest(available_at, statement_timestamp())
   WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM queue WHERE batch_id = :batch AND pool = 'dedicated'
-    ORDER BY available_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
-  RETURNING tenant_id
+    SELECT waiting.ctid FROM {_GIVEN} CROSS JOIN LATERAL (
+      SELECT q.ctid FROM queue q WHERE q.pool = 'dedicated' AND q.batch_id = g.batch
+      ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting))
+  RETURNING batch_id, tenant_id
 ), counted AS (
-  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
 ), tallied AS (
   UPDATE tallies t SET escalated = greatest(0, t.escalated - c.lines) FROM counted c
-  WHERE t.batch_id = :batch AND t.pool = 'dedicated'
+  WHERE t.batch_id = c.batch_id AND t.pool = 'dedicated'
     AND t.lease_id = '00000000-0000-0000-0000-000000000000'
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-SELECT tenant_id, :batch, lines, 'escalated', 'spot', :reason FROM counted
-RETURNING lines
-"""
+SELECT tenant_id, batch_id, lines, 'escalated', 'spot', :reason FROM counted
+RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
+"""  # noqa: S608 - a constant of ours
 _GIVE_BACK = text(GIVE_BACK)
 # The latest claims have the least to lose.
-_REVOKE = text("""
+REVOKE = f"""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
-  SELECT ctid FROM claims WHERE batch_id = :batch AND pool = 'spot'
-  ORDER BY claimed_at DESC, line DESC LIMIT :lines FOR UPDATE SKIP LOCKED))
+  SELECT running.ctid FROM {_GIVEN} CROSS JOIN LATERAL (
+    SELECT c.ctid FROM claims c WHERE c.batch_id = g.batch AND c.pool = 'spot'
+    ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
   lost_leases, escalated, pool, 'Revoked from its worker to meet the deadline' AS reason, 0 AS delay,
   false AS failed, true AS interrupted
-""")
-_ESCALATE_THESE = text("""
+"""  # noqa: S608 - a constant of ours
+_REVOKE = text(REVOKE)
+ESCALATE_REVOKED = """
 WITH moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true
-  WHERE batch_id = :batch AND line = ANY(:lines) AND pool = 'spot' RETURNING tenant_id
+  WHERE ctid = ANY(ARRAY(
+    SELECT waiting.ctid
+    FROM json_to_recordset(cast(:lines AS json)) AS g (batch uuid, line integer)
+    CROSS JOIN LATERAL (
+      SELECT ctid FROM queue q
+      WHERE q.batch_id = g.batch AND q.line = g.line AND q.pool = 'spot' OFFSET 0) waiting))
+  RETURNING batch_id, tenant_id
 ), counted AS (
-  SELECT tenant_id, count(*) AS lines FROM moved GROUP BY tenant_id
+  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
 )
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT :batch, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ORDER BY batch_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-""")
+"""
+_ESCALATE_REVOKED = text(ESCALATE_REVOKED)
 
 
 def escalate(connection: Connection, moves: Sequence[Move]) -> int:
     """Move waiting requests to dedicated; return how many."""
-    moved = 0
-    for move in moves:
-        left = move.lines
-        for ready in (True, False):
-            parameters = {"batch": move.batch, "lines": left, "ready": ready}
-            for row in connection.execute(_ESCALATE, parameters) if left > 0 else ():
-                left -= row.lines
-        moved += move.lines - left
-    return moved
+    if not moves:
+        return 0
+    return connection.execute(_ESCALATE, {"moves": given(moves)}).scalar() or 0
 
 
 def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int:
     """Move requests that wait for dedicated back to spot; return how many."""
-    moved = 0
-    for move in moves:
-        parameters = {"batch": move.batch, "lines": move.lines, "reason": reason}
-        for row in connection.execute(_GIVE_BACK, parameters):
-            moved += row.lines
-    return moved
+    if not moves:
+        return 0
+    parameters = {"moves": given(moves), "reason": reason}
+    return connection.execute(_GIVE_BACK, parameters).scalar() or 0
 
 
 def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
@@ -118,18 +137,18 @@ def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[Bat
     Their workers' results are rejected from now on. Returns how many, and the batches that are
     ending, which this may have drained.
     """
-    rows = [
-        row
-        for move in moves
-        for row in connection.execute(_REVOKE, {"batch": move.batch, "lines": move.lines})
-    ]
+    if not moves:
+        return 0, []
+    rows = connection.execute(_REVOKE, {"moves": given(moves)}).all()
     ending = requeue(connection, rows)
-    by_batch: dict[UUID, list[int]] = {}
-    for row in rows:
-        by_batch.setdefault(row.batch_id, []).append(row.line)
-    for batch, lines in sorted(by_batch.items()):
-        connection.execute(_ESCALATE_THESE, {"batch": batch, "lines": lines})
+    lines = [{"batch": row.batch_id, "line": row.line} for row in rows]
+    connection.execute(_ESCALATE_REVOKED, {"lines": msgspec.json.encode(lines).decode()})
     return len(rows), ending
+
+
+def given(moves: Sequence[Move]) -> str:
+    """Return moves as the statements' parameter."""
+    return msgspec.json.encode(moves).decode()
 
 
 # Locked until the transaction ends: two ticks must not apply plans that ignore each other. No tick

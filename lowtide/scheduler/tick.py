@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
-    from lowtide.planning.demand import Capacity, Rate
+    from lowtide.planning.demand import Capacity, PoolScale, Rate
     from lowtide.planning.state import PlanResult, SweepResult
     from lowtide.queue.rates import RateStore
     from lowtide.scheduler.plan import PlanStore
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _STRAYS_A_TICK = 200
 _AUDITS_A_TICK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class PoolScale:
-    """The scaling of a pool by KEDA: rows per replica, and the max number of replicas."""
-
-    rows_per_replica: int
-    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +124,7 @@ class Scheduler:
         return {
             pool: scaled_replicas(
                 depth,
-                self._rules.scales[pool].rows_per_replica,
-                most=self._rules.scales[pool].replicas,
+                self._rules.scales[pool],
                 planned=planned.plan.replicas if pool is Pool.DEDICATED else None,
                 paused=pool in planned.paused,
                 stranded=planned.stranded.get(pool, 0),

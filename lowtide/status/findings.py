@@ -11,15 +11,15 @@ from lowtide.core.durations import duration
 from lowtide.core.pools import Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
+from lowtide.status.concerns import EVENT_AGE, TICK_SILENCE, WORKER_WAIT, events
 from lowtide.status.last_seen import TICK, Component, LastSeen
-from lowtide.status.overview import EVENT_AGE, TICK_SILENCE, WORKER_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from lowtide.status.evidence import Backlog, Evidence, LostEngine, Scale
-    from lowtide.status.operations import Operations
+    from lowtide.status.snapshot import Backlog, LostEngine, SystemSnapshot
+    from lowtide.status.watch import Scale
 
 
 BUSY: Final = timedelta(minutes=1)
@@ -32,7 +32,6 @@ _ENGINE: Final = (
 )
 _TROUBLE: Final = timedelta(minutes=5)
 _OLD_TROUBLE: Final = timedelta(hours=1)
-_WORKER_WAIT: Final = timedelta(seconds=WORKER_WAIT_SECONDS)
 
 HTTP_FUNCTIONS: Final = ("upload", "create_batch", "cancel_batch", "read")
 
@@ -62,19 +61,19 @@ class Finding:
     advice: str = ""
 
 
-def functions(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
+def functions(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
     """Return the health of the functions behind the API and behind events."""
     return (
-        *(_of_sighting(evidence, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
-        _step(evidence, "split", EventType.BATCH_CREATED, evidence.unsplit),
-        _step(evidence, "finalize", EventType.BATCH_DRAINED, evidence.unfinalized),
-        _schedule(evidence, operations),
+        *(_of_sighting(snapshot, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
+        _step(snapshot, "split", EventType.BATCH_CREATED, snapshot.unsplit),
+        _step(snapshot, "finalize", EventType.BATCH_DRAINED, snapshot.unfinalized),
+        _schedule(snapshot),
     )
 
 
-def api(evidence: Evidence) -> Finding:
+def api(snapshot: SystemSnapshot) -> Finding:
     """Return the health of the API: the worst of its functions."""
-    found = [_of_sighting(evidence, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
+    found = [_of_sighting(snapshot, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
     for condition in (Condition.BAD, Condition.DOUBTFUL):
         for each in found:
             if each.condition is condition:
@@ -82,30 +81,28 @@ def api(evidence: Evidence) -> Finding:
     seen = [each for each in found if each.at is not None]
     if not seen:
         return Finding("API", Condition.UNKNOWN, "Not used yet")
-    return replace(max(seen, key=lambda each: each.at or evidence.at), part="API")
+    return replace(max(seen, key=lambda each: each.at or snapshot.at), part="API")
 
 
-def broker(evidence: Evidence, operations: Operations | None) -> Finding:
+def broker(snapshot: SystemSnapshot) -> Finding:
     """Return the health of the broker: accepted events leave the outbox."""
     sent = [
-        known for (component, _), known in evidence.last_seen.items() if component is Component.SENT
+        known for (component, _), known in snapshot.last_seen.items() if component is Component.SENT
     ]
     taken = max((each.succeeded_at for each in sent if each.succeeded_at), default=None)
     refused = max(
         (each for each in sent if each.failed_at),
-        key=lambda each: each.failed_at or evidence.at,
+        key=lambda each: each.failed_at or snapshot.at,
         default=None,
     )
-    oldest = None if operations is None else operations.oldest_event
-    if oldest is not None and evidence.at - oldest > EVENT_AGE:
-        count = 0 if operations is None else operations.events_waiting
-        what = "1 event waiting" if count == 1 else f"{count:,} events waiting"
+    oldest = snapshot.events.since
+    if oldest is not None and snapshot.at - oldest > EVENT_AGE:
         why = f": {refused.problem}" if refused is not None else ""
         return Finding(
             "Broker",
             Condition.BAD,
             "Not accepting events",
-            f"{what}, the oldest for {duration(evidence.at - oldest)}{why}",
+            f"{events(snapshot)} waiting, the oldest for {duration(snapshot.at - oldest)}{why}",
             taken,
             "Check that the Broker is ready and that K_SINK points to it: "
             "`kubectl get broker,trigger`. The scheduler resends the events; nothing is lost.",
@@ -116,22 +113,22 @@ def broker(evidence: Evidence, operations: Operations | None) -> Finding:
         )
     if taken is None:
         return Finding("Broker", Condition.UNKNOWN, "No events yet")
-    return _at_work("Broker", taken, evidence.at, "Accepting events")
+    return _at_work("Broker", taken, snapshot.at, "Accepting events")
 
 
-def workers(evidence: Evidence, operations: Operations | None) -> tuple[Finding, ...]:
+def workers(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
     """Return the health of each pool's workers; no worker is fine while no request waits."""
-    return tuple(_crew(evidence, operations, pool) for pool in Pool)
+    return tuple(_crew(snapshot, pool) for pool in Pool)
 
 
-def engines(evidence: Evidence) -> tuple[Finding, ...]:
+def engines(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
     """Return the health of each pool's engines, and each worker without an engine."""
     return (
         *(
-            _of_sighting(evidence, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
+            _of_sighting(snapshot, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
             for pool in Pool
         ),
-        *(_lost_engine(lost, evidence.at) for lost in evidence.lost_engines),
+        *(_lost_engine(lost, snapshot.at) for lost in snapshot.lost_engines),
     )
 
 
@@ -153,13 +150,13 @@ def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[Finding, ..
 
 
 def _of_sighting(
-    evidence: Evidence, component: Component, name: str, part: str, *, advice: str = ""
+    snapshot: SystemSnapshot, component: Component, name: str, part: str, *, advice: str = ""
 ) -> Finding:
-    known = evidence.last_seen.get((component, name))
+    known = snapshot.last_seen.get((component, name))
     if known is None or known.last_at is None:
         return Finding(part, Condition.UNKNOWN, "Not used yet")
-    trouble = _trouble(part, known, evidence.at, advice or _read_the_log(name))
-    return trouble or _at_work(part, known.last_at, evidence.at, "Working")
+    trouble = _trouble(part, known, snapshot.at, advice or _read_the_log(name))
+    return trouble or _at_work(part, known.last_at, snapshot.at, "Working")
 
 
 def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> Finding | None:
@@ -187,14 +184,14 @@ def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
     return Finding(part, Condition.IDLE, "Idle", f"for {duration(idle)}", last)
 
 
-def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> Finding:
+def _step(snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlog) -> Finding:
     """Return the health of a function that an event calls once for each batch."""
-    known = evidence.last_seen.get((Component.FUNCTION, name))
-    if backlog.since is None or evidence.at - backlog.since <= STEP_AGE:
-        return _of_sighting(evidence, Component.FUNCTION, name, name)
-    what = "1 batch waiting" if backlog.batches == 1 else f"{backlog.batches:,} batches waiting"
-    detail = f"{what}, the oldest for {duration(evidence.at - backlog.since)}"
-    delivered = evidence.last_seen.get((Component.DELIVERED, type_))
+    known = snapshot.last_seen.get((Component.FUNCTION, name))
+    if backlog.since is None or snapshot.at - backlog.since <= STEP_AGE:
+        return _of_sighting(snapshot, Component.FUNCTION, name, name)
+    what = "1 batch waiting" if backlog.count == 1 else f"{backlog.count:,} batches waiting"
+    detail = f"{what}, the oldest for {duration(snapshot.at - backlog.since)}"
+    delivered = snapshot.last_seen.get((Component.DELIVERED, type_))
     last = None if delivered is None else delivered.last_at
     seen_at = None if known is None else known.last_at
     if known is not None and known.fails:
@@ -219,12 +216,11 @@ def _step(evidence: Evidence, name: str, type_: EventType, backlog: Backlog) -> 
     )
 
 
-def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
-    known = evidence.last_seen.get((Component.FUNCTION, "schedule"), LastSeen())
-    called = evidence.last_seen.get((Component.DELIVERED, TICK), LastSeen())
-    planned = None if operations is None else operations.ticked_at
-    ticked = max((at for at in (planned, called.succeeded_at) if at), default=None)
-    if known.fails and known.failed_at is not None and evidence.at - known.failed_at < _TROUBLE:
+def _schedule(snapshot: SystemSnapshot) -> Finding:
+    known = snapshot.last_seen.get((Component.FUNCTION, "schedule"), LastSeen())
+    called = snapshot.last_seen.get((Component.DELIVERED, TICK), LastSeen())
+    ticked = max((at for at in (snapshot.ticked_at, called.succeeded_at) if at), default=None)
+    if known.fails and known.failed_at is not None and snapshot.at - known.failed_at < _TROUBLE:
         return Finding(
             "schedule",
             Condition.BAD,
@@ -235,7 +231,7 @@ def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
         )
     if ticked is None:
         return Finding("schedule", Condition.UNKNOWN, "No tick yet")
-    silence = evidence.at - ticked
+    silence = snapshot.at - ticked
     if silence <= TICK_SILENCE:
         return Finding("schedule", Condition.FINE, "Ticking", "", ticked)
     return Finding(
@@ -248,24 +244,24 @@ def _schedule(evidence: Evidence, operations: Operations | None) -> Finding:
     )
 
 
-def _crew(evidence: Evidence, operations: Operations | None, pool: Pool) -> Finding:
+def _crew(snapshot: SystemSnapshot, pool: Pool) -> Finding:
     part = f"infer_{pool}"
-    queued = 0 if operations is None else operations.queued(pool)
-    age = timedelta(seconds=0 if operations is None else operations.oldest_age(pool))
-    crew = evidence.crews.get(pool)
+    queued = snapshot.depth(pool).queued
+    age = timedelta(seconds=snapshot.oldest_age(pool))
+    crew = snapshot.crews.get(pool)
     if crew is not None and crew.workers:
         word = "1 worker" if crew.workers == 1 else f"{crew.workers:,} workers"
         return Finding(part, Condition.FINE, word, "", crew.heartbeat_at)
-    known = evidence.last_seen.get((Component.FUNCTION, part))
+    known = snapshot.last_seen.get((Component.FUNCTION, part))
     last = None if known is None else known.last_at
-    pause = None if operations is None else operations.pause(pool)
+    pause = snapshot.pause(pool)
     if pause is not None:
         return Finding(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
     if not queued:
-        detail = "" if last is None else f"for {duration(evidence.at - last)}"
+        detail = "" if last is None else f"for {duration(snapshot.at - last)}"
         return Finding(part, Condition.IDLE, "Scaled to zero", detail, last)
     lines = "1 request queued" if queued == 1 else f"{queued:,} requests queued"
-    if age <= _WORKER_WAIT:
+    if age <= WORKER_WAIT:
         return Finding(part, Condition.DOUBTFUL, "Starting", lines, last)
     return Finding(
         part,
@@ -286,7 +282,7 @@ def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
     if short is None:
         return Finding(part, Condition.FINE, "In sync", detail, now)
     waits = now - short
-    if waits <= _WORKER_WAIT:
+    if waits <= WORKER_WAIT:
         return Finding(part, Condition.FINE, "Scaling up", detail, now)
     none = not scale.live
     return Finding(

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 from nicegui import ui
 
-from lowtide.status.overview import Reachability
+from lowtide.status.watch import Reachability
 from portal.components.basics import Badge, badge, heading
 from portal.dashboards import ALERT_NAMES, outside_link
 from portal.formats import absolute, counted, duration

@@ -8,7 +8,6 @@ from nicegui import ui
 
 from lowtide.batches.model import SHOWN_AS, BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
-from lowtide.status.overview import pools_of
 from portal.components.basics import BADGE_CELL, Badge, pool_of, sla_of, status_of
 from portal.formats import absolute, ago, duration, number
 from portal.theme import Tone
@@ -188,7 +187,7 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
         model=batch.model or batch.endpoint,
         status=status_of_batch(batch),
         exact=_exact(batch),
-        pools=[pool_of(pool) for pool in pools_of(batch)],
+        pools=[pool_of(pool) for pool in batch.pools],
         sla=sla_of(batch.sla_state),
         due=_due(batch, now),
         due_at=f"Deadline {absolute(batch.deadline)}",

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
+from lowtide.core.pools import Pool
 from lowtide.status.findings import Condition
 from portal.components.basics import Badge, heading
 from portal.formats import absolute, ago, counted, milliseconds
 from portal.theme import Tone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lowtide.status.findings import Finding
-    from lowtide.status.overview import PoolLoad, Reachability
+    from lowtide.status.snapshot import SystemSnapshot
+    from lowtide.status.watch import Reachability
     from portal.watching import Diagnosis
 
 
@@ -56,9 +58,9 @@ class HealthPanel:
         self._parts.show_badge(_summary(diagnosis, stale=stale))
         self._parts.show_detail(_names(diagnosis))
 
-    def show_workers(self, pools: Sequence[PoolLoad]) -> None:
+    def show_workers(self, snapshot: SystemSnapshot) -> None:
         """Show the state of the workers."""
-        self._workers.show_badge(judge_workers(pools))
+        self._workers.show_badge(judge_workers(snapshot))
 
 
 TONES: Final[Mapping[Condition, Tone]] = {
@@ -140,10 +142,10 @@ def judge(found: Reachability | None, now: datetime) -> Badge:
     return Badge(text="Unreachable", tone=Tone.BAD)
 
 
-def judge_workers(pools: Sequence[PoolLoad]) -> Badge:
+def judge_workers(snapshot: SystemSnapshot) -> Badge:
     """Return the badge of the workers; none at all is fine while no request is queued."""
-    if workers := sum(load.workers for load in pools):
+    if workers := sum(map(snapshot.workers, Pool)):
         return Badge(text=counted(workers, "worker"), tone=Tone.GOOD)
-    if any(load.queued for load in pools):
+    if any(snapshot.depth(pool).queued for pool in Pool):
         return Badge(text="No workers yet", tone=Tone.WARN)
     return Badge(text="Scaled to zero", tone=Tone.NEUTRAL)

@@ -11,7 +11,6 @@ from nicegui import ui
 from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Pool
-from lowtide.status.overview import pools_of
 from portal.components.basics import badge, pool_badge, sla_of
 from portal.components.batch_table import status_of_batch
 from portal.formats import absolute, counted, duration, number, size
@@ -111,7 +110,7 @@ def head(batch: Batch) -> None:
     """Show status, pools and SLA."""
     with ui.element("span").classes("badges"):
         badge(status_of_batch(batch))
-        for pool in pools_of(batch):
+        for pool in batch.pools:
             pool_badge(pool)
         badge(sla_of(batch.sla_state))
     ui.label(batch.status.value.replace("_", " ")).classes("muted").mark("exact status")

@@ -11,20 +11,21 @@ from nicegui import ui
 
 from lowtide.database.schema import is_older, newest_revision
 from lowtide.events.model import EventType
+from lowtide.status.concerns import events
 from lowtide.status.findings import Condition
 from lowtide.status.last_seen import TICK, Component
 from portal.components.basics import heading
 from portal.components.frame import page
 from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, badge_of
 from portal.components.pausing import PauseNotes
-from portal.formats import absolute, ago, counted, duration
+from portal.formats import absolute, ago, duration
 from portal.live import Live, Rebuilt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lowtide.status.findings import Finding
-    from lowtide.status.operations import Operations, OperationsSeen
+    from lowtide.status.snapshot import SystemSnapshot
     from portal.watching import Diagnosis, Watching
 
 
@@ -147,7 +148,7 @@ class _Health:
                 heading("Components")
                 self._database = ProbeRow("Database")
                 self._objects = ProbeRow("Object store")
-                self._api = ProbeRow("API") if watching.probes_api else FindingRow("API")
+                self._api = FindingRow("API") if watching.api is None else ProbeRow("API")
                 self._broker = FindingRow("Broker")
                 self._alerts = None if watching.alerts is None else ProbeRow("Alertmanager")
             for row in (self._database, self._objects, self._api, self._alerts):
@@ -172,29 +173,26 @@ class _Health:
 
     def show(self) -> None:
         watching, now = self._watching, datetime.now(UTC)
-        seen = watching.poller.seen
+        seen = watching.system.seen
         self._database.show(seen.database, now)
-        self._objects.show(watching.probing.found.get("Object store"), now)
-        if isinstance(self._api, ProbeRow):
-            self._api.show(seen.api, now)
+        self._objects.show(None if watching.objects is None else watching.objects.found, now)
+        if isinstance(self._api, ProbeRow) and watching.api is not None:
+            self._api.show(watching.api.found, now)
         if self._alerts is not None and watching.alerts is not None:
             self._alerts.show(watching.alerts.reachability, now)
-        operations = watching.operations.seen
-        self._show_versions(operations, now)
-        if operations.reading is not None:
-            self._pauses.show(operations.reading.pauses, now)
-            self._events.show_waiting(outbox(operations.reading))
-        problem = watching.evidence.seen.problem
-        self._problem.set_visibility(problem is not None)
-        if problem is not None:
-            self._problem.text = f"{problem} The data shown may be outdated."
+        self._problem.set_visibility(seen.problem is not None)
+        if seen.problem is not None:
+            self._problem.text = f"{seen.problem} The data shown may be outdated."
         diagnosis = watching.diagnose()
         if diagnosis is not None:
+            self._pauses.show(diagnosis.snapshot.pauses, now)
+            self._events.show_waiting(outbox(diagnosis.snapshot))
+            self._show_versions(diagnosis.snapshot, now)
             self._show_findings(diagnosis, now)
 
     def _show_findings(self, diagnosis: Diagnosis, now: datetime) -> None:
-        evidence = diagnosis.evidence
-        when = (evidence.at, diagnosis.looked_at, now)
+        snapshot = diagnosis.snapshot
+        when = (snapshot.at, diagnosis.looked_at, now)
         if isinstance(self._api, FindingRow):
             self._api.show(diagnosis.api, *when)
         self._broker.show(diagnosis.broker, *when)
@@ -202,26 +200,24 @@ class _Health:
         self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *when)
         for type_ in _EVENTS:
             for component in (Component.SENT, Component.DELIVERED):
-                known = evidence.last_seen.get((component, type_))
+                known = snapshot.last_seen.get((component, type_))
                 if known is not None:
-                    self._events.show(type_, component, known.succeeded_at, evidence.at)
+                    self._events.show(type_, component, known.succeeded_at, snapshot.at)
 
-    def _show_versions(self, seen: OperationsSeen, now: datetime) -> None:
-        if seen.reading is None:
-            return
-        self._versions["PostgreSQL"].text = seen.reading.server_version
-        self._versions["Schema"].text = judge_schema(seen.reading.schema_version)
-        stale = "stale, " if now - seen.reading.at > STALE_AFTER else ""
-        self._versions_age.text = f"{stale}read {ago(seen.reading.at, now)}"
-        self._versions_age.props["title"] = absolute(seen.reading.at)
+    def _show_versions(self, snapshot: SystemSnapshot, now: datetime) -> None:
+        self._versions["PostgreSQL"].text = snapshot.server_version
+        self._versions["Schema"].text = judge_schema(snapshot.schema_version)
+        stale = "stale, " if now - snapshot.at > STALE_AFTER else ""
+        self._versions_age.text = f"{stale}read {ago(snapshot.at, now)}"
+        self._versions_age.props["title"] = absolute(snapshot.at)
 
 
-def outbox(reading: Operations) -> str:
+def outbox(snapshot: SystemSnapshot) -> str:
     """Return the number of events in the outbox and the age of the oldest, in words."""
-    waiting = f"{counted(reading.events_waiting, 'event')} in the outbox"
-    if reading.oldest_event is None:
+    waiting = f"{events(snapshot)} in the outbox"
+    if snapshot.events.since is None:
         return waiting
-    return f"{waiting}, the oldest for {duration(reading.at - reading.oldest_event)}"
+    return f"{waiting}, the oldest for {duration(snapshot.at - snapshot.events.since)}"
 
 
 def judge_schema(found: str) -> str:

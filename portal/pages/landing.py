@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 from nicegui import ui
 
 from lowtide.core.pools import Pool
+from lowtide.status.concerns import concerns
 from lowtide.status.history import HistoryRange
-from lowtide.status.overview import RECENT_BATCHES, concerns
+from lowtide.status.snapshot import MOST_RECENT
 from portal.components.alerts import AlertList
 from portal.components.basics import POOL_TONES, StatCard, empty_state, heading, pool_badge
 from portal.components.batch_table import BatchTable
@@ -26,7 +27,9 @@ from portal.watching import FollowedHistory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowtide.status.overview import Concern, Overview, PoolLoad, Totals
+    from lowtide.core.pools import Depth
+    from lowtide.status.concerns import Concern
+    from lowtide.status.snapshot import SystemSnapshot, Totals
     from portal.dashboards import Dashboards
     from portal.watching import Watching
 
@@ -63,11 +66,12 @@ class PoolPanel:
             heading("Queues by pool")
             self._rows = {pool: _PoolRow(pool) for pool in Pool}
 
-    def show(self, pools: Sequence[PoolLoad]) -> None:
+    def show(self, snapshot: SystemSnapshot) -> None:
         """Show the load of each pool."""
-        longest = max((load.queued + load.running for load in pools), default=0)
-        for load in pools:
-            self._rows[load.pool].show(load, longest)
+        depths = {pool: snapshot.depth(pool) for pool in Pool}
+        longest = max(depth.queued + depth.running for depth in depths.values())
+        for pool, depth in depths.items():
+            self._rows[pool].show(depth, snapshot.workers(pool), longest)
 
 
 class _PoolRow:
@@ -81,10 +85,10 @@ class _PoolRow:
                 self._queued = ui.element("div").classes(f"fill-{POOL_TONES[pool]}")
             self._figures = ui.label("—").mark(f"{pool} figures")
 
-    def show(self, load: PoolLoad, longest: int) -> None:
-        self._workers.text = counted(load.workers, "live worker")
-        self._figures.text = f"{number(load.queued)} queued · {number(load.running)} running"
-        for bar, value in ((self._running, load.running), (self._queued, load.queued)):
+    def show(self, depth: Depth, workers: int, longest: int) -> None:
+        self._workers.text = counted(workers, "live worker")
+        self._figures.text = f"{number(depth.queued)} queued · {number(depth.running)} running"
+        for bar, value in ((self._running, depth.running), (self._queued, depth.queued)):
             bar.style(f"width: {value / longest:.1%}" if longest else "width: 0")
 
 
@@ -122,32 +126,23 @@ class _Parts:
 
 def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     now = datetime.now(UTC)
-    seen, operations, diagnosis = (
-        watching.poller.seen,
-        watching.operations.seen,
-        watching.diagnose(),
-    )
+    seen, diagnosis = watching.system.seen, watching.diagnose()
     parts.health.show(seen.database, now)
-    if watching.probes_api:
-        parts.health.show_api(seen.api, now)
-    parts.health.show_diagnosis(diagnosis, now, with_api=not watching.probes_api)
-    unreadable = seen.database is not None and not seen.database.reachable
-    parts.problem.set_visibility(unreadable)
-    if unreadable:
-        parts.problem.text = _explain(seen.overview, now)
-    parts.concerns.show(
-        concerns(seen.overview, operations.reading)
-        + (() if diagnosis is None else diagnosis.concerns())
-    )
+    if watching.api is not None:
+        parts.health.show_api(watching.api.found, now)
+    parts.health.show_diagnosis(diagnosis, now, with_api=watching.api is None)
+    parts.problem.set_visibility(seen.problem is not None)
+    if seen.problem is not None:
+        parts.problem.text = _explain(seen.snapshot, now)
+    if diagnosis is not None:
+        parts.concerns.show((*concerns(diagnosis.snapshot), *diagnosis.concerns()))
     if watching.alerts is not None:
         parts.alerts.show(watching.alerts.seen, now)
-    if operations.reading is not None:
-        parts.pauses.show(operations.reading.pauses, now)
     if history.seen is not None:
         for chart in parts.charts:
             chart.show(history.seen)
-    if seen.overview is not None:
-        _show_overview(parts, seen.overview, now)
+    if seen.snapshot is not None:
+        _show_snapshot(parts, seen.snapshot, now)
 
 
 def _build(dashboards: Dashboards) -> _Parts:
@@ -172,7 +167,7 @@ def _build(dashboards: Dashboards) -> _Parts:
     with ui.element("section").classes("card table-card"):
         with ui.element("div").classes("section-head"):
             heading("Recent batches")
-            ui.label(f"newest {RECENT_BATCHES}").classes("muted small")
+            ui.label(f"newest {MOST_RECENT}").classes("muted small")
         with ui.element("div") as listed:
             table = BatchTable()
         empty = empty_state(
@@ -185,13 +180,14 @@ def _build(dashboards: Dashboards) -> _Parts:
     )
 
 
-def _show_overview(parts: _Parts, overview: Overview, now: datetime) -> None:
-    _show_totals(parts.cards, overview.totals)
-    parts.pools.show(overview.pools)
-    parts.health.show_workers(overview.pools)
-    parts.listed.set_visibility(bool(overview.recent))
-    parts.empty.set_visibility(not overview.recent)
-    parts.table.show(overview.recent, now)
+def _show_snapshot(parts: _Parts, snapshot: SystemSnapshot, now: datetime) -> None:
+    parts.pauses.show(snapshot.pauses, now)
+    _show_totals(parts.cards, snapshot.totals)
+    parts.pools.show(snapshot)
+    parts.health.show_workers(snapshot)
+    parts.listed.set_visibility(bool(snapshot.recent))
+    parts.empty.set_visibility(not snapshot.recent)
+    parts.table.show(snapshot.recent, now)
 
 
 def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
@@ -205,7 +201,7 @@ def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
     cards["All batches"].show(number(totals.batches), "all time")
 
 
-def _explain(overview: Overview | None, now: datetime) -> str:
-    if overview is None:
+def _explain(snapshot: SystemSnapshot | None, now: datetime) -> str:
+    if snapshot is None:
         return "The database cannot be read. There is no data to show yet."
-    return f"The database cannot be read. The data shown was read {ago(overview.at, now)}."
+    return f"The database cannot be read. The data shown was read {ago(snapshot.at, now)}."

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from lowtide.status.history import PoolPoint
-    from lowtide.status.operations import Operations, Sample, TenantLoad
+    from lowtide.status.snapshot import SystemSnapshot, TenantLoad
+    from lowtide.status.watch import Sample
     from portal.dashboards import Dashboards
     from portal.watching import Watching
 
@@ -86,22 +87,28 @@ class LoadTable:
 
     def show(self, loads: Sequence[TenantLoad], now: datetime) -> None:
         """Show these loads; nothing is sent while they stay the same."""
-        rows = [row_of(load, now) for load in loads]
+        rows = [row for load in loads for row in rows_of(load, now)]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
 
 
-def row_of(load: TenantLoad, now: datetime) -> LoadRow:
-    """Return the table row of a load."""
-    return LoadRow(
-        key=f"{load.tenant} {load.pool}",
-        tenant=load.name,
-        pool=pool_of(load.pool),
-        queued=number(load.queued),
-        running=number(load.running),
-        oldest="—" if load.oldest is None else duration(max(now - load.oldest, timedelta())),
-    )
+def rows_of(load: TenantLoad, now: datetime) -> list[LoadRow]:
+    """Return the table rows of a load: one for each pool with requests."""
+    return [
+        LoadRow(
+            key=f"{load.tenant} {pool}",
+            tenant=load.name,
+            pool=pool_of(pool),
+            queued=number(depth.queued),
+            running=number(depth.running),
+            oldest=duration(timedelta(seconds=load.oldest_age(pool, now)))
+            if pool in load.oldest
+            else "—",
+        )
+        for pool, depth in load.depths.items()
+        if depth.queued or depth.running
+    ]
 
 
 class PoolControl:
@@ -125,15 +132,15 @@ class PoolControl:
         button = ui.button("", on_click=lambda: on_pause(self._pool, not self._paused), color=None)
         return button.props("outline dense no-caps padding='4px 12px'")
 
-    def show(self, reading: Operations, desired: int) -> None:
+    def show(self, snapshot: SystemSnapshot, desired: int) -> None:
         """Show the state of the pool."""
-        pool = self._pool
-        live = reading.workers.get(pool, 0)
+        depth = snapshot.depth(self._pool)
+        live = counted(snapshot.workers(self._pool), "live worker")
         self._figures.text = (
-            f"{number(reading.queued(pool))} queued · {number(reading.running(pool))} running · "
-            f"{counted(live, 'live worker')}, {number(desired)} desired"
+            f"{number(depth.queued)} queued · {number(depth.running)} running · "
+            f"{live}, {number(desired)} desired"
         )
-        paused = reading.pause(pool) is not None
+        paused = snapshot.pause(self._pool) is not None
         if paused != self._paused:
             self._show_state(paused=paused)
 
@@ -222,11 +229,11 @@ class QueuesPage:
 
     async def _set_paused(self, pool: Pool, paused: bool) -> None:
         if await set_paused(lowtide().pools, pool, paused=paused):
-            await in_thread(self._watching.operations.look)
+            await in_thread(self._watching.system.look)
             self._show()
 
     def _show(self) -> None:
-        seen = self._watching.operations.seen
+        seen = self._watching.system.seen
         self._problem.set_visibility(seen.problem is not None)
         if seen.problem is not None:
             self._problem.text = f"{seen.problem} The data shown may be outdated."
@@ -234,12 +241,12 @@ class QueuesPage:
             for chart in self._charts:
                 chart.show(history)
             self._sla.show(history)
-        if (reading := seen.reading) is not None:
-            self._pauses.show(reading.pauses, datetime.now(UTC))
+        if (snapshot := seen.snapshot) is not None:
+            self._pauses.show(snapshot.pauses, datetime.now(UTC))
             for pool, control in self._controls.items():
-                control.show(reading, self._watching.operations.desired(pool, reading))
-            _show_cards(self._cards, reading, seen.samples[-1] if len(seen.samples) > 1 else None)
-            self._table.show(reading.loads, reading.at)
+                control.show(snapshot, self._watching.system.desired(pool, snapshot))
+            _show_cards(self._cards, snapshot, seen.samples[-1] if len(seen.samples) > 1 else None)
+            self._table.show(snapshot.tenants, snapshot.at)
 
 
 def _charts() -> list[TimeChart]:
@@ -268,17 +275,17 @@ def _cost(point: PoolPoint, price: float) -> float | None:
     return None if point.earning is None else point.earning * price
 
 
-def _show_cards(cards: dict[str, StatCard], reading: Operations, last: Sample | None) -> None:
-    queued = {pool: reading.queued(pool) for pool in Pool}
+def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Sample | None) -> None:
+    queued = {pool: snapshot.depth(pool).queued for pool in Pool}
     cards["Queued requests"].show(number(sum(queued.values())), _each(queued))
-    ages = {pool: reading.oldest_age(pool) for pool in Pool}
+    ages = {pool: snapshot.oldest_age(pool) for pool in Pool}
     oldest = max(ages, key=lambda pool: ages[pool])
     waits = ages[oldest] > 0
     cards["Longest wait"].show(
         duration(timedelta(seconds=ages[oldest])) if waits else "—",
         f"in {oldest}" if waits else "no queued requests",
     )
-    alive = {pool: reading.workers.get(pool, 0) for pool in Pool}
+    alive = {pool: snapshot.workers(pool) for pool in Pool}
     cards["Workers"].show(number(sum(alive.values())), _each(alive))
     if last is not None:
         done = sum(each.throughput for each in last.pools.values())

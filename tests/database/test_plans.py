@@ -14,6 +14,7 @@ from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
 from lowtide.files import store as files_store
 from lowtide.pipeline import final_store
+from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
 from lowtide.scheduler import plan
@@ -133,8 +134,8 @@ def test_settling_looks_each_line_up(loaded: World, statement: str) -> None:
 
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    parameters = {"batch": _a_batch(loaded), "lines": lines, "ready": True}
-    nodes = plan_nodes(loaded.worker, plan.ESCALATE, **parameters)
+    moves = plan.given([Move(_a_batch(loaded), lines)])
+    nodes = plan_nodes(loaded.worker, plan.ESCALATE, moves=moves)
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
@@ -142,8 +143,8 @@ def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
 
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    parameters = {"batch": _a_batch(loaded), "lines": lines, "reason": ""}
-    nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, **parameters)
+    moves = plan.given([Move(_a_batch(loaded), lines)])
+    nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, moves=moves, reason="")
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)

@@ -22,10 +22,11 @@ from lowtide.events import outbox
 from lowtide.local.database import engine as admin_engine
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline import final_store
+from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
 from lowtide.scheduler import plan, samples, sweep
-from lowtide.status import vitals
+from lowtide.status import snapshot
 from lowtide.tenants import store as tenants_store
 from manifests.overlays import rendered
 from tests.loads import fill
@@ -218,18 +219,24 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "escalate 100": (
         plan.ESCALATE,
-        lambda load: {"batch": load.batch, "lines": 100, "ready": True},
+        lambda load: {"moves": plan.given([Move(load.batch, 100)])},
         6000,
     ),
     "give back 100": (
         plan.GIVE_BACK,
-        lambda load: {"batch": load.dedicated, "lines": 100, "reason": ""},
+        lambda load: {"moves": plan.given([Move(load.dedicated, 100)]), "reason": ""},
         6000,
     ),
-    "revoke 100": (str(plan._REVOKE), lambda load: {"batch": load.held, "lines": 100}, 2000),
-    "escalate these": (
-        str(plan._ESCALATE_THESE),
-        lambda load: {"batch": load.batch, "lines": list(range(1, 101))},
+    "revoke 100": (
+        plan.REVOKE,
+        lambda load: {"moves": plan.given([Move(load.held, 100)])},
+        2000,
+    ),
+    "escalate 100 revoked": (
+        plan.ESCALATE_REVOKED,
+        lambda load: {
+            "lines": json.dumps([{"batch": str(load.batch), "line": n} for n in range(1, 101)])
+        },
         6000,
     ),
     "a sample of the pools": (
@@ -323,7 +330,7 @@ def test_a_tick_counts_what_is_dedicated_or_runs(load: Load) -> None:
 
 def test_what_alerts_look_at_costs_as_much_again(load: Load) -> None:
     """The same counts by tenant, and one entry of the index for each batch and pool."""
-    nodes, pages = run(load, "vitals by tenant", vitals.TENANTS)
+    nodes, pages = run(load, "loads by tenant", snapshot.TENANTS)
     assert pages <= 1500 + load.lines / 250
     if load.lines > BATCH_LINES:
         assert "queue" not in _scanned(nodes)

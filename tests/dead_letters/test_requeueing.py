@@ -32,7 +32,6 @@ from lowtide.files.model import object_key
 from lowtide.objects.store import ObstoreObjects
 from lowtide.planning.demand import Capacity
 from lowtide.planning.state import decide
-from lowtide.status.overview import pools_of
 from tests.dead_letters.letters import batch_of_lines, bury, source_lines
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import Running, gate, together
@@ -171,7 +170,7 @@ def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) ->
     desk.world.split(new.batch, 3)
     assert {row.pool for row in desk.world.rows("SELECT pool FROM queue")} == {"dedicated"}
     made = desk.world.batches.get(DEFAULT_TENANT, new.batch)
-    assert (made.pool, pools_of(made), made.escalations) == (Pool.DEDICATED, (Pool.DEDICATED,), 0)
+    assert (made.pool, made.pools, made.escalations) == (Pool.DEDICATED, (Pool.DEDICATED,), 0)
     assert desk.audit()[0][2].endswith(f"{format_batch_id(new.batch)} on dedicated")
     planned = desk.world.timetable.replan(lambda situation: decide(situation, CAPACITY))
     assert planned is not None

@@ -46,9 +46,9 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         part = Part(error)
         monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
         monkeypatch.setattr(App, "scheduler", part)
-        monkeypatch.setattr(App, "vitals", part)
+        monkeypatch.setattr(App, "snapshots", part)
         monkeypatch.setattr("lowtide.scheduler.tick.ticked", lambda _: None)
-        monkeypatch.setattr("lowtide.status.vitals.measured", lambda _: None)
+        monkeypatch.setattr("lowtide.status.metrics.measured", lambda _: None)
         monkeypatch.delitem(sys.modules, "main", raising=False)
         return create_app(name, str(FUNCTIONS / name / "main.py"), "cloudevent").test_client()
 

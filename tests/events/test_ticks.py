@@ -21,7 +21,7 @@ EVENT = {"ce-specversion": "1.0", "ce-type": TICK, "ce-source": "/ping", "ce-id"
 
 
 class Part:
-    """The scheduler or the vitals: works, or raises."""
+    """The scheduler or the snapshots: works, or raises."""
 
     def __init__(self, error: Exception | None) -> None:
         self._error = error
@@ -38,10 +38,10 @@ class Part:
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Send one tick; return the status of the answer."""
 
-    def send(tick: Exception | None, vitals: Exception | None) -> int:
+    def send(tick: Exception | None, snapshots: Exception | None) -> int:
         monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
         monkeypatch.setattr(App, "scheduler", Part(tick))
-        monkeypatch.setattr(App, "vitals", Part(vitals))
+        monkeypatch.setattr(App, "snapshots", Part(snapshots))
         monkeypatch.setattr(scheduler_tick, "ticked", lambda _: None)
         client = create_app("schedule", str(SOURCE), "cloudevent").test_client()
         status: int = client.post("/", json={}, headers=EVENT).status_code
@@ -51,10 +51,10 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(
-    ("tick", "vitals", "status", "logged"),
+    ("tick", "snapshots", "status", "logged"),
     [
         pytest.param(None, None, 204, [], id="works"),
-        pytest.param(None, RuntimeError(), 204, ["vitals.not_read"], id="nothing measured"),
+        pytest.param(None, RuntimeError(), 204, ["snapshot.not_read"], id="nothing measured"),
         pytest.param(RuntimeError(), None, 500, ["event.failed"], id="no tick"),
     ],
 )
@@ -62,10 +62,10 @@ def test_a_tick_is_done_whether_or_not_it_was_measured(
     answer: Callable[..., int],
     caplog: pytest.LogCaptureFixture,
     tick: Exception | None,
-    vitals: Exception | None,
+    snapshots: Exception | None,
     status: int,
     logged: list[str],
 ) -> None:
-    assert answer(tick, vitals) == status
+    assert answer(tick, snapshots) == status
     ours = [it.message for it in caplog.records if it.name.startswith("lowtide")]
     assert ours == logged

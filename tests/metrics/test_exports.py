@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import REGISTRY
 
-from lowtide.core.ids import BatchId, new_id
+from lowtide.core.ids import BatchId, TenantId, new_id
 from lowtide.core.pools import Depth, Pool, Prices
 from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
-from lowtide.status import vitals
-from lowtide.status.vitals import RiskyBatch, TenantVitals, Vitals
+from lowtide.status import metrics
+from lowtide.status.snapshot import Backlog, Crew, RiskyBatch, SystemSnapshot, TenantLoad
 from lowtide.telemetry import health
 from lowtide.worker.metrics import WorkerMetrics
 
@@ -20,16 +21,29 @@ if TYPE_CHECKING:
 
     from lowtide.engines.outcomes import Outcome
 
-ACME = TenantVitals(
-    "acme", 2, 1, {Pool.SPOT: Depth(7, 3), Pool.DEDICATED: Depth(1, 0)}, {Pool.SPOT: 61.0}
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+ACME = TenantLoad(
+    TenantId(new_id()),
+    "acme",
+    2,
+    1,
+    {Pool.SPOT: Depth(7, 3), Pool.DEDICATED: Depth(1, 0)},
+    {Pool.SPOT: NOW - timedelta(seconds=61), Pool.DEDICATED: NOW + timedelta(seconds=9)},
 )
-BETA = TenantVitals("beta", 1, 0, {pool: Depth(0, 0) for pool in Pool}, {Pool.SPOT: 5.0})
+BETA = TenantLoad(
+    TenantId(new_id()),
+    "beta",
+    1,
+    0,
+    {pool: Depth(0, 0) for pool in Pool},
+    {Pool.SPOT: NOW - timedelta(seconds=5)},
+)
 
 
 @pytest.fixture
 def _forgotten() -> Iterator[None]:
     yield
-    vitals._LATEST.seen = None
+    metrics._LATEST.seen = None
 
 
 def _value(name: str, **labels: str) -> float | None:
@@ -40,9 +54,14 @@ def _value(name: str, **labels: str) -> float | None:
 def test_a_look_is_published_as_a_whole() -> None:
     assert _value("outbox_events") is None  # unknown is not 0
     batch = BatchId(new_id())
-    vitals.measured(
-        Vitals(
-            (ACME, BETA), (RiskyBatch("acme", batch, -3.0),), {Pool.SPOT: 4}, {"acme": 9}, 2, 8.0
+    metrics.measured(
+        SystemSnapshot(
+            NOW,
+            tenants=(ACME, BETA),
+            risky=(RiskyBatch("acme", batch, NOW - timedelta(seconds=3)),),
+            crews={Pool.SPOT: Crew(4, NOW)},
+            open_letters={"acme": 9},
+            events=Backlog(2, NOW - timedelta(seconds=8)),
         )
     )
     assert _value("queue_oldest_age_seconds", pool="spot") == 61
@@ -56,7 +75,7 @@ def test_a_look_is_published_as_a_whole() -> None:
     named = f"batch_{batch.hex}"
     assert _value("batch_at_risk_seconds_left", tenant="acme", batch=named) == -3
     assert (_value("outbox_events"), _value("outbox_oldest_age_seconds")) == (2, 8)
-    vitals.measured(Vitals((BETA,), (), {}, {}, 0, 0.0))
+    metrics.measured(SystemSnapshot(NOW, tenants=(BETA,)))
     assert _value("tenant_open_batches", tenant="acme") is None
     assert _value("tenant_open_batches", tenant="beta") == 1
     assert _value("workers_alive", pool="spot") == 0

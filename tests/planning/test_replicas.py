@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowtide.core.pools import Depth
-from lowtide.planning.demand import desired_replicas, scaled_replicas
+from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,6 @@ def test_a_pool_without_an_engine_gets_no_more_workers(
     stranded: int, planned: int | None, replicas: int
 ) -> None:
     found = scaled_replicas(
-        Depth(99, 0), 5, most=4, planned=planned, paused=False, stranded=stranded
+        Depth(99, 0), PoolScale(5, 4), planned=planned, paused=False, stranded=stranded
     )
     assert found == replicas

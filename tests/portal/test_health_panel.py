@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lowtide.core.pools import Pool
-from lowtide.status.overview import PoolLoad, Reachability
+from lowtide.core.pools import Depth
+from lowtide.status.watch import Reachability
 from portal.components.health_panel import judge, judge_workers
+from tests.status.test_watch import load, snapshot
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -31,4 +32,5 @@ def test_probes(found: Reachability | None, text: str) -> None:
     [(0, 0, "Scaled to zero"), (5, 0, "No workers yet"), (5, 1, "1 worker"), (0, 2, "2 workers")],
 )
 def test_workers(queued: int, workers: int, text: str) -> None:
-    assert judge_workers([PoolLoad(Pool.SPOT, queued, 0, workers)])["text"] == text
+    found = snapshot(workers=workers, tenants=(load(spot=Depth(queued, 0)),))
+    assert judge_workers(found)["text"] == text

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.status.overview import Overview, Totals, Watch
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import PoolScale
+from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
+from lowtide.status.watch import SystemWatch
 from portal.polling import Poller, rest_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-OVERVIEW = Overview(datetime(2026, 1, 2, tzinfo=UTC), Totals(0, 0, 0, 0, 0, 0), (), ())
+SNAPSHOT = SystemSnapshot(datetime(2026, 1, 2, tzinfo=UTC))
 
 
-class Source:
+class Source(SnapshotStore):
     """Counts what is read."""
 
     def __init__(self) -> None:
@@ -29,17 +32,22 @@ class Source:
     def check(self) -> None:
         """Answer."""
 
-    def read(self, *, recent: int) -> Overview:  # noqa: ARG002
+    def read(self) -> SystemSnapshot:
         self.reads += 1
         if self.fails:
             raise RuntimeError("a bug")
-        return OVERVIEW
+        return SNAPSHOT
+
+
+def _watch(source: Source) -> SystemWatch:
+    scales = {pool: PoolScale(5, 4) for pool in Pool}
+    return SystemWatch(source, scales, clock=lambda: datetime.now(UTC))
 
 
 def _run(scenario: Callable[[Poller, Source], Awaitable[None]]) -> None:
     async def main() -> None:
         source = Source()
-        poller = Poller(Watch(source, lambda: None, clock=lambda: datetime.now(UTC)))
+        poller = Poller(_watch(source))
         poller.start()
         try:
             await scenario(poller, source)
@@ -59,7 +67,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 def test_the_first_reading_comes_at_once_and_then_it_rests() -> None:
     async def scenario(poller: Poller, source: Source) -> None:
         await poller.fresh(timeout=5)
-        assert poller.seen.overview is OVERVIEW
+        assert poller.seen.snapshot is SNAPSHOT
         await asyncio.sleep(0.2)
         assert source.reads == 1
 
@@ -103,8 +111,7 @@ def test_a_probe_that_hangs_holds_up_no_other() -> None:
         hangs.wait(20)
 
     async def main() -> None:
-        watch = Watch(Source(), lambda: None, clock=lambda: datetime.now(UTC))
-        poller = Poller(watch, probes=[hang, asked.set])
+        poller = Poller(_watch(Source()), probes=[hang, asked.set])
         poller.start()
         try:
             await _until(asked.is_set)

@@ -10,8 +10,9 @@ from sqlalchemy import event
 
 from lowtide.core.ids import now
 from lowtide.core.pools import Pool
-from lowtide.status.operations import OperationsStore, OperationsWatch, ScaleRule
-from lowtide.status.overview import OverviewStore, Watch
+from lowtide.planning.demand import PoolScale
+from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.watch import SystemWatch
 from portal.polling import Poller
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ async def _statements(database: Database, pages: int) -> int:
         nonlocal count
         count += 1
 
-    operations = OperationsWatch(OperationsStore(engine), {pool: ScaleRule(5, 4) for pool in Pool})
+    scales = {pool: PoolScale(5, 4) for pool in Pool}
+    system = SystemWatch(SnapshotStore(engine), scales, clock=now)
 
     def looked() -> None:
         nonlocal looks
@@ -40,9 +42,7 @@ async def _statements(database: Database, pages: int) -> int:
             loop.call_soon_threadsafe(done.set)
 
     loop = asyncio.get_running_loop()
-    poller = Poller(
-        Watch(OverviewStore(engine), lambda: None, clock=now), looks=[operations.look, looked]
-    )
+    poller = Poller(system, looks=[looked])
     event.listen(engine, "before_cursor_execute", executed)
     for page in range(pages):
         poller.follow(f"page {page}", 0.01)
@@ -56,4 +56,4 @@ async def _statements(database: Database, pages: int) -> int:
 
 @pytest.mark.parametrize("pages", [1, 50])
 def test_fifty_pages_cost_as_many_statements_as_one(database: Database, pages: int) -> None:
-    assert asyncio.run(_statements(database, pages)) == LOOKS * 9
+    assert asyncio.run(_statements(database, pages)) == LOOKS * 11

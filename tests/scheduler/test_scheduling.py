@@ -11,10 +11,10 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
 from lowtide.objects.store import ObstoreObjects
-from lowtide.planning.demand import Capacity, RateSample
+from lowtide.planning.demand import Capacity, PoolScale, RateSample
 from lowtide.queue.rates import RateStore
 from lowtide.scheduler.samples import SampleRecorder
-from lowtide.scheduler.tick import PoolScale, Scheduler, TickRules
+from lowtide.scheduler.tick import Scheduler, TickRules
 from tests.queue.test_scaler_queries import keda_replicas
 from tests.scheduler.test_pools_store import register
 from tests.tenants.test_audit_retention import AUDITED

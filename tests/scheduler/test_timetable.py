@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from lowtide.core.ids import BatchId
 from lowtide.core.pools import Depth, Pool
@@ -18,7 +19,7 @@ from lowtide.queue.claims import Returned
 from tests.worlds import World, done, numbers, together
 
 if TYPE_CHECKING:
-    from lowtide.planning.state import SchedulerState
+    from lowtide.planning.state import PlanResult, SchedulerState
 
 
 def _pools(world: World, batch: BatchId) -> dict[int, tuple[str, bool]]:
@@ -116,6 +117,46 @@ def test_lines_go_back_to_spot_unless_somebody_has_them(world: World) -> None:
     spot = world.queue.open_lease(Pool.SPOT, "w")
     assert len(world.queue.claim(spot, Pool.SPOT, 9)) == 5
     assert world.queue.settle(dedicated, [done(held)], []).finished == 1
+
+
+def test_moves_of_many_batches_are_as_many_statements_as_of_one(world: World) -> None:
+    def moved(batches: int) -> tuple[PlanResult, int]:
+        """Move requests of new batches both ways; return the sums and the statements."""
+        running = [world.batch(4) for _ in range(batches)]
+        world.queue.claim(world.queue.open_lease(Pool.SPOT, "worker"), Pool.SPOT, 99)
+        spot, dedicated = ([world.batch(4) for _ in range(batches)] for _ in range(2))
+        world.run(
+            "UPDATE queue SET pool = 'dedicated', escalated = true WHERE batch_id = ANY(:ids)",
+            ids=dedicated,
+        )
+        world.run(
+            "UPDATE queue SET available_at = now() + interval '1 h' WHERE line > 2 AND "
+            "batch_id = ANY(:ids)",
+            ids=spot,
+        )
+        statements: list[str] = []
+        listen = (world.worker, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
+        event.listen(*listen)
+        found = world.apply(
+            Plan(
+                escalations=tuple(Move(batch, 3) for batch in spot),
+                returns=tuple(Move(batch, 2) for batch in dedicated),
+                revocations=tuple(Move(batch, 1) for batch in running),
+            )
+        )
+        event.remove(*listen)
+        for batch in spot:  # delayed requests are the last to move
+            assert [line for line, (pool, _) in _pools(world, batch).items() if pool == "spot"] == [
+                3
+            ]
+            assert world.row(batch).escalated == 3
+        return found, len(statements)
+
+    one, statements = moved(1)
+    assert (one.escalated, one.returned, one.revoked) == (3, 2, 1)
+    three, again = moved(3)
+    assert (three.escalated, three.returned, three.revoked) == (9, 6, 3)
+    assert again == statements
 
 
 def test_what_is_taken_from_a_spot_worker_is_never_executed_twice(world: World) -> None:

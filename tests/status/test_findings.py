@@ -1,4 +1,4 @@
-"""What the evidence says of each part: idle is not broken, and what is bad says what to do."""
+"""The health of each component: idle is not broken, and what is bad says what to do."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.ids import DEFAULT_TENANT
-from lowtide.core.pools import Pool, PoolPause
+from lowtide.core.pools import Depth, Pool, PoolPause
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
 from lowtide.status import findings
-from lowtide.status.evidence import Backlog, Crew, Evidence, LostEngine, Scale, scales_of
 from lowtide.status.findings import Condition
 from lowtide.status.last_seen import TICK, Component, LastSeen
-from lowtide.status.operations import PoolSample, Sample, TenantLoad
-from tests.status.test_operations import NOW, reading
+from lowtide.status.snapshot import Backlog, Crew, LostEngine, SystemSnapshot
+from lowtide.status.watch import PoolSample, Sample, Scale, scales_of
+from tests.status.test_watch import NOW, load
 
 if TYPE_CHECKING:
     from lowtide.status.findings import Finding
-    from lowtide.status.operations import Operations
 
 MINUTE = timedelta(minutes=1)
-NOTHING = Evidence(NOW, {}, Backlog(0, None), Backlog(0, None), {})
+NOTHING = SystemSnapshot(NOW)
 CREATED = EventType.BATCH_CREATED
 JUST = LastSeen(NOW - timedelta(seconds=5))
 LONG_AGO = LastSeen(NOW - 12 * MINUTE)
@@ -38,16 +36,15 @@ def saw(
     *known: tuple[Component, str, LastSeen],
     unsplit: Backlog = NOTHING.unsplit,
     unfinalized: Backlog = NOTHING.unfinalized,
-) -> Evidence:
-    """Return evidence of these sightings."""
+) -> SystemSnapshot:
+    """Return a snapshot with these observations."""
     seen = {(sight, name): sighting for sight, name, sighting in known}
     return replace(NOTHING, last_seen=seen, unsplit=unsplit, unfinalized=unfinalized)
 
 
-def function(name: str, evidence: Evidence, operations: Operations | None = None) -> Finding:
+def function(name: str, snapshot: SystemSnapshot) -> Finding:
     """Return the finding of one function."""
-    found = findings.functions(evidence, operations)
-    return next(each for each in found if each.part == name)
+    return next(each for each in findings.functions(snapshot) if each.part == name)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +67,7 @@ def test_a_function_is_known_by_its_answers(
 
 
 def test_a_function_that_nobody_used_is_no_trouble() -> None:
-    found = findings.functions(NOTHING, reading())
+    found = findings.functions(NOTHING)
     assert {each.condition for each in found} == {Condition.UNKNOWN}
     assert [each.part for each in found] == [
         "upload", "create_batch", "cancel_batch", "read", "split", "finalize", "schedule",
@@ -86,7 +83,7 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
 
 
 @pytest.mark.parametrize(
-    ("evidence", "word", "says", "advice"),
+    ("snapshot", "word", "says", "advice"),
     [
         pytest.param(
             saw(unsplit=WAITING), "Not called", "not delivered", "trigger", id="no delivery"
@@ -119,17 +116,17 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
     ],
 )
 def test_batches_that_wait_for_a_step(
-    evidence: Evidence, word: str, says: str, advice: str
+    snapshot: SystemSnapshot, word: str, says: str, advice: str
 ) -> None:
-    found = function("split", evidence)
+    found = function("split", snapshot)
     assert (found.condition, found.word) == (Condition.BAD, word)
     assert says in found.detail
     assert advice in found.advice
 
 
 def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
-    evidence = saw((Component.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
-    assert function("finalize", evidence).condition is Condition.IDLE
+    snapshot = saw((Component.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
+    assert function("finalize", snapshot).condition is Condition.IDLE
 
 
 @pytest.mark.parametrize(
@@ -145,21 +142,19 @@ def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
 def test_the_scheduler_is_known_by_its_ticks(
     ticked: float | None, seen: float | None, condition: Condition, word: str
 ) -> None:
-    operations = replace(
-        reading(), ticked_at=None if ticked is None else NOW - timedelta(seconds=ticked)
-    )
+    ticked_at = None if ticked is None else NOW - timedelta(seconds=ticked)
     known = (
         ()
         if seen is None
         else ((Component.DELIVERED, TICK, LastSeen(NOW - timedelta(seconds=seen))),)
     )
-    found = function("schedule", saw(*known), operations)
+    found = function("schedule", replace(saw(*known), ticked_at=ticked_at))
     assert (found.condition, found.word) == (condition, word)
 
 
 def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
-    operations = replace(reading(), ticked_at=NOW - timedelta(seconds=70))
-    found = function("schedule", saw((Component.FUNCTION, "schedule", FAILS)), operations)
+    snapshot = saw((Component.FUNCTION, "schedule", FAILS))
+    found = function("schedule", replace(snapshot, ticked_at=NOW - timedelta(seconds=70)))
     assert (found.word, found.detail) == ("Failing", "HTTP 500")
 
 
@@ -178,20 +173,13 @@ def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
 def test_the_broker_is_known_by_the_outbox(
     sighting: LastSeen | None, waiting: int | None, condition: Condition, word: str
 ) -> None:
-    operations = reading()
-    if waiting is not None:
-        since = NOW - timedelta(seconds=waiting)
-        operations = replace(operations, events_waiting=12, oldest_event=since)
+    events = Backlog() if waiting is None else Backlog(12, NOW - timedelta(seconds=waiting))
     known = () if sighting is None else ((Component.SENT, CREATED.value, sighting),)
-    found = findings.broker(saw(*known), operations)
+    found = findings.broker(replace(saw(*known), events=events))
     assert (found.condition, found.word) == (condition, word)
     if condition is Condition.BAD:
         assert found.detail.startswith("12 events waiting, the oldest for 3 min")
         assert "kubectl get broker" in found.advice
-
-
-def _load(queued: int, minutes: float) -> TenantLoad:
-    return TenantLoad(DEFAULT_TENANT, "a", Pool.SPOT, queued, 0, NOW - minutes * MINUTE)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +195,16 @@ def test_workers(
     workers: int, queued: int, minutes: float, condition: Condition, word: str
 ) -> None:
     crews = {Pool.SPOT: Crew(workers, NOW)} if workers else {}
-    loads = (_load(queued, minutes),) if queued else ()
-    operations = replace(reading(), loads=loads)
-    spot, dedicated = findings.workers(replace(NOTHING, crews=crews), operations)
+    tenants = (load(spot=Depth(queued, 0), waits=minutes * MINUTE),)
+    spot, dedicated = findings.workers(replace(NOTHING, crews=crews, tenants=tenants))
     assert (spot.part, spot.condition, spot.word) == ("infer_spot", condition, word)
     assert dedicated.condition is Condition.IDLE
 
 
 def test_a_paused_pool_misses_no_workers() -> None:
     pause = PoolPause(Pool.SPOT, NOW - 9 * MINUTE, "ana")
-    operations = replace(reading(), loads=(_load(5, 9),), pauses=(pause,))
-    spot, _ = findings.workers(NOTHING, operations)
+    tenants = (load(spot=Depth(5, 0), waits=9 * MINUTE),)
+    spot, _ = findings.workers(replace(NOTHING, tenants=tenants, pauses=(pause,)))
     assert (spot.condition, spot.word, spot.detail) == (Condition.IDLE, "Paused", "by ana")
 
 
@@ -229,7 +216,7 @@ def test_an_engine_that_fails_names_what_it_said() -> None:
 
 
 def _sample(minutes: float, workers: int, desired: int) -> Sample:
-    none = PoolSample(0, 0, 0, 0, 0, 0)
+    none = PoolSample(0, 0, 0, 0)
     spot = replace(none, workers=workers, desired=desired)
     return Sample(NOW - minutes * MINUTE, {Pool.SPOT: spot, Pool.DEDICATED: none})
 
@@ -302,7 +289,7 @@ def test_a_worker_without_an_engine_says_why(
     state: BreakerState, condition: Condition, word: str
 ) -> None:
     lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
-    *_, found = findings.engines(replace(NOTHING, lost_engines=[lost]))
+    *_, found = findings.engines(replace(NOTHING, lost_engines=(lost,)))
     assert (found.part, found.condition, found.word) == ("Engine of host/7, spot", condition, word)
     assert "HTTP 503" in found.detail
     assert "3 min" in found.detail

@@ -1,0 +1,115 @@
+"""The metrics behind alerts and dashboards, from a snapshot of the system."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
+from lowtide.status.snapshot import SystemSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+_NOTHING = SystemSnapshot(datetime.min.replace(tzinfo=UTC))
+
+
+class _Latest(Collector):
+    """Collector of the last reading; a tenant without open batches leaves no series behind."""
+
+    def __init__(self) -> None:
+        self.seen: SystemSnapshot | None = None
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Return the exported metrics without samples, also before the first reading."""
+        return _families(_NOTHING)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return the last reading; nothing before the first."""
+        return [] if self.seen is None else _families(self.seen)
+
+
+_LATEST = _Latest()
+
+
+def measured(snapshot: SystemSnapshot) -> None:
+    """Publish a reading."""
+    _LATEST.seen = snapshot
+
+
+def _families(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
+    return [*_of_pools(snapshot), *_of_tenants(snapshot), *_of_events(snapshot)]
+
+
+def _of_pools(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
+    age = GaugeMetricFamily(
+        "queue_oldest_age_seconds",
+        "Age of the oldest claimable request of the pool, in seconds.",
+        labels=["pool"],
+    )
+    workers = GaugeMetricFamily("workers_alive", "Workers with a valid lease.", labels=["pool"])
+    for pool in Pool:
+        age.add_metric([pool.value], snapshot.oldest_age(pool))
+        workers.add_metric([pool.value], snapshot.workers(pool))
+    return [age, workers]
+
+
+def _of_tenants(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
+    batches = GaugeMetricFamily(
+        "tenant_open_batches", "Open batches of the tenant.", labels=["tenant"]
+    )
+    at_risk = GaugeMetricFamily(
+        "tenant_batches_at_risk", "Open batches whose deadline cannot be met.", labels=["tenant"]
+    )
+    by_pool = ["tenant", "pool"]
+    queued = GaugeMetricFamily(
+        "tenant_queue_depth", "Queued requests of the tenant.", labels=by_pool
+    )
+    running = GaugeMetricFamily("tenant_running", "Running requests of the tenant.", labels=by_pool)
+    oldest = GaugeMetricFamily(
+        "tenant_queue_oldest_age_seconds",
+        "queue_oldest_age_seconds of one tenant.",
+        labels=by_pool,
+    )
+    for tenant in snapshot.tenants:
+        batches.add_metric([tenant.name], tenant.batches)
+        at_risk.add_metric([tenant.name], tenant.at_risk)
+        for pool, depth in tenant.depths.items():
+            queued.add_metric([tenant.name, pool.value], depth.queued)
+            running.add_metric([tenant.name, pool.value], depth.running)
+            oldest.add_metric([tenant.name, pool.value], tenant.oldest_age(pool, snapshot.at))
+    letters = GaugeMetricFamily(
+        "tenant_dead_letters", "Open dead letters of the tenant.", labels=["tenant"]
+    )
+    for name, count in snapshot.open_letters.items():
+        letters.add_metric([name], count)
+    risky = GaugeMetricFamily(
+        "batch_at_risk_seconds_left",
+        "Seconds until the deadline of each batch at risk; only the most urgent ones.",
+        labels=["tenant", "batch"],
+    )
+    for batch in snapshot.risky:
+        left = (batch.deadline - snapshot.at).total_seconds()
+        risky.add_metric([batch.tenant, format_batch_id(batch.batch)], left)
+    return [batches, at_risk, queued, running, oldest, letters, risky]
+
+
+def _of_events(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
+    events = GaugeMetricFamily("outbox_events", "Events that the broker has not accepted yet.")
+    events.add_metric([], snapshot.events.count)
+    oldest = GaugeMetricFamily(
+        "outbox_oldest_age_seconds",
+        "Age of the oldest event in the outbox, in seconds; 0 if there is none.",
+    )
+    since = snapshot.events.since
+    oldest.add_metric([], 0.0 if since is None else max((snapshot.at - since).total_seconds(), 0.0))
+    return [events, oldest]
+
+
+REGISTRY.register(_LATEST)

@@ -1,0 +1,345 @@
+"""One reading of the whole system: queue, workers, batches, events and components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from lowtide.batches.store import batch_of
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import BatchId, TenantId
+from lowtide.core.pools import Depth, Pool
+from lowtide.database.connections import begin
+from lowtide.engines.breaker import BreakerState
+from lowtide.scheduler.pauses import read_pauses
+from lowtide.scheduler.plan import BATCHES
+from lowtide.status.last_seen import Component, LastSeen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.batches.model import Batch
+    from lowtide.core.pools import PoolPause
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Things that wait for a step; the first has waited since `since`."""
+
+    count: int = 0
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Batches of all tenants; completed, failed and cancelled ones of the last 24 hours.
+
+    `failed` counts refused files and expired batches; `at_risk` is part of `in_progress`.
+    """
+
+    batches: int = 0
+    in_progress: int = 0
+    at_risk: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLoad:
+    """A tenant with open batches; `at_risk` of them are at risk.
+
+    `oldest` are the times by pool at which the first queued request became claimable, or will after
+    its retry delay; a pool without queued requests is missing.
+    """
+
+    tenant: TenantId
+    name: str
+    batches: int
+    at_risk: int
+    depths: Mapping[Pool, Depth]
+    oldest: Mapping[Pool, datetime]
+
+    def oldest_age(self, pool: Pool, at: datetime) -> float:
+        """Return the seconds that the first request of a pool has waited; 0 while none waits."""
+        since = self.oldest.get(pool)
+        return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskyBatch:
+    """A batch at risk of missing its deadline."""
+
+    tenant: str
+    batch: BatchId
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The requests that a pool has ended and lost to interruptions for one batch so far."""
+
+    batch: BatchId
+    pool: Pool
+    done: int
+    interrupted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """A pool's workers with an unexpired lease, and the time of their last heartbeat."""
+
+    workers: int
+    heartbeat_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LostEngine:
+    """A worker whose engine breaker is not closed since `since`."""
+
+    worker: str
+    pool: Pool
+    state: BreakerState
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSnapshot:
+    """One reading; all times are the database's.
+
+    `recent` are the newest batches, newest first. `risky` are the most urgent batches at risk.
+    `work` covers batches that are active or have just ended. `unsplit` batches wait for their file
+    to be split, `unfinalized` ones for their output files, `events` for the broker. `planned` is the
+    number of dedicated replicas that the last tick planned, at `ticked_at`; None before the first.
+    `open_letters` are the dead letters by tenant that were neither requeued nor discarded. Counts of
+    letters and events stop at MOST_COUNTED.
+    """
+
+    at: datetime
+    totals: Totals = field(default_factory=Totals)
+    recent: tuple[Batch, ...] = ()
+    tenants: tuple[TenantLoad, ...] = ()
+    risky: tuple[RiskyBatch, ...] = ()
+    work: tuple[Work, ...] = ()
+    crews: Mapping[Pool, Crew] = field(default_factory=dict)
+    lost_engines: tuple[LostEngine, ...] = ()
+    last_seen: Mapping[tuple[Component, str], LastSeen] = field(default_factory=dict)
+    unsplit: Backlog = field(default_factory=Backlog)
+    unfinalized: Backlog = field(default_factory=Backlog)
+    events: Backlog = field(default_factory=Backlog)
+    open_letters: Mapping[str, int] = field(default_factory=dict)
+    pauses: tuple[PoolPause, ...] = ()
+    planned: int | None = None
+    ticked_at: datetime | None = None
+    server_version: str = ""
+    schema_version: str = ""
+
+    def pause(self, pool: Pool) -> PoolPause | None:
+        """Return the pause of a pool, if there is one."""
+        return next((pause for pause in self.pauses if pause.pool is pool), None)
+
+    def workers(self, pool: Pool) -> int:
+        """Return the number of a pool's workers with an unexpired lease."""
+        return self.crews[pool].workers if pool in self.crews else 0
+
+    def depth(self, pool: Pool) -> Depth:
+        """Return the queued and running requests of a pool."""
+        depths = [tenant.depths[pool] for tenant in self.tenants]
+        return Depth(sum(each.queued for each in depths), sum(each.running for each in depths))
+
+    def oldest_age(self, pool: Pool) -> float:
+        """Return the seconds that the first request of a pool has waited; 0 while none waits."""
+        return max((tenant.oldest_age(pool, self.at) for tenant in self.tenants), default=0.0)
+
+
+MOST_COUNTED: Final = 10_000
+"""Nobody needs exact numbers of letters and events above this."""
+MOST_RISKY: Final = 50
+MOST_RECENT: Final = 20
+
+# The status lists repeat the predicates of the indexes batches_active and batches_ended.
+TOTALS = """
+SELECT now() AS at, (SELECT count(*) FROM batches) AS batches, active.*, ended.*,
+  (SELECT max(replicas) FROM wanted_replicas) AS planned,
+  (SELECT max(at) FROM wanted_replicas) AS ticked_at,
+  current_setting('server_version') AS server_version,
+  (SELECT min(version_num) FROM alembic_version) AS schema_version
+FROM (
+  SELECT count(*) AS in_progress, count(*) FILTER (WHERE at_risk) AS at_risk,
+    count(*) FILTER (WHERE status = 'validating') AS unsplit,
+    min(created_at) FILTER (WHERE status = 'validating') AS unsplit_since,
+    count(*) FILTER (WHERE drained_at IS NOT NULL) AS unfinalized,
+    min(drained_at) AS unfinalized_since
+  FROM batches WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+) active, (
+  SELECT count(*) FILTER (WHERE status = 'completed') AS completed,
+    count(*) FILTER (WHERE status IN ('failed', 'expired')) AS failed,
+    count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+  FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+    AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
+) ended
+"""
+RECENT = "SELECT * FROM batch_states ORDER BY id DESC LIMIT :limit"
+TENANTS = f"""
+SELECT t.id, t.name, count(*) AS batches, count(*) FILTER (WHERE b.at_risk) AS at_risk,
+  sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
+  sum(l.running_spot)::bigint AS running_spot,
+  sum(l.running_dedicated)::bigint AS running_dedicated,
+  min(f.spot) AS oldest_spot, min(f.dedicated) AS oldest_dedicated
+FROM ({BATCHES}) l JOIN batches b ON b.id = l.id JOIN tenants t ON t.id = b.tenant_id
+CROSS JOIN LATERAL (SELECT
+  (SELECT available_at FROM queue WHERE pool = 'spot' AND batch_id = b.id
+   ORDER BY available_at LIMIT 1) AS spot,
+  (SELECT available_at FROM queue WHERE pool = 'dedicated' AND batch_id = b.id
+   ORDER BY available_at LIMIT 1) AS dedicated) f
+GROUP BY t.id, t.name ORDER BY t.name
+"""  # noqa: S608 - two constants of ours
+RISKY = """
+SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
+WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
+ORDER BY b.deadline LIMIT :most
+"""
+# Batches are read until 2 minutes after their end, so that their last requests count.
+WORK = """
+SELECT t.batch_id, t.pool, sum(t.completed + t.failed)::bigint AS done,
+  sum(t.interrupted)::bigint AS interrupted
+FROM (
+  SELECT id FROM batches
+  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+  UNION ALL
+  SELECT id FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+    AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '2 minutes'
+) b CROSS JOIN LATERAL (
+  SELECT batch_id, pool, completed, failed, interrupted FROM tallies
+  WHERE batch_id = b.id OFFSET 0) t
+GROUP BY t.batch_id, t.pool
+"""
+CREWS = """
+SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
+  coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
+    FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines
+FROM workers WHERE expires_at > now() GROUP BY pool
+"""
+LAST_SEEN = "SELECT sight AS component, name, succeeded_at, failed_at, problem FROM sightings"
+# Ids are ordered by time.
+EVENTS = """
+SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT :most) o) AS events,
+  (SELECT created_at FROM outbox ORDER BY id LIMIT 1) AS oldest
+"""
+LETTERS = """
+SELECT t.name, l.letters FROM tenants t CROSS JOIN LATERAL (
+  SELECT count(*) AS letters FROM (
+    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' LIMIT :most) d) l
+WHERE l.letters > 0
+"""
+
+_Value = TypeVar("_Value")
+_CHECK = text("SELECT 1")
+_TOTALS, _RECENT, _TENANTS, _RISKY = map(text, (TOTALS, RECENT, TENANTS, RISKY))
+_WORK, _CREWS, _LAST_SEEN, _EVENTS, _LETTERS = map(text, (WORK, CREWS, LAST_SEEN, EVENTS, LETTERS))
+_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
+
+
+class SnapshotStore:
+    """Queries for snapshots, as a role with access to every tenant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def check(self) -> None:
+        """Raise Unavailable if the database does not answer."""
+        self._read(lambda connection: connection.execute(_CHECK).one())
+
+    def read(self) -> SystemSnapshot:
+        """Return a snapshot; raises Unavailable."""
+        return self._read(_snapshot)
+
+    def _read(self, read: Callable[[Connection], _Value]) -> _Value:
+        try:
+            with begin(self._engine) as connection:
+                return read(connection)
+        except SQLAlchemyError as error:
+            # The status pages must survive a missing schema and a refused password.
+            raise Unavailable("The database responds, but queries fail.") from error
+
+
+def _snapshot(connection: Connection) -> SystemSnapshot:
+    def rows(statement: Any, **parameters: int) -> Sequence[Any]:
+        return connection.execute(statement, parameters).all()
+
+    (now,) = rows(_TOTALS)
+    (events,) = rows(_EVENTS, most=MOST_COUNTED)
+    crews = rows(_CREWS)
+    return SystemSnapshot(
+        at=now.at,
+        totals=_totals(now),
+        recent=tuple(map(batch_of, rows(_RECENT, limit=MOST_RECENT))),
+        tenants=tuple(map(_tenant, rows(_TENANTS))),
+        risky=tuple(
+            RiskyBatch(row.name, BatchId(row.id), row.deadline)
+            for row in rows(_RISKY, most=MOST_RISKY)
+        ),
+        work=tuple(
+            Work(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
+            for row in rows(_WORK)
+        ),
+        crews={Pool(row.pool): Crew(row.workers, row.heartbeat_at) for row in crews},
+        lost_engines=tuple(_lost_engines(crews)),
+        last_seen={
+            (Component(row.component), row.name): LastSeen(
+                row.succeeded_at, row.failed_at, row.problem
+            )
+            for row in rows(_LAST_SEEN)
+        },
+        unsplit=Backlog(now.unsplit, now.unsplit_since),
+        unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
+        events=Backlog(events.events, events.oldest),
+        open_letters={row.name: row.letters for row in rows(_LETTERS, most=MOST_COUNTED)},
+        pauses=read_pauses(connection),
+        planned=now.planned,
+        ticked_at=now.ticked_at,
+        server_version=now.server_version.split()[0],
+        schema_version=now.schema_version or "none",
+    )
+
+
+def _totals(row: Any) -> Totals:
+    return Totals(
+        batches=row.batches,
+        in_progress=row.in_progress,
+        at_risk=row.at_risk,
+        completed=row.completed,
+        failed=row.failed,
+        cancelled=row.cancelled,
+    )
+
+
+def _tenant(row: Any) -> TenantLoad:
+    oldest = {Pool.SPOT: row.oldest_spot, Pool.DEDICATED: row.oldest_dedicated}
+    return TenantLoad(
+        TenantId(row.id),
+        row.name,
+        row.batches,
+        row.at_risk,
+        depths={
+            Pool.SPOT: Depth(row.spot, row.running_spot),
+            Pool.DEDICATED: Depth(row.dedicated, row.running_dedicated),
+        },
+        oldest={pool: at for pool, at in oldest.items() if at is not None},
+    )
+
+
+def _lost_engines(crews: Sequence[Any]) -> Iterator[LostEngine]:
+    for row in crews:
+        for name, pool, state, reason, since in _decode(row.lost_engines):
+            yield LostEngine(
+                name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since)
+            )

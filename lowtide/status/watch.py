@@ -1,0 +1,214 @@
+"""The last snapshot, samples of the last hour, and the reachability of other components."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.errors import LowtideError
+from lowtide.core.pools import Pool
+from lowtide.planning.demand import scaled_replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from lowtide.planning.demand import PoolScale
+    from lowtide.status.snapshot import SnapshotStore, SystemSnapshot, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Reachability:
+    """The result of a probe: the seconds that it took, and the problem if it failed."""
+
+    checked_at: datetime
+    latency: float
+    problem: str | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """True if the probe succeeded."""
+        return self.problem is None
+
+
+class Probe:
+    """The last result of a probe, which raises a LowtideError without an answer."""
+
+    def __init__(
+        self,
+        probe: Callable[[], None],
+        *,
+        clock: Callable[[], datetime],
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._probe = probe
+        self._clock = clock
+        self._timer = timer
+        self.found: Reachability | None = None
+
+    def look(self) -> None:
+        """Probe once."""
+        self.found = self.measure()
+
+    def measure(self) -> Reachability:
+        """Probe once, and return the result without keeping it."""
+        start = self._timer()
+        problem = None
+        try:
+            self._probe()
+        except LowtideError as error:
+            problem = error.message
+        return Reachability(self._clock(), self._timer() - start, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSample:
+    """A pool at one time.
+
+    `throughput` is in requests per second, `interruptions` per minute.
+    """
+
+    workers: int
+    desired: int
+    throughput: float
+    interruptions: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All pools at one time."""
+
+    at: datetime
+    pools: Mapping[Pool, PoolSample]
+
+
+def sample_of(
+    before: SystemSnapshot | None, after: SystemSnapshot, desired: Mapping[Pool, int]
+) -> Sample:
+    """Return the sample of a snapshot, with rates since the previous one; 0 without one."""
+    seconds = 0.0 if before is None else (after.at - before.at).total_seconds()
+    pools = {}
+    for pool in Pool:
+        done, interrupted = progress(before.work if before else after.work, after.work, pool)
+        pools[pool] = PoolSample(
+            workers=after.workers(pool),
+            desired=desired.get(pool, 0),
+            throughput=done / seconds if seconds > 0 else 0.0,
+            interruptions=60 * interrupted / seconds if seconds > 0 else 0.0,
+        )
+    return Sample(after.at, pools)
+
+
+def progress(before: Iterable[Work], after: Sequence[Work], pool: Pool) -> tuple[int, int]:
+    """Return the requests that a pool ended between two snapshots, and its interruptions.
+
+    Batches are compared one by one: one missing from `before` is new and starts at 0, one missing
+    from `after` is ignored.
+    """
+    earlier = {work.batch: work for work in before if work.pool is pool}
+    done = interrupted = 0
+    for work in after:
+        if work.pool is pool:
+            then = earlier.get(work.batch)
+            done += max(work.done - (then.done if then else 0), 0)
+            interrupted += max(work.interrupted - (then.interrupted if then else 0), 0)
+    return done, interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The desired and the live replicas of a pool; there are too few since `short_since`."""
+
+    desired: int
+    live: int
+    short_since: datetime | None
+
+
+def scales_of(samples: Sequence[Sample]) -> dict[Pool, Scale]:
+    """Return the scale of each pool from samples, oldest first; empty without samples."""
+    if not samples:
+        return {}
+    found = {}
+    for pool, last in samples[-1].pools.items():
+        short_since = None
+        for sample in reversed(samples):
+            then = sample.pools.get(pool)
+            if then is None or then.workers >= then.desired:
+                break
+            short_since = sample.at
+        found[pool] = Scale(last.desired, last.workers, short_since)
+    return found
+
+
+SAMPLE_SECONDS: Final = 15.0
+SAMPLES: Final = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last good snapshot, the reachability of the database, and the samples, oldest first."""
+
+    snapshot: SystemSnapshot | None = None
+    looked_at: datetime | None = None
+    database: Reachability | None = None
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        """The error of the last attempt to read the database, if it failed."""
+        return None if self.database is None else self.database.problem
+
+
+class SystemWatch:
+    """The last snapshot, and a sample every 15 s for an hour, in this process's memory.
+
+    A snapshot is kept when the database fails.
+    """
+
+    def __init__(
+        self,
+        source: SnapshotStore,
+        scales: Mapping[Pool, PoolScale],
+        *,
+        clock: Callable[[], datetime],
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._source = source
+        self._scales = scales
+        self._check = Probe(source.check, clock=clock, timer=timer)
+        self._sampled: SystemSnapshot | None = None
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self.seen = Seen()
+
+    def look(self) -> None:
+        """Read the database, or record its error."""
+        database = self._check.measure()
+        if database.reachable:
+            try:
+                snapshot = self._source.read()
+            except LowtideError as error:
+                database = replace(database, problem=error.message)
+            else:
+                self._sample(snapshot)
+                self.seen = Seen(snapshot, database.checked_at, database, tuple(self._samples))
+                return
+        self.seen = replace(self.seen, database=database)
+
+    def _sample(self, snapshot: SystemSnapshot) -> None:
+        before = self._sampled
+        if before and (snapshot.at - before.at).total_seconds() < SAMPLE_SECONDS - 1:
+            return
+        desired = {pool: self.desired(pool, snapshot) for pool in Pool}
+        self._samples.append(sample_of(before, snapshot, desired))
+        self._sampled = snapshot
+
+    def desired(self, pool: Pool, snapshot: SystemSnapshot) -> int:
+        """Return the replicas that KEDA should run: for dedicated at most the planned ones."""
+        return scaled_replicas(
+            snapshot.depth(pool),
+            self._scales[pool],
+            planned=snapshot.planned if pool is Pool.DEDICATED else None,
+            paused=snapshot.pause(pool) is not None,
+        )

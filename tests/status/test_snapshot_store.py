@@ -1,0 +1,317 @@
+"""Snapshots of a real database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event, text
+
+from lowtide.batches.model import BatchStatus
+from lowtide.core.errors import Unavailable
+from lowtide.core.ids import DEFAULT_TENANT, BatchId
+from lowtide.core.pools import Depth, Pool
+from lowtide.database.connections import connect
+from lowtide.engines.breaker import BreakerState
+from lowtide.scheduler.pauses import PauseStore
+from lowtide.status.last_seen import Component, LastSeenStore, Observation
+from lowtide.status.snapshot import (
+    EVENTS,
+    LETTERS,
+    RECENT,
+    RISKY,
+    TOTALS,
+    WORK,
+    Backlog,
+    SnapshotStore,
+    SystemSnapshot,
+    Totals,
+    Work,
+)
+from tests.loads import fill
+from tests.plans import plan_nodes
+from tests.portal.seeds import (
+    SeedBatch,
+    add_batch,
+    add_claimed,
+    add_old_batches,
+    add_queued,
+    add_worker,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+    from tests.worlds import World
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+
+
+def _read(database: Database, role: str = "operator") -> SystemSnapshot:
+    return SnapshotStore(database.engine(role)).read()
+
+
+@pytest.mark.parametrize("role", ["operator", "worker"])
+def test_an_empty_installation(database: Database, role: str) -> None:
+    found = _read(database, role)
+    assert found.server_version[0].isdigit()
+    assert found.schema_version.isdigit()
+    assert found == SystemSnapshot(
+        found.at, server_version=found.server_version, schema_version=found.schema_version
+    )
+
+
+def test_totals_count_states_and_the_last_day(database: Database) -> None:
+    worker = database.engine("worker")
+    for seed in (
+        SeedBatch(status=BatchStatus.VALIDATING),
+        SeedBatch(status=BatchStatus.IN_PROGRESS, at_risk=True),
+        SeedBatch(status=BatchStatus.FINALIZING),
+        SeedBatch(status=BatchStatus.CANCELLING),
+        SeedBatch(status=BatchStatus.COMPLETED),
+        SeedBatch(status=BatchStatus.COMPLETED, age=2 * DAY, took=DAY + HOUR),
+        SeedBatch(status=BatchStatus.COMPLETED, age=2 * DAY, took=DAY - HOUR),
+        SeedBatch(status=BatchStatus.FAILED),
+        SeedBatch(status=BatchStatus.EXPIRED),
+        SeedBatch(status=BatchStatus.EXPIRED, age=3 * DAY),
+        SeedBatch(status=BatchStatus.CANCELLED),
+    ):
+        add_batch(worker, seed)
+    assert _read(database).totals == Totals(
+        batches=11, in_progress=4, at_risk=1, completed=2, failed=2, cancelled=1
+    )
+
+
+def test_open_batches_by_tenant_and_pool(database: Database) -> None:
+    worker = database.engine("worker")
+    safe = add_batch(worker, SeedBatch(total=12, completed=2))
+    risky = add_batch(worker, SeedBatch(total=0, at_risk=True))
+    add_queued(worker, safe, "spot", range(1, 6))
+    add_queued(worker, safe, "dedicated", range(6, 8))
+    add_claimed(worker, safe, "spot", range(8, 11))
+    add_worker(worker, "spot")
+    add_worker(worker, "spot", expires_in=-1)
+    with worker.begin() as connection:
+        connection.execute(
+            text("UPDATE queue SET available_at = now() - interval '5 min' WHERE line = 3")
+        )
+        connection.execute(
+            text("UPDATE queue SET available_at = now() + interval '5 min' WHERE line > 5")
+        )
+    found = _read(database)
+    (tenant,) = found.tenants
+    assert (tenant.tenant, tenant.name) == (DEFAULT_TENANT, "default")
+    assert (tenant.batches, tenant.at_risk) == (2, 1)
+    assert tenant.depths == {Pool.SPOT: Depth(5, 3), Pool.DEDICATED: Depth(2, 0)}
+    assert 300 <= tenant.oldest_age(Pool.SPOT, found.at) < 360
+    assert tenant.oldest_age(Pool.DEDICATED, found.at) == 0  # waits out a delay
+    assert (found.workers(Pool.SPOT), found.workers(Pool.DEDICATED)) == (1, 0)
+    (endangered,) = found.risky
+    assert (endangered.tenant, endangered.batch) == ("default", BatchId(risky))
+    assert endangered.deadline > found.at
+
+
+def test_recent_batches_are_the_newest_with_their_tallies(database: Database) -> None:
+    worker = database.engine("worker")
+    ids = [
+        add_batch(worker, SeedBatch(age=MINUTE * age, completed=60, failed=2, interrupted=7))
+        for age in range(23, 2, -1)
+    ]
+    recent = _read(database).recent
+    assert [batch.id for batch in recent] == [BatchId(each) for each in reversed(ids[1:])]
+    assert (recent[0].completed, recent[0].failed, recent[0].interruptions) == (60, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("seed", "pools"),
+    [
+        pytest.param(SeedBatch(), (Pool.SPOT,), id="all on spot"),
+        pytest.param(SeedBatch(total=0, status=BatchStatus.VALIDATING), (Pool.SPOT,), id="new"),
+        pytest.param(SeedBatch(total=0, status=BatchStatus.FAILED), (), id="never split"),
+        pytest.param(SeedBatch(escalated=40), (Pool.SPOT, Pool.DEDICATED), id="some escalated"),
+        pytest.param(SeedBatch(escalated=100), (Pool.DEDICATED,), id="all escalated"),
+    ],
+)
+def test_pools_of_a_batch(database: Database, seed: SeedBatch, pools: tuple[Pool, ...]) -> None:
+    add_batch(database.engine("worker"), seed)
+    assert _read(database).recent[0].pools == pools
+
+
+def test_work_is_of_batches_that_are_open_or_have_just_ended(database: Database) -> None:
+    worker = database.engine("worker")
+    open_ = add_batch(worker, SeedBatch(completed=60, failed=2, on_dedicated=10, interrupted=7))
+    ended = add_batch(
+        worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=HOUR, took=HOUR)
+    )
+    add_batch(worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=2 * HOUR, took=HOUR))
+    work = [each for each in _read(database).work if each.done]
+    assert set(work) == {
+        Work(BatchId(open_), Pool.SPOT, 52, 7),
+        Work(BatchId(open_), Pool.DEDICATED, 10, 0),
+        Work(BatchId(ended), Pool.SPOT, 9, 0),
+    }
+
+
+def test_steps_engines_and_observations(database: Database) -> None:
+    worker = database.engine("worker")
+    for minutes in (9, 4):
+        add_batch(worker, SeedBatch(status=BatchStatus.VALIDATING, age=minutes * MINUTE))
+    drained = add_batch(worker, SeedBatch())
+    add_batch(worker, SeedBatch())
+    add_batch(worker, SeedBatch(status=BatchStatus.COMPLETED))
+    with worker.begin() as connection:
+        connection.execute(
+            text("UPDATE batches SET drained_at = now() - interval '3 minutes' WHERE id = :id"),
+            {"id": drained},
+        )
+        connection.execute(text("UPDATE batches SET drained_at = now() WHERE status = 'completed'"))
+    add_worker(worker, "spot")
+    add_worker(worker, "spot")
+    add_worker(worker, "dedicated", expires_in=-1)
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE workers SET engine_state = 'open', engine_reason = 'HTTP 503', "
+                "engine_since = now() - interval '2 minutes' "
+                "WHERE id = (SELECT id FROM workers WHERE pool = 'spot' LIMIT 1)"
+            )
+        )
+    LastSeenStore(worker).write([Observation(Component.FUNCTION, "split", 60.0, 5.0, "HTTP 500")])
+    found = _read(database)
+    assert found.unsplit.count == 2
+    assert found.unsplit.since is not None
+    assert timedelta(minutes=9) <= found.at - found.unsplit.since < timedelta(minutes=10)
+    assert found.unfinalized.count == 1
+    assert found.unfinalized.since is not None
+    assert 3 * MINUTE <= found.at - found.unfinalized.since < 4 * MINUTE
+    assert (found.workers(Pool.SPOT), found.workers(Pool.DEDICATED)) == (2, 0)
+    [lost] = found.lost_engines
+    assert (lost.worker, lost.pool, lost.state, lost.reason) == (
+        "host/1",
+        Pool.SPOT,
+        BreakerState.OPEN,
+        "HTTP 503",
+    )
+    assert 2 * MINUTE <= found.at - lost.since < 3 * MINUTE
+    seen = found.last_seen[Component.FUNCTION, "split"]
+    assert (seen.fails, seen.problem, seen.last_at) == (True, "HTTP 500", seen.failed_at)
+
+
+def test_pauses(database: Database) -> None:
+    engine = database.engine("operator")
+    pause = PauseStore(engine).pause(Pool.SPOT, "ana")
+    found = _read(database)
+    assert found.pauses == (pause,)
+    assert (found.pause(Pool.SPOT), found.pause(Pool.DEDICATED)) == (pause, None)
+
+
+def test_events_that_wait_and_letters_that_are_open(world: World) -> None:
+    batch = fill(world, 3)
+    world.run(
+        "INSERT INTO outbox (id, tenant_id, type, subject, data, created_at) SELECT gen_random_uuid(), "
+        "tenant_id, 't', 's', '{}', now() - interval '90 s' FROM queue WHERE batch_id = :batch",
+        batch=batch,
+    )
+    world.run(
+        "INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, state, ended_at) "
+        "SELECT batch_id, line, tenant_id, 5, CASE WHEN line = 1 THEN 'discarded' ELSE 'open' END, "
+        "CASE WHEN line = 1 THEN now() END FROM queue WHERE batch_id = :batch",
+        batch=batch,
+    )
+    found = _read(world.database)
+    assert found.events.count == 3
+    assert found.events.since is not None
+    assert 90 <= (found.at - found.events.since).total_seconds() < 150
+    assert found.open_letters == {"default": 2}
+    world.run("DELETE FROM outbox")
+    assert _read(world.database).events == Backlog()
+
+
+def test_a_snapshot_is_as_many_statements_however_much_there_is(database: Database) -> None:
+    engine = database.engine("operator")
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    SnapshotStore(engine).read()
+    before = len(statements)
+    for _ in range(5):
+        add_batch(database.engine("worker"), SeedBatch())
+    SnapshotStore(engine).read()
+    assert (before, len(statements)) == (10, 20)
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [(EVENTS, "outbox"), (LETTERS, "dead_letters"), (RISKY, "batches")],
+    ids=["events", "letters", "risky"],
+)
+def test_a_snapshot_does_not_grow_with_what_is_stored(
+    world: World, statement: str, table: str
+) -> None:
+    batch = fill(world, 5000)
+    world.run(
+        "INSERT INTO outbox (id, tenant_id, type, subject, data) SELECT gen_random_uuid(), tenant_id,"
+        " 't', 's', '{}' FROM queue WHERE batch_id = :batch",
+        batch=batch,
+    )
+    world.run(
+        "INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, state, ended_at) "
+        "SELECT batch_id, line, tenant_id, 5, 'discarded', now() FROM queue",
+    )
+    world.run(
+        "INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, "
+        "completion_window, status, created_at, deadline, completed_at) SELECT gen_random_uuid(), "
+        "tenant_id, 'u', gen_random_uuid(), 'i', '/v1/embeddings', '24h', 'completed', now(), now(), "
+        "now() FROM queue"
+    )
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text(f"ANALYZE {table}"))
+    nodes = plan_nodes(world.worker, statement, most=10)
+    read = [node for node in nodes if node.get("Relation Name") == table]
+    bounded = {"outbox": 1, "dead_letters": 0, "batches": 0}[table]  # a LIMIT may end a scan
+    assert read
+    assert sum(node["Node Type"] == "Seq Scan" for node in read) <= bounded
+
+
+def test_old_batches_and_their_tallies_are_looked_up_by_index(database: Database) -> None:
+    add_old_batches(database)
+    nodes = plan_nodes(database.engine("operator"), WORK)
+    scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
+    assert scans
+    assert all("Seq" not in node["Node Type"] for node in scans)
+
+
+def test_recent_batches_come_from_the_key_in_order(database: Database) -> None:
+    add_old_batches(database)
+    plan = _plan(database, RECENT.replace(":limit", "20"))
+    assert "Index Scan Backward using batches_pkey" in plan
+    assert "Sort" not in plan
+
+
+def test_active_batches_come_from_their_index(database: Database) -> None:
+    add_old_batches(database)
+    assert "batches_active" in _plan(database, TOTALS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("postgresql://lowtide_operator:wrong@{host}", id="wrong password"),
+        pytest.param("postgresql://lowtide_operator:test@127.0.0.1:1/none", id="nobody there"),
+        pytest.param("postgresql://lowtide_operator:test@{server}/postgres", id="no schema"),
+    ],
+)
+def test_a_database_that_cannot_be_read_is_unavailable(database: Database, url: str) -> None:
+    host = database.url("operator").rpartition("@")[2]
+    engine = connect(url.format(host=host, server=host.partition("/")[0]), pool_size=1)
+    try:
+        with pytest.raises(Unavailable):
+            SnapshotStore(engine).read()
+    finally:
+        engine.dispose()
+
+
+def _plan(database: Database, statement: str) -> str:
+    with database.engine("operator").connect() as connection:
+        return "\n".join(connection.execute(text(f"EXPLAIN {statement}")).scalars())
