@@ -176,7 +176,7 @@ def reaped_lines(stack: LocalStack, batch: str) -> int:
     """Return how many lines of a batch were taken from workers that had gone silent."""
     rows = stack.query(
         """SELECT coalesce(sum(lines), 0) FROM request_events
-           WHERE batch_id = :batch AND detail = 'The worker stopped answering'""",
+           WHERE batch_id = :batch AND detail = 'The worker stopped responding'""",
         batch=batch.removeprefix("batch_"),
     )
     return int(rows[0][0])

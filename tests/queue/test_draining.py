@@ -263,8 +263,8 @@ def test_cancelling_twice_and_too_late(world: World) -> None:
     world.queue.settle(lease, [done(claim)], [])
     assert world.cancel(batch) is False
     assert world.drained(batch) == 1
-    world.run("UPDATE batches SET status = 'cancelled', cancelled_at = now()")
-    with pytest.raises(Conflict, match="cancelled and cannot be cancelled"):
+    world.run("UPDATE batches SET status = 'completed', completed_at = now()")
+    with pytest.raises(Conflict, match="completed and cannot be cancelled"):
         world.cancel(batch)
 
 

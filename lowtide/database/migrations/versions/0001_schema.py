@@ -453,7 +453,8 @@ CREATE TABLE paused_pools (
   since timestamptz NOT NULL DEFAULT now(),
   paused_by text NOT NULL
 );
-GRANT SELECT (pool) ON paused_pools TO lowtide_api, lowtide_worker, lowtide_autoscaler;
+GRANT SELECT (pool) ON paused_pools TO lowtide_api, lowtide_autoscaler;
+GRANT SELECT ON paused_pools TO lowtide_worker;
 GRANT SELECT, INSERT, DELETE ON paused_pools TO lowtide_operator;
 
 -- About one row per pool and minute. The counts are of the last `seconds`; the first sample has 0.
