@@ -51,7 +51,7 @@ def test_every_page_has_its_frame_and_its_headers(portal: Portal, path: str) -> 
 
 def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Database) -> None:
     worker = shared.engine("worker")
-    add_queued(worker, add_batch(worker, SeedBatch()), "spot", range(1, 1235))
+    add_queued(worker, add_batch(worker, SeedBatch(total=1234)), "spot", range(1, 1235))
     with portal.client() as client:
         # A reading of the last second is fresh enough for a page.
         eventually(lambda: "1,234" in client.get("/queues").text)
