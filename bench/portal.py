@@ -48,8 +48,8 @@ def looks_at(engine: Engine, batch: BatchId) -> dict[str, Callable[[], object]]:
     nothing = BatchFilter(user="nobody")
     found: dict[str, Callable[[], object]] = {
         "snapshot": SnapshotStore(engine).read,
-        "count": partial(lists.count, None, EVERYTHING, most=1001),
-        "count, nothing matches": partial(lists.count, None, nothing, most=1001),
+        "count": partial(lists.count, None, EVERYTHING, limit=1001),
+        "count, nothing matches": partial(lists.count, None, nothing, limit=1001),
     }
     for name, wanted in (("all", EVERYTHING), ("expired of a user", narrow), ("nothing", nothing)):
         for order in BatchOrder:

@@ -198,7 +198,7 @@ class Services:
             DeadLetterStore(self._database),
             RequeueStore(self._database),
             self._objects(),
-            most=self._requeue_rules.most,
+            max_letters=self._requeue_rules.most,
         )
 
     @cached_property

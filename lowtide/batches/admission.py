@@ -52,33 +52,33 @@ def admit(new: Demand, others: Sequence[Demand], now: datetime, capacity: Capaci
     if capacity.speed <= 0:
         return Admission(held=False, earliest=None)
     ordered = sorted(others, key=lambda other: other.deadline)
-    starts = now + timedelta(seconds=capacity.cold_start + capacity.lost)
+    start = now + timedelta(seconds=capacity.cold_start + capacity.lost)
     demand = 0
-    ahead = 0
-    first = now
+    lines_ahead = 0
+    not_before = now
     # The last batch without room for the new requests ahead of it: they can only follow it.
     position = 0
     for number, other in enumerate(ordered, 1):
         demand += other.lines
-        room = capacity.speed * max((other.deadline - starts).total_seconds(), 0.0)
+        room = capacity.speed * max((other.deadline - start).total_seconds(), 0.0)
         if demand + new.lines > room:
-            position, ahead, first = number, demand, other.deadline
+            position, lines_ahead, not_before = number, demand, other.deadline
     for other in ordered[position:]:
-        if (end := _after(starts, ahead + new.lines, capacity)) is not None and (
+        if (end := _completion(start, lines_ahead + new.lines, capacity)) is not None and (
             end < other.deadline
         ):
             break
-        ahead += other.lines
-        first = other.deadline
-    end = _after(starts, ahead + new.lines, capacity)
-    earliest = None if end is None else max(end, first)
+        lines_ahead += other.lines
+        not_before = other.deadline
+    end = _completion(start, lines_ahead + new.lines, capacity)
+    earliest = None if end is None else max(end, not_before)
     return Admission(held=earliest is not None and earliest <= new.deadline, earliest=earliest)
 
 
-def _after(starts: datetime, lines: int, capacity: Capacity) -> datetime | None:
+def _completion(start: datetime, lines: int, capacity: Capacity) -> datetime | None:
     """Return the time at which all replicas have run `lines`; None beyond the calendar's end."""
     try:
-        return starts + timedelta(seconds=lines / capacity.speed)
+        return start + timedelta(seconds=lines / capacity.speed)
     except OverflowError:
         return None
 
@@ -149,8 +149,8 @@ def admit_batch(
             return False
     if row is not None:
         limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
-        used = connection.execute(_USE, {"tenant": batch.tenant}).one()
-        check_room(limits, BatchUse(used.batches, used.lines), lines)
+        usage = connection.execute(_USE, {"tenant": batch.tenant}).one()
+        check_room(limits, BatchUse(usage.batches, usage.lines), lines)
     if policy is None:
         return False
     return policy.is_at_risk(Demand(batch.deadline, lines), read_outlook(connection))

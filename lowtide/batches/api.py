@@ -164,25 +164,25 @@ _decode = msgspec.json.Decoder(CreateBatch).decode
 
 def create_batch(call: Call) -> Response:
     """`POST /v1/batches`."""
-    wanted = _body(call.request)
-    input_file_id = wanted.input_file_id or wanted.original_input_file_id
+    body = _body(call.request)
+    input_file_id = body.input_file_id or body.original_input_file_id
     if not input_file_id:
         raise InvalidRequest(
             "input_file_id is missing: upload a file first and pass its id.",
             param="input_file_id",
         )
-    user = wanted.user_id or (wanted.metadata or {}).get("user") or call.caller.name
-    expiry = wanted.output_expires_after
+    user = body.user_id or (body.metadata or {}).get("user") or call.caller.name
+    expiry = body.output_expires_after
     request = BatchRequest(
         input_file_id=input_file_id,
         user=_printable(user),
-        endpoint=wanted.endpoint,
-        completion_window=wanted.completion_window,
-        metadata=wanted.metadata,
+        endpoint=body.endpoint,
+        completion_window=body.completion_window,
+        metadata=body.metadata,
         output_expires_after=None if expiry is None else expiry.seconds,
         idempotency_key=idempotency_key(call.request),
         idempotency_digest=digest_of(
-            replace(wanted, input_file_id=input_file_id, original_input_file_id=None)
+            replace(body, input_file_id=input_file_id, original_input_file_id=None)
         ),
         actor=call.caller.actor,
         joins_trace=call.joins_trace,
@@ -220,11 +220,11 @@ def batch_named(text: str, param: str = "batch_id") -> BatchId:
 
 
 def _body(request: Request) -> CreateBatch:
-    wanted = json_body(request, _decode, most=_MAX_BODY_BYTES)
-    for key, value in (wanted.metadata or {}).items():
+    body = json_body(request, _decode, most=_MAX_BODY_BYTES)
+    for key, value in (body.metadata or {}).items():
         if "\x00" in key + value:
             raise InvalidRequest("metadata must not contain U+0000.", param="metadata")
-    return wanted
+    return body
 
 
 def _printable(user: str) -> str:
@@ -237,7 +237,7 @@ _Choice = TypeVar("_Choice", bound="StrEnum")
 def list_requests(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}/requests`."""
     batch = batch_named(batch_id)
-    found, more = call.services.requests.page(
+    requests, more = call.services.requests.page(
         call.tenant,
         batch,
         after=_after(call),
@@ -245,7 +245,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
         status=_choice(call, "status", RequestStatus),
         pool=_choice(call, "pool", Pool),
     )
-    return json_response(request_page(batch, found, has_more=more))
+    return json_response(request_page(batch, requests, has_more=more))
 
 
 def list_results(call: Call, batch_id: str) -> Response:
@@ -259,16 +259,16 @@ def list_results(call: Call, batch_id: str) -> Response:
             param="after",
         )
     limit = limit_argument(call.request, most=10_000, default=1000)
-    found = call.services.requests.results(
+    page = call.services.requests.results(
         call.tenant, batch, cursor, limit, actor=call.caller.actor
     )
     headers = {
-        "x-lowtide-cursor": str(found.cursor),
-        "x-lowtide-complete": "true" if found.complete else "false",
+        "x-lowtide-cursor": str(page.cursor),
+        "x-lowtide-complete": "true" if page.complete else "false",
     }
     service = call.services.requests
-    blocks = render_all(batch, found.lines, lambda line: service.body(call.tenant, batch, line))
-    body = blocks if any(line.is_long for line in found.lines) else b"".join(blocks)
+    blocks = render_all(batch, page.lines, lambda line: service.body(call.tenant, batch, line))
+    body = blocks if any(line.is_long for line in page.lines) else b"".join(blocks)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 

@@ -48,24 +48,26 @@ class BatchLists:
 
     def page(
         self,
-        visitor: Principal,
-        wanted: BatchFilter,
+        principal: Principal,
+        batch_filter: BatchFilter,
         order: BatchOrder,
         *,
         after: BatchMark | None,
         limit: int,
     ) -> tuple[Sequence[Batch], bool]:
         """Return up to `limit` batches that follow `after`, and whether more follow."""
-        found = self._listing.page(visitor.tenant, wanted, order, after=after, limit=limit + 1)
-        return found[:limit], len(found) > limit
+        batches = self._listing.page(
+            principal.tenant, batch_filter, order, after=after, limit=limit + 1
+        )
+        return batches[:limit], len(batches) > limit
 
-    def count(self, visitor: Principal, wanted: BatchFilter) -> int:
+    def count(self, principal: Principal, batch_filter: BatchFilter) -> int:
         """Count matching batches, up to COUNTED + 1."""
-        return self._listing.count(visitor.tenant, wanted, most=COUNTED + 1)
+        return self._listing.count(principal.tenant, batch_filter, limit=COUNTED + 1)
 
-    def tenants(self, visitor: Principal) -> Mapping[TenantId, str]:
+    def tenants(self, principal: Principal) -> Mapping[TenantId, str]:
         """Return the names of the tenants that the principal may filter by."""
-        return self._listing.tenants(visitor.tenant)
+        return self._listing.tenants(principal.tenant)
 
 
 class BatchCancellation:
@@ -74,41 +76,43 @@ class BatchCancellation:
     def __init__(
         self,
         listing: BatchListStore,
-        ledger: BatchStore,
+        batches: BatchStore,
         publisher: Publisher,
         *,
         new_id: Callable[[], UUID],
     ) -> None:
         self._listing = listing
-        self._ledger = ledger
+        self._batches = batches
         self._publisher = publisher
         self._new_id = new_id
 
-    def plan(self, visitor: Principal, wanted: BatchFilter | Sequence[BatchId]) -> CancelPlan:
+    def plan(self, principal: Principal, selector: BatchFilter | Sequence[BatchId]) -> CancelPlan:
         """Return the batches that a cancellation would cancel, oldest first.
 
         Raises Forbidden for a viewer.
         """
-        visitor.require_operator()
-        found = self._listing.cancellable(visitor.tenant, wanted, most=MOST_CANCELLED + 1)
-        more = len(found) > MOST_CANCELLED
-        chosen = tuple(batch for _, batch in found[:MOST_CANCELLED])
-        unchanged = 0 if isinstance(wanted, BatchFilter) else len(wanted) - len(found)
-        return CancelPlan(chosen, unchanged, more=more)
+        principal.require_operator()
+        cancellable = self._listing.cancellable(
+            principal.tenant, selector, limit=MOST_CANCELLED + 1
+        )
+        more = len(cancellable) > MOST_CANCELLED
+        batches = tuple(batch for _, batch in cancellable[:MOST_CANCELLED])
+        unchanged = 0 if isinstance(selector, BatchFilter) else len(selector) - len(cancellable)
+        return CancelPlan(batches, unchanged, more=more)
 
-    def cancel(self, visitor: Principal, batches: Sequence[BatchId]) -> int:
+    def cancel(self, principal: Principal, batches: Sequence[BatchId]) -> int:
         """Cancel up to MOST_CANCELLED batches; return how many changed.
 
         Final, cancelling and other tenants' batches are skipped. Raises Forbidden for a viewer.
         """
-        visitor.require_operator()
-        found = self._listing.cancellable(visitor.tenant, batches, most=MOST_CANCELLED)
-        return sum(self._cancel(visitor, tenant, batch) for tenant, batch in found)
+        principal.require_operator()
+        cancellable = self._listing.cancellable(principal.tenant, batches, limit=MOST_CANCELLED)
+        return sum(self._cancel(principal, tenant, batch) for tenant, batch in cancellable)
 
-    def _cancel(self, visitor: Principal, tenant: TenantId, batch: BatchId) -> bool:
+    def _cancel(self, principal: Principal, tenant: TenantId, batch: BatchId) -> bool:
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
         try:
-            cancelled, drained = self._ledger.cancel(tenant, batch, event, actor=visitor.name)
+            cancelled, drained = self._batches.cancel(tenant, batch, event, actor=principal.name)
         except (Conflict, NotFound):
             return False
         if drained:
@@ -121,26 +125,26 @@ class BatchBrowser:
 
     def __init__(
         self,
-        reading: BatchDetailStore,
+        details: BatchDetailStore,
         objects: ObjectStore,
         forecaster: Forecaster,
         prices: Prices,
     ) -> None:
-        self._reading = reading
+        self._details = details
         self._objects = objects
         self._forecaster = forecaster
         self._prices = prices
 
-    def details(self, visitor: Principal, batch: BatchId) -> BatchDetails:
+    def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
         """Return a batch without its requests, with its ETA and its cost."""
-        found = self._reading.details(visitor.tenant, batch)
-        known = found.batch
-        cost = cost_of(known.spot_seconds, known.dedicated_seconds, self._prices)
-        return found.priced(self._forecaster.with_eta(known), cost)
+        details = self._details.details(principal.tenant, batch)
+        record = details.batch
+        cost = cost_of(record.spot_seconds, record.dedicated_seconds, self._prices)
+        return details.priced(self._forecaster.with_eta(record), cost)
 
     def lines(
         self,
-        visitor: Principal,
+        principal: Principal,
         batch: BatchId,
         status: RequestStatus | None,
         custom_id: str = "",
@@ -152,14 +156,14 @@ class BatchBrowser:
 
         Only requests whose custom_id starts with `custom_id` are included.
         """
-        found = self._reading.lines(
-            visitor.tenant, batch, status, custom_id, after=after, limit=limit + 1
+        requests = self._details.lines(
+            principal.tenant, batch, status, custom_id, after=after, limit=limit + 1
         )
-        return found[:limit], len(found) > limit
+        return requests[:limit], len(requests) > limit
 
-    def line(self, visitor: Principal, batch: BatchId, line: int) -> LineDetails:
+    def line(self, principal: Principal, batch: BatchId, line: int) -> LineDetails:
         """Return a request with the beginnings of its input and its response."""
-        record = self._reading.line(visitor.tenant, batch, line)
+        record = self._details.line(principal.tenant, batch, line)
         try:
             (content,) = self._objects.read_ranges(
                 record.input_key, [(record.start, min(record.length, MOST_SHOWN))]
@@ -169,11 +173,11 @@ class BatchBrowser:
         return LineDetails(record, content)
 
     def download(
-        self, visitor: Principal, batch: BatchId, role: str
+        self, principal: Principal, batch: BatchId, role: str
     ) -> tuple[StoredFile, Iterator[bytes]]:
         """Return a batch's file and its bytes, and record the download in the audit log.
 
         `role` is input, output or error.
         """
-        file = self._reading.file(visitor.tenant, batch, role, visitor.name)
+        file = self._details.file(principal.tenant, batch, role, principal.name)
         return file, self._objects.stream(file.object_key)

@@ -97,15 +97,15 @@ _OF_STATUS = {
     ) either""",
 }
 _SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
-_EVERY = dict.fromkeys(_SEARCH, "")
+_ANY_ID = dict.fromkeys(_SEARCH, "")
 LINES = {
     (status, is_search): f"""
-SELECT s.* FROM ({found.format(**(_SEARCH if is_search else _EVERY))} ORDER BY line LIMIT :limit) p
+SELECT s.* FROM ({query.format(**(_SEARCH if is_search else _ANY_ID))} ORDER BY line LIMIT :limit) p
 CROSS JOIN LATERAL (
   SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
 ORDER BY p.line
 """  # noqa: S608
-    for status, found in _OF_STATUS.items()
+    for status, query in _OF_STATUS.items()
     for is_search in (False, True)
 }
 """The statement for each status, without and with a custom_id: a scan of the table that holds just
@@ -129,7 +129,7 @@ WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
 """
 _BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
 _LINE, _LINE_NOTES = text(LINE), text(LINE_NOTES)
-_LINES = {which: text(statement) for which, statement in LINES.items()}
+_LINES = {key: text(statement) for key, statement in LINES.items()}
 
 
 class BatchDetailStore:
@@ -144,22 +144,24 @@ class BatchDetailStore:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
                 raise _not_found(batch)
-            found = batch_of(row)
+            record = batch_of(row)
             rows = connection.execute(_NOTES, {"batch": batch, "limit": MOST_NOTES}).all()
             parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MOST_ERRORS}
-            errors = connection.execute(_ERRORS, parameters).all() if found.failed else []
-            name = None
+            errors = connection.execute(_ERRORS, parameters).all() if record.failed else []
+            tenant_name = None
             if scope is None:
-                name = connection.execute(_TENANT, {"tenant": found.tenant}).scalar_one_or_none()
+                tenant_name = connection.execute(
+                    _TENANT, {"tenant": record.tenant}
+                ).scalar_one_or_none()
             return BatchDetails(
                 at=row.at,
-                batch=found,
-                tenant_name=name,
+                batch=record,
+                tenant_name=tenant_name,
                 queued=row.queued,
                 running=row.running,
                 notes=_notes(connection, scope, rows),
                 errors=tuple(TopError(*error) for error in errors),
-                files=_files(connection, found),
+                files=_files(connection, record),
             )
 
     def lines(
@@ -188,7 +190,7 @@ class BatchDetailStore:
             if row is None:
                 raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
             rows = connection.execute(_LINE_NOTES, parameters).all()
-            names = _workers(connection, scope, [row.lease_id])
+            names = _worker_names(connection, scope, [row.lease_id])
             return LineRecord(
                 state=state_of(row),
                 input_key=row.input_key,
@@ -219,7 +221,7 @@ def _not_found(batch: BatchId) -> NotFound:
 
 
 def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) -> tuple[Note, ...]:
-    names = _workers(connection, scope, [row.lease_id for row in rows])
+    names = _worker_names(connection, scope, [row.lease_id for row in rows])
     return tuple(
         Note(
             kind=row.kind,
@@ -234,26 +236,26 @@ def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) 
     )
 
 
-def _workers(
+def _worker_names(
     connection: Connection, scope: TenantId | None, leases: Sequence[UUID | None]
 ) -> dict[UUID | None, str]:
     """Return labels of workers: their names for an operator, lease ids for a tenant."""
-    known: dict[UUID | None, str] = {
+    names: dict[UUID | None, str] = {
         lease: f"worker {lease.hex[-8:]}" for lease in leases if lease is not None
     }
-    if scope is None and known:
-        rows = connection.execute(_WORKERS, {"ids": list(known)})
-        known.update({row.id: row.name for row in rows})
-    return known
+    if scope is None and names:
+        rows = connection.execute(_WORKERS, {"ids": list(names)})
+        names.update({row.id: row.name for row in rows})
+    return names
 
 
 def _files(connection: Connection, batch: Batch) -> tuple[BatchFile, ...]:
-    named = (
+    files = (
         ("input", batch.input_file),
         ("output", batch.output_file),
         ("error", batch.error_file),
     )
-    ids = {role: file for role, file in named if file is not None}
+    ids = {role: file for role, file in files if file is not None}
     rows = connection.execute(_FILES, {"ids": list(ids.values())})
     sizes = {row.id: row.bytes for row in rows}
     return tuple(BatchFile(role, file, sizes.get(file)) for role, file in ids.items())

@@ -35,7 +35,7 @@ class PoolWorkers:
 def expected_completion(
     open_lines: int,
     lines_ahead: int,
-    crews: Iterable[PoolWorkers],
+    pools: Iterable[PoolWorkers],
     now: datetime,
     *,
     attempts: float = 1.0,
@@ -47,7 +47,7 @@ def expected_completion(
     """
     if open_lines <= 0:
         return now
-    speed = sum(crew.replicas * crew.rate for crew in crews)
+    speed = sum(pool.replicas * pool.rate for pool in pools)
     if speed <= 0:
         return None
     try:
@@ -109,17 +109,17 @@ class Outlook:
                 if pool not in self.paused and batch.pool in (Pool.SPOT, pool)
             ],
             self.at,
-            attempts=attempts_per_line(*self._tries()),
+            attempts=attempts_per_line(*self._attempt_counts()),
         )
 
     def measured(self, capacity: Capacity) -> Capacity:
         """Return the capacity with measured rates, as the scheduler computes it."""
-        ended, retried = self._tries()
+        ended, retried = self._attempt_counts()
         dedicated = {
             model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
         }
         models = frozenset(work.model for work in self.work if work.model is not None)
-        situation = SchedulerState(
+        state = SchedulerState(
             self.at,
             (),
             models=models,
@@ -128,9 +128,9 @@ class Outlook:
             rates=dedicated,
             paused=self.paused,
         )
-        return situation.measured(capacity)
+        return state.measured(capacity)
 
-    def _tries(self) -> tuple[int, int]:
+    def _attempt_counts(self) -> tuple[int, int]:
         return sum(work.ended for work in self.work), sum(work.retried for work in self.work)
 
     def _rate(self, pool: Pool, prior: float) -> float:
@@ -205,7 +205,7 @@ class Forecaster:
         self._source = source
         self._prior = prior
         self._timer = timer
-        self._seen: tuple[float, Outlook] | None = None
+        self._cache: tuple[float, Outlook] | None = None
 
     def with_eta(self, batch: Batch) -> Batch:
         """Return the batch with its ETA."""
@@ -225,6 +225,6 @@ class Forecaster:
 
     def _outlook(self) -> Outlook:
         now = self._timer()
-        if self._seen is None or now - self._seen[0] > _MAX_AGE_SECONDS:
-            self._seen = now, self._source.look()
-        return self._seen[1]
+        if self._cache is None or now - self._cache[0] > _MAX_AGE_SECONDS:
+            self._cache = now, self._source.look()
+        return self._cache[1]

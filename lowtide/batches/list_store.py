@@ -50,13 +50,13 @@ PAGES: Final = {
 SELECT s.* FROM (
   SELECT id, {_RANK} AS rank FROM batches
   WHERE {_MATCHES}
-    AND (cast(:after AS uuid) IS NULL OR {behind})
-  ORDER BY {by} LIMIT :limit
+    AND (cast(:after AS uuid) IS NULL OR {follows})
+  ORDER BY {columns} LIMIT :limit
 ) p
 CROSS JOIN LATERAL (SELECT * FROM batch_states WHERE id = p.id OFFSET 0) s
-ORDER BY {by.replace(_RANK, "p.rank").replace("id", "p.id")}
+ORDER BY {columns.replace(_RANK, "p.rank").replace("id", "p.id")}
 """  # noqa: S608
-    for order, (behind, by) in _ORDERS.items()
+    for order, (follows, columns) in _ORDERS.items()
 }
 """The statement for each order."""
 _PAGES = {order: text(statement) for order, statement in PAGES.items()}
@@ -80,14 +80,14 @@ class BatchListStore:
     def page(
         self,
         scope: TenantId | None,
-        wanted: BatchFilter,
+        batch_filter: BatchFilter,
         order: BatchOrder,
         *,
         after: BatchMark | None,
         limit: int,
     ) -> Sequence[Batch]:
         """Return up to `limit` batches that follow `after`."""
-        parameters = _parameters(scope, wanted) | {
+        parameters = _parameters(scope, batch_filter) | {
             "after": None if after is None else after.batch,
             "limit": limit,
         }
@@ -96,24 +96,24 @@ class BatchListStore:
         with looking(self._engine, scope) as connection:
             return [batch_of(row) for row in connection.execute(_PAGES[order], parameters)]
 
-    def count(self, scope: TenantId | None, wanted: BatchFilter, *, most: int) -> int:
-        """Count matching batches, up to `most`."""
+    def count(self, scope: TenantId | None, batch_filter: BatchFilter, *, limit: int) -> int:
+        """Count matching batches, up to `limit`."""
         with looking(self._engine, scope) as connection:
-            found: int = connection.execute(
-                _COUNT, _parameters(scope, wanted) | {"most": most}
+            matches: int = connection.execute(
+                _COUNT, _parameters(scope, batch_filter) | {"most": limit}
             ).scalar_one()
-            return found
+            return matches
 
     def cancellable(
-        self, scope: TenantId | None, wanted: BatchFilter | Sequence[BatchId], *, most: int
+        self, scope: TenantId | None, selector: BatchFilter | Sequence[BatchId], *, limit: int
     ) -> Sequence[tuple[TenantId, BatchId]]:
-        """Return up to `most` of these batches that can be cancelled, oldest first."""
-        if isinstance(wanted, BatchFilter):
-            chosen = _parameters(scope, wanted) | {"ids": None}
+        """Return up to `limit` of these batches that can be cancelled, oldest first."""
+        if isinstance(selector, BatchFilter):
+            parameters = _parameters(scope, selector) | {"ids": None}
         else:
-            chosen = _parameters(scope, BatchFilter()) | {"ids": list(wanted)}
+            parameters = _parameters(scope, BatchFilter()) | {"ids": list(selector)}
         with looking(self._engine, scope) as connection:
-            rows = connection.execute(_CANCELLABLE, chosen | {"most": most})
+            rows = connection.execute(_CANCELLABLE, parameters | {"most": limit})
             return [(TenantId(row.tenant_id), BatchId(row.id)) for row in rows]
 
     def tenants(self, scope: TenantId | None) -> Mapping[TenantId, str]:
@@ -124,11 +124,11 @@ class BatchListStore:
             return {TenantId(row.id): row.name for row in connection.execute(_TENANTS)}
 
 
-def _parameters(scope: TenantId | None, wanted: BatchFilter) -> dict[str, object]:
+def _parameters(scope: TenantId | None, batch_filter: BatchFilter) -> dict[str, object]:
     return {
         # Row-level security adds the same condition; an explicit one can use the tenant's index.
-        "tenant": scope or wanted.tenant,
-        "statuses": sorted(wanted.statuses) or None,
-        "sla": sorted(wanted.sla) or None,
-        "user": wanted.user or None,
+        "tenant": scope or batch_filter.tenant,
+        "statuses": sorted(batch_filter.statuses) or None,
+        "sla": sorted(batch_filter.sla) or None,
+        "user": batch_filter.user or None,
     }

@@ -42,19 +42,19 @@ def body_in_pieces(
     transaction: Callable[[], AbstractContextManager[Connection]], batch: BatchId, line: int
 ) -> Iterator[str]:
     """Yield the body of a response in pieces; raises NotFound if it is deleted meanwhile."""
-    last = False
+    is_last = False
 
     def read(start: int) -> str:
-        nonlocal last
-        piece = _piece(transaction, batch, line, start)
-        last = len(piece) < _PIECE
+        nonlocal is_last
+        piece = _read_piece(transaction, batch, line, start)
+        is_last = len(piece) < _PIECE
         return piece
 
     # Unlike a generator's frame, map keeps no reference to a piece while its reader is busy.
-    return map(read, takewhile(lambda _: not last, count(1, _PIECE)))
+    return map(read, takewhile(lambda _: not is_last, count(1, _PIECE)))
 
 
-def _piece(
+def _read_piece(
     transaction: Callable[[], AbstractContextManager[Connection]],
     batch: BatchId,
     line: int,
@@ -144,14 +144,14 @@ class RequestStore:
         with acting_for(self._engine, tenant) as connection:
             # Must be first: a final batch gets no more results that the next query could miss.
             status = connection.execute(_STATUS, {"batch": batch}).scalar_one()
-            ended = BatchStatus(status) in FINAL_STATUSES
+            is_final = BatchStatus(status) in FINAL_STATUSES
             rows = connection.execute(
                 _RESULTS,
                 {
                     "batch": batch,
                     "transaction": str(cursor.transaction),
                     "line": cursor.line,
-                    "ended": ended,
+                    "ended": is_final,
                     "limit": limit,
                     "bytes": _PAGE_BYTES,
                 },
@@ -164,7 +164,7 @@ class RequestStore:
         return ResultPage(
             lines=tuple(FinishedLine(*row[:8]) for row in rows),
             cursor=cursor,
-            complete=ended and (not rows or len(rows) == rows[0].found < limit),
+            complete=is_final and (not rows or len(rows) == rows[0].found < limit),
         )
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:

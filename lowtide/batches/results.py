@@ -80,8 +80,10 @@ def render(batch: BatchId, line: FinishedLine) -> bytes:
     """
     request_id = format_request_id(batch, line.number)
     if line.status_code is None or line.body is None:
-        error = f'{{"code":{_text(line.error_code)},"message":{_text(line.error_message)}}}'
-        head = f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
+        error = (
+            f'{{"code":{_json_text(line.error_code)},"message":{_json_text(line.error_message)}}}'
+        )
+        head = f'{{"id":"{request_id}","custom_id":{_json_text(line.custom_id)},"response":'
         return encode_escaped(f'{head}null,"error":{error}}}\n')
     return encode_escaped(f"{_before_body(batch, line)}{line.body}{_AFTER_BODY}")
 
@@ -102,20 +104,20 @@ def render_all(
     batch: BatchId, lines: Iterable[FinishedLine], body: Callable[[int], Iterable[str]]
 ) -> Iterator[bytes]:
     """Yield rendered lines in blocks: short ones joined, a long one in pieces."""
-    for is_long, run in groupby(lines, key=attrgetter("is_long")):
+    for is_long, group in groupby(lines, key=attrgetter("is_long")):
         if is_long:
-            for line in run:
+            for line in group:
                 yield from render_in_pieces(batch, line, body)
         else:
-            yield b"".join(render(batch, line) for line in run)
+            yield b"".join(render(batch, line) for line in group)
 
 
 def _before_body(batch: BatchId, line: FinishedLine) -> str:
     request_id = format_request_id(batch, line.number)
     return (
-        f'{{"id":"{request_id}","custom_id":{_text(line.custom_id)},"response":'
+        f'{{"id":"{request_id}","custom_id":{_json_text(line.custom_id)},"response":'
         f'{{"status_code":{line.status_code},"request_id":'
-        f'{_text(line.request_id or request_id)},"body":'
+        f'{_json_text(line.request_id or request_id)},"body":'
     )
 
 
@@ -127,7 +129,7 @@ def encode_escaped(text: str) -> bytes:
 _AFTER_BODY: Final = '},"error":null}\n'
 
 
-def _text(value: str | None) -> str:
+def _json_text(value: str | None) -> str:
     return _encode(value).decode()
 
 

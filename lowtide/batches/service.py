@@ -71,7 +71,7 @@ class Batches:
 
     def __init__(
         self,
-        ledger: BatchStore,
+        batches: BatchStore,
         files: FileStore,
         publisher: Publisher,
         forecaster: Forecaster,
@@ -81,7 +81,7 @@ class Batches:
         clock: Callable[[], datetime],
         tracer: Tracer = UNTRACED,
     ) -> None:
-        self._ledger = ledger
+        self._batches = batches
         self._files = files
         self._publisher = publisher
         self._forecaster = forecaster
@@ -90,87 +90,87 @@ class Batches:
         self._clock = clock
         self._tracer = tracer
 
-    def create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
+    def create(self, tenant: TenantId, request: BatchRequest) -> Batch:
         """Create a batch, or return the one with the same idempotency key.
 
         Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
         over a limit of the tenant, or Conflict if strict admission rejects the deadline.
         """
         try:
-            return self._create(tenant, wanted)
+            return self._create(tenant, request)
         except NotFound:
             # A retry gets the existing batch, whose input file may have been deleted.
-            first = self._ledger.created_under(
-                tenant, wanted.idempotency_key, wanted.idempotency_digest
+            existing = self._batches.created_under(
+                tenant, request.idempotency_key, request.idempotency_digest
             )
-            if first is None:
+            if existing is None:
                 raise
-            return self._forecaster.with_eta(first)
+            return self._forecaster.with_eta(existing)
 
-    def _create(self, tenant: TenantId, wanted: BatchRequest) -> Batch:
-        file = parse_file_id(wanted.input_file_id)
+    def _create(self, tenant: TenantId, request: BatchRequest) -> Batch:
+        file = parse_file_id(request.input_file_id)
         if file is None:
             raise InvalidRequest(
-                f"input_file_id {wanted.input_file_id!r} is not a file id: use the id "
+                f"input_file_id {request.input_file_id!r} is not a file id: use the id "
                 "returned by the upload, such as 'file-…'.",
                 param="input_file_id",
             )
-        window_text = "24h" if wanted.completion_window is None else wanted.completion_window
+        window_text = "24h" if request.completion_window is None else request.completion_window
         window = parse_window(
             window_text,
             shortest=timedelta(seconds=self._rules.shortest_window),
             longest=timedelta(seconds=self._rules.longest_window),
         )
-        endpoint = self._endpoint(wanted.endpoint)
+        endpoint = self._endpoint(request.endpoint)
         source = self._source(tenant, file)
-        here = self._tracer.current()
-        apart = source.trace if source.trace is not None and not wanted.joins_trace else None
+        current_trace = self._tracer.current()
+        parent = source.trace if source.trace is not None and not request.joins_trace else None
         with self._tracer.span(
             "create batch",
-            parent=apart,
-            links=[here] if apart and here else [],
+            parent=parent,
+            links=[current_trace] if parent and current_trace else [],
             attributes={TENANT: str(tenant)},
         ) as span:
             now = self._clock()
             batch = NewBatch(
                 id=BatchId(self._new_id()),
                 tenant=tenant,
-                user=wanted.user,
+                user=request.user,
                 input_file=file,
                 endpoint=endpoint or source.endpoint or self._rules.endpoints[0],
                 completion_window=window_text,
                 created_at=now,
                 deadline=now + window,
-                metadata=wanted.metadata,
-                idempotency_key=wanted.idempotency_key,
-                idempotency_digest=wanted.idempotency_digest,
-                output_expires_after=wanted.output_expires_after,
+                metadata=request.metadata,
+                idempotency_key=request.idempotency_key,
+                idempotency_digest=request.idempotency_digest,
+                output_expires_after=request.output_expires_after,
                 trace=span.context,
-                actor=wanted.actor,
+                actor=request.actor,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
     def _record(self, batch: NewBatch, span: Span) -> Batch:
         id_ = self._new_id()
         event = batch_event(id_, EventType.BATCH_CREATED, batch.tenant, batch.id, batch.trace)
-        created, new = self._ledger.create(batch, event, self._rules.admission)
+        created, is_new = self._batches.create(batch, event, self._rules.admission)
         span.note({BATCH: format_batch_id(created.id)})
-        if new:
+        if is_new:
             _log.info("batch.created", extra={"window": batch.completion_window})
             self._publisher.publish([event])
         return created
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
-        return self._forecaster.with_eta(self._ledger.get(tenant, batch))
+        return self._forecaster.with_eta(self._batches.get(tenant, batch))
 
     def page(
         self, tenant: TenantId, *, after: BatchId | None, limit: int
     ) -> tuple[Sequence[Batch], bool]:
         """Return up to `limit` batches after `after`, newest first, and whether more follow."""
-        found = self._ledger.page(tenant, after=after, limit=limit + 1)
-        shown = [self._forecaster.with_eta(batch) for batch in found[:limit]]
-        return shown, len(found) > limit
+        batches = self._batches.page(tenant, after=after, limit=limit + 1)
+        page = [self._forecaster.with_eta(batch) for batch in batches[:limit]]
+        return page, len(batches) > limit
 
     def cancel(self, tenant: TenantId, batch: BatchId, actor: str | None = None) -> Batch:
         """Start cancelling a batch; cancelling it again changes nothing.
@@ -178,7 +178,7 @@ class Batches:
         `actor` is recorded in the audit log. Raises NotFound, or Conflict if the batch ended otherwise.
         """
         event = batch_event(self._new_id(), EventType.BATCH_DRAINED, tenant, batch)
-        cancelled, drained = self._ledger.cancel(tenant, batch, event, actor)
+        cancelled, drained = self._batches.cancel(tenant, batch, event, actor)
         if drained:
             self._publisher.publish([replace(event, trace=cancelled.trace)])
         return cancelled
@@ -189,23 +189,23 @@ class Batches:
         except NotFound as error:
             raise NotFound(error.message, param="input_file_id") from error
 
-    def _endpoint(self, wanted: str | None) -> str | None:
-        if wanted is not None and wanted not in self._rules.endpoints:
+    def _endpoint(self, endpoint: str | None) -> str | None:
+        if endpoint is not None and endpoint not in self._rules.endpoints:
             raise InvalidRequest(
-                f"endpoint {wanted!r} is not supported: use one of "
+                f"endpoint {endpoint!r} is not supported: use one of "
                 f"{', '.join(self._rules.endpoints)}.",
                 param="endpoint",
                 code="invalid_endpoint",
             )
-        return wanted
+        return endpoint
 
 
 class Requests:
     """The requests of tenants' batches."""
 
-    def __init__(self, ledger: BatchStore, catalog: RequestStore) -> None:
-        self._ledger = ledger
-        self._catalog = catalog
+    def __init__(self, batches: BatchStore, requests: RequestStore) -> None:
+        self._batches = batches
+        self._requests = requests
 
     def page(
         self,
@@ -221,11 +221,11 @@ class Requests:
 
         Raises NotFound for an unknown batch.
         """
-        self._ledger.get(tenant, batch)
-        found = self._catalog.page(
+        self._batches.get(tenant, batch)
+        requests = self._requests.page(
             tenant, batch, after=after, limit=limit + 1, status=status, pool=pool
         )
-        return found[:limit], len(found) > limit
+        return requests[:limit], len(requests) > limit
 
     def results(
         self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, *, actor: str
@@ -235,9 +235,9 @@ class Requests:
         A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
         an unknown batch.
         """
-        self._ledger.get(tenant, batch)
-        return self._catalog.results(tenant, batch, cursor, limit, actor)
+        self._batches.get(tenant, batch)
+        return self._requests.results(tenant, batch, cursor, limit, actor)
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
         """Yield a body that `results` omitted, in pieces; raises NotFound."""
-        return self._catalog.body(tenant, batch, line)
+        return self._requests.body(tenant, batch, line)

@@ -88,20 +88,20 @@ class BatchStore:
                     name = format_batch_id(batch.id)
                     note(connection, batch.tenant, batch.actor, "batches.create", [name])
                 return _load(connection, batch.id), True
-            first = _first(connection, batch.tenant, batch.idempotency_key).one()
-            check_key_digest(first.idempotency_digest, batch.idempotency_digest)
-            return batch_of(first), False
+            existing = _find_by_key(connection, batch.tenant, batch.idempotency_key).one()
+            check_key_digest(existing.idempotency_digest, batch.idempotency_digest)
+            return batch_of(existing), False
 
     def created_under(
         self, tenant: TenantId, key: str | None, digest: bytes | None
     ) -> Batch | None:
         """Return the batch with this idempotency key; raises IdempotencyKeyReused."""
         with acting_for(self._engine, tenant) as connection:
-            first = _first(connection, tenant, key).one_or_none()
-        if first is None:
+            existing = _find_by_key(connection, tenant, key).one_or_none()
+        if existing is None:
             return None
-        check_key_digest(first.idempotency_digest, digest)
-        return batch_of(first)
+        check_key_digest(existing.idempotency_digest, digest)
+        return batch_of(existing)
 
     def get(self, tenant: TenantId, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound."""
@@ -123,7 +123,7 @@ class BatchStore:
             # the next statements see all of them.
             changed = connection.execute(_CANCEL, {"id": batch}).rowcount == 1
             if not changed:
-                return _not_cancellable(_load(connection, batch)), False
+                return _require_cancelled(_load(connection, batch)), False
             if actor is not None:
                 note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
             connection.execute(_DROP_QUEUED, {"id": batch})
@@ -134,7 +134,7 @@ class BatchStore:
             return _load(connection, batch), drained
 
 
-def _first(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
+def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
     return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
 
 
@@ -154,7 +154,7 @@ def insert_batch(
     return connection.execute(_CREATE, parameters).rowcount == 1
 
 
-def _not_cancellable(batch: Batch) -> Batch:
+def _require_cancelled(batch: Batch) -> Batch:
     # The answer to a client that sends its call again, not having seen the first one's.
     if batch.status in FINAL_STATUSES and batch.status is not BatchStatus.CANCELLED:
         raise Conflict(
@@ -195,7 +195,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
 
 def batch_of(row: Any) -> Batch:
     """Return the batch in a row of `batch_states`."""
-    final = BatchStatus(row.status) in FINAL_STATUSES
+    is_final = BatchStatus(row.status) in FINAL_STATUSES
     return Batch(
         id=BatchId(row.id),
         tenant=TenantId(row.tenant_id),
@@ -217,8 +217,8 @@ def batch_of(row: Any) -> Batch:
         cancelled_at=row.cancelled_at,
         at_risk=row.at_risk,
         total=row.total,
-        completed=row.completed if final else row.tallied_completed,
-        failed=row.failed if final else row.tallied_failed,
+        completed=row.completed if is_final else row.tallied_completed,
+        failed=row.failed if is_final else row.tallied_failed,
         output_file=None if row.output_file_id is None else FileId(row.output_file_id),
         error_file=None if row.error_file_id is None else FileId(row.error_file_id),
         errors=tuple(Problem(**problem) for problem in row.errors or ()),

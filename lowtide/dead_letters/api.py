@@ -51,43 +51,43 @@ def page(call: Call) -> Response:
     letters, more = call.services.dead_letters.page(
         call.tenant,
         _filter(call.request),
-        after=None if after is None else _letter_named(after, "after"),
+        after=None if after is None else _require_letter_id(after, "after"),
         limit=limit_argument(call.request, most=1000, default=100),
     )
     data = [types.DeadLetter(**_fields(letter)) for letter in letters]
-    found = types.DeadLetterPage(
+    body = types.DeadLetterPage(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
         has_more=more,
     )
-    return json_response(found)
+    return json_response(body)
 
 
 def get(call: Call, letter_id: str) -> Response:
     """`GET /v1/dead_letters/{letter_id}`."""
-    shown = call.services.dead_letters.get(call.tenant, _letter_named(letter_id, "letter_id"))
-    answer = shown.answer
+    view = call.services.dead_letters.get(call.tenant, _require_letter_id(letter_id, "letter_id"))
+    answer = view.answer
     response, error = None, None
     line, body = (uuid.uuid4().hex.encode() for _ in range(2))
-    if answer.status_code is None or shown.body is None:
+    if answer.status_code is None or view.body is None:
         error = types.LastError(code=answer.error_code, message=answer.error_message)
     else:
         response = types.LastAnswer(
             status_code=answer.status_code,
-            request_id=answer.request_id or format_request_id(shown.letter.batch, answer.number),
+            request_id=answer.request_id or format_request_id(view.letter.batch, answer.number),
             body=msgspec.Raw(body),
         )
     details = types.DeadLetterDetails(
-        **_fields(shown.letter),
-        input=msgspec.Raw(b"null" if shown.line is None else line),
+        **_fields(view.letter),
+        input=msgspec.Raw(b"null" if view.line is None else line),
         response=response,
         error=error,
     )
     # Both may have the max size of a request or response: they are inserted while streaming.
     encoded = msgspec.json.encode(details)
     pieces: list[Iterable[bytes]] = []
-    for placeholder, value in ((line, shown.line), (body, shown.body)):
+    for placeholder, value in ((line, view.line), (body, view.body)):
         if placeholder in encoded and value is not None:
             before, _, encoded = encoded.partition(placeholder)
             pieces += [[before], value]
@@ -99,12 +99,12 @@ def content(call: Call) -> Response:
     text = argument(call.request, "which") or Content.INPUT.value
     if text not in set(Content):
         raise InvalidRequest(f"which must be one of {', '.join(Content)}.", param="which")
-    wanted = _filter(call.request)
+    letter_filter = _filter(call.request)
     headers = {"Content-Disposition": f'attachment; filename="dead_letters_{text}.jsonl"'}
     body: Iterator[bytes] = iter(())
     if call.request.method != "HEAD":
         pieces = call.services.dead_letters.download(
-            call.tenant, wanted, Content(text), actor=call.caller.actor
+            call.tenant, letter_filter, Content(text), actor=call.caller.actor
         )
         # Reads the first piece before the response starts: a missing input becomes an error.
         body = chain([next(pieces, b"")], pieces)
@@ -113,29 +113,29 @@ def content(call: Call) -> Response:
 
 def requeue(call: Call) -> Response:
     """`POST /v1/dead_letters/requeue`."""
-    wanted = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
+    body = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
     request = RequeueRequest(
-        wanted=_chosen(wanted),
+        wanted=_selector(body),
         actor=call.caller.actor,
-        completion_window=wanted.completion_window,
+        completion_window=body.completion_window,
         idempotency_key=idempotency_key(call.request),
-        idempotency_digest=digest_of(replace(wanted, dry_run=False)),
-        dry_run=wanted.dry_run,
-        pool=Pool(wanted.pool),
+        idempotency_digest=digest_of(replace(body, dry_run=False)),
+        dry_run=body.dry_run,
+        pool=Pool(body.pool),
     )
     outcome = call.services.requeuer.requeue(call.tenant, request)
     answer = types.RequeuedDeadLetters(
-        dry_run=wanted.dry_run,
+        dry_run=body.dry_run,
         changed=outcome.changed,
         unchanged=outcome.unchanged,
         remaining=outcome.remaining,
         batches=[
             types.RequeuedBatch(
-                source_batch_id=format_batch_id(each.source),
-                batch_id=_batch_id(each.batch),
-                letters=each.letters,
+                source_batch_id=format_batch_id(requeued.source),
+                batch_id=_batch_id(requeued.batch),
+                letters=requeued.letters,
             )
-            for each in outcome.batches
+            for requeued in outcome.batches
         ],
     )
     return json_response(answer)
@@ -143,30 +143,30 @@ def requeue(call: Call) -> Response:
 
 def discard(call: Call) -> Response:
     """`POST /v1/dead_letters/discard`."""
-    wanted = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
-    done = call.services.dead_letters.discard(
-        call.tenant, _chosen(wanted), actor=call.caller.actor, dry_run=wanted.dry_run
+    body = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
+    outcome = call.services.dead_letters.discard(
+        call.tenant, _selector(body), actor=call.caller.actor, dry_run=body.dry_run
     )
     answer = types.DiscardedDeadLetters(
-        dry_run=wanted.dry_run,
-        changed=done.changed,
-        unchanged=done.unchanged,
-        remaining=done.remaining,
+        dry_run=body.dry_run,
+        changed=outcome.changed,
+        unchanged=outcome.unchanged,
+        remaining=outcome.remaining,
     )
     return json_response(answer)
 
 
-def _chosen(wanted: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilter:
-    if (wanted.ids is None) == (wanted.filter is None):
+def _selector(body: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilter:
+    if (body.ids is None) == (body.filter is None):
         raise InvalidRequest(
             "Select dead letters with either ids or filter.",
-            param="ids" if wanted.ids is None else "filter",
+            param="ids" if body.ids is None else "filter",
         )
-    if wanted.ids is not None:
-        return [_letter_named(id_, "ids") for id_ in wanted.ids]
-    found = wanted.filter or types.DeadLetterFilter()
-    batch = None if found.batch_id is None else _batch_named(found.batch_id, "filter")
-    return LetterFilter(batch, found.error_code)
+    if body.ids is not None:
+        return [_require_letter_id(id_, "ids") for id_ in body.ids]
+    filter_ = body.filter or types.DeadLetterFilter()
+    batch = None if filter_.batch_id is None else _require_batch_id(filter_.batch_id, "filter")
+    return LetterFilter(batch, filter_.error_code)
 
 
 def _filter(request: Request) -> LetterFilter:
@@ -182,24 +182,24 @@ def _filter(request: Request) -> LetterFilter:
     if state is not None and state not in set(LetterState):
         raise InvalidRequest(f"state must be one of {', '.join(LetterState)}.", param="state")
     return LetterFilter(
-        None if batch_id is None else _batch_named(batch_id, "batch_id"),
+        None if batch_id is None else _require_batch_id(batch_id, "batch_id"),
         error_code,
         None if state is None else LetterState(state),
     )
 
 
-def _batch_named(text: str, param: str) -> BatchId:
+def _require_batch_id(text: str, param: str) -> BatchId:
     batch = parse_batch_id(text)
     if batch is None:
         raise InvalidRequest(f"{text[:100]!r} is not a batch id.", param=param)
     return batch
 
 
-def _letter_named(text: str, param: str) -> LetterId:
-    found = parse_request_id(text)
-    if found is None:
+def _require_letter_id(text: str, param: str) -> LetterId:
+    position = parse_request_id(text)
+    if position is None:
         raise NotFound(f"Dead letter {text[:100]!r} not found: check the id.", param=param)
-    return LetterId(*found)
+    return LetterId(*position)
 
 
 def _fields(letter: DeadLetter) -> dict[str, Any]:

@@ -20,7 +20,7 @@ MOST_SOURCES: Final = 100
 
 SOURCE_KEY: Final = "dead_letters_of"
 """The metadata key under which a batch of dead letters names its source batch."""
-_MOST_METADATA = 16
+_MAX_METADATA = 16
 
 
 class LetterState(StrEnum):
@@ -70,12 +70,12 @@ class LetterFilter:
 
     def __str__(self) -> str:
         """Format the filter for the audit log."""
-        named = {
+        fields = {
             "batch_id": None if self.batch is None else format_batch_id(self.batch),
             "error_code": self.error_code,
             "state": self.state,
         }
-        return " ".join(f"{name}={value}" for name, value in named.items() if value) or "all"
+        return " ".join(f"{name}={value}" for name, value in fields.items() if value) or "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,44 +137,46 @@ class Selection:
 
 def by_batch(places: Iterable[LetterPlace]) -> dict[BatchId, list[LetterPlace]]:
     """Group letters by batch; batches and letters keep their order."""
-    found: dict[BatchId, list[LetterPlace]] = {}
+    batches: dict[BatchId, list[LetterPlace]] = {}
     for place in places:
-        found.setdefault(place.batch, []).append(place)
-    return found
+        batches.setdefault(place.batch, []).append(place)
+    return batches
 
 
-def of_few_sources(places: Iterable[LetterPlace], most: int) -> list[LetterPlace]:
-    """Return the letters of the first `most` batches."""
+def of_few_sources(places: Iterable[LetterPlace], max_batches: int) -> list[LetterPlace]:
+    """Return the letters of the first `max_batches` batches."""
     batches: set[BatchId] = set()
-    found = []
+    letters = []
     for place in places:
-        if place.batch in batches or len(batches) < most:
+        if place.batch in batches or len(batches) < max_batches:
             batches.add(place.batch)
-            found.append(place)
-    return found
+            letters.append(place)
+    return letters
 
 
 def in_blocks(
-    places: Iterable[LetterPlace], sizes: Iterable[int], most: int
+    places: Iterable[LetterPlace], sizes: Iterable[int], max_bytes: int
 ) -> Iterator[list[LetterPlace]]:
-    """Yield runs of letters of one batch, each of at most `most` bytes or of a single letter."""
+    """Yield runs of letters of one batch, each of up to `max_bytes` bytes or of a single letter."""
     block: list[LetterPlace] = []
-    held = 0
+    block_bytes = 0
     for place, size in zip(places, sizes, strict=True):
-        if block and (held + size > most or place.batch != block[0].batch):
+        if block and (block_bytes + size > max_bytes or place.batch != block[0].batch):
             yield block
-            block, held = [], 0
+            block, block_bytes = [], 0
         block.append(place)
-        held += size
+        block_bytes += size
     if block:
         yield block
 
 
 def requeue_metadata(source: Source) -> dict[str, str]:
     """Return the metadata of a batch of dead letters: its source's, and the source's id."""
-    kept = {name: value for name, value in (source.metadata or {}).items() if name != SOURCE_KEY}
-    few = dict(list(kept.items())[: _MOST_METADATA - 1])
-    return few | {SOURCE_KEY: format_batch_id(source.batch)}
+    metadata = {
+        name: value for name, value in (source.metadata or {}).items() if name != SOURCE_KEY
+    }
+    inherited = dict(list(metadata.items())[: _MAX_METADATA - 1])
+    return inherited | {SOURCE_KEY: format_batch_id(source.batch)}
 
 
 def requeue_filename(source: BatchId) -> str:

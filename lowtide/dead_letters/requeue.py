@@ -98,8 +98,8 @@ class Requeuer:
 
     def __init__(
         self,
-        catalog: DeadLetterStore,
-        desk: RequeueStore,
+        letters: DeadLetterStore,
+        requeues: RequeueStore,
         files: FileStore,
         objects: ObjectStore,
         publisher: Publisher,
@@ -109,8 +109,8 @@ class Requeuer:
         clock: Callable[[], datetime],
         tracer: Tracer = UNTRACED,
     ) -> None:
-        self._catalog = catalog
-        self._desk = desk
+        self._letters = letters
+        self._requeues = requeues
         self._files = files
         self._objects = objects
         self._publisher = publisher
@@ -137,23 +137,23 @@ class Requeuer:
             if earlier:
                 unchanged = sum(each.letters for each in earlier)
                 return RequeueOutcome(0, unchanged, 0, tuple(earlier))
-            selection = select(self._desk, tenant, request.wanted, most=self._rules.most)
+            selection = select(self._requeues, tenant, request.wanted, max_letters=self._rules.most)
             letters = by_batch(selection.open)
             sources = self._sources(tenant, letters)
             if request.dry_run or not letters:
-                would = [Requeued(batch, None, len(each)) for batch, each in letters.items()]
-                return _outcome(selection, would)
+                planned = [Requeued(batch, None, len(each)) for batch, each in letters.items()]
+                return _outcome(selection, planned)
             self._check_pool(request.pool)
-            done = self._try(tenant, request, letters, sources)
-            if done is not None:
-                return _outcome(selection, done)
+            requeued = self._try(tenant, request, letters, sources)
+            if requeued is not None:
+                return _outcome(selection, requeued)
         raise Unavailable("Other calls are changing the same dead letters: try again.")
 
     def _earlier(self, tenant: TenantId, request: RequeueRequest) -> Sequence[Requeued]:
         """Return the result of an earlier call with the same key; raises IdempotencyKeyReused."""
         if request.idempotency_key is None:
             return ()
-        earlier, digest = self._desk.requeued_under(tenant, request.idempotency_key)
+        earlier, digest = self._requeues.requeued_under(tenant, request.idempotency_key)
         check_key_digest(digest, request.idempotency_digest)
         return earlier
 
@@ -173,10 +173,10 @@ class Requeuer:
     def _sources(
         self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterPlace]]
     ) -> Mapping[BatchId, Source]:
-        sources = self._catalog.sources(tenant, list(letters))
-        gone = [batch for batch in letters if not sources[batch].has_input]
-        if gone:
-            raise input_gone(gone[:5])
+        sources = self._letters.sources(tenant, list(letters))
+        missing = [batch for batch in letters if not sources[batch].has_input]
+        if missing:
+            raise input_gone(missing[:5])
         return sources
 
     def _try(
@@ -196,7 +196,7 @@ class Requeuer:
                 batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, new.id, new.trace)
                 for new, _, _ in moves
             ]
-            done = self._desk.requeue(
+            is_requeued = self._requeues.requeue(
                 moves,
                 events,
                 actor=request.actor,
@@ -210,7 +210,7 @@ class Requeuer:
             if not isinstance(error, Unavailable):
                 self._remove(tenant, moves)
             raise
-        if not done:
+        if not is_requeued:
             self._remove(tenant, moves)
             return None
         self._publisher.publish(events)

@@ -94,39 +94,39 @@ class RequeueStore:
 
     def named(self, tenant: TenantId, letters: Sequence[LetterId]) -> Selection:
         """Select letters by id; raises NotFound for an unknown one."""
-        found = _Found()
+        builder = _SelectionBuilder()
         with acting_for(self._engine, tenant) as connection:
-            for batch, of_batch in groupby(sorted(letters), key=attrgetter("batch")):
-                lines = [letter.line for letter in of_batch]
+            for batch, group in groupby(sorted(letters), key=attrgetter("batch")):
+                lines = [letter.line for letter in group]
                 parameters = {"tenant": tenant, "batch": batch, "lines": lines}
                 rows = connection.execute(_NAMED, parameters).all()
                 unknown = set(lines).difference(row.line for row in rows)
                 if unknown:
                     raise letter_not_found(LetterId(batch, min(unknown)), "ids")
                 for row in rows:
-                    found.add(batch, row)
-        return found.selection()
+                    builder.add(batch, row)
+        return builder.selection()
 
-    def matching(self, tenant: TenantId, wanted: LetterFilter, *, most: int) -> Selection:
-        """Select the oldest `most` open letters that match a filter, and count the rest."""
-        still_open = LetterFilter(wanted.batch, wanted.error_code, LetterState.OPEN)
-        parameters = matches(tenant, still_open)
+    def matching(self, tenant: TenantId, letter_filter: LetterFilter, *, limit: int) -> Selection:
+        """Select the oldest `limit` open letters that match a filter, and count the rest."""
+        open_filter = LetterFilter(letter_filter.batch, letter_filter.error_code, LetterState.OPEN)
+        parameters = matches(tenant, open_filter)
         with acting_for(self._engine, tenant) as connection:
-            rows = connection.execute(_MATCHING, parameters | {"most": most}).all()
+            rows = connection.execute(_MATCHING, parameters | {"most": limit}).all()
             count = len(rows)
-            if count == most:
+            if count == limit:
                 count = connection.execute(_COUNT, parameters).scalar_one()
-        found = [LetterPlace(BatchId(row[0]), *row[1:]) for row in rows]
-        return Selection(_in_order(found), remaining=max(0, count - len(found)))
+        places = [LetterPlace(BatchId(row[0]), *row[1:]) for row in rows]
+        return Selection(_in_order(places), remaining=max(0, count - len(places)))
 
     def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
         """Return the letters requeued under this idempotency key, and the digest of that body."""
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).all()
-        found = {(row.batch_id, row.requeued_as): row.letters for row in rows}
+        counts = {(row.batch_id, row.requeued_as): row.letters for row in rows}
         earlier = [
             Requeued(BatchId(source), BatchId(batch), letters)
-            for (source, batch), letters in sorted(found.items())
+            for (source, batch), letters in sorted(counts.items())
         ]
         return earlier, next((row.digest for row in rows), None)
 
@@ -154,7 +154,7 @@ class RequeueStore:
             for batch, _, places in moves:
                 source = places[0].batch
                 lines = [place.line for place in places]
-                ended = _end(
+                count = _mark(
                     connection,
                     tenant,
                     source,
@@ -164,7 +164,7 @@ class RequeueStore:
                     key=key,
                     digest=digest,
                 )
-                if ended != len(places):
+                if count != len(places):
                     connection.rollback()
                     return False
             for batch, file, places in moves:
@@ -183,15 +183,15 @@ class RequeueStore:
         with acting_for(self._engine, tenant) as connection:
             for batch, places in sorted(by_batch(letters).items()):
                 lines = [place.line for place in places]
-                ended = _end(connection, tenant, batch, lines, actor)
-                if ended:
-                    subject = f"{format_batch_id(batch)}: {ended} requests"
+                count = _mark(connection, tenant, batch, lines, actor)
+                if count:
+                    subject = f"{format_batch_id(batch)}: {count} requests"
                     note(connection, tenant, actor, "dead_letters.discard", [subject])
-                changed += ended
+                changed += count
         return changed
 
 
-class _Found:
+class _SelectionBuilder:
     """A Selection of letters by id, built row by row."""
 
     def __init__(self) -> None:
@@ -222,7 +222,7 @@ def _is_used(connection: Connection, tenant: TenantId, key: str) -> bool:
     return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None
 
 
-def _end(
+def _mark(
     connection: Connection,
     tenant: TenantId,
     source: BatchId,
@@ -245,11 +245,11 @@ def _end(
         "key": key,
         "digest": digest,
     }
-    ended = 0
-    for first in range(0, len(lines), _BLOCK_LINES):
-        block = {"lines": list(lines[first : first + _BLOCK_LINES])}
-        ended += connection.execute(_END, parameters | block).rowcount
-    return ended
+    count = 0
+    for start in range(0, len(lines), _BLOCK_LINES):
+        block = {"lines": list(lines[start : start + _BLOCK_LINES])}
+        count += connection.execute(_END, parameters | block).rowcount
+    return count
 
 
 def _in_order(places: list[LetterPlace]) -> tuple[LetterPlace, ...]:

@@ -63,31 +63,36 @@ class Discarded:
 
 
 class DeadLetters:
-    """The dead letters of tenants; one call discards at most `most`."""
+    """The dead letters of tenants; one call discards at most `max_letters`."""
 
     def __init__(
-        self, catalog: DeadLetterStore, desk: RequeueStore, objects: ObjectStore, *, most: int
+        self,
+        letters: DeadLetterStore,
+        requeues: RequeueStore,
+        objects: ObjectStore,
+        *,
+        max_letters: int,
     ) -> None:
-        self._catalog = catalog
-        self._desk = desk
+        self._letters = letters
+        self._requeues = requeues
         self._objects = objects
-        self._most = most
+        self._max_letters = max_letters
 
     def page(
-        self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
+        self, tenant: TenantId, letter_filter: LetterFilter, *, after: LetterId | None, limit: int
     ) -> tuple[Sequence[DeadLetter], bool]:
         """Return up to `limit` letters that follow `after`, newest first, and whether more follow.
 
         Raises NotFound for an unknown `after`.
         """
-        found = self._catalog.page(tenant, wanted, after=after, limit=limit + 1)
-        return found[:limit], len(found) > limit
+        letters = self._letters.page(tenant, letter_filter, after=after, limit=limit + 1)
+        return letters[:limit], len(letters) > limit
 
     def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
         """Return a letter with its input and its last response; raises NotFound."""
-        found, place = self._catalog.get(tenant, letter)
-        (answer,) = self._catalog.answers(tenant, letter.batch, [letter.line])
-        source = self._catalog.sources(tenant, [letter.batch])[letter.batch]
+        record, place = self._letters.get(tenant, letter)
+        (answer,) = self._letters.answers(tenant, letter.batch, [letter.line])
+        source = self._letters.sources(tenant, [letter.batch])[letter.batch]
         pieces = _line_in_pieces(self._objects, source, place)
         line: Iterator[bytes] | None
         try:
@@ -96,29 +101,29 @@ class DeadLetters:
             line = None
         body: Iterator[bytes] | None = None
         if answer.is_long:
-            body = map(str.encode, self._catalog.body(tenant, *letter))
+            body = map(str.encode, self._letters.body(tenant, *letter))
         elif answer.body is not None:
             body = iter([answer.body.encode()])
-        return ShownLetter(found, line, place.length, answer, body, place.answer_bytes)
+        return ShownLetter(record, line, place.length, answer, body, place.answer_bytes)
 
     def download(
-        self, tenant: TenantId, wanted: LetterFilter, content: Content, *, actor: str
+        self, tenant: TenantId, letter_filter: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
         """Stream letters in order of batch and line, and record the download in the audit log.
 
         Raises Conflict if an input file is gone.
         """
         if content is Content.INPUT:
-            gone = self._catalog.without_input(tenant, wanted)
-            if gone:
-                raise input_gone(gone)
-        self._catalog.note_download(tenant, actor, f"{content}: {wanted}")
-        return (self._inputs if content is Content.INPUT else self._outputs)(tenant, wanted)
+            missing = self._letters.without_input(tenant, letter_filter)
+            if missing:
+                raise input_gone(missing)
+        self._letters.note_download(tenant, actor, f"{content}: {letter_filter}")
+        return (self._inputs if content is Content.INPUT else self._outputs)(tenant, letter_filter)
 
     def discard(
         self,
         tenant: TenantId,
-        wanted: Sequence[LetterId] | LetterFilter,
+        selector: Sequence[LetterId] | LetterFilter,
         *,
         actor: str,
         dry_run: bool = False,
@@ -127,53 +132,54 @@ class DeadLetters:
 
         Raises NotFound for an unknown letter, InvalidRequest for too many.
         """
-        selection = select(self._desk, tenant, wanted, most=self._most)
-        ended = selection.already_requeued + selection.discarded
+        selection = select(self._requeues, tenant, selector, max_letters=self._max_letters)
+        unchanged = selection.already_requeued + selection.discarded
         count = len(selection.open)
         if dry_run or not count:
-            return Discarded(count, ended, selection.remaining)
-        changed = self._desk.discard(tenant, selection.open, actor=actor)
-        return Discarded(changed, ended + count - changed, selection.remaining)
+            return Discarded(count, unchanged, selection.remaining)
+        changed = self._requeues.discard(tenant, selection.open, actor=actor)
+        return Discarded(changed, unchanged + count - changed, selection.remaining)
 
-    def _inputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
-        for page in self._catalog.places(tenant, wanted):
-            sources = self._catalog.sources(tenant, list({place.batch for place in page}))
+    def _inputs(self, tenant: TenantId, letter_filter: LetterFilter) -> Iterator[bytes]:
+        for page in self._letters.places(tenant, letter_filter):
+            sources = self._letters.sources(tenant, list({place.batch for place in page}))
             for batch, places in groupby(page, key=attrgetter("batch")):
                 yield from input_blocks(self._objects, sources[batch], places)
 
-    def _outputs(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[bytes]:
-        for page in self._catalog.places(tenant, wanted):
+    def _outputs(self, tenant: TenantId, letter_filter: LetterFilter) -> Iterator[bytes]:
+        for page in self._letters.places(tenant, letter_filter):
             for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
                 batch = block[0].batch
-                answers = self._catalog.answers(tenant, batch, [place.line for place in block])
-                yield from render_all(batch, answers, partial(self._catalog.body, tenant, batch))
+                answers = self._letters.answers(tenant, batch, [place.line for place in block])
+                yield from render_all(batch, answers, partial(self._letters.body, tenant, batch))
 
 
 def select(
-    desk: RequeueStore,
+    requeues: RequeueStore,
     tenant: TenantId,
-    wanted: Sequence[LetterId] | LetterFilter,
+    selector: Sequence[LetterId] | LetterFilter,
     *,
-    most: int,
+    max_letters: int,
 ) -> Selection:
-    """Select the letters of a call; a filter selects up to `most`, of up to MOST_SOURCES batches.
+    """Select the letters of a call.
 
-    Raises NotFound for an unknown letter, InvalidRequest for too many ids.
+    A filter selects up to `max_letters`, of up to MOST_SOURCES batches. Raises NotFound for an
+    unknown letter, InvalidRequest for too many ids.
     """
-    if isinstance(wanted, LetterFilter):
-        found = desk.matching(tenant, wanted, most=most)
-        kept = of_few_sources(found.open, MOST_SOURCES)
-        left = len(found.open) - len(kept)
-        return replace(found, open=tuple(kept), remaining=found.remaining + left)
-    letters = sorted(set(wanted))
+    if isinstance(selector, LetterFilter):
+        selection = requeues.matching(tenant, selector, limit=max_letters)
+        places = of_few_sources(selection.open, MOST_SOURCES)
+        excess = len(selection.open) - len(places)
+        return replace(selection, open=tuple(places), remaining=selection.remaining + excess)
+    letters = sorted(set(selector))
     sources = len({letter.batch for letter in letters})
-    if len(letters) > most or sources > MOST_SOURCES:
+    if len(letters) > max_letters or sources > MOST_SOURCES:
         raise InvalidRequest(
-            f"ids has {len(letters)} dead letters of {sources} batches; at most {most} of "
+            f"ids has {len(letters)} dead letters of {sources} batches; at most {max_letters} of "
             f"{MOST_SOURCES} batches are allowed: split them into several calls.",
             param="ids",
         )
-    return desk.named(tenant, letters)
+    return requeues.named(tenant, letters)
 
 
 def input_blocks(
@@ -184,27 +190,27 @@ def input_blocks(
     Short lines are joined, a long one is split into pieces. Raises Conflict if the input is gone or
     differs from the upload; the earlier pieces of a long line have been yielded by then.
     """
-    found = list(places)
+    letters = list(places)
     try:
-        for block in in_blocks(found, (place.length for place in found), _BLOCK_BYTES):
+        for block in in_blocks(letters, (place.length for place in letters), _BLOCK_BYTES):
             if sum(place.length for place in block) > _BLOCK_BYTES:
                 for place in block:
                     pieces = iterdecode(
-                        _proven(place, _line_in_pieces(objects, source, place)), "utf-8"
+                        _verified(place, _line_in_pieces(objects, source, place)), "utf-8"
                     )
                     yield from map(encode_escaped, pieces)
                     yield b"\n"
                 continue
             ranges = [(place.start, place.length) for place in block]
             lines = objects.read_ranges(source.input_key, ranges)
-            proven = (
+            verified = (
                 piece
                 for place, line in zip(block, lines, strict=True)
-                for piece in _proven(place, [line])
+                for piece in _verified(place, [line])
             )
             yield b"".join(
                 (line if line.isascii() else encode_escaped(line.decode())) + b"\n"
-                for line in proven
+                for line in verified
             )
     except NotFound as error:
         raise input_gone([source.batch]) from error
@@ -212,7 +218,7 @@ def input_blocks(
         raise _input_corrupt(source.batch) from error
 
 
-def _proven(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _verified(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the pieces of a line; at the end raises Conflict if length or checksum differ."""
     length, checksum = 0, NO_BYTES
     for piece in pieces:
@@ -234,19 +240,19 @@ def _input_corrupt(batch: BatchId) -> Conflict:
 
 def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
     """Yield the bytes of a line; raises NotFound if its input is gone, Conflict if truncated."""
-    left = place.length
+    remaining = place.length
     for piece in objects.stream(source.input_key, place.start, place.start + place.length):
-        left -= len(piece)
+        remaining -= len(piece)
         yield piece
-    if left:
+    if remaining:
         raise _input_corrupt(place.batch)
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:
     """Return the error for letters whose input file is gone."""
-    named = ", ".join(format_batch_id(batch) for batch in batches)
+    names = ", ".join(format_batch_id(batch) for batch in batches)
     return Conflict(
-        f"The input file of {named} was deleted or has expired, and with it the inputs of its dead "
+        f"The input file of {names} was deleted or has expired, and with it the inputs of its dead "
         "letters: exclude or discard them.",
         param="batch_id",
         code="input_file_gone",

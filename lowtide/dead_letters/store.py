@@ -30,7 +30,7 @@ MATCHES = """tenant_id = :tenant
     AND (cast(:state AS text) IS NULL OR state = :state)"""
 """The condition of a filter; `matches` returns its parameters."""
 
-_LOOK = """
+_JOINS = """
 CROSS JOIN LATERAL (
   SELECT custom_id, start, length, checksum FROM requests
   WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
@@ -46,13 +46,13 @@ FROM (
     AND (cast(:at AS timestamptz) IS NULL
       OR (at, batch_id, line) < (:at, cast(:after_batch AS uuid), cast(:after_line AS integer)))
   ORDER BY at DESC, batch_id DESC, line DESC LIMIT :limit
-) d {_LOOK}
+) d {_JOINS}
 ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
 """  # noqa: S608
 _PAGE = text(PAGE)
 GET = f"""
 SELECT d.*, r.custom_id, r.start, r.length, r.checksum, f.status_code, f.answer_bytes
-FROM dead_letters d {_LOOK}
+FROM dead_letters d {_JOINS}
 WHERE d.tenant_id = :tenant AND d.batch_id = :batch AND d.line = :line
 """  # noqa: S608
 _GET = text(GET)
@@ -63,7 +63,7 @@ FROM (
   WHERE {MATCHES}
     AND (batch_id, line) > (cast(:after_batch AS uuid), cast(:after_line AS integer))
   ORDER BY batch_id, line LIMIT :limit
-) d {_LOOK}
+) d {_JOINS}
 ORDER BY d.batch_id, d.line
 """  # noqa: S608
 _PLACES = text(PLACES)
@@ -99,12 +99,12 @@ class DeadLetterStore:
         self._engine = engine
 
     def page(
-        self, tenant: TenantId, wanted: LetterFilter, *, after: LetterId | None, limit: int
+        self, tenant: TenantId, letter_filter: LetterFilter, *, after: LetterId | None, limit: int
     ) -> Sequence[DeadLetter]:
         """Return up to `limit` letters that follow `after`, newest first; raises NotFound."""
         died_at = None if after is None else self._get(tenant, after, "after").at
         batch, line = after or _FIRST
-        parameters = matches(tenant, wanted) | {
+        parameters = matches(tenant, letter_filter) | {
             "at": died_at,
             "after_batch": batch,
             "after_line": line,
@@ -137,17 +137,19 @@ class DeadLetterStore:
                 for row in rows
             }
 
-    def without_input(self, tenant: TenantId, wanted: LetterFilter) -> Sequence[BatchId]:
+    def without_input(self, tenant: TenantId, letter_filter: LetterFilter) -> Sequence[BatchId]:
         """Return up to five batches with matching letters whose input file is gone."""
         with acting_for(self._engine, tenant) as connection:
-            rows = connection.execute(_WITHOUT_INPUT, matches(tenant, wanted)).scalars()
+            rows = connection.execute(_WITHOUT_INPUT, matches(tenant, letter_filter)).scalars()
             return [BatchId(row) for row in rows]
 
-    def places(self, tenant: TenantId, wanted: LetterFilter) -> Iterator[Sequence[LetterPlace]]:
+    def places(
+        self, tenant: TenantId, letter_filter: LetterFilter
+    ) -> Iterator[Sequence[LetterPlace]]:
         """Yield pages of matching letters in order of batch and line, one transaction each."""
         batch, line = _FIRST
         while True:
-            parameters = matches(tenant, wanted) | {
+            parameters = matches(tenant, letter_filter) | {
                 "after_batch": batch,
                 "after_line": line,
                 "limit": _PAGE_OF_PLACES,
@@ -185,13 +187,13 @@ class DeadLetterStore:
             note(connection, tenant, actor, "dead_letters.download", [subject])
 
 
-def matches(tenant: TenantId, wanted: LetterFilter) -> dict[str, object]:
+def matches(tenant: TenantId, letter_filter: LetterFilter) -> dict[str, object]:
     """Return the parameters of MATCHES."""
     return {
         "tenant": tenant,
-        "batch": wanted.batch,
-        "error_code": wanted.error_code,
-        "state": None if wanted.state is None else wanted.state.value,
+        "batch": letter_filter.batch,
+        "error_code": letter_filter.error_code,
+        "state": None if letter_filter.state is None else letter_filter.state.value,
     }
 
 

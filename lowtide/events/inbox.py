@@ -74,20 +74,20 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
 
     The span continues the trace in the event's extension attributes `traceparent` and `tracestate`.
     """
-    given = event.get_attributes()
-    type_ = str(given["type"])
+    event_attributes = event.get_attributes()
+    type_ = str(event_attributes["type"])
     attributes = {
-        "cloudevents.event_id": str(given["id"]),
-        "cloudevents.event_source": str(given["source"]),
+        "cloudevents.event_id": str(event_attributes["id"]),
+        "cloudevents.event_source": str(event_attributes["source"]),
         "cloudevents.event_type": type_,
     }
-    subject = str(given.get("subject") or "")
+    subject = str(event_attributes.get("subject") or "")
     if parse_batch_id(subject) is not None:
         attributes[BATCH] = subject
     with tracer.span(
         f"process {type_}",
         kind=SpanKind.CONSUMER,
-        parent=parse_trace(given.get("traceparent"), given.get("tracestate")),
+        parent=parse_trace(event_attributes.get("traceparent"), event_attributes.get("tracestate")),
         attributes=attributes,
     ):
         try:

@@ -37,7 +37,7 @@ OWN_ATTEMPT_SECONDS = 5.0
 """Seconds for the process that recorded an event to send it, before the scheduler does."""
 _RETRY_SECONDS = 10.0
 _LONGEST_RETRY_SECONDS = 300.0
-_KEPT_SECONDS = 86_400.0
+_RETENTION_SECONDS = 86_400.0
 _ADD = text("""
 INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate, next_at)
 VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
@@ -91,14 +91,14 @@ class Outbox:
             "limit": limit,
             "base": _RETRY_SECONDS,
             "most": _LONGEST_RETRY_SECONDS,
-            "kept": _KEPT_SECONDS,
+            "kept": _RETENTION_SECONDS,
         }
         with begin(self._engine) as connection:
             rows = connection.execute(_DUE, parameters).all()
-            given_up = [row for row in rows if row.is_old]
-            if given_up:
-                connection.execute(_FORGET_ALL, {"ids": [row.id for row in given_up]})
-        for row in given_up:
+            expired = [row for row in rows if row.is_old]
+            if expired:
+                connection.execute(_FORGET_ALL, {"ids": [row.id for row in expired]})
+        for row in expired:
             extra = {"event_type": row.type, "subject": row.subject, "attempts": row.attempts}
             _log.error("event.given_up", extra=extra)
         return [_event(row) for row in rows if not row.is_old and row.type in _TYPES]

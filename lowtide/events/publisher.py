@@ -34,14 +34,14 @@ class HttpSink:
         self._source = source
         self._timeout = timeout
         self._client: httpx.Client | None = None
-        self._opening = threading.Lock()
+        self._client_lock = threading.Lock()
 
     def publish(self, event: Event) -> bool:
         """Send one event; return whether the sink accepted it. Never raises."""
         # Imported at the first event: a function that sends none starts faster.
         import httpx
 
-        with self._opening:
+        with self._client_lock:
             if self._client is None:
                 self._client = httpx.Client(timeout=self._timeout)
             client = self._client

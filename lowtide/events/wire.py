@@ -54,15 +54,15 @@ class WireEvent:
 
 def read_event(headers: Mapping[str, str], body: bytes) -> WireEvent:
     """Parse the event of a request; raises MalformedEventError."""
-    given = {name.lower(): value for name, value in headers.items()}
-    content_type = given.get("content-type", "").strip()
+    fields = {name.lower(): value for name, value in headers.items()}
+    content_type = fields.get("content-type", "").strip()
     media = content_type.partition(";")[0].strip().lower()
     if media == "application/cloudevents+json":
         return _checked(_read_structured(body))
     if media.startswith("application/cloudevents"):
         raise MalformedEventError(f"content type {media} is not supported")
     attributes = {
-        name.removeprefix("ce-"): value for name, value in given.items() if name.startswith("ce-")
+        name.removeprefix("ce-"): value for name, value in fields.items() if name.startswith("ce-")
     }
     return _checked(WireEvent(attributes, content_type or None, body))
 
@@ -77,8 +77,8 @@ def _read_structured(body: bytes) -> WireEvent:
     present = {name: value for name, value in attributes.items() if value is not None}
     content_type = present.pop("datacontenttype", None)
     # Version 0.3 marks base64 with this attribute, which version 1.0 does not have.
-    in_base64 = present.pop("datacontentencoding", None) == "base64"
-    if encoded is not None or (in_base64 and data is not None):
+    is_base64 = present.pop("datacontentencoding", None) == "base64"
+    if encoded is not None or (is_base64 and data is not None):
         return WireEvent(present, content_type, _from_base64(encoded or data))
     if data is None:
         return WireEvent(present, content_type, b"")

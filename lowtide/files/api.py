@@ -77,17 +77,17 @@ def file_content(call: Call, file_id: str) -> Response:
     file = service.get(call.tenant, _id(file_id))
     start, end = 0, file.size
     status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
-    wanted = _range(call.request.headers.get("Range", ""), file.size)
+    byte_range = _range(call.request.headers.get("Range", ""), file.size)
     if call.request.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
-        wanted = None
-    if wanted is not None:
-        start, end = wanted
+        byte_range = None
+    if byte_range is not None:
+        start, end = byte_range
         if start >= end:
-            refused = error_response(
+            response = error_response(
                 RangeNotSatisfiable(f"The file has {file.size} bytes.", param="Range")
             )
-            refused.headers["Content-Range"] = f"bytes */{file.size}"
-            return refused
+            response.headers["Content-Range"] = f"bytes */{file.size}"
+            return response
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     body: Iterator[bytes] = iter(())
@@ -135,31 +135,31 @@ def _id(text: str, param: str = "file_id") -> FileId:
 
 def _receive(call: Call, service: Files) -> StoredFile:
     """Stream the form's file into an upload."""
-    with ExitStack() as block:
-        upload_: Upload
+    with ExitStack() as stack:
+        upload: Upload
         name: str
 
         def open_file(filename: str) -> Callable[[bytes], None]:
-            nonlocal upload_, name
+            nonlocal upload, name
             name = filename
-            upload_ = block.enter_context(service.upload(call.tenant, call.caller.actor))
-            return upload_.write
+            upload = stack.enter_context(service.upload(call.tenant, call.caller.actor))
+            return upload.write
 
         fields = read_form(call.request, open_file, max_file_bytes=service.max_bytes)
-        return upload_.finish(name, fields.get("purpose"), _expires_after(fields))
+        return upload.finish(name, fields.get("purpose"), _expires_after(fields))
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:
     """Return the seconds of the form's `expires_after[…]` fields, or None without them."""
-    given = {
+    expiry = {
         name: fields[f"expires_after[{name}]"]
         for name in ("anchor", "seconds")
         if f"expires_after[{name}]" in fields
     }
-    if not given:
+    if not expiry:
         return None
     try:
-        return msgspec.convert(given, types.ExpiresAfter, strict=False).seconds
+        return msgspec.convert(expiry, types.ExpiresAfter, strict=False).seconds
     except msgspec.ValidationError as error:
         raise InvalidRequest(
             f"expires_after needs the anchor 'created_at' and seconds from 3600 to 2592000: {error}.",

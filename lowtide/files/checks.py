@@ -57,9 +57,9 @@ class LineChecks:
     def __init__(self, endpoint: str | None, endpoints: tuple[str, ...]) -> None:
         self.endpoint = endpoint
         self.model: str | None = None
-        self._named = False
+        self._model_known = False
         self._endpoints = endpoints
-        self._seen: dict[str | bytes, int] = {}
+        self._first_lines: dict[str | bytes, int] = {}
 
     def accept(self, line: bytes, number: int) -> str | None:
         """Return the custom_id of a valid line in the usual form; None leaves it to `examine`.
@@ -68,23 +68,23 @@ class LineChecks:
         """
         try:
             check_utf8(line)
-            head = decode_plain(line)
-            body = head.body
-            about = decode_model(body)
-            if about.model != self.model or not self._named or about.stream:
+            request = decode_plain(line)
+            body = request.body
+            options = decode_model(body)
+            if options.model != self.model or not self._model_known or options.stream:
                 return None
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             return None
-        custom_id = head.custom_id
+        custom_id = request.custom_id
         if (
-            head.url == self.endpoint
-            and head.method == "POST"
+            request.url == self.endpoint
+            and request.method == "POST"
             and 0 < len(custom_id) <= _SHORT_ID
             and "\x00" not in custom_id
             and line.endswith(body, 0, -1)
             and line.count(b'"', 0, -1 - len(memoryview(body))) == _PLAIN_QUOTES
             and is_shallow(line)
-            and self._seen.setdefault(custom_id, number) == number
+            and self._first_lines.setdefault(custom_id, number) == number
         ):
             return custom_id
         return None
@@ -101,10 +101,10 @@ class LineChecks:
             text = f"The line is not valid UTF-8 at byte {error.start + 1}: save the file as UTF-8."
             return None, [Fault("invalid_utf8", text)]
         except msgspec.DecodeError as error:
-            mended = without_halves(line)
-            if mended is not None:
+            repaired = without_halves(line)
+            if repaired is not None:
                 # The file is accepted; only this request fails, without reaching the engine.
-                return self.examine(mended, number)
+                return self.examine(repaired, number)
             text = f"The line is not a JSON object ({syntax_fault(line, error)}): write one object per line."
             return None, [Fault("invalid_json_line", text)]
         body = bytes(fields.body)
@@ -117,14 +117,14 @@ class LineChecks:
             for name in repeated_fields(frame)
         ]
         custom_id = text_of(fields.custom_id)
-        of_fields = (
+        field_faults = (
             self._custom_id(fields, custom_id, number),
             self._method(fields),
             self._url(fields),
             self._body(body),
             self._stream(body),
         )
-        return custom_id, faults + [fault for fault in of_fields if fault is not None]
+        return custom_id, faults + [fault for fault in field_faults if fault is not None]
 
     def _custom_id(self, fields: Fields, value: str | None, number: int) -> Fault | None:
         if bytes(fields.custom_id) in _ABSENT:
@@ -142,11 +142,13 @@ class LineChecks:
 
     def _repeated_id(self, custom_id: str, number: int) -> Fault | None:
         is_short = len(custom_id) <= _SHORT_ID
-        known = custom_id if is_short else blake2b(custom_id.encode(), digest_size=16).digest()
-        first = self._seen.setdefault(known, number)
-        if first == number:
+        key = custom_id if is_short else blake2b(custom_id.encode(), digest_size=16).digest()
+        first_line = self._first_lines.setdefault(key, number)
+        if first_line == number:
             return None
-        text = f"custom_id {custom_id!r} is already used on line {first}: make each one unique."
+        text = (
+            f"custom_id {custom_id!r} is already used on line {first_line}: make each one unique."
+        )
         return Fault("duplicate_custom_id", text, "custom_id")
 
     @staticmethod
@@ -173,21 +175,21 @@ class LineChecks:
             return Fault("invalid_body", "body must be a JSON object.", "body")
         return self._model(decode_any_model(body).model)
 
-    def _model(self, given: msgspec.Raw) -> Fault | None:
-        is_absent = bytes(given) in _ABSENT
+    def _model(self, value: msgspec.Raw) -> Fault | None:
+        is_absent = bytes(value) in _ABSENT
         if is_absent and self.endpoint not in _MODEL_OPTIONAL:
             return Fault("missing_model", "body.model is missing: specify a model.", "body.model")
-        model = None if is_absent else text_of(given)
+        model = None if is_absent else text_of(value)
         if not is_absent and (model is None or "\x00" in model or len(model) > MAX_MODEL):
             text = f"body.model must be a string of at most {MAX_MODEL} characters, without U+0000."
             return Fault("invalid_model", text, "body.model")
-        if not self._named:
-            self.model, self._named = model, True
+        if not self._model_known:
+            self.model, self._model_known = model, True
         if model == self.model:
             return None
         text = (
-            f"body.model is {_named(model)}, but the file's first request has {_named(self.model)}: "
-            "use one file per model."
+            f"body.model is {_describe_model(model)}, but the file's first request has "
+            f"{_describe_model(self.model)}: use one file per model."
         )
         return Fault("mismatched_model", text, "body.model")
 
@@ -199,5 +201,5 @@ class LineChecks:
         return Fault("stream_not_supported", text, "body.stream")
 
 
-def _named(model: str | None) -> str:
+def _describe_model(model: str | None) -> str:
     return "absent" if model is None else repr(model)

@@ -114,10 +114,10 @@ class LineReader:
         self.problems: list[Problem] = []
         self.requests = 0
         self._checks = LineChecks(endpoint, endpoints)
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._buffer: list[bytes] = []
+        self._buffer_bytes = 0
         self._overlong = False
-        self._physical = 0
+        self._line_number = 0
         self._offset = 0
 
     @property
@@ -133,31 +133,31 @@ class LineReader:
     def feed(self, chunk: bytes) -> list[InputLine]:
         """Parse a chunk; return the valid requests that end in it."""
         lines = chunk.split(b"\n")
-        rest = lines.pop()
-        if lines and self._held:
-            lines[0] = self._release(lines[0])
-        found: list[InputLine] = []
+        tail = lines.pop()
+        if lines and self._buffer:
+            lines[0] = self._flush(lines[0])
+        requests: list[InputLine] = []
         for position, line in enumerate(lines):
             if not line and not self._overlong:
-                self._physical += 1
+                self._line_number += 1
                 self._offset += 1
-            elif self._is_refused():
+            elif self._is_full():
                 self._count(lines[position:])
                 break
             else:
-                self._line(line, found)
-        self._hold(rest)
-        return found
+                self._parse_line(line, requests)
+        self._push(tail)
+        return requests
 
     def finish(self) -> list[InputLine]:
         """Return a last request without a newline, and check the file as a whole."""
-        found: list[InputLine] = []
-        if self._held or self._overlong:
-            line = self._release(b"")
-            if self._is_refused():
+        requests: list[InputLine] = []
+        if self._buffer or self._overlong:
+            line = self._flush(b"")
+            if self._is_full():
                 self._count([line])
             else:
-                self._line(line, found)
+                self._parse_line(line, requests)
         if self.requests == 0:
             self._report("empty_file", "The file has no requests: add one JSON object per line.")
         elif self.requests > self.limits.max_lines:
@@ -166,25 +166,25 @@ class LineReader:
                 f"The file has {self.requests} requests; at most {self.limits.max_lines} are "
                 "allowed: split it into several files.",
             )
-        return found
+        return requests
 
-    def _hold(self, rest: bytes) -> None:
+    def _push(self, tail: bytes) -> None:
         """Keep the start of an incomplete line; drop that of an over-long one, but remember it."""
-        if rest:
-            self._held.append(rest)
-            self._held_bytes += len(rest)
-        if self._overlong or self._held_bytes > self.limits.max_line_bytes:
-            self._offset += len(self._release(b""))
+        if tail:
+            self._buffer.append(tail)
+            self._buffer_bytes += len(tail)
+        if self._overlong or self._buffer_bytes > self.limits.max_line_bytes:
+            self._offset += len(self._flush(b""))
             self._overlong = True
 
-    def _release(self, end: bytes) -> bytes:
+    def _flush(self, end: bytes) -> bytes:
         """Return a whole line: its start that was kept, and its end."""
-        line = b"".join((*self._held, end))
-        self._held.clear()
-        self._held_bytes = 0
+        line = b"".join((*self._buffer, end))
+        self._buffer.clear()
+        self._buffer_bytes = 0
         return line
 
-    def _is_refused(self) -> bool:
+    def _is_full(self) -> bool:
         """Return True if only the number of requests still matters."""
         limits = self.limits
         return self.requests >= limits.max_lines or len(self.problems) >= limits.max_problems
@@ -197,9 +197,9 @@ class LineReader:
         longest = self.limits.max_line_bytes
         self.requests += sum(len(line) > longest or line.strip(_SPACE) != b"" for line in lines)
 
-    def _line(self, line: bytes, found: list[InputLine]) -> None:
+    def _parse_line(self, line: bytes, requests: list[InputLine]) -> None:
         """Check one physical line."""
-        self._physical += 1
+        self._line_number += 1
         start = self._offset
         self._offset += len(line) + 1
         if self._overlong or len(line) > self.limits.max_line_bytes:
@@ -208,10 +208,10 @@ class LineReader:
             self._report(
                 "line_too_long",
                 f"The line is longer than {self.limits.max_line_bytes} bytes: shorten the request.",
-                line=self._physical,
+                line=self._line_number,
             )
             return
-        if self._physical == 1 and line.startswith(_BOM):
+        if self._line_number == 1 and line.startswith(_BOM):
             line, start = line[3:], start + 3
         request = line.strip(_SPACE)
         if not request:
@@ -219,17 +219,17 @@ class LineReader:
         if len(request) != len(line):
             start += len(line) - len(line.lstrip(_SPACE))
         self.requests += 1
-        custom_id = self._checks.accept(request, self._physical) or self._examine(request)
+        custom_id = self._checks.accept(request, self._line_number) or self._examine(request)
         if custom_id is not None:
-            found.append(
+            requests.append(
                 InputLine(self.requests, custom_id, start, len(request), checksum_of(request))
             )
 
     def _examine(self, request: bytes) -> str | None:
         """Return the custom_id of a valid but unusual request, or report its faults."""
-        custom_id, faults = self._checks.examine(request, self._physical)
+        custom_id, faults = self._checks.examine(request, self._line_number)
         for fault in faults:
-            self._report(fault.code, fault.message, param=fault.param, line=self._physical)
+            self._report(fault.code, fault.message, param=fault.param, line=self._line_number)
         return None if faults else custom_id
 
     def _report(

@@ -71,7 +71,7 @@ class Upload:
 
     def __init__(
         self,
-        catalog: FileStore,
+        files: FileStore,
         objects: ObjectStore,
         limits: UploadLimits,
         *,
@@ -82,7 +82,7 @@ class Upload:
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._actor = actor
-        self._catalog = catalog
+        self._files = files
         self._objects = objects
         self._limits = limits
         self._tenant = tenant
@@ -93,12 +93,12 @@ class Upload:
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._head = b""
-        self._block = ExitStack()
+        self._stack = ExitStack()
         self._writer = objects.open_writer(object_key(file))
 
     def __enter__(self) -> Self:
-        self._catalog.expect(self._tenant, object_key(self._file))
-        self._block.enter_context(self._writer)
+        self._files.expect(self._tenant, object_key(self._file))
+        self._stack.enter_context(self._writer)
         return self
 
     def __exit__(
@@ -107,7 +107,7 @@ class Upload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._block.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def checked(self) -> Checked:
@@ -151,19 +151,19 @@ class Upload:
         attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
         with self._tracer.span("store file", attributes=attributes) as span:
             self._reader.finish()
-            self._block.close()
+            self._stack.close()
             file = self._record(filename, expires_after, span.context)
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
-                self._catalog.add(file, self._actor)
+                self._files.add(file, self._actor)
             except Unavailable:
                 # The commit may have succeeded. If it has not, the scheduler removes the orphan.
                 raise
             except LowtideError:
                 self._objects.delete([file.object_key])
                 raise
-            told = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
-            _log.info("file.stored", extra=told)
+            extra = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
+            _log.info("file.stored", extra=extra)
         return file
 
     def _record(
@@ -193,7 +193,7 @@ class Files:
 
     def __init__(
         self,
-        catalog: FileStore,
+        files: FileStore,
         objects: ObjectStore,
         limits: UploadLimits,
         *,
@@ -201,7 +201,7 @@ class Files:
         clock: Callable[[], datetime],
         tracer: Tracer = UNTRACED,
     ) -> None:
-        self._catalog = catalog
+        self._files = files
         self._objects = objects
         self._limits = limits
         self._new_id = new_id
@@ -216,7 +216,7 @@ class Files:
     def upload(self, tenant: TenantId, actor: str | None = None) -> Upload:
         """Start an upload, a context manager. `actor` is recorded in the audit log."""
         return Upload(
-            self._catalog,
+            self._files,
             self._objects,
             self._limits,
             tenant=tenant,
@@ -228,7 +228,7 @@ class Files:
 
     def get(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Return a file; raises NotFound."""
-        return self._catalog.get(tenant, file)
+        return self._files.get(tenant, file)
 
     def content(
         self,
@@ -240,8 +240,8 @@ class Files:
         actor: str,
     ) -> Iterator[bytes]:
         """Stream a file from `start` up to `end`, recorded in the audit log; raises NotFound."""
-        found = self._catalog.download(tenant, file, actor)
-        return self._objects.stream(found.object_key, start, end)
+        record = self._files.download(tenant, file, actor)
+        return self._objects.stream(record.object_key, start, end)
 
     def page(
         self,
@@ -253,26 +253,26 @@ class Files:
         purpose: str | None,
     ) -> tuple[Sequence[StoredFile], bool]:
         """Return up to `limit` files that follow `after`, and whether more follow."""
-        found = self._catalog.page(
+        files = self._files.page(
             tenant, after=after, limit=limit + 1, newest_first=newest_first, purpose=purpose
         )
-        return found[:limit], len(found) > limit
+        return files[:limit], len(files) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
         """Delete a file, recorded in the audit log; raises NotFound.
 
         Its bytes stay while an active batch reads them.
         """
-        key = self._catalog.remove(tenant, file, actor)
+        key = self._files.remove(tenant, file, actor)
         if key is not None:
             self._objects.delete([key])
-            self._catalog.removed(tenant, key)
+            self._files.removed(tenant, key)
 
 
 def _summary(problems: Sequence[Problem]) -> str:
-    shown = [
+    messages = [
         problem.message if problem.line is None else f"line {problem.line}: {problem.message}"
         for problem in problems[:5]
     ]
-    more = len(problems) - len(shown)
-    return " ".join(shown) + (f" (and {more} more)" if more else "")
+    more = len(problems) - len(messages)
+    return " ".join(messages) + (f" (and {more} more)" if more else "")

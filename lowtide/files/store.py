@@ -46,11 +46,11 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
-_STRAY = text("""
+_ADD_ORPHAN = text("""
 INSERT INTO stray_objects (object_key, tenant_id, due_at)
 VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
 """)
-_NOT_STRAY = text("DELETE FROM stray_objects WHERE object_key = :key")
+_REMOVE_ORPHAN = text("DELETE FROM stray_objects WHERE object_key = :key")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 
@@ -81,7 +81,7 @@ def add_file(connection: Connection, file: StoredFile) -> None:
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
     """Record a file whose object was expected; the object is no longer an orphan."""
     add_file(connection, file)
-    connection.execute(_NOT_STRAY, {"key": file.object_key})
+    connection.execute(_REMOVE_ORPHAN, {"key": file.object_key})
 
 
 def file_not_found(file: FileId) -> NotFound:
@@ -99,7 +99,7 @@ class FileStore:
         """Record an object as an orphan before it is written, so that a crash cannot leak it."""
         parameters = {"key": object_key, "tenant": tenant, "after": _LONGEST_UPLOAD_SECONDS}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_STRAY, parameters)
+            connection.execute(_ADD_ORPHAN, parameters)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -116,9 +116,9 @@ class FileStore:
     def download(self, tenant: TenantId, file: FileId, actor: str) -> StoredFile:
         """Return a file, and record its download in the audit log; raises NotFound."""
         with acting_for(self._engine, tenant) as connection:
-            found = _get(connection, file)
+            record = _get(connection, file)
             note(connection, tenant, actor, "files.download", [format_file_id(file)])
-        return found
+        return record
 
     def page(
         self,
@@ -148,8 +148,8 @@ class FileStore:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
             connection.execute(_REMOVE, {"id": file})
-            stray = {"key": row.object_key, "tenant": tenant, "after": 0}
-            connection.execute(_STRAY, stray)
+            orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
+            connection.execute(_ADD_ORPHAN, orphan)
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return None if is_read else str(row.object_key)
@@ -157,7 +157,7 @@ class FileStore:
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Drop the orphan record of an object that was deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_NOT_STRAY, {"key": object_key})
+            connection.execute(_REMOVE_ORPHAN, {"key": object_key})
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:

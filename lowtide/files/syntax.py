@@ -120,30 +120,30 @@ def without_halves(line: bytes) -> bytes | None:
     Return None if there are none, or if one is in a field that identifies the request: custom_id,
     method, url or model.
     """
-    mended = _replaced(line, rb"\ufffd")
-    if mended is None:
+    candidate = _replace_surrogates(line, rb"\ufffd")
+    if candidate is None:
         return None
     try:
-        known = _known_by(mended)
-        if not any(rb"\ufffd" in value for value in known):
-            return mended
-        other = _replaced(line, rb"\ufffc")
-        return mended if other is not None and _known_by(other) == known else None
+        identity = _identity(candidate)
+        if not any(rb"\ufffd" in value for value in identity):
+            return candidate
+        alternative = _replace_surrogates(line, rb"\ufffc")
+        return candidate if alternative is not None and _identity(alternative) == identity else None
     except msgspec.DecodeError:
         return None
 
 
-def _replaced(line: bytes, by: bytes) -> bytes | None:
-    """Replace each lone surrogate with `by`; return None if there is none."""
-    changed: bytearray | None = None
+def _replace_surrogates(line: bytes, replacement: bytes) -> bytes | None:
+    """Replace each lone surrogate with `replacement`; return None if there is none."""
+    result: bytearray | None = None
     for match in _SURROGATES.finditer(line):
         if match[1] is not None:
-            changed = changed or bytearray(line)
-            changed[match.start(1) : match.end(1)] = by
-    return None if changed is None else bytes(changed)
+            result = result or bytearray(line)
+            result[match.start(1) : match.end(1)] = replacement
+    return None if result is None else bytes(result)
 
 
-def _known_by(line: bytes) -> tuple[bytes, ...]:
+def _identity(line: bytes) -> tuple[bytes, ...]:
     fields = decode_fields(line)
     body = bytes(fields.body)
     model = decode_any_model(body).model if body.startswith(b"{") else b""
@@ -175,10 +175,10 @@ def syntax_fault(line: bytes, error: msgspec.DecodeError) -> str:
     try:
         # Integers are parsed as floats: thousands of digits would be rejected or slow.
         value = json.loads(line.decode(), parse_constant=_refuse, parse_int=float)
-    except json.JSONDecodeError as found:
-        return f"{found.msg.removesuffix(' at')} at character {found.pos + 1}"
-    except _NoNumber as found:
-        return f"{found} is not a JSON number"
+    except json.JSONDecodeError as cause:
+        return f"{cause.msg.removesuffix(' at')} at character {cause.pos + 1}"
+    except _NoNumber as cause:
+        return f"{cause} is not a JSON number"
     if not isinstance(value, dict):
         return f"it is {_KINDS[type(value)]}"
     # The standard library accepts lone surrogates, which msgspec and UTF-8 do not.

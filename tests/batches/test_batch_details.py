@@ -236,7 +236,7 @@ def _check_times(database: Database, batch: BatchId) -> None:
         "line": partial(reading.line, None, batch, 77),
     }
     for wanted in (BatchFilter(), rare, nothing, late):
-        looks[f"count {wanted}"] = partial(lists.count, None, wanted, most=1001)
+        looks[f"count {wanted}"] = partial(lists.count, None, wanted, limit=1001)
         for order in BatchOrder:
             looks[f"{order} {wanted}"] = partial(
                 lists.page, None, wanted, order, after=middle, limit=51

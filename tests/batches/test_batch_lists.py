@@ -76,7 +76,7 @@ def test_sla_states_are_those_of_the_domain(lists: BatchListStore, state: SlaSta
     expected = [batch.id for batch in _all(lists) if batch.sla_state is state]
     assert expected
     assert [batch.id for batch in _all(lists, wanted)] == expected
-    assert lists.count(None, wanted, most=100) == len(expected)
+    assert lists.count(None, wanted, limit=100) == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_sla_states_are_those_of_the_domain(lists: BatchListStore, state: SlaSta
     ],
 )
 def test_filters(lists: BatchListStore, wanted: BatchFilter, count: int) -> None:
-    assert len(_all(lists, wanted)) == lists.count(None, wanted, most=100) == count
+    assert len(_all(lists, wanted)) == lists.count(None, wanted, limit=100) == count
 
 
 def test_counting_ends(lists: BatchListStore) -> None:
-    assert lists.count(None, EVERYTHING, most=7) == 7
+    assert lists.count(None, EVERYTHING, limit=7) == 7
 
 
 def test_what_can_be_cancelled(lists: BatchListStore) -> None:
     batches = _all(lists, order=BatchOrder.OLDEST)
     expected = [batch.id for batch in batches if batch.status in CANCELLABLE_STATUSES]
-    assert [batch for _, batch in lists.cancellable(None, EVERYTHING, most=100)] == expected
+    assert [batch for _, batch in lists.cancellable(None, EVERYTHING, limit=100)] == expected
     ids = [*expected[:2], BatchId(uuid4())]
-    assert [batch for _, batch in lists.cancellable(None, ids, most=100)] == ids[:2]
-    assert lists.cancellable(None, [], most=100) == []
-    assert len(lists.cancellable(None, EVERYTHING, most=3)) == 3
+    assert [batch for _, batch in lists.cancellable(None, ids, limit=100)] == ids[:2]
+    assert lists.cancellable(None, [], limit=100) == []
+    assert len(lists.cancellable(None, EVERYTHING, limit=3)) == 3
 
 
 def test_a_tenant_sees_its_own_alone(lists: BatchListStore, shared_database: Database) -> None:
@@ -116,8 +116,8 @@ def test_a_tenant_sees_its_own_alone(lists: BatchListStore, shared_database: Dat
     stranger = TenantId(uuid4())
     assert len(_all(of_tenant, scope=DEFAULT_TENANT)) == len(SEEDS)
     assert _all(of_tenant, scope=stranger) == []
-    assert of_tenant.count(stranger, EVERYTHING, most=9) == 0
-    assert of_tenant.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), most=9) == 0
-    assert of_tenant.cancellable(stranger, EVERYTHING, most=9) == []
+    assert of_tenant.count(stranger, EVERYTHING, limit=9) == 0
+    assert of_tenant.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), limit=9) == 0
+    assert of_tenant.cancellable(stranger, EVERYTHING, limit=9) == []
     assert of_tenant.tenants(DEFAULT_TENANT) == {}
     assert lists.tenants(None) == {DEFAULT_TENANT: "default"}

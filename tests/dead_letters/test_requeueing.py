@@ -69,7 +69,7 @@ class Desk:
             clock=now,
         )
         self.letters = DeadLetters(
-            DeadLetterStore(self.world.api), self.requeues, self.store, most=self.rules.most
+            DeadLetterStore(self.world.api), self.requeues, self.store, max_letters=self.rules.most
         )
 
     def batch(
@@ -268,7 +268,7 @@ def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, diges
     _, others = desk.batch(4, [2])
     slow = Desk(desk.world, desk.store, desk.sink)
     engine = desk.world.own_engine("api")
-    slow.requeuer._desk = RequeueStore(engine)
+    slow.requeuer._requeues = RequeueStore(engine)
     requeue_once = partial(Desk.requeue, idempotency_key="once")
     # It has found the key unused, and is about to take the letters.
     with gate(engine, before="pg_advisory_xact_lock") as stopped:
@@ -318,7 +318,7 @@ def test_a_letter_that_ends_meanwhile_is_left_out(desk: Desk) -> None:
     _, letters = desk.batch()
     slow = Desk(world, desk.store, desk.sink)
     engine = world.own_engine("api")
-    slow.requeuer._desk = RequeueStore(engine)
+    slow.requeuer._requeues = RequeueStore(engine)
     with gate(engine, before="pg_advisory_xact_lock") as stopped:
         call = Running(lambda: slow.requeue(letters))
         stopped.wait()

@@ -180,10 +180,10 @@ class _Listing:
         self.actors: list[str | None] = []
 
     def cancellable(
-        self, scope: TenantId | None, wanted: BatchFilter | Sequence[BatchId], *, most: int
+        self, scope: TenantId | None, wanted: BatchFilter | Sequence[BatchId], *, limit: int
     ) -> list[tuple[TenantId, BatchId]]:
         found = self.open if isinstance(wanted, BatchFilter) else set(wanted) & set(self.open)
-        return [(scope or DEFAULT_TENANT, batch) for batch in sorted(found)][:most]
+        return [(scope or DEFAULT_TENANT, batch) for batch in sorted(found)][:limit]
 
     def cancel(
         self, _tenant: TenantId, batch: BatchId, _event: object, actor: str | None = None
