@@ -260,18 +260,18 @@ class App:
         from lowtide.tenants.sign_in import KeySignIn, Role, SignInGuard
 
         settings = self.settings
-        ways: list[SignIn] = []
+        sign_ins: list[SignIn] = []
         pepper = settings.api_key_pepper.get_secret_value()
         if self._tenant_database is not None and pepper:
             callers = Authenticator(self._tenant_database, pepper=pepper, anonymous=None)
-            ways.append(KeySignIn(callers, settings.portal_key_role))
-        for stored, role in (
+            sign_ins.append(KeySignIn(callers, settings.portal_key_role))
+        for password_hash, role in (
             (settings.portal_password_hash, Role.OPERATOR),
             (settings.portal_viewer_password_hash, Role.VIEWER),
         ):
-            if stored.get_secret_value():
-                ways.append(PasswordSignIn(stored.get_secret_value(), role))
-        return SignInGuard(ways, timer=time.monotonic)
+            if password_hash.get_secret_value():
+                sign_ins.append(PasswordSignIn(password_hash.get_secret_value(), role))
+        return SignInGuard(sign_ins, timer=time.monotonic)
 
     @cached_property
     def signed_out(self) -> SignedOutStore:
@@ -280,13 +280,13 @@ class App:
 
         return SignedOutStore(self.database)
 
-    def services_for(self, visitor: Principal) -> Services:
-        """Return the services with the rights of `visitor`.
+    def services_for(self, principal: Principal) -> Services:
+        """Return the services with the rights of `principal`.
 
         Row-level security limits sessions with an API key to the key's tenant; others see all
         tenants. Raises Unavailable for the former if no tenant database is configured.
         """
-        return self.services if visitor.tenant is None else self._tenant_services
+        return self.services if principal.tenant is None else self._tenant_services
 
     @cached_property
     def _tenant_services(self) -> Services:

@@ -45,9 +45,9 @@ def list_models(call: Call) -> Response:
 
 def get_model(call: Call, name: str) -> Response:
     """`GET /v1/models/{name}`; raises NotFound."""
-    for found in _models(call):
-        if found.id == name:
-            return json_response(found)
+    for model in _models(call):
+        if model.id == name:
+            return json_response(model)
     raise NotFound(f"Model {name[:100]!r} not found: see /v1/models.", param="model")
 
 
@@ -115,8 +115,8 @@ _ORDER = Parameter(
 )
 
 
-def _limit(most: int, default: int) -> Parameter:
-    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+def _limit(max_limit: int, default: int) -> Parameter:
+    schema = {"type": "integer", "minimum": 1, "maximum": max_limit, "default": default}
     return Parameter("limit", "Max objects per page.", schema)
 
 
@@ -343,4 +343,4 @@ ALL = (*UPLOAD, *CREATE_BATCH, *CANCEL_BATCH, *READ)
 
 def application(app: App, routes: Sequence[Route]) -> Callable[[Request], Response]:
     """Return the handler for the requests of one function."""
-    return Application(app, routes, known=ALL)
+    return Application(app, routes, all_routes=ALL)

@@ -241,7 +241,7 @@ class Services:
             shortest_window=settings.shortest_window,
             longest_window=settings.longest_window,
             file_expiry=settings.file_expiry,
-            closed=frozenset(pool for pool, most in replicas.items() if not most),
+            closed=frozenset(pool for pool, count in replicas.items() if not count),
             admission=self._admission,
         )
 

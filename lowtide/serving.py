@@ -43,7 +43,7 @@ worker_connections = 512
 # All functions of a user would share its file, which also needs a writable home.
 control_socket_disable = True
 
-_LAST_WORDS_SECONDS = 2.0
+_CLOSE_SECONDS = 2.0
 _FUNCTION = os.environ.get("FUNCTION_TARGET", "")
 _TAKES_EVENTS = os.environ.get("FUNCTION_SIGNATURE_TYPE") == "cloudevent"
 # Brokers need not forward larger events (CloudEvents 1.0, "Size Limits").
@@ -105,4 +105,4 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001
     if app.pull_loop is not None:
         app.pull_loop.begin_stop()
         app.pull_loop.join()
-    app.close(_LAST_WORDS_SECONDS)
+    app.close(_CLOSE_SECONDS)

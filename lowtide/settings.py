@@ -426,9 +426,9 @@ def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
     ]
     values = [environment.get(name, "") for name in (*names, *_AWS_SECRETS)]
     passwords = [_password(value) for value in environment.values() if "://" in value]
-    found = {value for value in (*values, *passwords) if len(value) >= _SHORTEST_SECRET}
+    secrets = {value for value in (*values, *passwords) if len(value) >= _SHORTEST_SECRET}
     # Longest first: an address before the password in it.
-    return tuple(sorted(found, key=len, reverse=True))
+    return tuple(sorted(secrets, key=len, reverse=True))
 
 
 def _password(address: str) -> str:
@@ -440,7 +440,7 @@ def _password(address: str) -> str:
 
 def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
     """Return the `LOWTIDE_*` variables that no setting reads; these are typos."""
-    known = {
+    names = {
         PREFIX + name.upper()
         for name, setting in Settings.model_fields.items()
         if setting.validation_alias is None
@@ -448,7 +448,7 @@ def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
     return sorted(
         name
         for name in (os.environ if environment is None else environment)
-        if name.startswith(PREFIX) and name not in known
+        if name.startswith(PREFIX) and name not in names
     )
 
 

@@ -199,7 +199,7 @@ def get_batch(call: Call, batch_id: str) -> Response:
 
 def list_batches(call: Call) -> Response:
     """`GET /v1/batches`."""
-    arguments = page_arguments(call.request, most=100, default=20)
+    arguments = page_arguments(call.request, max_limit=100, default=20)
     after = None if arguments.after is None else batch_named(arguments.after, "after")
     batches, more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
     return json_response(batch_page(batches, call.services.prices, has_more=more))
@@ -220,7 +220,7 @@ def batch_named(text: str, param: str = "batch_id") -> BatchId:
 
 
 def _body(request: Request) -> CreateBatch:
-    body = json_body(request, _decode, most=_MAX_BODY_BYTES)
+    body = json_body(request, _decode, max_bytes=_MAX_BODY_BYTES)
     for key, value in (body.metadata or {}).items():
         if "\x00" in key + value:
             raise InvalidRequest("metadata must not contain U+0000.", param="metadata")
@@ -241,7 +241,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
         call.tenant,
         batch,
         after=_after(call),
-        limit=limit_argument(call.request, most=1000, default=100),
+        limit=limit_argument(call.request, max_limit=1000, default=100),
         status=_choice(call, "status", RequestStatus),
         pool=_choice(call, "pool", Pool),
     )
@@ -258,7 +258,7 @@ def list_results(call: Call, batch_id: str) -> Response:
             "after is not a cursor: use the x-lowtide-cursor header of the previous response.",
             param="after",
         )
-    limit = limit_argument(call.request, most=10_000, default=1000)
+    limit = limit_argument(call.request, max_limit=10_000, default=1000)
     page = call.services.requests.results(
         call.tenant, batch, cursor, limit, actor=call.caller.actor
     )

@@ -97,10 +97,10 @@ _OF_STATUS = {
     ) either""",
 }
 _SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
-_ANY_ID = dict.fromkeys(_SEARCH, "")
+_ALL = dict.fromkeys(_SEARCH, "")
 LINES = {
     (status, is_search): f"""
-SELECT s.* FROM ({query.format(**(_SEARCH if is_search else _ANY_ID))} ORDER BY line LIMIT :limit) p
+SELECT s.* FROM ({query.format(**(_SEARCH if is_search else _ALL))} ORDER BY line LIMIT :limit) p
 CROSS JOIN LATERAL (
   SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
 ORDER BY p.line

@@ -79,20 +79,20 @@ def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(b"")
-    saved = {"output": str(out)}
+    paths = {"output": str(out)}
     if batch.output_file_id:
         download(client, batch.output_file_id, out)
     if batch.error_file_id:
         errors = out.with_name(f"{out.stem}.errors{out.suffix}")
         download(client, batch.error_file_id, errors)
-        saved["errors"] = str(errors)
-    return saved
+        paths["errors"] = str(errors)
+    return paths
 
 
 def extension(batch: Batch) -> dict[str, Any]:
     """Return a batch's `x_lowtide` object, Lowtide's extension of OpenAI's format."""
-    found = (batch.model_extra or {}).get("x_lowtide")
-    return found if isinstance(found, dict) else {}
+    extra = (batch.model_extra or {}).get("x_lowtide")
+    return extra if isinstance(extra, dict) else {}
 
 
 def _refreshed(client: OpenAI, batch: Batch) -> Batch:
@@ -130,15 +130,15 @@ class Summary:
 def summarize(batch: Batch, seconds: float) -> Summary:
     """Return the figures of a finished batch."""
     counts = batch.request_counts
-    more = extension(batch)
+    extra = extension(batch)
     return Summary(
         lines=counts.total if counts else 0,
         completed=counts.completed if counts else 0,
         failed=counts.failed if counts else 0,
         seconds=seconds,
-        pools=more.get("pools", {}),
-        interruptions=more.get("interruptions", 0),
-        retries=more.get("retries", 0),
-        escalations=more.get("escalations", 0),
-        cost=more.get("cost", {}),
+        pools=extra.get("pools", {}),
+        interruptions=extra.get("interruptions", 0),
+        retries=extra.get("retries", 0),
+        escalations=extra.get("escalations", 0),
+        cost=extra.get("cost", {}),
     )

@@ -72,7 +72,7 @@ def list_letters(
     table = Table(Column("id", no_wrap=True, min_width=50), "custom_id", "state", "code")
     for letter in page["data"]:
         names = ("id", "custom_id", "state", "error_code")
-        table.add_row(*(_plain(letter[name]) for name in names))
+        table.add_row(*(_cell(letter[name]) for name in names))
     OUT.print(table)
     if page["has_more"]:
         OUT.print(f"More results: --after {page['last_id']}", highlight=False)
@@ -100,7 +100,7 @@ def requeue(
     ids: Ids = None,
     batch: Batch = None,
     code: Code = None,
-    every: All = False,
+    select_all: All = False,
     window: Annotated[
         str | None, typer.Option(help="Completion window (default: that of each source batch).")
     ] = None,
@@ -115,22 +115,22 @@ def requeue(
     as_json: Json = False,
 ) -> None:
     """Requeue dead letters: one new batch for each source batch."""
-    body = _chosen(ids, batch, code, every=every) | {"pool": pool.value}
+    body = _selection(ids, batch, code, select_all=select_all) | {"pool": pool.value}
     if window is not None:
         body["completion_window"] = window
     client = connect(url, key, data_dir)
-    done = _change(client, "requeue", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    result = _change(client, "requeue", body, dry_run=dry_run, yes=yes, quiet=as_json)
     if as_json:
-        print_json(done)
+        print_json(result)
         return
-    for made in done["batches"]:
-        new = made["batch_id"] or "a new batch"
+    for requeued in result["batches"]:
+        new = requeued["batch_id"] or "a new batch"
         OUT.print(
-            f"{made['letters']} from {made['source_batch_id']} to {new}",
+            f"{requeued['letters']} from {requeued['source_batch_id']} to {new}",
             highlight=False,
             soft_wrap=True,
         )
-    _tell("requeued", done)
+    _print_result("requeued", result)
 
 
 @dead_letters.command()
@@ -138,7 +138,7 @@ def discard(
     ids: Ids = None,
     batch: Batch = None,
     code: Code = None,
-    every: All = False,
+    select_all: All = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
@@ -147,13 +147,13 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Discard dead letters. They stay in the list and in the batch's error file."""
-    body = _chosen(ids, batch, code, every=every)
+    body = _selection(ids, batch, code, select_all=select_all)
     client = connect(url, key, data_dir)
-    done = _change(client, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    result = _change(client, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
     if as_json:
-        print_json(done)
+        print_json(result)
     else:
-        _tell("discarded", done)
+        _print_result("discarded", result)
 
 
 @dead_letters.command()
@@ -179,30 +179,32 @@ def download(
         OUT.print(f"{out}: {lines} dead letters", markup=False, highlight=False, soft_wrap=True)
 
 
-def _chosen(
-    ids: list[str] | None, batch: str | None, code: str | None, *, every: bool
+def _selection(
+    ids: list[str] | None, batch: str | None, code: str | None, *, select_all: bool
 ) -> dict[str, Any]:
     """Return the body that selects dead letters; fails unless exactly one selection is given."""
-    wanted = {"batch_id": batch, "error_code": code}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    if bool(ids) + bool(wanted) + every != 1:
+    filters = {"batch_id": batch, "error_code": code}
+    filters = {name: value for name, value in filters.items() if value is not None}
+    if bool(ids) + bool(filters) + select_all != 1:
         fail("Select dead letters by id, by --batch and --code, or with --all.")
-    return {"ids": ids} if ids else {"filter": wanted}
+    return {"ids": ids} if ids else {"filter": filters}
 
 
 def _change(
-    client: OpenAI, what: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
+    client: OpenAI, action: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
 ) -> Any:
     """Count the dead letters, ask for confirmation, and change them; return the response."""
     with api_errors():
-        counted = _post(client, what, body | {"dry_run": True})
-        if dry_run or not counted["changed"]:
-            return counted
+        preview = _post(client, action, body | {"dry_run": True})
+        if dry_run or not preview["changed"]:
+            return preview
         if not yes:
             if quiet:
-                fail(f"This would {what} {counted['changed']} dead letters. Add --yes to confirm.")
-            typer.confirm(f"{what.capitalize()} {counted['changed']} dead letters?", abort=True)
-        return _post(client, what, body)
+                fail(
+                    f"This would {action} {preview['changed']} dead letters. Add --yes to confirm."
+                )
+            typer.confirm(f"{action.capitalize()} {preview['changed']} dead letters?", abort=True)
+        return _post(client, action, body)
 
 
 def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
@@ -230,25 +232,25 @@ def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
     return lines, written
 
 
-def _message(answer: bytes) -> str:
+def _message(body: bytes) -> str:
     try:
-        return str(msgspec.json.decode(answer)["error"]["message"])
+        return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return "The response is not from a Lowtide server. Check --url."
 
 
-def _plain(value: object) -> Text:
+def _cell(value: object) -> Text:
     """Return a table cell that does not interpret markup from users and engines."""
     return Text("" if value is None else str(value))
 
 
-def _tell(done: str, answer: dict[str, Any]) -> None:
-    would = "would be " if answer["dry_run"] else ""
-    text = f"{answer['changed']} dead letters {would}{done}"
-    if answer["unchanged"]:
-        text += f"; {answer['unchanged']} were already requeued or discarded"
-    if answer["remaining"]:
-        text += f"; {answer['remaining']} remain, run the command again"
+def _print_result(action: str, result: dict[str, Any]) -> None:
+    prefix = "would be " if result["dry_run"] else ""
+    text = f"{result['changed']} dead letters {prefix}{action}"
+    if result["unchanged"]:
+        text += f"; {result['unchanged']} were already requeued or discarded"
+    if result["remaining"]:
+        text += f"; {result['remaining']} remain, run the command again"
     OUT.print(f"{text}.", highlight=False, soft_wrap=True)
 
 
@@ -256,13 +258,19 @@ def _get(client: OpenAI, path: str, query: dict[str, str]) -> Any:
     return client.get(path, cast_to=httpx.Response, options={"params": query}).json()
 
 
-def _post(client: OpenAI, what: str, body: dict[str, Any]) -> Any:
+def _post(client: OpenAI, action: str, body: dict[str, Any]) -> Any:
     # The key makes a retry by the client return the result of the first attempt.
     headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"}
     options: Any = {"headers": headers, "timeout": _TIMEOUT}
-    return client.post(f"{_PATH}/{what}", cast_to=httpx.Response, body=body, options=options).json()
+    return client.post(
+        f"{_PATH}/{action}", cast_to=httpx.Response, body=body, options=options
+    ).json()
 
 
 def _query(batch: str | None, code: str | None, state: LetterState | None) -> dict[str, str]:
-    given = {"batch_id": batch, "error_code": code, "state": None if state is None else state.value}
-    return {name: value for name, value in given.items() if value is not None}
+    filters = {
+        "batch_id": batch,
+        "error_code": code,
+        "state": None if state is None else state.value,
+    }
+    return {name: value for name, value in filters.items() if value is not None}

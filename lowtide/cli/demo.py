@@ -52,12 +52,12 @@ def main() -> None:
 
 def _run(console: Console, status: Status, file: Path, out: Path) -> bool:
     client = api.open_client(status.base_url, status.api_key)
-    began = time.monotonic()
+    start = time.monotonic()
     batch = api.submit(client, file, window="24h", user="demo")
     console.print(f"{batch.id}: {file}", markup=False, soft_wrap=True)
     with BatchProgress(console) as progress:
         batch = api.follow(client, batch, progress.show)
-    summary = api.summarize(batch, time.monotonic() - began)
+    summary = api.summarize(batch, time.monotonic() - start)
     files = api.save(client, batch, out)
     show_summary(console, batch, summary, files)
     return batch.status == "completed"
@@ -65,8 +65,8 @@ def _run(console: Console, status: Status, file: Path, out: Path) -> bool:
 
 @contextmanager
 def _stack(console: Console) -> Iterator[Status]:
-    chosen = os.environ.get("DATA_DIR")
-    data_dir = Path(chosen) if chosen else Path(tempfile.mkdtemp(prefix="lowtide-demo-"))
+    configured = os.environ.get("DATA_DIR")
+    data_dir = Path(configured) if configured else Path(tempfile.mkdtemp(prefix="lowtide-demo-"))
     options = Options(data_dir=data_dir, port=int(os.environ.get("PORT") or 8080))
     try:
         with console.status("Starting PostgreSQL, the functions and the portal …"):
@@ -78,7 +78,7 @@ def _stack(console: Console) -> Iterator[Status]:
     finally:
         with console.status("Stopping …"):
             runtime.down(data_dir)
-        if not chosen:
+        if not configured:
             shutil.rmtree(data_dir, ignore_errors=True)
 
 

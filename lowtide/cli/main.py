@@ -98,10 +98,10 @@ def up(
         if not detach:
             runtime.up(options)
             return
-        status_ = runtime.up_detached(options)
+        stack = runtime.up_detached(options)
     except LocalError as error:
         fail(str(error))
-    _show_status(status_, as_json=as_json)
+    _show_status(stack, as_json=as_json)
 
 
 @app.command()
@@ -147,14 +147,14 @@ def submit(
     from lowtide.cli.output import show_summary
 
     client = connect(url, key, data_dir)
-    began = time.monotonic()
+    start = time.monotonic()
     with api_errors():
         batch = api.submit(client, file, window=window, user=user)
         if not (watch or out):
             print_json(batch.to_dict()) if as_json else OUT.print(batch.id)
             return
         batch = _follow(client, batch, quiet=as_json)
-        summary = api.summarize(batch, time.monotonic() - began)
+        summary = api.summarize(batch, time.monotonic() - start)
         files = {} if out is None else api.save(client, batch, out)
     if as_json:
         print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
@@ -174,12 +174,12 @@ def batches(
 ) -> None:
     """List the newest batches."""
     with api_errors():
-        found = connect(url, key, data_dir).batches.list(limit=limit).data
+        page = connect(url, key, data_dir).batches.list(limit=limit).data
     if as_json:
-        print_json([batch.to_dict() for batch in found])
+        print_json([batch.to_dict() for batch in page])
         return
     table = Table("id", "status", "completed", "failed", "total", "window")
-    for batch in found:
+    for batch in page:
         counts = batch.request_counts
         row = (counts.completed, counts.failed, counts.total) if counts else (0, 0, 0)
         table.add_row(batch.id, batch.status, *map(str, row), batch.completion_window)
@@ -220,8 +220,8 @@ def validate(
         print_json({"valid": not problems, "requests": reader.requests, "problems": problems})
     else:
         for problem in reader.problems:
-            where = f"line {problem.line}: " if problem.line else ""
-            OUT.print(f"{file}: {where}{problem.message}", markup=False, soft_wrap=True)
+            prefix = f"line {problem.line}: " if problem.line else ""
+            OUT.print(f"{file}: {prefix}{problem.message}", markup=False, soft_wrap=True)
         if not reader.problems:
             OUT.print(f"{file}: {reader.requests} requests, no problems", markup=False)
     if reader.problems:
@@ -254,18 +254,18 @@ def portal_password(
     OUT.print(hash_password(password), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_status(found: Status, *, as_json: bool) -> None:
+def _show_status(stack: Status, *, as_json: bool) -> None:
     if as_json:
-        print_json(found.to_dict())
+        print_json(stack.to_dict())
         return
-    OUT.print(f"API     {found.base_url}/v1", highlight=False)
-    OUT.print(f"key     {found.api_key}", highlight=False)
-    OUT.print(f"portal  {found.portal_url}  password {found.portal_password}", highlight=False)
-    if found.prometheus_url:
-        OUT.print(f"metrics {found.prometheus_url}", highlight=False)
-        OUT.print(f"alerts  {found.alertmanager_url}", highlight=False)
+    OUT.print(f"API     {stack.base_url}/v1", highlight=False)
+    OUT.print(f"key     {stack.api_key}", highlight=False)
+    OUT.print(f"portal  {stack.portal_url}  password {stack.portal_password}", highlight=False)
+    if stack.prometheus_url:
+        OUT.print(f"metrics {stack.prometheus_url}", highlight=False)
+        OUT.print(f"alerts  {stack.alertmanager_url}", highlight=False)
     table = Table("process", "state", "pid", "port", "restarts")
-    for process in found.processes:
+    for process in stack.processes:
         table.add_row(
             process.name, process.state, str(process.pid), str(process.port), str(process.restarts)
         )

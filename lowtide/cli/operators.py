@@ -67,11 +67,11 @@ Running = Annotated[
 def list_tenants(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List tenants."""
     with _tenancy(data_dir) as tenancy:
-        found = tenancy.tenants()
+        all_tenants = tenancy.tenants()
     if as_json:
-        print_json([_shown(tenant) for tenant in found])
+        print_json([_tenant_json(tenant) for tenant in all_tenants])
     else:
-        _show(*found)
+        _print_tenants(*all_tenants)
 
 
 @tenants.command("create")
@@ -88,8 +88,8 @@ def create_tenant(
     """Create a tenant. Limits that are not given default to LOWTIDE_TENANT_*."""
     changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
     with _tenancy(data_dir) as tenancy:
-        made = tenancy.create(name, changes)
-    print_json(_shown(made)) if as_json else _show(made)
+        tenant = tenancy.create(name, changes)
+    print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
 
 
 @tenants.command("set")
@@ -106,22 +106,22 @@ def change_tenant(
     """Change a tenant's weight and limits. They apply from the next request on."""
     changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
     with _tenancy(data_dir) as tenancy:
-        changed = tenancy.change(name, changes)
-    print_json(_shown(changed)) if as_json else _show(changed)
+        tenant = tenancy.change(name, changes)
+    print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
 
 
 @keys.command("list")
 def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """List a tenant's keys. The secrets themselves are not stored."""
     with _tenancy(data_dir) as tenancy:
-        found = tenancy.keys(tenant)
+        tenant_keys = tenancy.keys(tenant)
     if as_json:
-        print_json([_shown_key(key) for key in found])
+        print_json([_key_json(key) for key in tenant_keys])
         return
     table = Table(
         "name", Column("id", no_wrap=True), "prefix", "state", "created", "last used", "ends"
     )
-    for key in found:
+    for key in tenant_keys:
         table.add_row(
             key.name,
             format_key_id(key.id),
@@ -163,12 +163,12 @@ def rotate_key(
 ) -> None:
     """Replace a key and print the new one, only once. The old key works until the overlap ends."""
     with _tenancy(data_dir) as tenancy:
-        made = tenancy.rotate_key(tenant, name, overlap)
+        rotation = tenancy.rotate_key(tenant, name, overlap)
     if as_json:
-        ends = {"key": made.key, "old_until": made.old_until}
-        print_json({"tenant": tenant, "name": name, **ends})
+        details = {"key": rotation.key, "old_until": rotation.old_until}
+        print_json({"tenant": tenant, "name": name, **details})
     else:
-        OUT.print(made.key, markup=False, highlight=False, soft_wrap=True)
+        OUT.print(rotation.key, markup=False, highlight=False, soft_wrap=True)
 
 
 @keys.command("revoke")
@@ -183,11 +183,11 @@ def revoke_key(
     as_json: Json = False,
 ) -> None:
     """Revoke a key. Further requests with it are refused, and its portal sessions end."""
-    only = None if key_id is None else parse_key_id(key_id)
-    if key_id is not None and only is None:
+    parsed_id = None if key_id is None else parse_key_id(key_id)
+    if key_id is not None and parsed_id is None:
         raise typer.BadParameter(f"{key_id!r}: use an id from `lowtide keys list`.")
     with _tenancy(data_dir) as tenancy:
-        tenancy.revoke_key(tenant, name, only)
+        tenancy.revoke_key(tenant, name, parsed_id)
     if as_json:
         print_json({"tenant": tenant, "name": name, "revoked": True})
     else:
@@ -197,8 +197,8 @@ def revoke_key(
 @contextmanager
 def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
     """Open the service; errors within become a message and exit code 1."""
-    with operating(data_dir) as operated:
-        yield operated.app.tenancy(operated.actor)
+    with operating(data_dir) as operator:
+        yield operator.app.tenancy(operator.actor)
 
 
 def _changes(
@@ -210,7 +210,7 @@ def _changes(
 ) -> TenantChanges:
     from lowtide.tenants.service import TenantChanges
 
-    given = {
+    options = {
         "requests_per_minute": requests_per_minute,
         "active_batches": active_batches,
         "queued_lines": queued_lines,
@@ -218,13 +218,13 @@ def _changes(
     }
     limits = {
         name: None if text == NONE else int(text)
-        for name, text in given.items()
+        for name, text in options.items()
         if text is not None
     }
     return TenantChanges(weight, limits)
 
 
-def _shown_key(key: ApiKey) -> dict[str, object]:
+def _key_json(key: ApiKey) -> dict[str, object]:
     return {**asdict(key), "id": format_key_id(key.id), "state": _state(key)}
 
 
@@ -236,7 +236,7 @@ def _minute(moment: datetime | None) -> str:
     return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _shown(tenant: Tenant) -> dict[str, object]:
+def _tenant_json(tenant: Tenant) -> dict[str, object]:
     return {
         "id": tenant.id,
         "name": tenant.name,
@@ -246,12 +246,12 @@ def _shown(tenant: Tenant) -> dict[str, object]:
     }
 
 
-def _show(*found: Tenant) -> None:
+def _print_tenants(*rows: Tenant) -> None:
     limits = [field.name for field in fields(TenantLimits)]
     columns = (name.replace("_lines", " requests").replace("_", " ") for name in limits)
     table = Table("tenant", "weight", *columns)
-    for tenant in found:
+    for tenant in rows:
         values = asdict(tenant.limits)
-        shown = (NONE if values[name] is None else str(values[name]) for name in limits)
-        table.add_row(tenant.name, str(tenant.weight), *shown)
+        cells = (NONE if values[name] is None else str(values[name]) for name in limits)
+        table.add_row(tenant.name, str(tenant.weight), *cells)
     OUT.print(table)

@@ -91,14 +91,14 @@ class BatchProgress:
 
 
 def _notes(batch: Batch) -> str:
-    more = extension(batch)
+    extra = extension(batch)
     failed = batch.request_counts.failed if batch.request_counts else 0
     parts = [
         f"{count} {name}"
         for name, count in (
             ("failed", failed),
-            ("interruptions", more.get("interruptions", 0)),
-            ("escalated", more.get("escalations", 0)),
+            ("interruptions", extra.get("interruptions", 0)),
+            ("escalated", extra.get("escalations", 0)),
         )
         if count
     ]
@@ -111,13 +111,13 @@ def _notes(batch: Batch) -> str:
 def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
     """Print a finished batch's figures, the paths of its files and up to five errors."""
     by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
-    rerun = " (those requests were run again)" if summary.interruptions else ""
+    note = " (those requests were run again)" if summary.interruptions else ""
     rows = {
         "batch": f"{batch.id} ({batch.status})",
         "requests": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
         "throughput": f"{summary.lines_per_second:.1f} requests/s over {summary.seconds:.1f} s",
         "by pool": by_pool or "none",
-        "interruptions": f"{summary.interruptions}{rerun}",
+        "interruptions": f"{summary.interruptions}{note}",
         "retries": str(summary.retries),
         "escalations": str(summary.escalations),
         "cost": _cost(summary.cost) if summary.cost else "unknown",
@@ -129,8 +129,8 @@ def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[s
     console.print(table, highlight=False, soft_wrap=True)
     problems = batch.errors.data if batch.errors and batch.errors.data else []
     for problem in problems[:5]:
-        where = f"line {problem.line}: " if problem.line else ""
-        console.print(f"  {where}{problem.message}", markup=False, soft_wrap=True)
+        prefix = f"line {problem.line}: " if problem.line else ""
+        console.print(f"  {prefix}{problem.message}", markup=False, soft_wrap=True)
 
 
 def _cost(cost: dict[str, Any]) -> str:

@@ -24,13 +24,13 @@ Name = Annotated[Pool, typer.Argument(help="Name of the pool.")]
 @pools.command("list")
 def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show each pool's queued and running requests, workers and pause."""
-    with operating(data_dir) as operated:
-        found = operated.app.pools.standings()
+    with operating(data_dir) as operator:
+        standings = operator.app.pools.standings()
     if as_json:
-        print_json([_shown(standing) for standing in found])
+        print_json([_pool_json(standing) for standing in standings])
         return
     table = Table("pool", "waiting", "running", "workers", "paused")
-    for standing in found:
+    for standing in standings:
         paused = "" if standing.pause is None else _since(standing.pause)
         counts = (standing.queued, standing.running, standing.workers)
         table.add_row(standing.pool.value, *map(str, counts), paused)
@@ -40,12 +40,12 @@ def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
 @pools.command("pause")
 def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Pause a pool: its workers finish their running requests and claim no more."""
-    with operating(data_dir) as operated:
-        service, visitor = operated.app.pools, Principal(operated.actor, Role.OPERATOR)
-        effect = service.effect(visitor, pool)
-        pause = service.pause(visitor, pool)
+    with operating(data_dir) as operator:
+        service, principal = operator.app.pools, Principal(operator.actor, Role.OPERATOR)
+        effect = service.effect(principal, pool)
+        pause = service.pause(principal, pool)
     if as_json:
-        print_json({"pool": pool.value, "paused": _told(pause)})
+        print_json({"pool": pool.value, "paused": _pause_json(pause)})
         return
     OUT.print(f"Paused {pool} {_since(pause)}.", markup=False, highlight=False)
     OUT.print(f"{effect.queued:,} requests queued, {effect.running:,} still running.", markup=False)
@@ -58,12 +58,12 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
 @pools.command("resume")
 def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Resume a pool."""
-    with operating(data_dir) as operated:
-        ended = operated.app.pools.resume(Principal(operated.actor, Role.OPERATOR), pool)
+    with operating(data_dir) as operator:
+        pause = operator.app.pools.resume(Principal(operator.actor, Role.OPERATOR), pool)
     if as_json:
-        print_json({"pool": pool.value, "paused": None, "was_paused": _told(ended)})
+        print_json({"pool": pool.value, "paused": None, "was_paused": _pause_json(pause)})
         return
-    text = "was not paused" if ended is None else f"resumed; it was paused {_since(ended)}"
+    text = "was not paused" if pause is None else f"resumed; it was paused {_since(pause)}"
     OUT.print(f"{pool.capitalize()} {text}.", markup=False, highlight=False)
 
 
@@ -71,15 +71,15 @@ def _since(pause: PoolPause) -> str:
     return f"since {pause.since:%Y-%m-%d %H:%M} UTC by {pause.by}"
 
 
-def _told(pause: PoolPause | None) -> dict[str, object] | None:
+def _pause_json(pause: PoolPause | None) -> dict[str, object] | None:
     return None if pause is None else {"since": pause.since, "by": pause.by}
 
 
-def _shown(standing: PoolStanding) -> dict[str, object]:
+def _pool_json(standing: PoolStanding) -> dict[str, object]:
     return {
         "pool": standing.pool.value,
         "waiting": standing.queued,
         "running": standing.running,
         "workers": standing.workers,
-        "paused": _told(standing.pause),
+        "paused": _pause_json(standing.pause),
     }

@@ -48,14 +48,14 @@ def require_local() -> None:
 
 
 def stack_options(
-    data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **more: Any
+    data_dir: Path | None, port: int = 8080, portal_port: int | None = None, **options: Any
 ) -> Options:
     """Return the options of the local stack; `data_dir` has a default."""
     require_local()
     from lowtide.local.options import Options, default_data_dir
 
-    place = data_dir or default_data_dir()
-    return Options(data_dir=place, port=port, portal_port=portal_port, **more)
+    directory = data_dir or default_data_dir()
+    return Options(data_dir=directory, port=port, portal_port=portal_port, **options)
 
 
 def running_stack(data_dir: Path | None) -> Status:
@@ -63,10 +63,10 @@ def running_stack(data_dir: Path | None) -> Status:
     require_local()
     from lowtide.local import runtime
 
-    found = runtime.status(stack_options(data_dir).data_dir)
-    if found is None:
+    status = runtime.status(stack_options(data_dir).data_dir)
+    if status is None:
         fail("No local stack is running. Start it with `lowtide up`.")
-    return found
+    return status
 
 
 def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
@@ -75,8 +75,8 @@ def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
 
     if url is not None and key is not None:
         return open_client(url.removesuffix("/").removesuffix("/v1"), key)
-    found = running_stack(data_dir)
-    return open_client(url or found.base_url, key or found.api_key)
+    status = running_stack(data_dir)
+    return open_client(url or status.base_url, key or status.api_key)
 
 
 class api_errors:  # noqa: N801
@@ -116,7 +116,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
     try:
         settings = read_settings()
         if not settings.database_url.get_secret_value():
-            settings = settings.model_copy(update=_of_stack(data_dir))
+            settings = settings.model_copy(update=_stack_settings(data_dir))
         app = App(settings)
         try:
             yield Operating(app, f"operator {_user()}")
@@ -128,7 +128,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
         fail(str(error))
 
 
-def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
+def _stack_settings(data_dir: Path | None) -> dict[str, SecretStr]:
     """Return the settings for the local stack's database."""
     from pydantic import SecretStr
     from sqlalchemy.engine import URL
@@ -142,17 +142,17 @@ def _of_stack(data_dir: Path | None) -> dict[str, SecretStr]:
 
     data_dir = data_dir or default_data_dir()
     status = runtime.status(data_dir)
-    kept = files.read(data_dir)
-    if status is None or kept is None:
+    secrets = files.read(data_dir)
+    if status is None or secrets is None:
         fail(
             "No local stack is running. Start it with `lowtide up`, or set LOWTIDE_DATABASE_URL to a "
             "database URL with the role lowtide_operator."
         )
     port = next(process.port for process in status.processes if process.name == POSTGRES)
-    url = URL.create("postgresql", OPERATOR, kept.passwords[OPERATOR], HOST, port, DATABASE)
+    url = URL.create("postgresql", OPERATOR, secrets.passwords[OPERATOR], HOST, port, DATABASE)
     return {
         "database_url": SecretStr(url.render_as_string(hide_password=False)),
-        "api_key_pepper": SecretStr(kept.api_key_pepper),
+        "api_key_pepper": SecretStr(secrets.api_key_pepper),
     }
 
 

@@ -161,12 +161,12 @@ class Unavailable(LowtideError):
     default_code = "unavailable"
 
 
-def check_key_digest(first: bytes | None, now: bytes | None) -> None:
+def check_key_digest(original: bytes | None, digest: bytes | None) -> None:
     """Raise IdempotencyKeyReused if the digests of two bodies under one key differ.
 
     None stands for an unknown body and matches any digest.
     """
-    if first is not None and now is not None and first != now:
+    if original is not None and digest is not None and original != digest:
         raise IdempotencyKeyReused(
             "This Idempotency-Key was already used with another body: send that body, or use a new key.",
             param="Idempotency-Key",

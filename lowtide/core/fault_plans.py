@@ -42,7 +42,7 @@ class Kind(StrEnum):
     STATUS = "status"
 
 
-_WORDS: Final = frozenset(Kind) - {Kind.STATUS}
+_NAMED_KINDS: Final = frozenset(Kind) - {Kind.STATUS}
 _WITH_VALUE: Final = frozenset({Kind.SLOW, Kind.HUGE, Kind.STATUS})
 
 
@@ -69,9 +69,9 @@ class PlannedFault:
 
     def concerns(self, worker: Worker) -> bool:
         """Return True if the fault applies to a worker."""
-        some, slash, of_all = self.who.partition("/")
+        count, slash, total = self.who.partition("/")
         if slash:
-            return _place(worker.name) % int(of_all) < int(some)
+            return _worker_number(worker.name) % int(total) < int(count)
         return self.who == worker.pool or fnmatchcase(worker.name, self.who)
 
     def wait(self, now: float, started: float) -> float:
@@ -80,14 +80,14 @@ class PlannedFault:
         `now` and `started`, the worker's start, are in Unix seconds.
         """
         if self.period is not None:
-            at = now % self.period
-            if self.start <= at < self.end:
+            offset = now % self.period
+            if self.start <= offset < self.end:
                 return 0.0
-            return (self.start - at) % self.period
-        zero = 0.0 if self.start >= _UNIX_TIME else started
-        if now - zero >= self.end:
+            return (self.start - offset) % self.period
+        origin = 0.0 if self.start >= _UNIX_TIME else started
+        if now - origin >= self.end:
             return math.inf
-        return max(0.0, self.start - (now - zero))
+        return max(0.0, self.start - (now - origin))
 
 
 def parse_faults(text: str) -> tuple[PlannedFault, ...]:
@@ -96,45 +96,45 @@ def parse_faults(text: str) -> tuple[PlannedFault, ...]:
 
 
 def _parse(part: str) -> PlannedFault:
-    found = _FAULT.fullmatch(part)
-    if found is None:
+    match = _FAULT.fullmatch(part)
+    if match is None:
         raise ValueError(f"{part!r} does not match {_FORM}")
-    given = found.groupdict()
-    kind, status = _kind(part, given["kind"])
+    groups = match.groupdict()
+    kind, status = _kind(part, groups["kind"])
     fault = PlannedFault(
         kind,
         status,
-        value=None if given["value"] is None else float(given["value"]),
-        who=given["who"] or "*",
-        start=float(given["start"] or 0),
-        end=float(given["end"] or math.inf),
-        period=None if given["period"] is None else float(given["period"]),
-        share=float(given["share"] or 1),
+        value=None if groups["value"] is None else float(groups["value"]),
+        who=groups["who"] or "*",
+        start=float(groups["start"] or 0),
+        end=float(groups["end"] or math.inf),
+        period=None if groups["period"] is None else float(groups["period"]),
+        share=float(groups["share"] or 1),
     )
     if problem := _problem(fault):
         raise ValueError(f"{part!r}: {problem}")
     return fault
 
 
-def _kind(part: str, word: str) -> tuple[Kind, int]:
-    if word.isdigit():
-        if not 400 <= int(word) <= 599:
+def _kind(part: str, name: str) -> tuple[Kind, int]:
+    if name.isdigit():
+        if not 400 <= int(name) <= 599:
             raise ValueError(f"{part!r}: the status must be from 400 to 599")
-        return Kind.STATUS, int(word)
-    if word not in _WORDS:
-        words = ", ".join(kind for kind in Kind if kind in _WORDS)
-        raise ValueError(f"{part!r}: {word} is neither a status nor one of {words}")
-    return Kind(word), 0
+        return Kind.STATUS, int(name)
+    if name not in _NAMED_KINDS:
+        names = ", ".join(kind for kind in Kind if kind in _NAMED_KINDS)
+        raise ValueError(f"{part!r}: {name} is neither a status nor one of {names}")
+    return Kind(name), 0
 
 
 def _problem(fault: PlannedFault) -> str | None:
     """Return the problem with a fault, or None."""
-    some, slash, of_all = fault.who.partition("/")
+    count, slash, total = fault.who.partition("/")
     problems = {
         f"{fault.who} is not a share of workers, such as 1/4": (
-            slash and not 1 <= int(some) <= int(of_all)
+            slash and not 1 <= int(count) <= int(total)
         ),
-        f"{fault.who} is a kind of fault, not a worker's name": fault.who in _WORDS,
+        f"{fault.who} is a kind of fault, not a worker's name": fault.who in _NAMED_KINDS,
         f"{fault.kind} takes no value": fault.value is not None and fault.kind not in _WITH_VALUE,
         "the window ends before it starts": fault.start >= fault.end,
         "the window ends after its period": fault.period is not None and fault.end > fault.period,
@@ -143,7 +143,7 @@ def _problem(fault: PlannedFault) -> str | None:
     return next((text for text, applies in problems.items() if applies), None)
 
 
-def _place(name: str) -> int:
+def _worker_number(name: str) -> int:
     """Return a worker's ordinal, so that shares of few workers are exact, or its name's hash."""
     ordinal = _ORDINAL.search(name)
     return int(ordinal[1]) - 1 if ordinal else crc32(name.encode())

@@ -47,8 +47,8 @@ def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
     The fraction (section 6.2, method 3) makes ids sort by time to the microsecond.
     """
     microseconds = (now - _EPOCH) // _MICROSECOND
-    milliseconds, rest = divmod(microseconds, 1000)
-    fraction = rest * 4096 // 1000
+    milliseconds, remainder = divmod(microseconds, 1000)
+    fraction = remainder * 4096 // 1000
     random_bits = int.from_bytes(random_bytes(8), "big")
     return _with_version((milliseconds & (2**48 - 1)) << 80 | fraction << 64 | random_bits)
 

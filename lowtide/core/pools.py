@@ -68,13 +68,15 @@ class PauseEffect:
     stops_all: bool = False
 
 
-def effect_of(pool: Pool, standings: Sequence[PoolStanding], held: OpenDeadlines) -> PauseEffect:
+def effect_of(
+    pool: Pool, standings: Sequence[PoolStanding], deadlines: OpenDeadlines
+) -> PauseEffect:
     """Return the effect of pausing a pool.
 
     Only dedicated capacity backs deadlines: pausing dedicated endangers all, pausing spot none.
     """
     (standing,) = (each for each in standings if each.pool is pool)
-    endangered = held if pool is Pool.DEDICATED else OpenDeadlines(0, None)
+    endangered = deadlines if pool is Pool.DEDICATED else OpenDeadlines(0, None)
     stops_all = all(each.pause is not None for each in standings if each.pool is not pool)
     return PauseEffect(pool, standing.queued, standing.running, endangered, stops_all)
 

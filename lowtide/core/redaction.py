@@ -28,7 +28,7 @@ _PATTERNS: Final = (
     (re.compile(rf"(?i)((?:{_NAMES}){_SEPARATOR}){_VALUE}"), rf"\g<1>{MASK}"),
 )
 # C0, DEL, C1, and characters that some readers treat as a line end or a change of text direction.
-_ACTING: Final = {
+_CONTROLS: Final = {
     *range(0x20),
     *range(0x7F, 0xA0),
     0x200E,
@@ -40,9 +40,9 @@ _ESCAPES: Final = {
     number: {0x0A: r"\n", 0x0D: r"\r"}.get(
         number, f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
     )
-    for number in _ACTING
+    for number in _CONTROLS
 }
-_JSON_ESCAPES: Final = {number: f"\\u{number:04x}" for number in _ACTING if number > 0x1F}
+_JSON_ESCAPES: Final = {number: f"\\u{number:04x}" for number in _CONTROLS if number > 0x1F}
 
 
 def masked(text: str, secrets: tuple[str, ...] = ()) -> str:

@@ -39,29 +39,29 @@ def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
     unknown = sorted(set(url.query) - set(_PARAMETERS))
     if unknown:
         raise ValueError(f"unknown parameter in the database URL: {', '.join(unknown)}")
-    mode, roots = (_one(url, name) for name in _PARAMETERS)
+    mode, roots = (_parameter(url, name) for name in _PARAMETERS)
     mode = mode or ("verify-full" if roots == _SYSTEM else "prefer")
     if mode not in (*_UNVERIFIED, *_VERIFIED):
-        known = ", ".join([*_UNVERIFIED, *_VERIFIED])
-        raise ValueError(f"invalid sslmode={mode} in the database URL: use one of {known}")
+        modes = ", ".join([*_UNVERIFIED, *_VERIFIED])
+        raise ValueError(f"invalid sslmode={mode} in the database URL: use one of {modes}")
     if mode == "require" and roots:
         mode = "verify-ca"
     if mode == "verify-ca" and roots in {"", _SYSTEM}:
         raise ValueError("system certificates are valid for any host: use sslmode=verify-full")
     if mode in _UNVERIFIED and roots:
         raise ValueError(f"sslmode={mode} ignores sslrootcert: use sslmode=verify-full")
-    plain = url.difference_update_query(_PARAMETERS)
+    address = url.difference_update_query(_PARAMETERS)
     if mode in _UNVERIFIED:
-        return plain, _UNVERIFIED[mode]
-    return plain, _trusting(roots, named=mode == "verify-full")
+        return address, _UNVERIFIED[mode]
+    return address, _ssl_context(roots, check_hostname=mode == "verify-full")
 
 
-def _one(url: URL, name: str) -> str:
+def _parameter(url: URL, name: str) -> str:
     value = url.query.get(name, "")
     return value if isinstance(value, str) else value[-1]
 
 
-def _trusting(roots: str, *, named: bool) -> SSLContext:
+def _ssl_context(roots: str, *, check_hostname: bool) -> SSLContext:
     import ssl
 
     try:
@@ -70,7 +70,7 @@ def _trusting(roots: str, *, named: bool) -> SSLContext:
         raise ValueError(
             f"sslrootcert={roots} in the database URL: {error.strerror or error}"
         ) from error
-    context.check_hostname = named
+    context.check_hostname = check_hostname
     return context
 
 
@@ -104,7 +104,7 @@ def connect(
     `claims` is for processes that take requests from the queue in its order.
     """
     address, tls = encryption(make_url(url))
-    waits = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
+    timeouts = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
     engine = engine_of(
         address,
         pool_size=pool_size,
@@ -114,7 +114,7 @@ def connect(
             "timeout": timeout,
             "ssl_context": tls,
             "application_name": application,
-            "startup_params": waits | (_INDEX_ORDER if claims else {}),
+            "startup_params": timeouts | (_INDEX_ORDER if claims else {}),
         },
     )
     event.listen(engine, "checkout", _reject_closed)

@@ -58,7 +58,7 @@ class PreparingConnection(dbapi.Connection):
             # pg8000 leaves the socket open if its first message cannot be sent.
             self._close_socket(*map(vars(self).get, ("_sock", "_usock")))
             if isinstance(error, _NO_MESSAGE):
-                raise _lost(error) from error
+                raise _connection_lost(error) from error
             raise
         self._prepared: dict[str, tuple[Any, ...]] = {}
         self.register_out_adapter(Encoded, attrgetter("text"))
@@ -97,7 +97,7 @@ class PreparingConnection(dbapi.Connection):
         try:
             super().handle_messages(context)
         except _NO_MESSAGE as error:
-            raise _lost(error) from error
+            raise _connection_lost(error) from error
 
     def cursor(self) -> PreparingCursor:
         return PreparingCursor(self)
@@ -147,7 +147,7 @@ class PreparingCursor(dbapi.Cursor):
         return self
 
 
-def _lost(error: Exception) -> dbapi.InterfaceError:
+def _connection_lost(error: Exception) -> dbapi.InterfaceError:
     """Return a connection error; SQLAlchemy drops the connection for the text "network error"."""
     return dbapi.InterfaceError(f"network error: no PostgreSQL message: {error!r}")
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 _REVISION = re.compile(r'^revision = "(\w+)"', re.MULTILINE)
-_BEFORE = re.compile(r'^down_revision = "(\w+)"', re.MULTILINE)
-_FOUND = text("SELECT min(version_num) FROM alembic_version")
+_PREDECESSOR = re.compile(r'^down_revision = "(\w+)"', re.MULTILINE)
+_CURRENT = text("SELECT min(version_num) FROM alembic_version")
 # Undefined table or insufficient privilege: no migration has run.
 _UNREADABLE = ("42P01", "42501")
 
@@ -45,7 +45,7 @@ def _revisions() -> dict[str, str | None]:
     """
     scripts = [path.read_text(encoding="utf-8") for path in _VERSIONS.glob("[0-9]*.py")]
     return {
-        revision[1]: before[1] if (before := _BEFORE.search(script)) else None
+        revision[1]: predecessor[1] if (predecessor := _PREDECESSOR.search(script)) else None
         for script in scripts
         if (revision := _REVISION.search(script))
     }
@@ -56,24 +56,24 @@ def check_schema(engine: Engine) -> None:
 
     A newer schema is accepted: migrations stay compatible with the previous release.
     """
-    needed = newest_revision()
-    found = _revision(engine)
-    if found is None:
+    required = newest_revision()
+    current = _current_revision(engine)
+    if current is None:
         raise Unavailable(
-            f"This version needs schema {needed}, which the database does not have yet: run the migration."
+            f"This version needs schema {required}, which the database does not have yet: run the migration."
         )
-    if is_older(found):
+    if is_older(current):
         raise Unavailable(
-            f"The database has schema {found}, this version needs {needed}: run the migration."
+            f"The database has schema {current}, this version needs {required}: run the migration."
         )
 
 
-def _revision(engine: Engine) -> str | None:
+def _current_revision(engine: Engine) -> str | None:
     """Return the database's revision; None if there is none or it is not readable."""
     try:
         with begin(engine) as connection:
-            found: str | None = connection.execute(_FOUND).scalar_one()
-            return found
+            revision: str | None = connection.execute(_CURRENT).scalar_one()
+            return revision
     except DBAPIError as error:
         if sqlstate(error) in _UNREADABLE:
             return None

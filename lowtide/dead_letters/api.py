@@ -52,7 +52,7 @@ def page(call: Call) -> Response:
         call.tenant,
         _filter(call.request),
         after=None if after is None else _require_letter_id(after, "after"),
-        limit=limit_argument(call.request, most=1000, default=100),
+        limit=limit_argument(call.request, max_limit=1000, default=100),
     )
     data = [types.DeadLetter(**_fields(letter)) for letter in letters]
     body = types.DeadLetterPage(
@@ -113,7 +113,7 @@ def content(call: Call) -> Response:
 
 def requeue(call: Call) -> Response:
     """`POST /v1/dead_letters/requeue`."""
-    body = json_body(call.request, _decode_requeue, most=_MAX_BODY_BYTES)
+    body = json_body(call.request, _decode_requeue, max_bytes=_MAX_BODY_BYTES)
     request = RequeueRequest(
         wanted=_selector(body),
         actor=call.caller.actor,
@@ -143,7 +143,7 @@ def requeue(call: Call) -> Response:
 
 def discard(call: Call) -> Response:
     """`POST /v1/dead_letters/discard`."""
-    body = json_body(call.request, _decode_discard, most=_MAX_BODY_BYTES)
+    body = json_body(call.request, _decode_discard, max_bytes=_MAX_BODY_BYTES)
     outcome = call.services.dead_letters.discard(
         call.tenant, _selector(body), actor=call.caller.actor, dry_run=body.dry_run
     )

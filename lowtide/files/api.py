@@ -101,7 +101,7 @@ def file_content(call: Call, file_id: str) -> Response:
 
 def list_files(call: Call) -> Response:
     """`GET /v1/files`."""
-    arguments = page_arguments(call.request, most=10_000, default=10_000)
+    arguments = page_arguments(call.request, max_limit=10_000, default=10_000)
     after = None if arguments.after is None else _id(arguments.after, "after")
     files, more = call.services.files.page(
         call.tenant,

@@ -73,22 +73,22 @@ class Call:
 
 
 class Application:
-    """Handle the HTTP requests of one function; `known` are the routes of all functions."""
+    """Handle the HTTP requests of one function; `all_routes` are those of all functions."""
 
-    def __init__(self, app: App, routes: Sequence[Route], known: Sequence[Route]) -> None:
+    def __init__(self, app: App, routes: Sequence[Route], all_routes: Sequence[Route]) -> None:
         self._app = app
         self._map = _map(routes)
-        self._known = known
+        self._all_routes = all_routes
         if has_app_context():
             # The framework's own routes do not match a path with a line break.
             current_app.register_error_handler(NoSuchRoute, lambda _: self(routed))
 
     def __call__(self, request: Request) -> Response:
         """Return the response to a request; never raises."""
-        began = perf_counter()
+        start = perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
-        found = self._match(request)
-        pattern = "unmatched" if isinstance(found, HTTPException) else found[0].path
+        match = self._match(request)
+        pattern = "unmatched" if isinstance(match, HTTPException) else match[0].path
         trace = parse_trace(request.headers.get("traceparent"), request.headers.get("tracestate"))
         method = method_of(request.method)
         tracer = self._app.tracer
@@ -104,25 +104,25 @@ class Application:
                 "url.scheme": request.scheme,
             },
         ) as span:
-            response = self._respond(request, found, span, joins_trace=trace is not None)
+            response = self._respond(request, match, span, joins_trace=trace is not None)
             span.note({"http.response.status_code": response.status_code})
             if response.status_code >= 500:
                 span.fail(str(response.status_code))
         response.headers["x-request-id"] = request_id
         if tracer.is_on and span.context is not None:
             response.headers["traceresponse"] = span.context.traceparent
-        answered(pattern, request.method, response.status_code, perf_counter() - began)
+        answered(pattern, request.method, response.status_code, perf_counter() - start)
         return response
 
     def _respond(
-        self, request: Request, found: Match | HTTPException, span: Span, *, joins_trace: bool
+        self, request: Request, match: Match | HTTPException, span: Span, *, joins_trace: bool
     ) -> Response:
         headers: dict[str, str] = {}
         try:
             response = (
-                self._refusal(request, found)
-                if isinstance(found, HTTPException)
-                else self._answer(found, request, span, headers, joins_trace=joins_trace)
+                self._refusal(request, match)
+                if isinstance(match, HTTPException)
+                else self._answer(match, request, span, headers, joins_trace=joins_trace)
             )
         except LowtideError as error:
             if isinstance(error, Unavailable):
@@ -149,7 +149,7 @@ class Application:
 
     def _answer(
         self,
-        found: Match,
+        match: Match,
         request: Request,
         span: Span,
         headers: dict[str, str],
@@ -157,7 +157,7 @@ class Application:
         joins_trace: bool,
     ) -> Response:
         """Return a route's response; add the rate-limit headers of its caller to `headers`."""
-        route, values = found
+        route, values = match
         if route.public:
             return route.handler(self._app, **values)
         caller = self._app.callers.caller(request.headers.get("Authorization"))
@@ -173,8 +173,8 @@ class Application:
         return route.handler(Call(request, caller, self._app.services, joins_trace), **values)
 
     @cached_property
-    def _every_route(self) -> Map:
-        return _map(self._known)
+    def _full_map(self) -> Map:
+        return _map(self._all_routes)
 
     def _refusal(self, request: Request, error: HTTPException) -> Response:
         """Return the error response; 405 if any function serves the path with another method."""
@@ -182,7 +182,7 @@ class Application:
             return error_response(RequestTimeout(error.description or ""))
         if not isinstance(error, (NoSuchRoute, NoSuchMethod)):
             return error_response(InvalidRequest(error.description or "The request is malformed."))
-        methods = sorted(self._every_route.bind_to_environ(request.environ).allowed_methods())
+        methods = sorted(self._full_map.bind_to_environ(request.environ).allowed_methods())
         if not methods:
             message = "Unknown path: see /openapi.json."
             return error_response(NotFound(message, code="unknown_url"))

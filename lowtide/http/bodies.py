@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 _MAX_IDEMPOTENCY_KEY = 256
-_PLACE = re.compile(r"\$\.(\w+)")
+_FIELD = re.compile(r"\$\.(\w+)")
 _Body = TypeVar("_Body")
 
 
-def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) -> _Body:
-    """Decode a JSON body of at most `most` bytes.
+def json_body(request: Request, decode: Callable[[bytes], _Body], *, max_bytes: int) -> _Body:
+    """Decode a JSON body of at most `max_bytes` bytes.
 
     Raises UnsupportedMediaType, PayloadTooLarge, or InvalidRequest, which names the field.
     """
@@ -35,15 +35,17 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, most: int) 
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send JSON with Content-Type: application/json.")
     # A body whose Content-Length is too large is rejected unread.
-    body = request.stream.read(most + 1) if (request.content_length or 0) <= most else None
-    if body is None or len(body) > most:
-        raise PayloadTooLarge(f"The body is larger than {most} bytes.")
+    body = (
+        request.stream.read(max_bytes + 1) if (request.content_length or 0) <= max_bytes else None
+    )
+    if body is None or len(body) > max_bytes:
+        raise PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        place = _PLACE.search(str(error))
+        field = _FIELD.search(str(error))
         raise InvalidRequest(
-            f"Invalid request body: {error}.", param=place[1] if place else None
+            f"Invalid request body: {error}.", param=field[1] if field else None
         ) from error
 
 
@@ -59,8 +61,8 @@ def refuse_encoded(request: Request) -> None:
 
 def digest_of(body: msgspec.Struct) -> bytes:
     """Return a digest of a body, independent of its formatting; missing fields count as null."""
-    given = {name: value for name, value in asdict(body).items() if value is not None}
-    return sha256(msgspec.json.encode(given, order="deterministic")).digest()
+    fields = {name: value for name, value in asdict(body).items() if value is not None}
+    return sha256(msgspec.json.encode(fields, order="deterministic")).digest()
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -91,7 +93,7 @@ def read_form(
     UnsupportedMediaType, InvalidRequest, and PayloadTooLarge for a form over the limit of its file.
     """
     fields: dict[str, bytearray] = {}
-    take: Callable[[bytes], None] | None = None
+    write: Callable[[bytes], None] | None = None
     refuse_encoded(request)
     boundary = _boundary(request)
     try:
@@ -101,19 +103,19 @@ def read_form(
                 value += piece
                 if len(value) > _MAX_FIELD_BYTES:
                     raise InvalidRequest("A form field is too long.", param=part.name)
-            elif take is None:
-                take = open_file(_filename(part))
+            elif write is None:
+                write = open_file(_filename(part))
             elif not piece:
                 raise InvalidRequest("The form has two files: send one.", param="file")
             else:
-                take(piece)
+                write(piece)
         texts = {name: value.decode() for name, value in fields.items()}
     except (MultipartError, UnicodeDecodeError) as error:
         raise InvalidRequest(
             f"The form is malformed ({error}): send complete multipart/form-data.",
             param="file",
         ) from error
-    if take is None:
+    if write is None:
         raise InvalidRequest("The form has no file: add the field 'file'.", param="file")
     return texts
 
@@ -141,15 +143,15 @@ def _filename(part: MultipartSegment) -> str:
 
 def _chunks(request: Request, max_file_bytes: int) -> Iterator[bytes]:
     """Yield the body and a final empty chunk; raises PayloadTooLarge above the file's limit."""
-    most = max_file_bytes + _FORM_BYTES
-    taken = request.content_length or 0
-    while taken <= most:
+    max_bytes = max_file_bytes + _FORM_BYTES
+    size = request.content_length or 0
+    while size <= max_bytes:
         chunk = _read(request.stream)
         yield chunk
         if not chunk:
             return
         if request.content_length is None:
-            taken += len(chunk)
+            size += len(chunk)
     raise PayloadTooLarge(
         f"The file is larger than {max_file_bytes} bytes: split it into several.", param="file"
     )

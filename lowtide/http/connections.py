@@ -56,11 +56,11 @@ class Patience:
 
     def waited(self, seconds: float, transferred: int) -> None:
         """Subtract a wait, and add the time that its transferred bytes earn."""
-        rate, most = self._rate, self._timeout
+        rate, maximum = self._rate, self._timeout
         if self._crowded():
-            rate, most = max(rate, CROWDED_RATE), min(most, CROWDED_SECONDS)
-        worth = transferred / rate if self._earns else 0.0
-        self.left = min(self.left - seconds + worth, most)
+            rate, maximum = max(rate, CROWDED_RATE), min(maximum, CROWDED_SECONDS)
+        credit = transferred / rate if self._earns else 0.0
+        self.left = min(self.left - seconds + credit, maximum)
 
 
 MAX_HEAD_BYTES = 1 << 16
@@ -71,8 +71,8 @@ _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 16
 # The interval at which a thread that waits for its client checks if all threads are taken.
-_LOOK_SECONDS = 0.5
-_Done = TypeVar("_Done")
+_POLL_SECONDS = 0.5
+_Result = TypeVar("_Result")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEAD_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -97,25 +97,27 @@ class ClientSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send everything; raises ClientTooSlow."""
-        rest = memoryview(data)
-        while rest:
-            sent = self._patiently(partial(super().send, rest, flags), int)
-            rest = rest[sent:]
+        remaining = memoryview(data)
+        while remaining:
+            sent = self._patiently(partial(super().send, remaining, flags), int)
+            remaining = remaining[sent:]
 
-    def _patiently(self, call: Callable[[], _Done], transferred: Callable[[_Done], int]) -> _Done:
+    def _patiently(
+        self, call: Callable[[], _Result], transferred: Callable[[_Result], int]
+    ) -> _Result:
         while True:
-            began = monotonic()
+            start = monotonic()
             # Without patience left, only immediate I/O succeeds: the error response is still sent.
-            self.settimeout(min(max(self.patience.left, 0.0), _LOOK_SECONDS))
+            self.settimeout(min(max(self.patience.left, 0.0), _POLL_SECONDS))
             try:
-                done = call()
+                result = call()
             except (TimeoutError, BlockingIOError) as error:
-                self.patience.waited(monotonic() - began, 0)
+                self.patience.waited(monotonic() - start, 0)
                 if self.patience.left <= 0:
                     raise ClientTooSlow from error
             else:
-                self.patience.waited(monotonic() - began, transferred(done))
-                return done
+                self.patience.waited(monotonic() - start, transferred(result))
+                return result
 
 
 class RequestBody(Body):
@@ -126,7 +128,7 @@ class RequestBody(Body):
         self._request = request
         self._connection = connection
         # gunicorn would send it before the application has seen the request.
-        self._owes_continue = request._expected_100_continue  # noqa: SLF001
+        self._continue_pending = request._expected_100_continue  # noqa: SLF001
         request._expected_100_continue = False  # noqa: SLF001
 
     @property
@@ -142,8 +144,8 @@ class RequestBody(Body):
             self._request.force_close()
 
     def _read_reader(self, size: int) -> bytes:
-        if self._owes_continue and not self.is_read:
-            self._owes_continue = False
+        if self._continue_pending and not self.is_read:
+            self._continue_pending = False
             self._connection.sendall(_CONTINUE)
         try:
             data: bytes = super()._read_reader(size)
@@ -286,12 +288,12 @@ class Worker(ThreadWorker):
             self._lingering.remove(conn)
             self._drop(conn)
 
-    def _drop(self, conn: Any, answer: bytes = b"") -> None:
+    def _drop(self, conn: Any, response: bytes = b"") -> None:
         """Close a connection that the loop watches."""
         self.poller.unregister(conn.sock)
         try:
-            if answer:
-                socket.socket.send(conn.sock, answer)
+            if response:
+                socket.socket.send(conn.sock, response)
         except OSError:
             pass
         self.nr_conns -= 1

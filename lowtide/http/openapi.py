@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 _VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
-_ALWAYS = (401, 429, 500, 503)
-_NAMED = {"x-request-id": "Id of this call in the logs."}
+_COMMON_ERRORS = (401, 429, 500, 503)
+_REQUEST_ID = {"x-request-id": "Id of this call in the logs."}
 _RATE_LIMIT = {
     operations.LIMIT: "Max requests per minute, for a tenant with a limit.",
     operations.REMAINING: "Requests that would be accepted now.",
@@ -34,10 +34,10 @@ _EXTENSIONS = "Beyond OpenAI"
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """Return the document of all routes that have an operation."""
     documented = [(route, route.operation) for route in routes if route.operation is not None]
-    named: list[type] = [types.Error]
+    body_types: list[type] = [types.Error]
     for _, operation in documented:
-        named += [found for found in (operation.answer, operation.body) if found is not None]
-    _, schemas = msgspec.json.schema_components(dict.fromkeys(named), ref_template=_REF)
+        body_types += [type_ for type_ in (operation.answer, operation.body) if type_ is not None]
+    _, schemas = msgspec.json.schema_components(dict.fromkeys(body_types), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in documented:
         path = _VARIABLE.sub(r"{\1}", route.path)
@@ -60,7 +60,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def _operation(route: Route, operation: Operation) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "tags": [_EXTENSIONS if operation.extension else route.path.split("/")[2].capitalize()],
@@ -77,11 +77,11 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
                 {"required": [name], "properties": {name: {"type": "string"}}}
                 for name in operation.body_needs
             ]
-        made["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+        spec["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
     if operation.form is not None:
         content = {"multipart/form-data": {"schema": operation.form}}
-        made["requestBody"] = {"required": True, "content": content}
-    return made
+        spec["requestBody"] = {"required": True, "content": content}
+    return spec
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
@@ -92,17 +92,19 @@ def _responses(operation: Operation) -> dict[str, Any]:
         content = {operation.media: {"schema": schema}}
     headers = {
         name: _header(text)
-        for name, text in {**_NAMED, **_RATE_LIMIT, **(operation.headers or {})}.items()
+        for name, text in {**_REQUEST_ID, **_RATE_LIMIT, **(operation.headers or {})}.items()
     }
-    found: dict[str, Any] = {"200": {"description": "OK", "content": content, "headers": headers}}
+    responses: dict[str, Any] = {
+        "200": {"description": "OK", "content": content, "headers": headers}
+    }
     if operation.partial:
-        found["206"] = {"description": "Partial Content", "content": content}
+        responses["206"] = {"description": "Partial Content", "content": content}
     error = {JSON: {"schema": {"$ref": _REF.format(name="Error")}}}
-    for status in sorted({*operation.errors, *_ALWAYS}):
-        found[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
-    told = {**_NAMED, **_RATE_LIMIT, **_RETRY_AFTER}
-    found["429"]["headers"] = {name: _header(text) for name, text in told.items()}
-    return found
+    for status in sorted({*operation.errors, *_COMMON_ERRORS}):
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
+    descriptions = {**_REQUEST_ID, **_RATE_LIMIT, **_RETRY_AFTER}
+    responses["429"]["headers"] = {name: _header(text) for name, text in descriptions.items()}
+    return responses
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -114,12 +116,12 @@ def _path_parameter(name: str) -> dict[str, Any]:
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "name": parameter.name,
         "in": parameter.place,
         "description": parameter.description,
         "schema": dict(parameter.schema),
     }
     if parameter.place == "query":
-        made["allowEmptyValue"] = True
-    return made
+        spec["allowEmptyValue"] = True
+    return spec

@@ -84,20 +84,20 @@ def argument(request: Request, name: str) -> str | None:
     return request.args.get(name) or None
 
 
-def page_arguments(request: Request, *, most: int, default: int) -> PageArguments:
+def page_arguments(request: Request, *, max_limit: int, default: int) -> PageArguments:
     """Read `after`, `limit` and `order`; raises InvalidRequest."""
-    limit = limit_argument(request, most=most, default=default)
+    limit = limit_argument(request, max_limit=max_limit, default=default)
     order = argument(request, "order") or "desc"
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be 'asc' or 'desc'.", param="order")
     return PageArguments(argument(request, "after"), limit, order == "desc")
 
 
-def limit_argument(request: Request, *, most: int, default: int) -> int:
+def limit_argument(request: Request, *, max_limit: int, default: int) -> int:
     """Read `limit`; raises InvalidRequest."""
     text = argument(request, "limit") or str(default)
-    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
-        raise InvalidRequest(f"limit must be an integer from 1 to {most}.", param="limit")
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= max_limit:
+        raise InvalidRequest(f"limit must be an integer from 1 to {max_limit}.", param="limit")
     return int(text)
 
 
@@ -120,9 +120,9 @@ def duration(seconds: float) -> str:
     milliseconds = math.ceil(seconds * 1000)
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
+    minutes, remainder = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
-    text = f"{rest / 1000:g}s"
+    text = f"{remainder / 1000:g}s"
     if hours:
         return f"{hours}h{minutes}m{text}"
     return f"{minutes}m{text}" if minutes else text

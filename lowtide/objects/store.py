@@ -126,11 +126,11 @@ class ObstoreObjects:
         size = head["size"]
         end = size if end is None else min(end, size)
         for position in range(start, end, _WINDOW):
-            upto = min(position + _WINDOW, end)
-            options: Any = {"range": (position, upto), "if_match": head["e_tag"]}
+            stop = min(position + _WINDOW, end)
+            options: Any = {"range": (position, stop), "if_match": head["e_tag"]}
             with _errors(key):
                 window = memoryview(obstore.get(self._store, key, options=options).bytes())
-            _expect(key, upto - position, len(window))
+            _check_size(key, stop - position, len(window))
             for offset in range(0, len(window), CHUNK):
                 yield bytes(window[offset : offset + CHUNK])
 
@@ -174,16 +174,16 @@ class ObstoreObjects:
     def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         regions = _regions(ranges)
         starts, ends = [region[0] for region in regions], [region[1] for region in regions]
-        read = obstore.get_ranges(self._store, key, starts=starts, ends=ends, coalesce=0)
-        return _cut(ranges, regions, read)
+        blobs = obstore.get_ranges(self._store, key, starts=starts, ends=ends, coalesce=0)
+        return _cut(ranges, regions, blobs)
 
     async def _fetch(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         regions = _regions(ranges)
         starts, ends = [region[0] for region in regions], [region[1] for region in regions]
-        read = await obstore.get_ranges_async(
+        blobs = await obstore.get_ranges_async(
             self._store, key, starts=starts, ends=ends, coalesce=0
         )
-        return _cut(ranges, regions, read)
+        return _cut(ranges, regions, blobs)
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -192,8 +192,8 @@ class ObstoreObjects:
             with _errors(key):
                 yield
         except NotFound as error:
-            away = self._folder is not None and not self._folder.is_dir()
-            if away or "NoSuchBucket" in str(error.__cause__):
+            is_missing = self._folder is not None and not self._folder.is_dir()
+            if is_missing or "NoSuchBucket" in str(error.__cause__):
                 raise _unavailable(error) from error
             raise
 
@@ -272,16 +272,16 @@ class ObstoreWriter:
 
 
 @contextmanager
-def _errors(read: str | None = None) -> Iterator[None]:
+def _errors(key: str | None = None) -> Iterator[None]:
     """Convert obstore's errors; addresses stay in the cause, for the log.
 
-    A missing key that is `read` is NotFound. Otherwise a missing file is the store itself.
+    With a `key`, a missing file is its object: NotFound. Without one, it is the store itself.
     """
     try:
         yield
     except _FAILURES as error:
-        if read is not None and isinstance(error, FileNotFoundError):
-            raise NotFound(f"Object {read!r} not found.") from error
+        if key is not None and isinstance(error, FileNotFoundError):
+            raise NotFound(f"Object {key!r} not found.") from error
         raise _unavailable(error) from error
 
 
@@ -306,17 +306,17 @@ def _within(ranges: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int
 
 
 def _cut(
-    ranges: Sequence[tuple[int, int]], regions: Sequence[tuple[int, int]], read: Sequence[Any]
+    ranges: Sequence[tuple[int, int]], regions: Sequence[tuple[int, int]], blobs: Sequence[Any]
 ) -> Sequence[bytes]:
     """Return the bytes of each range out of the regions that were read."""
-    views = [memoryview(part) for part in read]
+    views = [memoryview(blob) for blob in blobs]
     starts = [start for start, _ in regions]
-    found: list[bytes] = []
+    pieces: list[bytes] = []
     for offset, length in ranges:
         region = bisect_right(starts, offset) - 1
-        at = offset - starts[region] if length else 0
-        found.append(bytes(views[region][at : at + length]) if length else b"")
-    return found
+        position = offset - starts[region] if length else 0
+        pieces.append(bytes(views[region][position : position + length]) if length else b"")
+    return pieces
 
 
 def _unavailable(error: Exception) -> Unavailable:
@@ -324,9 +324,9 @@ def _unavailable(error: Exception) -> Unavailable:
     return Unavailable(f"The object store failed ({name}): try again.")
 
 
-def _expect(key: str, wanted: int, got: int) -> None:
-    if got != wanted:
-        raise Unavailable(f"Object {key!r} is truncated: {got} of {wanted} bytes.")
+def _check_size(key: str, expected: int, size: int) -> None:
+    if size != expected:
+        raise Unavailable(f"Object {key!r} is truncated: {size} of {expected} bytes.")
 
 
 def _folder_of(url: str) -> Path:
@@ -340,8 +340,8 @@ def _folder_of(url: str) -> Path:
 def _remote(url: str, environment: Mapping[str, str]) -> Any:
     options: Any = {"connect_timeout": "5s", "timeout": "60s"}
     # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
-    plain = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    if plain or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
+    is_plaintext = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    if is_plaintext or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
         options["allow_http"] = True
     retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
     return from_url(url, client_options=options, retry_config=retries)
@@ -351,8 +351,8 @@ def _sync(folder: Path, key: str) -> None:
     """Sync a new file, to survive a power failure: obstore renames it into place without a sync."""
     path = folder / key
     parents = path.parents
-    for each in (path, *parents[: parents.index(folder) + 1]):
-        descriptor = os.open(each, os.O_RDONLY)
+    for entry in (path, *parents[: parents.index(folder) + 1]):
+        descriptor = os.open(entry, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -109,7 +109,7 @@ def _raising(error: Exception) -> Any:
 
     routes = [_route("GET", "/x", handler)]
     parts: Any = SimpleNamespace(tracer=UNTRACED)
-    application = Application(parts, routes, known=routes)
+    application = Application(parts, routes, all_routes=routes)
     app = Flask("test")
     app.add_url_rule("/x", "x", lambda: application(current))
     return app.test_client().get("/x")
