@@ -51,7 +51,7 @@ _BUSY: Final = frozenset({429, 529})
 # A rejected key or account, a redirect, and a proxy that cannot reach the engine affect every
 # request alike.
 _NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
-_OF_A_PROXY: Final = frozenset({502, 503, 504})
+_PROXY_STATUSES: Final = frozenset({502, 503, 504})
 _NOT_REACHED: Final = frozenset({NoAnswer.UNREACHED, NoAnswer.DNS, NoAnswer.TLS})
 
 
@@ -71,7 +71,7 @@ def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
         case Answered() if _is_busy(outcome):
             return Fault.BACK_PRESSURE
         case Answered() | Unanswered():
-            if _is_engines(outcome):
+            if _is_engine_fault(outcome):
                 return Fault.ENGINE
             return _compared(engine) if is_ambiguous(outcome) else Fault.REQUEST
         case _:
@@ -81,7 +81,7 @@ def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
 def is_ambiguous(outcome: Outcome) -> bool:
     """Return whether the outcome alone does not tell a request's fault from its engine's."""
     if isinstance(outcome, Answered):
-        return outcome.status_code >= 500 and not (_is_busy(outcome) or _is_engines(outcome))
+        return outcome.status_code >= 500 and not (_is_busy(outcome) or _is_engine_fault(outcome))
     if isinstance(outcome, Unanswered):
         return outcome.code not in _NOT_REACHED | PERMANENT_CODES
     return False
@@ -89,7 +89,7 @@ def is_ambiguous(outcome: Outcome) -> bool:
 
 def is_of_a_proxy(outcome: Outcome) -> bool:
     """Return whether a proxy answered for an absent engine, which the request may have crashed."""
-    return isinstance(outcome, Answered) and outcome.status_code in _OF_A_PROXY
+    return isinstance(outcome, Answered) and outcome.status_code in _PROXY_STATUSES
 
 
 def needs_probe(outcome: Outcome, engine: EngineState) -> bool:
@@ -126,13 +126,13 @@ def _is_busy(outcome: Answered) -> bool:
     return outcome.status_code in _BUSY and not outcome.out_of_quota
 
 
-def _is_engines(outcome: Answered | Unanswered) -> bool:
+def _is_engine_fault(outcome: Answered | Unanswered) -> bool:
     if isinstance(outcome, Unanswered):
         return outcome.code in _NOT_REACHED
     if outcome.refuses_content:
         return False
-    is_operators = outcome.lacks_model or outcome.out_of_quota
-    return is_operators or outcome.status_code in _NOT_THE_REQUEST
+    needs_operator = outcome.lacks_model or outcome.out_of_quota
+    return needs_operator or outcome.status_code in _NOT_THE_REQUEST
 
 
 def reason_of(outcome: Outcome) -> str:

@@ -99,12 +99,12 @@ class Breaker:
             return self._closed(now) if alive else self._opened(reason, now)
         if alive or self.state is not BreakerState.CLOSED:
             return self
-        counted = replace(
+        updated = replace(
             self, faults=self.faults + (fault is Fault.ENGINE), barren=self.barren + 1
         )
-        if counted.faults >= STREAK or counted.barren >= BARREN:
+        if updated.faults >= STREAK or updated.barren >= BARREN:
             return self._opened(reason, now)
-        return counted
+        return updated
 
     def probed(self, probe: Probed, now: float) -> Breaker:
         """Return the breaker after a probe."""
@@ -116,15 +116,15 @@ class Breaker:
             return self._closed(now)
         if probe.well:
             return replace(self, state=BreakerState.PROBING)
-        later = replace(
+        waiting = replace(
             self,
             reason=probe.reason,
             failed_probes=self.failed_probes + 1,
             probe_at=now + probe_delay(self.failed_probes),
         )
-        waited = now - self.since
-        overdue = self.state is BreakerState.STARTING and waited >= self.patience
-        return replace(later, state=BreakerState.OPEN) if overdue else later
+        elapsed = now - self.since
+        is_overdue = self.state is BreakerState.STARTING and elapsed >= self.patience
+        return replace(waiting, state=BreakerState.OPEN) if is_overdue else waiting
 
     def doubted(self, reason: str, now: float) -> Breaker:
         """Return the breaker once only requests wait that the engine could not run."""

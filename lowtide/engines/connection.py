@@ -85,20 +85,24 @@ class Origin:
         """
         if reply.status not in _REDIRECTS or not reply.location:
             return None
-        other = path.removesuffix("/") if path.endswith("/") else f"{path}/"
-        own = f"http{'s' * self.encrypted}://{self.address}{self.path}{path}"
+        other_path = path.removesuffix("/") if path.endswith("/") else f"{path}/"
+        url = f"http{'s' * self.encrypted}://{self.address}{self.path}{path}"
         try:
-            place = urlsplit(urljoin(own, reply.location))
-            port = place.port or _PORTS.get(place.scheme)
+            target = urlsplit(urljoin(url, reply.location))
+            port = target.port or _PORTS.get(target.scheme)
         except ValueError:
             return None
-        is_same = (place.scheme == "https", place.hostname, port) == (
+        is_same_origin = (target.scheme == "https", target.hostname, port) == (
             self.encrypted,
             self.host,
             self.port,
         )
-        whole = self.path + other
-        return other if is_same and (place.path, place.query) == (whole, "") else None
+        full_path = self.path + other_path
+        return (
+            other_path
+            if is_same_origin and (target.path, target.query) == (full_path, "")
+            else None
+        )
 
 
 def _trace_fields(trace: TraceContext) -> str:
@@ -116,12 +120,12 @@ class Connection(asyncio.Protocol):
         self._max_bytes = max_bytes
         self._intake = intake
         self._deadline: asyncio.Timeout | None = None
-        self._time_left: float | None = None
+        self._remaining_seconds: float | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._may_go_on = asyncio.Event()
+        self._may_receive = asyncio.Event()
         self._waiter: asyncio.Future[Reply] | None = None
         self._decoder: Decoder | None = None
         self.reusable = True
@@ -147,7 +151,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or not self.reusable:
             raise ConnectionResetError("The connection is closed.")
         self._reset()
-        self._may_go_on.set()
+        self._may_receive.set()
         self._waiter = asyncio.get_running_loop().create_future()
         self._deadline = deadline
         try:
@@ -159,7 +163,7 @@ class Connection(asyncio.Protocol):
             raise
         finally:
             self._waiter = None
-            self._deadline = self._time_left = None
+            self._deadline = self._remaining_seconds = None
             self._intake.ended(self)
 
     async def _send(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
@@ -168,12 +172,12 @@ class Connection(asyncio.Protocol):
             transport.write(head + body)
             return
         transport.write(head)
-        rest = memoryview(body)
-        while rest and not self._answered:
-            transport.write(rest[:_PIECE])
-            rest = rest[_PIECE:]
+        remaining = memoryview(body)
+        while remaining and not self._answered:
+            transport.write(remaining[:_PIECE])
+            remaining = remaining[_PIECE:]
             await self._may_write.wait()
-        if rest:
+        if remaining:
             # The reply came early: the next request would be read as the rest of this body.
             self.reusable = False
 
@@ -186,7 +190,7 @@ class Connection(asyncio.Protocol):
             if size > _PIECE:
                 self._intake.received(self, size)
                 await asyncio.sleep(0)
-                await self._may_go_on.wait()
+                await self._may_receive.wait()
         return replace(reply, body=body.getvalue(), decoder=None)
 
     def pause_writing(self) -> None:
@@ -199,23 +203,23 @@ class Connection(asyncio.Protocol):
 
     def hold(self) -> None:
         """Pause receiving, and the deadline."""
-        self._may_go_on.clear()
+        self._may_receive.clear()
         if self._transport is not None:
             self._transport.pause_reading()
         when = None if self._deadline is None else self._deadline.when()
         if self._deadline is not None and when is not None:
-            self._time_left = when - asyncio.get_running_loop().time()
+            self._remaining_seconds = when - asyncio.get_running_loop().time()
             self._deadline.reschedule(None)
 
     def go_on(self) -> None:
         """Resume receiving, and the deadline."""
-        self._may_go_on.set()
+        self._may_receive.set()
         if self._transport is not None:
             self._transport.resume_reading()
-        if self._deadline is not None and self._time_left is not None:
+        if self._deadline is not None and self._remaining_seconds is not None:
             now = asyncio.get_running_loop().time()
-            self._deadline.reschedule(now + self._time_left)
-            self._time_left = None
+            self._deadline.reschedule(now + self._remaining_seconds)
+            self._remaining_seconds = None
 
     def close(self) -> None:
         """Close immediately."""
@@ -251,7 +255,7 @@ class Connection(asyncio.Protocol):
         """Finish a reply delimited by end of connection; fail any other (asyncio's callback)."""
         self.reusable = False
         self._may_write.set()
-        if self._status and not self._sized and exc is None:
+        if self._status and not self._has_length and exc is None:
             self._finish()
         elif self._received:
             text = "connection lost before the end"
@@ -281,9 +285,9 @@ class Connection(asyncio.Protocol):
         elif field == b"content-encoding":
             self._encoding = value.decode("latin-1")
         elif field == b"transfer-encoding":
-            self._sized = True
+            self._has_length = True
         elif field == b"content-length":
-            self._sized = True
+            self._has_length = True
             self._expected = int(value) if value.isdigit() else 0
 
     def on_headers_complete(self) -> None:
@@ -323,7 +327,7 @@ class Connection(asyncio.Protocol):
         self._location = ""
         self._encoding = ""
         self._decoder = None
-        self._sized = False
+        self._has_length = False
         self._expected = 0
         self._body = BytesIO()
 

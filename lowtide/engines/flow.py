@@ -84,28 +84,28 @@ class ByteBudget:
 class Slots:
     """A context manager that takes one of a limited number of slots, first come, first served."""
 
-    def __init__(self, most: int) -> None:
-        self._most = self._limit = most
-        self._taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, count: int) -> None:
+        self._count = self._limit = count
+        self._in_use = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     def limit(self, in_flight: int) -> None:
         """Change the limit, up to the initial one; slots already taken are kept."""
-        self._limit = max(0, min(in_flight, self._most))
-        self._hand_out()
+        self._limit = max(0, min(in_flight, self._count))
+        self._grant()
 
     async def __aenter__(self) -> None:
-        if self._taken < self._limit and not self._waiting:
-            self._taken += 1
+        if self._in_use < self._limit and not self._waiters:
+            self._in_use += 1
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 # The slot was granted before the wait for it was cancelled.
-                self._give_back()
+                self._free()
             raise
 
     async def __aexit__(
@@ -114,18 +114,18 @@ class Slots:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self._free()
 
-    def _give_back(self) -> None:
-        self._taken -= 1
-        self._hand_out()
+    def _free(self) -> None:
+        self._in_use -= 1
+        self._grant()
 
-    def _hand_out(self) -> None:
-        while self._waiting and self._taken < self._limit:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._taken += 1
-                turn.set_result(None)
+    def _grant(self) -> None:
+        while self._waiters and self._in_use < self._limit:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self._in_use += 1
+                waiter.set_result(None)
 
 
 class Arrivals:

@@ -48,8 +48,8 @@ class Ping:
         return msgspec.json.encode({**model, **smallest})
 
 
-def probed_by(outcome: Outcome, asked: str) -> Probed:
-    """Return the probe result of a minimal request; `asked` names the request in the reason.
+def probed_by(outcome: Outcome, request: str) -> Probed:
+    """Return the probe result of a minimal request; `request` names the request in the reason.
 
     A rejection, of a parameter for example, counts neither as an answer nor against the engine.
     """
@@ -58,7 +58,7 @@ def probed_by(outcome: Outcome, asked: str) -> Probed:
     lacks_model = isinstance(outcome, Answered) and outcome.lacks_model
     if lacks_model or attribute(outcome, EngineState()) is not Fault.ENGINE:
         return Probed(well=True, lacks_model=lacks_model)
-    return Probed(well=False, reason=f"{asked}: {reason_of(outcome)}")
+    return Probed(well=False, reason=f"{request}: {reason_of(outcome)}")
 
 
 @dataclass(frozen=True, slots=True)

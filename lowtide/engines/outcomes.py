@@ -143,9 +143,9 @@ class RetryPolicy:
         """
         if not self.is_transient(outcome) or attempts >= self.max_attempts:
             return None
-        plain = retry_delay(attempts - 1, rng, base=self.base, cap=self.cap)
+        backoff = retry_delay(attempts - 1, rng, base=self.base, cap=self.cap)
         retry_after = outcome.retry_after if isinstance(outcome, Answered) else None
-        return self.bounded(max(plain, retry_after or 0.0), window, self.max_attempts - attempts)
+        return self.bounded(max(backoff, retry_after or 0.0), window, self.max_attempts - attempts)
 
     def bounded(self, seconds: float, window: Window, tries: int = 1) -> float:
         """Return a wait that leaves time for `tries`, each with a wait and a run."""

@@ -43,7 +43,7 @@ class Decoder:
         self._coding = coding
         self._windows = list(_WINDOWS[coding])
         self._max_bytes = max_bytes
-        self._made = 0
+        self._size = 0
         self._member = zlib.decompressobj(self._windows.pop(0))
 
     def decode(self, data: bytes) -> Iterator[bytes]:
@@ -54,24 +54,24 @@ class Decoder:
             raise BrokenReplyError(f"truncated {self._coding} data")
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:
-        made = b""
+        piece = b""
         # After a full piece, the decompressor may hold more output.
-        while data or (len(made) == _PIECE and not self._member.eof):
+        while data or (len(piece) == _PIECE and not self._member.eof):
             if self._member.eof:
                 self._member = zlib.decompressobj(_GZIP)
-            made = self._decompress(data)
-            self._made += len(made)
-            if self._made > self._max_bytes:
+            piece = self._decompress(data)
+            self._size += len(piece)
+            if self._size > self._max_bytes:
                 text = f"larger than {self._max_bytes} bytes when decompressed"
                 raise BrokenReplyError(text, NoAnswer.TOO_LARGE)
-            yield made
+            yield piece
             data = self._member.unconsumed_tail or self._member.unused_data
 
     def _decompress(self, data: bytes) -> bytes:
         try:
             return self._member.decompress(data, _PIECE)
         except zlib.error as error:
-            if self._made or not self._windows:
+            if self._size or not self._windows:
                 raise BrokenReplyError(f"invalid {self._coding} data: {error}") from error
         self._member = zlib.decompressobj(self._windows.pop(0))
         return self._decompress(data)
@@ -108,7 +108,7 @@ class _Answer:
 
     expected: int = 0
     reserved: int = 0
-    is_held: bool = False
+    is_paused: bool = False
 
 
 class Intake:
@@ -123,7 +123,7 @@ class Intake:
         self._budget = budget
         self._soon = soon
         self._answers: dict[Receiver, _Answer] = {}
-        self._is_due = False
+        self._is_scheduled = False
         budget.on_room(self._admit_soon)
 
     def received(self, receiver: Receiver, size: int, expected: int = 0) -> None:
@@ -132,8 +132,8 @@ class Intake:
         if size > answer.reserved:
             self._budget.take(size - answer.reserved)
             answer.reserved = size
-        if not answer.is_held and not self._may_go_on(receiver, answer):
-            answer.is_held = True
+        if not answer.is_paused and not self._may_receive(receiver, answer):
+            answer.is_paused = True
             receiver.hold()
 
     def ended(self, receiver: Receiver) -> None:
@@ -142,7 +142,7 @@ class Intake:
         if answer is not None:
             self._budget.give(answer.reserved)
 
-    def _may_go_on(self, receiver: Receiver, answer: _Answer) -> bool:
+    def _may_receive(self, receiver: Receiver, answer: _Answer) -> bool:
         missing = answer.expected - answer.reserved
         if missing > 0 and self._budget.fits(missing):
             self._budget.take(missing)
@@ -155,15 +155,15 @@ class Intake:
 
     def _admit_soon(self) -> None:
         """Admit in the next loop iteration, once the outcome of an ended answer is counted."""
-        if self._answers and not self._is_due:
-            self._is_due = True
+        if self._answers and not self._is_scheduled:
+            self._is_scheduled = True
             self._soon(self._admit)
 
     def _admit(self) -> None:
-        self._is_due = False
+        self._is_scheduled = False
         for receiver, answer in list(self._answers.items()):
-            if answer.is_held:
-                if not self._may_go_on(receiver, answer):
+            if answer.is_paused:
+                if not self._may_receive(receiver, answer):
                     return
-                answer.is_held = False
+                answer.is_paused = False
                 receiver.go_on()

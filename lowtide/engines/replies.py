@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowtide.engines.receiving import Decoder
 
 
-_MOST_TOKENS: Final = 2**31 - 1
+_MAX_TOKENS: Final = 2**31 - 1
 _LONGEST_TEXT: Final = 2000
 _LONGEST_ID: Final = 256
 _MAY_LACK_MODEL: Final = frozenset({400, 403, 404})
@@ -210,11 +210,11 @@ def _error_of(body: bytes) -> dict[str, Any]:
     if len(body) > _LONGEST_ERROR:
         return {}
     try:
-        given = _decode_refusal(body)
+        refusal = _decode_refusal(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return {}
-    outer = {"code": given.code, "type": given.type, "message": given.message}
-    return outer | (given.error if isinstance(given.error, dict) else {})
+    fields = {"code": refusal.code, "type": refusal.type, "message": refusal.message}
+    return fields | (refusal.error if isinstance(refusal.error, dict) else {})
 
 
 def _envelope(body: bytes) -> _Envelope | None:
@@ -229,8 +229,8 @@ def _envelope(body: bytes) -> _Envelope | None:
 def _is_error(envelope: _Envelope) -> bool:
     """Return whether an answer is an error in OpenAI's envelope, or in vLLM's before 0.10."""
     error, kind = envelope.error, envelope.object
-    is_some = len(error) > _LONGEST_NO_ERROR or bytes(error) not in _NO_ERROR
-    return is_some or (len(kind) < _LONGEST_ID and bytes(kind) == b'"error"')
+    has_error = len(error) > _LONGEST_NO_ERROR or bytes(error) not in _NO_ERROR
+    return has_error or (len(kind) < _LONGEST_ID and bytes(kind) == b'"error"')
 
 
 def _status_of(body: bytes) -> int:
@@ -238,18 +238,18 @@ def _status_of(body: bytes) -> int:
     if len(body) > _LONGEST_ERROR:
         return _UNKNOWN_ERROR
     try:
-        given = msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return _UNKNOWN_ERROR
-    error = given.get("error") or given if isinstance(given, dict) else None
+    error = value.get("error") or value if isinstance(value, dict) else None
     if not isinstance(error, dict):
         return _UNKNOWN_ERROR
-    said = [str(error.get(name) or "").lower() for name in ("code", "status", "type")]
-    for text in said:
+    labels = [str(error.get(name) or "").lower() for name in ("code", "status", "type")]
+    for text in labels:
         if text in _HTTP_ERRORS:
             return int(text)
-    for status, words in _ERROR_WORDS.items():
-        if any(words.search(text) for text in said):
+    for status, pattern in _ERROR_WORDS.items():
+        if any(pattern.search(text) for text in labels):
             return status
     return _UNKNOWN_ERROR
 
@@ -270,18 +270,18 @@ def _usage(raw: msgspec.Raw) -> Usage:
 
 
 def _part(name: str, *details: object) -> int:
-    return _count(*(given.get(name) for given in details if isinstance(given, dict)))
+    return _count(*(detail.get(name) for detail in details if isinstance(detail, dict)))
 
 
 def _count(*candidates: object) -> int:
     for value in candidates:
-        if type(value) is int and 0 <= value <= _MOST_TOKENS:
+        if type(value) is int and 0 <= value <= _MAX_TOKENS:
             return value
     return 0
 
 
 def _wrapped(reply: Reply) -> bytes:
-    said = reply.body[:_LONGEST_TEXT].decode(errors="replace").replace("\x00", "").strip()
-    message = said or reply.reason or f"The engine returned HTTP {reply.status}."
+    text = reply.body[:_LONGEST_TEXT].decode(errors="replace").replace("\x00", "").strip()
+    message = text or reply.reason or f"The engine returned HTTP {reply.status}."
     error = {"message": message, "type": "upstream_error", "param": None, "code": None}
     return msgspec.json.encode({"error": error})

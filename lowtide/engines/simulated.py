@@ -35,7 +35,7 @@ _FIXED_SHARE = 0.25
 class _Call:
     arrivals: Arrivals
     timers: dict[int, asyncio.TimerHandle] = field(default_factory=dict)
-    over: bool = False
+    is_over: bool = False
 
 
 class SimulatedEngine:
@@ -125,7 +125,7 @@ class SimulatedEngine:
         loop = asyncio.get_running_loop()
         while self._free > 0 and self._waiting:
             call, request = self._waiting.popleft()
-            if call.over:
+            if call.is_over:
                 continue
             outcome, delay = self._simulate(request)
             if self._faults:
@@ -142,7 +142,7 @@ class SimulatedEngine:
         self._start_waiting()
 
     def _end(self, call: _Call) -> None:
-        call.over = True
+        call.is_over = True
         for timer in call.timers.values():
             timer.cancel()
         self._free += len(call.timers)

@@ -35,7 +35,7 @@ _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
 _LONGEST_LIST: Final = 4 << 20
 # A path unknown to the upstream, or closed to a key that may only infer.
-_SAYS_NOTHING: Final = frozenset({403, 404, 405, 501})
+_INCONCLUSIVE: Final = frozenset({403, 404, 405, 501})
 _LACKS_SCOPE: Final = b"Missing scopes"
 """OpenAI's 401 for a restricted key that may not list models."""
 
@@ -108,10 +108,10 @@ class UpstreamEngine:
         A path that is unknown to the upstream, or closed to the key, proves nothing.
         """
         for path in ("/health", "/v1/models"):
-            outcome = await self._once(self._origin.get(path), any_body=True)
+            outcome = await self._send_probe(self._origin.get(path), any_body=True)
             # A gateway without a health check may reject or redirect it like any unknown path.
             status = outcome.status_code if isinstance(outcome, Answered) else 500
-            if status in _SAYS_NOTHING or (path == "/health" and status < 500):
+            if status in _INCONCLUSIVE or (path == "/health" and status < 500):
                 continue
             if isinstance(outcome, Answered) and _LACKS_SCOPE in outcome.body:
                 continue
@@ -120,7 +120,7 @@ class UpstreamEngine:
         body = None if ping is None else ping.body()
         if ping is None or body is None:
             return Probed(well=True)
-        outcome = await self._once(self._origin.post(ping.endpoint, len(body)), body)
+        outcome = await self._send_probe(self._origin.post(ping.endpoint, len(body)), body)
         return probed_by(outcome, f"POST {ping.endpoint}")
 
     def limit(self, in_flight: int) -> None:
@@ -151,26 +151,26 @@ class UpstreamEngine:
         while queue:
             request = queue.popleft()
             async with self._slots:
-                outcome = await self._ask(request)
+                outcome = await self._send(request)
             arrivals.add(request.key, outcome)
             del request, outcome
 
-    async def _ask(self, request: EngineRequest) -> Outcome:
+    async def _send(self, request: EngineRequest) -> Outcome:
         try:
             head = self._origin.post(request.endpoint, len(request.body), request.trace)
         except (UnicodeError, ValueError) as error:
             return Unanswered(NoAnswer.UNSENDABLE, f"The request cannot be sent: {error}")
         try:
             reply = await self._exchange(head, request.body)
-            other = self._origin.other_path(request.endpoint, reply)
-            if other is not None:
-                head = self._origin.post(other, len(request.body), request.trace)
+            other_path = self._origin.other_path(request.endpoint, reply)
+            if other_path is not None:
+                head = self._origin.post(other_path, len(request.body), request.trace)
                 reply = await self._exchange(head, request.body)
             return outcome_of(reply)
         except Exception as error:  # noqa: BLE001 - a request without an outcome would never end
             return self._unanswered(error, self._timeout)
 
-    async def _once(
+    async def _send_probe(
         self, head: bytes, body: bytes = b"", *, any_body: bool = False
     ) -> Answered | Unanswered:
         """Return the outcome of one request outside the slots, within the probe timeout."""
@@ -205,7 +205,7 @@ class UpstreamEngine:
 
     async def _exchange(self, head: bytes, body: bytes) -> Reply:
         async with asyncio.timeout(self._timeout) as deadline:
-            connection = self._kept() or await self._connect()
+            connection = self._idle_connection() or await self._connect()
             reply = await connection.exchange(head, body, deadline)
         if connection.reusable:
             connection.idle_since = asyncio.get_running_loop().time()
@@ -214,7 +214,7 @@ class UpstreamEngine:
             connection.close()
         return reply
 
-    def _kept(self) -> Connection | None:
+    def _idle_connection(self) -> Connection | None:
         """Return the most recently used connection that is still good."""
         oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE
         while self._idle:

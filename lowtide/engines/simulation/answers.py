@@ -39,14 +39,14 @@ def chat(draft: Draft) -> Made:
     """Return the answer of `/v1/chat/completions`."""
     request = draft.request
     prompt = last_user_text(request.messages)
-    made = [_chat_choice(draft, prompt, index) for index in range(request.choices)]
-    usage = Usage(count(prompt), sum(tokens for _, tokens in made))
+    choices = [_chat_choice(draft, prompt, index) for index in range(request.choices)]
+    usage = Usage(count(prompt), sum(tokens for _, tokens in choices))
     return {
         "id": f"chatcmpl-{draft.id}",
         "object": "chat.completion",
         "created": draft.created,
         "model": request.model,
-        "choices": [choice for choice, _ in made],
+        "choices": [choice for choice, _ in choices],
         "usage": completion_usage(usage),
         "service_tier": "default",
         "system_fingerprint": FINGERPRINT,
@@ -93,12 +93,12 @@ _MAX_LOGPROBS = 5
 def completion(draft: Draft) -> Made:
     """Return the answer of `/v1/completions`."""
     prompts = inputs("" if draft.request.prompt is None else draft.request.prompt)
-    each = draft.request.choices
+    per_prompt = draft.request.choices
     choices: list[dict[str, Any]] = []
     output_tokens = 0
     for prompt in prompts:
-        for _ in range(each):
-            written = _written(draft, prompt, len(choices))
+        for _ in range(per_prompt):
+            written = _write_text(draft, prompt, len(choices))
             output_tokens += written.tokens
             choices.append(_completion_choice(draft, prompt, written, len(choices)))
     usage = Usage(sum(map(count, prompts)), output_tokens)
@@ -113,7 +113,7 @@ def completion(draft: Draft) -> Made:
     }, usage
 
 
-def _written(draft: Draft, prompt: str, index: int) -> Written:
+def _write_text(draft: Draft, prompt: str, index: int) -> Written:
     # With `echo`, a limit of 0 asks for the prompt's own log probabilities.
     if type(draft.request.max_tokens) is int and draft.request.max_tokens == 0:
         return Written("", 0, cut=True)
@@ -129,14 +129,14 @@ def _completion_choice(draft: Draft, prompt: str, written: Written, index: int) 
         "logprobs": None,
         "finish_reason": finish_reason(written),
     }
-    wanted = draft.request.logprobs
-    if wanted is not None:
+    top = draft.request.logprobs
+    if top is not None:
         from lowtide.engines.simulation.requests import completion_logprobs
 
-        if type(wanted) is not int or not 0 <= wanted <= _MAX_LOGPROBS:
+        if type(top) is not int or not 0 <= top <= _MAX_LOGPROBS:
             raise BadRequest(f"'logprobs' must be between 0 and {_MAX_LOGPROBS}.", "logprobs")
         tokens = Written(echoed + joint, 0).split() + written.split()
-        choice["logprobs"] = completion_logprobs(tokens, wanted, draft.random(index))
+        choice["logprobs"] = completion_logprobs(tokens, top, draft.random(index))
     return choice
 
 
@@ -163,12 +163,12 @@ def embeddings(draft: Draft) -> Made:
     }, usage
 
 
-def _size(wanted: object) -> int:
-    if wanted is None:
+def _size(dimensions: object) -> int:
+    if dimensions is None:
         return DIMENSIONS
-    if type(wanted) is not int or not 1 <= wanted <= MAX_DIMENSIONS:
+    if type(dimensions) is not int or not 1 <= dimensions <= MAX_DIMENSIONS:
         raise BadRequest(f"'dimensions' must be between 1 and {MAX_DIMENSIONS}.", "dimensions")
-    return wanted
+    return dimensions
 
 
 def _vector(text: str, size: int, *, packed: bool) -> list[float] | str:
@@ -202,22 +202,22 @@ _HIGHEST_SCORE: Final = 0.01
 
 def moderation(draft: Draft) -> Made:
     """Return the answer of `/v1/moderations`."""
-    given = draft.request.input
+    content = draft.request.input
     random = draft.random()
     # Content parts are moderated together, texts of a list one by one.
-    if isinstance(given, list) and given and isinstance(given[0], dict):
-        kinds = {part.get("type") for part in given if isinstance(part, dict)}
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        kinds = {part.get("type") for part in content if isinstance(part, dict)}
         results = [_result(random, text="text" in kinds, image="image_url" in kinds)]
     else:
-        results = [_result(random, text=True, image=False) for _ in inputs(given)]
+        results = [_result(random, text=True, image=False) for _ in inputs(content)]
     model = draft.request.model or _MODEL
     return {"id": f"modr-{draft.id}", "model": model, "results": results}, Usage()
 
 
 def _result(random: Random, *, text: bool, image: bool) -> dict[str, Any]:
     applied = {name: ["text"] if text else [] for name in _TEXT_ONLY}
-    both = [kind for kind, present in (("text", text), ("image", image)) if present]
-    applied |= dict.fromkeys(_IMAGES_TOO, both)
+    modalities = [kind for kind, present in (("text", text), ("image", image)) if present]
+    applied |= dict.fromkeys(_IMAGES_TOO, modalities)
     return {
         "flagged": False,
         "categories": dict.fromkeys(applied, False),
@@ -228,7 +228,7 @@ def _result(random: Random, *, text: bool, image: bool) -> dict[str, Any]:
 
 _BORN: Final = 1_735_689_600
 _YEAR: Final = 31_536_000
-_REFUSED: Final = "invalid_request_error"
+_INVALID: Final = "invalid_request_error"
 
 _decode = msgspec.json.Decoder(Request).decode
 
@@ -244,17 +244,17 @@ def answer(
     """
     make = _MAKERS.get(endpoint)
     if make is None:
-        return 404, failure(f"Unknown endpoint {endpoint}.", _REFUSED), Usage()
+        return 404, failure(f"Unknown endpoint {endpoint}.", _INVALID), Usage()
     try:
         request = _decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return 400, failure("The request body must be a JSON object.", _REFUSED), Usage()
+        return 400, failure("The request body must be a JSON object.", _INVALID), Usage()
     created = _BORN + int(age * _YEAR)
     try:
-        made, usage = make(Draft(request, digest.hex()[:24], created, tokens))
+        content, usage = make(Draft(request, digest.hex()[:24], created, tokens))
     except BadRequest as error:
-        return 400, failure(error.message, _REFUSED, error.param, error.code), Usage()
-    return 200, encode(made), usage
+        return 400, failure(error.message, _INVALID, error.param, error.code), Usage()
+    return 200, encode(content), usage
 
 
 def failure(

@@ -56,7 +56,7 @@ class Faults:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._plan = [fault for fault in plan if fault.concerns(worker)]
-        self._draws = Random(f"{seed} {worker.pool} {worker.name}")  # noqa: S311
+        self._random = Random(f"{seed} {worker.pool} {worker.name}")  # noqa: S311
         self._seed = seed
         self._limits = limits or Limits()
         self._clock = clock
@@ -66,18 +66,18 @@ class Faults:
         return bool(self._plan)
 
     def strike(
-        self, request: EngineRequest, well: Outcome, seconds: float
+        self, request: EngineRequest, outcome: Outcome, seconds: float
     ) -> tuple[Outcome, float]:
         """Return the outcome of a request sent now, and the seconds until it arrives.
 
-        `well` and `seconds` are the outcome and the time without faults.
+        `outcome` and `seconds` are those without faults.
         """
         now = self._clock()
         for fault in self._plan:
             if fault.wait(now, self._started) == 0 and self._hits(fault, request.body):
-                well, seconds = self._apply(fault, well, seconds)
+                outcome, seconds = self._apply(fault, outcome, seconds)
                 break
-        return self._cut(now, well, seconds)
+        return self._cut(now, outcome, seconds)
 
     def refusal(self) -> Unanswered | None:
         """Return the failure of a health check sent now; None if it is answered."""
@@ -92,11 +92,13 @@ class Faults:
 
     def _hits(self, fault: PlannedFault, body: bytes) -> bool:
         if fault.kind is Kind.POISON:
-            drawn = blake2b(body, key=str(self._seed).encode(), digest_size=8).digest()
-            return int.from_bytes(drawn) / 2**64 < fault.share
-        return fault.share == 1 or self._draws.random() < fault.share
+            digest = blake2b(body, key=str(self._seed).encode(), digest_size=8).digest()
+            return int.from_bytes(digest) / 2**64 < fault.share
+        return fault.share == 1 or self._random.random() < fault.share
 
-    def _apply(self, fault: PlannedFault, well: Outcome, seconds: float) -> tuple[Outcome, float]:
+    def _apply(
+        self, fault: PlannedFault, outcome: Outcome, seconds: float
+    ) -> tuple[Outcome, float]:
         match fault.kind:
             case Kind.DOWN:
                 return REFUSED, 0.0
@@ -105,15 +107,15 @@ class Faults:
             case Kind.SLOW:
                 seconds += _SLOW_SECONDS if fault.value is None else fault.value
             case _:
-                return self._instead(fault, well), seconds
+                return self._replacement(fault, outcome), seconds
         if seconds < self._limits.timeout:
-            return well, seconds
+            return outcome, seconds
         return self._unanswered(), self._limits.timeout
 
-    def _instead(self, fault: PlannedFault, well: Outcome) -> Outcome:
+    def _replacement(self, fault: PlannedFault, outcome: Outcome) -> Outcome:
         """Return the outcome that replaces an answer, after the same time."""
         if fault.kind is Kind.HUGE:
-            return self._padded(well, fault.value)
+            return self._padded(outcome, fault.value)
         if fault.kind is Kind.GARBAGE:
             return outcome_of(Reply(200, "OK", _GARBAGE))
         if fault.kind is Kind.ERROR:
@@ -124,18 +126,18 @@ class Faults:
         text = f"The engine did not respond within {self._limits.timeout:g} s."
         return Unanswered(NoAnswer.TIMEOUT, text)
 
-    def _padded(self, well: Outcome, size: float | None) -> Outcome:
+    def _padded(self, outcome: Outcome, size: float | None) -> Outcome:
         """Return the answer padded to `size` bytes; without a size, it is too large."""
         largest = self._limits.max_response_bytes
         if size is None or size > largest:
             limit = f"larger than {largest} bytes (LOWTIDE_MAX_RESPONSE_BYTES)"
             text = f"Invalid response from the engine: {limit}."
             return Unanswered(NoAnswer.TOO_LARGE, text)
-        if not isinstance(well, Answered) or not well.succeeded:
-            return well
-        more = int(size) - len(well.body) - len(_PADDING) - 2
-        body = b"".join((b"{", _PADDING, b"x" * max(0, more), b'",', well.body[1:]))
-        return Answered(well.status_code, body, well.request_id, well.usage)
+        if not isinstance(outcome, Answered) or not outcome.succeeded:
+            return outcome
+        padding = int(size) - len(outcome.body) - len(_PADDING) - 2
+        body = b"".join((b"{", _PADDING, b"x" * max(0, padding), b'",', outcome.body[1:]))
+        return Answered(outcome.status_code, body, outcome.request_id, outcome.usage)
 
     def _cut(self, now: float, outcome: Outcome, seconds: float) -> tuple[Outcome, float]:
         """Return a reset instead if the engine goes down before the answer arrives."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowtide.engines.simulation.merging import Schema
 
 
-_MOST_NODES: Final = 5000
+_MAX_NODES: Final = 5000
 _DEEP: Final = 4
 _TRIES: Final = 20
 _INFINITE: Final = math.inf
@@ -60,9 +60,9 @@ class Instances:
 
     def make(self) -> object:
         """Return a value; raises Impossible or Exhausted."""
-        return self._of(self._root, 0)
+        return self._value(self._root, 0)
 
-    def _of(self, schema: object, depth: int) -> object:
+    def _value(self, schema: object, depth: int) -> object:
         self._step()
         part = flat(self._root, schema, partial(self._choose, depth))
         if "const" in part:
@@ -73,27 +73,29 @@ class Instances:
 
     def _step(self) -> None:
         self._nodes += 1
-        if self._nodes > _MOST_NODES:
+        if self._nodes > _MAX_NODES:
             raise Exhausted
 
     def _choose(self, depth: int, branches: list[object]) -> object:
         """Return a branch; below a certain depth the shallowest, so that recursion ends."""
         if depth < self._deep:
-            able = [each for each in branches if self._height(each, frozenset()) < _INFINITE]
-            return self._random.choice(able or branches)
-        return min(branches, key=lambda each: self._height(each, frozenset()))
+            feasible = [
+                branch for branch in branches if self._height(branch, frozenset()) < _INFINITE
+            ]
+            return self._random.choice(feasible or branches)
+        return min(branches, key=lambda branch: self._height(branch, frozenset()))
 
     def _type(self, part: Schema, depth: int) -> str:
-        named = part.get("type")
-        if named is None:
+        declared = part.get("type")
+        if declared is None:
             hint = next((_HINTS[key] for key in part if key in _HINTS), None)
             return hint or (self._random.choice(_SIMPLE) if self._wild else "string")
-        kinds = named if isinstance(named, list) else [named]
+        kinds = declared if isinstance(declared, list) else [declared]
         if depth >= self._deep:
             return str(min(kinds, key=_SIMPLE.index))
         return str(self._random.choice([kind for kind in kinds if kind != "null"] or kinds))
 
-    def _height(self, schema: object, seen: frozenset[str]) -> float:
+    def _height(self, schema: object, visited: frozenset[str]) -> float:
         """Return the levels of the smallest value; infinite if it would contain itself."""
         self._step()
         if not isinstance(schema, dict):
@@ -102,20 +104,20 @@ class Instances:
             return 0
         levels = [0.0]
         if isinstance(reference := schema.get("$ref"), str):
-            levels.append(self._height_of(reference, seen))
-        levels += [self._height(each, seen) for each in schema.get("allOf", ())]
+            levels.append(self._height_of(reference, visited))
+        levels += [self._height(each, visited) for each in schema.get("allOf", ())]
         for key in ("anyOf", "oneOf"):
             if branches := schema.get(key):
-                levels.append(min(self._height(each, seen) for each in branches))
-        levels += [1 + self._height(each, seen) for each in _needed(schema)]
+                levels.append(min(self._height(each, visited) for each in branches))
+        levels += [1 + self._height(each, visited) for each in _required_schemas(schema)]
         return max(levels)
 
-    def _height_of(self, reference: str, seen: frozenset[str]) -> float:
+    def _height_of(self, reference: str, visited: frozenset[str]) -> float:
         if reference in self._heights:
             return self._heights[reference]
-        if reference in seen:
+        if reference in visited:
             return _INFINITE
-        height = self._height(resolve(self._root, reference), seen | {reference})
+        height = self._height(resolve(self._root, reference), visited | {reference})
         # Infinity may hold for this path only, so it is not cached.
         if height < _INFINITE:
             self._heights[reference] = height
@@ -124,28 +126,28 @@ class Instances:
     def _object(self, part: Schema, depth: int) -> object:
         properties: Mapping[str, object] = part.get("properties", {})
         required = part.get("required", [])
-        wanted = [
+        names = [
             name
             for name in properties
-            if name in required or self._takes_optional(properties[name], depth)
+            if name in required or self._includes_optional(properties[name], depth)
         ]
-        wanted = wanted[: part.get("maxProperties", len(wanted))]
-        wanted += [name for name in required if name not in wanted]
-        wanted += self._further_names(part, wanted)
-        return {name: self._of(_property(part, name), depth + 1) for name in wanted}
+        names = names[: part.get("maxProperties", len(names))]
+        names += [name for name in required if name not in names]
+        names += self._further_names(part, names)
+        return {name: self._value(_property(part, name), depth + 1) for name in names}
 
-    def _takes_optional(self, schema: object, depth: int) -> bool:
+    def _includes_optional(self, schema: object, depth: int) -> bool:
         if depth >= self._deep or self._random.random() >= self._optional:
             return False
         return self._height(schema, frozenset()) < _INFINITE
 
-    def _further_names(self, part: Schema, taken: list[str]) -> list[str]:
+    def _further_names(self, part: Schema, existing: list[str]) -> list[str]:
         """Return names beyond the known ones: as few as allowed, or a few for a plain map."""
-        is_map = isinstance(part.get("additionalProperties"), dict) and not taken
-        missing = part.get("minProperties", 0) - len(taken)
-        if is_map and missing <= 0 and self._takes_optional(part["additionalProperties"], 0):
+        is_map = isinstance(part.get("additionalProperties"), dict) and not existing
+        missing = part.get("minProperties", 0) - len(existing)
+        if is_map and missing <= 0 and self._includes_optional(part["additionalProperties"], 0):
             missing = min(2, part.get("maxProperties", 2))
-        if missing > _MOST_NODES:
+        if missing > _MAX_NODES:
             raise Exhausted
         names: list[str] = []
         for number in range(max(0, missing) + _TRIES):
@@ -153,7 +155,7 @@ class Instances:
                 break
             self._step()
             name = self._name(part, number)
-            if name not in taken and name not in names:
+            if name not in existing and name not in names:
                 names.append(name)
         return names
 
@@ -162,7 +164,7 @@ class Instances:
         if rule is None and part.get("additionalProperties") is False:
             rule = next(({"pattern": each} for each in part.get("patternProperties", ())), None)
         if isinstance(rule, dict):
-            return str(self._of({"type": "string"} | rule, self._deep))
+            return str(self._value({"type": "string"} | rule, self._deep))
         return _NAMES[number % len(_NAMES)] + (str(number) if number >= len(_NAMES) else "")
 
     def _array(self, part: Schema, depth: int) -> object:
@@ -173,32 +175,34 @@ class Instances:
             prefix, items = items, part.get("additionalItems", True)
         length = self._length(part, prefix, items, depth)
         parts = [*prefix[:length], *[items] * (length - len(prefix))]
-        if (wanted := part.get("contains")) is not None:
-            for at in range(min(part.get("minContains", 1), length)):
-                parts[-1 - at] = {"allOf": [parts[-1 - at], wanted]}
-        made: list[object] = []
-        for each in parts:
-            made.append(self._item(each, made if part.get("uniqueItems") is True else [], depth))
-        return made
+        if (contained := part.get("contains")) is not None:
+            for index in range(min(part.get("minContains", 1), length)):
+                parts[-1 - index] = {"allOf": [parts[-1 - index], contained]}
+        values: list[object] = []
+        for schema in parts:
+            values.append(
+                self._item(schema, values if part.get("uniqueItems") is True else [], depth)
+            )
+        return values
 
     def _length(self, part: Schema, prefix: list[object], items: object, depth: int) -> int:
-        fewest = max(part.get("minItems", 0), part.get("minContains", 1) * ("contains" in part))
-        most = part.get("maxItems", _INFINITE)
+        minimum = max(part.get("minItems", 0), part.get("minContains", 1) * ("contains" in part))
+        maximum = part.get("maxItems", _INFINITE)
         if items is False:
-            most = min(most, len(prefix))
+            maximum = min(maximum, len(prefix))
         natural = len(prefix) or self._random.randint(1, 3)
         if depth >= self._deep or self._height(items, frozenset()) == _INFINITE:
             natural = len(prefix)
-        if fewest > _MOST_NODES:
+        if minimum > _MAX_NODES:
             raise Exhausted
-        return int(min(most, max(fewest, natural)))
+        return int(min(maximum, max(minimum, natural)))
 
     def _item(self, schema: object, others: list[object], depth: int) -> object:
         for _ in range(_TRIES):
-            made = self._of(schema, depth + 1)
+            value = self._value(schema, depth + 1)
             # In Python 1, 1.0 and True are equal; in JSON only the first two are.
-            if not any(made == other and type(made) is type(other) for other in others):
-                return made
+            if not any(value == other and type(value) is type(other) for other in others):
+                return value
         raise Impossible("too few distinct values for unique items")
 
     def _string(self, part: Schema, _: int) -> object:
@@ -219,8 +223,8 @@ class Instances:
         if step is None:
             if low > high:
                 raise Impossible("no number is within its bounds")
-            drawn = self._random.uniform(low, high)
-            return shorter if low <= (shorter := round(drawn, 2)) <= high else drawn
+            number = self._random.uniform(low, high)
+            return shorter if low <= (shorter := round(number, 2)) <= high else number
         if float(step).is_integer():
             return self._integer(part, depth)
         first, last = math.ceil(low / step), math.floor(high / step)
@@ -228,9 +232,9 @@ class Instances:
             if first > last:
                 break
             # Validators divide, so the floating-point quotient must be a whole number.
-            drawn = round(self._random.randint(first, last) * step, 12)
-            if (drawn / step).is_integer() and low <= drawn <= high:
-                return drawn
+            number = round(self._random.randint(first, last) * step, 12)
+            if (number / step).is_integer() and low <= number <= high:
+                return number
         raise Impossible(f"no multiple of {step} is within its bounds")
 
     def _boolean(self, _: Schema, __: int) -> object:
@@ -250,31 +254,31 @@ class Instances:
     }
 
 
-def _needed(schema: Schema) -> list[object]:
+def _required_schemas(schema: Schema) -> list[object]:
     """Return the schemas of the parts that a value must have."""
-    named = schema.get("type")
-    kinds = named if isinstance(named, list) else [named]
-    if "object" not in kinds and "array" not in kinds and named is not None:
+    declared = schema.get("type")
+    kinds = declared if isinstance(declared, list) else [declared]
+    if "object" not in kinds and "array" not in kinds and declared is not None:
         return []
     if any(kind not in {"object", "array", None} for kind in kinds):
         return []
-    needed = [_property(schema, name) for name in schema.get("required", ())]
-    fewest = schema.get("minItems", 0)
+    schemas = [_property(schema, name) for name in schema.get("required", ())]
+    minimum = schema.get("minItems", 0)
     prefix = schema.get("prefixItems", [])
-    needed += prefix[:fewest]
-    if fewest > len(prefix):
-        needed.append(schema.get("items", True))
-    return needed
+    schemas += prefix[:minimum]
+    if minimum > len(prefix):
+        schemas.append(schema.get("items", True))
+    return schemas
 
 
 def _property(part: Schema, name: str) -> object:
-    known = part.get("properties", {})
-    if name in known:
-        return known[name]
-    further = part.get("additionalProperties", True)
-    if further is False and "patternProperties" in part:
+    properties = part.get("properties", {})
+    if name in properties:
+        return properties[name]
+    additional = part.get("additionalProperties", True)
+    if additional is False and "patternProperties" in part:
         return next(iter(part["patternProperties"].values()))
-    return further
+    return additional
 
 
 def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[float, float]:
@@ -294,8 +298,8 @@ def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[f
 
 
 def _excludes(part: Schema, end: str, bound: float) -> bool:
-    given: Any = part.get(f"exclusive{end}")
-    return given is True if isinstance(given, bool) else given == bound
+    exclusive: Any = part.get(f"exclusive{end}")
+    return exclusive is True if isinstance(exclusive, bool) else exclusive == bound
 
 
 def _is_number(value: object) -> bool:

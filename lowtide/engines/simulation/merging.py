@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 Schema = dict[str, Any]
-_MOST_STEPS: Final = 200
+_MAX_STEPS: Final = 200
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
@@ -22,12 +22,12 @@ def merged(first: object, second: object) -> Schema:
     """Return a schema for values valid against both, as far as one object can express it."""
     if first is False or second is False:
         raise Impossible("a part of it is false")
-    one = first if isinstance(first, dict) else {}
-    other = second if isinstance(second, dict) else {}
-    both = one | other
-    for key in one.keys() & other.keys():
-        if one[key] != other[key]:
-            both[key] = _RULES.get(key, _last)(one[key], other[key])
+    base = first if isinstance(first, dict) else {}
+    overlay = second if isinstance(second, dict) else {}
+    both = base | overlay
+    for key in base.keys() & overlay.keys():
+        if base[key] != overlay[key]:
+            both[key] = _RULES.get(key, _last)(base[key], overlay[key])
     return both
 
 
@@ -36,97 +36,99 @@ def resolve(root: object, reference: object) -> object:
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise Impossible(f"only references within the schema are followed, not {reference!r}")
     if reference[1:2] not in {"", "/"}:
-        return _anchored(root, reference[1:])
-    at = root
+        return _find_anchor(root, reference[1:])
+    node = root
     for step in unquote(reference[1:]).split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         try:
-            at = _item(at, name)
+            node = _item(node, name)
         except (LookupError, ValueError) as error:
             raise Impossible(f"{reference} does not exist") from error
-    return at
+    return node
 
 
-def _item(at: object, name: str) -> object:
-    if isinstance(at, list):
-        return at[int(name)]
-    return at[name] if isinstance(at, dict) else None
+def _item(node: object, name: str) -> object:
+    if isinstance(node, list):
+        return node[int(name)]
+    return node[name] if isinstance(node, dict) else None
 
 
-def _anchored(root: object, name: str) -> object:
-    waiting = [root]
-    while waiting:
-        at = waiting.pop()
-        if isinstance(at, dict):
-            if name in (at.get("$anchor"), at.get("$dynamicAnchor")):
-                return at
-            waiting.extend(at.values())
-        elif isinstance(at, list):
-            waiting.extend(at)
+def _find_anchor(root: object, name: str) -> object:
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            if name in (node.get("$anchor"), node.get("$dynamicAnchor")):
+                return node
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)
     raise Impossible(f"#{name} does not exist")
 
 
 def flat(root: object, schema: object, choose: Callable[[list[object]], object]) -> Schema:
     """Return the schema with references followed, and branches reduced to the one chosen."""
     result: Schema = {}
-    waiting = [schema]
-    for _ in range(_MOST_STEPS):
-        if not waiting:
+    pending = [schema]
+    for _ in range(_MAX_STEPS):
+        if not pending:
             return result
-        part = waiting.pop(0)
+        part = pending.pop(0)
         if isinstance(part, dict):
             part = dict(part)
-            waiting.extend(resolve(root, part.pop(key)) for key in _REFERENCES if key in part)
-            waiting.extend(part.pop("allOf", ()))
-            waiting.extend(choose(part.pop(key)) for key in ("anyOf", "oneOf") if part.get(key))
-            waiting.extend(_conditional(part, choose))
+            pending.extend(resolve(root, part.pop(key)) for key in _REFERENCES if key in part)
+            pending.extend(part.pop("allOf", ()))
+            pending.extend(choose(part.pop(key)) for key in ("anyOf", "oneOf") if part.get(key))
+            pending.extend(_conditional(part, choose))
         result = merged(result, part)
     raise Impossible("circular reference")
 
 
 def _conditional(part: Schema, choose: Callable[[list[object]], object]) -> list[object]:
-    condition, then, other = (part.pop(key, True) for key in ("if", "then", "else"))
+    condition, consequent, alternative = (part.pop(key, True) for key in ("if", "then", "else"))
     if condition is True:
-        return [then]
-    return [choose([{"allOf": [condition, then]}, other])]
+        return [consequent]
+    return [choose([{"allOf": [condition, consequent]}, alternative])]
 
 
 def _last(_: Any, other: Any) -> Any:
     return other
 
 
-def _types(one: Any, other: Any) -> Any:
-    first, second = (given if isinstance(given, list) else [given] for given in (one, other))
+def _types(first: Any, second: Any) -> Any:
+    first_types, second_types = (
+        value if isinstance(value, list) else [value] for value in (first, second)
+    )
     shared = [
-        "integer" if "integer" in (kind, twin) else kind
-        for kind in first
-        for twin in second
-        if kind == twin or {kind, twin} == {"integer", "number"}
+        "integer" if "integer" in (kind, other) else kind
+        for kind in first_types
+        for other in second_types
+        if kind == other or {kind, other} == {"integer", "number"}
     ]
     if not shared:
-        raise Impossible(f"no value is both {one} and {other}")
+        raise Impossible(f"no value is both {first} and {second}")
     return shared
 
 
-def _shared(one: Any, other: Any) -> Any:
-    both = [value for value in one if value in other]
+def _shared(first: Any, second: Any) -> Any:
+    both = [value for value in first if value in second]
     if not both:
         raise Impossible("two enums have no value in common")
     return both
 
 
-def _properties(one: Mapping[str, Any], other: Mapping[str, Any]) -> Any:
-    return {**one, **other} | {
-        name: {"allOf": [one[name], other[name]]} for name in one.keys() & other.keys()
+def _properties(first: Mapping[str, Any], second: Mapping[str, Any]) -> Any:
+    return {**first, **second} | {
+        name: {"allOf": [first[name], second[name]]} for name in first.keys() & second.keys()
     }
 
 
-def _union(one: Any, other: Any) -> Any:
-    return list(dict.fromkeys([*one, *other]))
+def _union(first: Any, second: Any) -> Any:
+    return list(dict.fromkeys([*first, *second]))
 
 
-def _both(one: Any, other: Any) -> Any:
-    return {"allOf": [one, other]}
+def _both(first: Any, second: Any) -> Any:
+    return {"allOf": [first, second]}
 
 
 _RULES: Final[Mapping[str, Callable[[Any, Any], Any]]] = {

@@ -22,7 +22,7 @@ Made = tuple[dict[str, Any], Usage]
 
 _EXCERPT = 200
 _FILLER: Final = ("and", "the", "tide", "goes", "out", "and", "comes", "in", "again")
-_MOST_CHOICES: Final = 128
+_MAX_CHOICES: Final = 128
 _WORD = re.compile(r"\s*\S+|\s+$")
 CHARACTERS: Final = 4
 """Characters per token, as in English."""
@@ -90,8 +90,8 @@ class Request(msgspec.Struct):
         """The number of choices wanted; raises BadRequest if it is invalid."""
         if self.n is None:
             return 1
-        if type(self.n) is not int or not 1 <= self.n <= _MOST_CHOICES:
-            raise BadRequest(f"'n' must be between 1 and {_MOST_CHOICES}.", "n")
+        if type(self.n) is not int or not 1 <= self.n <= _MAX_CHOICES:
+            raise BadRequest(f"'n' must be between 1 and {_MAX_CHOICES}.", "n")
         return self.n
 
 
@@ -147,8 +147,8 @@ def shorten(draft: Draft, text: str) -> Written:
 def _stopped(written: Written, stop: object) -> Written:
     """Return the text up to its first stop sequence."""
     sequences = stop if isinstance(stop, list) else [stop]
-    places = (written.text.find(s) for s in sequences if isinstance(s, str) and s)
-    if (end := min((place for place in places if place >= 0), default=-1)) < 0:
+    positions = (written.text.find(s) for s in sequences if isinstance(s, str) and s)
+    if (end := min((position for position in positions if position >= 0), default=-1)) < 0:
         return written
     text = written.text[:end]
     tokens = -(-end // CHARACTERS) if written.chunked else len(text.split())
@@ -200,11 +200,11 @@ def text_of(content: object) -> str:
     return ""
 
 
-def inputs(given: object) -> list[str]:
+def inputs(value: object) -> list[str]:
     """Return the texts of an input; a list of token numbers counts as one text."""
-    if isinstance(given, list) and given and not isinstance(given[0], int):
-        return [each if isinstance(each, str) else encode(each).decode() for each in given]
-    return [given if isinstance(given, str) else encode(given).decode()]
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        return [item if isinstance(item, str) else encode(item).decode() for item in value]
+    return [value if isinstance(value, str) else encode(value).decode()]
 
 
 _OTHERS: Final = (" and", " the", " of", " to", " a", " in", " is", " it", " that", " for")
@@ -213,13 +213,14 @@ MAX_TOP: Final = 20
 
 def chat_logprobs(tokens: Sequence[str], top: int, random: Random) -> list[dict[str, Any]]:
     """Return the entries of `logprobs.content`, each with `top` alternatives."""
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for token in tokens:
         ranked = _ranked(token, top, random)
-        found.append(
-            _entry(token, ranked[0][1]) | {"top_logprobs": [_entry(*each) for each in ranked[:top]]}
+        entries.append(
+            _entry(token, ranked[0][1])
+            | {"top_logprobs": [_entry(*alternative) for alternative in ranked[:top]]}
         )
-    return found
+    return entries
 
 
 def completion_logprobs(
@@ -241,12 +242,12 @@ def completion_logprobs(
 
 def _ranked(token: str, top: int, random: Random) -> list[tuple[str, float]]:
     """Return the token and its alternatives, most likely first."""
-    left = 1.0
+    remaining = 1.0
     ranked: list[tuple[str, float]] = []
     others = [other for other in _OTHERS if other != token]
     for rank in range(max(1, top)):
-        share = left * random.uniform(0.5, 0.9)
-        left -= share
+        share = remaining * random.uniform(0.5, 0.9)
+        remaining -= share
         name = token if not rank else others[(rank - 1) % len(others)] * (1 + rank // len(others))
         ranked.append((name, math.log(share)))
     return ranked

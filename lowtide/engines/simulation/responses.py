@@ -123,7 +123,7 @@ def _echoed(draft: Draft) -> dict[str, Any]:
         "temperature": _number(request.temperature, 1.0),
         "text": _text_config(request.text),
         "tool_choice": "auto" if request.tool_choice is None else request.tool_choice,
-        "tools": [_tool(each) for each in request.tools or ()]
+        "tools": [_tool(tool) for tool in request.tools or ()]
         if isinstance(request.tools, list | None)
         else [],
         "top_logprobs": _number(request.top_logprobs, 0),
@@ -133,8 +133,8 @@ def _echoed(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _text_config(given: object) -> dict[str, Any]:
-    config = given if isinstance(given, dict) else {}
+def _text_config(value: object) -> dict[str, Any]:
+    config = value if isinstance(value, dict) else {}
     format_ = config.get("format") or {"type": "text"}
     if format_.get("type") == "json_schema":
         format_ = {"description": None, "strict": False, "schema": {}} | format_
@@ -145,21 +145,21 @@ def _text_config(given: object) -> dict[str, Any]:
     }
 
 
-def _tool(given: object) -> object:
-    if isinstance(given, dict) and given.get("type") == "function":
-        return {"description": None, "parameters": None, "strict": True} | given
-    return given
+def _tool(value: object) -> object:
+    if isinstance(value, dict) and value.get("type") == "function":
+        return {"description": None, "parameters": None, "strict": True} | value
+    return value
 
 
-def _reasoning(given: object) -> dict[str, Any]:
-    config: dict[str, Any] = given if isinstance(given, dict) else {}
+def _reasoning(value: object) -> dict[str, Any]:
+    config: dict[str, Any] = value if isinstance(value, dict) else {}
     return {"effort": config.get("effort"), "summary": config.get("summary")}
 
 
-def _text(given: object) -> str | None:
-    return given if isinstance(given, str) else None
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-def _number(given: object, default: float | None = None) -> float | None:
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    return given if number and isinstance(given, int | float) else default
+def _number(value: object, default: float | None = None) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and isinstance(value, int | float) else default

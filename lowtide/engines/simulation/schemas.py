@@ -27,11 +27,11 @@ def instance_of(schema: object, random: Random) -> object:
     """Return a value that is valid against the schema; raises InvalidSchema."""
     if not isinstance(schema, dict | bool):
         raise InvalidSchema("a schema is an object or a boolean")
-    validator, read = _read(json.dumps(schema, sort_keys=True))
+    validator, parsed = _read(json.dumps(schema, sort_keys=True))
     reason = "no instance of it was found"
     for attempt in range(_TRIES):
         try:
-            made = Instances(read, random, attempt).make()
+            value = Instances(parsed, random, attempt).make()
         except Impossible as error:
             reason = f"no instance of it was found: {error}"
             continue
@@ -43,8 +43,8 @@ def instance_of(schema: object, random: Random) -> object:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"no instance of it was found: {error}"
             continue
-        if validator.is_valid(made):
-            return made
+        if validator.is_valid(value):
+            return value
     raise InvalidSchema(reason)
 
 

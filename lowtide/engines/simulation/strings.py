@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from random import Random
 
 
-_MOST_CHARACTERS: Final = 10_000
+_MAX_CHARACTERS: Final = 10_000
 _DEEPEST: Final = 50
 _WORD: Final = ascii_letters + digits + "_"
 _PRINTABLE: Final = ascii_letters + digits + " -_.,:;!?()[]{}/+*=<>@#$%&'\"|~^`\\"
@@ -34,68 +34,68 @@ class PatternError(ValueError):
     """A pattern that is malformed or uses unsupported syntax."""
 
 
-def matching(pattern: str, random: Random, *, most_repeats: int = 4) -> str:
-    """Return a matching string; `*`, `+` and `{n,}` repeat up to `most_repeats` more times."""
-    return _Walk(pattern, random, most_repeats).run()
+def matching(pattern: str, random: Random, *, max_repeats: int = 4) -> str:
+    """Return a matching string; `*`, `+` and `{n,}` repeat up to `max_repeats` more times."""
+    return _Walk(pattern, random, max_repeats).run()
 
 
 class _Walk:
     """A walk along the pattern that rereads a part for each repetition."""
 
-    def __init__(self, pattern: str, random: Random, most_repeats: int) -> None:
+    def __init__(self, pattern: str, random: Random, max_repeats: int) -> None:
         self._pattern = pattern
         self._random = random
-        self._most = most_repeats
+        self._max_repeats = max_repeats
         self._at = 0
         self._steps = 0
         self._depth = 0
 
     def run(self) -> str:
-        made = self._alternatives()
+        text = self._alternatives()
         if self._at < len(self._pattern):
             raise PatternError(f"unexpected {self._pattern[self._at]!r}")
-        return made
+        return text
 
     def _alternatives(self) -> str:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise PatternError("groups are nested too deeply")
-        made = [self._sequence()]
+        alternatives = [self._sequence()]
         while self._peek() == "|":
             self._at += 1
-            made.append(self._sequence())
+            alternatives.append(self._sequence())
         self._depth -= 1
-        return self._random.choice(made)
+        return self._random.choice(alternatives)
 
     def _sequence(self) -> str:
-        made = ""
+        text = ""
         while self._peek() not in {"", "|", ")"}:
             start = self._at
-            once = self._atom()
+            atom = self._atom()
             end = self._at
             low, high = self._quantifier()
             after = self._at
             times = self._random.randint(low, high)
             if times:
-                made += once
+                text += atom
             for _ in range(times - 1):
                 self._at = start
-                made += self._atom()
-                if self._at != end or len(made) > _MOST_CHARACTERS:
+                text += self._atom()
+                if self._at != end or len(text) > _MAX_CHARACTERS:
                     raise PatternError("it is too long")
             self._at = after
-        return made
+        return text
 
     def _quantifier(self) -> tuple[int, int]:
         match self._peek():
             case "*":
-                bounds = (0, self._most)
+                bounds = (0, self._max_repeats)
             case "+":
-                bounds = (1, 1 + self._most)
+                bounds = (1, 1 + self._max_repeats)
             case "?":
                 bounds = (0, 1)
-            case "{" if (found := self._braces()) is not None:
-                return found
+            case "{" if (braces := self._braces()) is not None:
+                return braces
             case _:
                 return (1, 1)
         self._at += 1
@@ -110,10 +110,10 @@ class _Walk:
         self._at = end + 1
         self._skip_lazy()
         first = int(low)
-        last = int(high) if high else first + (self._most if comma else 0)
+        last = int(high) if high else first + (self._max_repeats if comma else 0)
         if first > last:
             raise PatternError("the bounds of a repetition are out of order")
-        return first, min(last, first + self._most)
+        return first, min(last, first + self._max_repeats)
 
     def _skip_lazy(self) -> None:
         if self._peek() == "?":
@@ -121,7 +121,7 @@ class _Walk:
 
     def _atom(self) -> str:
         self._steps += 1
-        if self._steps > _MOST_CHARACTERS:
+        if self._steps > _MAX_CHARACTERS:
             raise PatternError("it is too long")
         character = self._next()
         match character:
@@ -156,16 +156,16 @@ class _Walk:
                 self._at = self._pattern.find(">", self._at) + 1
             elif kind != ":":
                 raise PatternError("look-around is not supported")
-        made = self._alternatives()
+        text = self._alternatives()
         if self._peek() != ")":
             raise PatternError("unterminated group")
         self._at += 1
-        return made
+        return text
 
     def _set(self) -> str:
         negated = self._peek() == "^"
         self._at += negated
-        found = ""
+        characters = ""
         while self._peek() != "]":
             character = self._next()
             options = self._escape() if character == "\\" else character
@@ -174,13 +174,13 @@ class _Walk:
                 last = self._next()
                 last = self._escape() if last == "\\" else last
                 options = _range(options, last)
-            found += options
+            characters += options
         self._at += 1
         if negated:
-            found = "".join(each for each in _PRINTABLE if each not in found)
-        if not found:
+            characters = "".join(each for each in _PRINTABLE if each not in characters)
+        if not characters:
             raise PatternError("empty character set")
-        return found
+        return characters
 
     def _escape(self) -> str:
         """Return the characters that an escape stands for."""
@@ -240,13 +240,13 @@ def _by_pattern(pattern: str, shortest: int, longest: int, random: Random) -> st
     for attempt in range(_TRIES):
         try:
             # Longer repetitions are tried only after shorter ones failed.
-            made = matching(pattern, random, most_repeats=2 + attempt)
+            text = matching(pattern, random, max_repeats=2 + attempt)
         except PatternError as error:
             raise Impossible(f"the pattern {pattern!r} is not supported: {error}") from error
         if not pattern.endswith("$"):
-            made += "".join(random.choices(ascii_lowercase, k=max(shortest - len(made), 3)))
-        if shortest <= len(made) <= longest:
-            return made
+            text += "".join(random.choices(ascii_lowercase, k=max(shortest - len(text), 3)))
+        if shortest <= len(text) <= longest:
+            return text
     raise Impossible(f"no string of the required length matches {pattern!r}")
 
 

@@ -35,19 +35,19 @@ def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:
     return shorten(draft, text)
 
 
-def formatted_text(draft: Draft, prompt: str, given: object) -> Written | None:
+def formatted_text(draft: Draft, prompt: str, format_: object) -> Written | None:
     """Return the text that `text.format` of the Responses API asks for; None for plain text."""
-    if given is None:
+    if format_ is None:
         return None
-    if not isinstance(given, dict):
+    if not isinstance(format_, dict):
         raise BadRequest("'text.format' must be an object.", "text.format")
-    match given.get("type"):
+    match format_.get("type"):
         case "text":
             return None
         case "json_object":
             return shorten(draft, _object_text(draft, prompt))
         case "json_schema":
-            text = _schema_text(given, draft.random(), "text.format", "invalid_json_schema")
+            text = _schema_text(format_, draft.random(), "text.format", "invalid_json_schema")
             return shorten(draft, text)
     raise BadRequest("'text.format.type' must be text, json_object or json_schema.", "text.format")
 
@@ -60,21 +60,21 @@ def instance_text(
     from lowtide.engines.simulation.schemas import InvalidSchema, instance_of
 
     try:
-        made = instance_of(schema, random)
+        instance = instance_of(schema, random)
     except InvalidSchema as error:
         raise BadRequest(f"Invalid schema for {owner}: {error}", param, code) from error
-    return json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(instance, ensure_ascii=False, separators=(",", ":"))
 
 
-def _formatted(draft: Draft, prompt: str, choice: int, given: object) -> Written | None:
-    kind = given.get("type") if isinstance(given, dict) else None
+def _formatted(draft: Draft, prompt: str, choice: int, format_: object) -> Written | None:
+    kind = format_.get("type") if isinstance(format_, dict) else None
     match kind:
         case "text":
             return None
         case "json_object":
             return shorten(draft, _object_text(draft, prompt, choice))
         case "json_schema":
-            inner = given.get("json_schema") if isinstance(given, dict) else None
+            inner = format_.get("json_schema") if isinstance(format_, dict) else None
             if not isinstance(inner, dict):
                 raise BadRequest(
                     "Missing required parameter: 'response_format.json_schema'.",
@@ -91,16 +91,16 @@ def _formatted(draft: Draft, prompt: str, choice: int, given: object) -> Written
 def _schema_text(format_: dict[str, Any], random: Random, param: str, code: str | None) -> str:
     name = format_.get("name")
     if not isinstance(name, str) or not name:
-        inner = f"{param}.name" if param == "text.format" else f"{param}.json_schema.name"
+        name_param = f"{param}.name" if param == "text.format" else f"{param}.json_schema.name"
         raise BadRequest(
-            f"Missing required parameter: '{inner}'.", inner, "missing_required_parameter"
+            f"Missing required parameter: '{name_param}'.", name_param, "missing_required_parameter"
         )
     schema = format_.get("schema", {})
-    where = f"{param}.schema" if param == "text.format" else param
-    return instance_text(schema, random, f"response_format '{name}'", where, code)
+    schema_param = f"{param}.schema" if param == "text.format" else param
+    return instance_text(schema, random, f"response_format '{name}'", schema_param, code)
 
 
 def _object_text(draft: Draft, prompt: str, choice: int = 0) -> str:
-    whole = Draft(Request(), draft.id, draft.created, draft.tokens)
-    text = write(whole, prompt, choice).text
+    plain = Draft(Request(), draft.id, draft.created, draft.tokens)
+    text = write(plain, prompt, choice).text
     return json.dumps({"answer": text}, ensure_ascii=False, separators=(",", ":"))

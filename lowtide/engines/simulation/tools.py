@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowtide.engines.simulation.requests import Draft, Written
 
 
-_MOST_CALLS = 2
+_MAX_CALLS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,62 +67,62 @@ def choose(
 
     In mode `auto` a tool's result as the last turn is answered with text, as a model would.
     """
-    mode, able = _wanted(tools, choice)
-    if mode == "none" or not able or (mode == "auto" and _has_result(turns)):
+    mode, candidates = _parse_choice(tools, choice)
+    if mode == "none" or not candidates or (mode == "auto" and _has_result(turns)):
         return []
     random = draft.random(number)
-    calls = [random.choice(able)]
+    picks = [random.choice(candidates)]
     if draft.request.parallel_tool_calls is not False and mode != "named":
-        calls += random.choices(able, k=random.randrange(_MOST_CALLS))
-    made: list[Call] = []
-    for at, tool in enumerate(calls):
-        given = shorten(draft, _given(draft, tool, random))
-        made.append(Call(tool, given, f"{draft.id}{number}{at}"))
-        if given.cut:
+        picks += random.choices(candidates, k=random.randrange(_MAX_CALLS))
+    calls: list[Call] = []
+    for index, tool in enumerate(picks):
+        written = shorten(draft, _input_text(draft, tool, random))
+        calls.append(Call(tool, written, f"{draft.id}{number}{index}"))
+        if written.cut:
             break
-    return made
+    return calls
 
 
-def chat_tools(given: object) -> list[Tool]:
+def chat_tools(value: object) -> list[Tool]:
     """Return the tools of a chat, each described in a field named after its type."""
-    if not isinstance(given, list):
+    if not isinstance(value, list):
         raise BadRequest("'tools' must be an array.", "tools")
-    found: list[Tool] = []
-    for at, each in enumerate(given):
-        kind = each.get("type") if isinstance(each, dict) else None
+    tools: list[Tool] = []
+    for index, item in enumerate(value):
+        kind = item.get("type") if isinstance(item, dict) else None
         if kind not in {"function", "custom"}:
             raise BadRequest(
-                f"Invalid value for 'tools[{at}].type': use 'function' or 'custom'.",
-                f"tools[{at}].type",
+                f"Invalid value for 'tools[{index}].type': use 'function' or 'custom'.",
+                f"tools[{index}].type",
             )
-        found.append(_tool(each.get(kind), f"tools[{at}].{kind}", custom=kind == "custom"))
-    return found
+        tools.append(_tool(item.get(kind), f"tools[{index}].{kind}", custom=kind == "custom"))
+    return tools
 
 
-def response_tools(given: object) -> list[Tool]:
+def response_tools(value: object) -> list[Tool]:
     """Return the callable tools of a Responses API request; hosted tools are skipped."""
-    if not isinstance(given, list):
+    if not isinstance(value, list):
         raise BadRequest("'tools' must be an array.", "tools")
     return [
-        _tool(each, f"tools[{at}]", custom=each["type"] == "custom")
-        for at, each in enumerate(given)
-        if isinstance(each, dict) and each.get("type") in {"function", "custom"}
+        _tool(item, f"tools[{index}]", custom=item["type"] == "custom")
+        for index, item in enumerate(value)
+        if isinstance(item, dict) and item.get("type") in {"function", "custom"}
     ]
 
 
-def _tool(given: object, where: str, *, custom: bool = False) -> Tool:
-    name = given.get("name") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or not isinstance(name, str) or not name:
+def _tool(value: object, where: str, *, custom: bool = False) -> Tool:
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(name, str) or not name:
         raise BadRequest(
             f"Missing required parameter: '{where}.name'.",
             f"{where}.name",
             "missing_required_parameter",
         )
-    parameters = given.get("parameters")
+    parameters = value.get("parameters")
     return Tool(name, {"type": "object"} if parameters is None else parameters, where, custom)
 
 
-def _wanted(tools: Sequence[Tool], choice: object) -> tuple[str, Sequence[Tool]]:
+def _parse_choice(tools: Sequence[Tool], choice: object) -> tuple[str, Sequence[Tool]]:
     """Return the mode and the tools that may be called."""
     if choice is None:
         return "auto", tools
@@ -136,7 +136,7 @@ def _wanted(tools: Sequence[Tool], choice: object) -> tuple[str, Sequence[Tool]]
         raise BadRequest("'tool_choice' must be a string or an object.", "tool_choice")
     if choice.get("type") == "allowed_tools":
         allowed = _inner(choice, "allowed_tools")
-        names = {_name(each) for each in allowed.get("tools", ()) if isinstance(each, dict)}
+        names = {_name(tool) for tool in allowed.get("tools", ()) if isinstance(tool, dict)}
         return str(allowed.get("mode", "auto")), [tool for tool in tools if tool.name in names]
     named = [tool for tool in tools if tool.name == _name(choice)]
     if not named:
@@ -146,14 +146,14 @@ def _wanted(tools: Sequence[Tool], choice: object) -> tuple[str, Sequence[Tool]]
     return "named", named
 
 
-def _name(given: Mapping[str, Any]) -> object:
+def _name(tool: Mapping[str, Any]) -> object:
     """Return a tool's name, in either API's shape."""
-    return _inner(given, str(given.get("type"))).get("name")
+    return _inner(tool, str(tool.get("type"))).get("name")
 
 
-def _inner(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    inner = given.get(key)
-    return inner if isinstance(inner, dict) else given
+def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else value
 
 
 def _has_result(turns: object) -> bool:
@@ -163,7 +163,7 @@ def _has_result(turns: object) -> bool:
     return last.get("role") in {"tool", "function"} or str(last.get("type")).endswith("_output")
 
 
-def _given(draft: Draft, tool: Tool, random: Random) -> str:
+def _input_text(draft: Draft, tool: Tool, random: Random) -> str:
     if tool.custom:
         return f"Simulated input of {tool.name}, {draft.id}"
     where = f"{tool.where.removesuffix('.function')}.parameters"
@@ -179,10 +179,10 @@ def _chat_call(call: Call) -> dict[str, Any]:
 def _legacy(draft: Draft, choice: int) -> tuple[dict[str, Any], int] | None:
     """Return a call in the shape of `functions`, the predecessor of tools."""
     request = draft.request
-    given = request.functions if isinstance(request.functions, list) else []
-    tools = [_tool(each, f"functions[{at}]") for at, each in enumerate(given)]
-    wanted = request.function_call
-    calls = choose(draft, tools, wanted, request.messages, choice)[:1]
+    functions = request.functions if isinstance(request.functions, list) else []
+    tools = [_tool(function, f"functions[{index}]") for index, function in enumerate(functions)]
+    function_call = request.function_call
+    calls = choose(draft, tools, function_call, request.messages, choice)[:1]
     if not calls:
         return None
     call = {"name": calls[0].tool.name, "arguments": calls[0].given.text}
