@@ -201,8 +201,8 @@ def list_batches(call: Call) -> Response:
     """`GET /v1/batches`."""
     arguments = page_arguments(call.request, max_limit=100, default=20)
     after = None if arguments.after is None else batch_named(arguments.after, "after")
-    batches, more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
-    return json_response(batch_page(batches, call.services.prices, has_more=more))
+    batches, has_more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
+    return json_response(batch_page(batches, call.services.prices, has_more=has_more))
 
 
 def cancel_batch(call: Call, batch_id: str) -> Response:
@@ -237,7 +237,7 @@ _Choice = TypeVar("_Choice", bound="StrEnum")
 def list_requests(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}/requests`."""
     batch = batch_named(batch_id)
-    requests, more = call.services.requests.page(
+    requests, has_more = call.services.requests.page(
         call.tenant,
         batch,
         after=_after(call),
@@ -245,7 +245,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
         status=_choice(call, "status", RequestStatus),
         pool=_choice(call, "pool", Pool),
     )
-    return json_response(request_page(batch, requests, has_more=more))
+    return json_response(request_page(batch, requests, has_more=has_more))
 
 
 def list_results(call: Call, batch_id: str) -> Response:

@@ -95,10 +95,10 @@ class BatchCancellation:
         cancellable = self._listing.cancellable(
             principal.tenant, selector, limit=MOST_CANCELLED + 1
         )
-        more = len(cancellable) > MOST_CANCELLED
+        has_more = len(cancellable) > MOST_CANCELLED
         batches = tuple(batch for _, batch in cancellable[:MOST_CANCELLED])
         unchanged = 0 if isinstance(selector, BatchFilter) else len(selector) - len(cancellable)
-        return CancelPlan(batches, unchanged, more=more)
+        return CancelPlan(batches, unchanged, more=has_more)
 
     def cancel(self, principal: Principal, batches: Sequence[BatchId]) -> int:
         """Cancel up to MOST_CANCELLED batches; return how many changed.

@@ -57,7 +57,7 @@ def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch
         if batch.status in _FINAL:
             return batch
         time.sleep(0.5)
-        batch = _refreshed(client, batch)
+        batch = _refresh(client, batch)
 
 
 def download(client: OpenAI, file_id: str, target: Path) -> int:
@@ -95,7 +95,7 @@ def extension(batch: Batch) -> dict[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def _refreshed(client: OpenAI, batch: Batch) -> Batch:
+def _refresh(client: OpenAI, batch: Batch) -> Batch:
     """Return the current batch, or `batch` itself while the server is unavailable."""
     try:
         return client.batches.retrieve(batch.id)

@@ -75,16 +75,16 @@ class BatchProgress:
         """Show the batch's status and counts."""
         counts = batch.request_counts
         total = counts.total if counts else 0
-        done = counts.completed + counts.failed if counts else 0
+        finished = counts.completed + counts.failed if counts else 0
         notes = _notes(batch)
         self._bar.update(
             self._task,
             description=batch.status,
             total=total or None,
-            completed=done,
+            completed=finished,
             notes=notes,
         )
-        line = f"{batch.status}: {done}/{total} {notes}".rstrip()
+        line = f"{batch.status}: {finished}/{total} {notes}".rstrip()
         if not self._console.is_terminal and line != self._last:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._last = line

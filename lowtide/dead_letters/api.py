@@ -48,7 +48,7 @@ _decode_discard = msgspec.json.Decoder(types.DiscardDeadLetters).decode
 def page(call: Call) -> Response:
     """`GET /v1/dead_letters`."""
     after = argument(call.request, "after")
-    letters, more = call.services.dead_letters.page(
+    letters, has_more = call.services.dead_letters.page(
         call.tenant,
         _filter(call.request),
         after=None if after is None else _require_letter_id(after, "after"),
@@ -59,7 +59,7 @@ def page(call: Call) -> Response:
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
-        has_more=more,
+        has_more=has_more,
     )
     return json_response(body)
 

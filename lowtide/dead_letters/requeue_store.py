@@ -147,7 +147,7 @@ class RequeueStore:
         """
         tenant = moves[0][0].tenant
         with acting_for(self._engine, tenant) as connection:
-            if key is not None and _is_used(connection, tenant, key):
+            if key is not None and _is_key_used(connection, tenant, key):
                 return False
             # The lock order is letters, batches: creations wait for each other, and must not delay
             # transactions that wait for letters.
@@ -216,7 +216,7 @@ class _SelectionBuilder:
         return Selection(_in_order(self._open), tuple(earlier), self._discarded)
 
 
-def _is_used(connection: Connection, tenant: TenantId, key: str) -> bool:
+def _is_key_used(connection: Connection, tenant: TenantId, key: str) -> bool:
     """Lock an idempotency key, and return True if letters were requeued under it."""
     connection.execute(_LOCK, {"key": f"requeue {tenant} {key}"})
     return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None

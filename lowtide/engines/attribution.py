@@ -73,7 +73,7 @@ def attribute(outcome: Outcome, engine: EngineState) -> Fault | None:
         case Answered() | Unanswered():
             if _is_engine_fault(outcome):
                 return Fault.ENGINE
-            return _compared(engine) if is_ambiguous(outcome) else Fault.REQUEST
+            return _compare(engine) if is_ambiguous(outcome) else Fault.REQUEST
         case _:
             assert_never(outcome)
 
@@ -114,7 +114,7 @@ def kind_of(outcome: Outcome) -> str:
             return "interrupted"
 
 
-def _compared(engine: EngineState) -> Fault:
+def _compare(engine: EngineState) -> Fault:
     if engine.answers_others:
         return Fault.REQUEST
     return Fault.REQUEST if engine.probed_well and not engine.fails_others else Fault.ENGINE

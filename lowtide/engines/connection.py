@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._send(self._transport, head, body)
             reply = await self._waiter
-            return reply if reply.decoder is None else await self._decoded(reply, reply.decoder)
+            return reply if reply.decoder is None else await self._decode(reply, reply.decoder)
         except BaseException:
             self.close()
             raise
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
             return
         transport.write(head)
         remaining = memoryview(body)
-        while remaining and not self._answered:
+        while remaining and not self._is_answered:
             transport.write(remaining[:_PIECE])
             remaining = remaining[_PIECE:]
             await self._may_write.wait()
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
             # The reply came early: the next request would be read as the rest of this body.
             self.reusable = False
 
-    async def _decoded(self, reply: Reply, decoder: Decoder) -> Reply:
+    async def _decode(self, reply: Reply, decoder: Decoder) -> Reply:
         """Return the reply with its body decoded, piece by piece as the intake permits."""
         body = BytesIO()
         for piece in decoder.decode(reply.body):
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse the data received (asyncio's callback)."""
         self._received += len(data)
-        if self._answered:
+        if self._is_answered:
             self.close()
         elif self._received > self._max_bytes:
             self._fail(self._too_large())
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._fail(BrokenReplyError(f"not HTTP: {error}"))
-            if self._received > _PIECE and not self._answered:
+            if self._received > _PIECE and not self._is_answered:
                 # A decoded body outgrows its Content-Length.
                 expected = self._expected if self._decoder is None else 0
                 self._intake.received(self, self._received, expected)
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Distrust a server that sends an unrequested reply (the parser's callback)."""
-        if self._answered:
+        if self._is_answered:
             self.reusable = False
 
     def on_status(self, status: bytes) -> None:
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Collect the body (the parser's callback)."""
-        if not self._answered:
+        if not self._is_answered:
             self._body.write(body)
 
     def on_message_complete(self) -> None:
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
         self._finish()
 
     @property
-    def _answered(self) -> bool:
+    def _is_answered(self) -> bool:
         return self._waiter is None or self._waiter.done()
 
     def _reset(self) -> None:
@@ -332,7 +332,7 @@ class Connection(asyncio.Protocol):
         self._body = BytesIO()
 
     def _finish(self) -> None:
-        if self._waiter is None or self._answered:
+        if self._waiter is None or self._is_answered:
             return
         # `getvalue` does not copy, unlike the conversion of a bytearray.
         body = self._body.getvalue()
@@ -355,7 +355,7 @@ class Connection(asyncio.Protocol):
         return BrokenReplyError(text, NoAnswer.TOO_LARGE)
 
     def _fail(self, error: Exception) -> None:
-        if self._waiter is not None and not self._answered:
+        if self._waiter is not None and not self._is_answered:
             self._waiter.set_exception(error)
         self._may_write.set()
         self.close()

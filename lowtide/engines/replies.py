@@ -115,11 +115,11 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
     try:
         _check_text(reply.body)
         envelope = _envelope(reply.body)
-        body = _on_one_line(reply.body)
+        body = _join_lines(reply.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         if 200 <= reply.status < 300:
             return Unanswered("invalid_response", f"The engine's response is not JSON: {error}")
-        body, envelope = _wrapped(reply), None
+        body, envelope = _error_body(reply), None
     status = reply.status
     if 200 <= status < 300 and (envelope is None or _is_error(envelope)):
         status = _status_of(reply.body)
@@ -136,7 +136,7 @@ def outcome_of(reply: Reply) -> Answered | Unanswered:
     )
 
 
-def _on_one_line(body: bytes) -> bytes:
+def _join_lines(body: bytes) -> bytes:
     """Return JSON with its line breaks replaced by spaces."""
     return body.translate(_ONE_LINE) if b"\n" in body or b"\r" in body else body
 
@@ -280,7 +280,7 @@ def _count(*candidates: object) -> int:
     return 0
 
 
-def _wrapped(reply: Reply) -> bytes:
+def _error_body(reply: Reply) -> bytes:
     text = reply.body[:_LONGEST_TEXT].decode(errors="replace").replace("\x00", "").strip()
     message = text or reply.reason or f"The engine returned HTTP {reply.status}."
     error = {"message": message, "type": "upstream_error", "param": None, "code": None}

@@ -168,7 +168,7 @@ class UpstreamEngine:
                 reply = await self._exchange(head, request.body)
             return outcome_of(reply)
         except Exception as error:  # noqa: BLE001 - a request without an outcome would never end
-            return self._unanswered(error, self._timeout)
+            return self._error_outcome(error, self._timeout)
 
     async def _send_probe(
         self, head: bytes, body: bytes = b"", *, any_body: bool = False
@@ -178,13 +178,13 @@ class UpstreamEngine:
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 reply = await self._exchange(head, body)
         except Exception as error:  # noqa: BLE001 - as for every request
-            return self._unanswered(error, _PROBE_TIMEOUT)
+            return self._error_outcome(error, _PROBE_TIMEOUT)
         # vLLM's health response has no body, and those of others are not JSON.
         if any_body and 200 <= reply.status < 300:
             return Answered(reply.status, b"")
         return outcome_of(reply)
 
-    def _unanswered(self, error: Exception, seconds: float) -> Unanswered:
+    def _error_outcome(self, error: Exception, seconds: float) -> Unanswered:
         """Return the outcome of a failed exchange; all cases but the last are expected."""
         match error:
             case TimeoutError():

@@ -33,32 +33,32 @@ def answer_without_body() -> None:
     known error; an unknown one is a 500, with its traceback in the log.
     """
     if has_app_context():
-        current_app.before_request(_refuse_malformed)
-        current_app.register_error_handler(GenericException, _refused)
-        current_app.register_error_handler(LowtideError, _failed)
-        current_app.after_request(_without_body)
+        current_app.before_request(_check_event)
+        current_app.register_error_handler(GenericException, _bad_request)
+        current_app.register_error_handler(LowtideError, _unavailable)
+        current_app.after_request(_strip_body)
 
 
-def _refuse_malformed() -> Response | None:
+def _check_event() -> Response | None:
     if request.method != "POST":
         return None
     try:
         read_event(dict(request.headers), request.get_data())
     except MalformedEventError as error:
-        return _refused(error)
+        return _bad_request(error)
     return None
 
 
-def _refused(error: Exception) -> Response:
+def _bad_request(error: Exception) -> Response:
     _log.warning("event.refused", extra={"reason": str(error)[:200]})
     return Response(status=HTTPStatus.BAD_REQUEST)
 
 
-def _failed(_: Exception) -> Response:
+def _unavailable(_: Exception) -> Response:
     return Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def _without_body(response: Response) -> Response:
+def _strip_body(response: Response) -> Response:
     if request.method != "POST":
         return response
     if response.status_code == HTTPStatus.OK:

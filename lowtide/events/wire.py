@@ -58,13 +58,13 @@ def read_event(headers: Mapping[str, str], body: bytes) -> WireEvent:
     content_type = fields.get("content-type", "").strip()
     media = content_type.partition(";")[0].strip().lower()
     if media == "application/cloudevents+json":
-        return _checked(_read_structured(body))
+        return _validate(_read_structured(body))
     if media.startswith("application/cloudevents"):
         raise MalformedEventError(f"content type {media} is not supported")
     attributes = {
         name.removeprefix("ce-"): value for name, value in fields.items() if name.startswith("ce-")
     }
-    return _checked(WireEvent(attributes, content_type or None, body))
+    return _validate(WireEvent(attributes, content_type or None, body))
 
 
 def _read_structured(body: bytes) -> WireEvent:
@@ -118,7 +118,7 @@ def _is_json(content_type: str | None) -> bool:
     return media in {"application/json", "text/json"} or media.endswith("+json")
 
 
-def _checked(event: WireEvent) -> WireEvent:
+def _validate(event: WireEvent) -> WireEvent:
     version = event.attributes.get("specversion", "")
     if version not in _VERSIONS:
         raise MalformedEventError(

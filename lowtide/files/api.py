@@ -103,14 +103,14 @@ def list_files(call: Call) -> Response:
     """`GET /v1/files`."""
     arguments = page_arguments(call.request, max_limit=10_000, default=10_000)
     after = None if arguments.after is None else _id(arguments.after, "after")
-    files, more = call.services.files.page(
+    files, has_more = call.services.files.page(
         call.tenant,
         after=after,
         limit=arguments.limit,
         newest_first=arguments.newest_first,
         purpose=_purpose(call.request),
     )
-    return json_response(file_page(files, has_more=more))
+    return json_response(file_page(files, has_more=has_more))
 
 
 def delete_file(call: Call, file_id: str) -> Response:

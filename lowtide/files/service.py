@@ -274,5 +274,5 @@ def _summary(problems: Sequence[Problem]) -> str:
         problem.message if problem.line is None else f"line {problem.line}: {problem.message}"
         for problem in problems[:5]
     ]
-    more = len(problems) - len(messages)
-    return " ".join(messages) + (f" (and {more} more)" if more else "")
+    remaining = len(problems) - len(messages)
+    return " ".join(messages) + (f" (and {remaining} more)" if remaining else "")

@@ -87,7 +87,7 @@ class Faults:
                 if fault.kind is Kind.DOWN:
                     return REFUSED
                 if fault.kind is Kind.HANG:
-                    return self._unanswered()
+                    return self._timeout_outcome()
         return None
 
     def _hits(self, fault: PlannedFault, body: bytes) -> bool:
@@ -110,23 +110,23 @@ class Faults:
                 return self._replacement(fault, outcome), seconds
         if seconds < self._limits.timeout:
             return outcome, seconds
-        return self._unanswered(), self._limits.timeout
+        return self._timeout_outcome(), self._limits.timeout
 
     def _replacement(self, fault: PlannedFault, outcome: Outcome) -> Outcome:
         """Return the outcome that replaces an answer, after the same time."""
         if fault.kind is Kind.HUGE:
-            return self._padded(outcome, fault.value)
+            return self._pad(outcome, fault.value)
         if fault.kind is Kind.GARBAGE:
             return outcome_of(Reply(200, "OK", _GARBAGE))
         if fault.kind is Kind.ERROR:
             return outcome_of(Reply(200, "OK", failure("The simulated server failed.")))
         return _status(fault.status or 500, fault.value)
 
-    def _unanswered(self) -> Unanswered:
+    def _timeout_outcome(self) -> Unanswered:
         text = f"The engine did not respond within {self._limits.timeout:g} s."
         return Unanswered(NoAnswer.TIMEOUT, text)
 
-    def _padded(self, outcome: Outcome, size: float | None) -> Outcome:
+    def _pad(self, outcome: Outcome, size: float | None) -> Outcome:
         """Return the answer padded to `size` bytes; without a size, it is too large."""
         largest = self._limits.max_response_bytes
         if size is None or size > largest:

@@ -209,7 +209,7 @@ class Instances:
         return string(part, self._random)
 
     def _integer(self, part: Schema, _: int) -> object:
-        low, high = _bounds(part, whole=True, wild=self._wild)
+        low, high = _bounds(part, integer=True, wild=self._wild)
         step = part.get("multipleOf", 1)
         step = step if isinstance(step, int) or float(step).is_integer() else 1
         first, last = math.ceil(low / step), math.floor(high / step)
@@ -281,7 +281,7 @@ def _property(part: Schema, name: str) -> object:
     return additional
 
 
-def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[float, float]:
+def _bounds(part: Schema, *, integer: bool = False, wild: bool = False) -> tuple[float, float]:
     """Return the lowest and highest number; a half-open range gets a natural other end."""
     lows = [part[key] for key in ("minimum", "exclusiveMinimum") if _is_number(part.get(key))]
     highs = [part[key] for key in ("maximum", "exclusiveMaximum") if _is_number(part.get(key))]
@@ -291,9 +291,9 @@ def _bounds(part: Schema, *, whole: bool = False, wild: bool = False) -> tuple[f
     if not lows and (wild or low == high):
         low = high - 2 * span
     if _excludes(part, "Minimum", low):
-        low = low + 1 if whole and float(low).is_integer() else math.nextafter(low, math.inf)
+        low = low + 1 if integer and float(low).is_integer() else math.nextafter(low, math.inf)
     if _excludes(part, "Maximum", high):
-        high = high - 1 if whole and float(high).is_integer() else math.nextafter(high, -math.inf)
+        high = high - 1 if integer and float(high).is_integer() else math.nextafter(high, -math.inf)
     return max(low, -_WIDEST), min(high, _WIDEST)
 
 

@@ -110,7 +110,7 @@ def _types(first: Any, second: Any) -> Any:
     return shared
 
 
-def _shared(first: Any, second: Any) -> Any:
+def _common_values(first: Any, second: Any) -> Any:
     both = [value for value in first if value in second]
     if not both:
         raise Impossible("two enums have no value in common")
@@ -133,7 +133,7 @@ def _both(first: Any, second: Any) -> Any:
 
 _RULES: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "type": _types,
-    "enum": _shared,
+    "enum": _common_values,
     "properties": _properties,
     "required": _union,
     "items": _both,

@@ -131,7 +131,7 @@ def write(draft: Draft, prompt: str, choice: int = 0) -> Written:
     words = chain(("Simulated", "answer", "to:"), prompt[:_EXCERPT].split(), cycle(filler))
     text = " ".join(islice(words, tokens))
     written = Written(text, tokens, cut=tokens < draft.tokens)
-    return written if draft.request.stop is None else _stopped(written, draft.request.stop)
+    return written if draft.request.stop is None else _cut_at_stop(written, draft.request.stop)
 
 
 def shorten(draft: Draft, text: str) -> Written:
@@ -141,10 +141,10 @@ def shorten(draft: Draft, text: str) -> Written:
     cut = limit is not None and tokens > limit
     if limit is not None and cut:
         text, tokens = text[: limit * CHARACTERS], limit
-    return _stopped(Written(text, tokens, cut, chunked=True), draft.request.stop)
+    return _cut_at_stop(Written(text, tokens, cut, chunked=True), draft.request.stop)
 
 
-def _stopped(written: Written, stop: object) -> Written:
+def _cut_at_stop(written: Written, stop: object) -> Written:
     """Return the text up to its first stop sequence."""
     sequences = stop if isinstance(stop, list) else [stop]
     positions = (written.text.find(s) for s in sequences if isinstance(s, str) and s)
@@ -215,7 +215,7 @@ def chat_logprobs(tokens: Sequence[str], top: int, random: Random) -> list[dict[
     """Return the entries of `logprobs.content`, each with `top` alternatives."""
     entries: list[dict[str, Any]] = []
     for token in tokens:
-        ranked = _ranked(token, top, random)
+        ranked = _rank(token, top, random)
         entries.append(
             _entry(token, ranked[0][1])
             | {"top_logprobs": [_entry(*alternative) for alternative in ranked[:top]]}
@@ -227,7 +227,7 @@ def completion_logprobs(
     tokens: Sequence[str], top: int, random: Random, *, start: int = 0
 ) -> dict[str, Any]:
     """Return a completion's `logprobs`; offsets count from `start`."""
-    ranks = [_ranked(token, top, random) for token in tokens]
+    ranks = [_rank(token, top, random) for token in tokens]
     offsets, at = [], start
     for token in tokens:
         offsets.append(at)
@@ -240,7 +240,7 @@ def completion_logprobs(
     }
 
 
-def _ranked(token: str, top: int, random: Random) -> list[tuple[str, float]]:
+def _rank(token: str, top: int, random: Random) -> list[tuple[str, float]]:
     """Return the token and its alternatives, most likely first."""
     remaining = 1.0
     ranked: list[tuple[str, float]] = []

@@ -37,7 +37,7 @@ def response(draft: Draft) -> Made:
         "output": output,
         "service_tier": "default",
         "usage": _usage(usage),
-    } | _echoed(draft), usage
+    } | _echo(draft), usage
 
 
 def _output(draft: Draft, prompt: str) -> tuple[list[dict[str, Any]], int, bool]:
@@ -106,7 +106,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _echoed(draft: Draft) -> dict[str, Any]:
+def _echo(draft: Draft) -> dict[str, Any]:
     """Return the request's fields that a response repeats; defaults for those of a wrong type."""
     request = draft.request
     instructions = request.instructions
@@ -118,7 +118,7 @@ def _echoed(draft: Draft) -> dict[str, Any]:
         "max_tool_calls": _number(request.max_tool_calls),
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "prompt_cache_key": _text(request.prompt_cache_key),
-        "reasoning": _reasoning(request.reasoning),
+        "reasoning": _reasoning_config(request.reasoning),
         "safety_identifier": _text(request.safety_identifier),
         "temperature": _number(request.temperature, 1.0),
         "text": _text_config(request.text),
@@ -151,7 +151,7 @@ def _tool(value: object) -> object:
     return value
 
 
-def _reasoning(value: object) -> dict[str, Any]:
+def _reasoning_config(value: object) -> dict[str, Any]:
     config: dict[str, Any] = value if isinstance(value, dict) else {}
     return {"effort": config.get("effort"), "summary": config.get("summary")}
 

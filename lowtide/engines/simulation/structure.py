@@ -20,7 +20,7 @@ def structured(draft: Draft, prompt: str, choice: int = 0) -> Written | None:
     """
     request = draft.request
     if request.response_format is not None:
-        return _formatted(draft, prompt, choice, request.response_format)
+        return _write_formatted(draft, prompt, choice, request.response_format)
     schema = request.guided_json
     if isinstance(request.structured_outputs, dict):
         schema = request.structured_outputs.get("json")
@@ -66,7 +66,7 @@ def instance_text(
     return json.dumps(instance, ensure_ascii=False, separators=(",", ":"))
 
 
-def _formatted(draft: Draft, prompt: str, choice: int, format_: object) -> Written | None:
+def _write_formatted(draft: Draft, prompt: str, choice: int, format_: object) -> Written | None:
     kind = format_.get("type") if isinstance(format_, dict) else None
     match kind:
         case "text":
