@@ -195,7 +195,7 @@ def replay(
             _apply(plan, spot, dedicated)
             wanted, next_tick = plan.replicas, now + capacity.tick
         spot.resize(
-            desired_replicas(spot.lines, SPOT_ROWS_PER_REPLICA, most=market),
+            desired_replicas(spot.lines, SPOT_ROWS_PER_REPLICA, max_replicas=market),
             now + capacity.cold_start,
         )
         dedicated.resize(wanted, now + capacity.cold_start)

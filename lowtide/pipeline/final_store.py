@@ -99,8 +99,10 @@ class FinalStore:
             row = connection.execute(_JOB, {"batch": batch}).one_or_none()
         if row is None:
             return None
-        ending = ENDS_AS[BatchStatus(row.status)]
-        return FinalJob(batch, TenantId(row.tenant_id), ending, row.drained_at, row.files_expire_at)
+        final_status = ENDS_AS[BatchStatus(row.status)]
+        return FinalJob(
+            batch, TenantId(row.tenant_id), final_status, row.drained_at, row.files_expire_at
+        )
 
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:
         """Yield every request in input order; `never_ran` is the error of those without a result.
@@ -148,7 +150,7 @@ class FinalStore:
             for file in (output, error):
                 if file is not None:
                     add_file(connection, file)
-            closed = connection.execute(
+            result = connection.execute(
                 _CLOSE[job.final_status],
                 {
                     "batch": job.batch,
@@ -158,7 +160,7 @@ class FinalStore:
                     "error": None if error is None else error.id,
                 },
             )
-            if closed.rowcount != 1:
+            if result.rowcount != 1:
                 connection.rollback()
                 return False
             add_event(connection, event)

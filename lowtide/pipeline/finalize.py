@@ -61,18 +61,18 @@ class Finalizer:
 
     def _write(self, job: FinalJob, span: Span) -> None:
         never_ran = NEVER_RAN.get(job.final_status, ("not_executed", "The request never ran."))
-        with ExitStack() as block:
-            output = block.enter_context(_OutputFile(self._objects, job, "output", span.context))
-            error = block.enter_context(_OutputFile(self._objects, job, "error", span.context))
+        with ExitStack() as stack:
+            output = stack.enter_context(_OutputFile(self._objects, job, "output", span.context))
+            error = stack.enter_context(_OutputFile(self._objects, job, "error", span.context))
             for line in self._finals.lines(job, never_ran):
                 file = output if line.succeeded else error
                 file.add(render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n)))
-        ended = {
+        summary = {
             "status": job.final_status.value,
             "completed": output.lines,
             "failed": error.lines,
         }
-        span.note({f"lowtide.batch.{name}": value for name, value in ended.items()})
+        span.note({f"lowtide.batch.{name}": value for name, value in summary.items()})
         event = batch_event(
             self._new_id(), EventType.BATCH_COMPLETED, job.tenant, job.batch, span.context
         )
@@ -85,7 +85,7 @@ class Finalizer:
             event=event,
         )
         if closed:
-            _log.info("batch.finalized", extra=ended)
+            _log.info("batch.finalized", extra=summary)
             self._publisher.publish([event])
 
 
@@ -105,7 +105,7 @@ class _OutputFile:
         self._sha256 = hashlib.sha256()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._block = ExitStack()
+        self._stack = ExitStack()
         self._write: Callable[[bytes], None] | None = None
 
     def __enter__(self) -> _OutputFile:
@@ -119,9 +119,9 @@ class _OutputFile:
     ) -> None:
         if kind is None:
             self._flush()
-            self._block.close()
+            self._stack.close()
         else:
-            self._block.__exit__(kind, error, trace)
+            self._stack.__exit__(kind, error, trace)
 
     def add(self, line: Iterable[bytes]) -> None:
         """Append a line, piece by piece, to bound memory."""
@@ -156,7 +156,7 @@ class _OutputFile:
         if not self._pending:
             return
         if self._write is None:
-            writer = self._block.enter_context(self._objects.open_writer(object_key(self._id)))
+            writer = self._stack.enter_context(self._objects.open_writer(object_key(self._id)))
             self._write = writer.write
         block = b"".join(self._pending)
         self._pending.clear()

@@ -94,10 +94,10 @@ class SplitTransaction:
         """Store and queue what was written; return False if the batch was cancelled meanwhile."""
         self._connection.execute(_STORE, {"batch": self.job.batch, "tenant": self.job.tenant})
         self._connection.execute(_QUEUE, {"batch": self.job.batch})
-        started = self._connection.execute(
+        result = self._connection.execute(
             _START, {"batch": self.job.batch, "total": total, "model": model}
         )
-        if started.rowcount != 1:
+        if result.rowcount != 1:
             self.discard()
             return False
         return True
@@ -174,7 +174,7 @@ class SplitStore:
 
 _log = logging.getLogger(__name__)
 # A retry would not find the object either: the batch must fail, with the reason.
-_LOST = Problem(
+_INPUT_MISSING = Problem(
     "input_missing", "The input file is no longer in the object store: upload it again."
 )
 
@@ -216,7 +216,7 @@ class Splitter:
             try:
                 lines, problems = split.write(read_lines(chunks, reader)), reader.problems
             except NotFound:
-                lines, problems = 0, [_LOST]
+                lines, problems = 0, [_INPUT_MISSING]
             span.note({"lowtide.lines": lines, "lowtide.problems": len(problems)})
             if problems:
                 split.discard()

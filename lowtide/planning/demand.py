@@ -126,9 +126,11 @@ def attempts_per_line(ended: int, retried: int) -> float:
     return 1 + max(retried, 0) / (max(ended, 0) + PRIOR_LINES)
 
 
-def desired_replicas(rows: int, rows_per_replica: int, *, most: int, least: int = 0) -> int:
-    """Return ceil(rows / rows_per_replica), clamped to `least`..`most`."""
-    return max(least, min(most, -(-rows // rows_per_replica)))
+def desired_replicas(
+    rows: int, rows_per_replica: int, *, max_replicas: int, min_replicas: int = 0
+) -> int:
+    """Return ceil(rows / rows_per_replica), clamped to `min_replicas`..`max_replicas`."""
+    return max(min_replicas, min(max_replicas, -(-rows // rows_per_replica)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,13 @@ def scaled_replicas(
     dedicated, and those still running. Requests that wait in a paused pool need none. `stranded` is
     the number of workers in a pool whose engines are all unavailable: it gets no more of them.
     """
-    most = scale.replicas
+    max_replicas = scale.replicas
     if paused:
-        return desired_replicas(depth.running, scale.rows_per_replica, most=most)
+        return desired_replicas(depth.running, scale.rows_per_replica, max_replicas=max_replicas)
     if planned is not None:
-        most = min(most, max(planned, 1))
+        max_replicas = min(max_replicas, max(planned, 1))
     if stranded:
-        most = min(most, stranded)
-    return desired_replicas(depth.queued + depth.running, scale.rows_per_replica, most=most)
+        max_replicas = min(max_replicas, stranded)
+    return desired_replicas(
+        depth.queued + depth.running, scale.rows_per_replica, max_replicas=max_replicas
+    )

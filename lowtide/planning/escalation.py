@@ -87,32 +87,36 @@ class _Room:
     """The requests that dedicated can run; `starts` are in seconds from now."""
 
     def __init__(self, capacity: Capacity, starts: Sequence[float]) -> None:
-        known = sorted(min(start, capacity.cold_start) for start in starts)[: capacity.replicas]
-        self._starts = known + [capacity.cold_start] * (capacity.replicas - len(known))
+        present_starts = sorted(min(start, capacity.cold_start) for start in starts)[
+            : capacity.replicas
+        ]
+        self._starts = present_starts + [capacity.cold_start] * (
+            capacity.replicas - len(present_starts)
+        )
         self._after_tick = [max(start, capacity.tick) for start in self._starts]
         self._sums = [0.0, *accumulate(self._starts)]
         self._later_sums = [0.0, *accumulate(self._after_tick)]
         self._capacity = capacity
-        self.present = len(known)
+        self.present = len(present_starts)
 
-    def by(self, left: float, replicas: int) -> float:
-        """Return the requests that can run in `left` seconds, with `replicas` on from now."""
-        working = bisect_left(self._starts, left, 0, replicas)
-        seconds = working * left - self._sums[working]
-        return self._capacity.line_rate * (seconds + self._others(left, replicas))
+    def by(self, horizon: float, replicas: int) -> float:
+        """Return the requests that can run in `horizon` seconds, with `replicas` on from now."""
+        working = bisect_left(self._starts, horizon, 0, replicas)
+        seconds = working * horizon - self._sums[working]
+        return self._capacity.line_rate * (seconds + self._others(horizon, replicas))
 
-    def after_tick(self, left: float, replicas: int) -> float:
+    def after_tick(self, horizon: float, replicas: int) -> float:
         """Return how many of them can still run after the next tick."""
-        working = bisect_left(self._after_tick, left, 0, replicas)
-        seconds = working * left - self._later_sums[working]
-        return self._capacity.line_rate * (seconds + self._others(left, replicas))
+        working = bisect_left(self._after_tick, horizon, 0, replicas)
+        seconds = working * horizon - self._later_sums[working]
+        return self._capacity.line_rate * (seconds + self._others(horizon, replicas))
 
-    def due_before_tick(self, left: float, lines: int, replicas: int) -> int:
+    def due_before_tick(self, horizon: float, lines: int, replicas: int) -> int:
         """Return how many of `lines` must go to dedicated now, so that the rest can wait.
 
         A replica idles before the tick only if fewer requests remain than the replicas have slots.
         """
-        due = math.ceil(lines - self.after_tick(left, replicas))
+        due = math.ceil(lines - self.after_tick(horizon, replicas))
         return due + replicas * self._capacity.in_flight if due > 0 and replicas > 0 else 0
 
     def until_tick(self, replicas: int) -> int:
@@ -125,8 +129,8 @@ class _Room:
         done = self._capacity.line_rate * (working * tick - self._sums[working])
         return math.ceil(done) + 2 * replicas * self._capacity.in_flight
 
-    def _others(self, left: float, replicas: int) -> float:
-        later = left - self._capacity.tick - self._capacity.cold_start
+    def _others(self, horizon: float, replicas: int) -> float:
+        later = horizon - self._capacity.tick - self._capacity.cold_start
         return (self._capacity.replicas - replicas) * max(later, 0.0)
 
 
@@ -138,60 +142,62 @@ def plan_tick(
     `starts` are the seconds until each known dedicated replica works: 0 once it does.
     """
     by_deadline = sorted(batches, key=lambda batch: (batch.deadline, batch.id))
-    left = [(batch.deadline - now).total_seconds() - capacity.lost for batch in by_deadline]
+    horizons = [(batch.deadline - now).total_seconds() - capacity.lost for batch in by_deadline]
     demand = list(accumulate(batch.open for batch in by_deadline))
     room = _Room(capacity, starts)
-    most = capacity.replicas
+    max_replicas = capacity.replicas
     # Half-done requests count as whole, which alone must not raise an alarm at the bound.
     at_risk = frozenset(
         batch.id
-        for batch, seconds, lines in zip(by_deadline, left, demand, strict=True)
-        if lines > room.by(seconds + capacity.lost - capacity.margin, most)
+        for batch, seconds, lines in zip(by_deadline, horizons, demand, strict=True)
+        if lines > room.by(seconds + capacity.lost - capacity.margin, max_replicas)
     )
-    replicas = _wanted(room, left, demand, capacity)
+    replicas = _min_replicas(room, horizons, demand, capacity)
     needed = [
         room.due_before_tick(seconds, lines, replicas)
-        for seconds, lines in zip(left, demand, strict=True)
+        for seconds, lines in zip(horizons, demand, strict=True)
     ]
     targets, revoked = _place(by_deadline, needed, room.until_tick(replicas))
-    taken = by_deadline
+    adjusted = by_deadline
     if any(revoked):
         # Requests revoked from spot go to dedicated now, so the last of the others may stay.
-        taken = [
+        adjusted = [
             replace(
                 batch, running_spot=batch.running_spot - lines, dedicated=batch.dedicated + lines
             )
             for batch, lines in zip(by_deadline, revoked, strict=True)
         ]
-        targets, _ = _place(taken, needed, room.until_tick(replicas))
-    pairs = list(zip(taken, targets, strict=True))
+        targets, _ = _place(adjusted, needed, room.until_tick(replicas))
+    pairs = list(zip(adjusted, targets, strict=True))
     return Plan(
-        escalations=_moves((batch, want - batch.dedicated) for batch, want in pairs),
+        escalations=_moves((batch, target - batch.dedicated) for batch, target in pairs),
         revocations=_moves(zip(by_deadline, revoked, strict=True)),
         returns=_moves(
-            (batch, batch.dedicated - want) for batch, want in pairs if not batch.pinned
+            (batch, batch.dedicated - target) for batch, target in pairs if not batch.pinned
         ),
         replicas=replicas,
         at_risk=at_risk,
-        slack=_slack(room, left, demand, capacity),
+        slack=_slack(room, horizons, demand, capacity),
     )
 
 
-def _wanted(room: _Room, left: Sequence[float], demand: Sequence[int], capacity: Capacity) -> int:
+def _min_replicas(
+    room: _Room, horizons: Sequence[float], demand: Sequence[int], capacity: Capacity
+) -> int:
     """Return the min number of replicas that meets every deadline.
 
     A replica that is present stays while it would be wanted back within its own cold start.
     """
     fewest = 0
-    for seconds, lines in zip(left, demand, strict=True):
+    for seconds, lines in zip(horizons, demand, strict=True):
         while fewest < capacity.replicas and lines > room.by(seconds, fewest):
             fewest += 1
-    kept = fewest
-    for seconds, lines in zip(left, demand, strict=True):
+    replicas = fewest
+    for seconds, lines in zip(horizons, demand, strict=True):
         sooner = seconds - capacity.cold_start
-        while kept < room.present and lines > room.by(sooner, kept):
-            kept += 1
-    return kept
+        while replicas < room.present and lines > room.by(sooner, replicas):
+            replicas += 1
+    return replicas
 
 
 def _place(
@@ -208,39 +214,39 @@ def _place(
         targets.append(max(0, min(batch.spot + batch.dedicated, spare)))
         spare -= targets[-1]
     revoked = [0] * len(batches)
-    placed = waiting = held = 0
+    placed = next_waiting = next_running = 0
     for position, batch in enumerate(batches):
         placed += batch.running_dedicated + targets[position]
-        short = min(needed[position], busy) - placed
-        while short > 0 and waiting <= position:
-            here = batches[waiting]
-            taken = min(here.spot + here.dedicated - targets[waiting], short)
-            targets[waiting] += taken
-            placed += taken
-            short -= taken
-            waiting += short > 0
-        while short > 0 and held <= position:
-            taken = min(batches[held].running_spot - revoked[held], short)
-            revoked[held] += taken
-            placed += taken
-            short -= taken
-            held += short > 0
+        shortage = min(needed[position], busy) - placed
+        while shortage > 0 and next_waiting <= position:
+            candidate = batches[next_waiting]
+            count = min(candidate.spot + candidate.dedicated - targets[next_waiting], shortage)
+            targets[next_waiting] += count
+            placed += count
+            shortage -= count
+            next_waiting += shortage > 0
+        while shortage > 0 and next_running <= position:
+            count = min(batches[next_running].running_spot - revoked[next_running], shortage)
+            revoked[next_running] += count
+            placed += count
+            shortage -= count
+            next_running += shortage > 0
     return targets, revoked
 
 
-def _moves(lines: Iterable[tuple[OpenBatch, int]]) -> tuple[Move, ...]:
-    return tuple(Move(batch.id, count) for batch, count in lines if count > 0)
+def _moves(counts: Iterable[tuple[OpenBatch, int]]) -> tuple[Move, ...]:
+    return tuple(Move(batch.id, count) for batch, count in counts if count > 0)
 
 
 def _slack(
-    room: _Room, left: Sequence[float], demand: Sequence[int], capacity: Capacity
+    room: _Room, horizons: Sequence[float], demand: Sequence[int], capacity: Capacity
 ) -> float | None:
     if capacity.speed <= 0:
         return None
     return min(
         (
             (room.by(seconds, capacity.replicas) - lines) / capacity.speed
-            for seconds, lines in zip(left, demand, strict=True)
+            for seconds, lines in zip(horizons, demand, strict=True)
             if lines > 0
         ),
         default=None,

@@ -80,8 +80,8 @@ class SchedulerState:
         """
         awaited = []
         for since in self.wished[self.present :]:
-            left = cold_start - (self.now - since).total_seconds()
-            awaited.append(left if 0 < left <= cold_start else cold_start)
+            remaining = cold_start - (self.now - since).total_seconds()
+            awaited.append(remaining if 0 < remaining <= cold_start else cold_start)
         return [0.0] * self.present + awaited
 
     def wishes(self, replicas: int) -> tuple[datetime, ...]:
@@ -95,9 +95,9 @@ class SchedulerState:
         has no engine has no replicas, and a replica whose engine is unavailable does not count.
         """
         bounds = [
-            self.rates[known].lower_bound(capacity.rate)
+            self.rates[key].lower_bound(capacity.rate)
             for model in self.models
-            if (known := model if model in self.rates else "") in self.rates
+            if (key := model if model in self.rates else "") in self.rates
         ]
         return replace(
             capacity,
@@ -107,7 +107,7 @@ class SchedulerState:
         )
 
 
-def decide(situation: SchedulerState, capacity: Capacity) -> Plan:
+def decide(state: SchedulerState, capacity: Capacity) -> Plan:
     """Return the changes to make now, given the configured capacity.
 
     The bound never counts on spot, so a pause of spot breaks no promise; but no request goes back
@@ -115,12 +115,12 @@ def decide(situation: SchedulerState, capacity: Capacity) -> Plan:
     its waiting requests go back to spot, and every open batch is at risk.
     """
     plan = plan_tick(
-        situation.batches,
-        situation.now,
-        situation.measured(capacity),
-        situation.starts(capacity.cold_start),
+        state.batches,
+        state.now,
+        state.measured(capacity),
+        state.starts(capacity.cold_start),
     )
-    return replace(plan, returns=()) if Pool.SPOT in situation.idle else plan
+    return replace(plan, returns=()) if Pool.SPOT in state.idle else plan
 
 
 @dataclass(frozen=True, slots=True)

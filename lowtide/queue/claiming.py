@@ -98,7 +98,7 @@ SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
 
 # Requests of a claim whose commit was never confirmed: no other worker would ever run them, since
 # the lease lives on.
-_UNSEEN = text("""
+_UNCONFIRMED = text("""
 SELECT c.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
   extract(epoch FROM b.deadline - now())::double precision AS due_in,
   json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
@@ -123,9 +123,9 @@ FROM unnest(cast(:tenants AS uuid[])) AS t (id)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[tuple[int, int, int, int, int, float, int | None]]).decode
 _START = {"at": "-infinity", "line": 0}
-_LOOKING_SHARE = 20
+_LISTING_SHARE = 20
 """Listing the lanes may take one part in this many of a busy worker's time."""
-_LOOK_SECONDS = 1.0
+_MAX_LISTING_INTERVAL = 1.0
 """Max seconds between two listings of a busy worker, however long one takes."""
 
 
@@ -146,7 +146,7 @@ class Claiming:
         self._pool = pool
         self._turns = FairShare(pool)
         self._lanes: list[Lane] = []
-        self._next_look = 0.0
+        self._next_listing = 0.0
         self._claimed_at: datetime | None = None
         self._is_in_doubt = False
         self._without: frozenset[str] = frozenset()
@@ -160,10 +160,12 @@ class Claiming:
         Claims none if the lease is gone or the pool is paused.
         """
         if without != self._without:
-            self._without, self._lanes, self._next_look = without, [], 0.0
+            self._without, self._lanes, self._next_listing = without, [], 0.0
         try:
             with begin(self._engine) as connection:
-                claims, at = self._unseen(connection, lease) if self._is_in_doubt else ([], None)
+                claims, at = (
+                    self._unconfirmed(connection, lease) if self._is_in_doubt else ([], None)
+                )
                 if not claims:
                     claims, at = self._claim(connection, lease, lines)
         except Exception:
@@ -174,10 +176,10 @@ class Claiming:
         self._claimed_at = at or self._claimed_at
         return claims
 
-    def _unseen(
+    def _unconfirmed(
         self, connection: Connection, lease: LeaseId
     ) -> tuple[list[Claim], datetime | None]:
-        rows = connection.execute(_UNSEEN, {"lease": lease, "since": self._claimed_at}).all()
+        rows = connection.execute(_UNCONFIRMED, {"lease": lease, "since": self._claimed_at}).all()
         claims = [claim for row in rows for claim in _claims(row)]
         return claims, max((row.claimed_at for row in rows), default=None)
 
@@ -188,16 +190,16 @@ class Claiming:
         locked: set[TenantId] = set()
         at = None
         may_take = False
-        fresh = monotonic() >= self._next_look
+        fresh = monotonic() >= self._next_listing
         if fresh:
-            self._look(connection)
+            self._list_lanes(connection)
         while len(claims) < lines:
             shares = self._turns.plan(self._lanes, lines - len(claims))
             if shares:
-                rooms = _rooms(connection, shares, locked)
-                rows = self._delete(connection, lease, [_within(share, rooms) for share in shares])
+                headroom = _headroom(connection, shares, locked)
+                rows = self._take(connection, lease, [_capped(share, headroom) for share in shares])
                 at = rows[0].claimed_at if rows else at
-                claims += self._taken(shares, rooms, rows)
+                claims += self._collect_claims(shares, headroom, rows)
                 # Lanes listed earlier may be many, and each would be tried in vain.
                 may_take = may_take or bool(rows) or self._may_take(connection, lease)
                 if not may_take:
@@ -207,14 +209,14 @@ class Claiming:
                 break
             else:
                 fresh = True
-                self._look(connection)
+                self._list_lanes(connection)
         return claims, at
 
     def _may_take(self, connection: Connection, lease: LeaseId) -> bool:
         parameters = {"lease": lease, "pool": self._pool.value}
         return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
 
-    def _look(self, connection: Connection) -> None:
+    def _list_lanes(self, connection: Connection) -> None:
         """List the batches that wait; the time of the next listing depends on the duration."""
         began = monotonic()
         parameters = {
@@ -235,28 +237,30 @@ class Claiming:
         ]
         waiting = {lane.batch for lane in self._lanes}
         self.marks = {batch: mark for batch, mark in self.marks.items() if batch in waiting}
-        ended = monotonic()
-        self._next_look = ended + min((ended - began) * _LOOKING_SHARE, _LOOK_SECONDS)
+        listed_at = monotonic()
+        self._next_listing = listed_at + min(
+            (listed_at - began) * _LISTING_SHARE, _MAX_LISTING_INTERVAL
+        )
 
-    def _taken(
-        self, shares: Sequence[Share], rooms: Mapping[TenantId, int], rows: Sequence[Any]
+    def _collect_claims(
+        self, shares: Sequence[Share], headroom: Mapping[TenantId, int], rows: Sequence[Any]
     ) -> list[Claim]:
         """Count the requests taken, and drop the lanes that had no more."""
         claims = {row.batch_id: _claims(row) for row in rows}
         self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
-        ended: list[Lane] = []
+        exhausted: list[Lane] = []
         for share in shares:
-            left = _within(share, rooms).lines
+            remaining = _capped(share, headroom).lines
             for lane in share.lanes:
-                left -= len(claims.get(lane.batch, ()))
-                if left > 0:
-                    ended.append(lane)
+                remaining -= len(claims.get(lane.batch, ()))
+                if remaining > 0:
+                    exhausted.append(lane)
                     self.marks.pop(lane.batch, None)
-            taken = sum(len(claims.get(lane.batch, ())) for lane in share.lanes)
-            self._turns.served(share, taken)
-            if taken < share.lines:
-                ended += share.lanes
-        self._lanes = without(self._lanes, ended)
+            claimed = sum(len(claims.get(lane.batch, ())) for lane in share.lanes)
+            self._turns.served(share, claimed)
+            if claimed < share.lines:
+                exhausted += share.lanes
+        self._lanes = without(self._lanes, exhausted)
         return [
             claim
             for share in shares
@@ -264,10 +268,10 @@ class Claiming:
             for claim in claims.get(lane.batch, ())
         ]
 
-    def _delete(
+    def _take(
         self, connection: Connection, lease: LeaseId, shares: Sequence[Share]
     ) -> Sequence[Any]:
-        wanted = [
+        payload = [
             {
                 "lines": share.lines,
                 "lanes": [self._lane(lane.batch) for lane in share.lanes],
@@ -277,14 +281,14 @@ class Claiming:
         parameters = {
             "lease": lease,
             "pool": self._pool.value,
-            "shares": _encode(wanted).decode(),
+            "shares": _encode(payload).decode(),
         }
         return connection.execute(_TAKE, parameters).all()
 
     def _lane(self, batch: BatchId) -> dict[str, Any]:
         mark = self.marks.get(batch)
-        place = _START if mark is None else {"at": mark.at, "line": mark.line}
-        return {"batch": batch, **place}
+        position = _START if mark is None else {"at": mark.at, "line": mark.line}
+        return {"batch": batch, **position}
 
 
 def _claims(row: Any) -> list[Claim]:
@@ -295,7 +299,7 @@ def _claims(row: Any) -> list[Claim]:
     ]
 
 
-def _rooms(
+def _headroom(
     connection: Connection, shares: Sequence[Share], locked: set[TenantId]
 ) -> dict[TenantId, int]:
     """Return how many more requests each tenant with a limit may have claimed.
@@ -318,5 +322,5 @@ def _rooms(
     return {row.id: max(0, limits[row.id] - row.running) if row.id in locked else 0 for row in rows}
 
 
-def _within(share: Share, rooms: Mapping[TenantId, int]) -> Share:
-    return replace(share, lines=min(share.lines, rooms.get(share.tenant, share.lines)))
+def _capped(share: Share, headroom: Mapping[TenantId, int]) -> Share:
+    return replace(share, lines=min(share.lines, headroom.get(share.tenant, share.lines)))

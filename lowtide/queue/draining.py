@@ -76,9 +76,11 @@ def note_drained(
     if not batches:
         return ()
     # `get`, since a claim of the same worker may change the marks meanwhile, in another thread.
-    known = ((batch, marks.get(batch)) for batch in batches)
-    places = [{"id": batch, **({} if mark is None else asdict(mark))} for batch, mark in known]
-    parameters = {"batches": msgspec.json.encode(places).decode()}
+    batch_marks = ((batch, marks.get(batch)) for batch in batches)
+    positions = [
+        {"id": batch, **({} if mark is None else asdict(mark))} for batch, mark in batch_marks
+    ]
+    parameters = {"batches": msgspec.json.encode(positions).decode()}
     candidates = connection.execute(_NOTHING_QUEUED, parameters).scalars().all()
     if not candidates:
         return ()

@@ -72,16 +72,18 @@ class FairShare:
 
     def plan(self, lanes: Iterable[Lane], lines: int) -> list[Share]:
         """Return each tenant's share of `lines`, among the most urgent lanes alone."""
-        found = sorted((urgency(lane, self._pool), lane.left, lane.batch, lane) for lane in lanes)
-        first = [lane for urgent, *_, lane in found if urgent <= found[0][0]]
+        ranked = sorted((urgency(lane, self._pool), lane.left, lane.batch, lane) for lane in lanes)
+        most_urgent = [lane for level, *_, lane in ranked if level <= ranked[0][0]]
         by_tenant: dict[TenantId, list[Lane]] = {}
-        for lane in first:
+        for lane in most_urgent:
             by_tenant.setdefault(lane.tenant, []).append(lane)
         self._admit(by_tenant)
-        turns = self._turns({tenant: its[0].weight for tenant, its in by_tenant.items()}, lines)
+        turns = self._turns(
+            {tenant: own_lanes[0].weight for tenant, own_lanes in by_tenant.items()}, lines
+        )
         return [
-            Share(tenant, turns[tenant], tuple(its))
-            for tenant, its in by_tenant.items()
+            Share(tenant, turns[tenant], tuple(own_lanes))
+            for tenant, own_lanes in by_tenant.items()
             if turns[tenant]
         ]
 
@@ -90,8 +92,8 @@ class FairShare:
         self._tags[share.tenant] += lines / share.lanes[0].weight
 
     def _admit(self, tenants: Iterable[TenantId]) -> None:
-        stayed = [self._tags[tenant] for tenant in tenants if tenant in self._tags]
-        start = min(stayed, default=0.0)
+        existing_tags = [self._tags[tenant] for tenant in tenants if tenant in self._tags]
+        start = min(existing_tags, default=0.0)
         self._tags = {tenant: self._tags.get(tenant, start) for tenant in tenants}
 
     def _turns(self, weights: dict[TenantId, int], lines: int) -> Counter[TenantId]:
@@ -107,7 +109,7 @@ class FairShare:
         return turns
 
 
-def without(lanes: Iterable[Lane], ended: Iterable[Lane]) -> list[Lane]:
+def without(lanes: Iterable[Lane], exhausted: Iterable[Lane]) -> list[Lane]:
     """Return the lanes of other batches."""
-    gone = {lane.batch for lane in ended}
-    return [lane for lane in lanes if lane.batch not in gone]
+    batches = {lane.batch for lane in exhausted}
+    return [lane for lane in lanes if lane.batch not in batches]

@@ -10,7 +10,7 @@ _INTERRUPTED = Counter(
     "spot_interruptions_total",
     "Requests interrupted because spot capacity went away; they run again.",
 )
-_BURIED = Counter("dead_letters_total", "Dead-lettered requests.")
+_DEAD_LETTERS = Counter("dead_letters_total", "Dead-lettered requests.")
 
 
 def judged(in_time: int, late: int) -> None:
@@ -21,7 +21,7 @@ def judged(in_time: int, late: int) -> None:
 
 def buried(requests: int) -> None:
     """Count dead-lettered requests."""
-    _BURIED.inc(requests)
+    _DEAD_LETTERS.inc(requests)
 
 
 def interrupted(requests: int) -> None:

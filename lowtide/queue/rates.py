@@ -66,8 +66,8 @@ class RateStore:
                 key = Pool(row.pool), row.model or ""
                 samples.setdefault(key, []).append(RateSample(row.lines, row.seconds))
             rates = _read(connection)
-            for key, new in samples.items():
-                rates[key] = rates.get(key, Rate()).fold(new)
+            for key, new_samples in samples.items():
+                rates[key] = rates.get(key, Rate()).fold(new_samples)
                 _store(connection, key, rates[key])
         return rates
 

@@ -223,22 +223,22 @@ class QueueStore:
     ) -> Settled:
         """Settle and release requests in one transaction; those not under the lease are skipped."""
         with begin(self._engine) as connection:
-            ended = _finish(connection, lease, finished) if finished else ()
-            touched = {BatchId(row.batch_id): None for row in ended}
-            given_back = 0
+            settled_rows = _finish(connection, lease, finished) if finished else ()
+            batches = {BatchId(row.batch_id): None for row in settled_rows}
+            released = 0
             if returned:
                 rows = connection.execute(
                     _TAKE_BACK, {"lease": lease, "rows": _encode(returned).decode()}
                 ).all()
-                given_back = len(rows)
-                touched |= dict.fromkeys(requeue(connection, rows))
+                released = len(rows)
+                batches |= dict.fromkeys(requeue(connection, rows))
             claiming = self._claiming.get(lease)
             marks = claiming.marks if claiming else {}
-            drained = note_drained(connection, list(touched), self._new_id, marks)
+            drained = note_drained(connection, list(batches), self._new_id, marks)
         return Settled(
-            finished=sum(row.lines for row in ended),
-            in_time=sum(row.in_time for row in ended),
-            returned=given_back,
+            finished=sum(row.lines for row in settled_rows),
+            in_time=sum(row.in_time for row in settled_rows),
+            returned=released,
             drained=drained,
         )
 
@@ -259,27 +259,27 @@ class QueueStore:
 
 def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
     # A single body is passed outside the JSON, which would escape it and copy it several times.
-    alone = len(finished) == 1
-    body = finished[0].body if alone else None
+    is_single = len(finished) == 1
+    body = finished[0].body if is_single else None
     rows = [
         {
-            "batch": line.batch,
-            "line": line.line,
-            "succeeded": line.succeeded,
-            "attempts": line.attempts,
-            "input_tokens": line.usage.input_tokens,
-            "output_tokens": line.usage.output_tokens,
-            "cached_tokens": line.usage.cached_tokens,
-            "reasoning_tokens": line.usage.reasoning_tokens,
-            "replica_seconds": line.replica_seconds,
-            "status_code": line.status_code,
-            "request_id": line.request_id,
-            "body": None if alone or line.body is None else line.body.decode(),
-            "error_code": line.error_code,
-            "error_message": line.error_message,
-            "dead_letter": line.dead_letter,
+            "batch": request.batch,
+            "line": request.line,
+            "succeeded": request.succeeded,
+            "attempts": request.attempts,
+            "input_tokens": request.usage.input_tokens,
+            "output_tokens": request.usage.output_tokens,
+            "cached_tokens": request.usage.cached_tokens,
+            "reasoning_tokens": request.usage.reasoning_tokens,
+            "replica_seconds": request.replica_seconds,
+            "status_code": request.status_code,
+            "request_id": request.request_id,
+            "body": None if is_single or request.body is None else request.body.decode(),
+            "error_code": request.error_code,
+            "error_message": request.error_message,
+            "dead_letter": request.dead_letter,
         }
-        for line in finished
+        for request in finished
     ]
     parameters = {
         "lease": lease,
@@ -297,10 +297,10 @@ def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
     if not rows:
         return []
     batches = sorted({row.batch_id for row in rows})
-    still_open = _lock_open(connection, batches)
+    open_batches = _lock_open(connection, batches)
     encoded = _encode([row._asdict() for row in rows]).decode()
-    connection.execute(_REQUEUE, {"rows": encoded, "open": list(still_open)})
-    return [BatchId(batch) for batch in batches if batch not in set(still_open)]
+    connection.execute(_REQUEUE, {"rows": encoded, "open": list(open_batches)})
+    return [BatchId(batch) for batch in batches if batch not in set(open_batches)]
 
 
 def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID]:
@@ -310,11 +310,11 @@ def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID
     transactions that share such a lock would deadlock in `note_drained`, so it is released.
     """
     while batches:
-        attempt = connection.begin_nested()
-        found = connection.execute(_LOCK_OPEN, {"batches": list(batches)}).scalars().all()
-        if len(found) == len(batches):
-            attempt.commit()
-            return found
-        attempt.rollback()
-        batches = found
+        savepoint = connection.begin_nested()
+        open_batches = connection.execute(_LOCK_OPEN, {"batches": list(batches)}).scalars().all()
+        if len(open_batches) == len(batches):
+            savepoint.commit()
+            return open_batches
+        savepoint.rollback()
+        batches = open_batches
     return ()

@@ -99,30 +99,30 @@ def _pause(row: Any) -> PoolPause:
 class Pools:
     """The pausing and resuming of pools by an operator of the whole installation."""
 
-    def __init__(self, register: PauseStore) -> None:
-        self._register = register
+    def __init__(self, store: PauseStore) -> None:
+        self._store = store
 
     def standings(self) -> Sequence[PoolStanding]:
         """Return the state of each pool; raises Unavailable."""
-        return self._register.standings()
+        return self._store.standings()
 
-    def effect(self, visitor: Principal, pool: Pool) -> PauseEffect:
+    def effect(self, principal: Principal, pool: Pool) -> PauseEffect:
         """Return the effect that a pause would have, without pausing; raises Forbidden."""
-        visitor.require_operator_of_all()
-        return effect_of(pool, self._register.standings(), self._register.held_deadlines())
+        principal.require_operator_of_all()
+        return effect_of(pool, self._store.standings(), self._store.held_deadlines())
 
-    def pause(self, visitor: Principal, pool: Pool) -> PoolPause:
+    def pause(self, principal: Principal, pool: Pool) -> PoolPause:
         """Pause a pool: its workers claim nothing until it is resumed; raises Forbidden.
 
         They finish the requests already claimed. A pool already paused keeps that pause.
         """
-        visitor.require_operator_of_all()
-        return self._register.pause(pool, visitor.name)
+        principal.require_operator_of_all()
+        return self._store.pause(pool, principal.name)
 
-    def resume(self, visitor: Principal, pool: Pool) -> PoolPause | None:
+    def resume(self, principal: Principal, pool: Pool) -> PoolPause | None:
         """Resume a pool: its workers claim again; raises Forbidden.
 
         Returns the pause that ended; None if there was none.
         """
-        visitor.require_operator_of_all()
-        return self._register.resume(pool, visitor.name)
+        principal.require_operator_of_all()
+        return self._store.resume(pool, principal.name)

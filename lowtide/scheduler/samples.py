@@ -109,7 +109,7 @@ DELETE FROM pool_samples WHERE ctid = ANY(ARRAY(
 _TRIM = text(TRIM)
 
 
-_TRIMMED_AT_ONCE = 500
+_TRIM_LIMIT = 500
 
 
 class SampleRecorder:
@@ -118,12 +118,12 @@ class SampleRecorder:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def record(self, levels: Mapping[Pool, PoolLevel], *, kept: float) -> bool:
+    def record(self, levels: Mapping[Pool, PoolLevel], *, retention: float) -> bool:
         """Take this minute's sample unless it exists; return whether it was taken.
 
-        Deletes some of the samples that are older than `kept` seconds.
+        Deletes some of the samples that are older than `retention` seconds.
         """
-        given = [
+        rows = [
             {
                 "pool": pool.value,
                 "queued": level.queued,
@@ -138,7 +138,7 @@ class SampleRecorder:
             last = connection.execute(_LAST).one()
             if not last.is_due:
                 return False
-            parameters = {"levels": msgspec.json.encode(given).decode(), "last": last.at}
+            parameters = {"levels": msgspec.json.encode(rows).decode(), "last": last.at}
             connection.execute(_SAMPLE, parameters)
-            connection.execute(_TRIM, {"kept": kept, "limit": _TRIMMED_AT_ONCE})
+            connection.execute(_TRIM, {"kept": retention, "limit": _TRIM_LIMIT})
         return True

@@ -40,7 +40,7 @@ _DROP_RUNNING = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM claims WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
 """)
-_SILENT = text("""
+_UNDRAINED = text("""
 SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
   AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
@@ -68,7 +68,7 @@ DELETE FROM workers WHERE id = ANY(ARRAY(
 # Any claim without a living lease, including those that an earlier sweep skipped or a crash left
 # behind. Requests lost repeatedly get a random delay: claimed together every time, the one that
 # kills its worker would take the innocent ones with it to the dead letters.
-_ORPHANS = text("""
+_LOST_REQUESTS = text("""
 DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
   FOR UPDATE OF c SKIP LOCKED))
@@ -113,14 +113,14 @@ INSERT INTO stray_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
-_STRAYS = text("""
+_ORPHAN_OBJECTS = text("""
 SELECT object_key FROM stray_objects WHERE due_at <= now() AND object_key NOT IN (
   SELECT input_key FROM batches
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 ORDER BY due_at LIMIT :limit
 """)
-_FORGET_STRAYS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
-_LEASES_A_SET = 40
+_FORGET_ORPHAN_OBJECTS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
+_LEASES_PER_SET = 40
 _STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
 
 
@@ -134,18 +134,18 @@ class SweepStore:
 
     def sweep(self, *, cancel_grace: float, stalled_after: float) -> SweepResult:
         """Release requests of expired leases, end overdue batches, announce stalled ones again."""
-        orphans = self._reap()
+        lost_requests = self._reap()
         dropped = self._expire()
         self._finish_cancelling(cancel_grace)
-        self._drain_silent()
+        self._drain_missed()
         self._restart_stalled(stalled_after)
-        buried = [row.in_time for row in orphans if self._is_poison(row)]
+        dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
         return SweepResult(
-            reaped=len(orphans),
-            interrupted=sum(row.pool == Pool.SPOT for row in orphans),
-            in_time=sum(buried),
-            late=len(buried) - sum(buried) + dropped,
-            buried=len(buried),
+            reaped=len(lost_requests),
+            interrupted=sum(row.pool == Pool.SPOT for row in lost_requests),
+            in_time=sum(dead_lettered),
+            late=len(dead_lettered) - sum(dead_lettered) + dropped,
+            buried=len(dead_lettered),
         )
 
     def strays(self, limit: int) -> Sequence[str]:
@@ -153,25 +153,25 @@ class SweepStore:
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
-            return connection.execute(_STRAYS, {"limit": limit}).scalars().all()
+            return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
 
     def forget_strays(self, keys: Sequence[str]) -> None:
         """Record that these objects are deleted."""
         with begin(self._engine) as connection:
-            connection.execute(_FORGET_STRAYS, {"keys": list(keys)})
+            connection.execute(_FORGET_ORPHAN_OBJECTS, {"keys": list(keys)})
 
     def trim_signed_out(self) -> int:
         """Delete signed-out portal sessions that have expired anyway; return how many."""
         with begin(self._engine) as connection:
             return sign_in.trim(connection)
 
-    def trim_audit(self, *, kept: float, limit: int) -> int:
-        """Delete up to `limit` audited actions older than `kept` seconds; return how many."""
+    def trim_audit(self, *, retention: float, limit: int) -> int:
+        """Delete up to `limit` audited actions older than `retention` seconds; return how many."""
         with begin(self._engine) as connection:
-            return audit.trim(connection, kept=kept, limit=limit)
+            return audit.trim(connection, retention=retention, limit=limit)
 
-    def _is_poison(self, orphan: Any) -> bool:
-        return bool(orphan.lost_leases >= self._max_lost_leases)
+    def _is_poison(self, request: Any) -> bool:
+        return bool(request.lost_leases >= self._max_lost_leases)
 
     def _reap(self) -> Sequence[Any]:
         """Release the requests of expired leases; return their rows.
@@ -182,30 +182,30 @@ class SweepStore:
         with begin(self._engine) as connection:
             leases = connection.execute(_LEASES).one()
         storm = is_storm(leases.lost, leases.living)
-        most = self._max_lost_leases - 1 if storm else self._max_lost_leases
-        orphans: list[Any] = []
-        ended = _LEASES_A_SET
-        while ended == _LEASES_A_SET:
-            ended, found = self._end_leases(most)
-            orphans += found
-        return orphans
+        max_lost_leases = self._max_lost_leases - 1 if storm else self._max_lost_leases
+        lost_requests: list[Any] = []
+        ended_leases = _LEASES_PER_SET
+        while ended_leases == _LEASES_PER_SET:
+            ended_leases, requests = self._end_leases(max_lost_leases)
+            lost_requests += requests
+        return lost_requests
 
-    def _end_leases(self, most: int) -> tuple[int, Sequence[Any]]:
+    def _end_leases(self, max_lost_leases: int) -> tuple[int, Sequence[Any]]:
         """End some expired leases; return how many, and the requests left without a lease.
 
-        No request's count of lost leases grows beyond `most`.
+        No request's count of lost leases grows beyond `max_lost_leases`.
         """
         with begin(self._engine) as connection:
-            ended = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_A_SET}).rowcount
-            orphans = connection.execute(_ORPHANS, {"most": most}).all()
-            poison = [row for row in orphans if self._is_poison(row)]
-            alive = [row for row in orphans if not self._is_poison(row)]
-            ending = requeue(connection, alive)
+            ended_leases = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_PER_SET}).rowcount
+            lost_requests = connection.execute(_LOST_REQUESTS, {"most": max_lost_leases}).all()
+            poison = [row for row in lost_requests if self._is_poison(row)]
+            retryable = [row for row in lost_requests if not self._is_poison(row)]
+            ending = requeue(connection, retryable)
             if poison:
-                _bury(connection, poison)
+                _dead_letter(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
             note_drained(connection, sorted(set(ending)), self._new_id, delay=0)
-        return ended, orphans
+        return ended_leases, lost_requests
 
     def _expire(self) -> int:
         """End batches past their deadline; return how many of their requests were dropped."""
@@ -218,11 +218,11 @@ class SweepStore:
             due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
             self._drop(connection, due)
 
-    def _drain_silent(self) -> None:
+    def _drain_missed(self) -> None:
         """Drain batches whose last request was settled while their others were being dropped."""
         with begin(self._engine) as connection:
-            silent = [BatchId(batch) for batch in connection.execute(_SILENT).scalars()]
-            note_drained(connection, silent, self._new_id, delay=0)
+            undrained = [BatchId(batch) for batch in connection.execute(_UNDRAINED).scalars()]
+            note_drained(connection, undrained, self._new_id, delay=0)
 
     def _restart_stalled(self, age: float) -> None:
         """Announce again the batches that have waited `age` seconds for a split or for finalizing.
@@ -252,7 +252,7 @@ class SweepStore:
         return dropped
 
 
-def _bury(connection: Connection, poison: Sequence[Any]) -> None:
+def _dead_letter(connection: Connection, poison: Sequence[Any]) -> None:
     rows = msgspec.json.encode([row._asdict() for row in poison]).decode()
     message = f"{poison[0].lost_leases} workers in a row were lost while running this request."
     connection.execute(_POISON, {"rows": rows, "message": message})

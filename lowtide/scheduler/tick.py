@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-_STRAYS_A_TICK = 200
-_AUDITS_A_TICK = 1000
+_ORPHANS_PER_TICK = 200
+_AUDITS_PER_TICK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,16 @@ class Scheduler:
 
     def __init__(
         self,
-        ticks: SweepStore,
-        timetable: PlanStore,
+        sweeps: SweepStore,
+        plans: PlanStore,
         rates: RateStore,
         recorder: SampleRecorder,
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
     ) -> None:
-        self._ticks = ticks
-        self._timetable = timetable
+        self._sweeps = sweeps
+        self._plans = plans
         self._rates = rates
         self._recorder = recorder
         self._objects = objects
@@ -90,13 +90,13 @@ class Scheduler:
 
     def tick(self) -> TickReport:
         """Run one tick. Idempotent; concurrent ticks do no harm."""
-        swept = self._ticks.sweep(
+        swept = self._sweeps.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
         rates = self._rates.fold()
         planned = self._replan(rates)
         self._publisher.resend()
-        self._remove_strays()
+        self._remove_orphans()
         report = TickReport(
             swept=swept,
             planned=planned,
@@ -104,19 +104,19 @@ class Scheduler:
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
             most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
         )
-        with _spared("history.not_recorded"):
+        with _failure_logged_as("history.not_recorded"):
             self._record(report)
-        with _spared("sessions.not_trimmed"):
-            self._ticks.trim_signed_out()
-        with _spared("audit.not_trimmed"):
-            self._ticks.trim_audit(kept=self._rules.audit_kept, limit=_AUDITS_A_TICK)
-        _tell(report)
+        with _failure_logged_as("sessions.not_trimmed"):
+            self._sweeps.trim_signed_out()
+        with _failure_logged_as("audit.not_trimmed"):
+            self._sweeps.trim_audit(retention=self._rules.audit_kept, limit=_AUDITS_PER_TICK)
+        _log_report(report)
         return report
 
     def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> PlanResult | None:
         dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}
-        return self._timetable.replan(
-            lambda situation: decide(replace(situation, rates=dedicated), self._rules.capacity)
+        return self._plans.replan(
+            lambda state: decide(replace(state, rates=dedicated), self._rules.capacity)
         )
 
     def _desired(self, planned: PlanResult) -> dict[Pool, int]:
@@ -141,22 +141,22 @@ class Scheduler:
             pool: PoolLevel(lines, planned.before[pool].running, report.desired_replicas[pool])
             for pool, lines in planned.waiting.items()
         }
-        self._recorder.record(levels, kept=self._rules.history_kept)
+        self._recorder.record(levels, retention=self._rules.history_kept)
 
-    def _remove_strays(self) -> None:
+    def _remove_orphans(self) -> None:
         """Delete orphans from the object store; a failure is retried at the next tick."""
         try:
-            keys = self._ticks.strays(_STRAYS_A_TICK)
+            keys = self._sweeps.strays(_ORPHANS_PER_TICK)
             if keys:
                 self._objects.delete(keys)
-                self._ticks.forget_strays(keys)
+                self._sweeps.forget_strays(keys)
                 _log.info("objects.removed", extra={"objects": len(keys)})
         except Unavailable as error:
             _log.warning("objects.not_removed", extra={"reason": error.for_log})
 
 
 @contextmanager
-def _spared(event: str) -> Iterator[None]:
+def _failure_logged_as(event: str) -> Iterator[None]:
     """Log a failure of the block as `event`, and go on: the tick's own work is done without it."""
     try:
         yield
@@ -166,17 +166,17 @@ def _spared(event: str) -> Iterator[None]:
         _log.exception(event)
 
 
-def _tell(report: TickReport) -> None:
+def _log_report(report: TickReport) -> None:
     planned = report.planned
-    told = {
+    fields = {
         "reaped": report.swept.reaped,
         "escalated": planned.escalated if planned else 0,
         "revoked": planned.revoked if planned else 0,
         "returned": planned.returned if planned else 0,
         "at_risk": len(planned.plan.at_risk) if planned else 0,
     }
-    if any(told.values()):
-        _log.info("tick", extra=told)
+    if any(fields.values()):
+        _log.info("tick", extra=fields)
 
 
 _TICKS = Counter("scheduler_ticks_total", "Completed ticks.")
@@ -190,7 +190,9 @@ _SLACK = Gauge(
     "Min time, over all open batches, until all dedicated replicas must run; below 0, a "
     "deadline cannot be met.",
 )
-_WANTED = Gauge("dedicated_replicas_planned", "Dedicated replicas needed to meet the deadlines.")
+_PLANNED_REPLICAS = Gauge(
+    "dedicated_replicas_planned", "Dedicated replicas needed to meet the deadlines."
+)
 _RATE = Gauge(
     "replica_rate_lines_per_second",
     "Requests per second that plans assume of one full replica: a lower confidence bound.",
@@ -199,7 +201,7 @@ _RATE = Gauge(
 _AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be met.")
 _QUEUED = Gauge("queue_depth", "Queued requests.", ["pool"])
 _PAUSED = Gauge("pool_paused", "1 while the pool is paused, else 0.", ["pool"])
-_MOST = Gauge("autoscaler_max_replicas", "Max replicas of the pool.", ["pool"])
+_MAX_REPLICAS = Gauge("autoscaler_max_replicas", "Max replicas of the pool.", ["pool"])
 _DESIRED = {
     Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Desired spot replicas."),
     Pool.DEDICATED: Gauge("autoscaler_desired_dedicated_replicas", "Desired dedicated replicas."),
@@ -215,16 +217,16 @@ def ticked(report: TickReport) -> None:
     interrupted(report.swept.interrupted)
     buried(report.swept.buried)
     if report.planned is not None:
-        _planned(report.planned)
+        _publish_plan(report.planned)
     for (pool, model), rate in report.rates.items():
         _RATE.labels(pool.value, model).set(rate)
     for pool, replicas in report.desired_replicas.items():
         _DESIRED[pool].set(replicas)
-    for pool, most in report.most_replicas.items():
-        _MOST.labels(pool.value).set(most)
+    for pool, max_replicas in report.most_replicas.items():
+        _MAX_REPLICAS.labels(pool.value).set(max_replicas)
 
 
-def _planned(planned: PlanResult) -> None:
+def _publish_plan(planned: PlanResult) -> None:
     for pool, lines in planned.waiting.items():
         _QUEUED.labels(pool.value).set(lines)
         _PAUSED.labels(pool.value).set(pool in planned.paused)
@@ -232,6 +234,6 @@ def _planned(planned: PlanResult) -> None:
     _RETURNED.inc(planned.returned)
     _REVOKED.inc(planned.revoked)
     _AT_RISK.set(len(planned.plan.at_risk))
-    _WANTED.set(planned.plan.replicas)
+    _PLANNED_REPLICAS.set(planned.plan.replicas)
     # With no open batch nothing can ever be late, and a gauge of 0 would look like an alarm.
     _SLACK.set(math.inf if planned.plan.slack is None else planned.plan.slack)

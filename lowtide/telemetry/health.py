@@ -146,11 +146,11 @@ class _Server:
             status, body = 200, b"ok"
         elif path == "/health/ready":
             status, body = await self._ready()
-        sent = (
+        response_head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {type_}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        return sent.encode() + (b"" if method == "HEAD" else body)
+        return response_head.encode() + (b"" if method == "HEAD" else body)
 
     async def _ready(self) -> tuple[int, bytes]:
         current = asyncio.wrap_future(self._readiness.ask())
@@ -167,7 +167,7 @@ class _Server:
 
 def _header(lines: list[str], name: str) -> str:
     for line in lines:
-        given, _, value = line.partition(":")
-        if given.lower() == name:
+        header, _, value = line.partition(":")
+        if header.lower() == name:
             return value.strip()
     return ""

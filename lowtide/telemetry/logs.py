@@ -51,14 +51,14 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for ours in ("lowtide", "portal"):
-        logging.getLogger(ours).setLevel(level.value.upper())
+    for name in ("lowtide", "portal"):
+        logging.getLogger(name).setLevel(level.value.upper())
     for server in map(logging.getLogger, _SERVERS):
         server.handlers.clear()
         server.propagate = True
     # These log every request at INFO.
-    for chatty in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for library in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # It logs a traceback for every pooled connection that a restarting database drops.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
@@ -102,8 +102,8 @@ class _JsonLines(logging.Formatter):
 class _ReadableLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [f"{record.levelname.lower():7}", record.getMessage()]
-        around = {key: value for key, value in log_fields().items() if key not in _LONG_WINDED}
-        parts += [f"{key}={value}" for key, value in (_fields(record) | around).items()]
+        context = {key: value for key, value in log_fields().items() if key not in _LONG_WINDED}
+        parts += [f"{key}={value}" for key, value in (_fields(record) | context).items()]
         lines = [printable(" ".join(parts))]
         if record.exc_info:
             # Indented, so that a line of an error's message cannot pass for a log line.

@@ -68,10 +68,10 @@ class OpenTelemetryTracer(Untraced):
         override it.
         """
         for name in _CHATTY:
-            logging.getLogger(name).addFilter(_Seldom())
-        described = Resource(dict(resource)).merge(OTELResourceDetector().detect())
+            logging.getLogger(name).addFilter(_RateLimit())
+        process = Resource(dict(resource)).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(
-            resource=Resource.create().merge(described), shutdown_on_exit=False
+            resource=Resource.create().merge(process), shutdown_on_exit=False
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("lowtide")
@@ -103,22 +103,22 @@ class OpenTelemetryTracer(Untraced):
     def close(self, seconds: float) -> None:
         """Export the remaining spans, for at most `seconds`."""
         # The provider's own limit is 30 s, and more while the collector is unreachable.
-        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
-        sending.start()
-        sending.join(seconds)
+        shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(seconds)
 
 
-class _Seldom(logging.Filter):
+class _RateLimit(logging.Filter):
     """Pass one record a minute, of level ERROR or above."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._next = 0.0
+        self._next_at = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.ERROR or record.created < self._next:
+        if record.levelno < logging.ERROR or record.created < self._next_at:
             return False
-        self._next = record.created + _SILENCE_SECONDS
+        self._next_at = record.created + _SILENCE_SECONDS
         return True
 
 

@@ -42,8 +42,8 @@ def parse_trace(traceparent: str | None, tracestate: str | None = None) -> Trace
     match = _TRACEPARENT.fullmatch((traceparent or "").strip())
     if match is None:
         return None
-    version, trace_id, span_id, flags, more = match.groups()
-    if version == "ff" or (version == "00" and more is not None):
+    version, trace_id, span_id, flags, further_fields = match.groups()
+    if version == "ff" or (version == "00" and further_fields is not None):
         return None
     if not trace_id.strip("0") or not span_id.strip("0"):
         return None
@@ -146,11 +146,11 @@ class ScopedSpan:
     """The common part of spans: the context and the log fields."""
 
     def __init__(self, context: TraceContext | None, attributes: Attributes | None = None) -> None:
-        around = _CURRENT.get()
+        outer = _CURRENT.get()
         self._context = context
-        self.fields: dict[str, object] = {} if around is None else dict(around.fields)
+        self.fields: dict[str, object] = {} if outer is None else dict(outer.fields)
         if attributes:
-            self._keep(attributes)
+            self._keep_fields(attributes)
 
     @property
     def context(self) -> TraceContext | None:
@@ -159,7 +159,7 @@ class ScopedSpan:
 
     def note(self, attributes: Attributes) -> None:
         """Keep the attributes that log records carry."""
-        self._keep(attributes)
+        self._keep_fields(attributes)
 
     def fail(self, kind: str) -> None:
         """Do nothing, as the span is not recorded."""
@@ -167,7 +167,7 @@ class ScopedSpan:
     def end(self) -> None:
         """Do nothing, as the span is not recorded."""
 
-    def _keep(self, attributes: Attributes) -> None:
+    def _keep_fields(self, attributes: Attributes) -> None:
         for name, field in _FIELDS.items():
             if name in attributes:
                 self.fields[field] = attributes[name]
@@ -183,8 +183,8 @@ class Untraced:
 
     def current(self) -> TraceContext | None:
         """Return the context of the current span, or None."""
-        around = _CURRENT.get()
-        return None if around is None else around.context
+        span = _CURRENT.get()
+        return None if span is None else span.context
 
     def start(
         self,

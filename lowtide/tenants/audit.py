@@ -68,9 +68,9 @@ def note(
     )
 
 
-def trim(connection: Connection, *, kept: float, limit: int) -> int:
-    """Delete up to `limit` actions older than `kept` seconds; return their number."""
-    return connection.execute(_TRIM, {"kept": kept, "limit": limit}).rowcount
+def trim(connection: Connection, *, retention: float, limit: int) -> int:
+    """Delete up to `limit` actions older than `retention` seconds; return their number."""
+    return connection.execute(_TRIM, {"kept": retention, "limit": limit}).rowcount
 
 
 PAGE = """
@@ -104,12 +104,14 @@ class AuditLog:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def page(self, wanted: AuditFilter, *, after: int | None, limit: int) -> Sequence[AuditEntry]:
+    def page(
+        self, audit_filter: AuditFilter, *, after: int | None, limit: int
+    ) -> Sequence[AuditEntry]:
         """Return up to `limit` entries after the id `after`, newest first."""
         parameters = {
-            "actor": wanted.actor,
-            "action": wanted.action,
-            "tenant": wanted.tenant,
+            "actor": audit_filter.actor,
+            "action": audit_filter.action,
+            "tenant": audit_filter.tenant,
             "after": after,
             "limit": limit,
         }

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 PREFIX = "lt_"
-_KNOWN_BY = 9
-_SHORTEST = 40
+_PREFIX_LENGTH = 9
+_MIN_LENGTH = 40
 
 
 def new_key() -> str:
@@ -41,7 +41,7 @@ def prefix_of(key: str) -> str | None:
 
     Of the 256 random bits, 36 are shown.
     """
-    return key[:_KNOWN_BY] if len(key) >= _SHORTEST else None
+    return key[:_PREFIX_LENGTH] if len(key) >= _MIN_LENGTH else None
 
 
 def hash_key(key: str, pepper: str) -> bytes:
@@ -169,7 +169,7 @@ PAGES = {
     (state, of_tenant): f"""
 SELECT k.*, t.name AS tenant_name, now() AS at FROM (
   SELECT {_COLUMNS}, tenant_id FROM api_keys
-  WHERE {is_such} {"AND tenant_id = :tenant" if of_tenant else ""}
+  WHERE {condition} {"AND tenant_id = :tenant" if of_tenant else ""}
     AND (cast(:text AS text) IS NULL OR strpos(name, :text) > 0 OR starts_with(prefix, :text))
     AND (cast(:after AS uuid) IS NULL
       OR (created_at, id) < (cast(:created_at AS timestamptz), cast(:after AS uuid)))
@@ -177,11 +177,11 @@ SELECT k.*, t.name AS tenant_name, now() AS at FROM (
 ) k JOIN tenants t ON t.id = k.tenant_id
 ORDER BY k.created_at DESC, k.id DESC
 """  # noqa: S608
-    for state, is_such in _STATES.items()
+    for state, condition in _STATES.items()
     for of_tenant in (False, True)
 }
 """The statement for each state, for all tenants (False) and for one (True)."""
-_PAGES = {which: text(statement) for which, statement in PAGES.items()}
+_PAGES = {variant: text(statement) for variant, statement in PAGES.items()}
 # The caller has locked the tenant's row, so that two transactions cannot take the same name.
 _ADD = text(f"""
 INSERT INTO api_keys (hash, tenant_id, name, prefix) SELECT :hash, :tenant, :name, :prefix
@@ -207,17 +207,19 @@ class KeyStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def page(self, wanted: KeyFilter, *, after: KeyMark | None, limit: int) -> Sequence[TenantKey]:
+    def page(
+        self, key_filter: KeyFilter, *, after: KeyMark | None, limit: int
+    ) -> Sequence[TenantKey]:
         """Return up to `limit` keys after the mark `after`, newest first."""
         parameters = {
-            "tenant": wanted.tenant,
-            "text": wanted.text or None,
+            "tenant": key_filter.tenant,
+            "text": key_filter.text or None,
             "after": None if after is None else after.id,
             "created_at": None if after is None else after.created_at,
             "limit": limit,
         }
-        statement = _PAGES[wanted.state, wanted.tenant is not None]
-        if wanted.tenant is None:
+        statement = _PAGES[key_filter.state, key_filter.tenant is not None]
+        if key_filter.tenant is None:
             del parameters["tenant"]
         with begin(self._engine) as connection:
             rows = connection.execute(statement, parameters)
@@ -236,23 +238,23 @@ def add_key(
     key: str,
     pepper: str,
     *,
-    again: bool = False,
+    reuse_name: bool = False,
 ) -> KeyId:
-    """Store a key's hash; raises Conflict if the name is in use, unless `again` is set."""
+    """Store a key's hash; raises Conflict if the name is in use, unless `reuse_name` is set."""
     row = {
         "hash": hash_key(key, pepper),
         "tenant": tenant,
         "name": name,
         "prefix": prefix_of(key),
-        "again": again,
+        "again": reuse_name,
     }
-    made = connection.execute(_ADD, row).scalar_one_or_none()
-    if made is None:
+    key_id = connection.execute(_ADD, row).scalar_one_or_none()
+    if key_id is None:
         raise Conflict(
             f"Key {name!r} already exists: choose another name, rotate it, or revoke it first.",
             param="key",
         )
-    return KeyId(made)
+    return KeyId(key_id)
 
 
 def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: timedelta) -> datetime:
@@ -261,10 +263,10 @@ def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: tim
     Raises NotFound if no key of that name is in use.
     """
     parameters = {"tenant": tenant, "name": name, "overlap": overlap}
-    ends: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
-    if not ends:
+    expiries: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
+    if not expiries:
         raise _no_key(name)
-    return max(ends)
+    return max(expiries)
 
 
 def revoke_keys(
@@ -272,10 +274,10 @@ def revoke_keys(
 ) -> Sequence[KeyId]:
     """Revoke the keys of a name, or of these only `key`; raises NotFound if none is in use."""
     parameters = {"tenant": tenant, "name": name, "id": key}
-    ended = [KeyId(row) for row in connection.execute(_REVOKE, parameters).scalars()]
-    if not ended:
+    key_ids = [KeyId(row) for row in connection.execute(_REVOKE, parameters).scalars()]
+    if not key_ids:
         raise _no_key(name)
-    return ended
+    return key_ids
 
 
 def _no_key(name: str) -> NotFound:

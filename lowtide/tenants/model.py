@@ -62,7 +62,7 @@ def check_name(name: str, param: str) -> str:
 
 def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
     """Return the old and the new value of each changed limit, and of a changed weight, by name."""
-    old, new = ({"weight": each.weight, **asdict(each.limits)} for each in (before, after))
+    old, new = ({"weight": tenant.weight, **asdict(tenant.limits)} for tenant in (before, after))
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 

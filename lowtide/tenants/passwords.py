@@ -33,12 +33,12 @@ def matches(password: str, stored: str) -> bool:
     try:
         method, salt, derived = stored.split(":")
         expected = base64.b64decode(derived, validate=True)
-        found = _derive(password, base64.b64decode(salt, validate=True))
+        actual = _derive(password, base64.b64decode(salt, validate=True))
     except (ValueError, binascii.Error) as error:
         raise ValueError(
             "Invalid password hash: create one with `lowtide portal-password`."
         ) from error
-    return hmac.compare_digest(found, expected) and method == "scrypt"
+    return hmac.compare_digest(actual, expected) and method == "scrypt"
 
 
 class PasswordSignIn:
@@ -47,16 +47,16 @@ class PasswordSignIn:
     def __init__(self, stored: str, role: Role) -> None:
         self._stored = stored
         # A digest of the secret salted hash: it reveals only that the password was changed.
-        known = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
-        self._visitor = Principal(f"portal {role}", role, credential=f"password {known}")
+        fingerprint = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
+        self._principal = Principal(f"portal {role}", role, credential=f"password {fingerprint}")
 
     def visitor(self, secret: str) -> Principal | None:
         """Return the principal of the password; None if it does not match."""
-        return self._visitor if matches(secret, self._stored) else None
+        return self._principal if matches(secret, self._stored) else None
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return the credential of the current password, if among `credentials`."""
-        return credentials & {self._visitor.credential}
+        return credentials & {self._principal.credential}
 
 
 def _derive(password: str, salt: bytes) -> bytes:

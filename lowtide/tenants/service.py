@@ -76,23 +76,23 @@ class Tenancy:
 
     def create(self, name: str, changes: TenantChanges) -> Tenant:
         """Create a tenant; `changes` override the defaults. Raises InvalidRequest or Conflict."""
-        plain = Tenant(
+        default = Tenant(
             TenantId(self._new_id()), check_name(name, "name"), 1, self.defaults, self._clock()
         )
-        made = changes.apply(plain)
-        self._registry.add(made, self._actor)
-        return made
+        tenant = changes.apply(default)
+        self._registry.add(tenant, self._actor)
+        return tenant
 
-    def change(self, name: str, changes: TenantChanges, seen: Tenant | None = None) -> Tenant:
+    def change(self, name: str, changes: TenantChanges, expected: Tenant | None = None) -> Tenant:
         """Change weight and limits, effective from the next request on; raises NotFound.
 
-        Raises Conflict if the tenant has changed since it was `seen`.
+        Raises Conflict if the tenant differs from `expected`.
         """
 
         def apply(current: Tenant) -> Tenant:
-            if seen is not None and (news := differences(seen, current)):
+            if expected is not None and (changed := differences(expected, current)):
                 raise Conflict(
-                    f"{name} was changed in the meantime: {', '.join(told(news))}. Review it and try again."
+                    f"{name} was changed in the meantime: {', '.join(told(changed))}. Review it and try again."
                 )
             return changes.apply(current)
 
@@ -123,15 +123,15 @@ class Tenancy:
         self._registry.revoke_key(tenant, name, self._actor, key)
 
 
-def told(news: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
+def told(changes: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
     """Format differences, such as `running requests: 5 → none`."""
     return [
-        f"{name.replace('_lines', ' requests').replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
-        for name, (old, new) in news.items()
+        f"{name.replace('_lines', ' requests').replace('_', ' ')}: {_format_value(old)} → {_format_value(new)}"
+        for name, (old, new) in changes.items()
     ]
 
 
-def _shown(value: int | None) -> str:
+def _format_value(value: int | None) -> str:
     return "none" if value is None else f"{value:,}"
 
 
@@ -162,50 +162,50 @@ class Administration:
         self._prices = prices
         self._tenancy = tenancy
 
-    def names(self, visitor: Principal) -> Mapping[TenantId, str]:
+    def names(self, principal: Principal) -> Mapping[TenantId, str]:
         """Return every tenant's name, sorted by name."""
-        _require_all(visitor)
+        _require_all(principal)
         return {tenant.id: tenant.name for tenant in self._registry.tenants()}
 
     def tenants(
-        self, visitor: Principal, name: str, *, after: str | None, limit: int
+        self, principal: Principal, name: str, *, after: str | None, limit: int
     ) -> tuple[Sequence[PricedUse], bool]:
         """Return up to `limit` tenants after the name `after`, and True if there are more."""
-        _require_all(visitor)
-        found = self._usage.page(name, after=after, limit=limit + 1)
+        _require_all(principal)
+        page = self._usage.page(name, after=after, limit=limit + 1)
         priced = [
             PricedUse(use, cost_of(use.spot_seconds, use.dedicated_seconds, self._prices))
-            for use in found[:limit]
+            for use in page[:limit]
         ]
-        return priced, len(found) > limit
+        return priced, len(page) > limit
 
     def keys(
-        self, visitor: Principal, wanted: KeyFilter, *, after: KeyMark | None, limit: int
+        self, principal: Principal, key_filter: KeyFilter, *, after: KeyMark | None, limit: int
     ) -> tuple[Sequence[TenantKey], bool]:
         """Return up to `limit` keys after `after`, newest first, and True if there are more."""
-        _require_all(visitor)
-        found = self._keys.page(wanted, after=after, limit=limit + 1)
-        return found[:limit], len(found) > limit
+        _require_all(principal)
+        page = self._keys.page(key_filter, after=after, limit=limit + 1)
+        return page[:limit], len(page) > limit
 
     def audit(
-        self, visitor: Principal, wanted: AuditFilter, *, after: int | None, limit: int
+        self, principal: Principal, audit_filter: AuditFilter, *, after: int | None, limit: int
     ) -> tuple[Sequence[AuditEntry], bool]:
         """Return up to `limit` entries after `after`, newest first, and True if there are more."""
-        _require_all(visitor)
-        found = self._log.page(wanted, after=after, limit=limit + 1)
-        return found[:limit], len(found) > limit
+        _require_all(principal)
+        page = self._log.page(audit_filter, after=after, limit=limit + 1)
+        return page[:limit], len(page) > limit
 
-    def actions(self, visitor: Principal) -> Sequence[str]:
+    def actions(self, principal: Principal) -> Sequence[str]:
         """Return the distinct actions in the audit log, sorted by name."""
-        _require_all(visitor)
+        _require_all(principal)
         return self._log.actions()
 
-    def acting(self, visitor: Principal) -> Tenancy:
+    def acting(self, principal: Principal) -> Tenancy:
         """Return the service that changes tenants and keys; raises Forbidden also for a viewer."""
-        visitor.require_operator_of_all()
-        return self._tenancy(visitor.name)
+        principal.require_operator_of_all()
+        return self._tenancy(principal.name)
 
 
-def _require_all(visitor: Principal) -> None:
-    if visitor.tenant is not None:
+def _require_all(principal: Principal) -> None:
+    if principal.tenant is not None:
         raise Forbidden("Only available for all tenants: sign in with a password, not an API key.")

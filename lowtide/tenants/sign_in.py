@@ -115,11 +115,11 @@ class KeySignIn:
 MOST_FAILURES: Final = 10
 WITHIN_SECONDS: Final = 60.0
 MOST_PLACES: Final = 10_000
-_MOST_SECRET: Final = 256
+_MAX_SECRET_LENGTH: Final = 256
 _KEY: Final = "lt_"
 _IPV6_PREFIX: Final = 64  # one subscriber can use any address of it
 
-_Place = tuple[str, str]
+_Source = tuple[str, str]
 
 
 class SignInGuard:
@@ -129,10 +129,10 @@ class SignInGuard:
     only. An attempt is counted before its secret is compared, which also limits concurrent ones.
     """
 
-    def __init__(self, ways: Sequence[SignIn], *, timer: Callable[[], float]) -> None:
-        self._ways = ways
+    def __init__(self, methods: Sequence[SignIn], *, timer: Callable[[], float]) -> None:
+        self._methods = methods
         self._timer = timer
-        self._tries: OrderedDict[_Place, deque[float]] = OrderedDict()
+        self._attempts: OrderedDict[_Source, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def admit(self, secret: str, address: str) -> Principal:
@@ -141,59 +141,61 @@ class SignInGuard:
         Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
         address.
         """
-        place = ("key" if secret.startswith(_KEY) else "password", network_of(address))
-        counted = self._count(place)
+        source = ("key" if secret.startswith(_KEY) else "password", network_of(address))
+        attempted_at = self._record_attempt(source)
         try:
-            visitor = self._visitor(secret)
+            principal = self._find_principal(secret)
         except BaseException:
-            self._forget(place, counted)  # nothing was compared: the database is unavailable
+            self._forget_attempt(
+                source, attempted_at
+            )  # nothing was compared: the database is unavailable
             raise
-        if visitor is None:
+        if principal is None:
             raise Unauthenticated("Incorrect password or API key.")
         # Only this attempt: a viewer's password must not reset the attempts at the operator's.
-        self._forget(place, counted)
-        return visitor
+        self._forget_attempt(source, attempted_at)
+        return principal
 
     def ended(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return those of `credentials` that are no longer valid; raises Unavailable."""
-        left = set(credentials)
-        for way in self._ways:
-            left -= way.holding(left)
-        return left
+        remaining = set(credentials)
+        for method in self._methods:
+            remaining -= method.holding(remaining)
+        return remaining
 
-    def _visitor(self, secret: str) -> Principal | None:
-        if not 0 < len(secret) <= _MOST_SECRET:
+    def _find_principal(self, secret: str) -> Principal | None:
+        if not 0 < len(secret) <= _MAX_SECRET_LENGTH:
             return None
-        found = (way.visitor(secret) for way in self._ways)
-        return next((visitor for visitor in found if visitor is not None), None)
+        principals = (method.visitor(secret) for method in self._methods)
+        return next((principal for principal in principals if principal is not None), None)
 
-    def _count(self, place: _Place) -> float:
+    def _record_attempt(self, source: _Source) -> float:
         now = self._timer()
         with self._lock:
-            tries = self._tries.setdefault(place, deque())
-            self._tries.move_to_end(place)
-            while tries and tries[0] + WITHIN_SECONDS <= now:
-                tries.popleft()
-            if len(tries) >= MOST_FAILURES:
-                wait = tries[0] + WITHIN_SECONDS - now
+            attempts = self._attempts.setdefault(source, deque())
+            self._attempts.move_to_end(source)
+            while attempts and attempts[0] + WITHIN_SECONDS <= now:
+                attempts.popleft()
+            if len(attempts) >= MOST_FAILURES:
+                wait = attempts[0] + WITHIN_SECONDS - now
                 raise TooManyRequests(
                     f"Too many failed attempts: try again in {wait:.0f} s.",
                     reason="sign_in",
                     retry_after=wait,
                 )
-            tries.append(now)
-            while len(self._tries) > MOST_PLACES:
-                self._tries.popitem(last=False)
+            attempts.append(now)
+            while len(self._attempts) > MOST_PLACES:
+                self._attempts.popitem(last=False)
         return now
 
-    def _forget(self, place: _Place, counted: float) -> None:
+    def _forget_attempt(self, source: _Source, attempted_at: float) -> None:
         with self._lock:
-            tries = self._tries.get(place)
-            if tries is None or counted not in tries:
+            attempts = self._attempts.get(source)
+            if attempts is None or attempted_at not in attempts:
                 return
-            tries.remove(counted)
-            if not tries:
-                del self._tries[place]
+            attempts.remove(attempted_at)
+            if not attempts:
+                del self._attempts[source]
 
 
 def network_of(address: str) -> str:

@@ -81,7 +81,7 @@ class TenantStore:
             if connection.execute(_ADD, row).rowcount == 0:
                 raise Conflict(f"Tenant {tenant.name!r} already exists.", param="name")
             note(connection, tenant.id, actor, "tenant.created", [tenant.name])
-            _note_changes(connection, tenant, {"weight": 1}, actor)
+            _audit_changes(connection, tenant, {"weight": 1}, actor)
 
     def change(self, name: str, change: Callable[[Tenant], Tenant], actor: str) -> Tenant:
         """Store the weight and limits that `change` returns for a tenant; raises NotFound."""
@@ -89,7 +89,7 @@ class TenantStore:
             before = _lock(connection, name)
             after = change(before)
             connection.execute(_CHANGE, _values(after))
-            _note_changes(connection, after, _values(before), actor)
+            _audit_changes(connection, after, _values(before), actor)
         return after
 
     def keys(self, tenant: str) -> Sequence[ApiKey]:
@@ -100,28 +100,34 @@ class TenantStore:
     def add_key(self, tenant: str, name: str, key: str, actor: str) -> None:
         """Store a key's hash; raises NotFound, or Conflict if a key of that name is in use."""
         with begin(self._engine) as connection:
-            id_ = _lock(connection, tenant).id
-            made = add_key(connection, id_, name, key, self._pepper)
-            note(connection, id_, actor, "key.created", [actor_of(name, made)])
+            tenant_id = _lock(connection, tenant).id
+            key_id = add_key(connection, tenant_id, name, key, self._pepper)
+            note(connection, tenant_id, actor, "key.created", [actor_of(name, key_id)])
 
     def rotate_key(
         self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
     ) -> datetime:
         """Store the hash of a key's successor; return the time until which the old key works."""
         with begin(self._engine) as connection:
-            id_ = _lock(connection, tenant).id
-            ends = let_expire(connection, id_, name, overlap)
-            made = add_key(connection, id_, name, key, self._pepper, again=True)
-            subject = f"{actor_of(name, made)}: the previous key ends {ends:%Y-%m-%d %H:%M:%S} UTC"
-            note(connection, id_, actor, "key.rotated", [subject])
-        return ends
+            tenant_id = _lock(connection, tenant).id
+            expires_at = let_expire(connection, tenant_id, name, overlap)
+            key_id = add_key(connection, tenant_id, name, key, self._pepper, reuse_name=True)
+            subject = f"{actor_of(name, key_id)}: the previous key ends {expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            note(connection, tenant_id, actor, "key.rotated", [subject])
+        return expires_at
 
     def revoke_key(self, tenant: str, name: str, actor: str, key: KeyId | None = None) -> None:
         """Revoke the keys of a name, or only `key`; raises NotFound if none is in use."""
         with begin(self._engine) as connection:
-            id_ = _lock(connection, tenant).id
-            ended = revoke_keys(connection, id_, name, key)
-            note(connection, id_, actor, "key.revoked", [actor_of(name, each) for each in ended])
+            tenant_id = _lock(connection, tenant).id
+            key_ids = revoke_keys(connection, tenant_id, name, key)
+            note(
+                connection,
+                tenant_id,
+                actor,
+                "key.revoked",
+                [actor_of(name, key_id) for key_id in key_ids],
+            )
 
 
 def _lock(connection: Connection, name: str) -> Tenant:
@@ -134,12 +140,12 @@ def _lock(connection: Connection, name: str) -> Tenant:
     return tenant_of(row)
 
 
-def _note_changes(
+def _audit_changes(
     connection: Connection, tenant: Tenant, before: dict[str, object], actor: str
 ) -> None:
     """Record the changed values, such as `max_running: 5 -> none`."""
     subjects = [
-        f"{name}: {_shown(before.get(name))} -> {_shown(value)}"
+        f"{name}: {_format_value(before.get(name))} -> {_format_value(value)}"
         for name, value in _values(tenant).items()
         if name != "id" and value != before.get(name)
     ]
@@ -147,7 +153,7 @@ def _note_changes(
         note(connection, tenant.id, actor, "tenant.changed", subjects)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return "none" if value is None else str(value)
 
 

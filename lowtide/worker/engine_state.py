@@ -33,9 +33,9 @@ class Throttle:
     rounds: int = 0
 
     @classmethod
-    def of(cls, most: int) -> Throttle:
-        """Return a throttle that admits `most` requests."""
-        return cls(most, float(most))
+    def of(cls, limit: int) -> Throttle:
+        """Return a throttle that admits `limit` requests."""
+        return cls(limit, float(limit))
 
     def in_flight(self, now: float) -> int:
         """Return the max number of requests in flight now; 0 during a pause."""
@@ -66,22 +66,22 @@ BLAMED: Final = 16
 """Faults in a row, each after another request's success, that are charged to the request.
 
 With the attempts that follow, a proxy that fails half the time ends one request in a million."""
-_MOST: Final = 4096
+_MAX_SUSPECTS: Final = 4096
 
 
 class Suspects:
     """Faults in a row by request, latest last; times in seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[BatchId, int], tuple[int, float]] = {}
+        self._faults: dict[tuple[BatchId, int], tuple[int, float]] = {}
 
     def blames(self, request: tuple[BatchId, int], now: float, last_success: float) -> bool:
         """Count a fault; return whether to charge it to the request rather than its engine."""
-        faults, at = self._seen.pop(request, (0, -math.inf))
+        faults, at = self._faults.pop(request, (0, -math.inf))
         is_another = last_success > at
-        self._seen[request] = (faults + is_another, now if is_another else at)
-        if len(self._seen) > _MOST:
-            del self._seen[next(iter(self._seen))]
+        self._faults[request] = (faults + is_another, now if is_another else at)
+        if len(self._faults) > _MAX_SUSPECTS:
+            del self._faults[next(iter(self._faults))]
         return is_another and faults + 1 >= BLAMED
 
 
@@ -92,13 +92,13 @@ _FORGET: Final = 300.0
 class _Gap:
     """A missing model: the time of the next probe, and the number of probes.
 
-    `tried`: the model may be back, and its requests may be claimed again.
+    `is_retried`: the model may be back, and its requests may be claimed again.
     """
 
     ping: Ping
-    ask_at: float
-    asked: int = 1
-    tried: bool = False
+    probe_at: float
+    probes: int = 1
+    is_retried: bool = False
 
 
 class ModelGaps:
@@ -114,27 +114,27 @@ class ModelGaps:
     @property
     def missing(self) -> frozenset[str]:
         """The models whose requests are not claimed."""
-        return frozenset(model for model, gap in self._gaps.items() if not gap.tried)
+        return frozenset(model for model, gap in self._gaps.items() if not gap.is_retried)
 
     @property
     def times(self) -> list[float]:
         """The times from which `due` has an effect."""
-        return [gap.ask_at for gap in self._gaps.values()]
+        return [gap.probe_at for gap in self._gaps.values()]
 
     def miss(self, ping: Ping, now: float) -> bool:
         """Record that a request's model is missing; return whether that is new."""
         gap = self._gaps.get(ping.model or "")
-        if gap is not None and not gap.tried:
+        if gap is not None and not gap.is_retried:
             return False
-        asked = 0 if gap is None else gap.asked
-        self._gaps[ping.model or ""] = _Gap(ping, now + probe_delay(asked), asked + 1)
+        probes = 0 if gap is None else gap.probes
+        self._gaps[ping.model or ""] = _Gap(ping, now + probe_delay(probes), probes + 1)
         return True
 
     def due(self, now: float) -> Ping | None:
         """Return the probe to send now, if any; drop models that were tried long ago."""
         for model, gap in list(self._gaps.items()):
-            if now >= gap.ask_at:
-                if not gap.tried:
+            if now >= gap.probe_at:
+                if not gap.is_retried:
                     return gap.ping
                 del self._gaps[model]
         return None
@@ -143,15 +143,15 @@ class ModelGaps:
         """Record a probe that found the model still missing."""
         gap = self._gaps.get(ping.model or "")
         if gap is not None:
-            later = replace(gap, ask_at=now + probe_delay(gap.asked), asked=gap.asked + 1)
-            self._gaps[ping.model or ""] = later
+            updated = replace(gap, probe_at=now + probe_delay(gap.probes), probes=gap.probes + 1)
+            self._gaps[ping.model or ""] = updated
 
     def found(self, models: Iterable[str | None], now: float) -> bool:
         """Record that the engine runs models; return whether any was missing."""
-        back = {model or "" for model in models} & self.missing
-        for model in back:
-            self._gaps[model] = replace(self._gaps[model], ask_at=now + _FORGET, tried=True)
-        return bool(back)
+        restored = {model or "" for model in models} & self.missing
+        for model in restored:
+            self._gaps[model] = replace(self._gaps[model], probe_at=now + _FORGET, is_retried=True)
+        return bool(restored)
 
     def forget(self, ping: Ping) -> None:
         """Drop the model of a request."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 RECENT: Final = 2.0
 """Seconds for which a success proves that the engine answers others."""
-_BARE: Final = 4
+_HEALTH_ONLY_EVERY: Final = 4
 """One in this many probes of a bad engine checks its health only.
 
 The cause may be one model of several behind a gateway; a request of another model then shows it."""
@@ -90,9 +90,9 @@ class EngineWatch:
         self._suspects = Suspects()
         self._probe: asyncio.Task[Probed] | None = None
         self._changed = asyncio.Event()
-        self.on_change: Callable[[], None] = _nothing
-        self.on_open: Callable[[], None] = _nothing
-        self.on_state: Callable[[BreakerState, str], None] = _nothing
+        self.on_change: Callable[[], None] = _do_nothing
+        self.on_open: Callable[[], None] = _do_nothing
+        self.on_state: Callable[[BreakerState, str], None] = _do_nothing
 
     @property
     def is_shut_off(self) -> bool:
@@ -120,14 +120,14 @@ class EngineWatch:
         if breaker.state is not BreakerState.CLOSED:
             raise Unavailable(f"engine_unavailable: {breaker.reason}")
 
-    def capacity(self, most: int) -> int:
-        """Return the max number of claimed requests: `most` while the engine is well."""
+    def capacity(self, limit: int) -> int:
+        """Return the max number of claimed requests: `limit` while the engine is well."""
         if self.is_shut_off:
             return 0
         if self.is_probing:
             return 1
         in_flight = self._throttle.in_flight(self._timer())
-        return -(-most * in_flight // self._throttle.most)
+        return -(-limit * in_flight // self._throttle.most)
 
     def succeeded(self, requests: int, models: Iterable[str | None] = ()) -> None:
         """Record successes of requests of `models`."""
@@ -138,7 +138,7 @@ class EngineWatch:
             self._failed.clear()
         breaker = self._breaker.succeeded(now)
         if breaker is not self._breaker:
-            self._become(breaker)
+            self._set_breaker(breaker)
         throttle = self._throttle.succeeded(requests)
         if throttle is not self._throttle:
             self._throttle = throttle
@@ -149,7 +149,7 @@ class EngineWatch:
         identity, ping = (claim.batch, claim.line), Ping(claim.endpoint, claim.model)
         state = self._state(identity)
         if needs_probe(outcome, state) and not self.is_shut_off:
-            probed = await self._ask(ping)
+            probed = await self._probe_engine(ping)
             state = self._state(identity)
             answers = probed.answers or state.answers_others
             state = replace(state, probed_well=probed.well, answers_others=answers)
@@ -162,14 +162,14 @@ class EngineWatch:
                 fault = Fault.REQUEST
         if is_ambiguous(outcome) and len(self._failed) < 2:
             self._failed.add(identity)
-        lacks_known = self._note(ping, outcome, fault)
-        if not (lacks_known and self._answers_others):
-            self._become(
+        lacks_named_model = self._record_fault(ping, outcome, fault)
+        if not (lacks_named_model and self._answers_others):
+            self._set_breaker(
                 self._breaker.failed(
                     fault, reason_of(outcome), self._timer(), ambiguous=is_ambiguous(outcome)
                 )
             )
-        return Verdict(fault, at_once=lacks_known or not self._answers_others)
+        return Verdict(fault, at_once=lacks_named_model or not self._answers_others)
 
     def found_nothing(self) -> bool:
         """Record an empty claim; return whether to claim again immediately, for the canary.
@@ -180,11 +180,11 @@ class EngineWatch:
         now = self._timer()
         if self.is_probing:
             self._gaps.clear()
-            self._become(self._breaker.found_nothing(now))
+            self._set_breaker(self._breaker.found_nothing(now))
         elif lacking := self.lacking:
             names = ", ".join(sorted(name or "requests without a model" for name in lacking))
             reason = f"The engine does not serve {names}, or fails every such request"
-            self._become(self._breaker.doubted(reason, now))
+            self._set_breaker(self._breaker.doubted(reason, now))
             return self.is_probing
         return False
 
@@ -196,9 +196,9 @@ class EngineWatch:
                 self._apply_limit()
                 now = self._timer()
                 if self.is_shut_off and now >= self._breaker.probe_at:
-                    await self._ask_again(now)
+                    await self._probe_bad_engine(now)
                 elif not self.is_shut_off and (ping := self._gaps.due(now)) is not None:
-                    await self._ask_for(ping)
+                    await self._probe_model(ping)
                 else:
                     await self._wait(now)
         finally:
@@ -215,7 +215,7 @@ class EngineWatch:
             fails_others=bool(self._failed - {identity}),
         )
 
-    def _note(self, ping: Ping, outcome: Outcome, fault: Fault) -> bool:
+    def _record_fault(self, ping: Ping, outcome: Outcome, fault: Fault) -> bool:
         """Record a fault; return whether it is the absence of a model that the request names."""
         now = self._timer()
         if fault is Fault.BACK_PRESSURE:
@@ -232,26 +232,26 @@ class EngineWatch:
             self._changed.set()
         return True
 
-    async def _ask_again(self, now: float) -> None:
+    async def _probe_bad_engine(self, now: float) -> None:
         """Probe a bad engine, now and then without the request that failed last."""
         ping = self._ping
-        if ping is None or self._breaker.failed_probes % _BARE:
-            await self._ask(ping)
+        if ping is None or self._breaker.failed_probes % _HEALTH_ONLY_EVERY:
+            await self._probe_engine(ping)
             return
         # The canary is of this model only if no other request waits.
         self._gaps.miss(ping, now)
-        probed = await self._ask(None)
+        probed = await self._probe_engine(None)
         if probed.answers or not probed.well:
             self._gaps.forget(ping)
 
-    async def _ask(self, ping: Ping | None) -> Probed:
+    async def _probe_engine(self, ping: Ping | None) -> Probed:
         """Probe the engine; concurrent callers share one probe."""
         if self._probe is None:
             self._probe = asyncio.create_task(self._engine.probe(ping))
-            self._probe.add_done_callback(self._probed)
+            self._probe.add_done_callback(self._on_probed)
         return await asyncio.shield(self._probe)
 
-    def _probed(self, task: asyncio.Task[Probed]) -> None:
+    def _on_probed(self, task: asyncio.Task[Probed]) -> None:
         self._probe = None
         if task.cancelled() or task.exception() is not None:
             return
@@ -259,9 +259,9 @@ class EngineWatch:
         if probed.answers:
             self._last_success = now
             self._failed.clear()
-        self._become(self._breaker.probed(probed, now))
+        self._set_breaker(self._breaker.probed(probed, now))
 
-    async def _ask_for(self, ping: Ping) -> None:
+    async def _probe_model(self, ping: Ping) -> None:
         """Probe whether the engine runs a missing model by now."""
         probed = await self._engine.probe(ping)
         now = self._timer()
@@ -269,20 +269,20 @@ class EngineWatch:
             self._gaps.still_missing(ping, now)
             return
         self._gaps.found([ping.model], now)
-        self._become(self._breaker.probed(probed, now))
+        self._set_breaker(self._breaker.probed(probed, now))
         self.on_change()
 
-    def _become(self, breaker: Breaker) -> None:
-        before, self._breaker = self._breaker, breaker
-        if (before.state, before.reason) == (breaker.state, breaker.reason):
+    def _set_breaker(self, breaker: Breaker) -> None:
+        previous, self._breaker = self._breaker, breaker
+        if (previous.state, previous.reason) == (breaker.state, breaker.reason):
             return
-        if before.state is not breaker.state:
+        if previous.state is not breaker.state:
             _log.log(
                 logging.WARNING if breaker.is_shut_off else logging.INFO,
                 "engine.breaker",
                 extra={"state": breaker.state.value, "reason": breaker.reason},
             )
-        if breaker.is_shut_off and not before.is_shut_off:
+        if breaker.is_shut_off and not previous.is_shut_off:
             self._failed.clear()
             self.on_open()
         self._meter.engine_is(breaker.state)
@@ -309,5 +309,5 @@ class EngineWatch:
                 await self._changed.wait()
 
 
-def _nothing(*_: object) -> None:
+def _do_nothing(*_: object) -> None:
     """Do nothing."""

@@ -28,13 +28,13 @@ _MIB: Final = 2**20
 _PART_BYTES: Final = 4 * _MIB
 _READ_SECONDS: Final = 5.0
 """Timeout of a read, plus a second for each MiB."""
-_TIMES_HELD: Final = 2
+_COPIES_IN_MEMORY: Final = 2
 """Copies of a request in memory: the line as read, and the body cut out of it."""
 _FIRST_DELAY: Final = 2.0
-_LONGEST_DELAY: Final = 60.0
+_MAX_DELAY: Final = 60.0
 _SPREAD: Final = 5.0
 _FORGET_SECONDS: Final = 600.0
-_LONGEST_HOLD: Final = 1.0
+_MAX_RELEASE_DELAY: Final = 1.0
 """Max seconds that requests of a failing object stay claimed before they are released.
 
 Released immediately, the batch's requests would be claimed in turn, as fast as the database can."""
@@ -59,7 +59,7 @@ class Loaded:
 
 
 @dataclass(slots=True)
-class _Trouble:
+class _FailingObject:
     """An object whose reads fail: the failures in a row, the last one, and the next read."""
 
     failures: int = 0
@@ -78,8 +78,8 @@ class InputLoader:
         self._objects = objects
         self._budget = budget
         self._rng = rng
-        self._troubles: dict[str, _Trouble] = {}
-        self._held: dict[int, int] = {}
+        self._failing_objects: dict[str, _FailingObject] = {}
+        self._sizes: dict[int, int] = {}
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         budget.on_room(self._admit)
 
@@ -103,73 +103,77 @@ class InputLoader:
         Raises only on a bug.
         """
         input_key = next(iter(part.values())).input_key
-        trouble = self._troubles.get(input_key)
-        if trouble is not None and trouble.until > monotonic():
-            return await self._put_off(part, trouble.until - monotonic())
+        failing = self._failing_objects.get(input_key)
+        if failing is not None and failing.until > monotonic():
+            return await self._postpone(part, failing.until - monotonic())
         size = sum(claim.length for claim in part.values())
-        await self._acquire(_TIMES_HELD * size)
-        kept = 0
+        await self._acquire(_COPIES_IN_MEMORY * size)
+        loaded_bytes = 0
         try:
             loaded = await self._read(input_key, part, size)
             sizes = {key: len(body) for key, body in loaded.bodies.items()}
-            self._held |= sizes
-            kept = sum(sizes.values())
+            self._sizes |= sizes
+            loaded_bytes = sum(sizes.values())
         finally:
-            self._budget.give(_TIMES_HELD * size - kept)
+            self._budget.give(_COPIES_IN_MEMORY * size - loaded_bytes)
         return loaded
 
     def release(self, keys: Iterable[int]) -> None:
         """Free the room of bodies that are no longer needed."""
-        self._budget.give(sum(self._held.pop(key, 0) for key in keys))
+        self._budget.give(sum(self._sizes.pop(key, 0) for key in keys))
 
     def release_all(self) -> None:
         """Free the room of all bodies."""
-        self.release(list(self._held))
+        self.release(list(self._sizes))
 
     async def _read(self, input_key: str, part: Mapping[int, Claim], size: int) -> Loaded:
         ranges = [(claim.start, claim.length) for claim in part.values()]
         began = monotonic()
         seconds = _READ_SECONDS + size / _MIB
-        if (trouble := self._troubles.get(input_key)) is not None:
+        if (failing := self._failing_objects.get(input_key)) is not None:
             # One read tests the object; others must not pile up behind it.
-            trouble.until = began + seconds
+            failing.until = began + seconds
         try:
             async with asyncio.timeout(seconds):
                 lines = await self._objects.fetch_ranges(input_key, ranges)
         except NotFound:
-            self._troubles.pop(input_key, None)
-            ended = {key: _ended(claim, "input_missing", _MISSING) for key, claim in part.items()}
-            return Loaded({}, ended)
+            self._failing_objects.pop(input_key, None)
+            settled = {
+                key: _unsent(claim, "input_missing", _MISSING) for key, claim in part.items()
+            }
+            return Loaded({}, settled)
         except (LowtideError, TimeoutError) as error:
-            return await self._put_off(part, self._failed(input_key, began, error))
-        self._troubles.pop(input_key, None)
-        return _judged(part, lines)
+            return await self._postpone(part, self._failed(input_key, began, error))
+        self._failing_objects.pop(input_key, None)
+        return _verified(part, lines)
 
     def _failed(self, input_key: str, began: float, error: Exception) -> float:
         """Count a failed read; return the seconds until the object is read again."""
         now = monotonic()
-        trouble = self._troubles.setdefault(input_key, _Trouble())
+        failing = self._failing_objects.setdefault(input_key, _FailingObject())
         # Concurrent reads fail together, and count once.
-        if began >= trouble.failed_at:
-            trouble.failures += 1
-            delay = min(_FIRST_DELAY * 2.0 ** (trouble.failures - 1), _LONGEST_DELAY)
-            trouble.failed_at, trouble.until = now, now + delay
+        if began >= failing.failed_at:
+            failing.failures += 1
+            delay = min(_FIRST_DELAY * 2.0 ** (failing.failures - 1), _MAX_DELAY)
+            failing.failed_at, failing.until = now, now + delay
             reason = error.message if isinstance(error, LowtideError) else "timed out"
             _log.warning("input.unreadable", extra={"object": input_key, "reason": reason})
             self._forget_old(now)
-        return trouble.until - now
+        return failing.until - now
 
     def _forget_old(self, now: float) -> None:
         """Drop objects that were not read for long: their batches have ended."""
-        self._troubles = {
-            key: each for key, each in self._troubles.items() if each.until > now - _FORGET_SECONDS
+        self._failing_objects = {
+            key: failing
+            for key, failing in self._failing_objects.items()
+            if failing.until > now - _FORGET_SECONDS
         }
 
-    async def _put_off(self, part: Mapping[int, Claim], delay: float) -> Loaded:
-        held = min(delay, _LONGEST_HOLD)
-        await asyncio.sleep(held)
+    async def _postpone(self, part: Mapping[int, Claim], delay: float) -> Loaded:
+        wait = min(delay, _MAX_RELEASE_DELAY)
+        await asyncio.sleep(wait)
         # Spread out, since requests claimed in one set are read together.
-        delay = delay - held + self._rng.uniform(0.0, min(delay, _SPREAD))
+        delay = delay - wait + self._rng.uniform(0.0, min(delay, _SPREAD))
         return Loaded({}, {key: _released(claim, delay) for key, claim in part.items()})
 
     async def _acquire(self, size: int) -> None:
@@ -198,7 +202,7 @@ class InputLoader:
             self._waiting.popleft()
 
 
-def _judged(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
+def _verified(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
     """Return the bodies of lines that match the upload; fail the other requests."""
     bodies: dict[int, bytes] = {}
     settled: dict[int, Finished | Returned] = {}
@@ -207,18 +211,18 @@ def _judged(part: Mapping[int, Claim], lines: Sequence[bytes]) -> Loaded:
             body = body_of(line) if claim.proves(line) else None
         except UnsendableBody as error:
             message = f"Line {claim.line} cannot be sent: {error}."
-            settled[key] = _ended(claim, "invalid_unicode", message)
+            settled[key] = _unsent(claim, "invalid_unicode", message)
             continue
         if len(line) != claim.length:
-            settled[key] = _ended(claim, "input_corrupt", _SHORT)
+            settled[key] = _unsent(claim, "input_corrupt", _SHORT)
         elif body is None:
-            settled[key] = _ended(claim, "input_corrupt", _CHANGED)
+            settled[key] = _unsent(claim, "input_corrupt", _CHANGED)
         else:
             bodies[key] = body
     return Loaded(bodies, settled)
 
 
-def _ended(claim: Claim, code: str, message: str) -> Finished:
+def _unsent(claim: Claim, code: str, message: str) -> Finished:
     """Return the failure of a request that was never sent: no attempt is counted."""
     return Finished(
         claim.batch,

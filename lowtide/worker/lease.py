@@ -39,17 +39,17 @@ class Utilization:
 
     def restart(self) -> None:
         """Reset all counts for a new lease."""
-        self._in_hand = self._turned_over = self._lines = 0
+        self._claimed = self._turnover = self._lines = 0
         self._seconds = 0.0
         self.share = 0.0
         self._since = self._timer()
 
     def took(self, lines: int) -> float:
         """Count newly claimed requests; return the share that they start from."""
-        self._pass_time()
-        if self._in_hand == 0:
-            self._turned_over = 0
-        self._in_hand += lines
+        self._advance()
+        if self._claimed == 0:
+            self._turnover = 0
+        self._claimed += lines
         return self.share
 
     def left(self, lines: int, *, ran: int) -> float:
@@ -58,28 +58,28 @@ class Utilization:
         Return the share that they end at. Released requests and engine faults say nothing about the
         worker's rate.
         """
-        self._pass_time()
-        if self._counts:
+        self._advance()
+        if self._is_counting:
             self._lines += ran
-        self._turned_over += ran
-        self._in_hand = max(0, self._in_hand - lines)
+        self._turnover += ran
+        self._claimed = max(0, self._claimed - lines)
         return self.share
 
     def total(self) -> RateSample:
         """Return the counts under this lease."""
-        self._pass_time()
+        self._advance()
         return RateSample(self._lines, self._seconds)
 
     @property
-    def _counts(self) -> bool:
-        return self._in_hand >= self._full and self._turned_over >= self._full
+    def _is_counting(self) -> bool:
+        return self._claimed >= self._full and self._turnover >= self._full
 
-    def _pass_time(self) -> None:
+    def _advance(self) -> None:
         now = self._timer()
-        if self._counts:
+        if self._is_counting:
             self._seconds += now - self._since
-        if self._in_hand:
-            self.share += (now - self._since) / self._in_hand
+        if self._claimed:
+            self.share += (now - self._since) / self._claimed
         self._since = now
 
 
@@ -134,9 +134,9 @@ class LeaseKeeper:
         except LowtideError as error:
             _log.warning("engine.unreported", extra={"reason": error.message})
 
-    async def open(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Open a lease, retrying until the database is available or `given_up`."""
-        while self.lease is None and not given_up():
+    async def open(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Open a lease, retrying until the database is available or `should_stop`."""
+        while self.lease is None and not should_stop():
             try:
                 self.lease = await self._call(self._queue.open_lease, self._pool, self._worker)
                 self._reported = (BreakerState.CLOSED, "")

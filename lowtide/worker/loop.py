@@ -96,7 +96,7 @@ class Worker:
         self._stopping = False
         self._room = asyncio.Event()
         self._work = asyncio.Event()
-        self._well = asyncio.Event()
+        self._engine_ready = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner = Runner(
             engine,
@@ -136,8 +136,8 @@ class Worker:
             await self._keeper.open(lambda: self._stopping)
             # A failure of any task ends the worker: its lease expires and others take over.
             async with asyncio.TaskGroup() as background:
-                beside = [
-                    background.create_task(self._note_models()),
+                background_tasks = [
+                    background.create_task(self._record_models()),
                     background.create_task(self._watch.run()),
                     background.create_task(self._keeper.keep(self._runner.abandon)),
                     background.create_task(self._writer.run(self._room.set)),
@@ -145,7 +145,7 @@ class Worker:
                 await self._pull()
                 await self._runner.finish(self._rules.grace)
                 await self._writer.drain(DRAIN_SECONDS)
-                for task in beside:
+                for task in background_tasks:
                     task.cancel()
         finally:
             await self._keeper.close()
@@ -154,10 +154,10 @@ class Worker:
     def _engine_is(self, state: BreakerState, reason: str) -> None:
         self._keeper.engine_is(state, reason)
         if state is BreakerState.CLOSED:
-            self._well.set()
+            self._engine_ready.set()
 
-    async def _note_models(self) -> None:
-        await self._well.wait()
+    async def _record_models(self) -> None:
+        await self._engine_ready.wait()
         names = await self._engine.models()
         try:
             if names:

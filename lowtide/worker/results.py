@@ -65,8 +65,8 @@ class ResultWriter:
         self._rules = rules
         self._budget = budget
         self._waiting: list[Finished | Returned] = []
-        self._some = asyncio.Event()
-        self._enough = asyncio.Event()
+        self._nonempty = asyncio.Event()
+        self._batch_ready = asyncio.Event()
         self._writing = asyncio.Lock()
         self._unwritten = 0
         self._waiting_bytes = 0
@@ -76,17 +76,17 @@ class ResultWriter:
         """True while writing lags so far that no more requests should be claimed."""
         return len(self._waiting) + self._unwritten >= self._rules.backlog
 
-    def add(self, lines: Sequence[Finished | Returned]) -> None:
+    def add(self, requests: Sequence[Finished | Returned]) -> None:
         """Queue requests to be settled or released."""
-        if not lines:
+        if not requests:
             return
-        self._waiting.extend(lines)
-        size = sum(map(size_of, lines))
+        self._waiting.extend(requests)
+        size = sum(map(size_of, requests))
         self._waiting_bytes += size
         self._budget.take_result(size)
-        self._some.set()
+        self._nonempty.set()
         if len(self._waiting) >= self._rules.lines or self._waiting_bytes >= STATEMENT_BYTES:
-            self._enough.set()
+            self._batch_ready.set()
 
     def discard(self) -> None:
         """Drop everything: the lease is lost, and its requests with it."""
@@ -97,35 +97,37 @@ class ResultWriter:
     async def run(self, on_written: Callable[[], None]) -> None:
         """Write until cancelled; `on_written` is called after each write."""
         while True:
-            await self._some.wait()
+            await self._nonempty.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._rules.interval):
-                    await self._enough.wait()
+                    await self._batch_ready.wait()
             await self.flush()
             on_written()
 
     async def flush(self) -> None:
         """Write everything that waits now; keep it on failure."""
         async with self._writing:
-            self._some.clear()
-            self._enough.clear()
-            lines, self._waiting = self._waiting, []
+            self._nonempty.clear()
+            self._batch_ready.clear()
+            requests, self._waiting = self._waiting, []
             size, self._waiting_bytes = self._waiting_bytes, 0
             lease = self._keeper.lease
-            self._unwritten = len(lines)
+            self._unwritten = len(requests)
             try:
-                while lines and lease is not None:
-                    some = in_one_statement(lines)
-                    await asyncio.shield(self._settle(lease, some))
-                    del lines[: len(some)]
-                    written = sum(map(size_of, some))
-                    del some
+                while requests and lease is not None:
+                    chunk = in_one_statement(requests)
+                    await asyncio.shield(self._settle(lease, chunk))
+                    del requests[: len(chunk)]
+                    written = sum(map(size_of, chunk))
+                    del chunk
                     size -= written
                     self._budget.give_result(written)
             except LowtideError as error:
-                _log.warning("settle.failed", extra={"lines": len(lines), "reason": error.for_log})
+                _log.warning(
+                    "settle.failed", extra={"lines": len(requests), "reason": error.for_log}
+                )
                 await asyncio.sleep(_RETRY_SECONDS)
-                self.add(lines)
+                self.add(requests)
             finally:
                 self._unwritten = 0
                 self._budget.give_result(size)
@@ -139,53 +141,53 @@ class ResultWriter:
         except TimeoutError:
             _log.warning("settle.abandoned", extra={"lines": len(self._waiting)})
 
-    async def _settle(self, lease: LeaseId, lines: Sequence[Finished | Returned]) -> None:
-        finished = [line for line in lines if isinstance(line, Finished)]
-        returned = [line for line in lines if isinstance(line, Returned)]
+    async def _settle(self, lease: LeaseId, requests: Sequence[Finished | Returned]) -> None:
+        finished = [request for request in requests if isinstance(request, Finished)]
+        returned = [request for request in requests if isinstance(request, Returned)]
         try:
             settled = await asyncio.to_thread(self._queue.settle, lease, finished, returned)
         except LowtideError:
             raise
         except Exception:  # noqa: BLE001 - the line that the database refuses must be found
-            if len(lines) > 1:
-                for line in lines:
-                    await self._settle(lease, [line])
+            if len(requests) > 1:
+                for request in requests:
+                    await self._settle(lease, [request])
                 return
-            _log.exception("settle.rejected", extra={"line": lines[0].line})
-            await asyncio.to_thread(self._queue.settle, lease, [_unstorable(lines[0])], [])
+            _log.exception("settle.rejected", extra={"line": requests[0].line})
+            await asyncio.to_thread(self._queue.settle, lease, [_unstorable(requests[0])], [])
             return
-        if (gone := len(lines) - settled.finished - settled.returned) > 0:
-            _log.warning("settle.fenced", extra={"lines": gone})
-        completed = sum(line.succeeded for line in finished)
-        dead = sum(line.dead_letter for line in finished)
-        self._meter.settled(completed, len(lines) - completed, dead)
+        if (fenced := len(requests) - settled.finished - settled.returned) > 0:
+            _log.warning("settle.fenced", extra={"lines": fenced})
+        completed = sum(request.succeeded for request in finished)
+        dead_letters = sum(request.dead_letter for request in finished)
+        self._meter.settled(completed, len(requests) - completed, dead_letters)
         self._meter.judged(settled.in_time, settled.finished - settled.in_time)
-        self._meter.interrupted(sum(line.interrupted for line in returned))
-        self._meter.spent(sum(line.replica_seconds for line in finished))
+        self._meter.interrupted(sum(request.interrupted for request in returned))
+        self._meter.spent(sum(request.replica_seconds for request in finished))
         if settled.drained:
             self._publisher.publish(settled.drained)
 
 
-def size_of(line: Finished | Returned) -> int:
+def size_of(request: Finished | Returned) -> int:
     """Return the bytes that a result occupies until it is written."""
-    return len(line.body) if isinstance(line, Finished) and line.body else 0
+    return len(request.body) if isinstance(request, Finished) and request.body else 0
 
 
-def in_one_statement(lines: Sequence[Finished | Returned]) -> Sequence[Finished | Returned]:
+def in_one_statement(requests: Sequence[Finished | Returned]) -> Sequence[Finished | Returned]:
     """Return the first of these requests, up to 8 MiB of results; a larger one comes alone."""
     size = 0
-    for count, line in enumerate(lines):
-        size += size_of(line)
+    for count, request in enumerate(requests):
+        size += size_of(request)
         if size > STATEMENT_BYTES:
-            return lines[: max(count, 1)]
-    return lines[:]
+            return requests[: max(count, 1)]
+    return requests[:]
 
 
-def _unstorable(line: Finished | Returned) -> Finished:
+def _unstorable(request: Finished | Returned) -> Finished:
     """Return the failure that replaces a result rejected by the database."""
     return Finished(
-        line.batch,
-        line.line,
+        request.batch,
+        request.line,
         succeeded=False,
         attempts=1,
         usage=Usage(),

@@ -40,8 +40,8 @@ _UNRUN_DELAY_SECONDS = 1.0
 class _Set:
     """A claimed set: its requests by key, its spans, and its start."""
 
-    def __init__(self, held: Mapping[int, Claim], share: float, spans: SetSpans) -> None:
-        self.held = held
+    def __init__(self, claims: Mapping[int, Claim], share: float, spans: SetSpans) -> None:
+        self.claims = claims
         self.share = share
         self.spans = spans
         self.started = monotonic()
@@ -81,35 +81,35 @@ class Runner:
         self._tracer = tracer
         self._on_room = on_room
         self._keys = count()
-        self._held: dict[int, Claim] = {}
+        self._claims: dict[int, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def held(self) -> int:
         """The number of claimed requests."""
-        return len(self._held)
+        return len(self._claims)
 
     def start(self, claims: Sequence[Claim]) -> None:
         """Run claimed requests."""
         share = self._utilization.took(len(claims))
-        held = {next(self._keys): claim for claim in claims}
-        self._held |= held
-        task = asyncio.create_task(self._run_set(held, share))
+        by_key = {next(self._keys): claim for claim in claims}
+        self._claims |= by_key
+        task = asyncio.create_task(self._run_set(by_key, share))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def abandon(self) -> None:
         """Drop all requests: the lease is lost."""
         self._cancel()
-        self._held.clear()
+        self._claims.clear()
         self._loader.release_all()
         self._writer.discard()
 
     def release(self, reason: str) -> None:
         """Stop running, and release everything without counting an attempt."""
         self._cancel()
-        claims = list(self._held.values())
-        self._let_go(list(self._held), ran=0)
+        claims = list(self._claims.values())
+        self._drop(list(self._claims), ran=0)
         self._writer.add([Returned(claim.batch, claim.line, reason) for claim in claims])
 
     async def finish(self, grace: float) -> None:
@@ -119,38 +119,38 @@ class Runner:
         tasks = list(self._tasks)
         self._cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._held:
-            _log.info("worker.released", extra={"lines": len(self._held)})
+        if self._claims:
+            _log.info("worker.released", extra={"lines": len(self._claims)})
         spot = self._pool is Pool.SPOT
         self._writer.add(
             [
                 Returned(claim.batch, claim.line, "The worker was stopped", interrupted=spot)
-                for claim in self._held.values()
+                for claim in self._claims.values()
             ]
         )
-        self._held.clear()
+        self._claims.clear()
 
     def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _run_set(self, held: Mapping[int, Claim], share: float) -> None:
+    async def _run_set(self, claims: Mapping[int, Claim], share: float) -> None:
         """Run requests as one span. If tracing fails, log that and run them without."""
         try:
-            spans = SetSpans(self._tracer, self._pool, list(held.values()))
+            spans = SetSpans(self._tracer, self._pool, list(claims.values()))
             with spans.working():
-                await self._run_parts(_Set(held, share, spans))
+                await self._run_parts(_Set(claims, share, spans))
         except Exception:  # noqa: BLE001 - the lease lives on: nobody else would run them
             _log.exception("tracing.failed")
-            left = {key: claim for key, claim in held.items() if key in self._held}
-            if left:
-                untraced = SetSpans(UNTRACED, self._pool, list(left.values()))
-                await self._run_parts(_Set(left, share, untraced))
+            remaining = {key: claim for key, claim in claims.items() if key in self._claims}
+            if remaining:
+                untraced = SetSpans(UNTRACED, self._pool, list(remaining.values()))
+                await self._run_parts(_Set(remaining, share, untraced))
 
     async def _run_parts(self, work: _Set) -> None:
-        parts = self._loader.parts(work.held)
+        parts = self._loader.parts(work.claims)
         if len(parts) == 1:
-            await self._run_part(work.held, work)
+            await self._run_part(work.claims, work)
             return
         async with asyncio.TaskGroup() as running:
             for part in parts:
@@ -159,62 +159,62 @@ class Runner:
     async def _run_part(self, part: Mapping[int, Claim], work: _Set) -> None:
         try:
             loaded = await self._loader.load(part)
-            self._end(loaded.settled, work.spans)
+            self._add_settled(loaded.settled, work.spans)
             groups = self._engine.run(self._requests(loaded.bodies, work))
             # The engine frees each body when its request ends: no other reference may remain.
             del loaded
             async for group in groups:
-                await self._take(group, work)
+                await self._settle_group(group, work)
                 del group
         except Exception:  # noqa: BLE001 - its requests must end or go back
             _log.exception("lines.failed")
-            left = {key: _unrun(claim) for key, claim in part.items() if key in self._held}
-            self._end(left, work.spans)
+            unrun = {key: _unrun(claim) for key, claim in part.items() if key in self._claims}
+            self._add_settled(unrun, work.spans)
         finally:
             self._loader.release(part)
 
-    async def _take(self, group: Sequence[tuple[int, Outcome]], work: _Set) -> None:
+    async def _settle_group(self, group: Sequence[tuple[int, Outcome]], work: _Set) -> None:
         """Settle outcomes, successes first: judging the others may need a probe of the engine."""
         self._meter.ran(outcome for _, outcome in group)
         failed = [pair for pair in group if not is_success(pair[1])]
-        good = [pair for pair in group if is_success(pair[1])] if failed else group
-        if good:
-            self._watch.succeeded(len(good), (work.held[key].model for key, _ in good))
-            self._settle([(*pair, SUCCESS) for pair in good], work)
+        succeeded = [pair for pair in group if is_success(pair[1])] if failed else group
+        if succeeded:
+            self._watch.succeeded(len(succeeded), (work.claims[key].model for key, _ in succeeded))
+            self._settle([(*pair, SUCCESS) for pair in succeeded], work)
         for key, outcome in failed:
-            verdict = await self._watch.judge(work.held[key], outcome)
+            verdict = await self._watch.judge(work.claims[key], outcome)
             self._settle([(key, outcome, verdict)], work)
 
-    def _settle(self, judged: Sequence[tuple[int, Outcome, Verdict]], work: _Set) -> None:
-        ran = sum(verdict.fault in (None, Fault.REQUEST) for *_, verdict in judged)
-        part = self._let_go([key for key, *_ in judged], ran=ran) - work.share
+    def _settle(self, verdicts: Sequence[tuple[int, Outcome, Verdict]], work: _Set) -> None:
+        ran = sum(verdict.fault in (None, Fault.REQUEST) for *_, verdict in verdicts)
+        replica_seconds = self._drop([key for key, *_ in verdicts], ran=ran) - work.share
         age = monotonic() - work.started
         settled = [
             settle_line(
-                work.held[key],
+                work.claims[key],
                 outcome,
                 verdict.fault,
                 self._policy,
                 self._rng,
                 age=age,
-                replica_seconds=part,
+                replica_seconds=replica_seconds,
                 at_once=verdict.at_once,
             )
-            for key, outcome, verdict in judged
+            for key, outcome, verdict in verdicts
         ]
         self._writer.add(settled)
         work.spans.add(settled)
 
-    def _end(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
+    def _add_settled(self, settled: Mapping[int, Finished | Returned], spans: SetSpans) -> None:
         if settled:
-            self._let_go(list(settled), ran=0)
+            self._drop(list(settled), ran=0)
             self._writer.add(list(settled.values()))
             spans.add(list(settled.values()))
 
-    def _let_go(self, keys: Sequence[int], *, ran: int) -> float:
+    def _drop(self, keys: Sequence[int], *, ran: int) -> float:
         """Drop requests, `ran` of which ran to an end; return the share that they end at."""
         for key in keys:
-            self._held.pop(key, None)
+            self._claims.pop(key, None)
         self._loader.release(keys)
         self._on_room()
         return self._utilization.left(len(keys), ran=ran)
@@ -223,12 +223,12 @@ class Runner:
         return [
             EngineRequest(
                 key=key,
-                endpoint=work.held[key].endpoint,
+                endpoint=work.claims[key].endpoint,
                 body=body,
-                attempt=work.held[key].attempts + 1,
+                attempt=work.claims[key].attempts + 1,
                 spot=self._pool is Pool.SPOT,
-                interruptions=work.held[key].interruptions,
-                trace=work.spans.trace_of(work.held[key].batch),
+                interruptions=work.claims[key].interruptions,
+                trace=work.spans.trace_of(work.claims[key].batch),
             )
             for key, body in bodies.items()
         ]

@@ -95,8 +95,8 @@ def _delay(
 ) -> float | None:
     """Return the seconds until the next attempt; None if this was the last one."""
     if fault is Fault.BACK_PRESSURE:
-        asked = outcome.retry_after if isinstance(outcome, Answered) else None
-        delay = rng.uniform(0.0, policy.base) if asked is None else asked
+        retry_after = outcome.retry_after if isinstance(outcome, Answered) else None
+        delay = rng.uniform(0.0, policy.base) if retry_after is None else retry_after
         return policy.bounded(delay, window)
     if fault is Fault.ENGINE:
         delay = 0.0 if at_once else requeue_delay(claim.waited, rng, cap=policy.cap)

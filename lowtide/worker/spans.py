@@ -50,14 +50,14 @@ class _Share:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def add(self, line: Finished | Returned) -> None:
-        if isinstance(line, Returned):
-            self.interrupted += line.interrupted
-            self.retried += line.failed
+    def add(self, request: Finished | Returned) -> None:
+        if isinstance(request, Returned):
+            self.interrupted += request.interrupted
+            self.retried += request.failed
             return
-        self.succeeded += line.succeeded
-        self.failed += not line.succeeded
-        usage = line.usage
+        self.succeeded += request.succeeded
+        self.failed += not request.succeeded
+        usage = request.usage
         self.input_tokens += usage.input_tokens
         self.output_tokens += usage.output_tokens
 
@@ -75,25 +75,25 @@ class SetSpans:
     """The spans of one claimed set. Every request passes through `add` once settled or released."""
 
     def __init__(self, tracer: Tracer, pool: Pool, claims: Sequence[Claim]) -> None:
-        lines: dict[BatchId, list[Claim]] = {}
-        for batch, share in groupby(claims, key=attrgetter("batch")):
-            lines.setdefault(batch, []).extend(share)
-        firsts = {batch: share[0] for batch, share in lines.items()}
+        claims_by_batch: dict[BatchId, list[Claim]] = {}
+        for batch, batch_claims in groupby(claims, key=attrgetter("batch")):
+            claims_by_batch.setdefault(batch, []).extend(batch_claims)
+        first_claims = {batch: batch_claims[0] for batch, batch_claims in claims_by_batch.items()}
         attributes = {"lowtide.pool": pool.value}
         self._tracer = tracer
         self._span = tracer.start(
             f"infer set {pool}",
             kind=SpanKind.CONSUMER,
-            links=[claim.trace for claim in firsts.values() if claim.trace is not None],
+            links=[claim.trace for claim in first_claims.values() if claim.trace is not None],
             attributes=attributes | {"messaging.batch.message_count": len(claims)},
         )
-        here = self._span.context
+        set_context = self._span.context
         self._shares = {
             batch: _Share(
                 tracer.start(
                     f"infer {pool}",
                     parent=claim.trace,
-                    links=[here] if here is not None else [],
+                    links=[set_context] if set_context is not None else [],
                     attributes={
                         **attributes,
                         BATCH: format_batch_id(batch),
@@ -101,29 +101,29 @@ class SetSpans:
                         "gen_ai.operation.name": _OPERATIONS.get(claim.endpoint, claim.endpoint),
                     },
                 ),
-                lines=len(lines[batch]),
+                lines=len(claims_by_batch[batch]),
             )
-            for batch, claim in firsts.items()
+            for batch, claim in first_claims.items()
         }
         # Most sets have one batch; a lookup by UUID for each request would dominate the cost.
-        self._only = next(iter(self._shares.values())) if len(self._shares) == 1 else None
+        self._single_share = next(iter(self._shares.values())) if len(self._shares) == 1 else None
 
     def trace_of(self, batch: BatchId) -> TraceContext | None:
         """Return the context that the engine's work on a batch's requests continues."""
-        return (self._only or self._shares[batch]).span.context
+        return (self._single_share or self._shares[batch]).span.context
 
     def add(self, settled: Sequence[Finished | Returned]) -> None:
         """Count requests as they are settled or released."""
-        for line in settled:
-            (self._only or self._shares[line.batch]).add(line)
+        for request in settled:
+            (self._single_share or self._shares[request.batch]).add(request)
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Run a block as the work on the set; requests not counted by its end are unfinished."""
         # With a single batch, log records carry that batch's trace.
-        around = self._span if self._only is None else self._only.span
+        span = self._span if self._single_share is None else self._single_share.span
         try:
-            with self._tracer.inside(around):
+            with self._tracer.inside(span):
                 yield
         finally:
             for share in self._shares.values():

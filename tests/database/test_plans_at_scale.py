@@ -189,7 +189,7 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
         1500,
     ),
-    "claims in doubt": (str(claiming._UNSEEN), lambda _: {"lease": LEASE, "since": None}, 1000),
+    "claims in doubt": (str(claiming._UNCONFIRMED), lambda _: {"lease": LEASE, "since": None}, 1000),
     "lines of a tenant that run": (
         str(claiming._RUNNING),
         lambda _: {"tenants": [DEFAULT_TENANT]},
@@ -246,7 +246,7 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "expire": (str(sweep._EXPIRE), lambda _: {}, 200),
     "cancel due": (str(sweep._CANCEL_DUE), lambda _: {"grace": 1}, 200),
-    "silent batches": (str(sweep._SILENT), lambda _: {}, 500),
+    "silent batches": (str(sweep._UNDRAINED), lambda _: {}, 500),
     "stalled batches": (str(sweep._STALLED), lambda _: {"age": 1}, 200),
     "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (
@@ -339,6 +339,6 @@ def test_what_alerts_look_at_costs_as_much_again(load: Load) -> None:
 def test_reaping_reads_only_what_is_claimed(load: Load) -> None:
     """All of `claims`, once: there are as many as workers hold, however many wait."""
     load.world.run("UPDATE workers SET expires_at = now() WHERE id <> :lease", lease=LEASE)
-    nodes, pages = run(load, "orphans", str(sweep._ORPHANS), most=5)
+    nodes, pages = run(load, "orphans", str(sweep._LOST_REQUESTS), most=5)
     assert "queue" not in {node.get("Relation Name") for node in nodes}
     assert pages < 2000

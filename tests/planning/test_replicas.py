@@ -28,16 +28,16 @@ from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
     ],
 )
 def test_as_the_original_computed(rows: int, per_replica: int, most: int, replicas: int) -> None:
-    assert desired_replicas(rows, per_replica, most=most) == replicas
+    assert desired_replicas(rows, per_replica, max_replicas=most) == replicas
 
 
 def test_least_holds_an_empty_pool_open() -> None:
-    assert desired_replicas(0, 5, most=4, least=1) == 1
+    assert desired_replicas(0, 5, max_replicas=4, min_replicas=1) == 1
 
 
 @given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 1000))
 def test_enough_and_not_one_too_many(rows: int, per_replica: int, most: int) -> None:
-    replicas = desired_replicas(rows, per_replica, most=most)
+    replicas = desired_replicas(rows, per_replica, max_replicas=most)
     assert 0 <= replicas <= most
     assert replicas == most or replicas * per_replica >= rows
     assert replicas == 0 or (replicas - 1) * per_replica < rows

@@ -119,7 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
         remembered = self.world.queue._claiming.get(lease)
         if remembered is None:
             return True
-        remembered._next_look = 0.0 if fresh else 1.0
+        remembered._next_listing = 0.0 if fresh else 1.0
         return fresh
 
     def _all(self, place: str, pool: Pool | None = None) -> list[tuple[Batch, int, Line]]:

@@ -28,7 +28,7 @@ def keda_replicas(world: World, pool: Pool) -> int:
     with world.database.engine("autoscaler").connect() as connection:
         rows = connection.execute(text(metadata["query"])).scalar_one()
     target = int(metadata["targetQueryValue"])
-    return desired_replicas(rows, target, most=scaler["maxReplicaCount"])
+    return desired_replicas(rows, target, max_replicas=scaler["maxReplicaCount"])
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_every_line_comes_back_once_from_every_storm(world: World) -> None:
 
 def test_a_sweep_takes_lines_back_in_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that none of its locks is held for long."""
-    monkeypatch.setattr("lowtide.scheduler.sweep._LEASES_A_SET", 7)
+    monkeypatch.setattr("lowtide.scheduler.sweep._LEASES_PER_SET", 7)
     batch = fill(world, LOST)
     _lose(world)
     sweeps = [_sweep_on(world.own_engine("worker")) for _ in range(2)]

@@ -37,7 +37,7 @@ FROM generate_series(1, 11520) n, unnest(ARRAY['spot', 'dedicated']) pool
 
 
 def _sample(world: World, *, kept: float = 86_400) -> bool:
-    return SampleRecorder(world.worker).record(LEVELS, kept=kept)
+    return SampleRecorder(world.worker).record(LEVELS, retention=kept)
 
 
 def _minute_passes(world: World) -> None:

@@ -36,14 +36,14 @@ def _ages(world: World) -> list[int]:
 
 def test_what_is_too_old_goes_a_few_at_a_time(world: World) -> None:
     _note(world, 420, 410, 401, 399, 0)
-    dropped = [world.ticks.trim_audit(kept=400 * DAY, limit=2) for _ in range(3)]
+    dropped = [world.ticks.trim_audit(retention=400 * DAY, limit=2) for _ in range(3)]
     assert dropped == [2, 1, 0]
     assert _ages(world) == [399, 0]
 
 
 def test_the_worker_cannot_hide_what_was_done_this_month(world: World) -> None:
     _note(world, 40, 20, 0)
-    assert world.ticks.trim_audit(kept=0, limit=10) == 1
+    assert world.ticks.trim_audit(retention=0, limit=10) == 1
     assert _ages(world) == [20, 0]
 
 

@@ -144,7 +144,7 @@ def test_many_addresses_shut_nobody_out_and_open_nothing(door: Door) -> None:
             if number == 0:
                 door.guess(ELSEWHERE)
             assert door.is_shut(ELSEWHERE)
-    assert len(door.guard._tries) <= MOST_PLACES
+    assert len(door.guard._attempts) <= MOST_PLACES
     assert not door.is_shut()
 
 

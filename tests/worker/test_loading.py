@@ -193,7 +193,7 @@ class Failing(ObstoreObjects):
 def test_an_object_that_fails_is_left_alone_for_longer_and_longer(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_FIRST_DELAY": 0.2, "_LONGEST_HOLD": 0.01, "_SPREAD": 0.0}.items():
+    for name, value in {"_FIRST_DELAY": 0.2, "_MAX_RELEASE_DELAY": 0.01, "_SPREAD": 0.0}.items():
         monkeypatch.setattr(input_loader, name, value)
     store = Failing(inputs.folder)
     inputs.loader._objects = store
