@@ -23,20 +23,20 @@ def main() -> None:
     parser.add_argument("--alertmanager", type=Path)
     parser.add_argument("--synchronous-broker", action="store_true")
     parser.add_argument("--via", type=_detour, action="append", default=[], metavar="NAME=PORT")
-    found = parser.parse_args()
+    args = parser.parse_args()
     try:
         up(
             Options(
-                root=found.root,
-                data_dir=found.data_dir,
-                port=found.port,
-                portal_port=found.portal_port,
-                ready_timeout=found.ready_timeout,
-                monitoring=found.monitoring,
-                prometheus=found.prometheus,
-                alertmanager=found.alertmanager,
-                synchronous_broker=found.synchronous_broker,
-                via=dict(found.via),
+                root=args.root,
+                data_dir=args.data_dir,
+                port=args.port,
+                portal_port=args.portal_port,
+                ready_timeout=args.ready_timeout,
+                monitoring=args.monitoring,
+                prometheus=args.prometheus,
+                alertmanager=args.alertmanager,
+                synchronous_broker=args.synchronous_broker,
+                via=dict(args.via),
             )
         )
     except LocalError as error:

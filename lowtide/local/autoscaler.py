@@ -36,13 +36,13 @@ def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:
         return scaler
     if not user[variable].isdecimal():
         raise LocalError(f"{variable} must be a number of replicas, not {user[variable]!r}.")
-    most = int(user[variable])
+    max_replicas = int(user[variable])
     (trigger,) = scaler.spec.triggers
     target = int(trigger.metadata["targetQueryValue"])
     # A maximum of zero needs no special case: LIMIT 0 counts nothing.
-    query = limited(trigger.metadata["query"], most * target)
+    query = limited(trigger.metadata["query"], max_replicas * target)
     trigger = msgspec.structs.replace(trigger, metadata={**trigger.metadata, "query": query})
-    spec = msgspec.structs.replace(scaler.spec, max_replica_count=most, triggers=[trigger])
+    spec = msgspec.structs.replace(scaler.spec, max_replica_count=max_replicas, triggers=[trigger])
     return msgspec.structs.replace(scaler, spec=spec)
 
 
@@ -123,8 +123,8 @@ def decide(rules: Policy, memory: Memory, value: float | None, now: float) -> Me
     memory = replace(memory, failures=0)
     if value > rules.activation:
         # KEDA itself scales only to one (or the minimum); from there the HPA decides.
-        woken = memory.replicas or max(1, rules.least)
-        memory = replace(memory, last_active=now, replicas=woken)
+        replicas = memory.replicas or max(1, rules.least)
+        memory = replace(memory, last_active=now, replicas=replicas)
     elif memory.replicas == 0:
         return replace(memory, replicas=rules.least)
     elif rules.least == 0 and _cooled_down(rules, memory, now):
@@ -141,30 +141,30 @@ def _without_metric(rules: Policy, memory: Memory) -> Memory:
     # The HPA applies the fallback, and it ignores a Deployment at zero.
     if fallback is None or memory.failures <= fallback.failure_threshold or current == 0:
         return memory
-    wanted = {
+    desired = {
         "static": fallback.replicas,
         "currentReplicas": current,
         "currentReplicasIfHigher": max(current, fallback.replicas),
         "currentReplicasIfLower": min(current, fallback.replicas),
     }[fallback.behavior]
-    return replace(memory, replicas=_clamp(rules, wanted))
+    return replace(memory, replicas=_clamp(rules, desired))
 
 
 def _follow_metric(rules: Policy, memory: Memory, value: float, now: float) -> Memory:
     """Return the HPA's decision, between one (or the minimum) and the maximum."""
     current = memory.replicas
     ratio = value / (rules.target * current)
-    within = 1 - _tolerance(rules.down) <= ratio <= 1 + _tolerance(rules.up)
-    proposal = _clamp(rules, current if within else math.ceil(value / rules.target))
+    within_tolerance = 1 - _tolerance(rules.down) <= ratio <= 1 + _tolerance(rules.up)
+    proposal = _clamp(rules, current if within_tolerance else math.ceil(value / rules.target))
     memory = _remember(rules, memory, proposal, now)
-    wanted = _stabilized(rules, memory, proposal, now)
-    if wanted > current:
-        wanted = min(wanted, max(current, _limit(rules.up, memory, now, up=True)))
-    elif wanted < current:
-        wanted = max(wanted, min(current, _limit(rules.down, memory, now, up=False)))
-    if wanted == current:
+    desired = _stabilized(rules, memory, proposal, now)
+    if desired > current:
+        desired = min(desired, max(current, _limit(rules.up, memory, now, up=True)))
+    elif desired < current:
+        desired = max(desired, min(current, _limit(rules.down, memory, now, up=False)))
+    if desired == current:
         return memory
-    return replace(memory, replicas=wanted, moves=(*memory.moves, (now, wanted - current)))
+    return replace(memory, replicas=desired, moves=(*memory.moves, (now, desired - current)))
 
 
 def _clamp(rules: Policy, count: int) -> int:
@@ -211,10 +211,10 @@ def _remember(rules: Policy, memory: Memory, proposal: int, now: float) -> Memor
     return replace(
         memory,
         proposals=(
-            *(kept for kept in memory.proposals if now - kept[0] < window),
+            *(entry for entry in memory.proposals if now - entry[0] < window),
             (now, proposal),
         ),
-        moves=tuple(kept for kept in memory.moves if now - kept[0] < period),
+        moves=tuple(entry for entry in memory.moves if now - entry[0] < period),
     )
 
 

@@ -45,8 +45,8 @@ def next_tick(schedule: str, after: datetime) -> datetime:
 
     A schedule has five fields, or six with seconds first, as in Knative.
     """
-    found: datetime = croniter(schedule, after, second_at_beginning=True).get_next(datetime)
-    return found
+    next_time: datetime = croniter(schedule, after, second_at_beginning=True).get_next(datetime)
+    return next_time
 
 
 async def tick(ping: PingSource, sender: Sender) -> None:
@@ -96,7 +96,9 @@ class Ingress:
             event = read_event(request.headers, await request.read())
         except MalformedEventError as error:
             return web.Response(status=400, text=f"Not a CloudEvent: {error}")
-        return await self.take(event, [it for it in self._loops if it.accepts(event.attributes)])
+        return await self.take(
+            event, [loop for loop in self._loops if loop.accepts(event.attributes)]
+        )
 
     async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
         """Store the event; answer 202, or 503 without a database."""
@@ -127,10 +129,10 @@ class SynchronousIngress(Ingress):
 
     async def take(self, event: WireEvent, loops: Sequence[TriggerLoop]) -> web.Response:
         """Deliver the event; answer 202 if every subscriber accepted it, else 500."""
-        taken = await asyncio.gather(
+        accepted = await asyncio.gather(
             *(loop.hand_through(event.headers(), event.data) for loop in loops)
         )
-        return web.Response(status=202 if all(taken) else 500)
+        return web.Response(status=202 if all(accepted) else 500)
 
 
 async def _ready(_: web.Request) -> web.Response:

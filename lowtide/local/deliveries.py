@@ -103,11 +103,11 @@ class Deliveries:
         with self._engine.begin() as connection:
             connection.execute(_ADD, {**values, "triggers": list(triggers)})
 
-    def due(self, trigger: str, held: Sequence[int], most: int) -> list[Delivery]:
-        """Return the next deliveries of a Trigger, soonest first, except those in `held`."""
+    def due(self, trigger: str, in_flight: Sequence[int], limit: int) -> list[Delivery]:
+        """Return the next deliveries of a Trigger, soonest first, except those in `in_flight`."""
         with self._engine.connect() as connection:
             rows = connection.execute(
-                _DUE, {"trigger": trigger, "held": list(held), "most": most}
+                _DUE, {"trigger": trigger, "held": list(in_flight), "most": limit}
             ).all()
         return [
             Delivery(

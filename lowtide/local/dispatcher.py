@@ -113,7 +113,7 @@ class Sender:
                 timeout=ClientTimeout(total=limit),
                 allow_redirects=False,
             ) as response:
-                return _judged(response.status, response.headers, await response.read())
+                return _effective_status(response.status, response.headers, await response.read())
         except (ClientError, OSError, TimeoutError, ValueError, TypeError) as error:
             # ValueError and TypeError: an attribute is not a valid header.
             logger.debug("no response from %s: %r", address, error)
@@ -129,8 +129,8 @@ class TriggerLoop:
         self._policy = retry_policy(trigger.spec.delivery)
         self._deliveries = deliveries
         self._sender = sender
-        self._woken = asyncio.Event()
-        self._held: dict[int, asyncio.Task[None]] = {}
+        self._wake_event = asyncio.Event()
+        self._in_flight: dict[int, asyncio.Task[None]] = {}
 
     def accepts(self, attributes: Mapping[str, str]) -> bool:
         """Return True if every filter attribute equals the event's."""
@@ -140,7 +140,7 @@ class TriggerLoop:
 
     def wake(self) -> None:
         """Check for new deliveries now."""
-        self._woken.set()
+        self._wake_event.set()
 
     async def hand_through(self, headers: dict[str, str], body: bytes) -> bool:
         """Deliver an event without storing it.
@@ -151,43 +151,43 @@ class TriggerLoop:
         attempt = 0
         while True:
             status = await self._attempt(headers, body)
-            if _is_taken(status):
+            if _is_accepted(status):
                 return True
             wait = self._policy.wait(attempt) if is_retried(status) else None
             if wait is None:
-                return await self._bury(headers, body, status)
+                return await self._give_up(headers, body, status)
             attempt += 1
             await asyncio.sleep(wait)
 
     async def run(self) -> None:
         """Deliver until cancelled; sleeps between events without polling the database."""
         while True:
-            self._woken.clear()
+            self._wake_event.clear()
             try:
                 sleep = await self._start_due()
             except SQLAlchemyError as error:
                 logger.warning("%s: the database is not responding: %s", self.name, error)
                 sleep = _DATABASE_BACKOFF
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), sleep)
+                await asyncio.wait_for(self._wake_event.wait(), sleep)
 
     async def _start_due(self) -> float:
         """Start the deliveries whose time has come, and return the seconds until the next."""
-        room = IN_FLIGHT - len(self._held)
-        if room <= 0:
+        free = IN_FLIGHT - len(self._in_flight)
+        if free <= 0:
             return _LONGEST_SLEEP
-        found = await asyncio.to_thread(self._deliveries.due, self.name, [*self._held], room)
-        for delivery in found:
+        due = await asyncio.to_thread(self._deliveries.due, self.name, [*self._in_flight], free)
+        for delivery in due:
             if delivery.wait > 0:
                 return min(delivery.wait, _LONGEST_SLEEP)
             task = asyncio.create_task(self._deliver(delivery))
-            self._held[delivery.id] = task
+            self._in_flight[delivery.id] = task
         return _LONGEST_SLEEP
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
             status = await self._attempt(dict(delivery.headers), delivery.body)
-            if _is_taken(status):
+            if _is_accepted(status):
                 await asyncio.to_thread(self._deliveries.remove, delivery.id)
             else:
                 await self._failed(delivery, status)
@@ -196,7 +196,7 @@ class TriggerLoop:
             logger.warning("%s: outcome not stored: %s", self.name, error)
             await asyncio.sleep(_DATABASE_BACKOFF)
         finally:
-            del self._held[delivery.id]
+            del self._in_flight[delivery.id]
             self.wake()
 
     async def _failed(self, delivery: Delivery, status: int | None) -> None:
@@ -204,27 +204,27 @@ class TriggerLoop:
         if wait is not None:
             await asyncio.to_thread(self._deliveries.postpone, delivery.id, wait)
             return
-        await self._bury(dict(delivery.headers), delivery.body, status)
+        await self._give_up(dict(delivery.headers), delivery.body, status)
         await asyncio.to_thread(self._deliveries.remove, delivery.id)
 
     async def _attempt(self, headers: dict[str, str], body: bytes) -> int | None:
         return await self._sender.send(self._spec.subscriber, headers, body, self._policy.timeout)
 
-    async def _bury(self, headers: dict[str, str], body: bytes, status: int | None) -> bool:
+    async def _give_up(self, headers: dict[str, str], body: bytes, status: int | None) -> bool:
         """Give up an event; return True if a dead letter sink accepted it."""
         answer = "no response" if status is None else f"status {status}"
         # An event without retries is only a hint: an absent subscriber is expected.
         level = logging.WARNING if self._policy.retries else logging.DEBUG
         logger.log(level, "%s: %s given up: %s", self.name, headers.get("ce-id"), answer)
         sink = self._spec.delivery.dead_letter_sink
-        return sink is not None and _is_taken(
+        return sink is not None and _is_accepted(
             await self._sender.send(sink, headers, body, self._policy.timeout)
         )
 
 
-def _judged(status: int, headers: Mapping[str, str], body: bytes) -> int:
+def _effective_status(status: int, headers: Mapping[str, str], body: bytes) -> int:
     """Return the status that a response counts as."""
-    if not _is_taken(status) or not body:
+    if not _is_accepted(status) or not body:
         return status
     try:
         read_event(headers, body)
@@ -235,5 +235,5 @@ def _judged(status: int, headers: Mapping[str, str], body: bytes) -> int:
     return status
 
 
-def _is_taken(status: int | None) -> bool:
+def _is_accepted(status: int | None) -> bool:
     return status is not None and 200 <= status < 300

@@ -91,19 +91,19 @@ def manifest_environment(
     container: kinds.Container, config_maps: Values, secrets: Values
 ) -> dict[str, str]:
     """Return the variables of a container; raises BadManifest for a dangling reference."""
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for source in container.env_from:
         for reference, objects, kind in (
             (source.config_map_ref, config_maps, "ConfigMap"),
             (source.secret_ref, secrets, "Secret"),
         ):
             if reference and not (reference.optional and reference.name not in objects):
-                found |= _object(objects, kind, reference.name)
+                variables |= _object(objects, kind, reference.name)
     for variable in container.env:
         value = _value(variable, config_maps, secrets)
         if value is not None:
-            found[variable.name] = value
-    return found
+            variables[variable.name] = value
+    return variables
 
 
 def merge(
@@ -118,7 +118,7 @@ def merge(
     `LOWTIDE_*` and `OTEL_*` settings, the manifest's per-process variables, `fixed`.
     """
     settings = {name: value for name, value in user.items() if name.startswith(_SETTINGS)}
-    owned = {name: manifest[name] for name in _PER_PROCESS if name in manifest}
+    per_process = {name: manifest[name] for name in _PER_PROCESS if name in manifest}
     for name in _PER_PROCESS:
         settings.pop(name, None)
     return {
@@ -126,7 +126,7 @@ def merge(
         **manifest,
         **defaults,
         **settings,
-        **owned,
+        **per_process,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), user.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "HOST": HOST,

@@ -47,7 +47,7 @@ class Endpoints:
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / ENDPOINTS
-        self._seen = (0, 0)
+        self._version = (0, 0)
         self._addresses: dict[str, list[str]] = {}
         self._turns: dict[str, Iterator[int]] = {}
 
@@ -66,12 +66,12 @@ class Endpoints:
         except FileNotFoundError:
             return
         # The inode distinguishes two writes within one clock tick.
-        seen = (stat.st_mtime_ns, stat.st_ino)
-        if seen != self._seen:
+        version = (stat.st_mtime_ns, stat.st_ino)
+        if version != self._version:
             self._addresses = msgspec.json.decode(
                 self._path.read_bytes(), type=dict[str, list[str]]
             )
-            self._seen = seen
+            self._version = version
 
 
 NAME = "secrets.json"
@@ -101,7 +101,7 @@ def read_or_create(data_dir: Path) -> Secrets:
     path = data_dir / NAME
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
-    made = Secrets(
+    secrets = Secrets(
         api_key=new_key(),
         api_key_pepper=random_source.token_urlsafe(32),
         portal_secret=random_source.token_urlsafe(32),
@@ -109,8 +109,8 @@ def read_or_create(data_dir: Path) -> Secrets:
             role: random_source.token_urlsafe(24) for role in (SUPERUSER, OWNER, *LOGIN_ROLES)
         },
     )
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(made)), mode=0o600)
-    return made
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(secrets)), mode=0o600)
+    return secrets
 
 
 def read(data_dir: Path) -> Secrets | None:

@@ -226,9 +226,9 @@ class RouteRule(Part, frozen=True):
         Knative's gateway routes by host, such as `upload.lowtide.svc.cluster.local`; without a
         rewrite it is the first backend.
         """
-        for one in self.filters:
-            if one.url_rewrite is not None and one.url_rewrite.hostname is not None:
-                return one.url_rewrite.hostname.partition(".")[0]
+        for rule_filter in self.filters:
+            if rule_filter.url_rewrite is not None and rule_filter.url_rewrite.hostname is not None:
+                return rule_filter.url_rewrite.hostname.partition(".")[0]
         return self.backend_refs[0].name if self.backend_refs else None
 
 

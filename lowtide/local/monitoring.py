@@ -57,8 +57,8 @@ class Monitoring:
         self._source = options.root / "monitoring"
         self._folder = options.data_dir / "monitoring"
         self._programs = {
-            PROMETHEUS: _found(PROMETHEUS, options.prometheus),
-            ALERTMANAGER: _found(ALERTMANAGER, options.alertmanager),
+            PROMETHEUS: _program_path(PROMETHEUS, options.prometheus),
+            ALERTMANAGER: _program_path(ALERTMANAGER, options.alertmanager),
         }
         self.ports = {name: free_port() for name in self._programs}
 
@@ -77,7 +77,7 @@ class Monitoring:
     def command(self, name: str) -> tuple[str, ...]:
         """Return the command that starts a program."""
         config = self._folder / f"{name}.yml"
-        here = (
+        common = (
             self._programs[name],
             f"--config.file={config}",
             f"--web.listen-address={HOST}:{self.ports[name]}",
@@ -86,10 +86,10 @@ class Monitoring:
         )
         if name == ALERTMANAGER:
             # An empty address disables clustering.
-            return (*here, f"--storage.path={self._folder / name}", "--cluster.listen-address=")
+            return (*common, f"--storage.path={self._folder / name}", "--cluster.listen-address=")
         clock = self._clock()
         return (
-            *here,
+            *common,
             f"--storage.tsdb.path={self._folder / name}",
             f"--storage.tsdb.retention.time={clock.retention}",
             # A short lookback keeps samples of an earlier run out of this one.
@@ -151,8 +151,8 @@ class Monitoring:
 
 def check_programs(options: Options) -> None:
     """Raise MissingProgram if a program is not installed."""
-    _found(PROMETHEUS, options.prometheus)
-    _found(ALERTMANAGER, options.alertmanager)
+    _program_path(PROMETHEUS, options.prometheus)
+    _program_path(ALERTMANAGER, options.alertmanager)
 
 
 def shortened_rules(rules: dict[str, Any], longest_for: str) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _pool(function: str) -> dict[str, str]:
     return {"pool": function.removeprefix(_WORKER)} if function.startswith(_WORKER) else {}
 
 
-def _found(name: str, chosen: Path | None) -> str:
+def _program_path(name: str, chosen: Path | None) -> str:
     for candidate in [str(chosen)] if chosen else _NAMES[name]:
         if path := shutil.which(candidate):
             return path
@@ -222,9 +222,9 @@ def _found(name: str, chosen: Path | None) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise BadManifest(f"{path}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise BadManifest(f"{path}: expected a mapping")
-    return found
+    return document

@@ -109,5 +109,5 @@ def runtime_arguments(description: str) -> Arguments:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
-    found = parser.parse_args()
-    return Arguments(found.root, found.data_dir, found.port)
+    args = parser.parse_args()
+    return Arguments(args.root, args.data_dir, args.port)

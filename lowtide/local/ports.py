@@ -27,7 +27,7 @@ def free_port() -> int:
 
     The process that the port is for can bind it at any time, and again after a crash.
     """
-    choice = _choice()
+    choice = _candidates()
     for port in random.sample(choice, len(choice)):
         if _reserve(port):
             return port
@@ -59,7 +59,7 @@ def require_free(port: int, hint: str) -> None:
             raise PortInUse(f"Port {port} is in use{_owner(port)}; stop it or {hint}.") from error
 
 
-def _choice() -> list[int]:
+def _candidates() -> list[int]:
     """Return the ports outside the range of outgoing connections.
 
     An outgoing connection could take a port between two starts of a process.
@@ -68,8 +68,8 @@ def _choice() -> list[int]:
         low, high = map(int, _EPHEMERAL.read_text().split())
     except (OSError, ValueError):  # not Linux: macOS and the BSDs begin at 49,152 or above
         low, high = 32_768, _LAST
-    outside = [port for port in range(_FIRST, _LAST) if not low <= port <= high]
-    return outside or list(range(_FIRST, _LAST))
+    ports = [port for port in range(_FIRST, _LAST) if not low <= port <= high]
+    return ports or list(range(_FIRST, _LAST))
 
 
 def _reserve(port: int, *, probe: bool = True) -> bool:

@@ -62,16 +62,16 @@ class Log:
 
     async def follow(self, name: str, output: asyncio.StreamReader) -> None:
         """Write the output of a process until it is closed."""
-        rest = b""
+        remainder = b""
         while chunk := await output.read(_LONGEST):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > _LONGEST:
-                lines.append(rest)
-                rest = b""
+            *lines, remainder = (remainder + chunk).split(b"\n")
+            if len(remainder) > _LONGEST:
+                lines.append(remainder)
+                remainder = b""
             for line in lines:
                 self._show(name, line)
-        if rest:
-            self._show(name, rest)
+        if remainder:
+            self._show(name, remainder)
 
     def _show(self, name: str, line: bytes) -> None:
         if text := line.decode(errors="replace").rstrip(" \t\r"):
@@ -158,7 +158,7 @@ class Process:
                 self._log.line(self.name, f"still running after {limit:g} s: killed")
                 self.kill()
                 await self._task
-        self._move(State.STOPPED)
+        self._set_state(State.STOPPED)
 
     def kill(self) -> None:
         """Kill the whole process group; the process restarts unless `stop` was called."""
@@ -183,7 +183,7 @@ class Process:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                code = await self._once()
+                code = await self._run_once()
             except OSError as error:
                 code = None
                 self._log.line(self.name, f"cannot start: {error}")
@@ -192,13 +192,13 @@ class Process:
             if time.monotonic() - began >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             self.restarts += 1
-            self._move(State.RESTARTING)
-            self._log.line(self.name, f"{_ending(code)}: restarting in {backoff:g} s")
+            self._set_state(State.RESTARTING)
+            self._log.line(self.name, f"{_exit_text(code)}: restarting in {backoff:g} s")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF)
 
-    async def _once(self) -> int:
+    async def _run_once(self) -> int:
         launch = self.launch = self._plan()
         try:
             await asyncio.to_thread(launch.before)
@@ -210,7 +210,7 @@ class Process:
         async with _pipe() as (reader, write_end):
             try:
                 child = await asyncio.create_subprocess_exec(
-                    *_tied_to_us(launch.command, self._stop_signal),
+                    *_with_parent_death_signal(launch.command, self._stop_signal),
                     env=dict(launch.environment),
                     cwd=launch.folder,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -230,7 +230,7 @@ class Process:
         self.pid = child.pid
         with suppress(psutil.Error):
             self._created = psutil.Process(child.pid).create_time()
-        self._move(State.STARTING)
+        self._set_state(State.STARTING)
         helpers = [
             asyncio.create_task(self._probe(launch)),
             asyncio.create_task(self._end_when_stopped(child)),
@@ -255,15 +255,15 @@ class Process:
                 break
             await asyncio.sleep(_PROBE_INTERVAL)
         if not self._stop.is_set():
-            self._move(State.READY)
+            self._set_state(State.READY)
 
     async def _end_when_stopped(self, child: asyncio.subprocess.Process) -> None:
         await self._stop.wait()
-        self._move(State.STOPPING)
+        self._set_state(State.STOPPING)
         with suppress(ProcessLookupError):
             child.send_signal(self._stop_signal)
 
-    def _move(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         self.state = state
         self._changed()
 
@@ -286,14 +286,16 @@ async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
         transport.close()
 
 
-def _tied_to_us(command: tuple[str, ...], stop_signal: signal.Signals) -> tuple[str, ...]:
+def _with_parent_death_signal(
+    command: tuple[str, ...], stop_signal: signal.Signals
+) -> tuple[str, ...]:
     # With setpriv, the kernel signals the child if the supervisor is killed.
     if sys.platform == "linux" and (setpriv := shutil.which("setpriv")):
         return (setpriv, "--pdeathsig", stop_signal.name.removeprefix("SIG"), "--", *command)
     return command
 
 
-def _ending(code: int | None) -> str:
+def _exit_text(code: int | None) -> str:
     if code is None:
         return "not started"
     if code < 0:

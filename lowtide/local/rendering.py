@@ -51,8 +51,12 @@ def matches(target: Mapping[str, str], document: Document) -> bool:
     if "name" in target and not re.fullmatch(target["name"], metadata["name"]):
         return False
     labels = metadata.get("labels", {})
-    wanted = [one.partition("=") for one in target.get("labelSelector", "").split(",") if one]
-    return all(labels.get(name) == value for name, _, value in wanted)
+    selectors = [
+        selector.partition("=")
+        for selector in target.get("labelSelector", "").split(",")
+        if selector
+    ]
+    return all(labels.get(name) == value for name, _, value in selectors)
 
 
 def merge(document: Document, patch: Document) -> Document:
@@ -62,56 +66,56 @@ def merge(document: Document, patch: Document) -> Document:
 
 
 def _merged(target: Document, patch: Document, path: str, *, core: bool) -> Document:
-    found = dict(target)
+    merged = dict(target)
     for name, value in patch.items():
         if name.startswith("$"):
             raise BadManifest(f"The patch directive {name} is not supported")
-        old = found.get(name)
+        old = merged.get(name)
         if value is None:
-            found.pop(name, None)
+            merged.pop(name, None)
         elif isinstance(value, dict) and isinstance(old, dict):
-            found[name] = _merged(old, value, f"{path}.{name}", core=core)
+            merged[name] = _merged(old, value, f"{path}.{name}", core=core)
         elif isinstance(value, list) and isinstance(old, list):
             if not core or name not in _MERGE_KEYS:
                 raise BadManifest(f"The list {path}.{name} cannot be merged: use a JSON patch")
-            found[name] = _merged_list(old, value, _MERGE_KEYS[name], f"{path}.{name}")
+            merged[name] = _merged_list(old, value, _MERGE_KEYS[name], f"{path}.{name}")
         else:
-            found[name] = copy.deepcopy(value)
-    return found
+            merged[name] = copy.deepcopy(value)
+    return merged
 
 
 def _merged_list(old: list[Any], new: list[Any], key: str, path: str) -> list[Any]:
     patches = {item[key]: item for item in new}
-    found = [
+    merged = [
         _merged(item, patches.pop(item[key]), path, core=True) if item[key] in patches else item
         for item in old
     ]
-    return found + [copy.deepcopy(item) for item in patches.values()]
+    return merged + [copy.deepcopy(item) for item in patches.values()]
 
 
 def apply_operations(document: Document, operations: list[Document]) -> Document:
     """Return the object with a JSON patch of `replace` operations applied."""
-    found = copy.deepcopy(document)
+    patched = copy.deepcopy(document)
     for operation in operations:
         if operation.get("op") != "replace":
             raise BadManifest(f"The patch operation {operation.get('op')} is not supported")
         pointer = str(operation["path"])
         keys = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]]
-        place: Any = found
+        node: Any = patched
         try:
             for key in keys[:-1]:
-                place = place[int(key) if isinstance(place, list) else key]
-            last = int(keys[-1]) if isinstance(place, list) else keys[-1]
-            place[last]  # RFC 6902: the target of a replace must exist
+                node = node[int(key) if isinstance(node, list) else key]
+            last = int(keys[-1]) if isinstance(node, list) else keys[-1]
+            node[last]  # RFC 6902: the target of a replace must exist
         except (KeyError, IndexError, ValueError, TypeError):
-            name = f"{found['kind']} {found['metadata']['name']}"
+            name = f"{patched['kind']} {patched['metadata']['name']}"
             raise BadManifest(f"{name} has no value at {pointer} to replace") from None
-        place[last] = copy.deepcopy(operation["value"])
-    return found
+        node[last] = copy.deepcopy(operation["value"])
+    return patched
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_KNOWN = frozenset(
+_SUPPORTED_FIELDS = frozenset(
     [
         "apiVersion",
         "kind",
@@ -138,26 +142,26 @@ def render(folder: Path) -> list[Resource]:
 
     Raises BadManifest, naming the file, for a missing file or an unsupported feature.
     """
-    found = _accumulate(folder, [])
-    seen = set()
-    for resource in found:
+    resources = _accumulate(folder, [])
+    identities = set()
+    for resource in resources:
         document = resource.document
         metadata = document["metadata"]
         identity = (document["apiVersion"], document["kind"], metadata["name"])
-        if identity in seen:
+        if identity in identities:
             raise BadManifest(
                 f"{resource.origin}: {document['kind']} {metadata['name']} is duplicated"
             )
-        seen.add(identity)
-    return found
+        identities.add(identity)
+    return resources
 
 
 def documents(path: Path) -> list[Document]:
     """Return the objects of one YAML file; raises BadManifest if it cannot be read."""
-    return [document for document in _anything(path) if isinstance(document, dict)]
+    return [document for document in _all_documents(path) if isinstance(document, dict)]
 
 
-def _anything(path: Path) -> list[Any]:
+def _all_documents(path: Path) -> list[Any]:
     try:
         return parsed(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -169,29 +173,29 @@ def parsed(text: str) -> list[Any]:
     return list(yaml.load_all(text, _LOADER))
 
 
-def _accumulate(folder: Path, given: list[Resource]) -> list[Resource]:
+def _accumulate(folder: Path, resources: list[Resource]) -> list[Resource]:
     kustomization = _kustomization(folder)
-    found = [*given, *_resources(folder, kustomization)]
+    accumulated = [*resources, *_resources(folder, kustomization)]
     for name in kustomization.get("components", []):
-        found = _accumulate(folder / name, found)
+        accumulated = _accumulate(folder / name, accumulated)
     for patch in kustomization.get("patches", []):
-        found = _patched(found, folder, patch)
+        accumulated = _patched(accumulated, folder, patch)
     if namespace := kustomization.get("namespace"):
-        found = [_in_namespace(resource, namespace) for resource in found]
+        accumulated = [_in_namespace(resource, namespace) for resource in accumulated]
     for image in kustomization.get("images", []):
-        for resource in found:
+        for resource in accumulated:
             _rename_image(resource.document, image)
-    return found
+    return accumulated
 
 
 def _kustomization(folder: Path) -> Document:
     path = folder / "kustomization.yaml"
     if not path.exists():
         raise BadManifest(f"{path} is missing: is this a Lowtide checkout?")
-    (found,) = documents(path) or [{}]
-    if unknown := set(found) - _KNOWN:
+    (document,) = documents(path) or [{}]
+    if unknown := set(document) - _SUPPORTED_FIELDS:
         raise BadManifest(f"{path}: {', '.join(sorted(unknown))} is not supported")
-    return found
+    return document
 
 
 def _resources(folder: Path, kustomization: Document) -> Iterator[Resource]:
@@ -206,22 +210,22 @@ def _resources(folder: Path, kustomization: Document) -> Iterator[Resource]:
             yield Resource(document, path)
 
 
-def _patched(given: list[Resource], folder: Path, patch: Document) -> list[Resource]:
+def _patched(resources: list[Resource], folder: Path, patch: Document) -> list[Resource]:
     if set(patch) - {"path", "target"}:
         raise BadManifest(f"{folder}: a patch must have a path and may have a target")
     path = folder / patch["path"]
-    found = given
+    patched = resources
     # A document that is a list is a JSON patch; one that is a mapping is a merge patch.
-    for one in _anything(path):
-        target = patch.get("target") or _target_of(one, path)
-        chosen = [matches(target, resource.document) for resource in found]
-        if not any(chosen):
+    for patch_document in _all_documents(path):
+        target = patch.get("target") or _target_of(patch_document, path)
+        hits = [matches(target, resource.document) for resource in patched]
+        if not any(hits):
             raise BadManifest(f"{path} matches no object")
-        found = [
-            Resource(_apply(resource, one, path), resource.origin) if hit else resource
-            for resource, hit in zip(found, chosen, strict=True)
+        patched = [
+            Resource(_apply(resource, patch_document, path), resource.origin) if hit else resource
+            for resource, hit in zip(patched, hits, strict=True)
         ]
-    return found
+    return patched
 
 
 def _target_of(patch: object, path: Path) -> dict[str, str]:
@@ -259,16 +263,16 @@ def _in_namespace(resource: Resource, namespace: str) -> Resource:
     return Resource({**document, "metadata": metadata}, resource.origin)
 
 
-def _rename_image(place: object, image: Document) -> None:
+def _rename_image(node: object, image: Document) -> None:
     """Rename images in every list of containers, at any depth."""
-    if isinstance(place, dict):
-        for name, value in place.items():
+    if isinstance(node, dict):
+        for name, value in node.items():
             if name in {"containers", "initContainers"} and isinstance(value, list):
                 for container in value:
                     container["image"] = _renamed(str(container.get("image", "")), image)
             _rename_image(value, image)
-    elif isinstance(place, list):
-        for value in place:
+    elif isinstance(node, list):
+        for value in node:
             _rename_image(value, image)
 
 

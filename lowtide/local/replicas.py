@@ -91,9 +91,9 @@ class ReplicaSet:
     def _free_name(self) -> str:
         if not self.workload.scaled and self.workload.replicas <= 1:
             return self.name
-        taken = {process.name for process in self.processes}
+        names = {process.name for process in self.processes}
         number = 1
-        while f"{self.name}-{number}" in taken:
+        while f"{self.name}-{number}" in names:
             number += 1
         return f"{self.name}-{number}"
 

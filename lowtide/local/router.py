@@ -56,7 +56,7 @@ _HOP_BY_HOP = frozenset(
     ]
 )
 # aiohttp adds these to a request that the caller sent without them.
-_NOT_OURS_TO_ADD = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_SKIPPED_AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 
 class Routes:
@@ -70,7 +70,7 @@ class Routes:
                 for match in rule.matches
                 if (service := rule.service) is not None
             ),
-            key=lambda found: _precedence(found[0]),
+            key=lambda entry: _precedence(entry[0]),
         )
 
     def find(self, method: str, path: str) -> str | None:
@@ -108,7 +108,7 @@ class Router:
             connector=TCPConnector(limit=0, force_close=True),
             timeout=ClientTimeout(total=None, sock_connect=5),
             auto_decompress=False,
-            skip_auto_headers=_NOT_OURS_TO_ADD,
+            skip_auto_headers=_SKIPPED_AUTO_HEADERS,
             read_bufsize=_BUFFER,
             max_line_size=65_536,
             max_field_size=65_536,
@@ -190,11 +190,11 @@ async def _relay(request: web.BaseRequest, upstream: ClientResponse) -> web.Stre
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    connection_headers = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return CIMultiDict(
         (name, value)
         for name, value in headers.items()
-        if name.lower() not in _HOP_BY_HOP and name.lower() not in named
+        if name.lower() not in _HOP_BY_HOP and name.lower() not in connection_headers
     )
 
 

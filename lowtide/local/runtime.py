@@ -53,7 +53,7 @@ def up(options: Options) -> None:
     A second signal kills at once. Raises AlreadyRunning, PortInUse, BadManifest or StartFailed.
     """
     check_user(os.environ)
-    data_dir = _prepared(options.data_dir)
+    data_dir = _prepare_data_dir(options.data_dir)
     with _locked(data_dir), _log(options, data_dir) as log:
         for name in state.reap(data_dir):
             log.line("lowtide", f"ended {name}, left over from an earlier run")
@@ -70,7 +70,7 @@ def up_detached(options: Options) -> Status:
     Its log is `lowtide.log` in the data directory. Raises AlreadyRunning, PortInUse or, with the
     end of the log, StartFailed.
     """
-    data_dir = _prepared(options.data_dir)
+    data_dir = _prepare_data_dir(options.data_dir)
     if running := status(data_dir):
         raise _already_running(data_dir, running.pid)
     check_user(os.environ)
@@ -80,8 +80,8 @@ def up_detached(options: Options) -> Status:
     state.reap(data_dir)
     _wait_for_daemon(data_dir, options.ready_timeout)
     require_free(options.port, "choose another: PORT=8090 make up")
-    log = _rotated(data_dir / LOG_NAME)
-    began = log.stat().st_size
+    log = _rotate(data_dir / LOG_NAME)
+    log_start = log.stat().st_size
     with log.open("ab") as output:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
             _command(options),
@@ -93,13 +93,13 @@ def up_detached(options: Options) -> Status:
     _daemons[data_dir] = child
     deadline = time.monotonic() + options.ready_timeout + 10
     while time.monotonic() < deadline and child.poll() is None:
-        found = status(data_dir)
-        if found is not None and found.ready and found.pid == child.pid:
-            return found
+        current = status(data_dir)
+        if current is not None and current.ready and current.pid == child.pid:
+            return current
         time.sleep(_POLL)
     child.terminate()
     _wait_for_daemon(data_dir, options.ready_timeout)
-    raise StartFailed(f"The stack did not start. End of {log}:\n{_end_of(log, began)}")
+    raise StartFailed(f"The stack did not start. End of {log}:\n{_log_tail(log, log_start)}")
 
 
 def down(data_dir: Path, timeout: float = 45.0) -> bool:
@@ -135,8 +135,8 @@ def _wait_for_daemon(data_dir: Path, timeout: float) -> None:
 
 def status(data_dir: Path) -> Status | None:
     """Return the running stack of `data_dir`; None if there is none."""
-    found = state.read(data_dir)
-    return found if found is not None and state.supervisor(found) is not None else None
+    last = state.read(data_dir)
+    return last if last is not None and state.supervisor(last) is not None else None
 
 
 async def _run(options: Options, log: Log) -> None:
@@ -152,16 +152,16 @@ async def _run(options: Options, log: Log) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal)
-    starting = asyncio.create_task(stack.start())
-    waiting = asyncio.create_task(stopping.wait())
+    start_task = asyncio.create_task(stack.start())
+    stop_task = asyncio.create_task(stopping.wait())
     try:
-        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
+        await asyncio.wait([start_task, stop_task], return_when=asyncio.FIRST_COMPLETED)
+        if start_task.done():
+            start_task.result()
             _announce(stack.status(), log)
-            await waiting
+            await stop_task
         else:
-            starting.cancel()
+            start_task.cancel()
     finally:
         await stack.stop()
 
@@ -196,7 +196,7 @@ def _command(options: Options) -> list[str]:
     ]
 
 
-def _prepared(data_dir: Path) -> Path:
+def _prepare_data_dir(data_dir: Path) -> Path:
     """Create the data directory; raises ForeignFolder if it holds other files.
 
     An existing directory keeps its mode, as everything inside is private.
@@ -241,18 +241,18 @@ def _log(options: Options, data_dir: Path) -> Iterator[Log]:
     if not options.quiet:
         yield Log(1, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         return
-    with _rotated(data_dir / LOG_NAME).open("ab", buffering=0) as file:
+    with _rotate(data_dir / LOG_NAME).open("ab", buffering=0) as file:
         yield Log(file.fileno())
 
 
-def _rotated(log: Path) -> Path:
+def _rotate(log: Path) -> Path:
     if log.exists() and log.stat().st_size > _LARGEST_LOG:
         log.replace(log.with_suffix(".log.1"))
     log.touch(mode=0o600)  # private, like every file of the data directory
     return log
 
 
-def _end_of(log: Path, began: int) -> str:
+def _log_tail(log: Path, start: int) -> str:
     with log.open("rb") as file:
-        file.seek(max(began, log.stat().st_size - _TAIL))
+        file.seek(max(start, log.stat().st_size - _TAIL))
         return file.read().decode(errors="replace")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lowtide.local.workloads import Workload
 
 
-_HOPELESS = 4  # crashes of a process before it was ever ready
+_MAX_CRASHES = 4  # crashes of a process before it was ever ready
 _POLL = 0.05
 _COLD_START_SECONDS = "15"  # KEDA's poll and a process start; a cluster also boots a node
 
@@ -52,7 +52,8 @@ class Stack:
         self._postgres_port = free_port()
         self._broker_port = free_port()
         self._config_maps = {
-            found.metadata.name: found.data for found in self._manifests.all(ConfigMap)
+            config_map.metadata.name: config_map.data
+            for config_map in self._manifests.all(ConfigMap)
         }
         self._secret_values = self._kubernetes_secrets()
         self._postgres = self._process("postgres", self._plan_postgres, stop=signal.SIGINT)
@@ -63,22 +64,22 @@ class Stack:
         self._monitoring = Monitoring(options) if options.monitoring else None
         if self._monitoring:
             self._helpers += [
-                self._process(name, self._watcher(self._monitoring, name))
+                self._process(name, self._monitoring_plan(self._monitoring, name))
                 for name in (PROMETHEUS, ALERTMANAGER)
             ]
         self._replicas = [
-            ReplicaSet(workload, self._maker(workload), self._changed)
+            ReplicaSet(workload, self._process_factory(workload), self._publish_state)
             for workload in workloads(self._manifests)
         ]
         self._scaling: list[asyncio.Task[None]] = []
         self._ready = False
         self._session: ClientSession | None = None
-        self._me = psutil.Process()
+        self._supervisor = psutil.Process()
 
     async def start(self) -> None:
         """Start everything and wait until it is ready; raises StartFailed if it is not in time."""
         self._session = ClientSession(timeout=ClientTimeout(total=2))
-        self._changed()
+        self._publish_state()
         await asyncio.to_thread(self._cluster.prepare)
         self._postgres.start()
         await self._wait_for([self._postgres])
@@ -90,20 +91,23 @@ class Stack:
         for replicas in self._replicas:
             replicas.scale(replicas.workload.replicas)
         await self._wait_for(
-            [*self._helpers, *(one for replicas in self._replicas for one in replicas.active)]
+            [
+                *self._helpers,
+                *(process for replicas in self._replicas for process in replicas.active),
+            ]
         )
         self._scaling = [asyncio.create_task(scaler.run()) for scaler in self._scalers()]
         self._ready = True
-        self._changed()
+        self._publish_state()
 
     async def stop(self) -> None:
         """Stop workers and functions first, then portal and helper processes, PostgreSQL last."""
         self._ready = False
         for task in self._scaling:
             task.cancel()
-        functions = [one for one in self._replicas if not _is_front(one.workload)]
-        fronts = [one for one in self._replicas if _is_front(one.workload)]
-        count = sum(len(one.processes) for one in functions)
+        functions = [replicas for replicas in self._replicas if not _is_front(replicas.workload)]
+        fronts = [replicas for replicas in self._replicas if _is_front(replicas.workload)]
+        count = sum(len(replicas.processes) for replicas in functions)
         self._log.line("lowtide", f"stopping {count} functions and workers")
         await asyncio.gather(*(replicas.stop() for replicas in functions))
         self._log.line("lowtide", "stopping the portal, router, broker and monitoring")
@@ -130,8 +134,8 @@ class Stack:
             base_url=self._options.base_url,
             portal_url=self._options.portal_url,
             data_dir=str(self._options.data_dir),
-            pid=self._me.pid,
-            created=self._me.create_time(),
+            pid=self._supervisor.pid,
+            created=self._supervisor.create_time(),
             ready=self._ready,
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
@@ -141,27 +145,27 @@ class Stack:
         )
 
     def _processes(self) -> list[Process]:
-        replicas = [process for one in self._replicas for process in one.processes]
+        replicas = [process for replica_set in self._replicas for process in replica_set.processes]
         return [self._postgres, *self._helpers, *replicas]
 
-    def _changed(self) -> None:
+    def _publish_state(self) -> None:
         state.write(self._options.data_dir, self.status())
-        found: dict[str, list[str]] = {}
+        endpoints: dict[str, list[str]] = {}
         for replicas in self._replicas:
             for service in replicas.workload.services:
-                found.setdefault(service, []).extend(replicas.addresses())
-        files.write_endpoints(self._options.data_dir, found)
+                endpoints.setdefault(service, []).extend(replicas.addresses())
+        files.write_endpoints(self._options.data_dir, endpoints)
         if self._monitoring:
             self._monitoring.follow(self._replicas)
 
     async def _wait_for(self, processes: list[Process]) -> None:
         deadline = asyncio.get_running_loop().time() + self._options.ready_timeout
-        while waiting := [one for one in processes if one.state is not State.READY]:
-            hopeless = [one.name for one in waiting if one.restarts >= _HOPELESS]
-            if hopeless:
-                raise StartFailed(f"{', '.join(hopeless)} keeps crashing; see the log above.")
+        while pending := [process for process in processes if process.state is not State.READY]:
+            crashing = [process.name for process in pending if process.restarts >= _MAX_CRASHES]
+            if crashing:
+                raise StartFailed(f"{', '.join(crashing)} keeps crashing; see the log above.")
             if asyncio.get_running_loop().time() > deadline:
-                names = ", ".join(one.name for one in waiting)
+                names = ", ".join(process.name for process in pending)
                 raise StartFailed(f"Not ready in {self._options.ready_timeout:g} s: {names}.")
             await asyncio.sleep(_POLL)
 
@@ -206,9 +210,11 @@ class Stack:
         grace: float = 10.0,
         stop: signal.Signals = signal.SIGTERM,
     ) -> Process:
-        return Process(name, plan, self._log, changed=self._changed, grace=grace, stop_signal=stop)
+        return Process(
+            name, plan, self._log, changed=self._publish_state, grace=grace, stop_signal=stop
+        )
 
-    def _maker(self, workload: Workload) -> Callable[[str], Process]:
+    def _process_factory(self, workload: Workload) -> Callable[[str], Process]:
         def make(name: str) -> Process:
             return self._process(name, lambda: self._plan(workload, name), grace=workload.grace)
 
@@ -242,7 +248,7 @@ class Stack:
         port = self._options.port
         return self._plan_helper("router", port, {}, _accepts(port))
 
-    def _watcher(self, monitoring: Monitoring, name: str) -> Callable[[], Launch]:
+    def _monitoring_plan(self, monitoring: Monitoring, name: str) -> Callable[[], Launch]:
         port = monitoring.ports[name]
         return lambda: Launch(
             command=monitoring.command(name),

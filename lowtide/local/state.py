@@ -77,11 +77,11 @@ def read(data_dir: Path) -> Status | None:
         status = msgspec.json.decode(path.read_bytes(), type=Status)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    known = files.read(data_dir)
-    if known is None:
+    secrets = files.read(data_dir)
+    if secrets is None:
         return msgspec.structs.replace(status, api_key="", portal_password="")
     return msgspec.structs.replace(
-        status, api_key=known.api_key, portal_password=known.portal_password
+        status, api_key=secrets.api_key, portal_password=secrets.portal_password
     )
 
 
@@ -103,24 +103,24 @@ def reap(data_dir: Path, grace: float = 5.0) -> list[str]:
     status = read(data_dir)
     if status is None:
         return []
-    ended: list[str] = []
+    names: list[str] = []
     for group in (
         [process for process in status.processes if process.name != POSTGRES],
         [process for process in status.processes if process.name == POSTGRES],
     ):
-        ended += _end(group, written=(data_dir / STATE).stat().st_mtime, grace=grace)
-    return ended
+        names += _end(group, written=(data_dir / STATE).stat().st_mtime, grace=grace)
+    return names
 
 
 def _end(recorded: list[ProcessStatus], *, written: float, grace: float) -> list[str]:
-    alive = {process.name: found for process in recorded if (found := process.running())}
+    alive = {process.name: live for process in recorded if (live := process.running())}
     for name, process in alive.items():
         with suppress(psutil.Error):
             process.send_signal(signal.SIGINT if name == POSTGRES else signal.SIGTERM)
     psutil.wait_procs(list(alive.values()), timeout=grace)
-    for one in recorded:
-        if one.pid is not None:
-            _kill_group(one.pid, written)
+    for status in recorded:
+        if status.pid is not None:
+            _kill_group(status.pid, written)
     psutil.wait_procs(list(alive.values()), timeout=grace)
     return list(alive)
 

@@ -41,7 +41,7 @@ class Manifests:
 
     def all(self, kind: type[P]) -> list[P]:
         """Return every object of this kind."""
-        return [found for found in self._objects if isinstance(found, kind)]
+        return [item for item in self._objects if isinstance(item, kind)]
 
 
 def load(root: Path) -> Manifests:
@@ -88,7 +88,7 @@ class Workload:
 
 def workloads(manifests: Manifests) -> list[Workload]:
     """Return every workload; raises BadManifest for a ScaledObject without its Deployment."""
-    found = [_function(service) for service in manifests.all(kinds.KnativeService)]
+    result = [_function(service) for service in manifests.all(kinds.KnativeService)]
     scaled = {
         scaler.spec.scale_target_ref.name: scaler.spec.min_replica_count
         for scaler in manifests.all(kinds.ScaledObject)
@@ -96,21 +96,21 @@ def workloads(manifests: Manifests) -> list[Workload]:
     deployments = manifests.all(kinds.Deployment)
     if unknown := set(scaled) - {deployment.metadata.name for deployment in deployments}:
         raise BadManifest(f"ScaledObject without a Deployment: {', '.join(sorted(unknown))}")
-    found += [_deployment(deployment, manifests, scaled) for deployment in deployments]
-    return found
+    result += [_deployment(deployment, manifests, scaled) for deployment in deployments]
+    return result
 
 
 def _function(service: kinds.KnativeService) -> Workload:
     template = service.spec.template
     # At least one replica, so that a laptop answers its first request without a cold start.
-    least = max(1, int(template.metadata.annotations.get(MIN_SCALE, "1")))
+    replicas = max(1, int(template.metadata.annotations.get(MIN_SCALE, "1")))
     return Workload(
         name=service.metadata.name,
         kind="Service",
         labels=service.metadata.labels,
         container=template.spec.containers[0],
         services=(service.metadata.name,),
-        replicas=least,
+        replicas=replicas,
         scaled=False,
         grace=min(template.spec.timeout_seconds, _LONGEST_GRACE),
         ready_path=_ready_path(template.spec.containers[0]),
