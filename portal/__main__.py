@@ -14,7 +14,7 @@ from portal.application import build, serve
 from portal.watching import watch_everything
 
 _log = logging.getLogger(__name__)
-_LAST_WORDS_SECONDS = 1.0
+_FLUSH_SECONDS = 1.0
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     _log.info("portal.starting", extra={"address": address})
     with suppress(KeyboardInterrupt):
         serve(settings)
-    lowtide.close(_LAST_WORDS_SECONDS)
+    lowtide.close(_FLUSH_SECONDS)
     # A hanging query blocks its thread, and a normal exit would wait for that thread.
     logging.shutdown()
     os._exit(0)

@@ -56,7 +56,7 @@ class Dashboards:
         """Return links to the last 6 hours of the installation."""
         recent = {"from": f"now-{_RECENT}", "to": "now"}
         return self._links(
-            ("lowtide-overview", recent), [_DEPTH], {"g0.range_input": _RECENT}, _ours()
+            ("lowtide-overview", recent), [_DEPTH], {"g0.range_input": _RECENT}, _lowtide_matchers()
         )
 
     def queues(self) -> tuple[Link, ...]:
@@ -66,7 +66,7 @@ class Dashboards:
             ("lowtide-queue", recent),
             [_DEPTH, _WAIT],
             {"g0.range_input": _RECENT, "g1.range_input": _RECENT},
-            _ours("component", "queue"),
+            _lowtide_matchers("component", "queue"),
         )
 
     def batch(
@@ -88,8 +88,8 @@ class Dashboards:
         return self._links(
             ("lowtide-sla", milliseconds),
             [_DEPTH, f"batch_at_risk_seconds_left{{batch={_quoted(batch)}}}"],
-            {f"g{place}.{key}": value for place in (0, 1) for key, value in range_.items()},
-            _ours("batch", batch),
+            {f"g{index}.{key}": value for index in (0, 1) for key, value in range_.items()},
+            _lowtide_matchers("batch", batch),
         )
 
     def trace(self, trace_id: str | None) -> tuple[Link, ...]:
@@ -116,8 +116,8 @@ class Dashboards:
         if self.prometheus is not None:
             graphs = {
                 key: value
-                for place, expression in enumerate(expressions)
-                for key, value in ((f"g{place}.expr", expression), (f"g{place}.tab", "0"))
+                for index, expression in enumerate(expressions)
+                for key, value in ((f"g{index}.expr", expression), (f"g{index}.tab", "0"))
             }
             url = f"{_base(self.prometheus)}/graph?{_encoded(graphs | dict(range_))}"
             links.append(Link("Prometheus", url))
@@ -129,9 +129,9 @@ class Dashboards:
         return f"{_base(self.alertmanager or '')}/#/alerts?{_encoded({'filter': matchers})}"
 
 
-def _ours(label: str = "", value: str = "") -> str:
-    known = f"alertname=~{_quoted(ALERT_NAMES)}"
-    return f"{{{known}, {label}={_quoted(value)}}}" if label else f"{{{known}}}"
+def _lowtide_matchers(label: str = "", value: str = "") -> str:
+    matcher = f"alertname=~{_quoted(ALERT_NAMES)}"
+    return f"{{{matcher}, {label}={_quoted(value)}}}" if label else f"{{{matcher}}}"
 
 
 def _matchers(labels: Mapping[str, str]) -> str:

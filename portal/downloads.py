@@ -41,29 +41,29 @@ class Download(Response):
     """A file streamed from `pieces`; a LowtideError before the first piece sets the response."""
 
     def __init__(
-        self, visitor: Principal, pieces: Callable[[], Iterator[bytes]], filename: str
+        self, principal: Principal, pieces: Callable[[], Iterator[bytes]], filename: str
     ) -> None:
         super().__init__()
-        self._visitor = visitor
+        self._principal = principal
         self._pieces = pieces
         self._filename = filename
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file (ASGI), or 503 over the max number of downloads."""
-        if len(_running) >= MOST or _running.count(self._visitor) >= MOST_OF_ONE:
+        if len(_running) >= MOST or _running.count(self._principal) >= MOST_OF_ONE:
             busy = "Too many downloads are running: try again when one has finished."
             await PlainTextResponse(busy, status_code=503)(scope, receive, send)
             return
-        _running.append(self._visitor)
+        _running.append(self._principal)
         try:
-            answer = await self._answer()
+            response = await self._respond()
             # A browser that stops reading is disconnected.
             with suppress(TimeoutError, ClientDisconnect):
-                await answer(scope, receive, _in_time(send))
+                await response(scope, receive, _with_timeout(send))
         finally:
-            _running.remove(self._visitor)
+            _running.remove(self._principal)
 
-    async def _answer(self) -> Response:
+    async def _respond(self) -> Response:
         try:
             content = await in_thread(self._open)
         except LowtideError as error:
@@ -83,14 +83,14 @@ def _split(pieces: Iterator[bytes]) -> Iterator[bytes]:
             yield piece[start : start + _SENT_BYTES]
 
 
-def _in_time(send: Send) -> Send:
+def _with_timeout(send: Send) -> Send:
     """Return a `send` that raises TimeoutError when the browser stops reading."""
 
-    async def sent(message: Message) -> None:
+    async def send_in_time(message: Message) -> None:
         async with asyncio.timeout(lowtide().settings.client_timeout):
             await send(message)
 
-    return sent
+    return send_in_time
 
 
 ROLES: Final = ("input", "output", "error")
@@ -104,16 +104,18 @@ def install_batch_files() -> None:
 
 
 async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
-    visitor = visitor_of(request.session)
+    principal = visitor_of(request.session)
     batch = parse_batch_id(batch_id)
-    if visitor is None or batch is None or role not in ROLES:
+    if principal is None or batch is None or role not in ROLES:
         return PlainTextResponse("File not found.", status_code=404)
     # The file name of the upload is untrusted, so the batch id names the download.
-    return Download(visitor, lambda: _file_pieces(visitor, batch, role), f"{batch_id}_{role}.jsonl")
+    return Download(
+        principal, lambda: _file_pieces(principal, batch, role), f"{batch_id}_{role}.jsonl"
+    )
 
 
-def _file_pieces(visitor: Principal, batch: BatchId, role: str) -> Iterator[bytes]:
-    _, pieces = services_for(visitor).browser.download(visitor, batch, role)
+def _file_pieces(principal: Principal, batch: BatchId, role: str) -> Iterator[bytes]:
+    _, pieces = services_for(principal).browser.download(principal, batch, role)
     return pieces
 
 
@@ -127,22 +129,24 @@ def install_dead_letters() -> None:
 
 async def _dead_letters(request: Request) -> Response:
     """Stream the dead letters that match a filter; `which` is `input` or `output`."""
-    which = request.query_params.get("which", "")
-    if which not in set(Content):
+    kind = request.query_params.get("which", "")
+    if kind not in set(Content):
         message = f"which must be one of {', '.join(Content)}."
         return PlainTextResponse(message, status_code=InvalidRequest.status)
-    visitor = visitor_of(request.session)
-    if visitor is None:
+    principal = visitor_of(request.session)
+    if principal is None:
         return PlainTextResponse("Sign in first.", status_code=Unauthenticated.status)
-    content = Content(which)
+    content = Content(kind)
     return Download(
-        visitor, lambda: _letter_pieces(request, visitor, content), f"dead_letters_{content}.jsonl"
+        principal,
+        lambda: _letter_pieces(request, principal, content),
+        f"dead_letters_{content}.jsonl",
     )
 
 
-def _letter_pieces(request: Request, visitor: Principal, content: Content) -> Iterator[bytes]:
+def _letter_pieces(request: Request, principal: Principal, content: Content) -> Iterator[bytes]:
     query = LetterQuery.read(request.query_params)
-    tenant = query.chosen_tenant(tenants_for(visitor))
-    return services_for(visitor).dead_letters.download(
-        tenant, query.filter(), content, actor=visitor.name
+    tenant = query.chosen_tenant(tenants_for(principal))
+    return services_for(principal).dead_letters.download(
+        tenant, query.filter(), content, actor=principal.name
     )

@@ -56,11 +56,11 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     def __init__(self, poller: Poller, readings: Readings, query: _Query) -> None:
         self.query = query
-        self.visitor = current_visitor()
+        self.principal = current_visitor()
         self._live = Live(poller)
         self._readings = readings
         self._follower = ui.context.client.id
-        self._behind: list[_Query] = []
+        self._previous: list[_Query] = []
         self._subject: Subject[tuple[Sequence[_Item], bool]] | None = None
         self._preparing: Subject[bool] | None = None
 
@@ -101,27 +101,27 @@ class ListPage(ABC, Generic[_Query, _Item]):
             with ui.element("section").classes("card table-card"):
                 self.controls()
                 self.table()
-                self._nothing = ui.label("").classes("empty muted")
+                self._empty_label = ui.label("").classes("empty muted")
                 self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
-        self._say(problem)
+        self._show_problem(problem)
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         if problem:
             self._prepare_again()
         else:
             await self._read()
-        self._live.keep(self._draw, self._look)
+        self._live.keep(self._draw, self._reread)
 
     async def narrow(self, query: _Query) -> None:
         """Show the first page of another query."""
-        self._behind.clear()
+        self._previous.clear()
         await self._go(query.behind(""))
 
     async def reload(self) -> None:
         """Read and show the list now, after a change."""
-        await in_thread(self._look)
+        await in_thread(self._reread)
         self._draw()
 
-    def _look(self) -> None:
+    def _reread(self) -> None:
         if self._subject is not None:
             self._subject.look()
 
@@ -142,9 +142,9 @@ class ListPage(ABC, Generic[_Query, _Item]):
         except LowtideError as error:
             self._subject = None
             self._readings.unfollow(self._follower)
-            self._say(error.message)
+            self._show_problem(error.message)
             return
-        subject = Subject((type(self).__name__, self.visitor.tenant, self.query), read)
+        subject = Subject((type(self).__name__, self.principal.tenant, self.query), read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)
 
@@ -158,24 +158,24 @@ class ListPage(ABC, Generic[_Query, _Item]):
         if reading is None:
             self._list([], more=False)
             return
-        self._say("" if reading.problem is None else reading.problem.message)
+        self._show_problem("" if reading.problem is None else reading.problem.message)
         if reading.value is not None:
             items, more = reading.value
             self._list(items, more=more)
         elif reading.problem is not None:
             # The items shown so far belong to another query; this one may well have some.
             self._list([], more=False)
-            self._nothing.set_visibility(False)
+            self._empty_label.set_visibility(False)
 
     def _list(self, items: Sequence[_Item], *, more: bool) -> None:
         self.show(items)
-        self._nothing.text = (
+        self._empty_label.text = (
             "Nothing matches these filters." if self.query.narrows else self.NOTHING
         )
-        self._nothing.set_visibility(not items)
+        self._empty_label.set_visibility(not items)
         self._pager.show(first=not self.query.after, more=more)
 
-    def _say(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         self._problem.text = problem
         self._problem.set_visibility(bool(problem))
 
@@ -187,17 +187,17 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._draw()
 
     async def _first(self) -> None:
-        self._behind.clear()
+        self._previous.clear()
         await self._go(self.query.behind(""))
 
     async def _back(self) -> None:
-        await self._go(self._behind.pop() if self._behind else self.query.behind(""))
+        await self._go(self._previous.pop() if self._previous else self.query.behind(""))
 
     async def _next(self) -> None:
-        seen = None if self._subject is None else self._subject.reading.value
-        if seen is not None and seen[0]:
-            self._behind.append(self.query)
-            await self._go(self.query.behind(self.mark(seen[0][-1])))
+        value = None if self._subject is None else self._subject.reading.value
+        if value is not None and value[0]:
+            self._previous.append(self.query)
+            await self._go(self.query.behind(self.mark(value[0][-1])))
 
 
 _TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit log"))

@@ -31,10 +31,10 @@ class Live:
         self._follower = ui.context.client.id
         # Needed even if `keep` is never called: the interval control registers the follower, too.
         ui.context.client.on_delete(lambda: poller.unfollow(self._follower))
-        self._shown_at = datetime.min.replace(tzinfo=UTC)
-        self._show: Callable[[], None] = _nothing
+        self._drawn_at = datetime.min.replace(tzinfo=UTC)
+        self._show: Callable[[], None] = _show_nothing
         self._reread: Callable[[], None] | None = None
-        self._updated: ui.label
+        self._age_label: ui.label
 
     @contextmanager
     def page(self, title: str, *, api_url: str) -> Iterator[None]:
@@ -42,7 +42,7 @@ class Live:
         with frame(title, api_url=api_url, on_interval=self._follow, on_refresh=self.refresh):
             with ui.element("div").classes("titlebar"):
                 heading(title, 1)
-                self._updated = ui.label("").classes("muted small").mark("updated")
+                self._age_label = ui.label("").classes("muted small").mark("updated")
             yield
 
     @property
@@ -75,27 +75,27 @@ class Live:
 
     def _on_change(self) -> None:
         # Half a second of tolerance: readings arrive slightly early or late.
-        due = self._shown_at + timedelta(seconds=self._interval - 0.5)
+        due = self._drawn_at + timedelta(seconds=self._interval - 0.5)
         if self._interval and datetime.now(UTC) >= due:
             self._draw()
         else:
             self._show_age()
 
     def _draw(self) -> None:
-        self._shown_at = datetime.now(UTC)
+        self._drawn_at = datetime.now(UTC)
         self._show()
         self._show_age()
 
     def _show_age(self) -> None:
         snapshot = self._poller.seen.snapshot
-        at = snapshot.at if snapshot is not None and self._interval else self._shown_at
+        at = snapshot.at if snapshot is not None and self._interval else self._drawn_at
         age = max(datetime.now(UTC) - at, timedelta())
         text = f"Updated {duration(age)} ago" if age.total_seconds() >= 1 else "Updated just now"
-        self._updated.text = text if self._interval else f"Paused · {text.lower()}"
-        self._updated.props["title"] = absolute(at)
+        self._age_label.text = text if self._interval else f"Paused · {text.lower()}"
+        self._age_label.props["title"] = absolute(at)
 
 
-def _nothing() -> None:
+def _show_nothing() -> None:
     """Show nothing."""
 
 
@@ -107,13 +107,13 @@ class Rebuilt(Generic[_Value]):
 
     def __init__(self, build: Callable[[_Value], None], classes: str = "") -> None:
         self._build = build
-        self._shown: _Value | None = None
-        self._place = ui.element("div").classes(classes)
+        self._value: _Value | None = None
+        self._container = ui.element("div").classes(classes)
 
     def show(self, value: _Value) -> None:
         """Show a value; rebuild the content only if it changed."""
-        if value != self._shown:
-            self._shown = value
-            self._place.clear()
-            with self._place:
+        if value != self._value:
+            self._value = value
+            self._container.clear()
+            with self._container:
                 self._build(value)

@@ -69,12 +69,12 @@ class Readings:
 
         Returns the subject already followed under the same key, else the given one.
         """
-        found = subject
-        for known, _ in list(self._followers.values()):
-            if known.key == subject.key:
-                found = known
-        self._followers[follower] = (found, paused)
-        return found
+        shared = subject
+        for existing, _ in list(self._followers.values()):
+            if existing.key == subject.key:
+                shared = existing
+        self._followers[follower] = (shared, paused)
+        return shared
 
     def unfollow(self, follower: str) -> None:
         """Remove a follower."""
@@ -98,14 +98,14 @@ def at_most_every(
     """Return `read` with its result cached for this many seconds."""
     last: tuple[float, _Value] | None = None
 
-    def again() -> _Value:
+    def cached() -> _Value:
         nonlocal last
         now = clock()
         if last is None or now - last[0] >= seconds:
             last = (now, read())
         return last[1]
 
-    return again
+    return cached
 
 
 IDLE_INTERVAL = 10.0
@@ -132,12 +132,12 @@ class Poller:
     ) -> None:
         self.changed: Event[[]] = Event()
         self._watch = watch
-        self._looks = (watch.look, *looks)
+        self._readers = (watch.look, *looks)
         self._probes = tuple(probes)
         self._followers: dict[str, float] = {}
         self._wake = asyncio.Event()
-        self._looked = asyncio.Event()
-        self._looked_at = float("-inf")
+        self._read_done = asyncio.Event()
+        self._read_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -156,12 +156,12 @@ class Poller:
 
     async def fresh(self, timeout: float) -> None:  # noqa: ASYNC109
         """Wait up to `timeout` seconds for a reading less than a second old."""
-        if time.monotonic() - self._looked_at < FRESH_FOR:
+        if time.monotonic() - self._read_at < FRESH_FOR:
             return
-        self._looked.clear()
+        self._read_done.clear()
         self._wake.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._looked.wait(), timeout)
+            await asyncio.wait_for(self._read_done.wait(), timeout)
 
     def start(self) -> None:
         """Start polling; needs a running event loop."""
@@ -177,18 +177,18 @@ class Poller:
         while True:
             self._wake.clear()
             start = time.monotonic()
-            for look in self._looks:
+            for look in self._readers:
                 await _in_background(look)
-            self._looked_at = time.monotonic()
-            self._looked.set()
+            self._read_at = time.monotonic()
+            self._read_done.set()
             self.changed.emit()
-            await self._rest(rest_after(self._looked_at - start))
+            await self._pause(rest_after(self._read_at - start))
 
-    async def _rest(self, least: float) -> None:
-        """Wait for the shortest interval of the followers; `follow` cuts it to `least` s."""
-        await asyncio.sleep(least)
+    async def _pause(self, min_seconds: float) -> None:
+        """Wait for the shortest interval of the followers; `follow` cuts it to `min_seconds` s."""
+        await asyncio.sleep(min_seconds)
         intervals = [interval for interval in self._followers.values() if interval > 0]
-        remaining = min(intervals, default=IDLE_INTERVAL) - least
+        remaining = min(intervals, default=IDLE_INTERVAL) - min_seconds
         if remaining > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), remaining)

@@ -26,7 +26,7 @@ ORDERS: Final[Mapping[BatchOrder, str]] = {
     BatchOrder.NEWEST: "Newest first",
     BatchOrder.OLDEST: "Oldest first",
 }
-_LONGEST: Final = 256
+_MAX_LENGTH: Final = 256
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -69,18 +69,20 @@ class BatchQuery:
             "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
             "after": "" if self.after is None else str(self.after),
         }
-        said = urlencode({name: value for name, value in parameters.items() if value}, safe=",")
-        return f"{PATH}?{said}" if said else PATH
+        query_string = urlencode(
+            {name: value for name, value in parameters.items() if value}, safe=","
+        )
+        return f"{PATH}?{query_string}" if query_string else PATH
 
     def filter(self, tenants: Mapping[TenantId, str]) -> BatchFilter:
         """Return the filter with the tenant's id; raises NotFound for an unknown tenant."""
-        chosen = None
+        tenant_id = None
         if self.tenant:
-            named = [tenant for tenant, name in tenants.items() if name == self.tenant]
-            if not named:
+            matches = [tenant for tenant, name in tenants.items() if name == self.tenant]
+            if not matches:
                 raise NotFound(f"Tenant {self.tenant!r} not found.")
-            chosen = named[0]
-        return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, chosen)
+            tenant_id = matches[0]
+        return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, tenant_id)
 
     def at_first_page(self) -> BatchQuery:
         """Return the same query at its first page."""
@@ -89,12 +91,12 @@ class BatchQuery:
 
 def clean(text: str) -> str:
     """Return text that PostgreSQL accepts: without U+0000, stripped, at most 256 characters."""
-    return text.replace("\x00", "").strip()[:_LONGEST]
+    return text.replace("\x00", "").strip()[:_MAX_LENGTH]
 
 
 def _choices(kind: type[_Choice], text: str) -> tuple[_Choice, ...]:
-    wanted = text.split(",")
-    return tuple(choice for choice in kind if choice.value in wanted)
+    values = text.split(",")
+    return tuple(choice for choice in kind if choice.value in values)
 
 
 def _mark(text: str) -> BatchMark | None:
@@ -138,9 +140,9 @@ class LineQuery:
             "after": str(self.after or ""),
             "line": "" if self.line is None else str(self.line),
         }
-        said = urlencode({name: value for name, value in parameters.items() if value})
+        query_string = urlencode({name: value for name, value in parameters.items() if value})
         path = f"{PATH}/{format_batch_id(self.batch)}"
-        return f"{path}?{said}" if said else path
+        return f"{path}?{query_string}" if query_string else path
 
 
 def _number(text: str) -> int | None:
@@ -152,7 +154,7 @@ STATES: Final[Mapping[str, str]] = {
     **{state.value: state.value.capitalize() for state in LetterState},
     ANY: "All states",
 }
-_LONGEST_FIELD: Final = 256
+_MAX_FIELD_LENGTH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +170,9 @@ class LetterQuery:
     def read(cls, parameters: Mapping[str, str]) -> LetterQuery:
         """Parse URL parameters."""
         return cls(
-            tenant=parameters.get("tenant", "")[:_LONGEST_FIELD],
-            batch=parameters.get("batch_id", "").strip()[:_LONGEST_FIELD],
-            code=parameters.get("error_code", "").strip()[:_LONGEST_FIELD],
+            tenant=parameters.get("tenant", "")[:_MAX_FIELD_LENGTH],
+            batch=parameters.get("batch_id", "").strip()[:_MAX_FIELD_LENGTH],
+            code=parameters.get("error_code", "").strip()[:_MAX_FIELD_LENGTH],
             state=parameters.get("state") or LetterState.OPEN.value,
         )
 

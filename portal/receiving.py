@@ -39,28 +39,28 @@ class Arrivals:
     """Streams upload bodies to open pages; nothing is stored on this machine."""
 
     def __init__(self) -> None:
-        self._takers: dict[str, Take] = {}
+        self._handlers: dict[str, Take] = {}
 
     def install(self) -> None:
         """Register the upload route."""
-        app.add_route(PATH, self._arrive, methods=["POST"])
+        app.add_route(PATH, self._receive, methods=["POST"])
 
     def expect(self, take: Take) -> str:
         """Return a token that routes uploads to the page being built until it is closed."""
-        word = secrets.token_urlsafe(16)
-        self._takers[word] = take
-        ui.context.client.on_delete(lambda: self._takers.pop(word, None))
-        return word
+        token = secrets.token_urlsafe(16)
+        self._handlers[token] = take
+        ui.context.client.on_delete(lambda: self._handlers.pop(token, None))
+        return token
 
-    async def _arrive(self, request: Request) -> Response:
+    async def _receive(self, request: Request) -> Response:
         """Receive a file: the body holds its bytes, a header its name."""
-        visitor = visitor_of(request.session)
-        take = self._takers.get(request.headers.get(PAGE_HEADER, ""))
-        if visitor is None or take is None:
+        principal = visitor_of(request.session)
+        take = self._handlers.get(request.headers.get(PAGE_HEADER, ""))
+        if principal is None or take is None:
             return PlainTextResponse("This page has expired: reload it.", status_code=404)
         name = unquote(request.headers.get(NAME_HEADER, "file"))
         try:
-            await take(visitor, name, request.stream())
+            await take(principal, name, request.stream())
         except ClientDisconnect:
             return PlainTextResponse("The upload was interrupted.", status_code=400)
         return PlainTextResponse("received")
@@ -73,37 +73,37 @@ async def receive(
     files: Files,
     tenant: TenantId,
     name: str,
-    sent: AsyncIterator[bytes],
+    body: AsyncIterator[bytes],
     *,
-    told: Callable[[Checked], None],
+    on_progress: Callable[[Checked], None],
     actor: str,
 ) -> tuple[StoredFile, Checked]:
-    """Store and check a file while it arrives; call `told` with the progress about every MiB.
+    """Store and check a file while it arrives; call `on_progress` with the progress about every MiB.
 
     Raises the errors of an upload, and then leaves nothing behind.
     """
-    async with _opened(files, tenant, actor) as upload:
-        async for chunk in _gathered(sent):
+    async with _open_upload(files, tenant, actor) as upload:
+        async for chunk in _merged(body):
             await in_thread(partial(upload.write, chunk))
-            told(upload.checked)
+            on_progress(upload.checked)
         stored = await in_thread(lambda: upload.finish(name, None))
         return stored, upload.checked
 
 
-async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _merged(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the same bytes in fewer pieces: each costs a thread switch."""
-    held = bytearray()
+    buffer = bytearray()
     async for piece in pieces:
-        held += piece
-        if len(held) >= CHUNK_BYTES:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
+        buffer += piece
+        if len(buffer) >= CHUNK_BYTES:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)
 
 
 @asynccontextmanager
-async def _opened(files: Files, tenant: TenantId, actor: str) -> AsyncIterator[Upload]:
+async def _open_upload(files: Files, tenant: TenantId, actor: str) -> AsyncIterator[Upload]:
     upload = await in_thread(lambda: files.upload(tenant, actor))
     await in_thread(upload.__enter__)
     try:
@@ -134,22 +134,22 @@ _HEADERS: Final = (
 
 
 class DropZone:
-    """A drop zone and file picker; uploads one file at a time to the page that `word` routes to.
+    """A drop zone and file picker; uploads one file at a time to the page that `token` routes to.
 
-    `most` is the max file size in bytes.
+    `max_bytes` is the max file size in bytes.
     """
 
-    def __init__(self, word: str, *, most: int) -> None:
+    def __init__(self, token: str, *, max_bytes: int) -> None:
         self._upload = ui.upload(
             auto_upload=True,
-            max_file_size=most,
+            max_file_size=max_bytes,
             on_rejected=lambda: ui.notify(
-                f"File rejected: upload one file at a time, of at most {size(most)}.",
+                f"File rejected: upload one file at a time, of at most {size(max_bytes)}.",
                 type="negative",
             ),
         ).props("flat bordered send-raw accept=.jsonl,.ndjson,.json,.txt")
         self._upload.props["url"] = PATH
-        self._upload.props[":headers"] = _HEADERS % word
+        self._upload.props[":headers"] = _HEADERS % token
         # Reset only after the response: a reset aborts a running upload.
         for event in ("uploaded", "failed"):
             self._upload.on(event, self._upload.reset, args=[])

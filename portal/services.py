@@ -23,28 +23,28 @@ def lowtide() -> App:
     return cast("App", app.state.lowtide)
 
 
-def services_for(visitor: Principal) -> Services:
+def services_for(principal: Principal) -> Services:
     """Return the services with a principal's rights.
 
     Raises Unavailable for a tenant's principal while no database URL for tenants is set.
     """
-    return lowtide().services_for(visitor)
+    return lowtide().services_for(principal)
 
 
-def tenants_for(visitor: Principal) -> Mapping[TenantId, str]:
+def tenants_for(principal: Principal) -> Mapping[TenantId, str]:
     """Return the tenants that a principal may choose from, sorted by name; reads the database.
 
     A principal of one tenant has no choice: its tenant comes with an empty name.
     """
-    if visitor.tenant is not None:
-        return {visitor.tenant: ""}
-    return lowtide().administration.names(visitor)
+    if principal.tenant is not None:
+        return {principal.tenant: ""}
+    return lowtide().administration.names(principal)
 
 
 async def in_thread(call: Callable[[], _Result]) -> _Result:
     """Run a blocking call in a thread; raises CancelledError if the portal stops."""
     # Shutdown does not wait for NiceGUI's thread pool, unlike asyncio's default executor.
-    done = await run.io_bound(lambda: (call(),))
-    if done is None:
+    result = await run.io_bound(lambda: (call(),))
+    if result is None:
         raise asyncio.CancelledError
-    return done[0]
+    return result[0]

@@ -31,17 +31,17 @@ class SessionWatch:
     def __init__(self, guard: SignInGuard) -> None:
         self._guard = guard
         self._checking = False
-        self._leaving: set[str] = set()
+        self._redirected: set[str] = set()
 
     async def check(self) -> None:
         """Close the pages of ended sessions; pages stay open while credentials cannot be checked.
 
         One check runs at a time: checks that wait for a hanging database would use up all threads.
         """
-        opened = list(Client.instances.values())
-        for client in opened:
+        clients = list(Client.instances.values())
+        for client in clients:
             if is_over(client.request.session):
-                self._send_away(client)
+                self._redirect_to_sign_in(client)
         if self._checking:
             return
         self._checking = True
@@ -49,37 +49,37 @@ class SessionWatch:
             if SIGNED_OUT.is_due():
                 with suppress(LowtideError):
                     await in_thread(SIGNED_OUT.sync)
-            await self._check_credentials(opened)
+            await self._check_credentials(clients)
         finally:
             self._checking = False
 
-    async def _check_credentials(self, opened: Sequence[Client]) -> None:
-        by_client = {client: _credential(client) for client in opened}
+    async def _check_credentials(self, clients: Sequence[Client]) -> None:
+        by_client = {client: _credential(client) for client in clients}
         credentials = {each for each in by_client.values() if each is not None}
         if not credentials:
             return
         try:
-            ended = await in_thread(lambda: self._guard.ended(credentials))
+            invalid = await in_thread(lambda: self._guard.ended(credentials))
         except LowtideError:
             return
         for client, credential in by_client.items():
-            if credential in ended:
-                self._send_away(client)
+            if credential in invalid:
+                self._redirect_to_sign_in(client)
 
-    def _send_away(self, client: Client) -> None:
+    def _redirect_to_sign_in(self, client: Client) -> None:
         # A second redirect would make the browser abort the first and start over.
-        if client.id in self._leaving:
+        if client.id in self._redirected:
             return
-        self._leaving.add(client.id)
+        self._redirected.add(client.id)
         client.open(SIGN_IN)
         asyncio.get_running_loop().call_later(_GRACE, self._close, client)
 
     def _close(self, client: Client) -> None:
-        self._leaving.discard(client.id)
+        self._redirected.discard(client.id)
         if client.id in Client.instances:
             client.delete()
 
 
 def _credential(client: Client) -> str | None:
-    visitor = visitor_of(client.request.session)
-    return None if visitor is None else visitor.credential
+    principal = visitor_of(client.request.session)
+    return None if principal is None else principal.credential

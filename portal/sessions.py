@@ -38,7 +38,7 @@ class SignedOut:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._until: dict[str, float] = {}
+        self._expiries: dict[str, float] = {}
         self._unsaved: dict[str, float] = {}
         self._store: SignedOutStore | None = None
         self._started = clock()
@@ -53,14 +53,14 @@ class SignedOut:
     def add(self, session: str, until: float) -> None:
         """Sign out a session that would have expired at Unix time `until`; `sync` saves it."""
         with self._lock:
-            self._until[session] = self._unsaved[session] = until
+            self._expiries[session] = self._unsaved[session] = until
 
     def knows(self, opened: float) -> bool:
         """Return True if a session opened at this Unix time is listed once it is signed out."""
         return self._store is None or self._read_at is not None or opened >= self._started
 
     def __contains__(self, session: str) -> bool:
-        return session in self._until
+        return session in self._expiries
 
     def is_due(self) -> bool:
         """Return True if there are unsaved sessions, or the last read is 10 s old."""
@@ -76,14 +76,14 @@ class SignedOut:
         unsaved = dict(self._unsaved)
         if unsaved:
             self._store.add(unsaved)
-        found = self._store.read()
+        saved = self._store.read()
         now = self._clock()
         with self._lock:
             for session in unsaved:
                 self._unsaved.pop(session, None)
             # Sessions in memory stay: the read may be older than the last `add`.
-            known = self._until | found
-            self._until = {session: until for session, until in known.items() if until > now}
+            sessions = self._expiries | saved
+            self._expiries = {session: until for session, until in sessions.items() if until > now}
             self._read_at = now
 
 
@@ -112,15 +112,15 @@ _HEADERS: Final = {
 Session = dict[str, Any]
 
 
-def open_session(session: MutableMapping[str, Any], visitor: Principal, seconds: int) -> None:
+def open_session(session: MutableMapping[str, Any], principal: Principal, seconds: int) -> None:
     """Store a principal for `seconds`; drop the previous content of the cookie, its id too."""
     session.clear()
     now = time.time()
     session[_NAME] = {
-        "name": visitor.name,
-        "role": visitor.role.value,
-        "tenant": None if visitor.tenant is None else str(visitor.tenant),
-        "credential": visitor.credential,
+        "name": principal.name,
+        "role": principal.role.value,
+        "tenant": None if principal.tenant is None else str(principal.tenant),
+        "credential": principal.credential,
         "opened": now,
         "until": now + seconds,
         "id": token_urlsafe(16),
@@ -129,9 +129,9 @@ def open_session(session: MutableMapping[str, Any], visitor: Principal, seconds:
 
 def leave_session(session: MutableMapping[str, Any]) -> None:
     """Sign out a session everywhere and clear the cookie."""
-    known = session.get(_NAME)
-    if isinstance(known, dict):
-        SIGNED_OUT.add(known.get("id", ""), known["until"])
+    data = session.get(_NAME)
+    if isinstance(data, dict):
+        SIGNED_OUT.add(data.get("id", ""), data["until"])
     session.clear()
 
 
@@ -142,28 +142,28 @@ def is_over(session: MutableMapping[str, Any]) -> bool:
 
 def visitor_of(session: MutableMapping[str, Any]) -> Principal | None:
     """Return the principal in the cookie; None once the session has ended."""
-    known = session.get(_NAME)
-    if not isinstance(known, dict) or known["until"] < time.time():
+    data = session.get(_NAME)
+    if not isinstance(data, dict) or data["until"] < time.time():
         return None
-    if known.get("id", "") in SIGNED_OUT:
+    if data.get("id", "") in SIGNED_OUT:
         return None
-    tenant = known["tenant"]
+    tenant = data["tenant"]
     return Principal(
-        known["name"],
-        Role(known["role"]),
+        data["name"],
+        Role(data["role"]),
         None if tenant is None else TenantId(UUID(tenant)),
         # An old session without a credential gets an empty one, which counts as ended.
-        known.get("credential", ""),
+        data.get("credential", ""),
     )
 
 
 def current_visitor() -> Principal:
     """Return the principal of the open page; raises Unauthenticated once the session has ended."""
     request = ui.context.client.request
-    visitor = None if request is None else visitor_of(request.session)
-    if visitor is None:
+    principal = None if request is None else visitor_of(request.session)
+    if principal is None:
         raise Unauthenticated("Your session has ended: sign in again.")
-    return visitor
+    return principal
 
 
 class Guard:
@@ -186,7 +186,7 @@ class Guard:
         if _is_foreign(Headers(scope=scope)):
             answer = PlainTextResponse("Requests from other sites are refused.", status_code=403)
         elif not _is_open(scope["path"]):
-            answer = await self._admitted(scope)
+            answer = await self._authorize(scope)
         if scope["type"] == "websocket":
             if answer is self._app:
                 await self._app(scope, receive, send)
@@ -195,23 +195,23 @@ class Guard:
             return
         await answer(scope, receive, _with_headers(send))
 
-    async def _admitted(self, scope: Scope) -> ASGIApp:
-        visitor = visitor_of(scope["session"])
-        if visitor is None:
-            return _way_in(scope)
-        credential = visitor.credential
+    async def _authorize(self, scope: Scope) -> ASGIApp:
+        principal = visitor_of(scope["session"])
+        if principal is None:
+            return _sign_in_response(scope)
+        credential = principal.credential
         try:
             if not SIGNED_OUT.knows(scope["session"][_NAME].get("opened", 0.0)):
                 await in_thread(SIGNED_OUT.sync)
                 if visitor_of(scope["session"]) is None:
-                    return _way_in(scope)
-            ended = await in_thread(lambda: self._guard.ended({credential}))
+                    return _sign_in_response(scope)
+            invalid = await in_thread(lambda: self._guard.ended({credential}))
         except LowtideError as error:
             return PlainTextResponse(error.message, status_code=error.status)
-        if ended:
+        if invalid:
             scope["session"].clear()
-            return _way_in(scope)
-        if visitor.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
+            return _sign_in_response(scope)
+        if principal.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
             return RedirectResponse(FIRST_PAGE, status_code=303)
         return self._app
 
@@ -227,13 +227,13 @@ def _is_foreign(headers: Headers) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-def _way_in(scope: Scope) -> ASGIApp:
+def _sign_in_response(scope: Scope) -> ASGIApp:
     if scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}:
         return PlainTextResponse("Sign in first.", status_code=401)
-    wanted = scope["path"]
+    target = scope["path"]
     if scope["query_string"]:
-        wanted += "?" + scope["query_string"].decode("latin-1")
-    return RedirectResponse(f"{SIGN_IN}?next={quote(wanted, safe='')}", status_code=303)
+        target += "?" + scope["query_string"].decode("latin-1")
+    return RedirectResponse(f"{SIGN_IN}?next={quote(target, safe='')}", status_code=303)
 
 
 def _with_headers(send: Send) -> Send:

@@ -65,20 +65,20 @@ class Diagnosis:
         )
 
 
-def diagnose(seen: Seen) -> Diagnosis | None:
+def diagnose(reading: Seen) -> Diagnosis | None:
     """Derive the component health from the last snapshot; None before the first."""
-    snapshot = seen.snapshot
-    if snapshot is None or seen.looked_at is None:
+    snapshot = reading.snapshot
+    if snapshot is None or reading.looked_at is None:
         return None
     return Diagnosis(
-        looked_at=seen.looked_at,
+        looked_at=reading.looked_at,
         snapshot=snapshot,
         api=findings.api(snapshot),
         broker=findings.broker(snapshot),
         functions=findings.functions(snapshot),
         workers=findings.workers(snapshot),
         engines=findings.engines(snapshot),
-        autoscaler=findings.autoscaler(scales_of(seen.samples), snapshot.at),
+        autoscaler=findings.autoscaler(scales_of(reading.samples), snapshot.at),
     )
 
 
@@ -115,7 +115,7 @@ def watch_everything(lowtide: App) -> Watching:
         objects = Probe(lambda: lowtide.objects.check(), clock=now)  # noqa: PLW0108
     if address := settings.alertmanager_api_url or settings.alertmanager_url:
         alerts = Alertmanager(address, clock=now)
-    probes = [each.look for each in (api, objects, alerts) if each is not None]
+    probes = [probe.look for probe in (api, objects, alerts) if probe is not None]
     poller = Poller(system, looks=[readings.look], probes=probes)
     history = HistoryBook(HistoryStore(lowtide.database))
     return Watching(poller, system, readings, history, api, objects, alerts)
@@ -129,7 +129,7 @@ class FollowedHistory:
         self._live = live
         self._follower = ui.context.client.id
         self._subject: Subject[History] | None = None
-        self._wanted: HistoryRange | None = None
+        self._range: HistoryRange | None = None
         ui.context.client.on_delete(lambda: watching.readings.unfollow(self._follower))
 
     @property
@@ -137,15 +137,15 @@ class FollowedHistory:
         """The last good reading."""
         return None if self._subject is None else self._subject.reading.value
 
-    async def follow(self, wanted: HistoryRange) -> None:
+    async def follow(self, history_range: HistoryRange) -> None:
         """Switch to this range, and read it once."""
-        self._wanted = wanted
+        self._range = history_range
         book = self._watching.history
-        subject = Subject(("history", wanted), lambda: book.read(wanted))
+        subject = Subject(("history", history_range), lambda: book.read(history_range))
         followed = self._watching.readings.follow(
             self._follower, subject, lambda: self._live.paused
         )
         await in_thread(followed.look)
         # A range chosen during the read takes precedence.
-        if self._wanted is wanted:
+        if self._range is history_range:
             self._subject = followed

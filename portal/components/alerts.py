@@ -82,21 +82,21 @@ class Alertmanager:
     def __init__(self, url: str, *, clock: Callable[[], datetime]) -> None:
         self._url = f"{url.rstrip('/')}/api/v2/alerts"
         self._clock = clock
-        self._seen = AlertsSeen()
+        self._reading = AlertsSeen()
         self._client = httpx.Client(timeout=TIMEOUT, trust_env=False)
 
     @property
     def seen(self) -> AlertsSeen:
         """The last reading."""
-        return self._seen
+        return self._reading
 
     @property
     def reachability(self) -> Reachability | None:
         """The last response as a probe's result; None before the first."""
-        seen = self._seen
-        if seen.asked_at is None:
+        reading = self._reading
+        if reading.asked_at is None:
             return None
-        return Reachability(seen.asked_at, seen.latency, seen.problem)
+        return Reachability(reading.asked_at, reading.latency, reading.problem)
 
     def close(self) -> None:
         """Close the HTTP client."""
@@ -109,16 +109,16 @@ class Alertmanager:
             alerts = self._read(began + TIMEOUT)
         except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, _Refused) as error:
             now = self._clock()
-            self._seen = replace(
-                self._seen,
+            self._reading = replace(
+                self._reading,
                 problem=_explain(error),
-                failing_since=self._seen.failing_since or now,
+                failing_since=self._reading.failing_since or now,
                 asked_at=now,
             )
             return
         now = self._clock()
-        shown, more = tuple(alerts[:MOST_SHOWN]), max(len(alerts) - MOST_SHOWN, 0)
-        self._seen = AlertsSeen(shown, more, now, asked_at=now, latency=monotonic() - began)
+        first, more = tuple(alerts[:MOST_SHOWN]), max(len(alerts) - MOST_SHOWN, 0)
+        self._reading = AlertsSeen(first, more, now, asked_at=now, latency=monotonic() - began)
 
     def _read(self, deadline: float) -> Sequence[Alert]:
         body = bytearray()
@@ -141,20 +141,20 @@ class _Refused(Exception):
 _LATE: Final = f"no response within {TIMEOUT:.0f} s"
 
 
-def _alert(found: _Gettable) -> Alert:
-    summary = found.annotations.get("summary") or found.annotations.get("description") or ""
+def _alert(data: _Gettable) -> Alert:
+    summary = data.annotations.get("summary") or data.annotations.get("description") or ""
     return Alert(
-        name=found.labels.get("alertname", "unnamed alert"),
-        severity=found.labels.get("severity", ""),
-        since=found.starts_at,
+        name=data.labels.get("alertname", "unnamed alert"),
+        severity=data.labels.get("severity", ""),
+        since=data.starts_at,
         summary=summary[:MOST_SUMMARY],
-        labels=tuple(sorted(found.labels.items())),
+        labels=tuple(sorted(data.labels.items())),
     )
 
 
 def _urgency(alert: Alert) -> tuple[int, datetime]:
-    known = alert.severity in _SEVERITIES
-    return (_SEVERITIES.index(alert.severity) if known else len(_SEVERITIES), alert.since)
+    is_known = alert.severity in _SEVERITIES
+    return (_SEVERITIES.index(alert.severity) if is_known else len(_SEVERITIES), alert.since)
 
 
 def _explain(error: Exception) -> str:
@@ -181,7 +181,7 @@ class AlertList:
 
     def __init__(self, dashboards: Dashboards) -> None:
         self._dashboards = dashboards
-        self._shown: tuple[tuple[str, ...], ...] | None = None
+        self._rows: tuple[tuple[str, ...], ...] | None = None
         self._section = ui.element("section").classes("card concerns")
         self._section.props('aria-label="Firing alerts"')
         self._section.set_visibility(False)
@@ -190,20 +190,20 @@ class AlertList:
             self._problem = ui.label("").classes("muted")
             self._list = ui.element("ul").classes("alerts")
 
-    def show(self, seen: AlertsSeen, now: datetime) -> None:
+    def show(self, reading: AlertsSeen, now: datetime) -> None:
         """Show the alerts, and since when Alertmanager has not responded."""
-        self._section.set_visibility(bool(seen.alerts or seen.problem))
-        self._problem.set_visibility(seen.problem is not None)
-        if seen.problem is not None:
-            self._problem.text = _silence(seen, now)
+        self._section.set_visibility(bool(reading.alerts or reading.problem))
+        self._problem.set_visibility(reading.problem is not None)
+        if reading.problem is not None:
+            self._problem.text = _outage_text(reading, now)
         rows = tuple(
-            (*_words(alert, now), self._dashboards.alert(dict(alert.labels)) or "")
-            for alert in seen.alerts
+            (*_row_texts(alert, now), self._dashboards.alert(dict(alert.labels)) or "")
+            for alert in reading.alerts
         )
-        if seen.more:
-            rows += (("", "", f"and {counted(seen.more, 'more alert')}", "", ""),)
-        if rows != self._shown:
-            self._shown = rows
+        if reading.more:
+            rows += (("", "", f"and {counted(reading.more, 'more alert')}", "", ""),)
+        if rows != self._rows:
+            self._rows = rows
             self._list.set_visibility(bool(rows))
             self._list.clear()
             with self._list:
@@ -211,7 +211,7 @@ class AlertList:
                     _show_row(*row)
 
 
-def _words(alert: Alert, now: datetime) -> tuple[str, str, str, str]:
+def _row_texts(alert: Alert, now: datetime) -> tuple[str, str, str, str]:
     return alert.severity, alert.name, alert.summary, f"for {duration(now - alert.since)}"
 
 
@@ -228,8 +228,8 @@ def _show_row(severity: str, name: str, summary: str, since: str, url: str) -> N
         ui.label(since).classes("muted small")
 
 
-def _silence(seen: AlertsSeen, now: datetime) -> str:
-    since = seen.answered_at or seen.failing_since or now
-    last = f"since {absolute(since)}"
-    older = " The alerts shown are from that time." if seen.alerts else ""
-    return f"Alertmanager unavailable {last}: {seen.problem}.{older}"
+def _outage_text(reading: AlertsSeen, now: datetime) -> str:
+    since = reading.answered_at or reading.failing_since or now
+    period = f"since {absolute(since)}"
+    stale_note = " The alerts shown are from that time." if reading.alerts else ""
+    return f"Alertmanager unavailable {period}: {reading.problem}.{stale_note}"

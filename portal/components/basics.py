@@ -84,7 +84,7 @@ def pool_badge(pool: Pool) -> ui.label:
     return badge(pool_of(pool))
 
 
-_LONGEST: Final = 10.0
+_COPY_TIMEOUT: Final = 10.0
 
 
 async def copy(text: str) -> None:
@@ -92,7 +92,9 @@ async def copy(text: str) -> None:
     # Plain HTTP has no clipboard API, and a browser may refuse.
     write = f"navigator.clipboard.writeText({json.dumps(text)}).then(() => true, () => false)"
     try:
-        copied = await ui.run_javascript(f"navigator.clipboard ? {write} : false", timeout=_LONGEST)
+        copied = await ui.run_javascript(
+            f"navigator.clipboard ? {write} : false", timeout=_COPY_TIMEOUT
+        )
     except TimeoutError:
         copied = False
     if copied:
@@ -143,7 +145,7 @@ async def confirm(
 
 def empty_state(title: str, hint: str, command: str) -> ui.element:
     """Show a hint for an empty list, with a command to copy."""
-    with ui.element("div").classes("empty") as shown:
+    with ui.element("div").classes("empty") as box:
         ui.label(title).style("font-size: 16px; font-weight: 600")
         ui.label(hint).classes("muted")
         with ui.element("div").classes("command"):
@@ -152,7 +154,7 @@ def empty_state(title: str, hint: str, command: str) -> ui.element:
             ui.button(icon="content_copy", on_click=lambda: copy(command), color=None).props(
                 'flat dense size=sm aria-label="Copy command"'
             )
-    return shown
+    return box
 
 
 class StatCard:

@@ -37,28 +37,30 @@ class BatchToolbar:
         self._count = 0
         self._on_cancel = on_cancel
         with ui.element("div").classes("actions toolbar"):
-            self._counted = ui.label("").classes("muted").props("role=status").mark("matching")
+            self._count_label = ui.label("").classes("muted").props("role=status").mark("matching")
             ui.element("div").classes("spacer")
-            self._chosen = ui.label("").mark("chosen")
+            self._selection_label = ui.label("").mark("chosen")
             self._all = ui.button("", on_click=self._choose_everything, color=None)
-            self._none = ui.button("Clear selection", on_click=on_none, color=None)
-            self._cancel = ui.button("Cancel batches…", on_click=self._ask, color=None)
-        for button in (self._all, self._none, self._cancel):
+            self._clear_button = ui.button("Clear selection", on_click=on_none, color=None)
+            self._cancel = ui.button("Cancel batches…", on_click=self._request_cancel, color=None)
+        for button in (self._all, self._clear_button, self._cancel):
             button.props("flat dense no-caps")
 
     def show(self, count: int, chosen: int, on_page: int) -> None:
         """Show the number of matching and of selected batches."""
         self._count = count
         self._everything = self._everything and chosen > 0
-        many = counted_batches(count)
-        self._counted.text = many
-        self._chosen.text = f"all {many} selected" if self._everything else f"{chosen} selected"
-        self._all.text = f"Select all {many} that match"
-        whole = chosen == on_page and count > chosen
-        self._chosen.set_visibility(chosen > 0)
-        self._none.set_visibility(chosen > 0)
+        total = counted_batches(count)
+        self._count_label.text = total
+        self._selection_label.text = (
+            f"all {total} selected" if self._everything else f"{chosen} selected"
+        )
+        self._all.text = f"Select all {total} that match"
+        is_whole_page = chosen == on_page and count > chosen
+        self._selection_label.set_visibility(chosen > 0)
+        self._clear_button.set_visibility(chosen > 0)
         self._cancel.set_visibility(self._may_act and chosen > 0)
-        self._all.set_visibility(chosen > 0 and whole and not self._everything)
+        self._all.set_visibility(chosen > 0 and is_whole_page and not self._everything)
 
     def choose_none(self) -> None:
         """Clear the selection, including that of all matches."""
@@ -67,10 +69,10 @@ class BatchToolbar:
 
     def _choose_everything(self) -> None:
         self._everything = True
-        self._chosen.text = f"all {counted_batches(self._count)} selected"
+        self._selection_label.text = f"all {counted_batches(self._count)} selected"
         self._all.set_visibility(False)
 
-    async def _ask(self) -> None:
+    async def _request_cancel(self) -> None:
         await self._on_cancel(everything=self._everything)
 
 
@@ -81,47 +83,53 @@ def counted_batches(count: int) -> str:
     return "1 batch" if count == 1 else f"{count:,} batches"
 
 
-async def cancel_batches(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchId]) -> bool:
+async def cancel_batches(
+    cancellation: BatchCancellation, selection: BatchFilter | Sequence[BatchId]
+) -> bool:
     """Cancel batches after confirmation, exactly those it counted; return True if it tried."""
     try:
-        return await _cancel(desk, wanted)
+        return await _cancel(cancellation, selection)
     except LowtideError as error:
         ui.notify(error.message, type="negative", position="bottom")
         return False
 
 
-async def _cancel(desk: BatchCancellation, wanted: BatchFilter | Sequence[BatchId]) -> bool:
-    visitor = current_visitor()
-    plan = await in_thread(lambda: desk.plan(visitor, wanted))
+async def _cancel(
+    cancellation: BatchCancellation, selection: BatchFilter | Sequence[BatchId]
+) -> bool:
+    principal = current_visitor()
+    plan = await in_thread(lambda: cancellation.plan(principal, selection))
     if not plan.batches:
         ui.notify(
             "Nothing to cancel: these batches have ended or are already cancelling.",
             position="bottom",
         )
         return False
-    named = counted_batches(len(plan.batches))
-    agreed = await confirm(
-        f"Cancel {named}?", _consequences(plan), action=f"Cancel {named}", dangerous=True
+    count_text = counted_batches(len(plan.batches))
+    confirmed = await confirm(
+        f"Cancel {count_text}?", _consequences(plan), action=f"Cancel {count_text}", dangerous=True
     )
-    if not agreed:
+    if not confirmed:
         return False
     # Checked again: the session may end while the dialog is open.
-    visitor = current_visitor()
-    done = await in_thread(lambda: desk.cancel(visitor, plan.batches))
-    missed = len(plan.batches) - done
-    text = f"Cancelling {counted_batches(done)}."
-    if missed:
-        text += f" {counted_batches(missed).capitalize()} had already ended."
-    ui.notify(text, type="positive" if done else "info", position="bottom")
+    principal = current_visitor()
+    cancelled = await in_thread(lambda: cancellation.cancel(principal, plan.batches))
+    already_ended = len(plan.batches) - cancelled
+    text = f"Cancelling {counted_batches(cancelled)}."
+    if already_ended:
+        text += f" {counted_batches(already_ended).capitalize()} had already ended."
+    ui.notify(text, type="positive" if cancelled else "info", position="bottom")
     return True
 
 
 def _consequences(plan: CancelPlan) -> list[str]:
-    told = [
+    sentences = [
         "Queued requests are dropped; running requests get a few seconds to finish. Results so far are kept."
     ]
     if plan.unchanged:
-        told.append(f"Already ended or cancelling, unchanged: {counted_batches(plan.unchanged)}.")
+        sentences.append(
+            f"Already ended or cancelling, unchanged: {counted_batches(plan.unchanged)}."
+        )
     if plan.more:
-        told.append("More batches match than one action cancels: repeat it for the rest.")
-    return told
+        sentences.append("More batches match than one action cancels: repeat it for the rest.")
+    return sentences

@@ -205,10 +205,10 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
 
 def status_of_batch(batch: Batch) -> Badge:
     """Return the status badge of a batch; a cancelled one is not shown as failed."""
-    shown = status_of(SHOWN_AS[batch.status])
+    badge = status_of(SHOWN_AS[batch.status])
     if batch.status is BatchStatus.CANCELLED:
         return Badge(text="Cancelled", tone=Tone.NEUTRAL)
-    return shown
+    return badge
 
 
 def _done(done: int, batch: Batch) -> str:
@@ -225,7 +225,7 @@ def _exact(batch: Batch) -> str:
 
 def _notes(batch: Batch) -> str:
     counts = ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
-    return " · ".join(f"{number(count)} {what}" for count, what in counts if count)
+    return " · ".join(f"{number(count)} {label}" for count, label in counts if count)
 
 
 def _due(batch: Batch, now: datetime) -> str:
@@ -237,9 +237,13 @@ def _due(batch: Batch, now: datetime) -> str:
         margin = batch.deadline - batch.ended_at
         late = batch.sla_state is SlaState.BREACHED
         return f"{duration(-margin)} late" if late else f"{duration(margin)} to spare"
-    left = batch.deadline - now
-    return f"{duration(left)} left" if left.total_seconds() > 0 else f"{duration(-left)} late"
+    remaining = batch.deadline - now
+    return (
+        f"{duration(remaining)} left"
+        if remaining.total_seconds() > 0
+        else f"{duration(-remaining)} late"
+    )
 
 
-def _width(part: int, whole: int) -> str:
-    return f"{part / whole:.2%}" if whole else "0"
+def _width(part: int, total: int) -> str:
+    return f"{part / total:.2%}" if total else "0"

@@ -58,7 +58,7 @@ def lines_by_pool(value: Callable[[PoolPoint], float | None]) -> tuple[Line, ...
 
 
 class TimeChart:
-    """A line chart of a history; `whole` restricts the axis to whole numbers."""
+    """A line chart of a history; `integers` restricts the axis to whole numbers."""
 
     def __init__(
         self,
@@ -67,35 +67,35 @@ class TimeChart:
         lines: Sequence[Line],
         *,
         filled: bool = False,
-        whole: bool = False,
+        integers: bool = False,
     ) -> None:
         self._lines = lines
-        self._shown: Hashable = None
+        self._content: Hashable = None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("chart-head"):
                 heading(title)
                 ui.label(unit).classes("muted small")
-            options = _options([_series(line, filled=filled) for line in lines], whole=whole)
+            options = _options([_series(line, filled=filled) for line in lines], integers=integers)
             self._chart = ui.echart(options).classes("chart")
             self._chart.props("role=img")
             self._title = title
-            self._waiting = ui.label(NOT_ENOUGH).classes("muted small")
+            self._empty_note = ui.label(NOT_ENOUGH).classes("muted small")
 
     def show(self, history: History) -> None:
         """Draw a history; nothing is sent while it stays the same."""
-        shown = (history.range, history.points, history.until.replace(second=0, microsecond=0))
-        if shown == self._shown:
+        content = (history.range, history.points, history.until.replace(second=0, microsecond=0))
+        if content == self._content:
             return
-        self._shown = shown
-        self._waiting.set_visibility(not history.points)
+        self._content = content
+        self._empty_note.set_visibility(not history.points)
         runs = history.runs()
         for series, line in zip(self._chart.options["series"], self._lines, strict=True):
             series["data"] = drawn(runs, line)
         _span(self._chart, history.until - history.range.span, history.until)
-        self._chart.props["aria-label"] = f"{self._title}: {', '.join(self._words(history))}"
+        self._chart.props["aria-label"] = f"{self._title}: {', '.join(self._last_values(history))}"
         self._chart.update()
 
-    def _words(self, history: History) -> Iterable[str]:
+    def _last_values(self, history: History) -> Iterable[str]:
         for line in self._lines:
             last = history.points[-1].pools.get(line.pool) if history.points else None
             value = None if last is None else line.value(last)
@@ -106,21 +106,21 @@ class SlaChart:
     """A bar chart of ended batches, by deadline met or missed."""
 
     def __init__(self) -> None:
-        self._shown: Hashable = None
+        self._content: Hashable = None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("chart-head"):
                 heading("Deadlines")
                 ui.label("ended batches").classes("muted small")
             bars = [_bars("met", theme.CHART_GOOD), _bars("missed", theme.CHART_BAD)]
-            self._chart = ui.echart(_options(bars, whole=True)).classes("chart")
+            self._chart = ui.echart(_options(bars, integers=True)).classes("chart")
             self._chart.props("role=img")
 
     def show(self, history: History) -> None:
         """Draw a history; nothing is sent while it stays the same."""
-        shown = (history.range, history.sla, history.until.replace(second=0, microsecond=0))
-        if shown == self._shown:
+        content = (history.range, history.sla, history.until.replace(second=0, microsecond=0))
+        if content == self._content:
             return
-        self._shown = shown
+        self._content = content
         met, violated = self._chart.options["series"]
         met["data"] = [[_middle(each, history), each.met] for each in history.sla]
         violated["data"] = [[_middle(each, history), each.violated] for each in history.sla]
@@ -176,8 +176,8 @@ def _middle(bar: SlaBar, history: History) -> int:
     return _milliseconds(bar.at + history.range.bar / 2)
 
 
-def _options(series: list[dict[str, Any]], *, whole: bool) -> dict[str, Any]:
-    words = {"color": theme.CHART_INK}
+def _options(series: list[dict[str, Any]], *, integers: bool) -> dict[str, Any]:
+    text_style = {"color": theme.CHART_INK}
     return {
         "animation": False,
         "aria": {"enabled": False},
@@ -190,17 +190,17 @@ def _options(series: list[dict[str, Any]], *, whole: bool) -> dict[str, Any]:
             "bottom": 4,
             "containLabel": True,
         },
-        "legend": {"top": 0, "left": 0, "itemHeight": 8, "textStyle": words},
+        "legend": {"top": 0, "left": 0, "itemHeight": 8, "textStyle": text_style},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {
             "type": "time",
-            "axisLabel": words | {"hideOverlap": True},
+            "axisLabel": text_style | {"hideOverlap": True},
             "axisLine": {"lineStyle": {"color": theme.CHART_RULE}},
         },
         "yAxis": {
             "type": "value",
-            "minInterval": 1 if whole else 0,
-            "axisLabel": words,
+            "minInterval": 1 if integers else 0,
+            "axisLabel": text_style,
             "splitLine": {"lineStyle": {"color": theme.CHART_RULE}},
         },
         "series": series,
@@ -209,7 +209,7 @@ def _options(series: list[dict[str, Any]], *, whole: bool) -> dict[str, Any]:
 
 def _series(line: Line, *, filled: bool) -> dict[str, Any]:
     colour = theme.CHART_POOLS[line.pool]
-    found: dict[str, Any] = {
+    series: dict[str, Any] = {
         "name": line.name,
         "type": "line",
         "symbol": "none",
@@ -219,8 +219,8 @@ def _series(line: Line, *, filled: bool) -> dict[str, Any]:
         "data": [],
     }
     if filled:
-        found["areaStyle"] = {"opacity": 0.16}
-    return found
+        series["areaStyle"] = {"opacity": 0.16}
+    return series
 
 
 def _bars(name: str, colour: str) -> dict[str, Any]:

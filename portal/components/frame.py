@@ -43,7 +43,7 @@ PLACES: Final = (
 )
 
 
-_BUILT_WITHIN: Final = 20.0
+_BUILD_TIMEOUT: Final = 20.0
 
 
 def page(path: str) -> ui.page:
@@ -51,7 +51,7 @@ def page(path: str) -> ui.page:
 
     NiceGUI's own limit of 3 s would answer with an error page of the framework.
     """
-    return ui.page(path, response_timeout=_BUILT_WITHIN)
+    return ui.page(path, response_timeout=_BUILD_TIMEOUT)
 
 
 def navigation(current: str, *, tenant: bool) -> None:
@@ -61,7 +61,7 @@ def navigation(current: str, *, tenant: bool) -> None:
             if tenant and place.path in WHOLE_INSTALLATION:
                 continue
             link = ui.element("a").classes("place").props(f'href="{place.path}"')
-            if _is_at(place.path, current):
+            if _is_current(place.path, current):
                 link.props('aria-current="page"')
             with link:
                 ui.icon(place.icon).props("aria-hidden=true")
@@ -84,7 +84,7 @@ def monitoring() -> None:
                 ui.label(name)
 
 
-def _is_at(path: str, current: str) -> bool:
+def _is_current(path: str, current: str) -> bool:
     if path == "/tenants" and current in ("/keys", "/audit"):
         return True
     return current == path or (path != "/" and current.startswith(f"{path}/"))
@@ -124,13 +124,13 @@ def frame(
     `on_interval` is called with a newly chosen interval; a page without live updates has none.
     `on_refresh` is called when the user asks for an update; without it the page reloads.
     """
-    visitor = current_visitor()
+    principal = current_visitor()
     watch_page()
     theme.paint()
     ui.page_title(f"{title} · Lowtide")
     with ui.header(elevated=False).classes("topbar"):
         _brand()
-        navigation(ui.context.client.page.path, tenant=visitor.tenant is not None)
+        navigation(ui.context.client.page.path, tenant=principal.tenant is not None)
         with ui.element("div").classes("tools"):
             if on_interval is not None:
                 _refresh_choice(on_interval)
@@ -145,12 +145,12 @@ def frame(
             ui.label(f"API {api_url}")
             ui.element("span").mark("zone").add_slot("default", _ZONE)
             # The dashboards show every tenant's work.
-            if visitor.tenant is None:
+            if principal.tenant is None:
                 monitoring()
-            _way_out(visitor.name)
+            _sign_out_button(principal.name)
 
 
-def _way_out(name: str) -> None:
+def _sign_out_button(name: str) -> None:
     # A form, not a link: sign-out changes state, and another site's page must not trigger it.
     with (
         ui.element("form").classes("way-out").props(f'method="post" action="{SIGN_OUT}"'),
@@ -212,16 +212,16 @@ def watch_page() -> None:
 
     At most every 30 s, as a failure may repeat with every refresh.
     """
-    told_at = -_QUIET_SECONDS
+    notified_at = -_QUIET_SECONDS
 
-    def tell(error: Exception) -> None:
-        nonlocal told_at
+    def notify(error: Exception) -> None:
+        nonlocal notified_at
         message = explain(error)
-        if monotonic() - told_at >= _QUIET_SECONDS:
-            told_at = monotonic()
+        if monotonic() - notified_at >= _QUIET_SECONDS:
+            notified_at = monotonic()
             ui.notify(message, type="negative", position="bottom", timeout=0, close_button="Close")
 
-    ui.on_exception(tell)
+    ui.on_exception(notify)
 
 
 def explain(error: Exception) -> str:

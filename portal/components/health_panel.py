@@ -88,8 +88,8 @@ def _summary(diagnosis: Diagnosis, *, stale: bool) -> Badge:
 
 
 def _names(diagnosis: Diagnosis) -> str:
-    wrong = (Condition.BAD, Condition.DOUBTFUL)
-    return ", ".join(part.part for part in diagnosis.parts if part.condition in wrong)
+    unhealthy = (Condition.BAD, Condition.DOUBTFUL)
+    return ", ".join(part.part for part in diagnosis.parts if part.condition in unhealthy)
 
 
 class FactRow:
@@ -123,21 +123,21 @@ class FactRow:
 class ProbeRow(FactRow):
     """The last result of a probe, with its age."""
 
-    def show(self, found: Reachability | None, now: datetime) -> None:
+    def show(self, reachability: Reachability | None, now: datetime) -> None:
         """Show the last result; stale after 30 s."""
-        self.show_badge(judge(found, now))
-        if found is not None:
-            self.show_detail(found.problem or milliseconds(found.latency))
-            self.show_age(f"checked {ago(found.checked_at, now)}", found.checked_at)
+        self.show_badge(judge(reachability, now))
+        if reachability is not None:
+            self.show_detail(reachability.problem or milliseconds(reachability.latency))
+            self.show_age(f"checked {ago(reachability.checked_at, now)}", reachability.checked_at)
 
 
-def judge(found: Reachability | None, now: datetime) -> Badge:
+def judge(reachability: Reachability | None, now: datetime) -> Badge:
     """Return the badge of a probe's result; stale after 30 s."""
-    if found is None:
+    if reachability is None:
         return Badge(text="Not checked yet", tone=Tone.NEUTRAL)
-    if now - found.checked_at > STALE_AFTER:
+    if now - reachability.checked_at > STALE_AFTER:
         return STALE
-    if found.reachable:
+    if reachability.reachable:
         return Badge(text="Reachable", tone=Tone.GOOD)
     return Badge(text="Unreachable", tone=Tone.BAD)
 

@@ -27,20 +27,20 @@ class PauseNotes:
     """A notice for each paused pool; hidden while there is none."""
 
     def __init__(self) -> None:
-        self._shown: list[str] | None = None
+        self._notes: list[str] | None = None
         self._zone = visitor_zone()
-        self._place = ui.element("div").classes("notice").props("role=status")
-        self._place.set_visibility(False)
+        self._container = ui.element("div").classes("notice").props("role=status")
+        self._container.set_visibility(False)
 
     def show(self, pauses: Sequence[PoolPause], now: datetime) -> None:
         """Show these pauses; nothing is sent while they stay the same."""
         notes = [note_of(pause, now, self._zone) for pause in pauses]
-        if notes == self._shown:
+        if notes == self._notes:
             return
-        self._shown = notes
-        self._place.set_visibility(bool(notes))
-        self._place.clear()
-        with self._place:
+        self._notes = notes
+        self._container.set_visibility(bool(notes))
+        self._container.clear()
+        with self._container:
             for note in notes:
                 ui.label(note)
 
@@ -63,23 +63,23 @@ async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
 
 
 async def _pause(pools: Pools, pool: Pool) -> bool:
-    visitor = current_visitor()
-    effect = await in_thread(lambda: pools.effect(visitor, pool))
-    agreed = await confirm(
+    principal = current_visitor()
+    effect = await in_thread(lambda: pools.effect(principal, pool))
+    confirmed = await confirm(
         f"Pause {pool}?", consequences(effect, datetime.now(UTC)), action=f"Pause {pool}"
     )
-    if not agreed:
+    if not confirmed:
         return False
     # Checked again: the session may end while the dialog is open.
-    visitor = current_visitor()
-    await in_thread(lambda: pools.pause(visitor, pool))
+    principal = current_visitor()
+    await in_thread(lambda: pools.pause(principal, pool))
     ui.notify(f"{pool.capitalize()} paused.", type="positive", position="bottom")
     return True
 
 
 async def _resume(pools: Pools, pool: Pool) -> bool:
-    visitor = current_visitor()
-    await in_thread(lambda: pools.resume(visitor, pool))
+    principal = current_visitor()
+    await in_thread(lambda: pools.resume(principal, pool))
     ui.notify(f"{pool.capitalize()} resumed.", type="positive", position="bottom")
     return True
 
@@ -87,27 +87,27 @@ async def _resume(pools: Pools, pool: Pool) -> bool:
 def consequences(effect: PauseEffect, now: datetime) -> list[str]:
     """Return the effects of a pause, as sentences."""
     waiting, running = counted(effect.queued, "request"), counted(effect.running, "request")
-    told = [
+    sentences = [
         f"Queued in {effect.pool}: {waiting}. Running: {running}.",
         "Its workers finish their running requests, claim no new ones, and scale down.",
     ]
     if effect.stops_all:
-        told.append("The other pool is paused too: no requests run until a pool is resumed.")
+        sentences.append("The other pool is paused too: no requests run until a pool is resumed.")
     elif effect.pool is Pool.SPOT:
-        told.append(
+        sentences.append(
             "Requests move to dedicated when their deadline requires it, which costs more. No "
             "deadline is put at risk."
         )
     else:
-        told.append(
+        sentences.append(
             "Escalated requests go back to spot, which guarantees no deadline; requests that were "
             "queued in dedicated from the start wait."
         )
     endangered = effect.endangered
     if endangered.first is not None:
-        left = duration(max(endangered.first - now, timedelta()))
-        told.append(
+        remaining = duration(max(endangered.first - now, timedelta()))
+        sentences.append(
             f"At risk until {effect.pool} is resumed: {counted_batches(endangered.batches)} now on "
-            f"schedule. The first deadline is in {left}."
+            f"schedule. The first deadline is in {remaining}."
         )
-    return told
+    return sentences

@@ -142,21 +142,21 @@ class AuditQuery:
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
-def key_mark(found: TenantKey) -> str:
+def key_mark(tenant_key: TenantKey) -> str:
     """Return the cursor after a key."""
-    return f"{found.key.created_at.isoformat()}~{found.key.id.hex}"
+    return f"{tenant_key.key.created_at.isoformat()}~{tenant_key.key.id.hex}"
 
 
 def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
     """Return the id of a tenant, None for an empty name; raises NotFound."""
     if not name:
         return None
-    for tenant, known in tenants.items():
-        if known == name:
+    for tenant, tenant_name in tenants.items():
+        if tenant_name == name:
             return tenant
     raise NotFound(f"Tenant {name!r} not found.")
 
 
 def _address(path: str, **parameters: str) -> str:
-    said = urlencode({name: value for name, value in parameters.items() if value})
-    return f"{path}?{said}" if said else path
+    query_string = urlencode({name: value for name, value in parameters.items() if value})
+    return f"{path}?{query_string}" if query_string else path

@@ -127,7 +127,7 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
         """Read the tenants and actions to choose from."""
         self._tenants, self._actions = {}, ()
         admin = lowtide().administration
-        self._tenants, self._actions = admin.names(self.visitor), admin.actions(self.visitor)
+        self._tenants, self._actions = admin.names(self.principal), admin.actions(self.principal)
 
     def controls(self) -> None:
         """Build the filters."""
@@ -154,9 +154,9 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
 
     def reader(self) -> Callable[[], tuple[Sequence[AuditEntry], bool]]:
         """Return a function that reads the page; raises NotFound for an unknown tenant."""
-        visitor, wanted = self.visitor, self.query.filter(self._tenants)
+        principal, audit_filter = self.principal, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
-        return lambda: admin.audit(visitor, wanted, after=after, limit=PAGE_SIZE)
+        return lambda: admin.audit(principal, audit_filter, after=after, limit=PAGE_SIZE)
 
     def show(self, items: Sequence[AuditEntry]) -> None:
         """Show these entries."""

@@ -63,7 +63,7 @@ class BatchPanels:
             self._links = Rebuilt(dashboard_links)
             self._facts = Rebuilt(batch_facts.facts)
             self._progress = Rebuilt[tuple["Batch", str]](
-                lambda shown: batch_facts.progress(*shown), "section"
+                lambda batch_and_eta: batch_facts.progress(*batch_and_eta), "section"
             )
         self._problems = Rebuilt(batch_facts.problems, "section")
         with ui.element("div").classes("cards five"):
@@ -73,15 +73,15 @@ class BatchPanels:
             self._timeline = Rebuilt(timeline)
         with ui.element("div").classes("halves"):
             self._errors = _panel(
-                "Top errors", lambda shown: batch_facts.errors(shown.errors, shown.batch.id)
+                "Top errors", lambda details: batch_facts.errors(details.errors, details.batch.id)
             )
             self._notes = _panel(
                 "Interruptions and escalations",
-                lambda shown: batch_facts.notes(shown.notes, shown.batch),
+                lambda details: batch_facts.notes(details.notes, details.batch),
             )
             self._cost = _panel("Cost", batch_facts.cost)
             self._files = _panel(
-                "Files", lambda shown: batch_facts.files(shown.files, shown.batch.id)
+                "Files", lambda details: batch_facts.files(details.files, details.batch.id)
             )
 
     def show(self, details: BatchDetails, now: datetime) -> None:
@@ -91,10 +91,10 @@ class BatchPanels:
         batch = replace(forecast, eta=None)
         details = replace(details, at=batch.created_at, batch=batch)
         self._head.show(batch)
-        id_, began, ended = format_batch_id(batch.id), batch.created_at, batch.ended_at
+        id_, since, until = format_batch_id(batch.id), batch.created_at, batch.ended_at
         if self._dashboards is not None:
             trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
-            self._links.show(self._dashboards.batch(id_, began, ended, now) + trace)
+            self._links.show(self._dashboards.batch(id_, since, until, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
         for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
             panel.show(details)
@@ -122,14 +122,14 @@ def install(poller: Poller, readings: Readings, dashboards: Dashboards, *, api_u
 
     @page("/batches/{batch_id}")
     async def batch(request: Request, batch_id: str) -> None:
-        found = parse_batch_id(batch_id)
+        parsed = parse_batch_id(batch_id)
         live = Live(poller)
-        if found is None:
+        if parsed is None:
             with live.page("Batch not found", api_url=api_url):
                 _missing(f"{batch_id[:100]!r} is not a batch id.")
             ui.context.client.status_code = 404
             return
-        query = LineQuery.read(found, request.query_params)
+        query = LineQuery.read(parsed, request.query_params)
         await BatchPage(live, readings, query, dashboards).open(api_url)
 
 
@@ -158,10 +158,10 @@ class BatchPage:
         self._live = live
         self._readings = readings
         self._query = query
-        self._visitor = current_visitor()
-        self._services = services_for(self._visitor)
+        self._principal = current_visitor()
+        self._services = services_for(self._principal)
         self._follower = ui.context.client.id
-        self._behind: list[int] = []
+        self._previous: list[int] = []
         self._subject: Subject[Seen]
 
     async def open(self, api_url: str) -> None:
@@ -172,36 +172,36 @@ class BatchPage:
         reading = self._subject.reading
         if reading.value is None:
             self._readings.unfollow(self._follower)
-            absent = isinstance(reading.problem, NotFound)
-            ui.context.client.status_code = 404 if absent else 503
-            with self._live.page("Batch not found" if absent else "Batch", api_url=api_url):
+            is_missing = isinstance(reading.problem, NotFound)
+            ui.context.client.status_code = 404 if is_missing else 503
+            with self._live.page("Batch not found" if is_missing else "Batch", api_url=api_url):
                 _missing("" if reading.problem is None else reading.problem.message)
             return
         with self._live.page(format_batch_id(self._query.batch), api_url=api_url):
             self._build()
-        self._live.keep(self._show, self._look)
+        self._live.keep(self._show, self._reread)
         if self._query.line is not None:
-            await self._look_inside(self._query.line)
+            await self._open_request(self._query.line)
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
-        self._panels = BatchPanels(self._cancel, self._dashboards, may_act=self._visitor.may_act)
+        self._panels = BatchPanels(self._cancel, self._dashboards, may_act=self._principal.may_act)
         with ui.element("section").classes("card table-card"):
             with ui.element("div").classes("table-tools"):
                 self._tabs = Rebuilt(line_tabs, "tabs")
                 self._search_box()
-            self._table = LineTable(self._look_inside)
-            self._nothing = ui.label("No matching requests.").classes("empty")
+            self._table = LineTable(self._open_request)
+            self._empty_label = ui.label("No matching requests.").classes("empty")
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 
     async def _read(self) -> None:
         """Follow this batch and this page of its requests, and read them once."""
-        visitor, query, browser = self._visitor, self._query, self._services.browser
+        principal, query, browser = self._principal, self._query, self._services.browser
 
         page = at_most_every(
             SEARCH_INTERVAL if query.custom_id else 0.0,
             lambda: browser.lines(
-                visitor,
+                principal,
                 query.batch,
                 query.status,
                 query.custom_id,
@@ -211,11 +211,11 @@ class BatchPage:
         )
 
         def read() -> Seen:
-            details = browser.details(visitor, query.batch)
+            details = browser.details(principal, query.batch)
             lines, more = page()
             return Seen(details, tuple(lines), more)
 
-        key = ("batch", visitor.tenant, replace(query, line=None))
+        key = ("batch", principal.tenant, replace(query, line=None))
         subject = Subject(key, read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)
@@ -225,22 +225,22 @@ class BatchPage:
         self._problem.set_visibility(reading.problem is not None)
         if reading.problem is not None:
             self._problem.text = reading.problem.message
-        if (seen := reading.value) is None:
+        if (value := reading.value) is None:
             return
-        self._panels.show(seen.details, datetime.now(UTC))
+        self._panels.show(value.details, datetime.now(UTC))
         self._tabs.show(self._query)
-        self._table.show(seen.lines)
-        self._nothing.set_visibility(not seen.lines)
-        self._pager.show(first=self._query.after == 0, more=seen.more)
+        self._table.show(value.lines)
+        self._empty_label.set_visibility(not value.lines)
+        self._pager.show(first=self._query.after == 0, more=value.more)
 
-    def _look(self) -> None:
+    def _reread(self) -> None:
         self._subject.look()
 
-    async def _look_inside(self, line: int) -> None:
+    async def _open_request(self, line: int) -> None:
         batch = self._query.batch
         try:
-            visitor = current_visitor()
-            details = await in_thread(lambda: self._services.browser.line(visitor, batch, line))
+            principal = current_visitor()
+            details = await in_thread(lambda: self._services.browser.line(principal, batch, line))
         except LowtideError as error:
             ui.notify(error.message, type="negative", position="bottom")
             return
@@ -259,7 +259,7 @@ class BatchPage:
         box.on_value_change(lambda event: self._search(clean(event.value or "")))
 
     async def _search(self, custom_id: str) -> None:
-        self._behind.clear()
+        self._previous.clear()
         self._query = replace(self._query, custom_id=custom_id)
         await self._go(0)
 
@@ -270,14 +270,14 @@ class BatchPage:
         self._show()
 
     async def _first(self) -> None:
-        self._behind.clear()
+        self._previous.clear()
         await self._go(0)
 
     async def _back(self) -> None:
-        await self._go(self._behind.pop() if self._behind else 0)
+        await self._go(self._previous.pop() if self._previous else 0)
 
     async def _next(self) -> None:
-        seen = self._subject.reading.value
-        if seen is not None and seen.lines:
-            self._behind.append(self._query.after)
-            await self._go(seen.lines[-1].line)
+        value = self._subject.reading.value
+        if value is not None and value.lines:
+            self._previous.append(self._query.after)
+            await self._go(value.lines[-1].line)

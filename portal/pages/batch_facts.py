@@ -38,7 +38,7 @@ class Step:
 def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
     """Return the steps of a batch; the deadline is the last, and `bad` once it is missed."""
     steps = [Step("Created", absolute(batch.created_at), "", Tone.GOOD)]
-    before = batch.created_at
+    previous = batch.created_at
     for name, at, tone in (
         ("Started", batch.in_progress_at, Tone.GOOD),
         ("Finalizing", batch.finalizing_at, Tone.GOOD),
@@ -49,8 +49,8 @@ def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
         ("Expired", batch.expired_at, Tone.BAD),
     ):
         if at is not None:
-            steps.append(Step(name, absolute(at), f"after {duration(at - before)}", tone))
-            before = at
+            steps.append(Step(name, absolute(at), f"after {duration(at - previous)}", tone))
+            previous = at
     if batch.ended_at is None:
         eta = "" if batch.eta is None else f"expected {absolute(batch.eta)}"
         steps.append(Step("Completed", eta, "not yet", Tone.NEUTRAL))
@@ -73,9 +73,9 @@ def _ending_tone(batch: Batch) -> Tone:
 
 
 def _deadline(batch: Batch, now: datetime) -> Step:
-    reached = batch.ended_at or now
-    late = reached > batch.deadline
-    span = duration(abs(batch.deadline - reached))
+    end = batch.ended_at or now
+    late = end > batch.deadline
+    span = duration(abs(batch.deadline - end))
     if batch.ended_at is None:
         note = f"{span} late" if late else f"in {span}"
     elif batch.sla_state is SlaState.BREACHED:
@@ -126,7 +126,7 @@ def tokens(batch: Batch) -> str:
 def facts(details: BatchDetails) -> None:
     """Show the properties of a batch; empty ones are left out."""
     batch = details.batch
-    shown = {
+    properties = {
         "User": batch.user,
         "Tenant": details.tenant_name or "",
         "Model": batch.model or "",
@@ -143,7 +143,7 @@ def facts(details: BatchDetails) -> None:
         },
     }
     with ui.element("dl").classes("facts"):
-        for name, value in shown.items():
+        for name, value in properties.items():
             if value:
                 with ui.element("div"):
                     with ui.element("dt"):
@@ -206,26 +206,26 @@ def problems(batch: Batch) -> None:
                     ui.label(f"{problem.message} ({problem.code})")
 
 
-def notes(found: Sequence[Note], batch: Batch) -> None:
+def notes(events: Sequence[Note], batch: Batch) -> None:
     """Show the counts of interruptions and escalations, and the newest notes first."""
-    told = [
-        f"{number(count)} {what}"
-        for count, what in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
+    counts = [
+        f"{number(count)} {label}"
+        for count, label in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
         if count
     ]
-    ui.label(" · ".join(told) or "No interruptions or escalations.").classes("muted")
-    with ui.element("div").classes("scrolled") as place:
-        place.props('role=region tabindex=0 aria-label="Newest events"')
-        notes_list(found)
+    ui.label(" · ".join(counts) or "No interruptions or escalations.").classes("muted")
+    with ui.element("div").classes("scrolled") as region:
+        region.props('role=region tabindex=0 aria-label="Newest events"')
+        notes_list(events)
 
 
-def notes_list(found: Sequence[Note]) -> None:
+def notes_list(events: Sequence[Note]) -> None:
     """Show notes in the given order."""
     with ui.element("ul").classes("notes"):
-        for note in found:
+        for note in events:
             with ui.element("li").classes(note.kind):
                 ui.label(words_of(note))
-                ui.label(_where(note)).classes("small")
+                ui.label(_context_text(note)).classes("small")
 
 
 def words_of(note: Note) -> str:
@@ -235,19 +235,19 @@ def words_of(note: Note) -> str:
     return f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}"
 
 
-def _where(note: Note) -> str:
-    what = counted(note.lines, "request") if note.line is None else f"line {number(note.line)}"
-    parts = (what, note.pool.value, note.worker or "", absolute(note.at))
+def _context_text(note: Note) -> str:
+    position = counted(note.lines, "request") if note.line is None else f"line {number(note.line)}"
+    parts = (position, note.pool.value, note.worker or "", absolute(note.at))
     return " · ".join(part for part in parts if part)
 
 
-def errors(found: Sequence[TopError], batch: BatchId) -> None:
+def errors(top_errors: Sequence[TopError], batch: BatchId) -> None:
     """Show the most frequent errors, each with the first line that has it."""
-    if not found:
+    if not top_errors:
         ui.label("No failed requests.").classes("muted")
         return
     with ui.element("ul").classes("errors"):
-        for error in found:
+        for error in top_errors:
             with ui.element("li"):
                 ui.label(number(error.lines)).classes("count")
                 with ui.element("div"):
@@ -269,14 +269,14 @@ def said(answer: str) -> str:
 
 def cost(details: BatchDetails) -> None:
     """Show the cost, and that of dedicated replicas alone."""
-    found = details.cost
-    if found is None or found.all_dedicated == 0:
+    amounts = details.cost
+    if amounts is None or amounts.all_dedicated == 0:
         ui.label("No cost yet: only accepted results count.").classes("muted")
         return
-    ui.label(f"{_amount(found.total)} {found.currency}").classes("value").mark("cost")
+    ui.label(f"{_amount(amounts.total)} {amounts.currency}").classes("value").mark("cost")
     ui.label(
-        f"spot {_amount(found.spot)}, dedicated {_amount(found.dedicated)}; all on dedicated: "
-        f"{_amount(found.all_dedicated)} ({found.saving:.0%} saved)"
+        f"spot {_amount(amounts.spot)}, dedicated {_amount(amounts.dedicated)}; all on dedicated: "
+        f"{_amount(amounts.all_dedicated)} ({amounts.saving:.0%} saved)"
     ).classes("muted small")
 
 
@@ -285,10 +285,10 @@ def _amount(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
 
 
-def files(found: Sequence[BatchFile], batch: BatchId) -> None:
+def files(batch_files: Sequence[BatchFile], batch: BatchId) -> None:
     """Link to the files that can be downloaded."""
     with ui.element("div").classes("files"):
-        for file in found:
+        for file in batch_files:
             name = f"{file.role.capitalize()} file"
             if file.bytes is None:
                 ui.label(f"{name}: deleted or expired").classes("muted")

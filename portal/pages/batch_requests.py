@@ -190,16 +190,16 @@ def open_drawer(details: LineDetails) -> None:
     drawer.open()
 
 
-def exact(content: bytes, whole: int) -> str:
+def exact(content: bytes, total_bytes: int) -> str:
     """Return JSON indented, with every token as it was sent: digits, escapes, order of keys.
 
-    Invalid JSON stays as it is. `whole` is the full size in bytes: incomplete content, or content
-    above MOST_SHOWN, is cut and not indented.
+    Invalid JSON stays as it is. `total_bytes` is the full size: incomplete content, or content above
+    MOST_SHOWN, is cut and not indented.
     """
-    if len(content) < whole or whole > MOST_SHOWN:
-        kept = content[:MOST_SHOWN]
+    if len(content) < total_bytes or total_bytes > MOST_SHOWN:
+        beginning = content[:MOST_SHOWN]
         return (
-            f"{kept.decode('utf-8', 'replace')}\n… {size(whole - len(kept))} truncated: "
+            f"{beginning.decode('utf-8', 'replace')}\n… {size(total_bytes - len(beginning))} truncated: "
             "download the batch's files for the full content"
         )
     try:
@@ -226,14 +226,14 @@ def _state(state: RequestState, worker: str | None) -> None:
     ui.label(" · ".join(part for part in parts if part)).classes("muted small")
 
 
-def _source(name: str, content: bytes | None, whole: int, missing: str) -> None:
+def _source(name: str, content: bytes | None, total_bytes: int, missing: str) -> None:
     if content is None:
         ui.label(missing).classes("muted")
         return
-    shown = ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"')
-    shown.props("role=region")
-    with shown:
-        ui.label(exact(content, whole)).style("white-space: pre-wrap")
+    source = ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"')
+    source.props("role=region")
+    with source:
+        ui.label(exact(content, total_bytes)).style("white-space: pre-wrap")
 
 
 def line_tabs(query: LineQuery) -> None:

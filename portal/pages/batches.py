@@ -47,36 +47,36 @@ class BatchFilters:
         self._query = query
         self._on_change = on_change
         with ui.element("div").classes("filters"):
-            user = ui.input("User", value=query.user, on_change=self._changer(_with_user))
+            user = ui.input("User", value=query.user, on_change=self._handler(_with_user))
             user.props("dense outlined clearable debounce=350 data-search maxlength=256")
             self._select(
                 "Status",
                 {status: status.value.replace("_", " ").capitalize() for status in BatchStatus},
                 list(query.statuses),
-                self._changer(lambda query, chosen: replace(query, statuses=tuple(chosen or ()))),
+                self._handler(lambda query, chosen: replace(query, statuses=tuple(chosen or ()))),
                 multiple=True,
             )
             self._select(
                 "SLA",
                 {state: state.value for state in SlaState},
                 list(query.sla),
-                self._changer(lambda query, chosen: replace(query, sla=tuple(chosen or ()))),
+                self._handler(lambda query, chosen: replace(query, sla=tuple(chosen or ()))),
                 multiple=True,
             )
             if len(tenants) > 1:
                 names = {"": "All tenants", **{name: name for name in tenants}}
-                known = query.tenant if query.tenant in names else ""
+                tenant = query.tenant if query.tenant in names else ""
                 self._select(
                     "Tenant",
                     names,
-                    known,
-                    self._changer(lambda query, name: replace(query, tenant=name)),
+                    tenant,
+                    self._handler(lambda query, name: replace(query, tenant=name)),
                 )
             self._select(
                 "Sort",
                 dict(ORDERS),
                 query.order,
-                self._changer(lambda query, order: replace(query, order=order)),
+                self._handler(lambda query, order: replace(query, order=order)),
             )
 
     def _select(
@@ -92,14 +92,14 @@ class BatchFilters:
             "dense outlined options-dense" + (" clearable" if multiple else "")
         )
 
-    def _changer(
+    def _handler(
         self, change: Callable[[BatchQuery, Any], BatchQuery]
     ) -> Callable[[Any], Awaitable[None]]:
-        async def changed(event: Any) -> None:
+        async def handle(event: Any) -> None:
             self._query = change(self._query.at_first_page(), event.value)
             await self._on_change(self._query)
 
-        return changed
+        return handle
 
 
 def _with_user(query: BatchQuery, text: str | None) -> BatchQuery:
@@ -134,29 +134,29 @@ class BatchesPage:
         self._readings = readings
         self._live = Live(poller)
         self._query = query
-        self._visitor: Principal = current_visitor()
-        self._services = services_for(self._visitor)
+        self._principal: Principal = current_visitor()
+        self._services = services_for(self._principal)
         self._follower = ui.context.client.id
         self._tenants: Mapping[TenantId, str] = {}
-        self._behind: list[BatchQuery] = []
-        self._chosen: list[BatchId] = []
+        self._previous: list[BatchQuery] = []
+        self._selection: list[BatchId] = []
         self._subject: Subject[Listed]
 
     async def open(self, api_url: str) -> None:
         """Build the page and keep it current until it is closed."""
         problem = ""
         try:
-            self._tenants = await in_thread(lambda: self._services.lists.tenants(self._visitor))
+            self._tenants = await in_thread(lambda: self._services.lists.tenants(self._principal))
         except LowtideError as error:
             problem = error.message
         with self._live.page("Batches", api_url=api_url):
             self._build()
         if problem:
-            self._say(problem)
+            self._show_problem(problem)
             return
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         await self._read()
-        self._live.keep(self._show, self._look)
+        self._live.keep(self._show, self._reread)
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
@@ -166,10 +166,10 @@ class BatchesPage:
                 self._query, list(self._tenants.values()), on_change=self._narrow
             )
             self._toolbar = BatchToolbar(
-                may_act=self._visitor.may_act, on_cancel=self._cancel, on_none=self._choose_none
+                may_act=self._principal.may_act, on_cancel=self._cancel, on_none=self._choose_none
             )
-            self._table = BatchTable(self._choose if self._visitor.may_act else None)
-            with ui.element("div") as self._nothing:
+            self._table = BatchTable(self._choose if self._principal.may_act else None)
+            with ui.element("div") as self._no_matches:
                 ui.label("No batches match these filters.").classes("empty")
             self._empty = empty_state(
                 "No batches yet", "Submit a JSONL file with one request per line:", FIRST_COMMAND
@@ -178,37 +178,37 @@ class BatchesPage:
 
     async def _read(self) -> None:
         """Follow the query from now on, and read it once."""
-        visitor, query, lists = self._visitor, self._query, self._services.lists
+        principal, query, lists = self._principal, self._query, self._services.lists
 
         def read() -> Listed:
-            wanted = query.filter(self._tenants)
-            found, more = lists.page(
-                visitor, wanted, query.order, after=query.after, limit=PAGE_SIZE
+            batch_filter = query.filter(self._tenants)
+            batches, more = lists.page(
+                principal, batch_filter, query.order, after=query.after, limit=PAGE_SIZE
             )
-            return Listed(found, more, lists.count(visitor, wanted))
+            return Listed(batches, more, lists.count(principal, batch_filter))
 
-        key = ("batches", visitor.tenant, query)
+        key = ("batches", principal.tenant, query)
         subject = Subject(key, read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
         await in_thread(self._subject.look)
 
-    def _look(self) -> None:
+    def _reread(self) -> None:
         self._subject.look()
 
     def _show(self) -> None:
         reading = self._subject.reading
-        self._say("" if reading.problem is None else reading.problem.message)
+        self._show_problem("" if reading.problem is None else reading.problem.message)
         if (listed := reading.value) is None:
             return
         self._table.show(listed.batches, datetime.now(UTC))
-        self._toolbar.show(listed.count, len(self._chosen), len(listed.batches))
-        found, narrows = bool(listed.batches), self._query.narrows
-        self._table.set_visibility(found)
-        self._nothing.set_visibility(not found and narrows)
-        self._empty.set_visibility(not found and not narrows)
+        self._toolbar.show(listed.count, len(self._selection), len(listed.batches))
+        has_batches, narrows = bool(listed.batches), self._query.narrows
+        self._table.set_visibility(has_batches)
+        self._no_matches.set_visibility(not has_batches and narrows)
+        self._empty.set_visibility(not has_batches and not narrows)
         self._pager.show(first=self._query.after is None, more=listed.more)
 
-    def _say(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         self._problem.text = problem
         self._problem.set_visibility(bool(problem))
 
@@ -220,36 +220,36 @@ class BatchesPage:
         self._show()
 
     async def _narrow(self, query: BatchQuery) -> None:
-        self._behind.clear()
+        self._previous.clear()
         await self._go(query)
 
     async def _first(self) -> None:
-        self._behind.clear()
+        self._previous.clear()
         await self._go(self._query.at_first_page())
 
     async def _back(self) -> None:
-        await self._go(self._behind.pop() if self._behind else self._query.at_first_page())
+        await self._go(self._previous.pop() if self._previous else self._query.at_first_page())
 
     async def _next(self) -> None:
         listed = self._subject.reading.value
         if listed is not None and listed.batches:
-            self._behind.append(self._query)
+            self._previous.append(self._query)
             await self._go(replace(self._query, after=mark_of(listed.batches[-1])))
 
     def _choose(self, ids: Sequence[str]) -> None:
-        self._chosen = [batch for text in ids if (batch := parse_batch_id(text)) is not None]
+        self._selection = [batch for text in ids if (batch := parse_batch_id(text)) is not None]
         listed = self._subject.reading.value
         if listed is not None:
-            self._toolbar.show(listed.count, len(self._chosen), len(listed.batches))
+            self._toolbar.show(listed.count, len(self._selection), len(listed.batches))
 
     def _choose_none(self) -> None:
-        self._chosen = []
+        self._selection = []
         self._table.choose_none()
         self._toolbar.choose_none()
 
     async def _cancel(self, *, everything: bool) -> None:
-        wanted = self._query.filter(self._tenants) if everything else self._chosen
-        if await cancel_batches(self._services.desk, wanted):
+        selection = self._query.filter(self._tenants) if everything else self._selection
+        if await cancel_batches(self._services.desk, selection):
             self._choose_none()
             await in_thread(self._subject.look)
             self._show()

@@ -45,9 +45,9 @@ class LetterFilters:
                 label="State",
                 on_change=lambda event: self._change(state=event.value or ""),
             )
-            chosen = [batch, code, state]
+            fields = [batch, code, state]
             if len(tenants) > 1:
-                chosen.append(
+                fields.append(
                     ui.select(
                         list(tenants),
                         value=query.tenant if query.tenant in tenants else tenants[0],
@@ -55,8 +55,8 @@ class LetterFilters:
                         on_change=lambda event: self._change(tenant=event.value),
                     )
                 )
-        for each in chosen:
-            each.props("dense outlined")
+        for field in fields:
+            field.props("dense outlined")
         batch.on_value_change(lambda event: self._change(batch=(event.value or "").strip()))
         code.on_value_change(lambda event: self._change(code=(event.value or "").strip()))
         for box in (batch, code):
@@ -84,17 +84,17 @@ def install(*, api_url: str) -> None:
         problem: str | None = None
         tenants: Mapping[TenantId, str] = {}
         try:
-            visitor = current_visitor()
-            tenants = await in_thread(lambda: tenants_for(visitor))
+            principal = current_visitor()
+            tenants = await in_thread(lambda: tenants_for(principal))
         except LowtideError as error:
             problem = error.message
-        page = _Letters(query, tenants)
+        page = _LetterPage(query, tenants)
         with frame("Dead letters", api_url=api_url, on_interval=None, on_refresh=page.reload):
             page.build()
         await page.reload() if problem is None else page.complain(problem)
 
 
-class _Letters:
+class _LetterPage:
     """An open page; it reads on user actions only, never by itself."""
 
     def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
@@ -117,22 +117,24 @@ class _Letters:
         with ui.element("section").classes("card table-card"):
             LetterFilters(self._query, list(self._tenants.values()), on_change=self._narrow)
             self._actions = LetterActions(self._services, on_done=self.reload)
-            self._table = LetterTable(on_choice=self._count, on_inside=self._look_inside)
+            self._table = LetterTable(on_choice=self._update_selection, on_inside=self._open_letter)
             self._empty = ui.label("").classes("empty muted")
             with ui.element("nav").classes("pager").props('aria-label="Pages of dead letters"'):
                 self._newer = ui.button("Newer", on_click=self._back, color=None)
-                self._shown = ui.label("").classes("muted small")
-                self._older = ui.button("Older", on_click=self._on, color=None)
+                self._range_label = ui.label("").classes("muted small")
+                self._older = ui.button("Older", on_click=self._forward, color=None)
                 for button in (self._newer, self._older):
                     button.props("flat no-caps")
 
     async def reload(self) -> None:
         """Read and show the current page."""
         try:
-            tenant, wanted = self._query.chosen_tenant(self._tenants), self._query.filter()
+            tenant, letter_filter = self._query.chosen_tenant(self._tenants), self._query.filter()
             after = self._pages[-1]
             letters, more = await in_thread(
-                lambda: self._services.dead_letters.page(tenant, wanted, after=after, limit=PAGE)
+                lambda: self._services.dead_letters.page(
+                    tenant, letter_filter, after=after, limit=PAGE
+                )
             )
         except LowtideError as error:
             self.complain(error.message)
@@ -141,13 +143,13 @@ class _Letters:
         self._table.show(letters)
         self._last = None if not letters else LetterId(letters[-1].batch, letters[-1].line)
         self._actions.aim(tenant, self._query)
-        self._count()
+        self._update_selection()
         self._empty.set_visibility(not letters)
-        self._empty.text = _nothing(self._query)
+        self._empty.text = _empty_text(self._query)
         self._newer.set_enabled(len(self._pages) > 1)
         self._older.set_enabled(more)
         first = (len(self._pages) - 1) * PAGE + 1
-        self._shown.text = f"{first:,} to {first + len(letters) - 1:,}" if letters else ""
+        self._range_label.text = f"{first:,} to {first + len(letters) - 1:,}" if letters else ""
 
     def complain(self, problem: str) -> None:
         """Show an error instead of dead letters."""
@@ -162,7 +164,7 @@ class _Letters:
         ui.navigate.history.replace(query.address(PATH))
         await self.reload()
 
-    async def _on(self) -> None:
+    async def _forward(self) -> None:
         if self._last is not None:
             self._pages.append(self._last)
             await self.reload()
@@ -172,22 +174,22 @@ class _Letters:
             self._pages.pop()
             await self.reload()
 
-    def _count(self) -> None:
+    def _update_selection(self) -> None:
         self._actions.choose(self._table.chosen)
 
-    async def _look_inside(self, letter: LetterId) -> None:
+    async def _open_letter(self, letter: LetterId) -> None:
         try:
             tenant = self._query.chosen_tenant(self._tenants)
-            shown = await in_thread(
+            excerpts = await in_thread(
                 lambda: read_excerpts(self._services.dead_letters.get(tenant, letter))
             )
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return
-        show_letter(shown)
+        show_letter(excerpts)
 
 
-def _nothing(query: LetterQuery) -> str:
+def _empty_text(query: LetterQuery) -> str:
     if query == LetterQuery(tenant=query.tenant):
         return "No open dead letters."
     return "No dead letters match these filters."

@@ -25,7 +25,7 @@ _NOT_FOUND: Final = 404
 def install(*, api_url: str) -> None:
     """Serve a page for errors and one for unknown addresses."""
 
-    async def absent(request: Request, error: Exception) -> Response:
+    async def not_found(request: Request, error: Exception) -> Response:
         is_page = request.scope.get("endpoint") is None
         if not is_page and isinstance(error, HTTPException):
             return await http_exception_handler(request, error)
@@ -33,28 +33,28 @@ def install(*, api_url: str) -> None:
             _build("Page not found", "There is no page at this address.", request, api_url)
         return client.build_response(request, _NOT_FOUND)
 
-    def failed(error: Exception) -> None:
+    def page_failed(error: Exception) -> None:
         request = ui.context.client.request
         _build("Page failed to load", explain(error), request, api_url)
 
-    app.exception_handler(_NOT_FOUND)(absent)
-    app.on_page_exception(failed)
+    app.exception_handler(_NOT_FOUND)(not_found)
+    app.on_page_exception(page_failed)
 
 
 def _build(title: str, message: str, request: Request | None, api_url: str) -> None:
-    visitor = None if request is None else visitor_of(request.session)
-    if visitor is None:
+    principal = None if request is None else visitor_of(request.session)
+    if principal is None:
         # The frame needs a principal; the sign-in page, which may fail too, has none.
         theme.paint()
         ui.page_title(f"{title} · Lowtide")
         with ui.element("div").classes("page"):
-            _say(title, message, "/sign-in", "Sign in")
+            _show_message(title, message, "/sign-in", "Sign in")
         return
     with frame(title, api_url=api_url, on_interval=None):
-        _say(title, message, "/batches", "View all batches")
+        _show_message(title, message, "/batches", "View all batches")
 
 
-def _say(title: str, message: str, path: str, name: str) -> None:
+def _show_message(title: str, message: str, path: str, name: str) -> None:
     with ui.element("div").classes("card section").props("role=alert"):
         heading(title, 1)
         ui.label(message).classes("break")

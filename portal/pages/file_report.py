@@ -46,14 +46,14 @@ class FileReport:
     def progress(self, checked: Checked) -> None:
         """Show the progress."""
         if self._progress is not None:
-            self._progress.text = _so_far(checked)
+            self._progress.text = _progress_text(checked)
 
     def refuse(self, checked: Checked) -> None:
         """List the problems by line."""
         count = len(checked.problems)
-        self._end(
+        self._show_outcome(
             Badge(text=counted(count, "problem"), tone=Tone.BAD),
-            f"{_so_far(checked)}. Nothing was created: fix the file and upload it again.",
+            f"{_progress_text(checked)}. Nothing was created: fix the file and upload it again.",
         )
         with (
             self._box,
@@ -63,27 +63,27 @@ class FileReport:
         ):
             for problem in checked.problems:
                 with ui.element("div").classes("problem"):
-                    place = "file" if problem.line is None else f"line {number(problem.line)}"
-                    ui.label(place).classes("mono small nowrap")
+                    position = "file" if problem.line is None else f"line {number(problem.line)}"
+                    ui.label(position).classes("mono small nowrap")
                     ui.label(problem.message).classes("break")
 
     def fail(self, message: str) -> None:
         """Show the error that ended the upload."""
-        self._end(Badge(text="Upload failed", tone=Tone.BAD), message)
+        self._show_outcome(Badge(text="Upload failed", tone=Tone.BAD), message)
 
     def accept(
         self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
     ) -> None:
         """Show the contents of the file and the estimate of running it."""
-        self._end(Badge(text="Ready", tone=Tone.GOOD), stored.filename)
-        time = duration(timedelta(seconds=estimate.replica_seconds))
+        self._show_outcome(Badge(text="Ready", tone=Tone.GOOD), stored.filename)
+        replica_time = duration(timedelta(seconds=estimate.replica_seconds))
         facts = {
             "Requests": number(checked.lines),
             "Model": checked.model or "—",
             "Endpoint": stored.endpoint or "—",
             "Size": size(checked.size),
             "Input tokens (estimate)": number(estimate.input_tokens),
-            "Replica time (estimate)": time,
+            "Replica time (estimate)": replica_time,
             "Cost (estimate)": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
         }
         with self._box:
@@ -94,25 +94,25 @@ class FileReport:
                             ui.label(name).classes("muted small")
                         with ui.element("dd"):
                             ui.label(value).classes("break")
-            ui.label(_how(rate)).classes("muted small")
+            ui.label(_basis_text(rate)).classes("muted small")
 
-    def _end(self, state: Badge, text: str) -> None:
+    def _show_outcome(self, state: Badge, text: str) -> None:
         self._box.clear()
         with self._box, ui.element("div").classes("report-head"):
             badge(state)
             ui.label(text).classes("break")
 
 
-def _so_far(checked: Checked) -> str:
+def _progress_text(checked: Checked) -> str:
     text = f"{counted(checked.lines, 'request')}, {size(checked.size)}"
     if not checked.problems:
         return text
     first = checked.problems[0].line
-    where = "" if first is None else f", the first on line {number(first)}"
-    return f"{text}, {counted(len(checked.problems), 'problem')}{where}"
+    position = "" if first is None else f", the first on line {number(first)}"
+    return f"{text}, {counted(len(checked.problems), 'problem')}{position}"
 
 
-def _how(rate: Rate) -> str:
+def _basis_text(rate: Rate) -> str:
     source = (
         "measured by workers" if rate.measured else "configured, as there are no measurements yet"
     )

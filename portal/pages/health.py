@@ -43,15 +43,15 @@ class FindingRow(FactRow):
         self.show_badge(badge_of(finding, stale=stale))
         self.show_detail(f"{finding.word.lower()} {finding.detail}" if stale else finding.detail)
         self.show_age(f"last seen {ago(finding.at, at)}" if finding.at else "", finding.at)
-        wrong = finding.condition in (Condition.BAD, Condition.DOUBTFUL)
-        self._advice.show(finding.advice if wrong else "")
+        is_unhealthy = finding.condition in (Condition.BAD, Condition.DOUBTFUL)
+        self._advice.show(finding.advice if is_unhealthy else "")
 
 
 def _advise(advice: str) -> None:
     """Show advice, with its commands as code."""
-    for place, part in enumerate(advice.split("`")):
+    for index, part in enumerate(advice.split("`")):
         if part:
-            with ui.element("code" if place % 2 else "span"):
+            with ui.element("code" if index % 2 else "span"):
                 ui.label(part).style("display: inline; white-space: pre-wrap")
 
 
@@ -133,8 +133,8 @@ def install(watching: Watching, *, api_url: str) -> None:
     def health() -> None:
         live = Live(watching.poller)
         with live.page("Health", api_url=api_url):
-            shown = _Health(watching)
-        live.keep(shown.show)
+            view = _Health(watching)
+        live.keep(view.show)
 
 
 class _Health:
@@ -173,16 +173,16 @@ class _Health:
 
     def show(self) -> None:
         watching, now = self._watching, datetime.now(UTC)
-        seen = watching.system.seen
-        self._database.show(seen.database, now)
+        reading = watching.system.seen
+        self._database.show(reading.database, now)
         self._objects.show(None if watching.objects is None else watching.objects.found, now)
         if isinstance(self._api, ProbeRow) and watching.api is not None:
             self._api.show(watching.api.found, now)
         if self._alerts is not None and watching.alerts is not None:
             self._alerts.show(watching.alerts.reachability, now)
-        self._problem.set_visibility(seen.problem is not None)
-        if seen.problem is not None:
-            self._problem.text = f"{seen.problem} The data shown may be outdated."
+        self._problem.set_visibility(reading.problem is not None)
+        if reading.problem is not None:
+            self._problem.text = f"{reading.problem} The data shown may be outdated."
         diagnosis = watching.diagnose()
         if diagnosis is not None:
             self._pauses.show(diagnosis.snapshot.pauses, now)
@@ -192,17 +192,17 @@ class _Health:
 
     def _show_findings(self, diagnosis: Diagnosis, now: datetime) -> None:
         snapshot = diagnosis.snapshot
-        when = (snapshot.at, diagnosis.looked_at, now)
+        times = (snapshot.at, diagnosis.looked_at, now)
         if isinstance(self._api, FindingRow):
-            self._api.show(diagnosis.api, *when)
-        self._broker.show(diagnosis.broker, *when)
-        self._functions.show(diagnosis.functions, *when)
-        self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *when)
+            self._api.show(diagnosis.api, *times)
+        self._broker.show(diagnosis.broker, *times)
+        self._functions.show(diagnosis.functions, *times)
+        self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *times)
         for type_ in _EVENTS:
             for component in (Component.SENT, Component.DELIVERED):
-                known = snapshot.last_seen.get((component, type_))
-                if known is not None:
-                    self._events.show(type_, component, known.succeeded_at, snapshot.at)
+                observation = snapshot.last_seen.get((component, type_))
+                if observation is not None:
+                    self._events.show(type_, component, observation.succeeded_at, snapshot.at)
 
     def _show_versions(self, snapshot: SystemSnapshot, now: datetime) -> None:
         self._versions["PostgreSQL"].text = snapshot.server_version
@@ -220,14 +220,14 @@ def outbox(snapshot: SystemSnapshot) -> str:
     return f"{waiting}, the oldest for {duration(snapshot.at - snapshot.events.since)}"
 
 
-def judge_schema(found: str) -> str:
+def judge_schema(revision: str) -> str:
     """Return the schema's revision, with a hint if it is not this portal's."""
     newest = newest_revision()
-    if found == newest:
-        return found
-    if is_older(found):
-        return f"{found}: this portal needs {newest}; run the migration"
-    return f"{found}: newer than this portal, which needs {newest}; upgrade the portal"
+    if revision == newest:
+        return revision
+    if is_older(revision):
+        return f"{revision}: this portal needs {newest}; run the migration"
+    return f"{revision}: newer than this portal, which needs {newest}; upgrade the portal"
 
 
 def _fact(name: str) -> ui.label:

@@ -41,8 +41,8 @@ class NewKey:
             ui.element("div").classes("card dialog section"),
         ):
             heading("New key")
-            known = chosen if chosen in tenants else tenants[0]
-            self._tenant = ui.select(list(tenants), value=known, label="Tenant", with_input=True)
+            initial = chosen if chosen in tenants else tenants[0]
+            self._tenant = ui.select(list(tenants), value=initial, label="Tenant", with_input=True)
             self._name = ui.input("Name", validation=_name_problem)
             for field in (self._tenant, self._name):
                 field.props("dense outlined")
@@ -71,10 +71,10 @@ class NewKey:
         await self._on_done()
 
 
-async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
+async def rotate(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
     """Ask how long the old key stays valid, create its successor and show it."""
     overlaps: list[ui.select] = []
-    name, tenant = found.key.name, found.tenant
+    name, tenant = tenant_key.key.name, tenant_key.tenant
     try:
         _tenancy()
         if not await confirm(
@@ -87,32 +87,32 @@ async def rotate(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
         ):
             return
         tenancy, overlap = _tenancy(), str(overlaps[0].value)
-        made = await in_thread(lambda: tenancy.rotate_key(tenant, name, overlap))
+        rotation = await in_thread(lambda: tenancy.rotate_key(tenant, name, overlap))
     except LowtideError as error:
         ui.notify(error.message, type="negative", multi_line=True)
         return
-    old = (
+    note = (
         "The old key has expired."
         if overlap == "0"
-        else f"The old key works until {absolute(made.old_until)}."
+        else f"The old key works until {absolute(rotation.old_until)}."
     )
-    show_once(made.key, f"{name} of {tenant}", old)
+    show_once(rotation.key, f"{name} of {tenant}", note)
     await on_done()
 
 
-async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
+async def revoke(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) -> None:
     """Revoke a key after confirmation."""
-    key, tenant = found.key, found.tenant
-    used = "It has never been used."
+    key, tenant = tenant_key.key, tenant_key.tenant
+    usage = "It has never been used."
     if key.last_used_at is not None:
-        used = f"It was last used {ago(key.last_used_at, found.at)}."
+        usage = f"It was last used {ago(key.last_used_at, tenant_key.at)}."
     try:
         _tenancy()
         if not await confirm(
             f"Revoke key {key.name} of {tenant}?",
             [
                 f"Its prefix is {key.prefix}." if key.prefix else f"Its id is {key.id.hex[:8]}.",
-                used,
+                usage,
                 "Further requests with it are refused, and its portal sessions end.",
             ],
             action=f"Revoke {key.name}",
@@ -128,7 +128,7 @@ async def revoke(found: TenantKey, on_done: Callable[[], Awaitable[None]]) -> No
     await on_done()
 
 
-def show_once(key: str, whose: str, *notes: str) -> None:
+def show_once(key: str, owner: str, *notes: str) -> None:
     """Show a key in a dialog; it is stored nowhere and gone once the dialog closes."""
     with (
         # Not inside the dialog that created the key, which is deleted by now.
@@ -137,7 +137,7 @@ def show_once(key: str, whose: str, *notes: str) -> None:
         ui.element("div").classes("card dialog section"),
     ):
         heading("Copy this key now")
-        ui.label(f"{whose}. It is shown only once and cannot be retrieved later.").classes("break")
+        ui.label(f"{owner}. It is shown only once and cannot be retrieved later.").classes("break")
         with ui.element("div").classes("command"):
             with ui.element("code").classes("mono"):
                 ui.label(key).mark("new key")

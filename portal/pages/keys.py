@@ -82,9 +82,9 @@ _CREATED: Final = (
 _USED: Final = '<span class="nowrap" :title="props.row.used_at">{{ props.row.used }}</span>'
 
 
-def _action(event: str, label: str, shown: str) -> str:
+def _action(event: str, label: str, condition: str) -> str:
     return (
-        f'<q-btn v-if="props.row.{shown}" class="act" flat dense no-caps label="{label}…" '
+        f'<q-btn v-if="props.row.{condition}" class="act" flat dense no-caps label="{label}…" '
         f':aria-label="`{label} ${{props.row.name}} of ${{props.row.tenant}} '
         '(${props.row.short})`" '
         f"@click=\"() => $parent.$emit('{event}', props.row.id)\" />"
@@ -148,42 +148,46 @@ class KeyTable:
 
     def show(self, keys: Sequence[TenantKey]) -> None:
         """Show these keys; nothing is sent while they stay the same."""
-        rows = [row_of(found) for found in keys]
+        rows = [row_of(tenant_key) for tenant_key in keys]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
         self._table.set_visibility(bool(rows))
 
 
-def row_of(found: TenantKey) -> KeyRow:
+def row_of(tenant_key: TenantKey) -> KeyRow:
     """Return the table row of a key."""
-    key, now, state = found.key, found.at, found.state
+    key, now, state = tenant_key.key, tenant_key.at, tenant_key.state
     return KeyRow(
         id=key.id.hex,
         short=key.id.hex[:8],
         name=key.name,
         prefix="" if key.prefix is None else f"{key.prefix}…",
-        tenant=found.tenant,
+        tenant=tenant_key.tenant,
         state=Badge(text=state.value.capitalize(), tone=_TONES[state]),
         created=ago(key.created_at, now),
         created_at=absolute(key.created_at),
         used="never" if key.last_used_at is None else ago(key.last_used_at, now),
         used_at="" if key.last_used_at is None else absolute(key.last_used_at),
-        ends=_ends(found),
+        ends=_ends(tenant_key),
         ends_at=_moment(key.revoked_at or key.expires_at),
         opens=state in (KeyState.ACTIVE, KeyState.EXPIRING),
         active=state is KeyState.ACTIVE,
     )
 
 
-def _ends(found: TenantKey) -> str:
-    key = found.key
+def _ends(tenant_key: TenantKey) -> str:
+    key = tenant_key.key
     if key.revoked_at is not None:
-        return ago(key.revoked_at, found.at)
+        return ago(key.revoked_at, tenant_key.at)
     if key.expires_at is None:
         return ""
-    left = key.expires_at - found.at
-    return f"in {duration(left)}" if left.total_seconds() > 0 else ago(key.expires_at, found.at)
+    remaining = key.expires_at - tenant_key.at
+    return (
+        f"in {duration(remaining)}"
+        if remaining.total_seconds() > 0
+        else ago(key.expires_at, tenant_key.at)
+    )
 
 
 def _moment(moment: datetime | None) -> str:
@@ -205,12 +209,12 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
     TITLE = "API keys"
     NOTHING = "No API keys yet."
     _tenants: Mapping[TenantId, str]
-    _shown: Sequence[TenantKey] = ()
+    _keys: Sequence[TenantKey] = ()
 
     def prepare(self) -> None:
         """Read the tenants to choose from."""
         self._tenants = {}
-        self._tenants = lowtide().administration.names(self.visitor)
+        self._tenants = lowtide().administration.names(self.principal)
 
     def controls(self) -> None:
         """Build the filters and the button for a new key."""
@@ -230,23 +234,23 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
                 on_change=lambda event: self._choose_state(event.value or ""),
             ).props("dense outlined options-dense")
             with ui.element("div").classes("actions end"):
-                if self.visitor.may_act and self._tenants:
+                if self.principal.may_act and self._tenants:
                     ui.button("New key…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""
-        may_act = self.visitor.may_act
+        may_act = self.principal.may_act
         self._table = KeyTable(self._rotate if may_act else None, self._revoke if may_act else None)
 
     def reader(self) -> Callable[[], tuple[Sequence[TenantKey], bool]]:
         """Return a function that reads the page; raises NotFound for an unknown tenant."""
-        visitor, wanted = self.visitor, self.query.filter(self._tenants)
+        principal, key_filter = self.principal, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
-        return lambda: admin.keys(visitor, wanted, after=after, limit=PAGE_SIZE)
+        return lambda: admin.keys(principal, key_filter, after=after, limit=PAGE_SIZE)
 
     def show(self, items: Sequence[TenantKey]) -> None:
         """Show these keys."""
-        self._shown = items
+        self._keys = items
         self._table.show(items)
 
     def mark(self, item: TenantKey) -> str:
@@ -266,12 +270,12 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
         NewKey(list(self._tenants.values()), self.query.tenant, self.reload)
 
     async def _rotate(self, key: str) -> None:
-        for found in self._named(key):
-            await rotate(found, self.reload)
+        for tenant_key in self._keys_with_id(key):
+            await rotate(tenant_key, self.reload)
 
     async def _revoke(self, key: str) -> None:
-        for found in self._named(key):
-            await revoke(found, self.reload)
+        for tenant_key in self._keys_with_id(key):
+            await revoke(tenant_key, self.reload)
 
-    def _named(self, key: str) -> list[TenantKey]:
-        return [found for found in self._shown if found.key.id.hex == key]
+    def _keys_with_id(self, key: str) -> list[TenantKey]:
+        return [tenant_key for tenant_key in self._keys if tenant_key.key.id.hex == key]

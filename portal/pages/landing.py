@@ -38,16 +38,16 @@ class ConcernList:
     """Open concerns, each with a link; hidden while there is none."""
 
     def __init__(self) -> None:
-        self._shown: Sequence[Concern] | None = None
+        self._concerns: Sequence[Concern] | None = None
         self._section = ui.element("section").classes("card concerns")
         self._section.props('aria-label="Needs attention"')
         self._section.set_visibility(False)
 
     def show(self, concerns: Sequence[Concern]) -> None:
         """Show these concerns; nothing is sent while they stay the same."""
-        if concerns == self._shown:
+        if concerns == self._concerns:
             return
-        self._shown = concerns
+        self._concerns = concerns
         self._section.set_visibility(bool(concerns))
         self._section.clear()
         with self._section:
@@ -126,14 +126,14 @@ class _Parts:
 
 def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     now = datetime.now(UTC)
-    seen, diagnosis = watching.system.seen, watching.diagnose()
-    parts.health.show(seen.database, now)
+    reading, diagnosis = watching.system.seen, watching.diagnose()
+    parts.health.show(reading.database, now)
     if watching.api is not None:
         parts.health.show_api(watching.api.found, now)
     parts.health.show_diagnosis(diagnosis, now, with_api=watching.api is None)
-    parts.problem.set_visibility(seen.problem is not None)
-    if seen.problem is not None:
-        parts.problem.text = _explain(seen.snapshot, now)
+    parts.problem.set_visibility(reading.problem is not None)
+    if reading.problem is not None:
+        parts.problem.text = _explain(reading.snapshot, now)
     if diagnosis is not None:
         parts.concerns.show((*concerns(diagnosis.snapshot), *diagnosis.concerns()))
     if watching.alerts is not None:
@@ -141,8 +141,8 @@ def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     if history.seen is not None:
         for chart in parts.charts:
             chart.show(history.seen)
-    if seen.snapshot is not None:
-        _show_snapshot(parts, seen.snapshot, now)
+    if reading.snapshot is not None:
+        _show_snapshot(parts, reading.snapshot, now)
 
 
 def _build(dashboards: Dashboards) -> _Parts:
@@ -161,7 +161,7 @@ def _build(dashboards: Dashboards) -> _Parts:
         depth = lines_by_pool(lambda each: each.queued)
         throughput = lines_by_pool(lambda each: each.throughput)
         charts = (
-            TimeChart("Queue depth", "requests, last hour", depth, filled=True, whole=True),
+            TimeChart("Queue depth", "requests, last hour", depth, filled=True, integers=True),
             TimeChart("Throughput", "requests per second, last hour", throughput),
         )
     with ui.element("section").classes("card table-card"):

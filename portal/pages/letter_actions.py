@@ -42,8 +42,8 @@ class LetterActions:
         self._on_done = on_done
         self._may_act = current_visitor().may_act
         self._tenant: TenantId | None = None
-        self._matching = LetterFilter()
-        self._chosen: Sequence[LetterId] = ()
+        self._filter = LetterFilter()
+        self._selection: Sequence[LetterId] = ()
         with ui.element("div").classes("actions toolbar"):
             self._label = ui.label("").classes("muted small")
             self._requeue = self._button("Requeue…", self._start_requeue)
@@ -55,15 +55,15 @@ class LetterActions:
 
     def aim(self, tenant: TenantId, query: LetterQuery) -> None:
         """Act on the dead letters that match this query."""
-        self._tenant, self._matching = tenant, query.filter()
+        self._tenant, self._filter = tenant, query.filter()
         for content, link in self._links.items():
             link.props["href"] = query.address(downloads.PATH, which=content.value)
             link.set_visibility(True)
 
-    def choose(self, chosen: Sequence[LetterId]) -> None:
+    def choose(self, selection: Sequence[LetterId]) -> None:
         """Act on these dead letters; without any, on all that match."""
-        self._chosen = chosen
-        self._label.text = f"{number(len(chosen))} selected" if chosen else "all that match"
+        self._selection = selection
+        self._label.text = f"{number(len(selection))} selected" if selection else "all that match"
         for button in (self._requeue, self._discard):
             button.set_enabled(self._may_act)
 
@@ -76,114 +76,114 @@ class LetterActions:
             link.set_visibility(False)
 
     def _button(self, text: str, start: Callable[[], Awaitable[None]]) -> ui.button:
-        async def guarded() -> None:
+        async def handle() -> None:
             try:
                 await start()
             except LowtideError as error:
                 ui.notify(error.message, type="negative", multi_line=True, timeout=10_000)
 
-        return ui.button(text, on_click=guarded, color=None).props("outline no-caps dense")
+        return ui.button(text, on_click=handle, color=None).props("outline no-caps dense")
 
-    def _wanted(self) -> Sequence[LetterId] | LetterFilter:
-        return list(self._chosen) if self._chosen else self._matching
+    def _target(self) -> Sequence[LetterId] | LetterFilter:
+        return list(self._selection) if self._selection else self._filter
 
     async def _start_requeue(self) -> None:
-        tenant, wanted = self._tenant, self._wanted()
+        tenant, target = self._tenant, self._target()
         if tenant is None:
             return
-        dry = RequeueRequest(wanted, _actor(), dry_run=True)
-        would = await in_thread(lambda: self._services.requeuer.requeue(tenant, dry))
-        if not would.changed:
+        dry = RequeueRequest(target, _actor(), dry_run=True)
+        preview = await in_thread(lambda: self._services.requeuer.requeue(tenant, dry))
+        if not preview.changed:
             ui.notify("None of these dead letters is open.", type="info")
             return
         # One idempotency key per confirmation: the dead letters are requeued once.
         key = f"portal-{uuid.uuid4()}"
-        asked: list[_Asked] = []
-        agreed = await confirm(
-            f"Requeue {counted(would.changed, 'dead letter')}?",
-            _requeue_details(would),
-            action=f"Requeue {number(would.changed)}",
-            fill=lambda: asked.append(_Asked()),
+        options: list[_RequeueOptions] = []
+        confirmed = await confirm(
+            f"Requeue {counted(preview.changed, 'dead letter')}?",
+            _requeue_details(preview),
+            action=f"Requeue {number(preview.changed)}",
+            fill=lambda: options.append(_RequeueOptions()),
         )
-        if agreed:
+        if confirmed:
             actor = _actor()
-            window, pool = asked[0].answer()
-            request = RequeueRequest(wanted, actor, window, key, pool=pool)
-            done = await in_thread(lambda: self._services.requeuer.requeue(tenant, request))
-            self._tell_requeued(done)
+            window, pool = options[0].answer()
+            request = RequeueRequest(target, actor, window, key, pool=pool)
+            outcome = await in_thread(lambda: self._services.requeuer.requeue(tenant, request))
+            self._show_requeued(outcome)
             await self._on_done()
 
     async def _start_discard(self) -> None:
-        tenant, wanted = self._tenant, self._wanted()
+        tenant, target = self._tenant, self._target()
         if tenant is None:
             return
 
         def discard(actor: str, *, dry_run: bool) -> Discarded:
-            return self._services.dead_letters.discard(tenant, wanted, actor=actor, dry_run=dry_run)
+            return self._services.dead_letters.discard(tenant, target, actor=actor, dry_run=dry_run)
 
         actor = _actor()
-        would = await in_thread(lambda: discard(actor, dry_run=True))
-        if not would.changed:
+        preview = await in_thread(lambda: discard(actor, dry_run=True))
+        if not preview.changed:
             ui.notify("None of these dead letters is open.", type="info")
             return
-        count = counted(would.changed, "dead letter")
+        count = counted(preview.changed, "dead letter")
         details = [
             "They stay in the list and in the batch's error file, and can no longer be requeued."
         ]
         if await confirm(
             f"Discard {count}?",
-            details + _left(would.unchanged, would.remaining),
-            action=f"Discard {number(would.changed)}",
+            details + _unaffected(preview.unchanged, preview.remaining),
+            action=f"Discard {number(preview.changed)}",
             dangerous=True,
         ):
-            agreed_by = _actor()
-            done = await in_thread(lambda: discard(agreed_by, dry_run=False))
-            ui.notify(f"{counted(done.changed, 'dead letter')} discarded", type="positive")
+            confirmed_by = _actor()
+            outcome = await in_thread(lambda: discard(confirmed_by, dry_run=False))
+            ui.notify(f"{counted(outcome.changed, 'dead letter')} discarded", type="positive")
             await self._on_done()
 
-    def _tell_requeued(self, done: RequeueOutcome) -> None:
+    def _show_requeued(self, outcome: RequeueOutcome) -> None:
         self._result.clear()
         with self._result:
-            ui.label(f"{counted(done.changed, 'dead letter')} requeued:")
-            for each in done.batches[:5]:
-                if each.batch is not None:
-                    name = format_batch_id(each.batch)
+            ui.label(f"{counted(outcome.changed, 'dead letter')} requeued:")
+            for entry in outcome.batches[:5]:
+                if entry.batch is not None:
+                    name = format_batch_id(entry.batch)
                     ui.link(
-                        f"{name[:14]}… ({counted(each.letters, 'request')})", f"/batches/{name}"
+                        f"{name[:14]}… ({counted(entry.letters, 'request')})", f"/batches/{name}"
                     )
-            if len(done.batches) > 5:
-                ui.label(f"and {len(done.batches) - 5} more")
+            if len(outcome.batches) > 5:
+                ui.label(f"and {len(outcome.batches) - 5} more")
 
 
 def _actor() -> str:
     # Checked again before the change: the session may end while the dialog is open.
-    visitor = current_visitor()
-    visitor.require_operator()
-    return visitor.name
+    principal = current_visitor()
+    principal.require_operator()
+    return principal.name
 
 
-def _requeue_details(would: RequeueOutcome) -> list[str]:
-    sources = sum(1 for each in would.batches if each.batch is None)
-    made = "1 new batch"
+def _requeue_details(preview: RequeueOutcome) -> list[str]:
+    sources = sum(1 for entry in preview.batches if entry.batch is None)
+    batches = "1 new batch"
     if sources != 1:
-        made = f"{number(sources)} new batches, one for each source batch"
-    return [f"Creates {made}.", *_left(would.unchanged, would.remaining)]
+        batches = f"{number(sources)} new batches, one for each source batch"
+    return [f"Creates {batches}.", *_unaffected(preview.unchanged, preview.remaining)]
 
 
-def _left(unchanged: int, remaining: int) -> list[str]:
-    found = []
+def _unaffected(unchanged: int, remaining: int) -> list[str]:
+    sentences = []
     if unchanged:
-        found.append(
+        sentences.append(
             f"Already requeued or discarded, unchanged: {counted(unchanged, 'dead letter')}."
         )
     if remaining:
-        found.append(
+        sentences.append(
             f"Over the limit of one action: {counted(remaining, 'dead letter')}. Repeat the action for them."
         )
-    return found
+    return sentences
 
 
-class _Asked:
+class _RequeueOptions:
     """The options of a requeue."""
 
     def __init__(self) -> None:

@@ -133,14 +133,14 @@ class LetterTable:
                 f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
             )
         self._table.add_slot("item", _NARROW)
-        self._table.on("inside", lambda event: _tell(on_inside, event.args))
+        self._table.on("inside", lambda event: _report_inside(on_inside, event.args))
 
     @property
     def chosen(self) -> list[LetterId]:
         """The selected dead letters; ids that are not in the table are ignored."""
-        known = {row["id"] for row in self._table.rows}
-        ids = [str(row["id"]) for row in self._table.selected if row["id"] in known]
-        return [LetterId(*found) for each in ids if (found := parse_request_id(each)) is not None]
+        row_ids = {row["id"] for row in self._table.rows}
+        ids = [str(row["id"]) for row in self._table.selected if row["id"] in row_ids]
+        return [LetterId(*parsed) for each in ids if (parsed := parse_request_id(each)) is not None]
 
     def show(self, letters: Sequence[DeadLetter]) -> None:
         """Show these dead letters, none of them selected."""
@@ -165,12 +165,12 @@ def row_of(letter: DeadLetter) -> LetterRow:
     )
 
 
-def _tell(on_inside: Callable[[LetterId], object], sent: object) -> object:
-    found = parse_request_id(str(sent))
-    return None if found is None else on_inside(LetterId(*found))
+def _report_inside(on_inside: Callable[[LetterId], object], request_id: object) -> object:
+    parsed = parse_request_id(str(request_id))
+    return None if parsed is None else on_inside(LetterId(*parsed))
 
 
-_MOST: Final = 20_000
+_MAX_LENGTH: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,18 +214,18 @@ def show_letter(excerpts: Excerpts) -> None:
 def _beginning(pieces: Iterator[bytes] | None) -> str | None:
     if pieces is None:
         return None
-    kept = b""
-    while len(kept) < _MOST and (piece := next(pieces, None)) is not None:
-        kept += piece[:_MOST]
-    return kept[:_MOST].decode("utf-8", "ignore")
+    content = b""
+    while len(content) < _MAX_LENGTH and (piece := next(pieces, None)) is not None:
+        content += piece[:_MAX_LENGTH]
+    return content[:_MAX_LENGTH].decode("utf-8", "ignore")
 
 
-def _text(name: str, text: str, whole: int = 0) -> None:
+def _text(name: str, text: str, total_bytes: int = 0) -> None:
     """Show text unparsed, so that big numbers and the order of keys stay exact."""
     ui.label(name).classes("muted small")
     with ui.element("pre").classes("source mono").props(f'tabindex=0 aria-label="{name}"'):
-        ui.label(text[:_MOST])
-    if whole > _MOST:
-        ui.label(f"… truncated, {size(whole)} in total: download it for the full content.").classes(
-            "muted small"
-        )
+        ui.label(text[:_MAX_LENGTH])
+    if total_bytes > _MAX_LENGTH:
+        ui.label(
+            f"… truncated, {size(total_bytes)} in total: download it for the full content."
+        ).classes("muted small")

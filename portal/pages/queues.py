@@ -172,19 +172,19 @@ def range_of(text: str) -> HistoryRange:
     return next((each for each in HistoryRange if each.value == text), _FIRST_RANGE)
 
 
-def address_of(wanted: HistoryRange) -> str:
+def address_of(history_range: HistoryRange) -> str:
     """Return the URL of a range."""
-    return PATH if wanted is _FIRST_RANGE else f"{PATH}?range={wanted.value}"
+    return PATH if history_range is _FIRST_RANGE else f"{PATH}?range={history_range.value}"
 
 
 class QueuesPage:
     """An open queues page."""
 
-    def __init__(self, watching: Watching, wanted: HistoryRange) -> None:
+    def __init__(self, watching: Watching, history_range: HistoryRange) -> None:
         self._watching = watching
         self._live = Live(watching.poller)
-        self._range = wanted
-        self._visitor = current_visitor()
+        self._range = history_range
+        self._principal = current_visitor()
         self._history = FollowedHistory(watching, self._live)
 
     async def open(self, dashboards: Dashboards, api_url: str) -> None:
@@ -204,7 +204,7 @@ class QueuesPage:
         with ui.element("section").classes("card section"):
             heading("Pools")
             self._controls = {
-                pool: PoolControl(pool, may_act=self._visitor.may_act, on_pause=self._set_paused)
+                pool: PoolControl(pool, may_act=self._principal.may_act, on_pause=self._set_paused)
                 for pool in Pool
             }
         with ui.element("section").classes("card table-card"):
@@ -222,9 +222,9 @@ class QueuesPage:
             "rates; a gap means that there was no sample. Cost counts accepted results only."
         ).classes("muted small")
 
-    async def _choose(self, wanted: HistoryRange) -> None:
-        ui.navigate.history.replace(address_of(wanted))
-        await self._history.follow(wanted)
+    async def _choose(self, history_range: HistoryRange) -> None:
+        ui.navigate.history.replace(address_of(history_range))
+        await self._history.follow(history_range)
         self._show()
 
     async def _set_paused(self, pool: Pool, paused: bool) -> None:
@@ -233,19 +233,21 @@ class QueuesPage:
             self._show()
 
     def _show(self) -> None:
-        seen = self._watching.system.seen
-        self._problem.set_visibility(seen.problem is not None)
-        if seen.problem is not None:
-            self._problem.text = f"{seen.problem} The data shown may be outdated."
+        reading = self._watching.system.seen
+        self._problem.set_visibility(reading.problem is not None)
+        if reading.problem is not None:
+            self._problem.text = f"{reading.problem} The data shown may be outdated."
         if (history := self._history.seen) is not None:
             for chart in self._charts:
                 chart.show(history)
             self._sla.show(history)
-        if (snapshot := seen.snapshot) is not None:
+        if (snapshot := reading.snapshot) is not None:
             self._pauses.show(snapshot.pauses, datetime.now(UTC))
             for pool, control in self._controls.items():
                 control.show(snapshot, self._watching.system.desired(pool, snapshot))
-            _show_cards(self._cards, snapshot, seen.samples[-1] if len(seen.samples) > 1 else None)
+            _show_cards(
+                self._cards, snapshot, reading.samples[-1] if len(reading.samples) > 1 else None
+            )
             self._table.show(snapshot.tenants, snapshot.at)
 
 
@@ -261,10 +263,10 @@ def _charts() -> list[TimeChart]:
     depth = lines_by_pool(lambda each: each.queued)
     running = lines_by_pool(lambda each: each.running)
     return [
-        TimeChart("Queue depth", "requests", depth, filled=True, whole=True),
-        TimeChart("Running requests", "claimed by workers", running, filled=True, whole=True),
+        TimeChart("Queue depth", "requests", depth, filled=True, integers=True),
+        TimeChart("Running requests", "claimed by workers", running, filled=True, integers=True),
         TimeChart("Longest wait", "seconds", lines_by_pool(lambda each: each.oldest_age)),
-        TimeChart("Replicas", "live and desired", replicas, whole=True),
+        TimeChart("Replicas", "live and desired", replicas, integers=True),
         TimeChart("Throughput", "requests per second", lines_by_pool(lambda each: each.throughput)),
         TimeChart("Interruptions", "per minute", lines_by_pool(lambda each: each.interruptions)),
         TimeChart("Cost", f"{prices.currency} per hour", cost),
@@ -277,16 +279,16 @@ def _cost(point: PoolPoint, price: float) -> float | None:
 
 def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Sample | None) -> None:
     queued = {pool: snapshot.depth(pool).queued for pool in Pool}
-    cards["Queued requests"].show(number(sum(queued.values())), _each(queued))
+    cards["Queued requests"].show(number(sum(queued.values())), _by_pool(queued))
     ages = {pool: snapshot.oldest_age(pool) for pool in Pool}
     oldest = max(ages, key=lambda pool: ages[pool])
-    waits = ages[oldest] > 0
+    is_waiting = ages[oldest] > 0
     cards["Longest wait"].show(
-        duration(timedelta(seconds=ages[oldest])) if waits else "—",
-        f"in {oldest}" if waits else "no queued requests",
+        duration(timedelta(seconds=ages[oldest])) if is_waiting else "—",
+        f"in {oldest}" if is_waiting else "no queued requests",
     )
-    alive = {pool: snapshot.workers(pool) for pool in Pool}
-    cards["Workers"].show(number(sum(alive.values())), _each(alive))
+    workers = {pool: snapshot.workers(pool) for pool in Pool}
+    cards["Workers"].show(number(sum(workers.values())), _by_pool(workers))
     if last is not None:
         done = sum(each.throughput for each in last.pools.values())
         interrupted = sum(each.interruptions for each in last.pools.values())
@@ -295,5 +297,5 @@ def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Samp
         )
 
 
-def _each(values: dict[Pool, int]) -> str:
+def _by_pool(values: dict[Pool, int]) -> str:
     return " · ".join(f"{number(value)} {pool}" for pool, value in values.items())

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lowtide.tenants.sign_in import SignInGuard
 
 
-_MOST_BYTES: Final = 8192
-_AT_ONCE: Final = 2
+_MAX_BYTES: Final = 8192
+_MAX_CONCURRENT: Final = 2
 _log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
     "401": "Incorrect password or API key.",
@@ -45,7 +45,7 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
 
     # Comparing a password takes memory and a core by design: concurrent attempts queue here and
     # leave the threads to the pages.
-    hashing = asyncio.Semaphore(_AT_ONCE)
+    hashing = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def admit(request: Request) -> Response:
         form = await _form(request)
@@ -54,11 +54,11 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
         try:
             secret = form.get("secret", "").strip()
             async with hashing:
-                visitor = await in_thread(lambda: guard.admit(secret, address))
+                principal = await in_thread(lambda: guard.admit(secret, address))
         except LowtideError as error:
             path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
             return RedirectResponse(path, status_code=303)
-        open_session(request.session, visitor, session_seconds)
+        open_session(request.session, principal, session_seconds)
         return RedirectResponse(target, status_code=303)
 
     async def leave(request: Request) -> Response:
@@ -109,7 +109,7 @@ async def _form(request: Request) -> dict[str, str]:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _MOST_BYTES:
+        if len(body) > _MAX_BYTES:
             return {}
     return {name: values[-1] for name, values in parse_qs(body.decode("latin-1")).items()}
 

@@ -75,13 +75,13 @@ class TenantForm:
         if sum(not field.validate() for field in fields):
             return
         try:
-            done = await (self._create() if self._tenant is None else self._change(self._tenant))
+            message = await (self._create() if self._tenant is None else self._change(self._tenant))
         except LowtideError as error:
             self._problem.text = error.message
             self._problem.set_visibility(True)
             return
-        if done:
-            ui.notify(done, type="positive", multi_line=True)
+        if message:
+            ui.notify(message, type="positive", multi_line=True)
             self._dialog.close()
             await self._on_done()
 
@@ -91,18 +91,18 @@ class TenantForm:
         await in_thread(lambda: tenancy.create(name, changes))
         return f"Created {name}"
 
-    async def _change(self, seen: Tenant) -> str:
+    async def _change(self, tenant: Tenant) -> str:
         changes = self._changes()
-        news = told(differences(seen, changes.apply(seen)))
-        if not news:
+        descriptions = told(differences(tenant, changes.apply(tenant)))
+        if not descriptions:
             ui.notify("No changes.", type="info")
             return ""
-        details = [*news, "The change applies from the next request on."]
-        if not await confirm(f"Change {seen.name}?", details, action=f"Change {seen.name}"):
+        details = [*descriptions, "The change applies from the next request on."]
+        if not await confirm(f"Change {tenant.name}?", details, action=f"Change {tenant.name}"):
             return ""
         tenancy = _tenancy()
-        await in_thread(lambda: tenancy.change(seen.name, changes, seen))
-        return f"{seen.name}: {', '.join(news)}"
+        await in_thread(lambda: tenancy.change(tenant.name, changes, tenant))
+        return f"{tenant.name}: {', '.join(descriptions)}"
 
     def _changes(self) -> TenantChanges:
         return TenantChanges(

@@ -139,9 +139,9 @@ class TenantTable:
         if on_edit is not None:
             self._table.on("edit", lambda event: on_edit(str(event.args)))
 
-    def show(self, found: Sequence[PricedUse]) -> None:
+    def show(self, tenants: Sequence[PricedUse]) -> None:
         """Show these tenants; nothing is sent while they stay the same."""
-        rows = [row_of(priced) for priced in found]
+        rows = [row_of(priced) for priced in tenants]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
@@ -207,13 +207,13 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
             box.props("dense outlined clearable debounce=350 data-search maxlength=63")
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             with ui.element("div").classes("actions end"):
-                if self.visitor.may_act:
+                if self.principal.may_act:
                     ui.button("New tenant…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""
-        self._table = TenantTable(self._edit if self.visitor.may_act else None)
-        self._shown: Sequence[PricedUse] = ()
+        self._table = TenantTable(self._edit if self.principal.may_act else None)
+        self._items: Sequence[PricedUse] = ()
         ui.label(
             "Unfinished requests have no result yet. Requests, tokens and cost of the last 24 hours are "
             "those of batches that ended in that time or are still active."
@@ -221,14 +221,14 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
 
     def reader(self) -> Callable[[], tuple[Sequence[PricedUse], bool]]:
         """Return a function that reads the page."""
-        visitor, query, admin = self.visitor, self.query, lowtide().administration
+        principal, query, admin = self.principal, self.query, lowtide().administration
         return lambda: admin.tenants(
-            visitor, query.text, after=query.after or None, limit=PAGE_SIZE
+            principal, query.text, after=query.after or None, limit=PAGE_SIZE
         )
 
     def show(self, items: Sequence[PricedUse]) -> None:
         """Show these tenants."""
-        self._shown = items
+        self._items = items
         self._table.show(items)
 
     def mark(self, item: PricedUse) -> str:
@@ -250,6 +250,6 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return
-        known = {priced.use.tenant.name: priced.use.tenant for priced in self._shown}
-        if name is None or name in known:
-            TenantForm(None if name is None else known[name], defaults, self.reload)
+        by_name = {priced.use.tenant.name: priced.use.tenant for priced in self._items}
+        if name is None or name in by_name:
+            TenantForm(None if name is None else by_name[name], defaults, self.reload)

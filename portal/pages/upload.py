@@ -48,10 +48,10 @@ class BatchForm:
             ui.label("A number with a unit, such as 30m, 24h or 7d.").classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             with ui.element("div").classes("actions"):
-                self._create = ui.button("Create batch", on_click=self._make).props(
+                self._create = ui.button("Create batch", on_click=self._submit).props(
                     "unelevated no-caps"
                 )
-            self._made = ui.element("div").classes("section").props("role=status")
+            self._result = ui.element("div").classes("section").props("role=status")
         self._section = section
         self.hide()
 
@@ -65,28 +65,28 @@ class BatchForm:
         self._tenant, self._file = tenant, format_file_id(file.id)
         # One idempotency key per file: repeated clicks create one batch.
         self._key = f"portal-{uuid.uuid4()}"
-        self._made.clear()
+        self._result.clear()
         self._problem.set_visibility(False)
         self._create.enable()
         self._section.set_visibility(True)
 
-    async def _make(self) -> None:
+    async def _submit(self) -> None:
         tenant = self._tenant
         if tenant is None:
             return
         self._problem.set_visibility(False)
         self._create.disable()
         try:
-            visitor = current_visitor()
-            visitor.require_operator()
-            wanted = BatchRequest(
+            principal = current_visitor()
+            principal.require_operator()
+            request = BatchRequest(
                 input_file_id=self._file,
-                user=(self._user.value or "").strip() or visitor.name,
+                user=(self._user.value or "").strip() or principal.name,
                 completion_window=(self._window.value or "").strip(),
                 idempotency_key=self._key,
-                actor=visitor.name,
+                actor=principal.name,
             )
-            batch = await in_thread(lambda: self._batches.create(tenant, wanted))
+            batch = await in_thread(lambda: self._batches.create(tenant, request))
         except LowtideError as error:
             self._problem.text = error.message
             self._problem.set_visibility(True)
@@ -96,7 +96,7 @@ class BatchForm:
 
     def _show(self, batch: Batch) -> None:
         name = format_batch_id(batch.id)
-        with self._made:
+        with self._result:
             if batch.at_risk:
                 ui.label("At risk: there may not be enough capacity to meet the deadline.")
             with ui.element("a").props(f'href="/batches/{name}"').classes("link break"):
@@ -117,18 +117,18 @@ def install(*, api_url: str) -> None:
 
     @page(PATH)
     async def upload() -> None:
-        visitor = current_visitor()
+        principal = current_visitor()
         problem: str | None = None
         tenants: Mapping[TenantId, str] = {}
         try:
-            tenants = await in_thread(lambda: tenants_for(visitor))
+            tenants = await in_thread(lambda: tenants_for(principal))
         except LowtideError as error:
             problem = error.message
         with frame("Upload", api_url=api_url, on_interval=None):
             with ui.element("div").classes("titlebar"):
                 heading("Upload", 1)
                 ui.label("A JSONL file with one request per line").classes("muted small")
-            if problem is None and not visitor.may_act:
+            if problem is None and not principal.may_act:
                 problem = "Viewers cannot upload files: sign in as an operator."
             if problem is None and not tenants:
                 problem = "There is no tenant yet: create one on the Tenants page."
@@ -155,7 +155,7 @@ class _Upload:
                     on_change=lambda event: self._choose(event.value),
                 ).props("dense outlined").classes("narrow-field")
             self._zone = DropZone(
-                arrivals.expect(self._receive), most=self._services.files.max_bytes
+                arrivals.expect(self._receive), max_bytes=self._services.files.max_bytes
             )
             self._report = FileReport()
         self._form = BatchForm(self._services.batches)
@@ -164,20 +164,20 @@ class _Upload:
     def _choose(self, tenant: TenantId) -> None:
         self._tenant = tenant
 
-    async def _receive(self, visitor: Principal, name: str, sent: AsyncIterator[bytes]) -> None:
+    async def _receive(self, principal: Principal, name: str, body: AsyncIterator[bytes]) -> None:
         """Receive one file; the page shows its progress and its problems."""
         tenant = self._tenant
         self._form.hide()
         self._report.begin(name)
         try:
-            visitor.require_operator()
+            principal.require_operator()
             stored, checked = await receive(
                 self._services.files,
                 tenant,
                 name,
-                sent,
-                told=self._report.progress,
-                actor=visitor.name,
+                body,
+                on_progress=self._report.progress,
+                actor=principal.name,
             )
             if checked.problems:
                 self._report.refuse(checked)

@@ -46,7 +46,7 @@ class Rows(ListPage[TenantQuery, str]):
     def reader(self) -> Callable[[], tuple[Sequence[str], bool]]:
         def read() -> tuple[Sequence[str], bool]:
             self.prepare()
-            return [str(self.visitor.tenant)], False
+            return [str(self.principal.tenant)], False
 
         return read
 

@@ -45,7 +45,9 @@ def _receive(
         clock=lambda: datetime.now(UTC),
     )
     return asyncio.run(
-        receive(files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=told.append, actor="me")
+        receive(
+            files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), on_progress=told.append, actor="me"
+        )
     )
 
 
