@@ -114,7 +114,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
     async def narrow(self, query: _Query) -> None:
         """Show the first page of another query."""
         self._previous.clear()
-        await self._go(query.behind(""))
+        await self._navigate(query.behind(""))
 
     async def reload(self) -> None:
         """Read and show the list now, after a change."""
@@ -179,7 +179,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._problem.text = problem
         self._problem.set_visibility(bool(problem))
 
-    async def _go(self, query: _Query) -> None:
+    async def _navigate(self, query: _Query) -> None:
         self.query = query
         ui.navigate.history.replace(query.address())
         if self._preparing is None:
@@ -188,16 +188,16 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     async def _first(self) -> None:
         self._previous.clear()
-        await self._go(self.query.behind(""))
+        await self._navigate(self.query.behind(""))
 
     async def _back(self) -> None:
-        await self._go(self._previous.pop() if self._previous else self.query.behind(""))
+        await self._navigate(self._previous.pop() if self._previous else self.query.behind(""))
 
     async def _next(self) -> None:
         value = None if self._subject is None else self._subject.reading.value
         if value is not None and value[0]:
             self._previous.append(self.query)
-            await self._go(self.query.behind(self.mark(value[0][-1])))
+            await self._navigate(self.query.behind(self.mark(value[0][-1])))
 
 
 _TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit log"))

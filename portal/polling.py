@@ -166,19 +166,19 @@ class Poller:
     def start(self) -> None:
         """Start polling; needs a running event loop."""
         probes = [self._probe(probe) for probe in self._probes]
-        self._tasks = [asyncio.create_task(loop) for loop in (self._look(), *probes)]
+        self._tasks = [asyncio.create_task(loop) for loop in (self._poll(), *probes)]
 
     def stop(self) -> None:
         """Stop polling, without waiting for a running query."""
         for task in self._tasks:
             task.cancel()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             self._wake.clear()
             start = time.monotonic()
-            for look in self._readers:
-                await _in_background(look)
+            for reader in self._readers:
+                await _in_background(reader)
             self._read_at = time.monotonic()
             self._read_done.set()
             self.changed.emit()

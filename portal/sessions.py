@@ -182,18 +182,18 @@ class Guard:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        answer: ASGIApp = self._app
+        responder: ASGIApp = self._app
         if _is_foreign(Headers(scope=scope)):
-            answer = PlainTextResponse("Requests from other sites are refused.", status_code=403)
+            responder = PlainTextResponse("Requests from other sites are refused.", status_code=403)
         elif not _is_open(scope["path"]):
-            answer = await self._authorize(scope)
+            responder = await self._authorize(scope)
         if scope["type"] == "websocket":
-            if answer is self._app:
+            if responder is self._app:
                 await self._app(scope, receive, send)
             else:
                 await send({"type": "websocket.close", "code": 1008})
             return
-        await answer(scope, receive, _with_headers(send))
+        await responder(scope, receive, _with_headers(send))
 
     async def _authorize(self, scope: Scope) -> ASGIApp:
         principal = visitor_of(scope["session"])

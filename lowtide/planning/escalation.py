@@ -157,7 +157,7 @@ def plan_tick(
         room.due_before_tick(seconds, lines, replicas)
         for seconds, lines in zip(horizons, demand, strict=True)
     ]
-    targets, revoked = _place(by_deadline, needed, room.until_tick(replicas))
+    targets, revoked = _allocate(by_deadline, needed, room.until_tick(replicas))
     adjusted = by_deadline
     if any(revoked):
         # Requests revoked from spot go to dedicated now, so the last of the others may stay.
@@ -167,7 +167,7 @@ def plan_tick(
             )
             for batch, lines in zip(by_deadline, revoked, strict=True)
         ]
-        targets, _ = _place(adjusted, needed, room.until_tick(replicas))
+        targets, _ = _allocate(adjusted, needed, room.until_tick(replicas))
     pairs = list(zip(adjusted, targets, strict=True))
     return Plan(
         escalations=_moves((batch, target - batch.dedicated) for batch, target in pairs),
@@ -200,7 +200,7 @@ def _min_replicas(
     return replicas
 
 
-def _place(
+def _allocate(
     batches: Sequence[OpenBatch], needed: Sequence[int], busy: int
 ) -> tuple[list[int], list[int]]:
     """Return how many requests of each batch are to wait for dedicated, and how many to revoke.
@@ -214,21 +214,21 @@ def _place(
         targets.append(max(0, min(batch.spot + batch.dedicated, spare)))
         spare -= targets[-1]
     revoked = [0] * len(batches)
-    placed = next_waiting = next_running = 0
+    allocated = next_waiting = next_running = 0
     for position, batch in enumerate(batches):
-        placed += batch.running_dedicated + targets[position]
-        shortage = min(needed[position], busy) - placed
+        allocated += batch.running_dedicated + targets[position]
+        shortage = min(needed[position], busy) - allocated
         while shortage > 0 and next_waiting <= position:
             candidate = batches[next_waiting]
             count = min(candidate.spot + candidate.dedicated - targets[next_waiting], shortage)
             targets[next_waiting] += count
-            placed += count
+            allocated += count
             shortage -= count
             next_waiting += shortage > 0
         while shortage > 0 and next_running <= position:
             count = min(batches[next_running].running_spot - revoked[next_running], shortage)
             revoked[next_running] += count
-            placed += count
+            allocated += count
             shortage -= count
             next_running += shortage > 0
     return targets, revoked

@@ -78,11 +78,11 @@ class SchedulerState:
 
         An overdue replica counts like one that was never wanted.
         """
-        awaited = []
+        pending = []
         for since in self.wished[self.present :]:
             remaining = cold_start - (self.now - since).total_seconds()
-            awaited.append(remaining if 0 < remaining <= cold_start else cold_start)
-        return [0.0] * self.present + awaited
+            pending.append(remaining if 0 < remaining <= cold_start else cold_start)
+        return [0.0] * self.present + pending
 
     def wishes(self, replicas: int) -> tuple[datetime, ...]:
         """Return the time since which each of `replicas` has been wanted, longest first."""

@@ -149,7 +149,7 @@ class Claiming:
         self._next_listing = 0.0
         self._claimed_at: datetime | None = None
         self._is_in_doubt = False
-        self._without: frozenset[str] = frozenset()
+        self._excluded_models: frozenset[str] = frozenset()
         self.marks: dict[UUID, Mark] = {}
 
     def claim(
@@ -159,8 +159,8 @@ class Claiming:
 
         Claims none if the lease is gone or the pool is paused.
         """
-        if without != self._without:
-            self._without, self._lanes, self._next_listing = without, [], 0.0
+        if without != self._excluded_models:
+            self._excluded_models, self._lanes, self._next_listing = without, [], 0.0
         try:
             with begin(self._engine) as connection:
                 claims, at = (
@@ -222,7 +222,7 @@ class Claiming:
         parameters = {
             "pool": self._pool.value,
             "most": LANES_A_TENANT,
-            "without": sorted(self._without),
+            "without": sorted(self._excluded_models),
         }
         self._lanes = [
             Lane(

@@ -90,17 +90,17 @@ class Scheduler:
 
     def tick(self) -> TickReport:
         """Run one tick. Idempotent; concurrent ticks do no harm."""
-        swept = self._sweeps.sweep(
+        sweep_result = self._sweeps.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
         rates = self._rates.fold()
-        planned = self._replan(rates)
+        plan_result = self._replan(rates)
         self._publisher.resend()
         self._remove_orphans()
         report = TickReport(
-            swept=swept,
-            planned=planned,
-            desired_replicas={} if planned is None else self._desired(planned),
+            swept=sweep_result,
+            planned=plan_result,
+            desired_replicas={} if plan_result is None else self._desired(plan_result),
             rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
             most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
         )
@@ -119,27 +119,27 @@ class Scheduler:
             lambda state: decide(replace(state, rates=dedicated), self._rules.capacity)
         )
 
-    def _desired(self, planned: PlanResult) -> dict[Pool, int]:
+    def _desired(self, plan_result: PlanResult) -> dict[Pool, int]:
         """Return the number of replicas for KEDA; the plan bounds those of dedicated."""
         return {
             pool: scaled_replicas(
                 depth,
                 self._rules.scales[pool],
-                planned=planned.plan.replicas if pool is Pool.DEDICATED else None,
-                paused=pool in planned.paused,
-                stranded=planned.stranded.get(pool, 0),
+                planned=plan_result.plan.replicas if pool is Pool.DEDICATED else None,
+                paused=pool in plan_result.paused,
+                stranded=plan_result.stranded.get(pool, 0),
             )
-            for pool, depth in planned.after.items()
+            for pool, depth in plan_result.after.items()
         }
 
     def _record(self, report: TickReport) -> None:
         """Record this minute's sample, unless it exists."""
-        planned = report.planned
-        if planned is None:
+        plan_result = report.planned
+        if plan_result is None:
             return
         levels = {
-            pool: PoolLevel(lines, planned.before[pool].running, report.desired_replicas[pool])
-            for pool, lines in planned.waiting.items()
+            pool: PoolLevel(lines, plan_result.before[pool].running, report.desired_replicas[pool])
+            for pool, lines in plan_result.waiting.items()
         }
         self._recorder.record(levels, retention=self._rules.history_kept)
 
@@ -167,13 +167,13 @@ def _failure_logged_as(event: str) -> Iterator[None]:
 
 
 def _log_report(report: TickReport) -> None:
-    planned = report.planned
+    plan_result = report.planned
     fields = {
         "reaped": report.swept.reaped,
-        "escalated": planned.escalated if planned else 0,
-        "revoked": planned.revoked if planned else 0,
-        "returned": planned.returned if planned else 0,
-        "at_risk": len(planned.plan.at_risk) if planned else 0,
+        "escalated": plan_result.escalated if plan_result else 0,
+        "revoked": plan_result.revoked if plan_result else 0,
+        "returned": plan_result.returned if plan_result else 0,
+        "at_risk": len(plan_result.plan.at_risk) if plan_result else 0,
     }
     if any(fields.values()):
         _log.info("tick", extra=fields)
@@ -226,14 +226,14 @@ def ticked(report: TickReport) -> None:
         _MAX_REPLICAS.labels(pool.value).set(max_replicas)
 
 
-def _publish_plan(planned: PlanResult) -> None:
-    for pool, lines in planned.waiting.items():
+def _publish_plan(plan_result: PlanResult) -> None:
+    for pool, lines in plan_result.waiting.items():
         _QUEUED.labels(pool.value).set(lines)
-        _PAUSED.labels(pool.value).set(pool in planned.paused)
-    _ESCALATED.inc(planned.escalated)
-    _RETURNED.inc(planned.returned)
-    _REVOKED.inc(planned.revoked)
-    _AT_RISK.set(len(planned.plan.at_risk))
-    _PLANNED_REPLICAS.set(planned.plan.replicas)
+        _PAUSED.labels(pool.value).set(pool in plan_result.paused)
+    _ESCALATED.inc(plan_result.escalated)
+    _RETURNED.inc(plan_result.returned)
+    _REVOKED.inc(plan_result.revoked)
+    _AT_RISK.set(len(plan_result.plan.at_risk))
+    _PLANNED_REPLICAS.set(plan_result.plan.replicas)
     # With no open batch nothing can ever be late, and a gauge of 0 would look like an alarm.
-    _SLACK.set(math.inf if planned.plan.slack is None else planned.plan.slack)
+    _SLACK.set(math.inf if plan_result.plan.slack is None else plan_result.plan.slack)

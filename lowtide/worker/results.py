@@ -65,8 +65,8 @@ class ResultWriter:
         self._rules = rules
         self._budget = budget
         self._waiting: list[Finished | Returned] = []
-        self._nonempty = asyncio.Event()
-        self._batch_ready = asyncio.Event()
+        self._has_results = asyncio.Event()
+        self._flush_due = asyncio.Event()
         self._writing = asyncio.Lock()
         self._unwritten = 0
         self._waiting_bytes = 0
@@ -84,9 +84,9 @@ class ResultWriter:
         size = sum(map(size_of, requests))
         self._waiting_bytes += size
         self._budget.take_result(size)
-        self._nonempty.set()
+        self._has_results.set()
         if len(self._waiting) >= self._rules.lines or self._waiting_bytes >= STATEMENT_BYTES:
-            self._batch_ready.set()
+            self._flush_due.set()
 
     def discard(self) -> None:
         """Drop everything: the lease is lost, and its requests with it."""
@@ -97,18 +97,18 @@ class ResultWriter:
     async def run(self, on_written: Callable[[], None]) -> None:
         """Write until cancelled; `on_written` is called after each write."""
         while True:
-            await self._nonempty.wait()
+            await self._has_results.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._rules.interval):
-                    await self._batch_ready.wait()
+                    await self._flush_due.wait()
             await self.flush()
             on_written()
 
     async def flush(self) -> None:
         """Write everything that waits now; keep it on failure."""
         async with self._writing:
-            self._nonempty.clear()
-            self._batch_ready.clear()
+            self._has_results.clear()
+            self._flush_due.clear()
             requests, self._waiting = self._waiting, []
             size, self._waiting_bytes = self._waiting_bytes, 0
             lease = self._keeper.lease

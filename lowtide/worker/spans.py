@@ -62,13 +62,13 @@ class _Share:
         self.output_tokens += usage.output_tokens
 
     def counts(self) -> dict[str, int]:
-        ended = {
+        outcomes = {
             "succeeded": self.succeeded,
             "failed": self.failed,
             "retried": self.retried,
             "interrupted": self.interrupted,
         }
-        return {**ended, "unfinished": self.lines - sum(ended.values())}
+        return {**outcomes, "unfinished": self.lines - sum(outcomes.values())}
 
 
 class SetSpans:

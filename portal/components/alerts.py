@@ -122,10 +122,10 @@ class Alertmanager:
 
     def _read(self, deadline: float) -> Sequence[Alert]:
         body = bytearray()
-        with self._client.stream("GET", self._url, params=_QUERY) as answer:
-            if answer.status_code != 200:
-                raise _Refused(f"responded with HTTP {answer.status_code}")
-            for chunk in answer.iter_bytes():
+        with self._client.stream("GET", self._url, params=_QUERY) as response:
+            if response.status_code != 200:
+                raise _Refused(f"responded with HTTP {response.status_code}")
+            for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MOST_BYTES:
                     raise _Refused("response too large")

@@ -30,7 +30,7 @@ class BatchToolbar:
     """A toolbar above a list; a selection of the whole page can extend to all matches."""
 
     def __init__(
-        self, *, may_act: bool, on_cancel: CancelHandler, on_none: Callable[[], None]
+        self, *, may_act: bool, on_cancel: CancelHandler, on_clear: Callable[[], None]
     ) -> None:
         self._may_act = may_act
         self._everything = False
@@ -41,7 +41,7 @@ class BatchToolbar:
             ui.element("div").classes("spacer")
             self._selection_label = ui.label("").mark("chosen")
             self._all = ui.button("", on_click=self._choose_everything, color=None)
-            self._clear_button = ui.button("Clear selection", on_click=on_none, color=None)
+            self._clear_button = ui.button("Clear selection", on_click=on_clear, color=None)
             self._cancel = ui.button("Cancel batches…", on_click=self._request_cancel, color=None)
         for button in (self._all, self._clear_button, self._cancel):
             button.props("flat dense no-caps")

@@ -261,9 +261,9 @@ class BatchPage:
     async def _search(self, custom_id: str) -> None:
         self._previous.clear()
         self._query = replace(self._query, custom_id=custom_id)
-        await self._go(0)
+        await self._navigate(0)
 
-    async def _go(self, after: int) -> None:
+    async def _navigate(self, after: int) -> None:
         self._query = replace(self._query, after=after, line=None)
         ui.navigate.history.replace(self._query.address())
         await self._read()
@@ -271,13 +271,13 @@ class BatchPage:
 
     async def _first(self) -> None:
         self._previous.clear()
-        await self._go(0)
+        await self._navigate(0)
 
     async def _back(self) -> None:
-        await self._go(self._previous.pop() if self._previous else 0)
+        await self._navigate(self._previous.pop() if self._previous else 0)
 
     async def _next(self) -> None:
         value = self._subject.reading.value
         if value is not None and value.lines:
             self._previous.append(self._query.after)
-            await self._go(value.lines[-1].line)
+            await self._navigate(value.lines[-1].line)

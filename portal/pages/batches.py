@@ -166,7 +166,7 @@ class BatchesPage:
                 self._query, list(self._tenants.values()), on_change=self._narrow
             )
             self._toolbar = BatchToolbar(
-                may_act=self._principal.may_act, on_cancel=self._cancel, on_none=self._choose_none
+                may_act=self._principal.may_act, on_cancel=self._cancel, on_clear=self._choose_none
             )
             self._table = BatchTable(self._choose if self._principal.may_act else None)
             with ui.element("div") as self._no_matches:
@@ -212,7 +212,7 @@ class BatchesPage:
         self._problem.text = problem
         self._problem.set_visibility(bool(problem))
 
-    async def _go(self, query: BatchQuery) -> None:
+    async def _navigate(self, query: BatchQuery) -> None:
         self._query = query
         ui.navigate.history.replace(query.address())
         self._choose_none()
@@ -221,20 +221,22 @@ class BatchesPage:
 
     async def _narrow(self, query: BatchQuery) -> None:
         self._previous.clear()
-        await self._go(query)
+        await self._navigate(query)
 
     async def _first(self) -> None:
         self._previous.clear()
-        await self._go(self._query.at_first_page())
+        await self._navigate(self._query.at_first_page())
 
     async def _back(self) -> None:
-        await self._go(self._previous.pop() if self._previous else self._query.at_first_page())
+        await self._navigate(
+            self._previous.pop() if self._previous else self._query.at_first_page()
+        )
 
     async def _next(self) -> None:
         listed = self._subject.reading.value
         if listed is not None and listed.batches:
             self._previous.append(self._query)
-            await self._go(replace(self._query, after=mark_of(listed.batches[-1])))
+            await self._navigate(replace(self._query, after=mark_of(listed.batches[-1])))
 
     def _choose(self, ids: Sequence[str]) -> None:
         self._selection = [batch for text in ids if (batch := parse_batch_id(text)) is not None]
