@@ -113,7 +113,7 @@ def _wanted(world: World, fields: dict[str, Any]) -> dict[str, object]:
 @pytest.mark.parametrize("role", ["worker", "api"])
 @pytest.mark.parametrize("after", [False, True], ids=["first page", "later page"])
 @pytest.mark.parametrize(("fields", "indexes"), FILTERS)
-def test_a_page_is_read_off_an_index(
+def test_page_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...], role: str, *, after: bool
 ) -> None:
     values = _wanted(loaded, fields) | {
@@ -127,7 +127,7 @@ def test_a_page_is_read_off_an_index(
 
 
 @pytest.mark.parametrize(("fields", "indexes"), FILTERS)
-def test_a_download_is_read_in_order(
+def test_download_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
 ) -> None:
     values = _wanted(loaded, fields) | {
@@ -141,7 +141,7 @@ def test_a_download_is_read_in_order(
 
 
 @pytest.mark.parametrize(("fields", "indexes"), FILTERS)
-def test_the_oldest_open_letters_are_read_off_an_index(
+def test_oldest_open_letters_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
 ) -> None:
     values = _wanted(loaded, {**fields, "state": LetterState.OPEN})
@@ -150,7 +150,7 @@ def test_the_oldest_open_letters_are_read_off_an_index(
 
 
 @pytest.mark.parametrize("count", [1, 1000])
-def test_named_letters_are_looked_up_by_key(loaded: World, count: int) -> None:
+def test_named_letters_queries_use_index(loaded: World, count: int) -> None:
     keys = {"batch": _a_batch(loaded), "lines": list(range(1, count + 1))}
     ended = {"state": "discarded", "target": None, "actor": "a", "key": None, "digest": None}
     for sql, more in ((requeue_store.NAMED, {}), (requeue_store.END, ended)):
@@ -183,7 +183,7 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
 
 
 @pytest.mark.parametrize("role", ["api", "operator"])
-def test_ending_letters_touches_each_a_few_times(stale: Database, role: str) -> None:
+def test_ending_letters_reads_few_pages_per_letter(stale: Database, role: str) -> None:
     batch = "00000000-0000-7000-8000-000000000001"
     values = {"batch": batch, "lines": list(range(1, STALE_LINES + 1)), "tenant": DEFAULT_TENANT}
     ended = {"state": "discarded", "target": None, "actor": "a", "key": None, "digest": None}
@@ -198,12 +198,12 @@ def test_ending_letters_touches_each_a_few_times(stale: Database, role: str) -> 
         assert plan["Execution Time"] < STALE_LINES * 0.5
 
 
-def test_a_retry_is_looked_up_by_its_key(loaded: World) -> None:
+def test_idempotency_key_query_uses_index(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, requeue_store.UNDER_KEY, tenant=DEFAULT_TENANT, key="k")
     _check(nodes, "dead_letters_by_requeue_key")
 
 
-def test_answers_are_looked_up_by_key(loaded: World) -> None:
+def test_answers_query_uses_primary_keys(loaded: World) -> None:
     values = {"tenant": DEFAULT_TENANT, "batch": _a_batch(loaded), "lines": [1, 2, 3]}
     nodes = plan_nodes(loaded.worker, dead_letters_store.ANSWERS, **values)
     used = {node["Index Name"] for node in nodes if "Index Name" in node}

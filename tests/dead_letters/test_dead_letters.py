@@ -43,7 +43,7 @@ def _places(*batches: BatchId) -> list[LetterPlace]:
         pytest.param({str(n): "v" for n in range(16)}, {str(n): "v" for n in range(15)}, id="full"),
     ],
 )
-def test_metadata_is_kept_and_names_the_source(
+def test_requeue_metadata_keeps_fields_and_names_source(
     metadata: dict[str, str] | None, kept: dict[str, str]
 ) -> None:
     made = requeue_metadata(_source(metadata))
@@ -51,7 +51,7 @@ def test_metadata_is_kept_and_names_the_source(
     assert len(made) <= 16
 
 
-def test_the_file_is_named_after_its_source() -> None:
+def test_requeue_file_is_named_after_source() -> None:
     assert requeue_filename(FIRST) == f"{format_batch_id(FIRST)}_dead_letters.jsonl"
 
 
@@ -66,22 +66,22 @@ def test_the_file_is_named_after_its_source() -> None:
         ),
     ],
 )
-def test_filters_in_the_audit_log(wanted: LetterFilter, shown: str) -> None:
+def test_filter_is_formatted_for_audit_log(wanted: LetterFilter, shown: str) -> None:
     assert str(wanted) == shown
 
 
-def test_letters_by_batch() -> None:
+def test_letters_are_grouped_by_batch() -> None:
     places = _places(FIRST, SECOND, FIRST)
     assert by_batch(places) == {FIRST: [places[0], places[2]], SECOND: [places[1]]}
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0, []), (1, [0, 2]), (2, [0, 1, 2])])
-def test_letters_of_few_sources(most: int, kept: list[int]) -> None:
+def test_letters_are_limited_to_few_sources(most: int, kept: list[int]) -> None:
     places = _places(FIRST, SECOND, FIRST)
     assert of_few_sources(places, most) == [places[number] for number in kept]
 
 
-def test_what_was_requeued_before() -> None:
+def test_already_requeued_sums_earlier_requeues() -> None:
     earlier = (Requeued(FIRST, SECOND, 2), Requeued(SECOND, FIRST, 3))
     assert Selection(requeued=earlier, discarded=4).already_requeued == 5
 
@@ -90,7 +90,7 @@ def test_what_was_requeued_before() -> None:
     st.lists(st.tuples(st.sampled_from([FIRST, SECOND]), st.integers(0, 50)), max_size=30),
     st.integers(1, 100),
 )
-def test_blocks_hold_everything_in_order(given: list[tuple[BatchId, int]], most: int) -> None:
+def test_blocks_keep_all_letters_in_order(given: list[tuple[BatchId, int]], most: int) -> None:
     places = _places(*(batch for batch, _ in given))
     sizes = [size for _, size in given]
     blocks = list(in_blocks(places, sizes, most))

@@ -120,7 +120,7 @@ def _lines(numbers: Sequence[int], count: int = 9) -> bytes:
     return b"".join(whole[number - 1].strip(b" \t\r") + b"\n" for number in numbers)
 
 
-def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
+def test_requeue_creates_batch_of_dead_letters(desk: Desk) -> None:
     world = desk.world
     source, letters = desk.batch(
         completion_window="2h", user="ada", metadata={"team": "harbour"}, output_expires_after=7200
@@ -148,7 +148,7 @@ def test_dead_letters_run_in_a_new_batch(desk: Desk) -> None:
     assert desk.unknown_objects() == []
 
 
-def test_a_requeued_line_is_one_line_to_any_reader(desk: Desk) -> None:
+def test_requeued_file_escapes_unicode_line_separators(desk: Desk) -> None:
     separators = "\x85\u2028\u2029é"
     line = f'{{"custom_id":"{separators}","method":"POST","url":"/v1/embeddings","body":{{"model":"m"}}}}'
     source = batch_of_lines(desk.world, desk.store, [line.encode()])
@@ -163,7 +163,7 @@ def test_a_requeued_line_is_one_line_to_any_reader(desk: Desk) -> None:
         assert json.loads(found)["custom_id"] == separators
 
 
-def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) -> None:
+def test_requeued_letters_stay_in_chosen_pool(desk: Desk) -> None:
     _, letters = desk.batch()
     (new,) = desk.requeue(letters, pool=Pool.DEDICATED).batches
     assert new.batch is not None
@@ -182,7 +182,7 @@ def test_letters_wait_for_the_pool_that_was_chosen_and_stay_there(desk: Desk) ->
     assert planned.returned == 3, "what was not chosen goes back"
 
 
-def test_a_batch_that_runs_still(desk: Desk) -> None:
+def test_letters_of_running_batch_are_requeued(desk: Desk) -> None:
     source, letters = desk.batch(5, [1])
     desk.world.run("UPDATE batches SET status = 'in_progress', drained_at = NULL")
     assert desk.requeue(letters).changed == 1
@@ -190,14 +190,14 @@ def test_a_batch_that_runs_still(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("window", [None, "30m"])
-def test_the_window_may_be_given(desk: Desk, window: str | None) -> None:
+def test_requeue_keeps_window_unless_given(desk: Desk, window: str | None) -> None:
     _, letters = desk.batch(completion_window="3h")
     (new,) = desk.requeue(letters, completion_window=window).batches
     assert new.batch is not None
     assert desk.world.row(new.batch).completion_window == (window or "3h")
 
 
-def test_each_source_gets_a_batch_of_its_own(desk: Desk) -> None:
+def test_each_source_gets_its_own_batch(desk: Desk) -> None:
     first, _ = desk.batch(4, [1, 4])
     second, _ = desk.batch(6, [5])
     outcome = desk.requeue(LetterFilter())
@@ -216,7 +216,7 @@ def test_each_source_gets_a_batch_of_its_own(desk: Desk) -> None:
         pytest.param(LetterFilter(BatchId(DEFAULT_TENANT)), 0, id="no such batch"),
     ],
 )
-def test_filters(desk: Desk, wanted: LetterFilter, changed: int) -> None:
+def test_filter_selects_letters(desk: Desk, wanted: LetterFilter, changed: int) -> None:
     desk.batch(4, [1, 4])
     other = batch_of_lines(desk.world, desk.store, source_lines(2))
     bury(desk.world, other, [2], status_code=None)
@@ -227,14 +227,14 @@ def test_filters(desk: Desk, wanted: LetterFilter, changed: int) -> None:
     assert desk.requeue(wanted).changed == 0
 
 
-def test_a_dry_run_changes_nothing(desk: Desk) -> None:
+def test_dry_run_changes_nothing(desk: Desk) -> None:
     _, letters = desk.batch()
     before = desk.world.contents()
     assert desk.requeue(letters, dry_run=True, idempotency_key="k").changed == 3
     assert desk.world.contents() == before
 
 
-def test_repeating_a_call_returns_the_same_batch(desk: Desk) -> None:
+def test_repeated_call_returns_same_batch(desk: Desk) -> None:
     _, letters = desk.batch()
     first = desk.requeue(letters[:2])
     again = desk.requeue(letters[:2])
@@ -244,7 +244,7 @@ def test_repeating_a_call_returns_the_same_batch(desk: Desk) -> None:
     assert set(first.batches) < set(more.batches)
 
 
-def test_an_idempotency_key_stands_for_its_first_call(desk: Desk) -> None:
+def test_idempotency_key_returns_result_of_first_call(desk: Desk) -> None:
     desk.batch(4, [1, 4])
     first = desk.requeue(LetterFilter(), idempotency_key="once")
     desk.batch(4, [2])
@@ -253,7 +253,7 @@ def test_an_idempotency_key_stands_for_its_first_call(desk: Desk) -> None:
     assert desk.requeue(LetterFilter(), idempotency_key="twice").changed == 1
 
 
-def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> None:
+def test_idempotency_key_with_different_body_is_rejected(desk: Desk) -> None:
     desk.batch(4, [1, 4])
     first = desk.requeue(LetterFilter(), idempotency_key="once", idempotency_digest=b"a")
     with pytest.raises(IdempotencyKeyReused):
@@ -263,7 +263,7 @@ def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("digest", [b"a", b"b"])
-def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, digest: bytes) -> None:
+def test_concurrent_calls_with_same_idempotency_key_requeue_once(desk: Desk, digest: bytes) -> None:
     _, letters = desk.batch(4, [1, 4])
     _, others = desk.batch(4, [2])
     slow = Desk(desk.world, desk.store, desk.sink)
@@ -287,7 +287,7 @@ def test_two_calls_with_one_idempotency_key_at_the_same_moment(desk: Desk, diges
 
 
 @pytest.mark.parametrize("calls", [2, 6])
-def test_calls_at_the_same_moment_share_the_letters(desk: Desk, calls: int) -> None:
+def test_concurrent_calls_requeue_each_letter_once(desk: Desk, calls: int) -> None:
     desk.batch(20, range(1, 21))
     desk.batch(20, range(1, 11))
     work = [partial(desk.requeue, LetterFilter()) for _ in range(calls)]
@@ -301,7 +301,7 @@ def test_calls_at_the_same_moment_share_the_letters(desk: Desk, calls: int) -> N
     assert desk.world.value("SELECT count(*) FROM files") == 2 + len(made)
 
 
-def test_discarding_and_requeueing_at_the_same_moment(desk: Desk) -> None:
+def test_concurrent_discard_and_requeue_take_different_letters(desk: Desk) -> None:
     _, letters = desk.batch(40, range(1, 41))
     requeued, discarded = together(
         partial(desk.requeue, letters),
@@ -313,7 +313,7 @@ def test_discarding_and_requeueing_at_the_same_moment(desk: Desk) -> None:
     assert requeued.changed + discarded.changed == 40
 
 
-def test_a_letter_that_ends_meanwhile_is_left_out(desk: Desk) -> None:
+def test_letter_discarded_during_requeue_is_left_out(desk: Desk) -> None:
     world = desk.world
     _, letters = desk.batch()
     slow = Desk(world, desk.store, desk.sink)
@@ -347,7 +347,7 @@ def _dies(*_: Any, **__: Any) -> Any:
         ("publisher", "publish"),
     ],
 )
-def test_a_process_may_die_at_any_step(
+def test_requeue_can_be_repeated_after_crash_at_any_step(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ) -> None:
     _, letters = desk.batch()
@@ -370,7 +370,7 @@ def test_a_process_may_die_at_any_step(
     assert desk.content(new.batch) == _lines([2, 3, 9])
 
 
-def test_an_answer_lost_at_the_commit(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_lost_response_returns_same_batch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     _, letters = desk.batch()
     real = desk.requeues.requeue
 
@@ -391,7 +391,7 @@ def test_an_answer_lost_at_the_commit(desk: Desk, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("lost", ["file", "object"])
-def test_letters_without_their_input(desk: Desk, lost: str) -> None:
+def test_letters_without_input_are_not_requeued(desk: Desk, lost: str) -> None:
     world = desk.world
     source, letters = desk.batch()
     key = world.row(source).input_key
@@ -419,7 +419,7 @@ def test_letters_without_their_input(desk: Desk, lost: str) -> None:
         pytest.param(lambda _: b"", id="emptied"),
     ],
 )
-def test_letters_whose_input_was_changed(
+def test_letters_with_corrupt_input_are_not_requeued(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], block: int
 ) -> None:
     monkeypatch.setattr(dead_letters_service, "_BLOCK_BYTES", block)
@@ -440,7 +440,7 @@ def test_letters_whose_input_was_changed(
     assert desk.requeue(unharmed).changed == 1
 
 
-def test_one_input_that_is_gone_stops_the_whole_call(desk: Desk) -> None:
+def test_one_missing_input_aborts_whole_call(desk: Desk) -> None:
     desk.batch(4, [1])
     lost, _ = desk.batch(4, [2])
     desk.store.delete([desk.world.row(lost).input_key])
@@ -459,7 +459,7 @@ def test_one_input_that_is_gone_stops_the_whole_call(desk: Desk) -> None:
         ("max_active_batches", 1, TooManyRequests),
     ],
 )
-def test_a_tenants_limits_hold(
+def test_requeue_respects_tenant_limits(
     desk: Desk, column: str, value: int, error: type[LowtideError]
 ) -> None:
     _, letters = desk.batch()
@@ -481,7 +481,7 @@ def test_a_tenants_limits_hold(
 @pytest.mark.parametrize(
     "closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=["dedicated", "spot", "both"]
 )
-def test_a_pool_without_replicas_is_refused(world: World, closed: set[Pool]) -> None:
+def test_pool_without_replicas_is_rejected(world: World, closed: set[Pool]) -> None:
     desk = Desk(world, rules=replace(RULES, closed=frozenset(closed)))
     _, letters = desk.batch()
     for pool in closed:
@@ -496,7 +496,7 @@ def test_a_pool_without_replicas_is_refused(world: World, closed: set[Pool]) -> 
         assert desk.requeue(letters, pool=pool).changed == 3
 
 
-def test_a_strict_admission_holds(world: World) -> None:
+def test_strict_admission_rejects_infeasible_requeue(world: World) -> None:
     strict = AdmissionPolicy(replace(CAPACITY, rate=0.01, replicas=1), strict=True)
     desk = Desk(world, rules=replace(RULES, admission=strict))
     _, letters = desk.batch(completion_window="5m")
@@ -510,7 +510,7 @@ def test_a_strict_admission_holds(world: World) -> None:
     assert desk.world.row(new.batch).at_risk is False
 
 
-def test_an_open_admission_says_what_is_at_risk(world: World) -> None:
+def test_lenient_admission_marks_batch_at_risk(world: World) -> None:
     policy = AdmissionPolicy(replace(CAPACITY, replicas=0))
     desk = Desk(world, rules=replace(RULES, admission=policy))
     _, letters = desk.batch()
@@ -520,7 +520,7 @@ def test_an_open_admission_says_what_is_at_risk(world: World) -> None:
 
 
 @pytest.mark.parametrize("window", ["8d", "1s", ""])
-def test_a_window_out_of_bounds(desk: Desk, window: str) -> None:
+def test_window_out_of_bounds_is_rejected(desk: Desk, window: str) -> None:
     _, letters = desk.batch()
     with pytest.raises(InvalidRequest) as told:
         desk.requeue(letters, completion_window=window)
@@ -528,7 +528,7 @@ def test_a_window_out_of_bounds(desk: Desk, window: str) -> None:
     assert {state for _, state, _ in desk.states()} == {"open"}
 
 
-def test_other_tenants_letters_are_not_there(desk: Desk) -> None:
+def test_letters_of_other_tenants_are_not_found(desk: Desk) -> None:
     theirs = desk.world.tenant("theirs")
     batch = batch_of_lines(desk.world, desk.store, source_lines(3), theirs)
     letters = bury(desk.world, batch, [1, 2])
@@ -541,14 +541,14 @@ def test_other_tenants_letters_are_not_there(desk: Desk) -> None:
     assert desk.requeue(letters, theirs).changed == 2
 
 
-def test_a_line_that_did_not_die_is_no_letter(desk: Desk) -> None:
+def test_request_that_is_no_dead_letter_is_not_found(desk: Desk) -> None:
     source, letters = desk.batch()
     with pytest.raises(NotFound):
         desk.requeue([*letters, LetterId(source, 1)])
     assert {state for _, state, _ in desk.states()} == {"open"}
 
 
-def test_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_limited_in_letters_and_sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(world, rules=replace(RULES, most=4))
     _, letters = desk.batch(6, range(1, 7))
     with pytest.raises(InvalidRequest, match="at most 4 "):

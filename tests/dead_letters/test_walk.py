@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUNDATIONS = ("lowtide/core/", "lowtide/database/", "lowtide/telemetry/")
 
 
-def test_the_walk_of_a_requeue_is_the_documented_one(world: World) -> None:
+def test_requeue_calls_exactly_documented_modules(world: World) -> None:
     desk = Desk(world)
     _, letters = desk.batch()
     passed = set()

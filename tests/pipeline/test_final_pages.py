@@ -40,7 +40,7 @@ def _lines(world: World, batch: BatchId) -> list[FinishedLine]:
     return list(world.finals.lines(job, ("cancelled", "It was.")))
 
 
-def test_bodies_come_back_byte_for_byte(world: World) -> None:
+def test_bodies_are_read_byte_for_byte(world: World) -> None:
     assert [line.body for line in _lines(world, _answered(world, ODD))] == ODD
 
 
@@ -53,7 +53,7 @@ def test_bodies_come_back_byte_for_byte(world: World) -> None:
         pytest.param([0] * 40, 1000, id="empty"),
     ],
 )
-def test_long_bodies_end_a_page_early_and_none_is_lost(
+def test_long_bodies_shorten_pages_and_lose_no_result(
     world: World, monkeypatch: pytest.MonkeyPatch, sizes: list[int], page_bytes: int
 ) -> None:
     longest = 0

@@ -54,7 +54,7 @@ def _content(world: World, store: ObstoreObjects, file: Any) -> list[Any]:
         pytest.param(set(), [], [1, 2, 3], id="none good"),
     ],
 )
-def test_each_line_is_in_one_file(
+def test_each_request_is_in_one_file(
     world: World, good: set[int], outputs: list[int], errors: list[int]
 ) -> None:
     batch, store, sink = world.batch(3), ObstoreObjects("memory://"), Sink()
@@ -75,7 +75,7 @@ def test_each_line_is_in_one_file(
 @pytest.mark.parametrize(
     ("how", "code"), [("cancelled", "batch_cancelled"), ("expired", "batch_expired")]
 )
-def test_lines_that_never_ran_say_why(world: World, how: str, code: str) -> None:
+def test_requests_that_never_ran_carry_error_code(world: World, how: str, code: str) -> None:
     batch, store = world.batch(3, due_in=-1), ObstoreObjects("memory://")
     _run(world, batch, 1, {1})
     world.cancel(batch) if how == "cancelled" else world.sweep()
@@ -90,14 +90,14 @@ def test_lines_that_never_ran_say_why(world: World, how: str, code: str) -> None
     ]
 
 
-def test_a_batch_that_is_not_drained_is_left_alone(world: World) -> None:
+def test_undrained_batch_is_not_finalized(world: World) -> None:
     batch, store = world.batch(1), ObstoreObjects("memory://")
     before = world.contents()
     _finalizer(world, store).finalize(batch)
     assert world.contents() == before
 
 
-def test_at_the_same_time_and_again_changes_nothing(world: World) -> None:
+def test_concurrent_and_repeated_runs_finalize_once(world: World) -> None:
     store, sink = ObstoreObjects("memory://"), Sink()
     for _ in range(4):
         batch = world.batch(50)
@@ -113,7 +113,7 @@ def test_at_the_same_time_and_again_changes_nothing(world: World) -> None:
     assert len(sink.sent) == 4
 
 
-def test_a_store_that_is_away_leaves_the_batch_as_it_was(
+def test_unavailable_store_leaves_batch_unchanged(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lowtide.objects.store import ObstoreWriter

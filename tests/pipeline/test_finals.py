@@ -60,7 +60,7 @@ def _close(world: World, job: FinalJob) -> bool:
         ("expired", BatchStatus.EXPIRED, "expired_at"),
     ],
 )
-def test_a_drained_batch_is_closed_once(
+def test_drained_batch_is_closed_once(
     world: World, path: str, ending: BatchStatus, stamp: str
 ) -> None:
     batch = world.batch(3, due_in=-1 if path == "expired" else 60)
@@ -87,7 +87,7 @@ def test_a_drained_batch_is_closed_once(
     assert world.contents() == before
 
 
-def test_two_close_at_once_and_one_wins(world: World) -> None:
+def test_concurrent_closes_succeed_once(world: World) -> None:
     for _ in range(5):
         batch = world.batch(1)
         _finish(world, batch, 1)
@@ -96,7 +96,7 @@ def test_two_close_at_once_and_one_wins(world: World) -> None:
         assert world.events(batch)[EventType.BATCH_COMPLETED.value] == 1
 
 
-def test_a_batch_cancelled_meanwhile_is_not_completed(world: World) -> None:
+def test_batch_cancelled_before_close_is_not_completed(world: World) -> None:
     batch = world.batch(1)
     _finish(world, batch, 1)
     job = _job(world, batch)
@@ -110,7 +110,7 @@ def test_a_batch_cancelled_meanwhile_is_not_completed(world: World) -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 1999, 2000, 2001, 4000])
-def test_lines_come_in_input_order_over_pages(world: World, lines: int) -> None:
+def test_results_are_in_input_order_across_pages(world: World, lines: int) -> None:
     batch, other = world.batch(lines), world.batch(5)
     world.run(
         "INSERT INTO results SELECT batch_id, tenant_id, batch_id, now(), now(), line, 1, 1, 200, 1,"
@@ -129,7 +129,7 @@ def test_lines_come_in_input_order_over_pages(world: World, lines: int) -> None:
     ]
 
 
-def test_a_batch_cancelled_before_its_split_has_no_lines(world: World) -> None:
+def test_batch_cancelled_before_split_has_no_results(world: World) -> None:
     batch = world.new_batch()
     assert world.cancel(batch) is True
     assert list(world.finals.lines(_job(world, batch), ("c", "m"))) == []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def test_every_line_is_stored_and_queued(world: World) -> None:
+def test_split_stores_and_queues_every_request(world: World) -> None:
     batch = world.new_batch()
     assert world.split(batch, 2500)
     assert world.lines("requests", batch) == world.lines("queue", batch) == list(range(1, 2501))
@@ -51,7 +51,7 @@ def test_every_line_is_stored_and_queued(world: World) -> None:
         "\x01\x0b",
     ],
 )
-def test_any_custom_id_survives_the_copy(world: World, custom_id: str) -> None:
+def test_any_custom_id_survives_copy(world: World, custom_id: str) -> None:
     batch = world.new_batch()
     with world.splits.open(batch) as split:
         assert split is not None
@@ -61,7 +61,7 @@ def test_any_custom_id_survives_the_copy(world: World, custom_id: str) -> None:
     assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
 
 
-def test_a_discarded_split_leaves_nothing(world: World) -> None:
+def test_discarded_split_leaves_nothing(world: World) -> None:
     batch = world.new_batch()
     before = world.contents()
     with world.splits.open(batch) as split:
@@ -80,7 +80,7 @@ def test_a_discarded_split_leaves_nothing(world: World) -> None:
     assert world.split(batch, 1) is False
 
 
-def test_a_failing_source_leaves_nothing_and_the_connection_usable(world: World) -> None:
+def test_failed_source_leaves_nothing_and_frees_connections(world: World) -> None:
     engine = world.own_engine("worker")
     batch = world.new_batch()
     before = world.contents()
@@ -103,7 +103,7 @@ def test_a_failing_source_leaves_nothing_and_the_connection_usable(world: World)
     assert world.lines("queue", batch) == list(range(1, 11))
 
 
-def test_a_dying_process_leaves_nothing(world: World) -> None:
+def test_killed_split_leaves_nothing(world: World) -> None:
     batch = world.new_batch()
     before = world.contents()
 
@@ -123,7 +123,7 @@ def test_a_dying_process_leaves_nothing(world: World) -> None:
     assert world.split(batch, 100)
 
 
-def test_two_splits_at_once_make_one(world: World) -> None:
+def test_concurrent_splits_succeed_once(world: World) -> None:
     for _ in range(5):
         batch = world.new_batch()
         done = together(*[partial(world.split, batch, 50)] * 3)
@@ -132,7 +132,7 @@ def test_two_splits_at_once_make_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("before", ["COPY incoming", "INSERT INTO requests", "INSERT INTO queue"])
-def test_a_batch_cancelled_meanwhile_queues_nothing(world: World, before: str) -> None:
+def test_batch_cancelled_during_split_queues_nothing(world: World, before: str) -> None:
     batch = world.new_batch()
     slow = world.own_engine("worker")
     splitter = World(world.database)
@@ -150,7 +150,7 @@ def test_a_batch_cancelled_meanwhile_queues_nothing(world: World, before: str) -
     assert world.drained(batch) == 1
 
 
-def test_cancelling_waits_for_a_split_that_has_started_the_batch(world: World) -> None:
+def test_cancel_waits_for_split_that_started_batch(world: World) -> None:
     batch = world.new_batch()
     slow = world.own_engine("worker")
     splitter = World(world.database)
@@ -169,7 +169,7 @@ def test_cancelling_waits_for_a_split_that_has_started_the_batch(world: World) -
     assert world.queue.claim(lease, Pool.SPOT, 5) == []
 
 
-def test_only_a_batch_that_waits_is_rejected(world: World) -> None:
+def test_started_batch_is_not_rejected(world: World) -> None:
     batch = world.batch(1)
     world.splits.reject(batch, [Problem("late", "too late")])
     assert world.row(batch).status == "in_progress"

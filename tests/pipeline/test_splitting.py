@@ -27,7 +27,7 @@ def _splitter(
     return Splitter(world.splits, store, Limits()), store
 
 
-def test_a_good_file_is_queued_once(world: World) -> None:
+def test_valid_file_is_queued_once(world: World) -> None:
     batch = world.new_batch()
     content = b"".join(line(str(number)) for number in range(100))
     splitter, store = _splitter(world, batch, content)
@@ -58,7 +58,7 @@ def test_a_good_file_is_queued_once(world: World) -> None:
         pytest.param(None, ["input_missing"], id="lost from the store"),
     ],
 )
-def test_a_bad_file_fails_its_batch_and_leaves_nothing(
+def test_invalid_file_fails_batch_and_queues_nothing(
     world: World, content: bytes | None, codes: list[str]
 ) -> None:
     batch = world.new_batch()
@@ -70,7 +70,7 @@ def test_a_bad_file_fails_its_batch_and_leaves_nothing(
     assert world.lines("requests", batch) == world.lines("queue", batch) == []
 
 
-def test_a_store_that_is_away_leaves_the_batch_waiting(
+def test_unavailable_store_leaves_batch_validating(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = world.new_batch()

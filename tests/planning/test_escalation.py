@@ -57,7 +57,7 @@ def _moves(*moves: tuple[int, int]) -> tuple[Move, ...]:
         pytest.param([_batch(9, 60, 60), _batch(3, 60, 60)], ((3, 20),), 2, (), id="ties by id"),
     ],
 )
-def test_escalations(
+def test_tick_escalates_only_what_deadlines_require(
     batches: list[OpenBatch],
     moves: tuple[tuple[int, int], ...],
     replicas: int,
@@ -83,7 +83,7 @@ def test_escalations(
         ),
     ],
 )
-def test_lines_in_spot_workers_hands_are_taken_at_the_last_safe_moment(
+def test_spot_claims_are_revoked_at_last_safe_moment(
     batches: list[OpenBatch], revoked: tuple[tuple[int, int], ...]
 ) -> None:
     assert plan_tick(batches, NOW, TWO).revocations == _moves(*revoked)
@@ -106,7 +106,7 @@ def test_lines_in_spot_workers_hands_are_taken_at_the_last_safe_moment(
         ),
     ],
 )
-def test_lines_go_back_to_spot(
+def test_unneeded_requests_return_to_spot(
     batches: list[OpenBatch], returned: tuple[tuple[int, int], ...]
 ) -> None:
     plan = plan_tick(batches, NOW, TWO)
@@ -122,7 +122,7 @@ def test_lines_go_back_to_spot(
         pytest.param({"attempts": 2.0}, 80, id="retries"),
     ],
 )
-def test_time_that_dedicated_does_not_have_is_not_counted(
+def test_lost_time_reduces_dedicated_capacity(
     changes: dict[str, Any], most: int
 ) -> None:
     capacity = replace(TWO, **changes)
@@ -144,7 +144,7 @@ def test_time_that_dedicated_does_not_have_is_not_counted(
         pytest.param([], 140, 2, id="all cold ones at once"),
     ],
 )
-def test_a_warm_replica_goes_only_if_its_start_can_be_afforded(
+def test_warm_replica_stops_only_if_it_can_restart_in_time(
     starts: list[float], lines: int, replicas: int | None
 ) -> None:
     plan = plan_tick([_batch(1, 100, lines)], NOW, replace(TWO, cold_start=30.0), starts)
@@ -152,7 +152,7 @@ def test_a_warm_replica_goes_only_if_its_start_can_be_afforded(
     assert plan.replicas == (2 if replicas is None else replicas)
 
 
-def test_without_dedicated_replicas_everything_goes_to_spot() -> None:
+def test_without_dedicated_replicas_requests_return_to_spot() -> None:
     none = replace(TWO, replicas=0)
     plan = plan_tick([_batch(1, 60, 10, 0, 5), _batch(2, 600, 10)], NOW, none)
     assert plan == Plan(
@@ -169,11 +169,11 @@ def test_without_dedicated_replicas_everything_goes_to_spot() -> None:
         pytest.param([_batch(1, 60, 140)], -10.0, id="too late"),
     ],
 )
-def test_slack_is_the_time_until_all_must_run(batches: list[OpenBatch], slack: float) -> None:
+def test_slack_is_time_until_all_replicas_must_run(batches: list[OpenBatch], slack: float) -> None:
     assert plan_tick(batches, NOW, TWO).slack == slack
 
 
-def test_ten_thousand_batches_are_planned_in_one_pass() -> None:
+def test_ten_thousand_batches_need_few_comparisons() -> None:
     ordered: list[datetime] = []
 
     class Counted(datetime):
@@ -262,7 +262,7 @@ def _prefixes(batches: list[OpenBatch]) -> list[tuple[OpenBatch, int, int]]:
 
 
 @given(_batches, _capacities, _starts)
-def test_the_fewest_replicas_hold_every_deadline(
+def test_plan_uses_fewest_replicas_that_hold_deadlines(
     batches: list[OpenBatch], capacity: Capacity, starts: list[float]
 ) -> None:
     plan = plan_tick(batches, NOW, capacity, starts)
@@ -284,7 +284,7 @@ def test_the_fewest_replicas_hold_every_deadline(
 
 
 @given(_batches, _capacities, _starts)
-def test_no_line_moves_that_need_not(
+def test_plan_moves_no_request_without_need(
     batches: list[OpenBatch], capacity: Capacity, starts: list[float]
 ) -> None:
     plan = plan_tick(batches, NOW, capacity, starts)
@@ -338,7 +338,7 @@ def test_no_line_moves_that_need_not(
 
 
 @given(_batches, _capacities, _starts)
-def test_a_tick_repeated_changes_nothing(
+def test_repeated_tick_changes_nothing(
     batches: list[OpenBatch], capacity: Capacity, starts: list[float]
 ) -> None:
     first = plan_tick(batches, NOW, capacity, starts)
@@ -350,7 +350,7 @@ def test_a_tick_repeated_changes_nothing(
 
 
 @given(_batches, _capacities, _starts)
-def test_what_is_at_risk_is_what_all_replicas_could_not_do(
+def test_batches_at_risk_are_those_all_replicas_cannot_finish(
     batches: list[OpenBatch], capacity: Capacity, starts: list[float]
 ) -> None:
     at_risk = plan_tick(batches, NOW, capacity, starts).at_risk

@@ -148,7 +148,7 @@ def _meddle(batches: list[Lines], rng: Random, *, hoard: bool, helpful: bool) ->
     twice=st.booleans(),
     rng=st.randoms(use_true_random=False),
 )
-def test_what_is_safe_stays_safe_whatever_spot_does(
+def test_safe_batches_meet_deadlines_whatever_spot_does(
     sizes: list[tuple[int, int]],
     replicas: int,
     rate: float,

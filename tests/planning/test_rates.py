@@ -15,7 +15,7 @@ _samples = st.lists(
 )
 
 
-def test_without_data_the_prior_counts() -> None:
+def test_prior_applies_without_data() -> None:
     assert Rate().lower_bound(2.0) == 2.0
     assert Rate().fold([RateSample(5, 0.0)]).lower_bound(2.0) == 2.0
     assert Rate().mean is None
@@ -32,7 +32,7 @@ def test_without_data_the_prior_counts() -> None:
         pytest.param([RateSample(0, 100.0)] * 100, 4.0, 0.04, id="nothing ends: not nothing"),
     ],
 )
-def test_steady_rates(samples: list[RateSample], prior: float, bound: float) -> None:
+def test_lower_bound_approaches_steady_rate(samples: list[RateSample], prior: float, bound: float) -> None:
     assert Rate().fold(samples).lower_bound(prior) == pytest.approx(bound, rel=0.02)
 
 
@@ -46,24 +46,24 @@ def test_steady_rates(samples: list[RateSample], prior: float, bound: float) -> 
         pytest.param(600, 600.0, 0.6, 1.0, id="ten minutes at half"),
     ],
 )
-def test_one_sample_is_not_the_truth(lines: int, seconds: float, least: float, most: float) -> None:
+def test_single_sample_moves_lower_bound_partly(lines: int, seconds: float, least: float, most: float) -> None:
     assert least <= Rate().fold([RateSample(lines, seconds)]).lower_bound(2.0) <= most
 
 
-def test_an_old_sample_counts_half_after_the_half_life() -> None:
+def test_sample_counts_half_after_half_life() -> None:
     old = Rate().fold([RateSample(1000, 100.0)])
     new = old.fold([RateSample(0, HALF_LIFE)])
     assert new.lines == pytest.approx(500)
 
 
-def test_uncertain_rates_are_counted_on_less() -> None:
+def test_lower_bound_falls_with_uncertainty() -> None:
     steady = Rate().fold([RateSample(100, 10.0)] * 40)
     wild = Rate().fold([RateSample(20, 10.0), RateSample(180, 10.0)] * 20)
     few = Rate().fold([RateSample(20, 10.0), RateSample(180, 10.0)])
     assert few.lower_bound(10.0) < wild.lower_bound(10.0) < steady.lower_bound(10.0)
 
 
-def test_the_bound_is_seldom_above_the_truth() -> None:
+def test_lower_bound_rarely_exceeds_true_rate() -> None:
     rng = random.Random(7)  # noqa: S311
     above = 0
     for _ in range(300):
@@ -73,7 +73,7 @@ def test_the_bound_is_seldom_above_the_truth() -> None:
 
 
 @given(_samples, st.floats(0.01, 100.0))
-def test_the_bound_is_above_nothing_and_never_above_both(
+def test_lower_bound_is_positive_and_at_most_mean_or_prior(
     samples: list[RateSample], prior: float
 ) -> None:
     rate = Rate().fold(samples)
@@ -82,7 +82,7 @@ def test_the_bound_is_above_nothing_and_never_above_both(
 
 
 @given(_samples)
-def test_samples_may_come_in_any_number_of_ticks(samples: list[RateSample]) -> None:
+def test_samples_fold_one_by_one_as_together(samples: list[RateSample]) -> None:
     one_by_one = Rate()
     for sample in samples:
         one_by_one = one_by_one.fold([sample])

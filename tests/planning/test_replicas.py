@@ -27,17 +27,17 @@ from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
         pytest.param(7, 5, 0, 0, id="none allowed"),
     ],
 )
-def test_as_the_original_computed(rows: int, per_replica: int, most: int, replicas: int) -> None:
-    assert desired_replicas(rows, per_replica, max_replicas=most) == replicas
+def test_replicas_are_rounded_up_and_capped(rows: int, per_replica: int, most: int, replicas: int) -> None:
+    assert desired_replicas(rows, per_replica, most=most) == replicas
 
 
-def test_least_holds_an_empty_pool_open() -> None:
-    assert desired_replicas(0, 5, max_replicas=4, min_replicas=1) == 1
+def test_minimum_applies_to_empty_pool() -> None:
+    assert desired_replicas(0, 5, most=4, least=1) == 1
 
 
 @given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 1000))
-def test_enough_and_not_one_too_many(rows: int, per_replica: int, most: int) -> None:
-    replicas = desired_replicas(rows, per_replica, max_replicas=most)
+def test_replicas_suffice_without_excess(rows: int, per_replica: int, most: int) -> None:
+    replicas = desired_replicas(rows, per_replica, most=most)
     assert 0 <= replicas <= most
     assert replicas == most or replicas * per_replica >= rows
     assert replicas == 0 or (replicas - 1) * per_replica < rows
@@ -47,7 +47,7 @@ def test_enough_and_not_one_too_many(rows: int, per_replica: int, most: int) -> 
     ("stranded", "planned", "replicas"),
     [(0, None, 4), (1, None, 1), (3, None, 3), (9, None, 4), (3, 2, 2)],
 )
-def test_a_pool_without_an_engine_gets_no_more_workers(
+def test_pool_without_engine_gains_no_replicas(
     stranded: int, planned: int | None, replicas: int
 ) -> None:
     found = scaled_replicas(

@@ -35,7 +35,7 @@ def _ago(seconds: float) -> datetime:
         pytest.param(2, [60.0], [0.0, 0.0], id="more than wished"),
     ],
 )
-def test_when_replicas_work(present: int, wished: list[float], starts: list[float]) -> None:
+def test_starts_follow_present_and_wanted_replicas(present: int, wished: list[float], starts: list[float]) -> None:
     situation = SchedulerState(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
     assert situation.starts(180.0) == starts
 
@@ -49,7 +49,7 @@ def test_when_replicas_work(present: int, wished: list[float], starts: list[floa
         pytest.param([90], 0, [], id="none"),
     ],
 )
-def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[int]) -> None:
+def test_wishes_keep_their_times(wished: list[int], replicas: int, after: list[int]) -> None:
     situation = SchedulerState(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
     assert situation.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
 
@@ -64,12 +64,12 @@ def test_wishes_keep_their_time(wished: list[int], replicas: int, after: list[in
         pytest.param({"a"}, {"": SLOWER}, 0.5, id="of workers that ran several"),
     ],
 )
-def test_rates_are_measured(models: set[str], rates: dict[str, Rate], rate: float) -> None:
+def test_capacity_uses_measured_rate(models: set[str], rates: dict[str, Rate], rate: float) -> None:
     situation = SchedulerState(NOW, (), models=frozenset(models), rates=rates)
     assert situation.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
 
 
-def test_a_slow_start_or_a_slow_pool_escalates_earlier() -> None:
+def test_slow_rate_and_retries_escalate_earlier() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=1190), 4000)
     safe = SchedulerState(NOW, (batch,), models=frozenset({"a"}))
     assert decide(safe, CAPACITY).replicas == 0
@@ -97,7 +97,7 @@ FAST = Capacity(rate=1.0, replicas=2, cold_start=0.0, margin=0.0, tick=10.0, in_
         pytest.param(tuple(Pool), 1000, 9, 30, 0, 0, 0, True, id="both: nothing moves"),
     ],
 )
-def test_paused_pools(
+def test_plan_respects_paused_pools(
     paused: tuple[Pool, ...],
     left: float,
     spot: int,
@@ -116,20 +116,20 @@ def test_paused_pools(
     assert (plan.replicas, plan.at_risk) == (replicas, {batch.id} if at_risk else frozenset())
 
 
-def test_workers_of_a_paused_pool_do_not_count_as_capacity() -> None:
+def test_workers_of_paused_pool_are_no_capacity() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
     situation = SchedulerState(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
     assert decide(situation, FAST).at_risk == {batch.id}
 
 
-def test_a_replica_whose_engine_is_away_counts_for_none() -> None:
+def test_replica_without_engine_does_not_count() -> None:
     situation = SchedulerState(NOW, (), present=1, away=1)
     assert situation.measured(CAPACITY).replicas == 1
     nobody = SchedulerState(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
     assert nobody.measured(CAPACITY).replicas == 0
 
 
-def test_a_pool_without_an_engine_is_planned_as_a_paused_one() -> None:
+def test_pool_without_engine_is_planned_like_paused_pool() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(hours=9), spot=5, dedicated=5)
     for pool in Pool:
         stranded = decide(SchedulerState(NOW, (batch,), stranded={pool: 2}), CAPACITY)

@@ -45,7 +45,7 @@ def _give_back(world: World, lease: LeaseId, claims: Sequence[Claim]) -> None:
 @pytest.mark.usefixtures("looks_always")
 @pytest.mark.parametrize("size", [1, 7, 20, 200])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_batch_of_ten_passes_one_of_fifty_thousand(world: World, size: int, workers: int) -> None:
+def test_small_batch_overtakes_huge_batch(world: World, size: int, workers: int) -> None:
     fill(world, BIG)
     leases = [world.queue.open_lease(Pool.SPOT, "w") for _ in range(workers)]
     for lease in leases:
@@ -63,7 +63,7 @@ def test_a_batch_of_ten_passes_one_of_fifty_thousand(world: World, size: int, wo
     assert others <= 10 + workers * size
 
 
-def test_a_new_batch_is_noticed_after_a_second_however_long_looking_takes(
+def test_new_batch_is_found_after_one_second_even_if_queries_are_slow(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -84,7 +84,7 @@ def test_a_new_batch_is_noticed_after_a_second_however_long_looking_takes(
     assert numbers(_of(world.queue.claim(lease, Pool.SPOT, 10), small)) == [1, 2, 3, 4, 5]
 
 
-def test_three_to_one_with_four_workers(world: World) -> None:
+def test_four_workers_share_three_to_one_by_weight(world: World) -> None:
     """10,000 lines in claims of 1 to 200."""
     heavy = fill(world, 12_000, tenant=tenant_with(world, "heavy", weight=3))
     light = fill(world, 6_000, tenant=tenant_with(world, "light", weight=1))
@@ -108,7 +108,7 @@ def test_three_to_one_with_four_workers(world: World) -> None:
     assert total.total() == 10_000
 
 
-def test_a_share_that_is_not_filled_goes_to_the_others(world: World) -> None:
+def test_unfilled_share_goes_to_other_tenants(world: World) -> None:
     few = fill(world, 3, tenant=world.tenant("few"))
     many = fill(world, 100, tenant=world.tenant("many"))
     lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -116,7 +116,7 @@ def test_a_share_that_is_not_filled_goes_to_the_others(world: World) -> None:
     assert (len(_of(claims, few)), len(_of(claims, many))) == (3, 47)
 
 
-def test_the_less_urgent_is_taken_when_nothing_else_waits(world: World) -> None:
+def test_less_urgent_requests_fill_rest_of_claim(world: World) -> None:
     far = fill(world, 5, due_in=90_000)
     near = fill(world, 5, due_in=5_000)
     risky = fill(world, 5, due_in=80_000, tenant=world.tenant("other"))
@@ -135,7 +135,7 @@ def _limited(world: World, name: str, limit: int, lines: int = 200) -> tuple[Ten
     return tenant, fill(world, lines, tenant=tenant)
 
 
-def test_no_more_lines_of_a_tenant_run_than_it_may(world: World) -> None:
+def test_running_requests_never_exceed_tenant_limit(world: World) -> None:
     """Workers claim and settle at once, and each looks at what runs after every claim."""
     limit, rounds = 25, 12
     tenant, _ = _limited(world, "limited", limit, lines=2000)
@@ -157,7 +157,7 @@ def test_no_more_lines_of_a_tenant_run_than_it_may(world: World) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 10, 25])
-def test_a_tenants_limit_is_used_up_and_the_rest_goes_to_others(world: World, limit: int) -> None:
+def test_tenant_limit_is_used_up_and_others_fill_claims(world: World, limit: int) -> None:
     _, limited = _limited(world, "limited", limit)
     free = fill(world, 200, tenant=world.tenant("free"))
 
@@ -174,7 +174,7 @@ def test_a_tenants_limit_is_used_up_and_the_rest_goes_to_others(world: World, li
     assert len(_of(last, limited)) + got[limited] == limit
 
 
-def test_two_limited_tenants_make_no_two_workers_wait_for_each_other(world: World) -> None:
+def test_limited_tenants_cause_no_deadlock_between_workers(world: World) -> None:
     """One worker has locked A and goes on to B, the other B and then A; both are full."""
     (a, _), (b, _) = sorted(_limited(world, name, 1) for name in ("one", "two"))
     full = world.queue.open_lease(Pool.SPOT, "full")
@@ -208,7 +208,7 @@ def _break_once(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["committed", "not committed"])
-def test_lines_of_a_claim_that_was_never_answered_are_claimed_again(
+def test_requests_of_unanswered_claim_are_claimed_again(
     world: World, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
     """The lease lives on, and so nobody else would ever take them out of its hands."""
@@ -228,7 +228,7 @@ def test_lines_of_a_claim_that_was_never_answered_are_claimed_again(
     assert (settled.finished, len(settled.drained)) == (9, 1)
 
 
-def test_lines_that_others_claimed_are_not_taken_for_ones_own(
+def test_unanswered_claim_takes_no_requests_of_other_workers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(world, 6)
@@ -241,7 +241,7 @@ def test_lines_that_others_claimed_are_not_taken_for_ones_own(
     assert numbers(world.queue.claim(mine, Pool.SPOT, 3)) == [3, 4, 5]
 
 
-def test_weights_are_read_with_the_lanes(world: World) -> None:
+def test_claim_follows_tenant_weight(world: World) -> None:
     fill(world, 100, tenant=DEFAULT_TENANT)
     tenant = tenant_with(world, "heavy", weight=4)
     heavy = fill(world, 100, tenant=tenant)

@@ -38,7 +38,7 @@ def _nothing_left(world: World, batch: BatchId) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_the_last_lines_at_once_drain_once(world: World, workers: int) -> None:
+def test_concurrent_last_settlements_drain_batch_once(world: World, workers: int) -> None:
     for _ in range(15):
         batch = world.batch(workers)
         held = _claim_each(world, workers)
@@ -56,7 +56,7 @@ def test_the_last_lines_at_once_drain_once(world: World, workers: int) -> None:
         _nothing_left(world, batch)
 
 
-def test_the_last_settlement_waits_for_the_one_before(world: World) -> None:
+def test_last_settlement_waits_for_previous_one(world: World) -> None:
     batch = world.batch(2)
     (first, a), (second, b) = _claim_each(world, 2)
     slow = world.own_engine("worker")
@@ -71,7 +71,7 @@ def test_the_last_settlement_waits_for_the_one_before(world: World) -> None:
     assert world.drained(batch) == 1
 
 
-def test_a_drain_that_was_missed_is_made_up_by_the_tick(world: World) -> None:
+def test_sweep_drains_batch_that_settlements_missed(world: World) -> None:
     """Line 2 is queued when line 1's settlement looks, and over before that commits."""
     batch = world.batch(2)
     first = world.queue.open_lease(Pool.SPOT, "w")
@@ -99,7 +99,7 @@ ENDS: dict[str, Callable[[World, BatchId], object]] = {
 
 @pytest.mark.parametrize("end", list(ENDS))
 @pytest.mark.parametrize("round_", range(8))
-def test_ending_while_lines_are_settled_given_back_and_claimed(
+def test_ending_batch_drains_once_among_concurrent_changes(
     world: World, end: str, round_: int
 ) -> None:
     batch = world.batch(30 + round_, due_in=-1)
@@ -126,7 +126,7 @@ def test_ending_while_lines_are_settled_given_back_and_claimed(
 
 
 @pytest.mark.parametrize("end", list(ENDS))
-def test_lines_given_back_while_a_batch_ends_wait_for_nobody_but_it(world: World, end: str) -> None:
+def test_concurrent_releases_wait_only_for_batch_that_ends(world: World, end: str) -> None:
     """Several wait for the batch at once: none may then stand in another's way."""
     batch = world.batch(8, due_in=-1)
     held = _claim_each(world, 3)
@@ -150,7 +150,7 @@ def test_lines_given_back_while_a_batch_ends_wait_for_nobody_but_it(world: World
     assert world.drained(batch) == 1
 
 
-def test_cancelling_waits_for_a_line_that_is_being_queued_again(world: World) -> None:
+def test_cancel_waits_for_release_in_progress(world: World) -> None:
     batch = world.batch(1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
@@ -166,7 +166,7 @@ def test_cancelling_waits_for_a_line_that_is_being_queued_again(world: World) ->
     assert world.drained(batch) == 1
 
 
-def test_cancelling_waits_for_a_claim_under_way(world: World) -> None:
+def test_cancel_waits_for_claim_in_progress(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     slow = world.own_engine("worker")
@@ -185,7 +185,7 @@ def test_cancelling_waits_for_a_claim_under_way(world: World) -> None:
 
 
 @pytest.mark.parametrize("end", list(ENDS))
-def test_what_is_being_settled_is_left_to_the_settler(world: World, end: str) -> None:
+def test_request_being_settled_is_left_to_its_worker(world: World, end: str) -> None:
     batch = world.batch(3, due_in=-1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
@@ -203,7 +203,7 @@ def test_what_is_being_settled_is_left_to_the_settler(world: World, end: str) ->
     _nothing_left(world, batch)
 
 
-def test_a_lease_is_not_reaped_while_it_claims(world: World) -> None:
+def test_lease_is_not_reaped_while_it_claims(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.expire_lease(lease)
@@ -218,7 +218,7 @@ def test_a_lease_is_not_reaped_while_it_claims(world: World) -> None:
     assert world.lines("queue", batch) == [1, 2]
 
 
-def test_a_lease_that_is_being_reaped_claims_nothing(world: World) -> None:
+def test_lease_being_reaped_claims_nothing(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.expire_lease(lease)
@@ -236,7 +236,7 @@ def test_a_lease_that_is_being_reaped_claims_nothing(world: World) -> None:
     assert world.lines("queue", batch) == [1, 2]
 
 
-def test_reaping_leaves_what_is_being_settled(world: World) -> None:
+def test_sweep_skips_requests_being_settled(world: World) -> None:
     batch = world.batch(1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
@@ -252,7 +252,7 @@ def test_reaping_leaves_what_is_being_settled(world: World) -> None:
     assert world.drained(batch) == 1
 
 
-def test_cancelling_twice_and_too_late(world: World) -> None:
+def test_cancel_is_idempotent_until_batch_is_cancelled(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
@@ -268,7 +268,7 @@ def test_cancelling_twice_and_too_late(world: World) -> None:
         world.cancel(batch)
 
 
-def test_many_cancel_at_once_and_it_drains_once(world: World) -> None:
+def test_concurrent_cancels_drain_batch_once(world: World) -> None:
     for _ in range(5):
         batch = world.batch(20)
         drained = together(*[partial(world.cancel, batch)] * 4)
@@ -276,7 +276,7 @@ def test_many_cancel_at_once_and_it_drains_once(world: World) -> None:
         assert world.drained(batch) == 1
 
 
-def test_a_batch_that_is_expiring_cannot_be_cancelled_any_more(world: World) -> None:
+def test_expiring_batch_ignores_cancel(world: World) -> None:
     """Its error file is being written: it must not say two things."""
     batch = world.batch(2, due_in=-1)
     world.sweep()
@@ -286,7 +286,7 @@ def test_a_batch_that_is_expiring_cannot_be_cancelled_any_more(world: World) -> 
     assert world.drained(batch) == 1
 
 
-def test_a_batch_being_finalized_can_still_be_cancelled(world: World) -> None:
+def test_finalizing_batch_can_be_cancelled(world: World) -> None:
     batch = world.batch(1)
     ((lease, claim),) = _claim_each(world, 1)
     world.queue.settle(lease, [done(claim)], [])

@@ -48,44 +48,44 @@ def serve(shares: FairShare, lanes: list[Lane], lines: int) -> Counter[TenantId]
         pytest.param(86_400.1, 4.0, id="over 24 h"),
     ],
 )
-def test_spot_sees_classes_of_urgency(left: float, expected: float) -> None:
+def test_spot_ranks_by_urgency_class_and_dedicated_by_deadline(left: float, expected: float) -> None:
     assert urgency(lane(A, 1, left), Pool.SPOT) == expected
     assert urgency(lane(A, 1, left, at_risk=True), Pool.SPOT) == 0.0
     assert urgency(lane(A, 1, left), Pool.DEDICATED) == left
     assert urgency(lane(A, 1, left, at_risk=True), Pool.DEDICATED) == left
 
 
-def test_nothing_waits() -> None:
+def test_empty_queue_gets_no_shares() -> None:
     assert FairShare(Pool.SPOT).plan([], 10) == []
 
 
-def test_a_tenants_lanes_come_earliest_deadline_first() -> None:
+def test_tenant_lanes_are_sorted_by_deadline() -> None:
     late, early, middle = lane(A, 1, 14_000), lane(A, 2, 4_000), lane(A, 3, 5_000)
     assert FairShare(Pool.SPOT).plan([late, early, middle], 7) == [
         Share(A, 7, (early, middle, late))
     ]
 
 
-def test_equal_deadlines_come_in_the_order_of_their_batches() -> None:
+def test_lanes_with_equal_deadlines_are_sorted_by_batch() -> None:
     lanes = [lane(A, number) for number in (3, 1, 2)]
     (share,) = FairShare(Pool.SPOT).plan(lanes, 7)
     assert [found.batch.int for found in share.lanes] == [1, 2, 3]
 
 
-def test_only_the_most_urgent_class_is_served() -> None:
+def test_only_most_urgent_class_is_served() -> None:
     urgent, patient = lane(A, 1, 600), lane(B, 2, 901)
     shares = FairShare(Pool.SPOT)
     assert shares.plan([patient, urgent], 7) == [Share(A, 7, (urgent,))]
     assert shares.plan([patient], 7) == [Share(B, 7, (patient,))]
 
 
-def test_what_is_at_risk_counts_as_due() -> None:
+def test_batch_at_risk_joins_most_urgent_class() -> None:
     risky, soon, far = lane(A, 1, 86_000, at_risk=True), lane(B, 2, 800), lane(C, 3, 1000)
     shares = FairShare(Pool.SPOT).plan([risky, soon, far], 10)
     assert {share.tenant: share.lines for share in shares} == {A: 5, B: 5}
 
 
-def test_dedicated_is_strictly_earliest_deadline_first() -> None:
+def test_dedicated_serves_strictly_by_deadline() -> None:
     lanes = [lane(A, 1, 100, weight=1), lane(B, 2, 99.5, weight=100), lane(C, 3, 5, at_risk=True)]
     shares = FairShare(Pool.DEDICATED)
     served = []
@@ -101,7 +101,7 @@ def test_dedicated_is_strictly_earliest_deadline_first() -> None:
     weights=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
     workers=st.integers(1, 6),
 )
-def test_shares_follow_weights_whatever_the_sizes_of_claims(
+def test_shares_follow_weights_for_any_claim_sizes(
     sizes: list[int], weights: tuple[int, int, int], workers: int
 ) -> None:
     """No tenant is ever a line a worker away from its weight's part, give or take its own turn."""
@@ -121,7 +121,7 @@ def test_shares_follow_weights_whatever_the_sizes_of_claims(
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 199, 500])
-def test_three_to_one(size: int, workers: int) -> None:
+def test_weights_of_three_and_one_give_three_quarters(size: int, workers: int) -> None:
     lanes = [lane(A, 1, weight=3), lane(B, 2, weight=1)]
     shares = [FairShare(Pool.SPOT) for _ in range(workers)]
     total: Counter[TenantId] = Counter()
@@ -132,7 +132,7 @@ def test_three_to_one(size: int, workers: int) -> None:
 
 
 @given(size=st.integers(1, 500), alone=st.integers(1, 50))
-def test_nobody_saves_up_turns_while_away(size: int, alone: int) -> None:
+def test_absent_tenant_saves_up_no_turns(size: int, alone: int) -> None:
     shares = FairShare(Pool.SPOT)
     mine, other = lane(A, 1), lane(B, 2)
     serve(shares, [mine, other], size)
@@ -148,7 +148,7 @@ def test_nobody_saves_up_turns_while_away(size: int, alone: int) -> None:
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30),
     away=st.lists(st.booleans(), min_size=30, max_size=30),
 )
-def test_who_stays_never_falls_behind_who_comes_and_goes(
+def test_returning_tenant_gains_at_most_one_turn_per_arrival(
     sizes: list[int], away: list[bool]
 ) -> None:
     """To leave and come back gains at most the one turn of each arrival."""
@@ -163,7 +163,7 @@ def test_who_stays_never_falls_behind_who_comes_and_goes(
     assert got[B] <= got[A] + 1 + arrivals
 
 
-def test_a_share_that_was_not_filled_counts_only_what_was_given() -> None:
+def test_unfilled_share_counts_only_served_requests() -> None:
     shares = FairShare(Pool.SPOT)
     lanes = [lane(A, 1), lane(B, 2)]
     first, second = shares.plan(lanes, 100)
@@ -173,7 +173,7 @@ def test_a_share_that_was_not_filled_counts_only_what_was_given() -> None:
     assert serve(shares, lanes, 60) == {A: 50, B: 10}
 
 
-def test_without_leaves_the_lanes_of_other_batches() -> None:
+def test_without_keeps_lanes_of_other_batches() -> None:
     lanes = [lane(A, 1), lane(B, 2), lane(A, 3)]
     assert without(lanes, lanes[:1]) == lanes[1:]
     assert without(lanes, []) == lanes

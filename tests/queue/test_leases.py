@@ -14,5 +14,5 @@ from lowtide.queue.store import is_storm
         (100, 99, True), (100, 101, False),
     ],
 )  # fmt: skip
-def test_half_of_all_workers_at_once_are_a_storm(lost: int, living: int, *, storm: bool) -> None:
+def test_storm_requires_five_lost_leases_and_half_of_workers(lost: int, living: int, *, storm: bool) -> None:
     assert is_storm(lost, living) is storm

@@ -48,14 +48,14 @@ def _return(world: World, lease: LeaseId, claims: Sequence[Claim], delay: float 
     assert world.queue.settle(lease, [], back).returned == len(claims)
 
 
-def test_a_claim_goes_on_behind_what_it_took(world: World) -> None:
+def test_claim_continues_after_mark(world: World) -> None:
     batch, lease = fill(world, 30), _spot(world)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(1, 11))
     assert _mark(world, lease, batch) == 10
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(11, 21))
 
 
-def test_what_another_claim_had_when_a_mark_passed_is_taken_at_last(world: World) -> None:
+def test_requests_locked_when_mark_passed_are_claimed_later(world: World) -> None:
     fill(world, 20)
     lease, other = _spot(world), world.own_engine("worker")
     with other.connect() as connection:
@@ -68,7 +68,7 @@ def test_what_another_claim_had_when_a_mark_passed_is_taken_at_last(world: World
 
 
 @pytest.mark.usefixtures("looks_always")
-def test_a_line_passed_by_does_not_wait_for_the_tenants_other_batches(world: World) -> None:
+def test_skipped_requests_precede_rest_of_tenants_later_batch(world: World) -> None:
     early, late = fill(world, 10, due_in=5000), fill(world, 100, due_in=6000)
     lease, other = _spot(world), world.own_engine("worker")
     with other.connect() as connection:
@@ -84,7 +84,7 @@ def test_a_line_passed_by_does_not_wait_for_the_tenants_other_batches(world: Wor
     assert [(each.batch, each.line) for each in claims] == [(early, n) for n in range(1, 6)]
 
 
-def test_what_comes_back_lies_behind_the_mark(world: World) -> None:
+def test_released_requests_queue_after_mark(world: World) -> None:
     batch, lease = fill(world, 20), _spot(world)
     claims = world.queue.claim(lease, Pool.SPOT, 10)
     _return(world, lease, claims[:3])
@@ -93,7 +93,7 @@ def test_what_comes_back_lies_behind_the_mark(world: World) -> None:
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [3]
 
 
-def test_what_waited_out_a_delay_lies_behind_the_mark(world: World) -> None:
+def test_requests_whose_delay_ended_queue_after_mark(world: World) -> None:
     fill(world, 20)
     lease = _spot(world)
     _return(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
@@ -102,7 +102,7 @@ def test_what_waited_out_a_delay_lies_behind_the_mark(world: World) -> None:
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(1, 6), *range(16, 21)]
 
 
-def test_what_other_workers_lose_or_leave_lies_behind_the_mark(world: World) -> None:
+def test_requests_lost_or_released_by_others_queue_after_mark(world: World) -> None:
     fill(world, 20)
     lost, left, lease = (_spot(world) for _ in range(3))
     world.queue.claim(lost, Pool.SPOT, 2)
@@ -115,7 +115,7 @@ def test_what_other_workers_lose_or_leave_lies_behind_the_mark(world: World) -> 
     assert numbers(world.queue.claim(lease, Pool.SPOT, 14)) == [1, 2, 3, 4, *range(11, 21)]
 
 
-def test_lines_that_change_pools_lie_behind_the_marks_of_both(world: World) -> None:
+def test_moved_requests_queue_after_marks_of_both_pools(world: World) -> None:
     batch = fill(world, 20)
     spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
     assert numbers(world.queue.claim(spot, Pool.SPOT, 5)) == [1, 2, 3, 4, 5]
@@ -129,7 +129,7 @@ def test_lines_that_change_pools_lie_behind_the_marks_of_both(world: World) -> N
     assert numbers(world.queue.claim(spot, Pool.SPOT, 20)) == [*range(6, 15), 16]
 
 
-def test_lines_taken_from_spot_lie_behind_the_mark_of_dedicated(world: World) -> None:
+def test_revoked_requests_queue_after_dedicated_mark(world: World) -> None:
     batch = fill(world, 6)
     spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
     world.escalate(batch, 2)
@@ -148,7 +148,7 @@ def _take(lease: LeaseId, batch: BatchId, at: object = START, line: int = 0) -> 
     }
 
 
-def test_lines_in_backoff_are_not_read(world: World) -> None:
+def test_requests_in_backoff_are_not_read(world: World) -> None:
     """The index ends a scan at the first line that must wait, not at the last."""
     waiting, other = fill(world, MANY, delay=3600), fill(world, 50)
     lease = _spot(world)
@@ -159,7 +159,7 @@ def test_lines_in_backoff_are_not_read(world: World) -> None:
     assert pages_read(world.worker, LANES, pool="spot", most=100, without=[]) < 50
 
 
-def test_a_mark_passes_by_the_index_entries_of_lines_that_are_gone(world: World) -> None:
+def test_mark_skips_index_entries_of_deleted_requests(world: World) -> None:
     """While an open snapshot keeps vacuum from removing them, as a backup's does."""
     batch = fill(world, MANY)
     lease = _spot(world)

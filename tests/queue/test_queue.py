@@ -27,7 +27,7 @@ def _returned(
     return Returned(claim.batch, claim.line, "why", delay, failed=failed, interrupted=interrupted)
 
 
-def test_the_earliest_deadline_is_claimed_first(world: World) -> None:
+def test_earliest_deadline_is_claimed_first(world: World) -> None:
     late = world.batch(3, due_in=3000)
     early = world.batch(3, due_in=1000)
     middle = world.batch(3, due_in=2000)
@@ -38,7 +38,7 @@ def test_the_earliest_deadline_is_claimed_first(world: World) -> None:
     ]
 
 
-def test_a_claim_brings_the_checksum(world: World) -> None:
+def test_claim_carries_checksum(world: World) -> None:
     batch = world.batch(2)
     world.run("UPDATE requests SET checksum = -7 WHERE line = 2")
     lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -49,7 +49,7 @@ def test_a_claim_brings_the_checksum(world: World) -> None:
     ]
 
 
-def test_a_claim_tells_what_to_run(world: World) -> None:
+def test_claim_carries_input_position_and_deadline(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     row = world.row(batch)
@@ -76,14 +76,14 @@ def test_a_claim_tells_what_to_run(world: World) -> None:
     assert world.queue.claim(lease, Pool.SPOT, 5) == []
 
 
-def test_a_pool_takes_only_its_own_lines(world: World) -> None:
+def test_pool_claims_only_its_own_requests(world: World) -> None:
     spot, dedicated = world.batch(1), world.batch(1, pool="dedicated")
     for pool, batch in ((Pool.DEDICATED, dedicated), (Pool.SPOT, spot)):
         lease = world.queue.open_lease(pool, "w")
         assert [claim.batch for claim in world.queue.claim(lease, pool, 5)] == [batch]
 
 
-def test_lines_wait_until_they_are_available(world: World) -> None:
+def test_delayed_requests_are_not_claimed(world: World) -> None:
     batch = world.batch(3)
     world.run("UPDATE queue SET available_at = now() + interval '1 h' WHERE line = 1")
     world.run("UPDATE queue SET available_at = now() - interval '1 s' WHERE line = 2")
@@ -92,7 +92,7 @@ def test_lines_wait_until_they_are_available(world: World) -> None:
     assert world.lines("queue", batch) == [1]
 
 
-def test_many_claim_at_once_and_every_line_goes_to_one(world: World) -> None:
+def test_concurrent_claims_take_each_request_once(world: World) -> None:
     batches = [world.batch(150, due_in=1000 * n) for n in (1, 2)]
     workers = 6
 
@@ -112,7 +112,7 @@ def test_many_claim_at_once_and_every_line_goes_to_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("gone", ["unknown", "closed", "reaped"])
-def test_without_a_lease_nothing_is_claimed(world: World, gone: str) -> None:
+def test_invalid_lease_claims_nothing(world: World, gone: str) -> None:
     lease = LeaseId(uuid.uuid4())
     if gone != "unknown":
         lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -127,7 +127,7 @@ def test_without_a_lease_nothing_is_claimed(world: World, gone: str) -> None:
     assert world.lines("queue", batch) == [1, 2]
 
 
-def test_a_lease_is_renewed_by_the_servers_clock(world: World) -> None:
+def test_expired_lease_is_renewed_for_full_duration(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "host/1")
     world.expire_lease(lease)
     assert world.queue.renew(lease)
@@ -138,7 +138,7 @@ def test_a_lease_is_renewed_by_the_servers_clock(world: World) -> None:
     assert world.queue.renew(lease)
 
 
-def test_settling_ends_gives_back_and_retries_in_one_go(world: World) -> None:
+def test_settlement_finishes_releases_and_retries_in_one_call(world: World) -> None:
     batch = world.batch(5)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     good, bad, again, cut, unread = world.queue.claim(lease, Pool.SPOT, 5)
@@ -177,7 +177,7 @@ def test_settling_ends_gives_back_and_retries_in_one_go(world: World) -> None:
     ]
 
 
-def test_settling_counts_what_ended_although_the_batch_is_ending(world: World) -> None:
+def test_settlement_counts_requests_of_cancelled_batch(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     ended, cut = world.queue.claim(lease, Pool.SPOT, 2)
@@ -186,7 +186,7 @@ def test_settling_counts_what_ended_although_the_batch_is_ending(world: World) -
     assert (settled.finished, settled.returned) == (1, 1)
 
 
-def test_a_settlement_may_span_batches(world: World) -> None:
+def test_settlement_may_span_batches(world: World) -> None:
     first, second = world.batch(1, due_in=10), world.batch(2, due_in=20)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     a, b, c = world.queue.claim(lease, Pool.SPOT, 5)
@@ -208,7 +208,7 @@ def test_cached_and_reasoning_tokens_are_summed(world: World) -> None:
     assert (found.cached_tokens, found.reasoning_tokens) == (12, 15)
 
 
-def test_a_dead_letter_is_kept_aside(world: World) -> None:
+def test_dead_letter_is_stored_with_its_error(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     answered, silent = world.queue.claim(lease, Pool.SPOT, 2)
@@ -250,7 +250,7 @@ def test_a_dead_letter_is_kept_aside(world: World) -> None:
     assert [row.status for row in states] == ["DeadLettered", "DeadLettered"]
 
 
-def test_a_requests_state_follows_its_line(world: World) -> None:
+def test_request_state_follows_queue_claim_and_result(world: World) -> None:
     batch = world.batch(4)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
@@ -267,7 +267,7 @@ def test_a_requests_state_follows_its_line(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["another's", "reaped", "closed", "settled before"])
-def test_settling_is_fenced_by_the_lease(world: World, how: str) -> None:
+def test_settlement_is_fenced_by_lease(world: World, how: str) -> None:
     batch = world.batch(2)
     mine = world.queue.open_lease(Pool.SPOT, "mine")
     claims: Sequence[Claim] = world.queue.claim(mine, Pool.SPOT, 2)
@@ -290,7 +290,7 @@ def test_settling_is_fenced_by_the_lease(world: World, how: str) -> None:
     assert world.drained(batch) == 0
 
 
-def test_a_reaped_worker_cannot_end_a_line_that_another_runs(world: World) -> None:
+def test_reaped_worker_cannot_settle_request_claimed_by_another(world: World) -> None:
     batch = world.batch(1)
     zombie = world.queue.open_lease(Pool.SPOT, "zombie")
     (old,) = world.queue.claim(zombie, Pool.SPOT, 1)
@@ -304,7 +304,7 @@ def test_a_reaped_worker_cannot_end_a_line_that_another_runs(world: World) -> No
     assert (world.drained(batch), world.row(batch).tallied_completed) == (1, 1)
 
 
-def test_one_refused_line_undoes_the_whole_settlement(world: World) -> None:
+def test_one_rejected_result_rolls_back_whole_settlement(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     good, bad = world.queue.claim(lease, Pool.SPOT, 2)
@@ -317,7 +317,7 @@ def test_one_refused_line_undoes_the_whole_settlement(world: World) -> None:
 @pytest.mark.parametrize(
     "body", [r'"\u0000"', '"é𝄞\u2028"', '"%s :x"', '"\\\\"', '"' + "é" * 70_000 + '"'], ids=len
 )
-def test_bodies_are_stored_as_they_are(world: World, body: str) -> None:
+def test_bodies_are_stored_verbatim(world: World, body: str) -> None:
     world.batch(3)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     alone, *together = world.queue.claim(lease, Pool.SPOT, 3)
@@ -326,7 +326,7 @@ def test_bodies_are_stored_as_they_are(world: World, body: str) -> None:
     assert [row.body for row in world.rows("SELECT body FROM results")] == [body] * 3
 
 
-def test_closing_a_lease_gives_back_without_counting(world: World) -> None:
+def test_closing_lease_releases_without_counting(world: World) -> None:
     batch = world.batch(3)
     world.run("UPDATE queue SET lost_leases = 1, attempts = 2, interruptions = 3 WHERE line = 1")
     lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -344,7 +344,7 @@ def test_closing_a_lease_gives_back_without_counting(world: World) -> None:
 
 @pytest.mark.parametrize("last", ["finished", "returned", "closed", "reaped"])
 @pytest.mark.parametrize("ending", ["cancelled", "expired"])
-def test_lines_of_an_ending_batch_are_not_queued_again(
+def test_requests_of_ending_batch_are_not_queued_again(
     world: World, ending: str, last: str
 ) -> None:
     batch = world.batch(5)

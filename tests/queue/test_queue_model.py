@@ -580,7 +580,7 @@ def _requeued(tenant: TenantId, lines: int, due: float) -> tuple[NewBatch, Store
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("steps", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_the_queue_does_what_the_model_does(
+def test_queue_matches_model(
     world: World, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     # What is done again for a shorter example must go the same way: no real time is looked at.

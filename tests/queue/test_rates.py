@@ -28,7 +28,7 @@ def _busy(world: World, pool: Pool = Pool.DEDICATED, lines: int = 1) -> LeaseId:
     return lease
 
 
-def test_what_a_worker_reports_is_folded_once(world: World, rates: RateStore) -> None:
+def test_reported_sample_is_folded_once(world: World, rates: RateStore) -> None:
     world.batch(1, pool="dedicated")
     lease = _busy(world)
     assert rates.fold() == {}
@@ -44,7 +44,7 @@ def test_what_a_worker_reports_is_folded_once(world: World, rates: RateStore) ->
     )
 
 
-def test_a_rate_outlives_the_workers(world: World, rates: RateStore) -> None:
+def test_rate_outlives_its_workers(world: World, rates: RateStore) -> None:
     world.batch(1, pool="dedicated")
     lease = _busy(world)
     rates.report(lease, RateSample(30, 10.0))
@@ -54,7 +54,7 @@ def test_a_rate_outlives_the_workers(world: World, rates: RateStore) -> None:
     assert rates.fold() == {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
 
 
-def test_pools_and_models_are_kept_apart(world: World, rates: RateStore) -> None:
+def test_rates_are_separate_by_pool_and_model(world: World, rates: RateStore) -> None:
     other = world.batch(1, due_in=50)
     world.run("UPDATE batches SET model = 'other' WHERE id = :id", id=other)
     world.batch(1, due_in=60)
@@ -73,7 +73,7 @@ def test_pools_and_models_are_kept_apart(world: World, rates: RateStore) -> None
     }
 
 
-def test_two_ticks_fold_a_report_once(world: World, rates: RateStore) -> None:
+def test_concurrent_folds_count_sample_once(world: World, rates: RateStore) -> None:
     world.batch(1)
     lease = _busy(world, Pool.SPOT)
     for total in range(1, 11):

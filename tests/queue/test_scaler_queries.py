@@ -45,7 +45,7 @@ def keda_replicas(world: World, pool: Pool) -> int:
         pytest.param(Pool.DEDICATED, 99, 2, id="dedicated at most"),
     ],
 )
-def test_lines_ask_for_replicas(world: World, pool: Pool, lines: int, replicas: int) -> None:
+def test_queued_and_running_requests_set_replicas(world: World, pool: Pool, lines: int, replicas: int) -> None:
     if lines:
         world.batch(lines, pool=pool.value)
     assert keda_replicas(world, pool) == replicas
@@ -62,7 +62,7 @@ def test_lines_ask_for_replicas(world: World, pool: Pool, lines: int, replicas: 
         pytest.param(2, 2, id="two"),
     ],
 )
-def test_dedicated_gets_no_more_than_is_wanted(world: World, wanted: int, replicas: int) -> None:
+def test_fresh_plan_caps_dedicated_replicas(world: World, wanted: int, replicas: int) -> None:
     world.batch(99, pool="dedicated")
     world.apply(Plan(replicas=wanted))
     assert keda_replicas(world, Pool.DEDICATED) == replicas
@@ -83,7 +83,7 @@ def test_dedicated_gets_no_more_than_is_wanted(world: World, wanted: int, replic
         pytest.param(Pool.DEDICATED, 11, 2, id="dedicated: none is wanted, and what runs is ended"),
     ],
 )
-def test_a_paused_pool_keeps_busy_workers_and_gets_no_others(
+def test_paused_pool_keeps_only_busy_workers(
     world: World, pool: Pool, running: int, replicas: int
 ) -> None:
     world.batch(99, pool=pool.value)
@@ -115,7 +115,7 @@ def _engines(world: World, pool: Pool, *states: str) -> None:
         pytest.param([], 4, id="nobody is there"),
     ],
 )
-def test_a_pool_without_an_engine_gets_no_more_replicas(
+def test_pool_without_engine_gains_no_replicas(
     world: World, states: list[str], replicas: int
 ) -> None:
     world.batch(99)
@@ -126,7 +126,7 @@ def test_a_pool_without_an_engine_gets_no_more_replicas(
 
 
 @pytest.mark.parametrize("pool", list(Pool))
-def test_one_replica_stays_to_find_its_engine_back(world: World, pool: Pool) -> None:
+def test_one_replica_stays_to_probe_its_engine(world: World, pool: Pool) -> None:
     other = {Pool.SPOT: "dedicated", Pool.DEDICATED: "spot"}[pool]
     world.batch(9, pool=other)
     assert keda_replicas(world, pool) == 0

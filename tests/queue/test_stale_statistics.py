@@ -99,16 +99,16 @@ def take(lines: int, line: int = 0) -> dict[str, object]:
     return {"lease": LEASE, "pool": "spot", "shares": shares}
 
 
-def test_looking_for_batches_reads_little_of_each(stale: Database) -> None:
+def test_lane_query_reads_few_rows(stale: Database) -> None:
     assert rows_touched(stale, LANES, pool="spot", most=100, without=[]) < 100
 
 
 @pytest.mark.parametrize("line", [0, 3000])
-def test_a_claim_reads_little_more_than_it_takes(stale: Database, line: int) -> None:
+def test_claim_reads_few_rows_per_request(stale: Database, line: int) -> None:
     assert rows_touched(stale, TAKE, **take(50, line)) < 50 * 20
 
 
-def test_settling_reads_little_more_than_it_settles(stale: Database) -> None:
+def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
     with stale.engine("worker").begin() as connection:
         connection.execute(text("DELETE FROM results"))
         connection.execute(text(TAKE), take(2000))
@@ -121,6 +121,6 @@ def test_settling_reads_little_more_than_it_settles(stale: Database) -> None:
     assert rows_touched(stale, FINISH, lease=LEASE, rows=json.dumps(rows), body=None) < 50 * 30
 
 
-def test_a_page_of_results_reads_each_line_once(stale: Database) -> None:
+def test_results_page_reads_few_rows_per_request(stale: Database) -> None:
     touched = rows_touched(stale, LINES, batch=NEW, after=1000, limit=2000)
     assert touched < 2000 * 6

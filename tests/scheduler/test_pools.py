@@ -33,7 +33,7 @@ def _pools(world: World) -> Pools:
         pytest.param(Principal("cy", Role.OPERATOR, DEFAULT_TENANT), id="operator of one tenant"),
     ],
 )
-def test_only_operators_of_the_whole_installation_may(world: World, visitor: Principal) -> None:
+def test_only_installation_operators_pause_and_resume(world: World, visitor: Principal) -> None:
     pools = _pools(world)
     for act in (pools.effect, pools.pause, pools.resume):
         with pytest.raises(Forbidden):
@@ -45,7 +45,7 @@ def test_only_operators_of_the_whole_installation_may(world: World, visitor: Pri
     assert pools.standings()[0].pause is not None
 
 
-def test_it_says_first_what_a_pause_does(world: World) -> None:
+def test_effect_previews_pause_without_pausing(world: World) -> None:
     world.batch(5, pool="dedicated")
     pools = _pools(world)
     effect = pools.effect(ANA, Pool.DEDICATED)
@@ -54,14 +54,14 @@ def test_it_says_first_what_a_pause_does(world: World) -> None:
     assert all(standing.pause is None for standing in pools.standings())
 
 
-def test_resuming_returns_the_pause_that_ended(world: World) -> None:
+def test_resume_returns_ended_pause(world: World) -> None:
     pools = _pools(world)
     assert pools.resume(ANA, Pool.SPOT) is None
     pause = pools.pause(ANA, Pool.SPOT)
     assert pools.resume(ANA, Pool.SPOT) == pause
 
 
-def test_a_worker_waits_longer_and_longer_and_goes_on_when_it_is_woken(world: World) -> None:
+def test_worker_backs_off_while_paused_and_continues_when_woken(world: World) -> None:
     world.batch(30)
     pools = _pools(world)
     delays: list[float] = []

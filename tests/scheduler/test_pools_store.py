@@ -36,7 +36,7 @@ def _audited(world: World) -> list[tuple[object, ...]]:
 
 
 @BOTH
-def test_a_paused_pool_claims_nothing_and_ends_what_it_holds(world: World, pool: Pool) -> None:
+def test_paused_pool_claims_nothing_and_settles_running_requests(world: World, pool: Pool) -> None:
     batch = world.batch(10, pool=pool.value)
     lease = world.queue.open_lease(pool, "w")
     held = world.queue.claim(lease, pool, 3)
@@ -51,7 +51,7 @@ def test_a_paused_pool_claims_nothing_and_ends_what_it_holds(world: World, pool:
     assert numbers(world.queue.claim(lease, pool, 99)) == list(range(4, 11))
 
 
-def test_a_paused_pool_is_asked_a_few_statements_however_much_waits(
+def test_claim_in_paused_pool_runs_few_statements_for_any_backlog(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first worker keeps its lanes until they give it nothing.
@@ -80,7 +80,7 @@ def test_a_paused_pool_is_asked_a_few_statements_however_much_waits(
     assert len(world.queue.claim(lease, Pool.DEDICATED, 99)) == 23
 
 
-def test_the_other_pool_goes_on(world: World) -> None:
+def test_other_pool_keeps_claiming(world: World) -> None:
     world.batch(4)
     world.batch(4, pool="dedicated")
     register(world).pause(Pool.SPOT, "ana")
@@ -88,7 +88,7 @@ def test_the_other_pool_goes_on(world: World) -> None:
     assert len(world.queue.claim(lease, Pool.DEDICATED, 9)) == 4
 
 
-def test_a_limited_tenants_lines_wait_as_well(world: World) -> None:
+def test_paused_pool_claims_nothing_of_limited_tenant(world: World) -> None:
     world.batch(4)
     with world.database.engine("owner").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_running = 2"))
@@ -101,7 +101,7 @@ def test_a_limited_tenants_lines_wait_as_well(world: World) -> None:
             connection.execute(text("UPDATE tenants SET max_running = NULL"))
 
 
-def test_a_pause_is_taken_once_and_audited_as_nobodys_tenant(world: World) -> None:
+def test_pause_is_idempotent_and_audited_without_tenant(world: World) -> None:
     pools_ = register(world)
     first = pools_.pause(Pool.SPOT, "ana")
     assert pools_.pause(Pool.SPOT, "bo") == first
@@ -115,14 +115,14 @@ def test_a_pause_is_taken_once_and_audited_as_nobodys_tenant(world: World) -> No
     ]
 
 
-def test_pauses_at_once_are_one(world: World) -> None:
+def test_concurrent_pauses_are_audited_once(world: World) -> None:
     pools_ = register(world)
     together(*[lambda: pools_.pause(Pool.SPOT, "ana")] * 3)
     together(*[lambda: pools_.resume(Pool.SPOT, "ana")] * 3)
     assert [action for _, _, action, _ in _audited(world)] == ["pool.paused", "pool.resumed"]
 
 
-def test_standings_count_lines_and_living_workers(world: World) -> None:
+def test_standings_count_requests_and_live_workers(world: World) -> None:
     world.batch(9)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.expire_lease(world.queue.open_lease(Pool.SPOT, "gone"))
@@ -132,7 +132,7 @@ def test_standings_count_lines_and_living_workers(world: World) -> None:
     assert (dedicated.queued, dedicated.running, dedicated.workers) == (0, 0, 0)
 
 
-def test_deadlines_that_are_held_so_far(world: World) -> None:
+def test_held_deadlines_exclude_batches_at_risk(world: World) -> None:
     assert register(world).held_deadlines() == OpenDeadlines(0, None)
     world.batch(1, due_in=900)
     sooner, lost = world.batch(1, due_in=100), world.batch(1, due_in=5)
@@ -141,7 +141,7 @@ def test_deadlines_that_are_held_so_far(world: World) -> None:
     assert (held.batches, held.first) == (2, world.row(sooner).deadline)
 
 
-def test_the_outlook_of_tenants_knows_pauses_and_not_by_whom(world: World) -> None:
+def test_api_role_reads_paused_pools_but_not_who_paused_them(world: World) -> None:
     register(world).pause(Pool.DEDICATED, "ana")
     assert OutlookStore(world.api).look().paused == {Pool.DEDICATED}
     register(world).resume(Pool.DEDICATED, "ana")
@@ -153,7 +153,7 @@ def test_the_outlook_of_tenants_knows_pauses_and_not_by_whom(world: World) -> No
         connection.execute(text("SELECT paused_by FROM paused_pools"))
 
 
-def test_plans_walk_open_batches_alone(world: World) -> None:
+def test_held_deadlines_query_needs_no_sequential_scan(world: World) -> None:
     with world.database.engine("worker").begin() as connection:
         connection.execute(
             text("""

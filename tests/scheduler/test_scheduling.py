@@ -64,13 +64,13 @@ def _planned(report: TickReport) -> tuple[int, int]:
     return report.planned.escalated, len(report.planned.plan.at_risk)
 
 
-def test_an_idle_tick_reports_nothing(world: World) -> None:
+def test_idle_tick_reports_nothing(world: World) -> None:
     report = _scheduler(world).tick()
     assert (report.swept.reaped, _planned(report)) == (0, (0, 0))
     assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
 
 
-def test_a_safe_batch_stays_on_spot(world: World) -> None:
+def test_safe_batch_stays_on_spot(world: World) -> None:
     batch = world.batch(26, due_in=86400)
     report = _scheduler(world).tick()
     assert (_planned(report), world.row(batch).at_risk) == ((0, 0), False)
@@ -79,7 +79,7 @@ def test_a_safe_batch_stays_on_spot(world: World) -> None:
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
 
 
-def test_a_batch_that_would_be_late_is_escalated(world: World) -> None:
+def test_batch_that_would_be_late_is_escalated(world: World) -> None:
     batch = world.batch(110, due_in=60)
     report = _scheduler(world).tick()
     # Creating it took some of the time in which one replica would have been enough.
@@ -90,7 +90,7 @@ def test_a_batch_that_would_be_late_is_escalated(world: World) -> None:
     assert world.row(batch).escalated == 20
 
 
-def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
+def test_infeasible_batch_is_at_risk_until_capacity_suffices(world: World) -> None:
     batch = world.batch(200, due_in=60)
     assert _planned(_scheduler(world).tick())[1] == 1
     assert world.row(batch).at_risk
@@ -98,7 +98,7 @@ def test_what_cannot_be_held_is_marked_until_it_can(world: World) -> None:
     assert not world.row(batch).at_risk
 
 
-def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
+def test_lost_workers_are_reaped_before_planning(world: World) -> None:
     world.batch(20, due_in=9)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.queue.claim(lease, Pool.SPOT, 20)
@@ -107,7 +107,7 @@ def test_lost_workers_are_reaped_before_the_plan(world: World) -> None:
     assert (report.swept.reaped, _planned(report)[0]) == (20, 20)
 
 
-def test_what_the_sink_refuses_is_sent_again_and_holds_up_nothing(world: World) -> None:
+def test_rejected_event_is_resent_and_blocks_no_other(world: World) -> None:
     refused, taken = world.new_batch(), world.new_batch()
     world.run("UPDATE outbox SET next_at = now()")
     _scheduler(world, sink=Sink(lambda event: event.subject != f"batch_{refused.hex}")).tick()
@@ -120,7 +120,7 @@ def test_what_the_sink_refuses_is_sent_again_and_holds_up_nothing(world: World) 
     assert world.events(refused) == {}
 
 
-def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
+def test_orphans_are_deleted_once_store_is_available(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObstoreObjects("memory://")
@@ -144,7 +144,7 @@ def test_strays_are_removed_and_a_store_that_is_away_is_asked_again(
         next(iter(store.stream("files/stray")))
 
 
-def test_spot_workers_that_hold_everything_cannot_break_the_promise(world: World) -> None:
+def test_hoarding_spot_worker_cannot_break_deadline(world: World) -> None:
     batch = world.batch(100, due_in=55)
     hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
     hoarded = world.queue.claim(hoarder, Pool.SPOT, 100)
@@ -167,7 +167,7 @@ def test_spot_workers_that_hold_everything_cannot_break_the_promise(world: World
     assert (world.row(batch).interrupted, world.drained(batch)) == (100, 1)
 
 
-def test_lines_go_back_to_spot_when_the_deadline_is_far_again(world: World) -> None:
+def test_requests_return_to_spot_when_capacity_grows(world: World) -> None:
     batch = world.batch(110, due_in=60)
     assert _planned(_scheduler(world).tick())[0] == 20
     report = _scheduler(world, replicas=50).tick()
@@ -178,7 +178,7 @@ def test_lines_go_back_to_spot_when_the_deadline_is_far_again(world: World) -> N
     assert world.row(batch).escalated == 0
 
 
-def test_measured_rates_replace_the_configured_one(world: World) -> None:
+def test_measured_rate_replaces_configured_rate(world: World) -> None:
     world.batch(110, due_in=600)
     world.batch(1, pool="dedicated")
     lease = world.queue.open_lease(Pool.DEDICATED, "slow")
@@ -191,14 +191,14 @@ def test_measured_rates_replace_the_configured_one(world: World) -> None:
     assert _planned(report)[1] == 1
 
 
-def test_ticks_at_once_move_lines_once(world: World) -> None:
+def test_concurrent_ticks_move_requests_once(world: World) -> None:
     batch = world.batch(110, due_in=60)
     together(*[lambda: _scheduler(world).tick()] * 3)
     assert world.row(batch).escalated == 20
     assert world.value("SELECT count(*) FROM queue WHERE pool = 'dedicated'") == 20
 
 
-def test_a_paused_spot_pool_wants_no_replicas_and_its_lines_move_in_time(world: World) -> None:
+def test_paused_spot_gets_no_replicas_and_its_requests_escalate(world: World) -> None:
     batch = world.batch(110, due_in=60)
     register(world).pause(Pool.SPOT, "ana")
     report = _scheduler(world).tick()
@@ -209,7 +209,7 @@ def test_a_paused_spot_pool_wants_no_replicas_and_its_lines_move_in_time(world: 
     assert not world.row(batch).at_risk
 
 
-def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(world: World) -> None:
+def test_paused_dedicated_returns_its_requests_to_spot(world: World) -> None:
     batch = world.batch(110, due_in=60)
     _scheduler(world).tick()
     register(world).pause(Pool.DEDICATED, "ana")
@@ -236,7 +236,7 @@ def test_a_paused_dedicated_pool_takes_nothing_and_its_lines_go_back_to_spot(wor
         pytest.param(9, 9, (1, 1), id="all of them run"),
     ],
 )
-def test_a_tick_reports_what_keda_is_told_of_lines_that_no_deadline_moved(
+def test_tick_reports_same_replicas_as_keda(
     world: World, lines: int, claimed: int, replicas: tuple[int, int], *, paused: bool
 ) -> None:
     if lines:
@@ -250,7 +250,7 @@ def test_a_tick_reports_what_keda_is_told_of_lines_that_no_deadline_moved(
     assert told == {pool: keda_replicas(world, pool) for pool in Pool}
 
 
-def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
+def test_tick_records_one_sample_per_minute(world: World) -> None:
     world.batch(26)
     _scheduler(world).tick()
     _scheduler(world).tick()
@@ -259,7 +259,7 @@ def test_a_tick_takes_a_sample_a_minute(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a bug")], ids=repr)
-def test_a_tick_does_its_work_without_a_sample_or_a_trim(
+def test_tick_survives_failed_sample_and_audit_trim(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -277,7 +277,7 @@ def test_a_tick_does_its_work_without_a_sample_or_a_trim(
     assert told == ["history.not_recorded", "audit.not_trimmed"]
 
 
-def test_a_tick_fails_where_its_own_work_does(
+def test_tick_fails_when_its_sweep_fails(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> Any:
@@ -288,7 +288,7 @@ def test_a_tick_fails_where_its_own_work_does(
         _scheduler(world).tick()
 
 
-def test_a_tick_trims_the_audit_log(world: World) -> None:
+def test_tick_trims_audit_log(world: World) -> None:
     with world.database.engine("operator").begin() as connection:
         connection.execute(text(AUDITED), {"days": [401, 399]})
     _scheduler(world).tick()

@@ -49,7 +49,7 @@ def _work(world: World, batch: BatchId, lines: int) -> int:
     return ended
 
 
-def test_every_line_comes_back_once_from_every_storm(world: World) -> None:
+def test_mass_lease_expiry_releases_each_request_once(world: World) -> None:
     """Lost by three workers in a row, each is a dead letter, once: most workers live on."""
     batch = fill(world, LOST)
     for _ in range(WORKERS + 1):
@@ -79,7 +79,7 @@ def test_every_line_comes_back_once_from_every_storm(world: World) -> None:
     assert (world.drained(batch), row.status) == (1, "finalizing")
 
 
-def test_a_sweep_takes_lines_back_in_sets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_sweeps_in_small_sets_release_each_request_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that none of its locks is held for long."""
     monkeypatch.setattr("lowtide.scheduler.sweep._LEASES_PER_SET", 7)
     batch = fill(world, LOST)
@@ -90,7 +90,7 @@ def test_a_sweep_takes_lines_back_in_sets(world: World, monkeypatch: pytest.Monk
     assert world.row(batch).interrupted == LOST
 
 
-def test_what_was_lost_twice_does_not_come_back_all_at_once(world: World) -> None:
+def test_requests_lost_twice_become_available_over_seconds(world: World) -> None:
     """At first nothing waits; then lines come back over seconds, no two storms in step."""
     batch = fill(world, LOST)
     _lose(world)
@@ -112,7 +112,7 @@ def test_what_was_lost_twice_does_not_come_back_all_at_once(world: World) -> Non
     assert ordered[3 * LOST // 4] - ordered[LOST // 4] > 2
 
 
-def test_a_sweep_stops_neither_claims_nor_settlements(world: World) -> None:
+def test_sweep_blocks_neither_claims_nor_settlements(world: World) -> None:
     """It locks what it takes back, and its batches' ends; held here before it queues the lines."""
     batch = fill(world, LOST + 20)
     living = world.queue.open_lease(Pool.SPOT, "living")
@@ -136,7 +136,7 @@ def test_a_sweep_stops_neither_claims_nor_settlements(world: World) -> None:
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_lines_of_a_sweep_that_dies_are_taken_back_by_the_next(
+def test_next_sweep_releases_requests_of_killed_sweep(
     world: World, *, commits: bool
 ) -> None:
     batch = fill(world, LOST)

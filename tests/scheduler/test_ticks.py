@@ -17,7 +17,7 @@ def _lose(world: World, lines: int, pool: Pool = Pool.SPOT) -> list[int]:
     return numbers(claims)
 
 
-def test_lines_of_a_silent_worker_go_back_and_are_counted(world: World) -> None:
+def test_requests_of_lost_worker_are_released_and_counted(world: World) -> None:
     batch = world.batch(3)
     living = world.queue.open_lease(Pool.SPOT, "living")
     (kept,) = world.queue.claim(living, Pool.SPOT, 1)
@@ -38,7 +38,7 @@ def test_lines_of_a_silent_worker_go_back_and_are_counted(world: World) -> None:
     assert world.sweep() == 0
 
 
-def test_claims_without_a_worker_are_orphans(world: World) -> None:
+def test_claims_without_worker_are_released(world: World) -> None:
     batch = world.batch(2)
     _lose(world, 2)
     world.run("DELETE FROM workers")
@@ -46,7 +46,7 @@ def test_claims_without_a_worker_are_orphans(world: World) -> None:
     assert world.lines("queue", batch) == [1, 2]
 
 
-def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
+def test_request_that_loses_every_worker_is_dead_lettered(world: World) -> None:
     batch = world.batch(2)
     healthy = world.queue.open_lease(Pool.SPOT, "w")
     for lost in range(1, MAX_LOST_LEASES):
@@ -77,7 +77,7 @@ def test_a_line_that_costs_every_worker_is_set_aside(world: World) -> None:
     assert world.drained(batch) == 1
 
 
-def test_lines_lost_together_again_are_not_claimed_together_again(world: World) -> None:
+def test_requests_lost_twice_become_available_at_different_times(world: World) -> None:
     world.batch(20)
     _lose(world, 20)
     world.sweep()
@@ -88,7 +88,7 @@ def test_lines_lost_together_again_are_not_claimed_together_again(world: World) 
     assert world.value("SELECT max(available_at) <= now() + interval '8 s' FROM queue")
 
 
-def test_a_poisonous_last_line_drains_the_batch(world: World) -> None:
+def test_dead_lettering_last_request_drains_batch(world: World) -> None:
     batch = world.batch(1)
     for _ in range(MAX_LOST_LEASES):
         _lose(world, 1)
@@ -98,7 +98,7 @@ def test_a_poisonous_last_line_drains_the_batch(world: World) -> None:
     assert world.row(batch).status == "finalizing"
 
 
-def test_a_worker_that_gives_a_line_back_clears_its_name(world: World) -> None:
+def test_release_resets_lost_leases(world: World) -> None:
     world.batch(1)
     for _ in range(MAX_LOST_LEASES + 2):
         _lose(world, 1)
@@ -109,7 +109,7 @@ def test_a_worker_that_gives_a_line_back_clears_its_name(world: World) -> None:
     assert world.value("SELECT lost_leases FROM queue") == 0
 
 
-def test_endless_interruptions_do_not_stop_the_ticks(world: World) -> None:
+def test_interruption_count_saturates_without_error(world: World) -> None:
     world.batch(2)
     world.run("UPDATE queue SET interruptions = 32767 WHERE line = 1")
     _lose(world, 2)
@@ -117,7 +117,7 @@ def test_endless_interruptions_do_not_stop_the_ticks(world: World) -> None:
     assert world.value("SELECT interruptions FROM queue WHERE line = 1") == 32767
 
 
-def test_two_reapers_at_once_give_each_line_back_once(world: World) -> None:
+def test_concurrent_sweeps_release_each_request_once(world: World) -> None:
     for _ in range(5):
         batch = world.batch(20)
         _lose(world, 20)
@@ -127,7 +127,7 @@ def test_two_reapers_at_once_give_each_line_back_once(world: World) -> None:
         world.cancel(batch)
 
 
-def test_a_batch_past_its_deadline_ends(world: World) -> None:
+def test_batch_past_deadline_expires_and_drains(world: World) -> None:
     batch, later = world.batch(3, due_in=-1), world.batch(1, due_in=60)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims = world.queue.claim(lease, Pool.SPOT, 2)
@@ -144,7 +144,7 @@ def test_a_batch_past_its_deadline_ends(world: World) -> None:
     assert (world.lines("queue", later), world.row(later).expiring) == ([1], False)
 
 
-def test_running_lines_of_a_cancelled_batch_get_their_grace(world: World) -> None:
+def test_running_requests_of_cancelled_batch_get_grace_period(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims = world.queue.claim(lease, Pool.SPOT, 2)
@@ -171,7 +171,7 @@ def test_running_lines_of_a_cancelled_batch_get_their_grace(world: World) -> Non
         pytest.param("cancelled", None, id="is over"),
     ],
 )
-def test_what_stalls_is_announced_again(
+def test_stalled_batch_is_announced_again(
     world: World, state: str, announced: EventType | None
 ) -> None:
     if state == "validating":
@@ -195,7 +195,7 @@ def test_what_stalls_is_announced_again(
     assert dict(world.events(batch)) == ({announced.value: 1} if announced else {})
 
 
-def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> None:
+def test_stalled_batch_is_announced_once_until_event_is_sent(world: World) -> None:
     batch = world.batch(1)
     world.run("UPDATE batches SET status = 'validating', nudged_at = now() - interval '1 h'")
     world.run("DELETE FROM outbox")
@@ -205,7 +205,7 @@ def test_what_stalls_is_announced_once_while_the_sink_is_away(world: World) -> N
     assert world.value("SELECT subject FROM outbox") == f"batch_{batch.hex}"
 
 
-def test_what_stalls_is_announced_whatever_the_outbox_holds_of_it(world: World) -> None:
+def test_stalled_batch_resends_its_delayed_event_at_once(world: World) -> None:
     batch = world.new_batch()
     world.run("UPDATE outbox SET attempts = 9, next_at = now() + interval '300 s'")
     world.run("UPDATE batches SET nudged_at = now() - interval '31 s'")
@@ -214,7 +214,7 @@ def test_what_stalls_is_announced_whatever_the_outbox_holds_of_it(world: World) 
     assert world.value("SELECT count(*) FROM outbox") == 1
 
 
-def test_deadlines_met_and_missed_are_told(world: World) -> None:
+def test_sweep_counts_requests_in_time_and_late(world: World) -> None:
     world.batch(4, due_in=-1)
     world.batch(3)
     _lose(world, 5)
@@ -229,7 +229,7 @@ def test_deadlines_met_and_missed_are_told(world: World) -> None:
     assert world.value("SELECT count(*) FROM dead_letters") == 2
 
 
-def test_a_storm_alone_sets_no_line_aside(world: World) -> None:
+def test_storm_alone_dead_letters_no_request(world: World) -> None:
     batch = world.batch(6)
 
     def lose_each_alone() -> None:

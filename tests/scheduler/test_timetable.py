@@ -38,7 +38,7 @@ def _look(world: World) -> SchedulerState:
     return seen[0]
 
 
-def test_escalation_moves_just_so_many_lines_from_the_end(world: World) -> None:
+def test_escalation_moves_given_number_of_last_requests(world: World) -> None:
     batch, other = world.batch(5), world.batch(5)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.queue.claim(lease, Pool.SPOT, 1)
@@ -64,7 +64,7 @@ def test_escalation_moves_just_so_many_lines_from_the_end(world: World) -> None:
     assert world.value("SELECT bool_and(escalated) FROM results")
 
 
-def test_lines_that_wait_out_a_delay_move_last(world: World) -> None:
+def test_delayed_requests_escalate_last(world: World) -> None:
     batch = world.batch(3)
     world.run("UPDATE queue SET available_at = now() + interval '1 h' WHERE line = 3")
     assert world.escalate(batch, 2) == 2
@@ -73,7 +73,7 @@ def test_lines_that_wait_out_a_delay_move_last(world: World) -> None:
     assert world.value("SELECT available_at > now() FROM queue WHERE line = 3")
 
 
-def test_a_worker_finds_lines_that_moved_behind_what_it_has_seen(world: World) -> None:
+def test_worker_claims_requests_escalated_before_its_mark(world: World) -> None:
     batch = world.batch(8)
     world.escalate(batch, 4)
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
@@ -85,7 +85,7 @@ def test_a_worker_finds_lines_that_moved_behind_what_it_has_seen(world: World) -
     assert (sorted(numbers(first)), sorted(numbers(second))) == ([5, 6, 7, 8], [3, 4])
 
 
-def test_lines_being_claimed_are_not_escalated(world: World) -> None:
+def test_concurrent_claim_and_escalation_take_different_requests(world: World) -> None:
     batch = world.batch(40)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims, _ = together(
@@ -98,7 +98,7 @@ def test_lines_being_claimed_are_not_escalated(world: World) -> None:
     assert world.row(batch).escalated == dedicated
 
 
-def test_lines_go_back_to_spot_unless_somebody_has_them(world: World) -> None:
+def test_waiting_requests_return_to_spot_and_claimed_ones_stay(world: World) -> None:
     batch = world.batch(6)
     world.escalate(batch, 5)
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
@@ -119,7 +119,7 @@ def test_lines_go_back_to_spot_unless_somebody_has_them(world: World) -> None:
     assert world.queue.settle(dedicated, [done(held)], []).finished == 1
 
 
-def test_moves_of_many_batches_are_as_many_statements_as_of_one(world: World) -> None:
+def test_statement_count_of_moves_is_independent_of_batch_count(world: World) -> None:
     def moved(batches: int) -> tuple[PlanResult, int]:
         """Move requests of new batches both ways; return the sums and the statements."""
         running = [world.batch(4) for _ in range(batches)]
@@ -159,7 +159,7 @@ def test_moves_of_many_batches_are_as_many_statements_as_of_one(world: World) ->
     assert again == statements
 
 
-def test_what_is_taken_from_a_spot_worker_is_never_executed_twice(world: World) -> None:
+def test_revoked_requests_are_settled_only_by_dedicated(world: World) -> None:
     batch = world.batch(5)
     hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
     claims = world.queue.claim(hoarder, Pool.SPOT, 5)
@@ -190,7 +190,7 @@ def test_what_is_taken_from_a_spot_worker_is_never_executed_twice(world: World) 
     assert world.drained(batch) == 1
 
 
-def test_what_is_being_settled_is_not_taken(world: World) -> None:
+def test_concurrent_settlement_and_revocation_take_different_requests(world: World) -> None:
     for _ in range(5):
         batch = world.batch(10)
         lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -204,7 +204,7 @@ def test_what_is_being_settled_is_not_taken(world: World) -> None:
         world.cancel(batch)
 
 
-def test_taking_the_last_line_of_a_batch_that_ends_drains_it(world: World) -> None:
+def test_revoking_last_requests_drains_cancelled_batch(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.queue.claim(lease, Pool.SPOT, 2)
@@ -214,7 +214,7 @@ def test_taking_the_last_line_of_a_batch_that_ends_drains_it(world: World) -> No
     assert world.drained(batch) == 1
 
 
-def test_at_risk_is_exactly_what_the_tick_says(world: World) -> None:
+def test_at_risk_follows_latest_plan(world: World) -> None:
     first, second, over = (world.batch(1) for _ in range(3))
     world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=over)
     for at_risk, told in (
@@ -226,7 +226,7 @@ def test_at_risk_is_exactly_what_the_tick_says(world: World) -> None:
         assert [world.row(batch).at_risk for batch in (first, second, over)] == told
 
 
-def test_a_look_counts_by_pool_and_place(world: World) -> None:
+def test_scheduler_state_counts_requests_by_pool_and_state(world: World) -> None:
     assert _look(world).batches == ()
     batch = world.batch(10)
     new = world.new_batch()
@@ -250,7 +250,7 @@ def test_a_look_counts_by_pool_and_place(world: World) -> None:
     assert situation.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
 
 
-def test_a_replica_is_wanted_since_it_was_first(world: World) -> None:
+def test_replica_keeps_time_when_it_was_first_wanted(world: World) -> None:
     assert _look(world).wished == ()
     world.apply(Plan(replicas=1))
     (first,) = _look(world).wished
@@ -264,7 +264,7 @@ def test_a_replica_is_wanted_since_it_was_first(world: World) -> None:
     assert world.value("SELECT replicas FROM wanted_replicas WHERE pool = 'dedicated'") == 0
 
 
-def test_a_tick_beside_another_plans_nothing(world: World) -> None:
+def test_concurrent_tick_plans_nothing(world: World) -> None:
     batch = world.batch(10)
     deciding, decided = threading.Event(), threading.Event()
 
@@ -285,7 +285,7 @@ def test_a_tick_beside_another_plans_nothing(world: World) -> None:
     assert world.row(batch).escalated == 3
 
 
-def test_a_plan_that_fails_changes_nothing(world: World) -> None:
+def test_failed_plan_changes_nothing(world: World) -> None:
     world.batch(3)
     before = world.contents()
 
@@ -302,7 +302,7 @@ def _engine(world: World, pool: Pool, state: BreakerState) -> None:
     world.queue.report_engine(world.queue.open_lease(pool, "w"), state, "why")
 
 
-def test_a_look_tells_which_workers_have_no_engine(world: World) -> None:
+def test_scheduler_state_counts_workers_without_engine(world: World) -> None:
     _engine(world, Pool.DEDICATED, BreakerState.CLOSED)
     _engine(world, Pool.DEDICATED, BreakerState.STARTING)
     _engine(world, Pool.DEDICATED, BreakerState.OPEN)

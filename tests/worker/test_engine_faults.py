@@ -50,7 +50,7 @@ def _engine_state(world: World) -> tuple[str, str] | None:
         pytest.param(Unanswered("timeout", "no answer"), "no answer", id="timeouts"),
     ],
 )
-def test_an_engine_that_fails_costs_nothing_but_time(
+def test_engine_outage_counts_no_attempt_and_worker_recovers(
     world: World, caplog: pytest.LogCaptureFixture, outcome: Outcome, reason: str
 ) -> None:
     batch = world.batch(100)
@@ -88,7 +88,7 @@ def test_an_engine_that_fails_costs_nothing_but_time(
     assert len(bench.meter.engine_faults) >= 3
 
 
-def test_the_canary_is_one_request(world: World) -> None:
+def test_open_breaker_probes_with_one_request(world: World) -> None:
     batch = world.batch(40)
     engine = SteeredEngine(lambda _: REFUSED)
     engine.probed = Probed(well=True)  # its health says nothing of what it computes
@@ -109,7 +109,7 @@ def test_the_canary_is_one_request(world: World) -> None:
     assert world.value("SELECT max(attempts) FROM results") == 1
 
 
-def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
+def test_engine_faults_do_not_inflate_utilization(world: World) -> None:
     world.batch(60)
     answers = count()
     # Two faults, then a success: never a streak.
@@ -124,7 +124,7 @@ def test_an_engine_that_wobbles_looks_no_faster(world: World) -> None:
     work_during(bench, during)
 
 
-def test_a_start_without_an_engine_waits(world: World) -> None:
+def test_worker_waits_for_engine_at_start(world: World) -> None:
     world.batch(3)
     engine = SteeredEngine()
     engine.probed = AWAY
@@ -145,7 +145,7 @@ def _poison(request: EngineRequest) -> Outcome:
     return BROKEN if request.body == b'{"n":2}' else good(request)
 
 
-def test_a_poison_request_ends_and_harms_no_other(world: World) -> None:
+def test_poison_request_is_dead_lettered_and_harms_no_other(world: World) -> None:
     world.batch(20)
     bench = Bench.of(world, SteeredEngine(_poison), lines=20, policy=FAST)
 
@@ -166,7 +166,7 @@ def test_a_poison_request_ends_and_harms_no_other(world: World) -> None:
     ],
 )
 @pytest.mark.parametrize("lines", [1, 5])
-def test_poison_alone_ends_when_the_probe_is_well(world: World, lines: int, probed: Probed) -> None:
+def test_lone_poison_is_dead_lettered_while_probes_succeed(world: World, lines: int, probed: Probed) -> None:
     world.batch(lines)
     engine = SteeredEngine(lambda _: BROKEN)
     engine.probed = probed
@@ -180,7 +180,7 @@ def test_poison_alone_ends_when_the_probe_is_well(world: World, lines: int, prob
     assert world.value("SELECT min(attempts) FROM results") == 3
 
 
-def test_poison_alone_waits_while_the_probe_is_ill(world: World) -> None:
+def test_lone_poison_waits_while_probes_fail(world: World) -> None:
     world.batch(1)
     engine = SteeredEngine(lambda _: BROKEN, hold=True)
     bench = Bench.of(world, engine, lines=1, policy=FAST)
@@ -198,7 +198,7 @@ def test_poison_alone_waits_while_the_probe_is_ill(world: World) -> None:
     assert world.value("SELECT max(attempts) FROM queue") == 0
 
 
-def test_an_unavailable_for_one_request_only_is_no_hot_loop(world: World) -> None:
+def test_503_for_lone_request_causes_no_hot_loop(world: World) -> None:
     world.batch(1)
     bench = Bench.of(world, SteeredEngine(lambda _: Answered(503, b"{}")), lines=1, policy=FAST)
 
@@ -220,7 +220,7 @@ BUSY = {
 
 
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY.keys())
-def test_back_pressure_lowers_what_is_in_flight_and_charges_nothing(
+def test_back_pressure_lowers_in_flight_limit_and_counts_no_attempt(
     world: World, busy: Outcome
 ) -> None:
     batch = world.batch(60)
@@ -245,7 +245,7 @@ def test_back_pressure_lowers_what_is_in_flight_and_charges_nothing(
     assert bench.meter.engine_faults == []
 
 
-def test_a_worker_of_a_busy_engine_holds_less(world: World) -> None:
+def test_worker_of_busy_engine_claims_less(world: World) -> None:
     batch = world.batch(60)
     engine = SteeredEngine(lambda _: Answered(429, b"{}", retry_after=0.02))
     bench = Bench.of(world, engine, lines=60, policy=RetryPolicy(3, 0.001, 0.02))
@@ -263,7 +263,7 @@ def test_a_worker_of_a_busy_engine_holds_less(world: World) -> None:
     assert max(held) <= 4
 
 
-def test_others_run_while_one_model_is_missing(world: World) -> None:
+def test_other_models_run_while_one_is_missing(world: World) -> None:
     missing, served = world.batch(30), world.batch(30)
     world.run("UPDATE batches SET model = 'gone' WHERE id = :id", id=missing)
     store = stored_lines(world, 30)

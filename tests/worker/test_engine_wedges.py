@@ -38,7 +38,7 @@ class _Gateway(SteeredEngine):
         return Probed(well=True, answers=ping is not None)
 
 
-def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> None:
+def test_failing_model_behind_gateway_blocks_no_other(world: World) -> None:
     ill, fine = world.batch(30), world.batch(30)
     world.run("UPDATE batches SET model = 'ill' WHERE id = :id", id=ill)
     world.run("UPDATE batches SET model = 'fine', status = 'validating' WHERE id = :id", id=fine)
@@ -62,7 +62,7 @@ def test_a_model_that_is_ill_behind_a_gateway_holds_no_other(world: World) -> No
 
 
 @pytest.mark.parametrize("lines", [1, 12])
-def test_a_request_that_a_proxy_never_gets_through_ends(world: World, lines: int) -> None:
+def test_request_that_always_gets_502_is_dead_lettered(world: World, lines: int) -> None:
     world.batch(lines)
     engine = SteeredEngine(lambda request: GATEWAY if request.body == b'{"n":1}' else good(request))
     bench = Bench.of(world, engine, lines=lines, policy=FAST)

@@ -9,7 +9,7 @@ A = Ping("/v1/chat/completions", "a")
 NONE = Ping("/v1/moderations")
 
 
-def test_a_missing_model_is_asked_for_less_and_less_often_until_it_is_found() -> None:
+def test_missing_model_is_probed_ever_less_often_until_found() -> None:
     gaps = ModelGaps()
     assert gaps.miss(A, 0.0)
     assert not gaps.miss(A, 0.1)
@@ -24,7 +24,7 @@ def test_a_missing_model_is_asked_for_less_and_less_often_until_it_is_found() ->
     assert gaps.times == [5.0]
 
 
-def test_what_was_found_is_forgotten_later() -> None:
+def test_found_model_is_forgotten_later() -> None:
     gaps = ModelGaps()
     gaps.miss(A, 0.0)
     gaps.found(["a"], 1.0)
@@ -33,7 +33,7 @@ def test_what_was_found_is_forgotten_later() -> None:
     assert not gaps
 
 
-def test_requests_without_a_model_count_as_one() -> None:
+def test_requests_without_model_share_one_gap() -> None:
     gaps = ModelGaps()
     gaps.miss(NONE, 0.0)
     assert gaps.missing == {""}

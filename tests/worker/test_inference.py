@@ -49,7 +49,7 @@ def _finished(count: int) -> Callable[[Bench], Coroutine[Any, Any, None]]:
     return wait
 
 
-def test_it_runs_everything_and_says_so(world: World) -> None:
+def test_worker_runs_all_requests_and_publishes_drained_events(world: World) -> None:
     first, second = world.batch(30), world.batch(30)
     bench = Bench.of(world, SteeredEngine(), lines=30)
     _work(bench, _finished(60))
@@ -69,7 +69,7 @@ def test_it_runs_everything_and_says_so(world: World) -> None:
     assert bench.engine.closed
 
 
-def test_it_notes_the_models_that_its_engine_serves(world: World) -> None:
+def test_worker_records_models_of_its_engine(world: World) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=1)
     models = ModelCatalog(world.api)
 
@@ -80,7 +80,7 @@ def test_it_notes_the_models_that_its_engine_serves(world: World) -> None:
     assert [name for name, _ in models.names(DEFAULT_TENANT)] == ["model-a", "model-b"]
 
 
-def test_it_fills_the_engine_and_never_holds_more(world: World) -> None:
+def test_worker_claims_up_to_concurrency_and_prefetch(world: World) -> None:
     world.batch(100)
     bench = Bench.of(world, SteeredEngine(hold=True), lines=100, concurrency=8, prefetch=4)
 
@@ -93,7 +93,7 @@ def test_it_fills_the_engine_and_never_holds_more(world: World) -> None:
     assert bench.engine.most == 12
 
 
-def test_it_claims_again_before_the_engine_runs_dry(world: World) -> None:
+def test_worker_claims_again_until_queue_is_empty(world: World) -> None:
     world.batch(40)
     engine = SteeredEngine()
     slow: list[int] = []
@@ -108,7 +108,7 @@ def test_it_claims_again_before_the_engine_runs_dry(world: World) -> None:
     assert bench.queue.calls["claim"] >= 3
 
 
-def test_it_waits_longer_and_longer_and_work_resets_that(world: World) -> None:
+def test_idle_worker_backs_off_and_work_resets_backoff(world: World) -> None:
     delays: list[float] = []
 
     class Watched(ExponentialBackoff):
@@ -133,7 +133,7 @@ def test_it_waits_longer_and_longer_and_work_resets_that(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["while it waits", "while it looks"])
-def test_waking_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_wake_ends_idle_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
     look = bench.queue._inner.claim
     go_on = threading.Event()
@@ -173,7 +173,7 @@ def test_waking_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch, mom
     _work(bench, during)
 
 
-def test_stopping_ends_the_wait(world: World) -> None:
+def test_stop_ends_idle_wait(world: World) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
 
     async def during(bench: Bench) -> None:
@@ -183,7 +183,7 @@ def test_stopping_ends_the_wait(world: World) -> None:
     assert world.rows("SELECT 1 FROM workers") == []
 
 
-def test_a_worker_stopped_before_it_starts_does_nothing(world: World) -> None:
+def test_worker_stopped_before_start_does_nothing(world: World) -> None:
     world.batch(1)
     bench = Bench.of(world, SteeredEngine(), lines=1)
     bench.worker.stop()
@@ -192,7 +192,7 @@ def test_a_worker_stopped_before_it_starts_does_nothing(world: World) -> None:
     assert world.rows("SELECT 1 FROM workers") == []
 
 
-def test_stopping_lets_work_in_hand_finish(world: World) -> None:
+def test_stop_lets_running_requests_finish(world: World) -> None:
     batch = world.batch(30)
     bench = Bench.of(world, SteeredEngine(hold=True), lines=30)
 
@@ -208,7 +208,7 @@ def test_stopping_lets_work_in_hand_finish(world: World) -> None:
 
 
 @pytest.mark.parametrize("pool", list(Pool))
-def test_what_does_not_finish_in_time_is_given_back(world: World, pool: Pool) -> None:
+def test_unfinished_requests_are_released_after_grace_period(world: World, pool: Pool) -> None:
     batch = world.batch(12, pool=pool.value)
     bench = Bench.of(world, SteeredEngine(hold=True), lines=12, grace=0.05, pool=pool)
 
@@ -223,7 +223,7 @@ def test_what_does_not_finish_in_time_is_given_back(world: World, pool: Pool) ->
     assert bench.engine.running == 0
 
 
-def test_results_that_are_being_written_are_not_given_back(world: World) -> None:
+def test_requests_with_results_being_written_are_not_released(world: World) -> None:
     batch = world.batch(5)
     bench = Bench.of(world, SteeredEngine(), lines=5)
     go_on = bench.queue.hold("settle")
@@ -241,7 +241,7 @@ def test_results_that_are_being_written_are_not_given_back(world: World) -> None
     assert world.lines("queue", batch) == []
 
 
-def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
+def test_failures_are_retried_and_interruptions_rerun(world: World) -> None:
     batch = world.batch(6)
 
     def answer(request: EngineRequest) -> Outcome:
@@ -271,7 +271,7 @@ def test_failures_are_retried_and_interruptions_run_again(world: World) -> None:
     assert (bench.meter.completed, bench.meter.claimed) == (4, 4 + 2 + 6)
 
 
-def test_an_engines_fault_gives_its_lines_back(world: World) -> None:
+def test_engine_exception_releases_its_requests(world: World) -> None:
     world.batch(3)
     faults = iter([RuntimeError("bug"), None])
 
@@ -316,7 +316,7 @@ class _BrokenTracer(Untraced):
 
 
 @pytest.mark.parametrize("call", ["start", "inside"])
-def test_a_fault_of_tracing_leaves_no_line_in_its_hands(
+def test_tracing_error_leaves_no_request_claimed(
     world: World, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     batch = world.batch(3)
@@ -326,7 +326,7 @@ def test_a_fault_of_tracing_leaves_no_line_in_its_hands(
     assert "tracing.failed" in caplog.messages
 
 
-def test_a_fault_of_counting_for_a_span_loses_no_result(
+def test_span_error_loses_no_result(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -348,7 +348,7 @@ def test_a_fault_of_counting_for_a_span_loses_no_result(
         pytest.param(b"[" * 90, id="nested"),
     ],
 )
-def test_a_line_that_is_no_request_any_more_ends(world: World, content: bytes) -> None:
+def test_corrupt_input_fails_requests_without_attempt(world: World, content: bytes) -> None:
     batch = world.batch(3)
     store = stored_lines(world, 3, content)
     bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
@@ -361,7 +361,7 @@ def test_a_line_that_is_no_request_any_more_ends(world: World, content: bytes) -
     assert bench.engine.seen == []
 
 
-def test_half_a_character_costs_its_request_alone(world: World) -> None:
+def test_lone_surrogate_fails_only_its_request(world: World) -> None:
     batch = world.batch(3)
     store = stored_lines(world, 3, odd={2: rb'{"body":{"input":"half \ud83d"}}'})
     bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
@@ -375,7 +375,7 @@ def test_half_a_character_costs_its_request_alone(world: World) -> None:
     assert (world.row(batch).status, world.rows("SELECT 1 FROM dead_letters")) == ("finalizing", [])
 
 
-def test_a_missing_input_ends_its_lines(world: World) -> None:
+def test_missing_input_fails_its_requests(world: World) -> None:
     batch = world.batch(3)
     bench = Bench.of(world, SteeredEngine(), lines=3, store=ObstoreObjects("memory://"))
     _work(bench, _finished(3))
@@ -386,7 +386,7 @@ def test_a_missing_input_ends_its_lines(world: World) -> None:
     assert world.row(batch).status == "finalizing"
 
 
-def test_an_unreadable_store_gives_its_lines_back(
+def test_unreadable_store_delays_requests_without_attempt(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.batch(3)
@@ -408,7 +408,7 @@ def test_an_unreadable_store_gives_its_lines_back(
     assert next(failing, None) is None
 
 
-def test_a_lost_lease_is_noticed_and_a_new_one_opened(world: World) -> None:
+def test_worker_replaces_lost_lease_and_reruns_requests(world: World) -> None:
     batch = world.batch(12)
     bench = Bench.of(world, SteeredEngine(hold=True), lines=12, lease=0.6)
 
@@ -430,7 +430,7 @@ def test_a_lost_lease_is_noticed_and_a_new_one_opened(world: World) -> None:
 
 
 @pytest.mark.parametrize("call", ["open_lease", "claim", "settle", "renew", "close_lease"])
-def test_a_database_that_is_away_for_a_while_costs_nothing(world: World, call: str) -> None:
+def test_short_database_outage_loses_and_repeats_nothing(world: World, call: str) -> None:
     batch = world.batch(20)
     bench = Bench.of(world, SteeredEngine(), lines=20, lease=0.3)
     bench.queue.fail(call, 3 if call != "renew" else 1)
@@ -446,7 +446,7 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(world: World, call: s
     assert bench.queue.calls[call] >= 1
 
 
-def test_a_commit_whose_outcome_is_unknown_counts_once(
+def test_settlement_with_lost_response_counts_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = world.batch(4)
@@ -467,7 +467,7 @@ def test_a_commit_whose_outcome_is_unknown_counts_once(
 
 
 @pytest.mark.parametrize("call", ["settle", "renew", "claim"])
-def test_a_fault_that_is_no_outage_ends_the_worker(world: World, call: str) -> None:
+def test_unexpected_error_ends_worker(world: World, call: str) -> None:
     world.batch(5)
     bench = Bench.of(world, SteeredEngine(), lines=5, lease=0.3)
     bench.queue.fail(call, 1000, RuntimeError("a bug"))
@@ -478,7 +478,7 @@ def test_a_fault_that_is_no_outage_ends_the_worker(world: World, call: str) -> N
     assert world.value("SELECT count(*) FROM claims") == 0
 
 
-def test_stopping_does_not_wait_for_a_database_that_is_away(world: World) -> None:
+def test_stop_does_not_wait_for_unavailable_database(world: World) -> None:
     bench = Bench.of(world, SteeredEngine(), lines=0)
     bench.queue.fail("open_lease", 10_000)
 
@@ -488,7 +488,7 @@ def test_stopping_does_not_wait_for_a_database_that_is_away(world: World) -> Non
     _work(bench, during)
 
 
-def test_a_worker_that_cannot_write_stops_claiming(world: World) -> None:
+def test_worker_stops_claiming_while_results_cannot_be_written(world: World) -> None:
     world.batch(300)
     bench = Bench.of(
         world, SteeredEngine(), lines=300, flush=FlushRules(2, 0.001), policy=RetryPolicy()

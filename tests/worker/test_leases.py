@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.worlds import World
 
 
-def test_each_renewal_reports_the_pace(world: World) -> None:
+def test_renewal_reports_utilization(world: World) -> None:
     keeper = lease_keeper(world, FlakyQueue(world.queue), duration=0.03, full=2)
 
     def reported() -> int:
@@ -32,7 +32,7 @@ def test_each_renewal_reports_the_pace(world: World) -> None:
     assert world.value("SELECT count(*) FROM workers") == 0
 
 
-def test_a_lease_that_was_lost_starts_the_pace_anew(world: World) -> None:
+def test_lost_lease_restarts_utilization(world: World) -> None:
     keeper = lease_keeper(
         world, FlakyQueue(world.queue), pool=Pool.DEDICATED, duration=0.03, full=2
     )

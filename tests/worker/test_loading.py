@@ -89,7 +89,7 @@ def inputs(tmp_path: Path) -> Inputs:
     return found
 
 
-def test_bodies_are_read_and_counted(inputs: Inputs) -> None:
+def test_loaded_bodies_count_against_budget(inputs: Inputs) -> None:
     loaded = asyncio.run(inputs.load_all())
     assert loaded.settled == {}
     assert loaded.bodies[0].startswith(b'{"model":"m","n":1,')
@@ -99,7 +99,7 @@ def test_bodies_are_read_and_counted(inputs: Inputs) -> None:
     assert inputs.budget.used == 0
 
 
-def test_a_missing_object_ends_its_own_requests(inputs: Inputs) -> None:
+def test_missing_object_fails_only_its_own_requests(inputs: Inputs) -> None:
     (inputs.folder / "a").unlink()
     loaded = asyncio.run(inputs.load_all())
     assert inputs.by_object(loaded) == {"a": {"input_missing": 5}, "b": {"runs": 5}}
@@ -112,7 +112,7 @@ def test_a_missing_object_ends_its_own_requests(inputs: Inputs) -> None:
     )
 
 
-def test_a_folder_that_is_missing_altogether_ends_nothing(inputs: Inputs) -> None:
+def test_missing_folder_releases_all_requests(inputs: Inputs) -> None:
     inputs.folder.rename(inputs.folder.with_name("away"))
     loaded = asyncio.run(inputs.load_all())
     assert inputs.by_object(loaded) == {"a": {"released": 5}, "b": {"released": 5}}
@@ -132,7 +132,7 @@ def test_a_folder_that_is_missing_altogether_ends_nothing(inputs: Inputs) -> Non
         pytest.param(lambda _: b"", {"input_corrupt": 5}, id="emptied"),
     ],
 )
-def test_exactly_what_is_damaged_ends(
+def test_only_corrupt_requests_fail(
     inputs: Inputs, change: Any, expected: dict[str, int]
 ) -> None:
     path = inputs.folder / "a"
@@ -141,7 +141,7 @@ def test_exactly_what_is_damaged_ends(
     assert inputs.by_object(loaded) == {"a": expected, "b": {"runs": 5}}
 
 
-def test_a_line_without_a_checksum_runs_unproved(inputs: Inputs) -> None:
+def test_request_without_checksum_runs_unverified(inputs: Inputs) -> None:
     path = inputs.folder / "a"
     path.write_bytes(path.read_bytes().replace(b'"n":2', b'"n":7'))
     claim = inputs.claims[1]
@@ -164,7 +164,7 @@ class Timeline:
         await asyncio.gather(*map(one, self.inputs.loader.parts(self.inputs.claims)))
 
 
-def test_an_object_that_hangs_delays_nobody_else(
+def test_hanging_object_delays_no_other(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_loader, "_READ_SECONDS", 1.0)
@@ -190,7 +190,7 @@ class Failing(ObstoreObjects):
         return await super().fetch_ranges(key, ranges)
 
 
-def test_an_object_that_fails_is_left_alone_for_longer_and_longer(
+def test_failing_object_is_read_ever_less_often(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"_FIRST_DELAY": 0.2, "_MAX_RELEASE_DELAY": 0.01, "_SPREAD": 0.0}.items():
@@ -227,7 +227,7 @@ def test_an_object_that_fails_is_left_alone_for_longer_and_longer(
     asyncio.run(asyncio.wait_for(healed(), 15))
 
 
-def test_requests_wait_for_room_in_turn(tmp_path: Path) -> None:
+def test_loads_wait_for_room_in_budget(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, limit=40 * MIB)
     inputs.put("a", 12, 3 * MIB)
 
@@ -256,7 +256,7 @@ def test_requests_wait_for_room_in_turn(tmp_path: Path) -> None:
     assert inputs.budget.used == 0
 
 
-def test_a_request_over_the_whole_budget_runs_alone(tmp_path: Path) -> None:
+def test_request_larger_than_budget_loads_alone(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, limit=MIB)
     inputs.put("a", 2, 3 * MIB)
 
@@ -272,7 +272,7 @@ def test_a_request_over_the_whole_budget_runs_alone(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_cancelled_load_gives_its_room_back(tmp_path: Path) -> None:
+def test_cancelled_load_does_not_block_next_one(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, limit=MIB)
     inputs.put("a", 3, 3 * MIB)
 

@@ -50,7 +50,7 @@ TOOK, ENDED, GAVE_BACK = range(3)
         ),
     ],
 )
-def test_only_a_full_worker_counts(steps: list[tuple[float, int, int]], total: RateSample) -> None:
+def test_only_time_at_full_utilization_counts(steps: list[tuple[float, int, int]], total: RateSample) -> None:
     now = 0.0
     utilization = Utilization(4, lambda: now)
     for at, what, lines in steps:
@@ -62,7 +62,7 @@ def test_only_a_full_worker_counts(steps: list[tuple[float, int, int]], total: R
     assert utilization.total() == total
 
 
-def test_a_new_lease_starts_from_nothing() -> None:
+def test_restart_resets_total() -> None:
     now = 0.0
     utilization = Utilization(2, lambda: now)
     utilization.took(9)
@@ -78,7 +78,7 @@ def test_a_new_lease_starts_from_nothing() -> None:
     assert utilization.total() == RateSample(0, 0.0)
 
 
-def test_lines_in_hand_share_the_time_of_their_worker() -> None:
+def test_running_requests_share_time_of_their_worker() -> None:
     now = 0.0
     utilization = Utilization(9, lambda: now)
     now = 10.0

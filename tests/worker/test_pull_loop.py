@@ -29,7 +29,7 @@ class _Worker:
 @pytest.mark.parametrize(
     ("when", "runs"), [("before", False), ("meanwhile", False), ("never", True)]
 )
-def test_it_starts_unless_it_was_told_to_stop(when: str, runs: bool) -> None:
+def test_worker_runs_unless_stopped_before_start(when: str, runs: bool) -> None:
     built: list[_Worker] = []
 
     def build() -> _Worker:

@@ -34,7 +34,7 @@ def answered(batch: BatchId, line: int, *, succeeded: bool = True) -> Finished:
     return Finished(batch, line, succeeded, 1, Usage(3, 5))
 
 
-def test_each_batch_of_a_set_is_told_of_in_its_own_trace() -> None:
+def test_claimed_set_has_one_span_in_each_batch_trace() -> None:
     exporter = InMemorySpanExporter()
     tracer = OpenTelemetryTracer({}, exporter)
     claims = [claim(ONE, 1), claim(TWO, 1), claim(ONE, 2), claim(ONE, 3), claim(OLD, 1)]
@@ -87,7 +87,7 @@ def test_each_batch_of_a_set_is_told_of_in_its_own_trace() -> None:
     assert shares[format_batch_id(OLD)].parent is None
 
 
-def test_only_sets_with_bad_news_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_sets_with_unsuccessful_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for ending in (answered(ONE, 1), Returned(ONE, 1, "gone", interrupted=True)):
         spans = SetSpans(UNTRACED, Pool.SPOT, [claim(ONE, 1)])

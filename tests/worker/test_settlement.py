@@ -42,7 +42,7 @@ def _settle(
 
 @pytest.mark.parametrize("before", [0, 1, 2, 9])
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_success_ends_the_line(before: int, status: int) -> None:
+def test_success_finishes_request(before: int, status: int) -> None:
     outcome = Answered(status, b"{}", "req", Usage(3, 4))
     assert _settle(outcome, before) == Finished(
         BATCH, 4, succeeded=True, attempts=before + 1, usage=Usage(3, 4),
@@ -51,13 +51,13 @@ def test_success_ends_the_line(before: int, status: int) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 9])
-def test_an_interruption_never_counts(before: int) -> None:
+def test_interruption_counts_no_attempt(before: int) -> None:
     assert _settle(Interrupted("gone"), before) == Returned(BATCH, 4, "gone", interrupted=True)
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("status", [400, 404, 405, 422])
-def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, status: int) -> None:
+def test_permanent_failure_finishes_without_dead_letter(before: int, status: int) -> None:
     ended = _settle(Answered(status, b"{}"), before)
     assert isinstance(ended, Finished)
     assert (ended.succeeded, ended.dead_letter, ended.attempts) == (False, False, before + 1)
@@ -72,14 +72,14 @@ def test_a_permanent_failure_ends_at_once_without_a_dead_letter(before: int, sta
     ],
 )
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_transient_failure_is_tried_again(outcome: Outcome, reason: str, before: int) -> None:
+def test_transient_failure_is_retried_after_delay(outcome: Outcome, reason: str, before: int) -> None:
     again = _settle(outcome, before)
     assert isinstance(again, Returned)
     assert (again.reason, again.failed, again.interrupted) == (reason, True, False)
     assert 2.0**before <= again.delay <= 2.0 ** (before + 1)
 
 
-def test_the_last_transient_failure_is_a_dead_letter_with_the_answer() -> None:
+def test_last_transient_failure_is_dead_lettered_with_response() -> None:
     ended = _settle(Answered(500, b'{"error":1}', "req"), 2)
     assert ended == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), status_code=500, request_id="req",
@@ -87,7 +87,7 @@ def test_the_last_transient_failure_is_a_dead_letter_with_the_answer() -> None:
     )  # fmt: skip
 
 
-def test_the_last_silence_is_a_dead_letter_with_its_code() -> None:
+def test_last_timeout_is_dead_lettered_with_error_code() -> None:
     ended = _settle(Unanswered("timeout", "too slow"), 2)
     assert ended == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), error_code="timeout",
@@ -105,7 +105,7 @@ ENGINE_FAULTS = {
 
 @pytest.mark.parametrize("outcome", ENGINE_FAULTS.values(), ids=ENGINE_FAULTS.keys())
 @pytest.mark.parametrize("before", [0, 2, 9])
-def test_an_engines_fault_never_counts_nor_ends_a_request(outcome: Outcome, before: int) -> None:
+def test_engine_fault_releases_request_without_attempt(outcome: Outcome, before: int) -> None:
     back = _settle(outcome, before, Fault.ENGINE)
     assert isinstance(back, Returned)
     assert (back.delay, back.failed, back.interrupted) == (0.0, False, False)
@@ -119,7 +119,7 @@ def test_an_engines_fault_never_counts_nor_ends_a_request(outcome: Outcome, befo
     ("retry_after", "due_in", "delay"),
     [(3.0, math.inf, 3.0), (1e12, math.inf, 8.0), (1e12, 12.0, 2.0), (1e12, 4.0, 0.0)],
 )
-def test_back_pressure_never_counts_and_waits_no_longer_than_it_may(
+def test_back_pressure_counts_no_attempt_and_delay_is_bounded(
     before: int, retry_after: float, due_in: float, delay: float
 ) -> None:
     busy = Answered(429, b"{}", retry_after=retry_after)
@@ -129,7 +129,7 @@ def test_back_pressure_never_counts_and_waits_no_longer_than_it_may(
     assert back.delay == delay
 
 
-def test_a_bad_input_ends_the_request_without_an_attempt() -> None:
+def test_bad_input_finishes_request_without_attempt() -> None:
     ended = _settle(BadInput("input_corrupt", "not what was uploaded"), 1, Fault.INPUT)
     assert ended == Finished(
         BATCH, 4, succeeded=False, attempts=1, usage=Usage(), error_code="input_corrupt",

@@ -55,7 +55,7 @@ def _finished(world: World) -> int:
     return int(world.value("SELECT count(*) FROM results"))
 
 
-def test_enough_lines_are_written_at_once(world: World) -> None:
+def test_enough_results_are_written_in_one_settlement(world: World) -> None:
     world.batch(30)
 
     async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
@@ -67,7 +67,7 @@ def test_enough_lines_are_written_at_once(world: World) -> None:
     assert _settle(world, FlushRules(10, 600), during).completed == 30
 
 
-def test_few_lines_are_written_after_the_interval(world: World) -> None:
+def test_few_results_are_written_after_interval(world: World) -> None:
     world.batch(3)
 
     async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
@@ -77,7 +77,7 @@ def test_few_lines_are_written_after_the_interval(world: World) -> None:
     _settle(world, FlushRules(1000, 0.02), during)
 
 
-def test_a_line_that_cannot_be_stored_fails_alone(world: World) -> None:
+def test_unstorable_result_fails_only_its_request(world: World) -> None:
     batch = world.batch(4)
 
     async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
@@ -97,7 +97,7 @@ def test_a_line_that_cannot_be_stored_fails_alone(world: World) -> None:
     assert world.row(batch).status == "finalizing"
 
 
-def test_an_outage_delays_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outage_delays_results_and_loses_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
     world.batch(20)
 
@@ -112,7 +112,7 @@ def test_an_outage_delays_and_loses_nothing(world: World, monkeypatch: pytest.Mo
     assert _settle(world, FlushRules(5, 0.01), during).completed == 20
 
 
-def test_draining_writes_all_and_gives_up_in_time(
+def test_drain_writes_pending_results_and_times_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
@@ -131,7 +131,7 @@ def test_draining_writes_all_and_gives_up_in_time(
     assert world.value("SELECT count(*) FROM queue") == 1
 
 
-def test_without_a_lease_results_are_dropped(world: World) -> None:
+def test_results_without_lease_are_dropped(world: World) -> None:
     world.batch(1)
 
     async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
@@ -143,7 +143,7 @@ def test_without_a_lease_results_are_dropped(world: World) -> None:
     _settle(world, FlushRules(100, 600), during)
 
 
-def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
+def test_results_are_counted_as_in_time_or_late(world: World) -> None:
     world.batch(3, due_in=1000)
     world.batch(2, due_in=-1)
 
@@ -161,7 +161,7 @@ def test_lines_are_judged_by_the_databases_clock(world: World) -> None:
     assert meter.replica_seconds == 2.0
 
 
-def test_large_results_are_written_a_few_at_a_time(
+def test_large_results_are_split_by_statement_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
@@ -194,7 +194,7 @@ def test_large_results_are_written_a_few_at_a_time(
     assert [row.size for row in stored] == [*[3 * mib] * 5, 9 * mib, 10]
 
 
-def test_discarded_results_take_no_room(world: World) -> None:
+def test_discarded_results_free_budget(world: World) -> None:
     world.batch(2)
 
     async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:

@@ -15,7 +15,7 @@ def _pressed(throttle: Throttle, now: float, wait: float | None = None) -> Throt
     return throttle.pressed(now, RNG, cap=120.0, wait=wait)
 
 
-def test_each_round_halves_it_once() -> None:
+def test_back_pressure_halves_limit_once_per_round() -> None:
     throttle = Throttle.of(32)
     for now, limit in ((0.0, 16), (200.0, 8), (400.0, 4), (600.0, 2), (800.0, 1), (1000.0, 1)):
         throttle = _pressed(_pressed(throttle, now), now)
@@ -23,7 +23,7 @@ def test_each_round_halves_it_once() -> None:
         assert throttle.in_flight(now + 120.0) == limit
 
 
-def test_a_round_of_successes_adds_one() -> None:
+def test_round_of_successes_raises_limit_by_one() -> None:
     throttle = _pressed(Throttle.of(32), 0.0)
     throttle = throttle.succeeded(8).succeeded(8)
     assert throttle.in_flight(300.0) == 16
@@ -35,18 +35,18 @@ def test_a_round_of_successes_adds_one() -> None:
 
 
 @pytest.mark.parametrize(("wait", "pause"), [(7.0, 7.0), (0.0, 0.0), (1e12, 120.0), (120.0, 120.0)])
-def test_the_engines_own_wait_is_kept_up_to_the_cap(wait: float, pause: float) -> None:
+def test_retry_after_is_honored_up_to_cap(wait: float, pause: float) -> None:
     throttle = _pressed(Throttle.of(8), 100.0, wait)
     assert throttle.paused_until == 100.0 + pause
 
 
-def test_a_longer_wait_within_a_round_lengthens_it() -> None:
+def test_longer_retry_after_extends_pause() -> None:
     throttle = _pressed(_pressed(Throttle.of(8), 100.0, 5.0), 101.0, 50.0)
     assert throttle.paused_until == 151.0
     assert _pressed(throttle, 102.0, 1.0).paused_until == 151.0
 
 
-def test_without_one_pauses_double() -> None:
+def test_pauses_double_without_retry_after() -> None:
     throttle, pauses, now = Throttle.of(8), [], 0.0
     for _ in range(10):
         throttle = _pressed(throttle, now)
