@@ -1,4 +1,4 @@
-"""Batches of which some lines are dead letters, with their bytes in a store."""
+"""Batches with dead letters, and their input in a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowtide.queue.claims import Claim, Finished
     from tests.worlds import World
 
-# What a line must keep: spaces, the order of fields, escapes, numbers.
+# Details that a requeue must preserve: spaces, the order of fields, escapes, numbers.
 ODD = (
     b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m"}}',
     b'  {"body" : {"model":"m", "n":1.0E+2, "t":"\\u00e9\\/"},  "url":"/v1/embeddings","method":"POST", "custom_id":"%d"}\t',
@@ -42,7 +42,7 @@ def batch_of_lines(
     tenant: TenantId = DEFAULT_TENANT,
     **changes: Any,
 ) -> BatchId:
-    """Create and split a batch of these lines; the last has no line feed."""
+    """Create and split a batch of these lines; the last one has no line feed."""
     lines = list(lines)
     file = world.file(tenant, lines=len(lines))
     with store.open_writer(file.object_key) as writer:
@@ -54,7 +54,7 @@ def batch_of_lines(
 
 
 def dead(claim: Claim, status_code: int | None = 500) -> Finished:
-    """Return the last failure of a line: an HTTP error, or no answer at all."""
+    """Return the last failure of a request: an HTTP error, or no answer."""
     failed = replace(done(claim, succeeded=False, body=ANSWER), dead_letter=True)
     if status_code is not None:
         return replace(failed, status_code=status_code)
@@ -70,7 +70,7 @@ def dead(claim: Claim, status_code: int | None = 500) -> Finished:
 def bury(
     world: World, batch: BatchId, lines: Collection[int], *, status_code: int | None = 500
 ) -> list[LetterId]:
-    """Settle what waits: these lines of the batch die, all others succeed."""
+    """Settle all waiting requests: dead-letter these of the batch, complete all others."""
     lease = world.queue.open_lease(Pool.SPOT, "w")
     while claims := world.queue.claim(lease, Pool.SPOT, 1000):
         finished = [

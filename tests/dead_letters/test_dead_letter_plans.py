@@ -1,4 +1,4 @@
-"""The plans of the statements about dead letters: an index each, and no sort of all of them."""
+"""Query plans of the statements on dead letters: an index each, and no sort of all letters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BIG = {"dead_letters", "requests", "results", "batches"}
 
 @pytest.fixture(scope="module")
 def loaded(shared_database: Database) -> World:
-    """40,000 letters of two tenants, one in a hundred of them open, one in fifty without an answer."""
+    """40,000 letters of two tenants: one in a hundred open, one in fifty timed out."""
     world = World(emptied(shared_database))
     other = world.tenant("other")
     ids = [str(new_id()) for _ in range(BATCHES)]
@@ -63,7 +63,7 @@ def loaded(shared_database: Database) -> World:
     return world
 
 
-def _a_batch(world: World) -> BatchId:
+def _any_batch(world: World) -> BatchId:
     return BatchId(
         world.value(
             "SELECT min(id::text)::uuid FROM batches WHERE tenant_id = :tenant",
@@ -73,14 +73,14 @@ def _a_batch(world: World) -> BatchId:
 
 
 def _check(nodes: list[dict[str, Any]], *indexes: str) -> None:
-    """Assert that letters are read off one of these indexes, and that nothing big is scanned or sorted."""
+    """Check that only these indexes of letters are used, and nothing big is scanned or sorted."""
     scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
     assert scanned == set()
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     of_letters = {name for name in used if name.startswith("dead_letters_")}
     assert of_letters
     assert of_letters <= set(indexes)
-    # What a page brings may be sorted; what it is taken from may not.
+    # The rows of a page may be sorted, but not the rows that it is selected from.
     below_limit = [node for node in nodes if node["Node Type"] == "Limit"]
     for limit in below_limit:
         assert not any(child["Node Type"] == "Sort" for child in limit.get("Plans", []))
@@ -104,9 +104,9 @@ FILTERS = [
 ]
 
 
-def _wanted(world: World, fields: dict[str, Any]) -> dict[str, object]:
+def _filter_parameters(world: World, fields: dict[str, Any]) -> dict[str, object]:
     if "batch" in fields:
-        fields = {**fields, "batch": _a_batch(world)}
+        fields = {**fields, "batch": _any_batch(world)}
     return matches(DEFAULT_TENANT, LetterFilter(**fields))
 
 
@@ -116,9 +116,9 @@ def _wanted(world: World, fields: dict[str, Any]) -> dict[str, object]:
 def test_page_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...], role: str, *, after: bool
 ) -> None:
-    values = _wanted(loaded, fields) | {
+    values = _filter_parameters(loaded, fields) | {
         "at": datetime.now(UTC) if after else None,
-        "after_batch": _a_batch(loaded),
+        "after_batch": _any_batch(loaded),
         "after_line": 7,
         "limit": 101,
     }
@@ -130,8 +130,8 @@ def test_page_query_uses_index(
 def test_download_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
 ) -> None:
-    values = _wanted(loaded, fields) | {
-        "after_batch": _a_batch(loaded), "after_line": 7, "limit": 1000,
+    values = _filter_parameters(loaded, fields) | {
+        "after_batch": _any_batch(loaded), "after_line": 7, "limit": 1000,
     }  # fmt: skip
     nodes = plan_nodes(loaded.worker, dead_letters_store.PLACES, **values)
     scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
@@ -144,14 +144,14 @@ def test_download_query_uses_index(
 def test_oldest_open_letters_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
 ) -> None:
-    values = _wanted(loaded, {**fields, "state": LetterState.OPEN})
+    values = _filter_parameters(loaded, {**fields, "state": LetterState.OPEN})
     nodes = plan_nodes(loaded.worker, requeue_store.MATCHING, **values, most=50_000)
     _check(nodes, *indexes, "dead_letters_by_state", "dead_letters_of_batch")
 
 
 @pytest.mark.parametrize("count", [1, 1000])
 def test_named_letters_queries_use_index(loaded: World, count: int) -> None:
-    keys = {"batch": _a_batch(loaded), "lines": list(range(1, count + 1))}
+    keys = {"batch": _any_batch(loaded), "lines": list(range(1, count + 1))}
     ended = {"state": "discarded", "target": None, "actor": "a", "key": None, "digest": None}
     for sql, more in ((requeue_store.NAMED, {}), (requeue_store.END, ended)):
         nodes = plan_nodes(loaded.worker, sql, tenant=DEFAULT_TENANT, **keys, **more)
@@ -159,16 +159,16 @@ def test_named_letters_queries_use_index(loaded: World, count: int) -> None:
         _check(nodes, *by_key, "dead_letters_by_state")
 
 
-@pytest.fixture(params=["never looked", "looked at an empty table"])
+@pytest.fixture(params=["never analyzed", "analyzed while empty"])
 def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
-    """A batch of dead letters that the statistics do not know."""
+    """Database with a batch of dead letters that its statistics do not cover."""
     server = database.server
     admin = admin_engine(server.url(SUPERUSER, server.cluster.password, database.name))
     batch = "00000000-0000-7000-8000-000000000001"
     with admin.connect() as connection:
         for table in sorted(BIG):
             connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
-            if request.param != "never looked":
+            if request.param != "never analyzed":
                 connection.execute(text(f"VACUUM ANALYZE {table}"))
         for statement in (
             """INSERT INTO requests SELECT cast(:batch AS uuid), line, :tenant, line * 100, 90,
@@ -190,10 +190,10 @@ def test_ending_letters_reads_few_pages_per_letter(stale: Database, role: str) -
     for sql, more in ((requeue_store.NAMED, {}), (requeue_store.END, ended)):
         with acting_for(stale.engine(role), DEFAULT_TENANT) as connection:
             explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}")
-            found = connection.execute(explain, values | more).scalar_one()
+            output = connection.execute(explain, values | more).scalar_one()
             connection.rollback()
-        plan = (found if isinstance(found, list) else json.loads(found))[0]
-        # Pages, which rows that are compared again and again show in, too.
+        plan = (output if isinstance(output, list) else json.loads(output))[0]
+        # The page count also reveals rows that are compared repeatedly.
         assert plan["Plan"]["Shared Hit Blocks"] < STALE_LINES * 60
         assert plan["Execution Time"] < STALE_LINES * 0.5
 
@@ -204,7 +204,7 @@ def test_idempotency_key_query_uses_index(loaded: World) -> None:
 
 
 def test_answers_query_uses_primary_keys(loaded: World) -> None:
-    values = {"tenant": DEFAULT_TENANT, "batch": _a_batch(loaded), "lines": [1, 2, 3]}
+    values = {"tenant": DEFAULT_TENANT, "batch": _any_batch(loaded), "lines": [1, 2, 3]}
     nodes = plan_nodes(loaded.worker, dead_letters_store.ANSWERS, **values)
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     assert used == {"requests_pkey", "results_pkey"}

@@ -1,4 +1,4 @@
-"""What is decided about dead letters without looking anywhere."""
+"""Rules of dead letters that need no database."""
 
 from __future__ import annotations
 
@@ -39,16 +39,18 @@ def _places(*batches: BatchId) -> list[LetterPlace]:
     [
         pytest.param(None, {}, id="none"),
         pytest.param({"team": "harbour"}, {"team": "harbour"}, id="some"),
-        pytest.param({"dead_letters_of": "batch_x", "a": "b"}, {"a": "b"}, id="letters of letters"),
+        pytest.param(
+            {"dead_letters_of": "batch_x", "a": "b"}, {"a": "b"}, id="letters of a requeue"
+        ),
         pytest.param({str(n): "v" for n in range(16)}, {str(n): "v" for n in range(15)}, id="full"),
     ],
 )
 def test_requeue_metadata_keeps_fields_and_names_source(
     metadata: dict[str, str] | None, kept: dict[str, str]
 ) -> None:
-    made = requeue_metadata(_source(metadata))
-    assert made == kept | {"dead_letters_of": format_batch_id(FIRST)}
-    assert len(made) <= 16
+    metadata_of_requeue = requeue_metadata(_source(metadata))
+    assert metadata_of_requeue == kept | {"dead_letters_of": format_batch_id(FIRST)}
+    assert len(metadata_of_requeue) <= 16
 
 
 def test_requeue_file_is_named_after_source() -> None:
@@ -56,7 +58,7 @@ def test_requeue_file_is_named_after_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "shown"),
+    ("letter_filter", "expected"),
     [
         (LetterFilter(), "all"),
         (LetterFilter(error_code="timeout"), "error_code=timeout"),
@@ -66,8 +68,8 @@ def test_requeue_file_is_named_after_source() -> None:
         ),
     ],
 )
-def test_filter_is_formatted_for_audit_log(wanted: LetterFilter, shown: str) -> None:
-    assert str(wanted) == shown
+def test_filter_is_formatted_for_audit_log(letter_filter: LetterFilter, expected: str) -> None:
+    assert str(letter_filter) == expected
 
 
 def test_letters_are_grouped_by_batch() -> None:
@@ -75,10 +77,10 @@ def test_letters_are_grouped_by_batch() -> None:
     assert by_batch(places) == {FIRST: [places[0], places[2]], SECOND: [places[1]]}
 
 
-@pytest.mark.parametrize(("most", "kept"), [(0, []), (1, [0, 2]), (2, [0, 1, 2])])
-def test_letters_are_limited_to_few_sources(most: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(("max_sources", "kept"), [(0, []), (1, [0, 2]), (2, [0, 1, 2])])
+def test_letters_are_limited_to_few_sources(max_sources: int, kept: list[int]) -> None:
     places = _places(FIRST, SECOND, FIRST)
-    assert of_few_sources(places, most) == [places[number] for number in kept]
+    assert of_few_sources(places, max_sources) == [places[number] for number in kept]
 
 
 def test_already_requeued_sums_earlier_requeues() -> None:
@@ -90,12 +92,14 @@ def test_already_requeued_sums_earlier_requeues() -> None:
     st.lists(st.tuples(st.sampled_from([FIRST, SECOND]), st.integers(0, 50)), max_size=30),
     st.integers(1, 100),
 )
-def test_blocks_keep_all_letters_in_order(given: list[tuple[BatchId, int]], most: int) -> None:
-    places = _places(*(batch for batch, _ in given))
-    sizes = [size for _, size in given]
-    blocks = list(in_blocks(places, sizes, most))
+def test_blocks_keep_all_letters_in_order(
+    letters: list[tuple[BatchId, int]], max_bytes: int
+) -> None:
+    places = _places(*(batch for batch, _ in letters))
+    sizes = [size for _, size in letters]
+    blocks = list(in_blocks(places, sizes, max_bytes))
     assert [place for block in blocks for place in block] == places
     size_of = dict(zip((place.line for place in places), sizes, strict=True))
     for block in blocks:
         assert len({place.batch for place in block}) == 1
-        assert len(block) == 1 or sum(size_of[place.line] for place in block) <= most
+        assert len(block) == 1 or sum(size_of[place.line] for place in block) <= max_bytes

@@ -1,4 +1,4 @@
-"""Results come back exactly as they were stored, however long, over any number of pages."""
+"""Results are read byte for byte, at any length and across any number of pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ODD = [
 ]
 
 
-def _answered(world: World, bodies: list[str]) -> BatchId:
+def _batch_with_results(world: World, bodies: list[str]) -> BatchId:
     batch = world.batch(len(bodies))
     world.run(
         "INSERT INTO results SELECT :b, tenant_id, :b, now(), now(), line, 1, 1, 200, 1, 0, true,"
@@ -34,20 +34,20 @@ def _answered(world: World, bodies: list[str]) -> BatchId:
     return batch
 
 
-def _lines(world: World, batch: BatchId) -> list[FinishedLine]:
+def _results(world: World, batch: BatchId) -> list[FinishedLine]:
     job = world.finals.job(batch)
     assert job is not None
     return list(world.finals.lines(job, ("cancelled", "It was.")))
 
 
 def test_bodies_are_read_byte_for_byte(world: World) -> None:
-    assert [line.body for line in _lines(world, _answered(world, ODD))] == ODD
+    assert [line.body for line in _results(world, _batch_with_results(world, ODD))] == ODD
 
 
 @pytest.mark.parametrize(
     ("sizes", "page_bytes"),
     [
-        pytest.param([500] * 30, 1000, id="a few a page"),
+        pytest.param([500] * 30, 1000, id="a few per page"),
         pytest.param([10] * 20 + [5000] * 3 + [10] * 20, 1000, id="long ones between"),
         pytest.param([5000] * 4, 1, id="each longer than a page"),
         pytest.param([0] * 40, 1000, id="empty"),
@@ -61,15 +61,15 @@ def test_long_bodies_shorten_pages_and_lose_no_result(
 
     def measured(page: str) -> list[FinishedLine]:
         nonlocal longest
-        lines = decode(page)
-        longest = max(longest, sum(len(line.body or "") for line in lines[:-1]))
-        return lines
+        results = decode(page)
+        longest = max(longest, sum(len(line.body or "") for line in results[:-1]))
+        return results
 
     monkeypatch.setattr(final_store, "_PAGE_BYTES", page_bytes)
     monkeypatch.setattr(final_store, "_FIRST_PAGE", 16)
     monkeypatch.setattr(final_store, "_decode_page", measured)
     bodies = [str(number % 10) * size for number, size in enumerate(sizes)]
-    found = _lines(world, _answered(world, bodies))
-    assert [line.number for line in found] == list(range(1, len(sizes) + 1))
-    assert [line.body for line in found] == bodies
+    stored = _results(world, _batch_with_results(world, bodies))
+    assert [line.number for line in stored] == list(range(1, len(sizes) + 1))
+    assert [line.body for line in stored] == bodies
     assert longest < page_bytes

@@ -1,4 +1,4 @@
-"""Output and error files: every line once, the same bytes however often it is done."""
+"""Output and error files: every request once, however often a batch is finalized."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def _finalizer(world: World, store: ObstoreObjects, sink: Sink | None = None) ->
     return Finalizer(world.finals, store, publisher, new_id=new_id)
 
 
-def _run(world: World, batch: BatchId, lines: int, good: set[int]) -> None:
+def _run(world: World, batch: BatchId, requests: int, succeeded: set[int]) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    claims = world.queue.claim(lease, Pool.SPOT, lines)
-    ended = [
-        done(c, succeeded=c.line in good, body=json.dumps({"é": c.line}).encode()) for c in claims
+    claims = world.queue.claim(lease, Pool.SPOT, requests)
+    results = [
+        done(c, succeeded=c.line in succeeded, body=json.dumps({"é": c.line}).encode())
+        for c in claims
     ]
-    world.queue.settle(lease, ended, [])
+    world.queue.settle(lease, results, [])
     assert all(claim.batch == batch for claim in claims)
 
 
@@ -47,18 +48,18 @@ def _content(world: World, store: ObstoreObjects, file: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("good", "outputs", "errors"),
+    ("succeeded", "outputs", "errors"),
     [
-        pytest.param({1, 2, 3}, [1, 2, 3], [], id="all good"),
-        pytest.param({2}, [2], [1, 3], id="some good"),
-        pytest.param(set(), [], [1, 2, 3], id="none good"),
+        pytest.param({1, 2, 3}, [1, 2, 3], [], id="all succeeded"),
+        pytest.param({2}, [2], [1, 3], id="some succeeded"),
+        pytest.param(set(), [], [1, 2, 3], id="none succeeded"),
     ],
 )
 def test_each_request_is_in_one_file(
-    world: World, good: set[int], outputs: list[int], errors: list[int]
+    world: World, succeeded: set[int], outputs: list[int], errors: list[int]
 ) -> None:
     batch, store, sink = world.batch(3), ObstoreObjects("memory://"), Sink()
-    _run(world, batch, 3, good)
+    _run(world, batch, 3, succeeded)
     _finalizer(world, store, sink).finalize(batch)
     row = world.row(batch)
     assert (row.status, row.completed, row.failed) == ("completed", len(outputs), len(errors))
@@ -122,11 +123,11 @@ def test_unavailable_store_leaves_batch_unchanged(
     _run(world, batch, 2, {1})
     before = world.contents()
 
-    def away(*_: Any) -> None:
+    def unavailable(*_: Any) -> None:
         raise Unavailable("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ObstoreWriter, "write", away)
+        patch.setattr(ObstoreWriter, "write", unavailable)
         with pytest.raises(Unavailable):
             _finalizer(world, store).finalize(batch)
     assert world.contents() == before

@@ -1,4 +1,4 @@
-"""Reading a drained batch and closing it once."""
+"""Drained batches: reading their results, and closing them once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lowtide.pipeline.final_store import FinalJob
 
 
-def _finish(world: World, batch: BatchId, lines: int) -> None:
+def _finish(world: World, batch: BatchId, requests: int) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    claims = [each for each in world.queue.claim(lease, Pool.SPOT, lines) if each.batch == batch]
+    claims = [each for each in world.queue.claim(lease, Pool.SPOT, requests) if each.batch == batch]
     world.queue.settle(lease, [done(claim, succeeded=claim.line % 2 == 1) for claim in claims], [])
 
 
@@ -109,9 +109,9 @@ def test_batch_cancelled_before_close_is_not_completed(world: World) -> None:
     assert world.row(batch).status == "cancelled"
 
 
-@pytest.mark.parametrize("lines", [1, 1999, 2000, 2001, 4000])
-def test_results_are_in_input_order_across_pages(world: World, lines: int) -> None:
-    batch, other = world.batch(lines), world.batch(5)
+@pytest.mark.parametrize("requests", [1, 1999, 2000, 2001, 4000])
+def test_results_are_in_input_order_across_pages(world: World, requests: int) -> None:
+    batch, other = world.batch(requests), world.batch(5)
     world.run(
         "INSERT INTO results SELECT batch_id, tenant_id, batch_id, now(), now(), line, 1, 1, 200, 1,"
         " 0, true, false, false, 'spot', 'r', line::text FROM queue WHERE batch_id = :b AND mod(line, 3) = 0",
@@ -120,12 +120,12 @@ def test_results_are_in_input_order_across_pages(world: World, lines: int) -> No
     world.cancel(batch)
     world.cancel(other)
     job = _job(world, batch)
-    found = list(world.finals.lines(job, ("cancelled", "It was cancelled.")))
-    assert found == [
+    results = list(world.finals.lines(job, ("cancelled", "It was cancelled.")))
+    assert results == [
         FinishedLine(n, str(n), 200, "r", str(n))
         if n % 3 == 0
         else FinishedLine(n, str(n), error_code="cancelled", error_message="It was cancelled.")
-        for n in range(1, lines + 1)
+        for n in range(1, requests + 1)
     ]
 
 

@@ -1,4 +1,4 @@
-"""A split is all or nothing, and happens once."""
+"""Splits: all or nothing, and only once."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_killed_split_leaves_nothing(world: World) -> None:
 def test_concurrent_splits_succeed_once(world: World) -> None:
     for _ in range(5):
         batch = world.new_batch()
-        done = together(*[partial(world.split, batch, 50)] * 3)
-        assert sorted(done) == [False, False, True]
+        results = together(*[partial(world.split, batch, 50)] * 3)
+        assert sorted(results) == [False, False, True]
         assert world.lines("queue", batch) == list(range(1, 51))
 
 
@@ -137,11 +137,11 @@ def test_batch_cancelled_during_split_queues_nothing(world: World, before: str) 
     slow = world.own_engine("worker")
     splitter = World(world.database)
     splitter.splits._engine = slow
-    with gate(slow, before="CREATE TEMPORARY TABLE" if "COPY" in before else before) as held:
+    with gate(slow, before="CREATE TEMPORARY TABLE" if "COPY" in before else before) as stopped:
         split = Running(lambda: splitter.split(batch, 20))
-        held.wait()
+        stopped.wait()
         assert world.cancel(batch) is True
-        held.opened.set()
+        stopped.opened.set()
         assert split.result() is False
     assert world.lines("queue", batch) == []
     assert world.lines("requests", batch) == []
@@ -155,12 +155,12 @@ def test_cancel_waits_for_split_that_started_batch(world: World) -> None:
     slow = world.own_engine("worker")
     splitter = World(world.database)
     splitter.splits._engine = slow
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="COMMIT") as stopped:
         split = Running(lambda: splitter.split(batch, 20))
-        held.wait()
+        stopped.wait()
         cancelled = Running(lambda: world.cancel(batch))
         world.blocked()
-        held.opened.set()
+        stopped.opened.set()
         assert split.result() is True
         assert cancelled.result() is True
     assert world.lines("queue", batch) == []

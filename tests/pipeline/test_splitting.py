@@ -1,4 +1,4 @@
-"""From a stored file to queued lines, or to a failed batch."""
+"""Splitting a stored file into queued requests, or failing its batch."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_valid_file_is_queued_once(world: World) -> None:
         pytest.param(
             line("a") + b"{}\n",
             ["missing_custom_id", "invalid_method", "invalid_url", "missing_body"],
-            id="a bad line",
+            id="invalid line",
         ),
-        pytest.param(line("a", url="/v1/responses"), ["invalid_url"], id="another endpoint"),
-        pytest.param(line("a") * 2, ["duplicate_custom_id"], id="at the very end"),
-        pytest.param(None, ["input_missing"], id="lost from the store"),
+        pytest.param(line("a", url="/v1/responses"), ["invalid_url"], id="wrong endpoint"),
+        pytest.param(line("a") * 2, ["duplicate_custom_id"], id="duplicate in the last line"),
+        pytest.param(None, ["input_missing"], id="missing from the store"),
     ],
 )
 def test_invalid_file_fails_batch_and_queues_nothing(

@@ -1,8 +1,7 @@
-"""Many batches, many ticks, the worst spot pool there could be: no deadline that held is missed.
+"""Many batches and ticks beside the worst possible spot pool: no safe deadline is missed.
 
-Dedicated runs whole lines, earliest deadline first, a line a place; replicas start and stop as the
-plan wants. Spot workers take lines, keep them, give them back or finish them as a random adversary
-likes, between any two ticks.
+Dedicated runs one request per place, earliest deadline first; replicas start and stop as planned.
+Between two ticks a random adversary lets spot workers claim, keep, release or finish requests.
 """
 
 from __future__ import annotations
@@ -29,30 +28,30 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(eq=False)
-class Lines:
-    """Lines of a batch by where they are."""
+class BatchRequests:
+    """The requests of a batch by place."""
 
     due: float
     spot: int
-    held: int = 0
+    claimed: int = 0
     dedicated: int = 0
     ended: float = 0.0
 
     @property
     def open(self) -> int:
-        return self.spot + self.held + self.dedicated
+        return self.spot + self.claimed + self.dedicated
 
 
 @dataclass
-class Yard:
-    """Dedicated replicas: when each is warm, and when each is done with its line, and whose it is."""
+class DedicatedPool:
+    """Dedicated replicas: when each is warm, when its request ends, and of which batch that is."""
 
     capacity: Capacity
-    batches: list[Lines]
+    batches: list[BatchRequests]
     warm: list[float] = field(default_factory=list)
-    busy: list[tuple[float, Lines] | None] = field(default_factory=list)
+    busy: list[tuple[float, BatchRequests] | None] = field(default_factory=list)
 
-    def running(self, batch: Lines) -> int:
+    def running(self, batch: BatchRequests) -> int:
         return sum(each is not None and each[1] is batch for each in self.busy)
 
     def resize(self, replicas: int, now: float) -> None:
@@ -62,7 +61,7 @@ class Yard:
             self.busy.append(None)
 
     def run(self, now: float, until: float) -> None:
-        """Work, line by line; a line in hand counts as dedicated's until it has ended."""
+        """Run request by request; a running one counts as dedicated until it has ended."""
         free = [(max(now, warm), number) for number, warm in enumerate(self.warm)]
         events = [
             (each[0], number, each[1]) if each else (start, number, None)
@@ -96,44 +95,44 @@ class Yard:
             heapq.heappush(order, (at + 1 / self.capacity.rate, number))
 
 
-def _plan(yard: Yard, now: float) -> Plan:
+def _plan(dedicated: DedicatedPool, now: float) -> Plan:
     batches = []
-    for number, each in enumerate(yard.batches):
-        running = yard.running(each)
+    for number, each in enumerate(dedicated.batches):
+        running = dedicated.running(each)
         due = NOW + timedelta(seconds=each.due)
         id_ = BatchId(uuid.UUID(int=number))
         waiting = each.dedicated - running
-        batches.append(OpenBatch(id_, due, each.spot, each.held, waiting, running))
-    starts = [max(0.0, warm - now) for warm in yard.warm]
-    return plan_tick(batches, NOW + timedelta(seconds=now), yard.capacity, starts)
+        batches.append(OpenBatch(id_, due, each.spot, each.claimed, waiting, running))
+    starts = [max(0.0, warm - now) for warm in dedicated.warm]
+    return plan_tick(batches, NOW + timedelta(seconds=now), dedicated.capacity, starts)
 
 
-def _apply(yard: Yard, plan: Plan) -> None:
+def _apply(dedicated: DedicatedPool, plan: Plan) -> None:
     for move in plan.escalations:
-        batch = yard.batches[move.batch.int]
+        batch = dedicated.batches[move.batch.int]
         batch.spot -= move.lines
         batch.dedicated += move.lines
     for move in plan.returns:
-        batch = yard.batches[move.batch.int]
+        batch = dedicated.batches[move.batch.int]
         batch.dedicated -= move.lines
         batch.spot += move.lines
     for move in plan.revocations:
-        batch = yard.batches[move.batch.int]
-        batch.held -= move.lines
+        batch = dedicated.batches[move.batch.int]
+        batch.claimed -= move.lines
         batch.dedicated += move.lines
 
 
-def _meddle(batches: list[Lines], rng: Random, *, hoard: bool, helpful: bool) -> None:
+def _disturb(batches: list[BatchRequests], rng: Random, *, hoard: bool, helpful: bool) -> None:
     for batch in batches:
-        taken = batch.spot if hoard else rng.randint(0, batch.spot)
-        batch.spot -= taken
-        batch.held += taken
+        claimed = batch.spot if hoard else rng.randint(0, batch.spot)
+        batch.spot -= claimed
+        batch.claimed += claimed
         if not hoard:
-            back = rng.randint(0, batch.held)
-            batch.held -= back
-            batch.spot += back
+            released = rng.randint(0, batch.claimed)
+            batch.claimed -= released
+            batch.spot += released
         if helpful:
-            batch.held -= rng.randint(0, batch.held) // 4
+            batch.claimed -= rng.randint(0, batch.claimed) // 4
 
 
 @settings(max_examples=150)
@@ -159,13 +158,13 @@ def test_safe_batches_meet_deadlines_whatever_spot_does(
     twice: bool,
     rng: Random,
 ) -> None:
-    # One line's time: a replica in the middle of a line of a later batch ends it first.
+    # The time of one request: a replica first finishes the running request of a later batch.
     margin = 1 / rate
     capacity = Capacity(rate, replicas, cold_start, margin, tick, in_flight=1)
-    batches = [Lines(float(due), lines) for due, lines in sizes]
-    yard = Yard(capacity, batches)
+    batches = [BatchRequests(float(due), requests) for due, requests in sizes]
+    dedicated = DedicatedPool(capacity, batches)
     now = 0.0
-    at_start = _plan(yard, now)
+    at_start = _plan(dedicated, now)
     ordered = sorted(batches, key=lambda each: (each.due, batches.index(each)))
     safe = []
     demand = 0
@@ -175,20 +174,20 @@ def test_safe_batches_meet_deadlines_whatever_spot_does(
         if demand > replicas * rate * max(0.0, room):
             break
         safe.append(each)
-    # What is due behind the first batch that cannot be held is not promised anything either.
+    # Nothing is promised to batches with later deadlines than the first infeasible one.
     assert all(BatchId(uuid.UUID(int=batches.index(each))) not in at_start.at_risk for each in safe)
     while any(each.open for each in safe) and now < 10_000:
-        plan = _plan(yard, now)
-        _apply(yard, plan)
-        # Lines in the hands of a replica that is stopped wait again, and may go back to spot.
-        repeated = twice and plan.replicas >= len(yard.warm)
-        yard.resize(plan.replicas, now)
+        plan = _plan(dedicated, now)
+        _apply(dedicated, plan)
+        # Requests of a stopped replica wait again, and may return to spot.
+        repeated = twice and plan.replicas >= len(dedicated.warm)
+        dedicated.resize(plan.replicas, now)
         if repeated:
-            again = _plan(yard, now)
+            again = _plan(dedicated, now)
             assert (again.escalations, again.returns, again.revocations) == ((), (), ())
         until = now + tick
-        _meddle(batches, rng, hoard=hoard, helpful=helpful)
-        yard.run(now, until)
+        _disturb(batches, rng, hoard=hoard, helpful=helpful)
+        dedicated.run(now, until)
         for each in safe:
             assert each.open == 0 or until <= each.due
             assert each.ended <= each.due

@@ -1,4 +1,4 @@
-"""Measured rates and what is counted on."""
+"""Measured rates and their lower bounds."""
 
 from __future__ import annotations
 
@@ -29,25 +29,29 @@ def test_prior_applies_without_data() -> None:
         pytest.param(
             [RateSample(800, 100.0)] * 100, 4.0, 8.0, id="steady, faster: the prior fades"
         ),
-        pytest.param([RateSample(0, 100.0)] * 100, 4.0, 0.04, id="nothing ends: not nothing"),
+        pytest.param([RateSample(0, 100.0)] * 100, 4.0, 0.04, id="nothing finished: above zero"),
     ],
 )
-def test_lower_bound_approaches_steady_rate(samples: list[RateSample], prior: float, bound: float) -> None:
+def test_lower_bound_approaches_steady_rate(
+    samples: list[RateSample], prior: float, bound: float
+) -> None:
     assert Rate().fold(samples).lower_bound(prior) == pytest.approx(bound, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("lines", "seconds", "least", "most"),
+    ("requests", "seconds", "minimum", "maximum"),
     [
-        pytest.param(0, 10.0, 0.9, 1.5, id="nothing ended in the first ten seconds"),
+        pytest.param(0, 10.0, 0.9, 1.5, id="nothing finished in the first ten seconds"),
         pytest.param(20, 10.0, 1.99, 2.0, id="the first ten seconds as expected"),
         pytest.param(10, 10.0, 1.0, 1.9, id="the first ten seconds at half"),
         pytest.param(40, 10.0, 1.0, 2.2, id="the first ten seconds at twice"),
         pytest.param(600, 600.0, 0.6, 1.0, id="ten minutes at half"),
     ],
 )
-def test_single_sample_moves_lower_bound_partly(lines: int, seconds: float, least: float, most: float) -> None:
-    assert least <= Rate().fold([RateSample(lines, seconds)]).lower_bound(2.0) <= most
+def test_single_sample_moves_lower_bound_partly(
+    requests: int, seconds: float, minimum: float, maximum: float
+) -> None:
+    assert minimum <= Rate().fold([RateSample(requests, seconds)]).lower_bound(2.0) <= maximum
 
 
 def test_sample_counts_half_after_half_life() -> None:

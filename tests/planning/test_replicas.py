@@ -1,4 +1,4 @@
-"""How many replicas a queue wants."""
+"""Replicas desired for a queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
 
 
 @pytest.mark.parametrize(
-    ("rows", "per_replica", "most", "replicas"),
+    ("rows", "per_replica", "max_replicas", "replicas"),
     [
         pytest.param(0, 5, 10, 0, id="spot 0"),
         pytest.param(1, 5, 10, 1, id="spot 1"),
@@ -19,16 +19,18 @@ from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
         pytest.param(6, 5, 10, 2, id="spot 6"),
         pytest.param(25, 5, 10, 5, id="spot 25"),
         pytest.param(26, 5, 10, 6, id="spot 26"),
-        pytest.param(1_000_000, 5, 10, 10, id="spot at most"),
+        pytest.param(1_000_000, 5, 10, 10, id="spot max"),
         pytest.param(0, 10, 2, 0, id="dedicated 0"),
         pytest.param(10, 10, 2, 1, id="dedicated 10"),
         pytest.param(11, 10, 2, 2, id="dedicated 11"),
-        pytest.param(21, 10, 2, 2, id="dedicated at most"),
+        pytest.param(21, 10, 2, 2, id="dedicated max"),
         pytest.param(7, 5, 0, 0, id="none allowed"),
     ],
 )
-def test_replicas_are_rounded_up_and_capped(rows: int, per_replica: int, most: int, replicas: int) -> None:
-    assert desired_replicas(rows, per_replica, most=most) == replicas
+def test_replicas_are_rounded_up_and_capped(
+    rows: int, per_replica: int, max_replicas: int, replicas: int
+) -> None:
+    assert desired_replicas(rows, per_replica, most=max_replicas) == replicas
 
 
 def test_minimum_applies_to_empty_pool() -> None:
@@ -36,10 +38,10 @@ def test_minimum_applies_to_empty_pool() -> None:
 
 
 @given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 1000))
-def test_replicas_suffice_without_excess(rows: int, per_replica: int, most: int) -> None:
-    replicas = desired_replicas(rows, per_replica, most=most)
-    assert 0 <= replicas <= most
-    assert replicas == most or replicas * per_replica >= rows
+def test_replicas_suffice_without_excess(rows: int, per_replica: int, max_replicas: int) -> None:
+    replicas = desired_replicas(rows, per_replica, most=max_replicas)
+    assert 0 <= replicas <= max_replicas
+    assert replicas == max_replicas or replicas * per_replica >= rows
     assert replicas == 0 or (replicas - 1) * per_replica < rows
 
 
@@ -50,7 +52,7 @@ def test_replicas_suffice_without_excess(rows: int, per_replica: int, most: int)
 def test_pool_without_engine_gains_no_replicas(
     stranded: int, planned: int | None, replicas: int
 ) -> None:
-    found = scaled_replicas(
+    scaled = scaled_replicas(
         Depth(99, 0), PoolScale(5, 4), planned=planned, paused=False, stranded=stranded
     )
-    assert found == replicas
+    assert scaled == replicas

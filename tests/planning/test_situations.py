@@ -1,4 +1,4 @@
-"""What the scheduler knows."""
+"""Scheduler state: starts, measured capacity, and the decisions that follow."""
 
 from __future__ import annotations
 
@@ -27,46 +27,48 @@ def _ago(seconds: float) -> datetime:
     ("present", "wished", "starts"),
     [
         pytest.param(0, [], [], id="none"),
-        pytest.param(2, [], [0.0, 0.0], id="there unasked"),
-        pytest.param(0, [60.0, 0.0], [120.0, 180.0], id="on their way"),
-        pytest.param(1, [60.0, 20.0], [0.0, 160.0], id="the first has come"),
+        pytest.param(2, [], [0.0, 0.0], id="present, not wanted"),
+        pytest.param(0, [60.0, 0.0], [120.0, 180.0], id="starting"),
+        pytest.param(1, [60.0, 20.0], [0.0, 160.0], id="first one present"),
         pytest.param(0, [180.0], [180.0], id="overdue"),
-        pytest.param(0, [-5.0], [180.0], id="wished by a clock ahead"),
-        pytest.param(2, [60.0], [0.0, 0.0], id="more than wished"),
+        pytest.param(0, [-5.0], [180.0], id="wanted in the future"),
+        pytest.param(2, [60.0], [0.0, 0.0], id="more than wanted"),
     ],
 )
-def test_starts_follow_present_and_wanted_replicas(present: int, wished: list[float], starts: list[float]) -> None:
-    situation = SchedulerState(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
-    assert situation.starts(180.0) == starts
+def test_starts_follow_present_and_wanted_replicas(
+    present: int, wished: list[float], starts: list[float]
+) -> None:
+    state = SchedulerState(NOW, (), present, tuple(_ago(seconds) for seconds in wished))
+    assert state.starts(180.0) == starts
 
 
 @pytest.mark.parametrize(
     ("wished", "replicas", "after"),
     [
         pytest.param([], 2, [0, 0], id="all new"),
-        pytest.param([90, 60], 1, [90], id="the last goes"),
-        pytest.param([90], 2, [90, 0], id="one more"),
+        pytest.param([90, 60], 1, [90], id="last one removed"),
+        pytest.param([90], 2, [90, 0], id="one added"),
         pytest.param([90], 0, [], id="none"),
     ],
 )
 def test_wishes_keep_their_times(wished: list[int], replicas: int, after: list[int]) -> None:
-    situation = SchedulerState(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
-    assert situation.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
+    state = SchedulerState(NOW, (), wished=tuple(_ago(seconds) for seconds in wished))
+    assert state.wishes(replicas) == tuple(_ago(seconds) for seconds in after)
 
 
 @pytest.mark.parametrize(
     ("models", "rates", "rate"),
     [
-        pytest.param({"a"}, {}, 2.0, id="not measured: the prior"),
+        pytest.param({"a"}, {}, 2.0, id="not measured: prior"),
         pytest.param({"a"}, {"a": SLOW}, 1.0, id="measured"),
-        pytest.param({"a", "b"}, {"a": SLOW, "b": SLOWER}, 0.5, id="the slowest"),
-        pytest.param({"a"}, {"a": SLOW, "b": SLOWER}, 1.0, id="only those that are open"),
-        pytest.param({"a"}, {"": SLOWER}, 0.5, id="of workers that ran several"),
+        pytest.param({"a", "b"}, {"a": SLOW, "b": SLOWER}, 0.5, id="slowest model"),
+        pytest.param({"a"}, {"a": SLOW, "b": SLOWER}, 1.0, id="only open models"),
+        pytest.param({"a"}, {"": SLOWER}, 0.5, id="workers of several models"),
     ],
 )
 def test_capacity_uses_measured_rate(models: set[str], rates: dict[str, Rate], rate: float) -> None:
-    situation = SchedulerState(NOW, (), models=frozenset(models), rates=rates)
-    assert situation.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
+    state = SchedulerState(NOW, (), models=frozenset(models), rates=rates)
+    assert state.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
 
 
 def test_slow_rate_and_retries_escalate_earlier() -> None:
@@ -85,15 +87,15 @@ FAST = Capacity(rate=1.0, replicas=2, cold_start=0.0, margin=0.0, tick=10.0, in_
 @pytest.mark.parametrize(
     ("paused", "left", "spot", "dedicated", "escalated", "returned", "replicas", "at_risk"),
     [
-        pytest.param((), 60, 110, 0, 10, 0, 1, False, id="nothing paused: as late as possible"),
-        pytest.param((Pool.SPOT,), 60, 110, 0, 10, 0, 1, False, id="spot: in time all the same"),
+        pytest.param((), 60, 110, 0, 10, 0, 1, False, id="none paused: as late as possible"),
+        pytest.param((Pool.SPOT,), 60, 110, 0, 10, 0, 1, False, id="spot: still in time"),
+        pytest.param((Pool.SPOT,), 60, 130, 0, 20, 0, 2, True, id="spot: infeasible batch at risk"),
+        pytest.param((), 1000, 0, 30, 0, 30, 0, False, id="none paused: returns to spot"),
+        pytest.param((Pool.SPOT,), 1000, 0, 30, 0, 0, 0, False, id="spot: nothing returns"),
         pytest.param(
-            (Pool.SPOT,), 60, 130, 0, 20, 0, 2, True, id="spot: what cannot be held is told"
+            (Pool.DEDICATED,), 60, 110, 0, 0, 0, 0, True, id="dedicated: nothing escalates"
         ),
-        pytest.param((), 1000, 0, 30, 0, 30, 0, False, id="nothing paused: back to spot"),
-        pytest.param((Pool.SPOT,), 1000, 0, 30, 0, 0, 0, False, id="spot: nothing goes back there"),
-        pytest.param((Pool.DEDICATED,), 60, 110, 0, 0, 0, 0, True, id="dedicated: takes nothing"),
-        pytest.param((Pool.DEDICATED,), 1000, 0, 30, 0, 30, 0, True, id="dedicated: all goes back"),
+        pytest.param((Pool.DEDICATED,), 1000, 0, 30, 0, 30, 0, True, id="dedicated: all returns"),
         pytest.param(tuple(Pool), 1000, 9, 30, 0, 0, 0, True, id="both: nothing moves"),
     ],
 )
@@ -118,15 +120,15 @@ def test_plan_respects_paused_pools(
 
 def test_workers_of_paused_pool_are_no_capacity() -> None:
     batch = OpenBatch(BatchId(uuid.UUID(int=1)), NOW + timedelta(seconds=60), 1)
-    situation = SchedulerState(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
-    assert decide(situation, FAST).at_risk == {batch.id}
+    state = SchedulerState(NOW, (batch,), present=2, paused=frozenset({Pool.DEDICATED}))
+    assert decide(state, FAST).at_risk == {batch.id}
 
 
 def test_replica_without_engine_does_not_count() -> None:
-    situation = SchedulerState(NOW, (), present=1, away=1)
-    assert situation.measured(CAPACITY).replicas == 1
-    nobody = SchedulerState(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
-    assert nobody.measured(CAPACITY).replicas == 0
+    state = SchedulerState(NOW, (), present=1, away=1)
+    assert state.measured(CAPACITY).replicas == 1
+    none_available = SchedulerState(NOW, (), stranded={Pool.DEDICATED: 1}, away=1)
+    assert none_available.measured(CAPACITY).replicas == 0
 
 
 def test_pool_without_engine_is_planned_like_paused_pool() -> None:

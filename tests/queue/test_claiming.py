@@ -1,4 +1,4 @@
-"""What claims are given: fair between tenants, within their limits, lost by no failure."""
+"""Claims: fair between tenants, within their limits, and lost by no failure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import pytest
 from pg8000 import dbapi
 
 from lowtide.core.errors import Unavailable
-from lowtide.core.ids import DEFAULT_TENANT, BatchId, LeaseId, TenantId
+from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.core.pools import Pool
 from lowtide.database.prepared import PreparingConnection
 from lowtide.queue import claiming
 from lowtide.queue.claiming import Claiming
-from lowtide.queue.claims import Claim, Returned
 from tests.loads import fill, tenant_with
 from tests.worlds import Running, World, done, gate, numbers, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowtide.queue.claims import Claim
+
 BIG = 50_000
 
 
 @pytest.fixture
-def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let so much time pass between two claims that each looks for batches."""
+def always_loads_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advance the clock so far between claims that each claim loads the lanes."""
     clock = count(0, 100)
     monkeypatch.setattr(claiming, "monotonic", lambda: float(next(clock)))
 
@@ -38,11 +39,7 @@ def _of(claims: Sequence[Claim], batch: BatchId) -> list[Claim]:
     return [claim for claim in claims if claim.batch == batch]
 
 
-def _give_back(world: World, lease: LeaseId, claims: Sequence[Claim]) -> None:
-    world.queue.settle(lease, [], [Returned(each.batch, each.line, "") for each in claims])
-
-
-@pytest.mark.usefixtures("looks_always")
+@pytest.mark.usefixtures("always_loads_lanes")
 @pytest.mark.parametrize("size", [1, 7, 20, 200])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_small_batch_overtakes_huge_batch(world: World, size: int, workers: int) -> None:
@@ -51,15 +48,15 @@ def test_small_batch_overtakes_huge_batch(world: World, size: int, workers: int)
     for lease in leases:
         world.queue.claim(lease, Pool.SPOT, size)
     small = fill(world, 10, tenant=world.tenant("small"))
-    others = taken = 0
+    others = claimed = 0
     for number in count():
         claims = world.queue.claim(leases[number % workers], Pool.SPOT, size)
-        mine = len(_of(claims, small))
-        taken += mine
-        if taken == 10:
+        of_small = len(_of(claims, small))
+        claimed += of_small
+        if claimed == 10:
             break
-        others += len(claims) - mine
-    # As many as itself, by its equal weight, and one set a worker.
+        others += len(claims) - of_small
+    # Equal weights allow as many requests of the other batch, plus one claim per worker.
     assert others <= 10 + workers * size
 
 
@@ -76,16 +73,16 @@ def test_new_batch_is_found_after_one_second_even_if_queries_are_slow(
     lease = world.queue.open_lease(Pool.SPOT, "w")
     monkeypatch.setattr(claiming, "monotonic", slow_clock)
     world.queue.claim(lease, Pool.SPOT, 10)
-    looked = now[0]
+    loaded_at = now[0]
     small = fill(world, 5, tenant=world.tenant("small"))
-    monkeypatch.setattr(claiming, "monotonic", lambda: looked + 0.5)
+    monkeypatch.setattr(claiming, "monotonic", lambda: loaded_at + 0.5)
     assert _of(world.queue.claim(lease, Pool.SPOT, 10), small) == []
-    monkeypatch.setattr(claiming, "monotonic", lambda: looked + 1.0)
+    monkeypatch.setattr(claiming, "monotonic", lambda: loaded_at + 1.0)
     assert numbers(_of(world.queue.claim(lease, Pool.SPOT, 10), small)) == [1, 2, 3, 4, 5]
 
 
 def test_four_workers_share_three_to_one_by_weight(world: World) -> None:
-    """10,000 lines in claims of 1 to 200."""
+    """10,000 requests are claimed in claims of 1 to 200."""
     heavy = fill(world, 12_000, tenant=tenant_with(world, "heavy", weight=3))
     light = fill(world, 6_000, tenant=tenant_with(world, "light", weight=1))
     engines = [world.own_engine("worker") for _ in range(4)]
@@ -94,16 +91,16 @@ def test_four_workers_share_three_to_one_by_weight(world: World) -> None:
         sizes = random.Random(number)  # noqa: S311
         queue = world.queue_on(engines[number])
         lease = queue.open_lease(Pool.SPOT, "w")
-        got: Counter[BatchId] = Counter()
-        while got.total() < 2500:
-            size = min(sizes.randint(1, 200), 2500 - got.total())
+        claimed: Counter[BatchId] = Counter()
+        while claimed.total() < 2500:
+            size = min(sizes.randint(1, 200), 2500 - claimed.total())
             claims = queue.claim(lease, Pool.SPOT, size)
             assert len(claims) == size
-            got.update(claim.batch for claim in claims)
-        return got
+            claimed.update(claim.batch for claim in claims)
+        return claimed
 
-    each = together(*[partial(work, number) for number in range(4)])
-    total: Counter[BatchId] = sum(each, Counter())
+    counts = together(*[partial(work, number) for number in range(4)])
+    total: Counter[BatchId] = sum(counts, Counter())
     assert total[heavy] / total[light] == pytest.approx(3, rel=0.05)
     assert total.total() == 10_000
 
@@ -130,28 +127,28 @@ def test_less_urgent_requests_fill_rest_of_claim(world: World) -> None:
     ]
 
 
-def _limited(world: World, name: str, limit: int, lines: int = 200) -> tuple[TenantId, BatchId]:
+def _limited(world: World, name: str, limit: int, requests: int = 200) -> tuple[TenantId, BatchId]:
     tenant = tenant_with(world, name, max_running=limit)
-    return tenant, fill(world, lines, tenant=tenant)
+    return tenant, fill(world, requests, tenant=tenant)
 
 
 def test_running_requests_never_exceed_tenant_limit(world: World) -> None:
-    """Workers claim and settle at once, and each looks at what runs after every claim."""
+    """Workers claim and settle concurrently, and count running requests after every claim."""
     limit, rounds = 25, 12
-    tenant, _ = _limited(world, "limited", limit, lines=2000)
+    tenant, _ = _limited(world, "limited", limit, requests=2000)
     fill(world, 2000, tenant=world.tenant("free"))
 
     def work(number: int) -> int:
         sizes = random.Random(number)  # noqa: S311
         queue = world.queue_on(world.own_engine("worker"))
         lease = queue.open_lease(Pool.SPOT, "w")
-        most = 0
+        peak = 0
         for _ in range(rounds):
             claims = queue.claim(lease, Pool.SPOT, sizes.randint(1, 40))
             running = "SELECT count(*) FROM claims WHERE tenant_id = :tenant"
-            most = max(most, world.value(running, tenant=tenant))
+            peak = max(peak, world.value(running, tenant=tenant))
             queue.settle(lease, [done(claim) for claim in claims], [])
-        return most
+        return peak
 
     assert 0 < max(together(*[partial(work, number) for number in range(6)])) <= limit
 
@@ -166,16 +163,16 @@ def test_tenant_limit_is_used_up_and_others_fill_claims(world: World, limit: int
         claims = queue.claim(queue.open_lease(Pool.SPOT, "w"), Pool.SPOT, 20)
         return Counter(claim.batch for claim in claims)
 
-    got: Counter[BatchId] = sum(together(*[work] * 6), Counter())
-    # Who meets a lock that another holds leaves the tenant's lines to it.
-    assert got[limited] <= limit
-    assert got == {limited: got[limited], free: 120 - got[limited]}
+    claimed: Counter[BatchId] = sum(together(*[work] * 6), Counter())
+    # A claim that meets the lock of another one skips the tenant.
+    assert claimed[limited] <= limit
+    assert claimed == {limited: claimed[limited], free: 120 - claimed[limited]}
     last = world.queue.claim(world.queue.open_lease(Pool.SPOT, "w"), Pool.SPOT, 60)
-    assert len(_of(last, limited)) + got[limited] == limit
+    assert len(_of(last, limited)) + claimed[limited] == limit
 
 
 def test_limited_tenants_cause_no_deadlock_between_workers(world: World) -> None:
-    """One worker has locked A and goes on to B, the other B and then A; both are full."""
+    """One worker locks A and then B, the other B and then A; both tenants are at their limit."""
     (a, _), (b, _) = sorted(_limited(world, name, 1) for name in ("one", "two"))
     full = world.queue.open_lease(Pool.SPOT, "full")
     assert len(world.queue.claim(full, Pool.SPOT, 5)) == 2
@@ -185,16 +182,16 @@ def test_limited_tenants_cause_no_deadlock_between_workers(world: World) -> None
     # The second has served A before, so that it is B's turn.
     second._claiming[leases[1]] = served = Claiming(second._engine, Pool.SPOT)
     served._turns._tags = {a: 1.0, b: 0.0}
-    with gate(slow, before="DELETE FROM queue") as held:
-        one = Running(lambda: first.claim(leases[0], Pool.SPOT, 1))
-        held.wait()
+    with gate(slow, before="DELETE FROM queue") as stopped:
+        claim = Running(lambda: first.claim(leases[0], Pool.SPOT, 1))
+        stopped.wait()
         assert second.claim(leases[1], Pool.SPOT, 1) == []
-        held.opened.set()
-        assert one.result() == []
+        stopped.opened.set()
+        assert claim.result() == []
 
 
 def _break_once(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
-    """Lose the connection before or after the server commits, once."""
+    """Break the connection once, before or after the server commits."""
     commit = PreparingConnection.commit
 
     def broken(self: PreparingConnection) -> None:
@@ -211,10 +208,10 @@ def _break_once(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
 def test_requests_of_unanswered_claim_are_claimed_again(
     world: World, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
-    """The lease lives on, and so nobody else would ever take them out of its hands."""
+    """The lease stays alive, so no sweep would release them."""
     batch = fill(world, 9)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    held = world.queue.claim(lease, Pool.SPOT, 2)
+    earlier = world.queue.claim(lease, Pool.SPOT, 2)
     with monkeypatch.context() as patched:
         _break_once(patched, after=after)
         with pytest.raises(Unavailable):
@@ -222,9 +219,11 @@ def test_requests_of_unanswered_claim_are_claimed_again(
     assert world.lines("claims", batch) == ([1, 2, 3, 4, 5] if after else [1, 2])
     again = world.queue.claim(lease, Pool.SPOT, 3)
     assert numbers(again) == [3, 4, 5]
-    rest = world.queue.claim(lease, Pool.SPOT, 9)
-    assert numbers(rest) == [6, 7, 8, 9]
-    settled = world.queue.settle(lease, [done(claim) for claim in [*held, *again, *rest]], [])
+    remaining = world.queue.claim(lease, Pool.SPOT, 9)
+    assert numbers(remaining) == [6, 7, 8, 9]
+    settled = world.queue.settle(
+        lease, [done(claim) for claim in [*earlier, *again, *remaining]], []
+    )
     assert (settled.finished, len(settled.drained)) == (9, 1)
 
 

@@ -1,4 +1,4 @@
-"""A batch's end, noticed exactly once however its last lines leave: threads and held transactions."""
+"""Batches drain exactly once, by concurrent settlements, releases, sweeps and cancellations."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _interrupted(claim: Claim) -> Returned:
     return Returned(claim.batch, claim.line, "gone", interrupted=True)
 
 
-def _claim_each(world: World, lines: int) -> list[tuple[LeaseId, Claim]]:
-    """Claim lines one by one, each under a lease of its own."""
-    found = []
-    for _ in range(lines):
+def _claim_each(world: World, requests: int) -> list[tuple[LeaseId, Claim]]:
+    """Claim requests one by one, each under its own lease."""
+    claims = []
+    for _ in range(requests):
         lease = world.queue.open_lease(Pool.SPOT, "w")
         (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
-        found.append((lease, claim))
-    return found
+        claims.append((lease, claim))
+    return claims
 
 
-def _nothing_left(world: World, batch: BatchId) -> None:
+def _assert_empty(world: World, batch: BatchId) -> None:
     assert world.lines("queue", batch) == []
     assert world.lines("claims", batch) == []
 
@@ -41,11 +41,11 @@ def _nothing_left(world: World, batch: BatchId) -> None:
 def test_concurrent_last_settlements_drain_batch_once(world: World, workers: int) -> None:
     for _ in range(15):
         batch = world.batch(workers)
-        held = _claim_each(world, workers)
+        claims = _claim_each(world, workers)
         settled = together(
             *[
                 lambda lease=lease, claim=claim: world.queue.settle(lease, [done(claim)], [])
-                for lease, claim in held
+                for lease, claim in claims
             ]
         )
         assert sum(len(each.drained) for each in settled) == 1
@@ -53,38 +53,38 @@ def test_concurrent_last_settlements_drain_batch_once(world: World, workers: int
         row = world.row(batch)
         assert (row.status, row.tallied_completed) == ("finalizing", workers)
         assert row.finalizing_at == row.drained_at is not None
-        _nothing_left(world, batch)
+        _assert_empty(world, batch)
 
 
 def test_last_settlement_waits_for_previous_one(world: World) -> None:
     batch = world.batch(2)
     (first, a), (second, b) = _claim_each(world, 2)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
-        one = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
-        held.wait()
-        two = Running(lambda: world.queue.settle(second, [done(b)], []))
+    with gate(slow, before="COMMIT") as stopped:
+        earlier = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
+        stopped.wait()
+        later = Running(lambda: world.queue.settle(second, [done(b)], []))
         world.blocked()
-        held.opened.set()
-        assert one.result().drained == ()
-        assert len(two.result().drained) == 1
+        stopped.opened.set()
+        assert earlier.result().drained == ()
+        assert len(later.result().drained) == 1
     assert world.drained(batch) == 1
 
 
 def test_sweep_drains_batch_that_settlements_missed(world: World) -> None:
-    """Line 2 is queued when line 1's settlement looks, and over before that commits."""
+    """Request 2 is queued when the settlement of request 1 checks, and settled before it commits."""
     batch = world.batch(2)
     first = world.queue.open_lease(Pool.SPOT, "w")
     (a,) = world.queue.claim(first, Pool.SPOT, 1)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
-        one = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
-        held.wait()
+    with gate(slow, before="COMMIT") as stopped:
+        settlement = Running(lambda: world.queue_on(slow).settle(first, [done(a)], []))
+        stopped.wait()
         second = world.queue.open_lease(Pool.SPOT, "w")
         (b,) = world.queue.claim(second, Pool.SPOT, 1)
         world.queue.settle(second, [done(b)], [])
-        held.opened.set()
-        one.result()
+        stopped.opened.set()
+        settlement.result()
     world.sweep()
     world.sweep()
     assert world.drained(batch) == 1
@@ -103,21 +103,21 @@ def test_ending_batch_drains_once_among_concurrent_changes(
     world: World, end: str, round_: int
 ) -> None:
     batch = world.batch(30 + round_, due_in=-1)
-    held = _claim_each(world, 4)
+    claims = _claim_each(world, 4)
     last = world.queue.open_lease(Pool.SPOT, "w")
     together(
         lambda: ENDS[end](world, batch),
-        lambda: world.queue.settle(held[0][0], [done(held[0][1])], []),
-        lambda: world.queue.settle(held[1][0], [], [_interrupted(held[1][1])]),
+        lambda: world.queue.settle(claims[0][0], [done(claims[0][1])], []),
+        lambda: world.queue.settle(claims[1][0], [], [_interrupted(claims[1][1])]),
         lambda: world.queue.claim(last, Pool.SPOT, 20),
-        lambda: world.queue.close_lease(held[2][0]),
+        lambda: world.queue.close_lease(claims[2][0]),
     )
-    # The workers die now; ticks alone must bring the batch to its end.
-    for lease in (held[3][0], last):
+    # The workers die now: sweeps alone must end the batch.
+    for lease in (claims[3][0], last):
         world.expire_lease(lease)
     world.sweep(cancel_grace=0)
     world.sweep(cancel_grace=0)
-    _nothing_left(world, batch)
+    _assert_empty(world, batch)
     row = world.row(batch)
     assert row.drained_at is not None
     assert row.status == ("cancelling" if end == "cancel" else "in_progress")
@@ -127,26 +127,26 @@ def test_ending_batch_drains_once_among_concurrent_changes(
 
 @pytest.mark.parametrize("end", list(ENDS))
 def test_concurrent_releases_wait_only_for_batch_that_ends(world: World, end: str) -> None:
-    """Several wait for the batch at once: none may then stand in another's way."""
+    """Several releases wait for the batch, and none of them blocks another."""
     batch = world.batch(8, due_in=-1)
-    held = _claim_each(world, 3)
+    claims = _claim_each(world, 3)
     slow = world.own_engine("api" if end == "cancel" else "worker")
-    ender = World(world.database)
-    ender.batches._engine = slow
-    ender.ticks._engine = slow
+    other_world = World(world.database)
+    other_world.batches._engine = slow
+    other_world.ticks._engine = slow
     with gate(slow, before="DELETE FROM queue") as ending:
-        ended = Running(lambda: ENDS[end](ender, batch))
+        end_of_batch = Running(lambda: ENDS[end](other_world, batch))
         ending.wait()
         settlements = [
             Running(partial(world.queue.settle, lease, [], [_interrupted(claim)]))
-            for lease, claim in held
+            for lease, claim in claims
         ]
-        world.blocked(len(held))
+        world.blocked(len(claims))
         ending.opened.set()
-        ended.result()
+        end_of_batch.result()
         settled = [settlement.result() for settlement in settlements]
     assert [each.returned for each in settled] == [1, 1, 1]
-    _nothing_left(world, batch)
+    _assert_empty(world, batch)
     assert world.drained(batch) == 1
 
 
@@ -154,15 +154,15 @@ def test_cancel_waits_for_release_in_progress(world: World) -> None:
     batch = world.batch(1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="COMMIT") as stopped:
         settlement = Running(lambda: world.queue_on(slow).settle(lease, [], [_interrupted(claim)]))
-        held.wait()
+        stopped.wait()
         cancelled = Running(lambda: world.cancel(batch))
         world.blocked()
-        held.opened.set()
+        stopped.opened.set()
         settlement.result()
         assert cancelled.result() is True
-    _nothing_left(world, batch)
+    _assert_empty(world, batch)
     assert world.drained(batch) == 1
 
 
@@ -170,18 +170,18 @@ def test_cancel_waits_for_claim_in_progress(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="COMMIT") as stopped:
         claimed = Running(lambda: world.queue_on(slow).claim(lease, Pool.SPOT, 2))
-        held.wait()
+        stopped.wait()
         cancelled = Running(lambda: world.cancel(batch))
         world.blocked()
-        held.opened.set()
+        stopped.opened.set()
         claims = claimed.result()
         assert cancelled.result() is False
     assert world.drained(batch) == 0
     world.queue.settle(lease, [done(claim) for claim in claims], [])
     assert world.drained(batch) == 1
-    _nothing_left(world, batch)
+    _assert_empty(world, batch)
 
 
 @pytest.mark.parametrize("end", list(ENDS))
@@ -189,18 +189,18 @@ def test_request_being_settled_is_left_to_its_worker(world: World, end: str) -> 
     batch = world.batch(3, due_in=-1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
-    with gate(slow, before="WHERE CASE WHEN") as held:
+    with gate(slow, before="WHERE CASE WHEN") as stopped:
         settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(claim)], []))
-        held.wait()
+        stopped.wait()
         ENDS[end](world, batch)
         if end == "cancel":
             world.sweep(cancel_grace=0)
         assert world.drained(batch) == 0
-        held.opened.set()
+        stopped.opened.set()
         assert len(settlement.result().drained) == 1
     assert world.lines("results", batch) == [claim.line]
     assert world.drained(batch) == 1
-    _nothing_left(world, batch)
+    _assert_empty(world, batch)
 
 
 def test_lease_is_not_reaped_while_it_claims(world: World) -> None:
@@ -208,11 +208,11 @@ def test_lease_is_not_reaped_while_it_claims(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.expire_lease(lease)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="COMMIT") as stopped:
         claimed = Running(lambda: world.queue_on(slow).claim(lease, Pool.SPOT, 2))
-        held.wait()
+        stopped.wait()
         assert world.sweep() == 0
-        held.opened.set()
+        stopped.opened.set()
         assert len(claimed.result()) == 2
     assert world.sweep() == 2
     assert world.lines("queue", batch) == [1, 2]
@@ -225,12 +225,12 @@ def test_lease_being_reaped_claims_nothing(world: World) -> None:
     slow = world.own_engine("worker")
     reaper = World(world.database)
     reaper.ticks._engine = slow
-    with gate(slow, before="SELECT c.ctid FROM claims c WHERE NOT EXISTS") as held:
+    with gate(slow, before="SELECT c.ctid FROM claims c WHERE NOT EXISTS") as stopped:
         reaped = Running(reaper.sweep)
-        held.wait()
+        stopped.wait()
         claimed = Running(lambda: world.queue.claim(lease, Pool.SPOT, 2))
         world.blocked()
-        held.opened.set()
+        stopped.opened.set()
         assert claimed.result() == []
         reaped.result()
     assert world.lines("queue", batch) == [1, 2]
@@ -240,12 +240,12 @@ def test_sweep_skips_requests_being_settled(world: World) -> None:
     batch = world.batch(1)
     ((lease, claim),) = _claim_each(world, 1)
     slow = world.own_engine("worker")
-    with gate(slow, before="COMMIT") as held:
+    with gate(slow, before="COMMIT") as stopped:
         settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(claim)], []))
-        held.wait()
+        stopped.wait()
         world.expire_lease(lease)
         assert world.sweep() == 0
-        held.opened.set()
+        stopped.opened.set()
         assert settlement.result().finished == 1
     world.sweep()
     assert world.lines("results", batch) == [1]
@@ -277,7 +277,7 @@ def test_concurrent_cancels_drain_batch_once(world: World) -> None:
 
 
 def test_expiring_batch_ignores_cancel(world: World) -> None:
-    """Its error file is being written: it must not say two things."""
+    """Its error file is already being written and may name only one reason."""
     batch = world.batch(2, due_in=-1)
     world.sweep()
     assert world.row(batch).drained_at is not None

@@ -1,4 +1,4 @@
-"""Who is served next, and that shares come out as the weights say, whoever comes and goes."""
+"""Fair shares: the most urgent class first, then tenants by weight, as they come and go."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def lane(tenant: TenantId, number: int, left: float = 50_000.0, **changes: Any) 
     return Lane(**(whole | changes))
 
 
-def serve(shares: FairShare, lanes: list[Lane], lines: int) -> Counter[TenantId]:
-    """Give each tenant all that was planned for it."""
-    given_: Counter[TenantId] = Counter()
-    for share in shares.plan(lanes, lines):
+def serve(shares: FairShare, lanes: list[Lane], requests: int) -> Counter[TenantId]:
+    """Serve each tenant its whole planned share."""
+    served: Counter[TenantId] = Counter()
+    for share in shares.plan(lanes, requests):
         shares.served(share, share.lines)
-        given_[share.tenant] += share.lines
-    return given_
+        served[share.tenant] += share.lines
+    return served
 
 
 @pytest.mark.parametrize(
     ("left", "expected"),
     [
         pytest.param(-10.0, 0.0, id="late"),
-        pytest.param(0.0, 0.0, id="due"),
+        pytest.param(0.0, 0.0, id="at the deadline"),
         pytest.param(900.0, 0.0, id="15 min"),
         pytest.param(900.1, 1.0, id="over 15 min"),
         pytest.param(3600.0, 1.0, id="1 h"),
@@ -48,7 +48,9 @@ def serve(shares: FairShare, lanes: list[Lane], lines: int) -> Counter[TenantId]
         pytest.param(86_400.1, 4.0, id="over 24 h"),
     ],
 )
-def test_spot_ranks_by_urgency_class_and_dedicated_by_deadline(left: float, expected: float) -> None:
+def test_spot_ranks_by_urgency_class_and_dedicated_by_deadline(
+    left: float, expected: float
+) -> None:
     assert urgency(lane(A, 1, left), Pool.SPOT) == expected
     assert urgency(lane(A, 1, left, at_risk=True), Pool.SPOT) == 0.0
     assert urgency(lane(A, 1, left), Pool.DEDICATED) == left
@@ -69,7 +71,7 @@ def test_tenant_lanes_are_sorted_by_deadline() -> None:
 def test_lanes_with_equal_deadlines_are_sorted_by_batch() -> None:
     lanes = [lane(A, number) for number in (3, 1, 2)]
     (share,) = FairShare(Pool.SPOT).plan(lanes, 7)
-    assert [found.batch.int for found in share.lanes] == [1, 2, 3]
+    assert [each.batch.int for each in share.lanes] == [1, 2, 3]
 
 
 def test_only_most_urgent_class_is_served() -> None:
@@ -104,7 +106,6 @@ def test_dedicated_serves_strictly_by_deadline() -> None:
 def test_shares_follow_weights_for_any_claim_sizes(
     sizes: list[int], weights: tuple[int, int, int], workers: int
 ) -> None:
-    """No tenant is ever a line a worker away from its weight's part, give or take its own turn."""
     tenants = dict(zip((A, B, C), weights, strict=True))
     lanes = [lane(tenant, tenant.int, weight=weight) for tenant, weight in tenants.items()]
     shares = [FairShare(Pool.SPOT) for _ in range(workers)]
@@ -113,9 +114,9 @@ def test_shares_follow_weights_for_any_claim_sizes(
         total += serve(shares[number % workers], lanes, size)
     # Start-time fair queueing: the tags of two tenants with work differ by less than one turn of
     # either, at every worker.
-    for (one, its), (other, weight) in permutations(tenants.items(), 2):
-        gap = total[one] / its - total[other] / weight
-        assert gap <= workers * (1 / its + 1 / weight) + 1e-6
+    for (tenant, weight), (other_tenant, other_weight) in permutations(tenants.items(), 2):
+        gap = total[tenant] / weight - total[other_tenant] / other_weight
+        assert gap <= workers * (1 / weight + 1 / other_weight) + 1e-6
     assert total.total() == sum(sizes)
 
 
@@ -138,29 +139,28 @@ def test_absent_tenant_saves_up_no_turns(size: int, alone: int) -> None:
     serve(shares, [mine, other], size)
     for _ in range(alone):
         assert serve(shares, [other], size) == {B: size}
-    back: Counter[TenantId] = Counter()
+    served: Counter[TenantId] = Counter()
     for _ in range(4):
-        back += serve(shares, [mine, other], size)
-    assert abs(back[A] - back[B]) <= 1
+        served += serve(shares, [mine, other], size)
+    assert abs(served[A] - served[B]) <= 1
 
 
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    away=st.lists(st.booleans(), min_size=30, max_size=30),
+    absences=st.lists(st.booleans(), min_size=30, max_size=30),
 )
 def test_returning_tenant_gains_at_most_one_turn_per_arrival(
-    sizes: list[int], away: list[bool]
+    sizes: list[int], absences: list[bool]
 ) -> None:
-    """To leave and come back gains at most the one turn of each arrival."""
     shares = FairShare(Pool.SPOT)
-    stays, goes = lane(A, 1), lane(B, 2)
-    got: Counter[TenantId] = Counter()
-    arrivals, here = 0, False
-    for size, gone in zip(sizes, away, strict=False):
-        arrivals += not gone and not here
-        here = not gone
-        got += serve(shares, [stays] if gone else [stays, goes], size)
-    assert got[B] <= got[A] + 1 + arrivals
+    steady, intermittent = lane(A, 1), lane(B, 2)
+    served: Counter[TenantId] = Counter()
+    arrivals, present = 0, False
+    for size, absent in zip(sizes, absences, strict=False):
+        arrivals += not absent and not present
+        present = not absent
+        served += serve(shares, [steady] if absent else [steady, intermittent], size)
+    assert served[B] <= served[A] + 1 + arrivals
 
 
 def test_unfilled_share_counts_only_served_requests() -> None:
@@ -169,7 +169,7 @@ def test_unfilled_share_counts_only_served_requests() -> None:
     first, second = shares.plan(lanes, 100)
     shares.served(first, 10)
     shares.served(second, 50)
-    # A is 40 lines behind, and still there: those come first.
+    # A was served 40 requests fewer and is still present: it catches up first.
     assert serve(shares, lanes, 60) == {A: 50, B: 10}
 
 

@@ -1,4 +1,4 @@
-"""When many lost leases say nothing about a line."""
+"""Storms: so many lost leases at once that no request is to blame."""
 
 from __future__ import annotations
 
@@ -14,5 +14,7 @@ from lowtide.queue.store import is_storm
         (100, 99, True), (100, 101, False),
     ],
 )  # fmt: skip
-def test_storm_requires_five_lost_leases_and_half_of_workers(lost: int, living: int, *, storm: bool) -> None:
+def test_storm_requires_five_lost_leases_and_half_of_workers(
+    lost: int, living: int, *, storm: bool
+) -> None:
     assert is_storm(lost, living) is storm

@@ -1,4 +1,4 @@
-"""Where a claim starts to look: no line is passed by for good, and none that is gone is read again."""
+"""Marks: a claim continues where the last one ended, skips no request for good and rereads none."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ START = "-infinity"
 
 
 @pytest.fixture
-def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let so much time pass between two claims that each looks for batches."""
+def always_loads_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advance the clock so far between claims that each claim loads the lanes."""
     clock = count(0, 100)
     monkeypatch.setattr(claiming, "monotonic", lambda: float(next(clock)))
 
 
-def _spot(world: World) -> LeaseId:
+def _spot_lease(world: World) -> LeaseId:
     return world.queue.open_lease(Pool.SPOT, "w")
 
 
 def _mark(world: World, lease: LeaseId, batch: BatchId) -> int:
-    """Return the line up to which a worker has taken a batch."""
+    """Return the line up to which a worker has claimed a batch."""
     return world.queue._claiming[lease].marks[batch].line
 
 
-def _return(world: World, lease: LeaseId, claims: Sequence[Claim], delay: float = 0.0) -> None:
-    back = [Returned(each.batch, each.line, "", delay, failed=True) for each in claims]
-    assert world.queue.settle(lease, [], back).returned == len(claims)
+def _release(world: World, lease: LeaseId, claims: Sequence[Claim], delay: float = 0.0) -> None:
+    released = [Returned(each.batch, each.line, "", delay, failed=True) for each in claims]
+    assert world.queue.settle(lease, [], released).returned == len(claims)
 
 
 def test_claim_continues_after_mark(world: World) -> None:
-    batch, lease = fill(world, 30), _spot(world)
+    batch, lease = fill(world, 30), _spot_lease(world)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(1, 11))
     assert _mark(world, lease, batch) == 10
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(11, 21))
@@ -57,20 +57,20 @@ def test_claim_continues_after_mark(world: World) -> None:
 
 def test_requests_locked_when_mark_passed_are_claimed_later(world: World) -> None:
     fill(world, 20)
-    lease, other = _spot(world), world.own_engine("worker")
+    lease, other = _spot_lease(world), world.own_engine("worker")
     with other.connect() as connection:
         connection.execute(text("SELECT FROM queue WHERE line <= 5 FOR UPDATE"))
         assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [6, 7, 8, 9, 10]
         connection.rollback()
     assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [11, 12, 13, 14, 15]
-    claims = [line for _ in range(3) for line in world.queue.claim(lease, Pool.SPOT, 5)]
+    claims = [request for _ in range(3) for request in world.queue.claim(lease, Pool.SPOT, 5)]
     assert numbers(claims) == [16, 17, 18, 19, 20, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.usefixtures("looks_always")
+@pytest.mark.usefixtures("always_loads_lanes")
 def test_skipped_requests_precede_rest_of_tenants_later_batch(world: World) -> None:
     early, late = fill(world, 10, due_in=5000), fill(world, 100, due_in=6000)
-    lease, other = _spot(world), world.own_engine("worker")
+    lease, other = _spot_lease(world), world.own_engine("worker")
     with other.connect() as connection:
         connection.execute(
             text("SELECT FROM queue WHERE batch_id = :batch AND line <= 5 FOR UPDATE"),
@@ -85,9 +85,9 @@ def test_skipped_requests_precede_rest_of_tenants_later_batch(world: World) -> N
 
 
 def test_released_requests_queue_after_mark(world: World) -> None:
-    batch, lease = fill(world, 20), _spot(world)
+    batch, lease = fill(world, 20), _spot_lease(world)
     claims = world.queue.claim(lease, Pool.SPOT, 10)
-    _return(world, lease, claims[:3])
+    _release(world, lease, claims[:3])
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [1, 2, *range(11, 21)]
     assert _mark(world, lease, batch) == 2
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [3]
@@ -95,8 +95,8 @@ def test_released_requests_queue_after_mark(world: World) -> None:
 
 def test_requests_whose_delay_ended_queue_after_mark(world: World) -> None:
     fill(world, 20)
-    lease = _spot(world)
-    _return(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
+    lease = _spot_lease(world)
+    _release(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(6, 16))
     world.run("UPDATE queue SET available_at = now() WHERE line <= 5")
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(1, 6), *range(16, 21)]
@@ -104,34 +104,34 @@ def test_requests_whose_delay_ended_queue_after_mark(world: World) -> None:
 
 def test_requests_lost_or_released_by_others_queue_after_mark(world: World) -> None:
     fill(world, 20)
-    lost, left, lease = (_spot(world) for _ in range(3))
+    lost, closed, lease = (_spot_lease(world) for _ in range(3))
     world.queue.claim(lost, Pool.SPOT, 2)
-    world.queue.claim(left, Pool.SPOT, 2)
+    world.queue.claim(closed, Pool.SPOT, 2)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 6)) == list(range(5, 11))
     world.expire_lease(lost)
     assert world.sweep() == 2
-    world.queue.close_lease(left)
-    # In the order of lines within a claim, not of when they came back.
+    world.queue.close_lease(closed)
+    # A claim is sorted by line, not by time of release.
     assert numbers(world.queue.claim(lease, Pool.SPOT, 14)) == [1, 2, 3, 4, *range(11, 21)]
 
 
 def test_moved_requests_queue_after_marks_of_both_pools(world: World) -> None:
     batch = fill(world, 20)
-    spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
+    spot, dedicated = _spot_lease(world), world.queue.open_lease(Pool.DEDICATED, "w")
     assert numbers(world.queue.claim(spot, Pool.SPOT, 5)) == [1, 2, 3, 4, 5]
     assert world.escalate(batch, 4) == 4
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [17]
     assert _mark(world, dedicated, batch) == 17
     assert world.escalate(batch, 2) == 2
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 4)) == [15, 18, 19, 20]
-    # Line 16 goes home, to a worker of spot that has seen 5 and then all there is.
+    # Request 16 returns to spot, whose worker has its mark at 5.
     assert world.apply(Plan(returns=(Move(batch, 4),))).returned == 1
     assert numbers(world.queue.claim(spot, Pool.SPOT, 20)) == [*range(6, 15), 16]
 
 
 def test_revoked_requests_queue_after_dedicated_mark(world: World) -> None:
     batch = fill(world, 6)
-    spot, dedicated = _spot(world), world.queue.open_lease(Pool.DEDICATED, "w")
+    spot, dedicated = _spot_lease(world), world.queue.open_lease(Pool.DEDICATED, "w")
     world.escalate(batch, 2)
     assert numbers(world.queue.claim(spot, Pool.SPOT, 4)) == [1, 2, 3, 4]
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [5]
@@ -139,7 +139,9 @@ def test_revoked_requests_queue_after_dedicated_mark(world: World) -> None:
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 9)) == [1, 2, 3, 4, 6]
 
 
-def _take(lease: LeaseId, batch: BatchId, at: object = START, line: int = 0) -> dict[str, object]:
+def _claim_parameters(
+    lease: LeaseId, batch: BatchId, at: object = START, line: int = 0
+) -> dict[str, object]:
     lanes = [{"batch": str(batch), "at": str(at), "line": line}]
     return {
         "lease": lease,
@@ -149,28 +151,30 @@ def _take(lease: LeaseId, batch: BatchId, at: object = START, line: int = 0) -> 
 
 
 def test_requests_in_backoff_are_not_read(world: World) -> None:
-    """The index ends a scan at the first line that must wait, not at the last."""
+    """An index scan ends at the first request in backoff."""
     waiting, other = fill(world, MANY, delay=3600), fill(world, 50)
-    lease = _spot(world)
-    alone = pages_read(world.worker, TAKE, **_take(lease, other))
-    assert pages_read(world.worker, TAKE, **_take(lease, waiting)) < alone
+    lease = _spot_lease(world)
+    alone = pages_read(world.worker, TAKE, **_claim_parameters(lease, other))
+    assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone
     world.run("UPDATE queue SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting)
-    assert pages_read(world.worker, TAKE, **_take(lease, waiting)) < alone + 50
+    assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone + 50
     assert pages_read(world.worker, LANES, pool="spot", most=100, without=[]) < 50
 
 
 def test_mark_skips_index_entries_of_deleted_requests(world: World) -> None:
-    """While an open snapshot keeps vacuum from removing them, as a backup's does."""
+    """An open snapshot, such as that of a backup, keeps vacuum from removing the entries."""
     batch = fill(world, MANY)
-    lease = _spot(world)
+    lease = _spot_lease(world)
     with world.own_engine("worker").connect() as pinning:
         pinning.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         pinning.execute(text("SELECT count(*) FROM workers"))
-        fresh = pages_read(world.worker, TAKE, **_take(lease, batch))
+        fresh = pages_read(world.worker, TAKE, **_claim_parameters(lease, batch))
         world.run("DELETE FROM queue WHERE line <= :lines", lines=MANY - 100)
         at = world.value("SELECT min(available_at) FROM queue")
-        from_start = pages_read(world.worker, TAKE, **_take(lease, batch))
-        from_mark = pages_read(world.worker, TAKE, **_take(lease, batch, at, MANY - 100))
+        from_start = pages_read(world.worker, TAKE, **_claim_parameters(lease, batch))
+        from_mark = pages_read(
+            world.worker, TAKE, **_claim_parameters(lease, batch, at, MANY - 100)
+        )
         place = {"id": str(batch), "pool": "spot", "at": str(at), "line": MANY - 100}
         drained_from_mark = pages_read(world.worker, NOTHING_QUEUED, batches=json.dumps([place]))
         drained_from_start = pages_read(

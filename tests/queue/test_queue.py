@@ -1,4 +1,4 @@
-"""The queue: claims, settlements, fencing and requeues, on a real server."""
+"""The queue on a real server: claims, settlements, fencing and releases."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ def test_concurrent_claims_take_each_request_once(world: World) -> None:
 
     def work() -> list[tuple[uuid.UUID, int]]:
         lease = world.queue.open_lease(Pool.SPOT, "w")
-        taken: list[tuple[uuid.UUID, int]] = []
+        claimed: list[tuple[uuid.UUID, int]] = []
         while claims := world.queue.claim(lease, Pool.SPOT, 7):
-            taken += [(claim.batch, claim.line) for claim in claims]
-        return taken
+            claimed += [(claim.batch, claim.line) for claim in claims]
+        return claimed
 
-    taken = together(*[work] * workers)
-    # A claim skips what another holds for the moment: the last lines may need one more look.
-    taken.append(work())
-    assert Counter(line for lines in taken for line in lines) == Counter(
+    claimed = together(*[work] * workers)
+    # A claim skips rows that another one locks, so the last requests may need one more claim.
+    claimed.append(work())
+    assert Counter(place for places in claimed for place in places) == Counter(
         (batch, line) for batch in batches for line in range(1, 151)
     )
 
@@ -141,14 +141,14 @@ def test_expired_lease_is_renewed_for_full_duration(world: World) -> None:
 def test_settlement_finishes_releases_and_retries_in_one_call(world: World) -> None:
     batch = world.batch(5)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    good, bad, again, cut, unread = world.queue.claim(lease, Pool.SPOT, 5)
+    succeeded, failed, retried, interrupted, released = world.queue.claim(lease, Pool.SPOT, 5)
     settled = world.queue.settle(
         lease,
-        [done(good, body=b'{"n": 1.0}'), done(bad, succeeded=False)],
+        [done(succeeded, body=b'{"n": 1.0}'), done(failed, succeeded=False)],
         [
-            _returned(again, failed=True, delay=3600),
-            _returned(cut, interrupted=True),
-            _returned(unread),
+            _returned(retried, failed=True, delay=3600),
+            _returned(interrupted, interrupted=True),
+            _returned(released),
         ],
     )
     assert (settled.finished, settled.returned, settled.drained) == (2, 3, ())
@@ -170,8 +170,8 @@ def test_settlement_finishes_releases_and_retries_in_one_call(world: World) -> N
     row = world.row(batch)
     assert (row.tallied_completed, row.tallied_failed, row.retried, row.interrupted) == (1, 1, 1, 1)
     assert (row.input_tokens, row.output_tokens, row.status) == (6, 10, "in_progress")
-    retaken = world.queue.claim(lease, Pool.SPOT, 5)
-    assert [(claim.line, claim.attempts, claim.interruptions) for claim in retaken] == [
+    claimed_again = world.queue.claim(lease, Pool.SPOT, 5)
+    assert [(claim.line, claim.attempts, claim.interruptions) for claim in claimed_again] == [
         (4, 0, 1),
         (5, 0, 0),
     ]
@@ -180,9 +180,11 @@ def test_settlement_finishes_releases_and_retries_in_one_call(world: World) -> N
 def test_settlement_counts_requests_of_cancelled_batch(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    ended, cut = world.queue.claim(lease, Pool.SPOT, 2)
+    finished, interrupted = world.queue.claim(lease, Pool.SPOT, 2)
     world.cancel(batch)
-    settled = world.queue.settle(lease, [done(ended)], [_returned(cut, interrupted=True)])
+    settled = world.queue.settle(
+        lease, [done(finished)], [_returned(interrupted, interrupted=True)]
+    )
     assert (settled.finished, settled.returned) == (1, 1)
 
 
@@ -203,15 +205,15 @@ def test_cached_and_reasoning_tokens_are_summed(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     for claim in world.queue.claim(lease, Pool.SPOT, 3):
         world.queue.settle(lease, [replace(done(claim), usage=Usage(9, 7, 4, 5))], [])
-    found = world.batches.get(DEFAULT_TENANT, batch)
-    assert (found.input_tokens, found.output_tokens) == (27, 21)
-    assert (found.cached_tokens, found.reasoning_tokens) == (12, 15)
+    stored = world.batches.get(DEFAULT_TENANT, batch)
+    assert (stored.input_tokens, stored.output_tokens) == (27, 21)
+    assert (stored.cached_tokens, stored.reasoning_tokens) == (12, 15)
 
 
 def test_dead_letter_is_stored_with_its_error(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    answered, silent = world.queue.claim(lease, Pool.SPOT, 2)
+    answered, unanswered = world.queue.claim(lease, Pool.SPOT, 2)
     usage = Usage()
     world.queue.settle(
         lease,
@@ -228,7 +230,7 @@ def test_dead_letter_is_stored_with_its_error(world: World) -> None:
             ),
             Finished(
                 batch,
-                silent.line,
+                unanswered.line,
                 succeeded=False,
                 attempts=5,
                 usage=usage,
@@ -271,9 +273,9 @@ def test_settlement_is_fenced_by_lease(world: World, how: str) -> None:
     batch = world.batch(2)
     mine = world.queue.open_lease(Pool.SPOT, "mine")
     claims: Sequence[Claim] = world.queue.claim(mine, Pool.SPOT, 2)
-    settler = mine
+    late_lease = mine
     if how == "another's":
-        settler = world.queue.open_lease(Pool.SPOT, "other")
+        late_lease = world.queue.open_lease(Pool.SPOT, "other")
     elif how == "reaped":
         world.expire_lease(mine)
         assert world.sweep() == 2
@@ -283,7 +285,7 @@ def test_settlement_is_fenced_by_lease(world: World, how: str) -> None:
         world.queue.settle(mine, [done(claims[0], body=b'"first"')], [_returned(claims[1])])
     before = world.contents()
     settled = world.queue.settle(
-        settler, [done(claims[0], body=b'"late"')], [_returned(claims[1], failed=True)]
+        late_lease, [done(claims[0], body=b'"late"')], [_returned(claims[1], failed=True)]
     )
     assert (settled.finished, settled.returned, settled.drained) == (0, 0, ())
     assert world.contents() == before
@@ -296,10 +298,10 @@ def test_reaped_worker_cannot_settle_request_claimed_by_another(world: World) ->
     (old,) = world.queue.claim(zombie, Pool.SPOT, 1)
     world.expire_lease(zombie)
     world.sweep()
-    heir = world.queue.open_lease(Pool.SPOT, "heir")
-    (new,) = world.queue.claim(heir, Pool.SPOT, 1)
+    successor = world.queue.open_lease(Pool.SPOT, "heir")
+    (new,) = world.queue.claim(successor, Pool.SPOT, 1)
     assert world.queue.settle(zombie, [done(old, body=b'"zombie"')], []).finished == 0
-    assert world.queue.settle(heir, [done(new, body=b'"heir"')], []).finished == 1
+    assert world.queue.settle(successor, [done(new, body=b'"heir"')], []).finished == 1
     assert world.value("SELECT body FROM results") == '"heir"'
     assert (world.drained(batch), world.row(batch).tallied_completed) == (1, 1)
 
@@ -353,7 +355,7 @@ def test_requests_of_ending_batch_are_not_queued_again(
     if ending == "cancelled":
         assert world.cancel(batch) is False
     else:
-        # As an expiry that met these two lines being settled: they are left to their worker.
+        # As if an expiry had found both requests being settled: they are left to their worker.
         world.run("UPDATE batches SET expiring = true")
         world.run("DELETE FROM queue")
     assert world.lines("queue", batch) == []

@@ -1,4 +1,4 @@
-"""The queue's SQL beside a plain model: any sequence of steps, the same lines in the same places."""
+"""The queue's SQL and a plain model agree after every step of random sequences."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from lowtide.queue import claiming
 from lowtide.queue.claims import Claim, Finished, Returned
 from lowtide.queue.store import is_storm
 from tests.loads import fill, tenant_with
-from tests.queue.queue_model import FINAL, SECONDS, Batch, Line, Model, Worker
-from tests.scheduler.test_pools_store import register
+from tests.queue.queue_model import FINAL, SECONDS, Batch, Model, Request, Worker
+from tests.scheduler.test_pools_store import pause_store
 from tests.worlds import MAX_LOST_LEASES, World, done
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ LIMIT = 4
 RUN = settings(
     max_examples=25,
     stateful_step_count=STEPS,
-    phases=[Phase.generate],  # to make a failure shorter takes minutes
+    phases=[Phase.generate],  # shrinking a failure takes minutes
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-EMPTIED = (
+EMPTIED_TABLES = (
     "queue", "claims", "results", "batches", "requests", "workers", "outbox", "tallies",
     "dead_letters", "request_events", "files", "stray_objects", "wanted_replicas",
 )  # fmt: skip
@@ -79,7 +79,7 @@ KINDS = ["good", "bad", "dead", "retry", "later", "cut", "back"]
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Workers that work, give back, die and wake again, on batches that end and are ended."""
+    """Workers that run, release and lose requests of batches that finish, expire or are cancelled."""
 
     world: ClassVar[World]
     tenants: ClassVar[dict[TenantId, int | None]]
@@ -88,9 +88,9 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         with self.world.worker.begin() as connection:
-            for table in EMPTIED:
+            for table in EMPTIED_TABLES:
                 connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608
-        self.pools = register(self.world)
+        self.pools = pause_store(self.world)
         for pool in Pool:
             self.pools.resume(pool, "ana")
         self.model = Model(self.tenants)
@@ -98,58 +98,56 @@ class QueueMachine(RuleBasedStateMachine):
         for tenant in self.tenants:
             self._add(fill(self.world, 5, tenant=tenant, due_in=50_000), tenant, 5, 50_000)
         for pool in (Pool.SPOT, Pool.SPOT, Pool.DEDICATED):
-            self._hire(pool)
+            self._start_worker(pool)
 
     def _batch(self, pick: int, *statuses: str) -> Batch:
-        """Return one of the batches, of those in such a status if there are any."""
+        """Return a batch, with one of `statuses` if there is any."""
         batches = list(self.model.batches.values())
-        wanted = [batch for batch in batches if batch.status in statuses]
-        found = wanted or batches
-        return found[pick % len(found)]
+        matching = [batch for batch in batches if batch.status in statuses]
+        candidates = matching or batches
+        return candidates[pick % len(candidates)]
 
     def _worker(self, pick: int) -> LeaseId:
-        """Return one of the workers: mostly of those that live."""
+        """Return the lease of a worker, mostly of a live one."""
         leases = list(self.model.workers)
-        living = [lease for lease in leases if self.model.workers[lease].alive]
-        found = living if living and pick % 5 else leases
-        return found[pick % len(found)]
+        alive = [lease for lease in leases if self.model.workers[lease].alive]
+        candidates = alive if alive and pick % 5 else leases
+        return candidates[pick % len(candidates)]
 
-    def _is_to_look(self, lease: LeaseId, *, fresh: bool) -> bool:
-        """Set a worker's clock; whether it looks for batches with its next claim."""
-        remembered = self.world.queue._claiming.get(lease)
-        if remembered is None:
+    def _loads_lanes(self, lease: LeaseId, *, fresh: bool) -> bool:
+        """Set a worker's clock; return whether its next claim loads the lanes."""
+        claiming_state = self.world.queue._claiming.get(lease)
+        if claiming_state is None:
             return True
-        remembered._next_listing = 0.0 if fresh else 1.0
+        claiming_state._next_look = 0.0 if fresh else 1.0
         return fresh
 
-    def _all(self, place: str, pool: Pool | None = None) -> list[tuple[Batch, int, Line]]:
-        return [found for found in self.model.all_at(place) if pool in {None, found[2].pool}]
+    def _all(self, place: str, pool: Pool | None = None) -> list[tuple[Batch, int, Request]]:
+        return [entry for entry in self.model.all_at(place) if pool in {None, entry[2].pool}]
 
     def _open(self) -> int:
         return sum(not batch.is_drained for batch in self.model.batches.values())
 
-    def _add(self, id_: BatchId, tenant: TenantId, lines: int, due: float) -> None:
+    def _add(self, id_: BatchId, tenant: TenantId, requests: int, due_in: float) -> None:
         self.created += 1
-        waiting = {number: Line() for number in range(1, lines + 1)}
-        self.model.batches[id_] = Batch(id_, self.created, tenant, due, waiting)
+        waiting = {number: Request() for number in range(1, requests + 1)}
+        self.model.batches[id_] = Batch(id_, self.created, tenant, due_in, waiting)
 
     def _apply(self, plan: Plan) -> tuple[int, int, int]:
         risky = frozenset(id_ for id_, batch in self.model.batches.items() if batch.at_risk)
-        done_ = self.world.apply(replace(plan, at_risk=risky))
-        return done_.escalated, done_.revoked, done_.returned
-
-    # -- batches ---------------------------------------------------------------------------------
+        result = self.world.apply(replace(plan, at_risk=risky))
+        return result.escalated, result.revoked, result.returned
 
     @rule(
-        lines=st.integers(1, 6),
-        due=st.sampled_from([600, 3000, 50_000]),
-        who=st.integers(0, 2),
+        requests=st.integers(1, 6),
+        due_in=st.sampled_from([600, 3000, 50_000]),
+        tenant_number=st.integers(0, 2),
     )
     @precondition(lambda self: self._open() < 4)
-    def create(self, lines: int, due: float, who: int) -> None:
-        tenant = list(self.tenants)[who]
-        batch = fill(self.world, lines, due_in=due, tenant=tenant)
-        self._add(batch, tenant, lines, due)
+    def create(self, requests: int, due_in: float, tenant_number: int) -> None:
+        tenant = list(self.tenants)[tenant_number]
+        batch = fill(self.world, requests, due_in=due_in, tenant=tenant)
+        self._add(batch, tenant, requests, due_in)
 
     @rule(pick=PICK)
     @precondition(lambda self: self.steps % 4 == 0)
@@ -166,18 +164,18 @@ class QueueMachine(RuleBasedStateMachine):
         model.ending, model.status = True, "cancelling"
         model.drop("queue")
         assert drained is model.is_drained
-        # Cancelling while its files are written announces the end once more.
+        # Cancelling a batch while its files are written announces its end once more.
         model.announced += drained
-        model.is_noted = drained
+        model.drain_is_announced = drained
 
     @rule()
     @precondition(lambda self: any(b.status == "cancelling" for b, *_ in self._all("claims")))
-    def grace_is_over(self) -> None:
+    def end_grace_period(self) -> None:
         self.world.sweep(cancel_grace=0)
         for batch in self.model.batches.values():
             if batch.status == "cancelling":
                 batch.drop("claims")
-        self.model.note_drained()
+        self.model.announce_drained()
 
     @rule(pick=PICK)
     @precondition(lambda self: self.steps % 4 == 0)
@@ -189,7 +187,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.world.sweep()
         model.ending = True
         model.drop("queue", "claims")
-        self.model.note_drained()
+        self.model.announce_drained()
 
     @rule(pick=PICK)
     @precondition(lambda self: any(b.is_drained for b in self.model.batches.values()))
@@ -202,7 +200,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert (job is not None) == (model.is_drained and model.status not in FINAL)
         if job is None:
             return
-        results = [model.lines[number].succeeded for number in model.at("results")]
+        results = [model.requests[number].succeeded for number in model.at("results")]
         event = batch_event(new_id(), EventType.BATCH_COMPLETED, model.tenant, model.id)
         counts = {"completed": sum(results), "failed": len(results) - sum(results)}
         assert self.world.finals.close(job, **counts, output=None, error=None, event=event)
@@ -210,7 +208,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert (
             model.status
             == {"finalizing": "completed", "cancelling": "cancelled", "in_progress": "expired"}[
-                model.seen["status"]
+                model.previous["status"]
             ]
         )
         model.at_risk = False
@@ -222,14 +220,12 @@ class QueueMachine(RuleBasedStateMachine):
         model.at_risk = model.status == "in_progress"
         self._apply(Plan())
 
-    # -- workers ---------------------------------------------------------------------------------
-
     @rule(pool=st.sampled_from(list(Pool)))
     @precondition(lambda self: sum(w.alive for w in self.model.workers.values()) < 5)
-    def hire(self, pool: Pool) -> None:
-        self._hire(pool)
+    def start_worker(self, pool: Pool) -> None:
+        self._start_worker(pool)
 
-    def _hire(self, pool: Pool) -> LeaseId:
+    def _start_worker(self, pool: Pool) -> LeaseId:
         lease = self.world.queue.open_lease(pool, "w")
         self.model.workers[lease] = Worker(pool)
         return lease
@@ -240,32 +236,35 @@ class QueueMachine(RuleBasedStateMachine):
         lease = self._worker(pick)
         assert self.world.queue.renew(lease) is self.model.workers[lease].alive
 
-    @rule(pick=PICK, lines=st.integers(1, 6), fresh=st.booleans())
+    @rule(pick=PICK, requests=st.integers(1, 6), fresh=st.booleans())
     @precondition(lambda self: self._all("queue"))
-    def claim(self, pick: int, lines: int, *, fresh: bool) -> None:
-        self._claim(self._worker(pick), lines, fresh=fresh)
+    def claim(self, pick: int, requests: int, *, fresh: bool) -> None:
+        self._claim(self._worker(pick), requests, fresh=fresh)
 
-    def _claim(self, lease: LeaseId, lines: int, *, fresh: bool) -> None:
+    def _claim(self, lease: LeaseId, requests: int, *, fresh: bool) -> None:
         worker = self.model.workers[lease]
-        fresh |= self._is_to_look(lease, fresh=fresh)
-        claims = self.world.queue.claim(lease, worker.pool, lines)
-        unseen = {
+        fresh |= self._loads_lanes(lease, fresh=fresh)
+        claims = self.world.queue.claim(lease, worker.pool, requests)
+        unanswered = {
             (batch.id, number)
-            for batch, number, _ in self.model.held_by([lease])
-            if (batch.id, number) in worker.unseen
+            for batch, number, _ in self.model.claimed_by([lease])
+            if (batch.id, number) in worker.unanswered
         }
-        if unseen:
-            assert {(claim.batch, claim.line) for claim in claims} == unseen
+        if unanswered:
+            assert {(claim.batch, claim.line) for claim in claims} == unanswered
         elif worker.pool in self.model.paused:
             assert claims == []
         else:
-            self.model.check_claim(worker, lines, claims, fresh=fresh)
-        worker.unseen = set()
+            self.model.check_claim(worker, requests, claims, fresh=fresh)
+        worker.unanswered = set()
         for claim in claims:
-            line = self.model.line(claim)
-            assert (claim.attempts, claim.interruptions) == (line.attempts, line.interruptions)
-            line.place, line.lease = "claims", lease
-            worker.held.append(claim)
+            request = self.model.request(claim)
+            assert (claim.attempts, claim.interruptions) == (
+                request.attempts,
+                request.interruptions,
+            )
+            request.place, request.lease = "claims", lease
+            worker.claims.append(claim)
 
     @rule(pool=st.sampled_from(list(Pool)))
     @precondition(lambda self: self.steps % 6 == 0)
@@ -280,13 +279,13 @@ class QueueMachine(RuleBasedStateMachine):
             self.pools.resume(pool, "ana")
         self.model.paused.clear()
 
-    @rule(pick=PICK, lines=st.integers(1, 6), committed=st.booleans())
+    @rule(pick=PICK, requests=st.integers(1, 6), committed=st.booleans())
     @precondition(lambda self: self.steps % 5 == 0)
-    def claim_without_an_answer(self, pick: int, lines: int, *, committed: bool) -> None:
-        """Cut the connection at a claim's commit."""
+    def claim_without_response(self, pick: int, requests: int, *, committed: bool) -> None:
+        """Break the connection at a claim's commit."""
         lease = self._worker(pick)
         worker = self.model.workers[lease]
-        if worker.unseen:
+        if worker.unanswered:
             return
         with pytest.MonkeyPatch.context() as patch:
             commit = PreparingConnection.commit
@@ -297,38 +296,38 @@ class QueueMachine(RuleBasedStateMachine):
                 connection._usock.close()
                 raise dbapi.InterfaceError("network error")
 
-            self._is_to_look(lease, fresh=True)
+            self._loads_lanes(lease, fresh=True)
             patch.setattr(PreparingConnection, "commit", broken)
             with pytest.raises(Unavailable):
-                self.world.queue.claim(lease, worker.pool, lines)
+                self.world.queue.claim(lease, worker.pool, requests)
         for row in self.world.rows("SELECT batch_id, line, lease_id FROM claims"):
-            line = self.model.batches[row.batch_id].lines[row.line]
-            if line.place == "queue":
+            request = self.model.batches[row.batch_id].requests[row.line]
+            if request.place == "queue":
                 assert committed
                 assert worker.pool not in self.model.paused
-                assert (row.lease_id, worker.alive, line.is_delayed) == (lease, True, False)
-                line.place, line.lease = "claims", lease
-                worker.unseen.add((row.batch_id, row.line))
+                assert (row.lease_id, worker.alive, request.is_delayed) == (lease, True, False)
+                request.place, request.lease = "claims", lease
+                worker.unanswered.add((row.batch_id, row.line))
 
     @rule(pick=PICK, data=st.data())
-    @precondition(lambda self: any(worker.held for worker in self.model.workers.values()))
+    @precondition(lambda self: any(worker.claims for worker in self.model.workers.values()))
     def settle(self, pick: int, data: st.DataObject) -> None:
-        """Settle any lines that a worker ever held, whoever has them now."""
-        having = [lease for lease, worker in self.model.workers.items() if worker.held]
-        self._settle(having[pick % len(having)], data)
+        """Settle any requests that a worker ever claimed, also those of other workers by now."""
+        candidates = [lease for lease, worker in self.model.workers.items() if worker.claims]
+        self._settle(candidates[pick % len(candidates)], data)
 
-    @rule(pick=PICK, lines=st.integers(1, 6), data=st.data())
+    @rule(pick=PICK, requests=st.integers(1, 6), data=st.data())
     @precondition(lambda self: self._all("queue"))
-    def work(self, pick: int, lines: int, data: st.DataObject) -> None:
-        """Claim, and settle some of it."""
+    def work(self, pick: int, requests: int, data: st.DataObject) -> None:
+        """Claim requests, and settle some of them."""
         lease = self._worker(pick)
-        self._claim(lease, lines, fresh=bool(pick % 2))
-        if self.model.workers[lease].held:
+        self._claim(lease, requests, fresh=bool(pick % 2))
+        if self.model.workers[lease].claims:
             self._settle(lease, data)
 
     def _settle(self, lease: LeaseId, data: st.DataObject) -> None:
-        held = self.model.workers[lease].held
-        recent = st.sampled_from(held[-8:])
+        claims = self.model.workers[lease].claims
+        recent = st.sampled_from(claims[-8:])
         chosen = data.draw(
             st.lists(recent, min_size=1, max_size=5, unique_by=lambda c: (c.batch, c.line))
         )
@@ -340,72 +339,72 @@ class QueueMachine(RuleBasedStateMachine):
                 finished.append(_finished(claim, kind))
             else:
                 returned.append(_returned(claim, kind))
-            line = self.model.line(claim)
-            if line.place == "claims" and line.lease == lease:
+            request = self.model.request(claim)
+            if request.place == "claims" and request.lease == lease:
                 expected[not ends] += 1
-                self._follow(self.model.batches[claim.batch], line, kind)
+                self._follow(self.model.batches[claim.batch], request, kind)
         settled = self.world.queue.settle(lease, finished, returned)
         assert [settled.finished, settled.returned] == expected
         before = sum(batch.announced for batch in self.model.batches.values())
-        self.model.note_drained()
+        self.model.announce_drained()
         after = sum(batch.announced for batch in self.model.batches.values())
         assert len(settled.drained) == after - before
 
     @staticmethod
-    def _follow(batch: Batch, line: Line, kind: str) -> None:
+    def _follow(batch: Batch, request: Request, kind: str) -> None:
         if kind in {"good", "bad", "dead"}:
-            line.end(succeeded=kind == "good", dead=kind == "dead")
+            request.finish(succeeded=kind == "good", dead_letter=kind == "dead")
             batch.accepted += 1
-            batch.seconds[line.pool] += SECONDS
+            batch.seconds[request.pool] += SECONDS
             return
         failed = kind in {"retry", "later"}
-        line.attempts += failed
-        line.interruptions += kind == "cut"
-        line.lost = 0
+        request.attempts += failed
+        request.interruptions += kind == "cut"
+        request.lost_leases = 0
         batch.retried += failed
         batch.interrupted += kind == "cut"
-        batch.requeue(line, is_delayed=kind == "later")
+        batch.requeue(request, is_delayed=kind == "later")
 
     @rule(pick=PICK)
     @precondition(lambda self: self.steps % 3 == 0)
-    def leave(self, pick: int) -> None:
+    def close_lease(self, pick: int) -> None:
         lease = self._worker(pick)
         self.world.queue.close_lease(lease)
         self.model.workers[lease].alive = False
-        for batch, _, line in self.model.held_by([lease]):
-            line.lost = 0
-            batch.requeue(line)
-        self.model.note_drained()
+        for batch, _, request in self.model.claimed_by([lease]):
+            request.lost_leases = 0
+            batch.requeue(request)
+        self.model.announce_drained()
 
     @rule(picks=st.lists(PICK, min_size=1, max_size=3))
     @precondition(lambda self: self.steps % 2 == 0)
-    def die(self, picks: Sequence[int]) -> None:
-        """Let leases run out, and tick."""
-        self._die({self._worker(pick) for pick in picks})
+    def expire_leases(self, picks: Sequence[int]) -> None:
+        """Let leases expire, and sweep."""
+        self._expire_leases({self._worker(pick) for pick in picks})
 
-    def _die(self, dead: Collection[LeaseId]) -> None:
-        reaped = self.model.held_by(dead)
-        lost = sum(self.model.workers[lease].alive for lease in dead)
-        for lease in dead:
+    def _expire_leases(self, expired: Collection[LeaseId]) -> None:
+        reaped = self.model.claimed_by(expired)
+        lost_leases = sum(self.model.workers[lease].alive for lease in expired)
+        for lease in expired:
             self.world.expire_lease(lease)
             self.model.workers[lease].alive = False
         living = sum(worker.alive for worker in self.model.workers.values())
-        most = MAX_LOST_LEASES - is_storm(lost, living)
+        max_lost_leases = MAX_LOST_LEASES - is_storm(lost_leases, living)
         assert self.world.sweep() == len(reaped)
-        for batch, number, line in reaped:
-            line.lost = min(line.lost + 1, most)
-            if line.lost >= MAX_LOST_LEASES:
-                line.end(succeeded=False, dead=True)
+        for batch, number, request in reaped:
+            request.lost_leases = min(request.lost_leases + 1, max_lost_leases)
+            if request.lost_leases >= MAX_LOST_LEASES:
+                request.finish(succeeded=False, dead_letter=True)
                 continue
-            line.interruptions += 1
+            request.interruptions += 1
             batch.interrupted += 1
-            # Lost again, it waits for a random while: let that be long.
-            batch.requeue(line, is_delayed=line.lost > 1)
-            self._delay(batch.id, number, line)
-        self.model.note_drained()
+            # A request lost twice waits for a random time, which the test prolongs.
+            batch.requeue(request, is_delayed=request.lost_leases > 1)
+            self._delay(batch.id, number, request)
+        self.model.announce_drained()
 
-    def _delay(self, batch: BatchId, number: int, line: Line) -> None:
-        if line.place == "queue" and line.is_delayed:
+    def _delay(self, batch: BatchId, number: int, request: Request) -> None:
+        if request.place == "queue" and request.is_delayed:
             self.world.run(
                 "UPDATE queue SET available_at = now() + interval '1 h' "
                 "WHERE batch_id = :batch AND line = :line",
@@ -414,87 +413,85 @@ class QueueMachine(RuleBasedStateMachine):
             )
 
     @rule()
-    @precondition(lambda self: any(line.is_delayed for *_, line in self.model.all_at("queue")))
+    @precondition(
+        lambda self: any(request.is_delayed for *_, request in self.model.all_at("queue"))
+    )
     def time_passes(self) -> None:
         self.world.run("UPDATE queue SET available_at = now() WHERE available_at > now()")
-        for _, _, line in self.model.all_at("queue"):
-            line.is_delayed = False
-
-    # -- between pools ---------------------------------------------------------------------------
+        for _, _, request in self.model.all_at("queue"):
+            request.is_delayed = False
 
     def _moved(self, batch: Batch, place: str, pool: Pool) -> list[int]:
-        """Return the lines that are now in the queue of a pool and were elsewhere."""
+        """Return the requests that moved to a pool's queue from the other pool."""
         rows = self.world.rows(
             "SELECT line FROM queue WHERE batch_id = :b AND pool = :p", b=batch.id, p=pool.value
         )
         other = Pool.SPOT if pool is Pool.DEDICATED else Pool.DEDICATED
         return sorted({row.line for row in rows} & set(batch.at(place, other)))
 
-    @rule(pick=PICK, lines=st.integers(1, 4))
+    @rule(pick=PICK, requests=st.integers(1, 4))
     @precondition(lambda self: self._all("queue", Pool.SPOT))
-    def escalate(self, pick: int, lines: int) -> None:
+    def escalate(self, pick: int, requests: int) -> None:
         model = self._batch(pick, "in_progress")
-        ready = sum(not model.lines[n].is_delayed for n in model.at("queue", Pool.SPOT))
-        expected = min(lines, len(model.at("queue", Pool.SPOT)))
-        escalated, _, _ = self._apply(Plan(escalations=(Move(model.id, lines),)))
-        chosen = self._moved(model, "queue", Pool.DEDICATED)
-        assert len(chosen) == escalated == expected
-        # What waits out a delay only when no others are left.
-        assert sum(not model.lines[n].is_delayed for n in chosen) == min(lines, ready)
-        for number in chosen:
-            model.lines[number].pool = Pool.DEDICATED
+        ready = sum(not model.requests[n].is_delayed for n in model.at("queue", Pool.SPOT))
+        expected = min(requests, len(model.at("queue", Pool.SPOT)))
+        escalated, _, _ = self._apply(Plan(escalations=(Move(model.id, requests),)))
+        moved = self._moved(model, "queue", Pool.DEDICATED)
+        assert len(moved) == escalated == expected
+        # Delayed requests move only after all others.
+        assert sum(not model.requests[n].is_delayed for n in moved) == min(requests, ready)
+        for number in moved:
+            model.requests[number].pool = Pool.DEDICATED
 
-    @rule(pick=PICK, lines=st.integers(1, 4))
+    @rule(pick=PICK, requests=st.integers(1, 4))
     @precondition(lambda self: self._all("queue", Pool.DEDICATED))
-    def give_back(self, pick: int, lines: int) -> None:
+    def return_to_spot(self, pick: int, requests: int) -> None:
         model = self._batch(pick, "in_progress")
-        expected = min(lines, len(model.at("queue", Pool.DEDICATED)))
-        _, _, returned = self._apply(Plan(returns=(Move(model.id, lines),)))
-        chosen = self._moved(model, "queue", Pool.SPOT)
-        assert len(chosen) == returned == expected
-        for number in chosen:
-            model.lines[number].pool = Pool.SPOT
+        expected = min(requests, len(model.at("queue", Pool.DEDICATED)))
+        _, _, returned = self._apply(Plan(returns=(Move(model.id, requests),)))
+        moved = self._moved(model, "queue", Pool.SPOT)
+        assert len(moved) == returned == expected
+        for number in moved:
+            model.requests[number].pool = Pool.SPOT
 
-    @rule(pick=PICK, lines=st.integers(1, 4))
+    @rule(pick=PICK, requests=st.integers(1, 4))
     @precondition(lambda self: self._all("claims", Pool.SPOT))
-    def revoke(self, pick: int, lines: int) -> None:
-        """Take lines out of spot workers' hands; of an ending batch they are gone for good."""
+    def revoke(self, pick: int, requests: int) -> None:
+        """Revoke claims of spot workers; those of an ending batch are dropped."""
         model = self._batch(pick, "in_progress", "cancelling")
         before = model.at("claims", Pool.SPOT)
-        _, revoked, _ = self._apply(Plan(revocations=(Move(model.id, lines),)))
-        chosen = set(before) - set(self.world.lines("claims", model.id))
-        assert len(chosen) == revoked == min(lines, len(before))
-        for number in chosen:
-            line = model.lines[number]
-            line.interruptions += 1
+        _, revoked, _ = self._apply(Plan(revocations=(Move(model.id, requests),)))
+        revoked_lines = set(before) - set(self.world.lines("claims", model.id))
+        assert len(revoked_lines) == revoked == min(requests, len(before))
+        for number in revoked_lines:
+            request = model.requests[number]
+            request.interruptions += 1
             model.interrupted += 1
-            model.requeue(line)
-            line.pool = line.pool if model.ending else Pool.DEDICATED
-        self.model.note_drained()
-
-    # -- dead letters, tenants -------------------------------------------------------------------
+            model.requeue(request)
+            request.pool = request.pool if model.ending else Pool.DEDICATED
+        self.model.announce_drained()
 
     def _with_letters(self, state: str) -> list[Batch]:
         batches = self.model.batches.values()
         return [batch for batch in batches if state in batch.letters.values()]
 
-    @rule(pick=PICK, due=st.sampled_from([600, 50_000]))
+    @rule(pick=PICK, due_in=st.sampled_from([600, 50_000]))
     @precondition(lambda self: self._open() < 5 and self._with_letters("open"))
-    def requeue_letters(self, pick: int, due: float) -> None:
+    def requeue_letters(self, pick: int, due_in: float) -> None:
         sources = self._with_letters("open")
         source = sources[pick % len(sources)]
         opened = [number for number, state in source.letters.items() if state == "open"]
-        new, file = _requeued(source.tenant, len(opened), due)
+        new, file = _requeued(source.tenant, len(opened), due_in)
         self.world.files.expect(source.tenant, file.object_key)
         places = [LetterPlace(source.id, number, number * 100, 90) for number in opened]
         event = batch_event(new_id(), EventType.BATCH_CREATED, source.tenant, new.id)
-        desk = RequeueStore(self.world.api)
-        assert desk.requeue([(new, file, places)], [event], actor="me", key=None)
-        assert not desk.requeue([(new, file, places)], [event], actor="me", key=None)
+        requeues = RequeueStore(self.world.api)
+        assert requeues.requeue([(new, file, places)], [event], actor="me", key=None)
+        assert not requeues.requeue([(new, file, places)], [event], actor="me", key=None)
         for number in opened:
-            source.lines[number].letter = "requeued"
+            source.requests[number].letter = "requeued"
         assert self.world.split(new.id, len(opened))
-        self._add(new.id, source.tenant, len(opened), due)
+        self._add(new.id, source.tenant, len(opened), due_in)
 
     @rule(pick=PICK)
     @precondition(lambda self: self._with_letters("open"))
@@ -503,27 +500,25 @@ class QueueMachine(RuleBasedStateMachine):
         source = sources[pick % len(sources)]
         places = [LetterPlace(source.id, number, 0, 0) for number in source.letters]
         opened = [number for number, state in source.letters.items() if state == "open"]
-        desk = RequeueStore(self.world.api)
-        assert desk.discard(source.tenant, places, actor="me") == len(opened)
+        requeues = RequeueStore(self.world.api)
+        assert requeues.discard(source.tenant, places, actor="me") == len(opened)
         for number in opened:
-            source.lines[number].letter = "discarded"
+            source.requests[number].letter = "discarded"
 
-    @rule(who=st.integers(0, 2))
+    @rule(tenant_number=st.integers(0, 2))
     @precondition(lambda self: self.steps % 10 == 0)
-    def a_tenant_looks(self, who: int) -> None:
-        tenant = list(self.tenants)[who]
+    def tenant_reads_own_rows(self, tenant_number: int) -> None:
+        tenant = list(self.tenants)[tenant_number]
         with acting_for(self.world.api, tenant) as connection:
-            seen = connection.execute(OF_TENANT).one()._asdict()
+            visible = connection.execute(OF_TENANT).one()._asdict()
         mine = [batch for batch in self.model.batches.values() if batch.tenant == tenant]
         places = ("queue", "claims", "results")
         expected = {place: sum(len(batch.at(place)) for batch in mine) for place in places}
         letters = sum(len(batch.letters) for batch in mine)
-        assert seen == expected | {"batches": len(mine), "letters": letters}
-
-    # -- always, and at the end ------------------------------------------------------------------
+        assert visible == expected | {"batches": len(mine), "letters": letters}
 
     @invariant()
-    def everything_is_as_the_model_says(self) -> None:
+    def database_matches_model(self) -> None:
         self.steps += 1
         type(self).executed += 1
         with self.world.worker.begin() as connection:
@@ -531,31 +526,31 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.check(json.loads(connection.execute(SNAPSHOT, drained).scalar_one()))
 
     def teardown(self) -> None:
-        """Once nothing breaks any more, every batch reaches its end by itself."""
-        self._die(list(self.model.workers))
+        """Check that every batch ends once nothing fails any more."""
+        self._expire_leases(list(self.model.workers))
         self.resume()
         while any(self.model.all_at("queue")):
             self.time_passes()
             for pool in Pool:
-                lease = self._hire(pool)
+                lease = self._start_worker(pool)
                 claims = self.world.queue.claim(lease, pool, 100)
                 self.world.queue.settle(lease, [_finished(claim, "good") for claim in claims], [])
                 for claim in claims:
-                    self._follow(self.model.batches[claim.batch], self.model.line(claim), "good")
-        self.model.note_drained()
+                    self._follow(self.model.batches[claim.batch], self.model.request(claim), "good")
+        self.model.announce_drained()
         for batch in self.model.batches.values():
             assert batch.is_drained
-            self.everything_is_as_the_model_says()
+            self.database_matches_model()
             self._finalize(batch)
             assert batch.status in FINAL
             if batch.status == "completed":
-                assert len(batch.at("results")) == len(batch.lines)
-        self.everything_is_as_the_model_says()
+                assert len(batch.at("results")) == len(batch.requests)
+        self.database_matches_model()
 
 
 def _finished(claim: Claim, kind: str) -> Finished:
-    made = replace(done(claim, succeeded=kind == "good"), replica_seconds=SECONDS)
-    return replace(made, dead_letter=kind == "dead")
+    result = replace(done(claim, succeeded=kind == "good"), replica_seconds=SECONDS)
+    return replace(result, dead_letter=kind == "dead")
 
 
 def _returned(claim: Claim, kind: str) -> Returned:
@@ -563,16 +558,16 @@ def _returned(claim: Claim, kind: str) -> Returned:
     return Returned(claim.batch, claim.line, kind, delay, failed=failed, interrupted=kind == "cut")
 
 
-def _requeued(tenant: TenantId, lines: int, due: float) -> tuple[NewBatch, StoredFile]:
+def _requeued(tenant: TenantId, requests: int, due_in: float) -> tuple[NewBatch, StoredFile]:
     now, file = datetime.now(UTC), FileId(new_id())
     stored = StoredFile(
-        id=file, tenant=tenant, purpose=Purpose.BATCH, filename="f", size=1, lines=lines,
+        id=file, tenant=tenant, purpose=Purpose.BATCH, filename="f", size=1, lines=requests,
         sha256=b"", object_key=object_key(file), status=FileStatus.PROCESSED, status_details=None,
         created_at=now, endpoint="/v1/embeddings",
     )  # fmt: skip
     batch = NewBatch(
         id=BatchId(new_id()), tenant=tenant, user="u", input_file=file, endpoint="/v1/embeddings",
-        completion_window="24h", created_at=now, deadline=now + timedelta(seconds=due),
+        completion_window="24h", created_at=now, deadline=now + timedelta(seconds=due_in),
         metadata=None, idempotency_key=None,
     )  # fmt: skip
     return batch, stored
@@ -580,10 +575,8 @@ def _requeued(tenant: TenantId, lines: int, due: float) -> tuple[NewBatch, Store
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("steps", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_queue_matches_model(
-    world: World, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    # What is done again for a shorter example must go the same way: no real time is looked at.
+def test_queue_matches_model(world: World, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    # Repeated runs of an example must behave alike, so that no real time is read.
     monkeypatch.setattr(claiming, "monotonic", lambda: 0.0)
     chosen = random.SystemRandom().randrange(2**32)
     tenants = {

@@ -1,4 +1,4 @@
-"""Measured rates: what workers report and ticks fold."""
+"""Measured rates: workers report samples, ticks fold them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def rates(world: World) -> RateStore:
     return RateStore(world.worker)
 
 
-def _busy(world: World, pool: Pool = Pool.DEDICATED, lines: int = 1) -> LeaseId:
-    """Return the lease of a worker that holds lines."""
+def _busy(world: World, pool: Pool = Pool.DEDICATED, requests: int = 1) -> LeaseId:
+    """Return the lease of a worker that runs requests."""
     lease = world.queue.open_lease(pool, "w")
-    assert world.queue.claim(lease, pool, lines)
+    assert world.queue.claim(lease, pool, requests)
     return lease
 
 
@@ -33,11 +33,11 @@ def test_reported_sample_is_folded_once(world: World, rates: RateStore) -> None:
     lease = _busy(world)
     assert rates.fold() == {}
     rates.report(lease, RateSample(30, 10.0))
-    once = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
-    assert rates.fold() == once
-    assert rates.fold() == once
+    expected = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
+    assert rates.fold() == expected
+    assert rates.fold() == expected
     rates.report(lease, RateSample(30, 10.0))
-    assert rates.fold() == once
+    assert rates.fold() == expected
     rates.report(lease, RateSample(50, 15.0))
     assert rates.fold()[Pool.DEDICATED, "m"] == pytest.approx(
         Rate().fold([RateSample(30, 10.0), RateSample(20, 5.0)])
@@ -64,7 +64,7 @@ def test_rates_are_separate_by_pool_and_model(world: World, rates: RateStore) ->
     world.batch(1, pool="dedicated", due_in=50)
     last = world.batch(1, pool="dedicated", due_in=60)
     world.run("UPDATE batches SET model = 'other' WHERE id = :id", id=last)
-    rates.report(_busy(world, lines=2), RateSample(4, 1.0))
+    rates.report(_busy(world, requests=2), RateSample(4, 1.0))
     assert {key: rate.lines for key, rate in rates.fold().items()} == {
         (Pool.SPOT, "other"): 1.0,
         (Pool.SPOT, "m"): 2.0,

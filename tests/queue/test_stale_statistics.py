@@ -1,7 +1,7 @@
-"""Statements on the hot path must not scan more than they need when statistics lag behind.
+"""Statements on the hot path read little even while planner statistics are stale.
 
-Autovacuum looks once a minute, a batch comes and goes in seconds: the planner nearly always works
-from numbers that know nothing of the batch at hand.
+Autovacuum runs once a minute and a batch may last seconds, so the planner nearly always works from
+statistics that predate the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
-BATCH_LINES = 4000
+BATCH_REQUESTS = 4000
 OLD, NEW, LEASE = (f"00000000-0000-7000-8000-{number:012d}" for number in (1, 2, 3))
 TENANT = "00000000-0000-0000-0000-000000000000"
 
@@ -49,9 +49,11 @@ VALUES (:lease, 'spot', 'w', now() + interval '1 hour')
 """)
 
 
-@pytest.fixture(params=["never looked", "looked before the batch", "looked at an empty queue"])
+@pytest.fixture(
+    params=["never analyzed", "analyzed before the batch", "analyzed with an empty queue"]
+)
 def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
-    """A batch that the statistics do not know."""
+    """Database with a batch that its statistics do not cover."""
     server = database.server
     admin = engine(server.url(SUPERUSER, server.cluster.password, database.name))
     with admin.connect() as connection:
@@ -62,10 +64,10 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
 
         for table in ("batches", "requests", "results", "queue", "claims", "workers"):
             run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
-        values = {"tenant": TENANT, "lease": LEASE, "lines": BATCH_LINES}
-        if request.param != "never looked":
+        values = {"tenant": TENANT, "lease": LEASE, "lines": BATCH_REQUESTS}
+        if request.param != "never analyzed":
             run(FILL.format(batch=OLD, **values))
-            if request.param == "looked at an empty queue":
+            if request.param == "analyzed with an empty queue":
                 run("DELETE FROM queue; VACUUM ANALYZE queue")
             run("ANALYZE")
         run(FILL.format(batch=NEW, **values))
@@ -75,12 +77,12 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
 
 
 def rows_touched(database: Database, statement: str, **parameters: object) -> int:
-    """Run a statement as a worker, and return how many rows all steps of its plan went through."""
+    """Run a statement as a worker; return the number of rows that all steps of its plan read."""
     with database.engine("worker").connect() as connection:
         explain = text(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}")
-        found = connection.execute(explain, parameters).scalar_one()
+        output = connection.execute(explain, parameters).scalar_one()
         connection.rollback()
-    plans = json.loads(found) if isinstance(found, str) else found
+    plans = json.loads(output) if isinstance(output, str) else output
     return sum(map(_rows, plans))
 
 
@@ -91,11 +93,11 @@ def _rows(node: dict[str, Any]) -> int:
     return int(own) + sum(map(_rows, plan.get("Plans", ())))
 
 
-def take(lines: int, line: int = 0) -> dict[str, object]:
-    """Return the parameters of a claim of `lines` lines behind `line`."""
+def claim_parameters(requests: int, line: int = 0) -> dict[str, object]:
+    """Return the parameters of a claim of `requests` requests after `line`."""
     at = "-infinity" if not line else "2020-01-01"
     lanes = [{"batch": NEW, "at": at, "line": line}]
-    shares = json.dumps([{"lines": lines, "lanes": lanes}])
+    shares = json.dumps([{"lines": requests, "lanes": lanes}])
     return {"lease": LEASE, "pool": "spot", "shares": shares}
 
 
@@ -105,13 +107,13 @@ def test_lane_query_reads_few_rows(stale: Database) -> None:
 
 @pytest.mark.parametrize("line", [0, 3000])
 def test_claim_reads_few_rows_per_request(stale: Database, line: int) -> None:
-    assert rows_touched(stale, TAKE, **take(50, line)) < 50 * 20
+    assert rows_touched(stale, TAKE, **claim_parameters(50, line)) < 50 * 20
 
 
 def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
     with stale.engine("worker").begin() as connection:
         connection.execute(text("DELETE FROM results"))
-        connection.execute(text(TAKE), take(2000))
+        connection.execute(text(TAKE), claim_parameters(2000))
     rows = [
         {"batch": NEW, "line": line, "succeeded": True, "attempts": 1, "input_tokens": 1,
          "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False,

@@ -1,4 +1,4 @@
-"""Pausing and resuming: who may, and what workers notice."""
+"""Pausing and resuming pools: permissions, effects, and the behaviour of workers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import Pool
 from lowtide.scheduler.pauses import Pools
 from lowtide.tenants.sign_in import Principal, Role
-from tests.scheduler.test_pools_store import register
-from tests.worker.workers import Bench, SteeredEngine, until
+from tests.scheduler.test_pools_store import pause_store
+from tests.worker.workers import Bench, ScriptedEngine, until
 
 if TYPE_CHECKING:
     from tests.worlds import World
@@ -23,25 +23,25 @@ ANA = Principal("ana", Role.OPERATOR)
 
 
 def _pools(world: World) -> Pools:
-    return Pools(register(world))
+    return Pools(pause_store(world))
 
 
 @pytest.mark.parametrize(
-    "visitor",
+    "principal",
     [
         pytest.param(Principal("bo", Role.VIEWER), id="viewer"),
         pytest.param(Principal("cy", Role.OPERATOR, DEFAULT_TENANT), id="operator of one tenant"),
     ],
 )
-def test_only_installation_operators_pause_and_resume(world: World, visitor: Principal) -> None:
+def test_only_installation_operators_pause_and_resume(world: World, principal: Principal) -> None:
     pools = _pools(world)
-    for act in (pools.effect, pools.pause, pools.resume):
+    for action in (pools.effect, pools.pause, pools.resume):
         with pytest.raises(Forbidden):
-            act(visitor, Pool.SPOT)
+            action(principal, Pool.SPOT)
     assert all(standing.pause is None for standing in pools.standings())
     pools.pause(ANA, Pool.SPOT)
     with pytest.raises(Forbidden):
-        pools.resume(visitor, Pool.SPOT)
+        pools.resume(principal, Pool.SPOT)
     assert pools.standings()[0].pause is not None
 
 
@@ -72,16 +72,18 @@ def test_worker_backs_off_while_paused_and_continues_when_woken(world: World) ->
             return delays[-1]
 
     backoff = Watched(0.01, 600.0, factor=30.0)
-    bench = Bench.of(world, SteeredEngine(hold=True), lines=30, backoff=backoff)
+    bench = Bench.of(world, ScriptedEngine(hold=True), lines=30, backoff=backoff)
 
     async def during() -> None:
         await until(lambda: bench.engine.running == 12)
         pools.pause(ANA, Pool.SPOT)
         before = bench.queue.calls["claim"]
-        bench.engine.let_go()
+        bench.engine.release()
         await until(lambda: delays[-1:] == [9.0])
-        assert bench.queue.calls["claim"] - before == len(delays) == 3, "it looks ever less often"
-        assert bench.finished() == 12, "what it held has ended"
+        assert bench.queue.calls["claim"] - before == len(delays) == 3, (
+            "it must claim ever less often"
+        )
+        assert bench.finished() == 12, "claimed requests must finish"
         pools.resume(ANA, Pool.SPOT)
         bench.worker.wake()
         await until(lambda: bench.finished() == 30, within=5)

@@ -1,4 +1,4 @@
-"""Pauses on the database: who claims, what is counted, what is noted."""
+"""Pauses on the database: claims, counts and the audit log."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 BOTH = pytest.mark.parametrize("pool", list(Pool))
 
 
-def register(world: World) -> PauseStore:
-    """Return the pauses of a world."""
+def pause_store(world: World) -> PauseStore:
+    """Return the pause store of a world."""
     return PauseStore(world.database.engine("operator"))
 
 
@@ -39,29 +39,29 @@ def _audited(world: World) -> list[tuple[object, ...]]:
 def test_paused_pool_claims_nothing_and_settles_running_requests(world: World, pool: Pool) -> None:
     batch = world.batch(10, pool=pool.value)
     lease = world.queue.open_lease(pool, "w")
-    held = world.queue.claim(lease, pool, 3)
-    register(world).pause(pool, "ana")
-    # The worker still knows its lane: the claim itself must notice.
+    claims = world.queue.claim(lease, pool, 3)
+    pause_store(world).pause(pool, "ana")
+    # The worker still knows its lane: the claim itself must check for a pause.
     assert world.queue.claim(lease, pool, 3) == []
-    assert world.queue.settle(lease, [done(claim) for claim in held], []).finished == 3
+    assert world.queue.settle(lease, [done(claim) for claim in claims], []).finished == 3
     assert world.queue.claim(lease, pool, 3) == []
     assert world.queue.claim(world.queue.open_lease(pool, "new"), pool, 3) == []
     assert world.lines("queue", batch) == list(range(4, 11))
-    register(world).resume(pool, "ana")
+    pause_store(world).resume(pool, "ana")
     assert numbers(world.queue.claim(lease, pool, 99)) == list(range(4, 11))
 
 
 def test_claim_in_paused_pool_runs_few_statements_for_any_backlog(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first worker keeps its lanes until they give it nothing.
-    monkeypatch.setattr(claiming, "_MAX_LISTING_INTERVAL", 600.0)
-    monkeypatch.setattr(claiming, "_LISTING_SHARE", 1_000_000)
+    # The first worker keeps its lanes until they yield nothing.
+    monkeypatch.setattr(claiming, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(claiming, "_LOOKING_SHARE", 1_000_000)
     for due_in in range(600, 612):
         world.batch(2, due_in=due_in, pool="dedicated")
     lease = world.queue.open_lease(Pool.DEDICATED, "w")
     world.queue.claim(lease, Pool.DEDICATED, 1)
-    register(world).pause(Pool.DEDICATED, "ana")
+    pause_store(world).pause(Pool.DEDICATED, "ana")
     new = world.queue.open_lease(Pool.DEDICATED, "new")
     statements: list[str] = []
 
@@ -76,14 +76,14 @@ def test_claim_in_paused_pool_runs_few_statements_for_any_backlog(
     finally:
         event.remove(world.worker, "before_cursor_execute", executed)
     assert (with_known_lanes, len(statements) - with_known_lanes) == (2, 1)
-    register(world).resume(Pool.DEDICATED, "ana")
+    pause_store(world).resume(Pool.DEDICATED, "ana")
     assert len(world.queue.claim(lease, Pool.DEDICATED, 99)) == 23
 
 
 def test_other_pool_keeps_claiming(world: World) -> None:
     world.batch(4)
     world.batch(4, pool="dedicated")
-    register(world).pause(Pool.SPOT, "ana")
+    pause_store(world).pause(Pool.SPOT, "ana")
     lease = world.queue.open_lease(Pool.DEDICATED, "w")
     assert len(world.queue.claim(lease, Pool.DEDICATED, 9)) == 4
 
@@ -93,7 +93,7 @@ def test_paused_pool_claims_nothing_of_limited_tenant(world: World) -> None:
     with world.database.engine("owner").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_running = 2"))
     try:
-        register(world).pause(Pool.SPOT, "ana")
+        pause_store(world).pause(Pool.SPOT, "ana")
         lease = world.queue.open_lease(Pool.SPOT, "w")
         assert world.queue.claim(lease, Pool.SPOT, 9) == []
     finally:
@@ -102,13 +102,13 @@ def test_paused_pool_claims_nothing_of_limited_tenant(world: World) -> None:
 
 
 def test_pause_is_idempotent_and_audited_without_tenant(world: World) -> None:
-    pools_ = register(world)
-    first = pools_.pause(Pool.SPOT, "ana")
-    assert pools_.pause(Pool.SPOT, "bo") == first
+    store = pause_store(world)
+    first = store.pause(Pool.SPOT, "ana")
+    assert store.pause(Pool.SPOT, "bo") == first
     assert (first.pool, first.by) == (Pool.SPOT, "ana")
-    assert [standing.pause for standing in pools_.standings()] == [first, None]
-    assert pools_.resume(Pool.SPOT, "bo") == first
-    assert pools_.resume(Pool.SPOT, "bo") is None
+    assert [standing.pause for standing in store.standings()] == [first, None]
+    assert store.resume(Pool.SPOT, "bo") == first
+    assert store.resume(Pool.SPOT, "bo") is None
     assert _audited(world) == [
         (None, "ana", "pool.paused", "spot"),
         (None, "bo", "pool.resumed", "spot"),
@@ -116,9 +116,9 @@ def test_pause_is_idempotent_and_audited_without_tenant(world: World) -> None:
 
 
 def test_concurrent_pauses_are_audited_once(world: World) -> None:
-    pools_ = register(world)
-    together(*[lambda: pools_.pause(Pool.SPOT, "ana")] * 3)
-    together(*[lambda: pools_.resume(Pool.SPOT, "ana")] * 3)
+    store = pause_store(world)
+    together(*[lambda: store.pause(Pool.SPOT, "ana")] * 3)
+    together(*[lambda: store.resume(Pool.SPOT, "ana")] * 3)
     assert [action for _, _, action, _ in _audited(world)] == ["pool.paused", "pool.resumed"]
 
 
@@ -127,24 +127,24 @@ def test_standings_count_requests_and_live_workers(world: World) -> None:
     lease = world.queue.open_lease(Pool.SPOT, "w")
     world.expire_lease(world.queue.open_lease(Pool.SPOT, "gone"))
     world.queue.claim(lease, Pool.SPOT, 4)
-    spot, dedicated = register(world).standings()
+    spot, dedicated = pause_store(world).standings()
     assert (spot.pool, spot.queued, spot.running, spot.workers) == (Pool.SPOT, 5, 4, 1)
     assert (dedicated.queued, dedicated.running, dedicated.workers) == (0, 0, 0)
 
 
 def test_held_deadlines_exclude_batches_at_risk(world: World) -> None:
-    assert register(world).held_deadlines() == OpenDeadlines(0, None)
+    assert pause_store(world).held_deadlines() == OpenDeadlines(0, None)
     world.batch(1, due_in=900)
-    sooner, lost = world.batch(1, due_in=100), world.batch(1, due_in=5)
-    world.run("UPDATE batches SET at_risk = (id = :lost)", lost=lost)
-    held = register(world).held_deadlines()
-    assert (held.batches, held.first) == (2, world.row(sooner).deadline)
+    sooner, at_risk = world.batch(1, due_in=100), world.batch(1, due_in=5)
+    world.run("UPDATE batches SET at_risk = (id = :lost)", lost=at_risk)
+    deadlines = pause_store(world).held_deadlines()
+    assert (deadlines.batches, deadlines.first) == (2, world.row(sooner).deadline)
 
 
 def test_api_role_reads_paused_pools_but_not_who_paused_them(world: World) -> None:
-    register(world).pause(Pool.DEDICATED, "ana")
+    pause_store(world).pause(Pool.DEDICATED, "ana")
     assert OutlookStore(world.api).look().paused == {Pool.DEDICATED}
-    register(world).resume(Pool.DEDICATED, "ana")
+    pause_store(world).resume(Pool.DEDICATED, "ana")
     assert OutlookStore(world.api).look().paused == frozenset()
     with (
         pytest.raises(DBAPIError, match="permission denied"),

@@ -1,4 +1,4 @@
-"""A tick: what it changes, sends and reports."""
+"""Scheduler ticks: their changes, events and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowtide.queue.rates import RateStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import Scheduler, TickRules
 from tests.queue.test_scaler_queries import keda_replicas
-from tests.scheduler.test_pools_store import register
+from tests.scheduler.test_pools_store import pause_store
 from tests.tenants.test_audit_retention import AUDITED
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import done, together
@@ -59,7 +59,7 @@ def _scheduler(
 
 
 def _planned(report: TickReport) -> tuple[int, int]:
-    """Return how many lines were escalated and how many batches are at risk."""
+    """Return the numbers of escalated requests and of batches at risk."""
     assert report.planned is not None
     return report.planned.escalated, len(report.planned.plan.at_risk)
 
@@ -82,7 +82,7 @@ def test_safe_batch_stays_on_spot(world: World) -> None:
 def test_batch_that_would_be_late_is_escalated(world: World) -> None:
     batch = world.batch(110, due_in=60)
     report = _scheduler(world).tick()
-    # Creating it took some of the time in which one replica would have been enough.
+    # Creating the batch used up the time in which one replica would have been enough.
     assert _planned(report) == (20, 0)
     assert report.planned is not None
     assert report.planned.waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
@@ -108,16 +108,16 @@ def test_lost_workers_are_reaped_before_planning(world: World) -> None:
 
 
 def test_rejected_event_is_resent_and_blocks_no_other(world: World) -> None:
-    refused, taken = world.new_batch(), world.new_batch()
+    rejected, accepted = world.new_batch(), world.new_batch()
     world.run("UPDATE outbox SET next_at = now()")
-    _scheduler(world, sink=Sink(lambda event: event.subject != f"batch_{refused.hex}")).tick()
-    assert world.events(refused) == {EventType.BATCH_CREATED.value: 1}
-    assert world.events(taken) == {}, "it does not wait for the other"
+    _scheduler(world, sink=Sink(lambda event: event.subject != f"batch_{rejected.hex}")).tick()
+    assert world.events(rejected) == {EventType.BATCH_CREATED.value: 1}
+    assert world.events(accepted) == {}, "the accepted event must not wait for the rejected one"
     sink = Sink()
     world.run("UPDATE outbox SET next_at = now()")
     _scheduler(world, sink=sink).tick()
     assert [event.type for event in sink.sent] == [EventType.BATCH_CREATED]
-    assert world.events(refused) == {}
+    assert world.events(rejected) == {}
 
 
 def test_orphans_are_deleted_once_store_is_available(
@@ -131,11 +131,11 @@ def test_orphans_are_deleted_once_store_is_available(
         tenant=world.file().tenant,
     )
 
-    def away(_: Any) -> None:
+    def unavailable(_: Any) -> None:
         raise Unavailable("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "delete", away)
+        patch.setattr(store, "delete", unavailable)
         _scheduler(world, store=store).tick()
     assert world.value("SELECT count(*) FROM stray_objects") == 1
     _scheduler(world, store=store).tick()
@@ -147,10 +147,10 @@ def test_orphans_are_deleted_once_store_is_available(
 def test_hoarding_spot_worker_cannot_break_deadline(world: World) -> None:
     batch = world.batch(100, due_in=55)
     hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
-    hoarded = world.queue.claim(hoarder, Pool.SPOT, 100)
+    hoarded_claims = world.queue.claim(hoarder, Pool.SPOT, 100)
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
-    ended = 0
-    # Each tick as if ten seconds had passed; dedicated runs what two replicas can in that time.
+    finished = 0
+    # Each tick is ten seconds later; dedicated runs what two replicas can in that time.
     for left in (55, 45, 35, 25, 15, 5):
         world.run(
             "UPDATE batches SET deadline = now() + make_interval(secs => :left) WHERE id = :id",
@@ -161,9 +161,9 @@ def test_hoarding_spot_worker_cannot_break_deadline(world: World) -> None:
         assert report.planned is not None
         claims = world.queue.claim(dedicated, Pool.DEDICATED, 20)
         assert len(claims) <= 20
-        ended += world.queue.settle(dedicated, [done(claim) for claim in claims], []).finished
-    assert ended == 100
-    assert world.queue.settle(hoarder, [done(claim) for claim in hoarded], []).finished == 0
+        finished += world.queue.settle(dedicated, [done(claim) for claim in claims], []).finished
+    assert finished == 100
+    assert world.queue.settle(hoarder, [done(claim) for claim in hoarded_claims], []).finished == 0
     assert (world.row(batch).interrupted, world.drained(batch)) == (100, 1)
 
 
@@ -200,11 +200,11 @@ def test_concurrent_ticks_move_requests_once(world: World) -> None:
 
 def test_paused_spot_gets_no_replicas_and_its_requests_escalate(world: World) -> None:
     batch = world.batch(110, due_in=60)
-    register(world).pause(Pool.SPOT, "ana")
+    pause_store(world).pause(Pool.SPOT, "ana")
     report = _scheduler(world).tick()
     assert _planned(report) == (20, 0)
     assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 2}
-    register(world).resume(Pool.SPOT, "ana")
+    pause_store(world).resume(Pool.SPOT, "ana")
     assert _scheduler(world).tick().desired_replicas[Pool.SPOT] == 4
     assert not world.row(batch).at_risk
 
@@ -212,42 +212,42 @@ def test_paused_spot_gets_no_replicas_and_its_requests_escalate(world: World) ->
 def test_paused_dedicated_returns_its_requests_to_spot(world: World) -> None:
     batch = world.batch(110, due_in=60)
     _scheduler(world).tick()
-    register(world).pause(Pool.DEDICATED, "ana")
+    pause_store(world).pause(Pool.DEDICATED, "ana")
     report = _scheduler(world).tick()
     assert report.planned is not None
     assert (report.planned.returned, _planned(report)) == (20, (0, 1))
     assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
     assert world.row(batch).at_risk
-    (*_, noted) = world.rows("SELECT detail FROM request_events ORDER BY id")
-    assert noted.detail == "Moved back to spot: dedicated is paused"
-    register(world).resume(Pool.DEDICATED, "ana")
+    (*_, recorded) = world.rows("SELECT detail FROM request_events ORDER BY id")
+    assert recorded.detail == "Moved back to spot: dedicated is paused"
+    pause_store(world).resume(Pool.DEDICATED, "ana")
     assert _planned(_scheduler(world).tick()) == (20, 0)
     assert not world.row(batch).at_risk
 
 
-@pytest.mark.parametrize("paused", [False, True], ids=["goes on", "paused"])
+@pytest.mark.parametrize("paused", [False, True], ids=["not paused", "paused"])
 @pytest.mark.parametrize(
-    ("lines", "claimed", "replicas"),
+    ("requests", "claimed", "replicas"),
     [
-        pytest.param(0, 0, (0, 0), id="nothing"),
-        pytest.param(26, 0, (1, 0), id="lines that stay and wait"),
+        pytest.param(0, 0, (0, 0), id="none"),
+        pytest.param(26, 0, (1, 0), id="all of them wait"),
         pytest.param(26, 9, (1, 1), id="some of them run"),
         pytest.param(9, 9, (1, 1), id="all of them run"),
     ],
 )
 def test_tick_reports_same_replicas_as_keda(
-    world: World, lines: int, claimed: int, replicas: tuple[int, int], *, paused: bool
+    world: World, requests: int, claimed: int, replicas: tuple[int, int], *, paused: bool
 ) -> None:
-    if lines:
-        batch = world.batch(lines, due_in=86_400, pool="dedicated")
+    if requests:
+        batch = world.batch(requests, due_in=86_400, pool="dedicated")
         world.run("UPDATE batches SET start_pool = 'dedicated' WHERE id = :id", id=batch)
     world.queue.claim(world.queue.open_lease(Pool.DEDICATED, "w"), Pool.DEDICATED, claimed)
     if paused:
-        register(world).pause(Pool.DEDICATED, "ana")
-    told = _scheduler(world).tick().desired_replicas
-    assert told[Pool.DEDICATED] == replicas[paused]
-    assert told == {pool: keda_replicas(world, pool) for pool in Pool}
+        pause_store(world).pause(Pool.DEDICATED, "ana")
+    reported = _scheduler(world).tick().desired_replicas
+    assert reported[Pool.DEDICATED] == replicas[paused]
+    assert reported == {pool: keda_replicas(world, pool) for pool in Pool}
 
 
 def test_tick_records_one_sample_per_minute(world: World) -> None:
@@ -273,13 +273,11 @@ def test_tick_survives_failed_sample_and_audit_trim(
     batch = world.batch(110, due_in=60)
     assert _planned(_scheduler(world).tick())[0] == 20
     assert world.row(batch).escalated == 20
-    told = [record.message for record in caplog.records]
-    assert told == ["history.not_recorded", "audit.not_trimmed"]
+    logged = [record.message for record in caplog.records]
+    assert logged == ["history.not_recorded", "audit.not_trimmed"]
 
 
-def test_tick_fails_when_its_sweep_fails(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tick_fails_when_its_sweep_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> Any:
         raise RuntimeError("a bug")
 

@@ -1,4 +1,4 @@
-"""What a tick does: reaping, poison, expiry, cancelling, restarts, escalation, risk."""
+"""Sweeps: lost leases, dead letters, expiry, cancellation and stalled batches."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from lowtide.events.model import EventType
 from tests.worlds import MAX_LOST_LEASES, World, done, numbers, together
 
 
-def _lose(world: World, lines: int, pool: Pool = Pool.SPOT) -> list[int]:
-    """Let a worker die with lines in its hands; the tick's part is left to the test."""
+def _lose(world: World, requests: int, pool: Pool = Pool.SPOT) -> list[int]:
+    """Let a worker die with claimed requests; the test itself sweeps."""
     lease = world.queue.open_lease(pool, "doomed")
-    claims = world.queue.claim(lease, pool, lines)
+    claims = world.queue.claim(lease, pool, requests)
     world.expire_lease(lease)
     return numbers(claims)
 
 
 def test_requests_of_lost_worker_are_released_and_counted(world: World) -> None:
     batch = world.batch(3)
-    living = world.queue.open_lease(Pool.SPOT, "living")
-    (kept,) = world.queue.claim(living, Pool.SPOT, 1)
+    live_lease = world.queue.open_lease(Pool.SPOT, "living")
+    (kept,) = world.queue.claim(live_lease, Pool.SPOT, 1)
     assert _lose(world, 2) == [2, 3]
     assert world.sweep() == 2
     assert world.lines("claims", batch) == [kept.line]
@@ -163,12 +163,12 @@ def test_running_requests_of_cancelled_batch_get_grace_period(world: World) -> N
 @pytest.mark.parametrize(
     ("state", "announced"),
     [
-        pytest.param("validating", EventType.BATCH_CREATED, id="waits for its split"),
-        pytest.param("finalizing", EventType.BATCH_DRAINED, id="waits to be finalized"),
-        pytest.param("cancelling", EventType.BATCH_DRAINED, id="cancelled, drained"),
-        pytest.param("expired", EventType.BATCH_DRAINED, id="expired, drained"),
-        pytest.param("running", None, id="runs"),
-        pytest.param("cancelled", None, id="is over"),
+        pytest.param("validating", EventType.BATCH_CREATED, id="awaiting split"),
+        pytest.param("finalizing", EventType.BATCH_DRAINED, id="awaiting finalization"),
+        pytest.param("cancelling", EventType.BATCH_DRAINED, id="cancelled and drained"),
+        pytest.param("expired", EventType.BATCH_DRAINED, id="expired and drained"),
+        pytest.param("running", None, id="running"),
+        pytest.param("cancelled", None, id="cancelled"),
     ],
 )
 def test_stalled_batch_is_announced_again(
@@ -219,7 +219,7 @@ def test_sweep_counts_requests_in_time_and_late(world: World) -> None:
     world.batch(3)
     _lose(world, 5)
     swept = world.ticks.sweep(cancel_grace=0, stalled_after=1e6)
-    # The late batch's four lines went back and were dropped; one of the other went back.
+    # All four requests of the late batch were reaped and dropped, one of the other was released.
     assert (swept.reaped, swept.interrupted) == (5, 5)
     assert (swept.in_time, swept.late) == (0, 4)
     world.run("UPDATE queue SET lost_leases = 99, available_at = now()")
@@ -244,7 +244,7 @@ def test_storm_alone_dead_letters_no_request(world: World) -> None:
         assert world.sweep() == 6
     rows = world.rows("SELECT DISTINCT lost_leases, interruptions FROM queue")
     assert [tuple(row) for row in rows] == [(MAX_LOST_LEASES - 1, MAX_LOST_LEASES + 1)]
-    # Where most workers live on, it is the line's fault.
+    # When most workers survive, the request is to blame.
     living = [world.queue.open_lease(Pool.SPOT, "living") for _ in range(7)]
     lose_each_alone()
     assert world.sweep() == 6

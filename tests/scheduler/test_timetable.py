@@ -1,4 +1,4 @@
-"""Plans on the database: what moves between pools, what is noted, and two ticks at once."""
+"""Plans on the database: moves between pools, their records, and concurrent ticks."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def _pools(world: World, batch: BatchId) -> dict[int, tuple[str, bool]]:
     return {row.line: (row.pool, row.escalated) for row in rows}
 
 
-def _look(world: World) -> SchedulerState:
-    seen: list[SchedulerState] = []
+def _scheduler_state(world: World) -> SchedulerState:
+    states: list[SchedulerState] = []
 
-    def decide(situation: SchedulerState) -> Plan:
-        seen.append(situation)
+    def decide(state: SchedulerState) -> Plan:
+        states.append(state)
         return Plan()
 
     world.timetable.replan(decide)
-    return seen[0]
+    return states[0]
 
 
 def test_escalation_moves_given_number_of_last_requests(world: World) -> None:
@@ -51,8 +51,8 @@ def test_escalation_moves_given_number_of_last_requests(world: World) -> None:
     }
     assert set(_pools(world, other).values()) == {("spot", False)}
     assert world.row(batch).escalated == 2
-    (noted,) = world.rows("SELECT lines, kind, pool FROM request_events")
-    assert tuple(noted) == (2, "escalated", "dedicated")
+    (recorded,) = world.rows("SELECT lines, kind, pool FROM request_events")
+    assert tuple(recorded) == (2, "escalated", "dedicated")
     assert world.escalate(batch, 99) == 2
     assert world.row(batch).escalated == 4
     assert world.escalate(batch, 99) == world.escalate(BatchId(uuid.uuid4()), 1) == 0
@@ -102,7 +102,7 @@ def test_waiting_requests_return_to_spot_and_claimed_ones_stay(world: World) -> 
     batch = world.batch(6)
     world.escalate(batch, 5)
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
-    (held,) = world.queue.claim(dedicated, Pool.DEDICATED, 1)
+    (claim,) = world.queue.claim(dedicated, Pool.DEDICATED, 1)
     assert world.apply(Plan(returns=(Move(batch, 2),))).returned == 2
     assert (
         sorted(pool for pool, _ in _pools(world, batch).values())
@@ -116,11 +116,11 @@ def test_waiting_requests_return_to_spot_and_claimed_ones_stay(world: World) -> 
     assert [(row.lines, row.pool) for row in events] == [(5, "dedicated"), (2, "spot"), (2, "spot")]
     spot = world.queue.open_lease(Pool.SPOT, "w")
     assert len(world.queue.claim(spot, Pool.SPOT, 9)) == 5
-    assert world.queue.settle(dedicated, [done(held)], []).finished == 1
+    assert world.queue.settle(dedicated, [done(claim)], []).finished == 1
 
 
 def test_statement_count_of_moves_is_independent_of_batch_count(world: World) -> None:
-    def moved(batches: int) -> tuple[PlanResult, int]:
+    def move_requests(batches: int) -> tuple[PlanResult, int]:
         """Move requests of new batches both ways; return the sums and the statements."""
         running = [world.batch(4) for _ in range(batches)]
         world.queue.claim(world.queue.open_lease(Pool.SPOT, "worker"), Pool.SPOT, 99)
@@ -135,9 +135,13 @@ def test_statement_count_of_moves_is_independent_of_batch_count(world: World) ->
             ids=spot,
         )
         statements: list[str] = []
-        listen = (world.worker, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
+        listen = (
+            world.worker,
+            "before_cursor_execute",
+            lambda *arguments: statements.append(arguments[2]),
+        )
         event.listen(*listen)
-        found = world.apply(
+        result = world.apply(
             Plan(
                 escalations=tuple(Move(batch, 3) for batch in spot),
                 returns=tuple(Move(batch, 2) for batch in dedicated),
@@ -150,13 +154,13 @@ def test_statement_count_of_moves_is_independent_of_batch_count(world: World) ->
                 3
             ]
             assert world.row(batch).escalated == 3
-        return found, len(statements)
+        return result, len(statements)
 
-    one, statements = moved(1)
+    one, statements = move_requests(1)
     assert (one.escalated, one.returned, one.revoked) == (3, 2, 1)
-    three, again = moved(3)
+    three, statements_of_three = move_requests(3)
     assert (three.escalated, three.returned, three.revoked) == (9, 6, 3)
-    assert again == statements
+    assert statements_of_three == statements
 
 
 def test_revoked_requests_are_settled_only_by_dedicated(world: World) -> None:
@@ -166,24 +170,24 @@ def test_revoked_requests_are_settled_only_by_dedicated(world: World) -> None:
     world.run("UPDATE claims SET attempts = 2, lost_leases = 1, claimed_at = now() WHERE line = 4")
     replanned = world.apply(Plan(revocations=(Move(batch, 2),)))
     assert (replanned.revoked, replanned.escalated) == (2, 0)
-    taken = world.rows("SELECT * FROM queue ORDER BY line")
-    # An interruption: not an attempt, and not the worker's death either.
-    assert [(row.pool, row.escalated, row.interruptions) for row in taken] == [
+    revoked = world.rows("SELECT * FROM queue ORDER BY line")
+    # A revocation counts as an interruption, not as an attempt or a lost lease.
+    assert [(row.pool, row.escalated, row.interruptions) for row in revoked] == [
         ("dedicated", True, 1)
     ] * 2
-    (of_four,) = [row for row in taken if row.line == 4]
+    (of_four,) = [row for row in revoked if row.line == 4]
     assert (of_four.attempts, of_four.lost_leases) == (2, 1)
     row = world.row(batch)
     assert (row.interrupted, row.retried, row.escalated) == (2, 0, 2)
-    noted = world.rows("SELECT kind, pool, detail, lease_id FROM request_events")
-    assert {tuple(event) for event in noted} == {
+    recorded = world.rows("SELECT kind, pool, detail, lease_id FROM request_events")
+    assert {tuple(event) for event in recorded} == {
         ("interrupted", "spot", "Revoked from its worker to meet the deadline", hoarder)
     }
-    # Its worker's results for them are refused, the others' are taken.
-    gone = {row.line for row in taken}
+    # The spot worker's results for revoked requests are rejected, its others accepted.
+    revoked_lines = {row.line for row in revoked}
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
     again = world.queue.claim(dedicated, Pool.DEDICATED, 9)
-    assert set(numbers(again)) == gone
+    assert set(numbers(again)) == revoked_lines
     assert world.queue.settle(hoarder, [done(claim) for claim in claims], []).finished == 3
     assert world.queue.settle(dedicated, [done(claim) for claim in again], []).finished == 2
     assert world.lines("results", batch) == [1, 2, 3, 4, 5]
@@ -215,19 +219,19 @@ def test_revoking_last_requests_drains_cancelled_batch(world: World) -> None:
 
 
 def test_at_risk_follows_latest_plan(world: World) -> None:
-    first, second, over = (world.batch(1) for _ in range(3))
-    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=over)
-    for at_risk, told in (
-        ({first, over}, [True, False, False]),
+    first, second, completed = (world.batch(1) for _ in range(3))
+    world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=completed)
+    for at_risk, expected in (
+        ({first, completed}, [True, False, False]),
         ({second}, [False, True, False]),
         (set(), [False, False, False]),
     ):
         world.apply(Plan(at_risk=frozenset(at_risk)))
-        assert [world.row(batch).at_risk for batch in (first, second, over)] == told
+        assert [world.row(batch).at_risk for batch in (first, second, completed)] == expected
 
 
 def test_scheduler_state_counts_requests_by_pool_and_state(world: World) -> None:
-    assert _look(world).batches == ()
+    assert _scheduler_state(world).batches == ()
     batch = world.batch(10)
     new = world.new_batch()
     world.cancel(world.batch(2))
@@ -236,31 +240,33 @@ def test_scheduler_state_counts_requests_by_pool_and_state(world: World) -> None
     dedicated, spot = (world.queue.open_lease(pool, "w") for pool in (Pool.DEDICATED, Pool.SPOT))
     world.queue.claim(dedicated, Pool.DEDICATED, 1)
     world.sweep()
-    held = world.queue.claim(spot, Pool.SPOT, 3)
-    world.queue.settle(spot, [done(held[0])], [Returned(batch, held[1].line, "again", failed=True)])
-    situation = _look(world)
-    assert abs(situation.now - datetime.now(UTC)) < timedelta(seconds=30)
-    by_id = {each.id: each for each in situation.batches}
+    claims = world.queue.claim(spot, Pool.SPOT, 3)
+    world.queue.settle(
+        spot, [done(claims[0])], [Returned(batch, claims[1].line, "again", failed=True)]
+    )
+    state = _scheduler_state(world)
+    assert abs(state.now - datetime.now(UTC)) < timedelta(seconds=30)
+    by_id = {each.id: each for each in state.batches}
     assert by_id[batch] == OpenBatch(batch, by_id[batch].deadline, 4, 1, 3, 1)
-    # Promised, though not split yet: its file has one line.
+    # A batch that is not split yet counts with the one line of its file.
     assert by_id[new] == OpenBatch(new, by_id[new].deadline, 0, unsplit=1)
     assert set(by_id) == {batch, new}
-    assert (situation.present, situation.models) == (1, frozenset({"m"}))
-    assert (situation.ended, situation.retried) == (1, 1)
-    assert situation.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
+    assert (state.present, state.models) == (1, frozenset({"m"}))
+    assert (state.ended, state.retried) == (1, 1)
+    assert state.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
 
 
 def test_replica_keeps_time_when_it_was_first_wanted(world: World) -> None:
-    assert _look(world).wished == ()
+    assert _scheduler_state(world).wished == ()
     world.apply(Plan(replicas=1))
-    (first,) = _look(world).wished
+    (first,) = _scheduler_state(world).wished
     world.run("UPDATE wanted_replicas SET since = '{2026-01-01 00:00+00}', replicas = 1")
     world.apply(Plan(replicas=2))
-    long, short = _look(world).wished
+    long, short = _scheduler_state(world).wished
     assert long == datetime(2026, 1, 1, tzinfo=UTC)
     assert short >= first
     world.apply(Plan())
-    assert _look(world).wished == ()
+    assert _scheduler_state(world).wished == ()
     assert world.value("SELECT replicas FROM wanted_replicas WHERE pool = 'dedicated'") == 0
 
 
@@ -298,20 +304,20 @@ def test_failed_plan_changes_nothing(world: World) -> None:
     assert world.timetable.replan(lambda _: Plan()) is not None
 
 
-def _engine(world: World, pool: Pool, state: BreakerState) -> None:
+def _report_engine(world: World, pool: Pool, state: BreakerState) -> None:
     world.queue.report_engine(world.queue.open_lease(pool, "w"), state, "why")
 
 
 def test_scheduler_state_counts_workers_without_engine(world: World) -> None:
-    _engine(world, Pool.DEDICATED, BreakerState.CLOSED)
-    _engine(world, Pool.DEDICATED, BreakerState.STARTING)
-    _engine(world, Pool.DEDICATED, BreakerState.OPEN)
-    _engine(world, Pool.SPOT, BreakerState.PROBING)
-    _engine(world, Pool.SPOT, BreakerState.OPEN)
-    situation = _look(world)
-    assert (situation.present, situation.away) == (1, 1)
-    assert situation.stranded == {Pool.SPOT: 2}
+    _report_engine(world, Pool.DEDICATED, BreakerState.CLOSED)
+    _report_engine(world, Pool.DEDICATED, BreakerState.STARTING)
+    _report_engine(world, Pool.DEDICATED, BreakerState.OPEN)
+    _report_engine(world, Pool.SPOT, BreakerState.PROBING)
+    _report_engine(world, Pool.SPOT, BreakerState.OPEN)
+    state = _scheduler_state(world)
+    assert (state.present, state.away) == (1, 1)
+    assert state.stranded == {Pool.SPOT: 2}
     world.run("DELETE FROM workers WHERE engine_state IN ('closed', 'starting')")
-    situation = _look(world)
-    assert (situation.present, situation.away) == (0, 1)
-    assert situation.idle == {Pool.SPOT, Pool.DEDICATED}
+    state = _scheduler_state(world)
+    assert (state.present, state.away) == (0, 1)
+    assert state.idle == {Pool.SPOT, Pool.DEDICATED}

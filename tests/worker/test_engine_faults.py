@@ -1,4 +1,4 @@
-"""A worker whose engine fails, refuses, or is busy: what is charged, and what happens next."""
+"""Workers whose engine fails, rejects or is busy: attempts, breaker and recovery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowtide.engines import breaker
 from lowtide.engines.breaker import BreakerState, Probed
 from lowtide.engines.outcomes import Answered, RetryPolicy, Unanswered
 from lowtide.worker import engine_watch
-from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+from tests.worker.workers import Bench, ScriptedEngine, good, input_store, until, work_during
 
 if TYPE_CHECKING:
     from lowtide.engines.model import EngineRequest
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from tests.worlds import World
 
 REFUSED = Unanswered("connection_error", "The engine could not be reached: refused")
-AWAY = Probed(well=False, reason="GET /health: refused")
+UNREACHABLE = Probed(well=False, reason="GET /health: refused")
 BROKEN = Answered(500, b'{"error":{"message":"CUDA error"}}')
 LACKS = Answered(404, b"{}", lacks_model=True)
 FAST = RetryPolicy(3, 0.001, 0.002)
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_probe_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
     monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
     monkeypatch.setattr(engine_watch, "RECENT", 0.0)
@@ -45,8 +45,8 @@ def _engine_state(world: World) -> tuple[str, str] | None:
         pytest.param(REFUSED, "could not be reached", id="refused"),
         pytest.param(BROKEN, "HTTP 500", id="500 to everything"),
         pytest.param(Answered(503, b"{}"), "HTTP 503", id="503"),
-        pytest.param(Answered(401, b"{}"), "LOWTIDE_ENGINE_API_KEY", id="the key is refused"),
-        pytest.param(LACKS, "does not serve", id="the model is missing"),
+        pytest.param(Answered(401, b"{}"), "LOWTIDE_ENGINE_API_KEY", id="wrong key"),
+        pytest.param(LACKS, "does not serve", id="missing model"),
         pytest.param(Unanswered("timeout", "no answer"), "no answer", id="timeouts"),
     ],
 )
@@ -54,18 +54,18 @@ def test_engine_outage_counts_no_attempt_and_worker_recovers(
     world: World, caplog: pytest.LogCaptureFixture, outcome: Outcome, reason: str
 ) -> None:
     batch = world.batch(100)
-    engine = SteeredEngine()
+    engine = ScriptedEngine()
     bench = Bench.of(world, engine, lines=100, policy=FAST)
 
     async def during() -> None:
         await until(lambda: bench.watch.is_shut_off is False)
-        engine.answer, engine.probed = (lambda _: outcome), AWAY
+        engine.answer, engine.probed = (lambda _: outcome), UNREACHABLE
         await until(lambda: bench.watch.is_shut_off)
-        # It has released everything, and takes nothing more, probe after probe.
+        # It has released everything, and claims nothing more while it probes.
         await until(lambda: not world.lines("claims", batch))
-        sent, probes = len(engine.seen), len(engine.probes)
+        sent, probes = len(engine.requests), len(engine.probes)
         await until(lambda: len(engine.probes) >= probes + 5)
-        assert len(engine.seen) == sent <= 24
+        assert len(engine.requests) == sent <= 24
         assert world.lines("claims", batch) == []
         await until(lambda: (_engine_state(world) or ("",))[0] == "open")
         with pytest.raises(Unavailable, match="engine_unavailable"):
@@ -90,18 +90,18 @@ def test_engine_outage_counts_no_attempt_and_worker_recovers(
 
 def test_open_breaker_probes_with_one_request(world: World) -> None:
     batch = world.batch(40)
-    engine = SteeredEngine(lambda _: REFUSED)
-    engine.probed = Probed(well=True)  # its health says nothing of what it computes
+    engine = ScriptedEngine(lambda _: REFUSED)
+    engine.probed = Probed(well=True)  # healthy, but unable to run requests
     bench = Bench.of(world, engine, lines=40, policy=FAST)
 
     async def during() -> None:
         await until(lambda: BreakerState.OPEN in bench.meter.engine_states)
         await until(lambda: not world.lines("claims", batch))
-        sent, probes = len(engine.seen), len(engine.probes)
-        engine.most = 0
+        sent, probes = len(engine.requests), len(engine.probes)
+        engine.peak = 0
         await until(lambda: len(engine.probes) >= probes + 3)
-        assert engine.most == 1
-        assert len(engine.seen) - sent <= len(engine.probes) - probes + 1
+        assert engine.peak == 1
+        assert len(engine.requests) - sent <= len(engine.probes) - probes + 1
         engine.answer = good
         await until(lambda: bench.finished() == 40)
 
@@ -113,12 +113,14 @@ def test_engine_faults_do_not_inflate_utilization(world: World) -> None:
     world.batch(60)
     answers = count()
     # Two faults, then a success: never a streak.
-    engine = SteeredEngine(lambda one: Answered(502, b"{}") if next(answers) % 3 else good(one))
+    engine = ScriptedEngine(
+        lambda request: Answered(502, b"{}") if next(answers) % 3 else good(request)
+    )
     bench = Bench.of(world, engine, lines=60, policy=FAST, concurrency=2, prefetch=10)
 
     async def during() -> None:
         await until(lambda: bench.finished() == 60)
-        assert len(engine.seen) > 120
+        assert len(engine.requests) > 120
         assert 0 < bench.keeper.utilization.total().lines <= 60
 
     work_during(bench, during)
@@ -126,8 +128,8 @@ def test_engine_faults_do_not_inflate_utilization(world: World) -> None:
 
 def test_worker_waits_for_engine_at_start(world: World) -> None:
     world.batch(3)
-    engine = SteeredEngine()
-    engine.probed = AWAY
+    engine = ScriptedEngine()
+    engine.probed = UNREACHABLE
     bench = Bench.of(world, engine, lines=3, policy=FAST, patience=0.2)
 
     async def during() -> None:
@@ -147,7 +149,7 @@ def _poison(request: EngineRequest) -> Outcome:
 
 def test_poison_request_is_dead_lettered_and_harms_no_other(world: World) -> None:
     world.batch(20)
-    bench = Bench.of(world, SteeredEngine(_poison), lines=20, policy=FAST)
+    bench = Bench.of(world, ScriptedEngine(_poison), lines=20, policy=FAST)
 
     async def during() -> None:
         await until(lambda: bench.finished() == 20)
@@ -161,34 +163,36 @@ def test_poison_request_is_dead_lettered_and_harms_no_other(world: World) -> Non
 @pytest.mark.parametrize(
     "probed",
     [
-        pytest.param(Probed(well=True), id="its health is well"),
-        pytest.param(Probed(well=True, answers=True), id="it answers a minimal request"),
+        pytest.param(Probed(well=True), id="healthy"),
+        pytest.param(Probed(well=True, answers=True), id="answers a minimal request"),
     ],
 )
-@pytest.mark.parametrize("lines", [1, 5])
-def test_lone_poison_is_dead_lettered_while_probes_succeed(world: World, lines: int, probed: Probed) -> None:
-    world.batch(lines)
-    engine = SteeredEngine(lambda _: BROKEN)
+@pytest.mark.parametrize("requests", [1, 5])
+def test_lone_poison_is_dead_lettered_while_probes_succeed(
+    world: World, requests: int, probed: Probed
+) -> None:
+    world.batch(requests)
+    engine = ScriptedEngine(lambda _: BROKEN)
     engine.probed = probed
-    bench = Bench.of(world, engine, lines=lines, policy=FAST)
+    bench = Bench.of(world, engine, lines=requests, policy=FAST)
 
     async def during() -> None:
-        await until(lambda: bench.finished() == lines)
+        await until(lambda: bench.finished() == requests)
 
     work_during(bench, during)
-    assert world.value("SELECT count(*) FROM dead_letters") == lines
+    assert world.value("SELECT count(*) FROM dead_letters") == requests
     assert world.value("SELECT min(attempts) FROM results") == 3
 
 
 def test_lone_poison_waits_while_probes_fail(world: World) -> None:
     world.batch(1)
-    engine = SteeredEngine(lambda _: BROKEN, hold=True)
+    engine = ScriptedEngine(lambda _: BROKEN, hold=True)
     bench = Bench.of(world, engine, lines=1, policy=FAST)
 
     async def during() -> None:
         await until(lambda: engine.running)
-        engine.probed = AWAY
-        engine.let_go()
+        engine.probed = UNREACHABLE
+        engine.release()
         await until(lambda: bench.watch.is_shut_off)
         probes = len(engine.probes)
         await until(lambda: len(engine.probes) > probes + 3)
@@ -200,21 +204,21 @@ def test_lone_poison_waits_while_probes_fail(world: World) -> None:
 
 def test_503_for_lone_request_causes_no_hot_loop(world: World) -> None:
     world.batch(1)
-    bench = Bench.of(world, SteeredEngine(lambda _: Answered(503, b"{}")), lines=1, policy=FAST)
+    bench = Bench.of(world, ScriptedEngine(lambda _: Answered(503, b"{}")), lines=1, policy=FAST)
 
     async def during() -> None:
         await until(lambda: len(bench.engine.probes) >= 10)
 
     work_during(bench, during)
-    # The engine answers its probes, and so its breaker closes again and again.
-    assert len(bench.engine.seen) <= breaker.STREAK * len(bench.engine.probes)
+    # The engine answers its probes, so that its breaker closes again and again.
+    assert len(bench.engine.requests) <= breaker.STREAK * len(bench.engine.probes)
     assert world.value("SELECT max(attempts) FROM queue") == 0
 
 
 BUSY = {
     "429": Answered(429, b"{}"),
-    "429 that says when": Answered(429, b"{}", retry_after=0.02),
-    "503 that says when": Answered(503, b"{}", retry_after=0.02),
+    "429 with Retry-After": Answered(429, b"{}", retry_after=0.02),
+    "503 with Retry-After": Answered(503, b"{}", retry_after=0.02),
     "529": Answered(529, b"{}"),
 }
 
@@ -224,10 +228,10 @@ def test_back_pressure_lowers_in_flight_limit_and_counts_no_attempt(
     world: World, busy: Outcome
 ) -> None:
     batch = world.batch(60)
-    left = iter(range(6))
+    busy_answers = iter(range(6))
     bench = Bench.of(
         world,
-        SteeredEngine(lambda request: good(request) if next(left, None) is None else busy),
+        ScriptedEngine(lambda request: good(request) if next(busy_answers, None) is None else busy),
         lines=60,
         policy=FAST,
     )
@@ -247,43 +251,43 @@ def test_back_pressure_lowers_in_flight_limit_and_counts_no_attempt(
 
 def test_worker_of_busy_engine_claims_less(world: World) -> None:
     batch = world.batch(60)
-    engine = SteeredEngine(lambda _: Answered(429, b"{}", retry_after=0.02))
+    engine = ScriptedEngine(lambda _: Answered(429, b"{}", retry_after=0.02))
     bench = Bench.of(world, engine, lines=60, policy=RetryPolicy(3, 0.001, 0.02))
-    held: list[int] = []
+    claimed: list[int] = []
 
     async def during() -> None:
         await until(lambda: engine.limits.count(1) >= 2)
         for _ in range(20):
-            held.append(len(world.lines("claims", batch)))
+            claimed.append(len(world.lines("claims", batch)))
             await asyncio.sleep(0)
         engine.answer = good
         await until(lambda: bench.finished() == 60)
 
     work_during(bench, during)
-    assert max(held) <= 4
+    assert max(claimed) <= 4
 
 
 def test_other_models_run_while_one_is_missing(world: World) -> None:
     missing, served = world.batch(30), world.batch(30)
     world.run("UPDATE batches SET model = 'gone' WHERE id = :id", id=missing)
-    store = stored_lines(world, 30)
+    store = input_store(world, 30)
     key = world.value("SELECT input_key FROM batches WHERE id = :id", id=missing)
     with store.open_writer(str(key)) as writer:
         writer.write(b" " * 100)
         for number in range(1, 31):
             line = b'{"body":{"model":"gone","n":%d}}' % number
             writer.write(line.ljust(90) + b" " * 10)
-    engine = SteeredEngine(lambda request: LACKS if b"gone" in request.body else good(request))
+    engine = ScriptedEngine(lambda request: LACKS if b"gone" in request.body else good(request))
     engine.probed = Probed(well=True, lacks_model=True)
     bench = Bench.of(world, engine, lines=30, store=store, policy=FAST)
 
     async def during() -> None:
         await until(lambda: bench.finished() == 30)
-        # With nothing else to do, it looks for the model one request at a time, at most once a probe.
+        # With nothing else to run, it tries the model with at most one request per probe.
         await until(lambda: (_engine_state(world) or ("",))[0] == "open")
-        sent, probes = len(engine.seen), len(engine.probes)
+        sent, probes = len(engine.requests), len(engine.probes)
         await until(lambda: len(engine.probes) >= probes + 4)
-        assert len(engine.seen) - sent <= len(engine.probes) - probes + 1
+        assert len(engine.requests) - sent <= len(engine.probes) - probes + 1
         engine.answer = good
         await until(lambda: bench.finished() == 60)
 

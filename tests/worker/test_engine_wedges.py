@@ -1,4 +1,4 @@
-"""Faults of one model or of one request: neither holds a worker, nor stays for ever."""
+"""Faults of one model or one request neither block a worker nor last for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from lowtide.engines import breaker
 from lowtide.engines.breaker import Probed
 from lowtide.engines.outcomes import Answered, RetryPolicy
-from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+from tests.worker.workers import Bench, ScriptedEngine, good, input_store, until, work_during
 
 if TYPE_CHECKING:
     from lowtide.engines.model import Ping
@@ -20,13 +20,13 @@ FAST = RetryPolicy(3, 0.001, 0.002)
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_probe_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "FIRST_PROBE", 0.01)
     monkeypatch.setattr(breaker, "LAST_PROBE", 0.05)
 
 
-class _Gateway(SteeredEngine):
-    """A gateway to several models, of which those called "ill" have no backend."""
+class _Gateway(ScriptedEngine):
+    """A gateway to several models; the one named "ill" has no backend."""
 
     def __init__(self) -> None:
         super().__init__(lambda request: GATEWAY if b"ill" in request.body else good(request))
@@ -39,11 +39,11 @@ class _Gateway(SteeredEngine):
 
 
 def test_failing_model_behind_gateway_blocks_no_other(world: World) -> None:
-    ill, fine = world.batch(30), world.batch(30)
-    world.run("UPDATE batches SET model = 'ill' WHERE id = :id", id=ill)
-    world.run("UPDATE batches SET model = 'fine', status = 'validating' WHERE id = :id", id=fine)
-    store = stored_lines(world, 30)
-    key = world.value("SELECT input_key FROM batches WHERE id = :id", id=ill)
+    failing, healthy = world.batch(30), world.batch(30)
+    world.run("UPDATE batches SET model = 'ill' WHERE id = :id", id=failing)
+    world.run("UPDATE batches SET model = 'fine', status = 'validating' WHERE id = :id", id=healthy)
+    store = input_store(world, 30)
+    key = world.value("SELECT input_key FROM batches WHERE id = :id", id=failing)
     with store.open_writer(str(key)) as writer:
         writer.write(b" " * 100)
         for number in range(1, 31):
@@ -52,26 +52,28 @@ def test_failing_model_behind_gateway_blocks_no_other(world: World) -> None:
     bench = Bench.of(world, _Gateway(), lines=30, store=store, policy=FAST)
 
     async def during() -> None:
-        await until(lambda: bench.watch.is_shut_off and len(bench.engine.seen) >= 3)
-        world.run("UPDATE batches SET status = 'in_progress' WHERE id = :id", id=fine)
+        await until(lambda: bench.watch.is_shut_off and len(bench.engine.requests) >= 3)
+        world.run("UPDATE batches SET status = 'in_progress' WHERE id = :id", id=healthy)
         await until(lambda: bench.finished() == 30)
 
     work_during(bench, during)
-    assert world.lines("results", fine) == list(range(1, 31))
+    assert world.lines("results", healthy) == list(range(1, 31))
     assert world.value("SELECT max(attempts) FROM queue") == 0
 
 
-@pytest.mark.parametrize("lines", [1, 12])
-def test_request_that_always_gets_502_is_dead_lettered(world: World, lines: int) -> None:
-    world.batch(lines)
-    engine = SteeredEngine(lambda request: GATEWAY if request.body == b'{"n":1}' else good(request))
-    bench = Bench.of(world, engine, lines=lines, policy=FAST)
+@pytest.mark.parametrize("requests", [1, 12])
+def test_request_that_always_gets_502_is_dead_lettered(world: World, requests: int) -> None:
+    world.batch(requests)
+    engine = ScriptedEngine(
+        lambda request: GATEWAY if request.body == b'{"n":1}' else good(request)
+    )
+    bench = Bench.of(world, engine, lines=requests, policy=FAST)
 
     async def during() -> None:
-        await until(lambda: bench.finished() == lines)
+        await until(lambda: bench.finished() == requests)
 
     work_during(bench, during)
     rows = world.rows("SELECT * FROM results WHERE NOT succeeded")
     assert [(row.line, row.attempts, row.dead_lettered) for row in rows] == [(1, 3, True)]
-    assert len([seen for seen in engine.seen if seen.body == b'{"n":1}']) >= 16
-    assert lines == 1 or world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1
+    assert len([request for request in engine.requests if request.body == b'{"n":1}']) >= 16
+    assert requests == 1 or world.value("SELECT max(attempts) FROM results WHERE succeeded") == 1

@@ -1,4 +1,4 @@
-"""Models that an engine lacks: when they are asked for, and when they are claimed again."""
+"""Models that an engine lacks: probes for them, and claims once they are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_missing_model_is_probed_ever_less_often_until_found() -> None:
     assert gaps.found(["b", "a"], 2.0)
     assert not gaps.found(["a"], 2.0)
     assert gaps.missing == frozenset()
-    # Missing again soon after: as often asked as before.
+    # A model that is missing again soon after keeps its probe interval.
     assert gaps.miss(A, 3.0)
     assert gaps.times == [5.0]
 

@@ -1,4 +1,4 @@
-"""A worker on the real queue, with an engine to steer and faults to meet."""
+"""A worker on the real queue, with a scripted engine and injected faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lowtide.telemetry.tracing import ScopedSpan, Untraced
 from lowtide.worker import inputs, lease, results
 from lowtide.worker.results import FlushRules
 from lowtide.worker.spans import SetSpans
-from tests.worker.workers import Bench, SteeredEngine, good, stored_lines, until, work_during
+from tests.worker.workers import Bench, ScriptedEngine, good, input_store, until, work_during
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_retry_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.01)
 
@@ -51,55 +51,55 @@ def _finished(count: int) -> Callable[[Bench], Coroutine[Any, Any, None]]:
 
 def test_worker_runs_all_requests_and_publishes_drained_events(world: World) -> None:
     first, second = world.batch(30), world.batch(30)
-    bench = Bench.of(world, SteeredEngine(), lines=30)
+    bench = Bench.of(world, ScriptedEngine(), lines=30)
     _work(bench, _finished(60))
-    assert sorted(request.body for request in bench.engine.seen) == sorted(
+    assert sorted(request.body for request in bench.engine.requests) == sorted(
         b'{"n":%d}' % n for n in range(1, 31) for _ in range(2)
     )
-    assert {(r.endpoint, r.attempt, r.spot) for r in bench.engine.seen} == {
+    assert {(r.endpoint, r.attempt, r.spot) for r in bench.engine.requests} == {
         ("/v1/embeddings", 1, True)
     }
-    assert len({request.key for request in bench.engine.seen}) == 60
+    assert len({request.key for request in bench.engine.requests}) == 60
     assert (bench.meter.claimed, bench.meter.completed, bench.meter.failed) == (60, 60, 0)
     assert {event.subject for event in bench.sink.sent} == {
         f"batch_{b.hex}" for b in (first, second)
     }
-    assert [world.drained(batch) for batch in (first, second)] == [0, 0]  # accepted, so forgotten
+    assert [world.drained(batch) for batch in (first, second)] == [0, 0]  # accepted, so deleted
     assert world.rows("SELECT 1 FROM workers") == []
     assert bench.engine.closed
 
 
 def test_worker_records_models_of_its_engine(world: World) -> None:
-    bench = Bench.of(world, SteeredEngine(), lines=1)
+    bench = Bench.of(world, ScriptedEngine(), lines=1)
     models = ModelCatalog(world.api)
 
-    async def noted(_: Bench) -> None:
+    async def recorded(_: Bench) -> None:
         await until(lambda: models.names(DEFAULT_TENANT))
 
-    _work(bench, noted)
+    _work(bench, recorded)
     assert [name for name, _ in models.names(DEFAULT_TENANT)] == ["model-a", "model-b"]
 
 
 def test_worker_claims_up_to_concurrency_and_prefetch(world: World) -> None:
     world.batch(100)
-    bench = Bench.of(world, SteeredEngine(hold=True), lines=100, concurrency=8, prefetch=4)
+    bench = Bench.of(world, ScriptedEngine(hold=True), lines=100, concurrency=8, prefetch=4)
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.engine.running == 12)
-        bench.engine.let_go()
+        bench.engine.release()
         await until(lambda: bench.finished() == 100)
 
     _work(bench, during)
-    assert bench.engine.most == 12
+    assert bench.engine.peak == 12
 
 
 def test_worker_claims_again_until_queue_is_empty(world: World) -> None:
     world.batch(40)
-    engine = SteeredEngine()
-    slow: list[int] = []
+    engine = ScriptedEngine()
+    running: list[int] = []
 
     def answer(request: EngineRequest) -> Outcome:
-        slow.append(engine.running)
+        running.append(engine.running)
         return good(request)
 
     engine.answer = answer
@@ -116,12 +116,12 @@ def test_idle_worker_backs_off_and_work_resets_backoff(world: World) -> None:
             delays.append(super().next_delay())
             return delays[-1]
 
-    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=Watched(0.001, 0.004))
+    bench = Bench.of(world, ScriptedEngine(), lines=0, backoff=Watched(0.001, 0.004))
 
     async def during(bench: Bench) -> None:
         await until(lambda: len(delays) >= 5)
         world.batch(1)
-        stored_lines(world, 1, store=bench.store)
+        input_store(world, 1, store=bench.store)
         before = len(delays)
         await until(lambda: bench.finished() == 1)
         await until(lambda: len(delays) > before + 1)
@@ -132,20 +132,20 @@ def test_idle_worker_backs_off_and_work_resets_backoff(world: World) -> None:
     assert len(bench.meter.idled) >= 5
 
 
-@pytest.mark.parametrize("moment", ["while it waits", "while it looks"])
+@pytest.mark.parametrize("moment", ["while it waits", "while it claims"])
 def test_wake_ends_idle_wait(world: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
-    look = bench.queue._inner.claim
-    go_on = threading.Event()
-    looking = threading.Event()
+    bench = Bench.of(world, ScriptedEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
+    claim = bench.queue._inner.claim
+    proceed = threading.Event()
+    claiming = threading.Event()
 
-    def look_slowly(*arguments: Any) -> Any:
-        found = look(*arguments)
-        looking.set()
-        assert go_on.wait(10)
-        return found
+    def claim_slowly(*arguments: Any) -> Any:
+        claims = claim(*arguments)
+        claiming.set()
+        assert proceed.wait(10)
+        return claims
 
-    monkeypatch.setattr(bench.queue._inner, "claim", look_slowly)
+    monkeypatch.setattr(bench.queue._inner, "claim", claim_slowly)
     waiting = asyncio.Event()
     pause = bench.worker._pause
 
@@ -156,25 +156,25 @@ def test_wake_ends_idle_wait(world: World, monkeypatch: pytest.MonkeyPatch, mome
     monkeypatch.setattr(bench.worker, "_pause", paused)
 
     async def during(bench: Bench) -> None:
-        await until(looking.is_set)
+        await until(claiming.is_set)
         if moment == "while it waits":
-            go_on.set()
+            proceed.set()
             await waiting.wait()
         world.batch(2)
-        stored_lines(world, 2, store=bench.store)
+        input_store(world, 2, store=bench.store)
         # From another thread, as the function's handler does.
         caller = threading.Thread(target=bench.worker.wake)
         caller.start()
         caller.join()
         await asyncio.sleep(0)
-        go_on.set()
+        proceed.set()
         await until(lambda: bench.finished() == 2)
 
     _work(bench, during)
 
 
 def test_stop_ends_idle_wait(world: World) -> None:
-    bench = Bench.of(world, SteeredEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
+    bench = Bench.of(world, ScriptedEngine(), lines=0, backoff=ExponentialBackoff(600, 600))
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.queue.calls.get("claim") == 1)
@@ -185,21 +185,21 @@ def test_stop_ends_idle_wait(world: World) -> None:
 
 def test_worker_stopped_before_start_does_nothing(world: World) -> None:
     world.batch(1)
-    bench = Bench.of(world, SteeredEngine(), lines=1)
+    bench = Bench.of(world, ScriptedEngine(), lines=1)
     bench.worker.stop()
     asyncio.run(asyncio.wait_for(bench.worker.run(), 10))
-    assert bench.engine.seen == []
+    assert bench.engine.requests == []
     assert world.rows("SELECT 1 FROM workers") == []
 
 
 def test_stop_lets_running_requests_finish(world: World) -> None:
     batch = world.batch(30)
-    bench = Bench.of(world, SteeredEngine(hold=True), lines=30)
+    bench = Bench.of(world, ScriptedEngine(hold=True), lines=30)
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.engine.running == 12)
         bench.worker.stop()
-        bench.engine.let_go()
+        bench.engine.release()
 
     _work(bench, during)
     assert len(world.lines("results", batch)) == 12
@@ -210,7 +210,7 @@ def test_stop_lets_running_requests_finish(world: World) -> None:
 @pytest.mark.parametrize("pool", list(Pool))
 def test_unfinished_requests_are_released_after_grace_period(world: World, pool: Pool) -> None:
     batch = world.batch(12, pool=pool.value)
-    bench = Bench.of(world, SteeredEngine(hold=True), lines=12, grace=0.05, pool=pool)
+    bench = Bench.of(world, ScriptedEngine(hold=True), lines=12, grace=0.05, pool=pool)
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.engine.running == 12)
@@ -225,16 +225,16 @@ def test_unfinished_requests_are_released_after_grace_period(world: World, pool:
 
 def test_requests_with_results_being_written_are_not_released(world: World) -> None:
     batch = world.batch(5)
-    bench = Bench.of(world, SteeredEngine(), lines=5)
-    go_on = bench.queue.hold("settle")
+    bench = Bench.of(world, ScriptedEngine(), lines=5)
+    proceed = bench.queue.hold("settle")
 
     async def during(bench: Bench) -> None:
         await until(bench.queue.reached["settle"].is_set)
         bench.worker.stop()
-        # Time enough for a worker that would not wait for its last write to leave.
+        # Long enough for a worker that does not wait for its last write to stop.
         for _ in range(50):
             await asyncio.sleep(0)
-        threading.Timer(0.3, go_on.set).start()
+        threading.Timer(0.3, proceed.set).start()
 
     _work(bench, during)
     assert world.lines("results", batch) == [1, 2, 3, 4, 5]
@@ -254,7 +254,7 @@ def test_failures_are_retried_and_interruptions_rerun(world: World) -> None:
             return Answered(501, b"{}")
         return Answered(400, b"{}") if number == 4 else good(request)
 
-    bench = Bench.of(world, SteeredEngine(answer), lines=6)
+    bench = Bench.of(world, ScriptedEngine(answer), lines=6)
     _work(bench, _finished(6))
     rows = world.rows("SELECT * FROM results ORDER BY line")
     assert [
@@ -280,7 +280,7 @@ def test_engine_exception_releases_its_requests(world: World) -> None:
             raise fault
         return good(request)
 
-    bench = Bench.of(world, SteeredEngine(answer), lines=3)
+    bench = Bench.of(world, ScriptedEngine(answer), lines=3)
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.finished() == 1)
@@ -294,7 +294,7 @@ def test_engine_exception_releases_its_requests(world: World) -> None:
 
 
 class _BrokenTracer(Untraced):
-    """Port Tracer: the first call of one of its methods raises."""
+    """Port Tracer: raises on the first call of one of its methods."""
 
     def __init__(self, call: str) -> None:
         self._calls = [call]
@@ -320,64 +320,62 @@ def test_tracing_error_leaves_no_request_claimed(
     world: World, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     batch = world.batch(3)
-    _work(Bench.of(world, SteeredEngine(), lines=3, tracer=_BrokenTracer(call)), _finished(3))
+    _work(Bench.of(world, ScriptedEngine(), lines=3, tracer=_BrokenTracer(call)), _finished(3))
     assert world.lines("claims", batch) == []
     assert world.value("SELECT max(attempts) FROM results") == 1
     assert "tracing.failed" in caplog.messages
 
 
-def test_span_error_loses_no_result(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_span_error_loses_no_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("bug")
 
     monkeypatch.setattr(SetSpans, "add", broken)
     batch = world.batch(1)
-    _work(Bench.of(world, SteeredEngine(), lines=1), _finished(1))
+    _work(Bench.of(world, ScriptedEngine(), lines=1), _finished(1))
     assert world.lines("claims", batch) == []
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(b"not JSON", id="not the line that was checked"),
+        pytest.param(b"not JSON", id="not JSON"),
         pytest.param(b'{"body":', id="cut off"),
         pytest.param(b"{}", id="no body"),
-        pytest.param(b'{"body":"\xff\xfe"', id="no UTF-8"),
+        pytest.param(b'{"body":"\xff\xfe"', id="not UTF-8"),
         pytest.param(b"[" * 90, id="nested"),
     ],
 )
 def test_corrupt_input_fails_requests_without_attempt(world: World, content: bytes) -> None:
     batch = world.batch(3)
-    store = stored_lines(world, 3, content)
-    bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
+    store = input_store(world, 3, content)
+    bench = Bench.of(world, ScriptedEngine(), lines=3, store=store)
     _work(bench, _finished(3))
     rows = world.rows("SELECT * FROM results")
     assert {(row.error_code, row.succeeded, row.attempts) for row in rows} == {
         ("input_corrupt", False, 0)
     }
     assert world.lines("queue", batch) == []
-    assert bench.engine.seen == []
+    assert bench.engine.requests == []
 
 
 def test_lone_surrogate_fails_only_its_request(world: World) -> None:
     batch = world.batch(3)
-    store = stored_lines(world, 3, odd={2: rb'{"body":{"input":"half \ud83d"}}'})
-    bench = Bench.of(world, SteeredEngine(), lines=3, store=store)
+    store = input_store(world, 3, odd={2: rb'{"body":{"input":"half \ud83d"}}'})
+    bench = Bench.of(world, ScriptedEngine(), lines=3, store=store)
     _work(bench, _finished(3))
     rows = world.rows("SELECT * FROM results ORDER BY line")
     assert [(row.succeeded, row.error_code) for row in rows] == [
         (True, None), (False, "invalid_unicode"), (True, None),
     ]  # fmt: skip
     assert rows[1].error_message.startswith("Line 2 cannot be sent")
-    assert len(bench.engine.seen) == 2
+    assert len(bench.engine.requests) == 2
     assert (world.row(batch).status, world.rows("SELECT 1 FROM dead_letters")) == ("finalizing", [])
 
 
 def test_missing_input_fails_its_requests(world: World) -> None:
     batch = world.batch(3)
-    bench = Bench.of(world, SteeredEngine(), lines=3, store=ObstoreObjects("memory://"))
+    bench = Bench.of(world, ScriptedEngine(), lines=3, store=ObstoreObjects("memory://"))
     _work(bench, _finished(3))
     rows = world.rows("SELECT * FROM results")
     assert {(row.error_code, row.succeeded, row.attempts) for row in rows} == {
@@ -390,7 +388,7 @@ def test_unreadable_store_delays_requests_without_attempt(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.batch(3)
-    bench = Bench.of(world, SteeredEngine(), lines=3)
+    bench = Bench.of(world, ScriptedEngine(), lines=3)
     failing = iter([True])
     real = bench.store.fetch_ranges
 
@@ -410,29 +408,29 @@ def test_unreadable_store_delays_requests_without_attempt(
 
 def test_worker_replaces_lost_lease_and_reruns_requests(world: World) -> None:
     batch = world.batch(12)
-    bench = Bench.of(world, SteeredEngine(hold=True), lines=12, lease=0.6)
+    bench = Bench.of(world, ScriptedEngine(hold=True), lines=12, lease=0.6)
 
     async def during(bench: Bench) -> None:
         await until(lambda: bench.engine.running == 12)
         first = bench.keeper.lease
-        # As the scheduler does with a worker that stalled.
+        # The scheduler does so with a worker that stalled.
         world.run("UPDATE workers SET expires_at = now() - interval '1 s'")
         world.sweep()
         await until(lambda: bench.keeper.lease not in (None, first))
-        bench.engine.let_go()
+        bench.engine.release()
         await until(lambda: bench.finished() == 12)
 
     _work(bench, during)
     assert world.row(batch).tallied_completed == 12
     assert world.row(batch).interrupted == 12
-    assert len(bench.engine.seen) == 24
+    assert len(bench.engine.requests) == 24
     assert world.rows("SELECT 1 FROM workers") == []
 
 
 @pytest.mark.parametrize("call", ["open_lease", "claim", "settle", "renew", "close_lease"])
 def test_short_database_outage_loses_and_repeats_nothing(world: World, call: str) -> None:
     batch = world.batch(20)
-    bench = Bench.of(world, SteeredEngine(), lines=20, lease=0.3)
+    bench = Bench.of(world, ScriptedEngine(), lines=20, lease=0.3)
     bench.queue.fail(call, 3 if call != "renew" else 1)
 
     async def during(bench: Bench) -> None:
@@ -442,7 +440,7 @@ def test_short_database_outage_loses_and_repeats_nothing(world: World, call: str
 
     _work(bench, during)
     assert world.row(batch).tallied_completed == 20
-    assert len(bench.engine.seen) == 20
+    assert len(bench.engine.requests) == 20
     assert bench.queue.calls[call] >= 1
 
 
@@ -450,7 +448,7 @@ def test_settlement_with_lost_response_counts_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = world.batch(4)
-    bench = Bench.of(world, SteeredEngine(), lines=4)
+    bench = Bench.of(world, ScriptedEngine(), lines=4)
     real = bench.queue._inner.settle
     lost = iter([True])
 
@@ -469,7 +467,7 @@ def test_settlement_with_lost_response_counts_once(
 @pytest.mark.parametrize("call", ["settle", "renew", "claim"])
 def test_unexpected_error_ends_worker(world: World, call: str) -> None:
     world.batch(5)
-    bench = Bench.of(world, SteeredEngine(), lines=5, lease=0.3)
+    bench = Bench.of(world, ScriptedEngine(), lines=5, lease=0.3)
     bench.queue.fail(call, 1000, RuntimeError("a bug"))
     with pytest.raises((RuntimeError, ExceptionGroup)):
         asyncio.run(asyncio.wait_for(bench.worker.run(), 10))
@@ -479,7 +477,7 @@ def test_unexpected_error_ends_worker(world: World, call: str) -> None:
 
 
 def test_stop_does_not_wait_for_unavailable_database(world: World) -> None:
-    bench = Bench.of(world, SteeredEngine(), lines=0)
+    bench = Bench.of(world, ScriptedEngine(), lines=0)
     bench.queue.fail("open_lease", 10_000)
 
     async def during(bench: Bench) -> None:
@@ -491,7 +489,7 @@ def test_stop_does_not_wait_for_unavailable_database(world: World) -> None:
 def test_worker_stops_claiming_while_results_cannot_be_written(world: World) -> None:
     world.batch(300)
     bench = Bench.of(
-        world, SteeredEngine(), lines=300, flush=FlushRules(2, 0.001), policy=RetryPolicy()
+        world, ScriptedEngine(), lines=300, flush=FlushRules(2, 0.001), policy=RetryPolicy()
     )
     bench.queue.fail("settle", 100_000)
 

@@ -1,4 +1,4 @@
-"""A worker's lease carries its pace."""
+"""A worker's lease reports its utilization."""
 
 from __future__ import annotations
 

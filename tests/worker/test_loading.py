@@ -1,4 +1,4 @@
-"""Reading inputs: what is wrong with one object or one line concerns nothing else."""
+"""Reading inputs: a fault of one object or one line affects no other request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _line(number: int, size: int = 60) -> bytes:
 
 
 class Inputs:
-    """A folder of input objects, and a loader of them."""
+    """A folder of input objects and their loader."""
 
     def __init__(self, folder: Path, limit: int = 2**28) -> None:
         self.folder = folder
@@ -58,35 +58,35 @@ class Inputs:
             )  # fmt: skip
 
     async def load_all(self) -> Loaded:
-        """Load everything that is claimed."""
+        """Load all claimed requests."""
         parts = self.loader.parts(self.claims)
         loaded = await asyncio.gather(*(self.loader.load(part) for part in parts))
         bodies: dict[int, bytes] = {}
         settled: dict[int, Finished | Returned] = {}
-        for one in loaded:
-            bodies |= one.bodies
-            settled |= one.settled
+        for part_loaded in loaded:
+            bodies |= part_loaded.bodies
+            settled |= part_loaded.settled
         assert len(bodies) + len(settled) == len(self.claims)
         return input_loader.Loaded(bodies, settled)
 
     def by_object(self, loaded: Loaded) -> Mapping[str, Counter[str]]:
-        """Count what became of the requests of each object."""
-        found: dict[str, Counter[str]] = {}
+        """Count the outcomes of the requests of each object."""
+        counts: dict[str, Counter[str]] = {}
         for key, claim in self.claims.items():
-            ended = loaded.settled.get(key)
-            what = "runs" if ended is None else "released"
-            if isinstance(ended, Finished):
-                what = ended.error_code or ""
-            found.setdefault(claim.input_key, Counter())[what] += 1
-        return found
+            settled = loaded.settled.get(key)
+            outcome = "runs" if settled is None else "released"
+            if isinstance(settled, Finished):
+                outcome = settled.error_code or ""
+            counts.setdefault(claim.input_key, Counter())[outcome] += 1
+        return counts
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Inputs:
-    found = Inputs(tmp_path)
+    created = Inputs(tmp_path)
     for key in ("a", "b"):
-        found.put(key, 5)
-    return found
+        created.put(key, 5)
+    return created
 
 
 def test_loaded_bodies_count_against_budget(inputs: Inputs) -> None:
@@ -103,9 +103,9 @@ def test_missing_object_fails_only_its_own_requests(inputs: Inputs) -> None:
     (inputs.folder / "a").unlink()
     loaded = asyncio.run(inputs.load_all())
     assert inputs.by_object(loaded) == {"a": {"input_missing": 5}, "b": {"runs": 5}}
-    ended = loaded.settled[0]
-    assert isinstance(ended, Finished)
-    assert (ended.attempts, ended.dead_letter, ended.error_message) == (
+    settled = loaded.settled[0]
+    assert isinstance(settled, Finished)
+    assert (settled.attempts, settled.dead_letter, settled.error_message) == (
         2,
         False,
         input_loader._MISSING,
@@ -132,9 +132,7 @@ def test_missing_folder_releases_all_requests(inputs: Inputs) -> None:
         pytest.param(lambda _: b"", {"input_corrupt": 5}, id="emptied"),
     ],
 )
-def test_only_corrupt_requests_fail(
-    inputs: Inputs, change: Any, expected: dict[str, int]
-) -> None:
+def test_only_corrupt_requests_fail(inputs: Inputs, change: Any, expected: dict[str, int]) -> None:
     path = inputs.folder / "a"
     path.write_bytes(change(path.read_bytes()))
     loaded = asyncio.run(inputs.load_all())
@@ -150,33 +148,31 @@ def test_request_without_checksum_runs_unverified(inputs: Inputs) -> None:
 
 
 class Timeline:
-    """When the requests of each object were loaded."""
+    """The time at which the requests of each object were loaded."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
         self.done: dict[str, float] = {}
 
     async def run(self) -> None:
-        async def one(part: Mapping[int, Claim]) -> None:
+        async def load_part(part: Mapping[int, Claim]) -> None:
             await self.inputs.loader.load(part)
             self.done[next(iter(part.values())).input_key] = time.monotonic()
 
-        await asyncio.gather(*map(one, self.inputs.loader.parts(self.inputs.claims)))
+        await asyncio.gather(*map(load_part, self.inputs.loader.parts(self.inputs.claims)))
 
 
-def test_hanging_object_delays_no_other(
-    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_object_delays_no_other(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_loader, "_READ_SECONDS", 1.0)
     (inputs.folder / "a").unlink()
-    os.mkfifo(inputs.folder / "a")  # opening it waits for somebody who writes
+    os.mkfifo(inputs.folder / "a")  # opening it blocks until it has a writer
     timeline = Timeline(inputs)
     asyncio.run(timeline.run())
     assert timeline.done["a"] - timeline.done["b"] > 0.9
 
 
 class Failing(ObstoreObjects):
-    """A store where objects fail until they are healed, and that counts reads."""
+    """A store whose `broken` objects fail, and that counts reads."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.as_uri())
@@ -204,15 +200,15 @@ def test_failing_object_is_read_ever_less_often(
         while time.monotonic() < ends:
             loaded = await inputs.load_all()
             assert inputs.by_object(loaded) == {"a": {"released": 5}, "b": {"runs": 5}}
-            ended = loaded.settled[0]
-            assert isinstance(ended, Returned)
-            assert (ended.failed, ended.interrupted) == (False, False)
-            delays.append(ended.delay)
+            settled = loaded.settled[0]
+            assert isinstance(settled, Returned)
+            assert (settled.failed, settled.interrupted) == (False, False)
+            delays.append(settled.delay)
             inputs.loader.release(loaded.bodies)
         return delays
 
     delays = asyncio.run(run())
-    # At 0, 0.2 and 0.6 s, and not in between: the next would be at 1.4 s.
+    # Reads at 0, 0.2 and 0.6 s only: the next would be at 1.4 s.
     assert store.reads["a"] == 3
     assert store.reads["b"] == len(delays) > 20
     assert 0.4 < max(delays) <= 0.8
@@ -220,9 +216,9 @@ def test_failing_object_is_read_ever_less_often(
     store.broken.clear()
 
     async def healed() -> None:
-        found = {"released"}
-        while found != {"runs"}:
-            found = set(inputs.by_object(await inputs.load_all())["a"])
+        outcomes = {"released"}
+        while outcomes != {"runs"}:
+            outcomes = set(inputs.by_object(await inputs.load_all())["a"])
 
     asyncio.run(asyncio.wait_for(healed(), 15))
 
@@ -232,25 +228,25 @@ def test_loads_wait_for_room_in_budget(tmp_path: Path) -> None:
     inputs.put("a", 12, 3 * MIB)
 
     async def run() -> int:
-        most = 0
+        peak = 0
         bodies: list[int] = []
         started: list[int] = []
 
-        async def one(part: Mapping[int, Claim]) -> None:
+        async def load_part(part: Mapping[int, Claim]) -> None:
             loaded = await inputs.loader.load(part)
             bodies.extend(loaded.bodies)
             started.extend(loaded.bodies)
 
         parts = inputs.loader.parts(inputs.claims)
         assert [len(part) for part in parts] == [1] * 12
-        running = [asyncio.create_task(one(part)) for part in parts]
+        running = [asyncio.create_task(load_part(part)) for part in parts]
         while len(started) < 12:
             await until(lambda: bodies)
-            most = max(most, inputs.budget.used)
+            peak = max(peak, inputs.budget.used)
             inputs.loader.release([bodies.pop()])
         await asyncio.gather(*running)
         inputs.loader.release_all()
-        return most
+        return peak
 
     assert asyncio.run(run()) <= 20 * MIB
     assert inputs.budget.used == 0

@@ -1,4 +1,4 @@
-"""How fast a worker is when it is full."""
+"""Utilization: the rate of a worker while it is full."""
 
 from __future__ import annotations
 
@@ -7,58 +7,78 @@ import pytest
 from lowtide.planning.demand import RateSample
 from lowtide.worker.lease import Utilization
 
-TOOK, ENDED, GAVE_BACK = range(3)
+CLAIMED, FINISHED, RELEASED = range(3)
 
 
 @pytest.mark.parametrize(
     ("steps", "total"),
     [
         pytest.param([], RateSample(0, 0.0), id="nothing"),
-        pytest.param([(0, TOOK, 3), (5, ENDED, 3)], RateSample(0, 0.0), id="never full"),
+        pytest.param([(0, CLAIMED, 3), (5, FINISHED, 3)], RateSample(0, 0.0), id="never full"),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 4)], RateSample(0, 0.0), id="the first take their time"
+            [(0, CLAIMED, 9), (5, FINISHED, 4)], RateSample(0, 0.0), id="full until the first end"
         ),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 4), (8, ENDED, 1), (9, ENDED, 1)],
+            [(0, CLAIMED, 9), (5, FINISHED, 4), (8, FINISHED, 1), (9, FINISHED, 1)],
             RateSample(2, 4.0),
-            id="full",
+            id="full after the first end",
         ),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 4), (6, TOOK, 4), (10, ENDED, 4), (15, ENDED, 4)],
+            [
+                (0, CLAIMED, 9),
+                (5, FINISHED, 4),
+                (6, CLAIMED, 4),
+                (10, FINISHED, 4),
+                (15, FINISHED, 4),
+            ],
             RateSample(8, 10.0),
-            id="together each time",
+            id="all at once",
         ),
         pytest.param(
-            [(0, TOOK, 8), (1, ENDED, 4), (5, ENDED, 1), (9, TOOK, 1), (10, ENDED, 1)],
+            [
+                (0, CLAIMED, 8),
+                (1, FINISHED, 4),
+                (5, FINISHED, 1),
+                (9, CLAIMED, 1),
+                (10, FINISHED, 1),
+            ],
             RateSample(2, 5.0),
-            id="at times",
+            id="full at times",
         ),
         pytest.param(
-            [(0, TOOK, 4), (1, ENDED, 4), (5, TOOK, 8), (9, ENDED, 4), (10, ENDED, 1)],
+            [
+                (0, CLAIMED, 4),
+                (1, FINISHED, 4),
+                (5, CLAIMED, 8),
+                (9, FINISHED, 4),
+                (10, FINISHED, 1),
+            ],
             RateSample(1, 1.0),
-            id="it was empty",
+            id="empty before",
         ),
         pytest.param(
-            [(0, TOOK, 9), (5, ENDED, 4), (8, GAVE_BACK, 1), (9, ENDED, 1)],
+            [(0, CLAIMED, 9), (5, FINISHED, 4), (8, RELEASED, 1), (9, FINISHED, 1)],
             RateSample(1, 4.0),
-            id="given back",
+            id="released",
         ),
         pytest.param(
-            [(0, TOOK, 9), (5, GAVE_BACK, 5), (8, ENDED, 4)],
+            [(0, CLAIMED, 9), (5, RELEASED, 5), (8, FINISHED, 4)],
             RateSample(0, 0.0),
-            id="given back before the first end",
+            id="released before the first end",
         ),
     ],
 )
-def test_only_time_at_full_utilization_counts(steps: list[tuple[float, int, int]], total: RateSample) -> None:
+def test_only_time_at_full_utilization_counts(
+    steps: list[tuple[float, int, int]], total: RateSample
+) -> None:
     now = 0.0
     utilization = Utilization(4, lambda: now)
-    for at, what, lines in steps:
+    for at, event, requests in steps:
         now = at
-        if what == TOOK:
-            utilization.took(lines)
+        if event == CLAIMED:
+            utilization.took(requests)
         else:
-            utilization.left(lines, ran=lines if what == ENDED else 0)
+            utilization.left(requests, ran=requests if event == FINISHED else 0)
     assert utilization.total() == total
 
 
@@ -87,11 +107,11 @@ def test_running_requests_share_time_of_their_worker() -> None:
     second = utilization.took(2)
     now = 18.0
     end = utilization.left(3, ran=3)
-    parts = [end - began for began in (first, first, second)]
+    shares = [end - start for start in (first, first, second)]
     now = 20.0
-    parts.append(utilization.left(1, ran=1) - second)
-    # Four seconds for two, four for four, two for one: ten seconds in which there was anything.
-    assert parts == [3.0, 3.0, 1.0, 3.0]
-    assert sum(parts) == 10.0
+    shares.append(utilization.left(1, ran=1) - second)
+    # Two requests share four seconds, four share four, one has two: ten busy seconds in all.
+    assert shares == [3.0, 3.0, 1.0, 3.0]
+    assert sum(shares) == 10.0
     now = 50.0
     assert utilization.took(1) == 5.0

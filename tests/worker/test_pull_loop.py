@@ -1,4 +1,4 @@
-"""A worker that is told to stop before it has started never claims."""
+"""A pull loop that is stopped before its worker starts never runs it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class _Worker:
-    """A worker that tells whether it ran, and may be told to stop while it is made."""
+    """A worker that records whether it ran, and calls `on_created` while it is created."""
 
-    def __init__(self, made: Callable[[], None]) -> None:
+    def __init__(self, on_created: Callable[[], None]) -> None:
         self.ran = self.stopped = False
-        made()
+        on_created()
 
     async def run(self) -> None:
         self.ran = True

@@ -1,4 +1,4 @@
-"""A worker's spans: one a claimed set, one a batch in it, with what became of the lines."""
+"""A worker's spans: one per claimed set, and one per batch in it with the outcomes."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_claimed_set_has_one_span_in_each_batch_trace() -> None:
             ]
         )
     tracer.close(5)
-    found = exporter.get_finished_spans()
-    (of_set,) = (span for span in found if span.name == "infer set spot")
-    shares = {span.attributes["lowtide.batch.id"]: span for span in found if span is not of_set}  # type: ignore[index]
+    exported = exporter.get_finished_spans()
+    (of_set,) = (span for span in exported if span.name == "infer set spot")
+    shares = {span.attributes["lowtide.batch.id"]: span for span in exported if span is not of_set}  # type: ignore[index]
     assert [link.context.span_id for link in of_set.links] == [
         int(TRACES[batch].span_id, 16) for batch in (ONE, TWO)
     ]
@@ -66,7 +66,7 @@ def test_claimed_set_has_one_span_in_each_batch_trace() -> None:
         assert f"{share.context.trace_id:032x}" == TRACES[batch].trace_id
         assert f"{share.parent.span_id:016x}" == TRACES[batch].span_id
         assert [link.context.span_id for link in share.links] == [of_set.context.span_id]
-        # What the engine is asked carries the share, not the batch.
+        # Requests to the engine carry the context of the share, not of the batch.
         assert context is not None
         assert context.span_id == f"{share.context.span_id:016x}"
     assert dict(one.attributes or {}) == {
@@ -83,18 +83,18 @@ def test_claimed_set_has_one_span_in_each_batch_trace() -> None:
         "gen_ai.usage.input_tokens": 6,
         "gen_ai.usage.output_tokens": 10,
     }
-    # A batch from before there were traces starts one of its own.
+    # A batch without a trace starts one of its own.
     assert shares[format_batch_id(OLD)].parent is None
 
 
 def test_only_sets_with_unsuccessful_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    for ending in (answered(ONE, 1), Returned(ONE, 1, "gone", interrupted=True)):
+    for outcome in (answered(ONE, 1), Returned(ONE, 1, "gone", interrupted=True)):
         spans = SetSpans(UNTRACED, Pool.SPOT, [claim(ONE, 1)])
         assert spans.trace_of(ONE) == TRACES[ONE]
         with spans.working():
             assert UNTRACED.current() == TRACES[ONE]
-            spans.add([ending])
+            spans.add([outcome])
     (record,) = caplog.records
     assert record.message == "lines.unsuccessful"
     assert vars(record)["interrupted"] == 1

@@ -1,4 +1,4 @@
-"""What becomes of a line, by the engine's outcome and the attempts before."""
+"""Settlement of one request, by the engine's outcome and earlier attempts."""
 
 from __future__ import annotations
 
@@ -58,10 +58,14 @@ def test_interruption_counts_no_attempt(before: int) -> None:
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("status", [400, 404, 405, 422])
 def test_permanent_failure_finishes_without_dead_letter(before: int, status: int) -> None:
-    ended = _settle(Answered(status, b"{}"), before)
-    assert isinstance(ended, Finished)
-    assert (ended.succeeded, ended.dead_letter, ended.attempts) == (False, False, before + 1)
-    assert (ended.status_code, ended.body) == (status, b"{}")
+    finished = _settle(Answered(status, b"{}"), before)
+    assert isinstance(finished, Finished)
+    assert (finished.succeeded, finished.dead_letter, finished.attempts) == (
+        False,
+        False,
+        before + 1,
+    )
+    assert (finished.status_code, finished.body) == (status, b"{}")
 
 
 @pytest.mark.parametrize(
@@ -72,24 +76,26 @@ def test_permanent_failure_finishes_without_dead_letter(before: int, status: int
     ],
 )
 @pytest.mark.parametrize("before", [0, 1])
-def test_transient_failure_is_retried_after_delay(outcome: Outcome, reason: str, before: int) -> None:
-    again = _settle(outcome, before)
-    assert isinstance(again, Returned)
-    assert (again.reason, again.failed, again.interrupted) == (reason, True, False)
-    assert 2.0**before <= again.delay <= 2.0 ** (before + 1)
+def test_transient_failure_is_retried_after_delay(
+    outcome: Outcome, reason: str, before: int
+) -> None:
+    retried = _settle(outcome, before)
+    assert isinstance(retried, Returned)
+    assert (retried.reason, retried.failed, retried.interrupted) == (reason, True, False)
+    assert 2.0**before <= retried.delay <= 2.0 ** (before + 1)
 
 
 def test_last_transient_failure_is_dead_lettered_with_response() -> None:
-    ended = _settle(Answered(500, b'{"error":1}', "req"), 2)
-    assert ended == Finished(
+    finished = _settle(Answered(500, b'{"error":1}', "req"), 2)
+    assert finished == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), status_code=500, request_id="req",
         body=b'{"error":1}', dead_letter=True,
     )  # fmt: skip
 
 
 def test_last_timeout_is_dead_lettered_with_error_code() -> None:
-    ended = _settle(Unanswered("timeout", "too slow"), 2)
-    assert ended == Finished(
+    finished = _settle(Unanswered("timeout", "too slow"), 2)
+    assert finished == Finished(
         BATCH, 4, succeeded=False, attempts=3, usage=Usage(), error_code="timeout",
         error_message="too slow", dead_letter=True,
     )  # fmt: skip
@@ -97,7 +103,7 @@ def test_last_timeout_is_dead_lettered_with_error_code() -> None:
 
 ENGINE_FAULTS = {
     "refused": Unanswered("connection_error", "The engine could not be reached"),
-    "HTTP 500 to everybody": Answered(500, b"{}"),
+    "HTTP 500 to all": Answered(500, b"{}"),
     "HTTP 401": Answered(401, b"{}"),
     "HTTP 503": Answered(503, b"{}"),
 }
@@ -106,12 +112,12 @@ ENGINE_FAULTS = {
 @pytest.mark.parametrize("outcome", ENGINE_FAULTS.values(), ids=ENGINE_FAULTS.keys())
 @pytest.mark.parametrize("before", [0, 2, 9])
 def test_engine_fault_releases_request_without_attempt(outcome: Outcome, before: int) -> None:
-    back = _settle(outcome, before, Fault.ENGINE)
-    assert isinstance(back, Returned)
-    assert (back.delay, back.failed, back.interrupted) == (0.0, False, False)
-    later = _settle(outcome, before, Fault.ENGINE, at_once=False)
-    assert isinstance(later, Returned)
-    assert 1.0 <= later.delay <= 2.0
+    released = _settle(outcome, before, Fault.ENGINE)
+    assert isinstance(released, Returned)
+    assert (released.delay, released.failed, released.interrupted) == (0.0, False, False)
+    delayed = _settle(outcome, before, Fault.ENGINE, at_once=False)
+    assert isinstance(delayed, Returned)
+    assert 1.0 <= delayed.delay <= 2.0
 
 
 @pytest.mark.parametrize("before", [0, 2, 9])
@@ -123,15 +129,15 @@ def test_back_pressure_counts_no_attempt_and_delay_is_bounded(
     before: int, retry_after: float, due_in: float, delay: float
 ) -> None:
     busy = Answered(429, b"{}", retry_after=retry_after)
-    back = _settle(busy, before, Fault.BACK_PRESSURE, due_in=due_in, age=5.0)
-    assert isinstance(back, Returned)
-    assert (back.failed, back.interrupted) == (False, False)
-    assert back.delay == delay
+    released = _settle(busy, before, Fault.BACK_PRESSURE, due_in=due_in, age=5.0)
+    assert isinstance(released, Returned)
+    assert (released.failed, released.interrupted) == (False, False)
+    assert released.delay == delay
 
 
 def test_bad_input_finishes_request_without_attempt() -> None:
-    ended = _settle(BadInput("input_corrupt", "not what was uploaded"), 1, Fault.INPUT)
-    assert ended == Finished(
+    finished = _settle(BadInput("input_corrupt", "not what was uploaded"), 1, Fault.INPUT)
+    assert finished == Finished(
         BATCH, 4, succeeded=False, attempts=1, usage=Usage(), error_code="input_corrupt",
         error_message="not what was uploaded",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Micro-batches of results, and the line that the database refuses."""
+"""ResultWriter: micro-batches, outages, and results that the database rejects."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from tests.worlds import World
 
 
-def _settle(
+def _write(
     world: World,
     rules: FlushRules,
     during: Callable[[ResultWriter, FlakyQueue, Sequence[Claim]], Coroutine[Any, Any, None]],
 ) -> Meter:
-    """Run a settler under a lease that holds every line."""
+    """Run a result writer under a lease that claims every request."""
     queue, meter = FlakyQueue(world.queue), Meter()
     keeper = lease_keeper(world, queue)
     keeper.lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -42,7 +42,7 @@ def _settle(
         claims = world.queue.claim(keeper.lease, Pool.SPOT, 1000)
         writing = asyncio.create_task(writer.run(lambda: None))
         await during(writer, queue, claims)
-        # What is counted is counted behind the commit that a test has seen.
+        # Metrics are counted after the commit that a test waits for.
         await writer.drain(PATIENCE)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
@@ -64,7 +64,7 @@ def test_enough_results_are_written_in_one_settlement(world: World) -> None:
         await until(lambda: _finished(world) == 30)
         assert queue.calls["settle"] == 1
 
-    assert _settle(world, FlushRules(10, 600), during).completed == 30
+    assert _write(world, FlushRules(10, 600), during).completed == 30
 
 
 def test_few_results_are_written_after_interval(world: World) -> None:
@@ -74,7 +74,7 @@ def test_few_results_are_written_after_interval(world: World) -> None:
         writer.add([done(claim) for claim in claims])
         await until(lambda: _finished(world) == 3)
 
-    _settle(world, FlushRules(1000, 0.02), during)
+    _write(world, FlushRules(1000, 0.02), during)
 
 
 def test_unstorable_result_fails_only_its_request(world: World) -> None:
@@ -85,7 +85,7 @@ def test_unstorable_result_fails_only_its_request(world: World) -> None:
         writer.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
         await until(lambda: _finished(world) == 4)
 
-    _settle(world, FlushRules(4, 600), during)
+    _write(world, FlushRules(4, 600), during)
     rows = world.rows("SELECT line, succeeded, error_code FROM results ORDER BY line")
     assert [tuple(row) for row in rows] == [
         (1, True, None),
@@ -97,7 +97,9 @@ def test_unstorable_result_fails_only_its_request(world: World) -> None:
     assert world.row(batch).status == "finalizing"
 
 
-def test_outage_delays_results_and_loses_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outage_delays_results_and_loses_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(results, "_RETRY_SECONDS", 0.001)
     world.batch(20)
 
@@ -109,7 +111,7 @@ def test_outage_delays_results_and_loses_none(world: World, monkeypatch: pytest.
         await until(lambda: _finished(world) == 20)
         assert queue.calls["settle"] >= 5
 
-    assert _settle(world, FlushRules(5, 0.01), during).completed == 20
+    assert _write(world, FlushRules(5, 0.01), during).completed == 20
 
 
 def test_drain_writes_pending_results_and_times_out(
@@ -127,7 +129,7 @@ def test_drain_writes_pending_results_and_times_out(
         await writer.drain(0.05)
         assert _finished(world) == 1
 
-    _settle(world, FlushRules(100, 600), during)
+    _write(world, FlushRules(100, 600), during)
     assert world.value("SELECT count(*) FROM queue") == 1
 
 
@@ -140,7 +142,7 @@ def test_results_without_lease_are_dropped(world: World) -> None:
         await writer.drain(5)
         assert "settle" not in queue.calls
 
-    _settle(world, FlushRules(100, 600), during)
+    _write(world, FlushRules(100, 600), during)
 
 
 def test_results_are_counted_as_in_time_or_late(world: World) -> None:
@@ -148,14 +150,14 @@ def test_results_are_counted_as_in_time_or_late(world: World) -> None:
     world.batch(2, due_in=-1)
 
     async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
-        ended = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
-        finished = [replace(line, replica_seconds=0.5) for line in ended]
-        back = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
-        writer.add([*finished, back])
+        outcomes = [done(claim, succeeded=claim.line > 1) for claim in claims[:4]]
+        finished = [replace(result, replica_seconds=0.5) for result in outcomes]
+        interrupted = Returned(claims[4].batch, claims[4].line, "back", interrupted=True)
+        writer.add([*finished, interrupted])
         await until(lambda: _finished(world) == 4)
 
-    meter = _settle(world, FlushRules(1, 0.01), during)
-    # The first two claimed are the late batch's: it is the most urgent.
+    meter = _write(world, FlushRules(1, 0.01), during)
+    # The first two claims are of the late batch, which is the most urgent.
     assert (meter.in_time, meter.late) == (2, 2)
     assert meter.interruptions == 1
     assert meter.replica_seconds == 2.0
@@ -173,7 +175,7 @@ def test_large_results_are_split_by_statement_size(
         real = queue.settle
 
         def settle(lease: Any, finished: Sequence[Any], returned: Sequence[Any]) -> Any:
-            statements.append([len(line.body) for line in finished])
+            statements.append([len(result.body) for result in finished])
             if len(statements) == 3:
                 queue.fail("settle", 1)
             return real(lease, finished, returned)
@@ -186,9 +188,9 @@ def test_large_results_are_split_by_statement_size(
         await until(lambda: _finished(world) == 30)
         await until(lambda: writer._budget.used == 0)
 
-    assert _settle(world, FlushRules(1000, 600), during).completed == 30
-    most = results.STATEMENT_BYTES
-    assert all(sum(sizes) <= most or len(sizes) == 1 for sizes in statements)
+    assert _write(world, FlushRules(1000, 600), during).completed == 30
+    max_bytes = results.STATEMENT_BYTES
+    assert all(sum(sizes) <= max_bytes or len(sizes) == 1 for sizes in statements)
     assert [len(sizes) for sizes in statements] == [2, 2, 1, 1, 1, 24]
     stored = world.rows("SELECT length(body) AS size FROM results ORDER BY line LIMIT 7")
     assert [row.size for row in stored] == [*[3 * mib] * 5, 9 * mib, 10]
@@ -203,4 +205,4 @@ def test_discarded_results_free_budget(world: World) -> None:
         writer.discard()
         assert writer._budget.used == 0
 
-    _settle(world, FlushRules(100, 600), during)
+    _write(world, FlushRules(100, 600), during)

@@ -1,4 +1,4 @@
-"""When a proxy's 502 for a request is the request's own."""
+"""Requests that are blamed for a proxy's 502."""
 
 from __future__ import annotations
 

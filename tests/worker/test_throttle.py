@@ -1,4 +1,4 @@
-"""Fewer requests in flight for a busy engine, and more again."""
+"""Throttle: fewer requests in flight for a busy engine, and recovery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker around fakes: an engine to steer, a queue that can fail, a meter that remembers."""
+"""A worker with fakes: a scripted engine, a queue that fails on demand, and recorded metrics."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 
 
-async def until(look: Callable[[], object], *, within: float = PATIENCE) -> None:
-    """Wait until `look` is true; fails after `within` seconds."""
+async def until(condition: Callable[[], object], *, within: float = PATIENCE) -> None:
+    """Wait until `condition` is true; fail after `within` seconds."""
     deadline = time.monotonic() + within
-    while not look():
-        assert time.monotonic() < deadline, "It never happened."
+    while not condition():
+        assert time.monotonic() < deadline, "The condition never became true."
         await asyncio.sleep(0.005)
 
 
@@ -55,43 +55,43 @@ def good(_: EngineRequest) -> Outcome:
     return Answered(200, b'{"ok":true}', "req", Usage(1, 2))
 
 
-class SteeredEngine:
-    """Port Engine: answers what `answer` says, once `let_go` was called, if `hold` is set."""
+class ScriptedEngine:
+    """Port Engine: answers by `answer`; with `hold`, only after `release` was called."""
 
     def __init__(
         self, answer: Callable[[EngineRequest], Outcome] = good, *, hold: bool = False
     ) -> None:
         self.answer = answer
-        self.seen: list[EngineRequest] = []
+        self.requests: list[EngineRequest] = []
         self.running = 0
-        self.most = 0
+        self.peak = 0
         self.closed = False
         self.probes: list[Ping | None] = []
         self.probed = Probed(well=True, answers=True)
         self.limits: list[int] = []
-        self._go = asyncio.Event()
+        self._released = asyncio.Event()
         if not hold:
-            self._go.set()
+            self._released.set()
 
-    def let_go(self) -> None:
-        self._go.set()
+    def release(self) -> None:
+        self._released.set()
 
     async def run(
         self, requests: Sequence[EngineRequest]
     ) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
-        self.seen += requests
+        self.requests += requests
         self.running += len(requests)
-        self.most = max(self.most, self.running)
-        left = len(requests)
+        self.peak = max(self.peak, self.running)
+        remaining = len(requests)
         try:
             for request in requests:
-                await self._go.wait()
+                await self._released.wait()
                 outcome = self.answer(request)
                 self.running -= 1
-                left -= 1
+                remaining -= 1
                 yield [(request.key, outcome)]
         finally:
-            self.running -= left
+            self.running -= remaining
 
     async def probe(self, ping: Ping | None = None) -> Probed:
         self.probes.append(ping)
@@ -108,37 +108,37 @@ class SteeredEngine:
 
 
 class FlakyQueue(QueueStore):
-    """A queue around another: fails or waits when told to, and counts calls."""
+    """A wrapper of a queue that fails or blocks on demand and counts calls."""
 
     def __init__(self, inner: QueueStore) -> None:
         self._inner = inner
         self.failures: dict[str, deque[Exception]] = {}
         self.calls: dict[str, int] = {}
-        self.held: dict[str, threading.Event] = {}
+        self.holds: dict[str, threading.Event] = {}
         self.reached: dict[str, threading.Event] = {}
 
     def fail(self, name: str, times: int, error: Exception | None = None) -> None:
         self.failures[name] = deque([error or Unavailable("gone")] * times)
 
     def hold(self, name: str) -> threading.Event:
-        """Let the next call of `name` wait for the event that is returned."""
+        """Block the next call of `name` until the returned event is set."""
         self.reached[name] = threading.Event()
-        self.held[name] = threading.Event()
-        return self.held[name]
+        self.holds[name] = threading.Event()
+        return self.holds[name]
 
     def _call(self, name: str, *arguments: Any) -> Any:
         self.calls[name] = self.calls.get(name, 0) + 1
         if failures := self.failures.get(name):
             raise failures.popleft()
-        if name in self.held:
-            waiting = self.held.pop(name)
+        if name in self.holds:
+            release = self.holds.pop(name)
             self.reached[name].set()
-            assert waiting.wait(PATIENCE)
+            assert release.wait(PATIENCE)
         return getattr(self._inner, name)(*arguments)
 
     def open_lease(self, pool: Pool, worker: str) -> LeaseId:
-        made: LeaseId = self._call("open_lease", pool, worker)
-        return made
+        lease: LeaseId = self._call("open_lease", pool, worker)
+        return lease
 
     def renew(self, lease: LeaseId) -> bool:
         return bool(self._call("renew", lease))
@@ -164,7 +164,7 @@ class FlakyQueue(QueueStore):
 
 @dataclass
 class Meter(WorkerMetrics):
-    """Metrics of this worker alone."""
+    """Metrics of one worker, in memory."""
 
     claimed: int = 0
     completed: int = 0
@@ -212,7 +212,7 @@ class Meter(WorkerMetrics):
 
 @dataclass
 class Sink:
-    """Port EventSink: remembers, and accepts what it is told to."""
+    """Port EventSink: records events, and accepts those for which `accepts` is true."""
 
     accepts: Callable[[Event], bool] = lambda _: True
     sent: list[Event] = field(default_factory=list)
@@ -223,14 +223,14 @@ class Sink:
 
 
 class WaitingPublisher(Publisher):
-    """A publisher whose callers wait until everything is sent, so that tests see what was."""
+    """A publisher whose callers wait until all events are sent."""
 
     def publish(self, events: Iterable[Event]) -> None:
         super().publish(events)
         assert self.drain(10)
 
 
-def stored_lines(
+def input_store(
     world: World,
     lines: int,
     body: bytes | None = None,
@@ -238,9 +238,9 @@ def stored_lines(
     odd: Mapping[int, bytes] | None = None,
     store: ObstoreObjects | None = None,
 ) -> ObstoreObjects:
-    """Return a store with the input of every batch: line n lies at 100 n and is 90 bytes long.
+    """Return a store with the input of every batch: line n starts at byte 100 n and has 90 bytes.
 
-    Each is `body`, or what `odd` has for its number.
+    A line is `body`, unless `odd` has one for its number.
     """
     store = store or ObstoreObjects("memory://")
     for row in world.rows("SELECT DISTINCT input_key FROM batches"):
@@ -260,18 +260,18 @@ def lease_keeper(
     duration: float = 30.0,
     full: int = 8,
 ) -> LeaseKeeper:
-    """Return what holds a worker's lease."""
+    """Return the keeper of a worker's lease."""
     rates = RateStore(world.worker)
     return LeaseKeeper(queue, rates, Utilization(full), pool=pool, worker="w", duration=duration)
 
 
 @dataclass
 class Bench:
-    """One worker and all that it works with."""
+    """A worker and all its collaborators."""
 
     world: World
     store: ObstoreObjects
-    engine: SteeredEngine
+    engine: ScriptedEngine
     queue: FlakyQueue
     meter: Meter
     sink: Sink
@@ -284,7 +284,7 @@ class Bench:
     def of(
         cls,
         world: World,
-        engine: SteeredEngine,
+        engine: ScriptedEngine,
         *,
         lines: int,
         store: ObstoreObjects | None = None,
@@ -301,7 +301,7 @@ class Bench:
         patience: float = 180.0,
     ) -> Bench:
         budget = ByteBudget(memory)
-        store = store or stored_lines(world, lines)
+        store = store or input_store(world, lines)
         queue, meter, sink = FlakyQueue(world.queue_on(world.worker, lease)), Meter(), Sink()
         backoff = backoff or ExponentialBackoff(0.01, 0.05)
         keeper = lease_keeper(world, queue, pool=pool, duration=lease, full=concurrency)
@@ -328,7 +328,7 @@ class Bench:
 
 
 def work_during(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a bench's worker beside a coroutine, and stop it after that."""
+    """Run a bench's worker beside a coroutine, and stop the worker afterwards."""
 
     async def both() -> None:
         running = asyncio.create_task(bench.worker.run())
@@ -338,6 +338,6 @@ def work_during(bench: Bench, during: Callable[[], Coroutine[Any, Any, None]]) -
             await asyncio.wait_for(running, 15)
         finally:
             running.cancel()
-            bench.engine.let_go()
+            bench.engine.release()
 
     asyncio.run(both())
