@@ -1,4 +1,4 @@
-"""What processes export."""
+"""Exported metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BETA = TenantLoad(
 
 
 @pytest.fixture
-def _forgotten() -> Iterator[None]:
+def _cleared_snapshot() -> Iterator[None]:
     yield
     metrics._LATEST.seen = None
 
@@ -50,8 +50,8 @@ def _value(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(name, labels)
 
 
-@pytest.mark.usefixtures("_forgotten")
-def test_a_look_is_published_as_a_whole() -> None:
+@pytest.mark.usefixtures("_cleared_snapshot")
+def test_snapshot_is_published_as_a_whole() -> None:
     assert _value("outbox_events") is None  # unknown is not 0
     batch = BatchId(new_id())
     metrics.measured(
@@ -72,8 +72,8 @@ def test_a_look_is_published_as_a_whole() -> None:
     assert _value("tenant_queue_oldest_age_seconds", tenant="beta", pool="spot") == 5
     assert _value("tenant_batches_at_risk", tenant="acme") == 1
     assert _value("tenant_dead_letters", tenant="acme") == 9
-    named = f"batch_{batch.hex}"
-    assert _value("batch_at_risk_seconds_left", tenant="acme", batch=named) == -3
+    batch_id = f"batch_{batch.hex}"
+    assert _value("batch_at_risk_seconds_left", tenant="acme", batch=batch_id) == -3
     assert (_value("outbox_events"), _value("outbox_oldest_age_seconds")) == (2, 8)
     metrics.measured(SystemSnapshot(NOW, tenants=(BETA,)))
     assert _value("tenant_open_batches", tenant="acme") is None
@@ -81,7 +81,7 @@ def test_a_look_is_published_as_a_whole() -> None:
     assert _value("workers_alive", pool="spot") == 0
 
 
-def test_engines_are_counted_by_what_they_said() -> None:
+def test_engine_answers_are_counted_by_outcome() -> None:
     meter = WorkerMetrics(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None)
     answers = ("200", "429", "timeout", "interrupted")
 
@@ -92,23 +92,23 @@ def test_engines_are_counted_by_what_they_said() -> None:
         ]
 
     before = counts()
-    ran: list[Outcome] = [
+    outcomes: list[Outcome] = [
         Answered(200, b"{}"),
         Answered(429, b"{}"),
         Unanswered("timeout", ""),
         Interrupted(""),
     ]
-    meter.ran([*ran, Answered(200, b"{}")])
+    meter.ran([*outcomes, Answered(200, b"{}")])
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
 
 
-def test_dead_letters_are_counted_with_what_failed() -> None:
+def test_settled_dead_letters_are_counted() -> None:
     before = _value("dead_letters_total") or 0.0
     WorkerMetrics(Pool.SPOT, Prices(1.0, 3.0, "USD"), lambda _: None).settled(1, 3, 2)
     assert (_value("dead_letters_total") or 0.0) - before == 2
 
 
-def test_each_process_says_which_build_it_is() -> None:
+def test_process_exports_its_build_info() -> None:
     health.export()
     assert [
         s.value for m in REGISTRY.collect() if m.name == "lowtide_build_info" for s in m.samples

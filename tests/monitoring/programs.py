@@ -1,4 +1,4 @@
-"""Prometheus, Alertmanager and their tools, as Debian packages bring them."""
+"""Prometheus, Alertmanager and their tools, from Debian packages."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def missing(*programs: str) -> list[str]:
 
 def needs(*programs: str) -> pytest.MarkDecorator:
     """Skip a test where a program is not installed."""
-    away = missing(*programs)
-    hint = "" if "kubectl" in away else f": {INSTALL}"
-    return pytest.mark.skipif(bool(away), reason=f"{', '.join(away)} is not installed{hint}")
+    absent = missing(*programs)
+    hint = "" if "kubectl" in absent else f": {INSTALL}"
+    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed{hint}")
 
 
 def run(*command: str | Path) -> str:
     """Run a program, which must succeed; return what it prints."""
-    done = subprocess.run(
+    result = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout

@@ -1,4 +1,4 @@
-"""Every PromQL expression in monitoring/, and the names in it."""
+"""The PromQL expressions in monitoring/, and their metric names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-# What Prometheus itself makes.
+# Series that Prometheus itself generates.
 BUILT_IN = {"up", "ALERTS"}
 _VARIABLE = re.compile(r"\$(?:__)?[a-z_]+")
 _LABEL_VALUES = re.compile(r"label_values\((.+), \w+\)")
@@ -36,7 +36,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def recordings() -> set[str]:
-    """Return the names that are recorded."""
+    """Return the names of the recording rules."""
     return {rule["record"] for rule in rules() if "record" in rule}
 
 
@@ -53,47 +53,47 @@ def expressions_of(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
     for variable in board["templating"]["list"]:
-        if found := _LABEL_VALUES.fullmatch(str(variable.get("query"))):
-            yield f"${variable['name']}", found[1]
+        if match := _LABEL_VALUES.fullmatch(str(variable.get("query"))):
+            yield f"${variable['name']}", match[1]
 
 
 def filled(expression: str) -> str:
-    """Return an expression of a panel as Grafana sends it when everything is chosen."""
-    return _VARIABLE.sub(lambda found: "5m" if found[0].startswith("$__") else ".*", expression)
+    """Return a panel's expression as Grafana sends it with every variable set to All."""
+    return _VARIABLE.sub(lambda match: "5m" if match[0].startswith("$__") else ".*", expression)
 
 
 def names_in(expression: str) -> set[str]:
-    """Return the metrics that an expression selects; raises ValueError for one that is none."""
-    found: set[str] = set()
+    """Return the metrics that an expression selects; raises ValueError for an invalid one."""
+    names: set[str] = set()
 
     def visit(node: promql_parser.Expr) -> None:
         if isinstance(node, promql_parser.MatrixSelector):
             node = node.vector_selector
         if isinstance(node, promql_parser.VectorSelector):
             assert node.name, f"a selector without a name in {expression}"
-            found.add(node.name)
+            names.add(node.name)
 
     promql_parser.walk(promql_parser.parse(filled(expression)), visit)
-    return found
+    return names
 
 
 @cache
-def used() -> dict[str, set[str]]:
-    """Return every name that a rule, panel or variable uses, and where."""
-    found: dict[str, set[str]] = {}
+def used_names() -> dict[str, set[str]]:
+    """Return the rules, panels and variables that use each metric name."""
+    places: dict[str, set[str]] = {}
     for rule in rules():
         for name in names_in(rule["expr"]):
-            found.setdefault(name, set()).add(rule.get("alert") or rule["record"])
+            places.setdefault(name, set()).add(rule.get("alert") or rule["record"])
     for file, board in boards().items():
-        for place, expression in expressions_of(board):
+        for panel, expression in expressions_of(board):
             for name in names_in(expression):
-                found.setdefault(name, set()).add(f"{file}: {place}")
-    return found
+                places.setdefault(name, set()).add(f"{file}: {panel}")
+    return places
 
 
 def exported_names() -> set[str]:
-    """Return the names that rules and panels want from a process, as it exports them."""
-    return set(used()) - recordings() - BUILT_IN
+    """Return the exported metric names that rules and panels need."""
+    return set(used_names()) - recordings() - BUILT_IN
 
 
 def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

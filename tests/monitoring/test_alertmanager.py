@@ -1,4 +1,4 @@
-"""Who hears of which alert, asked of Alertmanager's own code."""
+"""Alert routing, evaluated by Alertmanager's own code."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _config() -> Any:
 
 
 @with_amtool
-def test_the_configuration_is_one() -> None:
+def test_configuration_is_valid() -> None:
     assert "SUCCESS" in run("amtool", "check-config", CONFIG)
 
 
 @with_amtool
 @pytest.mark.parametrize("severity", BY_SEVERITY)
-def test_a_severity_goes_to_those_who_should_know(severity: str) -> None:
+def test_severity_selects_receivers(severity: str) -> None:
     assert _receivers(alertname="LowtideAnything", severity=severity) == BY_SEVERITY[severity]
 
 
@@ -44,17 +44,17 @@ def test_a_severity_goes_to_those_who_should_know(severity: str) -> None:
         ({"alertname": "NodeDown", "severity": "critical"}, "nobody"),
         ({"alertname": "LowtideAnything"}, "chat"),
     ],
-    ids=["another system's", "a severity nobody knows"],
+    ids=["alert of another system", "no severity"],
 )
-def test_what_fits_nowhere(labels: dict[str, str], receivers: str) -> None:
+def test_unmatched_alert_uses_fallback_receiver(labels: dict[str, str], receivers: str) -> None:
     assert _receivers(**labels) == receivers
 
 
-def test_every_severity_that_a_rule_has_is_routed() -> None:
+def test_every_rule_severity_is_routed() -> None:
     assert {rule["labels"]["severity"] for rule in alerts().values()} <= set(BY_SEVERITY)
 
 
-def test_an_inhibition_names_alerts_that_there_are() -> None:
+def test_inhibition_names_existing_alerts() -> None:
     named = {
         name
         for rule in _config()["inhibit_rules"]
@@ -66,8 +66,8 @@ def test_an_inhibition_names_alerts_that_there_are() -> None:
     assert named <= set(alerts())
 
 
-def test_what_the_tick_measures_is_silent_without_ticks() -> None:
-    """Those alerts carry `from`; what workers and the API measure does not."""
+def test_alerts_on_tick_metrics_carry_tick_label() -> None:
+    """Alerts on metrics of workers and the API carry no `from`."""
     from_tick = {name for name, rule in alerts().items() if rule["labels"].get("from") == "tick"}
     assert from_tick == {
         "LowtideAutoscalerAtMax", "LowtideBatchAtRisk", "LowtideEventsNotTaken", "LowtideNoWorkers",
@@ -75,7 +75,7 @@ def test_what_the_tick_measures_is_silent_without_ticks() -> None:
     }  # fmt: skip
 
 
-def test_no_secret_and_no_host_is_in_it() -> None:
+def test_configuration_has_no_secret_or_host() -> None:
     text = CONFIG.read_text(encoding="utf-8")
     assert "://" not in text
     for receiver in _config()["receivers"]:

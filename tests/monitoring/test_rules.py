@@ -1,4 +1,4 @@
-"""The rules: each is tested to fire and to keep quiet, says what to do, and is the operator's too."""
+"""Rules: their tests, annotations, runbook sections and PrometheusRule."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.monitoring.queries import ROOT, alerts, recordings, rules
 TESTS = sorted((RULES.parent / "tests").glob("*.test.yml"))
 SEVERITIES = {"critical", "warning", "info"}
 ANCHOR = "{{ $externalLabels.runbooks }}docs/operations.md#"
-# Those need no trend: a count over a window of its own has waited already.
-AT_ONCE = {"LowtideDeadLettersGrowing"}
+# Alerts without `for`: their expressions count over a window already.
+WITHOUT_FOR = {"LowtideDeadLettersGrowing"}
 
 
 @cache
@@ -31,55 +31,55 @@ def _cases(kind: str) -> list[dict[str, Any]]:
 
 
 @needs("promtool")
-def test_promtool_takes_the_rules() -> None:
+def test_promtool_accepts_rules() -> None:
     assert f"{len(rules())} rules found" in run("promtool", "check", "rules", RULES)
 
 
 @needs("promtool")
 @pytest.mark.slow
-def test_each_rule_does_what_its_tests_say() -> None:
+def test_rules_pass_promtool_tests() -> None:
     run("promtool", "test", "rules", *TESTS)
 
 
 @pytest.mark.parametrize("name", sorted(alerts()))
-def test_an_alert_is_tested_both_ways(name: str) -> None:
+def test_alert_has_firing_and_silent_test(name: str) -> None:
     cases = [case for case in _cases("alert_rule_test") if case["alertname"] == name]
-    assert any(case["exp_alerts"] for case in cases), "no test in which it fires"
-    assert any(not case["exp_alerts"] for case in cases), "no test in which it keeps quiet"
+    assert any(case["exp_alerts"] for case in cases), "no test in which the alert fires"
+    assert any(not case["exp_alerts"] for case in cases), "no test in which the alert stays silent"
 
 
 @pytest.mark.parametrize("name", sorted(recordings()))
-def test_a_recording_is_tested(name: str) -> None:
+def test_recording_rule_has_test(name: str) -> None:
     cases = [case for case in _cases("promql_expr_test") if case["expr"] == name]
     assert any(case["exp_samples"] for case in cases)
 
 
 @pytest.mark.parametrize("name", sorted(alerts()))
-def test_an_alert_says_how_bad_it_is_what_it_is_and_what_to_do(name: str) -> None:
+def test_alert_has_labels_annotations_and_runbook(name: str) -> None:
     rule = alerts()[name]
     assert rule["labels"]["severity"] in SEVERITIES
     assert "component" in rule["labels"]
-    assert "for" in rule or name in AT_ONCE
-    notes = rule["annotations"]
-    assert notes.keys() == {"summary", "description", "runbook_url"}
-    assert "$" in notes["summary"] or name == "LowtideNotScraped"
-    assert notes["runbook_url"] == ANCHOR + name.lower()
+    assert "for" in rule or name in WITHOUT_FOR
+    annotations = rule["annotations"]
+    assert annotations.keys() == {"summary", "description", "runbook_url"}
+    assert "$" in annotations["summary"] or name == "LowtideNotScraped"
+    assert annotations["runbook_url"] == ANCHOR + name.lower()
 
 
-def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
+def test_runbook_sections_match_alerts() -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^### (Lowtide\w+)$", page, re.MULTILINE)) == set(alerts())
 
 
 @pytest.mark.parametrize("name", sorted(alerts()))
-def test_a_runbook_says_all_four_things(name: str) -> None:
+def test_runbook_section_has_all_parts(name: str) -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = re.split(r"^##", page.split(f"### {name}\n", 1)[1], flags=re.MULTILINE)[0]
     for part in ("**Means:**", "**Look:**", "**Causes:**", "**Do:**", "**Over when:**"):
         assert part in section, part
 
 
-def test_the_operators_copy_says_the_same() -> None:
+def test_prometheus_rule_matches_rules() -> None:
     copy = (HERE / "prometheusrule.yaml").read_text(encoding="utf-8")
     assert copy == prometheus_rule(), "run: make monitoring"
     assert yaml.safe_load(copy)["spec"] == yaml.safe_load(RULES.read_text(encoding="utf-8"))

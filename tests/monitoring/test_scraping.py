@@ -1,4 +1,4 @@
-"""What is scraped: the pods that the manifests start, at the port where they answer."""
+"""Scrape configuration: every pod of the manifests, at its health port."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _read(path: Path) -> Any:
 
 
 @needs("promtool")
-def test_promtool_takes_the_plain_configuration(tmp_path: Path) -> None:
-    """Debian's build knows no Kubernetes: everything but the discovery itself is checked."""
+def test_promtool_accepts_plain_configuration(tmp_path: Path) -> None:
+    """Debian's build has no Kubernetes discovery: the check covers everything else."""
     config = _read(CONFIG)
     for job in config["scrape_configs"]:
         job["file_sd_configs"] = [{"files": ["targets.json"]}]
@@ -35,11 +35,11 @@ def test_promtool_takes_the_plain_configuration(tmp_path: Path) -> None:
     assert "SUCCESS" in run("promtool", "check", "config", tmp_path / "prometheus.yml")
 
 
-def test_operator_and_plain_prometheus_see_the_same() -> None:
+def test_operator_and_plain_prometheus_scrape_the_same() -> None:
     plain = _read(CONFIG)["scrape_configs"][0]
     monitor = _read(HERE / "podmonitors.yaml")["spec"]
     (endpoint,) = monitor["podMetricsEndpoints"]
-    ours = [
+    operator_steps = [
         {
             {"sourceLabels": "source_labels", "targetLabel": "target_label"}.get(key, key): value
             for key, value in step.items()
@@ -47,20 +47,20 @@ def test_operator_and_plain_prometheus_see_the_same() -> None:
         for step in endpoint["relabelings"]
         if step.get("action") != "labeldrop"
     ]
-    # The operator adds these two by itself.
-    theirs = [
+    # The operator itself adds these two labels.
+    plain_steps = [
         step
         for step in plain["relabel_configs"]
         if step.get("target_label") not in {"namespace", "pod"}
     ]
-    assert ours == theirs
+    assert operator_steps == plain_steps
     assert endpoint["honorLabels"] is plain["honor_labels"] is True
     (discovery,) = plain["kubernetes_sd_configs"]
     labels = monitor["selector"]["matchLabels"]
     assert discovery["selectors"][0]["label"] == ",".join(f"{k}={v}" for k, v in labels.items())
 
 
-def test_every_workload_of_the_manifests_is_scraped() -> None:
+def test_every_workload_is_scraped() -> None:
     monitor = _read(HERE / "podmonitors.yaml")["spec"]
     keep = monitor["podMetricsEndpoints"][0]["relabelings"][0]
     templates = [
@@ -70,13 +70,13 @@ def test_every_workload_of_the_manifests_is_scraped() -> None:
         if document["kind"] in {"Service", "Deployment"} and "template" in document["spec"]
     ]
     assert len(templates) == len(workloads(load(ROOT)))
-    named = set(keep["regex"].split("|"))
-    wanted = monitor["selector"]["matchLabels"].items()
+    container_names = set(keep["regex"].split("|"))
+    required_labels = monitor["selector"]["matchLabels"].items()
     (expression,) = monitor["selector"]["matchExpressions"]
     for template in templates:
-        assert template["spec"]["containers"][0]["name"] in named
+        assert template["spec"]["containers"][0]["name"] in container_names
         labels = template["metadata"]["labels"]
-        assert labels.items() >= wanted
+        assert labels.items() >= required_labels
         assert labels[expression["key"]] in expression["values"]
     (port,) = {
         step["replacement"].rpartition(":")[2]
@@ -86,17 +86,17 @@ def test_every_workload_of_the_manifests_is_scraped() -> None:
     assert int(port) == Settings.model_fields["health_port"].default
 
 
-def test_the_kustomization_has_every_dashboard() -> None:
+def test_kustomization_has_every_dashboard() -> None:
     (config_map,) = _read(HERE / "kustomization.yaml")["configMapGenerator"]
     committed = (HERE / "dashboards" / "json").glob("*.json")
     assert set(config_map["files"]) == {f"dashboards/json/{path.name}" for path in committed}
 
 
 @needs("kubectl")
-def test_kubectl_renders_it() -> None:
-    found = list(yaml.safe_load_all(run("kubectl", "kustomize", HERE)))
-    kinds = {document["kind"]: document for document in found}
+def test_kubectl_renders_kustomization() -> None:
+    documents = list(yaml.safe_load_all(run("kubectl", "kustomize", HERE)))
+    kinds = {document["kind"]: document for document in documents}
     assert sorted(kinds) == ["ConfigMap", "PodMonitor", "PrometheusRule"]
-    assert {document["metadata"]["namespace"] for document in found} == {"monitoring"}
+    assert {document["metadata"]["namespace"] for document in documents} == {"monitoring"}
     assert kinds["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert len(kinds["ConfigMap"]["data"]) == 5

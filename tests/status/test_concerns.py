@@ -1,4 +1,4 @@
-"""Conditions that need attention, and those that do not."""
+"""Concerns: the conditions that need an operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAITING = load(spot=Depth(4, 0), waits=10 * MINUTE)
 CALM = replace(snapshot(workers=1, tenants=(WAITING,)), ticked_at=NOW - timedelta(seconds=11))
 
 
-def test_nothing_while_all_goes_well() -> None:
+def test_healthy_installation_has_no_concerns() -> None:
     assert concerns(snapshot()) == concerns(CALM) == ()
 
 
@@ -43,7 +43,7 @@ def test_nothing_while_all_goes_well() -> None:
             replace(CALM, events=Backlog(MOST_COUNTED, NOW - 3 * MINUTE)),
             "10,000+ events are waiting for the broker",
             "/health",
-            id="more than are counted",
+            id="more than the max count",
         ),
         pytest.param(
             replace(CALM, crews={}),
@@ -65,11 +65,11 @@ def test_nothing_while_all_goes_well() -> None:
         ),
     ],
 )
-def test_conditions_that_stay_without_help(snapshot: SystemSnapshot, text: str, path: str) -> None:
-    (found,) = concerns(snapshot)
-    assert (found.text, found.path) == (text, path)
+def test_condition_raises_concern(snapshot: SystemSnapshot, text: str, path: str) -> None:
+    (concern,) = concerns(snapshot)
+    assert (concern.text, concern.path) == (text, path)
 
 
-def test_nobody_wonders_why_a_paused_pool_has_no_workers() -> None:
+def test_paused_pool_without_workers_raises_no_concern() -> None:
     paused = replace(CALM, crews={}, pauses=(PoolPause(Pool.SPOT, NOW, "ana"),))
     assert concerns(paused) == ()

@@ -1,4 +1,4 @@
-"""The health of each component: idle is not broken, and what is bad says what to do."""
+"""The health of each component; a bad condition comes with advice."""
 
 from __future__ import annotations
 
@@ -32,71 +32,77 @@ FAILED_ONCE = LastSeen(None, NOW - timedelta(days=2), "HTTP 500")
 HEALED = LastSeen(NOW - 8 * MINUTE, NOW - 9 * MINUTE, "HTTP 500")
 
 
-def saw(
-    *known: tuple[Component, str, LastSeen],
+def snapshot_with(
+    *observations: tuple[Component, str, LastSeen],
     unsplit: Backlog = NOTHING.unsplit,
     unfinalized: Backlog = NOTHING.unfinalized,
 ) -> SystemSnapshot:
     """Return a snapshot with these observations."""
-    seen = {(sight, name): sighting for sight, name, sighting in known}
-    return replace(NOTHING, last_seen=seen, unsplit=unsplit, unfinalized=unfinalized)
+    last_seen = {(component, name): times for component, name, times in observations}
+    return replace(NOTHING, last_seen=last_seen, unsplit=unsplit, unfinalized=unfinalized)
 
 
-def function(name: str, snapshot: SystemSnapshot) -> Finding:
+def function_finding(name: str, snapshot: SystemSnapshot) -> Finding:
     """Return the finding of one function."""
-    return next(each for each in findings.functions(snapshot) if each.part == name)
+    return next(finding for finding in findings.functions(snapshot) if finding.part == name)
 
 
 @pytest.mark.parametrize(
-    ("sighting", "condition", "word"),
+    ("last_seen", "condition", "word"),
     [
         pytest.param(JUST, Condition.FINE, "Working", id="just answered"),
         pytest.param(LONG_AGO, Condition.IDLE, "Idle", id="scaled to zero"),
-        pytest.param(FAILS, Condition.BAD, "Failing", id="fails"),
-        pytest.param(RECOVERED, Condition.DOUBTFUL, "Failing intermittently", id="fine since"),
-        pytest.param(HEALED, Condition.IDLE, "Idle", id="fine for long"),
+        pytest.param(FAILS, Condition.BAD, "Failing", id="failing"),
+        pytest.param(
+            RECOVERED, Condition.DOUBTFUL, "Failing intermittently", id="recovered recently"
+        ),
+        pytest.param(HEALED, Condition.IDLE, "Idle", id="recovered long ago"),
         pytest.param(FAILED_ONCE, Condition.DOUBTFUL, "Last call failed", id="failed days ago"),
     ],
 )
-def test_a_function_is_known_by_its_answers(
-    sighting: LastSeen, condition: Condition, word: str
+def test_function_health_follows_last_seen(
+    last_seen: LastSeen, condition: Condition, word: str
 ) -> None:
-    found = function("read", saw((Component.FUNCTION, "read", sighting)))
-    assert (found.condition, found.word) == (condition, word)
-    assert bool(found.advice) == (word in {"Failing", "Last call failed"})
+    finding = function_finding("read", snapshot_with((Component.FUNCTION, "read", last_seen)))
+    assert (finding.condition, finding.word) == (condition, word)
+    assert bool(finding.advice) == (word in {"Failing", "Last call failed"})
 
 
-def test_a_function_that_nobody_used_is_no_trouble() -> None:
-    found = findings.functions(NOTHING)
-    assert {each.condition for each in found} == {Condition.UNKNOWN}
-    assert [each.part for each in found] == [
+def test_unused_functions_are_unknown() -> None:
+    function_findings = findings.functions(NOTHING)
+    assert {each.condition for each in function_findings} == {Condition.UNKNOWN}
+    assert [each.part for each in function_findings] == [
         "upload", "create_batch", "cancel_batch", "read", "split", "finalize", "schedule",
     ]  # fmt: skip
 
 
-def test_idle_says_since_when() -> None:
-    found = function("upload", saw((Component.FUNCTION, "upload", LONG_AGO)))
-    assert (found.detail, found.at) == ("for 12 min", NOW - 12 * MINUTE)
+def test_idle_function_reports_its_last_answer() -> None:
+    finding = function_finding("upload", snapshot_with((Component.FUNCTION, "upload", LONG_AGO)))
+    assert (finding.detail, finding.at) == ("for 12 min", NOW - 12 * MINUTE)
 
 
 WAITING = Backlog(3, NOW - 3 * MINUTE)
 
 
 @pytest.mark.parametrize(
-    ("snapshot", "word", "says", "advice"),
+    ("snapshot", "word", "detail", "advice"),
     [
         pytest.param(
-            saw(unsplit=WAITING), "Not called", "not delivered", "trigger", id="no delivery"
+            snapshot_with(unsplit=WAITING),
+            "Not called",
+            "not delivered",
+            "trigger",
+            id="no delivery",
         ),
         pytest.param(
-            saw((Component.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
+            snapshot_with((Component.DELIVERED, CREATED, LONG_AGO), unsplit=WAITING),
             "Not called",
             "3 batches waiting, the oldest for 3 min",
             "kubectl get trigger,ksvc split",
             id="delivered before, not since",
         ),
         pytest.param(
-            saw(
+            snapshot_with(
                 (Component.DELIVERED, CREATED, JUST),
                 (Component.FUNCTION, "split", JUST),
                 unsplit=WAITING,
@@ -104,82 +110,86 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
             "Stuck",
             "does not finish",
             "log",
-            id="called in vain",
+            id="called without effect",
         ),
         pytest.param(
-            saw((Component.FUNCTION, "split", FAILS), unsplit=WAITING),
+            snapshot_with((Component.FUNCTION, "split", FAILS), unsplit=WAITING),
             "Failing",
             "HTTP 500; 3 batches waiting",
             "log",
-            id="fails",
+            id="failing",
         ),
     ],
 )
-def test_batches_that_wait_for_a_step(
-    snapshot: SystemSnapshot, word: str, says: str, advice: str
+def test_waiting_batches_make_function_bad(
+    snapshot: SystemSnapshot, word: str, detail: str, advice: str
 ) -> None:
-    found = function("split", snapshot)
-    assert (found.condition, found.word) == (Condition.BAD, word)
-    assert says in found.detail
-    assert advice in found.advice
+    finding = function_finding("split", snapshot)
+    assert (finding.condition, finding.word) == (Condition.BAD, word)
+    assert detail in finding.detail
+    assert advice in finding.advice
 
 
-def test_a_batch_that_came_this_minute_waits_for_nobody() -> None:
-    snapshot = saw((Component.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE))
-    assert function("finalize", snapshot).condition is Condition.IDLE
+def test_batch_waiting_one_minute_leaves_function_idle() -> None:
+    snapshot = snapshot_with(
+        (Component.FUNCTION, "finalize", LONG_AGO), unfinalized=Backlog(1, NOW - MINUTE)
+    )
+    assert function_finding("finalize", snapshot).condition is Condition.IDLE
 
 
 @pytest.mark.parametrize(
-    ("ticked", "seen", "condition", "word"),
+    ("ticked", "delivered", "condition", "word"),
     [
         pytest.param(None, None, Condition.UNKNOWN, "No tick yet", id="never"),
-        pytest.param(11, None, Condition.FINE, "Ticking", id="by its plan"),
-        pytest.param(None, 11, Condition.FINE, "Ticking", id="by its event"),
-        pytest.param(600, 11, Condition.FINE, "Ticking", id="another tick was at it"),
+        pytest.param(11, None, Condition.FINE, "Ticking", id="by plan"),
+        pytest.param(None, 11, Condition.FINE, "Ticking", id="by event"),
+        pytest.param(600, 11, Condition.FINE, "Ticking", id="old plan, new event"),
         pytest.param(300, 300, Condition.BAD, "Not ticking", id="silent"),
     ],
 )
-def test_the_scheduler_is_known_by_its_ticks(
-    ticked: float | None, seen: float | None, condition: Condition, word: str
+def test_scheduler_health_follows_ticks(
+    ticked: float | None, delivered: float | None, condition: Condition, word: str
 ) -> None:
     ticked_at = None if ticked is None else NOW - timedelta(seconds=ticked)
-    known = (
+    observations = (
         ()
-        if seen is None
-        else ((Component.DELIVERED, TICK, LastSeen(NOW - timedelta(seconds=seen))),)
+        if delivered is None
+        else ((Component.DELIVERED, TICK, LastSeen(NOW - timedelta(seconds=delivered))),)
     )
-    found = function("schedule", replace(saw(*known), ticked_at=ticked_at))
-    assert (found.condition, found.word) == (condition, word)
+    finding = function_finding(
+        "schedule", replace(snapshot_with(*observations), ticked_at=ticked_at)
+    )
+    assert (finding.condition, finding.word) == (condition, word)
 
 
-def test_a_scheduler_that_fails_says_so_before_it_is_silent() -> None:
-    snapshot = saw((Component.FUNCTION, "schedule", FAILS))
-    found = function("schedule", replace(snapshot, ticked_at=NOW - timedelta(seconds=70)))
-    assert (found.word, found.detail) == ("Failing", "HTTP 500")
+def test_failing_scheduler_is_reported_before_it_is_silent() -> None:
+    snapshot = snapshot_with((Component.FUNCTION, "schedule", FAILS))
+    finding = function_finding("schedule", replace(snapshot, ticked_at=NOW - timedelta(seconds=70)))
+    assert (finding.word, finding.detail) == ("Failing", "HTTP 500")
 
 
 @pytest.mark.parametrize(
-    ("sighting", "waiting", "condition", "word"),
+    ("last_seen", "waiting", "condition", "word"),
     [
         pytest.param(None, None, Condition.UNKNOWN, "No events yet", id="never"),
         pytest.param(JUST, None, Condition.FINE, "Accepting events", id="just now"),
-        pytest.param(JUST, 30, Condition.FINE, "Accepting events", id="one is on its way"),
-        pytest.param(LONG_AGO, None, Condition.IDLE, "Idle", id="quiet"),
-        pytest.param(FAILS, None, Condition.DOUBTFUL, "Rejected last event", id="refused"),
-        pytest.param(FAILS, 180, Condition.BAD, "Not accepting events", id="events wait"),
-        pytest.param(None, 180, Condition.BAD, "Not accepting events", id="nobody ever sent one"),
+        pytest.param(JUST, 30, Condition.FINE, "Accepting events", id="event in flight"),
+        pytest.param(LONG_AGO, None, Condition.IDLE, "Idle", id="idle"),
+        pytest.param(FAILS, None, Condition.DOUBTFUL, "Rejected last event", id="rejected"),
+        pytest.param(FAILS, 180, Condition.BAD, "Not accepting events", id="events waiting"),
+        pytest.param(None, 180, Condition.BAD, "Not accepting events", id="no event ever accepted"),
     ],
 )
-def test_the_broker_is_known_by_the_outbox(
-    sighting: LastSeen | None, waiting: int | None, condition: Condition, word: str
+def test_broker_health_follows_outbox(
+    last_seen: LastSeen | None, waiting: int | None, condition: Condition, word: str
 ) -> None:
     events = Backlog() if waiting is None else Backlog(12, NOW - timedelta(seconds=waiting))
-    known = () if sighting is None else ((Component.SENT, CREATED.value, sighting),)
-    found = findings.broker(replace(saw(*known), events=events))
-    assert (found.condition, found.word) == (condition, word)
+    observations = () if last_seen is None else ((Component.SENT, CREATED.value, last_seen),)
+    finding = findings.broker(replace(snapshot_with(*observations), events=events))
+    assert (finding.condition, finding.word) == (condition, word)
     if condition is Condition.BAD:
-        assert found.detail.startswith("12 events waiting, the oldest for 3 min")
-        assert "kubectl get broker" in found.advice
+        assert finding.detail.startswith("12 events waiting, the oldest for 3 min")
+        assert "kubectl get broker" in finding.advice
 
 
 @pytest.mark.parametrize(
@@ -187,11 +197,11 @@ def test_the_broker_is_known_by_the_outbox(
     [
         pytest.param(0, 0, 0, Condition.IDLE, "Scaled to zero", id="nothing to do"),
         pytest.param(2, 0, 0, Condition.FINE, "2 workers", id="ready"),
-        pytest.param(0, 5, 1, Condition.DOUBTFUL, "Starting", id="a cold start"),
-        pytest.param(0, 5, 9, Condition.BAD, "No workers", id="none comes"),
+        pytest.param(0, 5, 1, Condition.DOUBTFUL, "Starting", id="cold start"),
+        pytest.param(0, 5, 9, Condition.BAD, "No workers", id="none started"),
     ],
 )
-def test_workers(
+def test_worker_health_follows_count_and_wait(
     workers: int, queued: int, minutes: float, condition: Condition, word: str
 ) -> None:
     crews = {Pool.SPOT: Crew(workers, NOW)} if workers else {}
@@ -201,15 +211,15 @@ def test_workers(
     assert dedicated.condition is Condition.IDLE
 
 
-def test_a_paused_pool_misses_no_workers() -> None:
+def test_paused_pool_needs_no_workers() -> None:
     pause = PoolPause(Pool.SPOT, NOW - 9 * MINUTE, "ana")
     tenants = (load(spot=Depth(5, 0), waits=9 * MINUTE),)
     spot, _ = findings.workers(replace(NOTHING, tenants=tenants, pauses=(pause,)))
     assert (spot.condition, spot.word, spot.detail) == (Condition.IDLE, "Paused", "by ana")
 
 
-def test_an_engine_that_fails_names_what_it_said() -> None:
-    spot, dedicated = findings.engines(saw((Component.ENGINE, "spot", FAILS)))
+def test_failing_engine_reports_its_problem() -> None:
+    spot, dedicated = findings.engines(snapshot_with((Component.ENGINE, "spot", FAILS)))
     assert (spot.condition, spot.detail) == (Condition.BAD, "HTTP 500")
     assert "LOWTIDE_ENGINE_URL" in spot.advice
     assert dedicated.condition is Condition.UNKNOWN
@@ -224,14 +234,14 @@ def _sample(minutes: float, workers: int, desired: int) -> Sample:
 @pytest.mark.parametrize(
     ("samples", "condition", "word"),
     [
-        pytest.param([_sample(0, 0, 0)], Condition.IDLE, "At zero", id="nothing wanted"),
-        pytest.param([_sample(0, 4, 4)], Condition.FINE, "In sync", id="all there"),
+        pytest.param([_sample(0, 0, 0)], Condition.IDLE, "At zero", id="none desired"),
+        pytest.param([_sample(0, 4, 4)], Condition.FINE, "In sync", id="all running"),
         pytest.param([_sample(0, 4, 0)], Condition.FINE, "In sync", id="scaling down"),
         pytest.param(
-            [_sample(2, 0, 4), _sample(0, 1, 4)], Condition.FINE, "Scaling up", id="on the way"
+            [_sample(2, 0, 4), _sample(0, 1, 4)], Condition.FINE, "Scaling up", id="starting"
         ),
         pytest.param(
-            [_sample(8, 0, 2), _sample(0, 0, 4)], Condition.BAD, "Not scaling", id="none comes"
+            [_sample(8, 0, 2), _sample(0, 0, 4)], Condition.BAD, "Not scaling", id="none started"
         ),
         pytest.param(
             [_sample(8, 1, 2), _sample(0, 1, 4)],
@@ -243,38 +253,40 @@ def _sample(minutes: float, workers: int, desired: int) -> Sample:
             [_sample(9, 0, 2), _sample(2, 2, 2), _sample(0, 0, 2)],
             Condition.FINE,
             "Scaling up",
-            id="it did in between",
+            id="reached in between",
         ),
     ],
 )
-def test_the_autoscaler_is_known_by_what_it_brings(
+def test_autoscaler_health_follows_replicas(
     samples: list[Sample], condition: Condition, word: str
 ) -> None:
     spot = findings.autoscaler(scales_of(samples), NOW)[0]
     assert (spot.part, spot.condition, spot.word) == ("Autoscaler, spot", condition, word)
 
 
-def test_without_samples_nothing_is_said_of_the_autoscaler() -> None:
+def test_autoscaler_without_samples_has_no_finding() -> None:
     assert findings.autoscaler(scales_of([]), NOW) == ()
     scale = Scale(desired=1, live=1, short_since=None)
     assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
 
 
 @pytest.mark.parametrize(
-    ("known", "condition", "detail"),
+    ("functions", "condition", "detail"),
     [
         pytest.param((), Condition.UNKNOWN, "", id="never"),
-        pytest.param((("upload", LONG_AGO), ("read", JUST)), Condition.FINE, "", id="the newest"),
+        pytest.param((("upload", LONG_AGO), ("read", JUST)), Condition.FINE, "", id="newest"),
         pytest.param(
-            (("upload", FAILS), ("read", JUST)), Condition.BAD, "upload: HTTP 500", id="the worst"
+            (("upload", FAILS), ("read", JUST)), Condition.BAD, "upload: HTTP 500", id="worst"
         ),
     ],
 )
-def test_the_api_is_known_by_its_functions(
-    known: tuple[tuple[str, LastSeen], ...], condition: Condition, detail: str
+def test_api_health_follows_its_functions(
+    functions: tuple[tuple[str, LastSeen], ...], condition: Condition, detail: str
 ) -> None:
-    found = findings.api(saw(*((Component.FUNCTION, name, each) for name, each in known)))
-    assert (found.part, found.condition, found.detail) == ("API", condition, detail)
+    finding = findings.api(
+        snapshot_with(*((Component.FUNCTION, name, each) for name, each in functions))
+    )
+    assert (finding.part, finding.condition, finding.detail) == ("API", condition, detail)
 
 
 @pytest.mark.parametrize(
@@ -285,11 +297,15 @@ def test_the_api_is_known_by_its_functions(
         (BreakerState.STARTING, Condition.DOUBTFUL, "Starting"),
     ],
 )
-def test_a_worker_without_an_engine_says_why(
+def test_worker_without_engine_reports_reason(
     state: BreakerState, condition: Condition, word: str
 ) -> None:
     lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
-    *_, found = findings.engines(replace(NOTHING, lost_engines=(lost,)))
-    assert (found.part, found.condition, found.word) == ("Engine of host/7, spot", condition, word)
-    assert "HTTP 503" in found.detail
-    assert "3 min" in found.detail
+    *_, finding = findings.engines(replace(NOTHING, lost_engines=(lost,)))
+    assert (finding.part, finding.condition, finding.word) == (
+        "Engine of host/7, spot",
+        condition,
+        word,
+    )
+    assert "HTTP 503" in finding.detail
+    assert "3 min" in finding.detail

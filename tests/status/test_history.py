@@ -1,4 +1,4 @@
-"""Points over time, and where there are none."""
+"""Points of the history, and its gaps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
         pytest.param([0, 60, 61, 200], [[0], [60, 61], [200]], id="hours are missing"),
     ],
 )
-def test_runs_end_where_nothing_was_sampled(minutes: list[int], runs: list[list[int]]) -> None:
+def test_runs_end_at_gaps(minutes: list[int], runs: list[list[int]]) -> None:
     points = [HistoryPoint(NOW + timedelta(minutes=minute), {}) for minute in minutes]
-    found = unbroken(points, timedelta(minutes=1))
-    assert [[int((p.at - NOW).total_seconds()) // 60 for p in run] for run in found] == runs
+    found_runs = unbroken(points, timedelta(minutes=1))
+    assert [[int((p.at - NOW).total_seconds()) // 60 for p in run] for run in found_runs] == runs
 
 
-@pytest.mark.parametrize("wanted", list(HistoryRange))
-def test_a_range_is_at_most_300_points_of_whole_minutes(wanted: HistoryRange) -> None:
-    assert wanted.span / wanted.step <= 300
-    assert wanted.step % timedelta(minutes=1) == wanted.span % wanted.bar == timedelta()
+@pytest.mark.parametrize("range_", list(HistoryRange))
+def test_range_has_at_most_300_points_of_whole_minutes(range_: HistoryRange) -> None:
+    assert range_.span / range_.step <= 300
+    assert range_.step % timedelta(minutes=1) == range_.span % range_.bar == timedelta()

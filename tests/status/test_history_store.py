@@ -1,4 +1,4 @@
-"""Samples of the pools on the database: what is counted, kept and read."""
+"""Pool samples on the database: recorded, trimmed and read."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _sample(world: World, *, kept: float = 86_400) -> bool:
 
 
 def _minute_passes(world: World) -> None:
-    """Have all that was sampled be a minute older."""
+    """Make all samples one minute older."""
     with world.database.engine("owner").begin() as connection:
         connection.execute(text("UPDATE pool_samples SET at = at - interval '60 s'"))
 
 
-def _read(world: World, wanted: HistoryRange = HistoryRange.HOUR) -> History:
-    return HistoryStore(world.database.engine("operator")).read(wanted)
+def _read(world: World, range_: HistoryRange = HistoryRange.HOUR) -> History:
+    return HistoryStore(world.database.engine("operator")).read(range_)
 
 
 def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
@@ -58,7 +58,7 @@ def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
     return [tuple(row) for row in rows]
 
 
-def test_a_sample_has_levels_workers_and_the_oldest_age(world: World) -> None:
+def test_sample_has_levels_workers_and_oldest_age(world: World) -> None:
     world.batch(5)
     world.run("UPDATE queue SET queued_at = now() - interval '90 s'")
     add_worker(world.worker, "spot")
@@ -69,10 +69,12 @@ def test_a_sample_has_levels_workers_and_the_oldest_age(world: World) -> None:
     assert (spot.queued, spot.running, spot.desired, spot.live) == (7, 3, 2, 1)
     assert spot.oldest_age == pytest.approx(90, abs=2)
     assert (dedicated.oldest_age, dedicated.live) == (0, 0)
-    assert spot.throughput is spot.interruptions is spot.earning is None, "nothing to count from"
+    assert spot.throughput is spot.interruptions is spot.earning is None, (
+        "no earlier sample to compare with"
+    )
 
 
-def test_a_minute_has_one_sample_however_many_ticks_there_are(world: World) -> None:
+def test_concurrent_ticks_record_one_sample_per_minute(world: World) -> None:
     assert _sample(world)
     together(*[lambda: _sample(world)] * 3)
     assert world.value("SELECT count(*) FROM pool_samples") == 2
@@ -81,20 +83,22 @@ def test_a_minute_has_one_sample_however_many_ticks_there_are(world: World) -> N
     assert world.value("SELECT count(*) FROM pool_samples") == 4
 
 
-def test_lines_count_once_whether_their_batch_goes_on_or_ends(world: World) -> None:
-    goes_on = add_batch(world.worker, SeedBatch(completed=10, failed=2, interrupted=3))
-    ends = add_batch(world.worker, SeedBatch(completed=100))
+def test_requests_of_open_and_ended_batches_count_once(world: World) -> None:
+    open_batch = add_batch(world.worker, SeedBatch(completed=10, failed=2, interrupted=3))
+    ended = add_batch(world.worker, SeedBatch(completed=100))
     _sample(world)
     _minute_passes(world)
-    world.run("UPDATE tallies SET completed = completed + 5 WHERE batch_id = :b", b=goes_on)
+    world.run("UPDATE tallies SET completed = completed + 5 WHERE batch_id = :b", b=open_batch)
     world.run(
         "UPDATE tallies SET completed = completed + 7, interrupted = interrupted + 1, "
         "replica_seconds = 2.5 WHERE batch_id = :b AND pool = 'spot'",
-        b=ends,
+        b=ended,
     )
-    world.run("UPDATE batches SET status = 'completed', completed_at = now() WHERE id = :b", b=ends)
-    came_and_went = SeedBatch(status=BatchStatus.COMPLETED, completed=20, took=5 * HOUR / 60)
-    add_batch(world.worker, came_and_went)
+    world.run(
+        "UPDATE batches SET status = 'completed', completed_at = now() WHERE id = :b", b=ended
+    )
+    created_and_ended = SeedBatch(status=BatchStatus.COMPLETED, completed=20, took=5 * HOUR / 60)
+    add_batch(world.worker, created_and_ended)
     add_batch(
         world.worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=HOUR, took=HOUR / 2)
     )
@@ -104,10 +108,10 @@ def test_lines_count_once_whether_their_batch_goes_on_or_ends(world: World) -> N
     _sample(world)
     assert _counts(world) == [(0, 0, 0), (5 + 7 + 20, 1, 2.5), (0, 0, 0)]
     assert _counts(world, "dedicated") == [(0, 0, 0), (5, 0, 0), (0, 0, 0)]
-    assert {row.batch_id for row in world.rows("SELECT batch_id FROM sampled_work")} == {goes_on}
+    assert {row.batch_id for row in world.rows("SELECT batch_id FROM sampled_work")} == {open_batch}
 
 
-def test_work_of_real_workers_is_counted(world: World) -> None:
+def test_settled_requests_are_counted(world: World) -> None:
     world.batch(10)
     _sample(world)
     _minute_passes(world)
@@ -119,7 +123,7 @@ def test_work_of_real_workers_is_counted(world: World) -> None:
     assert point.throughput == pytest.approx(4 / 60, rel=0.1)
 
 
-def test_what_is_too_old_is_dropped_in_steps(world: World) -> None:
+def test_old_samples_are_trimmed_in_steps(world: World) -> None:
     world.run(WEEK)
     before = world.value("SELECT count(*) FROM pool_samples")
     assert _sample(world, kept=7 * 86_400)
@@ -128,16 +132,16 @@ def test_what_is_too_old_is_dropped_in_steps(world: World) -> None:
     assert newest.at - oldest.at < timedelta(days=8) - timedelta(minutes=200)
 
 
-@pytest.mark.parametrize("wanted", list(HistoryRange))
-def test_a_range_is_read_in_steps(world: World, wanted: HistoryRange) -> None:
+@pytest.mark.parametrize("range_", list(HistoryRange))
+def test_range_is_read_in_steps(world: World, range_: HistoryRange) -> None:
     world.run(WEEK)
-    found = _read(world, wanted)
-    whole = wanted.span / wanted.step
-    assert whole - 1 <= len(found.points) <= min(300, whole + 1)
-    assert len(found.runs()) == 1
-    inner = found.points[1].pools[Pool.SPOT]
-    later = found.points[2].pools[Pool.SPOT]
-    assert inner.queued - later.queued == wanted.step / timedelta(minutes=1)
+    result = _read(world, range_)
+    steps = range_.span / range_.step
+    assert steps - 1 <= len(result.points) <= min(300, steps + 1)
+    assert len(result.runs()) == 1
+    inner = result.points[1].pools[Pool.SPOT]
+    later = result.points[2].pools[Pool.SPOT]
+    assert inner.queued - later.queued == range_.step / timedelta(minutes=1)
     assert (inner.throughput, inner.interruptions, inner.earning) == (2.0, 1.0, 0.5)
 
 
@@ -145,18 +149,18 @@ def _gaps(points: Sequence[HistoryPoint]) -> list[timedelta]:
     return [after.at - before.at for before, after in pairwise(points)]
 
 
-def test_a_time_without_samples_is_a_gap(world: World) -> None:
+def test_missing_samples_make_gap(world: World) -> None:
     world.run(WEEK)
     world.run(
         "DELETE FROM pool_samples WHERE at BETWEEN now() - interval '40 min' "
         "AND now() - interval '30 min'"
     )
-    found = _read(world)
-    assert len(found.runs()) == 2
-    assert max(_gaps(found.points)) >= timedelta(minutes=10)
+    result = _read(world)
+    assert len(result.runs()) == 2
+    assert max(_gaps(result.points)) >= timedelta(minutes=10)
 
 
-def test_kept_and_missed_deadlines_of_a_range(world: World) -> None:
+def test_range_counts_met_and_missed_deadlines(world: World) -> None:
     for seed in (
         SeedBatch(status=BatchStatus.COMPLETED, window=HOUR),
         SeedBatch(status=BatchStatus.COMPLETED, age=2 * HOUR, took=2 * HOUR, window=HOUR),
@@ -166,12 +170,12 @@ def test_kept_and_missed_deadlines_of_a_range(world: World) -> None:
         SeedBatch(),
     ):
         add_batch(world.worker, seed)
-    for wanted, met in ((HistoryRange.HOUR, 2), (HistoryRange.WEEK, 3)):
-        bars = _read(world, wanted).sla
+    for range_, met in ((HistoryRange.HOUR, 2), (HistoryRange.WEEK, 3)):
+        bars = _read(world, range_).sla
         assert (sum(bar.met for bar in bars), sum(bar.violated for bar in bars)) == (met, 2)
 
 
-def test_plans_walk_what_they_need(world: World) -> None:
+def test_plans_use_indexes(world: World) -> None:
     world.run(WEEK)
     world.run("""
         INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,

@@ -1,4 +1,4 @@
-"""What a process saw, written seldom and beside the work."""
+"""Observations of a process, written rarely and in a thread of their own."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from lowtide.events.model import Event
 
 
-class Book(LastSeenStore):
-    """Keeps what is written, or refuses it."""
+class FakeStore(LastSeenStore):
+    """A store that records writes, or rejects them."""
 
     def __init__(self) -> None:
         self.writes: list[Sequence[Observation]] = []
-        self.refusing = False
-        self.asked = 0
-        self.refusals = 0
+        self.rejecting = False
+        self.attempts = 0
+        self.rejections = 0
         self.open = threading.Event()
         self.open.set()
 
     def write(self, observed: Sequence[Observation]) -> None:
-        self.asked += 1
+        self.attempts += 1
         assert self.open.wait(10)
-        if self.refusing:
-            self.refusals += 1
+        if self.rejecting:
+            self.rejections += 1
             raise Unavailable("No answer.")
         self.writes.append(observed)
 
@@ -62,53 +62,53 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_what_is_seen_a_thousand_times_is_written_once() -> None:
-    book = Book()
-    observations = Observations(book, timer=time.monotonic, every=60)
-    book.open.clear()
+def test_thousand_observations_take_at_most_two_writes() -> None:
+    store = FakeStore()
+    observations = Observations(store, timer=time.monotonic, every=60)
+    store.open.clear()
     for _ in range(1000):
         observations.note(Component.FUNCTION, "read")
     observations.note(Component.FUNCTION, "read", "HTTP 500")
-    book.open.set()
+    store.open.set()
     observations.close(10)
-    assert len(book.writes) <= 2
-    last = book.of("read")[-1]
+    assert len(store.writes) <= 2
+    last = store.of("read")[-1]
     assert (last.component, last.problem) == (Component.FUNCTION, "HTTP 500")
     assert last.failed is not None
     assert 0 <= last.failed < 10
 
 
-def test_noting_never_waits_for_the_book() -> None:
-    book = Book()
-    book.open.clear()
-    observations = Observations(book, timer=time.monotonic)
+def test_note_does_not_wait_for_store() -> None:
+    store = FakeStore()
+    store.open.clear()
+    observations = Observations(store, timer=time.monotonic)
     observations.note(Component.FUNCTION, "split")
     _until(lambda: any(thread.name == "sightings" for thread in threading.enumerate()))
     observations.note(Component.FUNCTION, "finalize")
-    assert book.writes == []
-    book.open.set()
+    assert store.writes == []
+    store.open.set()
     observations.close(10)
-    assert {observation.name for write in book.writes for observation in write} == {
+    assert {observation.name for write in store.writes for observation in write} == {
         "split",
         "finalize",
     }
 
 
-def test_what_the_book_refuses_is_written_later_with_its_true_age() -> None:
-    book, clock = Book(), [100.0]
-    book.refusing = True
-    observations = Observations(book, timer=lambda: clock[0], every=0.01)
+def test_rejected_observation_is_written_later_with_true_age() -> None:
+    store, clock = FakeStore(), [100.0]
+    store.rejecting = True
+    observations = Observations(store, timer=lambda: clock[0], every=0.01)
     observations.note(Component.FUNCTION, "read")
-    _until(lambda: book.refusals > 1)
+    _until(lambda: store.rejections > 1)
     clock[0] = 130.0
-    book.refusing = False
-    _until(lambda: bool(book.writes))
+    store.rejecting = False
+    _until(lambda: bool(store.writes))
     observations.close(10)
-    assert [observation.succeeded for observation in book.of("read")] == [30.0]
+    assert [observation.succeeded for observation in store.of("read")] == [30.0]
 
 
 @pytest.mark.parametrize(
-    ("refused", "later", "expected"),
+    ("rejected", "later", "expected"),
     [
         pytest.param([None], ["HTTP 500"], (20.0, 10.0, "HTTP 500"), id="success, failure"),
         pytest.param(["HTTP 500"], [None], (10.0, 20.0, "HTTP 500"), id="failure, success"),
@@ -116,72 +116,72 @@ def test_what_the_book_refuses_is_written_later_with_its_true_age() -> None:
         pytest.param([None, "HTTP 500"], [None], (10.0, 20.0, "HTTP 500"), id="both, success"),
     ],
 )
-def test_what_is_seen_after_a_refusal_adds_to_what_was_refused(
-    refused: list[str | None],
+def test_later_observations_merge_with_rejected_ones(
+    rejected: list[str | None],
     later: list[str | None],
     expected: tuple[float | None, float | None, str],
 ) -> None:
-    book, clock = Book(), [100.0]
-    book.refusing = True
-    book.open.clear()
-    observations = Observations(book, timer=lambda: clock[0], every=60)
-    for problem in refused:
+    store, clock = FakeStore(), [100.0]
+    store.rejecting = True
+    store.open.clear()
+    observations = Observations(store, timer=lambda: clock[0], every=60)
+    for problem in rejected:
         observations.note(Component.FUNCTION, "read", problem)
-    # The thread has taken what was noted, and stands before the book.
-    _until(lambda: book.asked == 1)
+    # The thread holds the observations and waits for the store.
+    _until(lambda: store.attempts == 1)
     clock[0] = 110.0
     for problem in later:
         observations.note(Component.FUNCTION, "read", problem)
-    book.open.set()
-    _until(lambda: book.refusals == 1)
-    book.refusing = False
+    store.open.set()
+    _until(lambda: store.rejections == 1)
+    store.rejecting = False
     clock[0] = 120.0
     observations.close(10)
-    (found,) = book.of("read")
-    assert (found.succeeded, found.failed, found.problem) == expected
+    (written,) = store.of("read")
+    assert (written.succeeded, written.failed, written.problem) == expected
 
 
-def test_a_process_that_saw_nothing_has_no_thread() -> None:
-    observations = Observations(Book(), timer=time.monotonic)
+def test_process_without_observations_has_no_thread() -> None:
+    observations = Observations(FakeStore(), timer=time.monotonic)
     before = threading.active_count()
     observations.close(1)
     assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("accepted", "problem"), [(True, None), (False, "refused")])
-def test_a_sink_is_noted_by_the_type_of_event(accepted: bool, problem: str | None) -> None:
+def test_sink_is_observed_by_event_type(accepted: bool, problem: str | None) -> None:
     class Sink:
         def publish(self, event: Event) -> bool:  # noqa: ARG002
             return accepted
 
-    book = Book()
-    observations = Observations(book, timer=time.monotonic)
+    store = FakeStore()
+    observations = Observations(store, timer=time.monotonic)
     sink = ObservedSink(Sink(), observations, refusal="refused")
     id_ = uuid7(now(), bytes)
     event = batch_event(id_, EventType.BATCH_CREATED, DEFAULT_TENANT, BatchId(id_))
     assert sink.publish(event) is accepted
     observations.close(10)
-    (found,) = book.of(EventType.BATCH_CREATED)
-    assert (found.component, found.succeeded is not None) == (Component.SENT, accepted)
-    assert (found.problem or None) == problem
+    (observation,) = store.of(EventType.BATCH_CREATED)
+    assert (observation.component, observation.succeeded is not None) == (Component.SENT, accepted)
+    assert (observation.problem or None) == problem
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        pytest.param("200", "", id="fine"),
-        pytest.param("400", "", id="the line's own fault"),
-        pytest.param("404", "", id="no such model"),
+        pytest.param("200", "", id="success"),
+        pytest.param("400", "", id="invalid request"),
+        pytest.param("404", "", id="unknown model"),
         pytest.param("503", "HTTP 503", id="overloaded"),
-        pytest.param("401", "HTTP 401", id="refuses our key"),
+        pytest.param("401", "HTTP 401", id="rejected key"),
         pytest.param("connection_lost", "connection lost", id="no answer"),
-        pytest.param("interrupted", None, id="spot was taken away"),
+        pytest.param("interrupted", None, id="spot preemption"),
     ],
 )
-def test_an_engine_is_known_by_what_it_says(answer: str, problem: str | None) -> None:
-    book = Book()
-    observations = Observations(book, timer=time.monotonic)
+def test_engine_answer_is_observed(answer: str, problem: str | None) -> None:
+    store = FakeStore()
+    observations = Observations(store, timer=time.monotonic)
     ObservedEngine(observations, Pool.SPOT).answered(answer)
     observations.close(10)
-    found = [(observation.component, observation.problem) for observation in book.of("spot")]
-    assert found == ([] if problem is None else [(Component.ENGINE, problem)])
+    written = [(observation.component, observation.problem) for observation in store.of("spot")]
+    assert written == ([] if problem is None else [(Component.ENGINE, problem)])

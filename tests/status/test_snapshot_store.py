@@ -54,16 +54,16 @@ def _read(database: Database, role: str = "operator") -> SystemSnapshot:
 
 
 @pytest.mark.parametrize("role", ["operator", "worker"])
-def test_an_empty_installation(database: Database, role: str) -> None:
-    found = _read(database, role)
-    assert found.server_version[0].isdigit()
-    assert found.schema_version.isdigit()
-    assert found == SystemSnapshot(
-        found.at, server_version=found.server_version, schema_version=found.schema_version
+def test_empty_installation_has_empty_snapshot(database: Database, role: str) -> None:
+    snapshot = _read(database, role)
+    assert snapshot.server_version[0].isdigit()
+    assert snapshot.schema_version.isdigit()
+    assert snapshot == SystemSnapshot(
+        snapshot.at, server_version=snapshot.server_version, schema_version=snapshot.schema_version
     )
 
 
-def test_totals_count_states_and_the_last_day(database: Database) -> None:
+def test_totals_count_states_and_last_day(database: Database) -> None:
     worker = database.engine("worker")
     for seed in (
         SeedBatch(status=BatchStatus.VALIDATING),
@@ -84,7 +84,7 @@ def test_totals_count_states_and_the_last_day(database: Database) -> None:
     )
 
 
-def test_open_batches_by_tenant_and_pool(database: Database) -> None:
+def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     worker = database.engine("worker")
     safe = add_batch(worker, SeedBatch(total=12, completed=2))
     risky = add_batch(worker, SeedBatch(total=0, at_risk=True))
@@ -100,20 +100,20 @@ def test_open_batches_by_tenant_and_pool(database: Database) -> None:
         connection.execute(
             text("UPDATE queue SET available_at = now() + interval '5 min' WHERE line > 5")
         )
-    found = _read(database)
-    (tenant,) = found.tenants
+    snapshot = _read(database)
+    (tenant,) = snapshot.tenants
     assert (tenant.tenant, tenant.name) == (DEFAULT_TENANT, "default")
     assert (tenant.batches, tenant.at_risk) == (2, 1)
     assert tenant.depths == {Pool.SPOT: Depth(5, 3), Pool.DEDICATED: Depth(2, 0)}
-    assert 300 <= tenant.oldest_age(Pool.SPOT, found.at) < 360
-    assert tenant.oldest_age(Pool.DEDICATED, found.at) == 0  # waits out a delay
-    assert (found.workers(Pool.SPOT), found.workers(Pool.DEDICATED)) == (1, 0)
-    (endangered,) = found.risky
-    assert (endangered.tenant, endangered.batch) == ("default", BatchId(risky))
-    assert endangered.deadline > found.at
+    assert 300 <= tenant.oldest_age(Pool.SPOT, snapshot.at) < 360
+    assert tenant.oldest_age(Pool.DEDICATED, snapshot.at) == 0  # delayed
+    assert (snapshot.workers(Pool.SPOT), snapshot.workers(Pool.DEDICATED)) == (1, 0)
+    (risky_batch,) = snapshot.risky
+    assert (risky_batch.tenant, risky_batch.batch) == ("default", BatchId(risky))
+    assert risky_batch.deadline > snapshot.at
 
 
-def test_recent_batches_are_the_newest_with_their_tallies(database: Database) -> None:
+def test_recent_batches_are_newest_first_with_tallies(database: Database) -> None:
     worker = database.engine("worker")
     ids = [
         add_batch(worker, SeedBatch(age=MINUTE * age, completed=60, failed=2, interrupted=7))
@@ -134,12 +134,14 @@ def test_recent_batches_are_the_newest_with_their_tallies(database: Database) ->
         pytest.param(SeedBatch(escalated=100), (Pool.DEDICATED,), id="all escalated"),
     ],
 )
-def test_pools_of_a_batch(database: Database, seed: SeedBatch, pools: tuple[Pool, ...]) -> None:
+def test_recent_batch_lists_its_pools(
+    database: Database, seed: SeedBatch, pools: tuple[Pool, ...]
+) -> None:
     add_batch(database.engine("worker"), seed)
     assert _read(database).recent[0].pools == pools
 
 
-def test_work_is_of_batches_that_are_open_or_have_just_ended(database: Database) -> None:
+def test_work_covers_open_and_recently_ended_batches(database: Database) -> None:
     worker = database.engine("worker")
     open_ = add_batch(worker, SeedBatch(completed=60, failed=2, on_dedicated=10, interrupted=7))
     ended = add_batch(
@@ -154,7 +156,7 @@ def test_work_is_of_batches_that_are_open_or_have_just_ended(database: Database)
     }
 
 
-def test_steps_engines_and_observations(database: Database) -> None:
+def test_snapshot_has_backlogs_workers_engines_and_observations(database: Database) -> None:
     worker = database.engine("worker")
     for minutes in (9, 4):
         add_batch(worker, SeedBatch(status=BatchStatus.VALIDATING, age=minutes * MINUTE))
@@ -179,35 +181,39 @@ def test_steps_engines_and_observations(database: Database) -> None:
             )
         )
     LastSeenStore(worker).write([Observation(Component.FUNCTION, "split", 60.0, 5.0, "HTTP 500")])
-    found = _read(database)
-    assert found.unsplit.count == 2
-    assert found.unsplit.since is not None
-    assert timedelta(minutes=9) <= found.at - found.unsplit.since < timedelta(minutes=10)
-    assert found.unfinalized.count == 1
-    assert found.unfinalized.since is not None
-    assert 3 * MINUTE <= found.at - found.unfinalized.since < 4 * MINUTE
-    assert (found.workers(Pool.SPOT), found.workers(Pool.DEDICATED)) == (2, 0)
-    [lost] = found.lost_engines
-    assert (lost.worker, lost.pool, lost.state, lost.reason) == (
+    snapshot = _read(database)
+    assert snapshot.unsplit.count == 2
+    assert snapshot.unsplit.since is not None
+    assert timedelta(minutes=9) <= snapshot.at - snapshot.unsplit.since < timedelta(minutes=10)
+    assert snapshot.unfinalized.count == 1
+    assert snapshot.unfinalized.since is not None
+    assert 3 * MINUTE <= snapshot.at - snapshot.unfinalized.since < 4 * MINUTE
+    assert (snapshot.workers(Pool.SPOT), snapshot.workers(Pool.DEDICATED)) == (2, 0)
+    [lost_engine] = snapshot.lost_engines
+    assert (lost_engine.worker, lost_engine.pool, lost_engine.state, lost_engine.reason) == (
         "host/1",
         Pool.SPOT,
         BreakerState.OPEN,
         "HTTP 503",
     )
-    assert 2 * MINUTE <= found.at - lost.since < 3 * MINUTE
-    seen = found.last_seen[Component.FUNCTION, "split"]
-    assert (seen.fails, seen.problem, seen.last_at) == (True, "HTTP 500", seen.failed_at)
+    assert 2 * MINUTE <= snapshot.at - lost_engine.since < 3 * MINUTE
+    last_seen = snapshot.last_seen[Component.FUNCTION, "split"]
+    assert (last_seen.fails, last_seen.problem, last_seen.last_at) == (
+        True,
+        "HTTP 500",
+        last_seen.failed_at,
+    )
 
 
-def test_pauses(database: Database) -> None:
+def test_snapshot_has_pauses(database: Database) -> None:
     engine = database.engine("operator")
     pause = PauseStore(engine).pause(Pool.SPOT, "ana")
-    found = _read(database)
-    assert found.pauses == (pause,)
-    assert (found.pause(Pool.SPOT), found.pause(Pool.DEDICATED)) == (pause, None)
+    snapshot = _read(database)
+    assert snapshot.pauses == (pause,)
+    assert (snapshot.pause(Pool.SPOT), snapshot.pause(Pool.DEDICATED)) == (pause, None)
 
 
-def test_events_that_wait_and_letters_that_are_open(world: World) -> None:
+def test_snapshot_counts_waiting_events_and_open_dead_letters(world: World) -> None:
     batch = fill(world, 3)
     world.run(
         "INSERT INTO outbox (id, tenant_id, type, subject, data, created_at) SELECT gen_random_uuid(), "
@@ -220,16 +226,16 @@ def test_events_that_wait_and_letters_that_are_open(world: World) -> None:
         "CASE WHEN line = 1 THEN now() END FROM queue WHERE batch_id = :batch",
         batch=batch,
     )
-    found = _read(world.database)
-    assert found.events.count == 3
-    assert found.events.since is not None
-    assert 90 <= (found.at - found.events.since).total_seconds() < 150
-    assert found.open_letters == {"default": 2}
+    snapshot = _read(world.database)
+    assert snapshot.events.count == 3
+    assert snapshot.events.since is not None
+    assert 90 <= (snapshot.at - snapshot.events.since).total_seconds() < 150
+    assert snapshot.open_letters == {"default": 2}
     world.run("DELETE FROM outbox")
     assert _read(world.database).events == Backlog()
 
 
-def test_a_snapshot_is_as_many_statements_however_much_there_is(database: Database) -> None:
+def test_snapshot_takes_fixed_number_of_statements(database: Database) -> None:
     engine = database.engine("operator")
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
@@ -246,9 +252,7 @@ def test_a_snapshot_is_as_many_statements_however_much_there_is(database: Databa
     [(EVENTS, "outbox"), (LETTERS, "dead_letters"), (RISKY, "batches")],
     ids=["events", "letters", "risky"],
 )
-def test_a_snapshot_does_not_grow_with_what_is_stored(
-    world: World, statement: str, table: str
-) -> None:
+def test_statement_does_not_scan_stored_history(world: World, statement: str, table: str) -> None:
     batch = fill(world, 5000)
     world.run(
         "INSERT INTO outbox (id, tenant_id, type, subject, data) SELECT gen_random_uuid(), tenant_id,"
@@ -268,13 +272,13 @@ def test_a_snapshot_does_not_grow_with_what_is_stored(
     with world.database.engine("owner").begin() as connection:
         connection.execute(text(f"ANALYZE {table}"))
     nodes = plan_nodes(world.worker, statement, most=10)
-    read = [node for node in nodes if node.get("Relation Name") == table]
-    bounded = {"outbox": 1, "dead_letters": 0, "batches": 0}[table]  # a LIMIT may end a scan
-    assert read
-    assert sum(node["Node Type"] == "Seq Scan" for node in read) <= bounded
+    scans = [node for node in nodes if node.get("Relation Name") == table]
+    max_seq_scans = {"outbox": 1, "dead_letters": 0, "batches": 0}[table]  # a LIMIT may end a scan
+    assert scans
+    assert sum(node["Node Type"] == "Seq Scan" for node in scans) <= max_seq_scans
 
 
-def test_old_batches_and_their_tallies_are_looked_up_by_index(database: Database) -> None:
+def test_old_batches_and_tallies_are_read_by_index(database: Database) -> None:
     add_old_batches(database)
     nodes = plan_nodes(database.engine("operator"), WORK)
     scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
@@ -282,14 +286,14 @@ def test_old_batches_and_their_tallies_are_looked_up_by_index(database: Database
     assert all("Seq" not in node["Node Type"] for node in scans)
 
 
-def test_recent_batches_come_from_the_key_in_order(database: Database) -> None:
+def test_recent_batches_are_read_by_primary_key(database: Database) -> None:
     add_old_batches(database)
     plan = _plan(database, RECENT.replace(":limit", "20"))
     assert "Index Scan Backward using batches_pkey" in plan
     assert "Sort" not in plan
 
 
-def test_active_batches_come_from_their_index(database: Database) -> None:
+def test_totals_use_index_of_active_batches(database: Database) -> None:
     add_old_batches(database)
     assert "batches_active" in _plan(database, TOTALS)
 
@@ -298,11 +302,11 @@ def test_active_batches_come_from_their_index(database: Database) -> None:
     "url",
     [
         pytest.param("postgresql://lowtide_operator:wrong@{host}", id="wrong password"),
-        pytest.param("postgresql://lowtide_operator:test@127.0.0.1:1/none", id="nobody there"),
+        pytest.param("postgresql://lowtide_operator:test@127.0.0.1:1/none", id="no server"),
         pytest.param("postgresql://lowtide_operator:test@{server}/postgres", id="no schema"),
     ],
 )
-def test_a_database_that_cannot_be_read_is_unavailable(database: Database, url: str) -> None:
+def test_unreadable_database_raises_unavailable(database: Database, url: str) -> None:
     host = database.url("operator").rpartition("@")[2]
     engine = connect(url.format(host=host, server=host.partition("/")[0]), pool_size=1)
     try:

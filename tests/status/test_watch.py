@@ -1,4 +1,4 @@
-"""The last snapshot, its samples, and probes."""
+"""The watched snapshot, its samples, and probes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def snapshot(
     tenants: tuple[TenantLoad, ...] = (),
     workers: int = 0,
 ) -> SystemSnapshot:
-    """Return a snapshot, so many seconds after NOW."""
+    """Return a snapshot taken `after` seconds after NOW."""
     crews = {Pool.SPOT: Crew(workers, NOW)} if workers else {}
     at = NOW + timedelta(seconds=after)
     return SystemSnapshot(at, work=work, tenants=tenants, crews=crews)
@@ -48,7 +48,7 @@ def load(
     waits: timedelta = timedelta(),
     name: str = "a",
 ) -> TenantLoad:
-    """Return a tenant's load, whose queued requests have waited so long."""
+    """Return a tenant's load; the oldest queued requests have waited for `waits`."""
     depths = {Pool.SPOT: spot, Pool.DEDICATED: dedicated}
     oldest = {pool: NOW - waits for pool, depth in depths.items() if depth.queued}
     return TenantLoad(DEFAULT_TENANT, name, 1, 0, depths, oldest)
@@ -58,47 +58,47 @@ def load(
     ("before", "after", "throughput", "interruptions"),
     [
         pytest.param(
-            (Work(ONE, Pool.SPOT, 10, 1),), (Work(ONE, Pool.SPOT, 30, 3),), 2, 12, id="on"
+            (Work(ONE, Pool.SPOT, 10, 1),), (Work(ONE, Pool.SPOT, 30, 3),), 2, 12, id="same batch"
         ),
-        pytest.param((), (Work(ONE, Pool.SPOT, 30, 0),), 3, 0, id="a new batch"),
+        pytest.param((), (Work(ONE, Pool.SPOT, 30, 0),), 3, 0, id="new batch"),
         pytest.param(
             (Work(ONE, Pool.SPOT, 10, 0), Work(TWO, Pool.SPOT, 5000, 9)),
             (Work(ONE, Pool.SPOT, 20, 0),),
             1,
             0,
-            id="a batch that is no longer read takes nothing away",
+            id="batch that is no longer read",
         ),
-        pytest.param((), (Work(ONE, Pool.DEDICATED, 30, 3),), 0, 0, id="the other pool's"),
+        pytest.param((), (Work(ONE, Pool.DEDICATED, 30, 3),), 0, 0, id="other pool"),
     ],
 )
-def test_rates_are_those_of_the_time_between(
+def test_rates_are_computed_between_snapshots(
     before: tuple[Work, ...], after: tuple[Work, ...], throughput: float, interruptions: float
 ) -> None:
     spot = sample_of(snapshot(0, before), snapshot(10, after), {}).pools[Pool.SPOT]
     assert (spot.throughput, spot.interruptions) == (throughput, interruptions)
 
 
-def test_the_first_sample_has_no_rates() -> None:
+def test_first_sample_has_no_rates() -> None:
     first = sample_of(None, snapshot(0, (Work(ONE, Pool.SPOT, 5000, 7),)), {Pool.SPOT: 3})
     assert first.pools[Pool.SPOT].throughput == first.pools[Pool.SPOT].interruptions == 0
     assert first.pools[Pool.SPOT].desired == 3
 
 
-def test_pools_add_up_their_tenants_and_the_oldest_of_all_counts() -> None:
-    found = snapshot(
+def test_pool_sums_tenants_and_takes_oldest_age() -> None:
+    whole = snapshot(
         tenants=(
             load(name="a", spot=Depth(4, 1), waits=timedelta(seconds=5)),
             load(name="b", spot=Depth(4, 1), waits=timedelta(seconds=90)),
             load(name="c", spot=Depth(0, 2)),
         )
     )
-    assert found.depth(Pool.SPOT) == Depth(8, 4)
-    assert found.oldest_age(Pool.SPOT) == 90
-    assert found.oldest_age(Pool.DEDICATED) == 0
+    assert whole.depth(Pool.SPOT) == Depth(8, 4)
+    assert whole.oldest_age(Pool.SPOT) == 90
+    assert whole.oldest_age(Pool.DEDICATED) == 0
 
 
-class Source(SnapshotStore):
-    """Gives one snapshot after the other; None is a database that cannot be read."""
+class FakeSnapshots(SnapshotStore):
+    """Returns the snapshots in turn; None stands for an unreadable database."""
 
     def __init__(self, *snapshots: SystemSnapshot | None) -> None:
         self.snapshots = deque(snapshots)
@@ -109,45 +109,45 @@ class Source(SnapshotStore):
             raise Unavailable("Down.")
 
     def read(self) -> SystemSnapshot:
-        found = self.snapshots.popleft()
-        if found is None:
+        snapshot = self.snapshots.popleft()
+        if snapshot is None:
             raise Unavailable("No answer.")
-        return found
+        return snapshot
 
 
-def _look(*snapshots: SystemSnapshot | None) -> SystemWatch:
-    watch = _watch(Source(*snapshots))
+def _watch_after(*snapshots: SystemSnapshot | None) -> SystemWatch:
+    watch = _watch(FakeSnapshots(*snapshots))
     for _ in snapshots:
         watch.look()
     return watch
 
 
-def _watch(source: Source) -> SystemWatch:
+def _watch(source: FakeSnapshots) -> SystemWatch:
     ticks = iter(range(10_000))
     return SystemWatch(source, SCALES, clock=lambda: NOW, timer=lambda: float(next(ticks)))
 
 
-def test_nothing_is_known_before_the_first_look() -> None:
-    seen = _look().seen
+def test_watch_is_empty_before_first_look() -> None:
+    seen = _watch_after().seen
     assert (seen.snapshot, seen.database, seen.problem, seen.samples) == (None, None, None, ())
 
 
-def test_a_look_brings_a_snapshot_and_the_latency_of_the_database() -> None:
-    seen = _look(snapshot()).seen
+def test_look_stores_snapshot_and_database_latency() -> None:
+    seen = _watch_after(snapshot()).seen
     assert (seen.snapshot, seen.looked_at) == (snapshot(), NOW)
     assert seen.database is not None
     assert (seen.database.reachable, seen.database.latency) == (True, 1.0)
 
 
-def test_a_snapshot_survives_a_failure_which_is_reported() -> None:
-    watch = _look(snapshot(), None)
+def test_failed_look_keeps_snapshot_and_reports_problem() -> None:
+    watch = _watch_after(snapshot(), None)
     assert (watch.seen.snapshot, watch.seen.problem) == (snapshot(), "No answer.")
     assert len(watch.seen.samples) == 1
-    assert _look(None).seen.snapshot is None
+    assert _watch_after(None).seen.snapshot is None
 
 
-def test_a_database_that_is_down_is_not_read() -> None:
-    source = Source(snapshot(), snapshot(20))
+def test_unreachable_database_is_not_read() -> None:
+    source = FakeSnapshots(snapshot(), snapshot(20))
     watch = _watch(source)
     watch.look()
     source.down = True
@@ -156,15 +156,15 @@ def test_a_database_that_is_down_is_not_read() -> None:
     assert len(source.snapshots) == 1
 
 
-def test_samples_are_taken_at_their_pace_however_often_it_looks() -> None:
+def test_samples_keep_their_interval_despite_frequent_looks() -> None:
     work = [(Work(ONE, Pool.SPOT, done, 0),) for done in range(0, 310, 10)]
-    seen = _look(*(snapshot(second, work[second]) for second in range(31))).seen
+    seen = _watch_after(*(snapshot(second, work[second]) for second in range(31))).seen
     assert [sample.at.second for sample in seen.samples] == [0, 14, 28]
     assert seen.samples[-1].pools[Pool.SPOT].throughput == 10
 
 
-def test_the_memory_is_bounded() -> None:
-    seen = _look(*(snapshot(n * SAMPLE_SECONDS) for n in range(SAMPLES + 5))).seen
+def test_number_of_samples_is_bounded() -> None:
+    seen = _watch_after(*(snapshot(n * SAMPLE_SECONDS) for n in range(SAMPLES + 5))).seen
     assert len(seen.samples) == SAMPLES
     assert (seen.samples[0].at - NOW).total_seconds() == 5 * SAMPLE_SECONDS
 
@@ -175,26 +175,26 @@ QUEUED = (load(spot=Depth(100, 0), dedicated=Depth(100, 0)),)
 @pytest.mark.parametrize(
     ("planned", "dedicated"), [(None, 2), (2, 2), (1, 1), (0, 1)], ids=["no plan", "2", "1", "0"]
 )
-def test_dedicated_gets_no_more_than_planned(planned: int | None, dedicated: int) -> None:
-    (sample,) = _look(replace(snapshot(tenants=QUEUED), planned=planned)).seen.samples
+def test_dedicated_replicas_do_not_exceed_plan(planned: int | None, dedicated: int) -> None:
+    (sample,) = _watch_after(replace(snapshot(tenants=QUEUED), planned=planned)).seen.samples
     assert sample.pools[Pool.DEDICATED].desired == dedicated
     assert sample.pools[Pool.SPOT].desired == 4
 
 
 @pytest.mark.parametrize(("running", "dedicated"), [(0, 0), (9, 1)])
-def test_what_runs_keeps_its_replica(running: int, dedicated: int) -> None:
+def test_running_requests_keep_their_replica(running: int, dedicated: int) -> None:
     tenants = (load(dedicated=Depth(0, running)),)
-    (sample,) = _look(replace(snapshot(tenants=tenants), planned=0)).seen.samples
+    (sample,) = _watch_after(replace(snapshot(tenants=tenants), planned=0)).seen.samples
     assert sample.pools[Pool.DEDICATED].desired == dedicated
 
 
-def test_a_paused_pool_wants_no_replicas() -> None:
+def test_paused_pool_desires_no_replicas() -> None:
     pause = PoolPause(Pool.SPOT, NOW, "ana")
-    (sample,) = _look(replace(snapshot(tenants=QUEUED), pauses=(pause,))).seen.samples
+    (sample,) = _watch_after(replace(snapshot(tenants=QUEUED), pauses=(pause,))).seen.samples
     assert [sample.pools[pool].desired for pool in Pool] == [0, 2]
 
 
-def test_a_probe_reports_latency_and_problem() -> None:
+def test_probe_reports_latency_and_problem() -> None:
     def broken() -> None:
         raise Unavailable("No answer.")
 
