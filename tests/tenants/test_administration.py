@@ -1,4 +1,4 @@
-"""Tenants with their use, keys and the audit log: what operators read, and how it is found."""
+"""Administration: tenants with their usage, keys and the audit log, by filter and page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _run(world: World, sql: str, **parameters: Any) -> None:
 
 @contextmanager
 def _superuser(database: Database) -> Iterator[Connection]:
-    """Open what row-level security does not bind."""
+    """Open a connection that bypasses row-level security."""
     url = database.server.url(SUPERUSER, database.server.cluster.password, database.name)
     engine = connect(url, timeout=120)
     try:
@@ -62,14 +62,14 @@ def operator(world: World) -> Engine:
 
 @pytest.fixture
 def admin(operator: Engine) -> Administration:
-    """The service over the real records; keys are counted: `lt_1`, `lt_2`."""
-    registry = TenantStore(operator, pepper=PEPPER)
+    """The service over the real stores; keys are numbered: `lt_1`, `lt_2`."""
+    store = TenantStore(operator, pepper=PEPPER)
     numbers = iter(range(1, 1000))
 
     def tenancy(actor: str) -> Tenancy:
         return Tenancy(
-            registry,
-            defaults=registry.tenants()[0].limits,
+            store,
+            defaults=store.tenants()[0].limits,
             actor=actor,
             new_id=new_id,
             new_key=lambda: f"lt_{next(numbers):040}",
@@ -77,7 +77,7 @@ def admin(operator: Engine) -> Administration:
         )
 
     return Administration(
-        registry,
+        store,
         TenantUsageStore(operator),
         KeyStore(operator),
         AuditLog(operator),
@@ -86,46 +86,50 @@ def admin(operator: Engine) -> Administration:
     )
 
 
-def test_a_tenants_use(world: World, admin: Administration) -> None:
+def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Administration) -> None:
     acme = admin.acting(OPERATOR).create("acme", TenantChanges(limits={"requests_per_minute": 60}))
     world.batch(5, tenant=acme.id)
     world.batch(4)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims = world.queue.claim(lease, Pool.SPOT, 9)
-    mine = [claim for claim in claims if world.row(claim.batch).tenant_id == acme.id]
-    world.queue.settle(lease, [done(claim) for claim in mine[:2]], [])
+    acme_claims = [claim for claim in claims if world.row(claim.batch).tenant_id == acme.id]
+    world.queue.settle(lease, [done(claim) for claim in acme_claims[:2]], [])
     world.run("UPDATE tallies SET replica_seconds = 3600 WHERE tenant_id = :id", id=acme.id)
     _run(world, "INSERT INTO request_rates VALUES (:id, 30, now() - interval '20 s')", id=acme.id)
     ended = world.batch(2, tenant=acme.id)
-    before = world.batch(1, tenant=acme.id)
+    old = world.batch(1, tenant=acme.id)
     _run(
         world,
         "UPDATE batches SET status = 'completed', drained_at = now(), "
         "completed_at = now() - (CASE WHEN id = :old THEN 25 ELSE 23 END) * interval '1 hour' "
         "WHERE id IN (:old, :new)",
-        old=before,
+        old=old,
         new=ended,
     )
-    (priced, other), more = admin.tenants(OPERATOR, "", after=None, limit=9)
-    use = priced.use
+    (priced_acme, priced_default), more = admin.tenants(OPERATOR, "", after=None, limit=9)
+    usage = priced_acme.use
     assert not more
-    assert (use.tenant, other.use.tenant.name) == (acme, "default")
-    assert (use.active_batches, use.waiting_lines, use.running_lines) == (1, 0, 3)
-    assert (use.batches, use.lines) == (2, 2)
-    assert (use.input_tokens > 0, use.output_tokens > 0) == (True, True)
-    assert use.requests == pytest.approx(10, abs=1)
-    assert priced.cost.total == 1.0
-    assert (other.use.running_lines, other.use.lines, other.use.requests) == (4, 0, None)
+    assert (usage.tenant, priced_default.use.tenant.name) == (acme, "default")
+    assert (usage.active_batches, usage.waiting_lines, usage.running_lines) == (1, 0, 3)
+    assert (usage.batches, usage.lines) == (2, 2)
+    assert (usage.input_tokens > 0, usage.output_tokens > 0) == (True, True)
+    assert usage.requests == pytest.approx(10, abs=1)
+    assert priced_acme.cost.total == 1.0
+    assert (
+        priced_default.use.running_lines,
+        priced_default.use.lines,
+        priced_default.use.requests,
+    ) == (4, 0, None)
 
 
-def test_tenants_are_searched_and_come_in_pages(admin: Administration) -> None:
+def test_tenants_are_searched_and_paged(admin: Administration) -> None:
     tenancy = admin.acting(OPERATOR)
     for name in ("acme-1", "acme-2", "b", "lacme"):
         tenancy.create(name, TenantChanges())
 
     def names(text: str, after: str | None, limit: int = 9) -> tuple[list[str], bool]:
-        found, more = admin.tenants(OPERATOR, text, after=after, limit=limit)
-        return [priced.use.tenant.name for priced in found], more
+        tenants, more = admin.tenants(OPERATOR, text, after=after, limit=limit)
+        return [priced.use.tenant.name for priced in tenants], more
 
     assert names("acme", None, 2) == (["acme-1", "acme-2"], True)
     assert names("acme", "acme-2", 2) == (["lacme"], False)
@@ -133,7 +137,7 @@ def test_tenants_are_searched_and_come_in_pages(admin: Administration) -> None:
     assert list(admin.names(OPERATOR).values()) == ["acme-1", "acme-2", "b", "default", "lacme"]
 
 
-def test_keys_are_found_by_tenant_state_and_text(world: World, admin: Administration) -> None:
+def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> None:
     tenancy = admin.acting(OPERATOR)
     acme = tenancy.create("acme", TenantChanges())
     for name in ("laptop", "server", "old", "gone"):
@@ -142,9 +146,9 @@ def test_keys_are_found_by_tenant_state_and_text(world: World, admin: Administra
     tenancy.rotate_key("acme", "server", "1h")
     tenancy.rotate_key("acme", "old", "0")
 
-    def names(**wanted: Any) -> list[str]:
-        found, _ = admin.keys(OPERATOR, KeyFilter(**wanted), after=None, limit=50)
-        return [each.key.name for each in found]
+    def names(**filters: Any) -> list[str]:
+        page, _ = admin.keys(OPERATOR, KeyFilter(**filters), after=None, limit=50)
+        return [each.key.name for each in page]
 
     assert names(tenant=acme.id) == ["old", "server", "gone", "old", "server", "laptop"]
     assert names() == [*names(tenant=acme.id), "default"]
@@ -164,7 +168,7 @@ def test_keys_are_found_by_tenant_state_and_text(world: World, admin: Administra
     assert sorted(names()) == sorted([each.key.name for each in (*first, *rest)])
 
 
-def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Administration) -> None:
+def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) -> None:
     for actor in ("ana", "ben"):
         acting = admin.acting(Principal(actor, Role.OPERATOR))
         acting.create(f"of-{actor}", TenantChanges())
@@ -176,9 +180,9 @@ def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Admin
     )
     tenant = next(id_ for id_, name in admin.names(OPERATOR).items() if name == "of-ben")
 
-    def actions(limit: int = 9, after: int | None = None, **wanted: Any) -> list[str]:
-        found, _ = admin.audit(OPERATOR, AuditFilter(**wanted), after=after, limit=limit)
-        return [entry.action for entry in found]
+    def actions(limit: int = 9, after: int | None = None, **filters: Any) -> list[str]:
+        entries, _ = admin.audit(OPERATOR, AuditFilter(**filters), after=after, limit=limit)
+        return [entry.action for entry in entries]
 
     assert actions() == [
         "pool.paused", "key.created", "tenant.created", "key.created", "tenant.created",
@@ -194,34 +198,38 @@ def test_the_audit_log_is_filtered_and_comes_in_pages(world: World, admin: Admin
 
 
 @pytest.mark.parametrize(
-    ("visitor", "act"),
+    ("principal", "act"),
     [
-        pytest.param(OF_TENANT, lambda it: it.names, id="names"),
-        pytest.param(OF_TENANT, lambda it: it.actions, id="actions"),
+        pytest.param(OF_TENANT, lambda admin: admin.names, id="names"),
+        pytest.param(OF_TENANT, lambda admin: admin.actions, id="actions"),
         pytest.param(
-            OF_TENANT, lambda it: lambda who: it.tenants(who, "", after=None, limit=1), id="tenants"
+            OF_TENANT,
+            lambda admin: lambda principal: admin.tenants(principal, "", after=None, limit=1),
+            id="tenants",
         ),
         pytest.param(
             OF_TENANT,
-            lambda it: lambda who: it.keys(who, KeyFilter(), after=None, limit=1),
+            lambda admin: lambda principal: admin.keys(principal, KeyFilter(), after=None, limit=1),
             id="keys",
         ),
         pytest.param(
             OF_TENANT,
-            lambda it: lambda who: it.audit(who, AuditFilter(), after=None, limit=1),
+            lambda admin: (
+                lambda principal: admin.audit(principal, AuditFilter(), after=None, limit=1)
+            ),
             id="audit",
         ),
-        pytest.param(OF_TENANT, lambda it: it.acting, id="a tenant's operator acts"),
-        pytest.param(VIEWER, lambda it: it.acting, id="a viewer acts"),
+        pytest.param(OF_TENANT, lambda admin: admin.acting, id="tenant operator acts"),
+        pytest.param(VIEWER, lambda admin: admin.acting, id="viewer acts"),
     ],
 )
-def test_it_is_not_for_everybody(
+def test_unauthorized_principal_is_forbidden(
     admin: Administration,
-    visitor: Principal,
+    principal: Principal,
     act: Callable[[Administration], Callable[[Principal], object]],
 ) -> None:
     with pytest.raises(Forbidden):
-        act(admin)(visitor)
+        act(admin)(principal)
 
 
 TENANTS = """
@@ -273,7 +281,7 @@ def filled(shared_database: Database) -> Engine:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sql", "parameters", "indexes", "most"),
+    ("sql", "parameters", "indexes", "max_pages"),
     [
         pytest.param(
             tenants_store.PAGE,
@@ -315,11 +323,11 @@ def filled(shared_database: Database) -> Engine:
         pytest.param(audit.ACTIONS, {}, {"audit_log_by_action"}, 50, id="actions"),
     ],
 )
-def test_a_page_is_read_by_index_however_many_there_are(
-    filled: Engine, sql: str, parameters: dict[str, Any], indexes: set[str], most: int
+def test_page_is_read_by_index(
+    filled: Engine, sql: str, parameters: dict[str, Any], indexes: set[str], max_pages: int
 ) -> None:
     nodes = plan_nodes(filled, sql, **parameters)
     assert indexes <= {node.get("Index Name") for node in nodes}
-    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
-    assert scanned.isdisjoint(FILLED.split(", "))
-    assert pages_read(filled, sql, **parameters) <= most
+    seq_scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert seq_scanned.isdisjoint(FILLED.split(", "))
+    assert pages_read(filled, sql, **parameters) <= max_pages

@@ -1,4 +1,4 @@
-"""Who is let in, and how often somebody may guess."""
+"""The sign-in guard: accepted secrets, and the limit of failed attempts."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from lowtide.tenants.sign_in import (
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
+ADDRESS, OTHER_ADDRESS = "192.0.2.1", "192.0.2.2"
 OPERATOR, WRONG = "operator", "wrong"
 
 
-class Secrets:
-    """A way in by `operator`, `viewer` or `lt_key`; it counts what it compares, and can be away."""
+class FakeSignIn:
+    """Accepts `operator`, `viewer` and `lt_key`; counts comparisons, and can be unavailable."""
 
     def __init__(self) -> None:
-        self.compared = 0
-        self.away = False
-        self.waits: threading.Event | None = None
+        self.comparisons = 0
+        self.unavailable = False
+        self.gate: threading.Event | None = None
 
     def visitor(self, secret: str) -> Principal | None:
-        if self.away:
-            raise Unavailable("The database is away.")
-        self.compared += 1
-        if self.waits is not None:
-            assert self.waits.wait(30)
+        if self.unavailable:
+            raise Unavailable("The database is unavailable.")
+        self.comparisons += 1
+        if self.gate is not None:
+            assert self.gate.wait(30)
         roles = {"operator": Role.OPERATOR, "viewer": Role.VIEWER, "lt_key": Role.VIEWER}
         return Principal(secret, roles[secret]) if secret in roles else None
 
@@ -47,20 +47,22 @@ class Secrets:
         return credentials
 
 
-class Door:
-    """An entrance, its only way in, and the time."""
+class GuardedSignIn:
+    """A guard over one sign-in, with a clock of its own."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.way = Secrets()
-        self.guard = SignInGuard([self.way], timer=lambda: self.now)
+        self.sign_in = FakeSignIn()
+        self.guard = SignInGuard([self.sign_in], timer=lambda: self.now)
 
-    def guess(self, address: str = HERE, times: int = MOST_FAILURES, secret: str = WRONG) -> None:
+    def guess(
+        self, address: str = ADDRESS, times: int = MOST_FAILURES, secret: str = WRONG
+    ) -> None:
         for _ in range(times):
             with pytest.raises(Unauthenticated):
                 self.guard.admit(secret, address)
 
-    def is_shut(self, address: str = HERE, secret: str = OPERATOR) -> bool:
+    def is_locked(self, address: str = ADDRESS, secret: str = OPERATOR) -> bool:
         try:
             self.guard.admit(secret, address)
         except TooManyRequests:
@@ -69,83 +71,83 @@ class Door:
 
 
 @pytest.fixture
-def door() -> Door:
-    return Door()
+def guarded() -> GuardedSignIn:
+    return GuardedSignIn()
 
 
-def test_ten_wrong_tries_shut_an_address_for_a_minute(door: Door) -> None:
-    door.guess(secret="")
-    assert door.is_shut()
-    assert not door.is_shut(ELSEWHERE)
-    door.now = WITHIN_SECONDS
-    assert not door.is_shut()
+def test_ten_failures_lock_address_for_a_minute(guarded: GuardedSignIn) -> None:
+    guarded.guess(secret="")
+    assert guarded.is_locked()
+    assert not guarded.is_locked(OTHER_ADDRESS)
+    guarded.now = WITHIN_SECONDS
+    assert not guarded.is_locked()
 
 
-def test_wrong_passwords_do_not_shut_keys_out_nor_the_other_way(door: Door) -> None:
-    door.guess()
-    assert not door.is_shut(secret="lt_key")
-    door.guess(ELSEWHERE, secret="lt_wrong")
-    assert door.is_shut(ELSEWHERE, secret="lt_key")
-    assert not door.is_shut(ELSEWHERE)
+def test_failures_of_passwords_and_keys_are_counted_separately(guarded: GuardedSignIn) -> None:
+    guarded.guess()
+    assert not guarded.is_locked(secret="lt_key")
+    guarded.guess(OTHER_ADDRESS, secret="lt_wrong")
+    assert guarded.is_locked(OTHER_ADDRESS, secret="lt_key")
+    assert not guarded.is_locked(OTHER_ADDRESS)
 
 
-def test_tries_at_once_are_counted_before_their_secrets_are_compared(door: Door) -> None:
-    door.way.waits = threading.Event()
+def test_concurrent_attempts_are_counted_before_comparison(guarded: GuardedSignIn) -> None:
+    guarded.sign_in.gate = threading.Event()
     refused = threading.Semaphore(0)
 
     def guess() -> type[Exception]:
         try:
-            door.guard.admit("wrong", HERE)
+            guarded.guard.admit("wrong", ADDRESS)
         except TooManyRequests:
             refused.release()
             return TooManyRequests
         except Unauthenticated:
             return Unauthenticated
-        raise AssertionError("a wrong secret let somebody in")
+        raise AssertionError("a wrong secret was accepted")
 
     with ThreadPoolExecutor(40) as pool:
         guesses = [pool.submit(guess) for _ in range(40)]
         try:
             for _ in range(40 - MOST_FAILURES):
-                assert refused.acquire(timeout=20), "more than ten are compared"
+                assert refused.acquire(timeout=20), "more than ten secrets were compared"
         finally:
-            door.way.waits.set()
+            guarded.sign_in.gate.set()
         outcomes = [each.result() for each in guesses]
-    assert outcomes.count(Unauthenticated) == door.way.compared == MOST_FAILURES
+    assert outcomes.count(Unauthenticated) == guarded.sign_in.comparisons == MOST_FAILURES
 
 
-def test_signing_in_as_somebody_else_buys_no_further_tries(door: Door) -> None:
-    door.guess(times=MOST_FAILURES - 1)
-    assert door.guard.admit("viewer", HERE).role is Role.VIEWER
-    door.guess(times=1)
-    assert door.is_shut()
+def test_successful_sign_in_does_not_reset_failures(guarded: GuardedSignIn) -> None:
+    guarded.guess(times=MOST_FAILURES - 1)
+    assert guarded.guard.admit("viewer", ADDRESS).role is Role.VIEWER
+    guarded.guess(times=1)
+    assert guarded.is_locked()
 
 
-def test_who_signs_in_often_is_not_shut_out(door: Door) -> None:
+def test_frequent_sign_ins_do_not_lock_address(guarded: GuardedSignIn) -> None:
     for _ in range(3 * MOST_FAILURES):
-        assert door.guard.admit("operator", HERE).role is Role.OPERATOR
+        assert guarded.guard.admit("operator", ADDRESS).role is Role.OPERATOR
 
 
-def test_a_database_that_is_away_is_no_wrong_try(door: Door) -> None:
-    door.way.away = True
+def test_unavailable_database_is_not_counted_as_failure(guarded: GuardedSignIn) -> None:
+    guarded.sign_in.unavailable = True
     for _ in range(2 * MOST_FAILURES):
         with pytest.raises(Unavailable):
-            door.guard.admit("lt_key", HERE)
-    door.way.away = False
-    assert not door.is_shut(secret="lt_key")
+            guarded.guard.admit("lt_key", ADDRESS)
+    guarded.sign_in.unavailable = False
+    assert not guarded.is_locked(secret="lt_key")
 
 
-def test_many_addresses_shut_nobody_out_and_open_nothing(door: Door) -> None:
+def test_many_guessing_addresses_neither_lock_nor_unlock_others(guarded: GuardedSignIn) -> None:
     for number in range(2 * MOST_PLACES):
         address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-        door.guess(address, times=1)
+        guarded.guess(address, times=1)
         if number % 1000 == 0:
-            # One that goes on guessing meanwhile is not forgotten for the others.
+            # An address that keeps guessing stays locked while others are evicted.
             if number == 0:
-                door.guess(ELSEWHERE)
-            assert door.is_shut(ELSEWHERE)
-    assert len(door.guard._attempts) <= MOST_PLACES
-    assert not door.is_shut()
+                guarded.guess(OTHER_ADDRESS)
+            assert guarded.is_locked(OTHER_ADDRESS)
+    assert len(guarded.guard._tries) <= MOST_PLACES
+    assert not guarded.is_locked()
 
 
 @pytest.mark.parametrize(
@@ -159,5 +161,5 @@ def test_many_addresses_shut_nobody_out_and_open_nothing(door: Door) -> None:
         ("", "somewhere", False),
     ],
 )
-def test_tries_of_one_network_are_counted_together(one: str, other: str, together: bool) -> None:
+def test_attempts_of_one_network_are_counted_together(one: str, other: str, together: bool) -> None:
     assert (network_of(one) == network_of(other)) is together

@@ -1,4 +1,4 @@
-"""Row-level security and least privilege: what each role and each tenant cannot do."""
+"""Row-level security, and the least privilege of each role and tenant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worlds import MAX_LOST_LEASES, World, done, tables
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-SEEN_BY_API = (
+READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "stray_objects", "request_states", "batch_states",
 )  # fmt: skip
@@ -51,7 +51,7 @@ def _fill(world: World, tenant: TenantId) -> None:
     world.run(
         "INSERT INTO stray_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
-    # What waits for a while keeps the other tenant's lines from being claimed here.
+    # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 
 
@@ -76,8 +76,8 @@ def _tenants(connection: Connection, table: str) -> set[object]:
     return set(connection.execute(text(f"SELECT tenant_id FROM {table}")).scalars())  # noqa: S608
 
 
-@pytest.mark.parametrize("table", SEEN_BY_API)
-def test_a_tenant_sees_its_own_rows_only(two: Two, table: str) -> None:
+@pytest.mark.parametrize("table", READABLE_BY_API)
+def test_tenant_reads_only_its_own_rows(two: Two, table: str) -> None:
     with two.world.worker.begin() as connection:
         assert _tenants(connection, table) == {two.mine, two.theirs}
     for tenant in (two.mine, two.theirs):
@@ -85,9 +85,9 @@ def test_a_tenant_sees_its_own_rows_only(two: Two, table: str) -> None:
             assert _tenants(connection, table) == {tenant}
 
 
-@pytest.mark.parametrize("table", SEEN_BY_API)
+@pytest.mark.parametrize("table", READABLE_BY_API)
 @pytest.mark.parametrize("setting", [None, ""], ids=["never set", "empty"])
-def test_without_a_tenant_nothing_is_seen(two: Two, table: str, setting: str | None) -> None:
+def test_session_without_tenant_reads_nothing(two: Two, table: str, setting: str | None) -> None:
     with two.world.api.begin() as connection:
         if setting is not None:
             connection.execute(
@@ -97,7 +97,7 @@ def test_without_a_tenant_nothing_is_seen(two: Two, table: str, setting: str | N
 
 
 @pytest.mark.parametrize("table", HIDDEN_FROM_API)
-def test_the_api_role_reads_no_more_than_it_needs(two: Two, table: str) -> None:
+def test_api_role_cannot_read_hidden_tables(two: Two, table: str) -> None:
     with (
         pytest.raises(DBAPIError, match="permission denied"),
         acting_for(two.world.api, two.mine) as connection,
@@ -106,7 +106,7 @@ def test_the_api_role_reads_no_more_than_it_needs(two: Two, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["files", "batches", "queue", "outbox", "dead_letters"])
-def test_a_tenant_changes_nothing_of_anothers(two: Two, table: str) -> None:
+def test_tenant_cannot_change_rows_of_another_tenant(two: Two, table: str) -> None:
     update = f"UPDATE {table} SET tenant_id = tenant_id WHERE tenant_id = :theirs"  # noqa: S608
     delete = f"DELETE FROM {table} WHERE tenant_id = :theirs"  # noqa: S608
     discard = (
@@ -127,8 +127,8 @@ def test_a_tenant_changes_nothing_of_anothers(two: Two, table: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        pytest.param("UPDATE files SET tenant_id = :theirs", id="give a file away"),
-        pytest.param("UPDATE batches SET tenant_id = :theirs", id="give a batch away"),
+        pytest.param("UPDATE files SET tenant_id = :theirs", id="move a file"),
+        pytest.param("UPDATE batches SET tenant_id = :theirs", id="move a batch"),
         pytest.param(
             "INSERT INTO outbox VALUES (gen_random_uuid(), :theirs, 'x', 'x', '{}')", id="event"
         ),
@@ -143,7 +143,7 @@ def test_a_tenant_changes_nothing_of_anothers(two: Two, table: str) -> None:
         ),
     ],
 )
-def test_nothing_can_be_written_in_anothers_name(two: Two, statement: str) -> None:
+def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -> None:
     with (
         pytest.raises(DBAPIError, match="row-level security"),
         acting_for(two.world.api, two.mine) as connection,
@@ -163,7 +163,7 @@ def test_nothing_can_be_written_in_anothers_name(two: Two, statement: str) -> No
         "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
     ],
 )  # fmt: skip
-def test_the_api_role_changes_no_more_than_it_needs(two: Two, statement: str) -> None:
+def test_api_role_cannot_run_privileged_statements(two: Two, statement: str) -> None:
     with (
         pytest.raises(DBAPIError, match=r"permission denied|must be owner"),
         acting_for(two.world.api, two.mine) as connection,
@@ -171,7 +171,7 @@ def test_the_api_role_changes_no_more_than_it_needs(two: Two, statement: str) ->
         connection.execute(text(statement))
 
 
-def test_a_pooled_connection_never_carries_a_tenant_over(two: Two) -> None:
+def test_pooled_connection_does_not_keep_tenant(two: Two) -> None:
     engine = two.world.own_engine("api")
     sessions = set()
     for tenant in (two.mine, two.theirs) * 4:
@@ -188,34 +188,34 @@ def test_a_pooled_connection_never_carries_a_tenant_over(two: Two) -> None:
     assert len(sessions) == 1
 
 
-OWNED = "SELECT table_name FROM information_schema.columns WHERE column_name = 'tenant_id'"
+TENANT_TABLES = "SELECT table_name FROM information_schema.columns WHERE column_name = 'tenant_id'"
 
 
-def test_every_table_of_tenants_is_under_forced_row_security(world: World) -> None:
+def test_every_tenant_table_has_forced_row_security(world: World) -> None:
     with world.database.engine("owner").begin() as connection:
-        everything = set(tables(connection))
-        owned = everything & set(connection.execute(text(OWNED)).scalars())
+        all_tables = set(tables(connection))
+        tenant_tables = all_tables & set(connection.execute(text(TENANT_TABLES)).scalars())
         secured = connection.execute(
             text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity")
         )
-        assert owned | {"tenants", "signed_out"} == set(secured.scalars())
-    assert owned >= set(SEEN_BY_API) & everything
+        assert tenant_tables | {"tenants", "signed_out"} == set(secured.scalars())
+    assert tenant_tables >= set(READABLE_BY_API) & all_tables
 
 
-def test_what_the_api_role_reads_is_tested_here(world: World) -> None:
+def test_readable_tables_are_all_tested(world: World) -> None:
     with world.api.begin() as connection:
         readable = {
             table
-            for table in connection.execute(text(OWNED)).scalars()
+            for table in connection.execute(text(TENANT_TABLES)).scalars()
             if connection.execute(
                 text("SELECT has_table_privilege(:table, 'SELECT')"), {"table": table}
             ).scalar_one()
         }
-    assert readable == set(SEEN_BY_API)
+    assert readable == set(READABLE_BY_API)
 
 
 @pytest.mark.parametrize("role", ["api", "worker", "operator", "autoscaler"])
-def test_no_login_role_can_step_over_row_security(world: World, role: str) -> None:
+def test_login_role_cannot_bypass_row_security(world: World, role: str) -> None:
     with world.database.engine(role).begin() as connection:
         row = connection.execute(
             text(
@@ -225,7 +225,7 @@ def test_no_login_role_can_step_over_row_security(world: World, role: str) -> No
     assert tuple(row) == (False, False, False, False)
 
 
-def test_the_autoscaler_reads_the_queue_and_what_is_wanted(two: Two) -> None:
+def test_autoscaler_reads_only_queue_claims_and_wanted_replicas(two: Two) -> None:
     engine = two.world.database.engine("autoscaler")
     with engine.begin() as connection:
         readable = {
@@ -246,7 +246,7 @@ def test_the_autoscaler_reads_the_queue_and_what_is_wanted(two: Two) -> None:
             connection.execute(text(statement))
 
 
-def test_a_worker_reads_no_keys(two: Two) -> None:
+def test_worker_cannot_read_keys_or_audit_log(two: Two) -> None:
     for table in ("api_keys", "audit_log"):
         with (
             pytest.raises(DBAPIError, match="permission denied"),

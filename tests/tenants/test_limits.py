@@ -1,4 +1,4 @@
-"""What a tenant may use: the bucket's figures, and room for one more batch."""
+"""Limits of a tenant: the allowance of calls, and room for another batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from lowtide.tenants.model import Allowance, BatchUse, TenantLimits, check_room
         pytest.param(60, 60.0, 0, 60.0, id="all"),
         pytest.param(60, 59.5, 0, 59.5, id="half a request leaked away"),
         pytest.param(1, 1.0, 0, 60.0, id="one a minute"),
-        pytest.param(7, 1.0, 6, 60 / 7, id="no whole seconds"),
-        pytest.param(30, 60.0, 0, 120.0, id="the limit was halved meanwhile"),
+        pytest.param(7, 1.0, 6, 60 / 7, id="fractional seconds"),
+        pytest.param(30, 60.0, 0, 120.0, id="limit halved meanwhile"),
     ],
 )
-def test_an_allowance(per_minute: int, used: float, remaining: int, reset: float) -> None:
+def test_allowance_reports_remaining_and_reset(
+    per_minute: int, used: float, remaining: int, reset: float
+) -> None:
     allowance = Allowance(per_minute, used, accepted=True)
     assert allowance.remaining == remaining
     assert allowance.reset == pytest.approx(reset)
@@ -30,7 +32,7 @@ def test_an_allowance(per_minute: int, used: float, remaining: int, reset: float
     ("per_minute", "used", "wait"),
     [(60, 60.0, 1.0), (60, 59.5, 0.5), (1, 0.5, 30.0), (30, 60.0, 62.0)],
 )
-def test_a_refusal_says_when(per_minute: int, used: float, wait: float) -> None:
+def test_exceeded_allowance_reports_retry_after(per_minute: int, used: float, wait: float) -> None:
     with pytest.raises(TooManyRequests, match=f"{per_minute} requests per minute") as refused:
         Allowance(per_minute, used, accepted=False).check()
     assert refused.value.retry_after == pytest.approx(wait)
@@ -38,20 +40,24 @@ def test_a_refusal_says_when(per_minute: int, used: float, wait: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "use", "lines"),
+    ("limits", "use", "requests"),
     [
         pytest.param(TenantLimits(), BatchUse(10**6, 10**9), 10**6, id="no limits"),
         pytest.param(TenantLimits(active_batches=3), BatchUse(2, 10**9), 10**6, id="last batch"),
-        pytest.param(TenantLimits(queued_lines=100), BatchUse(9, 60), 40, id="last lines"),
-        pytest.param(TenantLimits(queued_lines=100), BatchUse(0, 0), 100, id="a file that fills"),
+        pytest.param(TenantLimits(queued_lines=100), BatchUse(9, 60), 40, id="last requests"),
+        pytest.param(
+            TenantLimits(queued_lines=100), BatchUse(0, 0), 100, id="file fills the queue"
+        ),
     ],
 )
-def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
-    check_room(limits, use, lines)
+def test_batch_within_limits_is_accepted(
+    limits: TenantLimits, use: BatchUse, requests: int
+) -> None:
+    check_room(limits, use, requests)
 
 
 @pytest.mark.parametrize(
-    ("limits", "use", "lines", "reason", "figures"),
+    ("limits", "use", "requests", "reason", "message"),
     [
         pytest.param(
             TenantLimits(active_batches=3),
@@ -67,7 +73,7 @@ def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             1,
             "active_batches",
             "5 batches are active; the limit is 2",
-            id="the limit was lowered meanwhile",
+            id="limit lowered meanwhile",
         ),
         pytest.param(
             TenantLimits(active_batches=3, queued_lines=100),
@@ -75,20 +81,20 @@ def test_there_is_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             40,
             "queued_lines",
             "61 requests are queued and the file has 40; the limit is 100",
-            id="lines",
+            id="requests",
         ),
     ],
 )
-def test_there_is_no_room(
-    limits: TenantLimits, use: BatchUse, lines: int, reason: str, figures: str
+def test_batch_over_limits_is_refused(
+    limits: TenantLimits, use: BatchUse, requests: int, reason: str, message: str
 ) -> None:
-    with pytest.raises(TooManyRequests, match=figures) as refused:
-        check_room(limits, use, lines)
+    with pytest.raises(TooManyRequests, match=message) as refused:
+        check_room(limits, use, requests)
     assert refused.value.reason == reason
     assert 1 <= refused.value.retry_after <= 60
 
 
-def test_a_file_that_could_never_be_queued_is_not_worth_a_retry() -> None:
+def test_file_over_queue_limit_is_invalid_request() -> None:
     with pytest.raises(InvalidRequest, match="split the file") as refused:
         check_room(TenantLimits(queued_lines=100), BatchUse(0, 0), 101)
     assert (refused.value.param, refused.value.code) == ("input_file_id", "too_many_lines")

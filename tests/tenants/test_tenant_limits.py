@@ -1,4 +1,4 @@
-"""Limits that hold whatever happens at the same time."""
+"""Tenant limits under concurrent calls."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _limit(world: World, tenant: TenantId, **limits: int) -> None:
             )
 
 
-def _later(world: World, seconds: float) -> None:
-    """Let time pass for the buckets."""
+def _age_buckets(world: World, seconds: float) -> None:
+    """Make the buckets older by so many seconds."""
     with world.database.engine("owner").begin() as connection:
         connection.execute(
             text("UPDATE request_rates SET at = at - make_interval(secs => :seconds)"),
@@ -56,7 +56,7 @@ def _later(world: World, seconds: float) -> None:
         )
 
 
-def _tenants(world: World) -> Authenticator:
+def _authenticator(world: World) -> Authenticator:
     return Authenticator(world.api, pepper=PEPPER, anonymous="limited")
 
 
@@ -64,44 +64,44 @@ def _accepted(callers: Sequence[Caller]) -> int:
     return sum(caller.allowance is None or caller.allowance.accepted for caller in callers)
 
 
-def test_without_a_limit_nothing_is_counted(world: World) -> None:
+def test_unlimited_tenant_is_not_counted(world: World) -> None:
     _tenant(world)
-    assert _tenants(world).caller(HEADER).allowance is None
+    assert _authenticator(world).caller(HEADER).allowance is None
     with world.database.engine("operator").begin() as connection:
         assert connection.execute(text("SELECT count(*) FROM request_rates")).scalar_one() == 0
 
 
 @pytest.mark.parametrize("header", [HEADER, None], ids=["key", "anonymous"])
-def test_requests_up_to_the_limit_pass(world: World, header: str | None) -> None:
+def test_requests_pass_up_to_limit(world: World, header: str | None) -> None:
     _tenant(world, requests_per_minute=3)
-    tenants = _tenants(world)
-    found = [tenants.caller(header).allowance for _ in range(5)]
-    assert [one.accepted for one in found if one] == [True, True, True, False, False]
-    assert [one.remaining for one in found if one] == [2, 1, 0, 0, 0]
-    assert all(one.per_minute == 3 for one in found if one)
-    last = found[-1]
+    authenticator = _authenticator(world)
+    allowances = [authenticator.caller(header).allowance for _ in range(5)]
+    assert [each.accepted for each in allowances if each] == [True, True, True, False, False]
+    assert [each.remaining for each in allowances if each] == [2, 1, 0, 0, 0]
+    assert all(each.per_minute == 3 for each in allowances if each)
+    last = allowances[-1]
     assert last is not None
     assert 15 < last.retry_after <= 20
     assert 55 < last.reset <= 60
 
 
-def test_what_was_used_leaks_away(world: World) -> None:
+def test_used_allowance_leaks_away(world: World) -> None:
     _tenant(world, requests_per_minute=60)
-    tenants = _tenants(world)
-    assert _accepted([tenants.caller(HEADER) for _ in range(61)]) == 60
-    _later(world, 2)
-    assert _accepted([tenants.caller(HEADER) for _ in range(4)]) == 2
-    _later(world, 3600)
-    assert _accepted([tenants.caller(HEADER) for _ in range(61)]) == 60
+    authenticator = _authenticator(world)
+    assert _accepted([authenticator.caller(HEADER) for _ in range(61)]) == 60
+    _age_buckets(world, 2)
+    assert _accepted([authenticator.caller(HEADER) for _ in range(4)]) == 2
+    _age_buckets(world, 3600)
+    assert _accepted([authenticator.caller(HEADER) for _ in range(61)]) == 60
 
 
-def test_many_processes_together_pass_the_limit_and_no_more(world: World) -> None:
+def test_concurrent_processes_share_one_limit(world: World) -> None:
     _tenant(world, requests_per_minute=20)
     began = time.monotonic()
 
     def ask() -> list[Caller]:
-        tenants = Authenticator(world.own_engine("api"), pepper=PEPPER, anonymous=None)
-        return [tenants.caller(HEADER) for _ in range(10)]
+        authenticator = Authenticator(world.own_engine("api"), pepper=PEPPER, anonymous=None)
+        return [authenticator.caller(HEADER) for _ in range(10)]
 
     passed = sum(_accepted(callers) for callers in together(*[ask] * 8))
     leaked = int((time.monotonic() - began) * 20 / 60)
@@ -110,28 +110,28 @@ def test_many_processes_together_pass_the_limit_and_no_more(world: World) -> Non
 
 def test_each_tenant_has_its_own_bucket(world: World) -> None:
     _tenant(world, requests_per_minute=1)
-    tenants = _tenants(world)
-    assert _accepted([tenants.caller(HEADER) for _ in range(3)]) == 1
-    assert tenants.caller("Bearer lt_test").allowance is None
+    authenticator = _authenticator(world)
+    assert _accepted([authenticator.caller(HEADER) for _ in range(3)]) == 1
+    assert authenticator.caller("Bearer lt_test").allowance is None
 
 
-def test_a_new_limit_holds_at_once(world: World) -> None:
+def test_new_limit_takes_effect_at_once(world: World) -> None:
     tenant = _tenant(world, requests_per_minute=10)
-    tenants = _tenants(world)
-    assert _accepted([tenants.caller(HEADER) for _ in range(5)]) == 5
+    authenticator = _authenticator(world)
+    assert _accepted([authenticator.caller(HEADER) for _ in range(5)]) == 5
     _limit(world, tenant, requests_per_minute=6)
-    assert _accepted([tenants.caller(HEADER) for _ in range(5)]) == 1
+    assert _accepted([authenticator.caller(HEADER) for _ in range(5)]) == 1
 
 
-def test_a_wrong_key_uses_nothing(world: World) -> None:
+def test_wrong_key_uses_no_allowance(world: World) -> None:
     _tenant(world, requests_per_minute=1)
     with world.api.begin() as connection:
-        found = connection.execute(text("SELECT * FROM authenticate('wrong')")).all()
-    assert found == []
-    assert _accepted([_tenants(world).caller(HEADER)]) == 1
+        rows = connection.execute(text("SELECT * FROM authenticate('wrong')")).all()
+    assert rows == []
+    assert _accepted([_authenticator(world).caller(HEADER)]) == 1
 
 
-def _new(tenant: TenantId, file: FileId, key: str | None = None) -> NewBatch:
+def _new_batch(tenant: TenantId, file: FileId, key: str | None = None) -> NewBatch:
     now = datetime.now(UTC)
     return NewBatch(
         id=BatchId(new_id()), tenant=tenant, user="me", input_file=file,
@@ -141,12 +141,12 @@ def _new(tenant: TenantId, file: FileId, key: str | None = None) -> NewBatch:
 
 
 def _create(world: World, tenant: TenantId, lines: int = 1, key: str | None = None) -> BatchId:
-    new = _new(tenant, world.file(tenant, lines=lines).id, key)
+    new = _new_batch(tenant, world.file(tenant, lines=lines).id, key)
     event = batch_event(new_id(), EventType.BATCH_CREATED, tenant, new.id)
     return world.batches.create(new, event)[0].id
 
 
-def _tries(call: Any) -> str:
+def _outcome(call: Any) -> str:
     try:
         call()
     except TooManyRequests as error:
@@ -154,7 +154,7 @@ def _tries(call: Any) -> str:
     return "created"
 
 
-def test_active_batches(world: World) -> None:
+def test_active_batches_are_limited(world: World) -> None:
     tenant = _tenant(world, active_batches=2)
     first = _create(world, tenant)
     _create(world, tenant)
@@ -168,7 +168,7 @@ def test_active_batches(world: World) -> None:
     world.batch(1)
 
 
-def test_queued_lines(world: World) -> None:
+def test_queued_requests_are_limited(world: World) -> None:
     tenant = _tenant(world, queued_lines=100)
     first = _create(world, tenant, 60)
     with pytest.raises(TooManyRequests, match="60 requests are queued and the file has 41"):
@@ -186,28 +186,28 @@ def test_queued_lines(world: World) -> None:
     _create(world, tenant, 55)
 
 
-def test_a_file_over_the_limit_is_refused_for_good(world: World) -> None:
+def test_file_over_limit_is_invalid_request(world: World) -> None:
     tenant = _tenant(world, queued_lines=100)
     with pytest.raises(InvalidRequest, match="101 requests"):
         _create(world, tenant, 101)
 
 
 @pytest.mark.parametrize(
-    ("limits", "passing"),
+    ("limits", "accepted"),
     [
         pytest.param({"active_batches": 3}, 3, id="active batches"),
-        pytest.param({"queued_lines": 25}, 2, id="queued lines"),
+        pytest.param({"queued_lines": 25}, 2, id="queued requests"),
     ],
 )
-def test_no_two_creations_share_the_last_place(
-    world: World, limits: dict[str, int], passing: int
+def test_concurrent_creations_do_not_exceed_limit(
+    world: World, limits: dict[str, int], accepted: int
 ) -> None:
     tenant = _tenant(world, **limits)
-    outcomes = together(*[partial(_tries, partial(_create, world, tenant, 10))] * 8)
-    assert outcomes.count("created") == passing
+    outcomes = together(*[partial(_outcome, partial(_create, world, tenant, 10))] * 8)
+    assert outcomes.count("created") == accepted
 
 
-def test_tenants_without_limits_do_not_wait_for_each_other(world: World) -> None:
+def test_creations_of_unlimited_tenant_do_not_wait(world: World) -> None:
     with world.own_engine("api").begin() as connection:
         connection.execute(
             text("SELECT set_config('lowtide.tenant', :tenant, true)"),
@@ -218,7 +218,7 @@ def test_tenants_without_limits_do_not_wait_for_each_other(world: World) -> None
 
 
 @pytest.mark.parametrize("limits", [{"active_batches": 1}, {"queued_lines": 1}])
-def test_a_retry_is_not_refused(world: World, limits: dict[str, int]) -> None:
+def test_idempotent_retry_is_not_limited(world: World, limits: dict[str, int]) -> None:
     tenant = _tenant(world, **limits)
     first = _create(world, tenant, key="once")
     assert _create(world, tenant, key="once") == first
@@ -226,7 +226,7 @@ def test_a_retry_is_not_refused(world: World, limits: dict[str, int]) -> None:
         _create(world, tenant, key="another")
 
 
-def test_a_first_try_at_the_same_time_is_no_second_batch(world: World) -> None:
+def test_concurrent_idempotent_calls_create_one_batch(world: World) -> None:
     tenant = _tenant(world, active_batches=1)
-    made = together(*[partial(_create, world, tenant, key="once")] * 4)
-    assert len(set(made)) == 1
+    ids = together(*[partial(_create, world, tenant, key="once")] * 4)
+    assert len(set(ids)) == 1

@@ -1,4 +1,4 @@
-"""What an operator does with tenants and keys, and what the audit log says of it."""
+"""Administration of tenants and keys, with its audit log."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DEFAULTS = TenantLimits(requests_per_minute=600, active_batches=10)
 @pytest.fixture
 def tenancy(world: World) -> Tenancy:
     """The service, as the operator's role."""
-    registry = TenantStore(world.database.engine("operator"), pepper=PEPPER)
-    return Tenancy(registry, DEFAULTS, actor="me", new_id=new_id, new_key=new_key, clock=now)
+    store = TenantStore(world.database.engine("operator"), pepper=PEPPER)
+    return Tenancy(store, DEFAULTS, actor="me", new_id=new_id, new_key=new_key, clock=now)
 
 
 def _audit(world: World) -> list[tuple[str, str, str]]:
@@ -47,14 +47,14 @@ def _caller(world: World, key: str) -> Any:
     return Authenticator(world.api, pepper=PEPPER, anonymous=None).caller(f"Bearer {key}")
 
 
-def test_a_new_tenant_has_the_default_limits(world: World, tenancy: Tenancy) -> None:
+def test_new_tenant_has_default_limits(world: World, tenancy: Tenancy) -> None:
     changes = TenantChanges(weight=3, limits={"active_batches": None, "running_lines": 5})
-    made = tenancy.create("acme", changes)
-    assert (made.weight, made.limits) == (
+    created = tenancy.create("acme", changes)
+    assert (created.weight, created.limits) == (
         3,
         TenantLimits(requests_per_minute=600, running_lines=5),
     )
-    assert [tenant for tenant in tenancy.tenants() if tenant.name == "acme"] == [made]
+    assert [tenant for tenant in tenancy.tenants() if tenant.name == "acme"] == [created]
     assert _audit(world) == [
         ("me", "tenant.created", "acme"),
         ("me", "tenant.changed", "weight: 1 -> 3"),
@@ -63,7 +63,7 @@ def test_a_new_tenant_has_the_default_limits(world: World, tenancy: Tenancy) -> 
     ]
 
 
-def test_limits_change_one_by_one(world: World, tenancy: Tenancy) -> None:
+def test_limits_change_individually(world: World, tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     before = len(_audit(world))
     changed = tenancy.change("acme", TenantChanges(limits={"queued_lines": 100}))
@@ -78,7 +78,7 @@ def test_limits_change_one_by_one(world: World, tenancy: Tenancy) -> None:
     ]
 
 
-def test_changes_at_the_same_time_keep_each_other(tenancy: Tenancy) -> None:
+def test_concurrent_changes_do_not_overwrite_each_other(tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     names = ("requests_per_minute", "active_batches", "queued_lines", "running_lines")
     together(*(partial(tenancy.change, "acme", TenantChanges(limits={name: 7})) for name in names))
@@ -86,7 +86,7 @@ def test_changes_at_the_same_time_keep_each_other(tenancy: Tenancy) -> None:
     assert acme.limits == TenantLimits(7, 7, 7, 7)
 
 
-def test_a_key_works_until_it_is_revoked(world: World, tenancy: Tenancy) -> None:
+def test_key_works_until_revoked(world: World, tenancy: Tenancy) -> None:
     acme = tenancy.create("acme", TenantChanges())
     key, other = tenancy.create_key("acme", "laptop"), tenancy.create_key("acme", "server")
     assert key.startswith("lt_")
@@ -97,7 +97,7 @@ def test_a_key_works_until_it_is_revoked(world: World, tenancy: Tenancy) -> None
     with pytest.raises(Unauthenticated):
         _caller(world, key)
     assert _caller(world, other).name == "server"
-    assert [(found.name, found.revoked_at is None) for found in tenancy.keys("acme")] == [
+    assert [(listed.name, listed.revoked_at is None) for listed in tenancy.keys("acme")] == [
         ("laptop", False),
         ("server", True),
     ]
@@ -112,7 +112,7 @@ def test_a_key_works_until_it_is_revoked(world: World, tenancy: Tenancy) -> None
     ]
 
 
-def test_a_rotated_key_works_until_its_overlap_is_over(world: World, tenancy: Tenancy) -> None:
+def test_rotated_key_works_until_overlap_ends(world: World, tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     old = tenancy.create_key("acme", "laptop")
     rotation = tenancy.rotate_key("acme", "laptop", "2h")
@@ -133,7 +133,7 @@ def test_a_rotated_key_works_until_its_overlap_is_over(world: World, tenancy: Te
     assert _audit(world)[-1][:2] == ("me", "key.rotated")
 
 
-def test_a_key_may_be_rotated_again_and_none_lives_longer_for_it(tenancy: Tenancy) -> None:
+def test_repeated_rotation_does_not_extend_older_keys(tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     tenancy.create_key("acme", "laptop")
     tenancy.rotate_key("acme", "laptop", "1h")
@@ -161,7 +161,7 @@ def test_one_of_several_keys_of_a_name_is_revoked(world: World, tenancy: Tenancy
     assert {key.state(now()) for key in tenancy.keys("acme")} == {KeyState.REVOKED}
 
 
-def test_when_a_key_was_used_is_noted_once_a_minute(world: World, tenancy: Tenancy) -> None:
+def test_last_use_of_key_is_recorded_once_a_minute(world: World, tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     key = tenancy.create_key("acme", "laptop")
     assert tenancy.keys("acme")[0].last_used_at is None
@@ -177,36 +177,36 @@ def test_when_a_key_was_used_is_noted_once_a_minute(world: World, tenancy: Tenan
     assert again >= used
 
 
-def test_a_key_is_known_by_its_beginning(tenancy: Tenancy) -> None:
+def test_key_is_listed_with_its_prefix(tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     key = tenancy.create_key("acme", "laptop")
     assert tenancy.keys("acme")[0].prefix == key[:9]
     assert prefix_of("lt_short") is None
 
 
-def test_keys_that_end_are_told(world: World, tenancy: Tenancy) -> None:
+def test_in_use_excludes_revoked_keys(world: World, tenancy: Tenancy) -> None:
     acme = tenancy.create("acme", TenantChanges())
-    tenants = Authenticator(world.api, pepper=PEPPER, anonymous=None)
+    authenticator = Authenticator(world.api, pepper=PEPPER, anonymous=None)
     for name in ("active", "rotated", "revoked"):
         tenancy.create_key("acme", name)
     tenancy.rotate_key("acme", "rotated", "1h")
     tenancy.revoke_key("acme", "revoked")
     keys = tenancy.keys("acme")
-    found = tenants.in_use([key.id for key in keys])
-    assert {key.name for key in keys if key.id in found} == {"active", "rotated"}
-    assert len(found) == 3
-    assert tenants.in_use([KeyId(acme.id)]) == set()
+    in_use = authenticator.in_use([key.id for key in keys])
+    assert {key.name for key in keys if key.id in in_use} == {"active", "rotated"}
+    assert len(in_use) == 3
+    assert authenticator.in_use([KeyId(acme.id)]) == set()
 
 
-def test_a_change_of_what_somebody_else_changed_is_refused(tenancy: Tenancy) -> None:
-    seen = tenancy.create("acme", TenantChanges())
-    tenancy.change("acme", TenantChanges(weight=2), seen)
+def test_conflicting_change_is_refused(tenancy: Tenancy) -> None:
+    original = tenancy.create("acme", TenantChanges())
+    tenancy.change("acme", TenantChanges(weight=2), original)
     with pytest.raises(Conflict, match="acme was changed in the meantime: weight: 1 → 2"):
-        tenancy.change("acme", TenantChanges(weight=3), seen)
+        tenancy.change("acme", TenantChanges(weight=3), original)
     assert tenancy.tenants()[0].weight == 2
 
 
-def test_a_key_is_stored_nowhere(world: World, tenancy: Tenancy) -> None:
+def test_key_is_not_stored_in_plain_text(world: World, tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     key = tenancy.create_key("acme", "laptop")
     assert key not in str(world.contents())
@@ -216,55 +216,61 @@ def test_a_key_is_stored_nowhere(world: World, tenancy: Tenancy) -> None:
     ("call", "error"),
     [
         pytest.param(
-            lambda it: it.create("default", TenantChanges()),
+            lambda tenancy: tenancy.create("default", TenantChanges()),
             Conflict,
-            id="a tenant's name is taken",
+            id="tenant name taken",
         ),
         pytest.param(
-            lambda it: it.create("No Name", TenantChanges()),
+            lambda tenancy: tenancy.create("No Name", TenantChanges()),
             InvalidRequest,
-            id="a tenant's bad name",
+            id="invalid tenant name",
         ),
         pytest.param(
-            lambda it: it.create("x", TenantChanges(weight=0)), InvalidRequest, id="no weight"
-        ),
-        pytest.param(
-            lambda it: it.change("default", TenantChanges(limits={"running_lines": 0})),
+            lambda tenancy: tenancy.create("x", TenantChanges(weight=0)),
             InvalidRequest,
-            id="a limit of nothing",
+            id="zero weight",
         ),
         pytest.param(
-            lambda it: it.change("nobody", TenantChanges()), NotFound, id="an unknown tenant"
-        ),
-        pytest.param(lambda it: it.keys("nobody"), NotFound, id="keys of an unknown tenant"),
-        pytest.param(
-            lambda it: it.create_key("nobody", "k"), NotFound, id="a key of an unknown tenant"
+            lambda tenancy: tenancy.change("default", TenantChanges(limits={"running_lines": 0})),
+            InvalidRequest,
+            id="zero limit",
         ),
         pytest.param(
-            lambda it: it.create_key("default", "a key"), InvalidRequest, id="a key's bad name"
+            lambda tenancy: tenancy.change("nobody", TenantChanges()), NotFound, id="unknown tenant"
+        ),
+        pytest.param(lambda tenancy: tenancy.keys("nobody"), NotFound, id="keys of unknown tenant"),
+        pytest.param(
+            lambda tenancy: tenancy.create_key("nobody", "k"), NotFound, id="key of unknown tenant"
         ),
         pytest.param(
-            lambda it: it.create_key("default", "default"), Conflict, id="a key's name is taken"
+            lambda tenancy: tenancy.create_key("default", "a key"),
+            InvalidRequest,
+            id="invalid key name",
         ),
-        pytest.param(lambda it: it.revoke_key("default", "nothing"), NotFound, id="an unknown key"),
         pytest.param(
-            lambda it: it.rotate_key("default", "nothing", "0"),
+            lambda tenancy: tenancy.create_key("default", "default"), Conflict, id="key name taken"
+        ),
+        pytest.param(
+            lambda tenancy: tenancy.revoke_key("default", "nothing"), NotFound, id="unknown key"
+        ),
+        pytest.param(
+            lambda tenancy: tenancy.rotate_key("default", "nothing", "0"),
             NotFound,
-            id="rotate an unknown key",
+            id="rotate unknown key",
         ),
         pytest.param(
-            lambda it: it.rotate_key("default", "default", "31d"),
+            lambda tenancy: tenancy.rotate_key("default", "default", "31d"),
             InvalidRequest,
-            id="too long an overlap",
+            id="overlap too long",
         ),
         pytest.param(
-            lambda it: it.change("default", TenantChanges(weight=2**31)),
+            lambda tenancy: tenancy.change("default", TenantChanges(weight=2**31)),
             InvalidRequest,
-            id="more than a column holds",
+            id="weight beyond integer range",
         ),
     ],
 )
-def test_what_is_refused_changes_nothing(
+def test_refused_call_changes_nothing(
     world: World,
     tenancy: Tenancy,
     call: Callable[[Tenancy], object],
@@ -276,14 +282,14 @@ def test_what_is_refused_changes_nothing(
     assert world.contents() == before
 
 
-def test_no_two_keys_take_a_name_at_once(tenancy: Tenancy) -> None:
+def test_concurrent_keys_cannot_share_a_name(tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
 
-    def tries() -> bool:
+    def create() -> bool:
         try:
             tenancy.create_key("acme", "laptop")
         except Conflict:
             return False
         return True
 
-    assert sorted(together(*[tries] * 4)) == [False, False, False, True]
+    assert sorted(together(*[create] * 4)) == [False, False, False, True]

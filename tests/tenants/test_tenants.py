@@ -1,4 +1,4 @@
-"""Who may call, and what a tenant can see."""
+"""Authentication of callers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from tests.conftest import Database
 
 
-def test_the_key_names_the_tenant(database: Database) -> None:
-    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
-    assert tenants.caller(f"Bearer {API_KEY}").tenant == DEFAULT_TENANT
+def test_key_identifies_tenant(database: Database) -> None:
+    authenticator = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
+    assert authenticator.caller(f"Bearer {API_KEY}").tenant == DEFAULT_TENANT
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def test_the_key_names_the_tenant(database: Database) -> None:
         pytest.param(API_KEY, id="no scheme"),
     ],
 )
-def test_anything_else_is_refused(database: Database, header: str | None) -> None:
-    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
+def test_invalid_header_is_unauthenticated(database: Database, header: str | None) -> None:
+    authenticator = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
     with pytest.raises(Unauthenticated):
-        tenants.caller(header)
+        authenticator.caller(header)
 
 
-def test_a_named_tenant_may_be_anonymous(database: Database) -> None:
-    tenants = Authenticator(database.engine("api"), pepper=PEPPER, anonymous="default")
-    assert tenants.caller(None).tenant == DEFAULT_TENANT
+def test_anonymous_caller_acts_for_configured_tenant(database: Database) -> None:
+    authenticator = Authenticator(database.engine("api"), pepper=PEPPER, anonymous="default")
+    assert authenticator.caller(None).tenant == DEFAULT_TENANT
     with pytest.raises(Unauthenticated):
-        tenants.caller("Bearer lt_wrong")
+        authenticator.caller("Bearer lt_wrong")
