@@ -1,4 +1,4 @@
-"""The portal as a process of its own, and a real browser to look at it with."""
+"""The portal as a process, and a browser that opens its pages."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ PASSWORD_HASH = hash_password(PORTAL_PASSWORD)
 VIEWER_HASH = hash_password(VIEWER_PASSWORD)
 
 
-# Its imports alone take seconds of a core, of which a busy machine gives little.
-STARTS_WITHIN = 150.0
-PATIENCE = 60.0  # seconds for an answer
+# The portal's imports alone take seconds of CPU time, and longer on a busy machine.
+START_TIMEOUT = 150.0
+ANSWER_TIMEOUT = 60.0
 
 
 @dataclass
 class Portal:
-    """A portal that runs."""
+    """A running portal."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -52,15 +52,15 @@ class Portal:
 
     @contextmanager
     def client(self, secret: str | None = PORTAL_PASSWORD) -> Iterator[httpx.Client]:
-        """Open a client that is signed in, unless there is nothing to sign in with."""
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
+        """Open a client; signed in with `secret` unless it is None."""
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=ANSWER_TIMEOUT) as client:
             if secret is not None:
                 answer = client.post("/sign-in", data={"secret": secret})
                 assert "problem" not in answer.headers["location"]
             yield client
 
     def cookie(self, secret: str) -> dict[str, str]:
-        """Return the header of a request by who signs in with a secret."""
+        """Sign in with a secret; return the session's cookie as a header."""
         with self.client(secret) as client:
             pairs = [f"{name}={value}" for name, value in client.cookies.items()]
         return {"Cookie": "; ".join(pairs)}
@@ -76,7 +76,7 @@ class StubApi:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[StubApi]:
-    """A stand-in for the API's health."""
+    """A stub of the API's health endpoint."""
     stub = StubApi()
 
     class Handler(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ def api() -> Iterator[StubApi]:
 def start_portal(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Portal]]:
-    """Start portals on a database and an API, with other settings; all end with the module."""
+    """Start portals on a database and an API, with further settings; all stop after the module."""
     started: list[Portal] = []
     tmp_path = tmp_path_factory.mktemp("portal")
 
@@ -149,14 +149,14 @@ def start_portal(
 
 @pytest.fixture(scope="module")
 def shared(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
-    """One database for the tests of a module, as a portal takes seconds to start."""
+    """One database for all tests of a module: a portal takes seconds to start."""
     name = "shared_portal"
     admin = engine(postgres.superuser_url)
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-    made = Database(postgres, name, {})
-    yield made
-    for engine_ in made.engines.values():
+    database = Database(postgres, name, {})
+    yield database
+    for engine_ in database.engines.values():
         engine_.dispose()
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -172,7 +172,7 @@ def shared_portal(
 
 @pytest.fixture
 def portal(shared: Database, shared_portal: Portal) -> Portal:
-    """A portal that has no batches to show."""
+    """The shared portal, without batches."""
     empty(
         shared.engine("owner"),
         "batches, tallies, queue, claims, workers, paused_pools, pool_samples",
@@ -182,15 +182,15 @@ def portal(shared: Database, shared_portal: Portal) -> Portal:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium; skips where there is none."""
+    """A headless Chromium; skips the test if none is installed."""
     with launched() as running:
         yield running
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Open a page of a portal, in any width and colour scheme, signed in unless told otherwise."""
-    made: list[Visit] = []
+    """Open a page of a portal, in any width and colour scheme, signed in unless `secret` is None."""
+    visits: list[Visit] = []
 
     def open_page(
         url: str,
@@ -201,7 +201,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     ) -> Visit:
         origin = "/".join(url.split("/")[:3])
         visited = new_visit(browser, origin, width=width, scheme=scheme)
-        made.append(visited)
+        visits.append(visited)
         if secret is not None:
             visited.context.request.post(f"{origin}/sign-in", form={"secret": secret})
         visited.page.goto(url)
@@ -209,12 +209,12 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
         return visited
 
     yield open_page
-    for visited in made:
+    for visited in visits:
         visited.context.close()
 
 
 def _wait_until_served(portal: Portal) -> None:
-    deadline = time.monotonic() + STARTS_WITHIN
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if portal.process.poll() is not None:
             break

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def store_of(portal: Portal) -> ObstoreObjects:
-    """Return the object store that a portal of the tests has."""
+    """Return the object store of a test portal."""
     folder = portal.log.parent / "objects"
     folder.mkdir(exist_ok=True)
     return ObstoreObjects(folder.as_uri())
 
 
-def dead_batch(
+def batch_with_dead_letters(
     world: World, portal: Portal, names: list[str], *, dead: tuple[int, ...], code: int = 500
 ) -> BatchId:
-    """Create a batch with a line for each custom_id; the lines `dead` died."""
+    """Create a batch with a request for each custom_id; the lines `dead` are dead letters."""
     common = {"method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}}
     lines = [json.dumps({"custom_id": name} | common) for name in names]
     batch = batch_of_lines(world, store_of(portal), [line.encode() for line in lines])

@@ -1,4 +1,4 @@
-"""Rows as the functions and workers leave them."""
+"""Rows as functions and workers write them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
     with engine.begin() as connection:
         connection.execute(
             text(
-                f"INSERT INTO batches ({', '.join(values)}) "  # noqa: S608 - names of our own
+                f"INSERT INTO batches ({', '.join(values)}) "  # noqa: S608 - constant names
                 f"VALUES ({', '.join(f':{name}' for name in values)})"
             ),
             values,
@@ -105,8 +105,8 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
 
 
 def add_queued(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
-    """Queue lines of a batch."""
-    _add_lines(
+    """Queue requests of a batch."""
+    _add_requests(
         engine,
         "INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool) "
         "SELECT :batch, :tenant, now(), now(), now(), line, :pool",
@@ -117,8 +117,8 @@ def add_queued(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
 
 
 def add_claimed(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
-    """Let a worker hold lines of a batch."""
-    _add_lines(
+    """Store claims of requests of a batch."""
+    _add_requests(
         engine,
         "INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, "
         "attempts, interruptions, lost_leases, escalated, pool) "
@@ -142,7 +142,7 @@ def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> None:
 
 
 def add_samples(engine: Engine, *, minutes: int) -> None:
-    """Sample both pools in each of the last minutes, but for a gap of ten in the middle."""
+    """Store samples of both pools for each of the last minutes, with a gap of ten in the middle."""
     with engine.begin() as connection:
         connection.execute(
             text("""
@@ -156,7 +156,7 @@ def add_samples(engine: Engine, *, minutes: int) -> None:
         )
 
 
-def _add_lines(engine: Engine, insert: str, batch: UUID, pool: str, lines: range) -> None:
+def _add_requests(engine: Engine, insert: str, batch: UUID, pool: str, lines: range) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(f"{insert} FROM generate_series(cast(:first AS int), :last) line"),
@@ -172,20 +172,20 @@ def _add_lines(engine: Engine, insert: str, batch: UUID, pool: str, lines: range
 
 
 def empty(owner: Engine, tables: str) -> None:
-    """Empty tables that an open portal reads: each of its looks locks them in an order of its own."""
-    for left in reversed(range(10)):
+    """Truncate tables; retries on a deadlock with the reads of an open portal."""
+    for retries in reversed(range(10)):
         try:
             with owner.begin() as connection:
                 connection.exec_driver_sql(f"TRUNCATE {tables}")
         except DatabaseError as error:
-            if "deadlock detected" not in str(error) or not left:
+            if "deadlock detected" not in str(error) or not retries:
                 raise
         else:
             return
 
 
 def add_old_batches(database: Database) -> None:
-    """Write 10,000 batches that ended long ago, and have the planner know of them."""
+    """Store 10,000 batches that ended long ago, and analyze the table."""
     with database.engine("worker").begin() as connection:
         connection.execute(
             text("""

@@ -1,4 +1,4 @@
-"""Every page there is: no violation that axe knows, and nothing that sticks out, in both themes."""
+"""Accessibility (axe) and width of every page, in both themes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.local.ports import free_port
 from lowtide.scheduler.pauses import PauseStore
-from tests.portal.letters import dead_batch
+from tests.portal.letters import batch_with_dead_letters
 from tests.portal.seeds import (
     SeedBatch,
     add_batch,
@@ -48,10 +48,10 @@ import portal.__main__ as portal
 portal.serve = lambda _: print(json.dumps(sorted(Client.page_routes.values())), flush=True)
 portal.main()
 """
-# Axe takes the veil behind a dialog for what is under the words of the dialog.
-SEEN_THROUGH = ".q-dialog__backdrop { background: none !important; }"
-# A dialog on its way in is seen through.
-STILL = """
+# Axe takes the backdrop of a dialog for the background of its text.
+TRANSPARENT_BACKDROP = ".q-dialog__backdrop { background: none !important; }"
+# An opening dialog is transparent.
+NOT_ANIMATED = """
 () => !document.querySelector("[class*=animating], [class*=enter-active]")
   && document.getAnimations().every((each) => each.playState !== "running")
 """
@@ -59,8 +59,8 @@ STILL = """
 
 @pytest.fixture(scope="module")
 def routes(shared_portal: Portal) -> list[str]:
-    """The pages that the portal has registered, so that a new one cannot be forgotten here."""
-    told = subprocess.run(
+    """The pages that the portal registers, so that every new one is checked."""
+    result = subprocess.run(
         [sys.executable, "-c", LIST_PAGES],
         env=psutil.Process(shared_portal.process.pid).environ()
         | {"LOWTIDE_HEALTH_PORT": str(free_port())},
@@ -68,14 +68,14 @@ def routes(shared_portal: Portal) -> list[str]:
         text=True,
         check=False,
     )
-    assert told.returncode == 0, told.stderr
-    found: list[str] = json.loads(told.stdout.splitlines()[-1])
-    return found
+    assert result.returncode == 0, result.stderr
+    paths: list[str] = json.loads(result.stdout.splitlines()[-1])
+    return paths
 
 
 @pytest.fixture
 def batch(shared: Database, portal: Portal) -> str:
-    """Something on every page; returns the id of a batch with dead letters and a hostile line."""
+    """Content for every page; returns the id of a batch with dead letters and a hostile request."""
     empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
     worker = shared.engine("worker")
     for status in BatchStatus:
@@ -85,9 +85,9 @@ def batch(shared: Database, portal: Portal) -> str:
     add_claimed(worker, running, "dedicated", range(50, 60))
     add_worker(worker, "spot")
     add_samples(worker, minutes=50)
-    died = dead_batch(World(shared), portal, ["one", HOSTILE], dead=(1, 2))
+    dead_lettered = batch_with_dead_letters(World(shared), portal, ["one", HOSTILE], dead=(1, 2))
     PauseStore(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
-    return format_batch_id(died)
+    return format_batch_id(dead_lettered)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -109,25 +109,25 @@ def test_every_page_is_accessible_and_fits(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_opens_on_a_page_is_accessible(
+def test_drawer_and_dialog_are_accessible(
     batch: str, portal: Portal, visit: Callable[..., Visit], scheme: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     visited = visit(f"{portal.url}/batches/{batch}?line=1", scheme=scheme, width=390)
     page = visited.page
     page.get_by_role("dialog", name="Request").get_by_text("one").first.wait_for()
-    page.add_style_tag(content=SEEN_THROUGH)
+    page.add_style_tag(content=TRANSPARENT_BACKDROP)
     _check(axe, page, "drawer")
     page.goto(f"{portal.url}/dead-letters")
     page.get_by_role("button", name="View one").click()
     page.get_by_text('"custom_id": "one"').wait_for()
-    page.add_style_tag(content=SEEN_THROUGH)
+    page.add_style_tag(content=TRANSPARENT_BACKDROP)
     _check(axe, page, "letter")
     assert visited.problems == []
 
 
 def _fits(page: Page) -> bool:
-    """Whether nothing sticks out, once tables have become cards."""
+    """Return True if no content overflows once tables have become cards."""
     try:
         page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=2000)
     except PlaywrightTimeout:
@@ -136,7 +136,7 @@ def _fits(page: Page) -> bool:
 
 
 def _check(axe: Any, page: Page, where: str) -> None:
-    page.wait_for_function(STILL)
-    found = axe.run(page).response["violations"]
-    assert [(each["id"], each["nodes"][0]["failureSummary"]) for each in found] == [], where
+    page.wait_for_function(NOT_ANIMATED)
+    violations = axe.run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["failureSummary"]) for each in violations] == [], where
     assert _fits(page), where

@@ -1,4 +1,4 @@
-"""Tenants, keys and the audit log: who sees them, what they show, and what is done there."""
+"""The pages of tenants, keys and the audit log: access, content and actions."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*
 
 
 @pytest.fixture
-def known(shared: Database, portal: Portal) -> Iterator[Portal]:
-    """A portal with a tenant `acme` at a limit, and one whose names no service would take."""
+def populated(shared: Database, portal: Portal) -> Iterator[Portal]:
+    """A portal with a tenant `acme` at its limit, and a tenant, key and entry with hostile names."""
     acme, hostile = new_id(), new_id()
-    add = "INSERT INTO tenants (id, name, weight, max_active_batches) VALUES (:id, :name, 2, :most)"
+    tenant = (
+        "INSERT INTO tenants (id, name, weight, max_active_batches) VALUES (:id, :name, 2, :most)"
+    )
     key = (
         "INSERT INTO api_keys (hash, tenant_id, name, prefix) "
         "VALUES (decode(md5(:name), 'hex'), :id, :name, 'lt_hostil')"
     )
-    note = (
+    entry = (
         "INSERT INTO audit_log (tenant_id, actor, action, subject) "
         "VALUES (:id, :name, 'key.created', :name)"
     )
     with shared.engine("operator").begin() as connection:
-        connection.execute(text(add), {"id": acme, "name": "acme", "most": 1})
-        connection.execute(text(add), {"id": hostile, "name": HOSTILE, "most": None})
-        for statement in (key, note):
+        connection.execute(text(tenant), {"id": acme, "name": "acme", "most": 1})
+        connection.execute(text(tenant), {"id": hostile, "name": HOSTILE, "most": None})
+        for statement in (key, entry):
             connection.execute(text(statement), {"id": hostile, "name": HOSTILE})
     worker = shared.engine("worker")
     batch = add_batch(worker, SeedBatch(user="ana", total=1500, completed=266))
@@ -72,10 +74,10 @@ def _audit(shared: Database) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("query", ["", "?search=%00&state=gone&after=~x", "?tenant=nobody"])
-def test_they_show_hostile_names_as_text_and_survive_any_address(
-    known: Portal, path: str, query: str
+def test_pages_escape_hostile_names_and_accept_any_query(
+    populated: Portal, path: str, query: str
 ) -> None:
-    with known.client() as client:
+    with populated.client() as client:
         answer = client.get(path + query)
     assert answer.status_code == 200
     assert answer.text.count('"tag":"h1"') == 1
@@ -85,8 +87,8 @@ def test_they_show_hostile_names_as_text_and_survive_any_address(
         assert f'"href":"{other}"' in answer.text
 
 
-def test_tenants_show_what_they_use(known: Portal) -> None:
-    with known.client() as client:
+def test_tenants_page_shows_usage(populated: Portal) -> None:
+    with populated.client() as client:
         page = client.get("/tenants?search=acm").text
     assert "1,234" in page
     assert "/batches?tenant=acme" in page
@@ -94,15 +96,15 @@ def test_tenants_show_what_they_use(known: Portal) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_they_are_not_for_a_tenants_visitors(known: Portal, path: str) -> None:
-    with known.client(API_KEY) as client:
+def test_tenant_sign_in_is_redirected_to_batches(populated: Portal, path: str) -> None:
+    with populated.client(API_KEY) as client:
         answer = client.get(path)
         assert (answer.status_code, answer.headers["location"]) == (303, "/batches")
         assert f'"href":"{path}"' not in client.get("/batches").text
 
 
-def test_a_viewer_sees_them_and_has_no_buttons(known: Portal) -> None:
-    with known.client(VIEWER_PASSWORD) as client:
+def test_viewer_has_no_action_buttons(populated: Portal) -> None:
+    with populated.client(VIEWER_PASSWORD) as client:
         pages = [client.get(path).text for path in PATHS]
     assert "acme" in pages[0]
     for page in pages:
@@ -134,21 +136,21 @@ def _close_key(page: Page) -> None:
 
 
 def _problems_of_dialog(axe: Any, page: Page) -> list[str]:
-    """Return what is wrong while a dialog is open.
+    """Return axe's violations while a dialog is open.
 
-    Not contrast: axe takes what the dialog dims behind it for the ground of the dialog's buttons.
+    Contrast is excluded: axe takes the dimmed page for the background of the dialog's buttons.
     """
-    found = axe.run(page, options={"rules": {"color-contrast": {"enabled": False}}}).response
-    return [violation["id"] for violation in found["violations"]]
+    result = axe.run(page, options={"rules": {"color-contrast": {"enabled": False}}}).response
+    return [violation["id"] for violation in result["violations"]]
 
 
 @pytest.mark.slow
-def test_a_key_is_made_rotated_and_revoked_and_shown_once(
-    shared: Database, known: Portal, visit: Callable[..., Visit]
+def test_key_is_created_rotated_revoked_and_shown_once(
+    shared: Database, populated: Portal, visit: Callable[..., Visit]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    tenants = Authenticator(shared.engine("api"), pepper=PEPPER, anonymous=None)
-    page = (visited := visit(f"{known.url}/keys?tenant=acme")).page
+    authenticator = Authenticator(shared.engine("api"), pepper=PEPPER, anonymous=None)
+    page = (visited := visit(f"{populated.url}/keys?tenant=acme")).page
     page.get_by_text("Nothing matches these filters").wait_for()
     page.get_by_role("button", name="New key…").click()
     page.get_by_role("textbox", name="Name", exact=True).fill("No Name")
@@ -158,29 +160,29 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
     page.get_by_role("textbox", name="Name", exact=True).fill("laptop")
     page.get_by_role("button", name="Create key").click()
     first = _shown_key(page)
-    assert tenants.caller(f"Bearer {first}").name == "laptop"
+    assert authenticator.caller(f"Bearer {first}").name == "laptop"
     assert _problems_of_dialog(axe, page) == []
     _check_copying(page, first)
     page.reload()
     page.get_by_role("button", name=re.compile("^Rotate laptop of acme")).wait_for()
-    assert first not in page.content(), "a reload shows it no more"
+    assert first not in page.content(), "the key is not shown after a reload"
     page.get_by_role("button", name=re.compile("^Rotate laptop of acme")).click()
     page.get_by_role("button", name="Rotate laptop", exact=True).click()
     second = _shown_key(page)
     for key in (first, second):
-        assert tenants.caller(f"Bearer {key}").name == "laptop"
-    page.goto(f"{known.url}/tenants")
+        assert authenticator.caller(f"Bearer {key}").name == "laptop"
+    page.goto(f"{populated.url}/tenants")
     page.get_by_role("heading", level=1).wait_for()
     page.go_back()
     page.get_by_text("Expiring", exact=True).wait_for()
-    assert second not in page.content(), "going back shows it no more"
+    assert second not in page.content(), "the key is not shown after going back"
     page.get_by_role("button", name=re.compile("^Revoke laptop of acme")).last.click()
     page.get_by_role("button", name="Revoke laptop", exact=True).click()
     page.get_by_text("Revoked", exact=True).wait_for()
     with pytest.raises(Unauthenticated):
-        tenants.caller(f"Bearer {first}")
-    assert tenants.caller(f"Bearer {second}").name == "laptop"
-    log = known.log.read_text()
+        authenticator.caller(f"Bearer {first}")
+    assert authenticator.caller(f"Bearer {second}").name == "laptop"
+    log = populated.log.read_text()
     assert first not in log
     assert second not in log
     assert _audit(shared) == [
@@ -190,10 +192,10 @@ def test_a_key_is_made_rotated_and_revoked_and_shown_once(
 
 
 @pytest.mark.slow
-def test_a_tenant_is_made_and_changed_after_saying_what(
-    shared: Database, known: Portal, visit: Callable[..., Visit]
+def test_tenant_is_created_and_changed_after_review(
+    shared: Database, populated: Portal, visit: Callable[..., Visit]
 ) -> None:
-    page = (visited := visit(f"{known.url}/tenants")).page
+    page = (visited := visit(f"{populated.url}/tenants")).page
     page.get_by_role("button", name="New tenant…").click()
     page.get_by_role("textbox", name="Name", exact=True).fill("fresh")
     page.get_by_role("textbox", name="Running requests").fill("7")
@@ -207,7 +209,7 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
     page.get_by_role("button", name="Review changes").click()
     page.get_by_text("weight: 1 → 3").wait_for()
     page.get_by_text("running requests: 7 → none").wait_for()
-    assert _audit(shared)[-1][1] == "tenant.changed", "what creating it set"
+    assert _audit(shared)[-1][1] == "tenant.changed", "the initial limits are audited"
     before = len(_audit(shared))
     with shared.engine("operator").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_queued_lines = 9 WHERE name = 'fresh'"))
@@ -221,7 +223,7 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
     page.get_by_role("button", name="Change fresh").click()
     page.get_by_text("fresh: weight: 1 → 3").wait_for()
     assert len(_audit(shared)) == before + 1
-    page.goto(f"{known.url}/audit?action=tenant.changed")
+    page.goto(f"{populated.url}/audit?action=tenant.changed")
     page.get_by_text("weight: 1 -> 3").wait_for()
     page.get_by_label("Actor (exact)").fill("nobody")
     page.get_by_text("Nothing matches these filters").wait_for()
@@ -230,12 +232,12 @@ def test_a_tenant_is_made_and_changed_after_saying_what(
 
 
 @pytest.mark.slow
-def test_hostile_names_are_text_in_a_browser_and_fit_a_phone(
-    known: Portal, visit: Callable[..., Visit]
+def test_hostile_names_are_escaped_and_fit_on_a_phone(
+    populated: Portal, visit: Callable[..., Visit]
 ) -> None:
-    page = (visited := visit(f"{known.url}/tenants", width=390)).page
+    page = (visited := visit(f"{populated.url}/tenants", width=390)).page
     for path in PATHS:
-        page.goto(known.url + path)
+        page.goto(populated.url + path)
         page.get_by_text(HOSTILE).first.wait_for()
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, path

@@ -1,4 +1,4 @@
-"""Alerts, from a server that answers as Alertmanager does and from Alertmanager itself."""
+"""Alerts, read from a stub of Alertmanager and from Alertmanager itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from portal.components.alerts import MOST_SHOWN, Alertmanager
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Reads = Callable[[str], Alertmanager]
+    OpenReader = Callable[[str], Alertmanager]
     from pathlib import Path
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -31,7 +31,7 @@ BINARY = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 
 
 def gettable(name: str, severity: str = "warning", summary: str = "Look.", minutes: int = 3) -> Any:
-    """Return an alert as `GET /api/v2/alerts` has it."""
+    """Return an alert as `GET /api/v2/alerts` returns it."""
     return {
         "annotations": {"summary": summary},
         "endsAt": "2026-01-02T04:00:00.000Z",
@@ -45,61 +45,61 @@ def gettable(name: str, severity: str = "warning", summary: str = "Look.", minut
     }
 
 
-class Server:
-    """Answers what it is told to, and notes what it was asked."""
+class StubServer:
+    """A stub with a configurable answer; it records the requested paths."""
 
     def __init__(self) -> None:
         self.status = 200
         self.body = b"[]"
-        self.asked: list[str] = []
-        self.hangs = threading.Event()
-        self.hangs.set()
+        self.requested: list[str] = []
+        self.unblocked = threading.Event()
+        self.unblocked.set()
         self.url = ""
 
-    def says(self, *alerts: Any) -> None:
+    def serve(self, *alerts: Any) -> None:
         self.body = json.dumps(alerts).encode()
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving() -> Iterator[StubServer]:
     """Serve on a free port."""
-    told = Server()
+    stub = StubServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told.asked.append(self.path)
-            told.hangs.wait(10)
-            self.send_response(told.status)
+            stub.requested.append(self.path)
+            stub.unblocked.wait(10)
+            self.send_response(stub.status)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(told.body)
+            self.wfile.write(stub.body)
 
         def log_message(self, *_: object) -> None:
             """Stay quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{server.server_port}/prefix"
+    stub.url = f"http://127.0.0.1:{server.server_port}/prefix"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield told
+        yield stub
     finally:
-        told.hangs.set()
+        stub.unblocked.set()
         server.shutdown()
         server.server_close()
         thread.join()
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    """A server."""
-    with serving() as told:
-        yield told
+def server() -> Iterator[StubServer]:
+    """A stub of Alertmanager."""
+    with serving() as stub:
+        yield stub
 
 
 @pytest.fixture
-def reads() -> Iterator[Reads]:
-    """Read from an address; closed with the test."""
+def open_reader() -> Iterator[OpenReader]:
+    """Open readers of a URL; all close after the test."""
     opened: list[Alertmanager] = []
 
     def read(url: str) -> Alertmanager:
@@ -111,16 +111,16 @@ def reads() -> Iterator[Reads]:
         reader.close()
 
 
-def test_alerts_that_fire_are_read_the_gravest_and_oldest_first(
-    server: Server, reads: Reads
+def test_firing_alerts_are_sorted_by_severity_and_age(
+    server: StubServer, open_reader: OpenReader
 ) -> None:
-    server.says(
+    server.serve(
         gettable("LowtideQueueOld"),
         gettable("LowtideTickStalled", "critical", "<b>No tick</b>"),
         gettable("LowtideLong", minutes=90),
         gettable("LowtideOdd", "sev-9"),
     )
-    reader = reads(server.url)
+    reader = open_reader(server.url)
     assert reader.reachability is None
     reader.look()
     seen = reader.seen
@@ -131,17 +131,19 @@ def test_alerts_that_fire_are_read_the_gravest_and_oldest_first(
     assert (first.severity, first.summary) == ("critical", "<b>No tick</b>")
     assert NOW - first.since == timedelta(minutes=3) - timedelta(milliseconds=123)
     assert (seen.more, seen.problem, seen.answered_at) == (0, None, NOW)
-    asked = urlsplit(server.asked[0])
-    assert asked.path == "/prefix/api/v2/alerts"
-    assert parse_qs(asked.query) == {
+    url = urlsplit(server.requested[0])
+    assert url.path == "/prefix/api/v2/alerts"
+    assert parse_qs(url.query) == {
         "active": ["true"], "silenced": ["false"], "inhibited": ["false"],
         "unprocessed": ["false"], "filter": ['alertname=~"Lowtide.*"'],
     }  # fmt: skip
 
 
-def test_no_more_are_kept_than_a_page_shows(server: Server, reads: Reads) -> None:
-    server.says(*(gettable(f"Lowtide{place}", summary="x" * 900) for place in range(70)))
-    reader = reads(server.url)
+def test_alerts_beyond_page_limit_are_only_counted(
+    server: StubServer, open_reader: OpenReader
+) -> None:
+    server.serve(*(gettable(f"Lowtide{place}", summary="x" * 900) for place in range(70)))
+    reader = open_reader(server.url)
     reader.look()
     assert (len(reader.seen.alerts), reader.seen.more) == (MOST_SHOWN, 50)
     assert {len(alert.summary) for alert in reader.seen.alerts} == {300}
@@ -150,24 +152,24 @@ def test_no_more_are_kept_than_a_page_shows(server: Server, reads: Reads) -> Non
 @pytest.mark.parametrize(
     ("status", "body", "problem"),
     [
-        pytest.param(503, b"", "responded with HTTP 503", id="fails"),
-        pytest.param(302, b"", "responded with HTTP 302", id="wants a sign-in"),
-        pytest.param(200, b"<html>", "not a valid Alertmanager response", id="something else"),
-        pytest.param(200, b'{"a": 1}', "not a valid Alertmanager response", id="another shape"),
+        pytest.param(503, b"", "responded with HTTP 503", id="server error"),
+        pytest.param(302, b"", "responded with HTTP 302", id="redirect to sign-in"),
+        pytest.param(200, b"<html>", "not a valid Alertmanager response", id="not JSON"),
+        pytest.param(200, b'{"a": 1}', "not a valid Alertmanager response", id="other shape"),
         pytest.param(
             200,
             b'[{"labels": {}, "annotations": {}, "startsAt": "2026-01-02T03:04:05"}]',
             "not a valid Alertmanager response",
-            id="a time without a zone",
+            id="time without zone",
         ),
-        pytest.param(200, b"[" + b" " * 2_100_000, "response too large", id="too long"),
+        pytest.param(200, b"[" + b" " * 2_100_000, "response too large", id="too large"),
     ],
 )
-def test_what_is_no_answer_keeps_the_last_alerts(
-    server: Server, reads: Reads, status: int, body: bytes, problem: str
+def test_invalid_response_keeps_last_alerts(
+    server: StubServer, open_reader: OpenReader, status: int, body: bytes, problem: str
 ) -> None:
-    server.says(gettable("LowtideQueueOld"))
-    reader = reads(server.url)
+    server.serve(gettable("LowtideQueueOld"))
+    reader = open_reader(server.url)
     reader.look()
     server.status, server.body = status, body
     reader.look()
@@ -179,20 +181,20 @@ def test_what_is_no_answer_keeps_the_last_alerts(
     assert not reader.reachability.reachable
 
 
-def test_one_that_hangs_is_given_up(
-    server: Server, reads: Reads, monkeypatch: pytest.MonkeyPatch
+def test_hanging_server_times_out(
+    server: StubServer, open_reader: OpenReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "TIMEOUT", 0.1)
-    server.hangs.clear()
-    reader = reads(server.url)
+    server.unblocked.clear()
+    reader = open_reader(server.url)
     began = time.monotonic()
     reader.look()
     assert time.monotonic() - began < 5
     assert reader.seen.problem == "no response within 2 s"
 
 
-def test_nobody_there(reads: Reads) -> None:
-    reader = reads(f"http://127.0.0.1:{free_port()}")
+def test_unreachable_server_is_reported(open_reader: OpenReader) -> None:
+    reader = open_reader(f"http://127.0.0.1:{free_port()}")
     reader.look()
     assert reader.seen.problem == "no connection"
     assert reader.seen.answered_at is None
@@ -201,7 +203,7 @@ def test_nobody_there(reads: Reads) -> None:
 @pytest.mark.skipif(
     BINARY is None, reason="no Alertmanager: apt-get install prometheus-alertmanager"
 )
-def test_alertmanager_itself_answers_like_that(tmp_path: Path, reads: Reads) -> None:
+def test_alerts_are_read_from_real_alertmanager(tmp_path: Path, open_reader: OpenReader) -> None:
     config = tmp_path / "alertmanager.yml"
     config.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
     port = free_port()
@@ -218,16 +220,16 @@ def test_alertmanager_itself_answers_like_that(tmp_path: Path, reads: Reads) -> 
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        fires = [
+        posted = [
             {"labels": {"alertname": name, "severity": "critical"}, "annotations": {"summary": "S"}}
             for name in ("LowtideTickStalled", "Another")
         ]
-        reader = reads(url)
+        reader = open_reader(url)
         deadline = time.monotonic() + 20
         while not reader.seen.alerts:
             assert time.monotonic() < deadline, reader.seen.problem
             try:
-                httpx.post(f"{url}/api/v2/alerts", json=fires, trust_env=False)
+                httpx.post(f"{url}/api/v2/alerts", json=posted, trust_env=False)
             except httpx.TransportError:
                 time.sleep(0.05)
             reader.look()

@@ -1,4 +1,4 @@
-"""The pages of batches, in a real browser: what they show, restore and do."""
+"""The pages of batches, in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`=cmd|1'
 EXACT = '{"b": 123456789012345678901234567890, "a": 1.0E+400, "n": "\\u003c"}'
 
-# The browser comes back after longer than NiceGUI waits by itself.
+# The browser reconnects later than NiceGUI waits by default.
 _BREAK = """() => {
   window.stayed = true;
   window.socket.io.randomizationFactor(0);
@@ -38,8 +38,8 @@ _BREAK = """() => {
 
 @pytest.fixture
 def filled(shared: Database, portal: Portal) -> Iterator[UUID]:
-    """Some batches, and one with hostile lines; returns that one."""
-    assert portal.process.poll() is None, "it empties the database, and so comes first"
+    """62 batches; returns the one with hostile texts."""
+    assert portal.process.poll() is None, "this fixture empties the database, so it must run first"
     worker = shared.engine("worker")
     for number in range(60):
         add_batch(worker, SeedBatch(user=f"user-{number}", age=timedelta(hours=1 + number)))
@@ -51,7 +51,7 @@ def filled(shared: Database, portal: Portal) -> Iterator[UUID]:
         ),
     )
     add_queued(worker, batch, "dedicated", range(2, 4))
-    _add_lines(shared, batch)
+    _add_requests(shared, batch)
     yield batch
     with shared.engine("owner").begin() as connection:
         connection.execute(text(f"TRUNCATE {TABLES}"))
@@ -68,18 +68,18 @@ INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, lin
 VALUES (:batch, :tenant, :tenant, now(), now(), 1, 1, 1, 2, 1, false, true, true, 'spot', 'r',
   :body, 'engine_error', :hostile)
 """
-_NOTE = """
+_EVENT = """
 INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, detail)
 VALUES (:tenant, :batch, 1, 'interrupted', 'spot', :hostile)
 """
 
 
-def _add_lines(database: Database, batch: UUID) -> None:
+def _add_requests(database: Database, batch: UUID) -> None:
     values = {"batch": batch, "tenant": DEFAULT_TENANT, "hostile": HOSTILE}
     with database.engine("worker").begin() as connection:
         connection.execute(text(_REQUESTS), values)
         connection.execute(text(_RESULT), values | {"body": EXACT})
-        connection.execute(text(_NOTE), values)
+        connection.execute(text(_EVENT), values)
 
 
 def _path(batch: UUID) -> str:
@@ -87,9 +87,7 @@ def _path(batch: UUID) -> str:
 
 
 @pytest.mark.usefixtures("filled")
-def test_the_list_is_filtered_by_its_address_and_the_address_by_the_list(
-    portal: Portal, visit: Callable[..., Visit]
-) -> None:
+def test_list_filters_match_address(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = (visited := visit(f"{portal.url}/batches?status=expired,failed")).page
     page.get_by_text("1 batch", exact=True).wait_for()
     assert page.get_by_role("link", name="late").is_visible()
@@ -107,7 +105,7 @@ def test_the_list_is_filtered_by_its_address_and_the_address_by_the_list(
     assert visited.problems == []
 
 
-def test_all_that_match_are_cancelled_after_a_question_and_audited(
+def test_matching_batches_are_cancelled_after_confirmation(
     shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/batches")).page
@@ -118,7 +116,9 @@ def test_all_that_match_are_cancelled_after_a_question_and_audited(
     page.get_by_text("Cancel 61 batches?").wait_for()
     with shared.engine("operator").connect() as connection:
         count = text("SELECT count(*) FROM batches WHERE status = 'cancelling'")
-        assert connection.execute(count).scalar_one() == 0, "nothing before the answer"
+        assert connection.execute(count).scalar_one() == 0, (
+            "nothing is cancelled before the confirmation"
+        )
     page.get_by_role("button", name="Cancel 61 batches").click()
     page.get_by_text("Cancelling 61 batches.").wait_for()
     with shared.engine("operator").connect() as connection:
@@ -131,7 +131,7 @@ def test_all_that_match_are_cancelled_after_a_question_and_audited(
     assert visited.problems == []
 
 
-def test_hostile_text_is_text_on_the_page_of_a_batch_and_in_the_drawer(
+def test_hostile_text_is_escaped_on_batch_page_and_in_drawer(
     filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}{_path(filled)}?status=DeadLettered&line=1")).page
@@ -155,7 +155,7 @@ def test_hostile_text_is_text_on_the_page_of_a_batch_and_in_the_drawer(
     assert visited.problems == []
 
 
-def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
+def test_viewer_cannot_cancel_and_tenant_cannot_open_foreign_batch(
     shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = visit(portal.url + _path(filled), secret=VIEWER_PASSWORD).page
@@ -174,7 +174,7 @@ def test_a_viewer_has_no_buttons_and_a_tenant_no_other_tenants_batch(
         assert client.get(f"{_path(filled)}/files/input").status_code == 404
 
 
-def test_times_are_by_the_clock_of_who_looks(
+def test_times_are_in_viewers_time_zone(
     filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     with portal.client() as client:
@@ -188,20 +188,18 @@ def test_times_are_by_the_clock_of_who_looks(
 
 
 @pytest.mark.usefixtures("filled")
-def test_what_is_chosen_outlasts_a_break_of_the_connection(
-    portal: Portal, visit: Callable[..., Visit]
-) -> None:
+def test_selection_survives_reconnection(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = visit(f"{portal.url}/batches").page
     page.get_by_label("Select all on this page").click()
     page.get_by_text("50 selected").wait_for()
     page.evaluate(_BREAK)
     page.wait_for_function("window.socket?.connected && window.did_handshake")
-    assert page.evaluate("window.stayed"), "the page was loaded anew"
+    assert page.evaluate("window.stayed"), "the page was reloaded"
     assert page.get_by_text("50 selected").is_visible()
 
 
 @pytest.mark.parametrize("path", ["/batches/nonsense", f"/batches/batch_{'0' * 32}"])
-def test_a_bad_id_is_a_page(portal: Portal, path: str) -> None:
+def test_invalid_batch_id_shows_not_found_page(portal: Portal, path: str) -> None:
     with portal.client() as client:
         answer = client.get(path)
         assert answer.status_code == 404

@@ -1,4 +1,4 @@
-"""What the pages of batches are made of, without a browser."""
+"""Parts of the pages of batches, without a browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BATCH = BatchId(UUID(int=7 << 64))
 @pytest.mark.parametrize(
     "query",
     [
-        pytest.param(BatchQuery(), id="nothing"),
+        pytest.param(BatchQuery(), id="empty"),
         pytest.param(
             BatchQuery(
                 statuses=(BatchStatus.FAILED, BatchStatus.CANCELLED),
@@ -45,11 +45,11 @@ BATCH = BatchId(UUID(int=7 << 64))
                 order=BatchOrder.ACTIVE,
                 after=BatchMark(BATCH, active=True),
             ),
-            id="everything",
+            id="all parameters",
         ),
     ],
 )
-def test_an_address_says_what_was_chosen(query: BatchQuery) -> None:
+def test_batch_query_survives_its_address(query: BatchQuery) -> None:
     from urllib.parse import parse_qsl, urlsplit
 
     parameters = dict(parse_qsl(urlsplit(query.address()).query))
@@ -64,24 +64,24 @@ def test_an_address_says_what_was_chosen(query: BatchQuery) -> None:
         {"after": ""},
     ],
 )
-def test_what_an_address_says_wrongly_is_left_out(parameters: dict[str, str]) -> None:
+def test_invalid_parameters_are_ignored(parameters: dict[str, str]) -> None:
     assert BatchQuery.read(parameters) == BatchQuery()
 
 
-def test_an_unknown_tenant_is_no_filter_but_an_error() -> None:
+def test_unknown_tenant_raises_not_found() -> None:
     tenants = {DEFAULT_TENANT: "default"}
     assert BatchQuery(tenant="default").filter(tenants) == BatchFilter(tenant=DEFAULT_TENANT)
     with pytest.raises(NotFound):
         BatchQuery(tenant="other").filter(tenants)
 
 
-def test_lines_have_addresses_too() -> None:
+def test_request_query_survives_its_address() -> None:
     query = LineQuery(BATCH, RequestStatus.DEAD_LETTERED, after=50, line=7)
     assert query.address().endswith("?status=DeadLettered&after=50&line=7")
-    said = {"status": "DeadLettered", "after": "50", "line": "7"}
-    assert LineQuery.read(BATCH, said) == query
-    wrong = {"status": "x", "after": "-1", "line": "9" * 10}
-    assert LineQuery.read(BATCH, wrong) == LineQuery(BATCH)
+    parameters = {"status": "DeadLettered", "after": "50", "line": "7"}
+    assert LineQuery.read(BATCH, parameters) == query
+    invalid = {"status": "x", "after": "-1", "line": "9" * 10}
+    assert LineQuery.read(BATCH, invalid) == LineQuery(BATCH)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_lines_have_addresses_too() -> None:
             '{\n  "b": 123456789012345678901234567890,\n  "a": 1.50E+400,\n  "b": "\\u003c"\n}',
             id="digits, order, doubles and escapes",
         ),
-        pytest.param(b"not json", "not json", id="no JSON"),
-        pytest.param(b"\xff{", "\ufffd{", id="no UTF-8"),
-        pytest.param(b"", "", id="nothing"),
+        pytest.param(b"not json", "not json", id="not JSON"),
+        pytest.param(b"\xff{", "\ufffd{", id="not UTF-8"),
+        pytest.param(b"", "", id="empty"),
     ],
 )
-def test_json_stays_exact(content: bytes, shown: str) -> None:
+def test_json_is_shown_exactly(content: bytes, shown: str) -> None:
     assert exact(content, len(content)) == shown
 
 
-def test_a_long_answer_is_cut_and_says_so() -> None:
+def test_long_answer_is_truncated_with_note() -> None:
     whole = MOST_SHOWN + 1500
     for content in (b"x" * whole, b"x" * MOST_SHOWN):
         assert "\n… 1.5 kB truncated: download" in exact(content, whole)
@@ -147,13 +147,15 @@ def test_a_long_answer_is_cut_and_says_so() -> None:
         ),
     ],
 )
-def test_the_timeline(batch: object, names: list[str], note: str, tone: Tone) -> None:
+def test_timeline_has_steps_and_deadline_note(
+    batch: object, names: list[str], note: str, tone: Tone
+) -> None:
     steps = steps_of(batch, NOW)  # type: ignore[arg-type]
     assert [step.name for step in steps] == names
     assert (steps[-1].note, steps[-1].tone) == (note, tone)
 
 
-def test_nothing_succeeded_is_told_from_completed() -> None:
+def test_all_failed_and_eta_are_derived_from_batch() -> None:
     assert all_failed(replace(DONE, completed=0, failed=2000))
     assert not all_failed(DONE)
     assert not all_failed(replace(DONE, completed=0, failed=0, total=0))
@@ -161,7 +163,7 @@ def test_nothing_succeeded_is_told_from_completed() -> None:
     assert eta_of(replace(RUNNING, eta=NOW + HOUR), NOW).startswith("Expected to finish in 1 h")
 
 
-def test_a_line_says_what_happened_to_it() -> None:
+def test_request_row_shows_flags_and_error() -> None:
     state = RequestState(
         1, "id", RequestStatus.FAILED, None, 2, 3, True, None, NOW, NOW, 503, None, None
     )
@@ -172,7 +174,7 @@ def test_a_line_says_what_happened_to_it() -> None:
 
 
 class _Listing:
-    """What can be cancelled, and the ledger that does it; `ended` batches cannot be any more."""
+    """Lists and cancels open batches; `ended` ones can no longer be cancelled."""
 
     def __init__(self, count: int, ended: int = 0) -> None:
         self.open = [BatchId(UUID(int=number)) for number in range(count)]
@@ -197,34 +199,36 @@ class _Listing:
         assert len(events) == 1
 
 
-def _desk(listing: _Listing) -> BatchCancellation:
+def _cancellation(listing: _Listing) -> BatchCancellation:
     return BatchCancellation(listing, listing, listing, new_id=uuid4)  # type: ignore[arg-type]
 
 
-def test_a_plan_changes_nothing_and_a_cancellation_just_what_was_planned() -> None:
+def test_plan_changes_nothing_and_cancel_changes_only_the_plan() -> None:
     listing = _Listing(5, ended=2)
-    plan = _desk(listing).plan(OPERATOR, BatchFilter())
+    plan = _cancellation(listing).plan(OPERATOR, BatchFilter())
     assert (len(plan.batches), plan.unchanged, plan.more, listing.actors) == (5, 0, False, [])
-    assert _desk(listing).plan(OPERATOR, [*plan.batches[:1], BatchId(uuid4())]).unchanged == 1
-    assert _desk(listing).cancel(OPERATOR, plan.batches) == 3
+    assert (
+        _cancellation(listing).plan(OPERATOR, [*plan.batches[:1], BatchId(uuid4())]).unchanged == 1
+    )
+    assert _cancellation(listing).cancel(OPERATOR, plan.batches) == 3
     assert listing.actors == ["ana"] * 3
 
 
-def test_one_call_ends() -> None:
-    plan = _desk(_Listing(MOST_CANCELLED + 1)).plan(OPERATOR, BatchFilter())
+def test_plan_is_limited_to_max_batches() -> None:
+    plan = _cancellation(_Listing(MOST_CANCELLED + 1)).plan(OPERATOR, BatchFilter())
     assert (len(plan.batches), plan.more) == (MOST_CANCELLED, True)
 
 
-def test_viewers_are_refused_before_anything_is_read() -> None:
+def test_viewer_cannot_plan_or_cancel() -> None:
     listing = _Listing(1)
     with pytest.raises(Forbidden):
-        _desk(listing).plan(VIEWER, BatchFilter())
+        _cancellation(listing).plan(VIEWER, BatchFilter())
     with pytest.raises(Forbidden):
-        _desk(listing).cancel(VIEWER, listing.open)
+        _cancellation(listing).cancel(VIEWER, listing.open)
     assert listing.actors == []
 
 
-def test_pages_that_look_at_the_same_read_it_once_and_a_paused_one_not_at_all() -> None:
+def test_shared_reading_is_read_once_and_paused_one_never() -> None:
     reads: list[str] = []
     readings = Readings()
     first = readings.follow("a", Subject("x", lambda: reads.append("x")), lambda: False)
@@ -238,7 +242,7 @@ def test_pages_that_look_at_the_same_read_it_once_and_a_paused_one_not_at_all() 
     assert reads == ["x"]
 
 
-def test_a_bug_in_one_reading_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_reading_does_not_block_others(caplog: pytest.LogCaptureFixture) -> None:
     reads: list[str] = []
     readings = Readings()
     readings.follow("a", Subject("x", lambda: 1 // 0), lambda: False)
@@ -248,7 +252,7 @@ def test_a_bug_in_one_reading_holds_up_no_other(caplog: pytest.LogCaptureFixture
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_was_read_last_stays_through_a_failure() -> None:
+def test_failed_read_keeps_last_value() -> None:
     answers = iter([7])
 
     def read() -> int:
@@ -268,15 +272,17 @@ def test_what_was_read_last_stays_through_a_failure() -> None:
 @pytest.mark.parametrize(
     ("answer", "shown"),
     [
-        pytest.param('{"error": {"message": "Too long.", "code": null}}', "Too long.", id="said"),
+        pytest.param(
+            '{"error": {"message": "Too long.", "code": null}}', "Too long.", id="message"
+        ),
         pytest.param('{"error": {"code": 7}}', '{"error": {"code": 7}}', id="no message"),
-        pytest.param('{"error": "no"}', '{"error": "no"}', id="of another shape"),
-        pytest.param('{"error": {"message": "cut', '{"error": {"message": "cut', id="cut off"),
+        pytest.param('{"error": "no"}', '{"error": "no"}', id="other shape"),
+        pytest.param('{"error": {"message": "cut', '{"error": {"message": "cut', id="truncated"),
         pytest.param("Bad gateway", "Bad gateway", id="text"),
-        pytest.param("", "", id="nothing"),
+        pytest.param("", "", id="empty"),
     ],
 )
-def test_an_error_is_what_the_engine_said(answer: str, shown: str) -> None:
+def test_error_shows_engine_message(answer: str, shown: str) -> None:
     assert said(answer) == shown
 
 
@@ -289,17 +295,19 @@ def test_an_error_is_what_the_engine_said(answer: str, shown: str) -> None:
         ("escalated", Pool.SPOT, "why"),
     ],
 )
-def test_a_note_says_what_happened(kind: str, pool: Pool, words: str) -> None:
+def test_event_is_described(kind: str, pool: Pool, words: str) -> None:
     assert words_of(Note(kind, pool, None, 2, "why", NOW)) == words
 
 
 @pytest.mark.parametrize(
-    ("seconds", "readings"), [(0.0, [1, 2, 3, 4]), (10.0, [1, 1, 2, 2])], ids=["always", "seldom"]
+    ("seconds", "readings"),
+    [(0.0, [1, 2, 3, 4]), (10.0, [1, 1, 2, 2])],
+    ids=["every time", "every 10 s"],
 )
-def test_what_is_dear_to_read_is_read_less_often(seconds: float, readings: list[int]) -> None:
+def test_expensive_read_is_repeated_less_often(seconds: float, readings: list[int]) -> None:
     times, values = iter([0.0, 9.9, 10.0, 19.0]), iter([1, 2, 3, 4])
-    again = at_most_every(seconds, lambda: next(values), clock=lambda: next(times))
-    assert [again() for _ in range(4)] == readings
+    read = at_most_every(seconds, lambda: next(values), clock=lambda: next(times))
+    assert [read() for _ in range(4)] == readings
 
 
 @pytest.mark.parametrize(
@@ -311,7 +319,7 @@ def test_what_is_dear_to_read_is_read_less_often(seconds: float, readings: list[
         (1000, 80, "1,200 (1,000 cached) / 90 (80 reasoning)"),
     ],
 )
-def test_tokens_name_their_parts(cached: int, reasoning: int, shown: str) -> None:
+def test_tokens_show_cached_and_reasoning_parts(cached: int, reasoning: int, shown: str) -> None:
     batch = replace(
         DONE,
         input_tokens=1200,

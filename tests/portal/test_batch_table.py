@@ -1,4 +1,4 @@
-"""What a row says about a batch."""
+"""Rows of the table of batches."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ RUNNING = Batch(
 DONE = replace(RUNNING, status=BatchStatus.COMPLETED, completed_at=NOW, completed=2000, failed=0)
 
 
-def test_a_running_batch() -> None:
+def test_row_of_running_batch_shows_progress() -> None:
     row = row_of(RUNNING, NOW)
     assert (row["done"], row["failures"], row["percent"]) == ("1,000 / 2,000", "10 failed", 50)
     assert (row["completed_width"], row["failed_width"]) == ("49.50%", "0.50%")
     assert (row["created"], row["due"]) == ("1 h ago", "23 h left")
     assert row["notes"] == "1,200 interrupted"
-    assert row["model"] == "/v1/embeddings", "where no model is known yet"
+    assert row["model"] == "/v1/embeddings", "the endpoint stands in for an unknown model"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_running_batch() -> None:
         ),
     ],
 )
-def test_states(
+def test_row_shows_status_sla_and_deadline(
     batch: Batch, status: tuple[str, Tone], exact: str, sla: tuple[str, Tone], due: str
 ) -> None:
     row: Any = row_of(batch, NOW)
@@ -124,7 +124,7 @@ def test_states(
     assert (row["exact"], row["due"]) == (exact, due)
 
 
-def test_a_batch_that_is_not_split_has_no_progress() -> None:
+def test_row_of_unsplit_batch_has_no_progress() -> None:
     row = row_of(
         replace(RUNNING, status=BatchStatus.VALIDATING, total=0, completed=0, failed=0), NOW
     )

@@ -1,4 +1,4 @@
-"""Addresses of dashboards: filled in, encoded, and none where no setting names a base."""
+"""Links to dashboards: encoded values, and no link without a configured URL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _query(url: str) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
 
 
-def test_grafana_gets_the_batch_and_its_time() -> None:
+def test_grafana_link_has_batch_and_time_range() -> None:
     url = _batch()["Grafana"]
     assert url.startswith("https://g.example/grafana/d/lowtide-sla?var-batch=batch_01a2089e")
     assert _query(url) == {
@@ -38,7 +38,7 @@ def test_grafana_gets_the_batch_and_its_time() -> None:
     }  # fmt: skip
 
 
-def test_a_batch_that_runs_is_shown_until_now_at_an_address_that_stays() -> None:
+def test_links_of_running_batch_end_now_and_are_stable() -> None:
     links = _batch(ended=None)
     assert _query(links["Grafana"])["to"] == "now"
     assert "g0.end_input" not in _query(links["Prometheus"])
@@ -46,7 +46,7 @@ def test_a_batch_that_runs_is_shown_until_now_at_an_address_that_stays() -> None
     assert [link.url for link in second] == list(links.values())
 
 
-def test_prometheus_gets_expressions_and_the_range_that_holds_the_batch() -> None:
+def test_prometheus_link_has_expressions_and_range() -> None:
     query = _query(_batch()["Prometheus"])
     assert query["g0.expr"] == "max by (pool) (queue_depth)"
     assert query["g1.expr"] == f'batch_at_risk_seconds_left{{batch="{BATCH}"}}'
@@ -54,21 +54,21 @@ def test_prometheus_gets_expressions_and_the_range_that_holds_the_batch() -> Non
     assert query["g0.end_input"] == "2026-01-02 03:15:06"
 
 
-def test_prometheus_gets_the_end_in_utc() -> None:
+def test_prometheus_link_ends_in_utc() -> None:
     elsewhere = ENDED.astimezone(timezone(timedelta(hours=9)))
     assert _query(_batch(ended=elsewhere)["Prometheus"])["g0.end_input"] == "2026-01-02 03:15:06"
 
 
-def test_alertmanager_gets_a_filter_in_its_fragment() -> None:
+def test_alertmanager_link_has_filter_in_fragment() -> None:
     url = urlsplit(_batch()["Alertmanager"])
     assert (url.path, url.query) == ("/am/", "")
     path, _, query = url.fragment.partition("?")
     assert path == "/alerts"
-    wanted = f'{{alertname=~"Lowtide.*", batch="{BATCH}"}}'
-    assert parse_qs(query) == {"filter": [wanted]}
+    expected = f'{{alertname=~"Lowtide.*", batch="{BATCH}"}}'
+    assert parse_qs(query) == {"filter": [expected]}
 
 
-def test_hostile_values_stay_values() -> None:
+def test_hostile_values_are_encoded() -> None:
     links = _batch(HOSTILE)
     quoted = json.dumps(HOSTILE, ensure_ascii=False)
     assert _query(links["Grafana"])["var-batch"] == HOSTILE
@@ -82,20 +82,20 @@ def test_hostile_values_stay_values() -> None:
         assert not set(url) & set(' "<>\n{}é')
 
 
-def test_what_no_setting_names_has_no_link() -> None:
+def test_unconfigured_dashboard_has_no_link() -> None:
     nothing = Dashboards(None, None, None)
     assert (
         nothing.overview() == nothing.queues() == nothing.batch(BATCH, CREATED, None, ENDED) == ()
     )
     assert nothing.alert({"alertname": "x"}) is None
-    only = Dashboards(None, None, "http://a.example")
-    assert [link.name for link in only.overview()] == ["Alertmanager"]
+    partial = Dashboards(None, None, "http://a.example")
+    assert [link.name for link in partial.overview()] == ["Alertmanager"]
 
 
 @pytest.mark.parametrize(
     ("links", "uid"), [(ALL.overview(), "lowtide-overview"), (ALL.queues(), "lowtide-queue")]
 )
-def test_pages_of_the_installation_show_the_last_hours(links: tuple[object, ...], uid: str) -> None:
+def test_installation_links_cover_last_six_hours(links: tuple[object, ...], uid: str) -> None:
     urls = [getattr(link, "url") for link in links]  # noqa: B009
     assert urls[0] == f"https://g.example/grafana/d/{uid}?from=now-6h&to=now"
     assert _query(urls[1])["g0.range_input"] == "6h"
@@ -116,12 +116,12 @@ def test_pages_of_the_installation_show_the_last_hours(links: tuple[object, ...]
         "https://g.example/#x",
     ],
 )
-def test_settings_take_web_addresses_alone(name: str, url: str) -> None:
+def test_settings_accept_only_web_addresses(name: str, url: str) -> None:
     with pytest.raises(ValueError, match="must"):
         Settings.model_validate({name: url})
 
 
-def test_a_setting_takes_a_path() -> None:
+def test_setting_accepts_path() -> None:
     settings = Settings.model_validate({"grafana_url": "https://g.example/grafana"})
     assert Dashboards.of(settings).overview()[0].url.startswith("https://g.example/grafana/d/")
 
@@ -135,7 +135,7 @@ def test_a_setting_takes_a_path() -> None:
     ],
     ids=["unset", "no trace", "both"],
 )
-def test_a_trace_is_linked_where_there_is_one(
+def test_trace_link_needs_url_and_trace(
     page: str | None, trace: str | None, urls: list[str]
 ) -> None:
     links = Dashboards(None, None, None, page).trace(trace)
@@ -149,19 +149,19 @@ def test_a_trace_is_linked_where_there_is_one(
         "t.example/{trace_id}", "https:///{trace_id}",
     ],
 )  # fmt: skip
-def test_the_page_of_a_trace_is_a_web_address_with_a_place_for_it(url: str) -> None:
+def test_trace_url_must_be_web_address_with_placeholder(url: str) -> None:
     with pytest.raises(ValueError, match="must"):
         Settings.model_validate({"trace_url": url})
 
 
-def test_what_is_linked_to_is_there() -> None:
+def test_linked_dashboards_and_alerts_exist() -> None:
     for links in (ALL.overview(), ALL.queues(), ALL.batch(BATCH, CREATED, ENDED, ENDED)):
         uid = urlsplit(links[0].url).path.rpartition("/")[2]
         board = json.loads((MONITORING / "dashboards" / "json" / f"{uid}.json").read_text())
         assert board["uid"] == uid
         variables = {each["name"] for each in board["templating"]["list"]}
-        wanted = {name.removeprefix("var-") for name in _query(links[0].url) if "var-" in name}
-        assert wanted <= variables
+        linked = {name.removeprefix("var-") for name in _query(links[0].url) if "var-" in name}
+        assert linked <= variables
     rules = yaml.safe_load((MONITORING / "rules" / "lowtide.rules.yml").read_text())
     names = [
         rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule

@@ -1,4 +1,4 @@
-"""Downloads through the portal: few at a time."""
+"""The limit of concurrent downloads through the portal."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ async def _status(download: Download) -> int:
     return int(sent[0]["status"])
 
 
-def test_more_than_a_few_downloads_are_refused_until_one_is_over(
+def test_downloads_over_limit_are_refused_until_one_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lowtide = SimpleNamespace(settings=SimpleNamespace(client_timeout=30))
     monkeypatch.setattr("portal.downloads.lowtide", lambda: lowtide)
     gate = threading.Event()
-    begun = threading.Semaphore(0)
+    started = threading.Semaphore(0)
 
     def slow() -> Iterator[bytes]:
         yield b"first"
-        begun.release()
+        started.release()
         assert gate.wait(30)
         yield b"last"
 
-    def of(name: str) -> Download:
+    def download(name: str) -> Download:
         return Download(Principal(name, Role.VIEWER), slow, "a.jsonl")
 
-    async def visit() -> None:
+    async def scenario() -> None:
         names = [str(number // MOST_OF_ONE) for number in range(MOST)]
-        running = [asyncio.create_task(_status(of(name))) for name in names[:-1]]
+        running = [asyncio.create_task(_status(download(name))) for name in names[:-1]]
         for _ in running:
-            assert await asyncio.to_thread(begun.acquire, timeout=30)
-        assert await _status(of("0")) == 503
-        running.append(asyncio.create_task(_status(of(names[-1]))))
-        assert await asyncio.to_thread(begun.acquire, timeout=30)
-        assert await _status(of("another")) == 503
+            assert await asyncio.to_thread(started.acquire, timeout=30)
+        assert await _status(download("0")) == 503
+        running.append(asyncio.create_task(_status(download(names[-1]))))
+        assert await asyncio.to_thread(started.acquire, timeout=30)
+        assert await _status(download("another")) == 503
         gate.set()
         assert await asyncio.gather(*running) == [200] * MOST
-        assert await _status(of("0")) == 200
+        assert await _status(download("0")) == 200
 
-    asyncio.run(visit())
+    asyncio.run(scenario())

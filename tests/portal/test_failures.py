@@ -1,4 +1,4 @@
-"""What a visitor is told when something is not there, or fails."""
+"""Pages for missing objects and for failures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REFERENCE = re.compile(r"reference ([0-9a-f]{10})")
 
 
 @contextmanager
-def missing(database: Database, table: str, column: str) -> Iterator[None]:
-    """Hide a column, so that whoever needs it meets an error that nobody expects."""
+def hidden_column(database: Database, table: str, column: str) -> Iterator[None]:
+    """Rename a column, so that statements that use it fail unexpectedly."""
     owner = database.engine("owner")
     with owner.begin() as connection:
         connection.exec_driver_sql(f"ALTER TABLE {table} RENAME {column} TO hidden")
@@ -41,15 +41,17 @@ def missing(database: Database, table: str, column: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("path", "title"),
     [
-        pytest.param("/nothing/here", "Page not found", id="no such page"),
-        pytest.param("/batches/%3Cscript%3Ealert(1)%3C/script%3E", "Page not found", id="a slash"),
-        pytest.param("/batches/%3Cimg%20src=x%3E", "Batch not found", id="not an id"),
+        pytest.param("/nothing/here", "Page not found", id="unknown path"),
         pytest.param(
-            f"/batches/{format_batch_id(BatchId(uuid4()))}", "Batch not found", id="of no batch"
+            "/batches/%3Cscript%3Ealert(1)%3C/script%3E", "Page not found", id="slash in id"
+        ),
+        pytest.param("/batches/%3Cimg%20src=x%3E", "Batch not found", id="malformed id"),
+        pytest.param(
+            f"/batches/{format_batch_id(BatchId(uuid4()))}", "Batch not found", id="unknown id"
         ),
     ],
 )
-def test_what_is_not_there_is_a_page_and_a_404(portal: Portal, path: str, title: str) -> None:
+def test_missing_page_returns_404_page(portal: Portal, path: str, title: str) -> None:
     with portal.client() as client:
         answer = client.get(path)
     assert answer.status_code == 404
@@ -60,40 +62,38 @@ def test_what_is_not_there_is_a_page_and_a_404(portal: Portal, path: str, title:
     assert "frame-ancestors" in answer.headers["content-security-policy"]
 
 
-def test_who_is_not_signed_in_is_shown_the_way_in(portal: Portal) -> None:
+def test_missing_page_redirects_without_session(portal: Portal) -> None:
     with portal.client(None) as client:
         assert client.get("/nothing/here").status_code == 303
 
 
-def test_a_download_that_is_not_there_is_no_page(portal: Portal) -> None:
+def test_missing_download_returns_404_without_page(portal: Portal) -> None:
     with portal.client() as client:
         answer = client.get(f"/batches/{format_batch_id(BatchId(uuid4()))}/files/output")
     assert answer.status_code == 404
     assert "<html" not in answer.text
 
 
-def test_a_page_that_fails_gives_a_reference_that_is_in_the_log(
-    shared: Database, portal: Portal
-) -> None:
+def test_failed_page_shows_reference_of_log_entry(shared: Database, portal: Portal) -> None:
     batch = add_batch(shared.engine("worker"), SeedBatch())
-    with missing(shared, "request_events", "detail"), portal.client() as client:
+    with hidden_column(shared, "request_events", "detail"), portal.client() as client:
         answer = client.get(f"/batches/{format_batch_id(BatchId(batch))}")
     assert answer.status_code == 500
     assert "Page failed to load" in answer.text
     assert answer.text.count('"tag":"h1"') == 1
     assert "request_events" not in answer.text
-    found = REFERENCE.search(answer.text)
-    assert found is not None
+    reference = REFERENCE.search(answer.text)
+    assert reference is not None
     log = eventually(portal.log.read_text)
-    assert f"Reference {found[1]}" in log
+    assert f"Reference {reference[1]}" in log
     assert "portal.failed" in log
 
 
-def test_an_expected_error_says_itself() -> None:
+def test_expected_error_shows_its_message() -> None:
     assert explain(Unavailable("No answer.")) == "No answer."
 
 
-def test_an_error_has_one_reference(caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_has_one_reference(caplog: pytest.LogCaptureFixture) -> None:
     error = RuntimeError("postgresql://user:secret@host")
     first, second = explain(error), explain(error)
     assert first == second
@@ -104,18 +104,18 @@ def test_an_error_has_one_reference(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.slow
-def test_an_action_that_fails_says_so_on_the_page(
+def test_failed_action_shows_reference_on_page(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     batch = format_batch_id(BatchId(add_batch(shared.engine("worker"), SeedBatch())))
     page = visit(f"{portal.url}/batches/{batch}").page
     page.get_by_label("Auto-refresh").click()
     page.get_by_role("option", name="Paused").click()
-    with missing(shared, "audit_log", "actor"):
+    with hidden_column(shared, "audit_log", "actor"):
         page.get_by_role("button", name="Cancel batch…").click()
         page.get_by_role("dialog").get_by_role("button", name="Cancel").first.click()
-        told = page.get_by_text(REFERENCE)
-        told.wait_for()
-        found = REFERENCE.search(told.inner_text())
-    assert found is not None
-    assert f"Reference {found[1]}" in portal.log.read_text()
+        message = page.get_by_text(REFERENCE)
+        message.wait_for()
+        reference = REFERENCE.search(message.inner_text())
+    assert reference is not None
+    assert f"Reference {reference[1]}" in portal.log.read_text()

@@ -1,4 +1,4 @@
-"""How numbers and times read."""
+"""Formats of numbers and times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         (1_234_000_000, "1.2 G"),
     ],
 )
-def test_numbers(value: int, shown: str) -> None:
+def test_numbers_are_grouped_and_abbreviated(value: int, shown: str) -> None:
     assert number(value) == shown
 
 
@@ -34,13 +34,13 @@ def test_durations_are_rounded_down(seconds: float, shown: str) -> None:
     assert duration(timedelta(seconds=seconds)) == shown
 
 
-def test_ages() -> None:
-    assert ago(NOW, NOW - timedelta(seconds=3)) == "just now", "clocks differ a little"
+def test_ages_are_relative_to_now() -> None:
+    assert ago(NOW, NOW - timedelta(seconds=3)) == "just now", "clocks may differ slightly"
     assert ago(NOW - timedelta(seconds=59), NOW) == "just now"
     assert ago(NOW - timedelta(minutes=3), NOW) == "3 min ago"
 
 
-def test_counts_latencies_and_moments() -> None:
+def test_counts_latencies_and_times_are_formatted() -> None:
     assert [counted(n, "worker") for n in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
     assert [milliseconds(s) for s in (0.0004, 0.0123)] == ["under 1 ms", "12 ms"]
     assert absolute(NOW) == "2026-01-02 03:04:05 UTC"
@@ -50,11 +50,11 @@ def test_counts_latencies_and_moments() -> None:
     ("name", "shown"),
     [
         pytest.param("Europe/Berlin", "2026-01-02 04:04:05 CET", id="known"),
-        pytest.param("", "2026-01-02 03:04:05 UTC", id="not told"),
+        pytest.param("", "2026-01-02 03:04:05 UTC", id="not given"),
         pytest.param("Mars/Olympus", "2026-01-02 03:04:05 UTC", id="unknown"),
-        pytest.param("../../etc/passwd", "2026-01-02 03:04:05 UTC", id="a path"),
-        pytest.param("Europe", "2026-01-02 03:04:05 UTC", id="a folder"),
+        pytest.param("../../etc/passwd", "2026-01-02 03:04:05 UTC", id="path"),
+        pytest.param("Europe", "2026-01-02 03:04:05 UTC", id="directory"),
     ],
 )
-def test_a_zone_by_its_name(name: str, shown: str) -> None:
+def test_time_zone_is_found_by_name_or_is_utc(name: str, shown: str) -> None:
     assert f"{NOW.astimezone(zone_named(name)):%Y-%m-%d %H:%M:%S %Z}" == shown

@@ -1,4 +1,4 @@
-"""The landing page in a real browser."""
+"""The landing page, in a browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{ 7*7 }}`${8*8}`'
 
 
-def test_an_empty_installation_names_the_first_command(
+def test_empty_installation_shows_first_command(
     portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     visited = visit(portal.url)
@@ -31,7 +31,7 @@ def test_an_empty_installation_names_the_first_command(
     assert visited.problems == []
 
 
-def test_it_shows_what_is_there_and_what_changes(
+def test_page_shows_batches_and_follows_changes(
     shared: Database, portal: Portal, api: StubApi, visit: Callable[..., Visit]
 ) -> None:
     worker = shared.engine("worker")
@@ -56,7 +56,7 @@ def test_it_shows_what_is_there_and_what_changes(
     assert visited.problems == []
 
 
-def test_a_pause_holds_the_page_still_and_is_remembered(
+def test_paused_refresh_stops_updates_and_is_remembered(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(portal.url)).page
@@ -81,7 +81,7 @@ def test_a_pause_holds_the_page_still_and_is_remembered(
     assert visited.problems == []
 
 
-def test_the_colours_are_remembered(portal: Portal, visit: Callable[..., Visit]) -> None:
+def test_theme_is_remembered(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = visit(portal.url).page
     page.get_by_role("button", name="Theme: system. Switch theme").click()
     page.get_by_role("button", name="Theme: light. Switch theme").click()
@@ -90,7 +90,7 @@ def test_the_colours_are_remembered(portal: Portal, visit: Callable[..., Visit])
     page.locator("body.body--dark").wait_for()
 
 
-def test_an_empty_installation_is_accessible_and_fits(
+def test_empty_installation_is_accessible_and_fits(
     portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

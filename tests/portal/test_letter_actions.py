@@ -1,4 +1,4 @@
-"""Acting on dead letters, without a browser."""
+"""Actions on dead letters, without a browser."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("action", ["_start_requeue", "_start_discard"])
-def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
+def test_action_fails_if_session_ends_during_confirmation(
     action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session: dict[str, Any] = {}
     open_session(session, Principal("ana", Role.OPERATOR, None, "c"), 60)
-    desk = Mock()
-    desk.requeuer.requeue.return_value = Mock(changed=2, unchanged=0, remaining=0, batches=())
-    desk.dead_letters.discard.return_value = Mock(
+    service = Mock()
+    service.requeuer.requeue.return_value = Mock(changed=2, unchanged=0, remaining=0, batches=())
+    service.dead_letters.discard.return_value = Mock(
         spec=Discarded, changed=2, unchanged=0, remaining=0
     )
 
-    async def agree_too_late(*_: object, fill: Callable[[], object] = dict, **__: object) -> bool:
+    async def confirm_after_sign_out(
+        *_: object, fill: Callable[[], object] = dict, **__: object
+    ) -> bool:
         fill()
         session.clear()
         return True
@@ -45,13 +47,13 @@ def test_nothing_is_done_once_the_session_ends_while_the_question_is_open(
     async def act() -> None:
         scope = {"type": "http", "path": "/", "session": session, "headers": []}
         with Client(page(""), request=Request(scope)):
-            actions = LetterActions(desk, on_done=AsyncMock())
+            actions = LetterActions(service, on_done=AsyncMock())
             actions.aim(TenantId(uuid.uuid4()), LetterQuery.read({}))
             with pytest.raises(Unauthenticated):
                 await getattr(actions, action)()
 
-    monkeypatch.setattr(letter_actions, "confirm", agree_too_late)
+    monkeypatch.setattr(letter_actions, "confirm", confirm_after_sign_out)
     run.setup()
     asyncio.run(act())
-    asked = [*desk.requeuer.requeue.call_args_list, *desk.dead_letters.discard.call_args_list]
-    assert len(asked) == 1, "only how many letters it is about"
+    calls = [*service.requeuer.requeue.call_args_list, *service.dead_letters.discard.call_args_list]
+    assert len(calls) == 1, "only the dry run for the confirmation"

@@ -1,4 +1,4 @@
-"""Addresses of dead letters."""
+"""Queries in addresses of the page of dead letters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TENANTS = {TenantId(UUID(int=1)): "acme", TenantId(UUID(int=2)): "zoo"}
 
 
 @pytest.mark.parametrize(
-    ("parameters", "wanted"),
+    ("parameters", "expected"),
     [
-        pytest.param({}, LetterFilter(state=LetterState.OPEN), id="open ones, without a word"),
+        pytest.param({}, LetterFilter(state=LetterState.OPEN), id="open by default"),
         pytest.param({"state": "all"}, LetterFilter(), id="all"),
         pytest.param(
             {"batch_id": f" {format_batch_id(BATCH)} ", "error_code": "a&b=c", "state": "requeued"},
@@ -27,11 +27,11 @@ TENANTS = {TenantId(UUID(int=1)): "acme", TenantId(UUID(int=2)): "zoo"}
         ),
     ],
 )
-def test_a_query_survives_its_address(parameters: dict[str, str], wanted: LetterFilter) -> None:
+def test_query_survives_its_address(parameters: dict[str, str], expected: LetterFilter) -> None:
     from urllib.parse import parse_qsl, urlsplit
 
     query = LetterQuery.read(parameters)
-    assert query.filter() == wanted
+    assert query.filter() == expected
     address = urlsplit(query.address("/dead-letters"))
     assert LetterQuery.read(dict(parse_qsl(address.query))) == query
 
@@ -39,17 +39,17 @@ def test_a_query_survives_its_address(parameters: dict[str, str], wanted: Letter
 @pytest.mark.parametrize(
     "parameters",
     [
-        pytest.param({"batch_id": "<script>"}, id="no batch id"),
-        pytest.param({"state": "gone"}, id="no state"),
-        pytest.param({"error_code": "\x00"}, id="what the database refuses"),
+        pytest.param({"batch_id": "<script>"}, id="invalid batch id"),
+        pytest.param({"state": "gone"}, id="invalid state"),
+        pytest.param({"error_code": "\x00"}, id="NUL character"),
     ],
 )
-def test_what_means_nothing_is_refused(parameters: dict[str, str]) -> None:
+def test_invalid_parameter_raises_invalid_request(parameters: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):
         LetterQuery.read(parameters).filter()
 
 
-def test_the_tenant_is_the_named_one_or_the_first() -> None:
+def test_tenant_is_the_named_or_first_one() -> None:
     acme, zoo = TENANTS
     assert LetterQuery().chosen_tenant(TENANTS) == acme
     assert LetterQuery(tenant="zoo").chosen_tenant(TENANTS) == zoo
@@ -57,4 +57,6 @@ def test_the_tenant_is_the_named_one_or_the_first() -> None:
         LetterQuery(tenant="other").chosen_tenant(TENANTS)
     with pytest.raises(NotFound):
         LetterQuery().chosen_tenant({})
-    assert LetterQuery(tenant="").chosen_tenant({zoo: ""}) == zoo, "a tenant's own visitor"
+    assert LetterQuery(tenant="").chosen_tenant({zoo: ""}) == zoo, (
+        "signed in with a key of the tenant"
+    )

@@ -1,4 +1,4 @@
-"""Lists that cannot be read, and lists of different visitors, without a browser."""
+"""Unreadable lists, and lists of different tenants, without a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Rows(ListPage[TenantQuery, str]):
-    """A list of one row, the tenant of who looks; nothing can be read while it is `broken`."""
+    """A list of one row, the principal's tenant; reads fail while it is `broken`."""
 
     TITLE = NOTHING = "rows"
     broken = False
@@ -59,19 +59,19 @@ class Rows(ListPage[TenantQuery, str]):
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """What keeps pages current; `keep` is given what draws them anew."""
-    made = MagicMock()
-    made.return_value.paused = False
-    monkeypatch.setattr(listing, "Live", made)
-    return made
+    """A stub of `Live`; `keep` receives the callback that redraws the page."""
+    stub = MagicMock()
+    stub.return_value.paused = False
+    monkeypatch.setattr(listing, "Live", stub)
+    return stub
 
 
 @pytest.fixture
 def reload(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """What has the browser load the page again."""
-    made = Mock()
-    monkeypatch.setattr(ui.navigate, "reload", made)
-    return made
+    """A stub of the reload in the browser."""
+    stub = Mock()
+    monkeypatch.setattr(ui.navigate, "reload", stub)
+    return stub
 
 
 def _run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -92,9 +92,7 @@ async def _open(
     return opened
 
 
-def test_a_list_that_could_not_be_prepared_is_loaded_again_once_it_can(
-    live: MagicMock, reload: Mock
-) -> None:
+def test_unprepared_list_reloads_once_it_can_be_read(live: MagicMock, reload: Mock) -> None:
     async def scenario() -> None:
         opened = await _open(readings := Readings(), broken=True)
         draw, _ = live.return_value.keep.call_args.args
@@ -110,7 +108,7 @@ def test_a_list_that_could_not_be_prepared_is_loaded_again_once_it_can(
 
 
 @pytest.mark.usefixtures("live")
-def test_rows_of_another_filter_do_not_stay_where_the_first_read_fails(
+def test_failed_read_drops_rows_of_other_filter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ui.navigate.history, "replace", Mock())
@@ -121,7 +119,7 @@ def test_rows_of_another_filter_do_not_stay_where_the_first_read_fails(
         assert opened.rows == ["None"]
         opened.broken = True
         await opened.reload()
-        assert opened.rows == ["None"], "what was read last of this address stays"
+        assert opened.rows == ["None"], "rows of the same address stay"
         with opened.client:
             await opened.narrow(TenantQuery(text="b"))
         assert opened.rows == []
@@ -130,7 +128,7 @@ def test_rows_of_another_filter_do_not_stay_where_the_first_read_fails(
 
 
 @pytest.mark.usefixtures("live")
-def test_visitors_of_different_tenants_share_no_reading() -> None:
+def test_tenants_do_not_share_readings() -> None:
     async def scenario() -> None:
         readings, tenants = Readings(), [TenantId(uuid.uuid4()) for _ in range(2)]
         opened = [await _open(readings, tenant=tenant) for tenant in tenants]

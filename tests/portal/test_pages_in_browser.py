@@ -1,4 +1,4 @@
-"""The pages that act, in a real browser."""
+"""Pages with actions, in a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.portal.conftest import VIEWER_PASSWORD
-from tests.portal.letters import dead_batch
+from tests.portal.letters import batch_with_dead_letters
 from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples, empty
 from tests.worlds import World
 
@@ -32,7 +32,7 @@ NAMES = ["one", "two", HOSTILE, "four"]
 def letters(shared: Database, portal: Portal) -> None:
     """Four dead letters of one batch."""
     empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
-    dead_batch(World(shared), portal, NAMES, dead=(1, 2, 3, 4))
+    batch_with_dead_letters(World(shared), portal, NAMES, dead=(1, 2, 3, 4))
 
 
 def _states(shared: Database) -> dict[str, int]:
@@ -44,7 +44,7 @@ def _states(shared: Database) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("letters")
-def test_chosen_letters_are_requeued_after_a_question(
+def test_selected_dead_letters_are_requeued_after_confirmation(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/dead-letters")).page
@@ -53,7 +53,7 @@ def test_chosen_letters_are_requeued_after_a_question(
     page.get_by_text("2 selected").wait_for()
     page.get_by_role("button", name="Requeue…").click()
     page.get_by_text("Requeue 2 dead letters?").wait_for()
-    assert _states(shared) == {"open": 4}, "asking changes nothing"
+    assert _states(shared) == {"open": 4}, "opening the dialog changes nothing"
     page.get_by_role("button", name="Go back").click()
     page.get_by_text("Requeue 2 dead letters?").wait_for(state="hidden")
     page.get_by_role("button", name="Requeue…").click()
@@ -64,17 +64,17 @@ def test_chosen_letters_are_requeued_after_a_question(
     page.get_by_text("2 dead letters requeued").wait_for()
     assert _states(shared) == {"open": 2, "requeued": 2}
     with shared.engine("operator").connect() as connection:
-        made = connection.execute(
+        batch = connection.execute(
             text("SELECT completion_window, start_pool FROM batches ORDER BY id DESC LIMIT 1")
         ).one()
-    assert tuple(made) == ("2h", "dedicated")
+    assert tuple(batch) == ("2h", "dedicated")
     page.get_by_text("2 selected").wait_for(state="hidden")
     assert page.get_by_text(HOSTILE).is_visible()
     assert visited.problems == []
 
 
 @pytest.mark.usefixtures("letters")
-def test_all_that_match_are_discarded_and_the_filter_is_in_the_address(
+def test_matching_dead_letters_are_discarded_and_filter_is_in_address(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/dead-letters")).page
@@ -94,7 +94,7 @@ def test_all_that_match_are_discarded_and_the_filter_is_in_the_address(
 
 
 @pytest.mark.usefixtures("letters")
-def test_a_viewer_sees_letters_and_has_no_buttons(
+def test_viewer_sees_dead_letters_with_disabled_buttons(
     portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = visit(f"{portal.url}/dead-letters", secret=VIEWER_PASSWORD).page
@@ -115,7 +115,7 @@ def _line(name: str, model: str = "m") -> str:
     return json.dumps(line) + "\n"
 
 
-def test_a_bad_file_is_explained_by_line_and_a_good_one_becomes_a_batch(
+def test_invalid_file_is_explained_and_valid_one_becomes_batch(
     shared: Database, portal: Portal, visit: Callable[..., Visit], tmp_path: Path
 ) -> None:
     page = (visited := visit(f"{portal.url}/upload")).page
@@ -136,13 +136,15 @@ def test_a_bad_file_is_explained_by_line_and_a_good_one_becomes_a_batch(
     link = page.get_by_role("link", name=re.compile("^View batch_"))
     link.wait_for()
     with shared.engine("operator").connect() as connection:
-        made = connection.execute(text("SELECT id, completion_window FROM batches")).one()
-    assert link.get_attribute("href") == f"/batches/batch_{made.id.hex}"
-    assert made.completion_window == "2h"
+        batch = connection.execute(text("SELECT id, completion_window FROM batches")).one()
+    assert link.get_attribute("href") == f"/batches/batch_{batch.id.hex}"
+    assert batch.completion_window == "2h"
     assert visited.problems == []
 
 
-def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
+def test_keyboard_shortcuts_navigate_and_switch_theme(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
     page = (visited := visit(portal.url)).page
     page.get_by_text("No batches yet").wait_for()
     page.keyboard.press("?")
@@ -159,11 +161,13 @@ def test_keys(portal: Portal, visit: Callable[..., Visit]) -> None:
     page.get_by_role("checkbox", name="Select all on this page").wait_for()
     page.keyboard.press("/")
     page.keyboard.type("gb?")
-    assert page.get_by_label("Batch id").input_value() == "gb?", "keys are text in a box"
+    assert page.get_by_label("Batch id").input_value() == "gb?", (
+        "shortcuts are plain text in an input"
+    )
     assert visited.problems == []
 
 
-def test_a_pool_is_paused_after_a_question_and_history_has_its_range_in_the_address(
+def test_pool_is_paused_after_confirmation_and_range_is_in_address(
     shared: Database, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     worker = shared.engine("worker")

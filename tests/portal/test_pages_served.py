@@ -1,4 +1,4 @@
-"""What every page says in its first answer, before a browser does anything with it."""
+"""Every page as served, without a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowtide.core.pools import Pool
 from lowtide.scheduler.pauses import PauseStore
 from tests.conftest import API_KEY
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
-from tests.portal.letters import dead_batch
+from tests.portal.letters import batch_with_dead_letters
 from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
 from tests.worlds import World, eventually
 
@@ -29,13 +29,13 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 @pytest.fixture
 def letters(shared: Database, portal: Portal) -> BatchId:
-    """A batch of three lines, of which the first and the last, a hostile one, died."""
+    """A batch of three requests; the first and the last, a hostile one, are dead letters."""
     empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
-    return dead_batch(World(shared), portal, ["plain", "fine", HOSTILE], dead=(1, 3))
+    return batch_with_dead_letters(World(shared), portal, ["plain", "fine", HOSTILE], dead=(1, 3))
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_page_has_its_frame_and_its_headers(portal: Portal, path: str) -> None:
+def test_every_page_has_navigation_and_security_headers(portal: Portal, path: str) -> None:
     with portal.client() as client:
         answer = client.get(path)
     assert answer.status_code == 200
@@ -49,11 +49,11 @@ def test_every_page_has_its_frame_and_its_headers(portal: Portal, path: str) -> 
     assert not re.findall(r'(?:src|href)="?https?://(?!127\.0\.0\.1)', answer.text)
 
 
-def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Database) -> None:
+def test_queues_and_health_show_database_state(portal: Portal, shared: Database) -> None:
     worker = shared.engine("worker")
     add_queued(worker, add_batch(worker, SeedBatch(total=1234)), "spot", range(1, 1235))
     with portal.client() as client:
-        # A reading of the last second is fresh enough for a page.
+        # A page may show a reading that is up to a second old.
         eventually(lambda: "1,234" in client.get("/queues").text)
         health = client.get("/health").text
     assert "Ticking" not in health
@@ -62,20 +62,20 @@ def test_queues_and_health_show_what_the_database_has(portal: Portal, shared: Da
 
 @pytest.fixture
 def spot_is_paused(shared: Database, portal: Portal) -> None:
-    """A pause by somebody with a hostile name."""
+    """A pause of spot by an operator with a hostile name."""
     assert portal
     PauseStore(shared.engine("operator")).pause(Pool.SPOT, HOSTILE)
 
 
 @pytest.mark.usefixtures("spot_is_paused")
-def test_a_pause_is_said_on_every_page_of_the_whole_installation(portal: Portal) -> None:
+def test_pause_is_shown_on_every_installation_page(portal: Portal) -> None:
     with portal.client() as client:
 
-        def is_said(path: str) -> bool:
+        def shows_pause(path: str) -> bool:
             return "Spot paused since" in client.get(path).text
 
         for path in ("/queues", "/", "/health"):
-            eventually(partial(is_said, path))
+            eventually(partial(shows_pause, path))
         page = client.get("/queues").text
     assert "alert(1)" in page
     assert "<script>alert(1)" not in page
@@ -86,7 +86,7 @@ def test_a_pause_is_said_on_every_page_of_the_whole_installation(portal: Portal)
 @pytest.mark.parametrize(
     ("secret", "buttons"), [(PORTAL_PASSWORD, True), (VIEWER_PASSWORD, False)], ids=str
 )
-def test_only_operators_can_pause_a_pool(portal: Portal, secret: str, *, buttons: bool) -> None:
+def test_only_operators_have_pause_button(portal: Portal, secret: str, *, buttons: bool) -> None:
     with portal.client(secret) as client:
         page = client.get("/queues?range=7d").text
     assert ("Pause dedicated" in page) is buttons
@@ -94,7 +94,7 @@ def test_only_operators_can_pause_a_pool(portal: Portal, secret: str, *, buttons
 
 
 @pytest.mark.usefixtures("letters")
-def test_dead_letters_are_shown_as_text(portal: Portal) -> None:
+def test_dead_letters_are_escaped(portal: Portal) -> None:
     with portal.client() as client:
         page = client.get("/dead-letters").text
     assert "plain" in page
@@ -106,7 +106,7 @@ def test_dead_letters_are_shown_as_text(portal: Portal) -> None:
 @pytest.mark.parametrize(
     "query", ["batch_id=%3Cscript%3E", "state=gone", "tenant=nobody", "error_code=%00"]
 )
-def test_an_address_that_means_nothing_is_a_page_that_says_so(portal: Portal, query: str) -> None:
+def test_invalid_query_shows_alert(portal: Portal, query: str) -> None:
     with portal.client() as client:
         answer = client.get(f"/dead-letters?{query}")
     assert answer.status_code == 200
@@ -114,14 +114,14 @@ def test_an_address_that_means_nothing_is_a_page_that_says_so(portal: Portal, qu
     assert "'<script>'" not in answer.text
 
 
-def test_downloads_stream_what_the_filter_says(portal: Portal, letters: BatchId) -> None:
+def test_download_streams_filtered_dead_letters(portal: Portal, letters: BatchId) -> None:
     path = "/dead-letters/content"
     with portal.client() as client:
         inputs = client.get(path, params={"which": "input", "batch_id": format_batch_id(letters)})
         outputs = client.get(path, params={"which": "output", "error_code": "http_500"})
-        nothing = client.get(path, params={"which": "input", "state": "discarded"})
+        empty_download = client.get(path, params={"which": "input", "state": "discarded"})
         refused = client.get(path, params={"which": "everything"})
-        nobody = client.get(path, params={"which": "input", "tenant": "nobody"})
+        unknown_tenant = client.get(path, params={"which": "input", "tenant": "nobody"})
     assert inputs.headers["content-disposition"].startswith("attachment")
     assert [json.loads(line)["custom_id"] for line in inputs.text.splitlines()] == [
         "plain",
@@ -131,17 +131,17 @@ def test_downloads_stream_what_the_filter_says(portal: Portal, letters: BatchId)
         500,
         500,
     ]
-    assert (nothing.status_code, nothing.content) == (200, b"")
-    assert (refused.status_code, nobody.status_code) == (400, 404)
+    assert (empty_download.status_code, empty_download.content) == (200, b"")
+    assert (refused.status_code, unknown_tenant.status_code) == (400, 404)
 
 
-def test_downloads_are_for_visitors(portal: Portal) -> None:
+def test_download_needs_session(portal: Portal) -> None:
     with portal.client(None) as client:
         answer = client.get("/dead-letters/content?which=input")
     assert answer.status_code in {303, 401}
 
 
-def test_a_viewer_uploads_nothing(portal: Portal) -> None:
+def test_viewer_cannot_upload(portal: Portal) -> None:
     with portal.client(VIEWER_PASSWORD) as client:
         page = client.get("/upload").text
     assert "Viewers cannot upload files" in page
@@ -149,7 +149,7 @@ def test_a_viewer_uploads_nothing(portal: Portal) -> None:
 
 
 @pytest.mark.usefixtures("letters")
-def test_a_tenants_visitor_has_the_pages_that_are_theirs(portal: Portal) -> None:
+def test_tenant_sign_in_has_only_tenant_pages(portal: Portal) -> None:
     with portal.client(API_KEY) as client:
         page = client.get("/dead-letters").text
         upload = client.get("/upload")
@@ -163,10 +163,16 @@ def test_a_tenants_visitor_has_the_pages_that_are_theirs(portal: Portal) -> None
     assert len(content.splitlines()) == 2
 
 
-def test_files_go_to_open_pages_alone(portal: Portal) -> None:
+def test_upload_needs_session_same_origin_and_open_page(portal: Portal) -> None:
     with portal.client() as client:
-        lost = client.post("/upload/file", content=b"{}", headers={"X-Page": "nobody's"})
-        foreign = client.post("/upload/file", headers={"Origin": "https://elsewhere.example"})
+        unknown_page = client.post("/upload/file", content=b"{}", headers={"X-Page": "nobody's"})
+        foreign_origin = client.post(
+            "/upload/file", headers={"Origin": "https://elsewhere.example"}
+        )
     with portal.client(None) as client:
-        nobody = client.post("/upload/file", content=b"{}")
-    assert (lost.status_code, foreign.status_code, nobody.status_code) == (404, 403, 401)
+        anonymous = client.post("/upload/file", content=b"{}")
+    assert (unknown_page.status_code, foreign_origin.status_code, anonymous.status_code) == (
+        404,
+        403,
+        401,
+    )

@@ -1,4 +1,4 @@
-"""One poller, however many pages."""
+"""One poller for all pages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SNAPSHOT = SystemSnapshot(datetime(2026, 1, 2, tzinfo=UTC))
 
 
-class Source(SnapshotStore):
-    """Counts what is read."""
+class FakeSnapshots(SnapshotStore):
+    """A store that counts its reads."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -39,14 +39,14 @@ class Source(SnapshotStore):
         return SNAPSHOT
 
 
-def _watch(source: Source) -> SystemWatch:
+def _watch(source: FakeSnapshots) -> SystemWatch:
     scales = {pool: PoolScale(5, 4) for pool in Pool}
     return SystemWatch(source, scales, clock=lambda: datetime.now(UTC))
 
 
-def _run(scenario: Callable[[Poller, Source], Awaitable[None]]) -> None:
+def _run(scenario: Callable[[Poller, FakeSnapshots], Awaitable[None]]) -> None:
     async def main() -> None:
-        source = Source()
+        source = FakeSnapshots()
         poller = Poller(_watch(source))
         poller.start()
         try:
@@ -64,8 +64,8 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_the_first_reading_comes_at_once_and_then_it_rests() -> None:
-    async def scenario(poller: Poller, source: Source) -> None:
+def test_poller_reads_at_once_and_rests_without_followers() -> None:
+    async def scenario(poller: Poller, source: FakeSnapshots) -> None:
         await poller.fresh(timeout=5)
         assert poller.seen.snapshot is SNAPSHOT
         await asyncio.sleep(0.2)
@@ -74,8 +74,8 @@ def test_the_first_reading_comes_at_once_and_then_it_rests() -> None:
     _run(scenario)
 
 
-def test_a_new_follower_wakes_it_and_fifty_cost_as_much_as_one() -> None:
-    async def scenario(poller: Poller, source: Source) -> None:
+def test_follower_wakes_poller_and_fifty_cost_as_much_as_one() -> None:
+    async def scenario(poller: Poller, source: FakeSnapshots) -> None:
         await poller.fresh(timeout=5)
         for page in range(50):
             poller.follow(f"page {page}", 0.1)
@@ -88,12 +88,12 @@ def test_a_new_follower_wakes_it_and_fifty_cost_as_much_as_one() -> None:
 
 
 @pytest.mark.parametrize(("reading", "rest"), [(0.0, 0.0), (0.1, 1.0), (0.5, 5.0), (4.0, 10.0)])
-def test_a_slow_reading_is_repeated_less_often(reading: float, rest: float) -> None:
+def test_slow_reading_is_repeated_less_often(reading: float, rest: float) -> None:
     assert rest_after(reading) == pytest.approx(rest)
 
 
-def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
-    async def scenario(poller: Poller, source: Source) -> None:
+def test_paused_and_closed_pages_do_not_cause_reads() -> None:
+    async def scenario(poller: Poller, source: FakeSnapshots) -> None:
         poller.follow("paused", 0)
         poller.follow("gone", 0.05)
         poller.unfollow("gone")
@@ -104,28 +104,28 @@ def test_pages_that_pause_or_leave_are_not_looked_for() -> None:
     _run(scenario)
 
 
-def test_a_probe_that_hangs_holds_up_no_other() -> None:
-    hangs, asked = threading.Event(), threading.Event()
+def test_hanging_probe_does_not_block_others() -> None:
+    released, probed = threading.Event(), threading.Event()
 
     def hang() -> None:
-        hangs.wait(20)
+        released.wait(20)
 
     async def main() -> None:
-        poller = Poller(_watch(Source()), probes=[hang, asked.set])
+        poller = Poller(_watch(FakeSnapshots()), probes=[hang, probed.set])
         poller.start()
         try:
-            await _until(asked.is_set)
+            await _until(probed.is_set)
             await poller.fresh(timeout=5)
         finally:
-            hangs.set()
+            released.set()
             poller.stop()
 
     asyncio.run(main())
-    assert asked.is_set()
+    assert probed.is_set()
 
 
-def test_a_bug_in_a_reading_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(poller: Poller, source: Source) -> None:
+def test_failed_reading_does_not_end_poller(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(poller: Poller, source: FakeSnapshots) -> None:
         source.fails = True
         poller.follow("page", 0.05)
         await _until(lambda: source.reads >= 2)

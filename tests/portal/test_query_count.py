@@ -1,4 +1,4 @@
-"""What open pages cost the database."""
+"""The number of statements that open pages cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOKS = 3
 
 
 async def _statements(database: Database, pages: int) -> int:
-    """Return the statements of so many looks while so many pages follow."""
+    """Return the number of statements of LOOKS looks while `pages` pages follow."""
     engine = database.engine("operator")
     count, looks = 0, 0
     done = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Whatever an address asks for, its page is shown: a bookmark, a shared link, a typing error."""
+"""Pages accept any query: from a bookmark, a shared link or a typing error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.core.ids import format_batch_id
-from tests.portal.letters import dead_batch
+from tests.portal.letters import batch_with_dead_letters
 from tests.portal.seeds import SeedBatch, add_batch, empty
 from tests.worlds import World
 
@@ -43,14 +43,14 @@ VALUES = (
 
 @pytest.fixture
 def batch(shared: Database, portal: Portal) -> str:
-    """A batch with a dead letter, and another one."""
+    """Two batches; returns the id of the one with a dead letter."""
     empty(shared.engine("owner"), "dead_letters, requests, results, files CASCADE")
     add_batch(shared.engine("worker"), SeedBatch())
-    return format_batch_id(dead_batch(World(shared), portal, ["a", "b"], dead=(1,)))
+    return format_batch_id(batch_with_dead_letters(World(shared), portal, ["a", "b"], dead=(1,)))
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_any_parameter_has_a_page(portal: Portal, batch: str, path: str) -> None:
+def test_page_accepts_any_query(portal: Portal, batch: str, path: str) -> None:
     with portal.client() as client:
         for value in VALUES:
             query = "&".join(f"{name}={value}" for name in NAMES)
@@ -60,7 +60,7 @@ def test_any_parameter_has_a_page(portal: Portal, batch: str, path: str) -> None
 
 
 @pytest.mark.parametrize("path", ["/batches", "/dead-letters", "/keys", "/audit", "/upload"])
-def test_a_tenant_that_is_not_there_is_said_to_be(portal: Portal, batch: str, path: str) -> None:
+def test_page_of_unknown_tenant_names_it(portal: Portal, batch: str, path: str) -> None:
     assert batch
     with portal.client() as client:
         answer = client.get(f"{path}?tenant=nobody-has-this")

@@ -1,4 +1,4 @@
-"""What the page of queues is made of, without a browser."""
+"""Parts of the page of queues, without a browser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _points(values: list[tuple[int, float | None]]) -> list[HistoryPoint]:
 
 
 def _shown(data: list[Any]) -> list[Any]:
-    """Return a value a point, `-` for a break, and `.` before a point that is a dot."""
+    """Return one text per point: `-` for a break, with a leading `.` for an isolated point."""
     return [
         f".{item['value'][1]:g}"
         if isinstance(item, dict)
@@ -48,27 +48,27 @@ def _shown(data: list[Any]) -> list[Any]:
 @pytest.mark.parametrize(
     ("values", "shown"),
     [
-        pytest.param([], [], id="nothing"),
-        pytest.param([(0, 1), (1, 2), (2, 3)], ["1", "2", "3"], id="a line"),
-        pytest.param([(0, 1), (1, 2), (9, 3), (10, 4)], ["1", "2", "-", "3", "4"], id="a gap"),
-        pytest.param([(0, 1), (1, 2), (9, 3)], ["1", "2", "-", ".3"], id="a point alone is a dot"),
-        pytest.param([(0, None), (1, 2), (2, 3)], ["2", "3"], id="nothing flowed yet"),
-        pytest.param([(0, 1), (1, None), (2, 3)], [".1", "-", ".3"], id="not measured in between"),
+        pytest.param([], [], id="empty"),
+        pytest.param([(0, 1), (1, 2), (2, 3)], ["1", "2", "3"], id="line"),
+        pytest.param([(0, 1), (1, 2), (9, 3), (10, 4)], ["1", "2", "-", "3", "4"], id="gap"),
+        pytest.param([(0, 1), (1, 2), (9, 3)], ["1", "2", "-", ".3"], id="isolated point"),
+        pytest.param([(0, None), (1, 2), (2, 3)], ["2", "3"], id="no first value"),
+        pytest.param([(0, 1), (1, None), (2, 3)], [".1", "-", ".3"], id="missing value"),
     ],
 )
-def test_lines_break_where_nothing_was_sampled(
+def test_chart_lines_break_at_gaps(
     values: list[tuple[int, float | None]], shown: list[str]
 ) -> None:
     assert _shown(drawn(unbroken(_points(values), MINUTE), THROUGHPUT)) == shown
 
 
-def test_a_pool_without_a_point_has_no_line() -> None:
+def test_pool_without_points_has_no_line() -> None:
     points = [HistoryPoint(NOW, {})]
     assert drawn(unbroken(points, MINUTE), THROUGHPUT) == []
 
 
 @pytest.mark.parametrize("range_", list(HistoryRange))
-def test_no_bar_of_deadlines_is_cut(range_: HistoryRange) -> None:
+def test_axis_covers_whole_deadline_bars(range_: HistoryRange) -> None:
     bars = [SlaBar(at, 1, 0) for at in (NOW - range_.span - MINUTE, NOW - MINUTE)]
     assert whole_bars(History(range_, NOW, sla=tuple(bars))) == (
         bars[0].at,
@@ -77,19 +77,19 @@ def test_no_bar_of_deadlines_is_cut(range_: HistoryRange) -> None:
     assert whole_bars(History(range_, NOW)) == (NOW - range_.span, NOW)
 
 
-def test_the_range_chosen_last_is_shown_whichever_is_read_first() -> None:
-    slow, book, live = threading.Event(), Mock(), Mock(paused=False)
+def test_last_selected_range_is_shown() -> None:
+    slow, store, live = threading.Event(), Mock(), Mock(paused=False)
 
-    def read(wanted: HistoryRange) -> History:
-        if wanted is HistoryRange.WEEK:
+    def read(range_: HistoryRange) -> History:
+        if range_ is HistoryRange.WEEK:
             assert slow.wait(10)
-        return History(wanted, NOW)
+        return History(range_, NOW)
 
-    book.read = read
+    store.read = read
 
-    async def choose_twice() -> History | None:
+    async def select_twice() -> History | None:
         with Client(page(""), request=None):
-            followed = FollowedHistory(Mock(history=book, readings=Readings()), live)
+            followed = FollowedHistory(Mock(history=store, readings=Readings()), live)
             week = asyncio.create_task(followed.follow(HistoryRange.WEEK))
             await asyncio.sleep(0)
             await followed.follow(HistoryRange.HOUR)
@@ -98,7 +98,7 @@ def test_the_range_chosen_last_is_shown_whichever_is_read_first() -> None:
             return followed.seen
 
     run.setup()
-    seen = asyncio.run(choose_twice())
+    seen = asyncio.run(select_twice())
     assert seen is not None
     assert seen.range is HistoryRange.HOUR
 
@@ -118,7 +118,7 @@ def test_the_range_chosen_last_is_shown_whichever_is_read_first() -> None:
         ),
     ],
 )
-def test_a_pause_is_said_with_its_time_and_name(since: datetime, zone: str, note: str) -> None:
+def test_pause_note_has_time_and_name(since: datetime, zone: str, note: str) -> None:
     assert note_of(PoolPause(Pool.SPOT, since, "ana"), NOW, ZoneInfo(zone)) == note
 
 
@@ -126,7 +126,7 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
 
 
 @pytest.mark.parametrize(
-    ("effect", "said", "unsaid"),
+    ("effect", "included", "excluded"),
     [
         pytest.param(
             PauseEffect(Pool.SPOT, 1234, 1, NONE),
@@ -148,29 +148,29 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
             PauseEffect(Pool.DEDICATED, 0, 0, NONE),
             ["go back to spot"],
             ["At risk"],
-            id="dedicated, nothing is held",
+            id="dedicated, no open deadlines",
         ),
         pytest.param(
             PauseEffect(Pool.SPOT, 1, 0, NONE, stops_all=True),
             ["no requests run until a pool is resumed"],
             ["No deadline", "move to dedicated"],
-            id="the last one",
+            id="last running pool",
         ),
     ],
 )
-def test_the_question_says_what_a_pause_does(
-    effect: PauseEffect, said: list[str], unsaid: list[str]
+def test_confirmation_explains_effect_of_pause(
+    effect: PauseEffect, included: list[str], excluded: list[str]
 ) -> None:
-    whole = " ".join(consequences(effect, NOW))
-    assert [part for part in said if part not in whole] == []
-    assert [part for part in unsaid if part in whole] == []
+    shown = " ".join(consequences(effect, NOW))
+    assert [part for part in included if part not in shown] == []
+    assert [part for part in excluded if part in shown] == []
 
 
-@pytest.mark.parametrize("wanted", list(HistoryRange))
-def test_an_address_says_the_range(wanted: HistoryRange) -> None:
-    assert range_of(address_of(wanted).partition("range=")[2]) is wanted
+@pytest.mark.parametrize("range_", list(HistoryRange))
+def test_range_survives_its_address(range_: HistoryRange) -> None:
+    assert range_of(address_of(range_).partition("range=")[2]) is range_
 
 
 @pytest.mark.parametrize("text", ["", "2h", "<script>", "1h,7d"])
-def test_an_address_that_means_nothing_shows_the_last_hour(text: str) -> None:
+def test_invalid_range_shows_last_hour(text: str) -> None:
     assert range_of(text) is HistoryRange.HOUR

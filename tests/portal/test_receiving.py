@@ -1,4 +1,4 @@
-"""Files taken as they come."""
+"""Uploads received as streams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def _stream(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 
 def _receive(
-    database: Database, folder: Path, pieces: Iterable[bytes], told: list[Checked]
+    database: Database, folder: Path, pieces: Iterable[bytes], progress: list[Checked]
 ) -> tuple[StoredFile, Checked]:
     limits = UploadLimits(10_000, 3600, Limits(), ENDPOINTS)
     files = Files(
@@ -46,26 +46,26 @@ def _receive(
     )
     return asyncio.run(
         receive(
-            files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), on_progress=told.append, actor="me"
+            files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=progress.append, actor="me"
         )
     )
 
 
-def test_a_file_is_told_about_while_it_comes(
+def test_upload_reports_progress_and_problems(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiving, "CHUNK_BYTES", 100)
-    told: list[Checked] = []
-    whole = b"".join(LINE % number for number in range(9)) + b"{no\n"
-    pieces = [whole[start : start + 7] for start in range(0, len(whole), 7)]
-    stored, checked = _receive(database, tmp_path, pieces, told)
-    assert (stored.status, stored.size, stored.lines) == (FileStatus.ERROR, len(whole), 10)
+    progress: list[Checked] = []
+    content = b"".join(LINE % number for number in range(9)) + b"{no\n"
+    pieces = [content[start : start + 7] for start in range(0, len(content), 7)]
+    stored, checked = _receive(database, tmp_path, pieces, progress)
+    assert (stored.status, stored.size, stored.lines) == (FileStatus.ERROR, len(content), 10)
     assert (checked.model, [problem.line for problem in checked.problems]) == ("m", [10])
-    assert [each.lines for each in told] == sorted(each.lines for each in told)
-    assert 5 < len(told) < len(pieces) / 10
+    assert [each.lines for each in progress] == sorted(each.lines for each in progress)
+    assert 5 < len(progress) < len(pieces) / 10
 
 
-def test_a_file_that_is_too_large_leaves_nothing(database: Database, tmp_path: Path) -> None:
+def test_oversized_upload_leaves_no_file(database: Database, tmp_path: Path) -> None:
     with pytest.raises(PayloadTooLarge):
         _receive(database, tmp_path, [LINE % 1] * 1000, [])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.portal.conftest import Portal
 
-NOBODY = "http://127.0.0.1:1"
+UNREACHABLE = "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_probes_are_answered(portal: Portal, method: str) -> None:
+def test_health_endpoint_answers(portal: Portal, method: str) -> None:
     assert httpx.request(method, f"{portal.url}/healthz", trust_env=False).status_code == 200
 
 
-def test_the_first_answer_already_shows_the_data_as_text(
+def test_first_response_shows_escaped_data(
     database: Database, start_portal: Callable[[str, str], Portal]
 ) -> None:
     add_batch(database.engine("worker"), SeedBatch(user="</script><script>alert(1)</script>"))
-    portal = start_portal(database.url("operator"), NOBODY)
+    portal = start_portal(database.url("operator"), UNREACHABLE)
     with portal.client() as client:
         page = client.get("/").text
     assert '<html lang="en-US"' in page
@@ -37,10 +37,10 @@ def test_the_first_answer_already_shows_the_data_as_text(
     assert "<script>alert(1)" not in page
 
 
-def test_sigterm_ends_it_even_while_a_query_hangs(
+def test_sigterm_ends_portal_while_query_hangs(
     database: Database, start_portal: Callable[[str, str], Portal]
 ) -> None:
-    portal = start_portal(database.url("operator"), NOBODY)
+    portal = start_portal(database.url("operator"), UNREACHABLE)
     with database.engine("owner").begin() as connection:
         connection.exec_driver_sql("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
         with portal.client() as client, pytest.raises(httpx.ReadTimeout):
@@ -52,10 +52,10 @@ def test_sigterm_ends_it_even_while_a_query_hangs(
     assert "Traceback" not in portal.log.read_text()
 
 
-def test_it_starts_without_a_database_and_says_so(
+def test_portal_starts_without_database_and_reports_it(
     start_portal: Callable[[str, str], Portal],
 ) -> None:
-    portal = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", NOBODY)
+    portal = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", UNREACHABLE)
     with portal.client() as client:
         page = client.get("/").text
     assert "The database is not responding" in page

@@ -1,4 +1,4 @@
-"""Open pages whose session is over."""
+"""Open pages of ended sessions."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def _opened(credential: str, seconds: int) -> Client:
     return Client(page(""), request=Request(scope))
 
 
-def _sent_to(client: Client) -> list[str]:
+def _redirects(client: Client) -> list[str]:
     return [content["path"] for _, kind, content in client.outbox.messages if kind == "open"]
 
 
-def test_a_page_is_sent_away_once_however_often_it_is_looked_at(
+def test_page_of_ended_session_is_redirected_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A browser that is told again breaks off its way to the page it was sent to."""
-    # Without the pages of other tests.
+    """A second redirect would make the browser abort the first one."""
+    # Excludes the pages of other tests.
     monkeypatch.setattr(Client, "instances", {})
 
     async def scenario() -> None:
@@ -41,7 +41,7 @@ def test_a_page_is_sent_away_once_however_often_it_is_looked_at(
         try:
             for _ in range(3):
                 await watch.check()
-            assert [_sent_to(client) for client in opened] == [[SIGN_IN], [SIGN_IN]]
+            assert [_redirects(client) for client in opened] == [[SIGN_IN], [SIGN_IN]]
         finally:
             for client in opened:
                 client.delete()

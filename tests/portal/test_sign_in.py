@@ -1,4 +1,4 @@
-"""The way in: who gets in, what they see, and what is shut."""
+"""Sign-in, sessions, and access to pages."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 VISIT_KEY = "lt_visit"
 
 
-def test_a_password_matches_itself_alone() -> None:
+def test_hash_matches_only_its_password() -> None:
     stored = hash_password("correct horse")
     assert "correct" not in stored
-    assert stored != hash_password("correct horse"), "salted"
+    assert stored != hash_password("correct horse"), "the hash is salted"
     assert matches("correct horse", stored)
     assert not matches("correct horsf", stored)
     assert not matches("correct horse", stored.replace("scrypt", "plain"))
@@ -40,24 +40,24 @@ def test_a_password_matches_itself_alone() -> None:
         matches("x", "not a hash")
 
 
-def test_viewers_only_look() -> None:
+def test_viewer_is_not_an_operator() -> None:
     Principal("ana", Role.OPERATOR).require_operator()
     with pytest.raises(Forbidden):
         Principal("ana", Role.VIEWER).require_operator()
 
 
-def test_a_session_names_its_visitor_until_it_is_over() -> None:
+def test_session_identifies_principal_until_it_expires() -> None:
     session: dict[str, object] = {"id": "of somebody else"}
-    visitor = Principal("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
-    open_session(session, visitor, 60)
-    assert visitor_of(session) == visitor
+    principal = Principal("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
+    open_session(session, principal, 60)
+    assert visitor_of(session) == principal
     assert "id" not in session
-    open_session(session, visitor, -1)
+    open_session(session, principal, -1)
     assert visitor_of(session) is None
     assert visitor_of({}) is None
 
 
-def test_a_session_that_was_left_is_over_wherever_it_is_open() -> None:
+def test_sign_out_ends_every_copy_of_session() -> None:
     sessions: list[dict[str, object]] = [{}, {}]
     for session in sessions:
         open_session(session, Principal("ana", Role.OPERATOR), 60)
@@ -68,7 +68,7 @@ def test_a_session_that_was_left_is_over_wherever_it_is_open() -> None:
     assert [is_over(each) for each in (left, copied, other)] == [False, True, False]
 
 
-def test_a_session_is_of_one_password_and_one_role() -> None:
+def test_session_ends_when_password_or_role_changes() -> None:
     stored = hash_password("right")
 
     def guard(stored: str, role: Role = Role.VIEWER) -> SignInGuard:
@@ -77,24 +77,24 @@ def test_a_session_is_of_one_password_and_one_role() -> None:
     credential = guard(stored).admit("right", "here").credential
     assert stored not in credential
     assert guard(stored).ended({credential}) == set()
-    others = [(hash_password("right"), Role.VIEWER), (stored, Role.OPERATOR)]
-    for changed, role in others:
+    changes = [(hash_password("right"), Role.VIEWER), (stored, Role.OPERATOR)]
+    for changed, role in changes:
         assert guard(changed, role).ended({credential}) == {credential}
-    assert guard(stored).ended({""}) == {""}, "a session of before"
+    assert guard(stored).ended({""}) == {""}, "a session without a credential"
     assert SignInGuard([], timer=lambda: 0.0).ended({credential}) == {credential}
 
 
 @pytest.fixture
 def keys(shared: Database) -> Iterator[TenantStore]:
-    """The keys of the tenant `default`; a test's own, `visit`, is revoked in the end."""
-    registry = TenantStore(shared.engine("operator"), pepper=PEPPER)
-    registry.add_key("default", "visit", VISIT_KEY, "me")
-    yield registry
+    """The tenant store, with a key `visit` of the tenant `default` for the length of a test."""
+    store = TenantStore(shared.engine("operator"), pepper=PEPPER)
+    store.add_key("default", "visit", VISIT_KEY, "me")
+    yield store
     with shared.engine("owner").begin() as connection:
         connection.execute(text("DELETE FROM api_keys WHERE name = 'visit'"))
 
 
-def test_a_session_ends_with_its_key(portal: Portal, keys: TenantStore) -> None:
+def test_session_ends_when_key_is_revoked(portal: Portal, keys: TenantStore) -> None:
     with portal.client(VISIT_KEY) as client:
         assert client.get("/batches").status_code == 200
         keys.rotate_key("default", "visit", "lt_next", timedelta(hours=1), "me")
@@ -105,14 +105,14 @@ def test_a_session_ends_with_its_key(portal: Portal, keys: TenantStore) -> None:
             assert (answer.status_code, answer.headers["location"][:8]) == (303, "/sign-in")
 
 
-def test_a_session_ends_with_its_keys_time(portal: Portal, keys: TenantStore) -> None:
+def test_session_ends_when_key_expires(portal: Portal, keys: TenantStore) -> None:
     with portal.client(VISIT_KEY) as client:
         assert client.get("/batches").status_code == 200
         keys.rotate_key("default", "visit", "lt_next", timedelta(), "me")
         assert client.get("/batches").headers["location"].startswith("/sign-in")
 
 
-def test_an_open_page_is_left_when_its_key_ends(
+def test_open_page_redirects_when_key_is_revoked(
     portal: Portal, keys: TenantStore, visit: Callable[..., Visit]
 ) -> None:
     page = visit(f"{portal.url}/batches", secret=VISIT_KEY).page
@@ -121,9 +121,7 @@ def test_an_open_page_is_left_when_its_key_ends(
     page.wait_for_url("**/sign-in")
 
 
-def test_an_open_page_is_left_when_its_session_is(
-    portal: Portal, visit: Callable[..., Visit]
-) -> None:
+def test_open_page_redirects_after_sign_out(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = visit(f"{portal.url}/batches").page
     page.get_by_text("No batches yet").wait_for()
     page.context.request.post(f"{portal.url}/sign-out")
@@ -131,28 +129,28 @@ def test_an_open_page_is_left_when_its_session_is(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "path"),
+    ("target", "path"),
     [
-        pytest.param("/batches?user=a%20b", "/batches?user=a%20b", id="own"),
-        pytest.param("//evil.example", "/", id="no scheme"),
+        pytest.param("/batches?user=a%20b", "/batches?user=a%20b", id="own path"),
+        pytest.param("//evil.example", "/", id="scheme-relative"),
         pytest.param("/\\evil.example", "/", id="backslash"),
-        pytest.param("https://evil.example", "/", id="elsewhere"),
+        pytest.param("https://evil.example", "/", id="other origin"),
         pytest.param("/\r\nSet-Cookie: a=b", "/", id="header"),
-        pytest.param("", "/", id="nothing"),
+        pytest.param("", "/", id="empty"),
     ],
 )
-def test_nobody_is_led_elsewhere(wanted: str, path: str) -> None:
-    assert _own_path(wanted) == path
+def test_redirect_after_sign_in_stays_on_own_site(target: str, path: str) -> None:
+    assert _own_path(target) == path
 
 
 @pytest.mark.parametrize("path", ["/", "/batches", "/nowhere", "/_nicegui/client/x/upload/1"])
-def test_nothing_is_shown_without_a_session(portal: Portal, path: str) -> None:
+def test_request_without_session_is_refused(portal: Portal, path: str) -> None:
     answer = httpx.get(portal.url + path, trust_env=False)
     assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/sign-in")
     assert httpx.post(portal.url + path, trust_env=False).status_code == 401
 
 
-def test_the_way_in_is_open_and_says_what_is_wrong(portal: Portal) -> None:
+def test_sign_in_page_is_public_and_reports_failure(portal: Portal) -> None:
     with portal.client(None) as client:
         page = client.get("/sign-in", params={"next": '/batches"><script>'})
         assert page.status_code == 200
@@ -168,22 +166,22 @@ def test_the_way_in_is_open_and_says_what_is_wrong(portal: Portal) -> None:
     [
         pytest.param(PORTAL_PASSWORD, 200, id="operator"),
         pytest.param(VIEWER_PASSWORD, 200, id="viewer"),
-        pytest.param(API_KEY, 303, id="key: not the whole installation"),
+        pytest.param(API_KEY, 303, id="key of a tenant"),
     ],
 )
-def test_who_signs_in_sees_pages_until_signing_out(portal: Portal, secret: str, first: int) -> None:
+def test_sign_in_gives_access_until_sign_out(portal: Portal, secret: str, first: int) -> None:
     with portal.client(None) as client:
-        entered = client.post("/sign-in", data={"secret": secret, "next": "/batches"})
-        cookie = entered.headers["set-cookie"].lower()
+        response = client.post("/sign-in", data={"secret": secret, "next": "/batches"})
+        cookie = response.headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
-        assert entered.headers["location"] == "/batches"
+        assert response.headers["location"] == "/batches"
         assert client.get("/").status_code == first
         client.post("/sign-out")
         assert client.get("/").headers["location"].startswith("/sign-in")
 
 
-def test_another_site_is_refused(portal: Portal) -> None:
+def test_foreign_origin_is_refused(portal: Portal) -> None:
     headers = {"Origin": "https://evil.example"}
     with portal.client() as client:
         assert client.post("/sign-out", headers=headers).status_code == 403

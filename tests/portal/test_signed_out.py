@@ -1,4 +1,4 @@
-"""Sessions that were signed out, and whose address is believed: portals as processes."""
+"""Signed-out sessions and trusted client addresses, with portals as processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from lowtide.tenants.sign_in import MOST_FAILURES, SignedOutStore, trim
 from portal.sessions import READ_EVERY, SignedOut
-from tests.portal.conftest import PATIENCE, PORTAL_PASSWORD
+from tests.portal.conftest import ANSWER_TIMEOUT, PORTAL_PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.portal.conftest import Portal
 
-NOBODY = "http://127.0.0.1:1"
-WAY_IN = (303, "/sign-in")
+UNREACHABLE = "http://127.0.0.1:1"
+SIGN_IN = (303, "/sign-in")
 
 
 def session_of(portal: Portal) -> dict[str, str]:
-    """Sign in, and return the cookie."""
+    """Sign in; return the cookies."""
     answer = httpx.post(
-        f"{portal.url}/sign-in", data={"secret": PORTAL_PASSWORD}, trust_env=False, timeout=PATIENCE
+        f"{portal.url}/sign-in",
+        data={"secret": PORTAL_PASSWORD},
+        trust_env=False,
+        timeout=ANSWER_TIMEOUT,
     )
     assert answer.headers["location"] == "/"
     return dict(answer.cookies)
@@ -38,46 +41,46 @@ def session_of(portal: Portal) -> dict[str, str]:
 @contextmanager
 def client(portal: Portal, session: dict[str, str]) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=portal.url, cookies=session, trust_env=False, timeout=PATIENCE
-    ) as made:
-        yield made
+        base_url=portal.url, cookies=session, trust_env=False, timeout=ANSWER_TIMEOUT
+    ) as opened:
+        yield opened
 
 
-def look(portal: Portal, session: dict[str, str], path: str = "/audit") -> tuple[int, str]:
+def get_page(portal: Portal, session: dict[str, str], path: str = "/audit") -> tuple[int, str]:
     with client(portal, session) as visitor:
         answer = visitor.get(path)
     return answer.status_code, answer.headers.get("location", "").partition("?")[0]
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_session_that_was_signed_out_stays_out_after_a_restart(
+def test_signed_out_session_stays_out_after_restart(
     database: Database, start_portal: Callable[..., Portal], end: signal.Signals
 ) -> None:
-    first = start_portal(database.url("operator"), NOBODY)
+    first = start_portal(database.url("operator"), UNREACHABLE)
     signed_out, kept = session_of(first), session_of(first)
-    assert look(first, signed_out)[0] == look(first, kept)[0] == 200
+    assert get_page(first, signed_out)[0] == get_page(first, kept)[0] == 200
     with client(first, signed_out) as visitor:
         visitor.post("/sign-out")
-    assert look(first, signed_out) == WAY_IN, "a copy of the cookie"
+    assert get_page(first, signed_out) == SIGN_IN, "a copy of the cookie"
     first.process.send_signal(end)
     first.process.wait(20)
-    second = start_portal(database.url("operator"), NOBODY)
-    assert look(second, signed_out) == WAY_IN
-    assert look(second, kept)[0] == 200
+    second = start_portal(database.url("operator"), UNREACHABLE)
+    assert get_page(second, signed_out) == SIGN_IN
+    assert get_page(second, kept)[0] == 200
 
 
-def test_a_portal_that_cannot_ask_lets_no_earlier_session_in(
+def test_portal_without_database_refuses_earlier_session(
     database: Database, start_portal: Callable[..., Portal]
 ) -> None:
-    first = start_portal(database.url("operator"), NOBODY)
+    first = start_portal(database.url("operator"), UNREACHABLE)
     session = session_of(first)
-    away = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", NOBODY)
-    assert look(away, session)[0] == 503
-    assert look(away, session_of(away), "/")[0] == 200
+    disconnected = start_portal("postgresql://lowtide_operator:x@127.0.0.1:1/none", UNREACHABLE)
+    assert get_page(disconnected, session)[0] == 503
+    assert get_page(disconnected, session_of(disconnected), "/")[0] == 200
 
 
 def guesses(portal: Portal, addresses: list[str]) -> list[str]:
-    """Guess once from each address that the header claims, all at once; return the problems."""
+    """Guess once for each forwarded address, concurrently; return the problem codes."""
 
     def guess(address: str) -> str:
         answer = httpx.post(
@@ -85,7 +88,7 @@ def guesses(portal: Portal, addresses: list[str]) -> list[str]:
             data={"secret": "wrong"},
             headers={"X-Forwarded-For": address},
             trust_env=False,
-            timeout=PATIENCE,
+            timeout=ANSWER_TIMEOUT,
         )
         return answer.headers["location"].partition("problem=")[2][:3]
 
@@ -93,28 +96,28 @@ def guesses(portal: Portal, addresses: list[str]) -> list[str]:
         return sorted(pool.map(guess, addresses))
 
 
-def test_nobody_is_believed_to_be_somebody_else(
+def test_forwarded_address_of_untrusted_proxy_is_ignored(
     database: Database, start_portal: Callable[..., Portal]
 ) -> None:
-    portal = start_portal(database.url("operator"), NOBODY, FORWARDED_ALLOW_IPS="*")
+    portal = start_portal(database.url("operator"), UNREACHABLE, FORWARDED_ALLOW_IPS="*")
     claimed = [f"192.0.2.{number}" for number in range(MOST_FAILURES + 1)]
     assert guesses(portal, claimed) == ["401"] * MOST_FAILURES + ["429"]
 
 
-def test_a_proxy_that_is_named_is_believed(
+def test_forwarded_address_of_trusted_proxy_is_used(
     database: Database, start_portal: Callable[..., Portal]
 ) -> None:
     portal = start_portal(
-        database.url("operator"), NOBODY, LOWTIDE_PORTAL_TRUSTED_PROXIES="127.0.0.0/8"
+        database.url("operator"), UNREACHABLE, LOWTIDE_PORTAL_TRUSTED_PROXIES="127.0.0.0/8"
     )
     attacker = ["203.0.113.9"] * (MOST_FAILURES + 1)
     assert guesses(portal, attacker)[-1] == "429"
-    # What the attacker says beside it, the proxy puts in front of the address that it sees.
+    # The proxy appends the peer's address to the header that the attacker sent.
     assert guesses(portal, ["192.0.2.1, 203.0.113.9"]) == ["429"]
-    assert guesses(portal, ["192.0.2.1"]) == ["401"], "others are not shut out"
+    assert guesses(portal, ["192.0.2.1"]) == ["401"], "other addresses are not locked"
 
 
-def test_what_is_saved_is_read_until_it_ends(database: Database) -> None:
+def test_saved_sign_out_is_read_until_it_expires(database: Database) -> None:
     now = [1000.0]
     ours, others = (SignedOut(clock=lambda: now[0]) for _ in range(2))
     for each in (ours, others):
@@ -140,7 +143,7 @@ def test_what_is_saved_is_read_until_it_ends(database: Database) -> None:
     assert "a" not in ours
 
 
-def test_the_tick_drops_what_has_ended_and_cannot_let_anybody_in(database: Database) -> None:
+def test_tick_trims_only_expired_sign_outs(database: Database) -> None:
     store = SignedOutStore(database.engine("operator"))
     store.add({"ended": 1000.0, "lasts": 4_000_000_000.0})
     store.add({"lasts": 4_000_000_000.0})

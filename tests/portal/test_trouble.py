@@ -1,4 +1,4 @@
-"""An installation in trouble: what `/health` and the landing page say of it, and where they lead."""
+"""An unhealthy installation on `/health` and the landing page, and the links from there."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ HOSTILE = '<img src=x onerror="alert(1)">{{ 7*7 }}'
 GRAFANA = "https://grafana.example/base"
 
 
-class Alerts:
-    """An Alertmanager; `alerts` is None while it is out of order."""
+class StubAlertmanager:
+    """A stub of Alertmanager; it fails while `alerts` is None."""
 
     def __init__(self) -> None:
         self.alerts: list[Any] | None = [gettable("LowtideTickStalled", "critical", HOSTILE)]
-        self.asked = 0
+        self.requests = 0
         self.url = ""
 
 
 @pytest.fixture(scope="module")
-def alerts() -> Iterator[Alerts]:
-    """A stand-in for Alertmanager."""
-    told = Alerts()
+def alerts() -> Iterator[StubAlertmanager]:
+    """A stub of Alertmanager."""
+    stub = StubAlertmanager()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told.asked += 1
-            self.send_response(503 if told.alerts is None else 200)
+            stub.requests += 1
+            self.send_response(503 if stub.alerts is None else 200)
             self.end_headers()
-            self.wfile.write(json.dumps(told.alerts).encode())
+            self.wfile.write(json.dumps(stub.alerts).encode())
 
         def log_message(self, *_: object) -> None:
             """Stay quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{server.server_port}"
+    stub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True).start()
-    yield told
+    yield stub
     server.shutdown()
     server.server_close()
 
 
 @pytest.fixture(scope="module")
-def troubled(
-    shared: Database, alerts: Alerts, start_portal: Callable[..., Portal]
+def unhealthy(
+    shared: Database, alerts: StubAlertmanager, start_portal: Callable[..., Portal]
 ) -> tuple[Portal, str]:
-    """A portal where little works, and a batch that waits."""
+    """A portal of an unhealthy installation, and the id of a waiting batch."""
     worker = shared.engine("worker")
     waiting = add_batch(
         worker, SeedBatch(status=BatchStatus.VALIDATING, age=timedelta(minutes=9), total=0)
@@ -105,11 +105,11 @@ def _text(portal: Portal, path: str) -> str:
         return client.get(path).text
 
 
-def test_health_says_what_is_wrong_and_what_to_do(troubled: tuple[Portal, str]) -> None:
-    portal, _ = troubled
+def test_health_shows_problems_and_advice(unhealthy: tuple[Portal, str]) -> None:
+    portal, _ = unhealthy
     eventually(lambda: "Not called" in _text(portal, "/health"))
     page = _text(portal, "/health")
-    for said in (
+    for shown in (
         "1 batch waiting, the oldest for 9 min: its events are not delivered",
         "kubectl get trigger,ksvc split",
         "1 event waiting, the oldest for 7 min: the broker did not accept it",
@@ -121,13 +121,13 @@ def test_health_says_what_is_wrong_and_what_to_do(troubled: tuple[Portal, str]) 
         "Scaled to zero",
         "1 event in the outbox",
     ):
-        assert said in page, said
+        assert shown in page, shown
 
 
-def test_the_landing_page_lists_alerts_as_text_and_links_to_dashboards(
-    troubled: tuple[Portal, str], alerts: Alerts
+def test_landing_page_escapes_alerts_and_links_to_dashboards(
+    unhealthy: tuple[Portal, str], alerts: StubAlertmanager
 ) -> None:
-    portal, _ = troubled
+    portal, _ = unhealthy
     eventually(lambda: "LowtideTickStalled" in _text(portal, "/"))
     page = _text(portal, "/")
     assert "alert(1)" in page
@@ -143,15 +143,15 @@ def test_the_landing_page_lists_alerts_as_text_and_links_to_dashboards(
     alerts.alerts = [gettable("LowtideTickStalled", "critical", HOSTILE)]
 
 
-def test_a_batch_leads_to_dashboards_of_its_own_time(troubled: tuple[Portal, str]) -> None:
-    portal, batch = troubled
+def test_batch_page_links_to_its_dashboard(unhealthy: tuple[Portal, str]) -> None:
+    portal, batch = unhealthy
     page = _text(portal, f"/batches/{batch}").replace("&amp;", "&")
     assert f"{GRAFANA}/d/lowtide-sla?var-batch={batch}&from=" in page
     assert "Prometheus" not in page
 
 
-def test_a_tenants_visitor_is_not_led_to_dashboards_of_all(troubled: tuple[Portal, str]) -> None:
-    portal, batch = troubled
+def test_tenant_sign_in_has_no_dashboard_links(unhealthy: tuple[Portal, str]) -> None:
+    portal, batch = unhealthy
     for path in ("/batches", f"/batches/{batch}"):
         with portal.client(API_KEY) as client:
             answer = client.get(path)
@@ -161,21 +161,23 @@ def test_a_tenants_visitor_is_not_led_to_dashboards_of_all(troubled: tuple[Porta
         assert GRAFANA in _text(portal, path)
 
 
-def test_pages_ask_nobody(troubled: tuple[Portal, str], alerts: Alerts) -> None:
-    portal, _ = troubled
+def test_pages_do_not_query_alertmanager(
+    unhealthy: tuple[Portal, str], alerts: StubAlertmanager
+) -> None:
+    portal, _ = unhealthy
     with portal.client() as client:
-        before = alerts.asked
+        before = alerts.requests
         for _ in range(20):
             client.get("/health")
-    assert alerts.asked - before <= 2
+    assert alerts.requests - before <= 2
 
 
 @pytest.mark.slow
-def test_trouble_is_readable_for_everybody(
-    troubled: tuple[Portal, str], visit: Callable[..., Visit]
+def test_unhealthy_pages_are_accessible_and_fit(
+    unhealthy: tuple[Portal, str], visit: Callable[..., Visit]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    portal, _ = troubled
+    portal, _ = unhealthy
     for scheme in ("light", "dark"):
         visited = visit(f"{portal.url}/health", scheme=scheme)
         page = visited.page
@@ -185,9 +187,9 @@ def test_trouble_is_readable_for_everybody(
             page.wait_for_load_state("networkidle")
             for width in (1440, 390):
                 page.set_viewport_size({"width": width, "height": 900})
-                found = axe.run(page).response["violations"]
-                wrong = [(each["id"], each["nodes"][0]["html"]) for each in found]
-                assert wrong == [], f"{path} {scheme} {width}"
-                across = "document.documentElement.scrollWidth <= innerWidth"
-                assert page.evaluate(across), f"{path} {scheme} {width} sticks out"
+                violations = axe.run(page).response["violations"]
+                problems = [(each["id"], each["nodes"][0]["html"]) for each in violations]
+                assert problems == [], f"{path} {scheme} {width}"
+                fits = "document.documentElement.scrollWidth <= innerWidth"
+                assert page.evaluate(fits), f"{path} {scheme} {width} overflows"
         assert [problem for problem in visited.problems if "404" not in problem] == []
