@@ -1,1 +1,1 @@
-"""The API contract, row by row, by the official client and by raw HTTP."""
+"""The API contract, by the official client and by raw HTTP."""

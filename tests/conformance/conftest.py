@@ -1,4 +1,4 @@
-"""One server for the whole suite: a local stack of its own, or the one that `--base-url` names."""
+"""The server of the whole suite: its own local stack, or the one that `--base-url` names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EXPIRING = jsonl(*ANSWERED, *held("expiring", 2))
 
 @dataclass(frozen=True)
 class Ended:
-    """A batch that is over: all states that were seen of it, what went in, and what came out."""
+    """An ended batch: its observed states, its input, its output and its errors."""
 
     history: list[dict[str, Any]]
     source: bytes
@@ -48,19 +48,19 @@ class Ended:
 
     @property
     def batch(self) -> dict[str, Any]:
-        """Its last state."""
+        """The last observed state."""
         return self.history[-1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the suite be pointed at any server."""
+    """Add the options that point the suite at any server."""
     group = parser.getgroup("conformance")
     group.addoption("--base-url", default="", help="a server's URL, without /v1")
     group.addoption("--api-key", default="", help="a key of that server")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these are slow; those that wait for a deadline come last, when it is near."""
+    """Mark the suite as slow, and run the tests that wait for a deadline last."""
     places = [place for place, item in enumerate(items) if item.path.is_relative_to(FOLDER)]
     ours = sorted(
         (items[place] for place in places),
@@ -77,33 +77,33 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
     url = pytestconfig.getoption("base_url", default="")
     if url:
         key = pytestconfig.getoption("api_key", default="")
-        given = Server(url.rstrip("/").removesuffix("/v1"), key)
-        yield given
-        given.close()
+        external = Server(url.rstrip("/").removesuffix("/v1"), key)
+        yield external
+        external.close()
         return
     with commanded_engine() as engine:
         settings = {**SETTINGS, "LOWTIDE_ENGINE_URL": engine.url}
         with running(settings) as stack:
-            started = Server(stack.base_url, stack.api_key)
-            expiring = started.create(EXPIRING, completion_window="1m")
-            started.own = Own(stack, engine, expiring)
-            yield started
-            started.close()
-            # A worker that is told to stop waits for what it has in hand.
+            own_server = Server(stack.base_url, stack.api_key)
+            expiring = own_server.create(EXPIRING, completion_window="1m")
+            own_server.own = Own(stack, engine, expiring)
+            yield own_server
+            own_server.close()
+            # A stopping worker waits for its running requests.
             engine.release()
 
 
 @pytest.fixture(scope="package")
 def own(server: Server) -> Own:
-    """What only a stack of our own allows."""
+    """The suite's own stack; skips the test on an external server."""
     if server.own is None:
-        pytest.skip("needs a stack of its own")
+        pytest.skip("needs the suite's own stack")
     return server.own
 
 
 @pytest.fixture(scope="package", params=[SyncOfficial, AsyncOfficial], ids=["sync", "async"])
 def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Official]:
-    """OpenAI's client: each test that uses it runs with both kinds."""
+    """OpenAI's client; each test runs with the sync and the async one."""
     client: Official = request.param(server)
     yield client
     client.close()
@@ -111,7 +111,7 @@ def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Officia
 
 @pytest.fixture(scope="package")
 def completed(server: Server) -> Ended:
-    """A batch that ran to its end; a quarter of its lines were refused if the engine is ours."""
+    """A completed batch; the suite's own engine refuses a quarter of its requests."""
     prompts = ["How high?", REFUSE if server.own else "Why?", "When?", "Where?"] * 3
     source = jsonl(
         *(request(f"line-{number}", prompt) for number, prompt in enumerate(prompts, start=1))
@@ -126,20 +126,20 @@ def completed(server: Server) -> Ended:
 
 @pytest.fixture(scope="package")
 def cancelled(server: Server, own: Own) -> Ended:
-    """A batch that was cancelled when some lines were answered, some ran, and some waited."""
+    """A batch cancelled while some requests were answered, some running and some queued."""
     source = jsonl(*ANSWERED, *held("cancelled", 150), *NEVER_REACHED)
     created = server.create(source)
     answered = len(ANSWERED)
     until(lambda: server.batch(created["id"])["request_counts"]["completed"] == answered, "answers")
-    seen = [server.batch(created["id"]), server.cancel(created["id"])]
-    ended = _ended(server, server.follow(created, seen), source)
+    states = [server.batch(created["id"]), server.cancel(created["id"])]
+    ended = _ended(server, server.follow(created, states), source)
     own.engine.release("cancelled")
     return ended
 
 
 @pytest.fixture(scope="package")
 def expired(server: Server, own: Own) -> Ended:
-    """A batch whose window of a minute was too short; it was created when the session began."""
+    """A batch that exceeds its window of a minute; created at the start of the session."""
     return _ended(server, server.follow(own.expiring), EXPIRING)
 
 

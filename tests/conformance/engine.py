@@ -1,4 +1,4 @@
-"""An engine that tests command: it answers, refuses, holds until released, or fails until mended."""
+"""An engine under the tests' control: it answers, refuses, holds or fails a request by its prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conformance.lines import BROKEN, HELD, MODEL, REFUSE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST_HOLD = 300.0
+_MAX_HOLD = 300.0
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -32,10 +32,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, json.dumps(listed).encode())
 
     def do_POST(self) -> None:
-        """Answer a request as its prompt says."""
+        """Answer a request by its prompt."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         for name in HELD.findall(body):
-            self.server.holds[name.decode()].wait(_LONGEST_HOLD)
+            self.server.holds[name.decode()].wait(_MAX_HOLD)
         if any(name.decode() not in self.server.mended for name in BROKEN.findall(body)):
             self._reply(500, failure("The engine is broken.", "server_error"))
             return
@@ -67,7 +67,7 @@ class _Server(ThreadingHTTPServer):
         self.mended: set[str] = set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a worker that hangs up."""
+        """Ignore a worker that hangs up."""
 
 
 class Engine:
@@ -78,16 +78,16 @@ class Engine:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The base URL."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def release(self, name: str | None = None) -> None:
-        """Answer what is held by this name, or by any."""
+        """Answer the requests held by this name, or all held requests."""
         for held in [name] if name is not None else list(self._server.holds):
             self._server.holds[held].set()
 
     def mend(self, name: str) -> None:
-        """Answer from now on what is broken by this name."""
+        """Answer the requests broken by this name from now on."""
         self._server.mended.add(name)
 
 

@@ -1,4 +1,4 @@
-"""What each test proves of OpenAI's API, or of what Lowtide adds; docs/compatibility.md is made of it."""
+"""The feature that each test proves, of OpenAI's API or Lowtide's additions; docs/compatibility.md lists them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Area(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One line of the page; a test of an unsupported one proves that it is refused plainly."""
+    """One row of the page; the test of an unsupported feature proves that it is refused."""
 
     area: Area
     name: str
@@ -41,7 +41,7 @@ ABSENT = (
     "The bound of 50,000 inputs in all on a batch of embeddings",
     "The headers `openai-organization`, `openai-project`, `openai-processing-ms`, `openai-version`",
 )
-"""What OpenAI has, Lowtide lacks, and no call asks for: there is nothing that a test could see refused."""
+"""Features of OpenAI that Lowtide lacks and that no call requests, so that no test can prove a refusal."""
 
 
 def proves(area: Area, name: str, *, supported: bool = True) -> Callable[[_Test], _Test]:

@@ -22,9 +22,9 @@ ENDPOINTS = tuple(_PROMPT_FIELD)
 
 
 def request(custom_id: str, prompt: str = "How high?", *, endpoint: str = CHAT) -> dict[str, Any]:
-    """Return one good line as an object."""
-    said = [{"role": "user", "content": prompt}] if endpoint == CHAT else prompt
-    body = {"model": MODEL, _PROMPT_FIELD[endpoint]: said}
+    """Return one valid line as an object."""
+    content = [{"role": "user", "content": prompt}] if endpoint == CHAT else prompt
+    body = {"model": MODEL, _PROMPT_FIELD[endpoint]: content}
     return {"custom_id": custom_id, "method": "POST", "url": endpoint, "body": body}
 
 
@@ -34,7 +34,7 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
 
 
 def requests(count: int, *, endpoint: str = CHAT) -> bytes:
-    """Return a good file."""
+    """Return a valid input file."""
     return jsonl(
         *(
             request(f"line-{number}", f"Question {number}?", endpoint=endpoint)
@@ -44,10 +44,10 @@ def requests(count: int, *, endpoint: str = CHAT) -> bytes:
 
 
 def held(name: str, count: int) -> list[dict[str, Any]]:
-    """Return lines that our own engine answers once `name` is released."""
+    """Return lines that the suite's own engine answers once `name` is released."""
     return [request(f"held-{number}", f"hold for {name}") for number in range(count)]
 
 
 def broken(name: str, count: int) -> list[dict[str, Any]]:
-    """Return lines that our own engine answers with 500 until `name` is mended."""
+    """Return lines that the suite's own engine answers with 500 until `name` is mended."""
     return [request(f"broken-{number}", f"broken for {name}") for number in range(count)]

@@ -1,4 +1,4 @@
-"""The server under test, and the two ways to speak to it."""
+"""The server under test, by raw HTTP and by OpenAI's client."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _TIMEOUT = 60.0
-LONGEST_RUN = 150.0
+MAX_RUN = 150.0
 
 
 @dataclass(frozen=True)
 class Own:
-    """What a test may do with a stack that was started for it."""
+    """The suite's own stack: its engine, and a batch that expires."""
 
     stack: LocalStack
     engine: Engine
@@ -36,7 +36,7 @@ class Own:
 
 @dataclass
 class Server:
-    """One server; `own` is None for one that is given by its URL."""
+    """One server; `own` is None for an external server."""
 
     base_url: str
     api_key: str
@@ -55,20 +55,20 @@ class Server:
 
     @cached_property
     def sync(self) -> OpenAI:
-        """The official client, for what only one kind of it is asked."""
+        """The official sync client."""
         return OpenAI(base_url=f"{self.base_url}/v1", api_key=self.api_key, timeout=_TIMEOUT)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         for client in (self.http, self.anonymous, self.sync):
             client.close()
 
     def json(self, path: str, **parameters: Any) -> dict[str, Any]:
-        """Return what a GET answers."""
+        """Return the JSON object of a GET."""
         response = self.http.get(path, params=parameters)
         assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
+        result: dict[str, Any] = response.json()
+        return result
 
     def upload(self, data: bytes, name: str = "input.jsonl", **fields: str) -> dict[str, Any]:
         """Return the File object of an upload."""
@@ -76,13 +76,13 @@ class Server:
             "/v1/files", files={"file": (name, data)}, data={"purpose": "batch", **fields}
         )
         assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
+        result: dict[str, Any] = response.json()
+        return result
 
     def create(
         self, data: bytes, *, headers: dict[str, str] | None = None, **fields: Any
     ) -> dict[str, Any]:
-        """Upload a file, and return the Batch object of a batch that is made from it."""
+        """Upload a file, and create a batch from it; return the Batch object."""
         body = {
             "input_file_id": self.upload(data)["id"],
             "endpoint": CHAT,
@@ -91,8 +91,8 @@ class Server:
         }
         response = self.http.post("/v1/batches", json=body, headers=headers)
         assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
+        result: dict[str, Any] = response.json()
+        return result
 
     def batch(self, batch_id: str) -> dict[str, Any]:
         """Return a Batch object."""
@@ -102,29 +102,29 @@ class Server:
         """Cancel a batch, and return it."""
         response = self.http.post(f"/v1/batches/{batch_id}/cancel")
         assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
+        result: dict[str, Any] = response.json()
+        return result
 
     def follow(
         self, created: dict[str, Any], before: Sequence[dict[str, Any]] = ()
     ) -> list[dict[str, Any]]:
-        """Return every state of a batch that was seen until its end; all of them were sane."""
-        seen = [created, *before]
+        """Poll a batch until it ends; return its states, after the oracle has checked them."""
+        states = [created, *before]
 
-        def is_over() -> bool:
-            seen.append(self.batch(created["id"]))
-            return seen[-1]["status"] in FINAL
+        def has_ended() -> bool:
+            states.append(self.batch(created["id"]))
+            return states[-1]["status"] in FINAL
 
-        until(is_over, f"{created['id']} ends", within=LONGEST_RUN, every=0.1)
-        oracle.check_history(seen)
-        return seen
+        until(has_ended, f"{created['id']} ends", within=MAX_RUN, every=0.1)
+        oracle.check_history(states)
+        return states
 
     def finish(self, created: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch once it is over."""
+        """Return a batch once it has ended."""
         return self.follow(created)[-1]
 
     def content(self, file_id: str | None) -> bytes:
-        """Return a file's bytes; no file has none."""
+        """Return a file's bytes; b"" for None."""
         if file_id is None:
             return b""
         response = self.http.get(f"/v1/files/{file_id}/content")
@@ -133,16 +133,16 @@ class Server:
 
 
 class Official(Protocol):
-    """OpenAI's client, of either kind, without retries: a row sees the server's own answer."""
+    """OpenAI's client, sync or async; without retries, so that a test gets the server's first answer."""
 
     def __call__(self, ask: Callable[[Any], Any]) -> Any:
-        """Return what a call on the client returns."""
+        """Return the result of a call on the client."""
 
     def everything(self, ask: Callable[[Any], Any]) -> list[Any]:
         """Return all objects of a list, by the client's own paging."""
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
 
 
 class SyncOfficial:

@@ -1,4 +1,4 @@
-"""What each object must look like: its exact keys, and OpenAI's own types read strictly."""
+"""The shape of each object: its exact keys, validated strictly by OpenAI's own types."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def check_model(raw: Mapping[str, Any]) -> Model:
 
 
 def check_page(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Assert that this is one page of a list, and return what is on it."""
+    """Assert that this is one page of a list, and return its objects."""
     assert set(raw) == PAGE
     assert raw["object"] == "list"
     data: list[dict[str, Any]] = raw["data"]

@@ -1,4 +1,4 @@
-"""What Lowtide has beyond OpenAI: a batch's requests and results while it runs, documents, health."""
+"""Lowtide's additions: requests and results of running batches, API documents, health."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ STREAM = "`batches/{id}/results`: results while the batch runs, from a cursor on
 
 @pytest.fixture(scope="module")
 def running(server: Server, own: Own) -> Iterator[dict[str, Any]]:
-    """A batch of which three lines are answered and two run."""
+    """A batch with three answered and two running requests."""
     answered = [request(f"answered-{number}") for number in range(3)]
     batch = server.create(jsonl(*answered, *held("running", 2)))
     path = f"/v1/batches/{batch['id']}/requests"
 
-    def half_way() -> bool:
-        states = [line["status"] for line in server.json(path)["data"]]
-        return states == ["Completed"] * 3 + ["Running"] * 2
+    def is_half_done() -> bool:
+        statuses = [state["status"] for state in server.json(path)["data"]]
+        return statuses == ["Completed"] * 3 + ["Running"] * 2
 
-    until(half_way, "three lines are answered and two run")
+    until(is_half_done, "three requests are answered and two run")
     yield batch
     own.engine.release("running")
     server.finish(batch)
@@ -55,29 +55,29 @@ def _ids(response: httpx.Response) -> list[str]:
 
 
 @proves(Area.BEYOND, PAGES)
-def test_requests(server: Server, completed: Ended) -> None:
+def test_requests_are_listed_in_input_order(server: Server, completed: Ended) -> None:
     page = server.json(f"/v1/batches/{completed.batch['id']}/requests")
-    lines = check_page(page)
-    assert [line["line"] for line in lines] == list(range(1, len(lines) + 1))
-    assert [line["custom_id"] for line in lines] == [
+    states = check_page(page)
+    assert [state["line"] for state in states] == list(range(1, len(states) + 1))
+    assert [state["custom_id"] for state in states] == [
         line.custom_id for line in oracle.input_lines(completed.source)
     ]
-    for line in lines:
-        assert set(line) == REQUEST
-        assert (line["object"], line["status"]) in {
+    for state in states:
+        assert set(state) == REQUEST
+        assert (state["object"], state["status"]) in {
             ("batch.request", "Completed"),
             ("batch.request", "Failed"),
         }
-        assert line["started_at"] <= line["finished_at"]
-        assert (line["status"] == "Completed") == (line["status_code"] == 200)
-        assert line["attempts"] >= 1
+        assert state["started_at"] <= state["finished_at"]
+        assert (state["status"] == "Completed") == (state["status_code"] == 200)
+        assert state["attempts"] >= 1
 
 
 @proves(Area.BEYOND, PAGES)
-def test_requests_of_a_running_batch(server: Server, running: dict[str, Any]) -> None:
-    for line in server.json(f"/v1/batches/{running['id']}/requests")["data"]:
-        assert (line["finished_at"] is None) == (line["status"] == "Running")
-        assert line["pool"] in {"spot", "dedicated"}
+def test_only_ended_requests_have_finished_at(server: Server, running: dict[str, Any]) -> None:
+    for state in server.json(f"/v1/batches/{running['id']}/requests")["data"]:
+        assert (state["finished_at"] is None) == (state["status"] == "Running")
+        assert state["pool"] in {"spot", "dedicated"}
 
 
 @proves(Area.BEYOND, PAGES)
@@ -94,24 +94,24 @@ def test_requests_of_a_running_batch(server: Server, running: dict[str, Any]) ->
         pytest.param({"pool": "spot", "status": "Running"}, 2, id="both"),
     ],
 )
-def test_request_filters(
+def test_requests_are_filtered_by_status_and_pool(
     server: Server, running: dict[str, Any], query: dict[str, str], count: int
 ) -> None:
     page = server.json(f"/v1/batches/{running['id']}/requests", **query)
-    lines = check_page(page)
-    assert len(lines) == count
-    assert all(line[name] == value for line in lines for name, value in query.items())
+    states = check_page(page)
+    assert len(states) == count
+    assert all(state[name] == value for state in states for name, value in query.items())
 
 
 @proves(Area.BEYOND, PAGES)
 @pytest.mark.parametrize("cursor", ["id", "line"])
-def test_request_pages(server: Server, completed: Ended, cursor: str) -> None:
+def test_requests_are_paged(server: Server, completed: Ended, cursor: str) -> None:
     path = f"/v1/batches/{completed.batch['id']}/requests"
     seen: list[int] = []
     parameters: dict[str, Any] = {"limit": 5}
     while True:
         page = server.json(path, **parameters)
-        seen += [line["line"] for line in check_page(page)]
+        seen += [state["line"] for state in check_page(page)]
         if not page["has_more"]:
             break
         parameters["after"] = page["last_id"] if cursor == "id" else seen[-1]
@@ -131,7 +131,9 @@ def test_request_pages(server: Server, completed: Ended, cursor: str) -> None:
         ("after", "9" * 30),
     ],
 )
-def test_bad_request_arguments(server: Server, completed: Ended, name: str, value: str) -> None:
+def test_invalid_request_arguments_are_refused(
+    server: Server, completed: Ended, name: str, value: str
+) -> None:
     path = f"/v1/batches/{completed.batch['id']}/requests"
     response = server.http.get(path, params={name: value})
     assert response.status_code == 400
@@ -139,16 +141,16 @@ def test_bad_request_arguments(server: Server, completed: Ended, name: str, valu
 
 
 @proves(Area.BEYOND, STREAM)
-def test_results_of_a_batch_that_is_over(server: Server, completed: Ended) -> None:
+def test_results_of_ended_batch_equal_its_files(server: Server, completed: Ended) -> None:
     response = _results(server, completed.batch["id"])
     assert response.headers["x-lowtide-complete"] == "true"
-    both = (completed.output + completed.errors).splitlines()
-    assert sorted(response.content.splitlines()) == sorted(both)
+    files = (completed.output + completed.errors).splitlines()
+    assert sorted(response.content.splitlines()) == sorted(files)
 
 
 @proves(Area.BEYOND, STREAM)
 @pytest.mark.parametrize("limit", [1, 4, 12, 10_000])
-def test_results_page_by_page(server: Server, completed: Ended, limit: int) -> None:
+def test_results_are_paged(server: Server, completed: Ended, limit: int) -> None:
     seen: list[str] = []
     parameters: dict[str, Any] = {"limit": limit}
     complete = "false"
@@ -158,31 +160,31 @@ def test_results_page_by_page(server: Server, completed: Ended, limit: int) -> N
         assert len(_ids(response)) <= limit
         parameters["after"] = response.headers["x-lowtide-cursor"]
         complete = response.headers["x-lowtide-complete"]
-    wanted = [line.custom_id for line in oracle.input_lines(completed.source)]
-    assert sorted(seen) == sorted(wanted)
+    expected = [line.custom_id for line in oracle.input_lines(completed.source)]
+    assert sorted(seen) == sorted(expected)
 
 
 @proves(Area.BEYOND, STREAM)
-def test_results_while_running(server: Server, own: Own) -> None:
+def test_results_are_read_while_batch_runs(server: Server, own: Own) -> None:
     answered = [request(f"answered-{number}") for number in range(3)]
     batch = server.create(jsonl(*answered, *held("results", 2)))
     seen: list[str] = []
     cursor: dict[str, str] = {}
 
-    def read(wanted: int) -> Callable[[], bool]:
-        def look() -> bool:
+    def read(expected: int) -> Callable[[], bool]:
+        def poll() -> bool:
             response = _results(server, batch["id"], **cursor)
             seen.extend(_ids(response))
             cursor["after"] = response.headers["x-lowtide-cursor"]
-            return len(seen) == wanted and response.headers["x-lowtide-complete"] == is_last
+            return len(seen) == expected and response.headers["x-lowtide-complete"] == complete
 
-        return look
+        return poll
 
-    is_last = "false"
+    complete = "false"
     until(read(3), "three results are read while the batch runs")
     assert server.batch(batch["id"])["status"] == "in_progress"
     own.engine.release("results")
-    is_last = "true"
+    complete = "true"
     until(read(5), "the last results are read")
     assert sorted(seen) == sorted(line["custom_id"] for line in [*answered, *held("results", 2)])
     assert _ids(_results(server, batch["id"], **cursor)) == []
@@ -200,7 +202,9 @@ def test_results_while_running(server: Server, own: Own) -> None:
         ("limit", "10001"),
     ],
 )
-def test_bad_result_arguments(server: Server, completed: Ended, name: str, value: str) -> None:
+def test_invalid_result_arguments_are_refused(
+    server: Server, completed: Ended, name: str, value: str
+) -> None:
     path = f"/v1/batches/{completed.batch['id']}/results"
     response = server.http.get(path, params={name: value})
     assert response.status_code == 400
@@ -209,24 +213,24 @@ def test_bad_result_arguments(server: Server, completed: Ended, name: str, value
 
 @proves(Area.BEYOND, "Unknown batches have neither requests nor results: 404")
 @pytest.mark.parametrize("tail", ["requests", "results"])
-@pytest.mark.parametrize("batch_id", ["batch_" + "0" * 32, "odd"], ids=["unknown", "odd"])
-def test_nothing_of_unknown_batches(server: Server, batch_id: str, tail: str) -> None:
+@pytest.mark.parametrize("batch_id", ["batch_" + "0" * 32, "odd"], ids=["unknown", "malformed"])
+def test_unknown_batch_has_no_requests_or_results(server: Server, batch_id: str, tail: str) -> None:
     response = server.http.get(f"/v1/batches/{batch_id}/{tail}")
     assert response.status_code == 404
     check_error(response.json())
 
 
 @proves(Area.BEYOND, "`x_lowtide` on each batch: state of the promise, deadline, lines by pool")
-def test_extension(completed: Ended) -> None:
+def test_extension_has_sla_state_deadline_and_pools(completed: Ended) -> None:
     batch = completed.batch
-    more, counts = batch["x_lowtide"], batch["request_counts"]
-    assert (more["sla_state"], more["deadline"]) == ("Met", batch["expires_at"])
-    assert set(more["pools"]) == {"spot", "dedicated"}
-    assert sum(more["pools"].values()) == counts["completed"] + counts["failed"]
+    extension, counts = batch["x_lowtide"], batch["request_counts"]
+    assert (extension["sla_state"], extension["deadline"]) == ("Met", batch["expires_at"])
+    assert set(extension["pools"]) == {"spot", "dedicated"}
+    assert sum(extension["pools"].values()) == counts["completed"] + counts["failed"]
 
 
 @proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")
-def test_openapi(server: Server) -> None:
+def test_openapi_document_lists_operations(server: Server) -> None:
     response = server.anonymous.get("/openapi.json")
     assert response.headers["Content-Type"] == "application/json"
     document = response.json()
@@ -260,28 +264,28 @@ def test_openapi(server: Server) -> None:
 @pytest.mark.parametrize(
     ("schema", "path"), [("Batch", "/v1/batches"), ("File", "/v1/files"), ("Model", "/v1/models")]
 )
-def test_objects_have_the_documented_fields(
+def test_objects_have_documented_fields(
     server: Server, completed: Ended, schema: str, path: str
 ) -> None:
     assert completed.batch
     schemas = server.json("/openapi.json")["components"]["schemas"]
-    found = server.json(path)["data"][0]
-    assert set(found) == set(schemas[schema]["properties"])
+    listed = server.json(path)["data"][0]
+    assert set(listed) == set(schemas[schema]["properties"])
     if schema == "Batch":
-        assert set(found["x_lowtide"]) == set(schemas["Extension"]["properties"])
+        assert set(listed["x_lowtide"]) == set(schemas["Extension"]["properties"])
 
 
 @proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")
-def test_docs_page(server: Server) -> None:
+def test_docs_page_is_self_contained(server: Server) -> None:
     http = server.anonymous
     page = http.get("/docs")
     assert page.headers["Content-Type"].startswith("text/html")
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    asked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert asked
-    for path in asked:
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert assets
+    for path in assets:
         assert path.startswith("/docs/")
         assert http.get(path).status_code == 200
     assert http.get("/docs/nothing.js").status_code == 404
@@ -290,7 +294,7 @@ def test_docs_page(server: Server) -> None:
 @proves(Area.BEYOND, "Health without a key")
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-def test_health(server: Server, method: str, path: str) -> None:
+def test_health_needs_no_key(server: Server, method: str, path: str) -> None:
     response = server.anonymous.request(method, path)
     assert response.status_code == 200
     assert response.content == (
@@ -300,7 +304,7 @@ def test_health(server: Server, method: str, path: str) -> None:
 
 @proves(Area.BEYOND, "HEAD where GET is taken")
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/models"])
-def test_head(server: Server, path: str) -> None:
+def test_head_is_accepted_and_has_no_body(server: Server, path: str) -> None:
     response = server.http.head(path)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["Content-Type"] == "application/json"

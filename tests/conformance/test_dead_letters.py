@@ -1,4 +1,4 @@
-"""`/v1/dead_letters`: lines that were set aside, and what becomes of them."""
+"""`/v1/dead_letters`: list, show, download, requeue and discard."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ UNKNOWN = "batch_req_" + "0" * 39 + "1"
 
 
 @dataclass(frozen=True)
-class Died:
-    """A batch that is over, and of which four lines died."""
+class DeadLetteredBatch:
+    """An ended batch with four dead letters."""
 
     batch: dict[str, Any]
     source: bytes
@@ -58,33 +58,33 @@ class Died:
 
     @property
     def lines(self) -> bytes:
-        """The lines that died, as they are in the input."""
+        """The input lines of the dead letters."""
         return b"".join(
             line for line in self.source.splitlines(keepends=True) if b"broken for" in line
         )
 
 
-def _died(server: Server, name: str) -> Died:
+def _dead_letter(server: Server, name: str) -> DeadLetteredBatch:
     source = jsonl(request("fine"), *broken(name, 4), request("fine too"))
     ended = server.finish(server.create(source))
-    return Died(ended, source, server.content(ended["error_file_id"]))
+    return DeadLetteredBatch(ended, source, server.content(ended["error_file_id"]))
 
 
 @pytest.fixture(scope="module")
-def died(server: Server, own: Own) -> Died:  # noqa: ARG001
-    """A batch whose letters stay open."""
-    return _died(server, "always")
+def dead_lettered(server: Server, own: Own) -> DeadLetteredBatch:  # noqa: ARG001
+    """A batch whose dead letters stay open."""
+    return _dead_letter(server, "always")
 
 
-def _post(server: Server, what: str, **body: Any) -> httpx.Response:
-    return server.http.post(f"{PATH}/{what}", json=body)
+def _post(server: Server, action: str, **body: Any) -> httpx.Response:
+    return server.http.post(f"{PATH}/{action}", json=body)
 
 
-def _changed(server: Server, what: str, **body: Any) -> dict[str, Any]:
-    response = _post(server, what, **body)
+def _change(server: Server, action: str, **body: Any) -> dict[str, Any]:
+    response = _post(server, action, **body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    result: dict[str, Any] = response.json()
+    return result
 
 
 def _letters(server: Server, batch: dict[str, Any], **query: Any) -> list[dict[str, Any]]:
@@ -92,8 +92,10 @@ def _letters(server: Server, batch: dict[str, Any], **query: Any) -> list[dict[s
 
 
 @proves(Area.BEYOND, LIST)
-def test_letters(server: Server, died: Died) -> None:
-    letters = _letters(server, died.batch)
+def test_dead_letters_are_listed_newest_first(
+    server: Server, dead_lettered: DeadLetteredBatch
+) -> None:
+    letters = _letters(server, dead_lettered.batch)
     assert [letter["custom_id"] for letter in letters] == [
         f"broken-{number}" for number in (3, 2, 1, 0)
     ]
@@ -101,9 +103,9 @@ def test_letters(server: Server, died: Died) -> None:
         assert set(letter) == LETTER
         assert (letter["object"], letter["state"]) == ("dead_letter", "open")
         assert (letter["status_code"], letter["error_code"]) == (500, "http_500")
-        assert letter["batch_id"] == died.batch["id"]
-    states = server.json(f"/v1/batches/{died.batch['id']}/requests", status="DeadLettered")
-    assert {line["id"] for line in states["data"]} == {letter["id"] for letter in letters}
+        assert letter["batch_id"] == dead_lettered.batch["id"]
+    page = server.json(f"/v1/batches/{dead_lettered.batch['id']}/requests", status="DeadLettered")
+    assert {state["id"] for state in page["data"]} == {letter["id"] for letter in letters}
 
 
 @proves(Area.BEYOND, LIST)
@@ -113,26 +115,30 @@ def test_letters(server: Server, died: Died) -> None:
         pytest.param({"state": "open"}, 4, id="open"),
         pytest.param({"state": "discarded"}, 0, id="discarded"),
         pytest.param({"error_code": "http_500"}, 4, id="code"),
-        pytest.param({"error_code": "worker_lost"}, 0, id="another code"),
-        pytest.param({"batch_id": UNKNOWN_BATCH}, 0, id="another batch"),
+        pytest.param({"error_code": "worker_lost"}, 0, id="other code"),
+        pytest.param({"batch_id": UNKNOWN_BATCH}, 0, id="other batch"),
     ],
 )
-def test_filters(server: Server, died: Died, query: dict[str, str], count: int) -> None:
-    page = server.json(PATH, **({"batch_id": died.batch["id"]} | query))
+def test_dead_letters_are_filtered(
+    server: Server, dead_lettered: DeadLetteredBatch, query: dict[str, str], count: int
+) -> None:
+    page = server.json(PATH, **({"batch_id": dead_lettered.batch["id"]} | query))
     assert len(check_page(page)) == count
 
 
 @proves(Area.BEYOND, LIST)
 @pytest.mark.parametrize("limit", [1, 3])
-def test_letters_page_by_page(server: Server, died: Died, limit: int) -> None:
+def test_dead_letters_are_paged(
+    server: Server, dead_lettered: DeadLetteredBatch, limit: int
+) -> None:
     seen: list[str] = []
     query: dict[str, Any] = {"limit": limit}
     more = True
     while more:
-        page = server.json(PATH, batch_id=died.batch["id"], **query)
+        page = server.json(PATH, batch_id=dead_lettered.batch["id"], **query)
         seen += [letter["id"] for letter in check_page(page)]
         more, query["after"] = page["has_more"], page["last_id"]
-    assert seen == [letter["id"] for letter in _letters(server, died.batch)]
+    assert seen == [letter["id"] for letter in _letters(server, dead_lettered.batch)]
 
 
 @proves(Area.BEYOND, LIST)
@@ -148,16 +154,22 @@ def test_letters_page_by_page(server: Server, died: Died, limit: int) -> None:
         ("error_code", "\x00", 400),
     ],
 )
-def test_bad_list_arguments(server: Server, name: str, value: str, status: int) -> None:
+def test_invalid_list_arguments_are_refused(
+    server: Server, name: str, value: str, status: int
+) -> None:
     response = server.http.get(PATH, params={name: value})
     assert response.status_code == status
     assert check_error(response.json())["param"] == name
 
 
 @proves(Area.BEYOND, SHOW)
-def test_letter(server: Server, died: Died) -> None:
+def test_dead_letter_has_input_and_last_answer(
+    server: Server, dead_lettered: DeadLetteredBatch
+) -> None:
     for letter, line in zip(
-        reversed(_letters(server, died.batch)), died.lines.splitlines(), strict=True
+        reversed(_letters(server, dead_lettered.batch)),
+        dead_lettered.lines.splitlines(),
+        strict=True,
     ):
         response = server.http.get(f"{PATH}/{letter['id']}")
         shown = response.json()
@@ -170,7 +182,7 @@ def test_letter(server: Server, died: Died) -> None:
 
 @proves(Area.BEYOND, SHOW)
 @pytest.mark.parametrize("letter_id", [UNKNOWN, "batch_req_odd", "batch_req_" + "f" * 40])
-def test_unknown_letter(server: Server, letter_id: str) -> None:
+def test_unknown_dead_letter_returns_404(server: Server, letter_id: str) -> None:
     response = server.http.get(f"{PATH}/{letter_id}")
     assert response.status_code == 404
     assert check_error(response.json())["param"] == "letter_id"
@@ -178,15 +190,17 @@ def test_unknown_letter(server: Server, letter_id: str) -> None:
 
 @proves(Area.BEYOND, DOWNLOAD)
 @pytest.mark.parametrize("which", ["input", "output"])
-def test_download(server: Server, died: Died, which: str) -> None:
-    query = {"which": which, "batch_id": died.batch["id"]}
+def test_download_returns_inputs_or_last_answers(
+    server: Server, dead_lettered: DeadLetteredBatch, which: str
+) -> None:
+    query = {"which": which, "batch_id": dead_lettered.batch["id"]}
     response = server.http.get(f"{PATH}/content", params=query)
     assert response.headers["Content-Type"] == "application/x-ndjson"
-    assert response.content == (died.lines if which == "input" else died.errors)
+    assert response.content == (dead_lettered.lines if which == "input" else dead_lettered.errors)
 
 
 @proves(Area.BEYOND, DOWNLOAD)
-def test_bad_download(server: Server) -> None:
+def test_invalid_download_is_refused(server: Server) -> None:
     response = server.http.get(f"{PATH}/content", params={"which": "both"})
     assert response.status_code == 400
     assert check_error(response.json())["param"] == "which"
@@ -198,56 +212,56 @@ def _any_answer(line: oracle.InputLine, body: Any) -> None:
 
 @proves(Area.BEYOND, REQUEUE)
 @pytest.mark.parametrize("by", ["ids", "filter"])
-def test_requeue(server: Server, own: Own, by: str) -> None:
-    died = _died(server, f"requeue-{by}")
+def test_requeue_creates_batch_of_dead_letters(server: Server, own: Own, by: str) -> None:
+    dead_lettered = _dead_letter(server, f"requeue-{by}")
     own.engine.mend(f"requeue-{by}")
-    ids = [letter["id"] for letter in _letters(server, died.batch)]
-    wanted = {"ids": ids} if by == "ids" else {"filter": {"batch_id": died.batch["id"]}}
-    would = _changed(server, "requeue", **wanted, dry_run=True)
-    assert (would["changed"], would["batches"][0]["batch_id"]) == (4, None)
-    done = _changed(server, "requeue", **wanted, completion_window="3h")
-    (made,) = done["batches"]
-    assert (made["source_batch_id"], made["letters"]) == (died.batch["id"], 4)
-    ended = server.finish(server.batch(made["batch_id"]))
-    assert ended["metadata"] == {"dead_letters_of": died.batch["id"]}
+    ids = [letter["id"] for letter in _letters(server, dead_lettered.batch)]
+    selection = {"ids": ids} if by == "ids" else {"filter": {"batch_id": dead_lettered.batch["id"]}}
+    preview = _change(server, "requeue", **selection, dry_run=True)
+    assert (preview["changed"], preview["batches"][0]["batch_id"]) == (4, None)
+    result = _change(server, "requeue", **selection, completion_window="3h")
+    (new_batch,) = result["batches"]
+    assert (new_batch["source_batch_id"], new_batch["letters"]) == (dead_lettered.batch["id"], 4)
+    ended = server.finish(server.batch(new_batch["batch_id"]))
+    assert ended["metadata"] == {"dead_letters_of": dead_lettered.batch["id"]}
     assert ended["completion_window"] == "3h"
-    assert server.content(ended["input_file_id"]) == died.lines
+    assert server.content(ended["input_file_id"]) == dead_lettered.lines
     output = server.content(ended["output_file_id"])
-    oracle.check(ended, died.lines, output, b"", answers=_any_answer)
-    assert server.batch(died.batch["id"]) == died.batch
-    for letter in _letters(server, died.batch):
-        assert (letter["state"], letter["requeued_as"]) == ("requeued", made["batch_id"])
+    oracle.check(ended, dead_lettered.lines, output, b"", answers=_any_answer)
+    assert server.batch(dead_lettered.batch["id"]) == dead_lettered.batch
+    for letter in _letters(server, dead_lettered.batch):
+        assert (letter["state"], letter["requeued_as"]) == ("requeued", new_batch["batch_id"])
         assert letter["ended_by"]
-    again = _changed(server, "requeue", ids=ids)
-    assert (again["changed"], again["unchanged"], again["batches"]) == (0, 4, [made])
+    repeated = _change(server, "requeue", ids=ids)
+    assert (repeated["changed"], repeated["unchanged"], repeated["batches"]) == (0, 4, [new_batch])
 
 
 @proves(Area.BEYOND, REQUEUE_TO)
-def test_requeue_to_a_pool(server: Server, own: Own) -> None:
+def test_requeue_to_pool_runs_requests_there(server: Server, own: Own) -> None:
     assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"
-    died = _died(server, "requeue-to")
+    dead_lettered = _dead_letter(server, "requeue-to")
     own.engine.mend("requeue-to")
-    wanted = {"filter": {"batch_id": died.batch["id"]}}
-    refused = _post(server, "requeue", **wanted, pool="dedicated")
+    selection = {"filter": {"batch_id": dead_lettered.batch["id"]}}
+    refused = _post(server, "requeue", **selection, pool="dedicated")
     assert refused.status_code == 409
     assert check_error(refused.json())["code"] == "pool_without_replicas"
-    (made,) = _changed(server, "requeue", **wanted, pool="spot")["batches"]
-    server.finish(server.batch(made["batch_id"]))
-    page = server.http.get(f"/v1/batches/{made['batch_id']}/requests").json()
-    assert [line["pool"] for line in page["data"]] == ["spot"] * 4
+    (new_batch,) = _change(server, "requeue", **selection, pool="spot")["batches"]
+    server.finish(server.batch(new_batch["batch_id"]))
+    page = server.http.get(f"/v1/batches/{new_batch['batch_id']}/requests").json()
+    assert [state["pool"] for state in page["data"]] == ["spot"] * 4
 
 
 @proves(Area.BEYOND, REQUEUE_TO)
-def test_an_unknown_pool(server: Server) -> None:
+def test_requeue_to_unknown_pool_is_refused(server: Server) -> None:
     response = _post(server, "requeue", filter={}, pool="gold")
     assert response.status_code == 400
 
 
 @proves(Area.BEYOND, REQUEUE)
-def test_idempotency_key(server: Server, own: Own) -> None:  # noqa: ARG001
-    died = _died(server, "once")
-    ids = [letter["id"] for letter in _letters(server, died.batch)]
-    headers = {"Idempotency-Key": died.batch["id"]}
+def test_idempotency_key_requeues_once(server: Server, own: Own) -> None:  # noqa: ARG001
+    dead_lettered = _dead_letter(server, "once")
+    ids = [letter["id"] for letter in _letters(server, dead_lettered.batch)]
+    headers = {"Idempotency-Key": dead_lettered.batch["id"]}
     answers = [
         server.http.post(f"{PATH}/requeue", json={"ids": ids[:2]}, headers=headers).json()
         for _ in range(2)
@@ -257,57 +271,57 @@ def test_idempotency_key(server: Server, own: Own) -> None:  # noqa: ARG001
     other = server.http.post(f"{PATH}/requeue", json={"ids": ids}, headers=headers)
     assert other.status_code == 422
     assert check_error(other.json())["code"] == "idempotency_key_reused"
-    _changed(server, "discard", filter={"batch_id": died.batch["id"]})
+    _change(server, "discard", filter={"batch_id": dead_lettered.batch["id"]})
 
 
 @proves(Area.BEYOND, REQUEUE)
-def test_requeue_without_input(server: Server, own: Own) -> None:  # noqa: ARG001
-    died = _died(server, "gone")
-    server.http.delete(f"/v1/files/{died.batch['input_file_id']}").raise_for_status()
-    wanted = {"filter": {"batch_id": died.batch["id"]}}
-    response = _post(server, "requeue", **wanted)
+def test_requeue_without_input_file_is_refused(server: Server, own: Own) -> None:  # noqa: ARG001
+    dead_lettered = _dead_letter(server, "gone")
+    server.http.delete(f"/v1/files/{dead_lettered.batch['input_file_id']}").raise_for_status()
+    selection = {"filter": {"batch_id": dead_lettered.batch["id"]}}
+    response = _post(server, "requeue", **selection)
     assert response.status_code == 409
     error = check_error(response.json())
     assert error["code"] == "input_file_gone"
-    assert died.batch["id"] in error["message"]
-    assert _changed(server, "discard", **wanted)["changed"] == 4
+    assert dead_lettered.batch["id"] in error["message"]
+    assert _change(server, "discard", **selection)["changed"] == 4
 
 
 @proves(Area.BEYOND, DISCARD)
-def test_discard(server: Server, own: Own) -> None:  # noqa: ARG001
-    died = _died(server, "discard")
-    ids = [letter["id"] for letter in _letters(server, died.batch)]
-    assert _changed(server, "discard", ids=ids[:1], dry_run=True)["changed"] == 1
-    assert _changed(server, "discard", ids=ids[:1])["changed"] == 1
-    done = _changed(server, "discard", ids=ids)
-    assert (done["changed"], done["unchanged"], done["remaining"]) == (3, 1, 0)
-    assert {letter["state"] for letter in _letters(server, died.batch)} == {"discarded"}
-    assert _changed(server, "requeue", ids=ids)["unchanged"] == 4
-    assert server.batch(died.batch["id"]) == died.batch
+def test_discarded_dead_letters_stay_discarded(server: Server, own: Own) -> None:  # noqa: ARG001
+    dead_lettered = _dead_letter(server, "discard")
+    ids = [letter["id"] for letter in _letters(server, dead_lettered.batch)]
+    assert _change(server, "discard", ids=ids[:1], dry_run=True)["changed"] == 1
+    assert _change(server, "discard", ids=ids[:1])["changed"] == 1
+    result = _change(server, "discard", ids=ids)
+    assert (result["changed"], result["unchanged"], result["remaining"]) == (3, 1, 0)
+    assert {letter["state"] for letter in _letters(server, dead_lettered.batch)} == {"discarded"}
+    assert _change(server, "requeue", ids=ids)["unchanged"] == 4
+    assert server.batch(dead_lettered.batch["id"]) == dead_lettered.batch
 
 
 @proves(Area.BEYOND, "Dead letters: calls that name none, both, or what is not there are refused")
-@pytest.mark.parametrize("what", ["requeue", "discard"])
+@pytest.mark.parametrize("action", ["requeue", "discard"])
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
-        pytest.param({}, 400, "ids", id="nothing"),
+        pytest.param({}, 400, "ids", id="empty body"),
         pytest.param({"ids": [UNKNOWN], "filter": {}}, 400, "filter", id="both"),
-        pytest.param({"ids": []}, 400, "ids", id="no ids"),
-        pytest.param({"ids": ["odd"]}, 400, "ids", id="an odd id"),
-        pytest.param({"ids": [UNKNOWN]}, 404, "ids", id="an unknown id"),
-        pytest.param({"filter": {"eror_code": "x"}}, 400, "filter", id="a typing error"),
-        pytest.param({"filter": {"batch_id": "x"}}, 400, "filter", id="an odd batch"),
+        pytest.param({"ids": []}, 400, "ids", id="empty ids"),
+        pytest.param({"ids": ["odd"]}, 400, "ids", id="malformed id"),
+        pytest.param({"ids": [UNKNOWN]}, 404, "ids", id="unknown id"),
+        pytest.param({"filter": {"eror_code": "x"}}, 400, "filter", id="unknown field"),
+        pytest.param({"filter": {"batch_id": "x"}}, 400, "filter", id="malformed batch id"),
         pytest.param(
-            {"filter": {}, "completion_window": "9d"}, 400, "completion_window", id="window"
+            {"filter": {}, "completion_window": "9d"}, 400, "completion_window", id="invalid window"
         ),
     ],
 )
-def test_bad_bodies(
-    server: Server, what: str, body: dict[str, Any], status: int, param: str
+def test_invalid_body_is_refused(
+    server: Server, action: str, body: dict[str, Any], status: int, param: str
 ) -> None:
-    if what == "discard" and param == "completion_window":
+    if action == "discard" and param == "completion_window":
         param = ""
-    response = _post(server, what, **body)
+    response = _post(server, action, **body)
     assert response.status_code == status, response.text
     assert (check_error(response.json())["param"] or "") == param

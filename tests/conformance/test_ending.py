@@ -28,7 +28,7 @@ def _any_answer(line: InputLine, body: Any) -> None:
 
 
 def _check(ended: Ended, status: str, code: str) -> None:
-    """Assert that what was answered is in the output file, and the rest in the error file."""
+    """Assert that answered requests are in the output file, and the others in the error file."""
     oracle.check(
         ended.batch, ended.source, ended.output, ended.errors, answers=_any_answer, status=status
     )
@@ -47,26 +47,26 @@ def _check(ended: Ended, status: str, code: str) -> None:
 
 def _until_running(server: Server, batch: dict[str, Any]) -> None:
     path = f"/v1/batches/{batch['id']}/requests"
-    until(lambda: server.json(path, status="Running")["data"], "a line runs")
+    until(lambda: server.json(path, status="Running")["data"], "a request runs")
 
 
 @proves(Area.ENDING, "Cancelled: output of what finished, `batch_cancelled` for the rest")
-def test_cancelled(cancelled: Ended) -> None:
+def test_cancelled_batch_has_output_and_errors(cancelled: Ended) -> None:
     _check(cancelled, "cancelled", "batch_cancelled")
 
 
 @proves(Area.ENDING, "Cancelled: `cancelling`, then `cancelled`, with a timestamp each")
-def test_cancelled_states(cancelled: Ended) -> None:
-    asked = cancelled.history[2]
-    assert (asked["status"], asked["cancelled_at"]) == ("cancelling", None)
-    assert asked["cancelling_at"] is not None
+def test_cancelled_batch_was_cancelling_before(cancelled: Ended) -> None:
+    cancelling = cancelled.history[2]
+    assert (cancelling["status"], cancelling["cancelled_at"]) == ("cancelling", None)
+    assert cancelling["cancelling_at"] is not None
     assert {state["status"] for state in cancelled.history[2:]} == {"cancelling", "cancelled"}
-    assert cancelled.batch["cancelling_at"] == asked["cancelling_at"]
-    assert cancelled.batch["cancelled_at"] >= asked["cancelling_at"]
+    assert cancelled.batch["cancelling_at"] == cancelling["cancelling_at"]
+    assert cancelled.batch["cancelled_at"] >= cancelling["cancelling_at"]
 
 
 @proves(Area.ENDING, "`batches.cancel`")
-def test_cancel(official: Official, server: Server) -> None:
+def test_cancel_ends_batch(official: Official, server: Server) -> None:
     created = server.create(requests(100))
     answer = official(lambda client: client.batches.with_raw_response.cancel(created["id"]))
     batch = check_batch(answer.http_response.json())
@@ -76,7 +76,7 @@ def test_cancel(official: Official, server: Server) -> None:
     assert ended["status"] == "cancelled"
     output, errors = (server.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
     source = server.content(created["input_file_id"])
-    # A batch that was cancelled before it was read has no lines, and so no files.
+    # A batch cancelled before it is split has no requests, and so no files.
     if ended["request_counts"]["total"]:
         oracle.check(ended, source, output, errors, answers=_any_answer, status="cancelled")
     else:
@@ -84,18 +84,18 @@ def test_cancel(official: Official, server: Server) -> None:
 
 
 @proves(Area.ENDING, "Cancelling twice changes nothing")
-def test_cancelling_twice(official: Official, server: Server, own: Own) -> None:
+def test_second_cancel_changes_nothing(official: Official, server: Server, own: Own) -> None:
     created = server.create(jsonl(*held("cancelled-twice", 1)))
     _until_running(server, created)
     first = official(lambda client: client.batches.cancel(created["id"]))
-    again = official(lambda client: client.batches.cancel(created["id"]))
-    assert again.cancelling_at == first.cancelling_at
+    second = official(lambda client: client.batches.cancel(created["id"]))
+    assert second.cancelling_at == first.cancelling_at
     assert server.finish(created)["status"] == "cancelled"
     own.engine.release("cancelled-twice")
 
 
 @proves(Area.ENDING, "Running lines get a grace period when a batch is cancelled")
-def test_grace_period(server: Server, own: Own) -> None:
+def test_running_request_completes_in_grace_period(server: Server, own: Own) -> None:
     created = server.create(jsonl(*held("grace", 1)))
     _until_running(server, created)
     server.cancel(created["id"])
@@ -105,19 +105,19 @@ def test_grace_period(server: Server, own: Own) -> None:
 
 
 @proves(Area.ENDING, "A batch that is over cannot be cancelled: 409")
-def test_cancelling_what_is_over(official: Official, completed: Ended) -> None:
+def test_completed_batch_cannot_be_cancelled(official: Official, completed: Ended) -> None:
     with pytest.raises(openai.ConflictError) as refused:
         official(lambda client: client.batches.cancel(completed.batch["id"]))
     assert refused.value.code == "batch_not_cancellable"
 
 
 @proves(Area.ENDING, "Expired: output of what finished, `batch_expired` for the rest")
-def test_expired(expired: Ended) -> None:
+def test_expired_batch_has_output_and_errors(expired: Ended) -> None:
     _check(expired, "expired", "batch_expired")
 
 
 @proves(Area.ENDING, "Expired: not before `expires_at`, with a timestamp")
-def test_expired_states(expired: Ended) -> None:
+def test_batch_expires_no_earlier_than_its_deadline(expired: Ended) -> None:
     assert expired.batch["expired_at"] >= expired.batch["expires_at"]
     assert expired.batch["expires_at"] == expired.batch["created_at"] + 60
     assert {state["status"] for state in expired.history} - FINAL <= {"validating", "in_progress"}
@@ -125,6 +125,6 @@ def test_expired_states(expired: Ended) -> None:
 
 
 @proves(Area.ENDING, "A batch that is over cannot be cancelled: 409")
-def test_cancelling_what_expired(official: Official, expired: Ended) -> None:
+def test_expired_batch_cannot_be_cancelled(official: Official, expired: Ended) -> None:
     with pytest.raises(openai.ConflictError):
         official(lambda client: client.batches.cancel(expired.batch["id"]))

@@ -1,4 +1,4 @@
-"""Errors, request ids, and who may call."""
+"""Errors, request ids, authentication, and isolation of tenants."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ WRONG_METHODS = [
         (409, "invalid_request_error", openai.ConflictError),
     ],
 )
-def test_exceptions(
+def test_error_raises_client_exception(
     official: Official,
     server: Server,
     status: int,
@@ -80,9 +80,9 @@ def test_exceptions(
             return client.with_options(api_key="lt_wrong").batches.retrieve("batch_" + "0" * 32)
         if status == 404:
             return client.batches.retrieve("batch_" + "0" * 32)
-        return client.batches.cancel(over["id"])
+        return client.batches.cancel(ended["id"])
 
-    over = server.finish(server.create(b"not a request\n")) if status == 409 else {}
+    ended = server.finish(server.create(b"not a request\n")) if status == 409 else {}
     with pytest.raises(exception) as refused:
         official(ask)
     error = refused.value
@@ -94,7 +94,7 @@ def test_exceptions(
 
 @proves(Area.ERRORS, "Every answer has its own `x-request-id`")
 @BY_CALL
-def test_request_ids(server: Server, method: str, path: str) -> None:
+def test_every_response_has_its_own_request_id(server: Server, method: str, path: str) -> None:
     ids = {server.http.request(method, path).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(ids)
@@ -104,7 +104,7 @@ def test_request_ids(server: Server, method: str, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/v1/nothing", "/openapi.json", "/docs", "/health/live", "/health/ready"]
 )
-def test_request_ids_of_public_pages(server: Server, path: str) -> None:
+def test_public_page_has_request_id(server: Server, path: str) -> None:
     assert server.anonymous.get(path).headers["x-request-id"]
 
 
@@ -115,7 +115,9 @@ def test_request_ids_of_public_pages(server: Server, path: str) -> None:
     [None, "Bearer lt_wrong", "Bearer", "Basic bHQ6bHQ="],
     ids=["none", "wrong", "empty", "basic"],
 )
-def test_unauthenticated(server: Server, method: str, path: str, authorization: str | None) -> None:
+def test_call_without_valid_key_returns_401(
+    server: Server, method: str, path: str, authorization: str | None
+) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
     response = server.anonymous.request(method, path, headers=headers)
     assert response.status_code == 401
@@ -125,7 +127,7 @@ def test_unauthenticated(server: Server, method: str, path: str, authorization: 
 
 
 @proves(Area.ERRORS, "The body of a request that is refused is not waited for")
-def test_a_refused_body(server: Server) -> None:
+def test_refused_call_is_answered_before_its_body(server: Server) -> None:
     url = httpx.URL(server.base_url)
     head = f"POST /v1/files HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
@@ -143,7 +145,7 @@ def test_a_refused_body(server: Server) -> None:
     "path",
     ["/v1/nothing", "/v1/batches/a/b/c", "/v1//files", "/v1/files/a%0Ab/c"],
 )
-def test_unknown_paths(server: Server, path: str) -> None:
+def test_unknown_path_returns_404(server: Server, path: str) -> None:
     response = server.http.get(path)
     assert response.status_code == 404
     assert check_error(response.json())["code"] == "unknown_url"
@@ -158,7 +160,7 @@ def test_unknown_paths(server: Server, path: str) -> None:
     WRONG_METHODS,
     ids=[f"{method} {path}" for method, path, _ in WRONG_METHODS],
 )
-def test_wrong_methods(server: Server, method: str, path: str, allowed: str) -> None:
+def test_wrong_method_returns_405(server: Server, method: str, path: str, allowed: str) -> None:
     response = server.http.request(method, path)
     assert response.status_code == 405
     assert check_error(response.json())["code"] == "method_not_allowed"
@@ -167,14 +169,14 @@ def test_wrong_methods(server: Server, method: str, path: str, allowed: str) -> 
 
 
 @proves(Area.ERRORS, "`x-request-id` on what no function is asked")
-def test_what_is_not_routed(server: Server) -> None:
+def test_unrouted_path_has_request_id(server: Server) -> None:
     response = server.http.get("/nothing")
     assert response.status_code == 404
     assert response.headers["x-request-id"]
 
 
 @proves(Area.ERRORS, "A last slash changes nothing, on POST as on GET")
-def test_a_last_slash(server: Server) -> None:
+def test_trailing_slash_is_ignored(server: Server) -> None:
     uploaded = server.http.post("/v1/files/", files={"file": requests(1)})
     assert uploaded.status_code == 200, uploaded.text
     created = server.http.post("/v1/batches/", json={"input_file_id": uploaded.json()["id"]})
@@ -186,10 +188,10 @@ def test_a_last_slash(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def stranger(server: Server, own: Own) -> Iterator[Server]:
+def other_tenant(server: Server, own: Own) -> Iterator[Server]:
     """The same server, as another tenant."""
-    kept = files.read(own.stack.data_dir)
-    assert kept is not None
+    stored = files.read(own.stack.data_dir)
+    assert stored is not None
     key, tenant = new_key(), uuid4()
     with own.stack.database.begin() as connection:
         connection.exec_driver_sql(
@@ -197,11 +199,11 @@ def stranger(server: Server, own: Own) -> Iterator[Server]:
         )
         connection.exec_driver_sql(
             "INSERT INTO api_keys (hash, tenant_id, name) VALUES (%s, %s, 'stranger')",
-            (hash_key(key, kept.api_key_pepper), str(tenant)),
+            (hash_key(key, stored.api_key_pepper), str(tenant)),
         )
-    other = Server(server.base_url, key)
-    yield other
-    other.close()
+    client = Server(server.base_url, key)
+    yield client
+    client.close()
 
 
 @proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
@@ -218,23 +220,27 @@ def stranger(server: Server, own: Own) -> Iterator[Server]:
         ("GET", "/v1/batches/{id}/results"),
     ],
 )
-def test_another_tenant(server: Server, stranger: Server, method: str, path: str) -> None:
+def test_objects_of_another_tenant_return_404(
+    server: Server, other_tenant: Server, method: str, path: str
+) -> None:
     mine = server.finish(server.create(requests(1)))
-    response = stranger.http.request(method, path.format(**mine))
+    response = other_tenant.http.request(method, path.format(**mine))
     assert response.status_code == 404
     check_error(response.json())
 
 
 @proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
-def test_another_tenants_lists(server: Server, stranger: Server, path: str) -> None:
+def test_lists_exclude_objects_of_another_tenant(
+    server: Server, other_tenant: Server, path: str
+) -> None:
     server.create(requests(1))
-    assert check_page(stranger.json(path)) == []
+    assert check_page(other_tenant.json(path)) == []
 
 
 @proves(Area.ERRORS, "What belongs to another tenant is 404, and in no list")
-def test_another_tenants_file_is_no_input(server: Server, stranger: Server) -> None:
+def test_file_of_another_tenant_is_refused_as_input(server: Server, other_tenant: Server) -> None:
     mine = server.upload(requests(1))
-    response = stranger.http.post("/v1/batches", json={"input_file_id": mine["id"]})
+    response = other_tenant.http.post("/v1/batches", json={"input_file_id": mine["id"]})
     assert response.status_code == 404
     assert check_error(response.json())["param"] == "input_file_id"

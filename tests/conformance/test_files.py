@@ -1,4 +1,4 @@
-"""`/v1/files`: upload, retrieve, list, delete."""
+"""`/v1/files`: upload, retrieve, delete."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ UNKNOWN = "file-" + "0" * 32
 
 
 @proves(Area.FILES, "`files.create` with bytes, a tuple or a path")
-@pytest.mark.parametrize("given", ["bytes", "tuple", "path"])
-def test_upload(official: Official, tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("kind", ["bytes", "tuple", "path"])
+def test_upload_accepts_bytes_tuple_and_path(official: Official, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_bytes(requests(3))
-    file: Any = {"bytes": requests(3), "tuple": (path.name, requests(3)), "path": path}[given]
+    file: Any = {"bytes": requests(3), "tuple": (path.name, requests(3)), "path": path}[kind]
     answer = official(
         lambda client: client.files.with_raw_response.create(file=file, purpose="batch")
     )
     uploaded = check_file(answer.http_response.json())
     assert (uploaded.bytes, uploaded.purpose) == (len(requests(3)), "batch")
     assert (uploaded.status, uploaded.status_details) == ("processed", None)
-    assert uploaded.filename == (path.name if given != "bytes" else uploaded.filename)
+    assert uploaded.filename == (path.name if kind != "bytes" else uploaded.filename)
     assert answer.parse() == uploaded
 
 
 @proves(Area.FILES, "`expires_after`, from an hour to 30 days; 30 days without it")
 @pytest.mark.parametrize("seconds", [None, 3600, 2_592_000], ids=["default", "hour", "30-days"])
-def test_file_expires_at(official: Official, seconds: int | None) -> None:
-    more = (
+def test_file_expires_after_seconds_or_30_days(official: Official, seconds: int | None) -> None:
+    expiry = (
         {} if seconds is None else {"expires_after": {"anchor": "created_at", "seconds": seconds}}
     )
     uploaded = official(
-        lambda client: client.files.create(file=requests(1), purpose="batch", **more)
+        lambda client: client.files.create(file=requests(1), purpose="batch", **expiry)
     )
     assert uploaded.expires_at == uploaded.created_at + (seconds or 30 * DAY)
 
 
 @proves(Area.FILES, "`expires_after`, from an hour to 30 days; 30 days without it")
 @pytest.mark.parametrize(
-    "given",
+    "expiry",
     [
         pytest.param({"anchor": "created_at", "seconds": 3599}, id="too-soon"),
         pytest.param({"anchor": "created_at", "seconds": 2_592_001}, id="too-late"),
-        pytest.param({"anchor": "last_active_at", "seconds": 3600}, id="another-anchor"),
+        pytest.param({"anchor": "last_active_at", "seconds": 3600}, id="other-anchor"),
         pytest.param({"anchor": "created_at"}, id="no-seconds"),
         pytest.param({"seconds": 3600}, id="no-anchor"),
     ],
 )
-def test_bad_file_expiry_is_refused(official: Official, given: dict[str, Any]) -> None:
+def test_invalid_file_expiry_is_refused(official: Official, expiry: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         official(
             lambda client: client.files.create(
-                file=requests(1), purpose="batch", expires_after=given
+                file=requests(1), purpose="batch", expires_after=expiry
             )
         )
     assert refused.value.param == "expires_after"
 
 
 @proves(Area.FILES, "`files.retrieve`")
-def test_retrieve(official: Official, server: Server) -> None:
+def test_retrieve_returns_file(official: Official, server: Server) -> None:
     uploaded = server.upload(requests(2))
     answer = official(lambda client: client.files.with_raw_response.retrieve(uploaded["id"]))
     assert answer.http_response.json() == uploaded
@@ -79,14 +79,14 @@ def test_retrieve(official: Official, server: Server) -> None:
 
 
 @proves(Area.FILES, "`files.wait_for_processing`")
-def test_wait_for_processing(official: Official, server: Server) -> None:
+def test_wait_for_processing_returns_processed_file(official: Official, server: Server) -> None:
     uploaded = server.upload(requests(1))
     ready = official(lambda client: client.files.wait_for_processing(uploaded["id"]))
     assert ready.status == "processed"
 
 
 @proves(Area.FILES, "`files.delete`")
-def test_delete(official: Official, server: Server) -> None:
+def test_deleted_file_is_gone(official: Official, server: Server) -> None:
     file_id = server.upload(requests(1))["id"]
     answer = official(lambda client: client.files.with_raw_response.delete(file_id))
     raw = {"id": file_id, "object": "file", "deleted": True}
@@ -101,7 +101,7 @@ def test_delete(official: Official, server: Server) -> None:
 
 
 @proves(Area.FILES, "`files.delete`")
-def test_a_file_in_use_may_be_deleted(official: Official, server: Server, own: Own) -> None:
+def test_file_in_use_can_be_deleted(official: Official, server: Server, own: Own) -> None:
     batch = server.create(jsonl(*held("file-in-use", 1), request("other")))
     file_id = batch["input_file_id"]
     assert official(lambda client: client.files.delete(file_id)).deleted
@@ -116,9 +116,9 @@ def test_a_file_in_use_may_be_deleted(official: Official, server: Server, own: O
 @proves(Area.FILES, "An unknown id is 404, whatever it looks like")
 @pytest.mark.parametrize("call", ["retrieve", "content", "delete"])
 @pytest.mark.parametrize(
-    "file_id", [UNKNOWN, "file-abc", "x" * 300], ids=["unknown", "odd", "long"]
+    "file_id", [UNKNOWN, "file-abc", "x" * 300], ids=["unknown", "malformed", "long"]
 )
-def test_unknown_files(official: Official, call: str, file_id: str) -> None:
+def test_unknown_file_returns_404(official: Official, call: str, file_id: str) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         official(lambda client: getattr(client.files, call)(file_id))
     assert refused.value.code == "not_found"
@@ -135,12 +135,12 @@ def test_unknown_files(official: Official, call: str, file_id: str) -> None:
     ],
     ids=["plain", "folders", "backslashes", "unicode"],
 )
-def test_filenames(server: Server, sent: str, shown: str) -> None:
+def test_filename_is_shown_without_directories(server: Server, sent: str, shown: str) -> None:
     assert server.upload(requests(1), sent)["filename"] == shown
 
 
 @proves(Area.FILES, "A filename in the encoded form `filename*` of RFC 6266")
-def test_an_encoded_filename(server: Server) -> None:
+def test_encoded_filename_is_decoded(server: Server) -> None:
     body = (
         b"--b\r\nContent-Disposition: form-data; name=file; filename*=UTF-8''%E6%B0%B4.jsonl\r\n\r\n"
         + requests(1)
@@ -153,22 +153,24 @@ def test_an_encoded_filename(server: Server) -> None:
 
 
 @proves(Area.FILES, "Uploads up to 200 MB; more is 413")
-def test_an_upload_over_the_limit(official: Official, own: Own) -> None:
-    most = int(own.stack.settings["LOWTIDE_MAX_FILE_BYTES"])
+def test_upload_over_limit_returns_413(official: Official, own: Own) -> None:
+    max_bytes = int(own.stack.settings["LOWTIDE_MAX_FILE_BYTES"])
     with pytest.raises(openai.APIStatusError) as refused:
-        official(lambda client: client.files.create(file=b"x" * (most + 1), purpose="batch"))
+        official(lambda client: client.files.create(file=b"x" * (max_bytes + 1), purpose="batch"))
     assert (refused.value.status_code, refused.value.param) == (413, "file")
     assert refused.value.code == "payload_too_large"
 
 
 @proves(Area.FILES, "Uploads up to 200 MB; more is 413")
-def test_an_upload_at_the_limit(official: Official, own: Own) -> None:
-    most = int(own.stack.settings["LOWTIDE_MAX_FILE_BYTES"])
+def test_upload_at_limit_is_accepted(official: Official, own: Own) -> None:
+    max_bytes = int(own.stack.settings["LOWTIDE_MAX_FILE_BYTES"])
     line = requests(1)
-    taken = official(
-        lambda client: client.files.create(file=line + b"\n" * (most - len(line)), purpose="batch")
+    uploaded = official(
+        lambda client: client.files.create(
+            file=line + b"\n" * (max_bytes - len(line)), purpose="batch"
+        )
     )
-    assert (taken.bytes, taken.status) == (most, "processed")
+    assert (uploaded.bytes, uploaded.status) == (max_bytes, "processed")
 
 
 @proves(Area.FILES, "A form that is no upload is refused, and nothing stays of it")
@@ -187,11 +189,9 @@ def test_an_upload_at_the_limit(official: Official, own: Own) -> None:
             {"files": {"file": b"x"}, "headers": {"Content-Encoding": "gzip"}},
             415,
             None,
-            id="an-encoded-body",
+            id="encoded-body",
         ),
-        pytest.param(
-            {"files": {"file": gzip.compress(requests(1))}}, 415, "file", id="a-gzip-file"
-        ),
+        pytest.param({"files": {"file": gzip.compress(requests(1))}}, 415, "file", id="gzip-file"),
         pytest.param(
             {
                 "content": b"--b\r\nContent-Disposition: form-data; name=file\r\n\r\nhalf",
@@ -203,7 +203,9 @@ def test_an_upload_at_the_limit(official: Official, own: Own) -> None:
         ),
     ],
 )
-def test_bad_forms(server: Server, sent: dict[str, Any], status: int, param: str | None) -> None:
+def test_invalid_form_is_refused(
+    server: Server, sent: dict[str, Any], status: int, param: str | None
+) -> None:
     response = server.http.post("/v1/files", **sent)
     assert response.status_code == status
     assert check_error(response.json())["param"] == param
@@ -222,7 +224,7 @@ def test_other_purposes_are_refused(official: Official, purpose: str) -> None:
 
 
 @proves(Area.FILES, "`uploads`: an upload in parts", supported=False)
-def test_there_are_no_uploads_in_parts(official: Official) -> None:
+def test_upload_in_parts_is_refused(official: Official) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         official(
             lambda client: client.uploads.create(

@@ -1,4 +1,4 @@
-"""Limits of a tenant: requests a minute, batches and lines at a time."""
+"""Limits of a tenant: calls per minute, active batches and queued requests."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _numbers = count(1)
 
 @pytest.fixture
 def limited(server: Server, own: Own) -> Iterator[Limited]:
-    """Make the same server for a new tenant that has limits, by the command."""
-    made: list[Server] = []
+    """Create a tenant with limits by the command line; return the server with a key of it."""
+    servers: list[Server] = []
     data = ("--data-dir", str(own.stack.data_dir), "--json")
 
     def make(**limits: int) -> Server:
@@ -46,22 +46,22 @@ def limited(server: Server, own: Own) -> Iterator[Limited]:
         ]
         lowtide("tenants", "create", name, *options, *data)
         key = json.loads(lowtide("keys", "create", name, *data).stdout)["key"]
-        made.append(Server(server.base_url, key, own))
-        return made[-1]
+        servers.append(Server(server.base_url, key, own))
+        return servers[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for each in servers:
+        each.close()
 
 
 @proves(Area.ERRORS, RATE)
-def test_without_a_limit_nothing_is_told(server: Server) -> None:
+def test_unlimited_tenant_has_no_rate_limit_headers(server: Server) -> None:
     headers = server.http.get("/v1/batches").headers
     assert [name for name in headers if name.startswith("x-ratelimit")] == []
 
 
 @proves(Area.ERRORS, RATE)
-def test_rate_limit(limited: Limited) -> None:
+def test_calls_over_rate_limit_return_429(limited: Limited) -> None:
     http = limited(requests_per_minute=3).http
     answers = [
         http.get("/v1/batches"),
@@ -72,9 +72,9 @@ def test_rate_limit(limited: Limited) -> None:
         http.delete("/v1/files/odd"),
     ]
     assert [answer.status_code for answer in answers] == [200, 404, 415, 429, 429, 429]
-    for answer, left in zip(answers, (2, 1, 0, 0, 0, 0), strict=True):
+    for answer, remaining in zip(answers, (2, 1, 0, 0, 0, 0), strict=True):
         assert answer.headers["x-ratelimit-limit-requests"] == "3"
-        assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
+        assert answer.headers["x-ratelimit-remaining-requests"] == str(remaining)
         assert DURATION.fullmatch(answer.headers["x-ratelimit-reset-requests"])
         assert ("Retry-After" in answer.headers) == (answer.status_code == 429)
     refused = answers[-1]
@@ -84,7 +84,9 @@ def test_rate_limit(limited: Limited) -> None:
 
 @proves(Area.ERRORS, RATE)
 @pytest.mark.parametrize("kind", [SyncOfficial, AsyncOfficial], ids=["sync", "async"])
-def test_rate_limit_error(limited: Limited, kind: Callable[[Server], Official]) -> None:
+def test_rate_limit_raises_client_exception(
+    limited: Limited, kind: Callable[[Server], Official]
+) -> None:
     official = kind(limited(requests_per_minute=1))
     official(lambda client: client.batches.list())
     with pytest.raises(openai.RateLimitError) as refused:
@@ -95,7 +97,7 @@ def test_rate_limit_error(limited: Limited, kind: Callable[[Server], Official]) 
 
 @proves(Area.ERRORS, RATE)
 @pytest.mark.parametrize("kind", [SyncOfficial, AsyncOfficial], ids=["sync", "async"])
-def test_the_client_waits(limited: Limited, kind: Callable[[Server], Official]) -> None:
+def test_client_waits_and_retries(limited: Limited, kind: Callable[[Server], Official]) -> None:
     official = kind(limited(requests_per_minute=30))
     began = monotonic()
     for _ in range(31):
@@ -105,7 +107,7 @@ def test_the_client_waits(limited: Limited, kind: Callable[[Server], Official]) 
 
 
 @proves(Area.ERRORS, BATCHES)
-def test_active_batches(limited: Limited, own: Own) -> None:
+def test_active_batches_are_limited(limited: Limited, own: Own) -> None:
     tenant = limited(active_batches=1)
     first = tenant.create(jsonl(*held("active", 1)), headers={"Idempotency-Key": "first"})
     body = {
@@ -117,15 +119,15 @@ def test_active_batches(limited: Limited, own: Own) -> None:
     assert refused.status_code == 429
     assert "1 batches are active; the limit is 1" in check_error(refused.json())["message"]
     assert int(refused.headers["Retry-After"]) >= 1
-    again = tenant.http.post("/v1/batches", json=body, headers={"Idempotency-Key": "first"})
-    assert again.json()["id"] == first["id"]
+    retried = tenant.http.post("/v1/batches", json=body, headers={"Idempotency-Key": "first"})
+    assert retried.json()["id"] == first["id"]
     own.engine.release("active")
     tenant.finish(first)
     tenant.finish(tenant.create(requests(1)))
 
 
 @proves(Area.ERRORS, BATCHES)
-def test_queued_requests(limited: Limited) -> None:
+def test_file_over_queue_limit_is_refused(limited: Limited) -> None:
     tenant = limited(queued_lines=5)
     tenant.finish(tenant.create(requests(5)))
     too_many = {"input_file_id": tenant.upload(requests(6))["id"], "endpoint": CHAT}
@@ -135,7 +137,7 @@ def test_queued_requests(limited: Limited) -> None:
 
 
 @proves(Area.ERRORS, BATCHES)
-def test_limits_change_at_once(limited: Limited, own: Own) -> None:
+def test_changed_limit_takes_effect_at_once(limited: Limited, own: Own) -> None:
     tenant = limited(requests_per_minute=1)
     assert tenant.http.get("/v1/files").status_code == 200
     assert tenant.http.get("/v1/files").status_code == 429
@@ -151,28 +153,28 @@ def test_limits_change_at_once(limited: Limited, own: Own) -> None:
     Area.BEYOND,
     "`x_lowtide` on each batch: when it will probably be done (`eta`), and its `cost` by pool",
 )
-def test_eta(server: Server, own: Own) -> None:
+def test_eta_is_given_while_batch_runs(server: Server, own: Own) -> None:
     batch = server.create(jsonl(*held("eta", 2)))
     assert batch["x_lowtide"]["eta"] is None
 
-    def expected() -> Any:
+    def eta() -> Any:
         return server.batch(batch["id"])["x_lowtide"]["eta"]
 
-    until(lambda: expected() is not None, "an eta, once workers run")
-    assert batch["created_at"] <= expected() < batch["expires_at"]
+    until(lambda: eta() is not None, "an eta, once workers run")
+    assert batch["created_at"] <= eta() < batch["expires_at"]
     own.engine.release("eta")
-    over = server.finish(batch)
-    check_batch(over)
-    assert over["x_lowtide"]["eta"] is None
+    ended = server.finish(batch)
+    check_batch(ended)
+    assert ended["x_lowtide"]["eta"] is None
 
 
 @proves(
     Area.BEYOND,
     "`x_lowtide` on each batch: when it will probably be done (`eta`), and its `cost` by pool",
 )
-def test_cost(server: Server) -> None:
-    over = server.finish(server.create(requests(20)))
-    cost = over["x_lowtide"]["cost"]
+def test_cost_is_given_by_pool(server: Server) -> None:
+    ended = server.finish(server.create(requests(20)))
+    cost = ended["x_lowtide"]["cost"]
     assert cost["currency"] == "spot-hours"
     assert cost["spot"] > 0
     assert cost["total"] == pytest.approx(cost["spot"] + cost["dedicated"])
@@ -183,6 +185,6 @@ def test_cost(server: Server) -> None:
     Area.BEYOND,
     "`x_lowtide.sla_state` is `At risk` from the start if dedicated capacity cannot meet the deadline",
 )
-def test_at_risk_from_the_start(server: Server, own: Own) -> None:
+def test_new_batch_without_dedicated_capacity_is_at_risk(server: Server, own: Own) -> None:
     assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"
     assert server.create(requests(1))["x_lowtide"]["sla_state"] == "At risk"

@@ -1,4 +1,4 @@
-"""Lists: order, limits, cursors, and walks that stay exact while objects come and go."""
+"""Lists: order, limits, cursors, and exact paging during concurrent changes."""
 
 from __future__ import annotations
 
@@ -50,16 +50,20 @@ def _ids(objects: Iterator[dict[str, Any]]) -> list[str]:
 
 @proves(Area.LISTS, "`files.list`, with the client's own paging")
 @pytest.mark.parametrize("order", ["asc", "desc", None], ids=["asc", "desc", "default"])
-def test_files_in_order(official: Official, file_ids: list[str], order: str | None) -> None:
-    more = {} if order is None else {"order": order}
-    listed = official.everything(lambda client: client.files.list(limit=3, purpose="batch", **more))
-    wanted = file_ids if order == "asc" else file_ids[::-1]
-    assert [file.id for file in listed if file.id in file_ids] == wanted
+def test_files_are_listed_in_order(
+    official: Official, file_ids: list[str], order: str | None
+) -> None:
+    parameters = {} if order is None else {"order": order}
+    listed = official.everything(
+        lambda client: client.files.list(limit=3, purpose="batch", **parameters)
+    )
+    expected = file_ids if order == "asc" else file_ids[::-1]
+    assert [file.id for file in listed if file.id in file_ids] == expected
     assert {file.purpose for file in listed} == {"batch"}
 
 
 @proves(Area.LISTS, "`batches.list`, newest first, with the client's own paging")
-def test_batches_in_order(official: Official, batch_ids: list[str]) -> None:
+def test_batches_are_listed_newest_first(official: Official, batch_ids: list[str]) -> None:
     listed = official.everything(lambda client: client.batches.list(limit=2))
     assert [batch.id for batch in listed if batch.id in batch_ids] == batch_ids[::-1]
 
@@ -68,7 +72,7 @@ def test_batches_in_order(official: Official, batch_ids: list[str]) -> None:
 @pytest.mark.parametrize(
     ("path", "check"), [(FILES, check_file), (BATCHES, check_batch)], ids=["files", "batches"]
 )
-def test_page(
+def test_page_has_objects_and_cursors(
     server: Server,
     file_ids: list[str],
     batch_ids: list[str],
@@ -87,7 +91,9 @@ def test_page(
 
 @proves(Area.LISTS, "Pages: `object`, `data`, `first_id`, `last_id`, `has_more`")
 @pytest.mark.parametrize("path", [FILES, BATCHES])
-def test_last_page(server: Server, file_ids: list[str], batch_ids: list[str], path: str) -> None:
+def test_page_after_oldest_object_is_empty(
+    server: Server, file_ids: list[str], batch_ids: list[str], path: str
+) -> None:
     assert file_ids
     assert batch_ids
     oldest = list(_walk(server, path, limit=100))[-1]["id"]
@@ -97,7 +103,7 @@ def test_last_page(server: Server, file_ids: list[str], batch_ids: list[str], pa
 
 @proves(Area.LISTS, "`purpose` filters files")
 @pytest.mark.parametrize("purpose", ["batch", "batch_output", "fine-tune"])
-def test_purpose(server: Server, purpose: str) -> None:
+def test_purpose_filters_files(server: Server, purpose: str) -> None:
     ended = server.finish(server.create(requests(1)))
     listed = {file["id"]: file["purpose"] for file in _walk(server, FILES, purpose=purpose)}
     assert set(listed.values()) <= {purpose}
@@ -111,7 +117,7 @@ def test_purpose(server: Server, purpose: str) -> None:
     [(FILES, 1), (FILES, 10_000), (BATCHES, 1), (BATCHES, 100)],
     ids=str,
 )
-def test_limit(server: Server, path: str, limit: int) -> None:
+def test_limit_bounds_page(server: Server, path: str, limit: int) -> None:
     assert len(check_page(server.json(path, limit=limit))) <= limit
 
 
@@ -127,7 +133,7 @@ def test_limit(server: Server, path: str, limit: int) -> None:
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_bad_limit(server: Server, path: str, limit: str) -> None:
+def test_invalid_limit_is_refused(server: Server, path: str, limit: str) -> None:
     response = server.http.get(path, params={"limit": limit})
     assert response.status_code == 400
     assert check_error(response.json())["param"] == "limit"
@@ -138,11 +144,11 @@ def test_bad_limit(server: Server, path: str, limit: str) -> None:
     ("query", "status", "param"),
     [
         pytest.param("order=upwards", 400, "order", id="order"),
-        pytest.param("after=batch_" + "0" * 32, 404, "after", id="after-of-another-kind"),
+        pytest.param("after=batch_" + "0" * 32, 404, "after", id="after-of-other-kind"),
         pytest.param("purpose=%00", 400, "purpose", id="nul-in-purpose"),
     ],
 )
-def test_bad_arguments(server: Server, query: str, status: int, param: str) -> None:
+def test_invalid_arguments_are_refused(server: Server, query: str, status: int, param: str) -> None:
     response = server.http.get(f"{FILES}?{query}")
     assert response.status_code == status
     assert check_error(response.json())["param"] == param
@@ -156,7 +162,7 @@ def test_bad_arguments(server: Server, query: str, status: int, param: str) -> N
         *((BATCHES, f"{name}=") for name in ("after", "limit")),
     ],
 )
-def test_empty_arguments(server: Server, path: str, query: str) -> None:
+def test_empty_argument_is_ignored(server: Server, path: str, query: str) -> None:
     response = server.http.get(f"{path}?{query}")
     assert response.status_code == 200
     check_page(response.json())
@@ -164,7 +170,7 @@ def test_empty_arguments(server: Server, path: str, query: str) -> None:
 
 @proves(Area.LISTS, "`after` an id that was never there is 404")
 @pytest.mark.parametrize("kind", ["files", "batches"])
-def test_after_nothing(official: Official, kind: str) -> None:
+def test_unknown_cursor_returns_404(official: Official, kind: str) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         official.everything(lambda client: getattr(client, kind).list(after="abc"))
     assert refused.value.param == "after"
@@ -172,7 +178,7 @@ def test_after_nothing(official: Official, kind: str) -> None:
 
 @proves(Area.LISTS, "`after` may be an object that is deleted meanwhile")
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_after_a_deleted_file(server: Server, order: str) -> None:
+def test_deleted_file_is_valid_cursor(server: Server, order: str) -> None:
     ids = [server.upload(BAD)["id"] for _ in range(3)]
     server.http.delete(f"{FILES}/{ids[1]}")
     page = server.json(FILES, after=ids[1], order=order, limit=1)
@@ -191,7 +197,7 @@ def test_after_a_deleted_file(server: Server, order: str) -> None:
         pytest.param(BATCHES, {"limit": 10}, id="batches"),
     ],
 )
-def test_walks_stay_exact(
+def test_paging_stays_exact_during_changes(
     server: Server,
     file_ids: list[str],
     batch_ids: list[str],
@@ -200,9 +206,9 @@ def test_walks_stay_exact(
 ) -> None:
     walked = threading.Event()
     input_file = server.upload(BAD)["id"]
-    passing: list[list[str]] = [[], []]
+    created: list[list[str]] = [[], []]
 
-    def come_and_go(made: list[str]) -> None:
+    def create_and_delete(made: list[str]) -> None:
         while not walked.is_set():
             made.append(server.upload(BAD)["id"])
             if len(made) % 2:
@@ -214,7 +220,9 @@ def test_walks_stay_exact(
             assert response.status_code == 200
 
     with ThreadPoolExecutor(3) as threads:
-        others = [threads.submit(come_and_go, made) for made in passing] + [threads.submit(submit)]
+        others = [threads.submit(create_and_delete, made) for made in created] + [
+            threads.submit(submit)
+        ]
         try:
             walks = [_ids(_walk(server, path, **parameters)) for _ in range(3)]
         finally:
@@ -223,8 +231,8 @@ def test_walks_stay_exact(
             other.result()
 
     stable = file_ids if path == FILES else batch_ids
-    wanted = stable if parameters.get("order") == "asc" else stable[::-1]
+    expected = stable if parameters.get("order") == "asc" else stable[::-1]
     for walk in walks:
-        assert len(walk) == len(set(walk)), "an object was seen twice"
-        assert [each for each in walk if each in stable] == wanted
-    assert all(made for made in passing), "nothing was created meanwhile"
+        assert len(walk) == len(set(walk)), "an object was listed twice"
+        assert [each for each in walk if each in stable] == expected
+    assert all(made for made in created), "nothing was created meanwhile"

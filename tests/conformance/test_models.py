@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @proves(Area.MODELS, "`models.list`")
-def test_list(official: Official, server: Server, completed: Ended) -> None:
+def test_list_returns_models(official: Official, server: Server, completed: Ended) -> None:
     raw = server.json("/v1/models")
     assert set(raw) == {"object", "data"}
     assert raw["object"] == "list"
@@ -28,7 +28,7 @@ def test_list(official: Official, server: Server, completed: Ended) -> None:
 
 
 @proves(Area.MODELS, "`models.retrieve`")
-def test_retrieve(official: Official, completed: Ended) -> None:
+def test_retrieve_returns_model(official: Official, completed: Ended) -> None:
     answer = official(
         lambda client: client.models.with_raw_response.retrieve(completed.batch["model"])
     )
@@ -38,14 +38,14 @@ def test_retrieve(official: Official, completed: Ended) -> None:
 
 @proves(Area.MODELS, "`models.retrieve`")
 @pytest.mark.parametrize("name", ["unknown", "org/unknown", "🌊"])
-def test_unknown_model(server: Server, name: str) -> None:
+def test_unknown_model_returns_404(server: Server, name: str) -> None:
     response = server.http.get(f"/v1/models/{quote(name)}")
     assert response.status_code == 404
     assert check_error(response.json())["param"] == "model"
 
 
 @proves(Area.MODELS, "`models.delete`", supported=False)
-def test_models_are_not_deleted(official: Official) -> None:
+def test_delete_is_refused(official: Official) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         official(lambda client: client.models.delete(MODEL))
     assert refused.value.status_code in {404, 405}
@@ -57,7 +57,7 @@ def test_models_are_not_deleted(official: Official) -> None:
     supported=False,
 )
 @pytest.mark.parametrize("call", ["chat", "responses", "embeddings"])
-def test_there_are_no_calls_outside_of_a_batch(official: Official, call: str) -> None:
+def test_calls_outside_of_batch_are_refused(official: Official, call: str) -> None:
     def ask(client: openai.OpenAI) -> object:
         if call == "chat":
             return client.chat.completions.create(

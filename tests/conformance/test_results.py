@@ -1,4 +1,4 @@
-"""A batch that runs to its end: states, counts, usage, and its two files."""
+"""A completed batch: states, counts, usage, and its two files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _any_answer(line: InputLine, body: Any) -> None:
 
 
 @proves(Area.RESULTS, "Upload, create, poll, download: the whole job by the client")
-def test_the_whole_job(official: Official, server: Server) -> None:
+def test_client_runs_whole_job(official: Official, server: Server) -> None:
     source = requests(4)
     uploaded = official(lambda client: client.files.create(file=source, purpose="batch"))
     batch = official(
@@ -46,14 +46,14 @@ def test_the_whole_job(official: Official, server: Server) -> None:
 @proves(
     Area.RESULTS, "Every line is in exactly one of the output and error files, once, in input order"
 )
-def test_the_two_files_add_up(completed: Ended) -> None:
+def test_output_and_error_files_cover_input(completed: Ended) -> None:
     oracle.check(
         completed.batch, completed.source, completed.output, completed.errors, answers=_any_answer
     )
 
 
 @proves(Area.RESULTS, "Statuses only move along OpenAI's machine")
-def test_statuses(completed: Ended) -> None:
+def test_statuses_move_forward(completed: Ended) -> None:
     seen = [state["status"] for state in completed.history]
     assert seen == sorted(seen, key=ORDER.index)
     assert (seen[0] in ORDER[:2], seen[-1]) == (True, "completed")
@@ -63,7 +63,7 @@ def test_statuses(completed: Ended) -> None:
 
 @proves(Area.RESULTS, "Timestamps are set once, in order, and never move")
 @pytest.mark.parametrize("name", PATH)
-def test_timestamp(completed: Ended, name: str) -> None:
+def test_timestamp_is_set_once_and_in_order(completed: Ended, name: str) -> None:
     values = {state[name] for state in completed.history} - {None}
     assert values == {completed.batch[name]}
     earlier = [completed.batch[each] for each in PATH[: PATH.index(name)]]
@@ -72,12 +72,12 @@ def test_timestamp(completed: Ended, name: str) -> None:
 
 @proves(Area.RESULTS, "Timestamps are set once, in order, and never move")
 @pytest.mark.parametrize("name", ["failed_at", "expired_at", "cancelling_at", "cancelled_at"])
-def test_timestamp_of_another_end(completed: Ended, name: str) -> None:
+def test_timestamp_of_other_end_is_null(completed: Ended, name: str) -> None:
     assert completed.batch[name] is None
 
 
 @proves(Area.RESULTS, "`request_counts` add up at every read")
-def test_request_counts(completed: Ended) -> None:
+def test_request_counts_add_up(completed: Ended) -> None:
     last = None
     for state in completed.history:
         counts = state["request_counts"]
@@ -90,7 +90,7 @@ def test_request_counts(completed: Ended) -> None:
 
 
 @proves(Area.RESULTS, "`usage` is the sum of the answers' usage")
-def test_usage(completed: Ended) -> None:
+def test_usage_sums_answers(completed: Ended) -> None:
     answers = [line.body["usage"] for line in oracle.outcomes(completed.output)]
     usage = completed.batch["usage"]
     assert usage["input_tokens"] == sum(answer["prompt_tokens"] for answer in answers) > 0
@@ -105,19 +105,19 @@ def test_usage(completed: Ended) -> None:
 
 
 @proves(Area.RESULTS, "`model` is the one that the lines name")
-def test_model(completed: Ended) -> None:
+def test_model_is_that_of_requests(completed: Ended) -> None:
     assert completed.batch["model"] == MODEL
 
 
 @proves(Area.RESULTS, "`metadata` comes back as it was given")
-def test_metadata(completed: Ended) -> None:
+def test_metadata_is_returned(completed: Ended) -> None:
     assert all(state["metadata"] == {"team": "harbour"} for state in completed.history)
 
 
 @proves(
     Area.RESULTS, "Output lines: id, custom_id, response {status_code, request_id, body}, error"
 )
-def test_output_lines(completed: Ended) -> None:
+def test_output_lines_have_documented_shape(completed: Ended) -> None:
     lines = [json.loads(line) for line in completed.output.splitlines()]
     assert lines
     for line in lines:
@@ -128,7 +128,7 @@ def test_output_lines(completed: Ended) -> None:
 
 
 @proves(Area.RESULTS, "An answer that is no success goes to the error file, in the same shape")
-def test_error_lines(completed: Ended, own: Own) -> None:
+def test_unsuccessful_answers_are_in_error_file(completed: Ended, own: Own) -> None:
     del own
     lines = oracle.outcomes(completed.errors)
     assert [line.custom_id for line in lines] == ["line-2", "line-6", "line-10"]
@@ -138,7 +138,7 @@ def test_error_lines(completed: Ended, own: Own) -> None:
 
 
 @proves(Area.RESULTS, "Every line is one line to any reader: U+2028, U+2029, U+0085 are escaped")
-def test_lines_of_any_reader(server: Server) -> None:
+def test_unicode_line_breaks_are_escaped(server: Server) -> None:
     odd = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b"
     source = json.dumps(request(odd, odd), ensure_ascii=False).encode()
     ended = server.finish(server.create(source))
@@ -149,17 +149,19 @@ def test_lines_of_any_reader(server: Server) -> None:
 
 
 @proves(Area.RESULTS, "Without failures there is no error file")
-def test_no_error_file(server: Server) -> None:
+def test_batch_without_failures_has_no_error_file(server: Server) -> None:
     ended = server.finish(server.create(requests(1)))
     assert (ended["error_file_id"], bool(ended["output_file_id"])) == (None, True)
 
 
 @proves(Area.RESULTS, "The files are File objects of purpose `batch_output`")
 @pytest.mark.parametrize("role", ["output", "error"])
-def test_output_file(completed: Ended, server: Server, role: str) -> None:
+def test_output_and_error_files_are_file_objects(
+    completed: Ended, server: Server, role: str
+) -> None:
     file_id = completed.batch[f"{role}_file_id"]
     if role == "error" and server.own is None:
-        pytest.skip("no line fails on this server")
+        pytest.skip("no request fails on this server")
     raw = server.json(f"/v1/files/{file_id}")
     file = check_file(raw)
     content = completed.output if role == "output" else completed.errors
@@ -168,14 +170,14 @@ def test_output_file(completed: Ended, server: Server, role: str) -> None:
 
 
 @proves(Area.RESULTS, "`output_expires_after` counts from the files' creation")
-def test_output_expiry(completed: Ended, server: Server) -> None:
+def test_output_file_expires_after_its_creation(completed: Ended, server: Server) -> None:
     file = server.json(f"/v1/files/{completed.batch['output_file_id']}")
     assert file["expires_at"] == file["created_at"] + OUTPUT_EXPIRY
     assert file["created_at"] >= completed.batch["in_progress_at"]
 
 
 @proves(Area.RESULTS, "An output file can be deleted")
-def test_an_output_file_can_be_deleted(official: Official, server: Server) -> None:
+def test_output_file_can_be_deleted(official: Official, server: Server) -> None:
     ended = server.finish(server.create(requests(1)))
     assert official(lambda client: client.files.delete(ended["output_file_id"])).deleted
     assert server.batch(ended["id"])["status"] == "completed"
