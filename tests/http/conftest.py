@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.worlds import World
 
-    class Answer(TestResponse):
-        """An answer, as a test reads it that knows what the JSON is."""
+    class JsonResponse(TestResponse):
+        """A response whose JSON is not type-checked."""
 
         @property
         def json(self) -> Any: ...
@@ -46,30 +46,30 @@ def database_name() -> str:
 
 @dataclass
 class Api:
-    """Sends each request to the function that the router would; with the key unless told not to."""
+    """A client that routes each request to its function; `key` None sends no API key."""
 
     clients: dict[str, FlaskClient]
     objects: Path
     key: str | None = API_KEY
 
-    def __call__(self, method: str, path: str, **arguments: Any) -> Answer:
+    def __call__(self, method: str, path: str, **arguments: Any) -> JsonResponse:
         headers = dict(arguments.pop("headers", {}))
         if self.key is not None:
             headers.setdefault("Authorization", f"Bearer {self.key}")
         client = self.clients[_function(method, path.partition("?")[0])]
-        return cast("Answer", client.open(path, method=method, headers=headers, **arguments))
+        return cast("JsonResponse", client.open(path, method=method, headers=headers, **arguments))
 
     def app(self, function: str = "read") -> App:
-        """Return what a function is built from."""
+        """Return the App of a function."""
         return App.of_server(self.clients[function].application)
 
-    def change(self, patch: pytest.MonkeyPatch, function: str, **settings: Any) -> None:
-        """Run a function with other settings."""
+    def override(self, patch: pytest.MonkeyPatch, function: str, **settings: Any) -> None:
+        """Replace settings of a function."""
         app = self.app(function)
         patch.setattr(app, "settings", app.settings.model_copy(update=settings))
         patch.setattr(app, "services", app._services(app.database))
 
-    def stored(self) -> set[str]:
+    def object_keys(self) -> set[str]:
         """Return the keys of all objects."""
         return {
             str(path.relative_to(self.objects))
@@ -90,7 +90,7 @@ def _function(method: str, path: str) -> str:
 def clients(
     shared_database: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[dict[str, FlaskClient], Path]]:
-    """Every HTTP function, built once from settings that no other test sees."""
+    """A client of each HTTP function, built once, and their folder of objects."""
     folder = tmp_path_factory.mktemp("objects")
     settings = {
         "DATABASE_URL": shared_database.url("api"),
@@ -105,19 +105,19 @@ def clients(
             patch.delenv(name)
         for name, value in settings.items():
             patch.setenv(PREFIX + name, value)
-        made = {
+        by_function = {
             name: create_app(name, str(FUNCTIONS / name / "main.py"), "http").test_client()
             for name in ("upload", "read", "create_batch", "cancel_batch")
         }
-        yield made, folder
-        for client in made.values():
+        yield by_function, folder
+        for client in by_function.values():
             App.of_server(client.application).close(10)
 
 
 @pytest.fixture
 def api(clients: tuple[dict[str, FlaskClient], Path], world: World) -> Api:  # noqa: ARG001
-    """The API over an empty database and an empty store."""
-    made = Api(*clients)
-    for key in made.stored():
-        (made.objects / key).unlink()
-    return made
+    """The API with an empty database and an empty store."""
+    client = Api(*clients)
+    for key in client.stored():
+        (client.objects / key).unlink()
+    return client

@@ -1,4 +1,4 @@
-"""Multipart forms, byte for byte, and input lines."""
+"""Raw multipart forms and input lines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BOUNDARY = "----x"
 
 
 def line(custom_id: str = "a", url: str = "/v1/embeddings", **body: object) -> bytes:
-    """Return one good line."""
-    whole = {
+    """Return a valid input line."""
+    request = {
         "custom_id": custom_id,
         "method": "POST",
         "url": url,
         "body": {"model": "m", **body},
     }
-    return json.dumps(whole).encode() + b"\n"
+    return json.dumps(request).encode() + b"\n"
 
 
 def part(name: str, content: bytes, filename: str | None = None) -> bytes:
@@ -41,14 +41,14 @@ CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 def post(api: Api, body: bytes, content_type: str = CONTENT_TYPE, path: str = "/v1/files") -> Any:
-    """Upload a form's bytes as they are."""
+    """Post the bytes of a form unchanged."""
     return api("POST", path, data=body, content_type=content_type)
 
 
-def uploaded(api: Api, content: bytes | None = None, filename: str = "in.jsonl") -> dict[str, Any]:
+def upload(api: Api, content: bytes | None = None, filename: str = "in.jsonl") -> dict[str, Any]:
     """Upload a file and return its File object."""
     content = line() if content is None else content
-    answer = post(api, form(part("purpose", b"batch"), part("file", content, filename)))
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json
-    return found
+    response = post(api, form(part("purpose", b"batch"), part("file", content, filename)))
+    assert response.status_code == 200, response.text
+    file: dict[str, Any] = response.json
+    return file

@@ -1,4 +1,4 @@
-"""What all functions share: errors in OpenAI's shape, request ids, and a body nobody reads."""
+"""Behaviour of every HTTP function: errors in OpenAI's shape, request ids, unread bodies."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 ID = "0" * 32
 
 
-def _is_error(answer: Any, status: int, code: str | None = None) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.mimetype == "application/json"
-    assert set(answer.json) == {"error"}
-    error = answer.json["error"]
+def _assert_error(response: Any, status: int, code: str | None = None) -> None:
+    assert response.status_code == status, response.text
+    assert response.mimetype == "application/json"
+    assert set(response.json) == {"error"}
+    error = response.json["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert code is None or error["code"] == code
-    assert answer.headers["x-request-id"].startswith("req_")
+    assert response.headers["x-request-id"].startswith("req_")
 
 
 @pytest.mark.parametrize(
@@ -65,45 +65,43 @@ def _is_error(answer: Any, status: int, code: str | None = None) -> None:
         ("GET", "/v1/files?order=up", 400, None),
     ],
 )
-def test_errors_have_openais_shape(
+def test_errors_have_openai_shape(
     api: Api, method: str, path: str, status: int, code: str | None
 ) -> None:
-    _is_error(api(method, path), status, code)
+    _assert_error(api(method, path), status, code)
 
 
 @pytest.mark.parametrize("key", [None, "", "lt_wrong", "x" * 5000, "\u00fc"], ids=ascii)
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", f"/v1/files/file-{ID}/content"])
-def test_without_a_key_nothing_is_answered(api: Api, key: str | None, path: str) -> None:
+def test_missing_or_invalid_key_returns_401(api: Api, key: str | None, path: str) -> None:
     api.key = key
-    answer = api("GET", path)
-    _is_error(answer, 401, "invalid_api_key")
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    response = api("GET", path)
+    _assert_error(response, 401, "invalid_api_key")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
 def test_health_needs_no_key(api: Api, path: str) -> None:
     api.key = None
-    answer = api("GET", path)
-    assert (answer.status_code, answer.json) == (200, {"status": "ok"})
-    assert answer.headers["x-request-id"].startswith("req_")
+    response = api("GET", path)
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
+    assert response.headers["x-request-id"].startswith("req_")
 
 
-def test_a_function_is_not_ready_before_the_migration(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = newest_revision()
-    monkeypatch.setattr(schema, "_revisions", lambda: {found: None, "9999": found})
-    answers = [api("GET", path) for path in ("/health/ready", "/health/live")]
-    assert [answer.status_code for answer in answers] == [503, 200]
-    message = answers[0].json["error"]["message"]
-    assert f"has schema {found}, this version needs 9999" in message
+def test_function_is_not_ready_before_migration(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = newest_revision()
+    monkeypatch.setattr(schema, "_revisions", lambda: {revision: None, "9999": revision})
+    responses = [api("GET", path) for path in ("/health/ready", "/health/live")]
+    assert [response.status_code for response in responses] == [503, 200]
+    message = responses[0].json["error"]["message"]
+    assert f"has schema {revision}, this version needs 9999" in message
 
 
-def test_request_ids_differ(api: Api) -> None:
+def test_request_ids_are_unique(api: Api) -> None:
     assert len({api("GET", "/v1/files").headers["x-request-id"] for _ in range(5)}) == 5
 
 
-def _raising(error: Exception) -> Any:
+def _response_to(error: Exception) -> Any:
     def handler(_: object) -> Response:
         raise error
 
@@ -139,102 +137,102 @@ def _route(method: str, path: str, handler: Any) -> Route:
         (errors.Unavailable, {"Retry-After": "1"}),
     ],
 )
-def test_every_error_is_answered_by_its_class(
+def test_error_class_determines_response(
     kind: type[errors.LowtideError], headers: dict[str, str]
 ) -> None:
-    answer = _raising(kind("What to do.", param="p", code="c"))
-    _is_error(answer, kind.status, "c")
-    assert answer.json["error"] == {
+    response = _response_to(kind("What to do.", param="p", code="c"))
+    _assert_error(response, kind.status, "c")
+    assert response.json["error"] == {
         "message": "What to do.",
         "type": kind.type,
         "param": "p",
         "code": "c",
     }
-    assert headers.items() <= dict(answer.headers).items()
+    assert headers.items() <= dict(response.headers).items()
 
 
-def test_a_bug_is_answered_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[dict[str, object]] = []
+def test_unexpected_exception_returns_500_without_details(caplog: pytest.LogCaptureFixture) -> None:
+    fields: list[dict[str, object]] = []
 
-    def tell(_: logging.LogRecord) -> bool:
-        told.append(log_fields())
+    def record_fields(_: logging.LogRecord) -> bool:
+        fields.append(log_fields())
         return True
 
-    caplog.handler.addFilter(tell)
-    answer = _raising(RuntimeError("password=hunter2"))
-    _is_error(answer, 500)
-    assert "hunter2" not in answer.text
-    assert answer.json["error"]["type"] == "server_error"
+    caplog.handler.addFilter(record_fields)
+    response = _response_to(RuntimeError("password=hunter2"))
+    _assert_error(response, 500)
+    assert "hunter2" not in response.text
+    assert response.json["error"]["type"] == "server_error"
     assert caplog.records[0].message == "request.failed"
-    assert told[0]["request_id"] == answer.headers["x-request-id"]
+    assert fields[0]["request_id"] == response.headers["x-request-id"]
 
 
-def test_what_is_unavailable_is_logged_with_its_cause_and_answered_without(
+def test_cause_of_unavailable_is_logged_but_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     error = errors.Unavailable("The store does not answer.")
     error.__cause__ = OSError("refused by 10.0.0.7")
-    answer = _raising(error)
-    assert answer.status_code == 503
-    assert answer.json["error"]["message"] == "The store does not answer."
+    response = _response_to(error)
+    assert response.status_code == 503
+    assert response.json["error"]["message"] == "The store does not answer."
     (record,) = caplog.records
     assert record.getMessage() == "request.unavailable"
     assert vars(record)["reason"] == "The store does not answer. OSError('refused by 10.0.0.7')"
 
 
-def test_a_database_that_is_away_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Away:
+def test_database_outage_returns_503(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UnavailableCallers:
         def caller(self, _: str | None) -> None:
             raise errors.Unavailable("The database is not responding: try again.")
 
-    monkeypatch.setattr(api.app(), "callers", Away())
-    answer = api("GET", "/v1/batches")
-    _is_error(answer, 503, "unavailable")
-    assert answer.headers["Retry-After"] == "1"
+    monkeypatch.setattr(api.app(), "callers", UnavailableCallers())
+    response = api("GET", "/v1/batches")
+    _assert_error(response, 503, "unavailable")
+    assert response.headers["Retry-After"] == "1"
 
 
 class _Endless(io.RawIOBase):
-    """A body of zeros that counts how much of it is left."""
+    """A body of zeros that counts its unread bytes."""
 
     def __init__(self, size: int) -> None:
-        self.left = size
+        self.unread = size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self.left)
-        self.left -= count
+        count = min(len(buffer), self.unread)
+        self.unread -= count
         return count
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        pytest.param("GET", "/v1/files", id="answered"),
+        pytest.param("GET", "/v1/files", id="success"),
         pytest.param("GET", "/health/live", id="public"),
         pytest.param("GET", "/v1/nothing", id="not found"),
         pytest.param("DELETE", f"/v1/files/file-{ID}", id="error"),
         pytest.param("POST", "/v1/files", id="wrong type"),
     ],
 )
-def test_a_body_that_nobody_wants_is_left_unread(api: Api, method: str, path: str) -> None:
+def test_unneeded_body_is_not_read(api: Api, method: str, path: str) -> None:
     body = _Endless(50_000_000)
     api(
         method, path, content_type="text/plain",
         environ_overrides={"wsgi.input": body, "CONTENT_LENGTH": "50000000"},
     )  # fmt: skip
-    assert body.left == 50_000_000
+    assert body.unread == 50_000_000
 
 
-def test_a_body_that_is_too_long_is_left_unread(api: Api) -> None:
+def test_oversized_body_is_not_read(api: Api) -> None:
     body = _Endless(1 << 40)
-    answer = api(
+    response = api(
         "POST", "/v1/files", content_type=CONTENT_TYPE,
         environ_overrides={"wsgi.input": body, "CONTENT_LENGTH": str(1 << 40)},
     )  # fmt: skip
-    _is_error(answer, 413)
-    assert body.left == 1 << 40
+    _assert_error(response, 413)
+    assert body.unread == 1 << 40
 
 
 def _series() -> set[str]:
@@ -246,14 +244,14 @@ def _series() -> set[str]:
     }
 
 
-def test_strange_methods_and_paths_make_no_new_series(api: Api) -> None:
-    def strange(number: int) -> None:
+def test_unknown_methods_and_paths_add_no_metric_series(api: Api) -> None:
+    def send_unknown(number: int) -> None:
         assert api(f"METHOD{number}", "/v1/files").status_code == 405
         api("GET", f"/v1/files/{number}")
         api("GET", f"/v1/{number}/x")
 
-    strange(0)
+    send_unknown(0)
     before = _series()
     for number in range(1, 5):
-        strange(number)
+        send_unknown(number)
     assert _series() == before

@@ -1,4 +1,4 @@
-"""`/v1/batches`: bodies of every kind, idempotency, pages, cancelling."""
+"""`/v1/batches`: valid and invalid bodies, idempotency, pages, cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lowtide.core.ids import parse_batch_id
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
-from tests.http.forms import CONTENT_TYPE, form, line, part, uploaded
+from tests.http.forms import CONTENT_TYPE, form, line, part, upload
 from tests.worlds import done
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ def _create(api: Api, body: Any, **headers: str) -> Any:
 @pytest.fixture
 def file_id(api: Api) -> str:
     """The id of an uploaded file."""
-    id_: str = uploaded(api)["id"]
+    id_: str = upload(api)["id"]
     return id_
 
 
-def test_openais_body(api: Api, world: World, file_id: str) -> None:
-    answer = _create(
+def test_create_accepts_openai_body(api: Api, world: World, file_id: str) -> None:
+    response = _create(
         api,
         {
             "input_file_id": file_id,
@@ -43,8 +43,8 @@ def test_openais_body(api: Api, world: World, file_id: str) -> None:
             "metadata": {"user": "ada", "ü": "€"},
         },
     )
-    assert answer.status_code == 200, answer.text
-    batch = answer.json
+    assert response.status_code == 200, response.text
+    batch = response.json
     assert {key: batch[key] for key in ("object", "endpoint", "input_file_id", "completion_window", "status", "metadata", "errors", "output_file_id", "model")} == {
         "object": "batch", "endpoint": "/v1/embeddings", "input_file_id": file_id,
         "completion_window": "24h", "status": "validating", "metadata": {"user": "ada", "ü": "€"},
@@ -54,18 +54,18 @@ def test_openais_body(api: Api, world: World, file_id: str) -> None:
     assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
     assert batch["x_lowtide"]["user"] == "ada"
     assert api("GET", f"/v1/batches/{batch['id']}").json == batch
-    found = parse_batch_id(batch["id"])
-    assert found is not None
-    assert world.events(found) == {EventType.BATCH_CREATED.value: 1}
+    batch_id = parse_batch_id(batch["id"])
+    assert batch_id is not None
+    assert world.events(batch_id) == {EventType.BATCH_CREATED.value: 1}
 
 
-def test_the_originals_body(api: Api, file_id: str) -> None:
+def test_create_accepts_original_body(api: Api, file_id: str) -> None:
     batch = _create(api, {"inputFileId": file_id, "userId": "grace"}).json
     assert (batch["input_file_id"], batch["x_lowtide"]["user"]) == (file_id, "grace")
     assert (batch["endpoint"], batch["completion_window"]) == ("/v1/embeddings", "24h")
 
 
-def test_unknown_fields_are_tolerated(api: Api, file_id: str) -> None:
+def test_unknown_fields_are_ignored(api: Api, file_id: str) -> None:
     body = {"input_file_id": file_id, "new_field": {"deep": [1, None]}, "service_tier": "flex"}
     assert _create(api, body).status_code == 200
 
@@ -104,34 +104,34 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize(("changes", "status", "param"), BAD_BODIES)
-def test_bad_bodies(
+def test_invalid_body_is_rejected(
     api: Api, world: World, file_id: str, changes: dict[str, Any], status: int, param: str
 ) -> None:
     body = {"input_file_id": file_id} | changes if changes else {}
-    answer = _create(api, body)
-    assert answer.status_code == status, answer.text
-    assert answer.json["error"]["param"] == param
+    response = _create(api, body)
+    assert response.status_code == status, response.text
+    assert response.json["error"]["param"] == param
     assert world.rows("SELECT 1 FROM batches") == []
     assert world.rows("SELECT 1 FROM outbox") == []
 
 
-NO_OBJECTS = [
+NOT_OBJECTS = [
     b"", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"input_file_id": NaN}', b"[" * 100_000, b"{}" * 2,
     rb'{"input_file_id": "\ud800"}', b'{"a":1' * 10_000,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", NO_OBJECTS, ids=lambda body: repr(body[:20]))
-def test_bodies_that_are_no_json_object(api: Api, body: bytes) -> None:
-    answer: Any = api("POST", "/v1/batches", data=body, content_type="application/json")
-    assert (answer.status_code, answer.json["error"]["type"]) == (400, "invalid_request_error")
+@pytest.mark.parametrize("body", NOT_OBJECTS, ids=lambda body: repr(body[:20]))
+def test_body_must_be_json_object(api: Api, body: bytes) -> None:
+    response: Any = api("POST", "/v1/batches", data=body, content_type="application/json")
+    assert (response.status_code, response.json["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize(("size", "status"), [(1 << 20, 200), ((1 << 20) + 1, 413), (5 << 20, 413)])
-def test_bodies_are_bounded(api: Api, file_id: str, size: int, status: int) -> None:
+def test_body_size_is_limited(api: Api, file_id: str, size: int, status: int) -> None:
     body = json.dumps({"input_file_id": file_id}).encode().ljust(size)
-    answer = api("POST", "/v1/batches", data=body, content_type="application/json")
-    assert answer.status_code == status, answer.text
+    response = api("POST", "/v1/batches", data=body, content_type="application/json")
+    assert response.status_code == status, response.text
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_bodies_are_bounded(api: Api, file_id: str, size: int, status: int) -> N
         ("", 415),
     ],
 )
-def test_content_types(api: Api, file_id: str, content_type: str, status: int) -> None:
+def test_content_type_must_be_json(api: Api, file_id: str, content_type: str, status: int) -> None:
     body = json.dumps({"input_file_id": file_id})
-    answer = api("POST", "/v1/batches", data=body, content_type=content_type)
-    assert answer.status_code == status
+    response = api("POST", "/v1/batches", data=body, content_type=content_type)
+    assert response.status_code == status
 
 
 _JSON = st.recursive(
@@ -164,9 +164,9 @@ _FIELDS = st.sampled_from([*_NAMES.split(), "output_expires_after"])
 
 @given(st.dictionaries(_FIELDS, _JSON, max_size=6) | _JSON)
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
-def test_no_body_fails_unanswered(api: Api, body: Any) -> None:
-    answer = api("POST", "/v1/batches", data=json.dumps(body), content_type="application/json")
-    assert answer.status_code in {400, 404}, answer.text
+def test_random_json_body_returns_4xx(api: Api, body: Any) -> None:
+    response = api("POST", "/v1/batches", data=json.dumps(body), content_type="application/json")
+    assert response.status_code in {400, 404}, response.text
 
 
 @given(
@@ -174,23 +174,23 @@ def test_no_body_fails_unanswered(api: Api, body: Any) -> None:
     st.text(max_size=30),
 )
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
-def test_no_body_about_a_real_file_fails_unanswered(
+def test_random_json_body_with_real_file_never_returns_5xx(
     api: Api, world: World, body: Any, user: str
 ) -> None:
     file = world.file()
-    whole = {"userId": user} | body | {"input_file_id": f"file-{file.id.hex}"}
-    answer = api("POST", "/v1/batches", data=json.dumps(whole), content_type="application/json")
-    assert answer.status_code in {200, 400}, answer.text
+    payload = {"userId": user} | body | {"input_file_id": f"file-{file.id.hex}"}
+    response = api("POST", "/v1/batches", data=json.dumps(payload), content_type="application/json")
+    assert response.status_code in {200, 400}, response.text
 
 
 @given(st.binary(max_size=60))
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
-def test_no_bytes_fail_unanswered(api: Api, body: bytes) -> None:
-    answer = api("POST", "/v1/batches", data=body, content_type="application/json")
-    assert answer.status_code == 400
+def test_random_bytes_return_400(api: Api, body: bytes) -> None:
+    response = api("POST", "/v1/batches", data=body, content_type="application/json")
+    assert response.status_code == 400
 
 
-def test_an_idempotency_key_returns_the_same_batch(api: Api, world: World, file_id: str) -> None:
+def test_same_idempotency_key_returns_same_batch(api: Api, world: World, file_id: str) -> None:
     body = {"input_file_id": file_id}
     key = {"Idempotency-Key": "once"}
     first = _create(api, body, **key).json
@@ -212,23 +212,23 @@ def test_an_idempotency_key_returns_the_same_batch(api: Api, world: World, file_
     ],
     ids=str,
 )
-def test_an_idempotency_key_with_another_body_is_refused(
+def test_idempotency_key_with_different_body_is_rejected(
     api: Api, world: World, file_id: str, change: dict[str, Any]
 ) -> None:
     body: dict[str, Any] = {"input_file_id": file_id, "metadata": {"a": "b"}}
     if "input_file_id" in change:
-        change = {"input_file_id": uploaded(api)["id"]}
+        change = {"input_file_id": upload(api)["id"]}
     key = {"Idempotency-Key": "once"}
     first = _create(api, body, **key)
-    refused = _create(api, body | change, **key)
-    assert refused.status_code == 422
-    assert refused.json["error"]["code"] == "idempotency_key_reused"
-    assert refused.json["error"]["param"] == "Idempotency-Key"
+    rejected = _create(api, body | change, **key)
+    assert rejected.status_code == 422
+    assert rejected.json["error"]["code"] == "idempotency_key_reused"
+    assert rejected.json["error"]["param"] == "Idempotency-Key"
     assert _create(api, body, **key).json == first.json
     assert world.value("SELECT count(*) FROM batches") == 1
 
 
-def test_a_body_is_the_same_however_it_is_written(api: Api, file_id: str) -> None:
+def test_equivalent_bodies_share_idempotency_key(api: Api, file_id: str) -> None:
     key = {"Idempotency-Key": "once"}
     bodies = [
         {"input_file_id": file_id, "metadata": {"a": "b", "c": "d"}},
@@ -238,29 +238,31 @@ def test_a_body_is_the_same_however_it_is_written(api: Api, file_id: str) -> Non
     assert len({_create(api, body, **key).json["id"] for body in bodies}) == 1
 
 
-def test_a_key_from_before_digests_fits_any_body(api: Api, world: World, file_id: str) -> None:
+def test_idempotency_key_without_digest_accepts_any_body(
+    api: Api, world: World, file_id: str
+) -> None:
     key = {"Idempotency-Key": "once"}
     first = _create(api, {"input_file_id": file_id}, **key).json
     world.run("UPDATE batches SET idempotency_digest = NULL")
-    again = _create(api, {"input_file_id": file_id, "completion_window": "1h"}, **key)
-    assert (again.status_code, again.json["id"]) == (200, first["id"])
+    repeated = _create(api, {"input_file_id": file_id, "completion_window": "1h"}, **key)
+    assert (repeated.status_code, repeated.json["id"]) == (200, first["id"])
 
 
-def test_a_retry_after_its_input_was_deleted_returns_the_batch(api: Api, file_id: str) -> None:
+def test_retry_returns_batch_after_input_was_deleted(api: Api, file_id: str) -> None:
     body = {"input_file_id": file_id}
     key = {"Idempotency-Key": "once"}
     first = _create(api, body, **key).json
     assert api("DELETE", f"/v1/files/{file_id}").status_code == 200
-    again = _create(api, body, **key)
-    assert (again.status_code, again.json) == (200, first)
+    repeated = _create(api, body, **key)
+    assert (repeated.status_code, repeated.json) == (200, first)
     assert _create(api, body | {"completion_window": "1h"}, **key).status_code == 422
     for other in ({}, {"Idempotency-Key": "twice"}):
-        refused = _create(api, body, **other)
-        assert (refused.status_code, refused.json["error"]["param"]) == (404, "input_file_id")
+        rejected = _create(api, body, **other)
+        assert (rejected.status_code, rejected.json["error"]["param"]) == (404, "input_file_id")
 
 
 @pytest.mark.parametrize("key", ["", " "])
-def test_an_empty_idempotency_key_is_none(api: Api, file_id: str, key: str) -> None:
+def test_blank_idempotency_key_is_ignored(api: Api, file_id: str, key: str) -> None:
     ids = {
         _create(api, {"input_file_id": file_id}, **{"Idempotency-Key": key}).json["id"]
         for _ in range(2)
@@ -268,9 +270,9 @@ def test_an_empty_idempotency_key_is_none(api: Api, file_id: str, key: str) -> N
     assert len(ids) == 2
 
 
-def test_a_huge_idempotency_key_is_refused(api: Api, file_id: str) -> None:
-    answer = _create(api, {"input_file_id": file_id}, **{"Idempotency-Key": "k" * 300})
-    assert (answer.status_code, answer.json["error"]["param"]) == (400, "Idempotency-Key")
+def test_too_long_idempotency_key_is_rejected(api: Api, file_id: str) -> None:
+    response = _create(api, {"input_file_id": file_id}, **{"Idempotency-Key": "k" * 300})
+    assert (response.status_code, response.json["error"]["param"]) == (400, "Idempotency-Key")
 
 
 def test_pages_are_newest_first(api: Api, file_id: str) -> None:
@@ -284,11 +286,11 @@ def test_pages_are_newest_first(api: Api, file_id: str) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "000000000101", "1" * 5000])
-def test_limits_are_bounded(api: Api, limit: str) -> None:
+def test_limit_out_of_bounds_is_rejected(api: Api, limit: str) -> None:
     assert api("GET", f"/v1/batches?limit={limit}").status_code == 400
 
 
-def test_cancelling(api: Api, file_id: str) -> None:
+def test_cancelling_twice_returns_same_batch(api: Api, file_id: str) -> None:
     batch = _create(api, {"input_file_id": file_id}).json
     path = f"/v1/batches/{batch['id']}/cancel"
     first: Any = api("POST", path).json
@@ -296,39 +298,39 @@ def test_cancelling(api: Api, file_id: str) -> None:
     assert api("POST", path).json == first
 
 
-def test_what_is_over_cannot_be_cancelled(api: Api, world: World, file_id: str) -> None:
+def test_failed_batch_cannot_be_cancelled(api: Api, world: World, file_id: str) -> None:
     batch = _create(api, {"input_file_id": file_id}).json
     world.run("UPDATE batches SET status = 'failed', failed_at = now()")
-    answer: Any = api("POST", f"/v1/batches/{batch['id']}/cancel")
-    assert (answer.status_code, answer.json["error"]["code"]) == (409, "batch_not_cancellable")
+    response: Any = api("POST", f"/v1/batches/{batch['id']}/cancel")
+    assert (response.status_code, response.json["error"]["code"]) == (409, "batch_not_cancellable")
 
 
 @pytest.mark.parametrize(
     ("method", "tail"),
     [("GET", ""), ("POST", "/cancel"), ("GET", "/requests"), ("GET", "/results")],
 )
-def test_another_tenants_batch_is_not_there(api: Api, world: World, method: str, tail: str) -> None:
+def test_foreign_batch_returns_404(api: Api, world: World, method: str, tail: str) -> None:
     foreign = world.batch(2, tenant=world.tenant("other"))
-    answer: Any = api(method, f"/v1/batches/batch_{foreign.hex}{tail}")
-    assert (answer.status_code, answer.json["error"]["code"]) == (404, "not_found")
+    response: Any = api(method, f"/v1/batches/batch_{foreign.hex}{tail}")
+    assert (response.status_code, response.json["error"]["code"]) == (404, "not_found")
     listed: Any = api("GET", "/v1/batches").json
     assert listed["data"] == []
     assert world.row(foreign).status == "in_progress"
 
 
-def test_another_tenants_file_cannot_be_run(api: Api, world: World) -> None:
+def test_foreign_input_file_returns_404(api: Api, world: World) -> None:
     foreign = world.file(world.tenant("other"))
-    answer = _create(api, {"input_file_id": f"file-{foreign.id.hex}"})
-    assert (answer.status_code, answer.json["error"]["param"]) == (404, "input_file_id")
+    response = _create(api, {"input_file_id": f"file-{foreign.id.hex}"})
+    assert (response.status_code, response.json["error"]["param"]) == (404, "input_file_id")
 
 
-def test_a_failed_batch_tells_every_problem(api: Api, world: World, file_id: str) -> None:
+def test_failed_batch_lists_all_problems(api: Api, world: World, file_id: str) -> None:
     from lowtide.files.lines import Problem
 
     batch = _create(api, {"input_file_id": file_id}).json
-    found = parse_batch_id(batch["id"])
-    assert found is not None
-    world.splits.reject(found, [Problem("c", "m", "p", 3), Problem("d", "n")])
+    batch_id = parse_batch_id(batch["id"])
+    assert batch_id is not None
+    world.splits.reject(batch_id, [Problem("c", "m", "p", 3), Problem("d", "n")])
     failed: Any = api("GET", f"/v1/batches/{batch['id']}").json
     assert failed["status"] == "failed"
     assert failed["errors"] == {
@@ -340,7 +342,7 @@ def test_a_failed_batch_tells_every_problem(api: Api, world: World, file_id: str
     }
 
 
-def test_the_lines_and_results_of_a_running_batch(api: Api, world: World) -> None:
+def test_running_batch_serves_requests_and_results(api: Api, world: World) -> None:
     batch = world.batch(5)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
@@ -356,15 +358,15 @@ def test_the_lines_and_results_of_a_running_batch(api: Api, world: World) -> Non
     ]
     running: Any = api("GET", f"{path}/requests?status=Running&limit=1").json
     assert ([request["line"] for request in running["data"]], running["has_more"]) == ([2], True)
-    answer = api("GET", f"{path}/results")
-    assert answer.data.count(b"\n") == 1
-    assert b'"body":{"n": 1.0}' in answer.data
-    assert answer.headers["x-lowtide-complete"] == "false"
-    cursor = answer.headers["x-lowtide-cursor"]
+    response = api("GET", f"{path}/results")
+    assert response.data.count(b"\n") == 1
+    assert b'"body":{"n": 1.0}' in response.data
+    assert response.headers["x-lowtide-complete"] == "false"
+    cursor = response.headers["x-lowtide-cursor"]
     assert api("GET", f"{path}/results?after={cursor}").data == b""
     world.queue.settle(lease, [done(second)], [])
     more = api("GET", f"{path}/results?after={cursor}")
-    assert [json.loads(line_)["custom_id"] for line_ in more.data.splitlines()] == ["2"]
+    assert [json.loads(result)["custom_id"] for result in more.data.splitlines()] == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -377,10 +379,10 @@ def test_the_lines_and_results_of_a_running_batch(api: Api, world: World) -> Non
         "results?limit=10001", "results?after=%D9%A1.%D9%A1",
     ],
 )  # fmt: skip
-def test_arguments_out_of_bounds_are_refused(api: Api, world: World, query: str) -> None:
+def test_arguments_out_of_bounds_are_rejected(api: Api, world: World, query: str) -> None:
     batch = world.batch(1)
-    answer: Any = api("GET", f"/v1/batches/batch_{batch.hex}/{query}")
-    assert (answer.status_code, answer.json["error"]["type"]) == (400, "invalid_request_error")
+    response: Any = api("GET", f"/v1/batches/batch_{batch.hex}/{query}")
+    assert (response.status_code, response.json["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize(
@@ -391,12 +393,12 @@ def test_arguments_out_of_bounds_are_refused(api: Api, world: World, query: str)
         f"results?after={'9' * 19}.999999999",
     ],
 )
-def test_arguments_at_their_bounds_are_taken(api: Api, world: World, query: str) -> None:
+def test_arguments_at_bounds_are_accepted(api: Api, world: World, query: str) -> None:
     batch = world.batch(1)
     assert api("GET", f"/v1/batches/batch_{batch.hex}/{query}").status_code == 200
 
 
-def test_models_are_those_in_use(api: Api, world: World) -> None:
+def test_models_lists_those_in_use_by_tenant(api: Api, world: World) -> None:
     world.batch(1, tenant=world.tenant("other"))
     assert api("GET", "/v1/models").json == {"object": "list", "data": []}
     world.batch(1)
@@ -406,32 +408,32 @@ def test_models_are_those_in_use(api: Api, world: World) -> None:
     assert api("GET", "/v1/models/%00").status_code == 404
 
 
-CALLER, OTHER = "a" * 32, "b" * 32
+UPLOAD_TRACE, CREATE_TRACE = "a" * 32, "b" * 32
 
 
 @pytest.mark.parametrize(
-    ("upload", "create", "continued"),
+    ("upload", "create", "expected"),
     [
-        pytest.param(None, None, None, id="nobody names one"),
-        pytest.param(CALLER, None, CALLER, id="the file's goes on"),
-        pytest.param(CALLER, OTHER, OTHER, id="the caller's wins"),
-        pytest.param(None, OTHER, OTHER, id="only the caller names one"),
+        pytest.param(None, None, None, id="no trace"),
+        pytest.param(UPLOAD_TRACE, None, UPLOAD_TRACE, id="trace of upload"),
+        pytest.param(UPLOAD_TRACE, CREATE_TRACE, CREATE_TRACE, id="create overrides upload"),
+        pytest.param(None, CREATE_TRACE, CREATE_TRACE, id="trace of create"),
     ],
 )
-def test_a_batch_continues_a_trace(
-    api: Api, world: World, upload: str | None, create: str | None, continued: str | None
+def test_batch_continues_trace_of_create_or_upload(
+    api: Api, world: World, upload: str | None, create: str | None, expected: str | None
 ) -> None:
     def header(trace: str | None) -> dict[str, str]:
         return {} if trace is None else {"traceparent": f"00-{trace}-{'1' * 16}-01"}
 
     body = form(part("purpose", b"batch"), part("file", line(), "in.jsonl"))
     headers = {"Content-Type": CONTENT_TYPE, **header(upload)}
-    stored = api("POST", "/v1/files", data=body, headers=headers)
-    answer = _create(api, {"input_file_id": stored.json["id"]}, **header(create))
-    # Tracing is off: there is no span of this answer to tell of.
-    assert "traceresponse" not in answer.headers
-    batch = answer.json
-    assert batch["x_lowtide"]["trace_id"] == continued
-    assert api("GET", f"/v1/batches/{batch['id']}").json["x_lowtide"]["trace_id"] == continued
+    file = api("POST", "/v1/files", data=body, headers=headers)
+    response = _create(api, {"input_file_id": file.json["id"]}, **header(create))
+    # Tracing is off, so the response has no span to report.
+    assert "traceresponse" not in response.headers
+    batch = response.json
+    assert batch["x_lowtide"]["trace_id"] == expected
+    assert api("GET", f"/v1/batches/{batch['id']}").json["x_lowtide"]["trace_id"] == expected
     rows = world.rows("SELECT traceparent FROM outbox WHERE subject = :id", id=batch["id"])
-    assert [row.traceparent and row.traceparent[3:35] for row in rows] == [continued]
+    assert [row.traceparent and row.traceparent[3:35] for row in rows] == [expected]

@@ -1,4 +1,4 @@
-"""A thread waits for a client no longer than the client's patience; what needs no wait is done."""
+"""Client connections: patience bounds every wait, and immediate I/O always succeeds."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[ClientSocket, socket.socket]]:
-    """A connection whose client has used up the patience with it, and the client's end."""
-    ours, theirs = socket.socketpair()
-    served = ClientSocket(fileno=ours.detach())
-    served.patience = Patience(1.0, timeout=1.0, rate=1.0)
-    served.patience.waited(1.5, 1)  # a byte that came late
-    with served, theirs:
-        yield served, theirs
+    """The server's end of a connection without patience left, and the client's end."""
+    server_end, client = socket.socketpair()
+    server = ClientSocket(fileno=server_end.detach())
+    server.patience = Patience(1.0, timeout=1.0, rate=1.0)
+    server.patience.waited(1.5, 1)  # a late byte
+    with server, client:
+        yield server, client
 
 
-def test_a_client_without_patience_left_is_still_told_so(
+def test_error_response_is_sent_without_patience_left(
     ends: tuple[ClientSocket, socket.socket],
 ) -> None:
-    served, theirs = ends
+    server, client = ends
     with pytest.raises(ClientTooSlow):
-        served.recv(1)
-    served.sendall(b"408")
-    assert theirs.recv(10) == b"408"
+        server.recv(1)
+    server.sendall(b"408")
+    assert client.recv(10) == b"408"
 
 
-def test_while_all_threads_are_taken_a_client_must_be_quicker() -> None:
+def test_crowded_server_demands_faster_clients() -> None:
     crowd: list[str] = []
     patience = Patience(5.0, timeout=60.0, rate=1000.0, crowded=lambda: bool(crowd))
     patience.earn()
@@ -58,9 +58,9 @@ def test_while_all_threads_are_taken_a_client_must_be_quicker() -> None:
     assert patience.left == pytest.approx(10, abs=0.01)
 
 
-def test_nothing_waits_for_room_once_the_patience_is_used_up(
+def test_send_to_full_buffer_fails_without_patience_left(
     ends: tuple[ClientSocket, socket.socket],
 ) -> None:
-    served, _ = ends
+    server, _ = ends
     with pytest.raises(ClientTooSlow):
-        served.sendall(bytes(64 << 20))
+        server.sendall(bytes(64 << 20))

@@ -1,4 +1,4 @@
-"""`/v1/files`: uploads of every kind, contents and ranges, pages, deletions."""
+"""`/v1/files`: uploads, downloads and ranges, pages, deletion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.objects.store import ObstoreObjects
 from tests.http.conftest import MAX_FILE_BYTES, MAX_LINES
-from tests.http.forms import BOUNDARY, CONTENT_TYPE, form, line, part, post, uploaded
+from tests.http.forms import BOUNDARY, CONTENT_TYPE, form, line, part, post, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 DASHES = b"--" + BOUNDARY.encode()
 
 
-def test_a_file_comes_back_as_it_was_sent(api: Api) -> None:
+def test_uploaded_file_is_downloaded_unchanged(api: Api) -> None:
     content = line("a") + line("b")
-    file = uploaded(api, content)
+    file = upload(api, content)
     assert file == {
         "id": file["id"], "object": "file", "bytes": len(content), "created_at": file["created_at"],
         "expires_at": file["expires_at"], "filename": "in.jsonl", "purpose": "batch",
         "status": "processed", "status_details": None,
     }  # fmt: skip
     assert api("GET", f"/v1/files/{file['id']}").json == file
-    answer: Any = api("GET", f"/v1/files/{file['id']}/content")
-    assert (answer.status_code, answer.data) == (200, content)
-    assert answer.headers["Content-Length"] == str(len(content))
-    assert answer.headers["ETag"] == f'"{hashlib.sha256(content).hexdigest()}"'
-    assert answer.headers["Accept-Ranges"] == "bytes"
-    assert answer.headers["x-request-id"].startswith("req_")
+    response: Any = api("GET", f"/v1/files/{file['id']}/content")
+    assert (response.status_code, response.data) == (200, content)
+    assert response.headers["Content-Length"] == str(len(content))
+    assert response.headers["ETag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    assert response.headers["Accept-Ranges"] == "bytes"
+    assert response.headers["x-request-id"].startswith("req_")
 
 
-def test_fields_may_follow_the_file(api: Api) -> None:
-    answer = post(
+def test_fields_may_follow_file(api: Api) -> None:
+    response = post(
         api, form(part("file", line(), "a"), part("purpose", b"batch"), part("other", b"x"))
     )
-    assert answer.json["status"] == "processed"
+    assert response.json["status"] == "processed"
 
 
 @pytest.mark.parametrize(
-    ("sent", "shown"),
+    ("sent", "expected"),
     [
         ("../../etc/passwd", "passwd"),
         ("C:\\\\temp\\\\in.jsonl", "in.jsonl"),
@@ -62,21 +62,21 @@ def test_fields_may_follow_the_file(api: Api) -> None:
         ("-rf", "-rf"),
     ],
 )
-def test_a_filename_is_only_a_name(api: Api, sent: str, shown: str) -> None:
-    file = uploaded(api, filename=sent)
-    assert file["filename"] == shown
-    assert api.stored() == {f"files/{file['id'].removeprefix('file-')}"}
+def test_filename_is_stripped_of_directories(api: Api, sent: str, expected: str) -> None:
+    file = upload(api, filename=sent)
+    assert file["filename"] == expected
+    assert api.object_keys() == {f"files/{file['id'].removeprefix('file-')}"}
 
 
 @pytest.mark.parametrize(
-    ("disposition", "shown"),
+    ("disposition", "expected"),
     [
         pytest.param("filename*=UTF-8''na%C3%AFve%20%E2%82%AC.jsonl", "naïve €.jsonl", id="UTF-8"),
         pytest.param("filename*=iso-8859-1'en'%A3.jsonl", "£.jsonl", id="Latin-1, a language"),
         pytest.param(
             "filename=\"plain.jsonl\"; filename*=UTF-8''%C3%A9.jsonl",
             "é.jsonl",
-            id="beside a plain one",
+            id="after a plain one",
         ),
         pytest.param(
             "filename*=UTF-8''%C3%A9.jsonl; filename=\"plain.jsonl\"",
@@ -85,48 +85,53 @@ def test_a_filename_is_only_a_name(api: Api, sent: str, shown: str) -> None:
         ),
         pytest.param("filename*=UTF-8''..%2Fetc%2Fpasswd", "passwd", id="folders"),
         pytest.param(
-            "filename*=klingon''%C3%A9; filename=a.jsonl", "a.jsonl", id="no such charset"
+            "filename*=klingon''%C3%A9; filename=a.jsonl", "a.jsonl", id="unknown charset"
         ),
         pytest.param("filename*=nonsense; filename=a.jsonl", "a.jsonl", id="malformed"),
-        pytest.param("filename*=UTF-8''%FF; filename=a.jsonl", "a.jsonl", id="not of its charset"),
-        pytest.param("filename*=klingon''%C3%A9", "file", id="no name at all"),
+        pytest.param(
+            "filename*=UTF-8''%FF; filename=a.jsonl", "a.jsonl", id="invalid in its charset"
+        ),
+        pytest.param("filename*=klingon''%C3%A9", "file", id="no usable name"),
         pytest.param("filename=\"; filename*=UTF-8''b\"", "; filename*=UTF-8''b", id="quoted"),
     ],
 )
-def test_an_encoded_filename_is_preferred(api: Api, disposition: str, shown: str) -> None:
+def test_extended_filename_is_preferred(api: Api, disposition: str, expected: str) -> None:
     head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=file; {disposition}\r\n\r\n"
-    answer = post(api, form(head.encode() + line() + b"\r\n"))
-    assert (answer.status_code, answer.json.get("filename")) == (200, shown)
+    response = post(api, form(head.encode() + line() + b"\r\n"))
+    assert (response.status_code, response.json.get("filename")) == (200, expected)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
-def test_an_encoded_body_is_refused_by_name(api: Api, coding: str) -> None:
-    answer = api(
+def test_content_encoding_is_rejected(api: Api, coding: str) -> None:
+    response = api(
         "POST",
         "/v1/files",
         data=gzip.compress(form(part("file", line(), "a"))),
         content_type=CONTENT_TYPE,
         headers={"Content-Encoding": coding},
     )
-    assert answer.status_code == 415
-    assert answer.json["error"]["code"] == "unsupported_content_encoding"
-    assert "Content-Encoding" in answer.json["error"]["message"]
-    assert api.stored() == set()
+    assert response.status_code == 415
+    assert response.json["error"]["code"] == "unsupported_content_encoding"
+    assert "Content-Encoding" in response.json["error"]["message"]
+    assert api.object_keys() == set()
 
 
-def test_a_body_may_name_that_it_is_not_encoded(api: Api) -> None:
+def test_identity_content_encoding_is_accepted(api: Api) -> None:
     body = form(part("file", line(), "a"))
     headers = {"Content-Encoding": "identity"}
-    answer = api("POST", "/v1/files", data=body, content_type=CONTENT_TYPE, headers=headers)
-    assert answer.status_code == 200
+    response = api("POST", "/v1/files", data=body, content_type=CONTENT_TYPE, headers=headers)
+    assert response.status_code == 200
 
 
-def test_a_packed_file_is_refused_with_the_fix(api: Api) -> None:
-    answer = post(api, form(part("file", gzip.compress(line()), "in.jsonl.gz")))
-    assert answer.status_code == 415
-    assert (answer.json["error"]["param"], answer.json["error"]["code"]) == ("file", "packed_file")
-    assert "decompress" in answer.json["error"]["message"]
-    assert api.stored() == set()
+def test_gzip_file_is_rejected_with_fix(api: Api) -> None:
+    response = post(api, form(part("file", gzip.compress(line()), "in.jsonl.gz")))
+    assert response.status_code == 415
+    assert (response.json["error"]["param"], response.json["error"]["code"]) == (
+        "file",
+        "packed_file",
+    )
+    assert "decompress" in response.json["error"]["message"]
+    assert api.object_keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_a_packed_file_is_refused_with_the_fix(api: Api) -> None:
     [
         pytest.param(b"", "no requests", id="empty"),
         pytest.param(b"not json\n", "line 1", id="not JSON"),
-        pytest.param(line("a") + line("a"), "already used", id="twice the same custom_id"),
+        pytest.param(line("a") + line("a"), "already used", id="duplicate custom_id"),
         pytest.param(b"\xff\xfe", "UTF-8", id="not UTF-8"),
         pytest.param(
             b"".join(line(str(n)) for n in range(MAX_LINES + 1)),
@@ -144,8 +149,8 @@ def test_a_packed_file_is_refused_with_the_fix(api: Api) -> None:
         pytest.param(b"x" * 30_000, "longer than", id="a line too long"),
     ],
 )
-def test_problems_are_told_at_once(api: Api, content: bytes, details: str) -> None:
-    file = uploaded(api, content)
+def test_upload_reports_problem_in_status_details(api: Api, content: bytes, details: str) -> None:
+    file = upload(api, content)
     assert file["status"] == "error"
     assert details in file["status_details"]
     assert file["bytes"] == len(content)
@@ -215,31 +220,29 @@ BAD_FORMS = [
 
 
 @pytest.mark.parametrize(("body", "content_type", "status"), BAD_FORMS)
-def test_a_bad_upload_leaves_nothing(
+def test_rejected_upload_stores_nothing(
     api: Api, world: World, body: bytes, content_type: str, status: int
 ) -> None:
-    answer = post(api, body, content_type)
-    assert answer.status_code == status, answer.text
-    assert set(answer.json["error"]) == {"message", "type", "param", "code"}
-    assert api.stored() == set()
+    response = post(api, body, content_type)
+    assert response.status_code == status, response.text
+    assert set(response.json["error"]) == {"message", "type", "param", "code"}
+    assert api.object_keys() == set()
     assert world.rows("SELECT 1 FROM files") == []
 
 
-def test_the_largest_file_is_taken(api: Api) -> None:
+def test_file_of_max_size_is_accepted(api: Api) -> None:
     content = (line().rstrip().ljust(9_999) + b"\n") * (MAX_FILE_BYTES // 10_000)
-    assert uploaded(api, content)["bytes"] == MAX_FILE_BYTES
+    assert upload(api, content)["bytes"] == MAX_FILE_BYTES
 
 
 @given(st.binary(max_size=300), st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
-def test_no_bytes_make_an_upload_fail_unanswered(
-    api: Api, noise: bytes, start: int, end: int
-) -> None:
-    before = api.stored()
-    answer = post(api, GOOD[: min(start, end)] + noise + GOOD[max(start, end) :])
-    assert answer.status_code in {200, 400}, answer.text
-    if answer.status_code == 400:
-        assert api.stored() == before
+def test_corrupted_form_never_returns_5xx(api: Api, noise: bytes, start: int, end: int) -> None:
+    before = api.object_keys()
+    response = post(api, GOOD[: min(start, end)] + noise + GOOD[max(start, end) :])
+    assert response.status_code in {200, 400}, response.text
+    if response.status_code == 400:
+        assert api.object_keys() == before
 
 
 _PARTS = st.lists(
@@ -257,54 +260,54 @@ _PARTS = st.lists(
 
 @given(_PARTS)
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
-def test_no_form_fails_unanswered(api: Api, parts: list[bytes]) -> None:
-    before = api.stored()
-    answer = post(api, form(*parts))
-    assert answer.status_code in {200, 400}, answer.text
-    if answer.status_code == 400:
-        assert api.stored() == before
+def test_random_form_never_returns_5xx(api: Api, parts: list[bytes]) -> None:
+    before = api.object_keys()
+    response = post(api, form(*parts))
+    assert response.status_code in {200, 400}, response.text
+    if response.status_code == 400:
+        assert api.object_keys() == before
 
 
 @pytest.mark.parametrize("step", ["write", "close", "record"])
-def test_an_outage_during_an_upload_leaves_nothing(
+def test_outage_during_upload_leaves_at_most_recorded_orphan(
     api: Api, world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     from lowtide.files.store import FileStore
     from lowtide.objects.store import ObstoreWriter
 
-    def away(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise Unavailable("away")
 
     if step == "write":
-        monkeypatch.setattr(ObstoreWriter, "write", away)
+        monkeypatch.setattr(ObstoreWriter, "write", fail)
     elif step == "close":
-        monkeypatch.setattr("lowtide.objects.store._sync", away)
+        monkeypatch.setattr("lowtide.objects.store._sync", fail)
     else:
-        monkeypatch.setattr(FileStore, "add", away)
-    answer = post(api, GOOD)
-    assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "1"
+        monkeypatch.setattr(FileStore, "add", fail)
+    response = post(api, GOOD)
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
     assert world.rows("SELECT 1 FROM files") == []
-    # A folder's object may stay once it is in place; it is noted as a stray then.
-    noted = {row.object_key for row in world.rows("SELECT object_key FROM stray_objects")}
-    assert api.stored() <= noted
+    # An object already renamed into its folder may remain; it is recorded as an orphan.
+    orphans = {row.object_key for row in world.rows("SELECT object_key FROM stray_objects")}
+    assert api.object_keys() <= orphans
 
 
-def test_a_commit_that_was_not_answered_keeps_the_object(
+def test_commit_with_lost_reply_keeps_object(
     api: Api, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lowtide.files.store import FileStore
 
     add = FileStore.add
 
-    def unanswered(*arguments: Any) -> None:
+    def commit_then_fail(*arguments: Any) -> None:
         add(*arguments)
         raise Unavailable("the connection was lost")
 
-    monkeypatch.setattr(FileStore, "add", unanswered)
+    monkeypatch.setattr(FileStore, "add", commit_then_fail)
     assert post(api, GOOD).status_code == 503
     (file,) = world.rows("SELECT object_key FROM files")
-    assert api.stored() == {file.object_key}
+    assert api.object_keys() == {file.object_key}
     assert world.rows("SELECT 1 FROM stray_objects") == []
 
 
@@ -335,46 +338,48 @@ RANGES = [
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize(("wanted", "status", "part_"), RANGES, ids=lambda value: str(value)[:20])
-def test_ranges(api: Api, method: str, wanted: str, status: int, part_: slice | None) -> None:
-    file = uploaded(api, CONTENT)
-    answer: Any = api(method, f"/v1/files/{file['id']}/content", headers={"Range": wanted})
-    assert answer.status_code == status
-    if part_ is None:
-        assert answer.headers["Content-Range"] == "bytes */100"
+@pytest.mark.parametrize(
+    ("header", "status", "expected"), RANGES, ids=lambda value: str(value)[:20]
+)
+def test_range_header_selects_bytes(
+    api: Api, method: str, header: str, status: int, expected: slice | None
+) -> None:
+    file = upload(api, CONTENT)
+    response: Any = api(method, f"/v1/files/{file['id']}/content", headers={"Range": header})
+    assert response.status_code == status
+    if expected is None:
+        assert response.headers["Content-Range"] == "bytes */100"
         return
-    assert answer.headers["Content-Length"] == str(part_.stop - part_.start)
-    assert answer.data == (CONTENT[part_] if method == "GET" else b"")
-    assert answer.headers.get("Content-Range") == (
-        f"bytes {part_.start}-{part_.stop - 1}/100" if status == 206 else None
+    assert response.headers["Content-Length"] == str(expected.stop - expected.start)
+    assert response.data == (CONTENT[expected] if method == "GET" else b"")
+    assert response.headers.get("Content-Range") == (
+        f"bytes {expected.start}-{expected.stop - 1}/100" if status == 206 else None
     )
 
 
-def test_a_lost_object_is_told_before_the_answer_begins(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = uploaded(api, CONTENT)
-    for key in api.stored():
+def test_missing_object_returns_error_status(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = upload(api, CONTENT)
+    for key in api.object_keys():
         (api.objects / key).unlink()
-    answer: Any = api("GET", f"/v1/files/{file['id']}/content")
-    assert (answer.status_code, answer.json["error"]["type"]) == (404, "invalid_request_error")
+    response: Any = api("GET", f"/v1/files/{file['id']}/content")
+    assert (response.status_code, response.json["error"]["type"]) == (404, "invalid_request_error")
 
-    def away(*_: Any) -> Iterator[bytes]:
+    def fail(*_: Any) -> Iterator[bytes]:
         yield from ()
         raise Unavailable("The store is away")
 
-    monkeypatch.setattr(ObstoreObjects, "stream", away)
+    monkeypatch.setattr(ObstoreObjects, "stream", fail)
     assert api("GET", f"/v1/files/{file['id']}/content").status_code == 503
 
 
-def test_an_empty_file_has_an_empty_content(api: Api) -> None:
-    file = uploaded(api, b"")
-    answer: Any = api("GET", f"/v1/files/{file['id']}/content")
-    assert (answer.status_code, answer.data) == (200, b"")
+def test_empty_file_has_empty_content(api: Api) -> None:
+    file = upload(api, b"")
+    response: Any = api("GET", f"/v1/files/{file['id']}/content")
+    assert (response.status_code, response.data) == (200, b"")
 
 
-def test_pages(api: Api) -> None:
-    ids = [uploaded(api)["id"] for _ in range(5)]
+def test_pages_follow_order_and_purpose(api: Api) -> None:
+    ids = [upload(api)["id"] for _ in range(5)]
     first: Any = api("GET", "/v1/files?limit=2").json
     assert [file["id"] for file in first["data"]] == ids[:2:-1]
     assert (first["object"], first["first_id"], first["last_id"], first["has_more"]) == (
@@ -407,45 +412,45 @@ def test_pages(api: Api) -> None:
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_limits_are_bounded(api: Api, limit: str) -> None:
-    answer: Any = api("GET", "/v1/files", query_string={"limit": limit})
-    assert (answer.status_code, answer.json["error"]["param"]) == (400, "limit")
+def test_invalid_limit_is_rejected(api: Api, limit: str) -> None:
+    response: Any = api("GET", "/v1/files", query_string={"limit": limit})
+    assert (response.status_code, response.json["error"]["param"]) == (400, "limit")
 
 
 @pytest.mark.parametrize("name", ["purpose", "after", "order", "limit"])
 @pytest.mark.parametrize("value", ["%00", "%ff", "%ed%a0%80", "';--", "%F0%9F%8C%8A", "x" * 5000])
-def test_no_argument_fails_unanswered(api: Api, name: str, value: str) -> None:
+def test_odd_argument_never_returns_5xx(api: Api, name: str, value: str) -> None:
     assert api("GET", f"/v1/files?{name}={value}").status_code in {200, 400, 404}
 
 
-def test_a_deleted_file_is_gone(api: Api) -> None:
-    file = uploaded(api)
-    answer: Any = api("DELETE", f"/v1/files/{file['id']}")
-    assert answer.json == {"id": file["id"], "object": "file", "deleted": True}
+def test_deleted_file_returns_404(api: Api) -> None:
+    file = upload(api)
+    response: Any = api("DELETE", f"/v1/files/{file['id']}")
+    assert response.json == {"id": file["id"], "object": "file", "deleted": True}
     for method in ("GET", "DELETE"):
         assert api(method, f"/v1/files/{file['id']}").status_code == 404
-    assert api.stored() == set()
+    assert api.object_keys() == set()
 
 
-def test_the_bytes_of_a_deleted_file_stay_while_a_batch_reads_them(api: Api, world: World) -> None:
-    file = uploaded(api)
+def test_deleted_input_keeps_object_while_batch_is_active(api: Api, world: World) -> None:
+    file = upload(api)
     created = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
-    answer: Any = api("DELETE", f"/v1/files/{file['id']}")
-    assert (answer.status_code, answer.json["deleted"]) == (200, True)
+    response: Any = api("DELETE", f"/v1/files/{file['id']}")
+    assert (response.status_code, response.json["deleted"]) == (200, True)
     assert api("GET", f"/v1/files/{file['id']}").status_code == 404
     assert api("GET", f"/v1/files/{file['id']}/content").status_code == 404
     assert api("GET", f"/v1/batches/{created.json['id']}").json["input_file_id"] == file["id"]
-    again: Any = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
-    assert (again.status_code, again.json["error"]["param"]) == (404, "input_file_id")
-    assert len(api.stored()) == 1
+    rejected: Any = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
+    assert (rejected.status_code, rejected.json["error"]["param"]) == (404, "input_file_id")
+    assert len(api.object_keys()) == 1
     assert world.value("SELECT count(*) FROM stray_objects") == 1
 
 
 @pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("GET", "/content"), ("DELETE", "")])
-def test_another_tenants_file_is_not_there(api: Api, world: World, method: str, tail: str) -> None:
+def test_foreign_file_returns_404(api: Api, world: World, method: str, tail: str) -> None:
     foreign = world.file(world.tenant("other"))
-    answer: Any = api(method, f"/v1/files/file-{foreign.id.hex}{tail}")
-    assert (answer.status_code, answer.json["error"]["code"]) == (404, "not_found")
+    response: Any = api(method, f"/v1/files/file-{foreign.id.hex}{tail}")
+    assert (response.status_code, response.json["error"]["code"]) == (404, "not_found")
     listed: Any = api("GET", "/v1/files").json
     assert listed["data"] == []
     assert world.value("SELECT count(*) FROM files") == 1

@@ -1,4 +1,4 @@
-"""A batch's eta, cost and promise over HTTP."""
+"""A batch's ETA, cost and SLA state over HTTP."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sqlalchemy import text
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id, parse_batch_id
 from lowtide.core.pools import Pool
 from lowtide.settings import Admission
-from tests.http.forms import line, uploaded
+from tests.http.forms import line, upload
 from tests.worlds import World, done, eventually
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
 
 
-def _running(api: Api, world: World, lines: int, window: str = "24h") -> tuple[str, BatchId]:
-    content = b"".join(line(str(number)) for number in range(lines))
-    body = {"input_file_id": uploaded(api, content)["id"], "completion_window": window}
+def _start_batch(api: Api, world: World, requests: int, window: str = "24h") -> tuple[str, BatchId]:
+    content = b"".join(line(str(number)) for number in range(requests))
+    body = {"input_file_id": upload(api, content)["id"], "completion_window": window}
     id_: str = api("POST", "/v1/batches", json=body).json["id"]
     batch = parse_batch_id(id_)
     assert batch is not None
-    assert world.split(batch, lines)
+    assert world.split(batch, requests)
     return id_, batch
 
 
-def test_cost_by_pool(api: Api, world: World) -> None:
-    id_, batch = _running(api, world, 2)
+def test_cost_is_reported_by_pool(api: Api, world: World) -> None:
+    id_, batch = _start_batch(api, world, 2)
     with world.worker.begin() as connection:
         for pool, seconds in (("spot", 1800), ("dedicated", 600)):
             connection.execute(
@@ -55,13 +55,13 @@ def test_cost_by_pool(api: Api, world: World) -> None:
     }
 
 
-def test_eta_while_workers_run(api: Api, world: World) -> None:
-    id_, _ = _running(api, world, 40)
+def test_running_batch_has_eta(api: Api, world: World) -> None:
+    id_, _ = _start_batch(api, world, 40)
     began = time.time()
     lease = world.queue.open_lease(Pool.SPOT, "w")
     claims = world.queue.claim(lease, Pool.SPOT, 30)
     world.queue.settle(lease, [done(claim) for claim in claims], [])
-    # 10 lines, one worker, 2 lines a second: LOWTIDE_DEDICATED_RATE. A look serves for 2 seconds.
+    # 10 requests, one worker, 2 a second (LOWTIDE_DEDICATED_RATE); forecasts are cached for 2 s.
     eta = eventually(lambda: api("GET", f"/v1/batches/{id_}").json["x_lowtide"]["eta"])
     assert int(began) + 5 <= eta <= time.time() + 6
     (listed,) = api("GET", "/v1/batches").json["data"]
@@ -71,8 +71,8 @@ def test_eta_while_workers_run(api: Api, world: World) -> None:
 @pytest.mark.parametrize(
     ("window", "state"), [("24h", "In progress"), ("10m", "In progress"), ("2m", "At risk")]
 )
-def test_the_promise_is_told_at_once(api: Api, window: str, state: str) -> None:
-    body = {"input_file_id": uploaded(api)["id"], "completion_window": window}
+def test_new_batch_reports_sla_state(api: Api, window: str, state: str) -> None:
+    body = {"input_file_id": upload(api)["id"], "completion_window": window}
     batch = api("POST", "/v1/batches", json=body).json
     assert batch["x_lowtide"]["sla_state"] == state
     assert batch["x_lowtide"]["eta"] is None
@@ -80,19 +80,19 @@ def test_the_promise_is_told_at_once(api: Api, window: str, state: str) -> None:
 
 @pytest.fixture
 def _strict(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that refuses what it cannot promise."""
-    api.change(monkeypatch, "create_batch", admission=Admission.STRICT)
+    """Strict admission."""
+    api.override(monkeypatch, "create_batch", admission=Admission.STRICT)
 
 
 @pytest.mark.usefixtures("_strict")
-def test_strict_admission_names_the_window_that_can_be_held(api: Api) -> None:
-    body = {"input_file_id": uploaded(api)["id"], "completion_window": "2m"}
-    refused = api("POST", "/v1/batches", json=body)
-    assert refused.status_code == 409
-    assert refused.headers["x-should-retry"] == "false"
-    error = refused.json["error"]
+def test_strict_admission_names_feasible_window(api: Api) -> None:
+    body = {"input_file_id": upload(api)["id"], "completion_window": "2m"}
+    rejected = api("POST", "/v1/batches", json=body)
+    assert rejected.status_code == 409
+    assert rejected.headers["x-should-retry"] == "false"
+    error = rejected.json["error"]
     assert (error["param"], error["code"]) == ("completion_window", "deadline_not_feasible")
-    named = re.search(r"a completion window of ([0-9]+m)", error["message"])
-    assert named is not None
-    made = api("POST", "/v1/batches", json=body | {"completion_window": named[1]})
-    assert (made.status_code, made.json["x_lowtide"]["sla_state"]) == (200, "In progress")
+    window = re.search(r"a completion window of ([0-9]+m)", error["message"])
+    assert window is not None
+    accepted = api("POST", "/v1/batches", json=body | {"completion_window": window[1]})
+    assert (accepted.status_code, accepted.json["x_lowtide"]["sla_state"]) == (200, "In progress")

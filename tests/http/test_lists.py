@@ -1,4 +1,4 @@
-"""What clients send besides: empty query parameters and last slashes."""
+"""Empty query parameters and trailing slashes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.http.forms import form, line, part, post, uploaded
+from tests.http.forms import form, line, part, post, upload
 
 if TYPE_CHECKING:
     from tests.http.conftest import Api
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
         ("/v1/dead_letters/content", ["which", "batch_id", "error_code", "state"]),
     ],
 )
-def test_an_empty_parameter_is_absent(api: Api, path: str, names: list[str]) -> None:
-    file = uploaded(api)
+def test_empty_parameter_is_ignored(api: Api, path: str, names: list[str]) -> None:
+    file = upload(api)
     created = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
     path = path.format(batch=created.json["id"])
     plain = api("GET", path)
     assert plain.status_code == 200
     for query in [*(f"{name}=" for name in names), "&".join(f"{name}=" for name in names)]:
-        answer = api("GET", f"{path}?{query}")
-        assert (answer.status_code, answer.data) == (200, plain.data), query
+        response = api("GET", f"{path}?{query}")
+        assert (response.status_code, response.data) == (200, plain.data), query
 
 
-def test_a_last_slash_changes_nothing(api: Api) -> None:
+def test_trailing_slash_is_ignored(api: Api) -> None:
     file = post(api, form(part("file", line(), "a")), path="/v1/files/").json
     created = api("POST", "/v1/batches/", json={"input_file_id": file["id"]})
     assert created.status_code == 200

@@ -1,4 +1,4 @@
-"""Requests and answers that are too long to be held whole, byte for byte."""
+"""Requests and responses too long for memory are stored and served byte for byte."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BODIES = {
     5: json.dumps("y" * (5 * MIB)),
     6: "{}",
 }
-"""Answers by line: short ones, long ones, and one of each just beside the bound."""
+"""Response bodies by line: short, long, and on either side of the limit."""
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def store(api: Api) -> ObstoreObjects:
 
 
 def _line(number: int, text: str) -> bytes:
-    whole = {
+    request = {
         "custom_id": str(number),
         "method": "POST",
         "url": "/v1/embeddings",
         "body": {"model": "m", "text": text},
     }
-    return json.dumps(whole, ensure_ascii=False).encode()
+    return json.dumps(request, ensure_ascii=False).encode()
 
 
 @pytest.fixture
@@ -65,21 +65,21 @@ def lines() -> list[bytes]:
 
 @pytest.fixture
 def batch(world: World, store: ObstoreObjects, lines: list[bytes]) -> BatchId:
-    """A batch that is answered; every second line is dead."""
-    made = batch_of_lines(world, store, lines)
+    """A settled batch; every second request is a dead letter."""
+    batch_id = batch_of_lines(world, store, lines)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     for claim in sorted(world.queue.claim(lease, Pool.SPOT, 100), key=lambda claim: claim.line):
-        make = done if claim.line % 2 else dead
-        end: Any = make(claim)
+        settled = done if claim.line % 2 else dead
+        result: Any = settled(claim)
         body = BODIES[claim.line]
-        world.queue.settle(lease, [replace(end, body=body.encode())], [])
-    return made
+        world.queue.settle(lease, [replace(result, body=body.encode())], [])
+    return batch_id
 
 
 def _rendered(batch: BatchId, number: int) -> bytes:
     status = 200 if number % 2 else 500
-    whole = render(batch, FinishedLine(number, str(number), status, "r", BODIES[number]))
-    return whole.replace(b'"request_id":"r"', b"")
+    line = render(batch, FinishedLine(number, str(number), status, "r", BODIES[number]))
+    return line.replace(b'"request_id":"r"', b"")
 
 
 def _without_ids(content: bytes) -> list[bytes]:
@@ -93,33 +93,33 @@ def _without_ids(content: bytes) -> list[bytes]:
     [
         pytest.param(1, [[1], [2], [3], [4], [5], [6]], id="one"),
         pytest.param(2, [[1, 2], [3, 4], [5], [6]], id="two"),
-        pytest.param(1000, [[1, 2, 3], [4, 5], [6]], id="as many as go"),
+        pytest.param(1000, [[1, 2, 3], [4, 5], [6]], id="limited by size"),
     ],
 )
-def test_results(
+def test_result_pages_are_limited_by_size(
     api: Api, batch: BatchId, limit: int, pages: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_store, "_PIECE", 300_001)
     path = f"/v1/batches/{format_batch_id(batch)}/results?limit={limit}"
     after = "0.0"
     for page in pages:
-        answer = api("GET", f"{path}&after={after}")
-        assert _without_ids(answer.data) == [_rendered(batch, number) for number in page]
-        after = answer.headers["x-lowtide-cursor"]
+        response = api("GET", f"{path}&after={after}")
+        assert _without_ids(response.data) == [_rendered(batch, number) for number in page]
+        after = response.headers["x-lowtide-cursor"]
     assert api("GET", f"{path}&after={after}").data == b""
 
 
-def test_the_last_page_is_said_to_be_the_last(
+def test_only_last_page_is_marked_complete(
     api: Api, world: World, store: ObstoreObjects, batch: BatchId
 ) -> None:
     _finalize(world, store, batch)
     path = f"/v1/batches/{format_batch_id(batch)}/results"
-    told, after = [], "0.0"
+    complete, after = [], "0.0"
     for _ in range(3):
-        answer = api("GET", f"{path}?after={after}")
-        told.append(answer.headers["x-lowtide-complete"])
-        after = answer.headers["x-lowtide-cursor"]
-    assert told == ["false", "false", "true"]
+        response = api("GET", f"{path}?after={after}")
+        complete.append(response.headers["x-lowtide-complete"])
+        after = response.headers["x-lowtide-cursor"]
+    assert complete == ["false", "false", "true"]
 
 
 def _finalize(world: World, store: ObstoreObjects, batch: BatchId) -> None:
@@ -127,19 +127,21 @@ def _finalize(world: World, store: ObstoreObjects, batch: BatchId) -> None:
     Finalizer(world.finals, store, publisher, new_id=new_id).finalize(batch)
 
 
-def test_output_and_error_file(
+def test_output_and_error_files_hold_long_results(
     api: Api, world: World, store: ObstoreObjects, batch: BatchId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_store, "_PIECE", 300_001)
     _finalize(world, store, batch)
-    made: Any = api("GET", f"/v1/batches/{format_batch_id(batch)}").json
+    finished: Any = api("GET", f"/v1/batches/{format_batch_id(batch)}").json
     for role, rest in (("output_file_id", 1), ("error_file_id", 0)):
-        content = api("GET", f"/v1/files/{made[role]}/content").data
-        wanted = [_rendered(batch, number) for number in sorted(BODIES) if number % 2 == rest]
-        assert _without_ids(content) == wanted
+        content = api("GET", f"/v1/files/{finished[role]}/content").data
+        expected = [_rendered(batch, number) for number in sorted(BODIES) if number % 2 == rest]
+        assert _without_ids(content) == expected
 
 
-def test_dead_letters(api: Api, batch: BatchId, lines: list[bytes]) -> None:
+def test_dead_letters_hold_long_inputs_and_outputs(
+    api: Api, batch: BatchId, lines: list[bytes]
+) -> None:
     inputs = api("GET", "/v1/dead_letters/content?which=input").data
     assert [json.loads(line) for line in inputs.splitlines()] == [
         json.loads(lines[number - 1]) for number in (2, 4, 6)
@@ -149,19 +151,19 @@ def test_dead_letters(api: Api, batch: BatchId, lines: list[bytes]) -> None:
     assert _without_ids(outputs) == [_rendered(batch, number) for number in (2, 4, 6)]
     letters: Any = api("GET", "/v1/dead_letters").json
     for letter in letters["data"]:
-        shown: Any = api("GET", f"/v1/dead_letters/{letter['id']}").json
+        details: Any = api("GET", f"/v1/dead_letters/{letter['id']}").json
         number = int(letter["custom_id"])
-        assert shown["input"] == json.loads(lines[number - 1])
-        assert shown["response"]["body"] == json.loads(BODIES[number])
+        assert details["input"] == json.loads(lines[number - 1])
+        assert details["response"]["body"] == json.loads(BODIES[number])
     requeued: Any = api("POST", "/v1/dead_letters/requeue", json={"filter": {}}).json
     (new,) = requeued["batches"]
     file = api("GET", f"/v1/batches/{new['batch_id']}").json["input_file_id"]
     assert api("GET", f"/v1/files/{file}/content").data == inputs
 
 
-def test_the_portal_reads_the_beginnings(api: Api, world: World, batch: BatchId) -> None:
-    reading = BatchDetailStore(world.api)
-    record = reading.line(DEFAULT_TENANT, batch, 5)
+def test_portal_reads_beginning_of_long_bodies(api: Api, world: World, batch: BatchId) -> None:
+    store = BatchDetailStore(world.api)
+    record = store.line(DEFAULT_TENANT, batch, 5)
     assert record.body is not None
     assert len(record.body) == 200_000
     assert record.body_bytes == 5 * MIB + 2
@@ -169,8 +171,8 @@ def test_the_portal_reads_the_beginnings(api: Api, world: World, batch: BatchId)
         DEFAULT_TENANT, LetterFilter(), after=None, limit=10
     )
     for letter in letters:
-        shown = read_excerpts(
+        excerpts = read_excerpts(
             api.app().services.dead_letters.get(DEFAULT_TENANT, LetterId(letter.batch, letter.line))
         )
-        assert shown.body == BODIES[letter.line].encode()[:20_000].decode(errors="ignore")
-        assert shown.shown.body_bytes == len(BODIES[letter.line].encode())
+        assert excerpts.body == BODIES[letter.line].encode()[:20_000].decode(errors="ignore")
+        assert excerpts.shown.body_bytes == len(BODIES[letter.line].encode())

@@ -1,4 +1,4 @@
-"""Mutated forms around mutated files: never a 5xx, never a trace of what was refused."""
+"""Fuzzing of uploads: no mutated form or file causes a 5xx, and rejected ones leave nothing."""
 
 from __future__ import annotations
 
@@ -47,36 +47,36 @@ PARTS = st.builds(
 
 
 def _edited(body: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    made = bytearray(body)
+    edited = bytearray(body)
     for position, length, noise in edits:
-        at = position % (len(made) + 1)
-        made[at : at + length] = noise
-    return bytes(made)
+        at = position % (len(edited) + 1)
+        edited[at : at + length] = noise
+    return bytes(edited)
 
 
 def _contents(body: bytes) -> list[bytes]:
-    """Return what stands between the headers and the end of each part.
+    """Return the bytes between the headers and the end of each part.
 
-    As in the library, an empty part has a line end of its own before the next boundary.
+    As in the library, an empty part has its own line end before the next boundary.
     """
-    text, found = b"\r\n" + body, []
+    text, contents = b"\r\n" + body, []
     end = text.find(b"\r\n" + DASHES)
     while end >= 0 and (start := text.find(b"\r\n\r\n", end) + 4) > 3:
         end = text.find(b"\r\n" + DASHES, start)
-        found.append(text[start:end])
-    return found
+        contents.append(text[start:end])
+    return contents
 
 
-def _judged(api: Api, world: World, answer: Any, body: bytes) -> None:
-    """What was answered is what is left behind."""
+def _check_outcome(api: Api, world: World, response: Any, body: bytes) -> None:
+    """Check that the response matches the stored rows and objects."""
     rows = world.rows("SELECT id, bytes, lines, status, object_key FROM files")
-    if answer.status_code != 200:
-        assert answer.status_code in {400, 413}, answer.text
-        assert set(answer.json["error"]) == {"message", "type", "param", "code"}
-        assert (rows, api.stored()) == ([], set())
+    if response.status_code != 200:
+        assert response.status_code in {400, 413}, response.text
+        assert set(response.json["error"]) == {"message", "type", "param", "code"}
+        assert (rows, api.object_keys()) == ([], set())
         return
     (row,) = rows
-    assert api.stored() == {row.object_key}
+    assert api.object_keys() == {row.object_key}
     content = (api.objects / row.object_key).read_bytes()
     assert content in _contents(body)
     reader = LineReader(Limits(max_lines=MAX_LINES, max_line_bytes=20_000))
@@ -84,11 +84,11 @@ def _judged(api: Api, world: World, answer: Any, body: bytes) -> None:
     reader.finish()
     assert (row.bytes, row.lines) == (len(content), reader.requests)
     assert row.status == ("error" if reader.problems else "processed")
-    assert answer.json["status"] == row.status
+    assert response.json["status"] == row.status
 
 
-def _chunked(api: Api, body: io.IOBase) -> Any:
-    """Send a body whose length nobody knows, as gunicorn shows one that comes in chunks."""
+def _post_chunked(api: Api, body: io.IOBase) -> Any:
+    """Send a body of unknown length, in the environment that gunicorn gives to a chunked one."""
     environ = {
         "wsgi.input": body,
         "wsgi.input_terminated": True,
@@ -97,8 +97,8 @@ def _chunked(api: Api, body: io.IOBase) -> Any:
     return api("POST", "/v1/files", content_type=CONTENT_TYPE, environ_overrides=environ)
 
 
-def _emptied(api: Api, world: World) -> None:
-    for key in api.stored():
+def _clear(api: Api, world: World) -> None:
+    for key in api.object_keys():
         (api.objects / key).unlink()
     with world.database.engine("owner").begin() as connection:
         connection.exec_driver_sql("TRUNCATE files CASCADE")
@@ -106,7 +106,7 @@ def _emptied(api: Api, world: World) -> None:
 
 @FUZZ
 @given(FILES, st.lists(PARTS, max_size=2), st.lists(PARTS, max_size=2), EDITS, st.integers(1, 400))
-def test_a_mutated_form_is_refused_whole_or_stored_whole(
+def test_mutated_form_is_rejected_or_stored_whole(
     api: Api,
     world: World,
     content: bytes,
@@ -115,59 +115,59 @@ def test_a_mutated_form_is_refused_whole_or_stored_whole(
     edits: list[tuple[int, int, bytes]],
     chunk: int,
 ) -> None:
-    _emptied(api, world)
+    _clear(api, world)
     body = _edited(form(*before, part("file", content, "in.jsonl"), *after), edits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bodies, "_CHUNK_BYTES", chunk)
-        answer = post(api, body)
-    _judged(api, world, answer, body)
+        response = post(api, body)
+    _check_outcome(api, world, response, body)
 
 
 @FUZZ
 @given(st.integers(0, 2000), st.sampled_from([-3, 0, 7]), st.booleans())
-def test_a_form_cut_off_is_refused(
+def test_truncated_form_is_rejected(
     api: Api, world: World, end: int, missing: int, is_chunked: bool
 ) -> None:
-    _emptied(api, world)
+    _clear(api, world)
     whole = form(part("file", b"\n".join(REAL), "in.jsonl"), part("purpose", b"batch"))
     body = whole[: end % (len(whole) - 3)]
     if is_chunked:
-        answer = _chunked(api, io.BytesIO(body))
+        response = _post_chunked(api, io.BytesIO(body))
     else:
         length = {"CONTENT_LENGTH": str(max(0, len(body) + missing))}
-        answer = api(
+        response = api(
             "POST", "/v1/files", data=body, content_type=CONTENT_TYPE, environ_overrides=length
         )
-    assert answer.status_code == 400
-    _judged(api, world, answer, body)
+    assert response.status_code == 400
+    _check_outcome(api, world, response, body)
 
 
 class _Broken(io.RawIOBase):
-    """A body that arrives in part, and then fails as a server's reader may."""
+    """A body that arrives in part and then fails, as a server's reader may."""
 
     def __init__(self, body: bytes, error: Exception) -> None:
-        self._left: list[bytes | Exception] = [body, error]
+        self._pieces: list[bytes | Exception] = [body, error]
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:  # noqa: ARG002
-        piece = self._left.pop(0) if self._left else b""
+        piece = self._pieces.pop(0) if self._pieces else b""
         if isinstance(piece, Exception):
             raise piece
         return piece
 
 
 @pytest.mark.parametrize("error", [OSError("reset"), RuntimeError("bad chunk")], ids=repr)
-def test_a_body_that_fails_leaves_nothing(api: Api, world: World, error: Exception) -> None:
+def test_failing_body_stores_nothing(api: Api, world: World, error: Exception) -> None:
     body = form(part("file", b"\n".join(REAL), "in.jsonl"))[:-20]
-    answer = _chunked(api, _Broken(body, error))
-    assert answer.status_code == 400
-    _judged(api, world, answer, body)
+    response = _post_chunked(api, _Broken(body, error))
+    assert response.status_code == 400
+    _check_outcome(api, world, response, body)
 
 
 class _Endless(io.RawIOBase):
-    """A body of unknown length that never ends: its start, then the same piece again and again."""
+    """An endless body of unknown length: a start, then the same piece forever."""
 
     def __init__(self, start: bytes, again: bytes) -> None:
         self._start, self._again = start, again
@@ -194,11 +194,9 @@ class _Endless(io.RawIOBase):
         pytest.param(b"", form(part("purpose", b"batch"))[:-7], id="parts"),
     ],
 )
-def test_an_endless_form_is_refused_early(
-    api: Api, world: World, start: bytes, again: bytes
-) -> None:
+def test_endless_form_is_rejected_early(api: Api, world: World, start: bytes, again: bytes) -> None:
     body = _Endless(start, again)
-    answer = _chunked(api, body)
-    assert answer.status_code in {400, 413}
+    response = _post_chunked(api, body)
+    assert response.status_code in {400, 413}
     assert body.sent < MAX_FILE_BYTES + (1 << 20)
-    _judged(api, world, answer, b"")
+    _check_outcome(api, world, response, b"")
