@@ -1,4 +1,4 @@
-"""The plans of what every creation and every poll ask: active batches by index, never all of them."""
+"""Query plans of admission and polling: active batches are read by index, never by a full scan."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.worlds import World, emptied
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-ENDED, ACTIVE, LEASES, TENANTS = 5000, 800, 5, 40
+FINISHED, ACTIVE, LEASES, TENANTS = 5000, 800, 5, 40
 BIG = ("batches", "tallies", "files")
 BODY = "SELECT prosrc FROM pg_proc WHERE proname = 'open_work'"
 
 
 @pytest.fixture(scope="module")
 def loaded(shared_database: Database) -> World:
-    """Eight hundred active batches among 5,000 that are over, of forty tenants, in five workers' hands."""
+    """800 active and 5,000 finished batches of 40 tenants, each with the tallies of five leases."""
     world = World(emptied(shared_database))
     others = [world.tenant(f"other {number}") for number in range(1, TENANTS)]
     values = {"tenants": [DEFAULT_TENANT, *others], "file": world.file().id, "leases": LEASES}
@@ -33,9 +33,9 @@ def loaded(shared_database: Database) -> World:
               status, created_at)
             SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
             FROM generate_series(1, :count)"""),
-            {"tenant": DEFAULT_TENANT, "count": ENDED},
+            {"tenant": DEFAULT_TENANT, "count": FINISHED},
         )
-        for status, count in (("completed", ENDED), ("in_progress", ACTIVE)):
+        for status, count in (("completed", FINISHED), ("in_progress", ACTIVE)):
             connection.execute(
                 text("""
                 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
@@ -61,7 +61,7 @@ def _scans(nodes: list[dict[str, str]]) -> set[tuple[str, str]]:
     return {(node["Node Type"], node["Relation Name"]) for node in nodes if "Relation Name" in node}
 
 
-def test_use_of_a_tenant(loaded: World) -> None:
+def test_tenant_use_reads_active_batches_by_index(loaded: World) -> None:
     nodes = plan_nodes(loaded.database.engine("operator"), USE, tenant=DEFAULT_TENANT)
     assert {node.get("Index Name") for node in nodes} >= {
         "batches_active_of_tenant",
@@ -73,7 +73,7 @@ def test_use_of_a_tenant(loaded: World) -> None:
     assert (used.batches, used.lines) == (ACTIVE // TENANTS, ACTIVE // TENANTS * (1000 - LEASES))
 
 
-def test_demand_of_all(loaded: World) -> None:
+def test_open_work_reads_active_batches_by_index(loaded: World) -> None:
     owner = loaded.database.engine("owner")
     with owner.begin() as connection:
         body = connection.execute(text(BODY)).scalar_one()

@@ -1,4 +1,4 @@
-"""What a new batch is promised beside the open work of all tenants; the outlook of those there are."""
+"""Admission of a new batch beside the open work of all tenants, and the outlook of that work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lowtide.planning.demand import Capacity, Rate
 from tests.worlds import World, done, together
 
 HOUR = 3600
-# 3,600 lines an hour; nothing is lost.
+# 3,600 requests an hour; nothing is lost.
 CAPACITY = Capacity(rate=1.0, replicas=1, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
 OPEN, STRICT = AdmissionPolicy(CAPACITY), AdmissionPolicy(CAPACITY, strict=True)
 
@@ -33,7 +33,7 @@ def _create(
     tenant: TenantId = DEFAULT_TENANT,
     key: str | None = None,
 ) -> Batch:
-    """Create a batch that is due in an hour."""
+    """Create a batch with a deadline in an hour."""
     now = datetime.now(UTC)
     new = NewBatch(
         id=BatchId(new_id()), tenant=tenant, user="me",
@@ -48,19 +48,17 @@ def _create(
 @pytest.mark.parametrize(
     ("lines", "state"), [(3500, SlaState.IN_PROGRESS), (3601, SlaState.AT_RISK)]
 )
-def test_a_batch_is_told_its_state_when_it_is_created(
-    world: World, lines: int, state: SlaState
-) -> None:
+def test_new_batch_has_sla_state(world: World, lines: int, state: SlaState) -> None:
     assert _create(world, lines).sla_state is state
 
 
-def test_other_tenants_work_counts(world: World) -> None:
+def test_work_of_other_tenants_counts(world: World) -> None:
     other = world.tenant("other")
     assert _create(world, 2000, tenant=other).sla_state is SlaState.IN_PROGRESS
     assert _create(world, 2000).sla_state is SlaState.AT_RISK
 
 
-def test_strict_refuses_and_records_nothing(world: World) -> None:
+def test_strict_rejection_records_nothing(world: World) -> None:
     before = world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")
     with pytest.raises(
         Conflict, match=r"the earliest feasible deadline is .*, a completion window"
@@ -69,40 +67,40 @@ def test_strict_refuses_and_records_nothing(world: World) -> None:
     assert (world.rows("SELECT id FROM batches"), world.rows("SELECT id FROM outbox")) == before
 
 
-def test_strict_does_not_refuse_a_retry(world: World) -> None:
+def test_strict_accepts_retry(world: World) -> None:
     first = _create(world, 3500, STRICT, key="once")
     assert _create(world, 3500, STRICT, key="once").id == first.id
     with pytest.raises(Conflict):
         _create(world, 3500, STRICT, key="another")
 
 
-def test_strict_gives_the_same_capacity_away_once(world: World) -> None:
-    def tries() -> bool:
+def test_strict_admits_once_under_concurrency(world: World) -> None:
+    def admitted() -> bool:
         try:
             _create(world, 2000, STRICT)
         except Conflict:
             return False
         return True
 
-    assert sorted(together(*[tries] * 4)) == [False, False, False, True]
+    assert sorted(together(*[admitted] * 4)) == [False, False, False, True]
 
 
-def test_the_outlook_counts_open_lines_by_deadline(world: World) -> None:
+def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
     other = world.tenant("other")
     waiting = _create(world, 70)
     running = world.batch(10, tenant=other, due_in=100)
-    ended = world.batch(5, due_in=50)
-    world.cancel(ended)
+    cancelled = world.batch(5, due_in=50)
+    world.cancel(cancelled)
     lease = world.queue.open_lease(Pool.SPOT, "w")
-    gone = world.queue.open_lease(Pool.DEDICATED, "gone")
-    world.expire_lease(gone)
+    expired = world.queue.open_lease(Pool.DEDICATED, "gone")
+    world.expire_lease(expired)
     for pool, state in (
         (Pool.DEDICATED, BreakerState.OPEN),
         (Pool.SPOT, BreakerState.PROBING),
         (Pool.SPOT, BreakerState.STARTING),
     ):
-        away = world.queue.open_lease(pool, state)
-        world.queue.report_engine(away, state, "It does not answer.")
+        unavailable = world.queue.open_lease(pool, state)
+        world.queue.report_engine(unavailable, state, "It does not answer.")
     claims = world.queue.claim(lease, Pool.SPOT, 3)
     world.queue.settle(lease, [done(claim) for claim in claims], [])
     world.run(
@@ -121,13 +119,13 @@ def test_the_outlook_counts_open_lines_by_deadline(world: World) -> None:
     assert outlook.eta(batch, prior=0.5) == outlook.at + timedelta(seconds=14)
 
 
-def test_an_empty_outlook(world: World) -> None:
+def test_outlook_is_empty_without_work(world: World) -> None:
     outlook = OutlookStore(world.api).look()
     assert (outlook.work, outlook.workers, outlook.rates) == ((), {}, {})
     assert abs(outlook.at - datetime.now(UTC)) < timedelta(seconds=30)
 
 
-def test_replica_time_adds_up_by_pool(world: World) -> None:
+def test_replica_seconds_add_up_by_pool(world: World) -> None:
     batch = world.batch(2)
     with world.worker.begin() as connection:
         for pool, seconds in (("spot", 1.5), ("spot", 2.0), ("dedicated", 4.0)):
@@ -144,10 +142,10 @@ def test_replica_time_adds_up_by_pool(world: World) -> None:
                     "seconds": seconds,
                 },
             )
-    found = world.batches.get(DEFAULT_TENANT, batch)
-    assert (found.spot_seconds, found.dedicated_seconds) == (3.5, 4.0)
+    stored = world.batches.get(DEFAULT_TENANT, batch)
+    assert (stored.spot_seconds, stored.dedicated_seconds) == (3.5, 4.0)
 
 
-def test_open_creations_do_not_wait_for_each_other(world: World) -> None:
-    made = together(*[partial(_create, world, 10)] * 4)
-    assert all(batch.sla_state is SlaState.IN_PROGRESS for batch in made)
+def test_concurrent_open_creations_all_succeed(world: World) -> None:
+    batches = together(*[partial(_create, world, 10)] * 4)
+    assert all(batch.sla_state is SlaState.IN_PROGRESS for batch in batches)

@@ -1,4 +1,4 @@
-"""One batch and its lines: what a page is told, whose it is, and how it is found."""
+"""Reads of a batch and its requests: details, search, tenant isolation, query plans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
 
 STRANGER = TenantId(uuid4())
-MOST_SECONDS = 0.2
+MAX_SECONDS = 0.2
 
 
 def _filled(database: Database, *, batches: int, requests: int, largest: int) -> BatchId:
@@ -49,34 +49,34 @@ def _filled(database: Database, *, batches: int, requests: int, largest: int) ->
 
 @pytest.fixture(scope="module")
 def small(shared_database: Database) -> BatchId:
-    """A batch of 100 lines that runs, among others."""
+    """A running batch of 100 requests, among others."""
     return _filled(emptied(shared_database), batches=100, requests=2080, largest=100)
 
 
 @pytest.fixture
-def reading(shared_database: Database) -> BatchDetailStore:
-    """What an operator reads."""
+def store(shared_database: Database) -> BatchDetailStore:
+    """The store as an operator."""
     return BatchDetailStore(shared_database.engine("operator"))
 
 
-def test_all_of_a_batch(reading: BatchDetailStore, small: BatchId) -> None:
-    found = reading.details(None, small)
-    assert (found.batch.total, found.batch.completed, found.batch.failed) == (100, 88, 8)
-    assert (found.queued, found.running) == (10, 0)
-    assert found.tenant_name == "default"
-    assert len(found.notes) == MOST_NOTES
-    assert found.notes[0].line == 99, "the newest comes first"
-    assert {note.kind for note in found.notes} == {"interrupted"}
-    assert [(error.lines, error.first_line) for error in found.errors] == [
+def test_details_of_running_batch(store: BatchDetailStore, small: BatchId) -> None:
+    details = store.details(None, small)
+    assert (details.batch.total, details.batch.completed, details.batch.failed) == (100, 88, 8)
+    assert (details.queued, details.running) == (10, 0)
+    assert details.tenant_name == "default"
+    assert len(details.notes) == MOST_NOTES
+    assert details.notes[0].line == 99, "the newest is first"
+    assert {note.kind for note in details.notes} == {"interrupted"}
+    assert [(error.lines, error.first_line) for error in details.errors] == [
         (3, 10),
         (3, 20),
         (3, 30),
     ]
-    assert [(file.role, file.bytes) for file in found.files] == [("input", None)]
+    assert [(file.role, file.bytes) for file in details.files] == [("input", None)]
 
 
 @pytest.mark.parametrize(
-    ("status", "lines"),
+    ("status", "expected"),
     [
         pytest.param(None, range(1, 101), id="all"),
         pytest.param(RequestStatus.QUEUED, range(91, 101), id="queued"),
@@ -86,24 +86,24 @@ def test_all_of_a_batch(reading: BatchDetailStore, small: BatchId) -> None:
         pytest.param(RequestStatus.COMPLETED, [n for n in range(1, 91) if n % 10], id="completed"),
     ],
 )
-def test_lines_of_a_status(
-    reading: BatchDetailStore, small: BatchId, status: RequestStatus | None, lines: range
+def test_requests_are_filtered_by_status(
+    store: BatchDetailStore, small: BatchId, status: RequestStatus | None, expected: range
 ) -> None:
-    found: list[int] = []
-    while page := reading.lines(None, small, status, after=found[-1] if found else 0, limit=7):
+    lines: list[int] = []
+    while page := store.lines(None, small, status, after=lines[-1] if lines else 0, limit=7):
         assert status is None or {state.status for state in page} == {status}
-        found += [state.line for state in page]
-    assert found == list(lines)
+        lines += [state.line for state in page]
+    assert lines == list(expected)
 
 
 @pytest.mark.parametrize(
-    ("status", "custom_id", "lines"),
+    ("status", "custom_id", "expected"),
     [
-        pytest.param(None, "request-9", [9, *range(90, 100)], id="a beginning"),
-        pytest.param(None, "request-77", [77], id="all of it"),
-        pytest.param(None, "77", [], id="not a middle"),
-        pytest.param(None, "request-_", [], id="no pattern"),
-        pytest.param(None, "REQUEST-7", [], id="as it is written"),
+        pytest.param(None, "request-9", [9, *range(90, 100)], id="prefix"),
+        pytest.param(None, "request-77", [77], id="whole id"),
+        pytest.param(None, "77", [], id="infix"),
+        pytest.param(None, "request-_", [], id="wildcard"),
+        pytest.param(None, "REQUEST-7", [], id="other case"),
         pytest.param(RequestStatus.QUEUED, "request-9", range(91, 100), id="queued"),
         pytest.param(RequestStatus.RUNNING, "request", [], id="running"),
         pytest.param(RequestStatus.FAILED, "request-7", [70], id="failed"),
@@ -111,44 +111,44 @@ def test_lines_of_a_status(
         pytest.param(RequestStatus.COMPLETED, "request-8", [8, *range(81, 90)], id="completed"),
     ],
 )
-def test_lines_are_found_by_how_their_custom_id_begins(
-    reading: BatchDetailStore,
+def test_requests_are_found_by_custom_id_prefix(
+    store: BatchDetailStore,
     small: BatchId,
     status: RequestStatus | None,
     custom_id: str,
-    lines: Iterable[int],
+    expected: Iterable[int],
 ) -> None:
-    found: list[int] = []
-    while page := reading.lines(
-        None, small, status, custom_id, after=found[-1] if found else 0, limit=3
+    lines: list[int] = []
+    while page := store.lines(
+        None, small, status, custom_id, after=lines[-1] if lines else 0, limit=3
     ):
-        found += [state.line for state in page]
-    assert found == list(lines)
+        lines += [state.line for state in page]
+    assert lines == list(expected)
 
 
 @pytest.mark.usefixtures("small")
-def test_lines_that_a_cancellation_dropped_are_failed(
-    reading: BatchDetailStore, shared_database: Database
+def test_requests_dropped_by_cancellation_are_failed(
+    store: BatchDetailStore, shared_database: Database
 ) -> None:
     with shared_database.engine("owner").begin() as connection:
         batch = connection.execute(
             text("SELECT id FROM batches WHERE status = 'cancelled' LIMIT 1")
         ).scalar_one()
-    found = reading.lines(None, batch, RequestStatus.FAILED, after=0, limit=100)
-    assert [state.line for state in found] == [10, 19, 20]
-    assert found[1].pool is None
-    (named,) = reading.lines(None, batch, RequestStatus.FAILED, "request-19", after=0, limit=9)
-    assert named.line == 19
+    page = store.lines(None, batch, RequestStatus.FAILED, after=0, limit=100)
+    assert [state.line for state in page] == [10, 19, 20]
+    assert page[1].pool is None
+    (request,) = store.lines(None, batch, RequestStatus.FAILED, "request-19", after=0, limit=9)
+    assert request.line == 19
 
 
-def test_a_line_with_its_answer(reading: BatchDetailStore, small: BatchId) -> None:
-    found = reading.line(None, small, 11)
-    assert (found.start, found.length, found.body) == (6000, 599, '{"choices": []}')
-    assert (found.input_tokens, found.output_tokens) == (100, 200)
-    assert found.worker == "worker 00000000"
-    assert [note.kind for note in found.notes] == ["retried"]
-    waiting = reading.line(None, small, 95)
-    assert (waiting.state.status, waiting.body, waiting.worker) == (
+def test_request_includes_its_answer(store: BatchDetailStore, small: BatchId) -> None:
+    request = store.line(None, small, 11)
+    assert (request.start, request.length, request.body) == (6000, 599, '{"choices": []}')
+    assert (request.input_tokens, request.output_tokens) == (100, 200)
+    assert request.worker == "worker 00000000"
+    assert [note.kind for note in request.notes] == ["retried"]
+    queued = store.line(None, small, 95)
+    assert (queued.state.status, queued.body, queued.worker) == (
         RequestStatus.QUEUED,
         None,
         None,
@@ -158,29 +158,29 @@ def test_a_line_with_its_answer(reading: BatchDetailStore, small: BatchId) -> No
 @pytest.mark.parametrize(
     "read",
     [
-        pytest.param(lambda reading, batch: reading.details(STRANGER, batch), id="details"),
-        pytest.param(lambda reading, batch: reading.line(STRANGER, batch, 1), id="line"),
-        pytest.param(lambda reading, batch: reading.file(STRANGER, batch, "input", "x"), id="file"),
+        pytest.param(lambda store, batch: store.details(STRANGER, batch), id="details"),
+        pytest.param(lambda store, batch: store.line(STRANGER, batch, 1), id="line"),
+        pytest.param(lambda store, batch: store.file(STRANGER, batch, "input", "x"), id="file"),
         pytest.param(
-            lambda reading, _: reading.details(DEFAULT_TENANT, BatchId(uuid4())), id="unknown"
+            lambda store, _: store.details(DEFAULT_TENANT, BatchId(uuid4())), id="unknown"
         ),
-        pytest.param(lambda reading, batch: reading.line(DEFAULT_TENANT, batch, 101), id="no line"),
+        pytest.param(lambda store, batch: store.line(DEFAULT_TENANT, batch, 101), id="no line"),
     ],
 )
-def test_what_is_not_there_or_not_yours_is_not_found(
+def test_missing_and_foreign_batches_raise_not_found(
     small: BatchId,
     shared_database: Database,
     read: Callable[[BatchDetailStore, BatchId], object],
 ) -> None:
-    of_tenant = BatchDetailStore(shared_database.engine("api"))
-    assert of_tenant.details(DEFAULT_TENANT, small).tenant_name is None
-    assert of_tenant.lines(STRANGER, small, None, after=0, limit=9) == []
+    tenant_store = BatchDetailStore(shared_database.engine("api"))
+    assert tenant_store.details(DEFAULT_TENANT, small).tenant_name is None
+    assert tenant_store.lines(STRANGER, small, None, after=0, limit=9) == []
     with pytest.raises(NotFound):
-        read(of_tenant, small)
+        read(tenant_store, small)
 
 
 @pytest.mark.slow
-def test_a_million_requests_are_read_by_index_and_fast(database: Database) -> None:
+def test_million_requests_are_read_by_index_and_fast(database: Database) -> None:
     batch = _filled(database, batches=10_000, requests=1_000_000, largest=50_000)
     _check_plans(database, batch)
     _check_times(database, batch)
@@ -200,7 +200,7 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         (LINE, {"batch": batch, "line": 77}, "requests_pkey"),
         (LINE_NOTES, {"batch": batch, "line": 77}, "request_events_of_batch"),
     ]
-    named = lines | {"custom_id": "request-49"}
+    search = lines | {"custom_id": "request-49"}
     for status, index in (
         (None, "requests_pkey"),
         (RequestStatus.QUEUED, "queue_pkey"),
@@ -211,8 +211,8 @@ def _check_plans(database: Database, batch: BatchId) -> None:
     ):
         statements += [
             (LINES[status, False], lines, index),
-            (LINES[status, True], named, index),
-            (LINES[status, True], named, "requests_pkey"),
+            (LINES[status, True], search, index),
+            (LINES[status, True], search, "requests_pkey"),
         ]
     for sql, parameters, index in statements:
         nodes = plan_nodes(database.engine("operator"), sql, **parameters)
@@ -226,42 +226,40 @@ def _check_plans(database: Database, batch: BatchId) -> None:
 
 def _check_times(database: Database, batch: BatchId) -> None:
     operator = database.engine("operator")
-    lists, reading = BatchListStore(operator), BatchDetailStore(operator)
+    lists, store = BatchListStore(operator), BatchDetailStore(operator)
     rare = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
     nothing = BatchFilter(user="nobody")
     late = BatchFilter(sla=frozenset({SlaState.BREACHED}))
     middle = BatchMark(_middle(database))
-    looks: dict[str, Callable[[], object]] = {
-        "details": partial(reading.details, None, batch),
-        "line": partial(reading.line, None, batch, 77),
+    reads: dict[str, Callable[[], object]] = {
+        "details": partial(store.details, None, batch),
+        "line": partial(store.line, None, batch, 77),
     }
-    for wanted in (BatchFilter(), rare, nothing, late):
-        looks[f"count {wanted}"] = partial(lists.count, None, wanted, limit=1001)
+    for batch_filter in (BatchFilter(), rare, nothing, late):
+        reads[f"count {batch_filter}"] = partial(lists.count, None, batch_filter, most=1001)
         for order in BatchOrder:
-            looks[f"{order} {wanted}"] = partial(
-                lists.page, None, wanted, order, after=middle, limit=51
+            reads[f"{order} {batch_filter}"] = partial(
+                lists.page, None, batch_filter, order, after=middle, limit=51
             )
     for status in (None, *RequestStatus):
-        lines = partial(reading.lines, None, batch, status, after=0, limit=101)
-        looks[f"lines {status}"] = lines
+        lines = partial(store.lines, None, batch, status, after=0, limit=101)
+        reads[f"lines {status}"] = lines
         for custom_id in ("request-4999", "nothing like it"):
-            looks[f"lines {status} {custom_id}"] = partial(lines, custom_id)
-    slow = {
-        name: seconds for name, look in looks.items() if (seconds := _best(look)) > MOST_SECONDS
-    }
+            reads[f"lines {status} {custom_id}"] = partial(lines, custom_id)
+    slow = {name: seconds for name, read in reads.items() if (seconds := _best(read)) > MAX_SECONDS}
     assert slow == {}
 
 
 def _middle(database: Database) -> BatchId:
     with database.engine("owner").begin() as connection:
-        found = connection.execute(text("SELECT id FROM batches ORDER BY id OFFSET 5000 LIMIT 1"))
-        return BatchId(found.scalar_one())
+        row = connection.execute(text("SELECT id FROM batches ORDER BY id OFFSET 5000 LIMIT 1"))
+        return BatchId(row.scalar_one())
 
 
-def _best(look: Callable[[], object]) -> float:
+def _best(read: Callable[[], object]) -> float:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        look()
+        read()
         seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -1,4 +1,4 @@
-"""Lists of batches: what a filter finds, in which order, page by page."""
+"""Lists of batches: filters, order, pages, tenant isolation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEEDS = [
 
 @pytest.fixture(scope="module")
 def lists(shared_database: Database) -> BatchListStore:
-    """Batches in every state."""
+    """An operator's lists, with batches in every state."""
     database = emptied(shared_database)
     for seed in SEEDS:
         add_batch(database.engine("worker"), seed)
@@ -46,62 +46,64 @@ def lists(shared_database: Database) -> BatchListStore:
 
 def _all(
     lists: BatchListStore,
-    wanted: BatchFilter = EVERYTHING,
+    batch_filter: BatchFilter = EVERYTHING,
     order: BatchOrder = BatchOrder.NEWEST,
     scope: TenantId | None = None,
 ) -> list[Batch]:
-    found: list[Batch] = []
+    batches: list[Batch] = []
     after = None
-    while page := lists.page(scope, wanted, order, after=after, limit=5):
-        found += page
+    while page := lists.page(scope, batch_filter, order, after=after, limit=5):
+        batches += page
         after = mark_of(page[-1])
-    return found
+    return batches
 
 
 @pytest.mark.parametrize("order", BatchOrder)
-def test_pages_in_order_have_every_batch_once(lists: BatchListStore, order: BatchOrder) -> None:
-    found = _all(lists, order=order)
+def test_pages_hold_every_batch_once_in_order(lists: BatchListStore, order: BatchOrder) -> None:
+    batches = _all(lists, order=order)
     keys = {
         BatchOrder.NEWEST: lambda batch: -batch.id.int,
         BatchOrder.OLDEST: lambda batch: batch.id.int,
         BatchOrder.ACTIVE: lambda batch: (batch.status in FINAL_STATUSES, -batch.id.int),
     }
-    assert len({batch.id for batch in found}) == len(found) == len(SEEDS)
-    assert found == sorted(found, key=keys[order])
+    assert len({batch.id for batch in batches}) == len(batches) == len(SEEDS)
+    assert batches == sorted(batches, key=keys[order])
 
 
 @pytest.mark.parametrize("state", SlaState)
-def test_sla_states_are_those_of_the_domain(lists: BatchListStore, state: SlaState) -> None:
-    wanted = BatchFilter(sla=frozenset({state}))
+def test_sla_filter_agrees_with_model(lists: BatchListStore, state: SlaState) -> None:
+    batch_filter = BatchFilter(sla=frozenset({state}))
     expected = [batch.id for batch in _all(lists) if batch.sla_state is state]
     assert expected
-    assert [batch.id for batch in _all(lists, wanted)] == expected
-    assert lists.count(None, wanted, limit=100) == len(expected)
+    assert [batch.id for batch in _all(lists, batch_filter)] == expected
+    assert lists.count(None, batch_filter, most=100) == len(expected)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "count"),
+    ("batch_filter", "count"),
     [
         pytest.param(EVERYTHING, 32, id="everything"),
         pytest.param(
             BatchFilter(frozenset({BatchStatus.EXPIRED, BatchStatus.FAILED})), 8, id="statuses"
         ),
         pytest.param(BatchFilter(user="user EXPIRED"), 4, id="part of a user, in any case"),
-        pytest.param(BatchFilter(user="TRUE_%"), 16, id="no wildcards"),
-        pytest.param(BatchFilter(user="_%_"), 0, id="no wildcards either"),
+        pytest.param(BatchFilter(user="TRUE_%"), 16, id="literal wildcards"),
+        pytest.param(BatchFilter(user="_%_"), 0, id="only wildcards"),
         pytest.param(BatchFilter(tenant=DEFAULT_TENANT), 32, id="tenant"),
         pytest.param(BatchFilter(tenant=TenantId(uuid4())), 0, id="another tenant"),
     ],
 )
-def test_filters(lists: BatchListStore, wanted: BatchFilter, count: int) -> None:
-    assert len(_all(lists, wanted)) == lists.count(None, wanted, limit=100) == count
+def test_filter_selects_batches(
+    lists: BatchListStore, batch_filter: BatchFilter, count: int
+) -> None:
+    assert len(_all(lists, batch_filter)) == lists.count(None, batch_filter, most=100) == count
 
 
-def test_counting_ends(lists: BatchListStore) -> None:
-    assert lists.count(None, EVERYTHING, limit=7) == 7
+def test_count_stops_at_limit(lists: BatchListStore) -> None:
+    assert lists.count(None, EVERYTHING, most=7) == 7
 
 
-def test_what_can_be_cancelled(lists: BatchListStore) -> None:
+def test_cancellable_lists_active_batches(lists: BatchListStore) -> None:
     batches = _all(lists, order=BatchOrder.OLDEST)
     expected = [batch.id for batch in batches if batch.status in CANCELLABLE_STATUSES]
     assert [batch for _, batch in lists.cancellable(None, EVERYTHING, limit=100)] == expected
@@ -111,13 +113,15 @@ def test_what_can_be_cancelled(lists: BatchListStore) -> None:
     assert len(lists.cancellable(None, EVERYTHING, limit=3)) == 3
 
 
-def test_a_tenant_sees_its_own_alone(lists: BatchListStore, shared_database: Database) -> None:
-    of_tenant = BatchListStore(shared_database.engine("api"))
+def test_tenant_reads_only_its_own_batches(
+    lists: BatchListStore, shared_database: Database
+) -> None:
+    tenant_lists = BatchListStore(shared_database.engine("api"))
     stranger = TenantId(uuid4())
-    assert len(_all(of_tenant, scope=DEFAULT_TENANT)) == len(SEEDS)
-    assert _all(of_tenant, scope=stranger) == []
-    assert of_tenant.count(stranger, EVERYTHING, limit=9) == 0
-    assert of_tenant.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), limit=9) == 0
-    assert of_tenant.cancellable(stranger, EVERYTHING, limit=9) == []
-    assert of_tenant.tenants(DEFAULT_TENANT) == {}
+    assert len(_all(tenant_lists, scope=DEFAULT_TENANT)) == len(SEEDS)
+    assert _all(tenant_lists, scope=stranger) == []
+    assert tenant_lists.count(stranger, EVERYTHING, most=9) == 0
+    assert tenant_lists.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), most=9) == 0
+    assert tenant_lists.cancellable(stranger, EVERYTHING, most=9) == []
+    assert tenant_lists.tenants(DEFAULT_TENANT) == {}
     assert lists.tenants(None) == {DEFAULT_TENANT: "default"}

@@ -1,4 +1,4 @@
-"""Where a batch stands against its deadline."""
+"""The SLA state of a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ DEADLINE = datetime(2026, 1, 2, tzinfo=UTC)
 EARLY, LATE = DEADLINE - timedelta(seconds=1), DEADLINE + timedelta(seconds=1)
 
 
-def example(status: BatchStatus, *, at_risk: bool = False, ended: datetime | None = None) -> Batch:
-    """Return a batch that is due at DEADLINE."""
+def example(
+    status: BatchStatus, *, at_risk: bool = False, ended_at: datetime | None = None
+) -> Batch:
+    """Return a batch with the deadline DEADLINE."""
     names = ("completed", "failed", "expired", "cancelled")
-    ends = {name: ended if name == status else None for name in names}
+    ends = {name: ended_at if name == status else None for name in names}
     return Batch(
         id=BatchId(uuid.UUID(int=1)), tenant=DEFAULT_TENANT, user="u",
         input_file=FileId(uuid.UUID(int=2)), input_key="k", endpoint="/v1/embeddings", model=None,
@@ -44,21 +46,21 @@ def example(status: BatchStatus, *, at_risk: bool = False, ended: datetime | Non
             for risk, state in ((False, SlaState.IN_PROGRESS), (True, SlaState.AT_RISK))
         ),
         *(
-            pytest.param(example(status, ended=ended), state, id=f"{status} {state}")
+            pytest.param(example(status, ended_at=ended_at), state, id=f"{status} {state}")
             for status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
-            for ended, state in (
+            for ended_at, state in (
                 (EARLY, SlaState.MET),
                 (DEADLINE, SlaState.MET),
                 (LATE, SlaState.BREACHED),
             )
         ),
-        pytest.param(example(BatchStatus.EXPIRED, ended=EARLY), SlaState.BREACHED, id="expired"),
+        pytest.param(example(BatchStatus.EXPIRED, ended_at=EARLY), SlaState.BREACHED, id="expired"),
         pytest.param(
-            example(BatchStatus.COMPLETED, at_risk=True, ended=EARLY),
+            example(BatchStatus.COMPLETED, at_risk=True, ended_at=EARLY),
             SlaState.MET,
             id="was at risk",
         ),
     ],
 )
-def test_sla_state(batch: Batch, state: SlaState) -> None:
+def test_sla_state_follows_status_and_deadline(batch: Batch, state: SlaState) -> None:
     assert batch.sla_state is state

@@ -1,4 +1,4 @@
-"""When a batch will probably be done."""
+"""The ETA of a batch from the outlook of open work."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TWO_ON_SPOT = {Pool.SPOT: 2}
 BOTH = {Pool.SPOT: 1, Pool.DEDICATED: 1}
 
 
-def _due(hours: float, lines: int, model: str | None = "m", *, retried: int = 0) -> OpenWork:
-    return OpenWork(NOW + timedelta(hours=hours), model, lines, ended=200, retried=retried)
+def _work(hours: float, requests: int, model: str | None = "m", *, retried: int = 0) -> OpenWork:
+    return OpenWork(NOW + timedelta(hours=hours), model, requests, ended=200, retried=retried)
 
 
-def _rate(lines_a_second: float) -> Rate:
-    return Rate().fold([RateSample(int(lines_a_second * 1000), 1000.0)])
+def _rate(requests_per_second: float) -> Rate:
+    return Rate().fold([RateSample(int(requests_per_second * 1000), 1000.0)])
 
 
 @pytest.mark.parametrize(
@@ -36,31 +36,31 @@ def _rate(lines_a_second: float) -> Rate:
     [
         pytest.param([], TWO_ON_SPOT, {}, 60, id="alone, at the prior"),
         pytest.param([], BOTH, {}, 60, id="both pools"),
-        pytest.param([_due(1, 30)], TWO_ON_SPOT, {}, 90, id="behind one"),
-        pytest.param([_due(3, 30)], TWO_ON_SPOT, {}, 60, id="ahead of one"),
+        pytest.param([_work(1, 30)], TWO_ON_SPOT, {}, 90, id="after one"),
+        pytest.param([_work(3, 30)], TWO_ON_SPOT, {}, 60, id="before one"),
         pytest.param([], {}, {}, None, id="no worker"),
         pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "m"): _rate(1)}, 30, id="measured"),
         pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, ""): _rate(1)}, 30, id="measured, mixed"),
         pytest.param([], TWO_ON_SPOT, {(Pool.SPOT, "n"): _rate(9)}, 60, id="another model"),
         pytest.param([], TWO_ON_SPOT, {(Pool.DEDICATED, "m"): _rate(9)}, 60, id="another pool"),
         pytest.param(
-            [_due(1, 60, "n")],
+            [_work(1, 60, "n")],
             TWO_ON_SPOT,
             {(Pool.SPOT, "m"): _rate(1), (Pool.SPOT, "n"): _rate(0.5)},
             90,
-            id="behind a slower model",
+            id="after a slower model",
         ),
-        pytest.param([_due(3, 0, retried=400)], TWO_ON_SPOT, {}, 100, id="retries"),
+        pytest.param([_work(3, 0, retried=400)], TWO_ON_SPOT, {}, 100, id="retries"),
     ],
 )
-def test_eta(
+def test_eta_follows_earlier_work_and_rates(
     others: list[OpenWork],
     workers: Mapping[Pool, int],
     rates: Mapping[tuple[Pool, str], Rate],
     seconds: float | None,
 ) -> None:
-    running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
-    eta = Outlook(NOW, (*others, _due(2, 60)), workers, rates).eta(running, PRIOR)
+    batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    eta = Outlook(NOW, (*others, _work(2, 60)), workers, rates).eta(batch, PRIOR)
     if seconds is None:
         assert eta is None
     else:
@@ -69,7 +69,7 @@ def test_eta(
 
 
 @pytest.mark.parametrize("status", sorted(set(BatchStatus) - {BatchStatus.IN_PROGRESS}))
-def test_only_a_batch_in_progress_has_one(status: BatchStatus) -> None:
+def test_only_batch_in_progress_has_eta(status: BatchStatus) -> None:
     outlook = Outlook(NOW, (), TWO_ON_SPOT)
     assert outlook.eta(replace(example(status), total=10), PRIOR) is None
 
@@ -77,29 +77,29 @@ def test_only_a_batch_in_progress_has_one(status: BatchStatus) -> None:
 @pytest.mark.parametrize(
     ("paused", "seconds"), [((), 60), ((Pool.SPOT,), 120), (tuple(Pool), None)], ids=str
 )
-def test_workers_of_paused_pools_end_nothing(
+def test_eta_ignores_workers_of_paused_pools(
     paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
-    running = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
-    outlook = Outlook(NOW, (_due(2, 60),), BOTH, paused=frozenset(paused))
-    eta = outlook.eta(running, PRIOR)
+    batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    outlook = Outlook(NOW, (_work(2, 60),), BOTH, paused=frozenset(paused))
+    eta = outlook.eta(batch, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
 
 
 @pytest.mark.parametrize(
     ("workers", "paused", "seconds"),
     [
-        pytest.param({Pool.SPOT: 3, Pool.DEDICATED: 1}, (), 120, id="beside spot"),
-        pytest.param(TWO_ON_SPOT, (), None, id="spot alone"),
-        pytest.param(BOTH, (Pool.DEDICATED,), None, id="its own is paused"),
+        pytest.param({Pool.SPOT: 3, Pool.DEDICATED: 1}, (), 120, id="with spot"),
+        pytest.param(TWO_ON_SPOT, (), None, id="spot only"),
+        pytest.param(BOTH, (Pool.DEDICATED,), None, id="dedicated paused"),
     ],
 )
-def test_lines_that_stay_on_dedicated_wait_for_its_workers(
+def test_eta_of_dedicated_batch_counts_only_dedicated_workers(
     workers: Mapping[Pool, int], paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
-    running = replace(
+    batch = replace(
         example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5, pool=Pool.DEDICATED
     )
-    outlook = Outlook(NOW, (_due(2, 60),), workers, paused=frozenset(paused))
-    eta = outlook.eta(running, PRIOR)
+    outlook = Outlook(NOW, (_work(2, 60),), workers, paused=frozenset(paused))
+    eta = outlook.eta(batch, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds

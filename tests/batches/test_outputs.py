@@ -30,7 +30,7 @@ ID = "batch_req_00000000000000000000000000000abc00000007"
             FinishedLine(7, "a", 400, "", '{"error":null}'),
             '{"id":"%s","custom_id":"a","response":{"status_code":400,"request_id":"%s",'
             '"body":{"error":null}},"error":null}\n',
-            id="refused, by an engine that names no request",
+            id="refusal without a request id",
         ),
         pytest.param(
             FinishedLine(7, "a", error_code="timeout", error_message='say "when"'),
@@ -46,15 +46,15 @@ ID = "batch_req_00000000000000000000000000000abc00000007"
         ),
     ],
 )
-def test_exact_bytes(line: FinishedLine, text: str) -> None:
+def test_line_renders_to_exact_bytes(line: FinishedLine, text: str) -> None:
     assert render(BATCH, line) == text.replace("%s", ID).encode()
 
 
 SEPARATORS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
-def _untouched(text: str) -> str:
-    """A string of JSON as engines write it that escape no more than they must."""
+def _minimal_json(text: str) -> str:
+    """Return a JSON string with minimal escapes, as some engines write it."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -62,7 +62,8 @@ def _untouched(text: str) -> str:
     "line",
     [
         pytest.param(
-            FinishedLine(7, SEPARATORS, 200, SEPARATORS, _untouched(f"x{SEPARATORS}y")), id="answer"
+            FinishedLine(7, SEPARATORS, 200, SEPARATORS, _minimal_json(f"x{SEPARATORS}y")),
+            id="answer",
         ),
         pytest.param(
             FinishedLine(7, SEPARATORS, error_code="timeout", error_message=SEPARATORS), id="error"
@@ -73,7 +74,7 @@ def _untouched(text: str) -> str:
         ),
     ],
 )
-def test_a_line_is_one_line_to_any_reader(line: FinishedLine) -> None:
+def test_rendered_line_has_no_inner_line_separator(line: FinishedLine) -> None:
     rendered = render(BATCH, line).decode()
     assert rendered.splitlines() == [rendered[:-1]]
     parsed = json.loads(rendered)
@@ -84,9 +85,9 @@ def test_a_line_is_one_line_to_any_reader(line: FinishedLine) -> None:
         assert parsed["error"]["message"] == line.error_message
 
 
-def test_the_neighbours_of_separators_stay_as_they_are() -> None:
+def test_neighbours_of_separators_are_not_escaped() -> None:
     text = "é\u2027\u202a\u0084\u0086"
-    assert text.encode() in render(BATCH, FinishedLine(7, "a", 200, "", _untouched(text)))
+    assert text.encode() in render(BATCH, FinishedLine(7, "a", 200, "", _minimal_json(text)))
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(SEPARATORS))
@@ -98,7 +99,7 @@ _JSON = st.recursive(
 
 
 @given(_TEXT, st.integers(100, 599), _TEXT, _JSON)
-def test_every_line_is_one_json_object(
+def test_rendered_line_is_one_json_object(
     custom_id: str, status: int, request: str, body: object
 ) -> None:
     line = FinishedLine(1, custom_id, status, request, json.dumps(body, ensure_ascii=False))
@@ -106,12 +107,12 @@ def test_every_line_is_one_json_object(
     assert len(rendered.decode().splitlines()) == 1
     parsed = json.loads(rendered)
     assert parsed["custom_id"] == custom_id
-    named = request or parsed["id"]
-    assert parsed["response"] == {"status_code": status, "request_id": named, "body": body}
+    request_id = request or parsed["id"]
+    assert parsed["response"] == {"status_code": status, "request_id": request_id, "body": body}
     assert line.succeeded is (200 <= status < 300)
 
 
-def test_lines_without_an_answer_are_no_success() -> None:
+def test_request_without_answer_did_not_succeed() -> None:
     assert not FinishedLine(1, "a").succeeded
     assert {status: code for status, (code, _) in NEVER_RAN.items()} == {
         BatchStatus.CANCELLED: "batch_cancelled",

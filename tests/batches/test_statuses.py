@@ -1,4 +1,4 @@
-"""The status machine, and that the SQL's guards are its very edges."""
+"""The batch state machine, and the SQL guards that match its transitions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ C, E, X, D = (
     [[V, F], [V, P, Z, C], [V, P, E], [V, X, D], [V, P, X, D], [V, P, Z, X, D]],
     ids=lambda path: "-".join(status.value for status in path),
 )
-def test_the_published_paths(path: list[BatchStatus]) -> None:
+def test_documented_paths_are_allowed(path: list[BatchStatus]) -> None:
     assert all(after in BATCH_TRANSITIONS[before] for before, after in pairwise(path))
     assert path[-1] in FINAL_STATUSES
 
 
-def test_every_status_has_its_place() -> None:
+def test_every_status_is_classified() -> None:
     assert set(BATCH_TRANSITIONS) == set(SHOWN_AS) == set(BatchStatus)
     assert {F, C, E, D} == FINAL_STATUSES
     assert {V, P, Z} == CANCELLABLE_STATUSES
@@ -65,7 +65,7 @@ _GUARD = re.compile(r"\bAND status (?:= ('[a-z_]+')|IN \(([^)]*)\))")
         pytest.param(final_store._CLOSE[E], {P}, E, id="end an expired batch"),
     ],
 )
-def test_statements_guard_on_the_statuses_before(
+def test_statements_guard_on_from_states(
     sql: object, before: set[BatchStatus], after: BatchStatus
 ) -> None:
     statement = str(sql)
@@ -78,7 +78,7 @@ def test_statements_guard_on_the_statuses_before(
     assert all(after in BATCH_TRANSITIONS[status] for status in before)
 
 
-def test_draining_moves_only_running_batches_on() -> None:
+def test_draining_finalizes_only_batches_in_progress() -> None:
     statement = str(draining._DRAIN)
     assert "WHEN status = 'in_progress' AND NOT expiring THEN 'finalizing' ELSE status" in statement
     assert Z in BATCH_TRANSITIONS[P]

@@ -1,4 +1,4 @@
-"""The catalog of files, and deleting one that somebody starts to use."""
+"""The file store, and deletions that race with new batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowtide.files.model import FileStatus, Purpose
 from tests.worlds import Running, World, gate
 
 
-def test_a_file_comes_back_as_it_was_stored(world: World) -> None:
+def test_stored_file_is_returned_unchanged(world: World) -> None:
     file = world.file(
         filename="ü\u2028.jsonl", size=2**40, sha256=bytes(range(32)), status=FileStatus.ERROR,
         status_details="line 1: bad", endpoint=None,
@@ -34,21 +34,21 @@ def test_pages_are_complete_and_in_order(
         for number in range(9)
     ]
     world.file(world.tenant("other"))
-    wanted = [file.id for file in files if purpose in (None, file.purpose.value)]
-    seen: list[FileId] = []
+    expected = [file.id for file in files if purpose in (None, file.purpose.value)]
+    ids: list[FileId] = []
     after = None
     while page := world.files.page(
         DEFAULT_TENANT, after=after, limit=2, newest_first=newest_first, purpose=purpose
     ):
-        seen += [file.id for file in page]
-        after = seen[-1]
-    assert seen == sorted(wanted, reverse=newest_first)
+        ids += [file.id for file in page]
+        after = ids[-1]
+    assert ids == sorted(expected, reverse=newest_first)
 
 
 @pytest.mark.parametrize("call", ["get", "remove"])
-@pytest.mark.parametrize("whose", ["nobody's", "another tenant's"])
-def test_unknown_and_foreign_files_look_alike(world: World, call: str, whose: str) -> None:
-    file = FileId(uuid.uuid4()) if whose == "nobody's" else world.file(world.tenant("t")).id
+@pytest.mark.parametrize("owner", ["nobody's", "another tenant's"], ids=["unknown", "foreign"])
+def test_unknown_and_foreign_files_raise_same_error(world: World, call: str, owner: str) -> None:
+    file = FileId(uuid.uuid4()) if owner == "nobody's" else world.file(world.tenant("t")).id
     before = world.contents()
     with pytest.raises(NotFound, match="check the id"):
         getattr(world.files, call)(DEFAULT_TENANT, file)
@@ -62,14 +62,14 @@ def test_unknown_and_foreign_files_look_alike(world: World, call: str, whose: st
         *((status, False) for status in ("completed", "failed", "expired", "cancelled")),
     ],
 )
-@pytest.mark.parametrize("gone", ["deleted", "expired"])
-def test_an_active_batch_keeps_the_bytes_of_its_input(
-    world: World, status: str, gone: str, *, kept: bool
+@pytest.mark.parametrize("removal", ["deleted", "expired"])
+def test_active_batch_keeps_its_input_object(
+    world: World, status: str, removal: str, *, kept: bool
 ) -> None:
     file = world.file()
     for batch in (world.new_batch(input_file=file.id), world.new_batch(input_file=file.id)):
         world.run("UPDATE batches SET status = :status WHERE id = :id", status=status, id=batch)
-    if gone == "deleted":
+    if removal == "deleted":
         removed = world.files.remove(DEFAULT_TENANT, file.id)
         assert removed == (None if kept else file.object_key)
     else:
@@ -83,40 +83,40 @@ def test_an_active_batch_keeps_the_bytes_of_its_input(
     assert world.ticks.strays(10) == [file.object_key]
 
 
-def test_an_output_file_may_go_and_its_batch_stays(world: World) -> None:
+def test_deleted_output_file_leaves_its_batch(world: World) -> None:
     batch, output = world.new_batch(), world.file(purpose=Purpose.BATCH_OUTPUT)
     world.run("UPDATE batches SET status = 'completed', output_file_id = :file", file=output.id)
     world.files.remove(DEFAULT_TENANT, output.id)
     assert world.batches.get(DEFAULT_TENANT, batch).output_file is None
 
 
-def test_deleting_waits_for_a_batch_that_is_being_created(world: World) -> None:
+def test_deletion_waits_for_concurrent_batch_creation(world: World) -> None:
     file = world.file()
-    slow = world.own_engine("api")
+    engine = world.own_engine("api")
     creator = World(world.database)
-    creator.batches._engine = slow
-    with gate(slow, before="INSERT INTO batches") as held:
-        created: Running = Running(lambda: creator.new_batch(input_file=file.id))
-        held.wait()
-        removed = Running(lambda: world.files.remove(DEFAULT_TENANT, file.id))
+    creator.batches._engine = engine
+    with gate(engine, before="INSERT INTO batches") as checkpoint:
+        creation: Running = Running(lambda: creator.new_batch(input_file=file.id))
+        checkpoint.wait()
+        deletion = Running(lambda: world.files.remove(DEFAULT_TENANT, file.id))
         world.blocked()
-        held.opened.set()
-        created.result()
-        assert removed.result() is None
+        checkpoint.opened.set()
+        creation.result()
+        assert deletion.result() is None
 
 
-def test_creating_waits_for_a_file_that_is_being_deleted(world: World) -> None:
+def test_batch_creation_waits_for_concurrent_deletion(world: World) -> None:
     file = world.file()
-    slow = world.own_engine("api")
+    engine = world.own_engine("api")
     remover = World(world.database)
-    remover.files._engine = slow
-    with gate(slow, before="DELETE FROM files") as held:
-        removed = Running(lambda: remover.files.remove(DEFAULT_TENANT, file.id))
-        held.wait()
-        created = Running(lambda: world.new_batch(input_file=file.id))
+    remover.files._engine = engine
+    with gate(engine, before="DELETE FROM files") as checkpoint:
+        deletion = Running(lambda: remover.files.remove(DEFAULT_TENANT, file.id))
+        checkpoint.wait()
+        creation = Running(lambda: world.new_batch(input_file=file.id))
         world.blocked()
-        held.opened.set()
-        removed.result()
+        checkpoint.opened.set()
+        deletion.result()
         with pytest.raises(NotFound):
-            created.result()
+            creation.result()
     assert world.value("SELECT count(*) FROM batches") == 0

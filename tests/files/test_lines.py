@@ -1,4 +1,4 @@
-"""Input files: every way a line can be wrong, and that chunking never matters."""
+"""Parsing of input files: valid and invalid lines, limits, independence of chunks."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ CHAT = "/v1/chat/completions"
 
 
 def _line(custom_id: object = "a", **changes: Any) -> bytes:
-    whole = {
+    request = {
         "custom_id": custom_id,
         "method": "POST",
         "url": CHAT,
         "body": {"model": "m", "messages": []},
     }
-    kept = {key: value for key, value in (whole | changes).items() if value is not ...}
-    return json.dumps(kept, ensure_ascii=False).encode()
+    fields = {key: value for key, value in (request | changes).items() if value is not ...}
+    return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def _deep(levels: int) -> bytes:
-    """A line nested `levels` deep, itself and its body included."""
+    """Return a line nested `levels` deep, counting itself and its body."""
     inside = b"[" * (levels - 2) + b"]" * (levels - 2)
     return _line("deep").replace(b"[]", inside)
 
 
 def _raw(custom_id: bytes = b'"a"', body: bytes = b'{"model":"m"}') -> bytes:
-    """A line with these fields as they are written."""
+    """Return a line with these fields verbatim."""
     return b'{"custom_id":%b,"method":"POST","url":"%b","body":%b}' % (
         custom_id,
         CHAT.encode(),
@@ -96,14 +96,20 @@ BAD_LINES = [
     pytest.param(_line(7), "invalid_custom_id", "custom_id", id="numeric custom_id"),
     pytest.param(_line({"a": 1}), "invalid_custom_id", "custom_id", id="object as custom_id"),
     pytest.param(_line("x\x00"), "invalid_custom_id", "custom_id", id="NUL in custom_id"),
-    pytest.param(_raw(b"1e999"), "invalid_custom_id", "custom_id", id="endless custom_id"),
+    pytest.param(_raw(b"1e999"), "invalid_custom_id", "custom_id", id="infinite custom_id"),
     pytest.param(_raw(b"1" * 5000), "invalid_custom_id", "custom_id", id="giant custom_id"),
-    pytest.param(rb'{"custom_id":"\ud800"}', "invalid_json_line", None, id="half a character"),
+    pytest.param(rb'{"custom_id":"\ud800"}', "invalid_json_line", None, id="unpaired surrogate"),
     pytest.param(
-        _raw(body=rb'{"model":"\ude00"}'), "invalid_json_line", None, id="half a character as model"
+        _raw(body=rb'{"model":"\ude00"}'),
+        "invalid_json_line",
+        None,
+        id="unpaired surrogate in model",
     ),
     pytest.param(
-        GOOD[:-1] + rb', "x": "\ud800",}', "invalid_json_line", None, id="half a character and more"
+        GOOD[:-1] + rb', "x": "\ud800",}',
+        "invalid_json_line",
+        None,
+        id="unpaired surrogate, malformed",
     ),
     pytest.param(
         _line("x" * (MAX_CUSTOM_ID + 1)), "invalid_custom_id", "custom_id", id="long custom_id"
@@ -123,7 +129,7 @@ BAD_LINES = [
     pytest.param(_line(body={}), "missing_model", "body.model", id="no model"),
     pytest.param(_line(body={"model": None}), "missing_model", "body.model", id="null model"),
     pytest.param(_line(body={"model": "m" * 513}), "invalid_model", "body.model", id="long model"),
-    pytest.param(_raw(body=b'{"model":1e999}'), "invalid_model", "body.model", id="endless model"),
+    pytest.param(_raw(body=b'{"model":1e999}'), "invalid_model", "body.model", id="infinite model"),
     pytest.param(_line(body={"model": ""}), "missing_model", "body.model", id="empty model"),
     pytest.param(_line(body={"model": 1}), "invalid_model", "body.model", id="numeric model"),
     pytest.param(_line(body={"model": "\x00"}), "invalid_model", "body.model", id="NUL in model"),
@@ -146,7 +152,7 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("line", "code", "param"), BAD_LINES)
-def test_a_bad_line_is_named_and_the_rest_still_read(
+def test_bad_line_is_reported_and_others_are_read(
     line: bytes, code: str, param: str | None
 ) -> None:
     first, last = _line("first"), _line("last")
@@ -163,7 +169,7 @@ REASONS = [
     pytest.param(
         rb'{"custom_id": "\ud83dx"}',
         r"unpaired surrogate escape, such as \ud800",
-        id="half",
+        id="surrogate",
     ),
     pytest.param(b"[1]", "it is an array", id="array"),
     pytest.param(b'"a"', "it is a string", id="string"),
@@ -177,14 +183,14 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("line", "reason"), REASONS)
-def test_why_a_line_is_no_object_is_told(line: bytes, reason: str) -> None:
+def test_message_states_why_line_is_not_an_object(line: bytes, reason: str) -> None:
     _, reader = _read([GOOD + b"\n" + line])
     assert [problem.code for problem in reader.problems] == ["invalid_json_line"]
     assert reason in reader.problems[0].message
 
 
 @pytest.mark.parametrize(
-    ("line", "again"),
+    ("line", "repeated"),
     [
         pytest.param(GOOD[:-1] + b', "custom_id": "b"}', ["custom_id"], id="custom_id"),
         pytest.param(GOOD[:-1] + b', "method": "POST"}', ["method"], id="method"),
@@ -196,16 +202,16 @@ def test_why_a_line_is_no_object_is_told(line: bytes, reason: str) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "behind another"])
-def test_a_field_may_not_come_twice(line: bytes, again: list[str], before: bytes) -> None:
+@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "after another"])
+def test_repeated_field_is_reported(line: bytes, repeated: list[str], before: bytes) -> None:
     found, reader = _read([before + line])
-    assert [problem.param for problem in reader.problems] == again
+    assert [problem.param for problem in reader.problems] == repeated
     assert {problem.code for problem in reader.problems} == {"repeated_field"}
     assert len(found) == bool(before)
 
 
-def test_a_field_is_seen_twice_wherever_the_body_stands() -> None:
-    """The quick look counts quotes before the body; here they would add up if it looked wrongly."""
+def test_repeated_field_is_detected_around_body() -> None:
+    """The fast check counts quotes outside the body; a wrong body position gives the same count."""
     last = b'"a","method":"POST","url":"%b"' % CHAT.encode()
     body = b'{"model":"m","n":%b}' % (b"1" * (len(last) - 18))
     line = b'{"body":%b,"custom_id":"b","custom_id":%b}' % (body, last)
@@ -217,37 +223,39 @@ def test_a_field_is_seen_twice_wherever_the_body_stands() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(_deep(128), id="the deepest"),
+        pytest.param(_deep(128), id="max depth"),
         pytest.param(_raw(body=b'{"model":"m","a":"' + b"[{" * 500 + b'"}'), id="only text"),
         pytest.param(_raw(body=b'{"model":"m","a":[' + b"[]," * 500 + b"0]}"), id="wide"),
         pytest.param(_raw(rb'"a\"b"'), id="a quote in the custom_id"),
-        pytest.param(_line("x" * MAX_CUSTOM_ID), id="the longest custom_id"),
-        pytest.param(GOOD[:-1] + b', "priority": {"url": 1}}', id="fields of its own"),
+        pytest.param(_line("x" * MAX_CUSTOM_ID), id="longest custom_id"),
+        pytest.param(GOOD[:-1] + b', "priority": {"url": 1}}', id="extra fields"),
         pytest.param(
-            json.dumps(dict(reversed(json.loads(GOOD).items()))).encode(), id="another order"
+            json.dumps(dict(reversed(json.loads(GOOD).items()))).encode(), id="reordered fields"
         ),
         pytest.param(_raw(body=rb'{"model":"m","a":"\u0000"}'), id="NUL in the body"),
         pytest.param(_raw(body=b'{"model":"m","a":' + b"9" * 5000 + b"}"), id="giant integer"),
         pytest.param(_line(body={"model": "m", "stream": False}), id="stream: false"),
         pytest.param(_line(body={"model": "m", "stream": None}), id="stream: null"),
         pytest.param(_line(body={"model": "m", "a": {"stream": True}}), id="stream, deeper"),
-        pytest.param(_raw(body=rb'{"model":"m","a":"\ud83d"}'), id="half a character"),
+        pytest.param(_raw(body=rb'{"model":"m","a":"\ud83d"}'), id="unpaired surrogate"),
         pytest.param(
-            _raw(body=rb'{"model":"m","\uDE00\ud83d":1}'), id="halves the wrong way round"
+            _raw(body=rb'{"model":"m","\uDE00\ud83d":1}'), id="surrogates in reverse order"
         ),
-        pytest.param(_raw(body=rb'{"model":"m","a":"\\\ud83d"}'), id="half, behind a backslash"),
-        pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', id="half a character outside of the body"),
+        pytest.param(
+            _raw(body=rb'{"model":"m","a":"\\\ud83d"}'), id="unpaired surrogate after a backslash"
+        ),
+        pytest.param(GOOD[:-1] + rb', "x": "\ud800"}', id="unpaired surrogate outside the body"),
     ],
 )
-@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "behind another"])
-def test_unusual_lines_are_good(line: bytes, before: bytes) -> None:
+@pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "after another"])
+def test_unusual_lines_are_accepted(line: bytes, before: bytes) -> None:
     found, reader = _read([before + line])
     assert reader.problems == []
     assert found[-1].custom_id == json.loads(line, parse_int=str)["custom_id"]
     assert (found[-1].offset, found[-1].length) == (len(before), len(line))
 
 
-def test_an_accepted_body_can_be_read_from_any_depth_of_the_stack() -> None:
+def test_accepted_body_is_read_from_deep_stack() -> None:
     line = _deep(128)
     found, _ = _read([line])
     assert len(found) == 1
@@ -259,7 +267,7 @@ def test_an_accepted_body_can_be_read_from_any_depth_of_the_stack() -> None:
 
 
 @pytest.mark.parametrize("length", [64, 65, MAX_CUSTOM_ID])
-def test_long_custom_ids_are_told_apart(length: int) -> None:
+def test_long_custom_ids_are_distinguished(length: int) -> None:
     ids = ["x" * (length - 1) + end for end in "aba"]
     found, reader = _read([b"\n".join(_line(custom_id) for custom_id in ids)])
     assert [line.custom_id for line in found] == ids[:2]
@@ -276,13 +284,13 @@ def test_all_problems_of_a_line_are_reported() -> None:
     ]
 
 
-def test_a_custom_id_may_not_come_twice() -> None:
+def test_duplicate_custom_id_is_reported() -> None:
     _, reader = _read([b"\n".join([_line("a"), b"", _line("b"), _line("a"), _line("a")])])
     assert _codes(reader) == [("duplicate_custom_id", "custom_id", line) for line in (4, 5)]
     assert "line 1" in reader.problems[0].message
 
 
-def test_one_model_a_file() -> None:
+def test_second_model_in_file_is_reported() -> None:
     other = _line("b", body={"model": "other"})
     _, reader = _read([b"\n".join([_line("a"), other, _line("c")])])
     assert _codes(reader) == [("mismatched_model", "body.model", 2)]
@@ -298,7 +306,7 @@ def _moderation(custom_id: str, **body: object) -> bytes:
     ("bodies", "problems", "model"),
     [
         pytest.param([{}, {}], [], None, id="none"),
-        pytest.param([{}, {"model": None}, {"model": ""}], [], None, id="as good as none"),
+        pytest.param([{}, {"model": None}, {"model": ""}], [], None, id="null or empty"),
         pytest.param([{"model": "a"}, {"model": "a"}], [], "a", id="one"),
         pytest.param([{}, {"model": "a"}, {}], [2], None, id="none, then one"),
         pytest.param([{"model": "a"}, {}, {"model": "a"}], [2], "a", id="one, then none"),
@@ -315,24 +323,24 @@ def test_moderations_need_no_model(
 
 
 @pytest.mark.parametrize(
-    ("body", "fit"),
+    ("body", "sendable"),
     [
-        pytest.param(rb'{"a":"\ud83d\ude00 \\ud83d"}', True, id="whole characters"),
-        pytest.param(rb'{"a":"\ud83d"}', False, id="first half"),
-        pytest.param(rb'{"a":"\uDE00"}', False, id="second half"),
-        pytest.param(rb'{"a":"\ud83d\ud83d\ude00"}', False, id="a half before a whole one"),
+        pytest.param(rb'{"a":"\ud83d\ude00 \\ud83d"}', True, id="surrogate pair"),
+        pytest.param(rb'{"a":"\ud83d"}', False, id="high surrogate"),
+        pytest.param(rb'{"a":"\uDE00"}', False, id="low surrogate"),
+        pytest.param(rb'{"a":"\ud83d\ud83d\ude00"}', False, id="high surrogate before a pair"),
     ],
 )
-def test_a_body_with_half_a_character_cannot_be_sent(body: bytes, fit: bool) -> None:
+def test_body_with_unpaired_surrogate_is_unsendable(body: bytes, sendable: bool) -> None:
     line = _raw(body=body)
-    if fit:
+    if sendable:
         assert body_of(line) == body
     else:
         with pytest.raises(UnsendableBody, match=r"unpaired surrogate escape, such as \\ud800"):
             body_of(line)
 
 
-def test_without_an_endpoint_the_first_good_url_decides() -> None:
+def test_first_valid_url_sets_missing_endpoint() -> None:
     lines = [_line("a", url="/nowhere"), _line("b", url="/v1/responses"), _line("c")]
     found, reader = _read([b"\n".join(lines)], endpoint=None)
     assert reader.endpoint == "/v1/responses"
@@ -349,7 +357,7 @@ def test_without_an_endpoint_the_first_good_url_decides() -> None:
         pytest.param(b"\xef\xbb\xbf\r\n", id="BOM and a line end"),
     ],
 )
-def test_a_file_without_requests_is_empty(content: bytes) -> None:
+def test_file_without_requests_is_reported_empty(content: bytes) -> None:
     found, reader = _read([content])
     assert found == []
     assert _codes(reader) == [("empty_file", None, None)]
@@ -365,25 +373,25 @@ def test_a_file_without_requests_is_empty(content: bytes) -> None:
         pytest.param(b"  %s\t \n\t%s \r\n", id="space around"),
     ],
 )
-def test_accepted_shapes(content: bytes) -> None:
-    whole = content % (_line("a"), _line("b"))
-    found, reader = _read([whole])
+def test_line_endings_and_blanks_are_accepted(content: bytes) -> None:
+    data = content % (_line("a"), _line("b"))
+    found, reader = _read([data])
     assert reader.problems == []
     assert [(line.number, line.custom_id) for line in found] == [(1, "a"), (2, "b")]
     for line in found:
-        assert whole[line.offset : line.offset + line.length] == _line(line.custom_id)
+        assert data[line.offset : line.offset + line.length] == _line(line.custom_id)
 
 
-def test_a_bom_belongs_only_at_the_start() -> None:
+def test_bom_is_accepted_only_at_start() -> None:
     _, reader = _read([_line("a") + b"\n\xef\xbb\xbf" + _line("b")])
     assert _codes(reader) == [("invalid_json_line", None, 2)]
 
 
 @pytest.mark.parametrize(
     ("count", "codes"),
-    [pytest.param(5, [], id="the most"), pytest.param(6, ["too_many_requests"], id="one more")],
+    [pytest.param(5, [], id="max"), pytest.param(6, ["too_many_requests"], id="max + 1")],
 )
-def test_the_number_of_lines_is_bounded(count: int, codes: list[str]) -> None:
+def test_number_of_requests_is_limited(count: int, codes: list[str]) -> None:
     content = b"\n".join(_line(str(number)) for number in range(count))
     found, reader = _read([content], Limits(max_lines=5))
     assert [problem.code for problem in reader.problems] == codes
@@ -394,12 +402,12 @@ def test_the_number_of_lines_is_bounded(count: int, codes: list[str]) -> None:
 @pytest.mark.parametrize(
     ("extra", "codes"),
     [
-        pytest.param(0, [], id="the longest"),
-        pytest.param(1, [("line_too_long", None, 1)], id="longer"),
+        pytest.param(0, [], id="max"),
+        pytest.param(1, [("line_too_long", None, 1)], id="max + 1"),
     ],
 )
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\nx"], ids=["end", "newline", "more"])
-def test_the_length_of_a_line_is_bounded(
+def test_line_length_is_limited(
     extra: int, codes: list[tuple[str, str | None, int | None]], ending: bytes
 ) -> None:
     content = _line("a").ljust(200 + extra)
@@ -407,7 +415,7 @@ def test_the_length_of_a_line_is_bounded(
     assert [code for code in _codes(reader) if code[0] == "line_too_long"] == codes
 
 
-def test_the_line_after_a_too_long_one_is_read_where_it_lies() -> None:
+def test_line_after_too_long_one_has_right_offset() -> None:
     content = b"x" * 1000 + b"\n" + _line("b")
     found, _ = _read(
         [content[i : i + 7] for i in range(0, len(content), 7)], Limits(max_line_bytes=200)
@@ -415,7 +423,7 @@ def test_the_line_after_a_too_long_one_is_read_where_it_lies() -> None:
     assert [(line.custom_id, line.number, line.offset) for line in found] == [("b", 2, 1001)]
 
 
-def test_problems_stop_at_a_hundred_but_the_files_own_is_kept() -> None:
+def test_problems_are_limited_but_include_that_of_file() -> None:
     content = b"{}\n" * 200
     _, reader = _read([content])
     assert len(reader.problems) == 100
@@ -425,7 +433,7 @@ def test_problems_stop_at_a_hundred_but_the_files_own_is_kept() -> None:
     assert reader.problems[-1].code == "too_many_requests"
 
 
-def test_with_all_problems_told_the_rest_is_only_counted() -> None:
+def test_requests_are_only_counted_after_max_problems() -> None:
     content = b"{}\n" * 25 + b"\n" + GOOD + b"\n \r\n" + b"x" * 300 + b"\n" + GOOD
     for size in (1, 7, len(content)):
         chunks = [content[i : i + size] for i in range(0, len(content), size)]
@@ -435,7 +443,7 @@ def test_with_all_problems_told_the_rest_is_only_counted() -> None:
         assert {problem.line for problem in reader.problems} == set(range(1, 26))
 
 
-def test_an_endless_line_takes_no_memory() -> None:
+def test_endless_line_takes_constant_memory() -> None:
     reader = LineReader(Limits(max_line_bytes=100_000))
     chunk = b"x" * 65536
     tracemalloc.start()
@@ -454,30 +462,30 @@ def test_an_endless_line_takes_no_memory() -> None:
 _LARGE = 2 << 20
 
 
-def _filled(unit: bytes, before: bytes = b"", behind: bytes = b"") -> bytes:
-    """A line of about 2 MiB whose body is made of `unit`, after `before` and before `behind`."""
-    return _raw(body=b'{"model":"m","a":' + before + unit * (_LARGE // len(unit)) + behind + b"}")
+def _large_line(unit: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a line of about 2 MiB whose body repeats `unit`, between `before` and `after`."""
+    return _raw(body=b'{"model":"m","a":' + before + unit * (_LARGE // len(unit)) + after + b"}")
 
 
 @pytest.mark.parametrize(
     ("line", "codes"),
     [
-        pytest.param(_filled(b"a", b'"', b'"'), [], id="text"),
-        pytest.param(_filled("é".encode(), b'"\xf0\x9f\x90\x9a', b'"'), [], id="wide characters"),
-        pytest.param(_filled(rb"\n", b'"', b'"'), [], id="escapes"),
-        pytest.param(_filled(b'"",[],', b"[", b"0]"), [], id="brackets"),
-        pytest.param(_filled(rb"\n", b'"', rb'\ud83d"'), [], id="half a character"),
-        pytest.param(_filled(rb"\ud83d", b'"', b'"'), [], id="half characters"),
-        pytest.param(_filled(b"[],", b"[", b"]"), ["invalid_json_line"], id="malformed"),
-        pytest.param(_filled(b"[") + b"", ["nested_too_deeply"], id="deep"),
+        pytest.param(_large_line(b"a", b'"', b'"'), [], id="text"),
+        pytest.param(
+            _large_line("é".encode(), b'"\xf0\x9f\x90\x9a', b'"'), [], id="wide characters"
+        ),
+        pytest.param(_large_line(rb"\n", b'"', b'"'), [], id="escapes"),
+        pytest.param(_large_line(b'"",[],', b"[", b"0]"), [], id="brackets"),
+        pytest.param(_large_line(rb"\n", b'"', rb'\ud83d"'), [], id="unpaired surrogate"),
+        pytest.param(_large_line(rb"\ud83d", b'"', b'"'), [], id="unpaired surrogates"),
+        pytest.param(_large_line(b"[],", b"[", b"]"), ["invalid_json_line"], id="malformed"),
+        pytest.param(_large_line(b"[") + b"", ["nested_too_deeply"], id="deep"),
         pytest.param(
             GOOD[:-1] + b',"x":[' + b"[]," * (_LARGE // 3) + b"0]}", ["line_too_long"], id="no body"
         ),
     ],
 )
-def test_a_large_line_takes_little_more_memory_than_its_bytes(
-    line: bytes, codes: list[str]
-) -> None:
+def test_large_line_takes_at_most_four_times_its_size(line: bytes, codes: list[str]) -> None:
     chunks = [line[at : at + 65536] for at in range(0, len(line), 65536)]
     reader = LineReader(endpoint=CHAT)
     tracemalloc.start()
@@ -491,7 +499,7 @@ def test_a_large_line_takes_little_more_memory_than_its_bytes(
     assert peak < 4 * len(line)
 
 
-def test_endless_lines_take_no_memory() -> None:
+def test_endless_lines_take_constant_memory() -> None:
     reader = LineReader(Limits(max_lines=100))
     tracemalloc.start()
     try:
@@ -534,7 +542,7 @@ _PIECES = st.sampled_from(
     st.lists(st.integers(0, 2000), max_size=12),
     st.sampled_from([None, CHAT]),
 )
-def test_chunking_never_matters(
+def test_result_does_not_depend_on_chunks(
     pieces: list[bytes],
     bom: bool,
     cuts: list[int],
@@ -558,7 +566,7 @@ def test_chunking_never_matters(
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
-def test_any_bytes_are_judged_alike_in_any_chunks(content: bytes, size: int) -> None:
+def test_random_bytes_have_same_problems_in_any_chunks(content: bytes, size: int) -> None:
     limits = Limits(max_line_bytes=100)
     whole = _read([content], limits)
     parts = _read([content[i : i + size] for i in range(0, len(content), size)], limits)

@@ -1,4 +1,4 @@
-"""The reader against a second, strict one that is written differently: mutated real files."""
+"""Differential fuzzing of the reader against a strict reference, with mutated real files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIELDS = ("custom_id", "method", "url", "body")
 
 
 class Object(list[tuple[str, Any]]):
-    """A JSON object with every pair it was written with."""
+    """A JSON object as the list of its pairs, duplicates included."""
 
     def last(self, key: str) -> Any:
         return next((value for name, value in reversed(self) if name == key), None)
@@ -32,13 +32,13 @@ class Object(list[tuple[str, Any]]):
 
 
 class Number(str):
-    """A JSON number as it was written."""
+    """A JSON number verbatim."""
 
     __slots__ = ()
 
 
 class Verdict(NamedTuple):
-    """What a reader made of a file; `accepted` has number, custom_id, start and end."""
+    """The result of a reader; `accepted` has number, custom_id, start and end."""
 
     accepted: list[tuple[int, str, int, int]]
     problems: list[tuple[int | None, str, str | None]]
@@ -48,21 +48,21 @@ class Verdict(NamedTuple):
 
 
 class Reference:
-    """Judges a whole file with the standard library; slow, and easy to believe."""
+    """A reference reader built on the standard library: slow and simple."""
 
     def __init__(self, endpoint: str | None) -> None:
         self.endpoint = endpoint
         self.model: str | None = None
         self.models: set[str | None] = set()
         self.used: set[str] = set()
-        self.found: list[tuple[str, str | None]] = []
+        self.line_problems: list[tuple[str, str | None]] = []
 
     def judge(self, content: bytes) -> Verdict:
         accepted = []
         problems: list[tuple[int | None, str, str | None]] = []
         requests = 0
         for number, match in enumerate(re.finditer(rb"[^\n]*(?:\n|\Z)", content), 1):
-            self.found = []
+            self.line_problems = []
             start, end = match.start(), match.end() - match[0].endswith(b"\n")
             too_long = end - start > LIMITS.max_line_bytes
             start += 3 if number == 1 and match[0].startswith(b"\xef\xbb\xbf") else 0
@@ -77,30 +77,30 @@ class Reference:
                 continue
             custom_id = None
             if too_long:
-                self.say("line_too_long")
+                self.report("line_too_long")
             else:
                 custom_id = self.line(content[start:end])
-            if not self.found:
+            if not self.line_problems:
                 assert custom_id is not None
                 accepted.append((requests, custom_id, start, end))
-            problems += [(number, code, param) for code, param in self.found]
+            problems += [(number, code, param) for code, param in self.line_problems]
         if requests == 0:
             problems.append((None, "empty_file", None))
         if requests > LIMITS.max_lines:
             problems.append((None, "too_many_requests", None))
         return Verdict(accepted, problems, requests, self.model, self.endpoint)
 
-    def say(self, code: str, param: str | None = None) -> None:
-        self.found.append((code, param))
+    def report(self, code: str, param: str | None = None) -> None:
+        self.line_problems.append((code, param))
 
     def line(self, line: bytes) -> str | None:
         try:
             text = line.decode("utf-8", errors="strict")
         except UnicodeDecodeError:
-            self.say("invalid_utf8")
+            self.report("invalid_utf8")
             return None
         if nesting(text) > DEEPEST:
-            self.say("nested_too_deeply")
+            self.report("nested_too_deeply")
             return None
         try:
             value = json.loads(
@@ -108,60 +108,60 @@ class Reference:
                 parse_float=Number,
             )  # fmt: skip
             if isinstance(value, Object):
-                check_surrogates(known_by(value))
+                check_surrogates(identifying_values(value))
         except ValueError:
-            self.say("invalid_json_line")
+            self.report("invalid_json_line")
             return None
         if not isinstance(value, Object):
-            self.say("invalid_json_line")
+            self.report("invalid_json_line")
             return None
         return self.fields(value)
 
     def fields(self, value: Object) -> str | None:
         for name in FIELDS:
             if len([key for key, _ in value if key == name]) > 1:
-                self.say("repeated_field", name)
+                self.report("repeated_field", name)
         custom_id = value.last("custom_id")
         if custom_id is None or (is_text(custom_id) and custom_id == ""):
-            self.say("missing_custom_id", "custom_id")
+            self.report("missing_custom_id", "custom_id")
         elif not is_text(custom_id) or len(custom_id) > 512 or "\0" in custom_id:
-            self.say("invalid_custom_id", "custom_id")
+            self.report("invalid_custom_id", "custom_id")
         elif custom_id in self.used:
-            self.say("duplicate_custom_id", "custom_id")
+            self.report("duplicate_custom_id", "custom_id")
         else:
             self.used.add(custom_id)
         if not is_text(value.last("method")) or value.last("method") != "POST":
-            self.say("invalid_method", "method")
+            self.report("invalid_method", "method")
         url = value.last("url")
         if self.endpoint is None and is_text(url) and url in ENDPOINTS:
             self.endpoint = url
         if not is_text(url) or url != self.endpoint:
-            self.say("invalid_url", "url")
+            self.report("invalid_url", "url")
         self.body(value)
         return custom_id if is_text(custom_id) else None
 
     def body(self, value: Object) -> None:
         body = value.last("body")
         if not value.has("body"):
-            self.say("missing_body", "body")
+            self.report("missing_body", "body")
         elif not isinstance(body, Object):
-            self.say("invalid_body", "body")
+            self.report("invalid_body", "body")
         else:
-            self.named(body.last("model"))
+            self.check_model(body.last("model"))
             if body.last("stream") not in (None, False) or isinstance(body.last("stream"), Number):
-                self.say("stream_not_supported", "body.stream")
+                self.report("stream_not_supported", "body.stream")
 
-    def named(self, model: Any) -> None:
+    def check_model(self, model: Any) -> None:
         absent = model is None or (is_text(model) and model == "")
         if absent and self.endpoint != "/v1/moderations":
-            self.say("missing_model", "body.model")
+            self.report("missing_model", "body.model")
         elif not absent and (not is_text(model) or len(model) > 512 or "\0" in model):
-            self.say("invalid_model", "body.model")
+            self.report("invalid_model", "body.model")
         elif not self.models:
             self.model = None if absent else model
             self.models.add(self.model)
         elif (None if absent else model) not in self.models:
-            self.say("mismatched_model", "body.model")
+            self.report("mismatched_model", "body.model")
 
 
 def is_text(value: object) -> bool:
@@ -172,8 +172,8 @@ def refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
-def known_by(line: Object) -> list[Any]:
-    """Return what names a request; half a character elsewhere costs that request, not the file."""
+def identifying_values(line: Object) -> list[Any]:
+    """Return the values that identify a request: an unpaired surrogate in them invalidates the line."""
     body = line.last("body")
     model = body.last("model") if isinstance(body, Object) else None
     return [line.last("custom_id"), line.last("method"), line.last("url"), model]
@@ -214,10 +214,10 @@ def nesting(text: str) -> int:
 def read(content: bytes, cuts: list[int], endpoint: str | None) -> Verdict:
     reader = LineReader(LIMITS, endpoint=endpoint)
     edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
-    found = list(read_lines((content[a:b] for a, b in pairwise(edges)), reader))
+    lines = list(read_lines((content[a:b] for a, b in pairwise(edges)), reader))
     assert all(problem.message for problem in reader.problems)
     return Verdict(
-        [(line.number, line.custom_id, line.offset, line.offset + line.length) for line in found],
+        [(line.number, line.custom_id, line.offset, line.offset + line.length) for line in lines],
         [(problem.line, problem.code, problem.param) for problem in reader.problems],
         reader.requests,
         reader.model,
@@ -225,13 +225,11 @@ def read(content: bytes, cuts: list[int], endpoint: str | None) -> Verdict:
     )
 
 
-def agree(content: bytes, cuts: list[int], endpoint: str | None) -> None:
+def assert_agreement(content: bytes, cuts: list[int], endpoint: str | None) -> None:
     verdict = read(content, cuts, endpoint)
     assert verdict == Reference(endpoint).judge(content)
     assert verdict == read(content, [], endpoint)
 
-
-# -- structural mutations: objects with odd fields, written in odd ways -----------------------------
 
 ODD = st.sampled_from(
     [
@@ -273,25 +271,25 @@ GAPS = st.sampled_from([b"", b"", b"", b" ", b"\t", b"\r", b"\x0b", b"\xc2\xa0",
 
 @st.composite
 def odd_lines(draw: st.DrawFn) -> bytes:
-    """A real line, written anew with some fields changed, added, dropped, twice or elsewhere."""
+    """Draw a real line with fields changed, added, dropped, repeated or reordered."""
     real = json.loads(draw(st.sampled_from(REAL)))
     pairs = [
         (f'"{name}"'.encode(), json.dumps(real[name], ensure_ascii=draw(st.booleans())).encode())
         for name in FIELDS
     ]
     for _ in range(draw(st.sampled_from([1, 1, 1, 0, 2]))):
-        how = draw(st.sampled_from(["typical", "odd", "add", "drop", "shuffle", "again"]))
+        mutation = draw(st.sampled_from(["typical", "odd", "add", "drop", "shuffle", "again"]))
         position = draw(st.integers(0, max(0, len(pairs) - 1)))
-        if how == "add" or not pairs:
+        if mutation == "add" or not pairs:
             pairs.insert(position, (draw(KEYS), draw(ODD | DEEP)))
-        elif how == "odd":
+        elif mutation == "odd":
             pairs[position] = (pairs[position][0], draw(ODD | DEEP))
-        elif how == "typical":
+        elif mutation == "typical":
             name = draw(st.sampled_from(FIELDS))
             pairs = [(k, draw(TYPICAL[name]) if k == f'"{name}"'.encode() else v) for k, v in pairs]
-        elif how == "drop":
+        elif mutation == "drop":
             del pairs[position]
-        elif how == "again":
+        elif mutation == "again":
             pairs.append(pairs[position])
         else:
             pairs = draw(st.permutations(pairs))
@@ -317,13 +315,11 @@ ENDPOINT = st.sampled_from([None, "/v1/chat/completions", "/v1/embeddings"])
 
 @settings(max_examples=500)
 @given(FILES, CUTS, ENDPOINT)
-def test_odd_files_are_judged_as_the_reference_does(
+def test_mutated_structure_matches_reference(
     content: bytes, cuts: list[int], endpoint: str | None
 ) -> None:
-    agree(content, cuts, endpoint)
+    assert_agreement(content, cuts, endpoint)
 
-
-# -- mutations of bytes -----------------------------------------------------------------------------
 
 EDITS = st.tuples(
     st.integers(0, 2000),
@@ -341,7 +337,7 @@ EDITS = st.tuples(
     CUTS,
     st.sampled_from([None, "/v1/chat/completions"]),
 )
-def test_edited_bytes_are_judged_as_the_reference_does(
+def test_edited_bytes_match_reference(
     lines: list[tuple[bytes, list[tuple[int, int, bytes]]]], cuts: list[int], endpoint: str | None
 ) -> None:
     content = REAL[-1]
@@ -351,15 +347,15 @@ def test_edited_bytes_are_judged_as_the_reference_does(
             at = position % (len(edited) + 1)
             edited[at : at + length] = replacement
         content += b"\n" + edited
-    agree(content, cuts, endpoint)
+    assert_agreement(content, cuts, endpoint)
 
 
 @settings(max_examples=100)
 @given(st.binary(max_size=200), CUTS)
-def test_any_bytes_are_judged_as_the_reference_does(content: bytes, cuts: list[int]) -> None:
-    agree(content, cuts, None)
+def test_random_bytes_match_reference(content: bytes, cuts: list[int]) -> None:
+    assert_agreement(content, cuts, None)
 
 
 @pytest.mark.parametrize("line", REAL)
-def test_the_real_lines_are_good(line: bytes) -> None:
+def test_real_lines_are_accepted_by_reference(line: bytes) -> None:
     assert len(Reference(None).judge(line).accepted) == 1
