@@ -1,4 +1,4 @@
-"""A real HTTP server that answers as each test scripts it, on a thread of its own."""
+"""A scripted HTTP server in its own thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TLS_HANDSHAKE = b"\x16"
 
 @dataclass
 class Script:
-    """Bytes to send, and what to do then: keep the connection, close it, or hang."""
+    """Bytes to send, and the action after them: keep the connection, close it, or hang."""
 
     data: bytes
     then: str = "keep"
@@ -28,16 +28,16 @@ class Script:
 
 @dataclass
 class ScriptedUpstream:
-    """Picks the script by the request's model, and keeps what it was sent."""
+    """Picks the script by the request's model, and records every request."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)
-    moved: dict[bytes, str] = field(default_factory=dict)
-    """Heads, after the status line, of redirects by path; what is at another path answers."""
+    redirects: dict[bytes, str] = field(default_factory=dict)
+    """Redirects by path: the response head after `HTTP/1.1`."""
     in_flight: int = 0
-    most_in_flight: int = 0
+    max_in_flight: int = 0
     connections: int = 0
-    awaited: int = 0
+    min_in_flight: int = 0
     """Replies are sent only once this many requests are in flight."""
     url: str = ""
 
@@ -91,16 +91,16 @@ class ScriptedUpstream:
         body = await reader.readexactly(int(length or 0))
         self.requests.append((head, body))
         self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         self._changed.set()
-        while self.in_flight < self.awaited and self.most_in_flight < self.awaited:
+        while self.in_flight < self.min_in_flight and self.max_in_flight < self.min_in_flight:
             self._changed.clear()
             await self._changed.wait()
         model = json.loads(body)["model"] if body else "models"
         default = Script(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER))
         script = self.scripts.get(model, default)
-        if (moved := self.moved.get(head.split()[1])) is not None:
-            script = Script(f"HTTP/1.1 {moved}\r\nContent-Length: 0\r\n\r\n".encode())
+        if (redirect := self.redirects.get(head.split()[1])) is not None:
+            script = Script(f"HTTP/1.1 {redirect}\r\nContent-Length: 0\r\n\r\n".encode())
         self.in_flight -= 1
         writer.write(script.data)
         await writer.drain()

@@ -1,4 +1,4 @@
-"""What each outcome is charged to, row by row of the design."""
+"""Fault attribution by outcome and engine state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from lowtide.engines.attribution import EngineState, Fault, attribute, needs_probe
 from lowtide.engines.outcomes import Answered, BadInput, Interrupted, NoAnswer, Outcome, Unanswered
 
-NOTHING_KNOWN = EngineState()
+UNKNOWN = EngineState()
 ANSWERS_OTHERS = EngineState(answers_others=True)
-PROBED_WELL = EngineState(probed_well=True)
-PROBED_ILL = EngineState(probed_well=False)
+PROBE_OK = EngineState(probed_well=True)
+PROBE_FAILED = EngineState(probed_well=False)
 FAILS_OTHERS = EngineState(fails_others=True, probed_well=True)
-STATES = (NOTHING_KNOWN, ANSWERS_OTHERS, PROBED_WELL, PROBED_ILL, FAILS_OTHERS)
+STATES = (UNKNOWN, ANSWERS_OTHERS, PROBE_OK, PROBE_FAILED, FAILS_OTHERS)
 
 
 def _status(status: int, **fields: Any) -> Answered:
@@ -33,8 +33,8 @@ ALWAYS: dict[str, tuple[Outcome, Fault | None]] = {
         for status in (301, 302, 307, 308, 401, 402, 403, 407, 502, 503, 504)
     },
     "HTTP 429": (_status(429), Fault.BACK_PRESSURE),
-    "HTTP 429 that says when": (_status(429, retry_after=7.0), Fault.BACK_PRESSURE),
-    "HTTP 503 that says when": (_status(503, retry_after=0.0), Fault.BACK_PRESSURE),
+    "HTTP 429 with Retry-After": (_status(429, retry_after=7.0), Fault.BACK_PRESSURE),
+    "HTTP 503 with Retry-After": (_status(503, retry_after=0.0), Fault.BACK_PRESSURE),
     "HTTP 529": (_status(529), Fault.BACK_PRESSURE),
     "refused, reset before a byte": (Unanswered(NoAnswer.UNREACHED, ""), Fault.ENGINE),
     "DNS": (Unanswered(NoAnswer.DNS, ""), Fault.ENGINE),
@@ -49,7 +49,7 @@ ALWAYS: dict[str, tuple[Outcome, Fault | None]] = {
 
 @pytest.mark.parametrize("state", STATES, ids=str)
 @pytest.mark.parametrize(("outcome", "fault"), ALWAYS.values(), ids=ALWAYS.keys())
-def test_most_outcomes_say_it_themselves(
+def test_clear_outcome_ignores_engine_state(
     outcome: Outcome, fault: Fault | None, state: EngineState
 ) -> None:
     assert attribute(outcome, state) is fault
@@ -59,29 +59,31 @@ def test_most_outcomes_say_it_themselves(
 AMBIGUOUS: dict[str, Outcome] = {
     **{f"HTTP {status}": _status(status) for status in (500, 501, 505, 520, 599)},
     "timeout": Unanswered(NoAnswer.TIMEOUT, ""),
-    "lost in the middle": Unanswered(NoAnswer.LOST, ""),
+    "connection lost": Unanswered(NoAnswer.LOST, ""),
     "garbage": Unanswered(NoAnswer.GARBAGE, ""),
-    "a fault of ours": Unanswered(NoAnswer.FAULT, ""),
-    "an engine's own word": Unanswered("odd", ""),
+    "internal fault": Unanswered(NoAnswer.FAULT, ""),
+    "unknown code": Unanswered("odd", ""),
 }
 
 
 @pytest.mark.parametrize(
     ("state", "fault"),
     [
-        pytest.param(NOTHING_KNOWN, Fault.ENGINE, id="nothing is known"),
-        pytest.param(ANSWERS_OTHERS, Fault.REQUEST, id="others are answered"),
-        pytest.param(PROBED_WELL, Fault.REQUEST, id="nothing to compare with, the probe is well"),
-        pytest.param(PROBED_ILL, Fault.ENGINE, id="nothing to compare with, the probe is ill"),
-        pytest.param(FAILS_OTHERS, Fault.ENGINE, id="others fail, too"),
+        pytest.param(UNKNOWN, Fault.ENGINE, id="unknown"),
+        pytest.param(ANSWERS_OTHERS, Fault.REQUEST, id="others answered"),
+        pytest.param(PROBE_OK, Fault.REQUEST, id="probe ok"),
+        pytest.param(PROBE_FAILED, Fault.ENGINE, id="probe failed"),
+        pytest.param(FAILS_OTHERS, Fault.ENGINE, id="others fail"),
         pytest.param(
             EngineState(answers_others=True, fails_others=True, probed_well=False),
             Fault.REQUEST,
-            id="an answer to another says more than any failure",
+            id="an answer outweighs failures",
         ),
     ],
 )
 @pytest.mark.parametrize("outcome", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
-def test_the_others_or_the_probe_decide(outcome: Outcome, state: EngineState, fault: Fault) -> None:
+def test_ambiguous_outcome_is_decided_by_others_or_probe(
+    outcome: Outcome, state: EngineState, fault: Fault
+) -> None:
     assert attribute(outcome, state) is fault
-    assert needs_probe(outcome, state) is (state == NOTHING_KNOWN)
+    assert needs_probe(outcome, state) is (state == UNKNOWN)

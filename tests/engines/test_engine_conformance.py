@@ -1,4 +1,4 @@
-"""What the `Engine` port promises, of every engine."""
+"""Conformance of every engine to the `Engine` protocol."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def requests(count: int, endpoint: str = ENDPOINTS[0], start: int = 0) -> list[E
     ]
 
 
-async def collect(engine: Engine, given: Sequence[EngineRequest]) -> list[tuple[int, Outcome]]:
-    return [pair async for group in engine.run(given) for pair in group]
+async def collect(engine: Engine, inputs: Sequence[EngineRequest]) -> list[tuple[int, Outcome]]:
+    return [pair async for group in engine.run(inputs) for pair in group]
 
 
 def with_engine(build: Callable[[], Engine], work: Callable[[Engine], Any]) -> Any:
@@ -60,15 +60,13 @@ def with_engine(build: Callable[[], Engine], work: Callable[[Engine], Any]) -> A
 
 
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_every_key_comes_back_exactly_once(build: Callable[[], Engine], count: int) -> None:
+def test_every_key_has_exactly_one_outcome(build: Callable[[], Engine], count: int) -> None:
     pairs = with_engine(build, lambda engine: collect(engine, requests(count)))
     assert sorted(key for key, _ in pairs) == list(range(count))
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_an_answer_is_one_json_object_on_one_line(
-    build: Callable[[], Engine], endpoint: str
-) -> None:
+def test_answer_is_json_object_on_one_line(build: Callable[[], Engine], endpoint: str) -> None:
     [(_, outcome)] = with_engine(build, lambda engine: collect(engine, requests(1, endpoint)))
     assert isinstance(outcome, Answered)
     assert outcome.succeeded
@@ -85,7 +83,7 @@ def test_concurrent_calls_do_not_mix(build: Callable[[], Engine]) -> None:
         assert sorted(key for key, _ in pairs) == list(range(start, start + 20))
 
 
-def test_an_abandoned_call_frees_its_slots(build: Callable[[], Engine]) -> None:
+def test_abandoned_call_frees_its_slots(build: Callable[[], Engine]) -> None:
     async def work(engine: Engine) -> list[tuple[int, Outcome]]:
         abandoned = cast("AsyncGenerator[object]", engine.run(requests(20)))
         await anext(abandoned)
@@ -95,7 +93,7 @@ def test_an_abandoned_call_frees_its_slots(build: Callable[[], Engine]) -> None:
     assert len(with_engine(build, work)) == 20
 
 
-def test_a_cancelled_consumer_frees_its_slots(build: Callable[[], Engine]) -> None:
+def test_cancelled_call_frees_its_slots(build: Callable[[], Engine]) -> None:
     async def work(engine: Engine) -> list[tuple[int, Outcome]]:
         task = asyncio.create_task(collect(engine, requests(20)))
         await asyncio.sleep(0)
@@ -106,20 +104,20 @@ def test_a_cancelled_consumer_frees_its_slots(build: Callable[[], Engine]) -> No
     assert len(with_engine(build, work)) == 20
 
 
-def test_closing_twice_is_fine(build: Callable[[], Engine]) -> None:
+def test_engine_closes_twice(build: Callable[[], Engine]) -> None:
     with_engine(build, lambda engine: engine.close())
 
 
-def test_models_is_a_sequence_of_names(build: Callable[[], Engine]) -> None:
+def test_models_is_empty_without_model_list(build: Callable[[], Engine]) -> None:
     assert list(with_engine(build, lambda engine: engine.models())) == []
 
 
-def test_a_probe_says_that_it_is_well_and_answers(build: Callable[[], Engine]) -> None:
+def test_probe_of_working_engine_is_well_and_answers(build: Callable[[], Engine]) -> None:
     probed = with_engine(build, lambda engine: engine.probe(Ping(ENDPOINTS[0], "m")))
     assert (probed.well, probed.answers) == (True, True)
 
 
-def test_a_limit_loses_nothing(build: Callable[[], Engine]) -> None:
+def test_changing_limit_loses_no_request(build: Callable[[], Engine]) -> None:
     async def work(engine: Engine) -> list[tuple[int, Outcome]]:
         engine.limit(0)
         call = asyncio.create_task(collect(engine, requests(20)))

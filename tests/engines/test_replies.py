@@ -29,12 +29,12 @@ NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
         ("Wed, 99 Oct 2015 07:28:30 GMT", None),
     ],
 )
-def test_retry_after(value: str, seconds: float | None) -> None:
+def test_retry_after_accepts_seconds_and_dates(value: str, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
 
 
 @given(st.text(max_size=40))
-def test_any_retry_after_is_read_or_ignored(value: str) -> None:
+def test_random_retry_after_is_parsed_or_ignored(value: str) -> None:
     seconds = parse_retry_after(value, NOW)
     assert seconds is None or seconds >= 0
 
@@ -72,13 +72,13 @@ def test_any_retry_after_is_read_or_ignored(value: str) -> None:
         (b"[]", Usage()),
     ],
 )
-def test_usage(usage: bytes, expected: Usage) -> None:
+def test_usage_is_read_from_known_fields(usage: bytes, expected: Usage) -> None:
     outcome = outcome_of(Reply(200, "OK", b'{"usage":%b}' % usage))
     assert isinstance(outcome, Answered)
     assert outcome.usage == expected
 
 
-KEPT = [
+JSON_BODIES = [
     b'{"a":1,"a":2}',
     b'{"big":123456789012345678901234567890,"small":1.10e-400,"x":1E400}',
     b'{"text":"\\u00e9 \\ud83d\\ude00 \\/ \xc3\xa9 \\n\\u0000"}',
@@ -90,7 +90,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize("status", [200, 500])
-@pytest.mark.parametrize("body", KEPT)
+@pytest.mark.parametrize("body", JSON_BODIES)
 def test_json_is_kept_byte_for_byte(body: bytes, status: int) -> None:
     outcome = outcome_of(Reply(status, "", body))
     assert isinstance(outcome, Answered)
@@ -126,7 +126,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("body", GARBAGE, ids=lambda body: repr(body[:12]))
-def test_garbage_is_unusable_with_success_and_wrapped_with_an_error(body: bytes) -> None:
+def test_garbage_is_invalid_in_success_and_wrapped_in_error(body: bytes) -> None:
     unusable = outcome_of(Reply(200, "OK", body))
     assert isinstance(unusable, Unanswered)
     assert unusable.code == "invalid_response"
@@ -155,29 +155,31 @@ _LISTS = b"[[]%b]" % (b",[]" * 1_000_000)
         pytest.param("😀é".encode() * 500_000, id="no JSON"),
     ],
 )
-def test_large_answers_become_no_objects(body: bytes, status: int) -> None:
+def test_large_reply_takes_bounded_memory(body: bytes, status: int) -> None:
     reply = Reply(status, "", body)
     tracemalloc.start()
     outcome_of(reply)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # A piece at a time is decoded, into up to four times as much.
+    # Pieces are decoded one at a time, into up to four times their size.
     assert peak < 6 << 20
 
 
 ERRORS_IN_200 = [
     pytest.param(b'{"error":{"message":"m","type":"server_error","code":null}}', 500, id="server"),
-    pytest.param(b'{"error":{"message":"m","code":429}}', 429, id="code of HTTP"),
-    pytest.param(b'{"error":{"message":"m","code":"503"}}', 503, id="code of HTTP as text"),
-    pytest.param(b'{"error":{"message":"m","status":502}}', 502, id="status of HTTP"),
+    pytest.param(b'{"error":{"message":"m","code":429}}', 429, id="HTTP code"),
+    pytest.param(b'{"error":{"message":"m","code":"503"}}', 503, id="HTTP code as text"),
+    pytest.param(b'{"error":{"message":"m","status":502}}', 502, id="HTTP status"),
     pytest.param(b'{"error":{"message":"m","type":"rate_limit_error"}}', 429, id="rate limit"),
-    pytest.param(b'{"error":{"message":"m","code":"rate_limit_exceeded"}}', 429, id="its code"),
+    pytest.param(
+        b'{"error":{"message":"m","code":"rate_limit_exceeded"}}', 429, id="rate limit code"
+    ),
     pytest.param(b'{"error":{"type":"overloaded_error"}}', 503, id="overloaded"),
     pytest.param(b'{"error":{"type":"invalid_request_error"}}', 400, id="invalid request"),
     pytest.param(b'{"error":{"type":"BadRequestError","code":400}}', 400, id="vLLM"),
-    pytest.param(b'{"error":{"code":"invalid_prompt"}}', 400, id="a prompt of Responses"),
-    pytest.param(b'{"error":{"code":"context_length_exceeded"}}', 400, id="too long a prompt"),
-    pytest.param(b'{"error":{"code":"content_filter"}}', 400, id="content"),
+    pytest.param(b'{"error":{"code":"invalid_prompt"}}', 400, id="invalid prompt"),
+    pytest.param(b'{"error":{"code":"context_length_exceeded"}}', 400, id="prompt too long"),
+    pytest.param(b'{"error":{"code":"content_filter"}}', 400, id="content filter"),
     pytest.param(b'{"error":{"code":"invalid_api_key"}}', 401, id="key"),
     pytest.param(b'{"error":{"type":"authentication_error"}}', 401, id="authentication"),
     pytest.param(b'{"error":{"type":"permission_error"}}', 403, id="permission"),
@@ -189,7 +191,7 @@ ERRORS_IN_200 = [
         id="a failed response",
     ),
     pytest.param(b'{"error":"out of memory"}', 500, id="text"),
-    pytest.param(b'{"error":{"message":"m","code":200}}', 500, id="a code that is none"),
+    pytest.param(b'{"error":{"message":"m","code":200}}', 500, id="no error code"),
     pytest.param(b'{"error":[1]}', 500, id="a list"),
     pytest.param(b"null", 500, id="null"),
     pytest.param(b"[]", 500, id="an array"),
@@ -200,15 +202,15 @@ ERRORS_IN_200 = [
 
 
 @pytest.mark.parametrize(("body", "status"), ERRORS_IN_200)
-@pytest.mark.parametrize("sent", [200, 201])
-def test_an_error_in_a_success_is_no_success(body: bytes, status: int, sent: int) -> None:
-    outcome = outcome_of(Reply(sent, "OK", body, "id", "3"))
+@pytest.mark.parametrize("http_status", [200, 201])
+def test_error_body_with_2xx_is_no_success(body: bytes, status: int, http_status: int) -> None:
+    outcome = outcome_of(Reply(http_status, "OK", body, "id", "3"))
     assert isinstance(outcome, Answered)
     assert (outcome.status_code, outcome.body) == (status, body)
     assert (outcome.succeeded, outcome.request_id, outcome.retry_after) == (False, "id", 3.0)
 
 
-def test_an_unserved_model_is_seen_in_a_success_too() -> None:
+def test_missing_model_is_detected_in_2xx() -> None:
     body = b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError"}}'
     outcome = outcome_of(Reply(200, "OK", body))
     assert isinstance(outcome, Answered)
@@ -227,14 +229,14 @@ def test_an_unserved_model_is_seen_in_a_success_too() -> None:
         b"{}",
     ],
 )
-def test_an_empty_error_is_none(body: bytes) -> None:
+def test_empty_error_field_is_success(body: bytes) -> None:
     outcome = outcome_of(Reply(200, "OK", body))
     assert isinstance(outcome, Answered)
     assert outcome.succeeded
 
 
 @given(st.binary(max_size=60), st.integers(200, 599))
-def test_any_reply_has_an_outcome(body: bytes, status: int) -> None:
+def test_random_reply_has_outcome(body: bytes, status: int) -> None:
     outcome = outcome_of(Reply(status, "", body))
     if isinstance(outcome, Answered):
         json.loads(outcome.body)
@@ -248,13 +250,13 @@ LACKS_MODEL = {
     "Ollama": (404, b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}'),
     "Azure": (404, b'{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}'),
     "a gateway": (400, b'{"error":{"message":"no","code":"model_not_found"}}'),
-    "OpenAI, of a project": (403, b'{"error":{"message":"Project `p` does not have access to model `m`","type":"invalid_request_error","param":null,"code":"model_not_found"}}'),
+    "OpenAI project": (403, b'{"error":{"message":"Project `p` does not have access to model `m`","type":"invalid_request_error","param":null,"code":"model_not_found"}}'),
 }  # fmt: skip
-NOT_THE_MODEL = {
+OTHER_ERRORS = {
     "a path": (404, b'{"detail":"Not Found"}'),
     "a file": (404, b'{"error":{"message":"No such File object: file-1","type":"invalid_request_error","param":"id","code":null}}'),
     "an adapter's file": (404, b'{"object":"error","message":"The lora adapter \'m\' cannot be found.","type":"NotFoundError","code":404}'),
-    "of another status": (500, b'{"error":{"message":"The model `m` does not exist.","code":"model_not_found"}}'),
+    "other status": (500, b'{"error":{"message":"The model `m` does not exist.","code":"model_not_found"}}'),
     "not JSON": (404, b"<h1>model does not exist</h1>"),
     "an array": (404, b"[]"),
     "numbers": (404, b'{"error":{"message":1,"code":[]}}'),
@@ -262,14 +264,14 @@ NOT_THE_MODEL = {
 
 
 @pytest.mark.parametrize(("status", "body"), LACKS_MODEL.values(), ids=LACKS_MODEL.keys())
-def test_an_engine_says_that_it_lacks_the_model(status: int, body: bytes) -> None:
+def test_missing_model_is_detected(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body))
     assert isinstance(outcome, Answered)
     assert outcome.lacks_model
 
 
-@pytest.mark.parametrize(("status", "body"), NOT_THE_MODEL.values(), ids=NOT_THE_MODEL.keys())
-def test_other_refusals_are_not_about_the_model(status: int, body: bytes) -> None:
+@pytest.mark.parametrize(("status", "body"), OTHER_ERRORS.values(), ids=OTHER_ERRORS.keys())
+def test_other_errors_are_no_missing_model(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body))
     assert isinstance(outcome, Answered)
     assert not outcome.lacks_model
@@ -279,7 +281,7 @@ OUT_OF_QUOTA = {
     "OpenAI": (429, b'{"error":{"message":"You exceeded your current quota, please check your plan and billing details.","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}'),
     "the type alone": (429, b'{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","param":null,"code":null}}'),
     "an inactive account": (429, b'{"error":{"message":"Your account is not active","type":"billing_not_active","code":"billing_not_active"}}'),
-    "a limit of spending": (400, b'{"error":{"code":"billing_hard_limit_reached","message":"Billing hard limit has been reached"}}'),
+    "spending limit": (400, b'{"error":{"code":"billing_hard_limit_reached","message":"Billing hard limit has been reached"}}'),
     "in a success": (200, b'{"error":{"code":"insufficient_quota"}}'),
 }  # fmt: skip
 REFUSED_CONTENT = {
@@ -289,17 +291,17 @@ REFUSED_CONTENT = {
     "a policy": (403, b'{"error":{"type":"content_policy_violation"}}'),
     "without the envelope": (403, b'{"code":"content_policy_violation"}'),
 }  # fmt: skip
-OTHERS = {
+OTHER_REFUSALS = {
     "a rate": (429, b'{"error":{"message":"Rate limit reached for requests","type":"requests","code":"rate_limit_exceeded"}}'),
     "a refused key": (403, b'{"error":{"code":"permission_denied","message":"no moderation for you"}}'),
     "odd fields": (403, b'{"error":{"code":[],"type":{},"innererror":7,"metadata":"flagged_input"}}'),
     "not JSON": (429, b"insufficient_quota"),
-    "of another status": (500, b'{"error":{"code":"insufficient_quota"}}'),
+    "other status": (500, b'{"error":{"code":"insufficient_quota"}}'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "body"), OUT_OF_QUOTA.values(), ids=OUT_OF_QUOTA.keys())
-def test_an_account_without_quota_is_the_operators_matter(status: int, body: bytes) -> None:
+def test_exhausted_quota_is_charged_to_engine(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body, retry_after="7"))
     assert attribute(outcome, EngineState()) is Fault.ENGINE
     assert "quota" in reason_of(outcome)
@@ -307,14 +309,14 @@ def test_an_account_without_quota_is_the_operators_matter(status: int, body: byt
 
 
 @pytest.mark.parametrize(("status", "body"), REFUSED_CONTENT.values(), ids=REFUSED_CONTENT.keys())
-def test_refused_content_is_the_requests_matter(status: int, body: bytes) -> None:
+def test_refused_content_is_charged_to_request(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body))
     assert attribute(outcome, EngineState()) is Fault.REQUEST
     assert kind_of(outcome) == "http_403"
 
 
-@pytest.mark.parametrize(("status", "body"), OTHERS.values(), ids=OTHERS.keys())
-def test_other_refusals_are_as_their_status_says(status: int, body: bytes) -> None:
+@pytest.mark.parametrize(("status", "body"), OTHER_REFUSALS.values(), ids=OTHER_REFUSALS.keys())
+def test_other_refusals_are_charged_by_status(status: int, body: bytes) -> None:
     outcome = outcome_of(Reply(status, "", body))
-    bare = attribute(Answered(status, b"{}"), EngineState())
-    assert attribute(outcome, EngineState()) is bare
+    by_status = attribute(Answered(status, b"{}"), EngineState())
+    assert attribute(outcome, EngineState()) is by_status

@@ -39,14 +39,14 @@ def many(count: int, **more: Any) -> list[EngineRequest]:
     return [replace(request({"model": "m", "user": n}, **more), key=n) for n in range(count)]
 
 
-def answered(body: Any, endpoint: str) -> tuple[dict[str, Any], Answered]:
+def answer_to(body: Any, endpoint: str) -> tuple[dict[str, Any], Answered]:
     outcome = run(SimulatedEngine(seed=5), [request(body, endpoint)])[0]
     assert isinstance(outcome, Answered)
     return json.loads(outcome.body), outcome
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.001])
-def test_outcomes_do_not_depend_on_the_order_of_calls(latency: float) -> None:
+def test_outcomes_do_not_depend_on_call_order(latency: float) -> None:
     rates: dict[str, Any] = {"failure_rate": 0.3, "interruption_rate": 0.3, "latency": latency}
     requests = many(60)
     forward = run(SimulatedEngine(seed=7, concurrency=3, **rates), requests)
@@ -66,7 +66,7 @@ def test_outcomes_do_not_depend_on_the_order_of_calls(latency: float) -> None:
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_each_part_of_a_request_matters(changed: dict[str, Any]) -> None:
+def test_outcome_depends_on_each_part_of_request(changed: dict[str, Any]) -> None:
     first = request({"model": "m"})
     engine = SimulatedEngine()
     assert run(engine, [first]) != run(engine, [replace(first, **changed)])
@@ -85,37 +85,37 @@ def test_rates_are_met_and_only_spot_is_interrupted() -> None:
     assert json.loads(failed[0].body)["error"]["type"] == "server_error"
 
 
-def test_an_interrupted_request_gets_through_in_the_end() -> None:
+def test_interrupted_request_eventually_succeeds() -> None:
     engine = SimulatedEngine(interruption_rate=0.5)
-    tries = [replace(request({"model": "m"}), key=n, interruptions=n) for n in range(40)]
-    kinds = {type(outcome) for outcome in run(engine, tries).values()}
+    attempts = [replace(request({"model": "m"}), key=n, interruptions=n) for n in range(40)]
+    kinds = {type(outcome) for outcome in run(engine, attempts).values()}
     assert kinds == {Interrupted, Answered}
 
 
-def test_tokens_and_latency_have_the_mean_that_was_asked_for() -> None:
+def test_tokens_and_latency_have_configured_mean() -> None:
     engine = SimulatedEngine(tokens=40, latency=2.0)
-    drawn = [engine._simulate(each) for each in many(4000)]
-    tokens = [o.usage.output_tokens for o, _ in drawn if isinstance(o, Answered)]
+    samples = [engine._simulate(each) for each in many(4000)]
+    tokens = [o.usage.output_tokens for o, _ in samples if isinstance(o, Answered)]
     assert fmean(tokens) == pytest.approx(40, rel=0.1)
-    assert fmean(seconds for _, seconds in drawn) == pytest.approx(2.0, rel=0.1)
-    assert min(seconds for _, seconds in drawn) >= 0.5
+    assert fmean(seconds for _, seconds in samples) == pytest.approx(2.0, rel=0.1)
+    assert min(seconds for _, seconds in samples) >= 0.5
 
 
-def test_no_more_than_the_slots_run_at_once() -> None:
-    async def most_timers() -> int:
+def test_concurrency_is_limited_to_slots() -> None:
+    async def peak_timers() -> int:
         engine = SimulatedEngine(latency=0.002, concurrency=3)
-        most = 0
+        peak = 0
 
         async def consume() -> None:
-            nonlocal most
+            nonlocal peak
             async for _ in engine.run(many(15)):
-                most = max(most, sum(len(call.timers) for call in engine._calls))
+                peak = max(peak, sum(len(call.timers) for call in engine._calls))
 
         await asyncio.gather(consume(), consume())
         assert engine._free == 3
-        return most
+        return peak
 
-    assert asyncio.run(most_timers()) == 3
+    assert asyncio.run(peak_timers()) == 3
 
 
 def test_closing_ends_running_calls() -> None:
@@ -146,38 +146,38 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "tell me of"}, {"
     ],
     ids=["chat", "completion", "response", "response-items"],
 )
-def test_texts_echo_the_request(endpoint: str, body: Any, path: str, text: str) -> None:
-    made, outcome = answered({"model": "tiny", **body}, endpoint)
-    assert made["model"] == "tiny"
-    assert made["usage"]["total_tokens"] == (
+def test_texts_echo_request(endpoint: str, body: Any, path: str, text: str) -> None:
+    payload, outcome = answer_to({"model": "tiny", **body}, endpoint)
+    assert payload["model"] == "tiny"
+    assert payload["usage"]["total_tokens"] == (
         outcome.usage.input_tokens + outcome.usage.output_tokens
     )
-    value: Any = made
+    value: Any = payload
     for step in path.split("."):
         value = value[int(step)] if step.isdigit() else value[step]
     assert value.startswith("Simulated answer to:")
     assert text in value
 
 
-def test_limits_cut_the_answer() -> None:
-    made, outcome = answered({"model": "m", "max_tokens": 1}, "/v1/chat/completions")
-    assert made["choices"][0]["finish_reason"] == "length"
+def test_max_tokens_truncates_answer() -> None:
+    payload, outcome = answer_to({"model": "m", "max_tokens": 1}, "/v1/chat/completions")
+    assert payload["choices"][0]["finish_reason"] == "length"
     assert outcome.usage.output_tokens == 1
 
 
 @pytest.mark.parametrize(
-    ("given", "count"), [("one", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2]], 2)], ids=str
+    ("value", "count"), [("one", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2]], 2)], ids=str
 )
-def test_every_input_has_its_embedding(given: Any, count: int) -> None:
-    made, outcome = answered({"model": "m", "input": given, "dimensions": 8}, "/v1/embeddings")
-    assert [len(each["embedding"]) for each in made["data"]] == [8] * count
-    assert sum(x * x for x in made["data"][0]["embedding"]) == pytest.approx(1.0)
-    assert outcome.usage == Usage(input_tokens=made["usage"]["prompt_tokens"])
+def test_every_input_has_embedding(value: Any, count: int) -> None:
+    payload, outcome = answer_to({"model": "m", "input": value, "dimensions": 8}, "/v1/embeddings")
+    assert [len(each["embedding"]) for each in payload["data"]] == [8] * count
+    assert sum(x * x for x in payload["data"][0]["embedding"]) == pytest.approx(1.0)
+    assert outcome.usage == Usage(input_tokens=payload["usage"]["prompt_tokens"])
 
 
 def test_moderations_flag_nothing() -> None:
-    made, _ = answered({"model": "m", "input": ["a", "b"]}, "/v1/moderations")
-    assert [result["flagged"] for result in made["results"]] == [False, False]
+    payload, _ = answer_to({"model": "m", "input": ["a", "b"]}, "/v1/moderations")
+    assert [result["flagged"] for result in payload["results"]] == [False, False]
 
 
 JSON = st.recursive(
@@ -265,7 +265,7 @@ BODIES = st.fixed_dictionaries(
     endpoint=st.sampled_from([*ENDPOINTS, "/v1/other"]),
 )
 @settings(max_examples=100)
-def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
+def test_random_body_gets_answer(body: bytes, endpoint: str) -> None:
     outcome = run(SimulatedEngine(), [request(body, endpoint)])[0]
     assert isinstance(outcome, Answered)
     assert outcome.status_code in {200, 400, 404}
@@ -274,9 +274,9 @@ def test_any_body_gets_an_answer(body: bytes, endpoint: str) -> None:
 
 @given(schema=SCHEMAS)
 @settings(max_examples=100)
-def test_any_schema_gets_an_instance_or_a_refusal(schema: Any) -> None:
-    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    body = {"model": "m", "response_format": given}
+def test_random_schema_gets_instance_or_400(schema: Any) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    body = {"model": "m", "response_format": response_format}
     outcome = run(SimulatedEngine(), [request(body)])[0]
     assert isinstance(outcome, Answered)
     if outcome.status_code == 200:

@@ -29,20 +29,20 @@ def ask(url: str, *bodies: bytes, **options: Any) -> list[Outcome]:
     async def main() -> list[Outcome]:
         engine = UpstreamEngine(url, **options)
         requests = [EngineRequest(n, CHAT, body, 1, spot=False) for n, body in enumerate(bodies)]
-        found = {key: outcome async for group in engine.run(requests) for key, outcome in group}
+        outcomes = {key: outcome async for group in engine.run(requests) for key, outcome in group}
         await engine.close()
-        return [found[n] for n in range(len(bodies))]
+        return [outcomes[n] for n in range(len(bodies))]
 
     return asyncio.run(main())
 
 
 def script(upstream: ScriptedUpstream, data: bytes, then: str = "keep") -> None:
     upstream.reply("m", b"")
-    made: Script = upstream.scripts["m"]
-    made.data, made.then = data, then
+    scripted: Script = upstream.scripts["m"]
+    scripted.data, scripted.then = data, then
 
 
-def test_a_request_is_sent_as_it_is(upstream: ScriptedUpstream) -> None:
+def test_request_is_sent_unchanged(upstream: ScriptedUpstream) -> None:
     body = b'{"model":"m" ,"n":1.10, "n":2, "text":"\xc3\xa9\\u00e9"}'
     head = "X-Request-Id: req_1\r\n"
     upstream.reply("m", b'{"usage":{"input_tokens":1,"output_tokens":2}}', head=head)
@@ -74,7 +74,7 @@ def test_a_request_is_sent_as_it_is(upstream: ScriptedUpstream) -> None:
         ),
     ],
 )
-def test_a_request_carries_its_trace(
+def test_request_carries_trace_context(
     upstream: ScriptedUpstream, trace: TraceContext | None, fields: list[str]
 ) -> None:
     async def main() -> None:
@@ -90,7 +90,7 @@ def test_a_request_carries_its_trace(
     assert [line for line in sent.decode().split("\r\n") if line.startswith("trace")] == fields
 
 
-def test_no_key_means_no_authorization(upstream: ScriptedUpstream) -> None:
+def test_no_authorization_header_without_key(upstream: ScriptedUpstream) -> None:
     ask(upstream.url, b'{"model":"m"}')
     assert b"authorization" not in upstream.requests[0][0].lower()
 
@@ -99,7 +99,7 @@ def test_no_key_means_no_authorization(upstream: ScriptedUpstream) -> None:
     ("value", "low", "high"),
     [("12", 12, 12), ("Fri, 31 Dec 2999 23:59:59 GMT", 1e9, 1e11), ("never", None, None)],
 )
-def test_a_rate_limit_says_when_to_retry(
+def test_retry_after_of_429_is_read(
     upstream: ScriptedUpstream, value: str, low: float | None, high: float
 ) -> None:
     body = b'{"error":{"message":"slow down"}}'
@@ -115,7 +115,7 @@ def test_a_rate_limit_says_when_to_retry(
 
 
 @pytest.mark.parametrize("status", [302, 404, 500, 503])
-def test_other_statuses_are_answers_with_json(upstream: ScriptedUpstream, status: int) -> None:
+def test_non_json_error_body_is_wrapped_in_json(upstream: ScriptedUpstream, status: int) -> None:
     upstream.reply("m", b"<h1>no</h1>", status=f"{status} Oops", head="Location: /elsewhere\r\n")
     [outcome] = ask(upstream.url, b'{"model":"m"}')
     assert isinstance(outcome, Answered)
@@ -126,7 +126,7 @@ def test_other_statuses_are_answers_with_json(upstream: ScriptedUpstream, status
 
 OK = b"HTTP/1.1 200 OK\r\n"
 FAULTS = {
-    "closed without a word": (b"", "close", "connection_error"),
+    "closed before the head": (b"", "close", "connection_error"),
     "closed in the head": (OK + b"Content-Le", "close", "connection_lost"),
     "closed in the body": (OK + b'Content-Length: 50\r\n\r\n{"a":1}', "close", "connection_lost"),
     "closed in a chunk": (
@@ -154,7 +154,7 @@ FAULTS = {
     ),
     "hangs": (b"", "hang", "timeout"),
     "hangs in the body": (OK + b'Content-Length: 50\r\n\r\n{"a"', "hang", "timeout"),
-    "endless": (
+    "over the size limit": (
         OK + b"Content-Length: 9000000\r\n\r\n" + b"[" * 70_000,
         "hang",
         "response_too_large",
@@ -163,7 +163,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("data", "then", "code"), FAULTS.values(), ids=FAULTS.keys())
-def test_faults_are_outcomes_and_do_not_spread(
+def test_faulty_reply_does_not_affect_other_requests(
     upstream: ScriptedUpstream, data: bytes, then: str, code: str
 ) -> None:
     script(upstream, data, then)
@@ -183,7 +183,7 @@ def test_faults_are_outcomes_and_do_not_spread(
 
 REPLIES = {
     "chunked": OK + b'Transfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n',
-    "until the end": OK + b'Connection: close\r\n\r\n{"a":1}',
+    "until close": OK + b'Connection: close\r\n\r\n{"a":1}',
     "after 100 and 103": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
     + OK
     + b'Content-Length: 7\r\n\r\n{"a":1}',
@@ -192,7 +192,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("data", REPLIES.values(), ids=REPLIES.keys())
-def test_every_way_to_frame_a_reply(upstream: ScriptedUpstream, data: bytes) -> None:
+def test_every_message_framing_is_read(upstream: ScriptedUpstream, data: bytes) -> None:
     script(upstream, data, "keep" if b"ength" in data or b"chunked" in data else "close")
     outcomes = ask(upstream.url, *[b'{"model":"m"}'] * 3, concurrency=1)
     assert outcomes == [Answered(200, b'{"a":1}')] * 3
@@ -203,7 +203,7 @@ _RAW = zlib.compressobj(wbits=-15)
 ENCODED = {
     "gzip": ("gzip", gzip.compress(TEXT)),
     "gzip, upper case": ("GZIP", gzip.compress(TEXT)),
-    "its old name": ("x-gzip", gzip.compress(TEXT)),
+    "x-gzip": ("x-gzip", gzip.compress(TEXT)),
     "two gzip members": ("gzip", gzip.compress(TEXT[:3]) + gzip.compress(TEXT[3:])),
     "deflate": ("deflate", zlib.compress(TEXT)),
     "deflate without its wrapper": ("deflate", _RAW.compress(TEXT) + _RAW.flush()),
@@ -214,7 +214,7 @@ ENCODED = {
 
 @pytest.mark.parametrize(("coding", "body"), ENCODED.values(), ids=ENCODED.keys())
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
-def test_encoded_answers_are_decoded(
+def test_encoded_replies_are_decoded(
     upstream: ScriptedUpstream, coding: str, body: bytes, status: str
 ) -> None:
     upstream.reply("m", body, status=status, head=f"Content-Encoding: {coding}\r\n")
@@ -222,9 +222,9 @@ def test_encoded_answers_are_decoded(
     assert outcomes == [Answered(int(status[:3]), b'{"a":1}')] * 3
 
 
-def test_an_encoded_answer_in_pieces(upstream: ScriptedUpstream) -> None:
-    packed = gzip.compress(TEXT)
-    chunks = b"".join(b"1\r\n%b\r\n" % packed[at : at + 1] for at in range(len(packed)))
+def test_encoded_reply_is_decoded_from_small_chunks(upstream: ScriptedUpstream) -> None:
+    encoded = gzip.compress(TEXT)
+    chunks = b"".join(b"1\r\n%b\r\n" % encoded[at : at + 1] for at in range(len(encoded)))
     head = b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
     script(upstream, OK + head + chunks + b"0\r\n\r\n")
     assert ask(upstream.url, b'{"model":"m"}') == [Answered(200, b'{"a":1}')]
@@ -235,39 +235,39 @@ UNDECODABLE = {
     "a bomb": ("gzip", BOMB, "response_too_large"),
     "cut short": ("gzip", gzip.compress(TEXT)[:-9], "invalid_response"),
     "damaged": ("gzip", gzip.compress(TEXT)[:-8] + b"\0" * 8, "invalid_response"),
-    "not encoded at all": ("gzip", TEXT, "invalid_response"),
-    "nothing": ("gzip", b"", "invalid_response"),
+    "not encoded": ("gzip", TEXT, "invalid_response"),
+    "empty": ("gzip", b"", "invalid_response"),
     "an unknown coding": ("br", TEXT, "invalid_response"),
     "two codings": ("gzip, gzip", gzip.compress(gzip.compress(TEXT)), "invalid_response"),
 }
 
 
 @pytest.mark.parametrize(("coding", "body", "code"), UNDECODABLE.values(), ids=UNDECODABLE.keys())
-def test_an_answer_that_cannot_be_decoded(
+def test_undecodable_reply_is_no_answer(
     upstream: ScriptedUpstream, coding: str, body: bytes, code: str
 ) -> None:
     upstream.reply("m", body, head=f"Content-Encoding: {coding}\r\n")
-    asked = [b'{"model":"fine"}', b'{"model":"m"}', b'{"model":"fine"}']
-    first, outcome, last = ask(upstream.url, *asked, concurrency=1, max_response_bytes=65_536)
+    bodies = [b'{"model":"fine"}', b'{"model":"m"}', b'{"model":"fine"}']
+    first, outcome, last = ask(upstream.url, *bodies, concurrency=1, max_response_bytes=65_536)
     assert isinstance(outcome, Unanswered), outcome
     assert (outcome.code, bool(outcome.message)) == (code, True)
     assert isinstance(first, Answered)
     assert isinstance(last, Answered)
 
 
-def test_no_encoding_is_asked_for(upstream: ScriptedUpstream) -> None:
+def test_request_accepts_only_identity_encoding(upstream: ScriptedUpstream) -> None:
     ask(upstream.url, b'{"model":"m"}')
     assert b"\r\nAccept-Encoding: identity\r\n" in upstream.requests[0][0]
 
 
 @pytest.mark.parametrize("status", ["307 Temporary Redirect", "308 Permanent Redirect"])
-@pytest.mark.parametrize("place", ["{url}{path}/", "{path}/", "//127.0.0.1:{port}{path}/"])
-def test_a_redirect_to_the_path_with_a_slash_is_followed(
-    upstream: ScriptedUpstream, status: str, place: str
+@pytest.mark.parametrize("target", ["{url}{path}/", "{path}/", "//127.0.0.1:{port}{path}/"])
+def test_redirect_to_trailing_slash_is_followed(
+    upstream: ScriptedUpstream, status: str, target: str
 ) -> None:
     port = upstream.url.rpartition(":")[2]
-    location = place.format(url=upstream.url, path=CHAT, port=port)
-    upstream.moved[CHAT.encode()] = f"{status}\r\nLocation: {location}"
+    location = target.format(url=upstream.url, path=CHAT, port=port)
+    upstream.redirects[CHAT.encode()] = f"{status}\r\nLocation: {location}"
     body = b'{"model":"m"}'
     [outcome] = ask(upstream.url, body)
     assert isinstance(outcome, Answered)
@@ -297,22 +297,22 @@ def test_a_redirect_to_the_path_with_a_slash_is_followed(
 )
 def test_no_other_redirect_is_followed(upstream: ScriptedUpstream, head: str) -> None:
     port = upstream.url.rpartition(":")[2]
-    upstream.moved[CHAT.encode()] = head.format(url=upstream.url, path=CHAT, port=port)
+    upstream.redirects[CHAT.encode()] = head.format(url=upstream.url, path=CHAT, port=port)
     [outcome] = ask(upstream.url, b'{"model":"m"}')
     assert isinstance(outcome, Answered)
     assert outcome.status_code == int(head[:3])
     assert len(upstream.requests) == 1
 
 
-def test_a_redirect_is_followed_once(upstream: ScriptedUpstream) -> None:
+def test_redirect_is_followed_once(upstream: ScriptedUpstream) -> None:
     for path, other in ((CHAT, CHAT + "/"), (CHAT + "/", CHAT)):
-        upstream.moved[path.encode()] = f"307 T\r\nLocation: {other}"
+        upstream.redirects[path.encode()] = f"307 T\r\nLocation: {other}"
     [outcome] = ask(upstream.url, b'{"model":"m"}')
     assert isinstance(outcome, Answered)
     assert (outcome.status_code, len(upstream.requests)) == (307, 2)
 
 
-def test_an_unasked_reply_is_never_taken_for_the_next(upstream: ScriptedUpstream) -> None:
+def test_surplus_reply_is_discarded(upstream: ScriptedUpstream) -> None:
     one = OK + b'Content-Length: 7\r\n\r\n{"a":1}'
     script(upstream, one + one.replace(b"1}", b"2}"))
     outcomes = ask(upstream.url, b'{"model":"m"}', b'{"model":"fine"}', concurrency=1)
@@ -321,7 +321,7 @@ def test_an_unasked_reply_is_never_taken_for_the_next(upstream: ScriptedUpstream
     assert b'"a":2' not in outcomes[1].body
 
 
-def test_a_large_request_and_answer_arrive_whole(upstream: ScriptedUpstream) -> None:
+def test_large_request_and_reply_arrive_whole(upstream: ScriptedUpstream) -> None:
     body = b'{"model":"m","text":"%b"}' % (b"x" * 3_000_000)
     upstream.reply("m", body)
     assert ask(upstream.url, body) == [Answered(200, body)]
@@ -329,28 +329,28 @@ def test_a_large_request_and_answer_arrive_whole(upstream: ScriptedUpstream) -> 
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-def test_large_answers_arrive_within_the_budget(upstream: ScriptedUpstream, coding: str) -> None:
+def test_large_replies_stay_within_byte_budget(upstream: ScriptedUpstream, coding: str) -> None:
     body = b'{"model":"m","text":"%b"}' % (b"x" * 2_000_000)
-    sent = body if coding == "identity" else gzip.compress(body)
-    upstream.reply("m", sent, head=f"Content-Encoding: {coding}\r\n")
+    encoded = body if coding == "identity" else gzip.compress(body)
+    upstream.reply("m", encoded, head=f"Content-Encoding: {coding}\r\n")
     budget = ByteBudget(5_000_000)
     peaks: list[int] = []
     take = budget.take
 
-    def watched(size: int) -> None:
+    def recording_take(size: int) -> None:
         take(size)
         peaks.append(budget.used)
 
-    budget.take = watched  # type: ignore[method-assign]
+    budget.take = recording_take  # type: ignore[method-assign]
     requests = [b'{"model":"m"}'] * 12
     outcomes = ask(upstream.url, *requests, concurrency=12, budget=budget)
     assert outcomes == [Answered(200, body)] * 12
-    # Whole answers by twos, and for each of the others no more than what had come when it was held.
+    # Two whole replies at a time, and of each other one the bytes received before its pause.
     assert 4_000_000 < max(peaks) < 5_000_000 + 12 * 2 * 262_144
     assert budget.used == 0
 
 
-def test_what_is_held_is_not_timed_out(upstream: ScriptedUpstream) -> None:
+def test_paused_reply_does_not_time_out(upstream: ScriptedUpstream) -> None:
     body = b'{"model":"m","text":"%b"}' % (b"x" * 8_000_000)
     upstream.reply("m", body)
     budget = ByteBudget(1_000_000)
@@ -360,23 +360,23 @@ def test_what_is_held_is_not_timed_out(upstream: ScriptedUpstream) -> None:
         engine = UpstreamEngine(upstream.url, timeout=1.0, budget=budget)
         requests = [EngineRequest(n, CHAT, b'{"model":"m"}', 1, spot=False) for n in range(2)]
         loop = asyncio.get_running_loop()
-        found = []
+        outcomes = []
         async for group in engine.run(requests):
-            found += [outcome for _, outcome in group]
-            if len(found) == 1:
-                # The other one waits for longer than its timeout: this result is not written yet.
+            outcomes += [outcome for _, outcome in group]
+            if len(outcomes) == 1:
+                # The other reply waits longer than its timeout, as this result is not written yet.
                 written = asyncio.Event()
                 budget.take(10_000_000)
                 loop.call_later(1.2, written.set)
                 await written.wait()
                 budget.give(10_000_000)
         await engine.close()
-        return found
+        return outcomes
 
     assert asyncio.run(main()) == [Answered(200, body)] * 2
 
 
-def test_an_announced_answer_that_is_too_large_ends_at_once(upstream: ScriptedUpstream) -> None:
+def test_oversized_content_length_fails_at_once(upstream: ScriptedUpstream) -> None:
     script(upstream, OK + b"Content-Length: 70000\r\n\r\n[", "hang")
     [outcome] = ask(upstream.url, b'{"model":"m"}', timeout=60, max_response_bytes=65_536)
     assert isinstance(outcome, Unanswered)
@@ -385,7 +385,7 @@ def test_an_announced_answer_that_is_too_large_ends_at_once(upstream: ScriptedUp
     assert not RetryPolicy().is_transient(outcome)
 
 
-def test_connections_are_kept_and_bounded(upstream: ScriptedUpstream) -> None:
+def test_connections_are_reused_and_limited(upstream: ScriptedUpstream) -> None:
     async def main() -> int:
         engine = UpstreamEngine(upstream.url, concurrency=4)
         body = b'{"model":"m"}'
@@ -398,37 +398,37 @@ def test_connections_are_kept_and_bounded(upstream: ScriptedUpstream) -> None:
         await engine.close()
         return sum(counts)
 
-    upstream.awaited = 4
+    upstream.min_in_flight = 4
     assert asyncio.run(main()) == 60
-    assert upstream.most_in_flight == 4
+    assert upstream.max_in_flight == 4
     assert upstream.connections == 4
 
 
-def test_nobody_listens() -> None:
+def test_refused_connection_is_connection_error() -> None:
     [outcome] = ask(f"http://127.0.0.1:{free_port()}", b'{"model":"m"}')
     assert isinstance(outcome, Unanswered)
     assert outcome.code == "connection_error"
 
 
-def test_a_name_that_does_not_resolve() -> None:
+def test_unresolvable_host_is_dns_error() -> None:
     [outcome] = ask("http://engine.invalid", b'{"model":"m"}')
     assert isinstance(outcome, Unanswered)
     assert outcome.code == "dns_error"
 
 
-def test_a_server_without_tls(upstream: ScriptedUpstream) -> None:
+def test_server_without_tls_is_tls_error(upstream: ScriptedUpstream) -> None:
     [outcome] = ask(upstream.url.replace("http:", "https:"), b'{"model":"m"}')
     assert isinstance(outcome, Unanswered)
     assert outcome.code == "tls_error"
 
 
-def test_a_path_that_cannot_be_sent(upstream: ScriptedUpstream) -> None:
+def test_unsendable_path_is_reported(upstream: ScriptedUpstream) -> None:
     async def main() -> Outcome:
         engine = UpstreamEngine(upstream.url)
         request = EngineRequest(0, "/v1/🌊", b"{}", 1, spot=False)
-        found = [pair async for group in engine.run([request]) for pair in group]
+        pairs = [pair async for group in engine.run([request]) for pair in group]
         await engine.close()
-        return found[0][1]
+        return pairs[0][1]
 
     outcome = asyncio.run(main())
     assert isinstance(outcome, Unanswered)
@@ -460,7 +460,9 @@ def test_closing_ends_running_calls(upstream: ScriptedUpstream) -> None:
         ("404 Not Found", b'{"data":[{"id":"a"}]}', []),
     ],
 )
-def test_models(upstream: ScriptedUpstream, status: str, body: bytes, names: list[str]) -> None:
+def test_models_are_read_leniently(
+    upstream: ScriptedUpstream, status: str, body: bytes, names: list[str]
+) -> None:
     async def main() -> list[str]:
         engine = UpstreamEngine(upstream.url)
         try:
@@ -473,12 +475,12 @@ def test_models(upstream: ScriptedUpstream, status: str, body: bytes, names: lis
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://"])
-def test_a_bad_url_is_refused(url: str) -> None:
+def test_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(ValueError, match="must start with http"):
         UpstreamEngine(url)
 
 
-def test_a_key_cannot_carry_headers() -> None:
+def test_key_with_line_break_is_rejected() -> None:
     with pytest.raises(ValueError, match="printable"):
         UpstreamEngine("http://host", api_key="a\r\nX: y")
 
@@ -510,19 +512,19 @@ WELL, ANSWERS = Probed(well=True), Probed(well=True, answers=True)
         ("401 Unauthorized", b"{}", False),
     ],
 )
-def test_health_and_models_say_how_it_is(
+def test_probe_reads_health_and_models(
     upstream: ScriptedUpstream, status: str, body: bytes, *, well: bool
 ) -> None:
     upstream.reply("models", body, status=status)
-    found = probe(upstream.url)
-    assert found.well is well
-    assert bool(found.reason) is not well
+    probed = probe(upstream.url)
+    assert probed.well is well
+    assert bool(probed.reason) is not well
     paths = [head.split(b" ")[1] for head, _ in upstream.requests]
-    asked = 1 if status[:3] in {"500", "503"} else 2
-    assert paths == [b"/health", b"/v1/models"][:asked]
+    count = 1 if status[:3] in {"500", "503"} else 2
+    assert paths == [b"/health", b"/v1/models"][:count]
 
 
-def test_a_minimal_request_shows_that_it_answers(upstream: ScriptedUpstream) -> None:
+def test_probe_with_ping_sends_minimal_request(upstream: ScriptedUpstream) -> None:
     assert probe(upstream.url, Ping(CHAT, "m")) == ANSWERS
     sent = json.loads(upstream.requests[-1][1])
     assert sent == {
@@ -533,26 +535,26 @@ def test_a_minimal_request_shows_that_it_answers(upstream: ScriptedUpstream) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "found"),
+    ("status", "body", "expected"),
     [
         ("400 Bad", b'{"error":{"message":"no max_tokens"}}', WELL),
         ("429 Busy", b"{}", WELL),
         ("404 No", b'{"error":{"code":"model_not_found"}}', Probed(well=True, lacks_model=True)),
     ],
 )
-def test_a_refused_minimal_request_says_nothing(
-    upstream: ScriptedUpstream, status: str, body: bytes, found: Probed
+def test_refused_ping_leaves_engine_well(
+    upstream: ScriptedUpstream, status: str, body: bytes, expected: Probed
 ) -> None:
     upstream.reply("m", body, status=status)
-    assert probe(upstream.url, Ping(CHAT, "m")) == found
+    assert probe(upstream.url, Ping(CHAT, "m")) == expected
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "503 Loading", "401 Unauthorized"])
-def test_an_engine_that_computes_nothing_is_ill(upstream: ScriptedUpstream, status: str) -> None:
+def test_failed_ping_makes_engine_unwell(upstream: ScriptedUpstream, status: str) -> None:
     upstream.reply("m", b"{}", status=status)
-    found = probe(upstream.url, Ping(CHAT, "m"))
-    assert not found.well
-    assert CHAT in found.reason
+    probed = probe(upstream.url, Ping(CHAT, "m"))
+    assert not probed.well
+    assert CHAT in probed.reason
 
 
 @pytest.mark.parametrize(
@@ -562,7 +564,7 @@ def test_an_engine_that_computes_nothing_is_ill(upstream: ScriptedUpstream, stat
         ("401 No", b'{"error":{"message":"Missing scopes: api.model.read. Check that you"}}'),
     ],
 )
-def test_a_key_that_may_not_list_models_says_nothing(
+def test_key_without_model_scope_leaves_engine_well(
     upstream: ScriptedUpstream, status: str, body: bytes
 ) -> None:
     upstream.reply("models", body, status=status)
@@ -570,13 +572,13 @@ def test_a_key_that_may_not_list_models_says_nothing(
     assert probe(upstream.url, Ping(CHAT, "m")) == ANSWERS
 
 
-def test_nobody_to_probe() -> None:
-    found = probe("http://127.0.0.1:9")
-    assert not found.well
-    assert "could not be reached" in found.reason
+def test_unreachable_engine_is_unwell() -> None:
+    probed = probe("http://127.0.0.1:9")
+    assert not probed.well
+    assert "could not be reached" in probed.reason
 
 
-def test_a_limit_holds_and_is_lifted(upstream: ScriptedUpstream) -> None:
+def test_limit_is_enforced_and_raised(upstream: ScriptedUpstream) -> None:
     async def main() -> None:
         engine = UpstreamEngine(upstream.url, concurrency=8)
         engine.limit(0)
@@ -586,16 +588,16 @@ def test_a_limit_holds_and_is_lifted(upstream: ScriptedUpstream) -> None:
             return sum([len(group) async for group in engine.run(requests)])
 
         waiting = asyncio.create_task(call())
-        assert (await engine.probe()).well  # its requests need no slot
+        assert (await engine.probe()).well  # probes need no slot
         assert not [head for head, _ in upstream.requests if head.startswith(b"POST")]
-        upstream.awaited = 2
+        upstream.min_in_flight = 2
         engine.limit(2)
         assert await waiting == 20
-        assert upstream.most_in_flight == 2
+        assert upstream.max_in_flight == 2
         engine.limit(99)
-        upstream.awaited = 8
+        upstream.min_in_flight = 8
         assert await call() == 20
-        assert upstream.most_in_flight == 8
+        assert upstream.max_in_flight == 8
         await engine.close()
 
     asyncio.run(main())

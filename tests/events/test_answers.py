@@ -1,4 +1,4 @@
-"""What functions answer to events, as Knative's broker reads it."""
+"""Responses of event functions to Knative's broker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 create_app: Any = functions_framework.create_app
 FUNCTIONS = Path(__file__).parents[2] / "functions"
-TAKING_EVENTS = ("split", "finalize", "schedule", "infer_spot", "infer_dedicated")
+EVENT_FUNCTIONS = ("split", "finalize", "schedule", "infer_spot", "infer_dedicated")
 BINARY = {"ce-specversion": "1.0", "ce-type": "t", "ce-source": "/s", "ce-id": "1"}
 STRUCTURED = {"content-type": "application/cloudevents+json"}
 WHOLE = {"specversion": "1.0", "type": "t", "source": "/s", "id": "1", "data": {}}
 
 
-class Part:
-    """Every service of an event function; does nothing, or fails."""
+class StubService:
+    """A service of an event function that does nothing, or fails."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
@@ -43,10 +43,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function's test client."""
 
     def client(name: str, error: Exception | None = None) -> Any:
-        part = Part(error)
+        service = StubService(error)
         monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
-        monkeypatch.setattr(App, "scheduler", part)
-        monkeypatch.setattr(App, "snapshots", part)
+        monkeypatch.setattr(App, "scheduler", service)
+        monkeypatch.setattr(App, "snapshots", service)
         monkeypatch.setattr("lowtide.scheduler.tick.ticked", lambda _: None)
         monkeypatch.setattr("lowtide.status.metrics.measured", lambda _: None)
         monkeypatch.delitem(sys.modules, "main", raising=False)
@@ -55,24 +55,24 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return client
 
 
-@pytest.mark.parametrize("name", TAKING_EVENTS)
-def test_what_is_taken_is_answered_without_a_body(make: Callable[..., Any], name: str) -> None:
+@pytest.mark.parametrize("name", EVENT_FUNCTIONS)
+def test_handled_event_gets_204_without_body(make: Callable[..., Any], name: str) -> None:
     client = make(name)
     for request in (
         {"json": {}, "headers": BINARY},
         {"data": json.dumps(WHOLE), "headers": STRUCTURED},
     ):
-        answer = client.post("/", **request)
-        assert (answer.status_code, answer.data) == (204, b"")
-        assert "Content-Type" not in answer.headers
+        response = client.post("/", **request)
+        assert (response.status_code, response.data) == (204, b"")
+        assert "Content-Type" not in response.headers
 
 
 @pytest.mark.parametrize(
     ("headers", "body"),
     [
         pytest.param({}, b"{}", id="no event"),
-        pytest.param({}, b"[1]", id="no object"),
-        pytest.param(STRUCTURED, b"{", id="no JSON"),
+        pytest.param({}, b"[1]", id="not an object"),
+        pytest.param(STRUCTURED, b"{", id="not JSON"),
         pytest.param(
             STRUCTURED,
             json.dumps(WHOLE | {"extra": {"a": 1}}).encode(),
@@ -85,23 +85,23 @@ def test_what_is_taken_is_answered_without_a_body(make: Callable[..., Any], name
         ),
     ],
 )
-@pytest.mark.parametrize("name", TAKING_EVENTS)
-def test_what_no_later_try_would_cure_is_refused(
+@pytest.mark.parametrize("name", EVENT_FUNCTIONS)
+def test_malformed_event_gets_400(
     make: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,
     name: str,
     headers: dict[str, str],
     body: bytes,
 ) -> None:
-    answer = make(name).post("/", data=body, headers=headers)
-    assert (answer.status_code, answer.data) == (400, b"")
+    response = make(name).post("/", data=body, headers=headers)
+    assert (response.status_code, response.data) == (400, b"")
     assert "event.refused" in [record.getMessage() for record in caplog.records]
 
 
-def test_what_fails_is_sent_again_and_told_nothing(make: Callable[..., Any]) -> None:
-    answer = make("schedule", Unavailable("secret")).post("/", json={}, headers=BINARY)
-    assert (answer.status_code, answer.data) == (503, b"")
+def test_failure_gets_503_without_details(make: Callable[..., Any]) -> None:
+    response = make("schedule", Unavailable("secret")).post("/", json={}, headers=BINARY)
+    assert (response.status_code, response.data) == (503, b"")
 
 
-def test_only_events_are_answered_so(make: Callable[..., Any]) -> None:
+def test_get_is_not_allowed(make: Callable[..., Any]) -> None:
     assert make("split").get("/").status_code == 405

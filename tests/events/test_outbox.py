@@ -1,4 +1,4 @@
-"""Events wait in the outbox until the sink took them."""
+"""The outbox: events stay until the sink accepts them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _add(world: World, count: int) -> list[BatchId]:
     return batches
 
 
-def _let_be_due(world: World) -> None:
+def _make_due(world: World) -> None:
     world.run("UPDATE outbox SET next_at = now()")
 
 
-def test_events_come_back_as_they_were(world: World) -> None:
+def test_due_events_are_returned_unchanged(world: World) -> None:
     batches = _add(world, 3)
-    _let_be_due(world)
+    _make_due(world)
     due = sorted(world.outbox.due(10), key=lambda event: event.id)
     assert [(event.subject, event.type, event.tenant, event.data) for event in due] == [
         (name, EventType.BATCH_DRAINED, DEFAULT_TENANT, {"batch_id": name})
@@ -38,27 +38,27 @@ def test_events_come_back_as_they_were(world: World) -> None:
     ]
 
 
-def test_whoever_recorded_an_event_may_send_it_first(world: World) -> None:
+def test_new_event_is_not_due_before_its_senders_attempt(world: World) -> None:
     _add(world, 1)
     assert world.outbox.due(10) == []
     world.run("UPDATE outbox SET next_at = next_at - interval '5 s'")
     assert len(world.outbox.due(10)) == 1
 
 
-def test_each_attempt_is_put_off_further_up_to_a_bound(world: World) -> None:
+def test_retry_delay_doubles_up_to_maximum(world: World) -> None:
     _add(world, 1)
-    waits = []
+    delays = []
     for _ in range(7):
-        _let_be_due(world)
+        _make_due(world)
         assert len(world.outbox.due(10)) == 1
-        assert world.outbox.due(10) == [], "no two send it at once"
-        waits.append(round(world.value("SELECT extract(epoch FROM next_at - now()) FROM outbox")))
-    assert waits == [10, 20, 40, 80, 160, 300, 300]
+        assert world.outbox.due(10) == [], "a second scheduler must not send it"
+        delays.append(round(world.value("SELECT extract(epoch FROM next_at - now()) FROM outbox")))
+    assert delays == [10, 20, 40, 80, 160, 300, 300]
 
 
-def test_events_are_taken_by_one_scheduler_each_the_first_due_first(world: World) -> None:
+def test_due_events_are_returned_once_in_order_of_time(world: World) -> None:
     first, second = _add(world, 2)
-    _let_be_due(world)
+    _make_due(world)
     world.run(
         "UPDATE outbox SET next_at = now() - interval '1 s' WHERE subject = :subject",
         subject=f"batch_{second.hex}",
@@ -67,11 +67,9 @@ def test_events_are_taken_by_one_scheduler_each_the_first_due_first(world: World
     assert [event.subject for event in world.outbox.due(9)] == [f"batch_{first.hex}"]
 
 
-def test_what_nobody_takes_for_a_day_is_given_up(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_event_is_given_up_after_a_day(world: World, caplog: pytest.LogCaptureFixture) -> None:
     old, _ = _add(world, 2)
-    _let_be_due(world)
+    _make_due(world)
     world.run(
         "UPDATE outbox SET created_at = now() - interval '25 h' WHERE subject = :subject",
         subject=f"batch_{old.hex}",
@@ -81,9 +79,9 @@ def test_what_nobody_takes_for_a_day_is_given_up(
     assert [record.getMessage() for record in caplog.records] == ["event.given_up"]
 
 
-def test_a_type_of_another_release_holds_up_nothing(world: World) -> None:
+def test_unknown_event_type_does_not_block_others(world: World) -> None:
     _add(world, 2)
-    _let_be_due(world)
+    _make_due(world)
     world.run(
         "UPDATE outbox SET type = 'dev.lowtide.new' WHERE id = (SELECT id FROM outbox LIMIT 1)"
     )
@@ -92,9 +90,9 @@ def test_a_type_of_another_release_holds_up_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("role", ["worker", "api"])
-def test_an_accepted_event_is_forgotten(world: World, role: str) -> None:
+def test_forgotten_event_is_deleted(world: World, role: str) -> None:
     _add(world, 2)
-    _let_be_due(world)
+    _make_due(world)
     first, second = world.outbox.due(10)
     outbox = Outbox(world.database.engine(role))
     outbox.forget(first)
@@ -102,7 +100,7 @@ def test_an_accepted_event_is_forgotten(world: World, role: str) -> None:
     assert world.value("SELECT id FROM outbox") == second.id
 
 
-def test_an_event_lives_and_dies_with_its_transaction(world: World) -> None:
+def test_rollback_discards_event(world: World) -> None:
     event = batch_event(new_id(), EventType.BATCH_CREATED, DEFAULT_TENANT, BatchId(new_id()))
     with world.worker.connect() as connection:
         connection.execute(text("SELECT 1"))

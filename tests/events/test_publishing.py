@@ -1,4 +1,4 @@
-"""Events are sent after their transaction, beside the work that caused them."""
+"""Events are sent in the background, after their transaction."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ EVENTS = _events(4)
 
 
 class _Outbox(Outbox):
-    """Port Outbox, in memory."""
+    """An outbox in memory."""
 
-    def __init__(self, *, away: bool = False) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
         self.events = list(EVENTS)
-        self.away = away
-        self.asked: list[int] = []
+        self.fails = fails
+        self.calls: list[int] = []
 
     def due(self, limit: int) -> list[Event]:
-        self.asked.append(limit)
+        self.calls.append(limit)
         return self.events[:limit]
 
     def forget(self, event: Event) -> None:
-        if self.away:
+        if self.fails:
             raise Unavailable("away")
         self.events.remove(event)
 
 
 class _HangingSink:
-    """Port EventSink: answers once it is released."""
+    """A sink that blocks until it is released."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
-        self.asked = 0
+        self.calls = 0
 
     def publish(self, event: Event) -> bool:  # noqa: ARG002
-        self.asked += 1
+        self.calls += 1
         return self.released.wait(30)
 
 
-def test_what_the_sink_takes_is_forgotten_and_the_rest_kept() -> None:
+def test_accepted_events_are_forgotten_and_others_kept() -> None:
     outbox = _Outbox()
     sink = Sink(accepts=lambda event: event != EVENTS[1])
     publisher = Publisher(sink, outbox)
@@ -71,8 +71,8 @@ def test_what_the_sink_takes_is_forgotten_and_the_rest_kept() -> None:
     assert outbox.events == [EVENTS[1]]
 
 
-def test_a_database_that_is_away_does_not_undo_what_is_done() -> None:
-    outbox = _Outbox(away=True)
+def test_database_outage_does_not_stop_sending() -> None:
+    outbox = _Outbox(fails=True)
     sink = Sink()
     publisher = Publisher(sink, outbox)
     publisher.publish(EVENTS)
@@ -88,21 +88,21 @@ def _fail(_: Event) -> bool:
     raise RuntimeError
 
 
-@pytest.mark.parametrize("otherwise", [_refuse, _fail], ids=["refused", "a bug"])
-def test_one_event_never_holds_up_another(otherwise: Callable[[Event], bool]) -> None:
+@pytest.mark.parametrize("failure", [_refuse, _fail], ids=["refused", "exception"])
+def test_failing_event_does_not_block_others(failure: Callable[[Event], bool]) -> None:
     outbox = _Outbox()
-    sink = Sink(accepts=lambda event: event != EVENTS[0] or otherwise(event))
+    sink = Sink(accepts=lambda event: event != EVENTS[0] or failure(event))
     publisher = Publisher(sink, outbox)
     publisher.resend()
     assert publisher.drain(10)
-    assert outbox.asked == [BACKLOG]
+    assert outbox.calls == [BACKLOG]
     assert outbox.events == [EVENTS[0]]
     publisher.resend()
     assert publisher.drain(10)
     assert sink.sent.count(EVENTS[0]) == 2
 
 
-def test_nobody_waits_for_a_sink_that_hangs() -> None:
+def test_hanging_sink_blocks_no_caller() -> None:
     sink, outbox = _HangingSink(), _Outbox()
     publisher = Publisher(sink, outbox)
     began = time.monotonic()
@@ -110,9 +110,13 @@ def test_nobody_waits_for_a_sink_that_hangs() -> None:
     publisher.resend()
     assert not publisher.drain(0.01)
     assert time.monotonic() - began < 5
-    assert all(asked <= 8 for asked in outbox.asked), "no more than there is room for"
-    outbox.away = True  # what was sent is not this outbox's
+    assert all(limit <= 8 for limit in outbox.calls), "limited by the free room"
+    outbox.fails = True  # the sent events are not in this outbox
     sink.released.set()
     assert publisher.drain(10)
-    assert BACKLOG <= sink.asked <= BACKLOG + 16, "what is too much is left to the scheduler"
-    assert not [it for it in threading.enumerate() if it.name == "publisher" and it.is_alive()]
+    assert BACKLOG <= sink.calls <= BACKLOG + 16, "the scheduler sends the rest"
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "publisher" and thread.is_alive()
+    ]

@@ -1,4 +1,4 @@
-"""Events as CloudEvents over HTTP, in binary mode; a sink that fails is no exception."""
+"""CloudEvents over HTTP in binary mode; failures of the sink are not raised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _server(status: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -63,12 +63,12 @@ def _publish(url: str, event: Event = EVENT) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("status", "taken"),
+    ("status", "accepted"),
     [(200, True), (202, True), (204, True), (301, False), (400, False), (429, False), (500, False)],
 )
-def test_one_post_in_binary_mode(status: int, *, taken: bool) -> None:
+def test_event_is_posted_in_binary_mode(status: int, *, accepted: bool) -> None:
     with _server(status) as (url, received):
-        assert _publish(url) is taken
+        assert _publish(url) is accepted
     ((headers, body),) = received
     assert {
         key: value for key, value in headers.items() if key.startswith("ce-") and key != "ce-time"
@@ -86,19 +86,19 @@ def test_one_post_in_binary_mode(status: int, *, taken: bool) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("http://127.0.0.1:1/", id="nobody listens"),
-        pytest.param("http://[", id="no address"),
+        pytest.param("http://127.0.0.1:1/", id="refused"),
+        pytest.param("http://[", id="invalid address"),
         pytest.param("nonsense", id="no scheme"),
         pytest.param("ftp://127.0.0.1/", id="another scheme"),
-        pytest.param("http://127.0.0.1:99999/", id="no port"),
-        pytest.param("http://exa mple\x00/", id="no host"),
+        pytest.param("http://127.0.0.1:99999/", id="invalid port"),
+        pytest.param("http://exa mple\x00/", id="invalid host"),
     ],
 )
-def test_a_sink_that_cannot_be_reached_is_no_exception(url: str) -> None:
+def test_unreachable_sink_does_not_raise(url: str) -> None:
     assert _publish(url) is False
 
 
-def test_no_sink_takes_nothing() -> None:
+def test_missing_sink_accepts_nothing() -> None:
     assert NoSink().publish(EVENT) is False
 
 
@@ -116,7 +116,7 @@ NO_BATCH: list[Any] = [
         *(pytest.param(data, None, id=repr(data)[:30]) for data in NO_BATCH),
     ],
 )
-def test_the_batch_of_an_event(
+def test_batch_is_read_from_event(
     data: Any, batch: BatchId | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     event: Any = CloudEvent({"type": "t", "source": "s", "id": "e" * 500}, data)
@@ -143,12 +143,14 @@ TRACE = TraceContext("a" * 32, "b" * 16, True, "vendor=1")
         ),
     ],
 )
-def test_an_event_carries_its_trace(trace: TraceContext | None, attributes: dict[str, str]) -> None:
-    with _server(202) as (url, arrived):
+def test_event_carries_trace_context(
+    trace: TraceContext | None, attributes: dict[str, str]
+) -> None:
+    with _server(202) as (url, requests):
         assert _publish(url, replace(EVENT, trace=trace))
-    [(headers, _)] = arrived
-    carried = {f"ce-{name}": value for name, value in attributes.items()} | attributes
-    assert {name: value for name, value in headers.items() if "trace" in name} == carried
+    [(headers, _)] = requests
+    expected = {f"ce-{name}": value for name, value in attributes.items()} | attributes
+    assert {name: value for name, value in headers.items() if "trace" in name} == expected
 
 
 @pytest.mark.parametrize(
@@ -161,10 +163,10 @@ def test_an_event_carries_its_trace(trace: TraceContext | None, attributes: dict
         pytest.param({}, None, id="none"),
     ],
 )
-def test_what_an_event_announces_continues_its_trace(
+def test_event_processing_continues_its_trace(
     attributes: dict[str, str], trace: TraceContext | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    event = _arrived({"subject": EVENT.subject, **attributes})
+    event = _cloud_event({"subject": EVENT.subject, **attributes})
     with received(event, UNTRACED):
         assert UNTRACED.current() == trace
         assert log_fields()["batch_id"] == EVENT.subject
@@ -174,6 +176,6 @@ def test_what_an_event_announces_continues_its_trace(
     assert UNTRACED.current() is None
 
 
-def _arrived(attributes: dict[str, str]) -> CloudEvent:
-    given = {"type": EVENT.type.value, "source": "/test", **attributes}
-    return CloudEvent(given, dict(EVENT.data))
+def _cloud_event(attributes: dict[str, str]) -> CloudEvent:
+    all_attributes = {"type": EVENT.type.value, "source": "/test", **attributes}
+    return CloudEvent(all_attributes, dict(EVENT.data))

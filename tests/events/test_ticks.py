@@ -1,4 +1,4 @@
-"""The function `schedule`: what its answer depends on."""
+"""Responses of the function `schedule`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SOURCE = Path(__file__).parents[2] / "functions" / "schedule" / "main.py"
 EVENT = {"ce-specversion": "1.0", "ce-type": TICK, "ce-source": "/ping", "ce-id": "1"}
 
 
-class Part:
-    """The scheduler or the snapshots: works, or raises."""
+class StubService:
+    """A scheduler or snapshot reader that works or raises."""
 
     def __init__(self, error: Exception | None) -> None:
         self._error = error
 
     def tick(self) -> None:
-        """Do one round."""
+        """Run one tick."""
         if self._error:
             raise self._error
 
@@ -35,13 +35,13 @@ class Part:
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Send one tick; return the status of the answer."""
+def send_tick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Send one tick; return the status of the response."""
 
     def send(tick: Exception | None, snapshots: Exception | None) -> int:
         monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
-        monkeypatch.setattr(App, "scheduler", Part(tick))
-        monkeypatch.setattr(App, "snapshots", Part(snapshots))
+        monkeypatch.setattr(App, "scheduler", StubService(tick))
+        monkeypatch.setattr(App, "snapshots", StubService(snapshots))
         monkeypatch.setattr(scheduler_tick, "ticked", lambda _: None)
         client = create_app("schedule", str(SOURCE), "cloudevent").test_client()
         status: int = client.post("/", json={}, headers=EVENT).status_code
@@ -54,18 +54,18 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     ("tick", "snapshots", "status", "logged"),
     [
         pytest.param(None, None, 204, [], id="works"),
-        pytest.param(None, RuntimeError(), 204, ["snapshot.not_read"], id="nothing measured"),
-        pytest.param(RuntimeError(), None, 500, ["event.failed"], id="no tick"),
+        pytest.param(None, RuntimeError(), 204, ["snapshot.not_read"], id="snapshot fails"),
+        pytest.param(RuntimeError(), None, 500, ["event.failed"], id="tick fails"),
     ],
 )
-def test_a_tick_is_done_whether_or_not_it_was_measured(
-    answer: Callable[..., int],
+def test_tick_succeeds_even_if_snapshot_fails(
+    send_tick: Callable[..., int],
     caplog: pytest.LogCaptureFixture,
     tick: Exception | None,
     snapshots: Exception | None,
     status: int,
     logged: list[str],
 ) -> None:
-    assert answer(tick, snapshots) == status
-    ours = [it.message for it in caplog.records if it.name.startswith("lowtide")]
-    assert ours == logged
+    assert send_tick(tick, snapshots) == status
+    messages = [record.message for record in caplog.records if record.name.startswith("lowtide")]
+    assert messages == logged

@@ -1,4 +1,4 @@
-"""CloudEvents over HTTP, as strictly as Knative's ingress takes them."""
+"""Parsing of CloudEvents over HTTP, as strict as Knative's ingress."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def _structured(event: object) -> tuple[dict[str, str], bytes]:
         ),
     ],
 )  # fmt: skip
-def test_structured_events(
+def test_structured_event_is_read(
     members: dict[str, Any], attributes: dict[str, str], content_type: str | None, data: bytes
 ) -> None:
     event = read_event(*_structured(WHOLE | members))
     assert event.attributes == ATTRIBUTES | attributes
     assert (event.content_type, event.data) == (content_type, data)
-    again = read_event(event.headers(), event.data)
-    assert again == event, "what is sent on is the same event"
+    forwarded = read_event(event.headers(), event.data)
+    assert forwarded == event, "forwarding must not change the event"
 
 
-def test_binary_events() -> None:
+def test_binary_event_is_read() -> None:
     headers = BINARY | {"Ce-TraceParent": "00-1-2-00", "Content-Type": "application/json"}
     event = read_event(headers, b"{")
     assert event.attributes == ATTRIBUTES | {"traceparent": "00-1-2-00"}
@@ -70,10 +70,10 @@ def test_binary_events() -> None:
         pytest.param({**BINARY, "ce-some-thing": "x"}, b"", id="name"),
         pytest.param({**BINARY, "content-type": "no type"}, b"", id="content type"),
         pytest.param({**BINARY, "ce-word": "a\x01b"}, b"", id="control character"),
-        pytest.param({**BINARY, "ce-word": "a\udcffb"}, b"", id="half a character"),
+        pytest.param({**BINARY, "ce-word": "a\udcffb"}, b"", id="unpaired surrogate"),
         pytest.param({"content-type": "application/cloudevents-batch+json"}, b"[]", id="batch"),
         pytest.param(*_structured(b"{"), id="not JSON"),
-        pytest.param(*_structured(b"[]"), id="no object"),
+        pytest.param(*_structured(b"[]"), id="not an object"),
         pytest.param(*_structured(b'{"a":' * 100_000), id="too deep"),
         pytest.param(*_structured(b"\xff"), id="not UTF-8"),
         pytest.param(*_structured({"id": "1"}), id="no version"),
@@ -84,10 +84,10 @@ def test_binary_events() -> None:
         pytest.param(*_structured(WHOLE | {"extra": "a\nb"}), id="a line feed"),
         pytest.param(*_structured(WHOLE | {"data_base64": "%"}), id="base64"),
         pytest.param(
-            *_structured(WHOLE | {"data": 1, "datacontenttype": "text/plain"}), id="data that is no text"
+            *_structured(WHOLE | {"data": 1, "datacontenttype": "text/plain"}), id="data is not text"
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_event(headers: dict[str, str], body: bytes) -> None:
+def test_malformed_event_is_rejected(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(MalformedEventError):
         read_event(headers, body)

@@ -156,10 +156,10 @@ def test_bad_line_is_reported_and_others_are_read(
     line: bytes, code: str, param: str | None
 ) -> None:
     first, last = _line("first"), _line("last")
-    found, reader = _read([first + b"\n" + line + b"\n" + last + b"\n"])
+    accepted, reader = _read([first + b"\n" + line + b"\n" + last + b"\n"])
     assert _codes(reader) == [(code, param, 2)]
     assert reader.problems[0].message
-    assert [(line.number, line.custom_id) for line in found] == [(1, "first"), (3, "last")]
+    assert [(line.number, line.custom_id) for line in accepted] == [(1, "first"), (3, "last")]
     assert reader.requests == 3
 
 
@@ -204,10 +204,10 @@ def test_message_states_why_line_is_not_an_object(line: bytes, reason: str) -> N
 )
 @pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "after another"])
 def test_repeated_field_is_reported(line: bytes, repeated: list[str], before: bytes) -> None:
-    found, reader = _read([before + line])
+    accepted, reader = _read([before + line])
     assert [problem.param for problem in reader.problems] == repeated
     assert {problem.code for problem in reader.problems} == {"repeated_field"}
-    assert len(found) == bool(before)
+    assert len(accepted) == bool(before)
 
 
 def test_repeated_field_is_detected_around_body() -> None:
@@ -249,16 +249,16 @@ def test_repeated_field_is_detected_around_body() -> None:
 )
 @pytest.mark.parametrize("before", [b"", _line("first") + b"\n"], ids=["alone", "after another"])
 def test_unusual_lines_are_accepted(line: bytes, before: bytes) -> None:
-    found, reader = _read([before + line])
+    accepted, reader = _read([before + line])
     assert reader.problems == []
-    assert found[-1].custom_id == json.loads(line, parse_int=str)["custom_id"]
-    assert (found[-1].offset, found[-1].length) == (len(before), len(line))
+    assert accepted[-1].custom_id == json.loads(line, parse_int=str)["custom_id"]
+    assert (accepted[-1].offset, accepted[-1].length) == (len(before), len(line))
 
 
 def test_accepted_body_is_read_from_deep_stack() -> None:
     line = _deep(128)
-    found, _ = _read([line])
-    assert len(found) == 1
+    accepted, _ = _read([line])
+    assert len(accepted) == 1
 
     def body_at(depth: int) -> bytes | None:
         return body_at(depth - 1) if depth else body_of(line)
@@ -269,8 +269,8 @@ def test_accepted_body_is_read_from_deep_stack() -> None:
 @pytest.mark.parametrize("length", [64, 65, MAX_CUSTOM_ID])
 def test_long_custom_ids_are_distinguished(length: int) -> None:
     ids = ["x" * (length - 1) + end for end in "aba"]
-    found, reader = _read([b"\n".join(_line(custom_id) for custom_id in ids)])
-    assert [line.custom_id for line in found] == ids[:2]
+    accepted, reader = _read([b"\n".join(_line(custom_id) for custom_id in ids)])
+    assert [line.custom_id for line in accepted] == ids[:2]
     assert _codes(reader) == [("duplicate_custom_id", "custom_id", 3)]
 
 
@@ -316,10 +316,10 @@ def test_moderations_need_no_model(
     endpoint: str | None, bodies: list[dict[str, Any]], problems: list[int], model: str | None
 ) -> None:
     content = b"\n".join(_moderation(str(n), **body) for n, body in enumerate(bodies))
-    found, reader = _read([content], endpoint=endpoint)
+    accepted, reader = _read([content], endpoint=endpoint)
     assert _codes(reader) == [("mismatched_model", "body.model", line) for line in problems]
     assert reader.model == model
-    assert len(found) == len(bodies) - len(problems)
+    assert len(accepted) == len(bodies) - len(problems)
 
 
 @pytest.mark.parametrize(
@@ -342,10 +342,10 @@ def test_body_with_unpaired_surrogate_is_unsendable(body: bytes, sendable: bool)
 
 def test_first_valid_url_sets_missing_endpoint() -> None:
     lines = [_line("a", url="/nowhere"), _line("b", url="/v1/responses"), _line("c")]
-    found, reader = _read([b"\n".join(lines)], endpoint=None)
+    accepted, reader = _read([b"\n".join(lines)], endpoint=None)
     assert reader.endpoint == "/v1/responses"
     assert _codes(reader) == [("invalid_url", "url", 1), ("invalid_url", "url", 3)]
-    assert [line.custom_id for line in found] == ["b"]
+    assert [line.custom_id for line in accepted] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -358,8 +358,8 @@ def test_first_valid_url_sets_missing_endpoint() -> None:
     ],
 )
 def test_file_without_requests_is_reported_empty(content: bytes) -> None:
-    found, reader = _read([content])
-    assert found == []
+    accepted, reader = _read([content])
+    assert accepted == []
     assert _codes(reader) == [("empty_file", None, None)]
 
 
@@ -375,10 +375,10 @@ def test_file_without_requests_is_reported_empty(content: bytes) -> None:
 )
 def test_line_endings_and_blanks_are_accepted(content: bytes) -> None:
     data = content % (_line("a"), _line("b"))
-    found, reader = _read([data])
+    accepted, reader = _read([data])
     assert reader.problems == []
-    assert [(line.number, line.custom_id) for line in found] == [(1, "a"), (2, "b")]
-    for line in found:
+    assert [(line.number, line.custom_id) for line in accepted] == [(1, "a"), (2, "b")]
+    for line in accepted:
         assert data[line.offset : line.offset + line.length] == _line(line.custom_id)
 
 
@@ -393,9 +393,9 @@ def test_bom_is_accepted_only_at_start() -> None:
 )
 def test_number_of_requests_is_limited(count: int, codes: list[str]) -> None:
     content = b"\n".join(_line(str(number)) for number in range(count))
-    found, reader = _read([content], Limits(max_lines=5))
+    accepted, reader = _read([content], Limits(max_lines=5))
     assert [problem.code for problem in reader.problems] == codes
-    assert len(found) == min(count, 5)
+    assert len(accepted) == min(count, 5)
     assert reader.requests == count
 
 
@@ -417,10 +417,10 @@ def test_line_length_is_limited(
 
 def test_line_after_too_long_one_has_right_offset() -> None:
     content = b"x" * 1000 + b"\n" + _line("b")
-    found, _ = _read(
+    accepted, _ = _read(
         [content[i : i + 7] for i in range(0, len(content), 7)], Limits(max_line_bytes=200)
     )
-    assert [(line.custom_id, line.number, line.offset) for line in found] == [("b", 2, 1001)]
+    assert [(line.custom_id, line.number, line.offset) for line in accepted] == [("b", 2, 1001)]
 
 
 def test_problems_are_limited_but_include_that_of_file() -> None:
@@ -437,8 +437,8 @@ def test_requests_are_only_counted_after_max_problems() -> None:
     content = b"{}\n" * 25 + b"\n" + GOOD + b"\n \r\n" + b"x" * 300 + b"\n" + GOOD
     for size in (1, 7, len(content)):
         chunks = [content[i : i + size] for i in range(0, len(content), size)]
-        found, reader = _read(chunks, Limits(max_line_bytes=200))
-        assert found == []
+        accepted, reader = _read(chunks, Limits(max_line_bytes=200))
+        assert accepted == []
         assert reader.requests == 28
         assert {problem.line for problem in reader.problems} == set(range(1, 26))
 
@@ -490,12 +490,12 @@ def test_large_line_takes_at_most_four_times_its_size(line: bytes, codes: list[s
     reader = LineReader(endpoint=CHAT)
     tracemalloc.start()
     try:
-        found = list(read_lines(chunks, reader))
+        accepted = list(read_lines(chunks, reader))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert [problem.code for problem in reader.problems] == codes
-    assert len(found) == (not codes)
+    assert len(accepted) == (not codes)
     assert peak < 4 * len(line)
 
 
@@ -560,7 +560,7 @@ def test_result_does_not_depend_on_chunks(
     assert (in_chunks.model, in_chunks.endpoint) == (at_once.model, at_once.endpoint)
     for line in whole:
         again, alone = _read([content[line.offset : line.offset + line.length]])
-        assert [found.custom_id for found in again] == [line.custom_id]
+        assert [parsed.custom_id for parsed in again] == [line.custom_id]
         assert (again[0].offset, again[0].length) == (0, line.length)
         assert not [problem for problem in alone.problems if problem.param != "url"]
 
@@ -587,7 +587,7 @@ def test_random_bytes_have_same_problems_in_any_chunks(content: bytes, size: int
 )
 def test_bodies_are_kept_byte_for_byte(body: bytes) -> None:
     line = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":' + body + b"}"
-    found, reader = _read([line])
+    accepted, reader = _read([line])
     assert reader.problems == []
-    assert len(found) == 1
+    assert len(accepted) == 1
     assert body_of(line) == body

@@ -1,4 +1,4 @@
-"""Requests to a simulated engine, and what it answers them."""
+"""Requests to the simulated engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESPONSES = "/v1/responses"
 
 
 def ask(endpoint: str, *, attempt: int = 1, **body: Any) -> Answered:
-    """Return what the engine answers a body."""
+    """Return the engine's answer to a body."""
 
     async def run() -> Answered:
         text = json.dumps({"model": "m", **body}).encode()
@@ -33,8 +33,8 @@ def answer(endpoint: str, **body: Any) -> dict[str, Any]:
     """Return the body of a successful answer."""
     outcome = ask(endpoint, **body)
     assert outcome.status_code == 200, outcome.body
-    made: dict[str, Any] = json.loads(outcome.body)
-    return made
+    content: dict[str, Any] = json.loads(outcome.body)
+    return content
 
 
 def refusal(endpoint: str, **body: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faults on command: what a request gets, when, and that the clock alone decides."""
+"""Injected faults of the simulated engine: outcomes, shares, time windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = Limits(timeout=60.0, max_response_bytes=1000)
 
 
 class Clock:
-    """Time that stands still until it is set."""
+    """A clock that tests set by hand."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
@@ -49,10 +49,10 @@ def faults(plan: str, clock: Clock | None = None, *, seed: int = 0) -> Faults:
         ("huge=1001", NoAnswer.TOO_LARGE, 2.0, Fault.REQUEST),
     ],
 )
-def test_there_is_no_answer(plan: str, code: NoAnswer, seconds: float, fault: Fault) -> None:
-    outcome, after = faults(plan).strike(REQUEST, WELL, 2.0)
+def test_fault_prevents_answer(plan: str, code: NoAnswer, seconds: float, fault: Fault) -> None:
+    outcome, delay = faults(plan).strike(REQUEST, WELL, 2.0)
     assert isinstance(outcome, Unanswered)
-    assert (outcome.code, after) == (code, seconds)
+    assert (outcome.code, delay) == (code, seconds)
     assert attribute(outcome, EngineState(answers_others=True)) is fault
 
 
@@ -71,31 +71,31 @@ def test_there_is_no_answer(plan: str, code: NoAnswer, seconds: float, fault: Fa
         ("slow=5", 200, None, None),
     ],
 )
-def test_there_is_an_answer(
+def test_fault_changes_answer(
     plan: str, status: int, retry_after: float | None, fault: Fault | None
 ) -> None:
-    outcome, after = faults(plan).strike(REQUEST, WELL, 2.0)
+    outcome, delay = faults(plan).strike(REQUEST, WELL, 2.0)
     assert isinstance(outcome, Answered)
     assert (outcome.status_code, outcome.retry_after) == (status, retry_after)
-    assert after == (7.0 if plan.startswith("slow") else 2.0)
+    assert delay == (7.0 if plan.startswith("slow") else 2.0)
     assert attribute(outcome, EngineState(answers_others=True)) is fault
 
 
-def test_an_error_may_come_with_200() -> None:
+def test_error_fault_has_status_200() -> None:
     outcome, _ = faults("error").strike(REQUEST, WELL, 2.0)
     assert isinstance(outcome, Answered)
     assert not outcome.succeeded
     assert json.loads(outcome.body)["error"]["type"] == "server_error"
 
 
-def test_a_size_is_met() -> None:
+def test_huge_fault_pads_answer_to_size() -> None:
     outcome, _ = faults("huge=900").strike(REQUEST, WELL, 2.0)
     assert isinstance(outcome, Answered)
     assert len(outcome.body) == 900
     assert json.loads(outcome.body)["object"] == "chat.completion"
 
 
-def test_a_window_opens_and_closes() -> None:
+def test_fault_is_active_within_window() -> None:
     clock = Clock()
     plan = faults("500@10-20", clock)
     statuses = []
@@ -106,21 +106,21 @@ def test_a_window_opens_and_closes() -> None:
     assert statuses == [200, 200, 500, 200]
 
 
-def test_going_down_cuts_what_is_in_flight() -> None:
+def test_outage_interrupts_requests_in_flight() -> None:
     plan = faults("down@10-20")
     assert plan.strike(REQUEST, WELL, 9.0) == (WELL, 9.0)
-    outcome, after = plan.strike(REQUEST, WELL, 11.0)
+    outcome, delay = plan.strike(REQUEST, WELL, 11.0)
     assert isinstance(outcome, Unanswered)
-    assert (outcome.code, after) == (NoAnswer.UNREACHED, 10.0)
+    assert (outcome.code, delay) == (NoAnswer.UNREACHED, 10.0)
 
 
-def test_a_share_is_met_and_drawn_anew() -> None:
+def test_share_of_requests_is_affected() -> None:
     plan = faults("500:0.2")
     struck = [plan.strike(REQUEST, WELL, 1.0)[0] is not WELL for _ in range(4000)]
     assert sum(struck) == pytest.approx(800, rel=0.15)
 
 
-def test_poison_is_the_same_requests_on_every_worker() -> None:
+def test_poison_affects_same_requests_on_every_worker() -> None:
     def poisoned(worker: str) -> set[int]:
         plan = Faults(parse_faults("poison:0.2"), Worker("spot", worker), limits=LIMITS)
         bodies = {n: b'{"user":"%d"}' % n for n in range(1000)}
@@ -134,13 +134,13 @@ def test_poison_is_the_same_requests_on_every_worker() -> None:
     assert len(poisoned("a")) == pytest.approx(200, rel=0.3)
 
 
-def test_the_first_fault_that_strikes_counts() -> None:
+def test_first_matching_fault_wins() -> None:
     outcome, _ = faults("dedicated:down,500,garbage").strike(REQUEST, WELL, 1.0)
     assert getattr(outcome, "status_code", None) == 500
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.001])
-def test_the_engine_has_them(latency: float) -> None:
+def test_engine_applies_faults(latency: float) -> None:
     async def run() -> list[Outcome]:
         engine = SimulatedEngine(latency=latency, faults=faults("503"))
         requests = [EngineRequest(n, "/v1/embeddings", b"{}", 1, spot=True) for n in range(20)]
@@ -163,14 +163,14 @@ def test_the_engine_has_them(latency: float) -> None:
         ("slow=5", True, True, ""),
     ],
 )
-def test_a_probe_meets_them(plan: str, reason: str, *, well: bool, answers: bool) -> None:
+def test_probe_is_affected_by_faults(plan: str, reason: str, *, well: bool, answers: bool) -> None:
     engine = SimulatedEngine(latency=0.5, faults=faults(plan))
     probed = asyncio.run(engine.probe(Ping("/v1/chat/completions", "m")))
     assert (probed.well, probed.answers) == (well, answers)
     assert reason in probed.reason
 
 
-def test_a_health_check_alone_sees_only_an_engine_that_is_away() -> None:
+def test_health_probe_detects_only_unreachable_engine() -> None:
     for plan, well in (("down", False), ("hang", False), ("500", True)):
         probed = asyncio.run(SimulatedEngine(faults=faults(plan)).probe())
         assert (probed.well, probed.answers) == (well, False)

@@ -1,4 +1,4 @@
-"""Instances of JSON schemas: valid, the same for the same seed, and bounded."""
+"""Instances of JSON schemas: valid, reproducible by seed, and bounded."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
-def made_of(schema: Any, seed: int = 1) -> object:
+def generate(schema: Any, seed: int = 1) -> object:
     return instance_of(schema, Random(seed))  # noqa: S311
 
 
@@ -135,23 +135,23 @@ def made_of(schema: Any, seed: int = 1) -> object:
 def test_instances_are_valid(schema: Any) -> None:
     validator = Draft202012Validator(schema, format_checker=FormatChecker())
     for seed in range(30):
-        validator.validate(made_of(schema, seed))
+        validator.validate(generate(schema, seed))
 
 
 @pytest.mark.parametrize("name", ["recursive", "map", "pattern", "unique"])
-def test_a_seed_is_an_instance(name: str) -> None:
-    made = [made_of(SCHEMAS[name], seed) for seed in range(20)]
-    assert made == [made_of(SCHEMAS[name], seed) for seed in range(20)]
-    assert len({str(each) for each in made}) > 5
+def test_same_seed_gives_same_instance(name: str) -> None:
+    instances = [generate(SCHEMAS[name], seed) for seed in range(20)]
+    assert instances == [generate(SCHEMAS[name], seed) for seed in range(20)]
+    assert len({str(each) for each in instances}) > 5
 
 
-def test_recursion_is_taken_and_ends() -> None:
-    made = [str(made_of(LIST, seed)) for seed in range(50)]
-    assert {"None"} < set(made)
-    assert max(map(len, made)) < 500
+def test_recursive_schema_gives_finite_instances() -> None:
+    instances = [str(generate(LIST, seed)) for seed in range(50)]
+    assert {"None"} < set(instances)
+    assert max(map(len, instances)) < 500
 
 
-def test_a_group_may_have_a_name() -> None:
+def test_pattern_may_have_named_group() -> None:
     assert matching("^(?<year>20)x$", Random(1)) == "20x"  # noqa: S311
 
 
@@ -183,14 +183,14 @@ INVALID: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("schema", "reason"), INVALID.values(), ids=INVALID)
-def test_what_has_no_instance_is_refused_soon(schema: Any, reason: str) -> None:
+def test_schema_without_instance_is_rejected_quickly(schema: Any, reason: str) -> None:
     began = time.process_time()
     with pytest.raises(InvalidSchema, match=reason.replace("$", r"\$")):
-        made_of(schema, 1)
+        generate(schema, 1)
     assert time.process_time() - began < 5.0
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/x", "file:///etc/hostname", "other.json"])
-def test_a_schema_fetches_nothing(address: str) -> None:
+def test_remote_reference_is_not_fetched(address: str) -> None:
     with pytest.raises(InvalidSchema, match="retrieving it failed"):
-        made_of({"$ref": address}, 1)
+        generate({"$ref": address}, 1)

@@ -1,4 +1,4 @@
-"""Answers are what the official client's types describe, strictly, and say what was asked for."""
+"""Simulated answers follow the official client's types strictly, and the request's options."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("endpoint", "body"), BODIES.values(), ids=BODIES)
-def test_the_official_types_take_the_answer(endpoint: str, body: dict[str, Any]) -> None:
+def test_answer_validates_against_official_type(endpoint: str, body: dict[str, Any]) -> None:
     outcome = ask(endpoint, **body)
     assert outcome.status_code == 200, outcome.body
     TYPES[endpoint].model_validate_json(outcome.body, strict=True)
@@ -106,37 +106,37 @@ def test_the_official_types_take_the_answer(endpoint: str, body: dict[str, Any])
 def _case(name: str) -> dict[str, Any]:
     path = CASES / name
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"{path} does not exist")
     line: dict[str, Any] = json.loads(path.read_bytes())
     return line
 
 
-def test_the_case_of_a_response() -> None:
+def test_recorded_response_case_validates() -> None:
     case = _case("responses-schema-simulated.jsonl")
     Response.model_validate(answer(case["url"], **case["body"]))
 
 
-def test_the_case_of_structured_output() -> None:
+def test_recorded_structured_output_case_validates() -> None:
     case = _case("structured-output-simulated.jsonl")
-    made = ChatCompletion.model_validate(answer(case["url"], **case["body"]))
+    result = ChatCompletion.model_validate(answer(case["url"], **case["body"]))
     schema = case["body"]["response_format"]["json_schema"]["schema"]
-    jsonschema.validate(json.loads(made.choices[0].message.content or ""), schema)
+    jsonschema.validate(json.loads(result.choices[0].message.content or ""), schema)
 
 
-def test_a_schema_holds_in_every_choice() -> None:
-    made = answer(CHAT, messages=USER, n=4, response_format=CHAT_FORMAT)
-    texts = [choice["message"]["content"] for choice in made["choices"]]
+def test_every_choice_follows_schema() -> None:
+    result = answer(CHAT, messages=USER, n=4, response_format=CHAT_FORMAT)
+    texts = [choice["message"]["content"] for choice in result["choices"]]
     assert len(set(texts)) > 1
     for text in texts:
         jsonschema.validate(json.loads(text), SCHEMA)
-    assert {choice["finish_reason"] for choice in made["choices"]} == {"stop"}
+    assert {choice["finish_reason"] for choice in result["choices"]} == {"stop"}
 
 
-def test_a_schema_holds_in_a_response() -> None:
-    made = answer(RESPONSES, input="hi", text={"format": FORMAT, "verbosity": "low"})
-    jsonschema.validate(json.loads(made["output"][0]["content"][0]["text"]), SCHEMA)
-    assert made["text"]["format"]["schema"] == SCHEMA
-    assert made["text"]["verbosity"] == "low"
+def test_response_follows_schema() -> None:
+    result = answer(RESPONSES, input="hi", text={"format": FORMAT, "verbosity": "low"})
+    jsonschema.validate(json.loads(result["output"][0]["content"][0]["text"]), SCHEMA)
+    assert result["text"]["format"]["schema"] == SCHEMA
+    assert result["text"]["verbosity"] == "low"
 
 
 @pytest.mark.parametrize(
@@ -148,24 +148,24 @@ def test_a_schema_holds_in_a_response() -> None:
     ],
     ids=["guided", "structured", "text"],
 )
-def test_the_options_of_vllm_hold(body: dict[str, Any]) -> None:
-    made = answer(CHAT, messages=USER, **body)
-    jsonschema.validate(json.loads(made["choices"][0]["message"]["content"]), SCHEMA)
+def test_vllm_schema_options_are_followed(body: dict[str, Any]) -> None:
+    result = answer(CHAT, messages=USER, **body)
+    jsonschema.validate(json.loads(result["choices"][0]["message"]["content"]), SCHEMA)
 
 
-def test_a_limit_cuts_json() -> None:
+def test_token_limit_truncates_json() -> None:
     chat = answer(CHAT, messages=USER, max_tokens=2, response_format=CHAT_FORMAT)["choices"][0]
     assert chat["finish_reason"] == "length"
     assert len(chat["message"]["content"]) == 8
     with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
         json.loads(chat["message"]["content"])
-    made = answer(RESPONSES, input="hi", max_output_tokens=2, text={"format": FORMAT})
-    assert made["status"] == made["output"][0]["status"] == "incomplete"
-    assert made["incomplete_details"] == {"reason": "max_output_tokens"}
+    result = answer(RESPONSES, input="hi", max_output_tokens=2, text={"format": FORMAT})
+    assert result["status"] == result["output"][0]["status"] == "incomplete"
+    assert result["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
 BAD_SCHEMA = {"type": "objec"}
-REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
+INVALID: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
     "schema": (
         CHAT,
         {"response_format": CHAT_FORMAT | {"json_schema": {"name": "U", "schema": BAD_SCHEMA}}},
@@ -218,8 +218,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("endpoint", "body", "param", "code"), REFUSED.values(), ids=REFUSED)
-def test_what_is_wrong_is_named(
+@pytest.mark.parametrize(("endpoint", "body", "param", "code"), INVALID.values(), ids=INVALID)
+def test_error_names_invalid_parameter(
     endpoint: str, body: dict[str, Any], param: str | None, code: str | None
 ) -> None:
     error = refusal(endpoint, **body)
@@ -241,10 +241,10 @@ def _calls(**body: Any) -> list[dict[str, Any]]:
 
 def test_tools_are_called_with_valid_arguments() -> None:
     turns = [[{"role": "user", "content": f"{n}"}] for n in range(20)]
-    made = [_calls(messages=turn) for turn in turns]
-    assert {len(calls) for calls in made} == {1, 2}
-    assert {call["function"]["name"] for calls in made for call in calls} == {"weigh", "ping"}
-    ids = [call["id"] for calls in made for call in calls]
+    result = [_calls(messages=turn) for turn in turns]
+    assert {len(calls) for calls in result} == {1, 2}
+    assert {call["function"]["name"] for calls in result for call in calls} == {"weigh", "ping"}
+    ids = [call["id"] for calls in result for call in calls]
     assert len(set(ids)) == len(ids)
     assert {len(_calls(messages=turn, parallel_tool_calls=False)) for turn in turns} == {1}
 
@@ -263,22 +263,22 @@ def test_tool_choice_is_obeyed() -> None:
     assert {call["function"]["name"] for call in _calls(tool_choice=allowed)} == {"ping"}
 
 
-def test_a_tool_result_is_answered_in_words() -> None:
+def test_tool_result_is_answered_with_message() -> None:
     turns = [*USER, {"role": "tool", "tool_call_id": "c", "content": "4"}]
     assert _calls(messages=turns) == []
     assert _calls(messages=turns, tool_choice="required")
     items = [*USER, {"type": "function_call_output", "call_id": "c", "output": "4"}]
-    made = answer(RESPONSES, input=items, tools=RESPONSE_TOOLS)
-    assert [item["type"] for item in made["output"]] == ["message"]
+    result = answer(RESPONSES, input=items, tools=RESPONSE_TOOLS)
+    assert [item["type"] for item in result["output"]] == ["message"]
 
 
-def test_a_response_calls_functions() -> None:
-    made = answer(RESPONSES, input="hi", tools=RESPONSE_TOOLS, parallel_tool_calls=False)
-    [item] = made["output"]
+def test_response_calls_functions() -> None:
+    result = answer(RESPONSES, input="hi", tools=RESPONSE_TOOLS, parallel_tool_calls=False)
+    [item] = result["output"]
     assert (item["type"], item["name"], item["status"]) == ("function_call", "weigh", "completed")
     jsonschema.validate(json.loads(item["arguments"]), SCHEMA)
-    assert made["parallel_tool_calls"] is False
-    assert [tool["type"] for tool in made["tools"]] == ["function", "web_search"]
+    assert result["parallel_tool_calls"] is False
+    assert [tool["type"] for tool in result["tools"]] == ["function", "web_search"]
 
 
 def test_legacy_functions_are_called() -> None:
@@ -289,24 +289,31 @@ def test_legacy_functions_are_called() -> None:
     assert choice["finish_reason"] == "stop"
 
 
-def test_a_response_repeats_what_it_was_asked() -> None:
+def test_response_echoes_request_options() -> None:
     _, body = BODIES["response-named"]
-    made = answer(RESPONSES, **body)
-    same = ("previous_response_id", "metadata", "temperature", "top_p", "truncation", "tool_choice")
-    assert {name: made[name] for name in same} == {name: body[name] for name in same}
-    assert made["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    result = answer(RESPONSES, **body)
+    echoed = (
+        "previous_response_id",
+        "metadata",
+        "temperature",
+        "top_p",
+        "truncation",
+        "tool_choice",
+    )
+    assert {name: result[name] for name in echoed} == {name: body[name] for name in echoed}
+    assert result["usage"]["input_tokens_details"]["cached_tokens"] == 0
     assert answer(RESPONSES, input="hi", instructions="Brief.")["instructions"] == "Brief."
 
 
-def test_choices_differ_and_are_all_counted() -> None:
-    made = answer(CHAT, messages=USER, n=3)
-    texts = [choice["message"]["content"] for choice in made["choices"]]
-    assert [choice["index"] for choice in made["choices"]] == [0, 1, 2]
+def test_usage_counts_words_of_all_choices() -> None:
+    result = answer(CHAT, messages=USER, n=3)
+    texts = [choice["message"]["content"] for choice in result["choices"]]
+    assert [choice["index"] for choice in result["choices"]] == [0, 1, 2]
     words = sum(len(text.split()) for text in texts)
-    assert made["usage"]["completion_tokens"] == words
+    assert result["usage"]["completion_tokens"] == words
 
 
-def test_logprobs_spell_the_text() -> None:
+def test_logprobs_match_text() -> None:
     [choice] = answer(CHAT, messages=USER, logprobs=True, top_logprobs=4)["choices"]
     content = choice["logprobs"]["content"]
     assert "".join(each["token"] for each in content) == choice["message"]["content"]
@@ -320,15 +327,15 @@ def test_logprobs_spell_the_text() -> None:
 
 
 def test_completions_answer_each_prompt() -> None:
-    made = answer("/v1/completions", prompt=["of moons", "of tides"], n=2)
-    texts = [choice["text"] for choice in made["choices"]]
-    assert [choice["index"] for choice in made["choices"]] == [0, 1, 2, 3]
+    result = answer("/v1/completions", prompt=["of moons", "of tides"], n=2)
+    texts = [choice["text"] for choice in result["choices"]]
+    assert [choice["index"] for choice in result["choices"]] == [0, 1, 2, 3]
     assert ["of moons" in text for text in texts] == [True, True, False, False]
     tokens = answer("/v1/completions", prompt=[[1, 2], [3]])
     assert len(tokens["choices"]) == 2
 
 
-def test_echo_comes_first_and_is_scored() -> None:
+def test_echo_precedes_text_and_has_logprobs() -> None:
     [choice] = answer("/v1/completions", prompt="of tides", echo=True, logprobs=1)["choices"]
     assert choice["text"].startswith("of tides Simulated")
     scored = choice["logprobs"]
@@ -340,14 +347,14 @@ def test_echo_comes_first_and_is_scored() -> None:
 
 
 @pytest.mark.parametrize("stop", ["answer", ["no such", "answer"]], ids=["text", "list"])
-def test_stop_sequences_end_the_text(stop: Any) -> None:
-    made = answer(CHAT, messages=USER, stop=stop, max_tokens=4)
-    assert made["choices"][0]["message"]["content"] == "Simulated "
-    assert made["choices"][0]["finish_reason"] == "stop"
-    assert made["usage"]["completion_tokens"] == 1
+def test_stop_sequence_ends_text(stop: Any) -> None:
+    result = answer(CHAT, messages=USER, stop=stop, max_tokens=4)
+    assert result["choices"][0]["message"]["content"] == "Simulated "
+    assert result["choices"][0]["finish_reason"] == "stop"
+    assert result["usage"]["completion_tokens"] == 1
 
 
-def test_a_seed_gives_one_answer_whatever_the_attempt() -> None:
+def test_seed_gives_same_answer_for_every_attempt() -> None:
     def bodies(**body: Any) -> set[bytes]:
         return {ask(CHAT, messages=USER, attempt=n, **body).body for n in range(1, 6)}
 
@@ -356,22 +363,22 @@ def test_a_seed_gives_one_answer_whatever_the_attempt() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1024, 16_384])
-def test_vectors_have_the_asked_dimension(size: int) -> None:
+def test_vectors_have_requested_dimension(size: int) -> None:
     body = {"input": ["a", [1, 2]], "dimensions": size}
     plain = answer("/v1/embeddings", **body)["data"]
-    packed = answer("/v1/embeddings", encoding_format="base64", **body)["data"]
-    for one, other in zip(plain, packed, strict=True):
+    encoded = answer("/v1/embeddings", encoding_format="base64", **body)["data"]
+    for one, other in zip(plain, encoded, strict=True):
         assert math.hypot(*one["embedding"]) == pytest.approx(1.0)
         values = unpack(f"<{size}f", base64.b64decode(other["embedding"]))
         assert values == pytest.approx(one["embedding"], rel=1e-6)
 
 
-def test_moderations_tell_what_was_judged() -> None:
+def test_moderations_report_input_types() -> None:
     [text] = answer("/v1/moderations", input="a")["results"]
     assert text["category_applied_input_types"]["violence"] == ["text"]
-    made = answer("/v1/moderations", input=[{"type": "text", "text": "hi"}, IMAGE], model="")
-    [both] = made["results"]
-    assert made["model"] == "omni-moderation-latest"
+    result = answer("/v1/moderations", input=[{"type": "text", "text": "hi"}, IMAGE], model="")
+    [both] = result["results"]
+    assert result["model"] == "omni-moderation-latest"
     assert both["category_applied_input_types"]["violence"] == ["text", "image"]
     assert both["category_applied_input_types"]["hate"] == ["text"]
     assert set(both["categories"]) == set(both["category_scores"])
