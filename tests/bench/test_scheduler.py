@@ -1,4 +1,4 @@
-"""The bench of the scheduler: its arguments, its table, its JSON line and its picture."""
+"""The scheduler benchmark: arguments, table, JSON line, plot."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _told(*arguments: str) -> dict[str, Any]:
-    ended = _run(*arguments)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+def _summary(*arguments: str) -> dict[str, Any]:
+    process = _run(*arguments)
+    assert process.returncode == 0, process.stdout + process.stderr
+    summary: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return summary
 
 
 def _traces(folder: Path, *markets: Sequence[int], gap: float = 300) -> Path:
@@ -39,56 +39,58 @@ def _traces(folder: Path, *markets: Sequence[int], gap: float = 300) -> Path:
     return folder
 
 
-def test_the_json_line_comes_last(tmp_path: Path) -> None:
+def test_json_line_is_last(tmp_path: Path) -> None:
     traces = _traces(tmp_path, [16] * 400, [0] * 400)
-    told = _told(
+    summary = _summary(
         *("--traces", str(traces), "--dedicated", "16", "--load", "0.6", "--hours", "24"),
         *("--windows", "2", "--price-ratio", "3", "--cold-start", "180", "--seed", "1", "--json"),
     )
-    assert (told["windows"], told["misses"], told["infeasible"]) == (4, 0, 0)
-    # Half of it costs a third, half of it costs all, and nothing could be known better.
-    assert told["cost_vs_dedicated"] == pytest.approx((1 / 3 + 1) / 2, abs=0.01)
-    assert told["cost_vs_omniscient"] == pytest.approx(1.0, abs=0.01)
+    assert (summary["windows"], summary["misses"], summary["infeasible"]) == (4, 0, 0)
+    # Half of the work costs a third, half costs the full price: no schedule is cheaper.
+    assert summary["cost_vs_dedicated"] == pytest.approx((1 / 3 + 1) / 2, abs=0.01)
+    assert summary["cost_vs_omniscient"] == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("market", "gap"),
     [
-        pytest.param([0, 1, 1], 195, id="one place, shorter than a window"),
-        pytest.param([0] * 7, 60, id="never any"),
+        pytest.param([0, 1, 1], 195, id="one replica, shorter than a window"),
+        pytest.param([0] * 7, 60, id="no spot"),
         pytest.param([3, 0, 100], 3600, id="more than D, long gaps"),
         pytest.param([1], 7.5, id="one point, short gaps"),
     ],
 )
-def test_any_market_will_do(tmp_path: Path, market: list[int], gap: float) -> None:
+def test_no_market_causes_misses(tmp_path: Path, market: list[int], gap: float) -> None:
     traces = _traces(tmp_path, market, gap=gap)
-    told = _told(
+    summary = _summary(
         *("--traces", str(traces), "--dedicated", "3", "--load", "0.9", "--hours", "5"),
         *("--windows", "3", "--json"),
     )
-    assert (told["windows"], told["misses"]) == (3, 0)
+    assert (summary["windows"], summary["misses"]) == (3, 0)
 
 
-def test_what_cannot_be_held_is_infeasible_and_no_miss(tmp_path: Path) -> None:
+def test_infeasible_deadline_is_not_a_miss(tmp_path: Path) -> None:
     traces = _traces(tmp_path, [0] * 400)
-    told = _told(
+    summary = _summary(
         *("--traces", str(traces), "--dedicated", "4", "--load", "1", "--windows", "2"), "--json"
     )
-    assert (told["misses"], told["infeasible"]) == (0, 2)
+    assert (summary["misses"], summary["infeasible"]) == (0, 2)
 
 
-def test_the_whole_table_has_a_row_for_each_load(tmp_path: Path) -> None:
+def test_table_has_row_per_load(tmp_path: Path) -> None:
     traces = _traces(tmp_path, [4, 0] * 20, gap=600)
-    ended = _run("--traces", str(traces), "--windows", "1", "--hours", "2")
-    rows = [line for line in ended.stdout.splitlines() if line.startswith("|  ")]
+    process = _run("--traces", str(traces), "--windows", "1", "--hours", "2")
+    rows = [line for line in process.stdout.splitlines() if line.startswith("|  ")]
     cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows[1:]]
-    assert cells == [[d, load] for d in ("16", "4") for load in ("0.20", "0.60", "0.95")]
+    assert cells == [
+        [dedicated, load] for dedicated in ("16", "4") for load in ("0.20", "0.60", "0.95")
+    ]
 
 
-def test_a_run_can_be_drawn(tmp_path: Path) -> None:
+def test_run_is_plotted(tmp_path: Path) -> None:
     traces = _traces(tmp_path, [2, 0, 1, 3] * 20, gap=600)
     picture = tmp_path / "run.svg"
-    _told(
+    _summary(
         *("--traces", str(traces), "--dedicated", "3", "--hours", "4", "--windows", "2"),
         *("--load", "0.5", "--json", "--plot", str(picture)),
     )
@@ -98,18 +100,18 @@ def test_a_run_can_be_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["[]", "{", '{"metadata": {"gap_seconds": 0}, "data": [1]}', '{"data": [1]}']
 )
-def test_what_is_no_trace_is_told(tmp_path: Path, content: str) -> None:
+def test_invalid_trace_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "bad.json").write_text(content)
-    ended = _run("--traces", str(tmp_path), "--dedicated", "1", "--load", "0.5")
-    assert ended.returncode == 1
-    assert "bad.json: not a spot trace" in ended.stderr
+    process = _run("--traces", str(tmp_path), "--dedicated", "1", "--load", "0.5")
+    assert process.returncode == 1
+    assert "bad.json: not a spot trace" in process.stderr
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the recorded markets are not here")
+@pytest.mark.skipif(not REAL.exists(), reason="recorded markets are not available")
 def test_no_deadline_is_missed_on_recorded_markets() -> None:
-    told = _told(
+    summary = _summary(
         *("--traces", str(REAL), "--dedicated", "4", "--load", "0.95", "--windows", "5"),
         *("--seed", "11", "--no-greedy", "--json"),
     )
-    assert told["misses"] == told["infeasible"] == 0
-    assert told["cost_vs_omniscient"] < 1.06
+    assert summary["misses"] == summary["infeasible"] == 0
+    assert summary["cost_vs_omniscient"] < 1.06

@@ -1,4 +1,4 @@
-"""The replay of spot markets: its arithmetic, and that no market breaks a promise."""
+"""The replay of spot markets: its arithmetic, and deadlines met on every market."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lowtide.planning.demand import Capacity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Two dedicated replicas of one line a second that start in 30 s.
+# Two dedicated replicas, each of one request a second, that start in 30 s.
 TWO = Capacity(rate=1.0, replicas=2, cold_start=30.0, margin=0.0, tick=60.0)
 
 
 @pytest.mark.parametrize(
-    ("lines", "replicas", "seconds", "left", "ended"),
+    ("lines", "replicas", "seconds", "remaining", "end"),
     [
         pytest.param(100, 2, 30.0, 40, 30.0, id="all busy"),
         pytest.param(60, 2, 30.0, 0, 30.0, id="just done"),
-        pytest.param(61, 2, 31.0, 0, 31.0, id="the last one alone"),
+        pytest.param(61, 2, 31.0, 0, 31.0, id="last request alone"),
         pytest.param(10, 2, 30.0, 0, 5.0, id="done before"),
-        pytest.param(1, 3, 30.0, 0, 1.0, id="fewer lines than replicas"),
-        pytest.param(5, 0, 30.0, 5, 30.0, id="nobody"),
+        pytest.param(1, 3, 30.0, 0, 1.0, id="fewer requests than replicas"),
+        pytest.param(5, 0, 30.0, 5, 30.0, id="no replicas"),
     ],
 )
-def test_a_crew_runs_lines(
-    lines: int, replicas: int, seconds: float, left: int, ended: float
+def test_crew_runs_requests(
+    lines: int, replicas: int, seconds: float, remaining: int, end: float
 ) -> None:
     crew = Crew(1.0)
     crew.lines = lines
     crew.resize(replicas, 0.0)
-    assert crew.run(0.0, seconds) == pytest.approx(ended)
-    assert (crew.lines, crew.paid) == (left, replicas * seconds)
+    assert crew.run(0.0, seconds) == pytest.approx(end)
+    assert (crew.lines, crew.paid) == (remaining, replicas * seconds)
 
 
-def test_a_starting_replica_is_paid_and_runs_nothing() -> None:
+def test_starting_replica_is_paid_but_runs_nothing() -> None:
     crew = Crew(0.5)
     crew.lines = 100
     crew.resize(1, 30.0)
@@ -52,7 +52,7 @@ def test_a_starting_replica_is_paid_and_runs_nothing() -> None:
     assert crew.lines == 98
 
 
-def test_a_line_in_hand_is_lost_with_its_replica() -> None:
+def test_running_request_is_lost_with_its_replica() -> None:
     crew = Crew(0.1)
     crew.lines = 5
     crew.resize(2, 0.0)
@@ -69,7 +69,7 @@ def test_a_line_in_hand_is_lost_with_its_replica() -> None:
 
 
 @given(st.integers(1, 5), st.integers(0, 40), st.lists(st.integers(1, 20), max_size=20))
-def test_how_time_is_cut_changes_nothing(replicas: int, lines: int, cuts: list[int]) -> None:
+def test_result_does_not_depend_on_time_steps(replicas: int, lines: int, cuts: list[int]) -> None:
     whole, cut = Crew(0.3), Crew(0.3)
     for crew in (whole, cut):
         crew.lines = lines
@@ -83,14 +83,14 @@ def test_how_time_is_cut_changes_nothing(replicas: int, lines: int, cuts: list[i
     assert cut.paid == pytest.approx(whole.paid)
 
 
-def test_spot_alone_does_it_where_it_can() -> None:
+def test_batch_runs_on_spot_alone_if_possible() -> None:
     outcome = replay(Window([4] * 10, 60.0, 600.0, 1000), TWO)
     assert outcome.ended == pytest.approx(280.0)
     assert outcome.dedicated == 0.0
     assert outcome.cost(3.0) == outcome.spot == pytest.approx(4 * 280.0)
 
 
-def test_without_spot_dedicated_does_it_at_the_last_moment() -> None:
+def test_dedicated_starts_at_last_moment_without_spot() -> None:
     outcome = replay(Window([0] * 10, 60.0, 600.0, 700), TWO, record=True)
     assert outcome.ended is not None
     assert outcome.ended <= 600.0
@@ -99,7 +99,7 @@ def test_without_spot_dedicated_does_it_at_the_last_moment() -> None:
     assert outcome.dedicated == pytest.approx(700 + 2 * 30.0, abs=60.0)
 
 
-def test_greedy_pays_more() -> None:
+def test_greedy_policy_costs_more() -> None:
     window = Window([0] * 4 + [4] * 6, 60.0, 600.0, 900)
     capacity = replace(TWO, cold_start=0.0)
     assert replay(window, capacity, greedy).cost(3.0) > replay(window, capacity).cost(3.0)
@@ -109,54 +109,51 @@ def test_greedy_pays_more() -> None:
     ("market", "lines", "cost"),
     [
         pytest.param([0] * 10, 570, 570 * 3 * 600 / 570, id="no spot"),
-        pytest.param([1] * 10, 285, 300.0, id="half of a long life"),
-        pytest.param([1, 0] * 5, 150, 5 * 60.0, id="short lives"),
-        pytest.param([1, 2] * 5, 570, 600.0, id="the longest life first"),
+        pytest.param([1] * 10, 285, 300.0, id="half of a long session"),
+        pytest.param([1, 0] * 5, 150, 5 * 60.0, id="short sessions"),
+        pytest.param([1, 2] * 5, 570, 600.0, id="longest session first"),
     ],
 )
-def test_the_bound_counts_starts(market: list[int], lines: int, cost: float) -> None:
+def test_lower_bound_includes_cold_starts(market: list[int], lines: int, cost: float) -> None:
     assert omniscient(Window(market, 60.0, 600.0, lines), TWO, 3.0) == pytest.approx(cost)
 
 
-# -- no market breaks a promise --------------------------------------------------------------------
+def _noise(rng: random.Random, length: int, maximum: int) -> list[int]:
+    return [rng.randint(0, maximum) for _ in range(length)]
 
 
-def _noise(rng: random.Random, length: int, most: int) -> list[int]:
-    return [rng.randint(0, most) for _ in range(length)]
-
-
-def _walk(rng: random.Random, length: int, most: int) -> list[int]:
-    market, here = [], rng.randint(0, most)
+def _walk(rng: random.Random, length: int, maximum: int) -> list[int]:
+    market, level = [], rng.randint(0, maximum)
     for _ in range(length):
-        here = min(most, max(0, here + rng.choice((-3, -1, 0, 0, 0, 1, 2))))
-        market.append(here)
+        level = min(maximum, max(0, level + rng.choice((-3, -1, 0, 0, 0, 1, 2))))
+        market.append(level)
     return market
 
 
-def _bursts(rng: random.Random, length: int, most: int) -> list[int]:
+def _bursts(rng: random.Random, length: int, maximum: int) -> list[int]:
     market: list[int] = []
     while len(market) < length:
-        market += [rng.choice((0, most))] * rng.randint(1, 40)
+        market += [rng.choice((0, maximum))] * rng.randint(1, 40)
     return market[:length]
 
 
-def _gone_after_the_tick(_: random.Random, length: int, most: int) -> list[int]:
-    return [most if point % 5 == 0 else 0 for point in range(length)]
+def _lost_after_tick(_: random.Random, length: int, maximum: int) -> list[int]:
+    return [maximum if point % 5 == 0 else 0 for point in range(length)]
 
 
-def _gone_for_good(rng: random.Random, length: int, most: int) -> list[int]:
-    here = rng.randrange(length)
-    return [most] * here + [0] * (length - here)
+def _lost_for_good(rng: random.Random, length: int, maximum: int) -> list[int]:
+    level = rng.randrange(length)
+    return [maximum] * level + [0] * (length - level)
 
 
-_MARKETS = (_noise, _walk, _bursts, _gone_after_the_tick, _gone_for_good)
+_MARKETS = (_noise, _walk, _bursts, _lost_after_tick, _lost_for_good)
 
 
 @settings(max_examples=150)
 @given(
     market=st.sampled_from(_MARKETS),
     seed=st.integers(0, 10**6),
-    most=st.integers(0, 20),
+    maximum=st.integers(0, 20),
     replicas=st.sampled_from([1, 2, 3, 4, 16]),
     load=st.one_of(st.floats(0.01, 1.0), st.floats(0.95, 1.0)),
     rate=st.sampled_from([0.004, 0.01, 0.05, 0.3, 1.0]),
@@ -164,13 +161,13 @@ _MARKETS = (_noise, _walk, _bursts, _gone_after_the_tick, _gone_for_good)
     tick=st.sampled_from([60.0, 300.0, 433.0, 3600.0]),
     seconds=st.sampled_from([3600.0, 20_000.0, 86_400.0]),
 )
-@example(_gone_after_the_tick, 0, 16, 16, 0.97, 0.3, 180.0, 300.0, 86_400.0)
+@example(_lost_after_tick, 0, 16, 16, 0.97, 0.3, 180.0, 300.0, 86_400.0)
 @example(_noise, 0, 0, 2, 1.0, 0.004, 0.0, 60.0, 20_000.0)
-@example(_gone_for_good, 1, 16, 4, 0.9979, 0.3, 180.0, 300.0, 86_400.0)
-def test_what_dedicated_alone_could_end_ends_in_time(
+@example(_lost_for_good, 1, 16, 4, 0.9979, 0.3, 180.0, 300.0, 86_400.0)
+def test_feasible_batch_finishes_in_time(
     market: Callable[[random.Random, int, int], list[int]],
     seed: int,
-    most: int,
+    maximum: int,
     replicas: int,
     load: float,
     rate: float,
@@ -180,8 +177,8 @@ def test_what_dedicated_alone_could_end_ends_in_time(
 ) -> None:
     gap = 60.0
     rng = random.Random(seed)  # noqa: S311
-    places = market(rng, int(seconds / gap) + 1, most)
-    window = Window(places, gap, seconds, max(1, int(load * replicas * seconds * rate)))
+    available = market(rng, int(seconds / gap) + 1, maximum)
+    window = Window(available, gap, seconds, max(1, int(load * replicas * seconds * rate)))
     capacity = Capacity(rate, replicas, cold_start, 0.0, tick)
     outcome = replay(window, capacity)
     assert outcome.ended is not None or all_dedicated(window, capacity) > seconds

@@ -1,1 +1,1 @@
-"""The server against its own OpenAPI document, and documents against the tests they come from."""
+"""The server against its OpenAPI document, and docs/compatibility.md against its tests."""

@@ -1,4 +1,4 @@
-"""These are slow: they start a stack."""
+"""Marking of the tests that start a stack as slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a stack."""
+    """Mark the tests that use the report."""
     for item in items:
         if item.path.is_relative_to(FOLDER) and "report" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

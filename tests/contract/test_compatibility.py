@@ -1,4 +1,4 @@
-"""docs/compatibility.md says what the conformance suite proves."""
+"""docs/compatibility.md against the conformance suite."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from docs.compatibility import page
 from docs.generate import DOCS
 
 
-def test_the_page_is_current() -> None:
+def test_compatibility_page_is_current() -> None:
     assert (DOCS / "compatibility.md").read_text(encoding="utf-8") == page(), "run: make docs"

@@ -1,7 +1,7 @@
-"""Schemathesis: whatever the OpenAPI document allows or forbids is answered as the document says.
+"""Schemathesis: the server conforms to its OpenAPI document.
 
-The checks: no 5xx, no undocumented status, content type or header, bodies that fit their schemas,
-data that breaks the schema is refused and data that fits is not, and nothing without a key.
+The checks: no 5xx; no undocumented status, content type or header; bodies valid by their schemas;
+invalid input rejected and valid input accepted; no access without a key.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ OPERATIONS = [
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found, for machines and for people."""
+    """The report of a run, as JSON and as text."""
 
-    found: dict[str, Any]
+    data: dict[str, Any]
     text: str
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    """One run of all phases on a stack that holds a file, its batch, results and dead letters."""
+    """One run of all phases on a stack with a file, its batch, results and dead letters."""
     folder = tmp_path_factory.mktemp("schemathesis")
     with running(SETTINGS) as stack:
         stack.follow(stack.submit(stack.upload(chat_file(20))))
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 SCHEMATHESIS,
                 *("--config-file", FOLDER / "schemathesis.toml"),
@@ -74,34 +74,34 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
             timeout=240,
             check=False,
         )
-        text = done.stdout + done.stderr
+        text = process.stdout + process.stderr
         assert (folder / "report.json").exists(), text
         yield Report(json.loads((folder / "report.json").read_bytes()), text)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_operation_may_meet_a_limit(operation: str) -> None:
+def test_every_operation_documents_429(operation: str) -> None:
     method, path = operation.split()
-    refused = document(ALL)["paths"][path][method.lower()]["responses"]["429"]
-    assert "Retry-After" in refused["headers"]
+    response = document(ALL)["paths"][path][method.lower()]["responses"]["429"]
+    assert "Retry-After" in response["headers"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_operation(report: Report, operation: str) -> None:
-    phases = report.found["valid_rates"][operation].values()
+def test_operation_conforms_to_document(report: Report, operation: str) -> None:
+    phases = report.data["valid_rates"][operation].values()
     assert any(sum(outcomes.values()) for outcomes in phases), "never called"
-    failed = [failure for failure in report.found["failures"] if operation in failure["operations"]]
+    failed = [failure for failure in report.data["failures"] if operation in failure["operations"]]
     assert not failed, report.text
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_phase(report: Report, phase: str) -> None:
-    assert report.found["phases"][phase]["status"] == "success", report.text
+def test_phase_succeeds(report: Report, phase: str) -> None:
+    assert report.data["phases"][phase]["status"] == "success", report.text
 
 
-def test_the_run_came_to_its_end(report: Report) -> None:
-    assert report.found["complete"], report.text
-    assert report.found["errors"] == []
-    assert report.found["operations"]["tested"] == len(OPERATIONS)
-    assert report.found["warnings"]["missing_auth"] == []
-    assert report.found["test_cases"]["generated"] > 500
+def test_run_is_complete(report: Report) -> None:
+    assert report.data["complete"], report.text
+    assert report.data["errors"] == []
+    assert report.data["operations"]["tested"] == len(OPERATIONS)
+    assert report.data["warnings"]["missing_auth"] == []
+    assert report.data["test_cases"]["generated"] > 500

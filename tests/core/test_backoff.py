@@ -20,13 +20,13 @@ def _seeded(seed: int) -> Random:
 ORIGINAL = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
-def test_it_waits_as_the_original_did() -> None:
+def test_idle_backoff_equals_original() -> None:
     backoff = ExponentialBackoff()
     assert [backoff.next_delay() for _ in ORIGINAL] == ORIGINAL
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 8])
-def test_a_reset_starts_over(steps: int) -> None:
+def test_reset_restarts_backoff(steps: int) -> None:
     backoff = ExponentialBackoff()
     for _ in range(steps):
         backoff.next_delay()
@@ -35,12 +35,12 @@ def test_a_reset_starts_over(steps: int) -> None:
 
 
 @given(st.integers(0, 100), st.integers())
-def test_each_floor_is_twice_the_last_with_full_jitter_on_top(attempt: int, seed: int) -> None:
+def test_retry_delay_doubles_with_full_jitter_above_floor(attempt: int, seed: int) -> None:
     delay = retry_delay(attempt, _seeded(seed), base=1.0, cap=60.0)
     assert min(60.0, 2.0**attempt) <= delay <= min(60.0, 2.0 ** (attempt + 1))
 
 
-def test_jitter_spreads_over_the_whole_range() -> None:
+def test_jitter_covers_whole_range() -> None:
     rng = _seeded(7)
     delays = [retry_delay(4, rng, base=1.0, cap=60.0) for _ in range(2000)]
     assert min(delays) < 16.5
@@ -52,7 +52,7 @@ FAILED = Answered(500, b"{}")
 
 
 @given(st.integers())
-def test_five_failures_take_two_minutes_and_no_more_than_four(seed: int) -> None:
+def test_five_failures_take_two_to_four_minutes(seed: int) -> None:
     policy, rng = RetryPolicy(), _seeded(seed)
     delays = [policy.delay(FAILED, attempts, rng) for attempts in range(1, 5)]
     assert 120 <= sum(delay or 0.0 for delay in delays) <= 240
@@ -60,35 +60,37 @@ def test_five_failures_take_two_minutes_and_no_more_than_four(seed: int) -> None
 
 
 @given(st.integers(), st.floats(0, 1000), st.floats(0, 100))
-def test_every_attempt_can_end_before_the_deadline(seed: int, left: float, run: float) -> None:
-    policy, rng, spent = RetryPolicy(), _seeded(seed), 0.0
+def test_delayed_attempts_finish_before_deadline(
+    seed: int, remaining: float, duration: float
+) -> None:
+    policy, rng, elapsed = RetryPolicy(), _seeded(seed), 0.0
     for attempts in range(1, 5):
-        delay = policy.delay(FAILED, attempts, rng, Window(left - spent, run))
+        delay = policy.delay(FAILED, attempts, rng, Window(remaining - elapsed, duration))
         assert delay is not None
         assert delay >= 0
         if delay:
-            assert spent + delay + run <= left + 1e-6
-        spent += delay + run
+            assert elapsed + delay + duration <= remaining + 1e-6
+        elapsed += delay + duration
 
 
 @pytest.mark.parametrize("retry_after", [90.0, 1e12, 251_727_436_800.0])
-@pytest.mark.parametrize("left", [math.inf, 3600.0, 100.0, 5.0, -3.0])
-def test_no_wait_is_over_the_cap_or_past_the_deadline(retry_after: float, left: float) -> None:
+@pytest.mark.parametrize("remaining", [math.inf, 3600.0, 100.0, 5.0, -3.0])
+def test_retry_after_is_limited_by_cap_and_deadline(retry_after: float, remaining: float) -> None:
     outcome = Answered(500, b"{}", retry_after=retry_after)
     policy = RetryPolicy(base=0.01)
-    delay = policy.delay(outcome, 4, _seeded(0), Window(left, 20.0))
-    assert delay == max(0.0, min(retry_after, 120.0, left - 20.0))
+    delay = policy.delay(outcome, 4, _seeded(0), Window(remaining, 20.0))
+    assert delay == max(0.0, min(retry_after, 120.0, remaining - 20.0))
 
 
 @given(st.floats(0, 1e7), st.integers())
-def test_a_request_that_comes_back_again_and_again_waits_longer(waited: float, seed: int) -> None:
+def test_requeue_delay_grows_with_time_waited(waited: float, seed: int) -> None:
     delay = requeue_delay(waited, _seeded(seed), cap=120.0)
     assert 0.5 <= delay <= 120.0
     assert delay >= min(120.0, waited / 4) / 2
 
 
 @pytest.mark.parametrize(
-    ("outcome", "again"),
+    ("outcome", "retried"),
     [
         *(
             pytest.param(Answered(status, b"{}"), True, id=f"HTTP {status}")
@@ -102,9 +104,9 @@ def test_a_request_that_comes_back_again_and_again_waits_longer(waited: float, s
         pytest.param(Unanswered("response_too_large", "huge"), False, id="too large"),
     ],
 )
-def test_only_transient_failures_are_tried_again(
-    outcome: Answered | Unanswered, *, again: bool
+def test_only_transient_failures_are_retried(
+    outcome: Answered | Unanswered, *, retried: bool
 ) -> None:
     policy = RetryPolicy(max_attempts=3)
-    assert (policy.delay(outcome, 2, _seeded(0)) is not None) is again
+    assert (policy.delay(outcome, 2, _seeded(0)) is not None) is retried
     assert policy.delay(outcome, 3, _seeded(0)) is None

@@ -1,4 +1,4 @@
-"""Each error's status and type: what callers program against."""
+"""Status, type and code of each error class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lowtide.core import errors
         (errors.Unavailable, 503, "server_error", "unavailable"),
     ],
 )
-def test_the_table(
+def test_error_class_has_status_type_and_code(
     kind: type[errors.LowtideError], status: int, type_: str, code: str | None
 ) -> None:
     error = kind("What to do.", param="file")

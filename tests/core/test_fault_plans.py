@@ -1,4 +1,4 @@
-"""The plan of the simulated engine's faults: its grammar, who has them, and when."""
+"""Fault plans of the simulated engine: grammar, targets, time windows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from lowtide.core.fault_plans import Kind, PlannedFault, Worker, parse_faults
 
-BORN = 1_700_000_000.0
+STARTED = 1_700_000_000.0
 
 
-def one(text: str) -> PlannedFault:
+def parse_one(text: str) -> PlannedFault:
     [fault] = parse_faults(text)
     return fault
 
@@ -34,12 +34,12 @@ def one(text: str) -> PlannedFault:
         ("*:poison:0.01", PlannedFault(Kind.POISON, share=0.01)),
     ],
 )
-def test_a_fault_is_read(text: str, fault: PlannedFault) -> None:
-    assert one(text) == fault
+def test_plan_is_parsed(text: str, fault: PlannedFault) -> None:
+    assert parse_one(text) == fault
     assert parse_faults(f" {text} , {text},") == (fault, fault)
 
 
-def test_no_plan_has_no_faults() -> None:
+def test_empty_plan_has_no_faults() -> None:
     assert parse_faults("") == ()
 
 
@@ -61,12 +61,12 @@ def test_no_plan_has_no_faults() -> None:
         ("slow=-1", "'slow=-1' does not match"),
     ],
 )
-def test_the_wrong_part_is_named(text: str, problem: str) -> None:
+def test_error_names_invalid_part(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)):
         parse_faults(text)
 
 
-def test_the_plans_of_the_page_are_plans() -> None:
+def test_documented_plans_are_valid() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "simulated-engine.md"
     rows = page.read_text(encoding="utf-8").partition("| to see | plan |")[2].splitlines()
     plans = [row.split("`")[1] for row in rows if row.startswith("| ") and "`" in row]
@@ -83,25 +83,25 @@ def test_the_plans_of_the_page_are_plans() -> None:
         ("down@60-75", 74.5, 0),
         ("down@60-75", 75, math.inf),
         ("down@60-", 1e9, 0),
-        (f"down@{BORN + 10:.0f}-{BORN + 20:.0f}", 4, 6),
-        (f"down@{BORN + 10:.0f}-{BORN + 20:.0f}", 19, 0),
-        (f"down@{BORN + 10:.0f}-{BORN + 20:.0f}", 20, math.inf),
+        (f"down@{STARTED + 10:.0f}-{STARTED + 20:.0f}", 4, 6),
+        (f"down@{STARTED + 10:.0f}-{STARTED + 20:.0f}", 19, 0),
+        (f"down@{STARTED + 10:.0f}-{STARTED + 20:.0f}", 20, math.inf),
     ],
 )
-def test_a_window_counts_from_the_start_or_is_a_time(text: str, offset: float, wait: float) -> None:
-    assert one(text).wait(BORN + offset, BORN) == wait
+def test_window_is_relative_to_start_or_absolute(text: str, offset: float, wait: float) -> None:
+    assert parse_one(text).wait(STARTED + offset, STARTED) == wait
 
 
 @pytest.mark.parametrize(("at", "wait"), [(0, 5), (4, 1), (5, 0), (9, 0), (10, 55), (59, 6)])
-def test_a_period_is_of_the_clock(at: float, wait: float) -> None:
-    assert one("down@5-10/60").wait(6_000_000 + at, started=12.0) == wait
+def test_period_follows_wall_clock(at: float, wait: float) -> None:
+    assert parse_one("down@5-10/60").wait(6_000_000 + at, started=12.0) == wait
 
 
 SPOT, DEDICATED = Worker("spot", "infer-spot-1"), Worker("dedicated", "infer-dedicated-2")
 
 
 @pytest.mark.parametrize(
-    ("who", "spot", "dedicated"),
+    ("target", "spot", "dedicated"),
     [
         ("*", True, True),
         ("spot", True, False),
@@ -112,13 +112,13 @@ SPOT, DEDICATED = Worker("spot", "infer-spot-1"), Worker("dedicated", "infer-ded
         ("2/2", True, True),
     ],
 )
-def test_who_has_a_fault(who: str, *, spot: bool, dedicated: bool) -> None:
-    fault = one(f"{who}:down")
+def test_fault_applies_to_matching_workers(target: str, *, spot: bool, dedicated: bool) -> None:
+    fault = parse_one(f"{target}:down")
     assert (fault.concerns(SPOT), fault.concerns(DEDICATED)) == (spot, dedicated)
 
 
-def test_a_share_of_numbered_workers_is_exact_and_of_others_about_so() -> None:
-    fault = one("1/4:down")
+def test_share_of_workers_is_exact_if_numbered_else_approximate() -> None:
+    fault = parse_one("1/4:down")
     numbered = [Worker("spot", f"infer-spot-{n}") for n in range(1, 9)]
     assert [worker.name[-1] for worker in numbered if fault.concerns(worker)] == ["1", "5"]
     named = [Worker("spot", f"infer-spot-7c9f4b6d9-{n:x}z") for n in range(4000)]

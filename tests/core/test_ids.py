@@ -1,4 +1,4 @@
-"""Public ids: one-to-one with UUIDs, ordered by time, and nothing else is taken for one."""
+"""Public ids: one-to-one with UUIDs, ordered by time, strictly parsed."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def test_request_ids_survive_a_round_trip(value: uuid.UUID, line: int) -> None:
         pytest.param(f"batch_req_{'0' * 39}", id="too short"),
         pytest.param(f"batch_req_{'0' * 40}1", id="too long"),
         pytest.param(f"batch_req_{'0' * 40}", id="line 0"),
-        pytest.param(f"batch_req_{'0' * 32}80000000", id="a line beyond"),
+        pytest.param(f"batch_req_{'0' * 32}80000000", id="line out of range"),
         pytest.param(f"batch_req_{'0' * 32}0000000g", id="not hexadecimal"),
         pytest.param(f"batch_req_{'0' * 32}0000000\u0661", id="another script's digit"),
         pytest.param(f"batch_req_{'0' * 32}-0000001", id="a sign"),
         pytest.param(f"batch_req_{'A' * 32}00000001", id="upper case"),
     ],
 )
-def test_anything_else_is_no_request_id(text: str) -> None:
+def test_invalid_request_id_is_not_parsed(text: str) -> None:
     assert parse_request_id(text) is None
 
 
 @given(st.text())
-def test_what_parses_is_exactly_what_is_printed(text: str) -> None:
+def test_parsed_batch_id_is_canonical(text: str) -> None:
     batch = parse_batch_id(text)
     assert batch is None or format_batch_id(batch) == text
 
@@ -82,27 +82,27 @@ _HEX = "0123456789abcdef" * 2
         pytest.param(f"batch_../../{_HEX[:-6]}", id="path"),
     ],
 )
-def test_anything_else_is_no_batch_id(text: str) -> None:
+def test_invalid_batch_id_is_not_parsed(text: str) -> None:
     assert parse_batch_id(text) is None
 
 
-def test_a_uuid7_is_one_and_sorts_by_time() -> None:
-    def most(count: int) -> bytes:
+def test_uuid7_has_version_and_sorts_by_time() -> None:
+    def all_ones(count: int) -> bytes:
         return b"\xff" * count
 
-    def least(count: int) -> bytes:
+    def all_zeros(count: int) -> bytes:
         return b"\x00" * count
 
-    early = uuid7(NOON, most)
-    late = uuid7(NOON + timedelta(milliseconds=1), least)
+    early = uuid7(NOON, all_ones)
+    late = uuid7(NOON + timedelta(milliseconds=1), all_zeros)
     assert early < late
-    for made in (early, late):
-        assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    for id_ in (early, late):
+        assert (id_.version, id_.variant) == (7, uuid.RFC_4122)
     assert early.int >> 80 == int(NOON.timestamp() * 1000)
 
 
 @given(st.uuids(), st.sampled_from(["output", "error"]))
-def test_a_batchs_own_files_keep_their_ids(value: uuid.UUID, role: str) -> None:
+def test_derived_file_ids_are_stable_and_distinct(value: uuid.UUID, role: str) -> None:
     batch = BatchId(value)
     file = derived_file_id(batch, role)
     assert file == derived_file_id(batch, role)
@@ -111,7 +111,7 @@ def test_a_batchs_own_files_keep_their_ids(value: uuid.UUID, role: str) -> None:
     assert derived_file_id(batch, "output") != derived_file_id(batch, "error")
 
 
-def test_request_ids_name_batch_and_line() -> None:
+def test_request_id_encodes_batch_and_line() -> None:
     batch = BatchId(uuid.UUID(int=5))
     assert format_request_id(batch, 255) == f"batch_req_{batch.hex}000000ff"
     assert len({format_request_id(batch, line) for line in range(1, 1000)}) == 999

@@ -1,4 +1,4 @@
-"""What a batch costs."""
+"""The cost of a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRICE = st.floats(min_value=0, max_value=1e3)
         pytest.param(1800, 900, (0.5, 0.75), 2.25, 4 / 9, id="both"),
     ],
 )
-def test_cost(
+def test_cost_by_pool_and_saving(
     spot: float,
     dedicated: float,
     by_pool: tuple[float, float],
@@ -37,11 +37,11 @@ def test_cost(
     assert cost.saving == pytest.approx(saving)
 
 
-def test_a_spot_price_above_the_dedicated_one_saves_less_than_nothing() -> None:
+def test_saving_is_negative_if_spot_costs_more() -> None:
     assert cost_of(3600, 0, Prices(4.0, 2.0, "EUR")).saving == pytest.approx(-1)
 
 
-def test_prices_of_nothing_save_nothing() -> None:
+def test_saving_is_zero_for_zero_prices() -> None:
     assert cost_of(3600, 3600, Prices(0.0, 0.0, "EUR")).saving == 0
 
 

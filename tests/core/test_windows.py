@@ -22,7 +22,7 @@ MINUTE, WEEK = timedelta(minutes=1), timedelta(days=7)
         pytest.param("90m", timedelta(minutes=90), id="minutes"),
     ],
 )
-def test_windows_within_bounds(text: str, length: timedelta) -> None:
+def test_window_within_bounds_is_parsed(text: str, length: timedelta) -> None:
     assert parse_window(text, shortest=MINUTE, longest=WEEK) == length
 
 
@@ -33,7 +33,7 @@ def test_windows_within_bounds(text: str, length: timedelta) -> None:
         *("8d", "169h", "99999d", "999999h", "1h1m", "\u0662h", "1w", "24h\x00"),
     ],
 )
-def test_others_are_refused(text: str) -> None:
+def test_invalid_window_is_rejected(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_window(text, shortest=MINUTE, longest=WEEK)
     assert caught.value.param == "completion_window"
@@ -44,5 +44,5 @@ def test_others_are_refused(text: str) -> None:
     ("seconds", "text"),
     [(60, "1m"), (3600, "1h"), (86400, "1d"), (604800, "7d"), (5400, "90m"), (90, "90s")],
 )
-def test_windows_are_shown_in_their_largest_whole_unit(seconds: int, text: str) -> None:
+def test_window_is_formatted_in_largest_whole_unit(seconds: int, text: str) -> None:
     assert format_window(timedelta(seconds=seconds)) == text

@@ -1,4 +1,4 @@
-"""A folder, memory, and a real S3 server to keep objects in."""
+"""Object stores for tests: a folder, memory, and a real S3 server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVICES = ("master", "volume", "filer", "s3")
 
 
 def create_bucket(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Create a bucket as soon as the server lets us."""
+    """Create a bucket once the server is up."""
     deadline = time.monotonic() + START_WITHIN
     request = urllib.request.Request(url, method="PUT")  # noqa: S310
     while True:
@@ -52,7 +52,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quiet = ["-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     local = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     shape = ["-filer", "-s3", "-master.volumeSizeLimitMB=64"]
-    # Without credentials of its own, the server lets everyone in.
+    # Without configured credentials, the server accepts any.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "AWS_"}
     log = folder / "log"
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""What the `ObjectStore` port promises, of a folder, of memory and of an S3 server."""
+"""Conformance of a folder, memory and an S3 server to the `ObjectStore` protocol."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def read(objects: ObjectStore, key: str = KEY) -> bytes:
     return b"".join(objects.stream(key))
 
 
-def fail_after(objects: ObjectStore, look: Callable[[], None], size: int = len(LARGE)) -> None:
-    """Write some bytes, look, and raise inside the block."""
+def fail_after(objects: ObjectStore, inspect: Callable[[], None], size: int = len(LARGE)) -> None:
+    """Write some bytes, call `inspect`, and raise inside the block."""
 
     def work() -> None:
         with objects.open_writer(KEY) as writer:
             writer.write(LARGE[:size])
-            look()
+            inspect()
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -54,12 +54,12 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("data", [b"", b"a", LARGE], ids=["empty", "small", "parts"])
-def test_what_is_written_is_read(objects: ObjectStore, data: bytes) -> None:
+def test_written_object_is_read_back(objects: ObjectStore, data: bytes) -> None:
     put(objects, data)
     assert read(objects) == data
 
 
-def test_a_stream_comes_in_pieces(objects: ObjectStore) -> None:
+def test_stream_yields_chunks(objects: ObjectStore) -> None:
     put(objects, LARGE)
     assert [len(piece) for piece in objects.stream(KEY)] == [CHUNK] * 20 + [3]
 
@@ -68,7 +68,7 @@ def test_a_stream_comes_in_pieces(objects: ObjectStore) -> None:
     ("start", "end"),
     [(0, None), (5, 9), (5, 5), (9, 5), (5, 10**9), (10**9, None), (4 * CHUNK - 1, 4 * CHUNK + 1)],
 )
-def test_a_part_is_streamed(objects: ObjectStore, start: int, end: int | None) -> None:
+def test_range_is_streamed(objects: ObjectStore, start: int, end: int | None) -> None:
     put(objects, LARGE)
     assert b"".join(objects.stream(KEY, start, end)) == LARGE[start:end]
 
@@ -84,7 +84,7 @@ def test_a_part_is_streamed(objects: ObjectStore, start: int, end: int | None) -
     ],
     ids=["none", "one", "empty", "mixed", "lines"],
 )
-def test_ranges(objects: ObjectStore, ranges: list[tuple[int, int]]) -> None:
+def test_ranges_are_read(objects: ObjectStore, ranges: list[tuple[int, int]]) -> None:
     put(objects, LARGE)
     expected = [LARGE[offset : offset + length] for offset, length in ranges]
     assert list(objects.read_ranges(KEY, ranges)) == expected
@@ -94,24 +94,24 @@ def test_ranges(objects: ObjectStore, ranges: list[tuple[int, int]]) -> None:
 SHORT = LARGE[: CHUNK // 2]
 BEYOND = [
     pytest.param([(len(SHORT) - 2, 5)], [2], id="across the end"),
-    pytest.param([(len(SHORT) + 5, 5)], [0], id="behind the end"),
-    pytest.param([(len(SHORT) - 9, 5), (len(SHORT) + 5, 5)], [5, 0], id="before and behind"),
+    pytest.param([(len(SHORT) + 5, 5)], [0], id="after the end"),
+    pytest.param([(len(SHORT) - 9, 5), (len(SHORT) + 5, 5)], [5, 0], id="before and after"),
     pytest.param([(len(SHORT) + 9, 5), (0, 3), (5, 0)], [0, 3, 0], id="far apart"),
 ]
 
 
-@pytest.mark.parametrize(("wanted", "lengths"), BEYOND)
-def test_a_range_beyond_the_end_is_fetched_short(
-    objects: ObjectStore, wanted: list[tuple[int, int]], lengths: list[int]
+@pytest.mark.parametrize(("ranges", "lengths"), BEYOND)
+def test_range_beyond_end_is_truncated(
+    objects: ObjectStore, ranges: list[tuple[int, int]], lengths: list[int]
 ) -> None:
     put(objects, SHORT)
-    found = asyncio.run(objects.fetch_ranges(KEY, wanted))
-    expected = [SHORT[offset : offset + length] for offset, length in wanted]
-    assert list(found) == list(objects.read_ranges(KEY, wanted)) == expected
-    assert [len(part) for part in found] == lengths
+    parts = asyncio.run(objects.fetch_ranges(KEY, ranges))
+    expected = [SHORT[offset : offset + length] for offset, length in ranges]
+    assert list(parts) == list(objects.read_ranges(KEY, ranges)) == expected
+    assert [len(part) for part in parts] == lengths
 
 
-def test_an_unknown_key_is_not_found(objects: ObjectStore) -> None:
+def test_unknown_key_is_not_found(objects: ObjectStore) -> None:
     put(objects, b"x", "0190/another")
     with pytest.raises(NotFound):
         read(objects)
@@ -122,13 +122,13 @@ def test_an_unknown_key_is_not_found(objects: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, 20 * CHUNK], ids=["nothing", "little", "parts"])
-def test_an_exception_leaves_nothing(objects: ObjectStore, size: int) -> None:
+def test_exception_while_writing_leaves_no_object(objects: ObjectStore, size: int) -> None:
     fail_after(objects, lambda: None, size)
     with pytest.raises(NotFound):
         read(objects)
 
 
-def test_an_object_appears_when_it_is_complete(objects: ObjectStore) -> None:
+def test_object_is_replaced_only_when_complete(objects: ObjectStore) -> None:
     put(objects, b"old")
     with objects.open_writer(KEY) as writer:
         writer.write(LARGE)
@@ -136,7 +136,7 @@ def test_an_object_appears_when_it_is_complete(objects: ObjectStore) -> None:
     assert read(objects) == LARGE
 
 
-def test_a_stream_never_mixes_two_versions(objects: ObjectStore) -> None:
+def test_stream_fails_rather_than_mix_versions(objects: ObjectStore) -> None:
     put(objects, LARGE)
     stream = objects.stream(KEY)
     first = next(stream)
@@ -146,7 +146,7 @@ def test_a_stream_never_mixes_two_versions(objects: ObjectStore) -> None:
     assert first == LARGE[:CHUNK]
 
 
-def test_two_writers_of_one_key_leave_one_whole_object(objects: ObjectStore) -> None:
+def test_concurrent_writers_leave_one_whole_object(objects: ObjectStore) -> None:
     with objects.open_writer(KEY) as first, objects.open_writer(KEY) as second:
         for start in range(0, len(LARGE), CHUNK):
             first.write(LARGE[start : start + CHUNK])
@@ -154,7 +154,7 @@ def test_two_writers_of_one_key_leave_one_whole_object(objects: ObjectStore) -> 
     assert read(objects) == LARGE
 
 
-def test_many_are_deleted_and_missing_ones_are_fine(objects: ObjectStore) -> None:
+def test_delete_ignores_missing_keys(objects: ObjectStore) -> None:
     keys = [f"0190/file-{n}" for n in range(20)]
     for key in keys:
         put(objects, b"x", key)
@@ -166,13 +166,13 @@ def test_many_are_deleted_and_missing_ones_are_fine(objects: ObjectStore) -> Non
     assert read(objects, keys[-1]) == b"x"
 
 
-def test_check_passes(objects: ObjectStore) -> None:
+def test_check_passes_for_working_store(objects: ObjectStore) -> None:
     objects.check()
 
 
 @pytest.mark.usefixtures("s3_environment")
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_a_store_in_the_cluster_is_named_by_any_of_three_variables(
+def test_endpoint_is_read_from_any_of_three_variables(
     monkeypatch: pytest.MonkeyPatch, s3_endpoint: str, name: str
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
@@ -184,7 +184,7 @@ def test_a_store_in_the_cluster_is_named_by_any_of_three_variables(
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_a_missing_bucket_is_unavailable() -> None:
+def test_missing_bucket_is_unavailable() -> None:
     missing = ObstoreObjects("s3://nowhere/here")
     with pytest.raises(Unavailable):
         missing.check()
@@ -195,7 +195,7 @@ def test_a_missing_bucket_is_unavailable() -> None:
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_an_aborted_upload_is_gone_from_the_server(s3_endpoint: str) -> None:
+def test_aborted_upload_is_removed_from_server(s3_endpoint: str) -> None:
     objects = ObstoreObjects("s3://bucket/aborted")
     url = f"{s3_endpoint}/bucket?uploads"
 
@@ -204,12 +204,12 @@ def test_an_aborted_upload_is_gone_from_the_server(s3_endpoint: str) -> None:
             listed: bytes = response.read()
         return listed.count(b"<Key>aborted/")
 
-    seen: list[int] = []
-    fail_after(objects, lambda: seen.append(uploads()))
-    assert [*seen, uploads()] == [1, 0]
+    counts: list[int] = []
+    fail_after(objects, lambda: counts.append(uploads()))
+    assert [*counts, uploads()] == [1, 0]
 
 
-def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
+def test_missing_folder_is_unavailable(tmp_path: Path) -> None:
     objects = ObstoreObjects((tmp_path / "gone").as_uri())
     (tmp_path / "gone").rmdir()
     with pytest.raises(Unavailable):
@@ -218,7 +218,7 @@ def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
         asyncio.run(objects.fetch_ranges(KEY, [(0, 1)]))
 
 
-def test_a_path_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+def test_unwritable_path_is_unavailable(tmp_path: Path) -> None:
     objects = ObstoreObjects(tmp_path.as_uri())
     (tmp_path / "0190").write_bytes(b"a file where a folder has to be")
     with pytest.raises(Unavailable):
@@ -226,18 +226,16 @@ def test_a_path_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["0190"]
 
 
-def test_no_staging_files_stay_in_a_folder(tmp_path: Path) -> None:
+def test_folder_keeps_no_staging_files(tmp_path: Path) -> None:
     objects = ObstoreObjects(tmp_path.as_uri())
-    seen: list[int] = []
-    fail_after(objects, lambda: seen.append(len(files_in(tmp_path))))
-    assert [*seen, *files_in(tmp_path)] == [1]
+    counts: list[int] = []
+    fail_after(objects, lambda: counts.append(len(files_in(tmp_path))))
+    assert [*counts, *files_in(tmp_path)] == [1]
     put(objects, LARGE)
     assert files_in(tmp_path) == [KEY]
 
 
-def test_files_and_their_folders_reach_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_and_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     real = os.fsync
 
@@ -262,7 +260,7 @@ with ObstoreObjects(sys.argv[1]).open_writer(sys.argv[2]) as writer:
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_a_killed_writer_leaves_the_old_object(
+def test_killed_writer_leaves_old_object(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = tmp_path.as_uri()
@@ -288,11 +286,11 @@ def test_a_killed_writer_leaves_the_old_object(
 @pytest.mark.parametrize(
     "url", ["", "relative/path", "file:relative", "file://host/x", "ftp://h/x"]
 )
-def test_a_bad_url_is_refused(url: str) -> None:
+def test_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(ValueError, match="object store URL"):
         ObstoreObjects(url)
 
 
-def test_a_folder_with_a_space_in_its_name(tmp_path: Path) -> None:
+def test_folder_name_may_contain_space(tmp_path: Path) -> None:
     put(ObstoreObjects((tmp_path / "a b#c").as_uri()), b"x")
     assert (tmp_path / "a b#c" / KEY).read_bytes() == b"x"

@@ -1,4 +1,4 @@
-"""Health and metrics on a port of their own."""
+"""Health and metrics on a separate port."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 class Readiness:
-    """Ready, until it is told otherwise."""
+    """A readiness check that can fail or hang."""
 
-    away = False
+    fails = False
 
     def __init__(self) -> None:
         self.hangs = threading.Event()
-        self.may_go_on = threading.Event()
+        self.released = threading.Event()
         self.calls = 0
 
     def __call__(self) -> None:
         self.calls += 1
         if self.hangs.is_set():
-            self.may_go_on.wait(60)
-        if self.away:
+            self.released.wait(60)
+        if self.fails:
             raise Unavailable("The database does not answer.")
 
 
@@ -53,13 +53,13 @@ def address(readiness: Readiness) -> str:
 
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[httpx.Client]:
-    """One client for all probes: to make another takes longer on a busy machine than an answer."""
+    """One client for all probes: on a busy machine, creating one takes longer than a response."""
     with httpx.Client(base_url=address, trust_env=False, timeout=10) as made:
         yield made
 
 
 @pytest.mark.parametrize(
-    ("away", "path", "status", "text"),
+    ("fails", "path", "status", "text"),
     [
         (False, "/health/live", 200, "ok"),
         (False, "/health/ready", 200, "ok"),
@@ -69,17 +69,17 @@ def client(address: str) -> Iterator[httpx.Client]:
         (False, "/", 404, "not found"),
     ],
 )
-def test_answers(
-    readiness: Readiness, client: httpx.Client, *, away: bool, path: str, status: int, text: str
+def test_health_paths_respond(
+    readiness: Readiness, client: httpx.Client, *, fails: bool, path: str, status: int, text: str
 ) -> None:
-    readiness.away = away
-    answer = client.get(path)
-    assert answer.status_code == status
-    assert text in answer.text
+    readiness.fails = fails
+    response = client.get(path)
+    assert response.status_code == status
+    assert text in response.text
 
 
 def _probe(client: httpx.Client, path: str) -> tuple[int, bool]:
-    """Return the status, and whether it came within a second; a busy machine may try it again."""
+    """Return the status, and True if it came within a second; retries for busy machines."""
     for _ in range(5):
         began = time.monotonic()
         status = client.get(path).status_code
@@ -88,8 +88,8 @@ def _probe(client: httpx.Client, path: str) -> tuple[int, bool]:
     return status, False
 
 
-def test_a_check_that_hangs_holds_up_no_answer(readiness: Readiness, client: httpx.Client) -> None:
-    readiness.away = False
+def test_hanging_check_does_not_delay_responses(readiness: Readiness, client: httpx.Client) -> None:
+    readiness.fails = False
     readiness.hangs.set()
     readiness.calls = 0
     try:
@@ -99,29 +99,29 @@ def test_a_check_that_hangs_holds_up_no_answer(readiness: Readiness, client: htt
         assert readiness.calls == 1
     finally:
         readiness.hangs.clear()
-        readiness.may_go_on.set()
+        readiness.released.set()
     deadline = time.monotonic() + 10
     while _probe(client, "/health/ready") != (200, True):
         assert time.monotonic() < deadline
 
 
-def test_a_check_that_fails_too_late_is_not_logged_as_unretrieved(
+def test_late_failure_of_check_is_retrieved(
     readiness: Readiness, client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    readiness.away = True
-    readiness.may_go_on.clear()
+    readiness.fails = True
+    readiness.released.clear()
     readiness.hangs.set()
     try:
         assert _probe(client, "/health/ready") == (503, True)
     finally:
         readiness.hangs.clear()
-        readiness.may_go_on.set()
+        readiness.released.set()
     deadline = time.monotonic() + 10
     reason = "The database does not answer."
     while client.get("/health/ready").text != reason:
         assert time.monotonic() < deadline
-    readiness.away = False
-    # Once a check succeeds the late one is over, and nothing refers to it any more.
+    readiness.fails = False
+    # Once a check succeeds, the late one has ended and is unreferenced.
     while _probe(client, "/health/ready") != (200, True):
         assert time.monotonic() < deadline
     gc.collect()
@@ -129,25 +129,25 @@ def test_a_check_that_fails_too_late_is_not_logged_as_unretrieved(
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000])
-def test_clients_that_are_slow_hold_up_no_answer(
+def test_slow_clients_do_not_delay_responses(
     client: httpx.Client, address: str, sent: bytes
 ) -> None:
     host, _, port = address.removeprefix("http://").partition(":")
-    slow = [socket.create_connection((host, int(port))) for _ in range(200)]
+    connections = [socket.create_connection((host, int(port))) for _ in range(200)]
     try:
-        for each in slow:
-            each.setblocking(False)
+        for connection in connections:
+            connection.setblocking(False)
             try:
-                each.send(sent)
+                connection.send(sent)
             except OSError:
                 continue
         for path in ("/health/live", "/health/ready", "/metrics"):
             assert _probe(client, path) == (200, True)
     finally:
-        for each in slow:
-            each.close()
+        for connection in connections:
+            connection.close()
 
 
-def test_other_methods_are_refused(client: httpx.Client) -> None:
+def test_other_methods_are_rejected(client: httpx.Client) -> None:
     assert client.post("/health/live").status_code == 405
     assert client.head("/health/live").status_code == 200

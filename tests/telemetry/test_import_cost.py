@@ -1,4 +1,4 @@
-"""Where tracing is off, no function imports anything of OpenTelemetry."""
+"""Functions import OpenTelemetry only if tracing is on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each starts as under gunicorn: the application, then what the server's hooks import and build.
+# Starts as under gunicorn: the application, then the imports of the server's hooks.
 LOAD = """
 import sys
 import functions_framework
@@ -24,24 +24,24 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
 
 @pytest.mark.parametrize(
-    ("function", "environment", "printed"),
+    ("function", "environment", "expected"),
     [
         pytest.param("create_batch", {}, "False False", id="http, off"),
         pytest.param("infer_spot", {}, "False False", id="worker, off"),
         pytest.param("infer_spot", ENDPOINT, "True True", id="worker, on"),
     ],
 )
-def test_only_what_is_switched_on_is_imported(
-    function: str, environment: dict[str, str], printed: str
+def test_opentelemetry_is_imported_only_if_tracing_is_on(
+    function: str, environment: dict[str, str], expected: str
 ) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     source = ROOT / "functions" / function / "main.py"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LOAD, function, str(source)],
-        env={**kept, **DATABASE, **environment, "PYTHONPATH": str(ROOT)},
+        env={**inherited, **DATABASE, **environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert done.stdout.strip() == printed
+    assert process.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""A function under gunicorn sends its spans when it is told to stop, and stops without a collector."""
+"""On SIGTERM, a function under gunicorn sends its spans, and exits even without a collector."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CALLER = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("away", [False, True], ids=["collector", "no collector"])
-def test_what_is_left_is_sent_at_the_end(away: bool) -> None:
+@pytest.mark.parametrize("collector_is_down", [False, True], ids=["collector", "no collector"])
+def test_pending_spans_are_sent_on_shutdown(collector_is_down: bool) -> None:
     with collecting() as collector:
-        url = f"http://{HOST}:{free_port()}" if away else collector.url
+        url = f"http://{HOST}:{free_port()}" if collector_is_down else collector.url
         port, health = free_port(), free_port()
         settings = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-            # Nothing is sent before the end.
+            # No export before shutdown.
             "OTEL_BSP_SCHEDULE_DELAY": "600000",
             "LOWTIDE_DATABASE_URL": f"postgresql://nobody@{HOST}:{free_port()}/none",
             "LOWTIDE_HEALTH_PORT": str(health),
@@ -48,12 +48,12 @@ def test_what_is_left_is_sent_at_the_end(away: bool) -> None:
 
             def answers() -> bool:
                 try:
-                    found = httpx.get(
+                    response = httpx.get(
                         f"http://{HOST}:{port}/health/live", headers={"traceparent": CALLER}
                     )
                 except httpx.HTTPError:
                     return False
-                return found.status_code == 200
+                return response.status_code == 200
 
             until(answers, "the function answers", within=30)
             assert collector.spans == []
@@ -64,5 +64,7 @@ def test_what_is_left_is_sent_at_the_end(away: bool) -> None:
         finally:
             process.kill()
             process.wait()
-        told = {(span.name, span.service, span.trace_id) for span in collector.spans}
-        assert told == (set() if away else {("GET /health/live", "lowtide-read", "a" * 32)})
+        exported = {(span.name, span.service, span.trace_id) for span in collector.spans}
+        assert exported == (
+            set() if collector_is_down else {("GET /health/live", "lowtide-read", "a" * 32)}
+        )

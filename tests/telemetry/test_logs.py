@@ -30,8 +30,8 @@ def _restored() -> Iterator[None]:
     logging.getLogger("lowtide").setLevel(logging.NOTSET)
 
 
-def _lines(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
-    """Return a function that gives what was logged since."""
+def _capture(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
+    """Return a function that returns the log since its last call."""
     capsys.readouterr()
     configure(log_format, secrets=secret_values(os.environ))
 
@@ -41,11 +41,11 @@ def _lines(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> Any:
     return logged
 
 
-def test_json_is_one_object_a_line(
+def test_json_log_has_one_object_per_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FUNCTION_TARGET", raising=False)
-    logged = _lines(capsys, LogFormat.JSON)
+    logged = _capture(capsys, LogFormat.JSON)
     batch = uuid.uuid4()
     log.info(
         "batch.split", extra={"batch": batch, "lines": 3, "note": 'a\n"b"\u2028é', "none": None}
@@ -61,25 +61,25 @@ def test_json_is_one_object_a_line(
     assert (second["level"], second["event"]) == ("warning", "lost two of 3")
 
 
-def test_a_field_never_hides_the_event(capsys: pytest.CaptureFixture[str]) -> None:
-    logged = _lines(capsys, LogFormat.JSON)
+def test_field_does_not_override_event(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _capture(capsys, LogFormat.JSON)
     log.info("event.unsent", extra={"event": "other", "level": "x", "time": 1})
     entry = json.loads(logged())
     assert (entry["event"], entry["level"]) == ("event.unsent", "info")
     assert (entry["event_"], entry["level_"], entry["time_"]) == ("other", "x", 1)
 
 
-def test_text_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    logged = _lines(capsys, LogFormat.TEXT)
+def test_text_log_has_level_event_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _capture(capsys, LogFormat.TEXT)
     log.info("batch.split", extra={"lines": 3, "batch": "b"})
     assert logged() == "info    batch.split lines=3 batch=b\n"
 
 
 @pytest.mark.parametrize("log_format", list(LogFormat))
-def test_exceptions_come_with_their_trace(
+def test_exception_is_logged_with_traceback(
     capsys: pytest.CaptureFixture[str], log_format: LogFormat
 ) -> None:
-    logged = _lines(capsys, log_format)
+    logged = _capture(capsys, log_format)
     try:
         raise KeyError("missing")  # noqa: TRY301
     except KeyError:
@@ -98,14 +98,14 @@ def test_exceptions_come_with_their_trace(
     "value", [SecretStr("hunter2"), object(), {1, 2}, b"\xff", ValueError("x"), 10**40],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_no_value_breaks_the_log(
+def test_any_value_is_logged_without_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     log_format: LogFormat,
     value: object,
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    logged = _lines(capsys, log_format)
+    logged = _capture(capsys, log_format)
     log.info("odd", extra={"value": value})
     text = logged()
     assert "odd" in text
@@ -115,10 +115,10 @@ def test_no_value_breaks_the_log(
 
 @pytest.mark.parametrize("log_format", list(LogFormat))
 @pytest.mark.parametrize("end", ["\n", "\r", "\x1b[2K\r", "\x9b2J", "\u2028", "\x85", "\x0b"])
-def test_a_value_cannot_forge_a_line(
+def test_value_cannot_forge_log_line(
     capsys: pytest.CaptureFixture[str], log_format: LogFormat, end: str
 ) -> None:
-    logged = _lines(capsys, log_format)
+    logged = _capture(capsys, log_format)
     forged = f"a{end}error   key.revoked name=ana"
     log.info("file.stored", extra={"file_name": forged})
     log.info("said %s", forged)
@@ -130,8 +130,8 @@ def test_a_value_cannot_forge_a_line(
         assert json.loads(text.splitlines()[0])["file_name"] == forged
 
 
-def test_an_errors_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logged = _lines(capsys, LogFormat.TEXT)
+def test_exception_message_cannot_forge_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _capture(capsys, LogFormat.TEXT)
     try:
         raise ValueError("a\nerror   key.revoked\x1b[0m")  # noqa: TRY301
     except ValueError:
@@ -172,7 +172,7 @@ def test_secrets_are_masked(
     monkeypatch.setenv("LOWTIDE_ENGINE_API_KEY", "pass-phrase-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "amazons-own")
     monkeypatch.setenv("LOWTIDE_DATABASE_URL", "postgresql://ana:quoted%20one@db/x")
-    logged = _lines(capsys, log_format)
+    logged = _capture(capsys, log_format)
     log.info("tried", extra={"text": text})
     log.info("tried %s", text)
     try:
@@ -186,24 +186,24 @@ def test_secrets_are_masked(
         assert [json.loads(line)["level"] for line in written.splitlines()][-1] == "error"
 
 
-def test_masking_leaves_json_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    logged = _lines(capsys, LogFormat.JSON)
+def test_masking_keeps_non_string_json_values(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _capture(capsys, LogFormat.JSON)
     log.info("odd", extra={"api_key": None, "signature": 3, "password": ["hunter2"], "n": "b"})
     entry = json.loads(logged())
     assert (entry["api_key"], entry["signature"], entry["n"]) == (None, 3, "b")
 
 
-def test_servers_log_through_us(capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_logs_use_our_format(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("gunicorn.error")
     logger.addHandler(logging.StreamHandler())
     logger.propagate = False
-    logged = _lines(capsys, LogFormat.JSON)
+    logged = _capture(capsys, LogFormat.JSON)
     logger.error("Error handling request /v1?api_key=abcdef")
     assert json.loads(logged())["event"] == "Error handling request /v1?api_key=***"
 
 
-def test_chatty_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    logged = _lines(capsys, LogFormat.JSON)
+def test_verbose_libraries_log_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    logged = _capture(capsys, LogFormat.JSON)
     for name in ("httpx", "httpcore", "alembic"):
         logging.getLogger(name).info("noise")
     logging.getLogger("httpx").warning("news")
@@ -218,7 +218,7 @@ def test_chatty_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         (LogLevel.WARNING, ["lowtide warning", "urllib3 info"]),
     ],
 )
-def test_the_level_is_that_of_our_own_lines(
+def test_log_level_applies_only_to_lowtide(
     capsys: pytest.CaptureFixture[str], level: LogLevel, shown: list[str]
 ) -> None:
     configure(LogFormat.JSON, level)
@@ -226,5 +226,5 @@ def test_the_level_is_that_of_our_own_lines(
         logger = logging.getLogger(f"{name}.test")
         for severity in ("debug", "info", "warning" if name == "lowtide" else "info"):
             getattr(logger, severity)(f"{name} {severity}")
-    told = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
-    assert list(dict.fromkeys(told)) == shown
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert list(dict.fromkeys(events)) == shown

@@ -1,4 +1,4 @@
-"""Where tracing is off: contexts pass through, and log lines say where they come from."""
+"""Tracing off: contexts pass through, and log lines carry the fields of their spans."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lowtide.telemetry.tracing import BATCH, REQUEST, TENANT, UNTRACED, TraceCon
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GIVEN = TraceContext("a" * 32, "b" * 16, True)
+PARENT = TraceContext("a" * 32, "b" * 16, True)
 OTHER = TraceContext("c" * 32, "d" * 16, False)
-PLACE = {"trace_id": "a" * 32, "span_id": "b" * 16}
+TRACE_IDS = {"trace_id": "a" * 32, "span_id": "b" * 16}
 log = logging.getLogger("lowtide.test")
 
 
@@ -31,61 +31,61 @@ def _restored() -> Iterator[None]:
     root.setLevel(level)
 
 
-def test_a_given_context_passes_through() -> None:
+def test_parent_context_passes_through() -> None:
     assert UNTRACED.current() is None
-    with UNTRACED.span("outer", parent=GIVEN) as outer, UNTRACED.span("inner") as inner:
-        assert (outer.context, inner.context, UNTRACED.current()) == (GIVEN, GIVEN, GIVEN)
+    with UNTRACED.span("outer", parent=PARENT) as outer, UNTRACED.span("inner") as inner:
+        assert (outer.context, inner.context, UNTRACED.current()) == (PARENT, PARENT, PARENT)
         with UNTRACED.span("elsewhere", parent=OTHER):
             assert UNTRACED.current() == OTHER
-        assert UNTRACED.current() == GIVEN
+        assert UNTRACED.current() == PARENT
     assert UNTRACED.current() is None
 
 
-def test_log_fields_are_those_of_all_spans_around() -> None:
+def test_log_fields_merge_all_enclosing_spans() -> None:
     with UNTRACED.span("outer", attributes={REQUEST: "req_1", "http.route": "/"}) as outer:
         outer.note({TENANT: "t"})
-        with UNTRACED.span("inner", parent=GIVEN, attributes={BATCH: "batch_1"}):
+        with UNTRACED.span("inner", parent=PARENT, attributes={BATCH: "batch_1"}):
             assert log_fields() == {
-                **PLACE, "request_id": "req_1", "tenant_id": "t", "batch_id": "batch_1",
+                **TRACE_IDS, "request_id": "req_1", "tenant_id": "t", "batch_id": "batch_1",
             }  # fmt: skip
         assert log_fields() == {"request_id": "req_1", "tenant_id": "t"}
     assert log_fields() == {}
 
 
-def test_what_is_raised_leaves_nothing_behind() -> None:
-    with pytest.raises(KeyError), UNTRACED.span("failing", parent=GIVEN):
+def test_exception_clears_log_fields() -> None:
+    with pytest.raises(KeyError), UNTRACED.span("failing", parent=PARENT):
         raise KeyError
     assert log_fields() == {}
 
 
-def test_threads_and_tasks_have_places_of_their_own() -> None:
-    seen: list[dict[str, object]] = []
+def test_threads_and_tasks_have_separate_contexts() -> None:
+    recorded: list[dict[str, object]] = []
 
-    async def task(given: TraceContext) -> None:
-        with UNTRACED.span("task", parent=given):
+    async def task(parent: TraceContext) -> None:
+        with UNTRACED.span("task", parent=parent):
             await asyncio.sleep(0)
-            assert UNTRACED.current() == given
-            await asyncio.to_thread(lambda: seen.append(log_fields()))
+            assert UNTRACED.current() == parent
+            await asyncio.to_thread(lambda: recorded.append(log_fields()))
 
     async def both() -> None:
-        await asyncio.gather(task(GIVEN), task(OTHER))
+        await asyncio.gather(task(PARENT), task(OTHER))
 
     with UNTRACED.span("around", attributes={REQUEST: "req_1"}):
-        thread = threading.Thread(target=lambda: seen.append(log_fields()))
+        thread = threading.Thread(target=lambda: recorded.append(log_fields()))
         thread.start()
         thread.join()
     asyncio.run(both())
-    assert seen[0] == {}
-    assert {fields["trace_id"] for fields in seen[1:]} == {"a" * 32, "c" * 32}
+    assert recorded[0] == {}
+    assert {fields["trace_id"] for fields in recorded[1:]} == {"a" * 32, "c" * 32}
 
 
 @pytest.mark.parametrize(
-    ("log_format", "function", "has", "lacks"),
+    ("log_format", "function", "present", "absent"),
     [
         pytest.param(
             LogFormat.JSON,
             "split",
-            {**PLACE, "function": "split", "batch_id": "batch_1", "tenant_id": "t", "lines": 3},
+            {**TRACE_IDS, "function": "split", "batch_id": "batch_1", "tenant_id": "t", "lines": 3},
             (),
             id="json",
         ),
@@ -99,23 +99,23 @@ def test_threads_and_tasks_have_places_of_their_own() -> None:
         ),
     ],
 )
-def test_log_lines_say_where_they_come_from(
+def test_log_lines_carry_trace_and_domain_fields(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     log_format: LogFormat,
     function: str,
-    has: dict[str, object],
-    lacks: tuple[str, ...],
+    present: dict[str, object],
+    absent: tuple[str, ...],
 ) -> None:
     monkeypatch.setenv("FUNCTION_TARGET", function)
     configure(log_format)
-    with UNTRACED.span("s", parent=GIVEN, attributes={BATCH: "batch_1", TENANT: "t"}):
+    with UNTRACED.span("s", parent=PARENT, attributes={BATCH: "batch_1", TENANT: "t"}):
         log.info("batch.split", extra={"lines": 3})
     text = capsys.readouterr().err
     if log_format is LogFormat.JSON:
-        found = json.loads(text)
+        entry = json.loads(text)
     else:
-        found = dict(part.split("=") for part in text.split()[2:])
-        has = {name: str(value) for name, value in has.items()}
-    assert found.items() >= has.items()
-    assert not set(lacks) & set(found)
+        entry = dict(part.split("=") for part in text.split()[2:])
+        present = {name: str(value) for name, value in present.items()}
+    assert entry.items() >= present.items()
+    assert not set(absent) & set(entry)

@@ -1,4 +1,4 @@
-"""W3C Trace Context, as it is read and written."""
+"""Parsing and formatting of W3C Trace Context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GOOD = f"00-{TRACE}-{SPAN}-01"
 
 
 @pytest.mark.parametrize(
-    ("text", "state", "found"),
+    ("text", "state", "expected"),
     [
         pytest.param(GOOD, None, TraceContext(TRACE, SPAN, True), id="sampled"),
         pytest.param(GOOD[:-1] + "0", "", TraceContext(TRACE, SPAN, False), id="not sampled"),
@@ -34,13 +34,13 @@ GOOD = f"00-{TRACE}-{SPAN}-01"
         pytest.param(None, None, None, id="absent"),
     ],
 )
-def test_a_traceparent_is_read_or_ignored(
-    text: str | None, state: str | None, found: TraceContext | None
+def test_traceparent_is_parsed_or_ignored(
+    text: str | None, state: str | None, expected: TraceContext | None
 ) -> None:
-    assert parse_trace(text, state) == found
+    assert parse_trace(text, state) == expected
 
 
 @pytest.mark.parametrize("sampled", [True, False])
-def test_what_is_written_is_read_the_same(sampled: bool) -> None:
+def test_trace_context_survives_round_trip(sampled: bool) -> None:
     context = TraceContext(TRACE, SPAN, sampled, "vendor=1")
     assert parse_trace(context.traceparent, context.state) == context
