@@ -559,9 +559,9 @@ def test_result_does_not_depend_on_chunks(
     assert in_chunks.requests == at_once.requests
     assert (in_chunks.model, in_chunks.endpoint) == (at_once.model, at_once.endpoint)
     for line in whole:
-        again, alone = _read([content[line.offset : line.offset + line.length]])
-        assert [parsed.custom_id for parsed in again] == [line.custom_id]
-        assert (again[0].offset, again[0].length) == (0, line.length)
+        reread, alone = _read([content[line.offset : line.offset + line.length]])
+        assert [parsed.custom_id for parsed in reread] == [line.custom_id]
+        assert (reread[0].offset, reread[0].length) == (0, line.length)
         assert not [problem for problem in alone.problems if problem.param != "url"]
 
 

@@ -118,6 +118,6 @@ def clients(
 def api(clients: tuple[dict[str, FlaskClient], Path], world: World) -> Api:  # noqa: ARG001
     """The API with an empty database and an empty store."""
     client = Api(*clients)
-    for key in client.stored():
+    for key in client.object_keys():
         (client.objects / key).unlink()
     return client

@@ -169,21 +169,21 @@ def test_failing_body_stores_nothing(api: Api, world: World, error: Exception) -
 class _Endless(io.RawIOBase):
     """An endless body of unknown length: a start, then the same piece forever."""
 
-    def __init__(self, start: bytes, again: bytes) -> None:
-        self._start, self._again = start, again
+    def __init__(self, start: bytes, repeat: bytes) -> None:
+        self._start, self._repeat = start, repeat
         self.sent = 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        piece, self._start = self._start or self._again * (size // len(self._again)), b""
+        piece, self._start = self._start or self._repeat * (size // len(self._repeat)), b""
         self.sent += len(piece)
         return piece
 
 
 @pytest.mark.parametrize(
-    ("start", "again"),
+    ("start", "repeat"),
     [
         pytest.param(b"", b"preamble\r\n", id="preamble"),
         pytest.param(form(part("file", line(), "a")), b"epilogue\r\n", id="epilogue"),
@@ -194,8 +194,10 @@ class _Endless(io.RawIOBase):
         pytest.param(b"", form(part("purpose", b"batch"))[:-7], id="parts"),
     ],
 )
-def test_endless_form_is_rejected_early(api: Api, world: World, start: bytes, again: bytes) -> None:
-    body = _Endless(start, again)
+def test_endless_form_is_rejected_early(
+    api: Api, world: World, start: bytes, repeat: bytes
+) -> None:
+    body = _Endless(start, repeat)
     response = _post_chunked(api, body)
     assert response.status_code in {400, 413}
     assert body.sent < MAX_FILE_BYTES + (1 << 20)

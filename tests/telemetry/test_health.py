@@ -54,8 +54,8 @@ def address(readiness: Readiness) -> str:
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[httpx.Client]:
     """One client for all probes: on a busy machine, creating one takes longer than a response."""
-    with httpx.Client(base_url=address, trust_env=False, timeout=10) as made:
-        yield made
+    with httpx.Client(base_url=address, trust_env=False, timeout=10) as http_client:
+        yield http_client
 
 
 @pytest.mark.parametrize(
