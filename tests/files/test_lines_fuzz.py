@@ -180,7 +180,7 @@ def identifying_values(line: Object) -> list[Any]:
 
 
 def check_surrogates(value: object) -> None:
-    """Raise UnicodeEncodeError where a string holds half a surrogate pair."""
+    """Raise UnicodeEncodeError if a string has an unpaired surrogate."""
     if isinstance(value, str):
         value.encode("utf-8", errors="strict")
     elif isinstance(value, Object):

@@ -1,4 +1,4 @@
-"""Requests and responses too long for memory are stored and served byte for byte."""
+"""Long requests and responses are stored and served in pieces, byte for byte."""
 
 from __future__ import annotations
 

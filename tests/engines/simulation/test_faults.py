@@ -114,7 +114,7 @@ def test_outage_interrupts_requests_in_flight() -> None:
     assert (outcome.code, delay) == (NoAnswer.UNREACHED, 10.0)
 
 
-def test_share_of_requests_is_affected() -> None:
+def test_fault_share_is_drawn_per_attempt() -> None:
     plan = faults("500:0.2")
     struck = [plan.strike(REQUEST, WELL, 1.0)[0] is not WELL for _ in range(4000)]
     assert sum(struck) == pytest.approx(800, rel=0.15)
