@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests: takes OTLP over HTTP, and keeps every span."""
+"""An OpenTelemetry collector for tests that accepts OTLP over HTTP and keeps every span."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Told:
-    """One span as it was sent; ids in hexadecimal, no parent is an empty one, times in seconds."""
+class Span:
+    """A span as exported: hexadecimal ids, `parent` empty for a root span, times in seconds."""
 
     name: str
     kind: int
@@ -36,34 +36,34 @@ class Told:
 
 
 class Collector(ThreadingHTTPServer):
-    """Answers like a collector; `spans` are those that came so far."""
+    """Answer like a collector; `spans` holds the spans received so far."""
 
     def __init__(self) -> None:
         super().__init__((HOST, 0), _Handler)
-        self.spans: list[Told] = []
+        self.spans: list[Span] = []
         self.paths: set[str] = set()
 
     @property
     def url(self) -> str:
-        """What `OTEL_EXPORTER_OTLP_ENDPOINT` is set to."""
+        """The value of `OTEL_EXPORTER_OTLP_ENDPOINT`."""
         return f"http://{HOST}:{self.server_port}"
 
     def stop(self) -> None:
-        """Answer nobody any more; stopping it again changes nothing."""
+        """Stop answering; idempotent."""
         self.shutdown()
         self.server_close()
 
-    def of(self, trace_id: str) -> list[Told]:
+    def of(self, trace_id: str) -> list[Span]:
         """Return the spans of a trace, oldest first."""
-        found = [span for span in list(self.spans) if span.trace_id == trace_id]
-        return sorted(found, key=lambda span: span.began)
+        spans = [span for span in list(self.spans) if span.trace_id == trace_id]
+        return sorted(spans, key=lambda span: span.began)
 
     def take(self, body: bytes) -> None:
-        """Keep the spans of one export."""
+        """Store the spans of one export."""
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            about = _values(resource.resource.attributes)
+            attributes = _values(resource.resource.attributes)
             for scope in resource.scope_spans:
-                self.spans += [_told(span, about) for span in scope.spans]
+                self.spans += [_span(span, attributes) for span in scope.spans]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -80,15 +80,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """A test's output is its own."""
+        """Keep the test's output clean."""
 
 
 def _values(attributes: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
 
 
-def _told(span: Any, resource: Mapping[str, Any]) -> Told:
-    return Told(
+def _span(span: Any, resource: Mapping[str, Any]) -> Span:
+    return Span(
         name=span.name,
         kind=span.kind,
         service=resource["service.name"],
@@ -106,7 +106,7 @@ def _told(span: Any, resource: Mapping[str, Any]) -> Told:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """Run a collector for the length of the block, or until it is stopped."""
+    """Run a collector for the block, or until it is stopped."""
     collector = Collector()
     thread = threading.Thread(target=collector.serve_forever, daemon=True)
     thread.start()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# NiceGUI wants to be tested when it sees pytest's variables.
+# NiceGUI switches to its test mode when pytest's variables are set.
 _OTHERS = ("PYTEST_", "NICEGUI_")
 _OURS = ("LOWTIDE_", "OTEL_", "OPENAI_", "PORT", "DATA_DIR", "FUNCTION_", "K_SINK")
 LOWTIDE = str(Path(sys.executable).with_name("lowtide"))
 
 
 def clean_environment(settings: Mapping[str, str] = {}) -> dict[str, str]:
-    """Return this process's environment without anything that would change a stack, plus `settings`."""
+    """Return this process's environment without variables that affect a stack, plus `settings`."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(_OURS + _OTHERS)
     }
@@ -31,8 +31,8 @@ def lowtide(
     fails: bool = False,
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `lowtide` to its end; it must succeed, or exit with 1 when it `fails`."""
-    done = subprocess.run(
+    """Run `lowtide` and assert that it exits with 0, or with 1 if it `fails`."""
+    process = subprocess.run(
         [LOWTIDE, *map(str, arguments)],
         env=clean_environment(settings),
         stdin=subprocess.DEVNULL,
@@ -41,5 +41,7 @@ def lowtide(
         timeout=timeout,
         check=False,
     )
-    assert done.returncode == int(fails), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    assert process.returncode == int(fails), (
+        f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+    )
+    return process

@@ -1,4 +1,4 @@
-"""Whole stacks for tests that use the product as its users do."""
+"""Whole stacks for tests that use the product like a user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOG_LINES = 80
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these are slow but the main job, and what is cheap beside it."""
+    """Mark every test outside the `QUICK` modules as slow."""
     for item in items:
         ours = item.path.is_relative_to(__file__.rpartition("/")[0])
         if ours and item.path.stem not in QUICK:
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the end of the stacks' logs with a failure."""
+    """Add the end of each stack's log to a failure report."""
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         for name, value in item.funcargs.items():
@@ -51,7 +51,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[LocalStack]:
-    """One stack that all tests share: simulated engine, every tenth spot attempt interrupted.
+    """The stack that all tests share: a simulated engine interrupts every tenth spot attempt.
 
     Prometheus and Alertmanager run beside it where they are installed.
     """
@@ -60,10 +60,10 @@ def stack() -> Iterator[LocalStack]:
 
 
 @pytest.fixture(scope="session")
-def unusual() -> Iterator[LocalStack]:
-    """A stack where no key is needed, files are small, and silent workers are soon given up.
+def anonymous_stack() -> Iterator[LocalStack]:
+    """A stack with anonymous access, a small file limit and short leases.
 
-    Its broker waits for subscribers and keeps nothing.
+    Its broker delivers synchronously and stores no events.
     """
     settings = SETTINGS | {
         "LOWTIDE_ANONYMOUS_TENANT": "default",
@@ -77,12 +77,12 @@ def unusual() -> Iterator[LocalStack]:
 
 @pytest.fixture
 def client(stack: LocalStack) -> OpenAI:
-    """The official client of the shared stack."""
+    """The OpenAI client of the shared stack."""
     return stack.client
 
 
 @pytest.fixture(scope="module")
 def make_stack() -> Iterator[StackFactory]:
-    """Start a stack with settings of its own; it runs until the module's last test."""
+    """Start a stack with its own settings; it runs until the module's last test."""
     with ExitStack() as block:
         yield lambda settings: block.enter_context(running(settings))

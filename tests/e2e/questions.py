@@ -1,4 +1,4 @@
-"""Batch files made for tests, and what the simulated engine must answer to them."""
+"""Batch files for tests, and the simulated engine's expected answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.oracle import InputLine
 
-_EXCERPT = 200  # characters of the prompt that the simulated engine repeats
+_EXCERPT = 200  # prompt characters that the simulated engine repeats
 
 
 def chat_file(lines: int) -> bytes:
-    """Return a batch file; each prompt differs from every other in its first word and most in length."""
+    """Return a batch file; prompts differ in their first word, and most in length."""
     return b"".join(
         json.dumps(
             {
@@ -36,19 +36,21 @@ def chat_file(lines: int) -> bytes:
 
 
 def simulated_answer(line: InputLine, body: Any) -> None:
-    """Assert that the simulated engine answered this request and no other."""
+    """Assert that `body` is the simulated engine's answer to this request."""
     prompt = line.body["messages"][-1]["content"]
     assert body["object"] == "chat.completion"
     assert body["model"] == line.body["model"]
     assert body["usage"]["prompt_tokens"] == 1 + len(prompt) // 4
     text = body["choices"][0]["message"]["content"]
-    wanted = ["Simulated", "answer", "to:", *prompt[:_EXCERPT].split()]
+    expected = ["Simulated", "answer", "to:", *prompt[:_EXCERPT].split()]
     if line.body.get("response_format") == {"type": "json_object"}:
-        # A limit may have cut it anywhere.
-        whole = json.dumps({"answer": " ".join(wanted)}, ensure_ascii=False, separators=(",", ":"))
+        # A token limit may cut the answer anywhere.
+        whole = json.dumps(
+            {"answer": " ".join(expected)}, ensure_ascii=False, separators=(",", ":")
+        )
         shorter = min(len(text.rstrip('"}')), len(whole) - 2)
         assert text[:shorter] == whole[:shorter]
         return
-    said = text.split()
-    shorter = min(len(said), len(wanted))
-    assert said[:shorter] == wanted[:shorter]
+    words = text.split()
+    shorter = min(len(words), len(expected))
+    assert words[:shorter] == expected[:shorter]

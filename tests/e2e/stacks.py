@@ -1,4 +1,4 @@
-"""A whole local stack: started by the command, used over HTTP, looked into and broken from outside."""
+"""A whole local stack: started by the CLI, used over HTTP, inspected and broken from outside."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PROGRAM_FIELDS = ("name", "pid", "state", "restarts", "port", "health_port")
 
 @dataclass(frozen=True)
 class Program:
-    """One process group of a stack, as `lowtide status` tells of it."""
+    """A process group of a stack, as `lowtide status` reports it."""
 
     name: str
     pid: int | None
@@ -52,7 +52,7 @@ class Program:
 
 @dataclass
 class LocalStack:
-    """One stack; `settings` are its `LOWTIDE_*` variables."""
+    """A local stack; `settings` are its `LOWTIDE_*` variables."""
 
     data_dir: Path
     settings: Mapping[str, str]
@@ -63,11 +63,11 @@ class LocalStack:
     seen_workers: set[int] = field(default_factory=set)
     _database: Engine | None = None
 
-    # Its life
+    # Lifecycle
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What `lowtide up` is told."""
+        """The options of `lowtide up`."""
         ports = ("--port", str(self.port), "--portal-port", str(self.portal_port))
         switches = {
             "--monitoring": self.monitoring,
@@ -76,7 +76,7 @@ class LocalStack:
         return (*ports, *self._data, *(name for name, is_on in switches.items() if is_on))
 
     def up(self) -> None:
-        """Start it, or start it again, with `lowtide up --detach`."""
+        """Start or restart it with `lowtide up --detach`."""
         lowtide("up", "--detach", *self.arguments, settings=self.settings)
 
     def down(self) -> None:
@@ -85,7 +85,7 @@ class LocalStack:
         self.forget_connections()
 
     def discard(self) -> None:
-        """Stop it, and remove everything it stored."""
+        """Stop it and remove its data."""
         if "client" in self.__dict__:
             self.client.close()
         self.down()
@@ -93,43 +93,43 @@ class LocalStack:
         shutil.rmtree(self.data_dir)
 
     def status(self) -> dict[str, Any]:
-        """Return what `lowtide status --json` prints."""
-        found: dict[str, Any] = json.loads(lowtide("status", "--json", *self._data).stdout)
-        return found
+        """Return the output of `lowtide status --json`."""
+        status: dict[str, Any] = json.loads(lowtide("status", "--json", *self._data).stdout)
+        return status
 
     def is_ready(self) -> bool:
-        """Whether everything has started."""
+        """True once every process has started."""
         path = self.data_dir / "state.json"
         return path.exists() and json.loads(path.read_bytes())["ready"]
 
     def log(self) -> str:
-        """Return the log of all its processes."""
+        """Return the combined log of its processes."""
         path = self.data_dir / "lowtide.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    # Its API
+    # API
 
     @property
     def base_url(self) -> str:
-        """Where the API answers."""
+        """The URL of the API."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def api_key(self) -> str:
-        """The local default's key."""
+        """The API key of the local default tenant."""
         return self._secrets.api_key
 
     @cached_property
     def client(self) -> OpenAI:
-        """The official client; it tries again for about a minute while something is away."""
+        """The OpenAI client; it retries for about a minute while a process is down."""
         return OpenAI(base_url=f"{self.base_url}/v1", api_key=self.api_key, max_retries=12)
 
     def upload(self, data: bytes) -> str:
-        """Upload a batch file, and return its id."""
+        """Upload a batch file and return its id."""
         return self.client.files.create(file=("input.jsonl", data), purpose="batch").id
 
     def submit(self, file: str, endpoint: Any = "/v1/chat/completions") -> str:
-        """Create a batch, and return its id."""
+        """Create a batch and return its id."""
         return self.client.batches.create(
             input_file_id=file, endpoint=endpoint, completion_window="24h"
         ).id
@@ -139,36 +139,35 @@ class LocalStack:
         return self.client.batches.retrieve(batch).to_dict()
 
     def follow(self, batch: str, *, within: float = 120.0) -> list[dict[str, Any]]:
-        """Watch a batch to its end; return every state seen, all of which were sane."""
-        seen: list[dict[str, Any]] = []
+        """Poll a batch until it ends; return every observed state after checking each."""
+        states: list[dict[str, Any]] = []
 
-        def look() -> bool:
-            seen.append(self.batch(batch))
+        def poll() -> bool:
+            states.append(self.batch(batch))
             self.seen_workers |= {one.pid for one in self.workers() if one.pid is not None}
-            return seen[-1]["status"] in FINAL
+            return states[-1]["status"] in FINAL
 
-        until(look, f"{batch} ends", within=within, every=0.1)
-        oracle.check_history(seen)
-        return seen
+        until(poll, f"{batch} ends", within=within, every=0.1)
+        oracle.check_history(states)
+        return states
 
     def content(self, file: str | None) -> bytes:
-        """Download a file; no file has no bytes."""
+        """Download a file; return no bytes for None."""
         return self.client.files.content(file).read() if file else b""
 
     def finish(
         self, batch: str, source: bytes, *, answers: ResponseCheck, within: float = 120.0
     ) -> dict[str, Any]:
-        """Wait for a batch to complete, and check all that was promised of it; return it."""
-        ended = self.follow(batch, within=within)[-1]
-        output, errors = (self.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
-        oracle.check(ended, source, output, errors, answers=answers)
-        self._check_nothing_left(batch, ended)
-        return ended
+        """Wait for a batch to complete, check every invariant on it, and return it."""
+        final = self.follow(batch, within=within)[-1]
+        output, errors = (self.content(final[f"{role}_file_id"]) for role in ("output", "error"))
+        oracle.check(final, source, output, errors, answers=answers)
+        self._check_nothing_left(batch, final)
+        return final
 
-    def _check_nothing_left(self, batch: str, ended: Mapping[str, Any]) -> None:
-        """Each line has one result, counted once, and nothing of the batch waits anywhere."""
-        counts = ended["request_counts"]
-        id_ = batch.removeprefix("batch_")
+    def _check_nothing_left(self, batch: str, final: Mapping[str, Any]) -> None:
+        """Assert one result per request, counted once, and no row left in queue or claims."""
+        counts = final["request_counts"]
         rows = self.query(
             """
             SELECT (SELECT count(*) FROM requests WHERE batch_id = :batch),
@@ -178,16 +177,16 @@ class LocalStack:
               (SELECT count(*) FROM queue WHERE batch_id = :batch),
               (SELECT count(*) FROM claims WHERE batch_id = :batch)
             """,
-            batch=id_,
+            batch=batch.removeprefix("batch_"),
         )
         total = counts["total"]
         assert tuple(rows[0]) == (total, total, counts["completed"], counts["failed"], 0, 0)
 
-    # Its insides
+    # Internals
 
     @property
     def database(self) -> Engine:
-        """Connections as the superuser."""
+        """Superuser connections."""
         if self._database is not None:
             return self._database
         url = make_url(f"postgresql://{HOST}/{DATABASE}").set(
@@ -201,12 +200,12 @@ class LocalStack:
         return self._database
 
     def query(self, statement: str, **parameters: object) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Return the rows of a query, past row-level security."""
+        """Return the rows of a query, bypassing row-level security."""
         with self.database.connect() as connection:
             return connection.execute(text(statement), parameters).all()
 
     def attempt(self, statement: str, **parameters: object) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Return the rows of a query; none while the database is away."""
+        """Return the rows of a query; none while the database is down."""
         try:
             return self.query(statement, **parameters)
         except (DBAPIError, OSError):
@@ -214,7 +213,7 @@ class LocalStack:
 
     @contextmanager
     def locked(self, table: str) -> Iterator[None]:
-        """Keep everybody from writing to a table, so that whoever wants to stands still."""
+        """Block every write to a table for the block."""
         with self.database.connect().execution_options(
             isolation_level="READ COMMITTED"
         ) as connection:
@@ -222,7 +221,7 @@ class LocalStack:
             yield
 
     def waits_for_lock(self, function: str) -> bool:
-        """Whether a function's statement waits for a lock."""
+        """Return whether a statement of a function waits for a lock."""
         return bool(
             self.attempt(
                 """SELECT 1 FROM pg_stat_activity
@@ -232,22 +231,22 @@ class LocalStack:
         )
 
     def objects(self) -> set[str]:
-        """Return the names of all that the object store holds, finished or not."""
+        """Return the names of all stored objects, including partial uploads."""
         folder = self.data_dir / "objects"
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
     def programs(self) -> dict[str, Program]:
-        """Return every process group by name, from the state file."""
+        """Return the process groups of the state file by name."""
         state = json.loads((self.data_dir / "state.json").read_bytes())
-        found = [Program(*(one[name] for name in _PROGRAM_FIELDS)) for one in state["processes"]]
-        return {program.name: program for program in found}
+        programs = [Program(*(one[name] for name in _PROGRAM_FIELDS)) for one in state["processes"]]
+        return {program.name: program for program in programs}
 
     def program(self, name: str) -> Program:
-        """Return one process group."""
+        """Return a process group."""
         return self.programs()[name]
 
     def workers(self, pool: str = "spot") -> list[Program]:
-        """Return the workers of a pool that are not on their way out."""
+        """Return the workers of a pool that are not stopping."""
         return [
             program
             for name, program in self.programs().items()
@@ -255,7 +254,7 @@ class LocalStack:
         ]
 
     def kill(self, name: str) -> None:
-        """SIGKILL a process: gunicorn's master and workers alike, or the postmaster alone."""
+        """SIGKILL a process: gunicorn's master and workers, or only the postmaster."""
         program = self.program(name)
         assert program.pid is not None, f"{name} does not run"
         if name == "postgres":
@@ -263,35 +262,35 @@ class LocalStack:
         else:
             os.killpg(program.pid, signal.SIGKILL)
 
-        # A kill that hits nothing proves nothing.
-        def came_back() -> bool:
+        # A kill that hits no process proves nothing.
+        def was_restarted() -> bool:
             now = self.programs().get(name)
             return now is None or now.restarts > program.restarts
 
-        until(came_back, f"the supervisor notices that {name} was killed")
+        until(was_restarted, f"the supervisor restarts or drops {name}")
 
-    def catch(self, name: str, look: Callable[[], object]) -> bool:
-        """Stop a process while `look` is true, which is asked again once it stands still.
+    def freeze_while(self, name: str, condition: Callable[[], object]) -> bool:
+        """SIGSTOP a process if `condition` holds both before and after the signal.
 
-        Returns whether that succeeded; the process goes on if not. Kill it, or let it `go_on`.
+        Return whether it is frozen now; if not, it was resumed. End with `kill` or `resume`.
         """
         pid = self.program(name).pid
-        if pid is None or not look():
+        if pid is None or not condition():
             return False
         os.killpg(pid, signal.SIGSTOP)
-        if look():
+        if condition():
             return True
         os.killpg(pid, signal.SIGCONT)
         return False
 
-    def go_on(self, name: str) -> None:
-        """Let a process that was caught go on."""
+    def resume(self, name: str) -> None:
+        """Resume a frozen process."""
         pid = self.program(name).pid
         assert pid is not None
         os.killpg(pid, signal.SIGCONT)
 
     def forget_connections(self) -> None:
-        """Drop connections to a database that stops; after the next start it is at another port."""
+        """Drop the database connections; the port changes with the next start."""
         if self._database is not None:
             self._database.dispose()
         self._database = None
@@ -308,15 +307,15 @@ class LocalStack:
 
     @cached_property
     def _secrets(self) -> files.Secrets:
-        found = files.read(self.data_dir)
-        assert found is not None
-        return found
+        secrets = files.read(self.data_dir)
+        assert secrets is not None
+        return secrets
 
 
 def new_stack(
     settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
 ) -> LocalStack:
-    """Return a stack that was never started, in a folder of its own."""
+    """Return a stack that is not started yet, in its own folder."""
     return LocalStack(
         Path(tempfile.mkdtemp(prefix="lowtide-e2e-")),
         settings,
@@ -329,7 +328,7 @@ def new_stack(
 def running(
     settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
 ) -> Iterator[LocalStack]:
-    """Run a new stack for the length of the block, with `monitoring` or a `synchronous_broker` or without."""
+    """Run a new stack for the block, optionally with `monitoring` or a `synchronous_broker`."""
     stack = new_stack(settings, monitoring=monitoring, synchronous_broker=synchronous_broker)
     try:
         stack.up()

@@ -1,4 +1,4 @@
-"""A real alert, from a process that stops answering to Alertmanager, and its end."""
+"""An alert from a frozen process through Prometheus to Alertmanager, and its resolution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = needs(*MONITORING)
 
 @dataclass(frozen=True)
 class Api:
-    """One of the two programs, over a connection that is kept."""
+    """The HTTP API of Prometheus or Alertmanager."""
 
     client: httpx.Client
     base: str
@@ -35,8 +35,8 @@ class Api:
 
 @pytest.fixture(scope="module")
 def http() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False, timeout=10) as opened:
-        yield opened
+    with httpx.Client(trust_env=False, timeout=10) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,14 @@ def alertmanager(stack: LocalStack, http: httpx.Client) -> Api:
     return Api(http, f"{stack.status()['alertmanager_url']}/api/v2/")
 
 
-def test_every_process_is_scraped_with_the_labels_of_a_pod(
-    stack: LocalStack, prometheus: Api
-) -> None:
+def test_every_process_is_scraped_with_pod_labels(stack: LocalStack, prometheus: Api) -> None:
     expected = {one.name for one in stack.programs().values() if one.health_port is not None}
 
     def healthy() -> dict[str, dict[str, str]]:
-        found = prometheus.get("targets")["data"]["activeTargets"]
-        return {one["labels"]["pod"]: one["labels"] for one in found if one["health"] == "up"}
+        targets = prometheus.get("targets")["data"]["activeTargets"]
+        return {one["labels"]["pod"]: one["labels"] for one in targets if one["health"] == "up"}
 
-    until(lambda: healthy().keys() >= expected, "all are scraped", within=30)
+    until(lambda: healthy().keys() >= expected, "every process is scraped", within=30)
     assert healthy()["schedule"].items() >= {"namespace": "local", "function": "schedule"}.items()
 
 
@@ -67,41 +65,41 @@ def test_prometheus_evaluates_every_rule(prometheus: Api) -> None:
         groups = prometheus.get("rules")["data"]["groups"]
         return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
 
-    until(lambda: set(states().values()) == {"ok"}, "all are evaluated", within=30)
+    until(lambda: set(states().values()) == {"ok"}, "every rule is evaluated", within=30)
     assert states().keys() == alerts().keys() | recordings()
 
 
-def test_prometheus_answers_every_panel(prometheus: Api) -> None:
+def test_prometheus_answers_every_panel_query(prometheus: Api) -> None:
     depth = filled('sum(namespace_pool:queue_depth:max{namespace=~"$namespace"})')
 
     def answer(expression: str) -> Any:
-        found = prometheus.get("query", query=filled(expression))
-        return found["data"]["result"] if found["status"] == "success" else None
+        response = prometheus.get("query", query=filled(expression))
+        return response["data"]["result"] if response["status"] == "success" else None
 
-    asked = {expression for board in boards().values() for _, expression in expressions_of(board)}
-    assert depth in map(filled, asked)
-    until(lambda: answer(depth), "the first tick is told of", within=30)
-    assert not {expression for expression in asked if answer(expression) is None}
+    queries = {expression for board in boards().values() for _, expression in expressions_of(board)}
+    assert depth in map(filled, queries)
+    until(lambda: answer(depth), "the first tick is scraped", within=30)
+    assert not {expression for expression in queries if answer(expression) is None}
 
 
-def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: Api, alertmanager: Api) -> None:
-    """The portal stands still: Prometheus sees it, Alertmanager tells, and forgets when it goes on."""
+def test_alert_fires_and_resolves(stack: LocalStack, prometheus: Api, alertmanager: Api) -> None:
+    """A frozen portal raises an alert in Alertmanager; a resumed one resolves it."""
     portal = stack.program("portal")
     assert portal.pid is not None
 
-    def told() -> list[dict[str, Any]]:
-        found = alertmanager.get("alerts", active="true")
-        return [one for one in found if one["labels"]["alertname"] == "LowtidePortalDown"]
+    def firing() -> list[dict[str, Any]]:
+        alerts_ = alertmanager.get("alerts", active="true")
+        return [one for one in alerts_ if one["labels"]["alertname"] == "LowtidePortalDown"]
 
     until(
         lambda: prometheus.get("query", query='up{function="portal"} == 1')["data"]["result"],
         "the portal is scraped",
         within=30,
     )
-    assert not told()
+    assert not firing()
     os.killpg(portal.pid, signal.SIGSTOP)
     try:
-        (alert,) = until(told, "the alert fires", within=40, every=0.25)
+        (alert,) = until(firing, "the alert fires", within=40, every=0.25)
     finally:
         os.killpg(portal.pid, signal.SIGCONT)
     assert alert["labels"]["severity"] == "critical"
@@ -109,4 +107,4 @@ def test_an_alert_fires_and_resolves(stack: LocalStack, prometheus: Api, alertma
     assert alert["annotations"]["summary"] == "The portal in local is not responding"
     assert alert["annotations"]["runbook_url"].endswith("docs/operations.md#lowtideportaldown")
     assert {receiver["name"] for receiver in alert["receivers"]} == {"page", "chat"}
-    until(lambda: not told(), "the alert resolves", within=40, every=0.25)
+    until(lambda: not firing(), "the alert resolves", within=40, every=0.25)

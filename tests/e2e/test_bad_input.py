@@ -1,4 +1,4 @@
-"""Bad input gets an error in OpenAI's shape with the right status, and leaves nothing behind."""
+"""Bad input gets an error in OpenAI's shape with the right status and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ END = b"\r\n--tide--\r\n"
 
 
 @pytest.fixture
-def untouched(unusual: LocalStack) -> Iterator[LocalStack]:
-    """A stack that must be left exactly as it was."""
-    before = everything(unusual)
-    yield unusual
-    until(lambda: everything(unusual) == before, "nothing is left behind", within=20)
+def unchanged_stack(anonymous_stack: LocalStack) -> Iterator[LocalStack]:
+    """A stack whose state must not change during the test."""
+    before = stored_state(anonymous_stack)
+    yield anonymous_stack
+    until(lambda: stored_state(anonymous_stack) == before, "nothing is left behind", within=20)
 
 
-def everything(stack: LocalStack) -> tuple[set[str], list[int]]:
+def stored_state(stack: LocalStack) -> tuple[set[str], list[int]]:
     """Return the names of all objects, and the number of rows of each table."""
     rows = [stack.query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES]  # noqa: S608
     return stack.objects(), rows
 
 
-def assert_error(answer: httpx.Response, status: int, kind: str = "invalid_request_error") -> Any:
-    """Check an error's shape; return it."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-request-id"]
-    body = answer.json()
+def assert_error(response: httpx.Response, status: int, kind: str = "invalid_request_error") -> Any:
+    """Assert the shape of an error and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body = response.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert body["error"]["type"] == kind
@@ -52,7 +52,7 @@ def assert_error(answer: httpx.Response, status: int, kind: str = "invalid_reque
 
 
 def form(data: bytes, purpose: bytes = b"") -> bytes:
-    """Return a form with a file, and perhaps a purpose."""
+    """Return a form with a file and an optional purpose."""
     field = b'--tide\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n' + purpose + b"\r\n"
     return (field if purpose else b"") + PART + data + END
 
@@ -73,11 +73,13 @@ UPLOADS = {
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("name", UPLOADS)
-def test_uploads(untouched: LocalStack, name: str, *, chunked: bool) -> None:
+def test_bad_upload_gets_error_and_leaves_nothing(
+    unchanged_stack: LocalStack, name: str, *, chunked: bool
+) -> None:
     status, content_type, body, param = UPLOADS[name]
     pieces = (body[start : start + 4096] for start in range(0, len(body), 4096))
     answer = httpx.post(
-        f"{untouched.base_url}/v1/files",
+        f"{unchanged_stack.base_url}/v1/files",
         headers={"Content-Type": content_type} if content_type else {},
         content=pieces if chunked else body,
         timeout=30,
@@ -97,10 +99,12 @@ BATCHES: dict[str, tuple[int, str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_batches(untouched: LocalStack, name: str) -> None:
+def test_bad_batch_request_gets_error_and_leaves_nothing(
+    unchanged_stack: LocalStack, name: str
+) -> None:
     status, content_type, body = BATCHES[name]
     answer = httpx.post(
-        f"{untouched.base_url}/v1/batches",
+        f"{unchanged_stack.base_url}/v1/batches",
         headers={"Content-Type": content_type},
         content=body,
         timeout=30,
@@ -112,14 +116,18 @@ def test_batches(untouched: LocalStack, name: str) -> None:
     ("field", "value"),
     [("endpoint", "/v1/images"), ("completion_window", "1s"), ("completion_window", "soon")],
 )
-def test_batches_of_a_good_file(unusual: LocalStack, field: str, value: str) -> None:
-    file = unusual.upload(chat_file(1))
-    before = everything(unusual)
+def test_bad_batch_parameter_is_named_in_error(
+    anonymous_stack: LocalStack, field: str, value: str
+) -> None:
+    file = anonymous_stack.upload(chat_file(1))
+    before = stored_state(anonymous_stack)
     answer = httpx.post(
-        f"{unusual.base_url}/v1/batches", json={"input_file_id": file, field: value}, timeout=30
+        f"{anonymous_stack.base_url}/v1/batches",
+        json={"input_file_id": file, field: value},
+        timeout=30,
     )
     assert assert_error(answer, 400)["param"] == field
-    assert everything(unusual) == before
+    assert stored_state(anonymous_stack) == before
 
 
 PATHS = [
@@ -138,8 +146,10 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("method", "path", "status"), PATHS)
-def test_paths(untouched: LocalStack, method: str, path: str, status: int) -> None:
-    answer = httpx.request(method, untouched.base_url + path, timeout=30)
+def test_bad_path_or_method_gets_openai_error(
+    unchanged_stack: LocalStack, method: str, path: str, status: int
+) -> None:
+    answer = httpx.request(method, unchanged_stack.base_url + path, timeout=30)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -156,13 +166,13 @@ BROKEN = b"".join(
 )
 
 
-def test_malformed_lines_fail_the_batch_with_their_numbers(unusual: LocalStack) -> None:
-    client = unusual.client
+def test_malformed_lines_fail_batch_with_line_numbers(anonymous_stack: LocalStack) -> None:
+    client = anonymous_stack.client
     file = client.files.create(file=("broken.jsonl", BROKEN), purpose="batch")
     assert file.status == "error"
     assert "line 2" in (file.status_details or "")
-    batch = unusual.submit(file.id)
-    failed = unusual.follow(batch)[-1]
+    batch = anonymous_stack.submit(file.id)
+    failed = anonymous_stack.follow(batch)[-1]
     assert failed["status"] == "failed"
     problems = failed["errors"]["data"]
     assert [problem["line"] for problem in problems] == [2, 3, 4, 5, 6, 6, 6, 6]
@@ -178,35 +188,37 @@ def test_malformed_lines_fail_the_batch_with_their_numbers(unusual: LocalStack) 
     assert failed["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
     assert failed["output_file_id"] is failed["error_file_id"] is None
     for table in ("requests", "queue", "results"):
-        found = unusual.query(
+        rows = anonymous_stack.query(
             f"SELECT 1 FROM {table} WHERE batch_id = :batch",  # noqa: S608
             batch=batch.removeprefix("batch_"),
         )
-        assert not found
+        assert not rows
     client.files.delete(file.id)
-    assert file.id.removeprefix("file-") not in "".join(unusual.objects())
+    assert file.id.removeprefix("file-") not in "".join(anonymous_stack.objects())
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\n\r\n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "only a BOM"]
 )
-def test_an_empty_file_fails_the_batch(unusual: LocalStack, data: bytes) -> None:
-    file = unusual.client.files.create(file=("empty.jsonl", data), purpose="batch")
+def test_empty_file_fails_batch(anonymous_stack: LocalStack, data: bytes) -> None:
+    file = anonymous_stack.client.files.create(file=("empty.jsonl", data), purpose="batch")
     assert file.status == "error"
-    failed = unusual.follow(unusual.submit(file.id))[-1]
+    failed = anonymous_stack.follow(anonymous_stack.submit(file.id))[-1]
     assert (failed["status"], failed["errors"]["data"][0]["code"]) == ("failed", "empty_file")
 
 
-def test_a_deleted_file_costs_its_batch_nothing(unusual: LocalStack) -> None:
-    file = unusual.upload(chat_file(50))
-    batch = unusual.submit(file)
-    assert httpx.delete(f"{unusual.base_url}/v1/files/{file}", timeout=30).status_code == 200
-    assert_error(httpx.get(f"{unusual.base_url}/v1/files/{file}", timeout=30), 404)
-    ended = unusual.follow(batch)[-1]
-    assert ended["status"] == "completed"
-    assert ended["request_counts"] == {"total": 50, "completed": 50, "failed": 0}
+def test_deleting_input_file_does_not_affect_its_batch(anonymous_stack: LocalStack) -> None:
+    file = anonymous_stack.upload(chat_file(50))
+    batch = anonymous_stack.submit(file)
+    assert (
+        httpx.delete(f"{anonymous_stack.base_url}/v1/files/{file}", timeout=30).status_code == 200
+    )
+    assert_error(httpx.get(f"{anonymous_stack.base_url}/v1/files/{file}", timeout=30), 404)
+    final = anonymous_stack.follow(batch)[-1]
+    assert final["status"] == "completed"
+    assert final["request_counts"] == {"total": 50, "completed": 50, "failed": 0}
     until(
-        lambda: file.removeprefix("file-") not in "".join(unusual.objects()),
-        "the input's bytes go after its batch",
+        lambda: file.removeprefix("file-") not in "".join(anonymous_stack.objects()),
+        "the input object is removed after its batch",
         within=60,
     )

@@ -1,4 +1,4 @@
-"""The command, as people and scripts use it."""
+"""The CLI in a terminal and in scripts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
 
-def ask(stack: LocalStack, *arguments: str | Path, fails: bool = False) -> Any:
-    """Run a command against a stack; return its JSON."""
+def run_json(stack: LocalStack, *arguments: str | Path, fails: bool = False) -> Any:
+    """Run a command against a stack and return its JSON output."""
     done = lowtide(*arguments, "--data-dir", stack.data_dir, "--json", fails=fails)
     return json.loads(done.stdout)
 
 
-def test_status_tells_where_everything_is(stack: LocalStack) -> None:
-    status = ask(stack, "status")
+def test_status_lists_urls_key_and_processes(stack: LocalStack) -> None:
+    status = run_json(stack, "status")
     assert status["base_url"] == stack.base_url
     assert status["api_key"] == stack.api_key
     assert status["portal_url"].endswith(str(stack.portal_port))
@@ -36,36 +36,36 @@ def test_status_tells_where_everything_is(stack: LocalStack) -> None:
     assert stack.api_key in lowtide("status", "--data-dir", stack.data_dir).stdout
 
 
-def test_submit_follows_and_saves(stack: LocalStack, tmp_path: Path) -> None:
+def test_submit_waits_and_saves_output(stack: LocalStack, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    batch = ask(stack, "submit", QUESTIONS, "--out", output, "--user", "ada")
+    batch = run_json(stack, "submit", QUESTIONS, "--out", output, "--user", "ada")
     oracle.check(batch, QUESTIONS.read_bytes(), output.read_bytes(), answers=simulated_answer)
     assert batch["files"] == {"output": str(output)}
     summary = batch["summary"]
     assert (summary["lines"], summary["completed"], summary["failed"]) == (200, 200, 0)
     assert summary["interruptions"] == batch["x_lowtide"]["interruptions"]
     assert batch["x_lowtide"]["user"] == "ada"
-    assert batch["id"] in {one["id"] for one in ask(stack, "batches", "--limit", "5")}
+    assert batch["id"] in {one["id"] for one in run_json(stack, "batches", "--limit", "5")}
 
 
-def test_submit_without_a_terminal_prints_plain_lines(stack: LocalStack, tmp_path: Path) -> None:
+def test_submit_without_terminal_prints_plain_text(stack: LocalStack, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(chat_file(20))
-    shown = lowtide("submit", path, "--watch", "--data-dir", stack.data_dir).stdout
-    assert "completed: 20/20" in shown
-    assert "\x1b" not in shown
+    output = lowtide("submit", path, "--watch", "--data-dir", stack.data_dir).stdout
+    assert "completed: 20/20" in output
+    assert "\x1b" not in output
 
 
-def test_cancel(stack: LocalStack, tmp_path: Path) -> None:
+def test_cancel_ends_running_batch(stack: LocalStack, tmp_path: Path) -> None:
     source = chat_file(50_000)
     path = tmp_path / "in.jsonl"
     path.write_bytes(source)
-    batch = ask(stack, "submit", path, "--window", "2h")["id"]
-    until(lambda: stack.batch(batch)["status"] == "in_progress", "it is split")
-    assert ask(stack, "cancel", batch)["status"] in {"cancelling", "cancelled"}
-    ended = stack.follow(batch)[-1]
-    output, errors = (stack.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
-    oracle.check(ended, source, output, errors, answers=simulated_answer, status="cancelled")
+    batch = run_json(stack, "submit", path, "--window", "2h")["id"]
+    until(lambda: stack.batch(batch)["status"] == "in_progress", "the batch is split")
+    assert run_json(stack, "cancel", batch)["status"] in {"cancelling", "cancelled"}
+    final = stack.follow(batch)[-1]
+    output, errors = (stack.content(final[f"{role}_file_id"]) for role in ("output", "error"))
+    oracle.check(final, source, output, errors, answers=simulated_answer, status="cancelled")
     assert {one.error["code"] for one in oracle.outcomes(errors) if one.error} == {
         "batch_cancelled"
     }
@@ -76,31 +76,33 @@ def test_cancel(stack: LocalStack, tmp_path: Path) -> None:
 def test_validate_needs_no_server(tmp_path: Path, *, valid: bool) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(chat_file(3) + (b"" if valid else b"[1]\n"))
-    found = json.loads(lowtide("validate", path, "--json", fails=not valid).stdout)
-    assert (found["valid"], found["requests"]) == (valid, 3 if valid else 4)
-    assert [problem["line"] for problem in found["problems"]] == ([] if valid else [4])
+    report = json.loads(lowtide("validate", path, "--json", fails=not valid).stdout)
+    assert (report["valid"], report["requests"]) == (valid, 3 if valid else 4)
+    assert [problem["line"] for problem in report["problems"]] == ([] if valid else [4])
 
 
-def test_a_failed_batch_is_a_failed_command(stack: LocalStack, tmp_path: Path) -> None:
+def test_submit_exits_with_1_when_batch_fails(stack: LocalStack, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(chat_file(2) + b"[1]\n")
-    batch = ask(stack, "submit", path, "--watch", fails=True)
+    batch = run_json(stack, "submit", path, "--watch", fails=True)
     assert (batch["status"], batch["errors"]["data"][0]["line"]) == ("failed", 3)
 
 
 @pytest.mark.parametrize("command", [("status",), ("batches",), ("cancel", "batch_0")])
-def test_without_a_stack_it_says_what_to_do(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_command_without_stack_suggests_lowtide_up(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     done = lowtide(*command, "--data-dir", tmp_path, fails=True)
     assert "lowtide up" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_named(stack: LocalStack, tmp_path: Path) -> None:
+def test_error_names_port_in_use(stack: LocalStack, tmp_path: Path) -> None:
     done = lowtide("up", "--port", str(stack.port), "--data-dir", tmp_path, fails=True)
     assert str(stack.port) in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+def test_error_names_unknown_setting(tmp_path: Path) -> None:
     done = lowtide("up", "--data-dir", tmp_path, settings={"LOWTIDE_ENGIN": "noop"}, fails=True)
     assert "LOWTIDE_ENGIN" in done.stderr

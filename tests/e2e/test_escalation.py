@@ -1,4 +1,4 @@
-"""A deadline that spot would miss is met on dedicated."""
+"""The dedicated pool meets a deadline that spot would miss."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def freeze_spot(unusual: LocalStack) -> Iterator[Callable[[], None]]:
-    """Stop every spot worker there is at a call; they go on after the test."""
+def freeze_spot(anonymous_stack: LocalStack) -> Iterator[Callable[[], None]]:
+    """Freeze all current spot workers per call; resume them after the test."""
     frozen: set[int] = set()
 
     def freeze() -> None:
-        for worker in unusual.workers("spot"):
+        for worker in anonymous_stack.workers("spot"):
             if worker.pid is not None and worker.pid not in frozen:
                 frozen.add(worker.pid)
                 os.killpg(worker.pid, signal.SIGSTOP)
@@ -35,22 +35,22 @@ def freeze_spot(unusual: LocalStack) -> Iterator[Callable[[], None]]:
             os.killpg(pid, signal.SIGCONT)
 
 
-def test_lines_that_spot_leaves_lying_move_to_dedicated(
-    unusual: LocalStack, freeze_spot: Callable[[], None]
+def test_stalled_spot_requests_escalate_to_dedicated(
+    anonymous_stack: LocalStack, freeze_spot: Callable[[], None]
 ) -> None:
     source = chat_file(30)
-    batch = unusual.client.batches.create(
-        input_file_id=unusual.upload(source),
+    batch = anonymous_stack.client.batches.create(
+        input_file_id=anonymous_stack.upload(source),
         endpoint="/v1/chat/completions",
         completion_window="1m",  # type: ignore[arg-type]
     ).id
 
     def is_over() -> bool:
         freeze_spot()
-        return unusual.batch(batch)["completed_at"] is not None
+        return anonymous_stack.batch(batch)["completed_at"] is not None
 
-    until(is_over, "dedicated workers do it", within=90)
-    ended = unusual.finish(batch, source, answers=simulated_answer)
-    assert ended["x_lowtide"]["pools"]["dedicated"] > 0
-    assert ended["x_lowtide"]["escalations"] >= ended["x_lowtide"]["pools"]["dedicated"]
-    assert ended["x_lowtide"]["sla_state"] == "Met"
+    until(is_over, "dedicated workers finish the batch", within=90)
+    final = anonymous_stack.finish(batch, source, answers=simulated_answer)
+    assert final["x_lowtide"]["pools"]["dedicated"] > 0
+    assert final["x_lowtide"]["escalations"] >= final["x_lowtide"]["pools"]["dedicated"]
+    assert final["x_lowtide"]["sla_state"] == "Met"

@@ -1,7 +1,7 @@
-"""SIGKILL to each process in turn, during a batch of 20,000 lines: it still ends, complete and correct.
+"""A batch of 20,000 requests ends complete and correct after SIGKILL to each process in turn.
 
-No test waits for a guessed moment: it watches the database, the object store or the process tree
-until the victim is seen in the middle of its work.
+No test guesses the moment: it polls the database, the object store or the process tree until the
+victim is in the middle of its work.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SETTINGS = {
     "LOWTIDE_STALLED_AFTER": "5",
     "LOWTIDE_WORKER_POLL_CAP": "1",
 }
-CLOSELY = 0.002
-"""Seconds between two looks at something that is over in a moment."""
+SHORT_INTERVAL = 0.002
+"""Seconds between polls of a short-lived state."""
 
 
 @pytest.fixture(scope="module")
 def breakable(make_stack: StackFactory) -> LocalStack:
-    """A stack to break."""
+    """The stack whose processes are killed."""
     return make_stack(SETTINGS)
 
 
@@ -59,8 +59,8 @@ def file(breakable: LocalStack, source: bytes) -> str:
 
 
 @pytest.fixture
-def survive(breakable: LocalStack, source: bytes) -> Callable[[str], None]:
-    """Assert that a batch ends complete and correct by itself."""
+def assert_survives(breakable: LocalStack, source: bytes) -> Callable[[str], None]:
+    """Assert that a batch ends complete and correct without help."""
 
     def check(batch: str) -> None:
         breakable.finish(batch, source, answers=simulated_answer, within=150)
@@ -70,7 +70,7 @@ def survive(breakable: LocalStack, source: bytes) -> Callable[[str], None]:
 
 @pytest.fixture(autouse=True)
 def _healed(breakable: LocalStack) -> Iterator[None]:
-    """Leave no test with what the one before it broke."""
+    """Wait after each test until every process is ready again."""
     yield
     until(
         lambda: all(program.state == "ready" for program in breakable.programs().values()),
@@ -78,8 +78,8 @@ def _healed(breakable: LocalStack) -> Iterator[None]:
     )
 
 
-def results(stack: LocalStack, batch: str) -> int:
-    """Return how many lines of a batch have ended; 0 while the database is away."""
+def result_count(stack: LocalStack, batch: str) -> int:
+    """Return how many requests of a batch have a result; 0 while the database is down."""
     rows = stack.attempt(
         "SELECT count(*) FROM results WHERE batch_id = :batch",
         batch=batch.removeprefix("batch_"),
@@ -87,36 +87,36 @@ def results(stack: LocalStack, batch: str) -> int:
     return rows[0][0] if rows else 0
 
 
-def half_way(stack: LocalStack, batch: str) -> None:
-    """Wait until some lines have ended and some have not."""
-    ended = until(lambda: results(stack, batch), "the batch makes progress")
-    assert ended < LINES
+def wait_for_progress(stack: LocalStack, batch: str) -> None:
+    """Wait until some requests have a result and some have not."""
+    finished = until(lambda: result_count(stack, batch), "the batch makes progress")
+    assert finished < LINES
 
 
-def catch_during(
+def freeze_during(
     stack: LocalStack,
     name: str,
     file: str,
-    look: Callable[[], object],
+    condition: Callable[[], object],
     *,
     missed: Callable[[str], object],
 ) -> str:
-    """Stop a process in the middle of its work on a new batch; return the batch.
+    """Freeze a process in the middle of its work on a new batch; return the batch.
 
-    What takes a blink can be `missed` on a busy machine: then the next batch is watched.
+    A busy machine may miss a short-lived state: if `missed`, the next batch is tried.
     """
     for _ in range(4):
         batch = stack.submit(file)
-        while not stack.catch(name, look):
+        while not stack.freeze_while(name, condition):
             if missed(batch):
                 break
         else:
             return batch
-    pytest.fail(f"{name} was never seen in the middle of its work")
+    pytest.fail(f"{name} was never observed in the middle of its work")
 
 
 def is_splitting(stack: LocalStack) -> bool:
-    """Whether split is copying lines at this moment, in a transaction that is still open."""
+    """Return whether split is copying requests in an open transaction."""
     return bool(
         stack.attempt(
             """SELECT 1 FROM pg_stat_activity WHERE application_name = 'lowtide split'
@@ -125,9 +125,11 @@ def is_splitting(stack: LocalStack) -> bool:
     )
 
 
-def test_split(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
+def test_batch_survives_killed_split(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
+) -> None:
     with breakable.locked("queue"):
-        batch = catch_during(
+        batch = freeze_during(
             breakable,
             "split",
             file,
@@ -135,15 +137,15 @@ def test_split(breakable: LocalStack, file: str, survive: Callable[[str], None])
             missed=lambda _: breakable.waits_for_lock("split"),
         )
         breakable.kill("split")
-        until(lambda: breakable.waits_for_lock("split"), "split is through the file once more")
+        until(lambda: breakable.waits_for_lock("split"), "split has read the file again")
         breakable.kill("split")
         assert breakable.batch(batch)["status"] == "validating"
         assert not breakable.query("SELECT 1 FROM requests WHERE batch_id = :b", b=batch[6:])
-    survive(batch)
+    assert_survives(batch)
 
 
-def held_lines(stack: LocalStack, worker: Program) -> int:
-    """Return how many lines the processes of a worker hold under their lease."""
+def claim_count(stack: LocalStack, worker: Program) -> int:
+    """Return how many requests the processes of a worker have claimed."""
     rows = stack.query(
         """SELECT count(*) FROM claims c JOIN workers w ON w.id = c.lease_id
            WHERE split_part(w.name, '/', 2) = ANY(:pids)""",
@@ -158,22 +160,22 @@ def _group(pid: int) -> int:
     return 0
 
 
-def catch_with_lines(stack: LocalStack) -> Program:
-    """Stop a worker at a moment at which it holds lines; return it."""
+def freeze_worker_with_claims(stack: LocalStack) -> Program:
+    """Freeze a worker while it has claims; return it."""
 
-    def look() -> Program | None:
+    def freeze() -> Program | None:
         for worker in stack.workers():
-            if stack.catch(worker.name, lambda: held_lines(stack, worker)):  # noqa: B023
+            if stack.freeze_while(worker.name, lambda: claim_count(stack, worker)):  # noqa: B023
                 return worker
         return None
 
-    caught = until(look, "a worker holds lines", every=CLOSELY)
-    assert caught is not None
-    return caught
+    frozen = until(freeze, "a worker has claims", every=SHORT_INTERVAL)
+    assert frozen is not None
+    return frozen
 
 
-def reaped_lines(stack: LocalStack, batch: str) -> int:
-    """Return how many lines of a batch were taken from workers that had gone silent."""
+def reaped_count(stack: LocalStack, batch: str) -> int:
+    """Return how many requests of a batch were released from workers with an expired lease."""
     rows = stack.query(
         """SELECT coalesce(sum(lines), 0) FROM request_events
            WHERE batch_id = :batch AND detail = 'The worker stopped responding'""",
@@ -182,42 +184,44 @@ def reaped_lines(stack: LocalStack, batch: str) -> int:
     return int(rows[0][0])
 
 
-def test_worker_holding_lines(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
+def test_batch_survives_killed_worker_with_claims(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
 ) -> None:
     batch = breakable.submit(file)
-    worker = catch_with_lines(breakable)
+    worker = freeze_worker_with_claims(breakable)
     breakable.kill(worker.name)
-    survive(batch)
-    assert reaped_lines(breakable, batch) > 0
+    assert_survives(batch)
+    assert reaped_count(breakable, batch) > 0
 
 
-def test_all_workers_and_the_scheduler(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
+def test_batch_survives_killed_workers_and_scheduler(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
 ) -> None:
     batch = breakable.submit(file)
-    half_way(breakable, batch)
+    wait_for_progress(breakable, batch)
     for name in ["schedule", *(worker.name for worker in breakable.workers())]:
         breakable.kill(name)
-    survive(batch)
+    assert_survives(batch)
 
 
-def test_worker_that_sleeps_past_its_lease(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
+def test_batch_survives_worker_frozen_past_its_lease(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
 ) -> None:
     batch = breakable.submit(file)
-    worker = catch_with_lines(breakable)
+    worker = freeze_worker_with_claims(breakable)
     try:
-        until(lambda: not held_lines(breakable, worker), "its lines are given to others")
+        until(lambda: not claim_count(breakable, worker), "its claims are released")
     finally:
-        breakable.go_on(worker.name)
-    survive(batch)
-    assert reaped_lines(breakable, batch) > 0
+        breakable.resume(worker.name)
+    assert_survives(batch)
+    assert reaped_count(breakable, batch) > 0
 
 
-def test_finalize(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
+def test_batch_survives_killed_finalize(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
+) -> None:
     before = breakable.objects()
-    batch = catch_during(
+    batch = freeze_during(
         breakable,
         "finalize",
         file,
@@ -228,42 +232,46 @@ def test_finalize(breakable: LocalStack, file: str, survive: Callable[[str], Non
         breakable.kill("finalize")
         until(
             lambda: breakable.waits_for_lock("finalize"),
-            "finalize has written the file once more, and closes the batch",
+            "finalize has written the file again and completes the batch",
         )
         breakable.kill("finalize")
         assert breakable.batch(batch)["status"] == "finalizing"
-    survive(batch)
+    assert_survives(batch)
 
 
-def test_dispatcher(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
+def test_batch_survives_killed_broker(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
+) -> None:
     pid = breakable.program("broker").pid
     assert pid is not None
     os.killpg(pid, signal.SIGSTOP)
     try:
         batch = breakable.submit(file)
-        assert breakable.query("SELECT 1 FROM outbox"), "its event waits in the outbox"
+        assert breakable.query("SELECT 1 FROM outbox"), "the event is in the outbox"
     finally:
         breakable.kill("broker")
     until(
         lambda: breakable.query("SELECT 1 FROM local_broker.deliveries WHERE trigger = 'split'"),
-        "split is being told",
-        every=CLOSELY,
+        "the event is being delivered to split",
+        every=SHORT_INTERVAL,
     )
     breakable.kill("broker")
-    half_way(breakable, batch)
+    wait_for_progress(breakable, batch)
     breakable.kill("broker")
-    survive(batch)
+    assert_survives(batch)
 
 
-def test_postgres(breakable: LocalStack, file: str, survive: Callable[[str], None]) -> None:
+def test_batch_survives_killed_postgres(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
+) -> None:
     batch = breakable.submit(file)
-    half_way(breakable, batch)
+    wait_for_progress(breakable, batch)
     breakable.kill("postgres")
-    survive(batch)
+    assert_survives(batch)
 
 
-def test_create_batch_read_and_router(
-    breakable: LocalStack, file: str, survive: Callable[[str], None]
+def test_batch_survives_killed_create_batch_read_and_router(
+    breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
 ) -> None:
     def create() -> str:
         return breakable.client.batches.create(
@@ -276,17 +284,17 @@ def test_create_batch_read_and_router(
     with ThreadPoolExecutor(1) as pool:
         with breakable.locked("batches"):
             created = pool.submit(create)
-            until(lambda: breakable.waits_for_lock("create_batch"), "it stores the batch")
+            until(lambda: breakable.waits_for_lock("create_batch"), "create-batch stores the batch")
             breakable.kill("create-batch")
         batch = created.result(timeout=60)
     assert create() == batch
-    half_way(breakable, batch)
+    wait_for_progress(breakable, batch)
     breakable.kill("read")
     breakable.kill("router")
-    survive(batch)
+    assert_survives(batch)
 
 
-def test_upload_mid_body(breakable: LocalStack) -> None:
+def test_upload_killed_mid_body_stores_no_file(breakable: LocalStack) -> None:
     before, sent = breakable.objects(), threading.Event()
     boundary = "tide"
     head = (
@@ -297,7 +305,7 @@ def test_upload_mid_body(breakable: LocalStack) -> None:
     def body() -> Iterator[bytes]:
         yield head.encode()
         yield chat_file(LINES) * 4
-        until(lambda: breakable.objects() - before, "the store holds a part of the file")
+        until(lambda: breakable.objects() - before, "the store has a part of the file")
         breakable.kill("upload")
         sent.set()
         yield b"\n" * 1000
@@ -314,7 +322,7 @@ def test_upload_mid_body(breakable: LocalStack) -> None:
         )
         assert answer.status_code >= 500
     assert sent.is_set()
-    finished = {name for name in breakable.objects() - before if "#" not in name}
-    assert not finished
+    complete = {name for name in breakable.objects() - before if "#" not in name}
+    assert not complete
     assert not breakable.query("SELECT 1 FROM files WHERE filename = 'a.jsonl'")
     assert breakable.upload(chat_file(10))

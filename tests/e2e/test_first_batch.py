@@ -1,4 +1,4 @@
-"""The first batch of docs/deploy.md, by the very lines that stand there."""
+"""The first batch of docs/deploy.md, run with the code of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_pages_program_finishes_a_batch(stack: LocalStack) -> None:
+def test_program_on_page_completes_a_batch(stack: LocalStack) -> None:
     page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Each function runs under the plain `functions-framework` command."""
+"""Every function runs under the plain `functions-framework` command."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HTTP = {"upload", "create_batch", "cancel_batch", "read"}
 EVENT = {"split", "finalize", "schedule", "infer_spot", "infer_dedicated"}
 
 
-def test_these_are_all() -> None:
+def test_every_function_is_listed() -> None:
     assert {path.parent.name for path in FUNCTIONS.glob("*/main.py")} == HTTP | EVENT
 
 
 @pytest.fixture
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the function named by the parameter answers."""
+    """The URL of the function named by the parameter."""
     name, port = request.param, free_port()
     server = subprocess.Popen(
         [
@@ -39,7 +39,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
             *("--signature-type", "http" if name in HTTP else "cloudevent"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
-        # Nothing connects before a request needs it.
+        # The function connects to the database on first use only.
         env=clean_environment() | {"LOWTIDE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"},
         cwd=FUNCTIONS.parent,
         stdout=subprocess.DEVNULL,
@@ -63,18 +63,18 @@ def _listens(url: str) -> bool:
 
 
 @pytest.mark.parametrize("address", sorted(HTTP), indirect=True)
-def test_an_http_function_answers_in_the_api_s_way(
+def test_http_function_returns_openai_error_for_unknown_url(
     address: str, request: pytest.FixtureRequest
 ) -> None:
     if "read" in request.node.name:
         health = httpx.get(f"{address}/health/live", timeout=10)
         assert (health.status_code, health.json()) == (200, {"status": "ok"})
-    nowhere = httpx.post(f"{address}/nowhere", timeout=10)
-    assert nowhere.status_code == 404
-    assert nowhere.json()["error"]["code"] == "unknown_url"
+    response = httpx.post(f"{address}/nowhere", timeout=10)
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "unknown_url"
 
 
 @pytest.mark.parametrize("address", sorted(EVENT), indirect=True)
-def test_an_event_function_takes_events_only(address: str) -> None:
+def test_event_function_accepts_events_only(address: str) -> None:
     assert httpx.get(address, timeout=10).status_code == 405
     assert httpx.post(address, json={}, timeout=10).status_code == 400

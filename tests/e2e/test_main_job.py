@@ -1,4 +1,4 @@
-"""The main job, by the official client alone: a file in, a file out."""
+"""The main job with the official client: an input file in, an output file out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ QUESTIONS = ROOT / "examples" / "questions.jsonl"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "gsm8k-1319.jsonl"
 
 
-def test_our_example_file(stack: LocalStack, client: OpenAI, tmp_path: Path) -> None:
+def test_example_file_completes_in_input_order(
+    stack: LocalStack, client: OpenAI, tmp_path: Path
+) -> None:
     uploaded = client.files.create(file=QUESTIONS, purpose="batch")
     assert (uploaded.status, uploaded.bytes) == ("processed", QUESTIONS.stat().st_size)
     batch = client.batches.create(
@@ -32,44 +34,44 @@ def test_our_example_file(stack: LocalStack, client: OpenAI, tmp_path: Path) -> 
     assert batch.status in {"validating", "in_progress"}
     assert batch.output_file_id is None
 
-    seen = stack.follow(batch.id)
-    assert {"in_progress", "completed"} <= {state["status"] for state in seen}
+    states = stack.follow(batch.id)
+    assert {"in_progress", "completed"} <= {state["status"] for state in states}
 
-    ended = client.batches.retrieve(batch.id)
-    assert ended.output_file_id is not None
+    final = client.batches.retrieve(batch.id)
+    assert final.output_file_id is not None
     output = tmp_path / "output.jsonl"
-    client.files.content(ended.output_file_id).write_to_file(output)
-    wanted = [line.custom_id for line in oracle.input_lines(QUESTIONS.read_bytes())]
-    assert [line.custom_id for line in oracle.outcomes(output.read_bytes())] == wanted
+    client.files.content(final.output_file_id).write_to_file(output)
+    expected = [line.custom_id for line in oracle.input_lines(QUESTIONS.read_bytes())]
+    assert [line.custom_id for line in oracle.outcomes(output.read_bytes())] == expected
     oracle.check(
-        ended.to_dict(), QUESTIONS.read_bytes(), output.read_bytes(), answers=simulated_answer
+        final.to_dict(), QUESTIONS.read_bytes(), output.read_bytes(), answers=simulated_answer
     )
-    assert ended.metadata == {"team": "harbour"}
+    assert final.metadata == {"team": "harbour"}
 
-    recorded = client.files.retrieve(ended.output_file_id)
-    assert (recorded.purpose, recorded.bytes) == ("batch_output", output.stat().st_size)
+    output_file = client.files.retrieve(final.output_file_id)
+    assert (output_file.purpose, output_file.bytes) == ("batch_output", output.stat().st_size)
     assert batch.id in {one.id for one in client.batches.list(limit=100)}
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="the GSM8K batch file is not here")
-def test_gsm8k_with_every_tenth_attempt_interrupted(stack: LocalStack) -> None:
+@pytest.mark.skipif(not GSM8K.exists(), reason="the GSM8K batch file is missing")
+def test_gsm8k_completes_despite_interruptions(stack: LocalStack) -> None:
     source = GSM8K.read_bytes()
     batch = stack.submit(stack.upload(source))
-    ended = stack.finish(batch, source, answers=simulated_answer)
-    assert ended["request_counts"] == {"total": 1319, "completed": 1319, "failed": 0}
+    final = stack.finish(batch, source, answers=simulated_answer)
+    assert final["request_counts"] == {"total": 1319, "completed": 1319, "failed": 0}
 
-    # Each interruption is of a line that then ran again to its end.
-    (lines, interruptions, all_succeeded) = stack.query(
+    # Every interrupted request ran again and succeeded.
+    (requests, interruptions, all_succeeded) = stack.query(
         """SELECT count(*), sum(interruptions), bool_and(succeeded) FROM results
            WHERE batch_id = :batch AND interruptions > 0""",
         batch=batch.removeprefix("batch_"),
     )[0]
-    assert interruptions == ended["x_lowtide"]["interruptions"]
-    assert 1319 * 0.05 < lines <= interruptions < 1319 * 0.2
+    assert interruptions == final["x_lowtide"]["interruptions"]
+    assert 1319 * 0.05 < requests <= interruptions < 1319 * 0.2
     assert all_succeeded
 
 
-def test_two_batches_at_once_of_one_file(stack: LocalStack) -> None:
+def test_two_batches_of_one_file_complete_concurrently(stack: LocalStack) -> None:
     source = chat_file(300)
     file = stack.upload(source)
     batches = [stack.submit(file) for _ in range(2)]
@@ -77,7 +79,7 @@ def test_two_batches_at_once_of_one_file(stack: LocalStack) -> None:
         stack.finish(batch, source, answers=simulated_answer)
 
 
-def test_a_file_as_other_systems_write_it(stack: LocalStack) -> None:
+def test_file_with_bom_crlf_and_blank_lines_completes(stack: LocalStack) -> None:
     lines = chat_file(5).splitlines()
     source = b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines)
     stack.finish(stack.submit(stack.upload(source)), source, answers=simulated_answer)

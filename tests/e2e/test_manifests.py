@@ -1,4 +1,4 @@
-"""What `lowtide up` runs is what the overlay for development says, as kubectl would apply it."""
+"""`lowtide up` runs what kubectl would apply from the development overlay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.stacks import LocalStack
 
-# What one machine supplies itself: ports, addresses, and the grace that it gives a process.
+# Variables that the local machine sets itself: ports, addresses and the grace period.
 SUPPLIED = {
     "PORT",
     "LOWTIDE_API_URL",
@@ -34,7 +34,7 @@ SUPPLIED = {
     "LOWTIDE_WORKER_GRACE",
     "NICEGUI_STORAGE_PATH",
 }
-# What takes the place of a cluster's own parts.
+# Local replacements for parts of a cluster.
 HELPERS = {"postgres", "broker", "router", "prometheus", "alertmanager"}
 DOCUMENTS = rendered(OVERLAY)
 TEMPLATES = {
@@ -59,12 +59,12 @@ UNSEEN = "DROP TABLE local_broker.seen; DROP FUNCTION local_broker.see() CASCADE
 
 
 def _config() -> dict[str, str]:
-    (found,) = (one for one in DOCUMENTS if one["kind"] == "ConfigMap")
-    data: dict[str, str] = found["data"]
+    (config_map,) = (one for one in DOCUMENTS if one["kind"] == "ConfigMap")
+    data: dict[str, str] = config_map["data"]
     return data
 
 
-def test_every_workload_runs_as_often_as_it_says(stack: LocalStack) -> None:
+def test_workloads_run_with_manifest_replica_counts(stack: LocalStack) -> None:
     running = [name for name in stack.programs() if name not in HELPERS]
     scaled = {one["scaleTargetRef"]["name"]: one["maxReplicaCount"] for one in SCALERS}
     for name, template in TEMPLATES.items():
@@ -79,10 +79,10 @@ def test_every_workload_runs_as_often_as_it_says(stack: LocalStack) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_its_command_and_environment_are_the_manifests(stack: LocalStack, name: str) -> None:
+def test_process_has_command_and_environment_of_its_manifest(stack: LocalStack, name: str) -> None:
     scaled = name.startswith("infer-")
     if scaled:
-        _wake(stack, name.removeprefix("infer-"))
+        _ensure_worker(stack, name.removeprefix("infer-"))
     program = next(
         one
         for one in stack.programs().values()
@@ -93,54 +93,54 @@ def test_its_command_and_environment_are_the_manifests(stack: LocalStack, name: 
     _, *arguments = container["args"]
     assert process.cmdline()[-len(arguments) :] == arguments
     environment = process.environ()
-    expected = {**_config(), **_own(container)}
+    expected = {**_config(), **_plain_variables(container)}
     for variable, value in (expected | SETTINGS).items():
         if variable not in SUPPLIED:
             assert environment.get(variable) == value, variable
-    for variable in _secret(container):
+    for variable in _secret_variables(container):
         assert environment.get(variable), variable
     assert environment["K_SINK"].startswith(f"http://{HOST}:")
 
 
-def _own(container: dict[str, Any]) -> dict[str, str]:
+def _plain_variables(container: dict[str, Any]) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container["env"] if "value" in one}
 
 
-def _secret(container: dict[str, Any]) -> list[str]:
+def _secret_variables(container: dict[str, Any]) -> list[str]:
     return [one["name"] for one in container["env"] if "valueFrom" in one]
 
 
-def _wake(stack: LocalStack, pool: str) -> None:
-    """Let a line wait in a pool, for later, until a worker comes; then take the line away."""
+def _ensure_worker(stack: LocalStack, pool: str) -> None:
+    """Queue a request that is not yet available in a pool until a worker starts; then delete it."""
     if stack.workers(pool):
         return
     with stack.database.connect() as connection:
-        # A line of no batch: nobody may claim it, and it is there for a moment.
+        # The request belongs to no batch and cannot be claimed.
         connection.execute(text("SET session_replication_role = replica"))
         connection.execute(text(WAITING), {"pool": pool})
-    until(lambda: stack.workers(pool), f"a worker comes to {pool}")
+    until(lambda: stack.workers(pool), f"a worker starts in {pool}")
     with stack.database.connect() as connection:
         connection.execute(text("DELETE FROM queue WHERE line = 0"))
 
 
-def test_the_autoscaler_asks_what_the_scaled_objects_say(stack: LocalStack) -> None:
-    asked: set[str] = set()
+def test_autoscaler_runs_queries_of_scaled_objects(stack: LocalStack) -> None:
+    queries: set[str] = set()
     expected = {one["triggers"][0]["metadata"]["query"] for one in SCALERS}
 
-    def look() -> bool:
+    def observe() -> bool:
         rows = stack.query(
             "SELECT query FROM pg_stat_activity WHERE application_name = 'lowtide-autoscaler'"
         )
-        asked.update(row.query for row in rows if "FROM queue" in row.query)
-        return asked >= expected
+        queries.update(row.query for row in rows if "FROM queue" in row.query)
+        return queries >= expected
 
-    until(look, "each query is asked", within=30)
-    assert asked == expected
+    until(observe, "every query was observed", within=30)
+    assert queries == expected
 
 
 @pytest.fixture
-def seen(stack: LocalStack) -> Iterator[LocalStack]:
-    """The shared stack, which notes what its broker accepts for whom."""
+def recording_stack(stack: LocalStack) -> Iterator[LocalStack]:
+    """The shared stack, whose broker records trigger and type of each accepted event."""
     with stack.database.connect() as connection:
         connection.exec_driver_sql(SEEN)
     yield stack
@@ -148,25 +148,26 @@ def seen(stack: LocalStack) -> Iterator[LocalStack]:
         connection.exec_driver_sql(UNSEEN)
 
 
-def test_the_broker_sends_events_where_the_triggers_say(seen: LocalStack) -> None:
+def test_broker_delivers_events_by_trigger_filters(recording_stack: LocalStack) -> None:
     triggers = [one for one in DOCUMENTS if one["kind"] == "Trigger"]
     expected = {
         (one["metadata"]["name"], one["spec"]["filter"]["attributes"]["type"]) for one in triggers
     }
-    for type_ in {*(type_ for _, type_ in expected), "dev.lowtide.unknown"}:
+    for event_type in {*(type_ for _, type_ in expected), "dev.lowtide.unknown"}:
         answer = httpx.post(
-            f"http://{HOST}:{seen.program('broker').port}/",
+            f"http://{HOST}:{recording_stack.program('broker').port}/",
             headers={
                 "ce-specversion": "1.0",
                 "ce-id": str(uuid.uuid4()),
-                "ce-type": type_,
+                "ce-type": event_type,
                 "ce-source": "/tests",
                 "content-type": "application/json",
             },
             json={"batch_id": str(uuid.uuid4()), "tenant_id": str(uuid.uuid4())},
         )
         assert answer.status_code == 202
-    found = {
-        tuple(row) for row in seen.query("SELECT DISTINCT trigger, type FROM local_broker.seen")
+    deliveries = {
+        tuple(row)
+        for row in recording_stack.query("SELECT DISTINCT trigger, type FROM local_broker.seen")
     }
-    assert found == expected
+    assert deliveries == expected

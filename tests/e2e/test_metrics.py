@@ -1,4 +1,4 @@
-"""What the running stack exports, by the names that dashboards and alerts use."""
+"""Metrics of a running stack, under the names that dashboards and alerts use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.monitoring.queries import exported_names
 if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
-EVERYBODY = {"lowtide_build_info"}
-WORKER = EVERYBODY | {
+ALL = {"lowtide_build_info"}
+WORKER = ALL | {
     "worker_dequeue_total", "worker_completed_total", "worker_failed_total", "worker_idle_seconds",
     "queue_wait_time_seconds_count", "requests_sla_met_total", "requests_sla_violated_total",
     "spot_interruptions_total", "replica_seconds_total", "cost_total", "engine_answers_total",
     "dead_letters_total", "worker_engine_up",
 }  # fmt: skip
-SCHEDULER = EVERYBODY | {
+SCHEDULER = ALL | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
     "autoscaler_max_replicas", "batch_deadline_slack_seconds", "escalations_total",
     "deescalations_total", "revocations_total", "batches_at_risk", "queue_depth", "pool_paused",
@@ -31,9 +31,8 @@ SCHEDULER = EVERYBODY | {
     "leases_reaped_lines_total", "requests_sla_violated_total", "dead_letters_total",
     "queue_oldest_age_seconds", "workers_alive", "outbox_events", "outbox_oldest_age_seconds",
 }  # fmt: skip
-API = EVERYBODY | {"api_requests_total", "api_request_seconds_bucket"}
-# Only while there is such a thing: a limit that was met, a batch at risk, a tenant's open batch or
-# dead letter, a rate that was measured, an engine's fault.
+API = ALL | {"api_requests_total", "api_request_seconds_bucket"}
+# Exported only after a rate limit, a batch at risk, a dead letter, a measured rate or an engine fault.
 SOMETIMES = {
     "api_rate_limited_total", "batch_at_risk_seconds_left", "tenant_dead_letters",
     "replica_rate_lines_per_second", "engine_faults_total",
@@ -47,24 +46,24 @@ LINES = 200
 
 def scrape(port: int | None) -> dict[str, float]:
     """Return the exported samples by name, summed over their labels."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for family in text_string_to_metric_families(httpx.get(f"http://{HOST}:{port}/metrics").text):
         for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
+            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+    return totals
 
 
-def test_processes_export_what_dashboards_and_alerts_read(stack: LocalStack) -> None:
-    # Some of those that ran for the tests before might end meanwhile, and with them their counts.
-    until(lambda: not stack.workers(), "there is no worker left", within=120)
+def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) -> None:
+    # A worker of an earlier test could stop during this one and take its counts along.
+    until(lambda: not stack.workers(), "no worker is left", within=120)
     source = chat_file(LINES)
     latest: dict[int | None, dict[str, float]] = {}
 
     def completed() -> float:
         for worker in stack.workers():
-            with suppress(httpx.TransportError):  # it begins, or ends
+            with suppress(httpx.TransportError):  # it starts or stops
                 latest[worker.health_port] = scrape(worker.health_port)
-        # One that starts at the moment exports nothing yet.
+        # A worker that is starting exports nothing yet.
         return sum(worker.get("worker_completed_total", 0.0) for worker in latest.values())
 
     batch = stack.submit(stack.upload(source))
@@ -77,23 +76,23 @@ def test_processes_export_what_dashboards_and_alerts_read(stack: LocalStack) -> 
     assert total["worker_completed_total"] == LINES
     assert total["requests_sla_met_total"] == LINES
     assert total["queue_wait_time_seconds_count"] == LINES
-    # Every tenth attempt was interrupted, and ran again.
+    # Every tenth attempt is interrupted and runs again.
     assert total["spot_interruptions_total"] > 0
     assert total["engine_answers_total"] > LINES
     assert total["requests_sla_violated_total"] == 0
     assert total["cost_total"] > 0
 
     scheduler = stack.program("schedule").health_port
-    # The next tick looks at a batch that is open.
+    # The next tick handles an open batch.
     batch = stack.submit(stack.upload(source))
     ticks = scrape(scheduler).get("scheduler_ticks_total", 0.0)
     until(lambda: scrape(scheduler)["scheduler_ticks_total"] > ticks, "a tick")
     scheduled = scrape(scheduler)
     assert scheduled.keys() >= SCHEDULER
     stack.follow(batch)
-    reading, portal = (scrape(stack.program(name).health_port) for name in ("read", "portal"))
-    assert reading.keys() >= API
-    assert portal.keys() >= EVERYBODY
+    read, portal = (scrape(stack.program(name).health_port) for name in ("read", "portal"))
+    assert read.keys() >= API
+    assert portal.keys() >= ALL
     assert exported_names() - SOMETIMES - TENANT <= (
         WORKER | SCHEDULER | API | {"queue_wait_time_seconds_bucket"}
     )

@@ -1,4 +1,4 @@
-"""The portal as an operator uses it, in a real browser, on a whole stack that runs."""
+"""An operator's session in the portal, in a real browser on a running stack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.stacks import LocalStack
 
-# Workers that do one line at a time: what is asked of dedicated is more than a window of two minutes leaves room for.
+# One request at a time per worker: dedicated cannot finish a batch within its window of two minutes.
 SETTINGS = {
     "LOWTIDE_SIMULATED_LATENCY": "1.5",
     "LOWTIDE_SIMULATED_INTERRUPTION_RATE": "0.2",
@@ -35,13 +35,13 @@ HOSTILE = (
     "{{ran='braces'}}{{7*7}}${ran='dollar'}"
 )
 FILENAME = HOSTILE.replace("/", "") + ".jsonl"
-# Any of the strings that runs sets this, on whatever page it does.
+# Any hostile string that is executed sets this, on any page.
 TRAP = "Object.defineProperty(window, 'ran', { set(how) { console.error(`${how} ran`); } });"
 EXACT = '{"zebra":123456789012345678901234567890,"apple":1.50E+3,"escaped":"\\u003c"}'
 
 
 def _lines() -> list[str]:
-    """Return lines whose names, prompts and parameters are hostile, and whose text is exact."""
+    """Return lines with hostile ids, prompts and parameters, whose JSON text must survive as it is."""
     prompt = json.dumps(f"{HOSTILE} How high is the tide?")
     return [
         f'{{"custom_id":{json.dumps(f"{number} {HOSTILE}")},"method":"POST",'
@@ -61,49 +61,47 @@ def _file(*lines: str) -> FilePayload:
 
 @pytest.fixture(scope="module")
 def story_stack() -> Iterator[LocalStack]:
-    """A stack that fails, interrupts and escalates some lines of every batch."""
-    with running(SETTINGS) as made:
-        yield made
+    """A stack that fails, interrupts and escalates some requests of every batch."""
+    with running(SETTINGS) as stack:
+        yield stack
 
 
 @pytest.fixture
-def visited(story_stack: LocalStack) -> Iterator[Visit]:
-    """An empty page that notes all that goes wrong."""
+def visit(story_stack: LocalStack) -> Iterator[Visit]:
+    """An empty page that records problems, error responses and executed scripts."""
     with launched() as browser:
-        visit = new_visit(browser, story_stack.status()["portal_url"])
-        visit.context.add_init_script(TRAP)
-        visit.page.on(
+        made = new_visit(browser, story_stack.status()["portal_url"])
+        made.context.add_init_script(TRAP)
+        made.page.on(
             "response",
-            lambda answer: (
-                visit.problems.append(f"{answer.status} {answer.url}")
-                if answer.status >= 400
+            lambda response: (
+                made.problems.append(f"{response.status} {response.url}")
+                if response.status >= 400
                 else None
             ),
         )
-        yield visit
-        visit.context.close()
+        yield made
+        made.context.close()
 
 
-def test_an_operator_runs_a_batch_looks_into_it_and_mends_it(
-    story_stack: LocalStack, visited: Visit
-) -> None:
-    page, lines = visited.page, _lines()
+def test_operator_runs_inspects_and_requeues_a_batch(story_stack: LocalStack, visit: Visit) -> None:
+    page, lines = visit.page, _lines()
     _sign_in(page, story_stack.status())
-    _drop_a_bad_file(page)
+    _drop_bad_file(page)
     batch = _create(page, lines)
-    _watch_it_run(page)
-    _spoil_errors(story_stack, batch)
-    ended = story_stack.batch(batch)
-    assert ended["request_counts"]["total"] == LINES
-    assert ended["request_counts"]["failed"] > 0
+    _watch_progress(page)
+    _make_errors_hostile(story_stack, batch)
+    final = story_stack.batch(batch)
+    assert final["request_counts"]["total"] == LINES
+    assert final["request_counts"]["failed"] > 0
     output = _compare_files(page, batch, lines)
-    _filter_and_look_inside(page, lines, output)
-    again = _requeue(page, batch, ended["request_counts"]["failed"])
+    _filter_and_inspect(page, lines, output)
+    again = _requeue(page, batch, final["request_counts"]["failed"])
     _cancel(page, story_stack)
-    _see_lists(page, batch)
-    until(lambda: story_stack.batch(again)["completed_at"], "what was requeued is done")
+    _check_lists(page, batch)
+    until(lambda: story_stack.batch(again)["completed_at"], "the requeued batch is completed")
     assert page.locator("img[src=x]").count() == 0
-    assert visited.problems == []
+    assert visit.problems == []
 
 
 def _sign_in(page: Page, status: dict[str, Any]) -> None:
@@ -114,8 +112,8 @@ def _sign_in(page: Page, status: dict[str, Any]) -> None:
     page.get_by_role("heading", name="Upload", level=1).wait_for()
 
 
-def _drop_a_bad_file(page: Page) -> None:
-    """Drop a file on the page, as a mouse does, and read what is wrong with it."""
+def _drop_bad_file(page: Page) -> None:
+    """Drop a file on the page like a mouse and check the listed problems."""
     bad = json.dumps({"custom_id": "b", "method": "POST", "url": HOSTILE, "body": {}}) + "\n"
     files = page.evaluate_handle(
         """([name, text]) => {
@@ -150,25 +148,25 @@ def _create(page: Page, lines: list[str]) -> str:
     return batch
 
 
-def _watch_it_run(page: Page) -> None:
-    """Stay on one page from the first line to the last."""
+def _watch_progress(page: Page) -> None:
+    """Watch the batch on one page from the first request to the last."""
     page.evaluate("window.stayed = true")
     page.get_by_text("Running requests").wait_for()
-    notes = page.get_by_role("region", name="Newest events")
-    notes.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
-    notes.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
+    events = page.get_by_role("region", name="Newest events")
+    events.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
+    events.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
     page.get_by_text("Every request has a result").wait_for(timeout=120_000)
     page.get_by_text(f"{LINES} of {LINES} · 100%").wait_for()
     page.get_by_role("link", name=re.compile("^Output file")).wait_for()
-    assert page.evaluate("window.stayed"), "the page was loaded again"
-    assert page.get_by_text(HOSTILE, exact=True).first.is_visible(), "the user"
+    assert page.evaluate("window.stayed"), "the page was reloaded"
+    assert page.get_by_text(HOSTILE, exact=True).first.is_visible(), "the user is shown"
 
 
-def _spoil_errors(stack: LocalStack, batch: str) -> None:
-    """Let each error say something hostile, as an engine may."""
+def _make_errors_hostile(stack: LocalStack, batch: str) -> None:
+    """Overwrite each error message with hostile text, which an engine may send."""
     for table in ("results", "dead_letters"):
         stack.query(
-            f"UPDATE {table} SET error_message = :hostile "  # noqa: S608 - names of our own
+            f"UPDATE {table} SET error_message = :hostile "  # noqa: S608 - constant names
             "WHERE batch_id = :batch AND error_code IS NOT NULL RETURNING 1",
             hostile=HOSTILE,
             batch=batch.removeprefix("batch_"),
@@ -176,7 +174,7 @@ def _spoil_errors(stack: LocalStack, batch: str) -> None:
 
 
 def _compare_files(page: Page, batch: str, lines: list[str]) -> list[str]:
-    """Download by the page, compare with what went in, and return the output's lines."""
+    """Download all files on the page, compare them with the input and return the output's lines."""
     contents = []
     for role in ("Input", "Output", "Error"):
         with page.expect_download() as download:
@@ -185,25 +183,25 @@ def _compare_files(page: Page, batch: str, lines: list[str]) -> list[str]:
         contents.append(download.value.path().read_bytes())
     source, *results = contents
     assert source == "".join(lines).encode()
-    named = [json.loads(line)["custom_id"] for each in results for line in each.splitlines()]
-    assert sorted(named) == sorted(json.loads(line)["custom_id"] for line in lines)
+    custom_ids = [json.loads(line)["custom_id"] for each in results for line in each.splitlines()]
+    assert sorted(custom_ids) == sorted(json.loads(line)["custom_id"] for line in lines)
     return results[0].decode().splitlines()
 
 
-def _filter_and_look_inside(page: Page, lines: list[str], output: list[str]) -> None:
+def _filter_and_inspect(page: Page, lines: list[str], output: list[str]) -> None:
     page.get_by_role("link", name="Completed", exact=True).click()
     page.wait_for_url("**?status=Completed")
-    # One whose answer is long enough to repeat all of the hostile prompt.
+    # An answer that is long enough to repeat the whole hostile prompt.
     answered = next(each for each in output if each.count("ran='script'") > 1)
     line = int(json.loads(answered)["custom_id"].partition(" ")[0])
     page.get_by_role("button", name=f"View request on line {line}", exact=True).click()
     drawer = page.get_by_role("dialog", name="Request")
     drawer.get_by_text(re.compile(r"\d+ attempts?")).first.wait_for()
-    # Laid out on lines of its own, and not a digit or an escape else.
-    shown = drawer.get_by_role("region", name="Input").inner_text()
-    assert _packed(shown) == _packed(lines[line - 1])
-    shown = drawer.get_by_role("region", name="Output").inner_text()
-    assert _packed(shown) in _packed(answered)
+    # The drawer adds line breaks, and changes no digit or escape.
+    text = drawer.get_by_role("region", name="Input").inner_text()
+    assert _without_whitespace(text) == _without_whitespace(lines[line - 1])
+    text = drawer.get_by_role("region", name="Output").inner_text()
+    assert _without_whitespace(text) in _without_whitespace(answered)
     drawer.get_by_role("button", name="Close").click()
     page.get_by_role("link", name="Dead-lettered").click()
     page.wait_for_url("**?status=DeadLettered")
@@ -211,7 +209,7 @@ def _filter_and_look_inside(page: Page, lines: list[str], output: list[str]) -> 
     drawer.get_by_text(HOSTILE).first.wait_for()
 
 
-def _packed(text: str) -> str:
+def _without_whitespace(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
@@ -244,8 +242,8 @@ def _cancel(page: Page, stack: LocalStack) -> None:
     assert stack.batch(batch)["cancelled_at"] is not None
 
 
-def _see_lists(page: Page, batch: str) -> None:
-    """Hostile users are text where batches are listed, and can be searched for."""
+def _check_lists(page: Page, batch: str) -> None:
+    """Check that hostile users are plain text in batch lists, and can be filtered by."""
     origin = page.url.split("/batches")[0]
     page.goto(origin)
     page.get_by_role("link", name=HOSTILE).first.wait_for()

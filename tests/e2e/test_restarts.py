@@ -1,4 +1,4 @@
-"""A stack that ends with a batch half done carries on with it at the next `up`."""
+"""A stack that stops during a batch continues it after the next `up`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINES = 2500
 
 @pytest.fixture(scope="module")
 def stoppable() -> Iterator[LocalStack]:
-    """A stack that was started in the foreground, as if at a terminal."""
+    """A stack started in the foreground, like in a terminal."""
     stack = new_stack(SETTINGS)
     with (stack.data_dir / "lowtide.log").open("w") as terminal:
         foreground = subprocess.Popen(
@@ -44,8 +44,8 @@ def stoppable() -> Iterator[LocalStack]:
             foreground.wait(60)
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether a process still does anything."""
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs and is no zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -53,7 +53,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def interrupt(supervisor: psutil.Process, stack: LocalStack) -> None:
-    """Press Ctrl-C."""
+    """Send SIGINT, like Ctrl-C."""
     del stack
     supervisor.send_signal(signal.SIGINT)
 
@@ -73,7 +73,7 @@ def kill(supervisor: psutil.Process, stack: LocalStack) -> None:
 @pytest.mark.parametrize(
     "end", [interrupt, take_down, kill], ids=["Ctrl-C", "lowtide down", "kill -9"]
 )
-def test_a_batch_carries_on(
+def test_batch_continues_after_restart(
     stoppable: LocalStack, end: Callable[[psutil.Process, LocalStack], None]
 ) -> None:
     source = chat_file(LINES)
@@ -81,27 +81,27 @@ def test_a_batch_carries_on(
     id_ = batch.removeprefix("batch_")
     until(
         lambda: stoppable.query("SELECT 1 FROM results WHERE batch_id = :batch", batch=id_),
-        "the batch is under way",
+        "the first request has a result",
     )
 
     supervisor = stoppable.supervisor
     family = [supervisor, *supervisor.children(recursive=True)]
     end(supervisor, stoppable)
-    until(lambda: not any(map(lives, family)), "all processes end")
-    ended = datetime.now(UTC)
+    until(lambda: not any(map(is_alive, family)), "every process has stopped")
+    stopped_at = datetime.now(UTC)
     stoppable.forget_connections()
     stoppable.up()
 
-    def done_before_the_end() -> int:
+    def finished_before_stop() -> int:
         (row,) = stoppable.query(
-            "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :ended",
+            "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :stopped_at",
             batch=id_,
-            ended=ended,
+            stopped_at=stopped_at,
         )
-        done: int = row[0]
-        return done
+        finished: int = row[0]
+        return finished
 
-    done = done_before_the_end()
-    assert 0 < done < LINES
+    finished = finished_before_stop()
+    assert 0 < finished < LINES
     stoppable.finish(batch, source, answers=simulated_answer)
-    assert done_before_the_end() == done, "what was done is not done again"
+    assert finished_before_stop() == finished, "finished requests do not run again"

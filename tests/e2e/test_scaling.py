@@ -1,4 +1,4 @@
-"""Workers are processes that come with the work and go without it."""
+"""Worker processes start with work and stop without it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
 
-def test_from_none_to_some_to_none(stack: LocalStack) -> None:
-    """Runs late: the workers of the first tests have been idle for long by now, so it waits less."""
+def test_workers_start_with_work_and_scale_to_zero(stack: LocalStack) -> None:
+    """Runs late in the session, so that the workers of earlier tests are idle for long already."""
     if not stack.seen_workers:
-        work(stack)
+        run_work(stack)
     first = set(stack.seen_workers)
-    assert len(first) > 1, "so much work brings more than one"
-    until(lambda: not stack.workers(), "workers without work end", within=150)
-    until(lambda: not any(map(psutil.pid_exists, first)), "their processes end", within=60)
-    assert not stack.query("SELECT 1 FROM workers"), "they said goodbye"
+    assert len(first) > 1, "several workers start"
+    until(lambda: not stack.workers(), "idle workers stop", within=150)
+    until(lambda: not any(map(psutil.pid_exists, first)), "their processes exit", within=60)
+    assert not stack.query("SELECT 1 FROM workers"), "stopped workers delete their rows"
 
-    work(stack)
-    assert stack.seen_workers > first, "new work brings new ones"
+    run_work(stack)
+    assert stack.seen_workers > first, "new work starts new workers"
 
 
-def work(stack: LocalStack) -> None:
+def run_work(stack: LocalStack) -> None:
     """Run a batch that keeps several workers busy."""
     source = chat_file(1500)
     stack.finish(stack.submit(stack.upload(source)), source, answers=simulated_answer)

@@ -1,4 +1,4 @@
-"""One trace id from the upload to the output file, by what a collector was sent and the logs say."""
+"""One trace from the upload to the output file, in the exported spans and in the logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.collector import Collector, Told, collecting
+from tests.e2e.collector import Collector, Span, collecting
 from tests.e2e.questions import chat_file, simulated_answer
 from tests.e2e.stacks import LocalStack, running
 from tests.e2e.waiting import until
@@ -35,8 +35,8 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    with collecting() as found:
-        yield found
+    with collecting() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,18 @@ def traced(collector: Collector) -> Iterator[LocalStack]:
 
 
 def log_lines(stack: LocalStack) -> list[dict[str, Any]]:
-    """Return what the functions logged."""
+    """Return the JSON log lines of the functions."""
     texts = (line.partition("| ")[2] for line in stack.log().splitlines())
     return [json.loads(text) for text in texts if text.startswith("{")]
 
 
-def only(spans: list[Told], name: str, service: str) -> Told:
-    """Return the one span of a name."""
-    (found,) = (span for span in spans if (span.name, span.service) == (name, service))
-    return found
+def only(spans: list[Span], name: str, service: str) -> Span:
+    """Return the only span with this name and service."""
+    (match,) = (span for span in spans if (span.name, span.service) == (name, service))
+    return match
 
 
-def test_one_trace_leads_from_the_upload_to_the_output_file(
-    traced: LocalStack, collector: Collector
-) -> None:
+def test_one_trace_spans_upload_to_output_file(traced: LocalStack, collector: Collector) -> None:
     source = chat_file(LINES)
     uploaded = traced.client.files.with_raw_response.create(
         file=("input.jsonl", source),
@@ -67,43 +65,43 @@ def test_one_trace_leads_from_the_upload_to_the_output_file(
         extra_headers={"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "vendor=1"},
     )
     assert uploaded.headers["traceresponse"].startswith(f"00-{TRACE}-")
-    # The caller of this one names no trace: the file's goes on.
+    # The create call carries no trace context, so that the file's trace continues.
     batch = traced.submit(uploaded.parse().id)
     until(traced.workers, "a worker")
-    # Another process than the one that started goes on in the same trace.
+    # The processes that replace the killed ones continue the same trace.
     traced.kill("finalize")
     traced.kill(traced.workers()[0].name)
-    ended = traced.finish(batch, source, answers=simulated_answer)
-    assert ended["x_lowtide"]["interruptions"] > 0
-    spans = until(lambda: whole(collector, TRACE), "the last span")
+    final = traced.finish(batch, source, answers=simulated_answer)
+    assert final["x_lowtide"]["interruptions"] > 0
+    spans = until(lambda: complete_trace(collector, TRACE), "the trace is complete")
 
     upload = only(spans, "POST /v1/files", "lowtide-upload")
     stored = only(spans, "store file", "lowtide-upload")
     created = only(spans, CREATED, "lowtide-create-batch")
-    told = only(spans, "process dev.lowtide.batch.created", "lowtide-split")
+    received = only(spans, "process dev.lowtide.batch.created", "lowtide-split")
     split = only(spans, "split", "lowtide-split")
-    final = only(spans, "finalize", "lowtide-finalize")
-    drained = next(span for span in spans if span.span_id == final.parent)
+    finalize = only(spans, "finalize", "lowtide-finalize")
+    drained = next(span for span in spans if span.span_id == finalize.parent)
     shares = [span for span in spans if span.name == "infer spot"]
     assert (upload.parent, stored.parent, created.parent) == (
         CALLER, upload.span_id, stored.span_id,
     )  # fmt: skip
-    assert (told.parent, split.parent) == (created.span_id, told.span_id)
+    assert (received.parent, split.parent) == (created.span_id, received.span_id)
     assert drained.name == "process dev.lowtide.batch.drained"
     assert drained.parent == created.span_id
     assert {span.parent for span in shares} == {created.span_id}
-    # Creating the batch was asked for by a request of a trace of its own.
-    ((asked, _),) = created.links
-    assert only(collector.of(asked), "POST /v1/batches", "lowtide-create-batch")
+    # The create call has its own trace, which is linked.
+    ((create_trace, _),) = created.links
+    assert only(collector.of(create_trace), "POST /v1/batches", "lowtide-create-batch")
     sets = {span.span_id: span for span in list(collector.spans) if span.name == "infer set spot"}
     for share in shares:
         ((_, of_set),) = share.links
         assert (TRACE, created.span_id) in sets[of_set].links
-    assert counts(shares)["succeeded"] > 0
-    assert counts(shares)["interrupted"] > 0
+    assert outcome_counts(shares)["succeeded"] > 0
+    assert outcome_counts(shares)["interrupted"] > 0
     assert all(span.attributes["lowtide.batch.id"] == batch for span in shares)
     assert stored.attributes["lowtide.lines"] == split.attributes["lowtide.lines"] == LINES
-    assert final.attributes["lowtide.batch.completed"] == LINES
+    assert finalize.attributes["lowtide.batch.completed"] == LINES
     assert upload.attributes["http.response.status_code"] == 200
     assert not [span for span in spans if span.failed and not span.name.startswith("send ")]
     assert collector.paths == {"/v1/traces"}
@@ -112,38 +110,38 @@ def test_one_trace_leads_from_the_upload_to_the_output_file(
     assert [row.traceparent[3:35] for row in rows] == [TRACE] * len(rows)
 
 
-def whole(collector: Collector, trace: str) -> list[Told]:
-    """Return the spans of a trace once its end is told, and all that these spans name."""
+def complete_trace(collector: Collector, trace: str) -> list[Span]:
+    """Return the spans of a trace once it is finalized and every parent and link has arrived."""
     spans = collector.of(trace)
     known = {span.span_id for span in list(collector.spans)} | {CALLER}
-    named = {span.parent for span in spans} | {of for span in spans for _, of in span.links}
-    over = any(span.name == "finalize" for span in spans)
-    return spans if over and named <= known else []
+    referenced = {span.parent for span in spans} | {of for span in spans for _, of in span.links}
+    is_finalized = any(span.name == "finalize" for span in spans)
+    return spans if is_finalized and referenced <= known else []
 
 
-def counts(shares: list[Told]) -> Counter[str]:
-    """Return what became of the lines of shares; each share accounts for all of its own."""
+def outcome_counts(shares: list[Span]) -> Counter[str]:
+    """Sum the outcomes of shares; assert that each share accounts for all of its requests."""
     total = Counter[str]()
     for share in shares:
-        told = {
+        outcomes = {
             name.rpartition(".")[2]: value
             for name, value in share.attributes.items()
             if name.startswith("lowtide.lines.")
         }
-        assert sum(told.values()) == share.attributes["messaging.batch.message_count"]
-        total.update(told)
+        assert sum(outcomes.values()) == share.attributes["messaging.batch.message_count"]
+        total.update(outcomes)
     return total
 
 
-def check_content(spans: list[Told], source: bytes) -> None:
-    """No span quotes a request, an answer or the key."""
-    told = json.dumps([dict(span.attributes) for span in spans])
+def check_content(spans: list[Span], source: bytes) -> None:
+    """Assert that no span contains text of a request, an answer or the key."""
+    attributes = json.dumps([dict(span.attributes) for span in spans])
     for word in ("how high", "Simulated answer", "line-7", "Bearer", "tide-1"):
-        assert word not in told
+        assert word not in attributes
     assert b"how high" in source
 
 
-def test_each_functions_log_lines_say_where_they_come_from(traced: LocalStack) -> None:
+def test_log_lines_carry_trace_tenant_and_batch(traced: LocalStack) -> None:
     of_trace = [line for line in log_lines(traced) if line.get("trace_id") == TRACE]
     events = {(line["function"], line["event"]) for line in of_trace}
     assert events >= {
@@ -154,13 +152,11 @@ def test_each_functions_log_lines_say_where_they_come_from(traced: LocalStack) -
         assert len(line["span_id"]) == 16
         assert line["tenant_id"]
         assert line["event"] == "file.stored" or line["batch_id"].startswith("batch_")
-    asked = [line for line in of_trace if line["function"] in {"upload", "create_batch"}]
-    assert all(line["request_id"].startswith("req_") for line in asked)
+    api_lines = [line for line in of_trace if line["function"] in {"upload", "create_batch"}]
+    assert all(line["request_id"].startswith("req_") for line in api_lines)
 
 
-def test_a_caller_of_both_calls_names_the_trace_of_both(
-    traced: LocalStack, collector: Collector
-) -> None:
+def test_batch_joins_trace_of_create_call(traced: LocalStack, collector: Collector) -> None:
     other = "0af7651916cd43dd8448eb211c80319c"
     batch = traced.client.batches.create(
         input_file_id=traced.upload(chat_file(LINES)),
@@ -168,25 +164,25 @@ def test_a_caller_of_both_calls_names_the_trace_of_both(
         completion_window="24h",
         extra_headers={"traceparent": f"00-{other}-{CALLER}-01"},
     ).id
-    ended = traced.follow(batch)[-1]
-    spans = until(lambda: whole(collector, other), "the last span")
-    told = counts([span for span in spans if span.name == "infer spot"])
-    assert told == {
+    final = traced.follow(batch)[-1]
+    spans = until(lambda: complete_trace(collector, other), "the trace is complete")
+    counts = outcome_counts([span for span in spans if span.name == "infer spot"])
+    assert counts == {
         "succeeded": LINES,
         "failed": 0,
         "unfinished": 0,
-        "retried": ended["x_lowtide"]["retries"],
-        "interrupted": ended["x_lowtide"]["interruptions"],
+        "retried": final["x_lowtide"]["retries"],
+        "interrupted": final["x_lowtide"]["interruptions"],
     }
-    assert told["interrupted"] > 0
-    assert told["retried"] > 0
+    assert counts["interrupted"] > 0
+    assert counts["retried"] > 0
     request = only(spans, "POST /v1/batches", "lowtide-create-batch")
     created = only(spans, CREATED, "lowtide-create-batch")
     assert (request.parent, created.parent, created.links) == (CALLER, request.span_id, ())
 
 
-def test_without_a_collector_everything_goes_on(traced: LocalStack, collector: Collector) -> None:
-    # Nobody answers at its port from here on.
+def test_batch_completes_without_collector(traced: LocalStack, collector: Collector) -> None:
+    # From here on its port is closed.
     collector.stop()
     source = chat_file(LINES)
     traced.finish(traced.submit(traced.upload(source)), source, answers=simulated_answer)

@@ -1,4 +1,4 @@
-"""Against a real OpenAI-compatible server: bytes go out as they came in, and come back as they are."""
+"""Bodies pass unchanged between a batch and a real OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_ATTEMPTS = 4
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the upstream writes what it sees."""
+    """The folder in which the upstream records its requests."""
     return tmp_path_factory.mktemp("upstream")
 
 
@@ -51,8 +51,8 @@ def upstream(records: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def relaying(make_stack: StackFactory, upstream: str) -> LocalStack:
-    """A stack in front of it."""
+def upstream_stack(make_stack: StackFactory, upstream: str) -> LocalStack:
+    """A stack whose engine is the upstream."""
     return make_stack(
         {
             "LOWTIDE_ENGINE": "openai",
@@ -66,18 +66,18 @@ def relaying(make_stack: StackFactory, upstream: str) -> LocalStack:
 
 
 def line(custom_id: str, body: bytes) -> bytes:
-    """Return a line of a batch file around a body of any bytes."""
+    """Return a line of a batch file around any bytes as body."""
     head = f'{{"custom_id":"{custom_id}","method":"POST","url":"/v1/chat/completions","body":'
     return head.encode() + body + b"}\n"
 
 
 def run(stack: LocalStack, bodies: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Run a batch of these bodies; return output and error lines by custom_id, as bytes."""
+    """Run a batch of these bodies; return the raw output and error lines by custom_id."""
     source = b"".join(line(custom_id, body) for custom_id, body in bodies.items())
     batch = stack.submit(stack.upload(source))
-    ended = stack.follow(batch)[-1]
-    output, errors = (stack.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
-    oracle.check(ended, source, output, errors, answers=lambda *_: None)
+    final = stack.follow(batch)[-1]
+    output, errors = (stack.content(final[f"{role}_file_id"]) for role in ("output", "error"))
+    oracle.check(final, source, output, errors, answers=lambda *_: None)
     both = (
         {outcome.custom_id: outcome.raw for outcome in oracle.outcomes(data)}
         for data in (output, errors)
@@ -86,16 +86,16 @@ def run(stack: LocalStack, bodies: dict[str, bytes]) -> tuple[dict[str, bytes], 
 
 
 def response_bytes(raw: bytes) -> bytes:
-    """Return the bytes of the body in a line of an output or error file."""
+    """Return the raw body in a line of an output or error file."""
     start, end = raw.index(b',"body":') + len(b',"body":'), raw.rindex(b'},"error":null}')
     return raw[start:end]
 
 
-def seen_bodies(records: Path, bodies: dict[str, bytes]) -> dict[str, list[Attempt]]:
-    """Return the attempts of each body, by custom_id; equal bytes are what makes them its own."""
-    found = attempts(records)
+def attempts_by_id(records: Path, bodies: dict[str, bytes]) -> dict[str, list[Attempt]]:
+    """Return the attempts by custom_id, matched by equal body bytes."""
+    recorded = attempts(records)
     return {
-        custom_id: [attempt for attempt in found if attempt.body == body]
+        custom_id: [attempt for attempt in recorded if attempt.body == body]
         for custom_id, body in bodies.items()
     }
 
@@ -116,24 +116,24 @@ BODIES = {
 }
 
 
-def test_bytes_arrive_and_come_back_unchanged(relaying: LocalStack, records: Path) -> None:
-    output, errors = run(relaying, BODIES)
+def test_bodies_pass_through_unchanged(upstream_stack: LocalStack, records: Path) -> None:
+    output, errors = run(upstream_stack, BODIES)
     assert not errors
-    for custom_id, seen in seen_bodies(records, BODIES).items():
-        assert [attempt.path for attempt in seen] == ["/v1/chat/completions"], custom_id
-        # A separator of lines is the one thing that changes: it is written as its escape.
+    for custom_id, sent in attempts_by_id(records, BODIES).items():
+        assert [attempt.path for attempt in sent] == ["/v1/chat/completions"], custom_id
+        # Only U+2028 changes: a line separator is written as its escape.
         expected = answer(BODIES[custom_id]).replace("\u2028".encode(), b"\\u2028")
         assert response_bytes(output[custom_id]) == expected, custom_id
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="the GSM8K batch file is not here")
-def test_gsm8k(relaying: LocalStack, records: Path) -> None:
+@pytest.mark.skipif(not GSM8K.exists(), reason="the GSM8K batch file is missing")
+def test_gsm8k_passes_through_unchanged(upstream_stack: LocalStack, records: Path) -> None:
     bodies = {}
     for request in oracle.input_lines(GSM8K.read_bytes()):
         start = request.raw.index(b'"body":') + len(b'"body":')
         bodies[request.custom_id] = request.raw[start:-1].strip()
     assert len(bodies) == 1319
-    output, errors = run(relaying, bodies)
+    output, errors = run(upstream_stack, bodies)
     assert (len(output), len(errors)) == (1319, 0)
     for custom_id, body in bodies.items():
         assert response_bytes(output[custom_id]) == answer(body)
@@ -142,11 +142,11 @@ def test_gsm8k(relaying: LocalStack, records: Path) -> None:
 
 
 def scripted(name: str, *statuses: int) -> bytes:
-    """Return a body that is answered with these statuses, attempt by attempt."""
+    """Return a body whose successive attempts get these statuses."""
     return f'{{"model":"m","messages":[],"note":"{name}","x_statuses":{list(statuses)}}}'.encode()
 
 
-def test_what_fails_is_tried_again_if_it_may_help(relaying: LocalStack, records: Path) -> None:
+def test_only_transient_errors_are_retried(upstream_stack: LocalStack, records: Path) -> None:
     bodies = {
         "fine": scripted("fine", 200),
         "busy": scripted("busy", 429, 429, 200),
@@ -155,7 +155,7 @@ def test_what_fails_is_tried_again_if_it_may_help(relaying: LocalStack, records:
         "refused": scripted("refused", 400),
         "not there": scripted("not there", 404),
     }
-    output, errors = run(relaying, bodies)
+    output, errors = run(upstream_stack, bodies)
     assert list(output) == ["fine", "busy", "broken twice"]
     assert list(errors) == ["never", "refused", "not there"]
     for custom_id, raw in output.items():
@@ -164,8 +164,8 @@ def test_what_fails_is_tried_again_if_it_may_help(relaying: LocalStack, records:
         assert response_bytes(errors[custom_id]) == answer(bodies[custom_id], status)
         assert f'"status_code":{status},'.encode() in errors[custom_id]
 
-    seen = seen_bodies(records, bodies)
-    assert {custom_id: len(found) for custom_id, found in seen.items()} == {
+    sent = attempts_by_id(records, bodies)
+    assert {custom_id: len(each) for custom_id, each in sent.items()} == {
         "fine": 1,
         "busy": 3,
         "broken twice": 3,
@@ -173,5 +173,5 @@ def test_what_fails_is_tried_again_if_it_may_help(relaying: LocalStack, records:
         "refused": 1,
         "not there": 1,
     }
-    for before, after in pairwise(seen["busy"]):
+    for before, after in pairwise(sent["busy"]):
         assert after.at - before.at >= RETRY_AFTER

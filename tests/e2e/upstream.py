@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server in a process of its own: `python -m tests.e2e.upstream FOLDER`.
+"""An OpenAI-compatible server as its own process: `python -m tests.e2e.upstream FOLDER`.
 
-It keeps every request body as it came, and answers with a body that has the request's bytes in it.
-A body may script its answers: `"x_statuses": [429, 200]` is what its first two attempts get, and
-later ones get the last. The port is printed first.
+It records every request body and answers with a body that contains it. A body may script its
+answers: `"x_statuses": [429, 200]` are the statuses of its first two attempts; later ones get the
+last. The server prints its port first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEY = "upstream-key"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One request as the server saw it; `at` is in seconds of a monotonic clock."""
+    """A request that the server received; `at` is in seconds of a monotonic clock."""
 
     path: str
     body: bytes
@@ -34,7 +34,7 @@ class Attempt:
 
 
 def answer(body: bytes, status: int = 200) -> bytes:
-    """Return the exact bytes that answer a request; odd ones, to see that nobody rewrites them."""
+    """Return the exact answer to a request, in a form that any JSON rewrite would change."""
     digest = hashlib.sha256(body).hexdigest().encode()
     if status == 200:
         return (
@@ -51,18 +51,18 @@ def answer(body: bytes, status: int = 200) -> bytes:
 
 
 def attempts(folder: Path) -> list[Attempt]:
-    """Return what the server of `folder` has seen so far."""
+    """Return the attempts that the server of `folder` has recorded so far."""
     lines = (folder / "attempts.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    records = [json.loads(line) for line in lines]
     return [
         Attempt(one["path"], base64.b64decode(one["body"]), one["status"], one["at"])
-        for one in found
+        for one in records
     ]
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 1024  # the default of 5 drops connections of a worker that starts
+    request_queue_size = 1024  # the default of 5 drops connections of a starting worker
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
     record: ClassVar[Any] = None
 
     def do_POST(self) -> None:
-        """Record, and answer."""
+        """Record the request and answer it."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         status = 401
         with self.lock:
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Keep the test's output clean."""
 
 
 def main() -> None:

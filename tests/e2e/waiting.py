@@ -1,4 +1,4 @@
-"""Waiting for something to be seen, with a deadline instead of a guess."""
+"""Polling with a deadline instead of a guessed sleep."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], what: str, *, within: float = 60.0, every: float = 0.05) -> T:
-    """Return the first true answer of `look`; fails after `within` seconds."""
+def until(poll: Callable[[], T], what: str, *, within: float = 60.0, every: float = 0.05) -> T:
+    """Return the first truthy result of `poll`; fail after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
-        if found := look():
-            return found
+        if result := poll():
+            return result
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         time.sleep(every)

@@ -1,4 +1,4 @@
-"""The running stack tells when each of its parts was last at work."""
+"""A running stack records when each component was last seen working."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.e2e.waiting import until
 if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
-PARTS = {
+COMPONENTS = {
     *(("function", name) for name in ("upload", "create_batch", "read")),
     *(("function", name) for name in ("split", "finalize", "schedule", "infer_spot")),
     *(("sent", type_.value) for type_ in EventType),
     *(("delivered", type_) for type_ in (EventType.BATCH_CREATED, EventType.BATCH_DRAINED, TICK)),
     ("engine", "spot"),
 }
-SEEN = "SELECT sight, name FROM sightings WHERE succeeded_at > now() - interval '1 minute'"
+RECENT = "SELECT sight, name FROM sightings WHERE succeeded_at > now() - interval '1 minute'"
 
 
-def test_every_part_that_worked_was_seen(stack: LocalStack) -> None:
+def test_every_working_component_is_recorded(stack: LocalStack) -> None:
     source = chat_file(20)
     batch = stack.submit(stack.upload(source))
     stack.finish(batch, source, answers=simulated_answer)
     until(
-        lambda: {(row.sight, row.name) for row in stack.query(SEEN)} >= PARTS,
-        "every part that worked is in the table of sightings",
+        lambda: {(row.sight, row.name) for row in stack.query(RECENT)} >= COMPONENTS,
+        "every component has a recent observation",
     )
