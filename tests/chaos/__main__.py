@@ -1,4 +1,4 @@
-"""The command: `python -m tests.chaos --seed 1 --faults 1000`; exits with 1 for a broken invariant."""
+"""The command `python -m tests.chaos --seed 1 --faults 1000`; exits with 1 if an invariant breaks."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ OUT = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Run, and say what held."""
-    given = _arguments()
+    """Run chaos and print the report."""
+    options = _arguments()
     plan = Plan(
-        given.seed,
-        given.faults,
-        gap=given.gap,
-        bound=given.bound,
-        only=tuple(given.only),
-        settings=dict(given.setting),
-        keep=given.keep,
+        options.seed,
+        options.faults,
+        gap=options.gap,
+        bound=options.bound,
+        only=tuple(options.only),
+        settings=dict(options.setting),
+        keep=options.keep,
     )
     faults = plan.schedule()
-    if given.schedule:
-        with given.schedule.open("w") as file:
+    if options.schedule:
+        with options.schedule.open("w") as file:
             for fault in faults:
                 print(schedule.as_line(fault), file=file)
     OUT.print(f"seed {plan.seed}, {len(faults)} faults in {faults[-1].at:.0f} s")
-    OUT.print(_scheduled(faults))
+    OUT.print(_schedule_table(faults))
     if not can_mount():
-        OUT.print("No file system can be mounted here: disks that are full are left out.")
-    if given.dry_run:
+        OUT.print("No file system can be mounted here: faults that fill a disk are left out.")
+    if options.dry_run:
         return
     with _progress() as progress:
         report = run(plan, progress)
-    for table in _shown(report):
+    for table in _report_tables(report):
         OUT.print(table)
-    if given.json:
+    if options.json:
         print(report.to_json())
     if not report.is_clean:
-        OUT.print(f"Logs, the schedule and what was injected: {report.folder}")
+        OUT.print(f"Logs, the schedule and the injected faults: {report.folder}")
         sys.exit(1)
 
 
@@ -60,27 +60,33 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=1000)
-    parser.add_argument("--gap", type=float, default=schedule.GAP, help="mean seconds between two")
-    parser.add_argument("--bound", type=float, default=420.0, help="seconds until all must be over")
-    parser.add_argument("--only", action="append", default=[], help="kinds that begin with this")
+    parser.add_argument(
+        "--gap", type=float, default=schedule.GAP, help="mean seconds between two faults"
+    )
+    parser.add_argument(
+        "--bound", type=float, default=420.0, help="seconds within which every batch must end"
+    )
+    parser.add_argument("--only", action="append", default=[], help="prefix of the kinds to inject")
     parser.add_argument(
         "--setting",
         action="append",
         default=[],
         type=lambda text: tuple(text.split("=", 1)),
         metavar="NAME=VALUE",
-        help="a further setting of the stack",
+        help="an additional setting of the stack",
     )
-    parser.add_argument("--schedule", type=Path, help="write the schedule here, as JSON lines")
-    parser.add_argument("--dry-run", action="store_true", help="print the schedule, break nothing")
-    parser.add_argument("--keep", action="store_true", help="keep the logs of a clean run too")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON, last")
+    parser.add_argument(
+        "--schedule", type=Path, help="write the schedule to this file as JSON lines"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print the schedule")
+    parser.add_argument("--keep", action="store_true", help="also keep the logs of a clean run")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON at the end")
     return parser.parse_args()
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield what shows a line: in place on a terminal, one below the other elsewhere."""
+    """Yield a function that shows progress: in place on a terminal, as lines elsewhere."""
     if not OUT.is_terminal:
         yield lambda line: print(line, flush=True)
         return
@@ -88,18 +94,18 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _scheduled(faults: list[schedule.Fault]) -> Table:
+def _schedule_table(faults: list[schedule.Fault]) -> Table:
     table = Table("kind", "faults", "targets", "seconds")
     for name, number in schedule.counts(faults).items():
-        these = [fault for fault in faults if fault.kind == name]
-        targets = Counter(fault.target for fault in these if fault.target)
-        shown = ", ".join(f"{target} {count}" for target, count in sorted(targets.items()))
-        total = sum(fault.seconds for fault in these)
-        table.add_row(name, str(number), shown, f"{total:.0f}" if total else "")
+        of_kind = [fault for fault in faults if fault.kind == name]
+        targets = Counter(fault.target for fault in of_kind if fault.target)
+        target_counts = ", ".join(f"{target} {count}" for target, count in sorted(targets.items()))
+        total = sum(fault.seconds for fault in of_kind)
+        table.add_row(name, str(number), target_counts, f"{total:.0f}" if total else "")
     return table
 
 
-def _shown(report: Report) -> Iterator[Table | str]:
+def _report_tables(report: Report) -> Iterator[Table | str]:
     table = Table("chaos", f"seed {report.seed}")
     injected = sum(report.injected.values())
     areas: Counter[str] = Counter()
@@ -109,7 +115,10 @@ def _shown(report: Report) -> Iterator[Table | str]:
         ("faults injected", f"{injected} of {report.faults}, {len(report.injected)} kinds"),
         ("by area", ", ".join(f"{area} {number}" for area, number in areas.items())),
         ("missed", str(len(report.missed))),
-        ("seconds", f"{report.seconds:.0f}, of them {report.settle_seconds:.0f} to settle"),
+        (
+            "seconds",
+            f"{report.seconds:.0f}, including {report.settle_seconds:.0f} until the last batch ended",
+        ),
         ("batches", ", ".join(f"{name} {number}" for name, number in report.batches.items())),
         ("requests", ", ".join(f"{name} {number:,}" for name, number in report.requests.items())),
         ("executions", f"{report.executions:,}"),

@@ -1,4 +1,4 @@
-"""One tenant's way into the API: patient with what a fault may do, and with nothing else."""
+"""A tenant's API client that retries errors that a fault may cause, and no others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 240.0
-_PASSING = {408, 429, 500, 502, 503, 504}
+_RETRYABLE = {408, 429, 500, 502, 503, 504}
 
 
 class RefusedError(Exception):
-    """The API answered a 4xx: no fault of the system may lead to one."""
+    """The API returned a 4xx, which no fault of the system may cause."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"HTTP {status}: {body[:300]}")
@@ -25,9 +25,9 @@ class RefusedError(Exception):
 
 
 class Api:
-    """A client that asks again until it is answered; raises RefusedError, or TimeoutError at last.
+    """A client that retries until it succeeds; raises RefusedError, or TimeoutError at the end.
 
-    `statuses` counts every answer; `report` gets those of 500: a fault is a 503 or a 504.
+    `statuses` counts every response. `report` is called for each 500: a fault must be a 503 or 504.
     """
 
     def __init__(self, base_url: str, key: str, report: Callable[[str, str], None]) -> None:
@@ -47,16 +47,16 @@ class Api:
 
     def upload(self, data: bytes) -> str:
         """Upload a batch file; return its id."""
-        sent = self._patiently(
+        response = self._retry(
             lambda: self._client.post(
                 "/files", data={"purpose": "batch"}, files={"file": ("input.jsonl", data)}
             )
         )
-        found: str = sent.json()["id"]
-        return found
+        file: str = response.json()["id"]
+        return file
 
     def create(self, file: str, endpoint: str, window: str, key: str) -> dict[str, Any]:
-        """Create a batch, once however often it is sent."""
+        """Create a batch idempotently."""
         body = {"input_file_id": file, "endpoint": endpoint, "completion_window": window}
         headers = {"Idempotency-Key": key}
         return self._json(lambda: self._client.post("/batches", json=body, headers=headers))
@@ -66,7 +66,7 @@ class Api:
         return self._json(lambda: self._client.get(f"/batches/{batch}"))
 
     def cancel(self, batch: str) -> None:
-        """Cancel a batch; one that has ended already is left alone."""
+        """Cancel a batch, unless it has ended already."""
         try:
             self._json(lambda: self._client.post(f"/batches/{batch}/cancel"))
         except RefusedError as error:
@@ -74,10 +74,10 @@ class Api:
                 raise
 
     def content(self, file: str | None) -> bytes:
-        """Return a file's bytes; no file has none."""
+        """Return the bytes of a file; none for None."""
         if file is None:
             return b""
-        return self._patiently(lambda: self._client.get(f"/files/{file}/content")).content
+        return self._retry(lambda: self._client.get(f"/files/{file}/content")).content
 
     def batches(self) -> list[str]:
         """Return the ids of the newest batches."""
@@ -85,17 +85,17 @@ class Api:
         return [one["id"] for one in page["data"]]
 
     def status_of(self, path: str) -> int:
-        """Return the status that a GET is answered with, sooner or later."""
+        """Return the final status of a GET."""
         try:
-            return self._patiently(lambda: self._client.get(path)).status_code
+            return self._retry(lambda: self._client.get(path)).status_code
         except RefusedError as error:
             return error.status
 
     def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
-        found: dict[str, Any] = self._patiently(send).json()
-        return found
+        body: dict[str, Any] = self._retry(send).json()
+        return body
 
-    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+    def _retry(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -105,13 +105,13 @@ class Api:
             with self._lock:
                 self.statuses[0 if response is None else response.status_code] += 1
             if response is not None and response.status_code == 500:
-                asked = f"{response.request.method} {response.request.url.path}"
-                self._report("http 500", f"{asked}: {response.text[:300]}")
-            if response is not None and response.status_code not in _PASSING:
+                call = f"{response.request.method} {response.request.url.path}"
+                self._report("http 500", f"{call}: {response.text[:300]}")
+            if response is not None and response.status_code not in _RETRYABLE:
                 if response.is_success:
                     return response
                 raise RefusedError(response.status_code, response.text)
             if time.monotonic() > deadline:
                 last = "no answer" if response is None else f"HTTP {response.status_code}"
-                raise TimeoutError(f"not answered in {_PATIENCE:g} s, the last time: {last}")
+                raise TimeoutError(f"no success in {_PATIENCE:g} s, last: {last}")
             time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""The control of a helper process: orders as JSON over HTTP, on a port of its own."""
+"""The control port of a helper process, which takes orders as JSON over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 async def serve_control(take: Callable[[dict[str, Any]], Awaitable[None]]) -> int:
-    """Serve `POST /faults` for as long as the loop runs; return the port."""
+    """Serve `POST /faults` while the event loop runs; return the port."""
 
     async def handle(request: web.Request) -> web.Response:
         await take(await request.json())
@@ -38,14 +38,14 @@ async def serve_control(take: Callable[[dict[str, Any]], Awaitable[None]]) -> in
 
 @dataclass
 class Helper:
-    """A helper process and the way to order it about."""
+    """A helper process and its control port."""
 
     process: subprocess.Popen[bytes]
     control: int
 
     @classmethod
     def start(cls, module: str, arguments: Sequence[str | Path], errors: Path) -> Helper:
-        """Start `python -m module arguments`, which prints its control's port as JSON."""
+        """Start `python -m module arguments`, which prints its control port as JSON."""
         with errors.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *map(str, arguments)],
@@ -60,7 +60,7 @@ class Helper:
         return cls(process, json.loads(line)["control"])
 
     def order(self, **order: object) -> None:
-        """Have the process start a fault, or end all with `mode="heal"`."""
+        """Make the process start a fault, or end all faults with `mode="heal"`."""
         request = urllib.request.Request(
             f"http://{HOST}:{self.control}/faults",
             json.dumps(order).encode(),
@@ -70,7 +70,7 @@ class Helper:
             pass
 
     def stop(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
         if self.process.stdout is not None:

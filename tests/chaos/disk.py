@@ -1,4 +1,4 @@
-"""A disk of a fixed size that can be made full: a file system in a file, which takes root to mount."""
+"""A disk of fixed size that can be filled: a file system in a file; mounting it requires root."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BALLAST = ".ballast"
 
 @lru_cache(maxsize=1)
 def can_mount() -> bool:
-    """Whether this process may mount a file system: root in a container often may not."""
+    """Return whether this process may mount a file system; root in a container often may not."""
     if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -32,13 +32,13 @@ def can_mount() -> bool:
 
 @dataclass(frozen=True)
 class Disk:
-    """An ext4 in a sparse file beside `folder`, mounted over it; what is in the folder moves along."""
+    """An ext4 image in a sparse file beside `folder`, mounted over it with the folder's contents."""
 
     folder: Path
     megabytes: int
 
     def mount(self) -> None:
-        """Mount it; raises CalledProcessError where that is not allowed."""
+        """Mount the disk; raises CalledProcessError if that is not allowed."""
         stat = self.folder.stat()
         image = self.folder.with_suffix(".img")
         with image.open("wb") as file:
@@ -53,12 +53,12 @@ class Disk:
         self.folder.chmod(stat.st_mode & 0o777)
 
     def unmount(self) -> None:
-        """Unmount it, also while something still uses it."""
+        """Unmount the disk lazily, even if it is in use."""
         _run("umount", "-l", str(self.folder))
         self.folder.with_suffix(".img").unlink()
 
     def fill(self) -> None:
-        """Take all the space that is left."""
+        """Allocate all free space."""
         descriptor = os.open(self.folder / _BALLAST, os.O_CREAT | os.O_WRONLY, 0o600)
         try:
             size = 0
@@ -73,7 +73,7 @@ class Disk:
             os.close(descriptor)
 
     def empty(self) -> None:
-        """Give the space back."""
+        """Free the space again."""
         with suppress(OSError):
             (self.folder / _BALLAST).unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that misbehaves on command: `python -m tests.chaos.engine DATA_DIR LOG`.
 
-It prints the ports of the API and of its control, where `POST /faults` takes `{mode, target, seconds}`;
-`target` is a worker's name or `*`. Each execution of a request is a line of the log.
+It prints its control port, where `POST /faults` takes `{mode, target, seconds}`; `target` is a worker's
+name or `*`. Each execution of a request becomes a line of the log.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 RETRY_AFTER = "2"
 ABSURD = ("1000000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "-5", "soon")
 _HUGE = 1_000_000
-_SHARE_OF_HUGE = 10  # one answer in this many
+_SHARE_OF_HUGE = 10  # one answer in this many is huge
 _PROBES = {"liar", "huge", "garbage", "error_in_200", "null_in_200", "reset_mid", "not_http"}
-"""Modes in which `/health` and `/v1/models` still answer as if all were well."""
+"""Modes in which `/health` and `/v1/models` still report a healthy engine."""
 
 
 @dataclass
 class Engine:
-    """The server's state: which faults last, and who is connected."""
+    """The server's state: active faults and connected workers."""
 
     peers: Peers
     log: TextIO
@@ -47,7 +47,7 @@ class Engine:
     answered: int = 0
 
     def mode(self, worker: str) -> str:
-        """Return how a worker is served at the moment; empty where all is well."""
+        """Return the current fault mode for a worker; empty if there is none."""
         now = time.monotonic()
         for target in (worker, "*"):
             mode, until = self.faults.get(target, ("", 0.0))
@@ -56,7 +56,7 @@ class Engine:
         return ""
 
     async def break_down(self, order: dict[str, Any]) -> None:
-        """Start a fault, which ends by itself."""
+        """Start a fault that ends after its seconds."""
         mode, target, seconds = order["mode"], order["target"], float(order["seconds"])
         if mode == "heal":
             self.faults.clear()
@@ -84,19 +84,19 @@ class Engine:
             await self.site.start()
 
     def owner(self, request: web.Request) -> tuple[str, int]:
-        """Return name and pid of the worker that asks."""
+        """Return the name and pid of the calling worker."""
         transport = request.transport
         assert transport is not None
-        found = self.owners.get(transport)
-        if found is None:
-            found = self.peers.worker_at(transport.get_extra_info("peername")[1])
-            for gone in [one for one in self.owners if one.is_closing()]:
-                del self.owners[gone]
-            self.owners[transport] = found
-        return found
+        owner = self.owners.get(transport)
+        if owner is None:
+            owner = self.peers.worker_at(transport.get_extra_info("peername")[1])
+            for closing in [one for one in self.owners if one.is_closing()]:
+                del self.owners[closing]
+            self.owners[transport] = owner
+        return owner
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request, rightly or not, and record it."""
+        """Answer a request according to the current mode and record the execution."""
         began = time.time()
         worker, pid = "", 0
         marker, outcome = "", "cancelled"
@@ -121,8 +121,8 @@ class Engine:
         mode = self.mode(self.owner(request)[0])
         if mode and mode not in _PROBES and mode != "wrong_model":
             return await self._misbehave(request, mode, {})
-        served = "another-model" if mode == "wrong_model" else MODEL
-        return web.json_response({"object": "list", "data": [{"id": served, "object": "model"}]})
+        model = "another-model" if mode == "wrong_model" else MODEL
+        return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
 
     async def _answer(
         self, request: web.Request, body: dict[str, Any], mode: str, worker: str
@@ -134,7 +134,7 @@ class Engine:
             self.answered += 1
             padding = 0 if self.answered % _SHARE_OF_HUGE else _HUGE
         elif mode == "hang":
-            while self.mode(worker) == "hang":  # noqa: ASYNC110 - a fault has no event
+            while self.mode(worker) == "hang":  # noqa: ASYNC110 - a fault ends by the clock
                 await asyncio.sleep(0.1)
             return _abort(request)
         elif mode:
@@ -158,8 +158,8 @@ class Engine:
             assert request.transport is not None
             request.transport.write(b"\x00\x01 no HTTP at all\r\n\r\n")
             return _abort(request, at_once=False)
-        if mode in _STRANGE:
-            return web.Response(body=_STRANGE[mode], content_type="application/json")
+        if mode in _INVALID_ANSWERS:
+            return web.Response(body=_INVALID_ANSWERS[mode], content_type="application/json")
         return self._refuse(mode)
 
     def _refuse(self, mode: str) -> web.Response:
@@ -175,7 +175,7 @@ class Engine:
         return response
 
 
-_STRANGE = {
+_INVALID_ANSWERS = {
     "garbage": b'{"id": "chatcmpl-1", "choices": [{"mess\xff\xfe',
     "error_in_200": b'{"error": {"message": "CUDA error", "type": "server_error", "code": 500}}',
     "null_in_200": b"null",
@@ -215,7 +215,7 @@ async def main(data_dir: Path, log: Path, port: int) -> None:
         application.router.add_post("/v1/chat/completions", engine.complete)
         for path in ("/health", "/v1/models"):
             application.router.add_get(path, engine.probe)
-        # A client that goes away ends its request's handler: the log says when.
+        # A disconnect cancels the request's handler, so that the log has its time.
         engine.runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         await engine.runner.setup()
         await engine.break_down({"mode": "heal", "target": "*", "seconds": 0})

@@ -1,4 +1,4 @@
-"""Events that come twice, late, never, or from nobody."""
+"""Duplicated and forged events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = {
 
 
 def post(url: str, how: str, target: str, batch: str, pick: int) -> None:
-    """Send an event that happened before, or one that never did and is malformed."""
+    """Post a duplicate of a real event, or a forged one, malformed or of an unknown batch."""
     type_ = _TYPES[target]
     if how == "duplicate":
         headers = {
@@ -49,7 +49,7 @@ def post(url: str, how: str, target: str, batch: str, pick: int) -> None:
 
 
 def _send(url: str, headers: dict[str, str], body: bytes) -> None:
-    # A server that is away, or takes its time, is another fault's doing.
+    # A server that is down or slow is the effect of another fault.
     try:
         httpx.post(url, headers=headers, content=body, timeout=10)
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""Requests of a chaos run, and the one right answer to each: pure, shared by sender, engine and oracle."""
+"""Requests of a chaos run and the correct answer to each, shared by sender, engine and oracle."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 MODEL = "tide-chaos"
 ENDPOINT = "/v1/chat/completions"
 POISON = "x_status"
-"""The body's own field that makes every engine answer the request with this status."""
+"""The body field that makes every engine answer the request with this status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; `marker` names it in the whole run, `status` is what a poison one is answered."""
+    """A request; `marker` is its unique name in the run, `status` the status of a poison request."""
 
     marker: str
     status: int = 200
@@ -31,7 +31,7 @@ class Request:
         return self.marker.rpartition("/")[2]
 
     def body(self) -> dict[str, Any]:
-        """Return the body that engines get."""
+        """Return the body for the engine."""
         poison = {} if self.status == 200 else {POISON: self.status}
         return {"model": MODEL, "messages": [{"role": "user", "content": self.marker}], **poison}
 
@@ -57,7 +57,7 @@ def marker_of(body: Mapping[str, Any]) -> str:
 
 
 def answer(body: Mapping[str, Any], padding: int = 0) -> dict[str, Any]:
-    """Return the right answer; `padding` makes it as many characters longer."""
+    """Return the correct answer, with `padding` extra characters."""
     marker = marker_of(body)
     digest = hashlib.sha256(marker.encode()).hexdigest()
     prompt, completion = 1 + len(marker), 1 + int(digest[:2], 16)
@@ -77,17 +77,19 @@ def answer(body: Mapping[str, Any], padding: int = 0) -> dict[str, Any]:
 
 
 def check_answer(line: InputLine, body: Any) -> None:
-    """Assert that an output's body is the right answer to its request, with any padding."""
+    """Assert that a body is the correct answer to its request, with any padding."""
     assert POISON not in line.body, f"a poison request succeeded: {line.custom_id}"
-    wanted = answer(line.body)
+    expected = answer(line.body)
     assert isinstance(body, dict), f"{line.custom_id}: no answer: {str(body)[:300]}"
     assert "choices" in body, f"{line.custom_id}: no answer: {str(body)[:300]}"
-    given = json.loads(json.dumps(body))
-    message = given["choices"][0]["message"]
+    received = json.loads(json.dumps(body))
+    message = received["choices"][0]["message"]
     message["content"] = message["content"].rstrip("~")
-    assert given == wanted, f"{line.custom_id}: another's answer, or none: {str(given)[:300]}"
+    assert received == expected, (
+        f"{line.custom_id}: another's answer, or none: {str(received)[:300]}"
+    )
 
 
 def latency(marker: str) -> float:
-    """Return the seconds that a well engine takes for a request: 20 to 60 ms."""
+    """Return the seconds that a healthy engine takes for a request: 20 to 60 ms."""
     return 0.02 + hashlib.sha256(marker.encode()).digest()[1] / 255 * 0.04

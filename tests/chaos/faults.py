@@ -1,4 +1,4 @@
-"""Injects the faults of a schedule: one function for each area, chosen by the kind's name."""
+"""Injection of scheduled faults: one method per area, chosen by the kind's name."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.chaos.workload import Tenant, Workload
     from tests.e2e.stacks import Program
 
-_PATIENCE = 20.0  # seconds that a fault waits for what it is to strike
-_SWALLOWED = 30.0  # seconds at most, until the event that is to be lost was sent
+_PATIENCE = 20.0  # seconds that a fault waits for its target
+_SWALLOW_SECONDS = 30.0  # maximum time until the event to lose was sent
 _BACKENDS = """
 SELECT pid FROM pg_stat_activity
 WHERE application_name LIKE 'lowtide%' AND pid <> pg_backend_pid() ORDER BY pid
@@ -35,11 +35,11 @@ WHERE application_name LIKE 'lowtide%' AND pid <> pg_backend_pid() ORDER BY pid
 
 
 class MissedError(Exception):
-    """What was to break was not there."""
+    """The target of a fault did not exist."""
 
 
 class Injector:
-    """Strikes with one fault at a time and thread; `done` holds what was injected, `missed` the rest."""
+    """Inject one fault per thread at a time; `done` are the injected faults, `missed` the others."""
 
     def __init__(
         self, system: System, workload: Workload, findings: Findings, record: Path
@@ -70,32 +70,32 @@ class Injector:
         }
 
     def inject(self, fault: Fault) -> None:
-        """Inject one fault, and wait until it is over."""
+        """Inject a fault and wait until it is over."""
         at = time.monotonic() - self._findings.began
         try:
             struck = self._areas[kind_of(fault).area](fault)
         except MissedError as error:
             self._missed(fault, str(error))
             return
-        except Exception as error:  # noqa: BLE001 - one fault that fails is no end of the run
+        except Exception as error:  # noqa: BLE001 - a failed fault must not end the run
             self._missed(fault, repr(error)[:200])
             return
         with self._lock:
             self.done.append(fault)
             with self._record.open("a") as file:
-                told = {**fault.to_dict(), "struck": struck, "began": round(at, 2)}
-                print(json.dumps(told), file=file)
+                record = {**fault.to_dict(), "struck": struck, "began": round(at, 2)}
+                print(json.dumps(record), file=file)
 
     def retry_missed(self) -> None:
-        """Inject what was missed, one after the other: it counts once it has struck."""
+        """Inject the missed faults again, one after the other."""
         with self._lock:
             missed, self.missed = self.missed, []
         for fault, _ in missed:
             self.inject(fault)
 
     @property
-    def tallied(self) -> int:
-        """How many faults are over, injected or missed."""
+    def processed(self) -> int:
+        """The number of faults that are over, injected or missed."""
         with self._lock:
             return len(self.done) + len(self.missed)
 
@@ -104,8 +104,8 @@ class Injector:
             self.missed.append((fault, why))
 
     @contextmanager
-    def _alone_with(self, name: str) -> Iterator[None]:
-        """Break one thing in one way at a time."""
+    def _exclusively(self, name: str) -> Iterator[None]:
+        """Allow one fault at a time per target."""
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
@@ -115,29 +115,29 @@ class Injector:
 
     def _programs(self, target: str) -> list[Program]:
         self._supervised.wait(120)
-        found = [
+        programs = [
             program
             for name, program in sorted(self.system.stack.programs().items())
             if program.pid is not None
             and (name == target or name.startswith((f"{target}-", f"infer-{target}-")))
             and program.state in {"ready", "starting"}
         ]
-        return [one for one in found if psutil.pid_exists(one.pid or 0)]
+        return [one for one in programs if psutil.pid_exists(one.pid or 0)]
 
     def _one(self, fault: Fault, target: str) -> Program:
         deadline = time.monotonic() + _PATIENCE
-        while not (found := self._programs(target)):
-            # Pools come and go with their work: any worker will do.
-            if target == "dedicated" and (found := self._programs("spot")):
+        while not (programs := self._programs(target)):
+            # The dedicated pool may be empty without work: any worker will do.
+            if target == "dedicated" and (programs := self._programs("spot")):
                 break
             if time.monotonic() > deadline:
-                raise MissedError(f"no {target} ran")
+                raise MissedError(f"no {target} was running")
             time.sleep(0.2)
-        return found[fault.pick % len(found)]
+        return programs[fault.pick % len(programs)]
 
     def _process(self, fault: Fault) -> str:
         program = self._one(fault, fault.target)
-        with self._alone_with(program.name):
+        with self._exclusively(program.name):
             pid = program.pid or 0
             how = fault.kind.partition(".")[2]
             if how == "kill_child":
@@ -161,38 +161,40 @@ class Injector:
 
     def _storm(self, fault: Fault) -> str:
         self._one(fault, "spot")
-        found = self._programs("spot")
-        victims = found[: (len(found) + 1) // 2]
+        programs = self._programs("spot")
+        victims = programs[: (len(programs) + 1) // 2]
         for program in victims:
             with suppress(ProcessLookupError):
                 os.killpg(program.pid or 0, signal.SIGKILL)
         return ", ".join(program.name for program in victims)
 
     def _supervisor(self, _: Fault) -> str:
-        with self._alone_with("supervisor"):
+        with self._exclusively("supervisor"):
             stack = self.system.stack
             self._supervised.clear()
             try:
                 supervisor = stack.supervisor
                 supervisor.kill()
-                until(lambda: not supervisor.is_running() or stack.reap(), "it is gone")
-                for again in range(3):
+                until(
+                    lambda: not supervisor.is_running() or stack.reap(), "the supervisor has exited"
+                )
+                for attempt in range(3):
                     try:
                         stack.up()
                         break
                     except AssertionError as error:
-                        if again == 2:
+                        if attempt == 2:
                             self._findings.report("restart", f"no start after kill -9: {error}")
                 stack.forget_connections()
             finally:
                 self._supervised.set()
         return "supervisor"
 
-    # Databases, disks, the store, the wires
+    # Databases, disks, the store, the network
 
     def _postgres(self, fault: Fault) -> str:
         how = fault.kind.partition(".")[2]
-        with self._alone_with("postgres"):
+        with self._exclusively("postgres"):
             if how in {"kill", "stop"}:
                 pid = self._one(fault, "postgres").pid or 0
                 if how == "kill":
@@ -221,7 +223,7 @@ class Injector:
         return int(rows[fault.pick % len(rows)][0])
 
     def _disk(self, fault: Fault) -> str:
-        with self._alone_with(fault.target):
+        with self._exclusively(fault.target):
             disk = self.system.disks[fault.target]
             disk.fill()
             try:
@@ -229,7 +231,7 @@ class Injector:
             finally:
                 disk.empty()
             if fault.target == "store":
-                # SeaweedFS's index takes no write after one that failed, until it starts again.
+                # After a failed write SeaweedFS's index rejects every write until a restart.
                 self._restart_store()
         return fault.target
 
@@ -241,7 +243,7 @@ class Injector:
 
     def _store(self, fault: Fault) -> str:
         store = self.system.store
-        with self._alone_with("store"):
+        with self._exclusively("store"):
             if fault.kind == "store.stop":
                 store.signal(signal.SIGSTOP)
                 time.sleep(fault.seconds)
@@ -253,9 +255,9 @@ class Injector:
     def _net(self, fault: Fault) -> str:
         assert self.system.proxies is not None
         mode = fault.kind.partition(".")[2]
-        # Seconds for each piece, or bytes that still pass.
+        # Seconds per piece, or bytes until the cut.
         amount = 0.02 + fault.pick % 200 / 1000 if mode == "delay" else fault.pick * 2
-        with self._alone_with(f"net {fault.target}"):
+        with self._exclusively(f"net {fault.target}"):
             self.system.proxies.order(
                 name=fault.target, mode=mode, seconds=fault.seconds, amount=amount
             )
@@ -269,12 +271,12 @@ class Injector:
             workers = [*self._programs("spot"), *self._programs("dedicated")]
             target = workers[fault.pick % len(workers)].name if workers else "infer-spot-1"
         mode = fault.kind.partition(".")[2]
-        with self._alone_with(f"engine {target}"):
+        with self._exclusively(f"engine {target}"):
             self.system.engine.order(mode=mode, target=target, seconds=fault.seconds)
             time.sleep(fault.seconds)
         return target
 
-    # What tenants and their objects do
+    # Tenants, their objects and events
 
     def _tenant(self, fault: Fault) -> Tenant:
         return self.workload.tenants[fault.pick % len(self.workload.tenants)]
@@ -293,10 +295,10 @@ class Injector:
         else:
             batch = self.workload.submit(tenant, "victim", size=300)
             with suppress(AssertionError):
-                until(lambda: batch.last["status"] != "validating", "it is split", within=30)
+                until(lambda: batch.last["status"] != "validating", "the batch is split", within=30)
             broken.append(inputs.spoil(self.system, batch, how))
         if not broken[0]:
-            raise MissedError("the store took no change")
+            raise MissedError("the store accepted no change")
         return batch.id
 
     def _input(self, fault: Fault) -> str:
@@ -318,22 +320,22 @@ class Injector:
     def _event(self, fault: Fault) -> str:
         how = fault.kind.partition(".")[2]
         if how in {"lost", "delayed"}:
-            return self._lose_event(fault, come_late=how == "delayed")
+            return self._lose_event(fault, deliver_late=how == "delayed")
         program = self._one(fault, fault.target)
         batches = [batch.id for batch in self.workload.all()]
         batch = batches[fault.pick % len(batches)] if batches else "batch_" + "0" * 32
         events.post(f"http://127.0.0.1:{program.port}/", how, fault.target, batch, fault.pick)
         return f"{program.name} {batch}"
 
-    def _lose_event(self, fault: Fault, *, come_late: bool) -> str:
-        """Lose the event of a new batch on its way to the broker, or bring it there late."""
+    def _lose_event(self, fault: Fault, *, deliver_late: bool) -> str:
+        """Lose the event of a new batch on its way to the broker, or deliver it late."""
         assert self.system.proxies is not None
-        with self._alone_with("net broker"):
-            self.system.proxies.order(name="broker", mode="swallow", seconds=_SWALLOWED)
+        with self._exclusively("net broker"):
+            self.system.proxies.order(name="broker", mode="swallow", seconds=_SWALLOW_SECONDS)
             batch = self.workload.submit(self._tenant(fault), "plain", size=30).id
-            time.sleep(min(fault.seconds, 2.0))  # events are sent beside the work
+            time.sleep(min(fault.seconds, 2.0))  # events are sent in the background
             self.system.proxies.order(name="broker", mode="heal")
-        if come_late:
+        if deliver_late:
             time.sleep(fault.seconds)
             program = self._one(fault, "broker")
             url = f"http://127.0.0.1:{program.port}/"

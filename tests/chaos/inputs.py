@@ -1,4 +1,4 @@
-"""Inputs that are broken: by their sender, or in the store."""
+"""Inputs that are broken by their sender or in the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFIX = "lowtide/"  # of the stack's store URL
 
 
 def spoil(system: System, batch: Batch, how: str) -> bool:
-    """Delete, overwrite or truncate a batch's input; return whether that was done."""
+    """Delete, overwrite or truncate a batch's input; return whether that succeeded."""
 
     def key_of() -> Sequence[Row[*tuple[Any, ...]]]:
         return system.stack.attempt(
@@ -31,7 +31,7 @@ def spoil(system: System, batch: Batch, how: str) -> bool:
             file=batch.file.removeprefix("file-"),
         )
 
-    key = _PREFIX + until(key_of, "the database names the object", every=0.2)[0][0]
+    key = _PREFIX + until(key_of, "the database has the object's key", every=0.2)[0][0]
     for _ in range(5):
         if how == "missing":
             done = system.store.send("DELETE", key)
@@ -63,7 +63,7 @@ BAD = {
 
 
 def send_bad(workload: Workload, tenant: Tenant, how: str) -> str:
-    """Send an input that must be refused at once, or fail its batch; return the batch or the reason."""
+    """Send an input that must be refused or fail its batch; return the batch or the reason."""
     batch = Batch(tenant, "bad", (), BAD[how])
     try:
         batch.file = tenant.api.upload(batch.source)

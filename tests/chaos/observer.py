@@ -1,4 +1,4 @@
-"""Looks at everything while it breaks: every batch as its tenant sees it, the leases, the events."""
+"""Observation of a run under faults: batches as their tenants read them, leases and events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 READERS = 2
 _EVERY = 0.4
-_FOREIGN = 5  # one look in this many is followed by another tenant's, which must see nothing
+_FOREIGN = 5  # one read in this many is repeated as another tenant, which must get 404
 
 _LEASES = """
 SELECT id::text AS lease, split_part(name, '/', 2)::integer AS pid,
@@ -33,7 +33,7 @@ WHERE schemaname = 'local_broker'
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken invariant, with what shows it; `at` is in seconds from the start."""
+    """A broken invariant with its evidence; `at` is in seconds from the start."""
 
     at: float
     invariant: str
@@ -41,7 +41,7 @@ class Violation:
 
 
 class Findings:
-    """The violations of a run; each invariant is kept with its first few."""
+    """The violations of a run."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -49,26 +49,26 @@ class Findings:
         self._lock = threading.Lock()
 
     def report(self, invariant: str, evidence: str) -> None:
-        """Add one."""
+        """Add a violation."""
         with self._lock:
             at = round(time.monotonic() - self.began, 1)
             self.all.append(Violation(at, invariant, evidence))
 
     def hold(self, invariant: str, check: Callable[[], None], about: str = "") -> bool:
-        """Return whether a check holds; what it raises is a violation."""
+        """Return whether a check passes; an exception becomes a violation."""
         try:
             check()
         except AssertionError as error:
             self.report(invariant, f"{about} {str(error)[:600]}".strip())
             return False
-        except Exception as error:  # noqa: BLE001 - what cannot be checked does not hold
+        except Exception as error:  # noqa: BLE001 - a check that cannot run counts as broken
             self.report(invariant, f"{about} {error!r:.600}".strip())
             return False
         return True
 
 
 class Observer:
-    """Threads that look until they are stopped."""
+    """Threads that sample batches, leases and events until they are stopped."""
 
     def __init__(self, workload: Workload, stack: LocalStack, findings: Findings) -> None:
         self._workload = workload
@@ -84,12 +84,12 @@ class Observer:
         ]
 
     def start(self) -> None:
-        """Start looking."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop the threads."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=60)
@@ -106,13 +106,13 @@ class Observer:
             if turn % READERS != number:
                 continue
             try:
-                self._look(batch)
+                self._check_batch(batch)
                 if turn // READERS % _FOREIGN == 0:
-                    self._look_as_another(batch, turn)
+                    self._check_isolation(batch, turn)
             except Exception as error:  # noqa: BLE001
                 self._findings.report("api", f"{batch.id} could not be read: {error!r}")
 
-    def _look(self, batch: Batch) -> None:
+    def _check_batch(self, batch: Batch) -> None:
         before = batch.last
         now = batch.tenant.api.batch(batch.id)
         self.samples += 1
@@ -121,7 +121,7 @@ class Observer:
         )
         batch.seen.append(now)
 
-    def _look_as_another(self, batch: Batch, turn: int) -> None:
+    def _check_isolation(self, batch: Batch, turn: int) -> None:
         others = [one for one in self._workload.tenants if one is not batch.tenant]
         other = others[turn % len(others)]
         paths = [f"/batches/{batch.id}", f"/files/{batch.file}", f"/files/{batch.file}/content"]
@@ -134,7 +134,7 @@ class Observer:
         self._findings.hold("isolation", lambda: oracle.check_disjoint(listed, theirs), other.name)
 
     def _sample(self) -> None:
-        # What the sampler meets when a server dies under it is the fault's doing, and no news.
+        # Connection errors are expected while a fault is active.
         logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
         written = last = 0
         while not self._stopping.wait(_EVERY):
@@ -142,10 +142,10 @@ class Observer:
                 rows = self._stack.attempt(_LEASES)
                 self.leases += [oracle.LeaseSample(*tuple(row)) for row in rows]
                 counted = self._stack.attempt(_EVENTS)
-            except Exception:  # noqa: BLE001, S112 - the database is away, or moves
+            except Exception:  # noqa: BLE001, S112 - the database is down or restarts
                 continue
             if counted:
-                # A crash of the database sets its statistics back.
+                # A crash of the database resets its statistics.
                 now = int(counted[0][0])
                 written += now - last if now >= last else now
                 last = now

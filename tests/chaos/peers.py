@@ -1,4 +1,4 @@
-"""Which worker is at the other end of a local connection: engines see through it whom they serve."""
+"""The worker at the other end of a local connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _LOOPBACK = "0100007F"
-_FRESH = 1.0  # seconds that a look at the process table is good for
+_FRESH = 1.0  # seconds that a scan of the process table is valid
 
 
 class Peers:
@@ -18,59 +18,59 @@ class Peers:
     def __init__(self, data_dir: Path) -> None:
         self._state = data_dir / "state.json"
         self._processes: dict[int, str] = {}
-        self._looked = 0.0
+        self._scanned_at = 0.0
 
     def worker_at(self, port: int) -> tuple[str, int]:
-        """Return name and pid of the worker that connects from `port`; `("", 0)` for anybody else."""
+        """Return the name and pid of the worker that connects from `port`; `("", 0)` for others."""
         inode = _inode(port)
         if inode is None:
             return ("", 0)
-        for again in (False, True):
-            for pid, name in self._workers(again=again).items():
-                if _holds(pid, inode):
+        for rescan in (False, True):
+            for pid, name in self._workers(rescan=rescan).items():
+                if _has_socket(pid, inode):
                     return (name, pid)
         return ("", 0)
 
-    def _workers(self, *, again: bool) -> dict[int, str]:
-        if again or time.monotonic() - self._looked > _FRESH:
+    def _workers(self, *, rescan: bool) -> dict[int, str]:
+        if rescan or time.monotonic() - self._scanned_at > _FRESH:
             with suppress(OSError, ValueError, KeyError):
-                self._processes = self._look()
-            self._looked = time.monotonic()
+                self._processes = self._scan()
+            self._scanned_at = time.monotonic()
         return self._processes
 
-    def _look(self) -> dict[int, str]:
+    def _scan(self) -> dict[int, str]:
         state = json.loads(self._state.read_bytes())
         leaders = {
             one["pid"]: one["name"]
             for one in state["processes"]
             if one["pid"] and one["name"].startswith("infer-")
         }
-        found = {}
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - names alone, and often
+        workers = {}
+        for entry in os.listdir("/proc"):  # noqa: PTH208 - names only, for speed
             if entry.isdecimal():
                 with suppress(OSError):
                     group = os.getpgid(int(entry))
                     if group in leaders:
-                        found[int(entry)] = leaders[group]
-        return found
+                        workers[int(entry)] = leaders[group]
+        return workers
 
 
 def _inode(port: int) -> str | None:
-    wanted = f"{_LOOPBACK}:{port:04X}"
+    expected = f"{_LOOPBACK}:{port:04X}"
     with Path("/proc/net/tcp").open() as table:
         for line in table:
             fields = line.split()
-            if fields[1] == wanted:
+            if fields[1] == expected:
                 return fields[9]
     return None
 
 
-def _holds(pid: int, inode: str) -> bool:
-    wanted = f"socket:[{inode}]"
+def _has_socket(pid: int, inode: str) -> bool:
+    expected = f"socket:[{inode}]"
     folder = f"/proc/{pid}/fd"
     with suppress(OSError):
         for descriptor in os.listdir(folder):  # noqa: PTH208
             with suppress(OSError):
-                if os.readlink(f"{folder}/{descriptor}") == wanted:  # noqa: PTH115
+                if os.readlink(f"{folder}/{descriptor}") == expected:  # noqa: PTH115
                     return True
     return False

@@ -1,8 +1,8 @@
 """TCP proxies that break on command: `python -m tests.chaos.proxy DATA_DIR STORE_PORT NAME=PORT…`.
 
-The control takes `{name, mode, seconds, amount}`: `partition` (nothing passes, connections stay),
-`refuse` (all are reset), `delay` (`amount` seconds a piece), `reset` (once), `cut` (each connection is
-reset after `amount` more bytes), `swallow` (an HTTP request is answered 202, and lost), `heal`.
+The control takes `{name, mode, seconds, amount}`: `partition` (no bytes pass, connections stay),
+`refuse` (every connection is reset), `delay` (`amount` seconds per piece), `reset` (once), `cut` (each connection is
+reset after `amount` more bytes), `swallow` (an HTTP request is answered with 202 and lost), `heal`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIECE = 1 << 16
 
 @dataclass
 class Proxy:
-    """One proxy; `target` is asked for the port behind it at each connection."""
+    """A TCP proxy; `target` returns the port behind it for each connection."""
 
     target: Callable[[], int]
     mode: str = ""
@@ -36,11 +36,11 @@ class Proxy:
 
     @property
     def state(self) -> str:
-        """How it behaves at the moment; empty where all is well."""
+        """The current fault mode; empty if there is none."""
         return self.mode if time.monotonic() < self.until else ""
 
     def order(self, mode: str, seconds: float, amount: float) -> None:
-        """Start a fault, which ends by itself."""
+        """Start a fault that ends after its seconds."""
         if mode in {"reset", "refuse", "swallow"}:
             for writer in list(self.writers):
                 writer.transport.abort()
@@ -95,19 +95,19 @@ class Proxy:
                 writer.write(piece)
                 await writer.drain()
             else:
-                # The other direction may still have something to say.
+                # The other direction may still have data.
                 if writer.can_write_eof():
                     writer.write_eof()
                 return
         writer.transport.abort()
 
     async def _while_partitioned(self) -> None:
-        while self.state == "partition":  # noqa: ASYNC110 - it ends by the clock, not by an event
+        while self.state == "partition":  # noqa: ASYNC110 - a fault ends by the clock
             await asyncio.sleep(0.05)
 
 
 async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Take one small HTTP request, and say that it is accepted."""
+    """Read one small HTTP request and answer 202."""
     with suppress(OSError, asyncio.IncompleteReadError, ValueError):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
@@ -118,7 +118,7 @@ async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 def port_of(data_dir: Path, name: str) -> int:
-    """Return the port of a stack's process; raises OSError, KeyError or ValueError for none."""
+    """Return the port of a stack's process; raises OSError, KeyError or ValueError if it has none."""
     state = json.loads((data_dir / "state.json").read_bytes())
     return int({one["name"]: one["port"] for one in state["processes"]}[name] or 0)
 
@@ -144,12 +144,12 @@ async def main(data_dir: Path, store: int, ports: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    given = dict(one.split("=") for one in sys.argv[3:])
+    ports = dict(one.split("=") for one in sys.argv[3:])
     with suppress(KeyboardInterrupt):
         asyncio.run(
             main(
                 Path(sys.argv[1]),
                 int(sys.argv[2]),
-                {name: int(port) for name, port in given.items()},
+                {name: int(port) for name, port in ports.items()},
             )
         )

@@ -1,4 +1,4 @@
-"""One chaos run, from an empty folder to a verdict."""
+"""A chaos run from an empty folder to its report."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SETTINGS = {
     "LOWTIDE_ENGINE_TIMEOUT": "6",
     "LOWTIDE_CANCEL_GRACE": "3",
 }
-"""What makes a stack notice soon that something is gone: nothing that makes it more patient."""
+"""Settings that make a stack detect failures sooner; none makes it more patient."""
 _AT_ONCE = 24
 _SENDERS = {"object", "event", "input", "batch"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. `bound` is in seconds: how soon all must be over after the last fault.
+    """The parameters of a run; `bound` limits the seconds from the last fault to the last batch's end.
 
-    `settings` are further ones of the stack.
+    `settings` are additional settings of the stack.
     """
 
     seed: int
@@ -52,13 +52,13 @@ class Plan:
     keep: bool = False
 
     def schedule(self) -> list[schedule.Fault]:
-        """Return the faults."""
+        """Return the faults of this plan."""
         return schedule.make(self.seed, self.faults, gap=self.gap, root=can_mount(), only=self.only)
 
 
 @dataclass
 class Report:
-    """What came of a run; times in seconds."""
+    """The result of a run; times in seconds."""
 
     seed: int
     faults: int
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every invariant held."""
+        """True if every invariant held."""
         return not self.violations and self.innocent == 0
 
     def to_json(self) -> str:
@@ -87,7 +87,7 @@ class Report:
 
 
 def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
-    """Run it; `progress` gets a line every few seconds."""
+    """Run a plan; `progress` gets a line every few seconds."""
     system = System({**SETTINGS, **plan.settings})
     report = Report(plan.seed, plan.faults, folder=str(system.folder))
     faults = plan.schedule()
@@ -110,18 +110,18 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
         workload.start()
         observer.start()
 
-        def line(what: str = "") -> None:
+        def show(step: str = "") -> None:
             live, all_ = len(workload.live()), len(workload.all())
             progress(
-                f"{time.monotonic() - findings.began:6.0f} s  faults {injector.tallied}/{len(faults)}"
-                f"  batches {all_ - live} over, {live} live  violations {len(findings.all)}  {what}"
+                f"{time.monotonic() - findings.began:6.0f} s  faults {injector.processed}/{len(faults)}"
+                f"  batches {all_ - live} over, {live} live  violations {len(findings.all)}  {step}"
             )
 
-        _strike(faults, injector, findings, line)
+        _inject_all(faults, injector, findings, show)
         workload.stop()
         system.heal()
-        line("all faults are over")
-        report.settle_seconds = _settle(workload, findings, plan.bound, line)
+        show("all faults are over")
+        report.settle_seconds = _wait_for_batches(workload, findings, plan.bound, show)
         observer.stop()
         _fill(
             report,
@@ -137,42 +137,42 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
     return report
 
 
-def _strike(
+def _inject_all(
     faults: Sequence[schedule.Fault],
     injector: Injector,
     findings: Findings,
-    line: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> None:
-    told = 0.0
-    # Faults that use the API wait as long as it is away, and must not keep the others waiting.
+    shown_at = 0.0
+    # Faults that use the API block while it is down, and must not delay the others.
     with ThreadPoolExecutor(_AT_ONCE) as threads, ThreadPoolExecutor(_AT_ONCE) as senders:
         for fault in faults:
             while (wait := findings.began + fault.at - time.monotonic()) > 0:
                 time.sleep(min(wait, 1.0))
             area = schedule.kind_of(fault).area
             (senders if area in _SENDERS else threads).submit(injector.inject, fault)
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                line(fault.kind)
-        while injector.tallied < len(faults):
+            if time.monotonic() - shown_at > 5:
+                shown_at = time.monotonic()
+                show(fault.kind)
+        while injector.processed < len(faults):
             time.sleep(0.2)
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                line("the last faults end")
+            if time.monotonic() - shown_at > 5:
+                shown_at = time.monotonic()
+                show("waiting for the last faults")
     injector.retry_missed()
 
 
-def _settle(
-    workload: Workload, findings: Findings, bound: float, line: Callable[[str], None]
+def _wait_for_batches(
+    workload: Workload, findings: Findings, bound: float, show: Callable[[str], None]
 ) -> float:
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(wait_until_over, workload, findings, bound)
-        told = time.monotonic()
+        shown_at = time.monotonic()
         while not waiting.done():
             time.sleep(0.2)
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                line("waiting for the end of every batch")
+            if time.monotonic() - shown_at > 5:
+                shown_at = time.monotonic()
+                show("waiting for the end of every batch")
         return round(waiting.result(), 1)
 
 

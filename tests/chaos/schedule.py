@@ -1,4 +1,4 @@
-"""The schedule of a chaos run: everything random is drawn here, from the seed, before it starts."""
+"""The schedule of a chaos run, drawn from the seed before the run starts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ WORKERS = ("spot", "dedicated")
 HELPERS = ("broker", "router", "portal")
 LINKS = ("postgres", "broker", "store")
 ENGINES = ("one", "one", "all")
-"""Two engine faults of three hit one worker's engine, so that others show it to be at fault."""
+"""Two of three engine faults hit one worker's engine only, so that the others reveal it as faulty."""
 GAP = 1.2
-"""Mean seconds from one fault to the next: several are under way at any time."""
+"""Mean seconds between two faults; several are active at any time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault; `seconds` bounds how long it lasts, 0 being an instant.
+    """A kind of fault; `seconds` is the range of its duration, 0 for an instant.
 
-    `needs_root` is true where a file system is mounted.
+    `needs_root` marks kinds that mount a file system.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Kind:
 
     @property
     def area(self) -> str:
-        """What breaks: the part of the name before the dot."""
+        """The part of the name before the dot."""
         return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: what breaks, when (seconds from the start), for how long.
+    """A fault: its kind and target, its start (seconds into the run) and its duration.
 
-    `pick` chooses among what lives when it strikes: which of the workers, which live batch.
+    `pick` selects among the targets that exist at its start, such as workers or live batches.
     """
 
     number: int
@@ -118,9 +118,9 @@ def kind_of(fault: Fault) -> Kind:
 def make(
     seed: int, faults: int, *, gap: float = GAP, root: bool = True, only: Sequence[str] = ()
 ) -> list[Fault]:
-    """Return a schedule: the same one for the same arguments, everywhere.
+    """Return a schedule that depends on the arguments only.
 
-    `only` keeps kinds whose names begin with one of its entries.
+    `only` restricts the kinds to names with one of these prefixes.
     """
     rng = random.Random(seed)  # noqa: S311 - a schedule, not a secret
     kinds = [
@@ -131,13 +131,13 @@ def make(
     if not kinds:
         raise ValueError(f"No kind of fault begins with {', '.join(only)}.")
     weights = [kind.weight for kind in kinds]
-    # Each kind once before any comes again: a short run sees most of them, whatever the seed.
+    # Each kind comes once before any repeats, so that a short run has most of them with any seed.
     order = rng.sample(kinds, len(kinds))[:faults]
     order += rng.choices(kinds, weights, k=faults - len(order))
-    found, at = [], 0.0
+    scheduled, at = [], 0.0
     for number, kind in enumerate(order, start=1):
         at += rng.expovariate(1 / gap)
-        found.append(
+        scheduled.append(
             Fault(
                 number=number,
                 at=round(at, 3),
@@ -147,17 +147,17 @@ def make(
                 seconds=round(rng.uniform(*kind.seconds), 2),
             )
         )
-    return found
+    return scheduled
 
 
 def counts(faults: Iterable[Fault]) -> dict[str, int]:
-    """Return how many faults there are of each kind, by name."""
-    found: dict[str, int] = {}
+    """Return the number of faults by kind."""
+    numbers: dict[str, int] = {}
     for fault in faults:
-        found[fault.kind] = found.get(fault.kind, 0) + 1
-    return dict(sorted(found.items()))
+        numbers[fault.kind] = numbers.get(fault.kind, 0) + 1
+    return dict(sorted(numbers.items()))
 
 
 def as_line(fault: Fault) -> str:
-    """Return a fault as one line of JSON."""
+    """Return a fault as a line of JSON."""
     return json.dumps(fault.to_dict())

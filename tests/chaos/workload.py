@@ -1,4 +1,4 @@
-"""The work that goes on while things break: batches of several tenants, some of them hopeless."""
+"""The load of a chaos run: batches of several tenants, some of which must fail."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from tests.chaos.api import Api
 
 WEIGHTS = {"ebb": 1, "flood": 2, "slack": 4}
-"""The tenants of a run, by name, with their weights."""
+"""The tenants of a run with their weights."""
 LIVE = 3
-"""Batches of a tenant that are under way at a time, beside those that faults bring along."""
+"""Running batches per tenant, in addition to those that faults create."""
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """A tenant and its key's client."""
+    """A tenant and the client with its key."""
 
     name: str
     api: Api
@@ -31,10 +31,10 @@ class Tenant:
 
 @dataclass
 class Batch:
-    """A batch of the run. `purpose` says what may become of it:
+    """A batch of the run; `purpose` defines its allowed outcomes:
 
-    `plain`: completed; `poison`: some requests fail; `victim`: its input is broken; `cancel` and
-    `expire`: it may end so; `bad`: it must not be accepted.
+    `plain`: completed; `poison`: some requests fail; `victim`: its input breaks; `cancel` and
+    `expire`: it may end that way; `bad`: it must fail or be refused.
     """
 
     tenant: Tenant
@@ -48,19 +48,19 @@ class Batch:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The batch as it was read last."""
+        """The latest observed state."""
         return self.seen[-1]
 
     @property
     def is_over(self) -> bool:
-        """Whether it has reached a final state, as far as was read."""
+        """True if the latest observed state is final."""
         return bool(self.seen) and self.last["status"] in FINAL
 
 
 class Workload:
-    """Keeps `LIVE` batches of each tenant under way until it is stopped.
+    """Keep `LIVE` batches per tenant running until it is stopped.
 
-    `size` bounds the requests of a batch. A thread that fails tells `report`.
+    `size` bounds the requests of a batch. Failed submissions go to `report`.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Workload:
         self._submitted = 0
 
     def start(self) -> None:
-        """Start submitting."""
+        """Start to submit batches."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Submit nothing more; returns once the last submission is through."""
+        """Stop and wait for the last submission."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -103,9 +103,9 @@ class Workload:
         size: int | None = None,
         before: Callable[[Batch], None] = lambda _: None,
     ) -> Batch:
-        """Upload a file and create its batch; the first requests are answered with `poison`.
+        """Upload a file and create its batch; the first requests get the statuses of `poison`.
 
-        `before` is called between the two.
+        `before` is called between upload and creation.
         """
         with self._lock:
             self._submitted += 1
@@ -124,7 +124,7 @@ class Workload:
         return batch
 
     def add(self, batch: Batch) -> None:
-        """Take a batch along that was created elsewhere."""
+        """Add a batch that was created elsewhere."""
         with self._lock:
             self.batches.append(batch)
 
@@ -145,6 +145,6 @@ class Workload:
                 continue
             try:
                 self.submit(tenant, "plain")
-            except Exception as error:  # noqa: BLE001 - the run goes on, and says so at its end
+            except Exception as error:  # noqa: BLE001 - the run continues and reports it at the end
                 self._report("api", f"{tenant.name} could not submit: {error!r}")
                 self._stopping.wait(1.0)

@@ -1,4 +1,4 @@
-"""Stacks of their own, to break: a row of the fault tables a module."""
+"""Stacks and databases for fault tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["make_stack", "pytest_runtest_makereport", "shared_database", "world"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all of these as slow: each starts a whole stack."""
+    """Mark every test of this package as slow."""
     for item in items:
         if item.path.is_relative_to(__file__.rpartition("/")[0]):
             item.add_marker(pytest.mark.slow)
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def make_stack() -> Iterator[StackFactory]:
-    """Start a stack with settings of its own; it runs until the module's last test."""
+    """Start a stack with its own settings; it runs until the module's last test."""
     with ExitStack() as block:
         yield lambda settings: block.enter_context(running(settings))
 

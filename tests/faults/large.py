@@ -1,8 +1,8 @@
 """An OpenAI-compatible server with large answers: `python -m tests.faults.large`; prints its port.
 
-A body says how large its answer is (`"x_bytes": 12000000`), or how many vectors of 1,024 numbers it
-has (`"x_vectors": 1000`), what it is made of (`"x_kind"`, a key of `KINDS`), and whether the length is
-told before (`"x_chunked": true`).
+A request body sets the size of its answer (`"x_bytes": 12000000`) or its number of vectors of 1,024
+numbers (`"x_vectors": 1000`), its kind (`"x_kind"`, a key of `KINDS`), and whether it is sent without
+a length (`"x_chunked": true`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 65536
 _CHAT = '{"object":"chat.completion",'
-# Beginning, what is repeated, and end of an answer.
+# Head, repeated unit and tail of an answer.
 KINDS = {
     "plain": (_CHAT + '"text":"', "x", '"}'),
     "emoji": (_CHAT + '"text":"', "\N{GRINNING FACE}", '"}'),
-    # One such character has Python hold every other in four bytes too.
+    # One such character makes Python store every other in four bytes too.
     "one emoji": (_CHAT + '"text":"', "x", '\N{GRINNING FACE}"}'),
-    # As Python objects they would take twenty times as much.
+    # Parsed into Python objects, these take twenty times the memory.
     "usage": (_CHAT + '"usage":{"prompt_tokens":[[]', ",[]", "]}}"),
 }
 _NUMBERS = b",".join(b"-0.%018d" % (number * 7919) for number in range(1024))
@@ -36,7 +36,7 @@ _NUMBERS = b",".join(b"-0.%018d" % (number * 7919) for number in range(1024))
 
 @contextmanager
 def answering() -> Iterator[str]:
-    """Run it for a block; yield its URL."""
+    """Run the server for the block; yield its URL."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults.large"],
         cwd=Path(__file__).parents[2], env=clean_environment(), stdout=subprocess.PIPE, text=True,
@@ -49,7 +49,7 @@ def answering() -> Iterator[str]:
 
 
 def vectors(count: int) -> bytes:
-    """Return an embeddings answer of about 22 kB a vector."""
+    """Return an embeddings answer of about 22 kB per vector."""
     rows = [
         b'{"object":"embedding","index":%d,"embedding":[%b]}' % (number, _NUMBERS)
         for number in range(count)
@@ -64,13 +64,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Be well, and serve one model."""
+        """Report a healthy engine with one model."""
         content = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
         self._start(len(content))
         self.wfile.write(content)
 
     def do_POST(self) -> None:
-        """Answer as asked."""
+        """Answer as the body demands."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if "x_vectors" in body:
             content = vectors(body["x_vectors"])
@@ -86,13 +86,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _text(self, size: int, kind: str, *, chunked: bool) -> None:
         head, unit, tail = (part.encode() for part in KINDS[kind])
         units = max(size - len(head) - len(tail), 0) // len(unit)
-        # White space makes up for what is no whole unit.
+        # White space fills up the last partial unit.
         head += b" " * (size - len(head) - len(tail) - units * len(unit))
         self._start(None if chunked else len(head) + units * len(unit) + len(tail))
         self._part(head, chunked=chunked)
         piece = _PIECE_BYTES // len(unit)
-        for left in range(units, 0, -piece):
-            self._part(unit * min(piece, left), chunked=chunked)
+        for remaining in range(units, 0, -piece):
+            self._part(unit * min(piece, remaining), chunked=chunked)
         self._part(tail, chunked=chunked)
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Keep the test's output clean."""
 
 
 class _Server(ThreadingHTTPServer):

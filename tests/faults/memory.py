@@ -1,4 +1,4 @@
-"""Resident memory of a stack's processes, and what their manifests allow."""
+"""Resident memory of a stack's processes, and the limits in their manifests."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PASSED: Final = ("MALLOC_", "THREADS", "LOWTIDE_DATABASE_POOL_SIZE")
 
 
 def peak_memory(stack: LocalStack, program: str) -> int:
-    """Return the most resident memory of a program so far, in bytes.
+    """Return the peak resident memory of a program in bytes.
 
-    It is the sum over the processes of its group: pages that they share count once in each, so that
-    a container holds no more than this.
+    The sum over the processes of its group counts shared pages once per process, so that it is an
+    upper bound for the container.
     """
     pid = stack.program(program).pid
     assert pid is not None, f"{program} does not run"
@@ -34,7 +34,7 @@ def peak_memory(stack: LocalStack, program: str) -> int:
 
 
 def reset_peaks(stack: LocalStack, program: str) -> None:
-    """Let `peak_memory` count from now on."""
+    """Reset the peak of `peak_memory`."""
     pid = stack.program(program).pid
     assert pid is not None, f"{program} does not run"
     root = psutil.Process(pid)
@@ -43,20 +43,20 @@ def reset_peaks(stack: LocalStack, program: str) -> None:
 
 
 def memory_limit(program: str) -> int:
-    """Return the bytes that the manifest of a program allows; a replica's number is left out."""
+    """Return the memory limit in a program's manifest in bytes; `program` may end in a replica number."""
     return _bytes(_container(_REPLICA.sub("", program))["resources"]["limits"]["memory"])
 
 
 def environment_of(program: str) -> dict[str, str]:
-    """Return the variables that the manifest of a program gives it, but for names and secrets."""
-    given = _container(program)["env"]
-    return {one["name"]: one["value"] for one in given if one["name"].startswith(_PASSED)}
+    """Return the variables in a program's manifest that affect its memory."""
+    variables = _container(program)["env"]
+    return {one["name"]: one["value"] for one in variables if one["name"].startswith(_PASSED)}
 
 
 def worker_bound() -> int:
-    """Return the bytes a worker may have with default settings.
+    """Return the maximum bytes of a worker with default settings.
 
-    Itself, its budget, and an answer of the largest size beyond it that is twice there for a moment.
+    The sum of its base, its budget and two copies of one answer of the largest size beyond it.
     """
     settings = Settings.model_fields
     budget: int = settings["worker_memory"].default
@@ -81,11 +81,11 @@ def _peak(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
 
 
 def _bytes(quantity: str) -> int:
-    found = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
-    assert found, quantity
-    return int(found[1]) * _UNITS[found[2]]
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
+    assert match, quantity
+    return int(match[1]) * _UNITS[match[2]]

@@ -1,4 +1,4 @@
-"""A function under its real server, and clients that speak bytes."""
+"""A function under gunicorn, and clients on raw sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUTHORIZATION = f"Authorization: Bearer {API_KEY}\r\n"
 
 @dataclass(frozen=True)
 class Server:
-    """One function of its own; `stderr` is its log."""
+    """A running function; `stderr` is its log."""
 
     port: int
     health_port: int
@@ -37,24 +37,24 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of the function."""
         return f"http://{HOST}:{self.port}"
 
     def connect(self, head: str = "", body: bytes = b"", *, receive: int | None = None) -> Client:
-        """Open a connection and send what is given; `receive` is the size of its buffer."""
-        made = socket.socket()
+        """Open a connection and send `head` and `body`; `receive` is the size of its receive buffer."""
+        connection = socket.socket()
         if receive is not None:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-        made.settimeout(30)
-        made.connect((HOST, self.port))
-        client = Client(made)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        connection.settimeout(30)
+        connection.connect((HOST, self.port))
+        client = Client(connection)
         client.send(head.encode() + body)
         return client
 
     def health(self, path: str = "/health/live") -> tuple[float, set[int]]:
-        """Return the seconds of the quickest of three probes, and their statuses.
+        """Return the seconds of the fastest of three probes and the set of their statuses.
 
-        A busy machine delays one; a server that is held delays them all.
+        A busy machine delays one of them, a blocked server all.
         """
         probes = [self._probe(path) for _ in range(3)]
         return min(seconds for seconds, _ in probes), {status for _, status in probes}
@@ -66,13 +66,13 @@ class Server:
 
 
 class Client:
-    """A connection."""
+    """A raw connection to a server."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
 
     def send(self, data: bytes) -> bool:
-        """Send; return whether the server still takes it."""
+        """Send data; return whether the connection is still open."""
         try:
             self.socket.sendall(data)
         except OSError:
@@ -80,30 +80,30 @@ class Client:
         return True
 
     def read(self) -> bytes:
-        """Return everything up to the end of the connection."""
-        found = b""
+        """Return all bytes until the connection is closed."""
+        data = b""
         try:
-            while data := self.socket.recv(65536):
-                found += data
+            while piece := self.socket.recv(65536):
+                data += piece
         except ConnectionResetError:
             pass
-        return found
+        return data
 
     def read_head(self) -> bytes:
-        """Return the bytes up to the end of a head."""
-        found = b""
-        while b"\r\n\r\n" not in found:
-            data = self.socket.recv(1)
-            assert data, found
-            found += data
-        return found
+        """Return the bytes of a response head."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            byte = self.socket.recv(1)
+            assert byte, data
+            data += byte
+        return data
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self.socket.close()
 
     def __del__(self) -> None:
-        """Leave nothing open."""
+        """Close the connection with its object."""
         self.socket.close()
 
 
@@ -111,7 +111,7 @@ class Client:
 def serving(
     function: str, folder: Path, settings: Mapping[str, str], *, kind: str = "http"
 ) -> Iterator[Server]:
-    """Run one function for a block."""
+    """Run a function for the block."""
     port, health = free_port(), free_port()
     environment = {
         "LOWTIDE_API_KEY_PEPPER": PEPPER,

@@ -1,4 +1,4 @@
-"""Brokers that hang, refuse and go away: no caller waits, no event holds up another, batches go on."""
+"""Brokers that hang, refuse or are down delay neither callers nor other events nor batches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TICK = {
     "ce-type": "dev.knative.sources.ping",
 }
 SINK_TIMEOUT = 5.0
-AWAY = 20.0
+OUTAGE_SECONDS = 20.0
 POISON = {
     "specversion": "1.0",
     "id": "poison",
@@ -57,7 +57,7 @@ def database_name() -> str:
 
 
 class Broker:
-    """A broker of the test's own: `answer` makes the status of each event, or hangs."""
+    """A broker under the test's control; `answer` returns the status for each event or blocks."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -85,7 +85,7 @@ def broker() -> Iterator[Broker]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keep quiet."""
+            """Keep the test's output clean."""
 
     with ThreadingHTTPServer((HOST, 0), Handler) as server:
         server.daemon_threads = True
@@ -113,46 +113,46 @@ def _function(
         yield server
 
 
-def _times(server: Server, world: World, count: int) -> list[float]:
-    """Return the seconds that each of some `POST /v1/batches` took."""
+def _create_seconds(server: Server, world: World, count: int) -> list[float]:
+    """Return the seconds of each of `count` calls of `POST /v1/batches`."""
     file = f"file-{world.file().id.hex}"
-    found: list[float] = []
+    seconds: list[float] = []
     headers = {"Authorization": f"Bearer {API_KEY}"}
     with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
         for _ in range(count):
             began = time.monotonic()
             answer = client.post("/v1/batches", json={"input_file_id": file})
-            found.append(time.monotonic() - began)
+            seconds.append(time.monotonic() - began)
             assert answer.status_code == 200, answer.text
-    return found
+    return seconds
 
 
-def test_a_batch_is_created_as_fast_while_the_broker_hangs(
+def test_batch_creation_does_not_wait_for_hanging_broker(
     world: World, shared_database: Database, broker: Broker, tmp_path: Path
 ) -> None:
     with _function("create_batch", shared_database, "api", broker, tmp_path) as server:
-        _times(server, world, 5)
-        usual = statistics.median(_times(server, world, 20))
+        _create_seconds(server, world, 5)
+        usual = statistics.median(_create_seconds(server, world, 20))
         broker.answer = lambda _: broker.hang()
         before = len(broker.subjects)
-        hanging = _times(server, world, 20)
-        until(lambda: len(broker.subjects) > before, "the broker hangs on them")
-        # On a machine of its own each takes a few milliseconds.
+        hanging = _create_seconds(server, world, 20)
+        until(lambda: len(broker.subjects) > before, "the broker has received an event")
+        # On an idle machine each call takes a few milliseconds.
         assert statistics.median(hanging) < max(0.05, 3 * usual)
-        assert max(hanging) < SINK_TIMEOUT / 2, "nobody waits for the broker"
+        assert max(hanging) < SINK_TIMEOUT / 2, "no call waits for the broker"
         broker.released.set()
 
 
-def _due(world: World, count: int) -> list[BatchId]:
+def _pending_batches(world: World, count: int) -> list[BatchId]:
     batches = [world.new_batch() for _ in range(count)]
     world.run("UPDATE outbox SET next_at = now()")
     return batches
 
 
-def test_one_event_never_holds_up_another_nor_the_tick(
+def test_stuck_event_delays_neither_others_nor_tick(
     world: World, shared_database: Database, broker: Broker, tmp_path: Path
 ) -> None:
-    refused, hung, taken = (f"batch_{batch.hex}" for batch in _due(world, 3))
+    refused, hung, accepted = (f"batch_{batch.hex}" for batch in _pending_batches(world, 3))
 
     def answer(subject: str) -> int:
         return broker.hang() if subject == hung else {refused: 500}.get(subject, 202)
@@ -162,29 +162,29 @@ def test_one_event_never_holds_up_another_nor_the_tick(
         began = time.monotonic()
         tick = httpx.post(server.url, headers=TICK, timeout=60, trust_env=False)
         assert (tick.status_code, tick.content) == (204, b"")
-        assert time.monotonic() - began < SINK_TIMEOUT, "the tick waits for none of them"
+        assert time.monotonic() - began < SINK_TIMEOUT, "the tick waits for no event"
 
         def waiting() -> dict[str, int]:
             rows = world.rows("SELECT subject, attempts FROM outbox")
             return {row.subject: row.attempts for row in rows}
 
-        until(lambda: waiting() == {refused: 1, hung: 1}, "the third has gone")
-        assert set(broker.subjects) == {refused, hung, taken}
+        until(lambda: waiting() == {refused: 1, hung: 1}, "the third event was delivered")
+        assert set(broker.subjects) == {refused, hung, accepted}
         broker.released.set()
 
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ProxiedStack, Helper]]:
-    """A stack whose broker waits for subscribers and keeps nothing, as Knative's default does.
+    """A stack with a synchronous broker without storage, like Knative's default.
 
-    Publishers reach it through a proxy, ticks come to the scheduler without one.
+    Publishers reach it through a proxy; ticks reach the scheduler directly.
     """
     folder, port = tmp_path_factory.mktemp("events"), free_port()
     settings = {
         "LOWTIDE_SIMULATED_LATENCY": "0.01",
         "LOWTIDE_EVENT_SINK_TIMEOUT": "1",
         "LOWTIDE_WORKER_POLL_CAP": "1",
-        # The first tick with a broker announces what waits.
+        # The first tick with a working broker sends the pending events.
         "LOWTIDE_STALLED_AFTER": "8",
     }
     stack = ProxiedStack(folder / "stack", settings, synchronous_broker=True)
@@ -199,7 +199,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ProxiedS
     finally:
         proxy.stop()
         stack.discard()
-        until(stack.reap, "its supervisor has ended")
+        until(stack.reap, "the supervisor has exited")
 
 
 @pytest.fixture
@@ -213,40 +213,38 @@ def proxy(proxied: tuple[ProxiedStack, Helper]) -> Iterator[Helper]:
     proxied[1].order(mode="heal")
 
 
-def _tries(stack: LocalStack, batch: str) -> list[int]:
-    """Return how often the scheduler has sent each event of a batch that was not taken."""
+def _send_attempts(stack: LocalStack, batch: str) -> list[int]:
+    """Return the attempts of each undelivered event of a batch."""
     rows = stack.query("SELECT attempts FROM outbox WHERE subject = :batch", batch=batch)
     return [row.attempts for row in rows]
 
 
-def test_every_event_of_a_batch_is_acknowledged(stack: LocalStack) -> None:
+def test_every_event_of_batch_is_acknowledged(stack: LocalStack) -> None:
     batch = stack.submit(stack.upload(chat_file(5)))
     assert stack.follow(batch, within=180)[-1]["status"] == "completed"
-    until(lambda: not _tries(stack, batch), "the outbox is empty")
+    until(lambda: not _send_attempts(stack, batch), "the outbox is empty")
     assert "given up" not in stack.log()
 
 
 @pytest.mark.parametrize("fault", ["partition", "refuse"])
-def test_a_batch_goes_on_once_the_broker_is_back(
-    stack: LocalStack, proxy: Helper, fault: str
-) -> None:
+def test_batch_continues_once_broker_is_back(stack: LocalStack, proxy: Helper, fault: str) -> None:
     file = stack.upload(chat_file(5))
     unsent = stack.log().count("event.unsent")
     began = time.monotonic()
     proxy.order(mode=fault, seconds=600)
     batch = stack.submit(file)
-    until(lambda: stack.log().count("event.unsent") > unsent, "the event is not taken")
+    until(lambda: stack.log().count("event.unsent") > unsent, "sending the event has failed")
     until(
-        lambda: time.monotonic() - began > AWAY and any(_tries(stack, batch)),
-        "the broker was away, and the scheduler has tried in vain",
+        lambda: time.monotonic() - began > OUTAGE_SECONDS and any(_send_attempts(stack, batch)),
+        "the outage has lasted long enough and the scheduler has retried",
     )
     assert stack.batch(batch)["status"] == "validating"
     proxy.order(mode="heal")
     assert stack.follow(batch, within=180)[-1]["status"] == "completed"
-    until(lambda: not _tries(stack, batch), "the outbox is empty")
+    until(lambda: not _send_attempts(stack, batch), "the outbox is empty")
 
 
-def _answer(port: int | None, event: dict[str, Any]) -> int:
+def _post_event(port: int | None, event: dict[str, Any]) -> int:
     return httpx.post(
         f"http://{HOST}:{port}/",
         content=json.dumps(event).encode(),
@@ -257,8 +255,8 @@ def _answer(port: int | None, event: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("name", ["broker", "split", "finalize", "schedule"])
-def test_a_poison_event_is_refused_at_the_door(stack: LocalStack, name: str) -> None:
-    assert _answer(stack.program(name).port, POISON) == 400
+def test_malformed_event_gets_400(stack: LocalStack, name: str) -> None:
+    assert _post_event(stack.program(name).port, POISON) == 400
     assert stack.query("SELECT 1 FROM local_broker.deliveries") == []
-    whole = {key: value for key, value in POISON.items() if key != "extra"}
-    assert _answer(stack.program(name).port, whole) in {202, 204}
+    valid = {key: value for key, value in POISON.items() if key != "extra"}
+    assert _post_event(stack.program(name).port, valid) in {202, 204}

@@ -1,6 +1,6 @@
-"""One tenant's input object breaks while its batch runs: exactly its own requests end, or wait.
+"""An input object that breaks affects exactly the requests of its own batch.
 
-Both batches wait in a paused pool until the object is broken, so that one claim has requests of both.
+Two batches wait in a paused pool until the object is broken, so that one claim has requests of both.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ FINAL = {"completed", "failed", "expired", "cancelled"}
 
 @pytest.fixture(scope="module")
 def shared(make_stack: StackFactory) -> LocalStack:
-    """A stack of one worker."""
+    """A stack with one worker."""
     return make_stack(SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def clients(shared: LocalStack) -> Iterator[list[OpenAI]]:
-    """Clients of two tenants."""
+    """The clients of two tenants."""
     data = ("--data-dir", str(shared.data_dir))
     made = []
     for name in ("tenant-a", "tenant-b"):
@@ -57,16 +57,16 @@ def clients(shared: LocalStack) -> Iterator[list[OpenAI]]:
 
 
 @dataclass
-class Two:
-    """Batches of both tenants, split and waiting; `path` is the first one's input object."""
+class BatchPair:
+    """Split batches of two tenants; `path` is the input object of the first."""
 
     stack: LocalStack
     clients: list[OpenAI]
     batches: list[str]
     path: Path
 
-    def go_on(self) -> None:
-        """Let workers claim."""
+    def resume(self) -> None:
+        """Resume the spot pool."""
         lowtide("pools", "resume", "spot", "--data-dir", str(self.stack.data_dir))
 
     def batch(self, tenant: int) -> dict[str, Any]:
@@ -74,21 +74,21 @@ class Two:
         return self.clients[tenant].batches.retrieve(self.batches[tenant]).to_dict()
 
     def finish(self, tenant: int, within: float = 90.0) -> tuple[bytes, bytes]:
-        """Wait for a batch to complete; return its output and errors, which were checked."""
+        """Wait for a batch to complete and check it; return its output and errors."""
         until(
             lambda: self.batch(tenant)["status"] in FINAL,
             "the batch ends",
             within=within,
             every=0.1,
         )
-        ended, client = self.batch(tenant), self.clients[tenant]
-        files = [ended["output_file_id"], ended["error_file_id"]]
+        final, client = self.batch(tenant), self.clients[tenant]
+        files = [final["output_file_id"], final["error_file_id"]]
         output, errors = (client.files.content(file).read() if file else b"" for file in files)
-        oracle.check(ended, SOURCE, output, errors, answers=simulated_answer)
+        oracle.check(final, SOURCE, output, errors, answers=simulated_answer)
         return output, errors
 
     def codes(self, tenant: int) -> dict[str, int]:
-        """Return how many requests of a batch failed with each code."""
+        """Return the number of failed requests of a batch by error code."""
         rows = self.stack.query(
             """SELECT error_code, count(*) AS requests, max(attempts) AS attempts FROM results
                WHERE batch_id = :batch AND NOT succeeded GROUP BY error_code""",
@@ -103,8 +103,8 @@ def _is_split(client: OpenAI, batch: str) -> bool:
 
 
 @pytest.fixture
-def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
-    """Two batches that wait for a worker."""
+def pair(shared: LocalStack, clients: list[OpenAI]) -> Iterator[BatchPair]:
+    """The split batches of two tenants in a paused pool."""
     lowtide("pools", "pause", "spot", "--data-dir", str(shared.data_dir))
     batches = []
     for client in clients:
@@ -118,9 +118,9 @@ def two(shared: LocalStack, clients: list[OpenAI]) -> Iterator[Two]:
     (row,) = shared.query(
         "SELECT input_key FROM batches WHERE id = :batch", batch=batches[0].removeprefix("batch_")
     )
-    made = Two(shared, clients, batches, shared.data_dir / "objects" / row.input_key)
+    made = BatchPair(shared, clients, batches, shared.data_dir / "objects" / row.input_key)
     yield made
-    made.go_on()
+    made.resume()
 
 
 def _halve(path: Path) -> None:
@@ -142,18 +142,18 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("damage", "code", "requests"), BROKEN)
-def test_a_broken_object_ends_its_own_requests(
-    two: Two, damage: Callable[[Path], None], code: str, requests: int
+def test_broken_object_fails_only_its_own_requests(
+    pair: BatchPair, damage: Callable[[Path], None], code: str, requests: int
 ) -> None:
-    damage(two.path)
-    two.go_on()
-    _, errors = two.finish(1)
+    damage(pair.path)
+    pair.resume()
+    _, errors = pair.finish(1)
     assert errors == b""
-    two.finish(0)
-    (found,) = two.codes(0).items()
-    assert found[0] == code
-    assert abs(found[1] - requests) <= 2
-    for outcome in oracle.outcomes(two.finish(0)[1]):
+    pair.finish(0)
+    ((error_code, failed),) = pair.codes(0).items()
+    assert error_code == code
+    assert abs(failed - requests) <= 2
+    for outcome in oracle.outcomes(pair.finish(0)[1]):
         assert outcome.error is not None
         assert outcome.error["code"] == code
         assert "input file" in outcome.error["message"]
@@ -161,34 +161,33 @@ def test_a_broken_object_ends_its_own_requests(
 
 def _into_loop(path: Path) -> None:
     path.unlink()
-    path.symlink_to(path.name)  # to open it is an error like any of the store's
+    path.symlink_to(path.name)  # opening it fails like any error of the store
 
 
 def _into_pipe(path: Path) -> None:
     path.unlink()
-    os.mkfifo(path)  # to open it waits for somebody who writes
+    os.mkfifo(path)  # opening it blocks until a writer opens it
 
 
 @pytest.mark.parametrize("change", [_into_loop, _into_pipe], ids=["cannot be read", "hangs"])
-def test_an_object_that_cannot_be_read_makes_its_own_requests_wait(
-    two: Two, change: Callable[[Path], None]
+def test_unreadable_object_delays_only_its_own_requests(
+    pair: BatchPair, change: Callable[[Path], None]
 ) -> None:
-    content = two.path.read_bytes()
-    change(two.path)
-    two.go_on()
-    two.finish(1, within=30)
-    assert two.batch(0)["request_counts"] == {"total": LINES, "completed": 0, "failed": 0}
-    changed = two.path.with_name("changed")
-    two.path.rename(changed)
-    two.path.write_bytes(content)
-    _, errors = two.finish(0)
+    content = pair.path.read_bytes()
+    change(pair.path)
+    pair.resume()
+    pair.finish(1, within=30)
+    assert pair.batch(0)["request_counts"] == {"total": LINES, "completed": 0, "failed": 0}
+    pair.path.rename(pair.path.with_name("changed"))
+    pair.path.write_bytes(content)
+    _, errors = pair.finish(0)
     assert errors == b""
-    rows = two.stack.query(
+    rows = pair.stack.query(
         """SELECT max(attempts) AS attempts, max(interruptions) AS interruptions FROM results
            WHERE batch_id = :batch""",
-        batch=two.batches[0].removeprefix("batch_"),
+        batch=pair.batches[0].removeprefix("batch_"),
     )
     assert tuple(rows[0]) == (1, 0)
-    log = two.stack.log()
-    # Once in 2, 4, 8, … seconds, and not as fast as the queue can.
+    log = pair.stack.log()
+    # It is retried after 2, 4, 8, … seconds, and not in a hot loop.
     assert 1 <= log.count("input.unreadable") < 20

@@ -1,4 +1,4 @@
-"""Answers as large as engines make them: taken up to a limit, in bounded memory."""
+"""Large answers are accepted up to a limit, in bounded memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared(make_stack: StackFactory, engine: str) -> LocalStack:
-    """A stack in front of it."""
+    """A stack whose engine has large answers."""
     return make_stack(
         {
             "LOWTIDE_ENGINE": "openai",
@@ -57,26 +57,24 @@ def _source(bodies: list[dict[str, Any]], url: str = "/v1/chat/completions") -> 
     )
 
 
-def _worst(stack: LocalStack, batch: str, within: float) -> int:
-    """Wait for a batch to end; return the most memory that a worker had meanwhile."""
+def _peak_memory(stack: LocalStack, batch: str, within: float) -> int:
+    """Wait for a batch to end; return the peak memory of its workers."""
     peaks = [0]
 
-    def look() -> bool:
+    def sample() -> bool:
         alive = [worker.name for worker in stack.workers() if worker.pid is not None]
         peaks.extend(peak_memory(stack, name) for name in alive)
         return stack.batch(batch)["status"] in FINAL
 
-    until(look, "the batch ends", within=within, every=0.1)
+    until(sample, "the batch ends", within=within, every=0.1)
     return max(peaks)
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
-def test_many_large_answers_stay_within_the_workers_limit(
-    shared: LocalStack, chunked: bool
-) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["with length", "chunked"])
+def test_large_answers_stay_within_worker_memory_limit(shared: LocalStack, chunked: bool) -> None:
     source = _source([{"x_bytes": 12 * MB, "x_chunked": chunked}] * 60)
     batch = shared.submit(shared.upload(source))
-    peak = _worst(shared, batch, within=300)
+    peak = _peak_memory(shared, batch, within=300)
     counts = shared.batch(batch)["request_counts"]
     assert counts == {"total": 60, "completed": 60, "failed": 0}
     sizes = shared.query(
@@ -84,16 +82,16 @@ def test_many_large_answers_stay_within_the_workers_limit(
         batch=batch.removeprefix("batch_"),
     )
     assert {tuple(row) for row in sizes} == {(12 * MB, 1)}
-    most = worker_bound()  # all of the answers have more
-    print(f"a worker had up to {peak / 2**20:.0f} MiB of {most / 2**20:.0f}")
-    assert 0 < peak < most < memory_limit("infer-spot")
+    bound = worker_bound()  # the answers together are larger
+    print(f"a worker had up to {peak / 2**20:.0f} MiB of {bound / 2**20:.0f}")
+    assert 0 < peak < bound < memory_limit("infer-spot")
 
 
-def test_a_large_embeddings_answer_is_in_the_output(shared: LocalStack) -> None:
+def test_large_embeddings_answer_reaches_output_file(shared: LocalStack) -> None:
     source = _source([{"x_vectors": 1000}], "/v1/embeddings")
     batch = shared.submit(shared.upload(source), "/v1/embeddings")
-    ended = shared.follow(batch)[-1]
-    output = shared.content(ended["output_file_id"])
+    final = shared.follow(batch)[-1]
+    output = shared.content(final["output_file_id"])
     expected = vectors(1000)
     assert len(expected) > 20 * MB
     assert expected in output
@@ -101,16 +99,14 @@ def test_a_large_embeddings_answer_is_in_the_output(shared: LocalStack) -> None:
     assert len(outcome.body["data"]) == 1000
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
-def test_an_answer_that_is_too_large_ends_its_request_alone(
-    shared: LocalStack, chunked: bool
-) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["with length", "chunked"])
+def test_too_large_answer_fails_only_its_request(shared: LocalStack, chunked: bool) -> None:
     bodies: list[dict[str, Any]] = [{"x_bytes": 100} for _ in range(5)]
     bodies[2] = {"x_bytes": 70 * MB, "x_chunked": chunked}
     batch = shared.submit(shared.upload(_source(bodies)))
-    ended = shared.follow(batch)[-1]
-    assert ended["request_counts"] == {"total": 5, "completed": 4, "failed": 1}
-    (outcome,) = oracle.outcomes(shared.content(ended["error_file_id"]))
+    final = shared.follow(batch)[-1]
+    assert final["request_counts"] == {"total": 5, "completed": 4, "failed": 1}
+    (outcome,) = oracle.outcomes(shared.content(final["error_file_id"]))
     assert outcome.custom_id == "line-2"
     assert outcome.error is not None
     assert outcome.error["code"] == "response_too_large"

@@ -1,4 +1,4 @@
-"""The measure of memory itself."""
+"""The measurement of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROW = "data = b'x' * (64 * 2**20); del data; print('done', flush=True); input()
 
 @dataclass
 class OneProgram:
-    """As much of a stack as is measured."""
+    """A stand-in for a stack with one program."""
 
     pid: int
 
@@ -27,13 +27,13 @@ class OneProgram:
 
 
 @pytest.mark.parametrize("program", ["infer-spot-1", "infer-dedicated", "finalize", "portal"])
-def test_limits_are_the_manifests(program: str) -> None:
+def test_every_program_has_memory_limit_of_whole_pages(program: str) -> None:
     limit = memory_limit(program)
     assert limit >= 256 * MIB
     assert limit % mmap.PAGESIZE == 0
 
 
-def test_the_peak_is_kept_after_memory_was_given_back() -> None:
+def test_peak_remains_after_memory_is_freed() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", GROW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

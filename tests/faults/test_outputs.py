@@ -1,6 +1,6 @@
-"""What output files may contain: engines that answer oddly, and inputs that went wrong once.
+"""Output files for odd answers of engines and for odd inputs.
 
-Each case runs on a small input of its own, and on the one of `../shared/data/cases` where that is.
+Each case runs on its own small input, and on the one in `../shared/data/cases` if it exists.
 """
 
 from __future__ import annotations
@@ -40,42 +40,42 @@ _SCRIPT: dict[str, Any] = {
     "SURROGATE": {"choices": [{"message": {"content": "half \ud83d"}}]},
     "DETUSAGE": {"choices": [], "usage": USAGE},
 }
-WELL = "well"
-"""Said by requests that keep the engine known as one that answers."""
+HEALTHY = "well"
+"""The content of requests that show that the engine works."""
 
 
 def _answer(body: dict[str, Any]) -> Any:
-    """Return what the engine says, as JSON: what it was told to."""
-    said = body["messages"][0]["content"] if "messages" in body else ""
-    if said in _SCRIPT:
-        return _SCRIPT[said]
+    """Return the scripted answer to the message, or an echo of it."""
+    content = body["messages"][0]["content"] if "messages" in body else ""
+    if content in _SCRIPT:
+        return _SCRIPT[content]
     if isinstance(body.get("input"), list):
         vector = [0.12345678901234567] * DIMENSIONS
         return {"data": [{"embedding": vector} for _ in body["input"]]}
-    return {"choices": [{"message": {"content": said}}]}
+    return {"choices": [{"message": {"content": content}}]}
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Keep the test's output clean."""
 
     def do_GET(self) -> None:
-        """Say that all is well."""
+        """Report a healthy engine."""
         self._send(200, b'{"object":"list","data":[]}')
 
     def do_POST(self) -> None:
-        """Answer, at the path with a last slash alone; packed where the model says so."""
+        """Answer at paths with a trailing slash only, gzip-encoded for the model `packed`."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if not self.path.endswith("/"):
             self._send(307, b"", Location=f"{self.path}/")
             return
-        given = json.loads(body)
-        # Escapes no more than it must, but for half a character, which is no UTF-8.
-        ascii_only = "SURROGATE" in str(given)
-        content = json.dumps(_answer(given), ensure_ascii=ascii_only).encode()
-        if given.get("model") == "packed":
+        request = json.loads(body)
+        # Only a lone surrogate needs escapes, as it has no UTF-8.
+        ascii_only = "SURROGATE" in str(request)
+        content = json.dumps(_answer(request), ensure_ascii=ascii_only).encode()
+        if request.get("model") == "packed":
             self._send(200, gzip.compress(content), **{"Content-Encoding": "gzip"})
         else:
             self._send(200, content)
@@ -103,7 +103,7 @@ def _engine() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def stack(make_stack: StackFactory) -> Iterator[LocalStack]:
-    """A stack whose engine speaks only at paths with a last slash."""
+    """A stack whose engine answers only at paths with a trailing slash."""
     with _engine() as url:
         yield make_stack(
             {
@@ -118,13 +118,13 @@ def stack(make_stack: StackFactory) -> Iterator[LocalStack]:
 
 
 def _chat(custom_id: str, content: str, **body: Any) -> bytes:
-    whole = {
+    line = {
         "custom_id": custom_id,
         "method": "POST",
         "url": CHAT,
         "body": {"model": "m", "messages": [{"role": "user", "content": content}], **body},
     }
-    return json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 OWN = {
@@ -147,8 +147,8 @@ OWN = {
 }
 
 
-class Ended:
-    """A batch that is over, and its files' lines."""
+class FinishedBatch:
+    """A finished batch and its files."""
 
     def __init__(self, stack: LocalStack, source: bytes, endpoint: str = CHAT) -> None:
         self.source = source
@@ -160,13 +160,13 @@ class Ended:
         }
 
     def lines(self, role: str) -> list[dict[str, Any]]:
-        """Return a file's lines, as a careless reader finds them."""
+        """Return a file's lines as split by any Unicode line break."""
         return [json.loads(line) for line in self.contents[role].splitlines()]
 
 
 @pytest.fixture(params=["own", "shared"])
 def cases(request: pytest.FixtureRequest) -> dict[str, bytes]:
-    """The inputs by name."""
+    """The input files by name."""
     if request.param == "own":
         return OWN
     if not CASES.is_dir():
@@ -174,57 +174,61 @@ def cases(request: pytest.FixtureRequest) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in CASES.glob("*.jsonl")}
 
 
-def test_every_line_is_one_line_to_any_reader(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    ended = Ended(stack, cases["separators"])
-    (given,) = oracle.input_lines(ended.source)
-    (line,) = ended.lines("output")
-    assert line["custom_id"] == given.custom_id
-    said = line["response"]["body"]["choices"][0]["message"]["content"]
-    assert said == given.body["messages"][0]["content"]
-    path = f"{stack.base_url}/v1/batches/{ended.created}/results"
+def test_unicode_line_breaks_do_not_split_lines(stack: LocalStack, cases: dict[str, bytes]) -> None:
+    finished = FinishedBatch(stack, cases["separators"])
+    (request,) = oracle.input_lines(finished.source)
+    (line,) = finished.lines("output")
+    assert line["custom_id"] == request.custom_id
+    content = line["response"]["body"]["choices"][0]["message"]["content"]
+    assert content == request.body["messages"][0]["content"]
+    path = f"{stack.base_url}/v1/batches/{finished.created}/results"
     results = stack.client.get(path, cast_to=str)
-    assert [json.loads(each)["custom_id"] for each in results.splitlines()] == [given.custom_id]
+    assert [json.loads(each)["custom_id"] for each in results.splitlines()] == [request.custom_id]
 
 
-def test_streams_are_refused_by_name(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    batch = Ended(stack, cases["stream-true"]).batch
+def test_stream_option_fails_validation(stack: LocalStack, cases: dict[str, bytes]) -> None:
+    batch = FinishedBatch(stack, cases["stream-true"]).batch
     (problem,) = batch["errors"]["data"]
     assert batch["status"] == "failed"
     assert (problem["param"], problem["line"]) == ("body.stream", 1)
 
 
-def test_an_error_in_a_200_is_no_success(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    well = b"".join(_chat(f"{WELL}-{number}", WELL) for number in range(20))
-    ended = Ended(stack, well + cases["error-in-200"])
-    assert len(ended.lines("output")) == 20
-    failed = {line["custom_id"]: line["response"] for line in ended.lines("error")}
+def test_error_in_200_response_counts_as_failure(
+    stack: LocalStack, cases: dict[str, bytes]
+) -> None:
+    healthy = b"".join(_chat(f"{HEALTHY}-{number}", HEALTHY) for number in range(20))
+    finished = FinishedBatch(stack, healthy + cases["error-in-200"])
+    assert len(finished.lines("output")) == 20
+    failed = {line["custom_id"]: line["response"] for line in finished.lines("error")}
     assert failed["e"]["status_code"] == 400
     assert failed["e"]["body"]["error"]["message"] == "No such tool."
     assert (failed["f"]["status_code"], failed["f"]["body"]) == (500, None)
     assert (failed["g"]["status_code"], failed["g"]["body"]) == (500, [1, 2])
 
 
-def test_half_a_character_costs_one_request(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    ended = Ended(stack, cases["lone-surrogate"])
-    assert ended.batch["status"] == "completed"
-    assert [line["custom_id"] for line in ended.lines("output")] == ["ok"]
-    (failed,) = ended.lines("error")
+def test_lone_surrogate_in_input_fails_one_request(
+    stack: LocalStack, cases: dict[str, bytes]
+) -> None:
+    finished = FinishedBatch(stack, cases["lone-surrogate"])
+    assert finished.batch["status"] == "completed"
+    assert [line["custom_id"] for line in finished.lines("output")] == ["ok"]
+    (failed,) = finished.lines("error")
     assert (failed["custom_id"], failed["error"]["code"]) == ("s", "invalid_unicode")
     assert "Line 1 " in failed["error"]["message"]
 
 
-def test_half_a_character_in_an_answer_costs_one_request(stack: LocalStack) -> None:
-    ended = Ended(stack, _chat("a", "hi") + _chat("b", "SURROGATE") + _chat("c", "hi"))
-    assert [line["custom_id"] for line in ended.lines("output")] == ["a", "c"]
-    (failed,) = ended.lines("error")
+def test_lone_surrogate_in_answer_fails_one_request(stack: LocalStack) -> None:
+    finished = FinishedBatch(stack, _chat("a", "hi") + _chat("b", "SURROGATE") + _chat("c", "hi"))
+    assert [line["custom_id"] for line in finished.lines("output")] == ["a", "c"]
+    (failed,) = finished.lines("error")
     assert (failed["custom_id"], failed["error"]["code"]) == ("b", "invalid_response")
 
 
-def test_usage_sums_its_details(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    ended = Ended(stack, cases["usage-details"])
-    count = len(oracle.input_lines(ended.source))
-    assert len(ended.lines("output")) == count
-    assert ended.batch["usage"] == {
+def test_usage_details_are_summed(stack: LocalStack, cases: dict[str, bytes]) -> None:
+    finished = FinishedBatch(stack, cases["usage-details"])
+    count = len(oracle.input_lines(finished.source))
+    assert len(finished.lines("output")) == count
+    assert finished.batch["usage"] == {
         "input_tokens": 9 * count,
         "input_tokens_details": {"cached_tokens": 4 * count},
         "output_tokens": 7 * count,
@@ -234,20 +238,20 @@ def test_usage_sums_its_details(stack: LocalStack, cases: dict[str, bytes]) -> N
 
 
 def test_moderations_need_no_model(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    ended = Ended(stack, cases["moderations-without-model"], MODERATIONS)
-    assert (ended.batch["status"], ended.batch.get("model")) == ("completed", None)
-    assert [line["custom_id"] for line in ended.lines("output")] == ["m"]
+    finished = FinishedBatch(stack, cases["moderations-without-model"], MODERATIONS)
+    assert (finished.batch["status"], finished.batch.get("model")) == ("completed", None)
+    assert [line["custom_id"] for line in finished.lines("output")] == ["m"]
 
 
-def test_a_large_answer_is_taken_whole(stack: LocalStack, cases: dict[str, bytes]) -> None:
-    ended = Ended(stack, cases["embedding-16MiB"], EMBEDDINGS)
-    assert ended.batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
-    assert len(ended.contents["output"]) > 16 << 20
-    (line,) = ended.lines("output")
+def test_answer_of_16_mib_reaches_output_file(stack: LocalStack, cases: dict[str, bytes]) -> None:
+    finished = FinishedBatch(stack, cases["embedding-16MiB"], EMBEDDINGS)
+    assert finished.batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert len(finished.contents["output"]) > 16 << 20
+    (line,) = finished.lines("output")
     assert len(line["response"]["body"]["data"]) == 1000
 
 
-def test_an_encoded_answer_is_decoded(stack: LocalStack) -> None:
-    ended = Ended(stack, _chat("a", "ö", model="packed"))
-    (line,) = ended.lines("output")
+def test_gzip_encoded_answer_is_decoded(stack: LocalStack) -> None:
+    finished = FinishedBatch(stack, _chat("a", "ö", model="packed"))
+    (line,) = finished.lines("output")
     assert line["response"]["body"]["choices"][0]["message"]["content"] == "ö"

@@ -1,4 +1,4 @@
-"""Browsers that do not take their downloads keep nobody else from theirs."""
+"""Stuck downloads in the portal do not block other users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["api", "start_portal"]
 
 
-def test_stuck_downloads_are_ended_and_leave_others_theirs(
+def test_stuck_downloads_time_out_without_blocking_other_users(
     world: World,
     tmp_path: Path,
     shared_database: Database,
@@ -45,14 +45,14 @@ def test_stuck_downloads_are_ended_and_leave_others_theirs(
     path = f"/batches/{batch}/files/input"
     stuck, other = portal.cookie(PORTAL_PASSWORD), portal.cookie(VIEWER_PASSWORD)
     address = httpx.URL(portal.url)
-    held = []
+    browsers = []
     for _ in range(MOST_OF_ONE):
         browser = socket.create_connection((address.host, address.port or 80))
         browser.sendall(
             f"GET {path} HTTP/1.1\r\nHost: x\r\nCookie: {stuck['Cookie']}\r\n\r\n".encode()
         )
         assert browser.recv(12) == b"HTTP/1.1 200"
-        held.append(browser)
+        browsers.append(browser)
 
     def status(cookie: dict[str, str]) -> int:
         url = portal.url + path
@@ -60,7 +60,7 @@ def test_stuck_downloads_are_ended_and_leave_others_theirs(
 
     assert status(stuck) == 503
     assert status(other) == 200
-    until(lambda: status(stuck) == 200, "the stuck ones are ended", within=60)
-    for browser in held:
+    until(lambda: status(stuck) == 200, "a stuck download has timed out", within=60)
+    for browser in browsers:
         browser.close()
     assert "Traceback" not in portal.log.read_text()

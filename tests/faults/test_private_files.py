@@ -1,4 +1,4 @@
-"""What the local stack stores is for the user that runs it alone, and no other folder is changed."""
+"""The local stack's files are private to its user, and other folders stay unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder that nobody else may enter, as `/root` is."""
+    """A folder with mode 0700, like `/root`."""
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
     return folder
@@ -31,28 +31,28 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stack(home: Path) -> Iterator[LocalStack]:
-    before = os.umask(0o022)  # what most systems have
-    made = LocalStack(home / "share" / "lowtide", {"LOWTIDE_SIMULATED_LATENCY": "0.01"})
-    made.data_dir.parent.mkdir()
+    before = os.umask(0o022)  # the default of most systems
+    stack_ = LocalStack(home / "share" / "lowtide", {"LOWTIDE_SIMULATED_LATENCY": "0.01"})
+    stack_.data_dir.parent.mkdir()
     try:
-        made.up()
-        yield made
+        stack_.up()
+        yield stack_
     finally:
         os.umask(before)
-        made.discard()
+        stack_.discard()
 
 
 def modes_below(folder: Path) -> dict[Path, int]:
-    """Return the modes of a folder and of all in it, but for what a running stack just removed."""
-    found = {folder: folder.stat().st_mode}
+    """Return the modes of a folder and its contents, without files removed meanwhile."""
+    modes = {folder: folder.stat().st_mode}
     for place, folders, files in os.walk(folder):
         for path in (Path(place) / name for name in (*folders, *files)):
             with suppress(FileNotFoundError):
-                found[path] = path.lstat().st_mode
-    return found
+                modes[path] = path.lstat().st_mode
+    return modes
 
 
-def test_everything_is_private_and_nothing_above_is_changed(stack: LocalStack, home: Path) -> None:
+def test_data_is_private_and_parent_folders_keep_their_modes(stack: LocalStack, home: Path) -> None:
     above = [home, stack.data_dir.parent]
     modes = {path: path.stat().st_mode for path in above}
     data = chat_file(20)
@@ -65,7 +65,7 @@ def test_everything_is_private_and_nothing_above_is_changed(stack: LocalStack, h
     assert {path: path.stat().st_mode for path in above} == modes
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     theirs = tmp_path / "documents"
     theirs.mkdir(mode=0o755)
     (theirs / "letter.txt").write_text("Dear Ana")

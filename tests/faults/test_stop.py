@@ -1,4 +1,4 @@
-"""Processes that are told to stop while they start: as a container runtime tells PID 1 of a pod."""
+"""SIGTERM during startup, as a container runtime sends it to PID 1 of a pod."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ PROGRAMS = {
     "cancel_batch": [*GUNICORN, "functions_framework:create_app()"],
     "portal": [sys.executable, "-m", "portal"],
 }
-# Of a Python process, the more it has imported: its first instruction, a server, our modules.
+# Memory grows with imports and marks the progress: interpreter, server, our modules.
 MEGABYTES = [0, 12, 24, 40]
-APART = ["unshare", "--pid", "--fork", "--kill-child", "--"]
+NEW_PID_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--"]
 
 
-def _can_play_pid_1() -> bool:
+def _can_create_pid_1() -> bool:
     if not (shutil.which("tini") and shutil.which("unshare")):
         return False
-    return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run([*NEW_PID_NAMESPACE, "true"], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 pytestmark = pytest.mark.skipif(
-    not _can_play_pid_1(), reason="`unshare --pid` and `tini` play a container's PID 1"
+    not _can_create_pid_1(), reason="needs `unshare --pid` and `tini` for a container's PID 1"
 )
 
 
 @contextmanager
 def _started(name: str, init: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a program of the image as in a pod; yield it and its PID 1, seen from outside."""
+    """Start a program of the image like in a pod; yield it and its PID 1 as numbered outside."""
     ports = [free_port(), free_port(), free_port()]
     environment = clean_environment() | {
         "LOWTIDE_DATABASE_URL": f"postgresql://nobody:x@{HOST}:1/nothing",
@@ -65,14 +68,18 @@ def _started(name: str, init: Sequence[str]) -> Iterator[tuple[subprocess.Popen[
     release_ports(*ports)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*APART, *init, *PROGRAMS[name]], env=environment, cwd=ROOT, stdout=log, stderr=log
+            [*NEW_PID_NAMESPACE, *init, *PROGRAMS[name]],
+            env=environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
         )
         try:
             outer = psutil.Process(process.pid)
-            until(outer.children, "PID 1 is there", every=0.001)
+            until(outer.children, "PID 1 runs", every=0.001)
             yield process, outer.children()[0].pid
         finally:
-            process.kill()  # `--kill-child` ends the whole pod with it
+            process.kill()  # `--kill-child` kills the whole namespace with it
             process.wait()
 
 
@@ -83,17 +90,19 @@ def _megabytes(pid: int) -> float:
 
 @pytest.mark.parametrize("megabytes", MEGABYTES)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_sigterm_at_any_moment_of_a_start_is_obeyed(name: str, megabytes: int) -> None:
+def test_sigterm_during_startup_stops_process(name: str, megabytes: int) -> None:
     with _started(name, ["tini", "--"]) as (process, pid_1):
-        until(lambda: _megabytes(pid_1) >= megabytes, "it has got so far", every=0.002, within=60)
+        until(
+            lambda: _megabytes(pid_1) >= megabytes, f"it has {megabytes} MB", every=0.002, within=60
+        )
         psutil.Process(pid_1).send_signal(signal.SIGTERM)
-        # Lost, it would be killed at the end of its grace, in a pod of a worker after minutes.
+        # After a lost SIGTERM, a pod is killed at the end of its grace, for workers after minutes.
         process.wait(30)
 
 
-def test_without_an_init_the_kernel_drops_it() -> None:
-    """Show what the init is for, and that these tests would see it missing."""
+def test_kernel_drops_sigterm_without_init() -> None:
+    """Without an init, SIGTERM to a starting PID 1 is lost, and these tests would fail."""
     with _started("infer_spot", []) as (process, pid_1):
         psutil.Process(pid_1).send_signal(signal.SIGTERM)
-        until(lambda: _megabytes(pid_1) >= MEGABYTES[-1], "it goes on starting", within=60)
+        until(lambda: _megabytes(pid_1) >= MEGABYTES[-1], "the start continues", within=60)
         assert process.poll() is None

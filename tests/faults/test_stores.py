@@ -1,4 +1,4 @@
-"""Object stores as docs/deploy.md names them: an address without TLS, and a store that is away."""
+"""Uploads to an object store without TLS, and to a missing bucket."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["s3_endpoint"]
 @pytest.mark.parametrize(
     ("bucket", "status", "logged"),
     [
-        pytest.param("bucket", 200, "", id="it takes a file"),
-        pytest.param("nowhere", 503, "PUT http://", id="it refuses, and the log says why"),
+        pytest.param("bucket", 200, "", id="bucket exists"),
+        pytest.param("nowhere", 503, "PUT http://", id="no such bucket"),
     ],
 )
-def test_a_store_at_an_address_without_tls(
+def test_upload_to_store_without_tls_succeeds_or_logs_why(
     shared_database: Database,
     s3_endpoint: str,
     tmp_path: Path,

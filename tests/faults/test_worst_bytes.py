@@ -1,6 +1,6 @@
-"""Resident memory of every function, when every request and every answer is as long as allowed.
+"""Resident memory of every function at the largest requests and answers that are allowed.
 
-As many at once as the manifest of each lets in.
+Each function runs as many requests at once as its manifest allows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ peaks: dict[str, tuple[float, float]] = {}
 
 @dataclass
 class OneProgram:
-    """As much of a stack as is measured."""
+    """A stand-in for a stack with one program."""
 
     pid: int
 
@@ -66,18 +66,18 @@ class OneProgram:
         return self
 
 
-def held(program: str, pid: int, most: int = sys.maxsize) -> None:
-    """Assert that a program stayed under its limit, and under `most` bytes."""
+def assert_within_limit(program: str, pid: int, bound: int = sys.maxsize) -> None:
+    """Assert that a program's peak is below its memory limit and below `bound` bytes."""
     peak = peak_memory(cast("Any", OneProgram(pid)), program) / MIB
     limit = memory_limit(program) / MIB
     peaks[program] = (max(peak, peaks.get(program, (0.0, 0.0))[0]), limit)
     print(f"\n{program}: peak {peak:.0f} MiB of {limit:.0f} MiB")
-    assert peak < min(limit, most / MIB)
+    assert peak < min(limit, bound / MIB)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def table() -> Iterator[None]:
-    """Print what every program took."""
+    """Print the peak memory of every program."""
     yield
     print(f"\n{'process':<14} {'peak MiB':>9} {'limit MiB':>10}")
     for program, (peak, limit) in sorted(peaks.items()):
@@ -85,14 +85,14 @@ def table() -> Iterator[None]:
 
 
 def concurrency(program: str) -> int:
-    """Return how many requests a manifest lets into one process."""
+    """Return the `containerConcurrency` of a manifest."""
     text = (BASE / "functions" / f"{program}.yaml").read_text()
     spec = next(iter(yaml.safe_load_all(text)))["spec"]["template"]["spec"]
     return int(spec["containerConcurrency"])
 
 
 def longest_line(number: int) -> bytes:
-    """Return a request of exactly the largest size, half of it characters of four bytes."""
+    """Return a request of exactly the maximum size, half of it in four-byte characters."""
     head = (
         f'{{"custom_id":"{number}","method":"POST","url":"/v1/embeddings",'
         '"body":{"model":"m","input":"'
@@ -101,7 +101,7 @@ def longest_line(number: int) -> bytes:
 
 
 def longest_file() -> list[bytes]:
-    """Return the lines of a file of almost the largest size."""
+    """Return the lines of a file of almost the maximum size."""
     return [longest_line(number) for number in range(1, FILE_BYTES // LINE_BYTES + 1)]
 
 
@@ -117,7 +117,7 @@ def store(folder: Path) -> ObstoreObjects:
 
 @pytest.fixture
 def serve(shared_database: Database, folder: Path) -> Callable[..., Any]:
-    """Start a function, under the limits of the default settings."""
+    """Start a function with the variables of its manifest."""
 
     def start(function: str, role: str = "worker", kind: str = "cloudevent", **changes: str) -> Any:
         settings = environment_of(function.replace("_", "-"))
@@ -128,19 +128,21 @@ def serve(shared_database: Database, folder: Path) -> Callable[..., Any]:
 
 
 def together(count: int, call: Callable[[int], httpx.Response]) -> list[httpx.Response]:
-    """Call for each number at the same time; all must succeed."""
+    """Make `count` calls at the same time; all must succeed."""
     with ThreadPoolExecutor(count) as pool:
         answers = list(pool.map(call, range(count)))
     assert {answer.status_code // 100 for answer in answers} == {2}, [a.text for a in answers]
     return answers
 
 
-def drained(world: World, store: ObstoreObjects, lines: list[bytes], *, die: bool) -> BatchId:
-    """Create a batch whose answers are all of the largest size."""
+def drained_batch(
+    world: World, store: ObstoreObjects, lines: list[bytes], *, dead_letter: bool
+) -> BatchId:
+    """Create a drained batch whose answers have the maximum size."""
     batch = batch_of_lines(world, store, lines)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     for claim in world.queue.claim(lease, Pool.SPOT, 100):
-        world.queue.settle(lease, [dead(claim) if die else done(claim)], [])
+        world.queue.settle(lease, [dead(claim) if dead_letter else done(claim)], [])
     world.run(
         """UPDATE results SET body = '"' || repeat(:wide, :length / 8) || repeat('y', :length / 2 - 2)
         || '"' WHERE batch_id = :batch""",
@@ -152,21 +154,21 @@ def drained(world: World, store: ObstoreObjects, lines: list[bytes], *, die: boo
 
 
 def event(server: Server, type_: str, batch: BatchId | None = None) -> httpx.Response:
-    """Deliver an event as a broker does."""
+    """Deliver an event like a broker."""
     headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/x", "ce-type": type_}
     data = {} if batch is None else {"batch_id": format_batch_id(batch)}
     return httpx.post(server.url, json=data, headers=headers, timeout=600, trust_env=False)
 
 
-def taken(url: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    """Read an answer to its end, and keep none of it."""
+def read_to_end(url: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    """Read a response to its end and discard it."""
     with httpx.stream("GET", url, headers=headers, timeout=600, trust_env=False) as answer:
         for _ in answer.iter_raw(MIB):
             pass
     return httpx.Response(answer.status_code, text=url)
 
 
-def test_upload(serve: Callable[..., Any], world: World) -> None:  # noqa: ARG001
+def test_upload_stays_within_memory_limit(serve: Callable[..., Any], world: World) -> None:  # noqa: ARG001
     content = b"\n".join(longest_file()[:3])
     body = form(part("purpose", b"batch"), part("file", content, "a.jsonl"))
     with serve("upload", "api", "http") as server:
@@ -180,10 +182,12 @@ def test_upload(serve: Callable[..., Any], world: World) -> None:  # noqa: ARG00
                 trust_env=False,
             ),
         )
-        held("upload", server.pid)
+        assert_within_limit("upload", server.pid)
 
 
-def test_split(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+def test_split_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects
+) -> None:
     lines = longest_file()
     file = world.file(lines=len(lines))
     with store.open_writer(file.object_key) as writer:
@@ -192,13 +196,17 @@ def test_split(serve: Callable[..., Any], world: World, store: ObstoreObjects) -
     batches = [world.new_batch(input_file=file.id) for _ in range(concurrency("split"))]
     with serve("split") as server:
         together(len(batches), lambda n: event(server, "dev.lowtide.batch.created", batches[n]))
-        held("split", server.pid)
+        assert_within_limit("split", server.pid)
     assert {world.row(batch).status for batch in batches} == {"in_progress"}
 
 
-def test_create_batch(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+def test_create_batch_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects
+) -> None:
     count = concurrency("create-batch")
-    batch = drained(world, store, [longest_line(n + 1) for n in range(count)], die=True)
+    batch = drained_batch(
+        world, store, [longest_line(n + 1) for n in range(count)], dead_letter=True
+    )
     ids = [format_request_id(*LetterId(batch, line)) for line in range(1, count + 1)]
     with serve("create_batch", "api", "http") as server:
         together(
@@ -211,12 +219,14 @@ def test_create_batch(serve: Callable[..., Any], world: World, store: ObstoreObj
                 trust_env=False,
             ),
         )
-        held("create-batch", server.pid)
+        assert_within_limit("create-batch", server.pid)
 
 
-@pytest.mark.parametrize("what", ["results", "letters", "letter", "content"])
-def test_read(serve: Callable[..., Any], world: World, store: ObstoreObjects, what: str) -> None:
-    batch = drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
+@pytest.mark.parametrize("resource", ["results", "letters", "letter", "content"])
+def test_read_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects, resource: str
+) -> None:
+    batch = drained_batch(world, store, [longest_line(n + 1) for n in range(2)], dead_letter=True)
     file = world.row(batch).input_file_id
     paths = {
         "results": f"batches/{format_batch_id(batch)}/results",
@@ -225,55 +235,65 @@ def test_read(serve: Callable[..., Any], world: World, store: ObstoreObjects, wh
         "content": f"files/{format_file_id(file)}/content",
     }
     with serve("read", "api", "http") as server:
-        url = f"{server.url}/v1/{paths[what]}"
-        together(concurrency("read"), lambda _: taken(url, HEADERS))
-        held("read", server.pid)
+        url = f"{server.url}/v1/{paths[resource]}"
+        together(concurrency("read"), lambda _: read_to_end(url, HEADERS))
+        assert_within_limit("read", server.pid)
 
 
-def test_finalize(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+def test_finalize_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects
+) -> None:
     batches = [
-        drained(world, store, [b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings",'
-                               b'"body":{"model":"m"}}' % n for n in range(3)], die=False)
+        drained_batch(world, store, [b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings",'
+                               b'"body":{"model":"m"}}' % n for n in range(3)], dead_letter=False)
         for _ in range(concurrency("finalize"))
     ]  # fmt: skip
     with serve("finalize") as server:
         together(len(batches), lambda n: event(server, "dev.lowtide.batch.drained", batches[n]))
-        held("finalize", server.pid)
+        assert_within_limit("finalize", server.pid)
     assert {world.row(batch).status for batch in batches} == {"completed"}
 
 
-def test_schedule(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
-    drained(world, store, longest_file(), die=True)
+def test_schedule_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects
+) -> None:
+    drained_batch(world, store, longest_file(), dead_letter=True)
     with serve("schedule") as server:
         for _ in range(3):
             assert event(server, "dev.knative.sources.ping").status_code // 100 == 2
-        held("schedule", server.pid)
+        assert_within_limit("schedule", server.pid)
 
 
-def test_worker(serve: Callable[..., Any], world: World, store: ObstoreObjects) -> None:
+def test_worker_stays_within_memory_limit(
+    serve: Callable[..., Any], world: World, store: ObstoreObjects
+) -> None:
     line = (
         '{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m",'
         '"x_bytes":%d,"x_kind":"%s","x_chunked":%s}}'
     )
-    # Head and chunks count too.
+    # Head and chunk framing count, too.
     size = ANSWER_BYTES - (1 << 16)
-    asked = [(size, kind, chunked) for kind in KINDS for chunked in ("false", "true", "true")]
-    asked += [(ANSWER_BYTES, "plain", "true")] * 4
-    lines = [(line % (number, *each)).encode() for number, each in enumerate(asked)]
+    answers = [(size, kind, chunked) for kind in KINDS for chunked in ("false", "true", "true")]
+    answers += [(ANSWER_BYTES, "plain", "true")] * 4
+    lines = [(line % (number, *each)).encode() for number, each in enumerate(answers)]
     batch = batch_of_lines(world, store, lines)
     with answering() as url:
         engine = {"LOWTIDE_ENGINE": "openai", "LOWTIDE_ENGINE_URL": url}
         with serve("infer_spot", **engine) as server:
-            until(lambda: len(world.lines("results", batch)) == len(lines), "all end", within=300)
-            held("infer-spot", server.pid, most=worker_bound())
+            until(
+                lambda: len(world.lines("results", batch)) == len(lines),
+                "every request has a result",
+                within=300,
+            )
+            assert_within_limit("infer-spot", server.pid, bound=worker_bound())
     rows = world.rows(
         "SELECT succeeded, attempts, octet_length(body) FROM results WHERE batch_id = :batch",
         batch=batch,
     )
-    assert Counter(map(tuple, rows)) == {(True, 1, size): len(asked) - 4, (False, 1, None): 4}
+    assert Counter(map(tuple, rows)) == {(True, 1, size): len(answers) - 4, (False, 1, None): 4}
 
 
-def test_portal(
+def test_portal_stays_within_memory_limit(
     world: World,
     store: ObstoreObjects,
     folder: Path,
@@ -282,7 +302,7 @@ def test_portal(
     start_portal: Callable[..., Portal],
 ) -> None:
     batch = format_batch_id(
-        drained(world, store, [longest_line(n + 1) for n in range(2)], die=True)
+        drained_batch(world, store, [longest_line(n + 1) for n in range(2)], dead_letter=True)
     )
     portal = start_portal(
         shared_database.url("operator"), api.url, LOWTIDE_OBJECT_STORE_URL=f"file://{folder}"
@@ -296,17 +316,17 @@ def test_portal(
         "/dead-letters/content?which=output",
         "/dead-letters/content?which=input",
     ]
-    visitors = [portal.cookie(secret) for secret in (PORTAL_PASSWORD, VIEWER_PASSWORD)]
+    cookies = [portal.cookie(secret) for secret in (PORTAL_PASSWORD, VIEWER_PASSWORD)]
 
-    def seen(url: str, number: int) -> httpx.Response:
-        return taken(url, visitors[number % 2])
+    def download(url: str, number: int) -> httpx.Response:
+        return read_to_end(url, cookies[number % 2])
 
     for path in paths:
-        together(MOST, partial(seen, portal.url + path))
+        together(MOST, partial(download, portal.url + path))
     with launched() as browser:
         visit = new_visit(browser, portal.url)
         visit.context.request.post(f"{portal.url}/sign-in", form={"secret": PORTAL_PASSWORD})
         visit.page.goto(f"{portal.url}/dead-letters")
         visit.page.get_by_role("button", name="View 1").click()
         visit.page.get_by_role("dialog").get_by_text("Last response").wait_for()
-    held("portal", portal.process.pid)
+    assert_within_limit("portal", portal.process.pid)
