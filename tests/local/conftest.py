@@ -22,20 +22,20 @@ _NUMBERS = itertools.count()
 
 
 def eventually(
-    ask: Callable[[], T], accept: Callable[[T], object] = bool, *, within: float = 30.0
+    poll: Callable[[], T], accept: Callable[[T], object] = bool, *, within: float = 30.0
 ) -> T:
-    """Ask again and again until the answer is accepted, and return it."""
+    """Poll until `accept` is true for the result, and return the result."""
     deadline = time.monotonic() + within
     while True:
-        answer = ask()
-        if accept(answer):
-            return answer
-        assert time.monotonic() < deadline, f"still {answer!r} after {within} s"
+        result = poll()
+        if accept(result):
+            return result
+        assert time.monotonic() < deadline, f"still {result!r} after {within} s"
         time.sleep(0.02)
 
 
-def reserved(port: int) -> bool:
-    """Whether some process holds the reservation of a port."""
+def is_reserved(port: int) -> bool:
+    """Return whether a process has reserved a port."""
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         try:
             probe.bind(("127.0.0.1", port))
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
 
 
 def write_overlay(root: Path, files: Mapping[str, str]) -> Path:
-    """Write the overlay that the runtime reads, of these files; return its folder."""
+    """Write these files as the overlay that the runtime reads; return its folder."""
     folder = root / OVERLAY
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -63,7 +63,7 @@ def write_overlay(root: Path, files: Mapping[str, str]) -> Path:
 
 
 def new_database(server: EmbeddedPostgres) -> str:
-    """Create an empty database, and return its address as the superuser."""
+    """Create an empty database and return its URL as the superuser."""
     name = f"test_{next(_NUMBERS)}"
     with engine(server.superuser_url).connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))

@@ -34,21 +34,21 @@ def manifests() -> Manifests:
     ],
     ids=str,
 )
-def test_the_users_setting_bounds_a_pool(
+def test_user_setting_bounds_replicas_of_pool(
     manifests: Manifests, user: dict[str, str], expected: dict[str, int]
 ) -> None:
-    found = {}
+    replicas = {}
     for scaler in manifests.all(ScaledObject):
         rules = policy(bounded(scaler, user))
         name = scaler.spec.scale_target_ref.name
-        # What the query counts at most, of any number of lines that wait.
+        # The maximum that the query counts of any number of queued requests.
         (limit,) = {int(number) for number in re.findall(r"LIMIT (\d+)\)", rules.query)}
         assert limit == expected[name] * ROWS[name]
-        found[name] = decide(rules, Memory(), limit, 0.0).replicas
-    assert found == expected
+        replicas[name] = decide(rules, Memory(), limit, 0.0).replicas
+    assert replicas == expected
 
 
-def test_what_is_no_number_is_refused(manifests: Manifests) -> None:
+def test_setting_that_is_no_number_is_refused(manifests: Manifests) -> None:
     (spot,) = [
         scaler
         for scaler in manifests.all(ScaledObject)

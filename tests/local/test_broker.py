@@ -70,7 +70,7 @@ spec:
 
 
 class Subscriber:
-    """Collects events by service, and answers what it is told to."""
+    """Collect events by service and answer with `answer` and `reply`."""
 
     def __init__(self) -> None:
         self.events: dict[str, list[tuple[dict[str, str], bytes]]] = {}
@@ -79,9 +79,9 @@ class Subscriber:
         self.address = ""
 
     def take(self, service: str, headers: dict[str, str], body: bytes) -> int:
-        taken = self.events.setdefault(service, [])
-        taken.append((headers, body))
-        return self.answer(service, len(taken))
+        events = self.events.setdefault(service, [])
+        events.append((headers, body))
+        return self.answer(service, len(events))
 
     def ids(self, service: str) -> list[str]:
         return [headers["ce-id"] for headers, _ in self.events.get(service, [])]
@@ -93,7 +93,7 @@ def subscribing() -> Iterator[Subscriber]:
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Keep quiet."""
+            """Keep the test's output clean."""
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -117,7 +117,7 @@ def subscribing() -> Iterator[Subscriber]:
 
 
 class Broker:
-    """A real broker process that can be killed and started again."""
+    """A broker process that can be killed and restarted."""
 
     def __init__(self, root: Path, database_url: str, **environment: str) -> None:
         self.port = free_port()
@@ -174,9 +174,9 @@ class Broker:
 
 
 @pytest.fixture(scope="module")
-def every_subscriber() -> Iterator[Subscriber]:
-    with subscribing() as found:
-        yield found
+def shared_subscriber() -> Iterator[Subscriber]:
+    with subscribing() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def database(server: EmbeddedPostgres) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
+def shared_broker(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
     tmp_path = tmp_path_factory.mktemp("broker")
     write_overlay(tmp_path, {"triggers.yaml": TRIGGERS})
     made = Broker(tmp_path, database.url.render_as_string(hide_password=False))
@@ -197,26 +197,26 @@ def running(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Itera
 
 
 @pytest.fixture
-def subscriber(every_subscriber: Subscriber) -> Subscriber:
-    every_subscriber.events.clear()
-    every_subscriber.answer = lambda _service, _count: 204
-    every_subscriber.reply = ({}, b"")
-    return every_subscriber
+def subscriber(shared_subscriber: Subscriber) -> Subscriber:
+    shared_subscriber.events.clear()
+    shared_subscriber.answer = lambda _service, _count: 204
+    shared_subscriber.reply = ({}, b"")
+    return shared_subscriber
 
 
 @pytest.fixture
-def broker(running: Broker, subscriber: Subscriber, database: Engine) -> Iterator[Broker]:
+def broker(shared_broker: Broker, subscriber: Subscriber, database: Engine) -> Iterator[Broker]:
     services = ("worker", "observer", "morgue", "ticked")
     files.write_endpoints(
-        running.root, {name: [f"{subscriber.address}/{name}"] for name in services}
+        shared_broker.root, {name: [f"{subscriber.address}/{name}"] for name in services}
     )
-    yield running
+    yield shared_broker
     subscriber.answer = lambda _service, _count: 204
     subscriber.reply = ({}, b"")
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
 
 
-def waiting(database: Engine) -> int:
+def pending(database: Engine) -> int:
     with database.connect() as connection:
         return int(connection.scalar(text("SELECT count(*) FROM local_broker.deliveries")) or 0)
 
@@ -234,10 +234,10 @@ def test_events_reach_every_matching_trigger(
     assert headers["ce-traceparent"] == "00-1-2-00"
     assert headers["content-type"] == "application/json"
     assert json.loads(body) == {"batch": 1}
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
 
 
-def test_structured_mode_is_taken_and_bad_events_are_refused(
+def test_structured_events_are_accepted_and_bad_events_refused(
     broker: Broker, subscriber: Subscriber
 ) -> None:
     event = {"specversion": "1.0", "id": "s1", "type": "work", "source": "/x", "data": {"a": "ü"}}
@@ -256,29 +256,27 @@ def test_structured_mode_is_taken_and_bad_events_are_refused(
         assert httpx.post(broker.url, content=content, headers=headers).status_code == 400
 
 
-def test_a_failing_subscriber_is_tried_again(
+def test_failed_delivery_is_retried(
     broker: Broker, subscriber: Subscriber, database: Engine
 ) -> None:
     subscriber.answer = lambda service, count: 500 if service == "worker" and count < 4 else 200
     sent = broker.send("work")
     eventually(lambda: subscriber.ids("worker") == [sent] * 4)
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
 
 
 @pytest.mark.parametrize(("status", "tries"), [(500, 3), (400, 1)], ids=["retried", "refused"])
-def test_what_is_given_up_goes_to_the_dead_letter_sink(
+def test_undeliverable_event_goes_to_dead_letter_sink(
     broker: Broker, subscriber: Subscriber, database: Engine, status: int, tries: int
 ) -> None:
     subscriber.answer = lambda service, _count: status if service == "worker" else 200
     sent = broker.send("doomed")
     eventually(lambda: subscriber.ids("morgue") == [sent])
     assert subscriber.ids("worker") == [sent] * tries
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
 
 
-def test_a_duplicate_is_absorbed_while_the_first_waits(
-    broker: Broker, subscriber: Subscriber
-) -> None:
+def test_duplicate_of_pending_event_is_absorbed(broker: Broker, subscriber: Subscriber) -> None:
     release = threading.Event()
 
     def answer(service: str, _count: int) -> int:
@@ -296,20 +294,18 @@ def test_a_duplicate_is_absorbed_while_the_first_waits(
     assert subscriber.ids("worker") == ["same", last]
 
 
-def test_kill_9_loses_nothing(broker: Broker, subscriber: Subscriber, database: Engine) -> None:
+def test_kill_9_loses_no_event(broker: Broker, subscriber: Subscriber, database: Engine) -> None:
     subscriber.answer = lambda _service, _count: 503
     sent = {broker.send("work") for _ in range(20)}
     broker.kill()
-    assert waiting(database) >= 20
+    assert pending(database) >= 20
     subscriber.answer = lambda _service, _count: 204
     broker.start()
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
     assert set(subscriber.ids("worker")) == sent
 
 
-def test_a_subscriber_that_appears_late_gets_its_events(
-    broker: Broker, subscriber: Subscriber
-) -> None:
+def test_late_subscriber_gets_its_events(broker: Broker, subscriber: Subscriber) -> None:
     files.write_endpoints(broker.root, {"observer": [f"{subscriber.address}/observer"]})
     sent = broker.send("work")
     files.write_endpoints(broker.root, {"worker": [f"{subscriber.address}/worker"]})
@@ -334,12 +330,12 @@ EVENT = {"ce-specversion": "1.0", "ce-id": "r", "ce-type": "t", "ce-source": "/s
     [
         pytest.param(({}, b"OK"), 3, id="no event"),
         pytest.param(
-            ({"content-type": "application/cloudevents+json"}, b"{}"), 3, id="half an event"
+            ({"content-type": "application/cloudevents+json"}, b"{}"), 3, id="incomplete event"
         ),
         pytest.param((EVENT, b"{}"), 1, id="an event"),
     ],
 )
-def test_an_answer_with_a_body_that_is_no_event_is_a_failure(
+def test_response_body_that_is_no_event_fails_delivery(
     broker: Broker,
     subscriber: Subscriber,
     database: Engine,
@@ -349,12 +345,12 @@ def test_an_answer_with_a_body_that_is_no_event_is_a_failure(
     subscriber.answer = lambda _service, _count: 200
     subscriber.reply = reply
     sent = broker.send("doomed")
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
     assert subscriber.ids("worker") == [sent] * tries
     assert subscriber.ids("morgue") == [sent] * (tries > 1)
 
 
-def test_what_an_earlier_release_stored_and_nobody_can_send_ends(
+def test_unsendable_event_of_earlier_release_is_dropped(
     broker: Broker, subscriber: Subscriber, database: Engine
 ) -> None:
     with database.begin() as connection:
@@ -366,12 +362,14 @@ def test_what_an_earlier_release_stored_and_nobody_can_send_ends(
         )
     other = broker.send("doomed")
     eventually(lambda: other in subscriber.ids("worker"))
-    eventually(lambda: waiting(database), lambda count: count == 0)
+    eventually(lambda: pending(database), lambda count: count == 0)
     assert "poison" not in subscriber.ids("worker")
 
 
 @pytest.fixture(scope="module")
-def handing_through(tmp_path_factory: pytest.TempPathFactory, database: Engine) -> Iterator[Broker]:
+def shared_synchronous_broker(
+    tmp_path_factory: pytest.TempPathFactory, database: Engine
+) -> Iterator[Broker]:
     tmp_path = tmp_path_factory.mktemp("synchronous")
     write_overlay(tmp_path, {"triggers.yaml": TRIGGERS})
     url = database.url.render_as_string(hide_password=False)
@@ -382,24 +380,24 @@ def handing_through(tmp_path_factory: pytest.TempPathFactory, database: Engine) 
 
 
 @pytest.fixture
-def synchronous(handing_through: Broker, subscriber: Subscriber) -> Broker:
+def synchronous(shared_synchronous_broker: Broker, subscriber: Subscriber) -> Broker:
     services = ("worker", "observer", "morgue", "ticked")
-    places = {name: [f"{subscriber.address}/{name}"] for name in services}
-    files.write_endpoints(handing_through.root, places)
-    return handing_through
+    endpoints = {name: [f"{subscriber.address}/{name}"] for name in services}
+    files.write_endpoints(shared_synchronous_broker.root, endpoints)
+    return shared_synchronous_broker
 
 
 @pytest.mark.parametrize(
     ("kind", "answers", "status", "tries"),
     [
-        pytest.param("work", [204], 202, 1, id="taken"),
-        pytest.param("work", [503, 503, 204], 202, 3, id="taken in the end"),
+        pytest.param("work", [204], 202, 1, id="delivered"),
+        pytest.param("work", [503, 503, 204], 202, 3, id="delivered after retries"),
         pytest.param("work", [400], 500, 1, id="refused"),
-        pytest.param("doomed", [500, 500, 500], 202, 3, id="taken by the dead letters"),
-        pytest.param("nobody wants it", [], 202, 0, id="nobody's"),
+        pytest.param("doomed", [500, 500, 500], 202, 3, id="sent to the dead letter sink"),
+        pytest.param("nobody wants it", [], 202, 0, id="no trigger"),
     ],
 )
-def test_a_synchronous_broker_answers_with_what_became_of_the_event(
+def test_synchronous_broker_answers_with_delivery_result(
     synchronous: Broker,
     subscriber: Subscriber,
     database: Engine,
@@ -411,10 +409,10 @@ def test_a_synchronous_broker_answers_with_what_became_of_the_event(
     subscriber.answer = lambda service, count: answers[count - 1] if service == "worker" else 204
     assert synchronous.post(kind) == status
     assert len(subscriber.ids("worker")) == tries
-    assert waiting(database) == 0, "nothing is kept"
+    assert pending(database) == 0, "no event is stored"
 
 
-def test_a_synchronous_broker_gives_up_with_its_publisher(
+def test_synchronous_broker_stops_retrying_when_publisher_leaves(
     synchronous: Broker, subscriber: Subscriber
 ) -> None:
     release = threading.Event()
@@ -426,4 +424,4 @@ def test_a_synchronous_broker_gives_up_with_its_publisher(
     release.set()
     subscriber.answer = lambda _service, _count: 204
     synchronous.post("work", "next")
-    assert subscriber.ids("worker") == ["left", "next"], "it is not tried again"
+    assert subscriber.ids("worker") == ["left", "next"], "the abandoned event is not retried"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_data_survives_kill_and_restart_on_the_same_port(tmp_path: Path) -> None:
+def test_data_and_port_survive_kill_and_restart(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path)
     server.start()
     try:
@@ -41,7 +41,7 @@ def _folder(process: psutil.Process) -> str:
         return ""
 
 
-def test_the_folders_above_stay_as_they_are(tmp_path: Path) -> None:
+def test_parent_folder_keeps_its_mode(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     server = EmbeddedPostgres(home / "share", settings={"fsync": "off"})
@@ -71,7 +71,7 @@ def test_settings_reach_the_server(server: EmbeddedPostgres, setting: str, value
         assert connection.scalar(text("SELECT current_setting(:s)"), {"s": setting}) == value
 
 
-def test_every_role_needs_its_password(server: EmbeddedPostgres) -> None:
+def test_wrong_password_is_rejected(server: EmbeddedPostgres) -> None:
     with (
         pytest.raises(DBAPIError) as caught,
         engine(server.url("postgres", "wrong", "postgres")).connect(),
@@ -80,7 +80,7 @@ def test_every_role_needs_its_password(server: EmbeddedPostgres) -> None:
     assert sqlstate(caught.value) == "28P01"
 
 
-def test_a_password_of_another_stack_is_told(server: EmbeddedPostgres) -> None:
+def test_password_of_another_stack_is_reported(server: EmbeddedPostgres) -> None:
     cluster, right = server.cluster, server.cluster.password
     cluster.password = "wrong"
     try:

@@ -19,8 +19,8 @@ def container(document: dict[str, object]) -> Container:
     return msgspec.convert(document, Container)
 
 
-def test_manifest_values_come_from_everywhere_and_env_wins_over_env_from() -> None:
-    found = manifest_environment(
+def test_environment_merges_all_sources_and_env_overrides_env_from() -> None:
+    environment = manifest_environment(
         container(
             {
                 "envFrom": [
@@ -45,7 +45,7 @@ def test_manifest_values_come_from_everywhere_and_env_wins_over_env_from() -> No
         MAPS,
         SECRETS,
     )
-    assert found == {
+    assert environment == {
         "LOWTIDE_ENGINE": "simulated",
         "LOWTIDE_TICK": "20",
         "LOWTIDE_DATABASE_URL": "postgresql://api",
@@ -72,7 +72,7 @@ def test_manifest_values_come_from_everywhere_and_env_wins_over_env_from() -> No
     ],
     ids=["config-map", "secret", "key", "unknown-source"],
 )
-def test_dangling_references_are_named(document: dict[str, object], message: str) -> None:
+def test_error_names_dangling_reference(document: dict[str, object], message: str) -> None:
     with pytest.raises(BadManifest, match=message):
         manifest_environment(container(document), MAPS, SECRETS)
 
@@ -102,7 +102,7 @@ def test_dangling_references_are_named(document: dict[str, object], message: str
         "keys-are-the-runtime's",
     ],
 )
-def test_who_wins(
+def test_variable_comes_from_source_with_precedence(
     user: dict[str, str],
     manifest: dict[str, str],
     defaults: dict[str, str],
@@ -113,12 +113,12 @@ def test_who_wins(
     assert merge(user, manifest, defaults, fixed).get(name) == expected
 
 
-def test_commands_are_found_beside_the_interpreter_first() -> None:
+def test_path_starts_with_folder_of_interpreter() -> None:
     path = merge({"PATH": "/somewhere"}, {}, {}, {})["PATH"]
     assert path == f"{Path(sys.executable).parent}{os.pathsep}/somewhere"
 
 
-def test_a_mistyped_setting_is_an_error() -> None:
+def test_mistyped_setting_is_refused() -> None:
     check_user({"LOWTIDE_ENGINE": "noop", "HOME": "/"})
     with pytest.raises(LocalError, match="LOWTIDE_ENGIEN"):
         check_user({"LOWTIDE_ENGIEN": "noop"})

@@ -37,31 +37,31 @@ def by_name(manifests: Manifests) -> dict[str, Workload]:
     return {workload.name: workload for workload in workloads(manifests)}
 
 
-def test_every_function_worker_and_the_portal_are_there(by_name: dict[str, Workload]) -> None:
+def test_overlay_has_every_function_worker_and_portal(by_name: dict[str, Workload]) -> None:
     assert set(by_name) == {*FUNCTIONS, "infer-spot", "infer-dedicated", "portal"}
     assert all(by_name[name].replicas == 1 for name in {*FUNCTIONS, "portal"})
     assert by_name["infer-spot"].scaled
     assert by_name["infer-spot"].replicas == 0
 
 
-def test_every_yaml_file_is_named_by_its_kustomization() -> None:
+def test_kustomizations_list_every_yaml_file() -> None:
     for kustomization in [
         *ROOT.glob("knative/**/kustomization.yaml"),
         *ROOT.glob("keda/kust*.yaml"),
     ]:
         folder = kustomization.parent
         for path in folder.rglob("*.yaml"):
-            # Patches of Knative's own ConfigMaps are an administrator's to apply.
+            # Administrators apply the patches of Knative's own ConfigMaps.
             if path.name.startswith(("kustomization", "config-")) or _nearest(path) != folder:
                 continue
             assert str(path.relative_to(folder)) in kustomization.read_text(), path
 
 
 def _nearest(path: Path) -> Path:
-    return next(up for up in path.parents if (up / "kustomization.yaml").exists())
+    return next(parent for parent in path.parents if (parent / "kustomization.yaml").exists())
 
 
-def test_everything_that_is_sent_somewhere_has_a_receiver(manifests: Manifests) -> None:
+def test_triggers_pings_and_routes_have_existing_targets(manifests: Manifests) -> None:
     services = {s.metadata.name for s in manifests.all(KnativeService)}
     core = {s.metadata.name for s in manifests.all(CoreService)}
     for trigger in manifests.all(Trigger):
@@ -86,7 +86,7 @@ def test_function_sources_exist_and_settings_are_known(
     assert unknown_variables(environment | config) == []
 
 
-def test_threads_concurrency_and_pool_are_one_number(manifests: Manifests) -> None:
+def test_threads_and_pool_size_equal_concurrency(manifests: Manifests) -> None:
     for service in manifests.all(KnativeService):
         name = service.metadata.name
         document = yaml.safe_load((ROOT / f"knative/base/functions/{name}.yaml").read_text())
@@ -95,7 +95,7 @@ def test_threads_concurrency_and_pool_are_one_number(manifests: Manifests) -> No
         assert {environment["THREADS"], environment["LOWTIDE_DATABASE_POOL_SIZE"]} == {limit}
 
 
-def test_the_scheduler_is_told_what_the_scalers_and_the_ping_do(manifests: Manifests) -> None:
+def test_scheduler_settings_match_scalers_and_ping(manifests: Manifests) -> None:
     config = {k: v for m in manifests.all(ConfigMap) for k, v in m.data.items()}
     for scaler in manifests.all(ScaledObject):
         pool = scaler.metadata.name.removeprefix("infer-").upper()
@@ -108,7 +108,7 @@ def test_the_scheduler_is_told_what_the_scalers_and_the_ping_do(manifests: Manif
     assert ping.spec.schedule == f"*/{config['LOWTIDE_TICK']} * * * * *"
 
 
-def test_workers_leave_their_count_to_keda(manifests: Manifests) -> None:
+def test_only_scaled_deployments_omit_replicas(manifests: Manifests) -> None:
     scaled = {scaler.spec.scale_target_ref.name for scaler in manifests.all(ScaledObject)}
     for deployment in manifests.all(Deployment):
         assert (deployment.spec.replicas is None) == (deployment.metadata.name in scaled)
@@ -126,18 +126,20 @@ def test_workers_leave_their_count_to_keda(manifests: Manifests) -> None:
     ],
     ids=["missing-field", "not-yaml", "wrong-type"],
 )
-def test_a_bad_manifest_names_file_and_field(tmp_path: Path, content: str, message: str) -> None:
+def test_error_of_bad_manifest_names_file_and_field(
+    tmp_path: Path, content: str, message: str
+) -> None:
     write_overlay(tmp_path, {"a.yaml": content})
     with pytest.raises(BadManifest, match=message):
         load(tmp_path)
 
 
-def test_a_folder_without_manifests_says_so(tmp_path: Path) -> None:
+def test_missing_kustomization_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadManifest, match=r"kustomization\.yaml is missing"):
         load(tmp_path)
 
 
-def test_a_missing_resource_says_so(tmp_path: Path) -> None:
+def test_missing_resource_is_reported(tmp_path: Path) -> None:
     folder = write_overlay(tmp_path, {})
     (folder / "kustomization.yaml").write_text("resources: [gone.yaml]\n")
     with pytest.raises(BadManifest, match=r"gone\.yaml"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def written(tmp_path: Path, chunks: list[bytes], *, coloured: bool = False) -> str:
+def logged(tmp_path: Path, chunks: list[bytes], *, coloured: bool = False) -> str:
     async def feed(log: Log) -> None:
         reader = asyncio.StreamReader()
         for chunk in chunks:
@@ -38,13 +38,15 @@ def written(tmp_path: Path, chunks: list[bytes], *, coloured: bool = False) -> s
     ],
     ids=["lines", "split", "blank", "not-utf-8", "long"],
 )
-def test_whole_lines_with_prefix(tmp_path: Path, chunks: list[bytes], lines: list[str]) -> None:
-    assert written(tmp_path, chunks).splitlines() == [f"read         | {one}" for one in lines]
+def test_output_is_logged_as_prefixed_lines(
+    tmp_path: Path, chunks: list[bytes], lines: list[str]
+) -> None:
+    assert logged(tmp_path, chunks).splitlines() == [f"read         | {one}" for one in lines]
 
 
-def test_no_process_can_forge_a_line_of_another(tmp_path: Path) -> None:
+def test_process_cannot_forge_line_of_another(tmp_path: Path) -> None:
     forged = "\x1b[2K\rlowtide      | ready\x9b2J\u2028portal       | signed in\x85"
-    assert written(tmp_path, [forged.encode() + b"\n"]) == (
+    assert logged(tmp_path, [forged.encode() + b"\n"]) == (
         r"read         | \x1b[2K\rlowtide      | ready\x9b2J\u2028portal       | signed in\x85"
         "\n"
     )
@@ -57,13 +59,13 @@ def test_no_process_can_forge_a_line_of_another(tmp_path: Path) -> None:
 def test_secrets_are_masked(tmp_path: Path) -> None:
     key, password = "lt_" + "k" * 43, "hunter2"
     line = f"Authorization: Bearer {key} postgresql://ana:{password}@db/x {key}"
-    text = written(tmp_path, [line.encode() + b"\n"])
+    text = logged(tmp_path, [line.encode() + b"\n"])
     assert key not in text
     assert password not in text
     assert "postgresql://ana:***@db/x lt_***" in text
 
 
-def test_only_a_terminal_is_shown_a_secret(tmp_path: Path) -> None:
+def test_secret_is_shown_on_terminal_only(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as file:
         Log(file.fileno()).secret("lowtide", "key lt_secret", elsewhere="key: see status")
@@ -77,11 +79,11 @@ def test_only_a_terminal_is_shown_a_secret(tmp_path: Path) -> None:
         os.close(terminal)
 
 
-def test_colours_only_when_asked(tmp_path: Path) -> None:
-    assert written(tmp_path, [b"a\n"], coloured=True).startswith("\x1b[")
+def test_log_is_coloured_on_request(tmp_path: Path) -> None:
+    assert logged(tmp_path, [b"a\n"], coloured=True).startswith("\x1b[")
 
 
-def test_a_closed_terminal_does_not_end_the_stack() -> None:
+def test_closed_terminal_raises_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     Log(writer).line("lowtide", "nobody reads this")

@@ -1,4 +1,4 @@
-"""Monitoring beside the local stack: configuration, targets, and what is missing."""
+"""Monitoring of the local stack: configuration, targets and missing programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
-    """Options with two programs that need not be real to be configured."""
+    """Options with two placeholder programs."""
     prometheus, alertmanager = programs = tmp_path / PROMETHEUS, tmp_path / ALERTMANAGER
     for program in programs:
         program.write_text("#!/bin/sh\n")
@@ -39,32 +39,32 @@ def options(tmp_path: Path) -> Options:
     )
 
 
-def _written(options: Options, name: str) -> Any:
+def _read_config(options: Options, name: str) -> Any:
     return yaml.safe_load((options.data_dir / "monitoring" / name).read_text())
 
 
-def test_the_rules_are_ours_on_a_shorter_clock(options: Options) -> None:
+def test_rules_are_the_shipped_ones_with_shorter_waits(options: Options) -> None:
     Monitoring(options).prepare()
     source = yaml.safe_load(
         (options.root / "monitoring" / "rules" / "lowtide.rules.yml").read_text()
     )
-    written = _written(options, "lowtide.rules.yml")
+    written = _read_config(options, "lowtide.rules.yml")
     longest = yaml.safe_load((options.root / "monitoring" / "local.yml").read_text())["longest_for"]
     before = [rule for group in source["groups"] for rule in group["rules"]]
     after = [rule for group in written["groups"] for rule in group["rules"]]
     assert any(rule["for"] == longest for rule in after if "for" in rule)
-    for ours, local in zip(before, after, strict=True):
+    for shipped, local in zip(before, after, strict=True):
         assert seconds(local.pop("for", "0s")) <= seconds(longest)
-        ours.pop("for", None)
-        assert ours == local
+        shipped.pop("for", None)
+        assert shipped == local
 
 
-def test_the_routes_are_ours_and_notify_nobody(options: Options) -> None:
+def test_routes_are_the_shipped_ones_without_notifications(options: Options) -> None:
     Monitoring(options).prepare()
     source = yaml.safe_load(
         (options.root / "monitoring" / "alertmanager" / "alertmanager.yml").read_text()
     )
-    written = _written(options, "alertmanager.yml")
+    written = _read_config(options, "alertmanager.yml")
     assert [one["receiver"] for one in written["route"]["routes"]] == [
         one["receiver"] for one in source["route"]["routes"]
     ]
@@ -72,7 +72,7 @@ def test_the_routes_are_ours_and_notify_nobody(options: Options) -> None:
     assert written["receivers"] == [{"name": one["name"]} for one in source["receivers"]]
 
 
-def test_the_portal_is_told_where_both_are(options: Options) -> None:
+def test_settings_have_urls_of_both_programs(options: Options) -> None:
     monitoring = Monitoring(options)
     assert monitoring.settings == {
         "LOWTIDE_PROMETHEUS_URL": monitoring.url(PROMETHEUS),
@@ -95,18 +95,20 @@ def test_targets_have_the_labels_of_pods() -> None:
         ],
     )
     portal = SimpleNamespace(name="portal", processes=[process("portal", State.READY)])
-    found = targets_of(cast("Any", [spot, portal]))
-    assert [one["targets"] for one in found] == [["127.0.0.1:7"], ["127.0.0.1:8"], ["127.0.0.1:9"]]
-    assert found[0]["labels"] == {
+    targets = targets_of(cast("Any", [spot, portal]))
+    assert [one["targets"] for one in targets] == [
+        ["127.0.0.1:7"],
+        ["127.0.0.1:8"],
+        ["127.0.0.1:9"],
+    ]
+    assert targets[0]["labels"] == {
         "namespace": "local", "pod": "infer-spot-1", "instance": "infer-spot-1",
         "function": "infer-spot", "pool": "spot",
     }  # fmt: skip
-    assert "pool" not in found[2]["labels"]
+    assert "pool" not in targets[2]["labels"]
 
 
-def test_a_program_that_is_not_there_is_told_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_program_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     options = Options(data_dir=tmp_path, monitoring=True)
     with pytest.raises(MissingProgram, match=r"apt-get install .*prometheus-alertmanager"):
@@ -116,11 +118,11 @@ def test_a_program_that_is_not_there_is_told_before_anything_starts(
 @pytest.mark.parametrize(
     ("text", "expected"), [("30s", 30), ("1h30m", 5400), ("2d", 172_800), ("0s", 0)]
 )
-def test_durations(text: str, expected: float) -> None:
+def test_prometheus_duration_is_parsed(text: str, expected: float) -> None:
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "5", "1 h", "h"])
-def test_what_is_no_duration(text: str) -> None:
+def test_bad_duration_is_refused(text: str) -> None:
     with pytest.raises(BadManifest):
         seconds(text)

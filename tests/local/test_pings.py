@@ -19,5 +19,5 @@ START = datetime(2026, 1, 31, 23, 59, 55, tzinfo=UTC)
     ],
     ids=["ten-seconds", "two-seconds", "each-minute", "daily"],
 )
-def test_next_tick(schedule: str, expected: datetime) -> None:
+def test_next_tick_follows_schedule(schedule: str, expected: datetime) -> None:
     assert next_tick(schedule, START) == expected

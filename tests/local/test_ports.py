@@ -12,7 +12,7 @@ import pytest
 from lowtide.local.options import PortInUse
 from lowtide.local.ports import free_port, hold_port, release_ports, require_free
 
-from .conftest import reserved
+from .conftest import is_reserved
 
 RESERVERS, EACH = 12, 40
 RESERVES = f"""
@@ -25,7 +25,7 @@ sys.stdin.read()
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def test_a_port_in_use_names_the_process_and_the_way_out() -> None:
+def test_error_of_port_in_use_names_process_and_remedy() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -36,13 +36,13 @@ def test_a_port_in_use_names_the_process_and_the_way_out() -> None:
     assert "PORT=8090 make up" in str(caught.value)
 
 
-def test_a_free_port_is_free() -> None:
+def test_free_port_is_free() -> None:
     port = free_port()
     require_free(port, "nothing")
     release_ports(port)
 
 
-def test_processes_that_reserve_at_once_get_ports_of_their_own_until_they_end() -> None:
+def test_concurrent_processes_reserve_distinct_ports_until_exit() -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RESERVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -59,14 +59,14 @@ def test_processes_that_reserve_at_once_get_ports_of_their_own_until_they_end() 
             for process in processes
             if process.stdout is not None
         ]
-        taken = {port for each in ports for port in each}
-        assert len(taken) == RESERVERS * EACH
-        assert all(reserved(port) for port in taken)
-        ended, *others = processes
-        ended.send_signal(signal.SIGKILL)
-        ended.wait()
-        assert not any(reserved(port) for port in ports[0])
-        assert all(reserved(port) for each in ports[1:] for port in each)
+        all_ports = {port for each in ports for port in each}
+        assert len(all_ports) == RESERVERS * EACH
+        assert all(is_reserved(port) for port in all_ports)
+        killed, *others = processes
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert not any(is_reserved(port) for port in ports[0])
+        assert all(is_reserved(port) for each in ports[1:] for port in each)
         assert all(other.poll() is None for other in others)
     finally:
         for process in processes:
@@ -74,29 +74,29 @@ def test_processes_that_reserve_at_once_get_ports_of_their_own_until_they_end() 
             process.communicate()
 
 
-def test_a_reserved_port_can_be_bound_and_is_given_again_only_after_its_release() -> None:
+def test_reserved_port_can_be_bound_and_is_freed_by_release() -> None:
     port = free_port()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port))
         listener.listen()
-    assert reserved(port)
+    assert is_reserved(port)
     release_ports(port)
-    assert not reserved(port)
+    assert not is_reserved(port)
     release_ports(port)
 
 
-def test_a_port_that_a_person_chose_is_kept_from_others() -> None:
+def test_chosen_port_is_reserved_until_release() -> None:
     port = free_port()
     release_ports(port)
     hold_port(port)
-    assert reserved(port)
+    assert is_reserved(port)
     hold_port(port)
     release_ports(port)
-    assert not reserved(port)
+    assert not is_reserved(port)
 
 
-@pytest.mark.skipif(not EPHEMERAL.exists(), reason="reads Linux's range")
-def test_no_outgoing_connection_can_take_a_port() -> None:
+@pytest.mark.skipif(not EPHEMERAL.exists(), reason="needs Linux's port range")
+def test_free_ports_are_outside_ephemeral_range() -> None:
     low, high = map(int, EPHEMERAL.read_text().split())
     ports = [free_port() for _ in range(300)]
     release_ports(*ports)

@@ -15,20 +15,20 @@ from lowtide.local.processes import Launch, Log, Process, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAITS = "import time; print('up', flush=True); time.sleep(60)"
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
-LEAVES_A_CHILD = (
+SLEEPING = "import time; print('up', flush=True); time.sleep(60)"
+IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPING
+LEAVES_CHILD = (
     "import subprocess; child = subprocess.Popen(['sleep', '300'], start_new_session=True); "
-    "print('child', child.pid, flush=True); " + WAITS
+    "print('child', child.pid, flush=True); " + SLEEPING
 )
-CRASHES = "import sys; sys.exit(3)"
+CRASHING = "import sys; sys.exit(3)"
 
 
 async def _ready() -> bool:
     return True
 
 
-def plan(code: str) -> Callable[[], Launch]:
+def launching(code: str) -> Callable[[], Launch]:
     return lambda: Launch(
         command=(sys.executable, "-c", code),
         environment={**os.environ},
@@ -51,9 +51,9 @@ def run(scenario: Callable[[Log], object], log: Path) -> str:
     return log.read_text()
 
 
-def test_a_killed_process_starts_again_and_stops_on_request(tmp_path: Path) -> None:
+def test_killed_process_restarts_and_stops_on_request(tmp_path: Path) -> None:
     async def scenario(log: Log) -> None:
-        process = Process("one", plan(WAITS), log)
+        process = Process("one", launching(SLEEPING), log)
         process.start()
         await until(lambda: process.state is State.READY)
         first = process.pid
@@ -70,7 +70,7 @@ def test_a_killed_process_starts_again_and_stops_on_request(tmp_path: Path) -> N
     assert "one          | killed by SIGKILL: restarting in 0.2 s\n" in text
 
 
-def test_a_killed_process_starts_again_while_a_child_it_left_holds_its_output(
+def test_killed_process_restarts_while_orphan_keeps_its_output_open(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "log"
@@ -80,7 +80,7 @@ def test_a_killed_process_starts_again_while_a_child_it_left_holds_its_output(
         return [int(line[-1]) for line in words if line[-2] == "child"]
 
     async def scenario(log: Log) -> None:
-        process = Process("one", plan(LEAVES_A_CHILD), log)
+        process = Process("one", launching(LEAVES_CHILD), log)
         process.start()
         await until(children)
         os.kill(process.pid or 0, signal.SIGKILL)
@@ -95,9 +95,9 @@ def test_a_killed_process_starts_again_while_a_child_it_left_holds_its_output(
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_crashing_process_is_started_with_growing_waits(tmp_path: Path) -> None:
+def test_crashing_process_restarts_with_growing_waits(tmp_path: Path) -> None:
     async def scenario(log: Log) -> None:
-        process = Process("one", plan(CRASHES), log)
+        process = Process("one", launching(CRASHING), log)
         process.start()
         await until(lambda: process.restarts >= 3)
         await process.stop()
@@ -107,9 +107,9 @@ def test_a_crashing_process_is_started_with_growing_waits(tmp_path: Path) -> Non
         assert f"exited with 3: restarting in {wait} s" in text
 
 
-def test_a_deaf_process_is_killed_after_its_grace(tmp_path: Path) -> None:
+def test_process_that_ignores_sigterm_is_killed_after_grace(tmp_path: Path) -> None:
     async def scenario(log: Log) -> None:
-        process = Process("one", plan(DEAF), log, grace=0.3)
+        process = Process("one", launching(IGNORES_SIGTERM), log, grace=0.3)
         process.start()
         await until(lambda: b"up" in (tmp_path / "log").read_bytes())
         began = time.monotonic()
@@ -120,7 +120,7 @@ def test_a_deaf_process_is_killed_after_its_grace(tmp_path: Path) -> None:
     assert "still running after 0.3 s: killed" in run(scenario, tmp_path / "log")
 
 
-def test_a_missing_command_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_missing_command_is_logged_and_retried(tmp_path: Path) -> None:
     async def scenario(log: Log) -> None:
         process = Process(
             "one",
@@ -139,7 +139,7 @@ def test_a_missing_command_is_told_and_tried_again(tmp_path: Path) -> None:
     assert "cannot start: " in run(scenario, tmp_path / "log")
 
 
-def test_the_child_dies_with_its_supervisor(tmp_path: Path) -> None:
+def test_process_dies_with_its_supervisor(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys
 from pathlib import Path
@@ -150,7 +150,7 @@ async def ready():
     return True
 
 async def main():
-    process = Process("one", lambda: Launch(command=(sys.executable, "-c", {WAITS!r}),
+    process = Process("one", lambda: Launch(command=(sys.executable, "-c", {SLEEPING!r}),
         environment=dict(os.environ), folder=Path("/"), ready=ready), Log(2))
     process.start()
     while process.pid is None:

@@ -1,4 +1,4 @@
-"""Kustomizations as the local runtime renders them; `tests/manifests` compares with kubectl."""
+"""Rendering of kustomizations by the local runtime; `tests/manifests` compares it with kubectl."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ spec:
 
 
 def build(folder: Path, kustomization: dict[str, Any], **files: str) -> dict[str, Any]:
-    """Render a kustomization of these files; return the only object."""
+    """Render a kustomization of these files; return its only object."""
     for name, content in {"a": DEPLOYMENT, **files}.items():
         (folder / f"{name}.yaml").write_text(content)
-    whole = {"resources": ["a.yaml"], **kustomization}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+    merged = {"resources": ["a.yaml"], **kustomization}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(merged))
     (resource,) = render(folder)
     return resource.document
 
 
-def test_a_merge_patch_merges_lists_by_name(tmp_path: Path) -> None:
+def test_merge_patch_merges_lists_by_name(tmp_path: Path) -> None:
     patch = """
 apiVersion: apps/v1
 kind: Deployment
@@ -45,16 +45,16 @@ spec:
       containers: [{name: c, env: [{name: B, value: "3"}, {name: C, value: "4"}]}]
       volumes: [{name: v, emptyDir: {}}]
 """
-    found = build(tmp_path, {"patches": [{"path": "p.yaml"}]}, p=patch)
-    (container,) = found["spec"]["template"]["spec"]["containers"]
+    document = build(tmp_path, {"patches": [{"path": "p.yaml"}]}, p=patch)
+    (container,) = document["spec"]["template"]["spec"]["containers"]
     assert {one["name"]: one["value"] for one in container["env"]} == {"A": "1", "B": "3", "C": "4"}
     assert container["image"] == "lowtide:dev"
-    assert found["spec"]["template"]["spec"]["volumes"] == [{"name": "v", "emptyDir": {}}]
-    assert found["metadata"]["labels"] == {"x": "1", "y": "2"}
+    assert document["spec"]["template"]["spec"]["volumes"] == [{"name": "v", "emptyDir": {}}]
+    assert document["metadata"]["labels"] == {"x": "1", "y": "2"}
 
 
 @pytest.mark.parametrize(
-    ("target", "hit"),
+    ("target", "matches"),
     [
         ({"kind": "Deployment"}, True),
         ({"kind": "Deployment", "name": "a|b"}, True),
@@ -66,17 +66,17 @@ spec:
     ],
     ids=str,
 )
-def test_a_json_patch_goes_to_its_target(
-    tmp_path: Path, target: dict[str, str], *, hit: bool
+def test_json_patch_applies_to_its_target(
+    tmp_path: Path, target: dict[str, str], *, matches: bool
 ) -> None:
     patch = "[{op: replace, path: /spec/template/spec/containers/0/image, value: new}]"
     kustomization = {"patches": [{"path": "p.yaml", "target": target}]}
-    if not hit:
+    if not matches:
         with pytest.raises(BadManifest, match="matches no object"):
             build(tmp_path, kustomization, p=patch)
         return
-    found = build(tmp_path, kustomization, p=patch)
-    assert found["spec"]["template"]["spec"]["containers"][0]["image"] == "new"
+    document = build(tmp_path, kustomization, p=patch)
+    assert document["spec"]["template"]["spec"]["containers"][0]["image"] == "new"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_json_patch_goes_to_its_target(
     ids=["name", "tag", "all", "digest"],
 )
 def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) -> None:
-    found = build(tmp_path, {"images": [{"name": "lowtide", **image}]})
-    assert found["spec"]["template"]["spec"]["containers"][0]["image"] == name
+    document = build(tmp_path, {"images": [{"name": "lowtide", **image}]})
+    assert document["spec"]["template"]["spec"]["containers"][0]["image"] == name
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,16 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
             "target with version",
         ),
     ],
-    ids=["field", "file", "twice", "inline", "add", "nowhere", "target", "directive", "version"],
+    ids=["field", "file", "twice", "inline", "add", "no-path", "target", "directive", "version"],
 )
-def test_what_is_not_understood_says_so(
+def test_unsupported_kustomization_is_refused(
     tmp_path: Path, kustomization: dict[str, Any], patch: str, message: str
 ) -> None:
     with pytest.raises(BadManifest, match=message):
         build(tmp_path, kustomization, p=patch)
 
 
-def test_a_list_of_a_custom_resource_is_not_merged(tmp_path: Path) -> None:
+def test_merge_patch_of_custom_resource_list_is_refused(tmp_path: Path) -> None:
     service = DEPLOYMENT.replace("apps/v1", "serving.knative.dev/v1")
     patch = service.replace("lowtide:dev", "other")
     with pytest.raises(BadManifest, match="use a JSON patch"):

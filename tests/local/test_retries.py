@@ -10,7 +10,7 @@ from lowtide.local.manifests import Delivery
     ("kind", "waits"),
     [("exponential", [0.5, 1, 2, None]), ("linear", [0, 0.5, 1, None])],
 )
-def test_waits_follow_the_backoff_policy(kind: str, waits: list[float | None]) -> None:
+def test_waits_follow_backoff_policy(kind: str, waits: list[float | None]) -> None:
     policy = retry_policy(Delivery(retry=3, backoff_policy=kind, backoff_delay="PT0.5S"))
     assert [policy.wait(attempt) for attempt in range(4)] == waits
 
@@ -31,5 +31,5 @@ def test_waits_follow_the_backoff_policy(kind: str, waits: list[float | None]) -
         (302, False),
     ],
 )
-def test_which_answers_are_tried_again(status: int | None, retried: bool) -> None:
+def test_status_decides_about_retry(status: int | None, retried: bool) -> None:
     assert is_retried(status) is retried

@@ -56,7 +56,7 @@ SERVICES = ("upload", "create-batch", "cancel-batch", "read")
         ("GET", "/v10", None),
     ],
 )
-def test_routes_of_the_manifest(method: str, path: str, backend: str | None) -> None:
+def test_manifest_routes_request_to_service(method: str, path: str, backend: str | None) -> None:
     rules = [rule for route in load(ROOT).all(HttpRoute) for rule in route.spec.rules]
     assert Routes(rules).find(method, path) == backend
 
@@ -68,7 +68,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def process(data_dir: Path) -> Iterator[tuple[str, int]]:
-    """A real router process: its base URL and its pid."""
+    """The base URL and pid of a router process."""
     port = free_port()
     with subprocess.Popen(
         [
@@ -97,30 +97,30 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def test_requests_arrive_as_they_were_sent(router: str) -> None:
+def test_requests_are_forwarded_unchanged(router: str) -> None:
     path = "/v1/batches/a%2Fb%20c?limit=2&after=%C3%A4"
-    told = httpx.get(router + path, headers=[(b"X-Thing", "Ä".encode())]).json()
-    headers = {name.lower(): value for name, value in told["headers"]}
-    assert told["path"] == path
+    received = httpx.get(router + path, headers=[(b"X-Thing", "Ä".encode())]).json()
+    headers = {name.lower(): value for name, value in received["headers"]}
+    assert received["path"] == path
     assert headers["x-thing"] == "Ä".encode().decode("latin-1")
     assert headers["host"] == router.removeprefix("http://")
     assert headers["user-agent"].startswith("python-httpx")
     assert headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_nothing_is_added_that_the_caller_left_out(router: str) -> None:
+def test_router_adds_only_x_forwarded_for_and_connection(router: str) -> None:
     connection = http.client.HTTPConnection(router.removeprefix("http://"))
     connection.putrequest("GET", "/v1/files", skip_accept_encoding=True)
     connection.putheader("Connection", "X-Private, close")
     connection.putheader("X-Private", "of this hop")
     connection.endheaders()
-    told = json.loads(connection.getresponse().read())
+    received = json.loads(connection.getresponse().read())
     connection.close()
-    names = {name.lower() for name, _ in told["headers"]}
+    names = {name.lower() for name, _ in received["headers"]}
     assert names == {"host", "x-forwarded-for", "connection"}
 
 
-def test_responses_come_back_as_they_were_sent(router: str) -> None:
+def test_responses_are_forwarded_unchanged(router: str) -> None:
     response = httpx.get(router + "/v1/redirect")
     assert (response.status_code, response.headers["location"]) == (307, "/elsewhere")
     with httpx.stream("GET", router + "/v1/zipped") as zipped:
@@ -140,27 +140,25 @@ def test_large_bodies_stream_both_ways_in_constant_memory(
     expected = hashlib.sha256(block * blocks).hexdigest()
     before = psutil.Process(process[1]).memory_info().rss
     length = {} if chunked else {"Content-Length": str(len(block) * blocks)}
-    told = httpx.post(
+    received = httpx.post(
         router + "/v1/files", content=iter([block] * blocks), headers=length, timeout=60
     ).json()
-    assert (told["bytes"], told["sha256"]) == (len(block) * blocks, expected)
+    assert (received["bytes"], received["sha256"]) == (len(block) * blocks, expected)
     with httpx.stream("GET", router + "/v1/stream") as response:
         assert sum(len(chunk) for chunk in response.iter_raw()) == 200 * 65_536
     grown = psutil.Process(process[1]).memory_info().rss - before
     assert grown < 30_000_000
 
 
-def test_a_zipped_request_body_stays_zipped(router: str) -> None:
+def test_gzipped_request_body_is_forwarded_unchanged(router: str) -> None:
     body = gzip.compress(b"x" * 10_000)
-    told = httpx.post(
+    received = httpx.post(
         router + "/v1/files", content=body, headers={"Content-Encoding": "gzip"}
     ).json()
-    assert told["sha256"] == hashlib.sha256(body).hexdigest()
+    assert received["sha256"] == hashlib.sha256(body).hexdigest()
 
 
-def test_a_backend_refuses_a_body_of_which_nothing_came(
-    process: tuple[str, int], data_dir: Path
-) -> None:
+def test_refusal_is_forwarded_before_body_is_sent(process: tuple[str, int], data_dir: Path) -> None:
     refusal = b"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
     host, _, port = process[0].removeprefix("http://").partition(":")
     with socket.create_server(("127.0.0.1", 0)) as backend:
@@ -169,11 +167,11 @@ def test_a_backend_refuses_a_body_of_which_nothing_came(
         files.write_endpoints(data_dir, {"upload": [address]})
         with socket.create_connection((host, int(port)), 20) as client:
             client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
-            taken, _ = backend.accept()
-            with taken:
-                assert b"Content-Length: 1000" in _all(taken, b"\r\n\r\n")
-                taken.sendall(refusal)
-                assert _all(client, b"{}").startswith(b"HTTP/1.1 401 ")
+            connection, _ = backend.accept()
+            with connection:
+                assert b"Content-Length: 1000" in _read_until(connection, b"\r\n\r\n")
+                connection.sendall(refusal)
+                assert _read_until(client, b"{}").startswith(b"HTTP/1.1 401 ")
 
 
 def test_expect_continue_is_answered_before_the_body(router: str) -> None:
@@ -185,10 +183,10 @@ def test_expect_continue_is_answered_before_the_body(router: str) -> None:
         )
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"body")
-        assert b'"bytes": 4' in _all(connection, b"}")
+        assert b'"bytes": 4' in _read_until(connection, b"}")
 
 
-def _all(connection: socket.socket, end: bytes) -> bytes:
+def _read_until(connection: socket.socket, end: bytes) -> bytes:
     received = b""
     while not received.endswith(end):
         chunk = connection.recv(65_536)
@@ -197,7 +195,7 @@ def _all(connection: socket.socket, end: bytes) -> bytes:
     return received
 
 
-def test_errors_have_openais_shape(router: str) -> None:
+def test_error_has_openai_shape(router: str) -> None:
     response = httpx.get(router + "/nowhere")
     assert response.status_code == 404
     assert response.headers["x-request-id"].startswith("req_")
@@ -210,7 +208,9 @@ def test_errors_have_openais_shape(router: str) -> None:
     )
 
 
-def test_a_backend_that_starts_late_is_waited_for(process: tuple[str, int], data_dir: Path) -> None:
+def test_request_waits_for_backend_that_starts_late(
+    process: tuple[str, int], data_dir: Path
+) -> None:
     port = free_port()
     files.write_endpoints(data_dir, {"upload": [f"http://127.0.0.1:{port}"]})
     answers: list[httpx.Response] = []
@@ -235,13 +235,13 @@ def test_no_backend_is_503_with_retry_after(process: tuple[str, int], data_dir: 
     assert response.json()["error"]["type"] == "server_error"
 
 
-def test_a_response_cut_short_is_seen_as_such(router: str) -> None:
+def test_truncated_response_is_an_error(router: str) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(router + "/v1/broken")
     assert httpx.get(router + "/v1/files").status_code == 200
 
 
-def test_replicas_take_turns(tmp_path: Path) -> None:
+def test_replicas_are_picked_in_turn(tmp_path: Path) -> None:
     view = files.Endpoints(tmp_path)
     assert view.pick("read") is None
     files.write_endpoints(tmp_path, {"read": ["a", "b"]})

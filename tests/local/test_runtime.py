@@ -1,4 +1,4 @@
-"""The runtime on a small system of its own: two workloads, real PostgreSQL, real processes."""
+"""The runtime with two small workloads, a real PostgreSQL and real processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lowtide.local.ports import free_port
 from lowtide.local.runtime import Options, Status, down, status, up, up_detached
 from lowtide.local.workloads import OVERLAY
 
-from .conftest import eventually, reserved, write_overlay
+from .conftest import eventually, is_reserved, write_overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,22 +130,22 @@ def stack(options: Options) -> Status:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _stopped_at_the_end(options: Options) -> Iterator[None]:
+def _stopped_afterwards(options: Options) -> Iterator[None]:
     yield
     down(options.data_dir)
 
 
 def process(options: Options, name: str) -> ProcessStatus:
-    found = status(options.data_dir)
-    assert found is not None
-    return next(one for one in found.processes if one.name == name)
+    current = status(options.data_dir)
+    assert current is not None
+    return next(one for one in current.processes if one.name == name)
 
 
-def alive(found: Status) -> list[str]:
-    return [one.name for one in found.processes if one.running()]
+def alive(current: Status) -> list[str]:
+    return [one.name for one in current.processes if one.running()]
 
 
-def wish(options: Options, wanted: int) -> None:
+def set_replicas(options: Options, wanted: int) -> None:
     secrets = read_or_create(options.data_dir)
     port = process(options, "postgres").port
     password = secrets.passwords[SUPERUSER]
@@ -156,7 +156,7 @@ def wish(options: Options, wanted: int) -> None:
         one.execute(text("INSERT INTO wish VALUES (:wanted)"), {"wanted": wanted})
 
 
-def test_status_tells_what_runs(stack: Status, options: Options) -> None:
+def test_status_lists_urls_key_and_processes(stack: Status, options: Options) -> None:
     assert stack.ready
     assert stack.base_url == f"http://127.0.0.1:{options.port}"
     assert stack.api_key.startswith("lt_")
@@ -167,7 +167,7 @@ def test_status_tells_what_runs(stack: Status, options: Options) -> None:
         assert (options.data_dir / private).stat().st_mode & 0o077 == 0, private
 
 
-def test_the_ports_stay_on_the_loopback_interface(stack: Status) -> None:
+def test_ports_are_bound_to_loopback_only(stack: Status) -> None:
     if sys.platform != "linux":
         pytest.skip("reads the addresses of sockets")
     for one in stack.processes:
@@ -179,47 +179,45 @@ def test_the_ports_stay_on_the_loopback_interface(stack: Status) -> None:
                 assert connection.family == socket.AF_INET
 
 
-def test_the_ports_stay_the_stacks_own_between_two_starts_of_a_process(
-    stack: Status, options: Options
-) -> None:
+def test_ports_stay_reserved_and_follow_restarted_process(stack: Status, options: Options) -> None:
     before = process(options, "hello")
     assert before.pid is not None
     ports = [each for one in stack.processes for each in (one.port, one.health_port) if each]
-    assert all(reserved(port) for port in [*ports, options.port, options.portal])
+    assert all(is_reserved(port) for port in [*ports, options.port, options.portal])
     os.kill(before.pid, signal.SIGKILL)
     now = eventually(
         lambda: process(options, "hello"),
         lambda now: now.restarts > before.restarts and now.state == "ready",
     )
     assert now.port is not None
-    assert reserved(now.port)
+    assert is_reserved(now.port)
     for port in {before.port, before.health_port} - {now.port, now.health_port}:
         assert port is not None
-        assert not reserved(port), "given back when its process ended"
+        assert not is_reserved(port), "released when its process ended"
 
 
-def test_requests_go_through_the_router(stack: Status) -> None:
+def test_router_forwards_to_function(stack: Status) -> None:
     sink = next(one.port for one in stack.processes if one.name == "broker")
     text = httpx.get(f"{stack.base_url}/hello").text
     assert text == f"hello http://127.0.0.1:{sink}/"
 
 
-def test_a_proxy_can_stand_in_front_of_the_broker(options: Options, tmp_path: Path) -> None:
-    detour = free_port()
+def test_via_option_sends_events_through_proxy(options: Options, tmp_path: Path) -> None:
+    proxy_port = free_port()
     port, portal_port = free_port(), free_port()
     other = replace(
-        options, data_dir=tmp_path, port=port, portal_port=portal_port, via={"broker": detour}
+        options, data_dir=tmp_path, port=port, portal_port=portal_port, via={"broker": proxy_port}
     )
     started = up_detached(other)
     try:
-        said = httpx.get(f"{started.base_url}/hello").text
+        greeting = httpx.get(f"{started.base_url}/hello").text
     finally:
         down(tmp_path)
-    assert said == f"hello http://127.0.0.1:{detour}/"
+    assert greeting == f"hello http://127.0.0.1:{proxy_port}/"
 
 
 @pytest.mark.parametrize("name", ["hello", "router", "broker", "postgres"])
-def test_a_killed_process_comes_back(stack: Status, options: Options, name: str) -> None:
+def test_killed_process_is_restarted(stack: Status, options: Options, name: str) -> None:
     before = process(options, name)
     assert before.pid is not None
     os.kill(before.pid, signal.SIGKILL)
@@ -238,28 +236,28 @@ def _get(url: str) -> int:
         return 0
 
 
-def test_workers_go_from_zero_to_many_and_back(stack: Status, options: Options) -> None:
+def test_workers_scale_from_zero_and_back(stack: Status, options: Options) -> None:
     assert _get(f"{stack.base_url}/work") == 503
 
     def workers() -> list[str]:
-        found = status(options.data_dir)
-        assert found is not None
-        return [one.name for one in found.processes if one.name.startswith("worker")]
+        current = status(options.data_dir)
+        assert current is not None
+        return [one.name for one in current.processes if one.name.startswith("worker")]
 
-    wish(options, 5)
+    set_replicas(options, 5)
     eventually(workers, lambda names: names == ["worker-1", "worker-2"])
     assert httpx.get(f"{stack.base_url}/work/a", timeout=10).text == "work None"
-    wish(options, 0)
+    set_replicas(options, 0)
     eventually(workers, lambda names: names == [])
 
 
-def test_a_second_stack_on_the_same_data_is_refused(stack: Status, options: Options) -> None:
+def test_second_stack_on_same_data_is_refused(stack: Status, options: Options) -> None:
     for start in (up, up_detached):
         with pytest.raises(AlreadyRunning, match=rf"pid {stack.pid}.*lowtide down"):
             start(options)
 
 
-def test_a_port_in_use_is_refused_before_anything_starts(
+def test_port_in_use_is_refused_before_start(
     stack: Status, options: Options, tmp_path: Path
 ) -> None:
     other = Options(root=options.root, data_dir=tmp_path, port=options.port)
@@ -270,16 +268,16 @@ def test_a_port_in_use_is_refused_before_anything_starts(
     assert not (tmp_path / "postgres").exists()
 
 
-def test_kill_9_of_the_supervisor_leaves_nothing_behind(stack: Status, options: Options) -> None:
+def test_start_after_kill_9_of_supervisor_reaps_orphans(stack: Status, options: Options) -> None:
     os.kill(stack.pid, signal.SIGKILL)
-    eventually(lambda: status(options.data_dir), lambda found: found is None)
+    eventually(lambda: status(options.data_dir), lambda current: current is None)
     again = up_detached(options)
     assert alive(stack) == []
     assert again.api_key == stack.api_key
     assert _get(f"{again.base_url}/hello") == 200
 
 
-def test_down_ends_everything_in_order(stack: Status, options: Options) -> None:
+def test_down_stops_every_process_in_order(stack: Status, options: Options) -> None:
     assert down(options.data_dir) is True
     assert status(options.data_dir) is None
     assert alive(stack) == []
@@ -291,9 +289,7 @@ def test_down_ends_everything_in_order(stack: Status, options: Options) -> None:
     assert steps == sorted(steps)
 
 
-def test_a_stack_that_cannot_start_shows_the_end_of_its_log(
-    options: Options, tmp_path: Path
-) -> None:
+def test_failed_start_shows_end_of_log(options: Options, tmp_path: Path) -> None:
     write_overlay(tmp_path, {"knative.yaml": KNATIVE, "keda.yaml": KEDA})
     (tmp_path / "server.py").write_text("raise SystemExit('no luck today')")
     broken = Options(root=tmp_path, data_dir=options.data_dir, port=free_port())
@@ -303,16 +299,16 @@ def test_a_stack_that_cannot_start_shows_the_end_of_its_log(
     assert status(options.data_dir) is None
 
 
-def test_ctrl_c_twice_kills_at_once(options: Options) -> None:
+def test_second_ctrl_c_kills_immediately(options: Options) -> None:
     server = options.root / "server.py"
     server.write_text("import signal; signal.signal(signal.SIGTERM, lambda *_: None)\n" + SERVER)
     manifest = options.root / OVERLAY / "knative.yaml"
     manifest.write_text(KNATIVE.replace("timeoutSeconds: 2", "timeoutSeconds: 25"))
-    found = up_detached(options)
-    supervisor = psutil.Process(found.pid)
+    started = up_detached(options)
+    supervisor = psutil.Process(started.pid)
     supervisor.send_signal(signal.SIGINT)
     log = options.data_dir / "lowtide.log"
     eventually(lambda: log.read_text().rstrip().endswith("stopping 1 functions and workers"))
     supervisor.send_signal(signal.SIGINT)
-    eventually(lambda: alive(found), lambda names: names == [], within=5)
+    eventually(lambda: alive(started), lambda names: names == [], within=5)
     eventually(lambda: status(options.data_dir) is None, within=5)

@@ -38,22 +38,22 @@ def manifests() -> Manifests:
 def scalers(
     server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory, manifests: Manifests
 ) -> Iterator[dict[str, Scaler]]:
-    """The real ScaledObjects on the real schema, asking as the role that KEDA gets."""
+    """Scalers of the shipped ScaledObjects on the real schema, connected as KEDA's role."""
     data_dir: Path = tmp_path_factory.mktemp("stack")
     secrets = read_or_create(data_dir)
     secrets.passwords[SUPERUSER] = server.cluster.password
     bootstrap(server.cluster, server.port, secrets)
-    bootstrap(server.cluster, server.port, secrets)  # as every start does
+    bootstrap(server.cluster, server.port, secrets)  # every start repeats it
     url = addresses(server.cluster, server.port, secrets).by_role["lowtide_autoscaler"]
-    found = {}
+    made = {}
     for scaler in manifests.all(ScaledObject):
         name = scaler.spec.scale_target_ref.name
         connection = connection_of(scaler, manifests, {"lowtide-database": {"autoscaler-url": url}})
         workload = next(one for one in workloads(manifests) if one.name == name)
-        found[name] = Scaler(scaler, connection, ReplicaSet(workload, _none), Log(os.dup(1)))
-    yield found
-    for made in found.values():
-        made.close()
+        made[name] = Scaler(scaler, connection, ReplicaSet(workload, _none), Log(os.dup(1)))
+    yield made
+    for one in made.values():
+        one.close()
 
 
 def _none(name: str) -> Process:
@@ -67,7 +67,7 @@ def database(server: EmbeddedPostgres, scalers: dict[str, Scaler]) -> Engine:
 
 
 def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
-    """Insert rows of one pool, with some valid value in every other required column."""
+    """Insert rows of a pool with any valid value in every other required column."""
     columns = connection.execute(
         text(
             "SELECT column_name AS name, data_type AS type FROM information_schema.columns "
@@ -84,12 +84,12 @@ def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
         "interval": "interval '1 minute'",
     }
     names = ", ".join(["pool", *(column.name for column in columns)])
-    chosen = ", ".join([f"'{pool}'", *(values.get(column.type, "n") for column in columns)])
+    expressions = ", ".join([f"'{pool}'", *(values.get(column.type, "n") for column in columns)])
     connection.execute(text("SET session_replication_role = replica"))  # no foreign keys
     connection.execute(
         text(
             f"INSERT INTO {table} ({names}) "  # noqa: S608 - names from the catalogue
-            f"SELECT {chosen} FROM generate_series(1, {rows}) n"
+            f"SELECT {expressions} FROM generate_series(1, {rows}) n"
         )
     )
 
@@ -110,7 +110,7 @@ def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
         ("dedicated", 1000, 0, 20, 2),
     ],
 )
-def test_our_queries_on_the_real_schema(
+def test_scaler_query_counts_queued_and_claimed_requests_of_pool(
     scalers: dict[str, Scaler],
     database: Engine,
     pool: str,
@@ -130,8 +130,8 @@ def test_our_queries_on_the_real_schema(
     assert decide(scaler.policy, Memory(), scaler.read(), 0.0).replicas == replicas
 
 
-MOST_LINES = 200
-FEWER = "DELETE FROM queue WHERE ctid = (SELECT ctid FROM queue LIMIT 1)"
+MAX_REQUESTS = 200
+DELETE_ONE = "DELETE FROM queue WHERE ctid = (SELECT ctid FROM queue LIMIT 1)"
 ROWS_PER_REPLICA = {"spot": 5, "dedicated": 10}
 BOUNDS = {
     "keda": {"spot": 4, "dedicated": 2},
@@ -142,8 +142,10 @@ BOUNDS = {
 
 
 @pytest.fixture(scope="module")
-def answers(scalers: dict[str, Scaler], database: Engine) -> dict[tuple[str, str], list[int]]:
-    """How many replicas each ScaledObject wants for 0, 1, ... 200 queued lines of its pool."""
+def replicas_by_policy(
+    scalers: dict[str, Scaler], database: Engine
+) -> dict[tuple[str, str], list[int]]:
+    """The replicas of each ScaledObject for 0, 1, ... 200 queued requests of its pool."""
     policies = {
         (where, document["metadata"]["name"].removeprefix("infer-")): policy(
             msgspec.convert(document, ScaledObject)
@@ -152,19 +154,19 @@ def answers(scalers: dict[str, Scaler], database: Engine) -> dict[tuple[str, str
         for document in rendered(where)
         if document["kind"] == "ScaledObject"
     }
-    found: dict[tuple[str, str], list[int]] = {key: [] for key in policies}
-    asking = scalers["infer-spot"]._engine  # as the role that KEDA gets
-    with database.connect() as connection, asking.connect() as autoscaler:
+    replicas: dict[tuple[str, str], list[int]] = {key: [] for key in policies}
+    keda = scalers["infer-spot"]._engine  # with KEDA's role
+    with database.connect() as connection, keda.connect() as autoscaler:
         for pool in ROWS_PER_REPLICA:
             connection.execute(text("TRUNCATE queue, claims"))
-            fill(connection, "queue", pool, MOST_LINES)
-            for _ in range(MOST_LINES + 1):
-                for key, wanted in policies.items():
+            fill(connection, "queue", pool, MAX_REQUESTS)
+            for _ in range(MAX_REQUESTS + 1):
+                for key, rules in policies.items():
                     if key[1] == pool:
-                        value = float(autoscaler.scalar(text(wanted.query)))
-                        found[key].insert(0, decide(wanted, Memory(), value, 0.0).replicas)
-                connection.execute(text(FEWER))
-    return found
+                        value = float(autoscaler.scalar(text(rules.query)))
+                        replicas[key].insert(0, decide(rules, Memory(), value, 0.0).replicas)
+                connection.execute(text(DELETE_ONE))
+    return replicas
 
 
 @pytest.mark.parametrize(
@@ -172,15 +174,15 @@ def answers(scalers: dict[str, Scaler], database: Engine) -> dict[tuple[str, str
     [(where, pool) for where in BOUNDS for pool in ROWS_PER_REPLICA],
     ids=[f"{Path(where).name}-{pool}" for where in BOUNDS for pool in ROWS_PER_REPLICA],
 )
-def test_replicas_are_the_ceiling_of_lines_within_bounds(
-    answers: dict[tuple[str, str], list[int]], where: str, pool: str
+def test_replicas_are_ceiling_of_requests_within_bounds(
+    replicas_by_policy: dict[tuple[str, str], list[int]], where: str, pool: str
 ) -> None:
-    each, most = ROWS_PER_REPLICA[pool], BOUNDS[where][pool]
-    expected = [min(-(-lines // each), most) for lines in range(MOST_LINES + 1)]
-    assert answers[where, pool] == expected
+    each, bound = ROWS_PER_REPLICA[pool], BOUNDS[where][pool]
+    expected = [min(-(-requests // each), bound) for requests in range(MAX_REQUESTS + 1)]
+    assert replicas_by_policy[where, pool] == expected
 
 
-def test_a_database_that_does_not_answer_is_no_metric(manifests: Manifests) -> None:
+def test_unreachable_database_gives_no_metric(manifests: Manifests) -> None:
     scaler = next(iter(manifests.all(ScaledObject)))
     workload = workloads(manifests)[0]
     made = Scaler(scaler, "postgresql://a:b@127.0.0.1:9/c", ReplicaSet(workload, _none), Log(1))

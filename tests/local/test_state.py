@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# A parent with a worker of its own, as gunicorn has.
+# A parent with a child process, like gunicorn.
 FAMILY = """
 import subprocess, sys
 print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
@@ -66,51 +66,51 @@ def record(data_dir: Path, process: psutil.Process, *, created: float | None = N
     )
 
 
-def gone(process: psutil.Process) -> bool:
+def is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_orphans_and_their_children_are_ended(
+def test_orphans_and_their_children_are_killed(
     tmp_path: Path, family: tuple[psutil.Process, psutil.Process]
 ) -> None:
     parent, child = family
     record(tmp_path, parent)
     assert status(tmp_path) is None
     assert state.reap(tmp_path) == ["read"]
-    eventually(lambda: gone(parent) and gone(child))
+    eventually(lambda: is_gone(parent) and is_gone(child))
 
 
-def test_children_of_a_parent_that_died_alone_are_ended(
+def test_children_of_dead_parent_are_killed(
     tmp_path: Path, family: tuple[psutil.Process, psutil.Process]
 ) -> None:
     parent, child = family
     record(tmp_path, parent)
     parent.kill()
-    eventually(lambda: gone(parent))
+    eventually(lambda: is_gone(parent))
     state.reap(tmp_path)
-    eventually(lambda: gone(child))
+    eventually(lambda: is_gone(child))
 
 
-def test_a_reused_pid_is_left_alone(
+def test_process_with_reused_pid_is_not_killed(
     tmp_path: Path, family: tuple[psutil.Process, psutil.Process]
 ) -> None:
     parent, _ = family
     record(tmp_path, parent, created=parent.create_time() - 60)
-    # The process that had the pid when the state was written is long gone.
+    # The process with this pid in the state file has exited long ago.
     before = parent.create_time() - 30
     os.utime(tmp_path / state.STATE, (before, before))
     assert state.reap(tmp_path) == []
-    assert not gone(parent)
+    assert not is_gone(parent)
 
 
 def test_down_without_a_stack_is_false(tmp_path: Path) -> None:
     assert down(tmp_path) is False
 
 
-def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
-    made = read_or_create(tmp_path)
-    assert read_or_create(tmp_path) == made
+def test_secrets_are_created_once_and_private(tmp_path: Path) -> None:
+    secrets = read_or_create(tmp_path)
+    assert read_or_create(tmp_path) == secrets
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
-    assert made.api_key.startswith("lt_")
-    assert len(made.api_key) >= 35
-    assert len(set(made.passwords.values())) == len(made.passwords) == 6
+    assert secrets.api_key.startswith("lt_")
+    assert len(secrets.api_key) >= 35
+    assert len(set(secrets.passwords.values())) == len(secrets.passwords) == 6

@@ -1,4 +1,4 @@
-"""A plain HTTP server that tells what it was sent."""
+"""A plain HTTP server that returns the request it received."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Keep the test's output clean."""
 
     def answer(self) -> None:
         digest, size = hashlib.sha256(), 0
@@ -42,14 +42,14 @@ class Upstream(BaseHTTPRequestHandler):
             self.wfile.write(b"half")
             self.close_connection = True
         else:
-            told = {
+            received = {
                 "method": self.command,
                 "path": self.path,
                 "headers": self.headers.items(),
                 "bytes": size,
                 "sha256": digest.hexdigest(),
             }
-            self.reply(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+            self.reply(200, json.dumps(received).encode(), {"Content-Type": "application/json"})
 
     do_GET = do_POST = do_DELETE = do_PUT = do_HEAD = answer  # noqa: N815
 
@@ -60,10 +60,10 @@ class Upstream(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return
-        left = int(self.headers.get("Content-Length") or 0)
-        while left:
-            chunk = self.rfile.read(min(left, 1 << 20))
-            left -= len(chunk)
+        remaining = int(self.headers.get("Content-Length") or 0)
+        while remaining:
+            chunk = self.rfile.read(min(remaining, 1 << 20))
+            remaining -= len(chunk)
             yield chunk
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -86,7 +86,7 @@ class Upstream(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(port: int = 0) -> Iterator[str]:
-    """Serve on a port, and yield the base URL."""
+    """Serve on a port and yield the base URL."""
     with ThreadingHTTPServer(("127.0.0.1", port), Upstream) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
