@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL. The embedded server has none: a proxy before it ends TLS, as a pooler would."""
+"""TLS to PostgreSQL: a proxy in front of the embedded server terminates TLS, like a pooler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOST = "127.0.0.1"
 
 
 class Proxy:
-    """Takes TLS for a server that has none, and counts the connections that came by it."""
+    """Terminate TLS for a server without it, and count the encrypted connections."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
         self._behind, self._context = port, context
@@ -98,19 +98,19 @@ def roots(authority: trustme.CA, tmp_path: Path) -> str:
     return str(tmp_path / "roots.pem")
 
 
-def through(database: Database, proxy: Proxy, query: dict[str, str], host: str = HOST) -> str:
+def proxy_url(database: Database, proxy: Proxy, query: dict[str, str], host: str = HOST) -> str:
     url = make_url(database.url("worker")).set(host=host, port=proxy.port, query=query)
     return url.render_as_string(hide_password=False)
 
 
 @pytest.mark.parametrize("mode", [None, "prefer", "require", "verify-ca", "verify-full"])
-def test_what_is_sent_is_encrypted(
+def test_connection_is_encrypted(
     database: Database, proxy: Proxy, roots: str, mode: str | None
 ) -> None:
     query = {} if mode is None else {"sslmode": mode}
     if mode is not None and mode.startswith("verify"):
         query["sslrootcert"] = roots
-    engine = connect(through(database, proxy, query), pool_size=1)
+    engine = connect(proxy_url(database, proxy, query), pool_size=1)
     for _ in range(2):
         with begin(engine) as connection:
             assert connection.execute(hot("SELECT cast(:n AS text)"), {"n": "x" * 99_999}).scalar()
@@ -122,15 +122,15 @@ def test_what_is_sent_is_encrypted(
 @pytest.mark.parametrize(
     ("query", "host"),
     [
-        pytest.param({"sslmode": "verify-full"}, HOST, id="an authority that nobody trusts"),
+        pytest.param({"sslmode": "verify-full"}, HOST, id="an untrusted authority"),
         pytest.param({"sslrootcert": "system"}, HOST, id="the system's authorities"),
         pytest.param(
-            {"sslmode": "verify-full", "sslrootcert": ""}, "localhost", id="a name of another"
+            {"sslmode": "verify-full", "sslrootcert": ""}, "localhost", id="another host name"
         ),
         pytest.param({"sslmode": "require", "sslrootcert": "other"}, HOST, id="another authority"),
     ],
 )
-def test_who_is_not_the_server_gets_nothing(
+def test_untrusted_server_is_refused(
     database: Database,
     proxy: Proxy,
     roots: str,
@@ -143,13 +143,13 @@ def test_who_is_not_the_server_gets_nothing(
     files = {"": roots, "other": str(other), "system": "system"}
     if "sslrootcert" in query:
         query = {**query, "sslrootcert": files[query["sslrootcert"]]}
-    engine = connect(through(database, proxy, query, host), pool_size=1, timeout=5)
+    engine = connect(proxy_url(database, proxy, query, host), pool_size=1, timeout=5)
     with pytest.raises(Unavailable), begin(engine):
         pass
     assert proxy.encrypted == 0
 
 
-def test_a_server_without_tls_is_refused_where_it_must_be(database: Database) -> None:
+def test_sslmode_require_refuses_server_without_tls(database: Database) -> None:
     plain = connect(f"{database.url('worker')}?sslmode=prefer", pool_size=1)
     with begin(plain) as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
@@ -159,15 +159,15 @@ def test_a_server_without_tls_is_refused_where_it_must_be(database: Database) ->
         pass
 
 
-def test_plainly_is_without_asking(database: Database, proxy: Proxy) -> None:
-    engine = connect(through(database, proxy, {"sslmode": "disable"}), pool_size=1, timeout=5)
+def test_sslmode_disable_sends_no_ssl_request(database: Database, proxy: Proxy) -> None:
+    engine = connect(proxy_url(database, proxy, {"sslmode": "disable"}), pool_size=1, timeout=5)
     with pytest.raises(Unavailable), begin(engine):
         pass
     assert proxy.encrypted == 0
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "message"),
     [
         ("sslmode=sometimes", "invalid sslmode=sometimes in the database URL: use one of disable"),
         ("sslmode=verify-full&sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
@@ -177,6 +177,6 @@ def test_plainly_is_without_asking(database: Database, proxy: Proxy) -> None:
         ("ssl=true", "unknown parameter in the database URL: ssl"),
     ],
 )
-def test_what_an_address_cannot_say(query: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_tls_parameter_is_refused(query: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         encryption(make_url(f"postgresql://user:secret@db/lowtide?{query}"))

@@ -1,4 +1,4 @@
-"""A process that freezes in the middle of a transaction must not keep others out for ever."""
+"""A process that freezes in a transaction must not block others forever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VALUES ('00000000-0000-7000-8000-000000000001', 'spot', 'w', now())
 TAKE = text("SELECT id FROM workers FOR UPDATE")
 
 
-def freeze_while_another_works(frozen: Engine, other: Engine) -> None:
+def freeze_during_other_transaction(frozen: Engine, other: Engine) -> None:
     with begin(frozen) as connection:
         connection.execute(TAKE)
         with begin(other) as free:
@@ -30,13 +30,13 @@ def freeze_while_another_works(frozen: Engine, other: Engine) -> None:
         connection.execute(TAKE)
 
 
-def test_its_locks_are_freed_and_it_may_try_again(database: Database) -> None:
+def test_locks_of_frozen_transaction_are_freed_and_retry_succeeds(database: Database) -> None:
     frozen, other = connect(database.url("worker"), timeout=0.2), database.engine("worker")
     with begin(other) as connection:
         connection.execute(REGISTER)
     try:
         with pytest.raises(Unavailable):
-            freeze_while_another_works(frozen, other)
+            freeze_during_other_transaction(frozen, other)
         with begin(frozen) as again:
             assert len(again.execute(TAKE).all()) == 1
     finally:

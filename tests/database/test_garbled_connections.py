@@ -1,4 +1,4 @@
-"""What is no PostgreSQL protocol is a lost connection: 503 and another try, never a bug of ours."""
+"""Bytes that are no PostgreSQL protocol count as a lost connection, and not as a bug."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOISE = bytes(64)
 
 
 class Relay:
-    """Passes bytes on to a server; from `garble` on, its answers are noise."""
+    """Relay bytes to a server; while `garble` is set, its answers are replaced by noise."""
 
     def __init__(self, server: int) -> None:
         self._server = server
@@ -65,7 +65,7 @@ class Relay:
 
 @contextmanager
 def relayed(url: str) -> Iterator[tuple[Relay, str]]:
-    """Yield a relay to a database, and the database's address through it."""
+    """Yield a relay to a database, and the database's URL through it."""
     address = make_url(url)
     assert address.port is not None
     relay = Relay(address.port)
@@ -75,12 +75,12 @@ def relayed(url: str) -> Iterator[tuple[Relay, str]]:
         relay.close()
 
 
-@pytest.mark.parametrize("when", ["connecting", "a statement"])
-def test_noise_is_a_lost_connection(database: Database, when: str) -> None:
+@pytest.mark.parametrize("when", ["connecting", "executing"])
+def test_noise_counts_as_lost_connection(database: Database, when: str) -> None:
     with relayed(database.url("worker")) as (relay, url):
         engine = connect(url, timeout=10)
         try:
-            if when == "a statement":
+            if when == "executing":
                 with begin(engine) as connection:
                     connection.execute(text("SELECT 1"))
             relay.garble = True

@@ -1,4 +1,4 @@
-"""A lost connection closes its socket at once, not when its traceback is collected."""
+"""A lost connection closes its socket immediately, not when its traceback is collected."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from tests.conftest import Database
 
 
-def test_when_the_server_ends_it(database: Database) -> None:
+def test_socket_is_closed_when_server_terminates_backend(database: Database) -> None:
     engine, other = connect(database.url("worker"), timeout=10), connect(database.url("worker"))
     lost: list[socket.socket] = []
 
-    def use_it() -> None:
+    def lose_connection() -> None:
         with begin(engine) as connection:
             driver: Any = connection.connection.dbapi_connection
             lost.append(driver._usock)
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
-            with begin(other) as beside:
-                beside.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            with begin(other) as admin:
+                admin.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
             connection.execute(text("SELECT 1"))
 
     try:
-        with pytest.raises(Unavailable) as kept:
-            use_it()
+        with pytest.raises(Unavailable) as caught:
+            lose_connection()
         assert lost[0].fileno() == -1
-        assert kept.tb is not None, "it still holds the frames of the connection"
+        assert caught.tb is not None, "the traceback still references the connection"
     finally:
         engine.dispose()
         other.dispose()
 
 
 @pytest.mark.parametrize("make", [connect, without_pool], ids=["pooled", "without a pool"])
-def test_when_the_server_hangs_up_on_the_first_message(make: Callable[..., Engine]) -> None:
-    ends: list[bytes] = []
+def test_socket_is_closed_when_server_hangs_up_at_start(make: Callable[..., Engine]) -> None:
+    received: list[bytes] = []
 
     def serve() -> None:
         client, _ = listener.accept()
@@ -55,17 +55,17 @@ def test_when_the_server_hangs_up_on_the_first_message(make: Callable[..., Engin
             client.recv(1 << 16)
             client.shutdown(socket.SHUT_WR)
             while data := client.recv(1 << 16):
-                ends.append(data)
-            ends.append(b"")
+                received.append(data)
+            received.append(b"")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = threading.Thread(target=serve)
         server.start()
         url = f"postgresql://someone:secret@127.0.0.1:{listener.getsockname()[1]}/any"
         engine = make(url, timeout=10)
-        with pytest.raises(Unavailable) as kept, begin(engine):
-            pytest.fail("there is no server")
+        with pytest.raises(Unavailable) as caught, begin(engine):
+            pytest.fail("the server does not answer")
         server.join()
-        assert ends[-1:] == [b""]
-        assert kept.tb is not None
+        assert received[-1:] == [b""]
+        assert caught.tb is not None
         engine.dispose()

@@ -1,4 +1,4 @@
-"""The plans of the hot statements: an index each, no scan of a big table, no sort for a claim."""
+"""Query plans of the hot statements: an index each, no scan of a big table, no sort for a claim."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEDA = Path(__file__).parents[2] / "keda"
 
 @pytest.fixture(scope="module")
 def loaded(shared_database: Database) -> World:
-    """Eight batches of 5,000 lines, half of them run, among 2,000 old batches and files."""
+    """Eight half-finished batches of 5,000 requests among 2,000 old batches and files."""
     world = World(emptied(shared_database))
     file = world.file()
     new = [str(new_id()) for _ in range(BATCHES)]
@@ -72,14 +72,14 @@ def loaded(shared_database: Database) -> World:
 
 
 def _under(nodes: list[dict[str, Any]], kind: str) -> set[str]:
-    """Return the kinds of all nodes below those of one kind."""
+    """Return the kinds of all nodes below nodes of one kind."""
     pending = [child for node in nodes if node["Node Type"] == kind for child in node["Plans"]]
-    found = set()
+    kinds = set()
     while pending:
         node = pending.pop()
-        found.add(node["Node Type"])
+        kinds.add(node["Node Type"])
         pending += node.get("Plans", [])
-    return found
+    return kinds
 
 
 def _kinds(nodes: list[dict[str, Any]]) -> set[str]:
@@ -94,13 +94,13 @@ def _indexes(nodes: list[dict[str, Any]]) -> set[str]:
     return {node["Index Name"] for node in nodes if "Index Name" in node}
 
 
-def _a_batch(world: World) -> BatchId:
+def _any_batch(world: World) -> BatchId:
     return BatchId(world.value("SELECT min(batch_id::text)::uuid FROM queue"))
 
 
 @pytest.mark.parametrize("lines", [1, 50, 200])
 @pytest.mark.parametrize("tenants", [1, 3])
-def test_a_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
+def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
     lanes = [
         {"batch": str(row.batch_id), "at": "-infinity", "line": 0}
         for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
@@ -112,13 +112,13 @@ def test_a_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> Non
     of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
     assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {"queue_claim"}
     (walk,) = [node for node in of_queue if "Index Name" in node]
-    # From the mark on, and no further than to what is available.
+    # The scan starts at the mark and ends at the requests that are not available yet.
     assert all(part in walk["Index Cond"] for part in ("pool", "batch_id", "ROW(", "<="))
-    # No sort of the lines that wait: the only ones are of the few that were taken.
+    # Queued requests are not sorted, only the few claimed ones.
     assert "Sort" not in _under(nodes, "LockRows")
 
 
-def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
+def test_lane_search_probes_queue_index(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100, without=[])
     assert _scanned(nodes) == set()
     assert "queue_claim" in _indexes(nodes)
@@ -126,15 +126,15 @@ def test_looking_for_batches_probes_the_queue(loaded: World) -> None:
 
 
 @pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])
-def test_settling_looks_each_line_up(loaded: World, statement: str) -> None:
+def test_settling_finds_claims_by_key(loaded: World, statement: str) -> None:
     nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]", body=None)
     assert _scanned(nodes) == set()
     assert "claims_pkey" in _indexes(nodes)
 
 
 @pytest.mark.parametrize("lines", [10, 2000])
-def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    moves = plan.given([Move(_a_batch(loaded), lines)])
+def test_escalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
+    moves = plan.given([Move(_any_batch(loaded), lines)])
     nodes = plan_nodes(loaded.worker, plan.ESCALATE, moves=moves)
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
@@ -142,30 +142,30 @@ def test_escalation_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
 
 
 @pytest.mark.parametrize("lines", [10, 2000])
-def test_giving_back_finds_its_lines_by_batch(loaded: World, lines: int) -> None:
-    moves = plan.given([Move(_a_batch(loaded), lines)])
+def test_deescalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
+    moves = plan.given([Move(_any_batch(loaded), lines)])
     nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, moves=moves, reason="")
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
 
 
-def test_a_tick_counts_lines_by_batch(loaded: World) -> None:
+def test_tick_counts_requests_by_batch(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, plan.BATCHES)
     assert _scanned(nodes) <= {"batches", "files"}
     assert {"queue_claim", "claims_pkey", "tallies_pkey"} <= _indexes(nodes)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, count: int) -> None:
+def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
-    ids[0] = _a_batch(loaded)
+    ids[0] = _any_batch(loaded)
     places = json.dumps([{"id": str(id_), "pool": "spot", "at": None, "line": 0} for id_ in ids])
     nodes = plan_nodes(loaded.worker, draining.NOTHING_QUEUED, batches=places)
     assert _scanned(nodes) == set()
-    looks = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert len(looks) == 2
-    assert all("batch_id" in look["Index Cond"] for look in looks)
+    probes = [node for node in nodes if node.get("Relation Name") == "queue"]
+    assert len(probes) == 2
+    assert all("batch_id" in probe["Index Cond"] for probe in probes)
     nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
     assert _scanned(nodes) == set()
 
@@ -173,30 +173,30 @@ def test_noticing_that_nothing_is_queued_looks_at_single_rows(loaded: World, cou
 @pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
 def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
     nodes = plan_nodes(
-        loaded.worker, final_store.LINES, batch=_a_batch(loaded), after=after, limit=2000
+        loaded.worker, final_store.LINES, batch=_any_batch(loaded), after=after, limit=2000
     )
     assert _scanned(nodes) == set()
     assert {"requests_pkey", "results_pkey"} <= _indexes(nodes)
 
 
 @pytest.mark.parametrize("after", [None, "01000000-0000-7000-8000-000000000000"])
-@pytest.mark.parametrize("what", ["batches", "files, newest first", "files, oldest first"])
-def test_a_page_is_read_off_its_index(loaded: World, what: str, after: str | None) -> None:
+@pytest.mark.parametrize("resource", ["batches", "files, newest first", "files, oldest first"])
+def test_page_is_read_from_index(loaded: World, resource: str, after: str | None) -> None:
     values: dict[str, Any] = {"tenant": DEFAULT_TENANT, "after": after, "limit": 21}
     sql = str(batches_store._PAGE)
-    if what != "batches":
+    if resource != "batches":
         values["purpose"] = None
-        sql = str(files_store._PAGE["newest" in what])
+        sql = str(files_store._PAGE["newest" in resource])
     nodes = plan_nodes(loaded.worker, sql, **values)
     assert _scanned(nodes) == set()
     assert "Sort" not in _kinds(nodes)
-    table = "batches" if what == "batches" else "files"
+    table = "batches" if resource == "batches" else "files"
     assert _indexes(nodes) & {f"{table}_newest", f"{table}_pkey"}
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 @pytest.mark.parametrize("file", ["infer-spot.yaml", "infer-dedicated.yaml"])
-def test_the_autoscalers_poll_is_bounded(loaded: World, file: str, *, paused: bool) -> None:
+def test_autoscaler_query_is_bounded(loaded: World, file: str, *, paused: bool) -> None:
     trigger = yaml.safe_load((KEDA / file).read_text())["spec"]["triggers"][0]
     sql = trigger["metadata"]["query"]
     engine = loaded.database.engine("autoscaler")
@@ -213,15 +213,15 @@ def test_the_autoscalers_poll_is_bounded(loaded: World, file: str, *, paused: bo
     assert [(walk["Node Type"], walk["Index Name"]) for walk in walks] == [
         ("Index Only Scan", "queue_claim")
     ] * 2
-    # However much waits, the poll reads no more rows than its limits.
+    # The query reads no more rows than its limits, however many requests are queued.
     assert [node["Plan Rows"] <= 20 for node in nodes if node["Node Type"] == "Limit"] == [True] * 3
     whole = plan_nodes(engine, "SELECT count(*) FROM queue")
-    # The small tables of workers and wishes are most of it: the planner takes them for ten pages.
+    # Most of the cost is for small tables, which the planner estimates at ten pages.
     assert nodes[0]["Total Cost"] < whole[0]["Total Cost"] / 5
     with engine.connect() as connection:
         value = connection.execute(text(sql)).scalar_one()
-    waiting = 0 if paused else 20
-    running = 20 if "spot" in file else 0
-    assert value == waiting + running
+    queued = 0 if paused else 20
+    claimed = 20 if "spot" in file else 0
+    assert value == queued + claimed
     with loaded.database.engine("operator").begin() as connection:
         connection.execute(text("DELETE FROM paused_pools"))

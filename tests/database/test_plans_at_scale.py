@@ -1,7 +1,7 @@
-"""What statements read at a thousand and at a million queued lines: the same.
+"""Statements read the same number of pages with a thousand and with a million queued requests.
 
-Each statement is run and undone, as its role, with the statistics of autovacuum's last look. What
-must be counted (a tick's view of everything) is read once.
+Each statement runs as its role and is rolled back, with current statistics. Statements that must
+count all rows, such as those of a tick, have a bound that grows with them.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ SELECT batch_id, tenant_id, batch_id, now(), now(), line, 3, 5, 200, 1, 0, true,
 
 @dataclass
 class Load:
-    """A world with `lines` queued; batch `held` has lines in workers' hands, the rest of it ended."""
+    """A world with `lines` queued requests; batch `held` is half claimed and half finished."""
 
     world: World
     lines: int
     held: BatchId
     batch: BatchId
     dedicated: BatchId
-    noted: dict[str, tuple[float, int]] = field(default_factory=dict)
+    measurements: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def lane(self) -> list[dict[str, object]]:
         rows = self.world.rows("SELECT id FROM batches WHERE id <> :held", held=self.held)
@@ -82,7 +82,7 @@ class Load:
 
 @pytest.fixture(scope="module", params=[1000, 1_000_000], ids=["1k", "1M"])
 def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[Load]:
-    """Batches of up to 50,000 lines of four tenants, and 200 workers with 48 lines each."""
+    """Batches of up to 50,000 requests of four tenants, and 200 workers with 48 claims each."""
     world = World(emptied(shared_database))
     tenants = [DEFAULT_TENANT, *(world.tenant(f"scale {number}") for number in range(1, TENANTS))]
     count = max(4, request.param // BATCH_LINES)
@@ -112,7 +112,7 @@ def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[
         connection.execute(text(f"VACUUM (ANALYZE) {EMPTIED}"))
     made = Load(world, request.param, held, ids[0], ids[1])
     yield made
-    for name, (milliseconds, pages) in made.noted.items():
+    for name, (milliseconds, pages) in made.measurements.items():
         print(f"{request.param:>9,} lines  {name:<42} {milliseconds:9.2f} ms {pages:8,} pages")
 
 
@@ -121,18 +121,18 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run(load: Load, name: str, sql: str, *, role: str = "worker", **parameters: Any) -> Any:
-    """Run a statement and undo it; return its plan's nodes, and how many pages it looked at."""
+    """Run a statement and roll it back; return its plan's nodes and the number of pages it read."""
     with load.world.database.engine(role).connect() as connection:
         if role == "api":
             tenant = {"tenant": str(DEFAULT_TENANT)}
             connection.execute(text("SELECT set_config('lowtide.tenant', :tenant, true)"), tenant)
         explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}")
-        found = connection.execute(explain, parameters).scalar_one()
+        output = connection.execute(explain, parameters).scalar_one()
         connection.rollback()
-    whole = (found if isinstance(found, list) else json.loads(found))[0]
-    nodes = _nodes(whole["Plan"])
-    pages = whole["Plan"]["Shared Hit Blocks"] + whole["Plan"]["Shared Read Blocks"]
-    load.noted[name] = (whole["Execution Time"], pages)
+    explained = (output if isinstance(output, list) else json.loads(output))[0]
+    nodes = _nodes(explained["Plan"])
+    pages = explained["Plan"]["Shared Hit Blocks"] + explained["Plan"]["Shared Read Blocks"]
+    load.measurements[name] = (explained["Execution Time"], pages)
     return nodes, pages
 
 
@@ -141,7 +141,7 @@ def _scanned(nodes: list[dict[str, Any]]) -> set[str]:
 
 
 def _sorted_rows(nodes: list[dict[str, Any]]) -> int:
-    """Return how many rows the largest sort had."""
+    """Return the rows of the largest sort."""
     sizes = [int(node["Actual Rows"]) for node in nodes if node["Node Type"] == "Sort"]
     return max(sizes, default=0)
 
@@ -153,14 +153,14 @@ def _shares(load: Load) -> str:
 
 def _finished(load: Load) -> str:
     rows = load.world.rows("SELECT batch_id, line FROM claims WHERE lease_id = :l", l=LEASE)
-    given = [
+    records = [
         {"batch": str(row.batch_id), "line": row.line, "succeeded": True, "attempts": 1,
          "input_tokens": 1, "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r",
          "dead_letter": False, "cached_tokens": 0, "reasoning_tokens": 0, "reason": "", "delay": 0, "failed": False, "interrupted": True}
         for row in rows
     ]  # fmt: skip
-    assert len(given) == HELD
-    return json.dumps(given)
+    assert len(records) == HELD
+    return json.dumps(records)
 
 
 def _requeued(load: Load) -> dict[str, Any]:
@@ -168,18 +168,18 @@ def _requeued(load: Load) -> dict[str, Any]:
         "SELECT to_json(c) AS row FROM claims c WHERE lease_id = :lease", lease=LEASE
     )
     extra = {"reason": "", "delay": 0, "failed": False, "interrupted": True}
-    given = [
+    records = [
         (row.row if isinstance(row.row, dict) else json.loads(row.row)) | extra for row in rows
     ]
-    return {"rows": json.dumps(given), "open": [load.held]}
+    return {"rows": json.dumps(records), "open": [load.held]}
 
 
 def _place(load: Load) -> str:
     return json.dumps([{"id": str(load.batch)}, {"id": str(load.held)}])
 
 
-SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
-    "look for lanes": (
+STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
+    "find lanes": (
         claiming.LANES,
         lambda _: {"pool": "spot", "most": claiming.LANES_A_TENANT, "without": []},
         500,
@@ -189,8 +189,8 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
         1500,
     ),
-    "claims in doubt": (str(claiming._UNCONFIRMED), lambda _: {"lease": LEASE, "since": None}, 1000),
-    "lines of a tenant that run": (
+    "unseen claims": (str(claiming._UNSEEN), lambda _: {"lease": LEASE, "since": None}, 1000),
+    "running requests of a tenant": (
         str(claiming._RUNNING),
         lambda _: {"tenants": [DEFAULT_TENANT]},
         1000,
@@ -245,8 +245,8 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         1500,
     ),
     "expire": (str(sweep._EXPIRE), lambda _: {}, 200),
-    "cancel due": (str(sweep._CANCEL_DUE), lambda _: {"grace": 1}, 200),
-    "silent batches": (str(sweep._UNDRAINED), lambda _: {}, 500),
+    "cancel after grace": (str(sweep._CANCEL_DUE), lambda _: {"grace": 1}, 200),
+    "silent batches": (str(sweep._SILENT), lambda _: {}, 500),
     "stalled batches": (str(sweep._STALLED), lambda _: {"age": 1}, 200),
     "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (
@@ -254,8 +254,8 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda load: {"at_risk": [load.batch]},
         500,
     ),
-    "replicas that are there": (str(plan._DEDICATED), lambda _: {}, 100),
-    "due events": (
+    "dedicated replicas": (str(plan._DEDICATED), lambda _: {}, 100),
+    "events to send": (
         outbox.DUE,
         lambda _: {"limit": 100, "base": 10.0, "most": 300.0, "kept": 86_400.0},
         1000,
@@ -289,20 +289,20 @@ SETS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_it_reads_what_it_needs_at_any_depth(load: Load, name: str) -> None:
-    """Bounds are counted in pages of 8 KB, and are the same for 1,000 lines and for 1,000,000."""
-    sql, parameters, most = SETS[name]
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statement_reads_bounded_pages_at_any_depth(load: Load, name: str) -> None:
+    """The bounds, in pages of 8 KB, are the same for 1,000 and for 1,000,000 requests."""
+    sql, parameters, bound = STATEMENTS[name]
     nodes, pages = run(load, name, sql, **parameters(load))
-    assert pages <= most
-    if load.lines > BATCH_LINES:  # of a small table all may be the least
+    assert pages <= bound
+    if load.lines > BATCH_LINES:  # a small table is scanned
         assert _scanned(nodes) <= {"batches", "claims"}
     assert _sorted_rows(nodes) <= max(1000, WORKERS)
 
 
 @pytest.mark.parametrize("name", ["infer-spot", "infer-dedicated"])
 @pytest.mark.parametrize("where", ["keda", "knative/overlays/prod"])
-def test_a_poll_of_the_autoscaler(load: Load, where: str, name: str) -> None:
+def test_autoscaler_query_reads_bounded_pages(load: Load, where: str, name: str) -> None:
     (scaler,) = (
         one["spec"]
         for one in rendered(where)
@@ -315,29 +315,29 @@ def test_a_poll_of_the_autoscaler(load: Load, where: str, name: str) -> None:
     assert [walk["Node Type"] for walk in walks] == ["Index Only Scan"] * 2
 
 
-@pytest.mark.parametrize("what", ["open work", "living workers"])
-def test_the_outlook_of_admission(load: Load, what: str) -> None:
-    sql = f"SELECT * FROM {what.replace(' ', '_')}()"  # noqa: S608
-    _, pages = run(load, what, sql, role="api")
+@pytest.mark.parametrize("function", ["open work", "living workers"])
+def test_admission_functions_read_bounded_pages(load: Load, function: str) -> None:
+    sql = f"SELECT * FROM {function.replace(' ', '_')}()"  # noqa: S608
+    _, pages = run(load, function, sql, role="api")
     assert pages <= 2000
 
 
-def test_a_tick_counts_what_is_dedicated_or_runs(load: Load) -> None:
-    """What waits for spot is the rest: to count it would take longer the more there is."""
-    _, pages = run(load, "a tick's look", plan.BATCHES)
+def test_tick_query_reads_bounded_pages(load: Load) -> None:
+    """The query derives the requests that are queued for spot from the others instead of counting them."""
+    _, pages = run(load, "batches of a tick", plan.BATCHES)
     assert pages <= 1000 + load.lines / 250
 
 
-def test_what_alerts_look_at_costs_as_much_again(load: Load) -> None:
-    """The same counts by tenant, and one entry of the index for each batch and pool."""
+def test_tenant_loads_read_bounded_pages(load: Load) -> None:
+    """The query counts by tenant, and reads one index entry per batch and pool."""
     nodes, pages = run(load, "loads by tenant", snapshot.TENANTS)
     assert pages <= 1500 + load.lines / 250
     if load.lines > BATCH_LINES:
         assert "queue" not in _scanned(nodes)
 
 
-def test_reaping_reads_only_what_is_claimed(load: Load) -> None:
-    """All of `claims`, once: there are as many as workers hold, however many wait."""
+def test_reaping_reads_claims_and_not_queue(load: Load) -> None:
+    """The query reads `claims` once, whose size does not depend on the queue."""
     load.world.run("UPDATE workers SET expires_at = now() WHERE id <> :lease", lease=LEASE)
     nodes, pages = run(load, "orphans", str(sweep._LOST_REQUESTS), most=5)
     assert "queue" not in {node.get("Relation Name") for node in nodes}

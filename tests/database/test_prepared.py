@@ -1,4 +1,4 @@
-"""Connections with prepared statements: what makes them stale, what closes them, what they keep."""
+"""Connections with prepared statements: staleness, lost connections, transactions and tenants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PREPARED = text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIK
 
 @pytest.fixture
 def one(database: Database) -> Iterator[Engine]:
-    """A pool of one connection, so that each transaction is on the same."""
+    """A pool of one connection, which every transaction uses."""
     made = connect(database.url("worker"), pool_size=1)
     yield made
     made.dispose()
@@ -60,7 +60,7 @@ def _add(engine: Engine, name: str = "w") -> None:
         connection.execute(ADD, {"name": name})
 
 
-def test_a_statement_is_prepared_once_a_connection(one: Engine) -> None:
+def test_statement_is_prepared_once_per_connection(one: Engine) -> None:
     for _ in range(3):
         assert _names(one) == []
     with begin(one) as connection:
@@ -76,14 +76,14 @@ def test_a_statement_is_prepared_once_a_connection(one: Engine) -> None:
         pytest.param("x" * 3_000_000, id="3 MB"),
     ],
 )
-def test_values_arrive_as_they_are(one: Engine, value: str | None) -> None:
+def test_values_round_trip_unchanged(one: Engine, value: str | None) -> None:
     for _ in range(2):
         with begin(one) as connection:
             assert connection.execute(ECHO, {"value": value}).scalar_one() == value
 
 
-def test_deallocated_behind_its_back(one: Engine) -> None:
-    """As a connection pooler between them does: once Unavailable, then prepared anew."""
+def test_deallocated_statement_is_prepared_again(one: Engine) -> None:
+    """A connection pooler may deallocate statements: the next use is Unavailable once."""
     _add(one)
     assert _names(one) == ["w"]
     backend = _backend(one)
@@ -95,7 +95,9 @@ def test_deallocated_behind_its_back(one: Engine) -> None:
     assert _backend(one) == backend
 
 
-def test_a_migration_changes_what_a_statement_returns(database: Database, one: Engine) -> None:
+def test_statement_is_prepared_again_after_its_columns_change(
+    database: Database, one: Engine
+) -> None:
     _add(one)
     assert _names(one) == ["w"]
     with database.engine("owner").begin() as connection:
@@ -107,12 +109,12 @@ def test_a_migration_changes_what_a_statement_returns(database: Database, one: E
     assert (row.name, row.colour) == ("w", "blue")
 
 
-def test_a_migration_while_a_worker_works(world: World, database: Database) -> None:
-    """Of the statements of the queue one is refused at most, and nothing is lost."""
+def test_migration_during_work_loses_no_result(world: World, database: Database) -> None:
+    """Fewer than ten calls are refused, and no result is lost."""
     del world
-    here = World(database)
-    batch = fill(here, 30)
-    queue = here.queue_on(here.own_engine("worker"))
+    own_world = World(database)
+    batch = fill(own_world, 30)
+    queue = own_world.queue_on(own_world.own_engine("worker"))
     lease = queue.open_lease(Pool.SPOT, "w")
     claims = [*queue.claim(lease, Pool.SPOT, 10)]
     queue.settle(lease, [done(claim) for claim in claims], [])
@@ -120,19 +122,19 @@ def test_a_migration_while_a_worker_works(world: World, database: Database) -> N
         for table in ("queue", "claims", "results", "batches"):
             connection.execute(text(f"ALTER TABLE {table} ADD COLUMN colour text"))
     refused = 0
-    while here.drained(batch) == 0:
+    while own_world.drained(batch) == 0:
         try:
             claims = [*queue.claim(lease, Pool.SPOT, 10)]
             queue.settle(lease, [done(claim) for claim in claims], [])
         except Unavailable:
             refused += 1
             assert refused < 10
-    assert here.lines("results", batch) == list(range(1, 31))
-    assert here.row(batch).tallied_completed == 30
+    assert own_world.lines("results", batch) == list(range(1, 31))
+    assert own_world.row(batch).tallied_completed == 30
 
 
 @pytest.mark.parametrize("prepared", [True, False])
-def test_a_connection_that_the_server_closed_is_replaced(
+def test_connection_closed_by_server_is_replaced(
     database: Database, one: Engine, *, prepared: bool
 ) -> None:
     backend = _backend(one)
@@ -141,14 +143,14 @@ def test_a_connection_that_the_server_closed_is_replaced(
     server = database.server
     url = server.url(SUPERUSER, server.cluster.password, database.name)
     with admin_engine(url).connect() as admin:
-        gone = text("SELECT pg_terminate_backend(:pid, 5000)")
-        assert admin.execute(gone, {"pid": backend}).scalar_one()
+        terminate = text("SELECT pg_terminate_backend(:pid, 5000)")
+        assert admin.execute(terminate, {"pid": backend}).scalar_one()
     _add(one)
     assert _names(one) == ["w"]
     assert _backend(one) != backend
 
 
-def test_a_connection_closed_in_a_transaction_is_unavailable_once(
+def test_connection_closed_in_transaction_is_unavailable_once(
     database: Database, one: Engine
 ) -> None:
     server = database.server
@@ -158,8 +160,8 @@ def test_a_connection_closed_in_a_transaction_is_unavailable_once(
         with begin(one) as connection:
             backend = connection.execute(BACKEND).scalar_one()
             with admin_engine(url).connect() as admin:
-                gone = text("SELECT pg_terminate_backend(:pid, 5000)")
-                assert admin.execute(gone, {"pid": backend}).scalar_one()
+                terminate = text("SELECT pg_terminate_backend(:pid, 5000)")
+                assert admin.execute(terminate, {"pid": backend}).scalar_one()
             connection.execute(ADD, {"name": "w"})
 
     with pytest.raises(Unavailable):
@@ -168,7 +170,7 @@ def test_a_connection_closed_in_a_transaction_is_unavailable_once(
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["opens the transaction", "in a transaction"])
-def test_an_error_undoes_the_transaction_and_the_next_works(one: Engine, *, first: bool) -> None:
+def test_error_rolls_back_and_next_transaction_works(one: Engine, *, first: bool) -> None:
     broken = hot("SELECT 1 / cast(:zero AS integer)")
 
     def fail() -> None:
@@ -185,7 +187,7 @@ def test_an_error_undoes_the_transaction_and_the_next_works(one: Engine, *, firs
     assert _names(one) == ["w"]
 
 
-def test_a_statement_that_cannot_be_prepared_leaves_nothing_behind(one: Engine) -> None:
+def test_statement_that_cannot_be_prepared_does_not_break_connection(one: Engine) -> None:
     wrong = hot("SELECT * FROM nowhere WHERE name = :name")
     for _ in range(2):
         with pytest.raises(DBAPIError, match="42P01"), begin(one) as connection:
@@ -194,7 +196,7 @@ def test_a_statement_that_cannot_be_prepared_leaves_nothing_behind(one: Engine) 
     assert _names(one) == ["w"]
 
 
-def test_an_exception_of_the_caller_undoes_what_was_prepared(one: Engine) -> None:
+def test_exception_of_caller_rolls_back(one: Engine) -> None:
     def fail() -> None:
         with begin(one) as connection:
             connection.execute(ADD, {"name": "w"})
@@ -205,7 +207,7 @@ def test_an_exception_of_the_caller_undoes_what_was_prepared(one: Engine) -> Non
     assert _names(one) == []
 
 
-def test_a_savepoint_undoes_only_its_part(one: Engine) -> None:
+def test_savepoint_rolls_back_only_its_part(one: Engine) -> None:
     with begin(one) as connection:
         connection.execute(ADD, {"name": "kept"})
         part = connection.begin_nested()
@@ -214,7 +216,7 @@ def test_a_savepoint_undoes_only_its_part(one: Engine) -> None:
     assert (_names(one, "kept"), _names(one, "undone")) == (["kept"], [])
 
 
-def test_nothing_is_committed_before_the_end(database: Database, one: Engine) -> None:
+def test_changes_are_invisible_before_commit(database: Database, one: Engine) -> None:
     other = database.engine("worker")
     with begin(one) as connection:
         connection.execute(ADD, {"name": "w"})
@@ -222,8 +224,8 @@ def test_nothing_is_committed_before_the_end(database: Database, one: Engine) ->
     assert _names(other) == ["w"]
 
 
-def test_a_commit_that_the_server_turns_into_a_rollback_is_an_error(one: Engine) -> None:
-    """A swallowed error leaves a transaction that cannot commit: nobody must take it for done."""
+def test_commit_that_becomes_rollback_is_unavailable(one: Engine) -> None:
+    """After a swallowed error the server turns COMMIT into ROLLBACK, which must raise."""
 
     def swallow() -> None:
         with begin(one) as connection:
@@ -236,20 +238,24 @@ def test_a_commit_that_the_server_turns_into_a_rollback_is_an_error(one: Engine)
     assert _names(one) == []
 
 
-def test_no_tenant_is_carried_over(world: World) -> None:
-    """One connection serves all tenants in turn, prepared statements included."""
+def test_tenant_is_not_carried_over(world: World) -> None:
+    """One connection serves all tenants in turn, with the same prepared statements."""
     other = world.tenant("other")
-    mine, its = world.batch(1), world.batch(1, tenant=other)
+    own_batch, other_batch = world.batch(1), world.batch(1, tenant=other)
     engine = connect(world.database.url("api"), pool_size=1)
-    seen = hot("SELECT id FROM batches WHERE total > cast(:lines AS integer)")
-    begun: list[str] = []
-    event.listen(engine, "checkout", lambda *_: begun.append("checkout"))
+    visible = hot("SELECT id FROM batches WHERE total > cast(:lines AS integer)")
+    checkouts: list[str] = []
+    event.listen(engine, "checkout", lambda *_: checkouts.append("checkout"))
     try:
-        for tenant, batch in ((DEFAULT_TENANT, mine), (other, its), (DEFAULT_TENANT, mine)):
+        for tenant, batch in (
+            (DEFAULT_TENANT, own_batch),
+            (other, other_batch),
+            (DEFAULT_TENANT, own_batch),
+        ):
             with acting_for(engine, tenant) as connection:
-                assert connection.execute(seen, {"lines": 0}).scalars().all() == [batch]
+                assert connection.execute(visible, {"lines": 0}).scalars().all() == [batch]
             with begin(engine) as connection:
-                assert connection.execute(seen, {"lines": 0}).scalars().all() == []
+                assert connection.execute(visible, {"lines": 0}).scalars().all() == []
 
         def fail() -> None:
             with acting_for(engine, other) as connection:
@@ -258,13 +264,13 @@ def test_no_tenant_is_carried_over(world: World) -> None:
         with pytest.raises(DBAPIError):
             fail()
         with begin(engine) as connection:
-            assert connection.execute(seen, {"lines": 0}).scalars().all() == []
+            assert connection.execute(visible, {"lines": 0}).scalars().all() == []
     finally:
         engine.dispose()
-    assert len(begun) == 8
+    assert len(checkouts) == 8
 
 
-def test_statements_that_are_not_hot_see_the_same_transaction(one: Engine) -> None:
+def test_unprepared_statements_share_the_transaction(one: Engine) -> None:
     with begin(one) as connection:
         connection.execute(ADD, {"name": "w"})
         assert connection.execute(text("SELECT name FROM workers")).scalars().all() == ["w"]
@@ -272,19 +278,19 @@ def test_statements_that_are_not_hot_see_the_same_transaction(one: Engine) -> No
         assert connection.execute(ALL, {"name": "w"}).all() == []
 
 
-def test_claims_do_not_prepare_anew(world: World) -> None:
+def test_claims_reuse_prepared_statements(world: World) -> None:
     fill(world, 20)
     engine = world.own_engine("worker")
     queue = world.queue_on(engine)
     lease = queue.open_lease(Pool.SPOT, "w")
-    taken = [line for _ in range(4) for line in numbers(queue.claim(lease, Pool.SPOT, 5))]
-    assert taken == list(range(1, 21))
+    claimed = [line for _ in range(4) for line in numbers(queue.claim(lease, Pool.SPOT, 5))]
+    assert claimed == list(range(1, 21))
     with begin(engine) as connection:
         prepared = text("SELECT count(*), count(DISTINCT statement) FROM pg_prepared_statements")
         assert len(set(connection.execute(prepared).one())) == 1
 
 
-def test_packets_wait_for_no_acknowledgement(one: Engine) -> None:
+def test_connection_sets_tcp_nodelay(one: Engine) -> None:
     with one.connect() as connection:
         raw = connection.connection.dbapi_connection
         assert raw is not None
@@ -302,7 +308,7 @@ def test_packets_wait_for_no_acknowledgement(one: Engine) -> None:
     ],
     ids=lambda it: getattr(it, "__qualname__", ""),
 )
-def test_the_private_functions_of_the_driver_are_as_expected(
+def test_private_functions_of_driver_are_unchanged(
     function: Callable[..., object], parameters: list[str]
 ) -> None:
     assert list(inspect.signature(function).parameters) == parameters, (
@@ -310,7 +316,7 @@ def test_the_private_functions_of_the_driver_are_as_expected(
     )
 
 
-def test_the_driver_keeps_its_state_under_the_expected_names(one: Engine) -> None:
+def test_driver_has_expected_attributes(one: Engine) -> None:
     with one.connect() as connection:
         driver = connection.connection.dbapi_connection
         assert {"_sock", "_usock", "_transaction_status"} <= set(vars(driver))

@@ -1,4 +1,4 @@
-"""Which schema a process waits for before it is ready."""
+"""The schema check of the readiness probe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LATER = "9999"
 
 @pytest.fixture
 def shared(world: World) -> Iterator[Database]:
-    """The package's database; restores its revision after the test."""
+    """The package's database, whose revision is restored after the test."""
     yield world.database
     _change(world.database, "GRANT SELECT ON alembic_version TO lowtide_api, lowtide_worker")
     _change(world.database, "DELETE FROM alembic_version")
@@ -39,22 +39,22 @@ def _change(database: Database, statement: str, **parameters: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["api", "worker", "operator"])
-def test_every_role_sees_that_a_migrated_database_is_ready(world: World, role: str) -> None:
+def test_migrated_schema_is_ready_for_every_role(world: World, role: str) -> None:
     check_schema(world.database.engine(role))
 
 
-def test_a_migrated_database_has_the_newest_revision(world: World) -> None:
+def test_migrated_database_has_newest_revision(world: World) -> None:
     with world.database.engine("owner").connect() as connection:
-        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
-    assert found == newest_revision()
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+    assert revision == newest_revision()
 
 
-def test_a_schema_that_a_later_version_migrated_is_ready(shared: Database) -> None:
+def test_schema_of_later_version_is_ready(shared: Database) -> None:
     _change(shared, "UPDATE alembic_version SET version_num = :it", it=LATER)
     check_schema(shared.engine("api"))
 
 
-def test_a_process_waits_for_the_first_migration(world: World) -> None:
+def test_empty_database_is_not_ready(world: World) -> None:
     server = world.database.server
     empty = connect(server.url("lowtide_api", PASSWORD, "postgres"), pool_size=1)
     try:
@@ -71,7 +71,7 @@ def test_a_process_waits_for_the_first_migration(world: World) -> None:
         pytest.param("REVOKE SELECT ON alembic_version FROM lowtide_api", id="unreadable"),
     ],
 )
-def test_a_process_waits_for_the_migration(shared: Database, change: str) -> None:
+def test_schema_without_readable_revision_is_not_ready(shared: Database, change: str) -> None:
     _change(shared, change)
     with pytest.raises(Unavailable, match="run the migration"):
         check_schema(shared.engine("api"))
@@ -79,7 +79,7 @@ def test_a_process_waits_for_the_migration(shared: Database, change: str) -> Non
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Replace the migrations of this version by a chain of empty ones, oldest first."""
+    """Replace this version's migrations with a chain of empty ones, oldest first."""
 
     def replace(*revisions: str) -> None:
         for before, revision in zip((None, *revisions), revisions, strict=False):
@@ -93,15 +93,15 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     schema._revisions.cache_clear()
 
 
-def test_a_process_waits_for_a_later_migration(world: World, chain: Callable[..., None]) -> None:
-    found = newest_revision()
-    chain(found, LATER)
-    needed = f"has schema {found}, this version needs {LATER}: run the migration"
-    with pytest.raises(Unavailable, match=needed):
+def test_older_schema_is_not_ready(world: World, chain: Callable[..., None]) -> None:
+    current = newest_revision()
+    chain(current, LATER)
+    message = f"has schema {current}, this version needs {LATER}: run the migration"
+    with pytest.raises(Unavailable, match=message):
         check_schema(world.database.engine("api"))
 
 
-def test_the_order_of_revisions_is_their_chain_not_their_numbers(
+def test_revisions_are_ordered_by_chain_not_number(
     chain: Callable[..., None],
 ) -> None:
     chain("0001", "0009", "0003")

@@ -1,4 +1,4 @@
-"""What Argo CD is told, against what there is to apply."""
+"""The Argo CD project and applications match the overlays they apply."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from manifests.overlays import rendered
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = {found["metadata"]["name"]: found for found in rendered("argocd")}
+OBJECTS = {one["metadata"]["name"]: one for one in rendered("argocd")}
 PROJECT: dict[str, Any] = OBJECTS["lowtide"]["spec"]
 ENVIRONMENTS = ["dev", "stage", "prod"]
 
@@ -27,49 +27,49 @@ def allowed(*lists: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("overlay", [*ENVIRONMENTS, "prod-gpu"])
-def test_the_project_allows_what_an_overlay_holds(overlay: str) -> None:
-    found = {
+def test_project_allows_every_kind_of_overlay(overlay: str) -> None:
+    kinds = {
         (document["apiVersion"].rpartition("/")[0], document["kind"])
         for document in rendered(f"knative/overlays/{overlay}")
     }
-    assert found <= allowed("clusterResourceWhitelist", "namespaceResourceWhitelist")
+    assert kinds <= allowed("clusterResourceWhitelist", "namespaceResourceWhitelist")
 
 
-def test_the_project_allows_what_monitoring_holds() -> None:
+def test_project_allows_every_kind_of_monitoring() -> None:
     folder = ROOT / "monitoring"
-    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    found = {
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    kinds = {
         (document["apiVersion"].rpartition("/")[0], document["kind"])
-        for name in listed["resources"]
+        for name in kustomization["resources"]
         for document in yaml.safe_load_all((folder / name).read_text())
     }
-    assert found <= allowed("namespaceResourceWhitelist")
+    assert kinds <= allowed("namespaceResourceWhitelist")
     template = OBJECTS["lowtide-monitoring"]["spec"]["template"]["spec"]
-    assert template["destination"]["namespace"] == listed["namespace"]
+    assert template["destination"]["namespace"] == kustomization["namespace"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_an_application_is_an_overlay_of_the_project(environment: str) -> None:
+def test_application_points_to_overlay_within_project(environment: str) -> None:
     spec = application(environment)
     assert (ROOT / spec["source"]["path"] / "kustomization.yaml").exists()
     assert spec["source"]["repoURL"] in PROJECT["sourceRepos"]
     assert spec["destination"] in PROJECT["destinations"]
-    spaces = {
+    namespaces = {
         document["metadata"].get("namespace", spec["destination"]["namespace"])
         for document in rendered(spec["source"]["path"])
     }
-    assert spaces == {spec["destination"]["namespace"]}
+    assert namespaces == {spec["destination"]["namespace"]}
 
 
 @pytest.mark.parametrize(
-    ("environment", "by_itself"), [("dev", True), ("stage", True), ("prod", False)]
+    ("environment", "automated"), [("dev", True), ("stage", True), ("prod", False)]
 )
-def test_production_waits_for_somebody(environment: str, by_itself: bool) -> None:
-    assert ("automated" in application(environment)["syncPolicy"]) is by_itself
+def test_only_production_syncs_manually(environment: str, automated: bool) -> None:
+    assert ("automated" in application(environment)["syncPolicy"]) is automated
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_what_keda_and_a_canary_change_is_left_to_them(environment: str) -> None:
+def test_replicas_and_traffic_are_excluded_from_sync(environment: str) -> None:
     spec = application(environment)
     ignored = {
         (one["kind"], one.get("name"), pointer)
@@ -87,7 +87,7 @@ def test_what_keda_and_a_canary_change_is_left_to_them(environment: str) -> None
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
+def test_migration_syncs_after_prerequisites_and_before_workloads(
     environment: str, tmp_path: Path
 ) -> None:
     for folder in ("knative", "keda", "argocd"):
@@ -95,7 +95,7 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
     source = application(environment)["source"]
     path = tmp_path / source["path"]
     overlay = yaml.safe_load((path / "kustomization.yaml").read_text())
-    # As Argo CD does: `kustomize edit add component`.
+    # Argo CD runs `kustomize edit add component`.
     overlay.setdefault("components", []).extend(source["kustomize"]["components"])
     overlay["resources"].append("external-secrets.yaml")
     shutil.copy(ROOT / "knative/examples/external-secrets.yaml", path)
@@ -112,6 +112,6 @@ def test_the_migration_comes_after_what_it_needs_and_before_the_rest(
     for kind in ("Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap", "ExternalSecret"):
         assert max(waves[kind]) < migration, kind
     assert min(waves["Service"] | waves["Deployment"]) > migration
-    # KEDA brings the first one: a sync waits for none, and none is stopped while it starts.
+    # KEDA starts the first worker: a sync waits for none, and stops none while it starts.
     assert replicas == {"infer-spot": 0, "infer-dedicated": 0, "portal": 1}
     assert waves["ScaledObject"] == waves["TriggerAuthentication"] == waves["Deployment"]

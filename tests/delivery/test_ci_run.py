@@ -1,4 +1,4 @@
-"""`.ci/run` with a `make` that only says what it was asked for: every lane runs once, whatever fails."""
+"""`.ci/run` with a stub of `make` that records its calls."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
 INSTALLED = ("curl", "chromium", "promtool", "amtool")
-# Not in Bash, which may lose a signal that comes while it starts a program.
+# Not in Bash, which may lose a signal while it starts a program.
 MAKE = f"""#!{sys.executable} -S
 import os, re, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 target = sys.argv[1]
 lane = "".join(re.findall("cache-[a-z]*", os.environ.get("PYTEST_ADDOPTS", "")))
-def note(text):
+def record(text):
     with open(os.environ["CALLS"], "a") as calls:
         calls.write(text + "\\n")
-note(f"{{target}} {{lane}}")
+record(f"{{target}} {{lane}}")
 print(f"output of {{target}} {{lane}}", flush=True)
 if os.environ["HANGS"] == target:
     signal.sigwait([signal.SIGINT])
-    note(f"stopped {{lane}}")
+    record(f"stopped {{lane}}")
 sys.exit(target in (os.environ["FAILS"], os.environ["HANGS"]))
 """
 LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
@@ -39,7 +39,7 @@ LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a copy of the script with programs that do nothing; its calls are in `calls`."""
+    """Start a copy of the script with stub programs that record calls in `calls`."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in INSTALLED:
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("fails", ["", "test", "test-slow"])
-def test_every_lane_runs_once_and_what_fails_fails_the_run(
+def test_every_lane_runs_once_and_failure_fails_the_run(
     run: Callable[..., subprocess.Popen[str]], tmp_path: Path, fails: str
 ) -> None:
     process = run(fails=fails)
@@ -79,14 +79,16 @@ def test_every_lane_runs_once_and_what_fails_fails_the_run(
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_failed_check_ends_it(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_failed_check_stops_the_run(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     process = run(fails="check")
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert (tmp_path / "calls").read_text().splitlines() == ["check "]
 
 
-def test_an_interrupted_run_lets_its_lanes_end_what_they_started(
+def test_interrupted_run_stops_lanes_and_cleans_up(
     run: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = run(hangs="test-slow")

@@ -1,4 +1,4 @@
-"""Each function's func.yaml: what `func` reads, and what the manifests say."""
+"""Each function's func.yaml is valid for `func` and matches the manifests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTAINERS = {
 }
 
 
-# What the schema of func 1.x (knative/func, schema/func_yaml-schema.json) has of these fields.
+# The used fields of the schema of func 1.x (knative/func, schema/func_yaml-schema.json).
 class _Part(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     pass
 
@@ -49,18 +49,18 @@ class _Function(_Part):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_func_and_the_manifests_say_the_same(folder: Path) -> None:
-    read = yaml.load((folder / "func.yaml").read_text(), yaml.BaseLoader)  # noqa: S506 - no objects
-    function = msgspec.convert(read, _Function)
-    told = {
+def test_func_yaml_matches_manifest(folder: Path) -> None:
+    document = yaml.load((folder / "func.yaml").read_text(), yaml.BaseLoader)  # noqa: S506 - no objects
+    function = msgspec.convert(document, _Function)
+    deployed = {
         variable["name"]: variable.get("value") for variable in CONTAINERS[function.name]["env"]
     }
-    mine = {variable.name: variable.value for variable in function.run.envs}
-    assert mine == {name: told[name] for name in told if name.startswith("FUNCTION_")}
-    assert function.invoke == told["FUNCTION_SIGNATURE_TYPE"]
-    assert (ROOT / mine["FUNCTION_SOURCE"]).parent == folder
+    variables = {variable.name: variable.value for variable in function.run.envs}
+    assert variables == {name: deployed[name] for name in deployed if name.startswith("FUNCTION_")}
+    assert function.invoke == deployed["FUNCTION_SIGNATURE_TYPE"]
+    assert (ROOT / variables["FUNCTION_SOURCE"]).parent == folder
 
 
-def test_every_function_of_the_manifests_has_a_folder() -> None:
+def test_every_function_in_manifests_has_func_yaml() -> None:
     names = {yaml.safe_load((folder / "func.yaml").read_text())["name"] for folder in FOLDERS}
     assert names == set(CONTAINERS) - {"portal"}

@@ -28,7 +28,7 @@ def overlay(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, indirect=True)
-def test_an_overlay_gets_another_image_and_keeps_the_rest(overlay: Path) -> None:
+def test_set_replaces_image_and_keeps_the_rest(overlay: Path) -> None:
     path = overlay / "kustomization.yaml"
     before = path.read_text()
     release = f"1.10@{DIGEST}"
@@ -56,7 +56,7 @@ def test_an_overlay_gets_another_image_and_keeps_the_rest(overlay: Path) -> None
     ["", "1.0", f"@{DIGEST}", "1.0@sha256:12", f"1.0@{DIGEST}\n    x: y"],
     ids=["empty", "no-digest", "no-tag", "short", "another-line"],
 )
-def test_what_is_no_release_changes_nothing(overlay: Path, release: str) -> None:
+def test_malformed_release_changes_nothing(overlay: Path, release: str) -> None:
     path = overlay / "kustomization.yaml"
     before = path.read_text()
     done = promotion("set", overlay, "registry/lowtide", release)
@@ -73,7 +73,7 @@ def test_what_is_no_release_changes_nothing(overlay: Path, release: str) -> None
     ],
     ids=["no-image", "no-digest"],
 )
-def test_an_overlay_without_a_release_says_so(tmp_path: Path, images: str, message: str) -> None:
+def test_show_reports_overlay_without_release(tmp_path: Path, images: str, message: str) -> None:
     (tmp_path / "kustomization.yaml").write_text(f"images:\n{images}")
     done = promotion("show", tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Runs a Dockerfile's steps in a folder, so that a test of them cannot drift from them."""
+"""Replay of a Dockerfile's steps in a folder, so that tests run the real steps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dockerfile_parse import DockerfileParser
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What no process of ours uses: the base is copied for each run.
-_LEFT_OUT = shutil.ignore_patterns(
+# Parts of Python that no process uses, to keep the copy of the base small.
+_UNUSED = shutil.ignore_patterns(
     "site-packages", "test", "tests", "idlelib", "tkinter", "config-3*"
 )
-# How this machine installs packages.
-_USERS = ("HOME", "PIP_", "UV_", "SSL_")
+# Variables for installing packages on this machine.
+_INSTALL_VARIABLES = ("HOME", "PIP_", "UV_", "SSL_")
 
 
 @dataclass
 class Image:
-    """What the last stage leaves: `root` stands for `/`, and its paths are under it."""
+    """The result of the last stage; `root` stands for `/`."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -37,8 +37,8 @@ class Image:
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
 
-    def placed(self, text: str) -> str:
-        """Return `text` with the image's paths as they are on this machine."""
+    def locate(self, text: str) -> str:
+        """Return `text` with the image's paths replaced by their paths on this machine."""
         return re.sub(r"(?<![\w.$/-])/(opt|app|build|tmp)\b", rf"{self.root}/\1", text)
 
     def start(
@@ -47,13 +47,13 @@ class Image:
         environment: Mapping[str, str],
         log: IO[str],
     ) -> subprocess.Popen[str]:
-        """Start a command as the image's user, who may write to `/tmp` alone."""
+        """Start a command as the image's user, which may only write to `/tmp`."""
         values = self.environment | {
-            name: self.placed(value) for name, value in environment.items()
+            name: self.locate(value) for name, value in environment.items()
         }
         (user, group), is_root = self.user, os.geteuid() == 0
         return subprocess.Popen(
-            # `env` looks the command up in the image's own PATH.
+            # `env` looks up the command in the image's PATH.
             ["env", *command],  # noqa: S607
             cwd=self.folder,
             env=values,
@@ -67,7 +67,7 @@ class Image:
 
 
 class Replay:
-    """One pass over a Dockerfile: a base that is a bare Python, `COPY`, `RUN`, `ENV`, `USER`."""
+    """A replay of a Dockerfile on a bare Python as its base."""
 
     def __init__(self, context: Path, root: Path) -> None:
         self._context = context
@@ -75,7 +75,7 @@ class Replay:
         self._stage = root.parent / "stage"
 
     def run(self) -> Image:
-        """Run every step; raises for a step that fails or that is not known here."""
+        """Run every step; raise for a failed or unsupported step."""
         parser = DockerfileParser(path=str(self._context / "Dockerfile"))
         for step in parser.structure:
             name, value = step["instruction"], step["value"]
@@ -91,7 +91,7 @@ class Replay:
         self._image = Image(root)
         library = Path(sysconfig.get_path("stdlib"))
         python = root / "usr/local"
-        shutil.copytree(library, python / "lib" / library.name, ignore=_LEFT_OUT)
+        shutil.copytree(library, python / "lib" / library.name, ignore=_UNUSED)
         for shared in Path(sysconfig.get_config_var("LIBDIR")).glob("libpython3*.so*"):
             shutil.copy2(shared, python / "lib")
         (python / "bin").mkdir()
@@ -108,40 +108,40 @@ class Replay:
             self._shell("python -m ensurepip")
 
     def _env(self, value: str) -> None:
-        known = self._image.environment
-        for name, given in re.findall(r'(\w+)=("[^"]*"|\S+)', value):
-            text = re.sub(r"\$\{?(\w+)\}?", lambda found: known[found[1]], given.strip('"'))
-            known[name] = self._image.placed(text)
+        variables = self._image.environment
+        for name, raw in re.findall(r'(\w+)=("[^"]*"|\S+)', value):
+            text = re.sub(r"\$\{?(\w+)\}?", lambda match: variables[match[1]], raw.strip('"'))
+            variables[name] = self._image.locate(text)
 
     def _workdir(self, value: str) -> None:
-        self._image.folder = Path(self._image.placed(value))
+        self._image.folder = Path(self._image.locate(value))
         self._image.folder.mkdir(parents=True, exist_ok=True)
 
     def _copy(self, value: str) -> None:
         *sources, target = value.split()
         stage = [word for word in sources if word.startswith("--from=")]
-        place = self._image.folder / self._image.placed(target)
+        place = self._image.folder / self._image.locate(target)
         for source in (word for word in sources if not word.startswith("--")):
-            found = self._stage / source.lstrip("/") if stage else self._allowed(source)
-            into = place / found.name if target.endswith("/") else place
+            path = self._stage / source.lstrip("/") if stage else self._allowed(source)
+            into = place / path.name if target.endswith("/") else place
             into.parent.mkdir(parents=True, exist_ok=True)
-            if found.is_dir():
-                skipped = None if stage else self._left_out
-                shutil.copytree(found, into, symlinks=True, ignore=skipped)
+            if path.is_dir():
+                ignore = None if stage else self._ignored
+                shutil.copytree(path, into, symlinks=True, ignore=ignore)
             else:
-                shutil.copy2(found, into)
+                shutil.copy2(path, into)
 
-    def _left_out(self, folder: str, names: list[str]) -> set[str]:
-        """Return what `.dockerignore` keeps out of a folder of the context."""
+    def _ignored(self, folder: str, names: list[str]) -> set[str]:
+        """Return the names in a folder of the context that `.dockerignore` excludes."""
         rules = (self._context / ".dockerignore").read_text().split("\n")
         place = Path(folder).relative_to(self._context)
-        found = shutil.ignore_patterns("__pycache__", "*.pyc")(folder, names)
-        return found | {name for name in names if str(place / name) in rules}
+        caches = shutil.ignore_patterns("__pycache__", "*.pyc")(folder, names)
+        return caches | {name for name in names if str(place / name) in rules}
 
     def _allowed(self, source: str) -> Path:
-        """Return a file of the context, if `.dockerignore` lets it in."""
+        """Return a path of the context, asserting that `.dockerignore` includes it."""
         rules = (self._context / ".dockerignore").read_text().split("\n")
-        assert f"!{source.partition('/')[0]}" in rules, f".dockerignore keeps {source} out"
+        assert f"!{source.partition('/')[0]}" in rules, f".dockerignore excludes {source}"
         return self._context / source
 
     def _run(self, value: str) -> None:
@@ -151,7 +151,7 @@ class Replay:
         self._shell(re.sub(r"--mount=\S+\s*", "", value))
 
     def _packages(self, names: Sequence[str]) -> None:
-        """Install what Debian has; a stand-in where this machine lacks it, as nothing can be fetched."""
+        """Copy tini from this machine, or write a stand-in if it is missing."""
         assert names == ["tini"]
         place = self._image.root / "usr/local/bin/tini"
         if real := shutil.which("tini"):
@@ -162,10 +162,12 @@ class Replay:
 
     def _shell(self, script: str) -> None:
         done = subprocess.run(
-            ["sh", "-ec", self._image.placed(script)],  # noqa: S607
+            ["sh", "-ec", self._image.locate(script)],  # noqa: S607
             cwd=self._image.folder,
-            # The cache of packages is this user's, as the build's cache mount is the builder's.
-            env={name: os.environ[name] for name in os.environ if name.startswith(_USERS)}
+            # This user's package cache stands in for the build's cache mount.
+            env={
+                name: os.environ[name] for name in os.environ if name.startswith(_INSTALL_VARIABLES)
+            }
             | self._image.environment,
             capture_output=True,
             text=True,

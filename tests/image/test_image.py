@@ -1,4 +1,4 @@
-"""The image's install steps in a clean environment, and every command that the manifests run in it."""
+"""The image's steps in a clean environment, and every command that manifests run in it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 _MANIFESTS = load(ROOT)
-WORKLOADS = {found.name: found for found in workloads(_MANIFESTS)}
-_CONFIG = {found.metadata.name: dict(found.data) for found in _MANIFESTS.all(ConfigMap)}
+WORKLOADS = {one.name: one for one in workloads(_MANIFESTS)}
+_CONFIG = {one.metadata.name: dict(one.data) for one in _MANIFESTS.all(ConfigMap)}
 
 
 def migration() -> Container:
-    """The container of the Job that migrates."""
+    """Return the container of the migration Job."""
     for path in (ROOT / "knative/base").rglob("*.yaml"):
         for document in yaml.safe_load_all(path.read_text()):
             if document and document["kind"] == "Job":
@@ -56,7 +56,7 @@ def migration() -> Container:
 
 @dataclass
 class Running:
-    """A process of the image, where it is asked how it is, and what it wrote."""
+    """A process of the image, the URL of its probe and its log."""
 
     process: subprocess.Popen[str]
     health: str
@@ -74,7 +74,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    """The image's file system, in a folder that its user can pass through to."""
+    """The image's file system in a folder that its user can enter."""
     place = Path(tempfile.mkdtemp(prefix="lowtide-image-"))
     place.chmod(0o755)
     try:
@@ -85,8 +85,8 @@ def image() -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def secrets(postgres: EmbeddedPostgres, template: str) -> dict[str, dict[str, str]]:
-    """The Secrets that the manifests name, over an empty database."""
-    assert template  # its roles are used
+    """The Secrets that the manifests reference, for an empty database."""
+    assert template  # creates the roles
     with engine(postgres.superuser_url).connect() as connection:
         connection.execute(text(f"CREATE DATABASE image OWNER {OWNER}"))
     addresses = {
@@ -104,7 +104,7 @@ def secrets(postgres: EmbeddedPostgres, template: str) -> dict[str, dict[str, st
 
 @pytest.fixture(scope="module")
 def migrated(image: Image, secrets: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The Secrets, once the migration's Job has run."""
+    """The Secrets after the migration Job has run."""
     job = migration()
     log = image.root.parent / "migrate.log"
     with log.open("w") as output:
@@ -116,8 +116,8 @@ def migrated(image: Image, secrets: dict[str, dict[str, str]]) -> dict[str, dict
 
 @pytest.fixture(scope="module")
 def running(image: Image, migrated: dict[str, dict[str, str]]) -> Iterator[dict[str, Running]]:
-    """One process of every workload, all started at once."""
-    found: dict[str, Running] = {}
+    """One process of every workload, all started together."""
+    processes: dict[str, Running] = {}
     logs: list[IO[str]] = []
     try:
         for name, workload in WORKLOADS.items():
@@ -126,41 +126,43 @@ def running(image: Image, migrated: dict[str, dict[str, str]]) -> Iterator[dict[
                 "PORT": str(port),
                 "LOWTIDE_PORTAL_PORT": str(port),
                 "LOWTIDE_HEALTH_PORT": str(health),
-                "LOWTIDE_OBJECT_STORE_URL": f"file://{image.placed('/tmp/objects')}",
+                "LOWTIDE_OBJECT_STORE_URL": f"file://{image.locate('/tmp/objects')}",
             }
             path = image.root.parent / f"{name}.log"
             logs.append(path.open("w"))
             process = image.start(command_of(workload.container, image), environment, logs[-1])
-            asked = (
+            probe = (
                 f"http://127.0.0.1:{health}{workload.ready_path}"
                 if workload.ready_path
                 else f"http://127.0.0.1:{port}/healthz"
             )
-            found[name] = Running(process, asked, path)
-        yield found
+            processes[name] = Running(process, probe, path)
+        yield processes
     finally:
-        for one in found.values():
+        for one in processes.values():
             one.process.terminate()
-        for one in found.values():
+        for one in processes.values():
             one.process.wait(30)
         for log in logs:
             log.close()
 
 
 def command_of(container: Container, image: Image) -> list[str]:
-    """Return what Kubernetes runs: `command` takes the entry point's place, `args` the command's."""
+    """Return the command line in Kubernetes: `command` overrides the entry point, `args` the command."""
     return [*(container.command or image.entrypoint), *(container.args or image.command)]
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_it_starts_as_nobody_and_becomes_ready(running: dict[str, Running], name: str) -> None:
+def test_workload_runs_as_image_user_and_becomes_ready(
+    running: dict[str, Running], name: str
+) -> None:
     one = running[name]
     one.wait_until_ready()
     owner = Path(f"/proc/{one.process.pid}").stat()
     assert (owner.st_uid, owner.st_gid) == ((10001, 10001) if os.geteuid() == 0 else owner[4:6])
 
 
-def test_a_function_stops_when_it_is_told_to(running: dict[str, Running]) -> None:
+def test_function_stops_on_sigterm(running: dict[str, Running]) -> None:
     one = running["cancel-batch"]
     one.wait_until_ready()
     one.process.send_signal(signal.SIGTERM)
@@ -168,28 +170,28 @@ def test_a_function_stops_when_it_is_told_to(running: dict[str, Running]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("command", "shown"),
+    ("command", "output"),
     [
         (["tenants", "create", "acme", "--active-batches", "10"], "acme"),
         (["keys", "create", "acme"], "lt_"),
     ],
     ids=["tenant", "key"],
 )
-def test_tenants_and_keys_are_made_in_the_portals_pod(
+def test_cli_creates_tenants_and_keys_in_portal_pod(
     image: Image,
     migrated: dict[str, dict[str, str]],
     command: list[str],
-    shown: str,
+    output: str,
 ) -> None:
     environment = manifest_environment(WORKLOADS["portal"].container, _CONFIG, migrated)
     log = image.root.parent / "lowtide.log"
-    with log.open("w") as output:
-        code = image.start(["lowtide", *command], environment, output).wait(60)
+    with log.open("w") as file:
+        code = image.start(["lowtide", *command], environment, file).wait(60)
     assert code == 0, log.read_text()
-    assert shown in log.read_text()
+    assert output in log.read_text()
 
 
-def test_the_image_has_no_more_than_it_needs(image: Image) -> None:
+def test_image_has_runtime_packages_and_no_build_tools(image: Image) -> None:
     (packages,) = (image.root / "opt/lowtide/lib").glob("python3*/site-packages")
     installed = {path.name.partition("-")[0] for path in packages.glob("*.dist-info")}
     assert {"lowtide", "functions_framework", "nicegui", "alembic"} <= installed
@@ -204,7 +206,7 @@ def test_every_module_is_compiled(image: Image) -> None:
                 assert list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")), path
 
 
-def test_nothing_was_written_but_below_tmp(running: dict[str, Running], image: Image) -> None:
+def test_processes_write_below_tmp_only(running: dict[str, Running], image: Image) -> None:
     for one in running.values():
         if one.process.poll() is None:
             one.wait_until_ready()

@@ -1,4 +1,4 @@
-"""What is applied to clusters passes every check that needs no cluster, and each check can fail."""
+"""Manifests pass every check that needs no cluster, and each check can fail."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ GPU = "knative/overlays/prod-gpu"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_nothing_is_found(kustomization: str) -> None:
+def test_kustomization_passes_all_checks(kustomization: str) -> None:
     assert check.findings(rendered(kustomization)) == []
 
 
-def test_nothing_is_found_in_what_no_kustomization_lists() -> None:
+def test_unlisted_manifests_pass_all_checks() -> None:
     assert check.findings(others()) == []
 
 
-def test_istio_takes_the_place_of_kourier(tmp_path: Path) -> None:
+def test_istio_component_replaces_kourier(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text(
         f"resources: [{ROOT}/knative/overlays/prod]\ncomponents: [{ROOT}/knative/components/istio]\n"
     )
@@ -44,36 +44,36 @@ def test_istio_takes_the_place_of_kourier(tmp_path: Path) -> None:
     assert backends == {"istio-system"}
 
 
-def test_every_overlay_is_looked_at() -> None:
+def test_every_overlay_is_checked() -> None:
     assert {path.name for path in (ROOT / "knative/overlays").iterdir()} == set(OVERLAYS)
 
 
-@pytest.mark.skipif(not kubectl.available(), reason="no kubectl here")
+@pytest.mark.skipif(not kubectl.available(), reason="kubectl is not installed")
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_kubectl_renders_the_same(kustomization: str) -> None:
     assert kubectl.differences(kustomization, rendered(kustomization)) == []
 
 
-@pytest.mark.skipif(not kubectl.available(), reason="no kubectl here")
-def test_a_difference_to_kubectl_is_told() -> None:
+@pytest.mark.skipif(not kubectl.available(), reason="kubectl is not installed")
+def test_difference_to_kubectl_is_reported() -> None:
     documents = rendered("keda")
     documents[0]["metadata"]["name"] = "other"
     assert len(kubectl.differences("keda", documents)) == 2
 
 
-def test_the_bounds_of_overlays_are_those_of_the_base_but_for_the_limits() -> None:
+def test_overlay_queries_differ_from_base_in_limits_only() -> None:
     assert bounds.stale() == []
     (base,) = (one for one in rendered("keda") if label(one) == "ScaledObject/infer-spot")
     query = base["spec"]["triggers"][0]["metadata"]["query"]
     (prod,) = (
         one for one in rendered("knative/overlays/prod") if label(one) == "ScaledObject/infer-spot"
     )
-    ours = prod["spec"]["triggers"][0]["metadata"]["query"]
-    assert ours != query
-    assert limited(ours, 20) == query
+    overlay_query = prod["spec"]["triggers"][0]["metadata"]["query"]
+    assert overlay_query != query
+    assert limited(overlay_query, 20) == query
 
 
-def test_a_stale_bound_is_told(tmp_path: Path) -> None:
+def test_stale_bound_is_reported_and_rewritten(tmp_path: Path) -> None:
     for name in ("keda", *(f"knative/overlays/{one}" for one in bounds.SCALED)):
         (tmp_path / name).mkdir(parents=True)
         for path in (ROOT / name).glob("*.yaml"):
@@ -123,16 +123,16 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "knative: two ports": (
         "Service/upload", lambda d: _worker(d)["ports"].append({"containerPort": 8081}), "2 ports"
     ),
-    "knative: its own port": (
+    "knative: a reserved port": (
         "Service/upload", lambda d: _worker(d)["ports"][0].update(containerPort=8012), "8012"
     ),
     "knative: a reserved variable": (
         "Service/upload", lambda d: _worker(d)["env"].append({"name": "PORT", "value": "1"}), "PORT"
     ),
-    "knative: too long": (
+    "knative: a timeout that is too long": (
         "Service/split", lambda d: _pod(d).update(timeoutSeconds=601), "more than 600"
     ),
-    "knative: a first byte sooner": (
+    "knative: a shorter timeout to the first byte": (
         "Service/split", lambda d: _pod(d).pop("responseStartTimeoutSeconds"), "responseStartTimeoutSeconds 300"
     ),
     "knative: an insecure default": (
@@ -186,19 +186,19 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         ),
         "container engine: seccompProfile",
     ),
-    "eventing: a delivery of no time": (
+    "eventing: a zero delivery timeout": (
         "Trigger/split", lambda d: d["spec"]["delivery"].update(timeout="PT0S"), "timeout"
     ),
-    "eventing: a filter's attribute": (
+    "eventing: a malformed filter attribute": (
         "Trigger/split", lambda d: d["spec"]["filter"]["attributes"].update({"a-b": "c"}), "a-b"
     ),
-    "eventing: a cron line": (
+    "eventing: a malformed schedule": (
         "PingSource/schedule", lambda d: d["spec"].update(schedule="every second"), "not a cron expression"
     ),
-    "eventing: no class": (
+    "eventing: no broker class": (
         "Broker/default", lambda d: d["metadata"].pop("annotations"), "broker.class"
     ),
-    "eventing: a sink that is no broker": (
+    "eventing: a sink of an unknown broker": (
         "ConfigMap/lowtide-config",
         lambda d: d["data"].update(K_SINK="http://broker-ingress.knative-eventing/other/default"),
         "is not an existing Broker",
@@ -215,13 +215,13 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda d: d["spec"]["triggers"][0]["metadata"].update(query="SELECT count(*) FROM queue"),
         "must be limited to 50 x 5",
     ),
-    "keda: to zero without a database": (
+    "keda: a fallback to zero": (
         "ScaledObject/infer-spot", lambda d: d["spec"]["fallback"].update(replicas=0), "fallback"
     ),
-    "keda: more than the scheduler knows": (
+    "keda: a maximum above the scheduler's": (
         "ScaledObject/infer-spot", lambda d: d["spec"].update(maxReplicaCount=51), "is not 51"
     ),
-    "keda: replicas of two minds": (
+    "keda: fixed replicas": (
         "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "override KEDA"
     ),
     "a name with dots": (
@@ -242,7 +242,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda d: _worker(d)["env"].append({"name": "LOWTIDE_TYPO", "value": ""}),
         "LOWTIDE_TYPO",
     ),
-    "an unknown setting for all": (
+    "an unknown setting in the ConfigMap": (
         "ConfigMap/lowtide-config", lambda d: d["data"].update(LOWTIDE_TYPO=""), "LOWTIDE_TYPO"
     ),
     "a Service's selector": (
@@ -256,17 +256,17 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda d: _worker(d)["readinessProbe"]["tcpSocket"].update(port="x"),
         "uses port x",
     ),
-    "a policy for nobody": (
+    "a policy that selects no pod": (
         "NetworkPolicy/portal",
         lambda d: d["spec"].update(podSelector={"matchLabels": {"a": "b"}}),
         "selects no pod",
     ),
-    "a budget for nobody": (
+    "a budget that selects no pod": (
         "PodDisruptionBudget/read",
         lambda d: d["spec"]["selector"].update(matchLabels={"a": "b"}),
         "selects no pod",
     ),
-    "a route to a function that is not": (
+    "a route to an unknown function": (
         "HTTPRoute/lowtide",
         lambda d: d["spec"]["rules"][0]["filters"][0]["urlRewrite"].update(hostname="x.y"),
         "no Knative Service has the host x.y",
@@ -276,17 +276,17 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda d: d["spec"]["rules"][0].update(backendRefs=[{"name": "upload", "port": 80}]),
         "is not a known Service",
     ),
-    "a route that nobody granted": (
+    "a route without a grant": (
         "HTTPRoute/lowtide",
         lambda d: d["spec"]["rules"][0]["backendRefs"][0].update(name="other"),
         "no ReferenceGrant",
     ),
-    "a grace that nothing is left of": (
+    "a grace period that is too short": (
         "Deployment/infer-spot",
         lambda d: _pod(d).update(terminationGracePeriodSeconds=640),
         "leaves less than 15 s",
     ),
-    "GPUs that are not granted": (
+    "more GPUs than the workers use": (
         "ResourceQuota/gpus", lambda d: d["spec"]["hard"].update({"requests.nvidia.com/gpu": "9"}), "9 GPUs"
     ),
     "a tick that differs": (
@@ -296,33 +296,33 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def whole() -> list[Document]:
+def gpu_documents() -> list[Document]:
     return rendered(GPU)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_manifest_is_found(whole: list[Document], name: str) -> None:
+def test_broken_manifest_is_reported(gpu_documents: list[Document], name: str) -> None:
     which, break_it, message = BROKEN[name]
-    documents = copy.deepcopy(whole)
+    documents = copy.deepcopy(gpu_documents)
     for one in documents:
-        # The core's Services share their kind with Knative's.
+        # Core and Knative Services have the same kind.
         if label(one) == which and not (which == "Service/portal" and one["apiVersion"] != "v1"):
             break_it(one)
-    found = check.findings(documents)
-    assert any(message in one for one in found), found
+    findings = check.findings(documents)
+    assert any(message in one for one in findings), findings
 
 
-def test_an_image_that_is_no_digest_needs_a_reason() -> None:
-    found = [Finding("prod", "Deployment/a", "CKV_1", "text")]
+def test_finding_needs_allowance_of_same_overlay() -> None:
+    findings = [Finding("prod", "Deployment/a", "CKV_1", "text")]
     reason = Allowance("CKV_1", ("Deployment/*",), ("prod",), "because")
-    assert policies.unexplained(found, [reason]) == []
-    assert policies.unexplained(found, []) == ["prod Deployment/a: CKV_1: text"]
+    assert policies.unexplained(findings, [reason]) == []
+    assert policies.unexplained(findings, []) == ["prod Deployment/a: CKV_1: text"]
     other = Allowance("CKV_1", ("Deployment/*",), ("dev",), "because")
-    assert len(policies.unexplained(found, [other])) == 2
+    assert len(policies.unexplained(findings, [other])) == 2
     assert all(one.reason for one in policies.allowances())
 
 
-def test_a_function_is_wrapped_for_checkov() -> None:
+def test_function_is_wrapped_in_deployment_for_checkov() -> None:
     (upload,) = (
         one
         for one in rendered("knative")
@@ -336,15 +336,17 @@ def test_a_function_is_wrapped_for_checkov() -> None:
 
 @pytest.mark.skipif(not policies.CHECKOV.exists(), reason="`make manifests` installs checkov")
 @pytest.mark.slow
-def test_checkov_finds_what_is_not_allowed(whole: list[Document]) -> None:
-    documents = copy.deepcopy(whole)
+def test_checkov_reports_finding_without_allowance(gpu_documents: list[Document]) -> None:
+    documents = copy.deepcopy(gpu_documents)
     (portal,) = (one for one in documents if label(one) == "Deployment/portal")
     del _worker(portal)["readinessProbe"]
-    found = policies.scan({GPU: documents})
-    told = policies.unexplained(found, policies.allowances())
-    assert any("Deployment/portal: CKV_K8S_9" in one for one in told), os.linesep.join(told)
+    findings = policies.scan({GPU: documents})
+    unexplained = policies.unexplained(findings, policies.allowances())
+    assert any("Deployment/portal: CKV_K8S_9" in one for one in unexplained), os.linesep.join(
+        unexplained
+    )
 
 
-def test_a_missing_folder_says_so() -> None:
+def test_missing_folder_is_reported() -> None:
     with pytest.raises(BadManifest, match="is missing"):
         rendered("knative/overlays/none")

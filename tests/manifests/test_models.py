@@ -1,4 +1,4 @@
-"""The manifests against typed models of the controllers' objects, as far as those come as packages."""
+"""The manifests against typed models of the controllers' objects, where packages exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KUSTOMIZATIONS = ("knative/overlays/dev", "knative/overlays/prod-gpu")
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS, ids=lambda one: Path(one).name)
-def test_every_model_knows_its_manifests(kustomization: str) -> None:
+def test_manifests_conform_to_models(kustomization: str) -> None:
     documents = [one for one in rendered(kustomization) if one["apiVersion"] in models.PACKAGES]
     assert len(documents) > 10
     assert {label(one): models.findings(one) for one in documents if models.findings(one)} == {}
@@ -32,9 +32,9 @@ def test_every_model_knows_its_manifests(kustomization: str) -> None:
         ("Broker/default", lambda one: one["spec"].update(retries=1), ".spec.retries is unknown"),
         ("ScaledObject/infer-spot", lambda one: one["spec"].update(triggers={}), "triggers"),
     ],
-    ids=["unknown", "wrong"],
+    ids=["unknown field", "wrong type"],
 )
-def test_what_a_model_does_not_know_is_found(
+def test_violation_of_model_is_reported(
     name: str, break_it: Callable[[Document], Any], message: str
 ) -> None:
     (document,) = (one for one in rendered(KUSTOMIZATIONS[0]) if label(one) == name)
