@@ -1,4 +1,4 @@
-"""A real browser, and pages that remember everything that went wrong on them."""
+"""A real browser, and pages that record every problem."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, BrowserContext, Page
 
-# For one step: a browser and a portal on a busy machine get few turns of a core.
-_PATIENCE_MS = 60_000
+# The limit of one step: browser and portal are slow on a busy machine.
+_STEP_TIMEOUT_MS = 60_000
 CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = [
     "--no-sandbox",
@@ -30,7 +30,7 @@ _FLAGS = [
 
 @dataclass
 class Visit:
-    """A page and everything that went wrong on it."""
+    """A page and its recorded problems."""
 
     page: Page
     context: BrowserContext
@@ -39,7 +39,7 @@ class Visit:
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """Run a headless Chromium; skips where there is none."""
+    """Run a headless Chromium; skip the test if it is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
@@ -50,12 +50,12 @@ def launched() -> Iterator[Browser]:
 
 
 def new_visit(browser: Browser, origin: str, *, width: int = 1440, scheme: str = "light") -> Visit:
-    """Open an empty page that may talk to nobody but `origin`."""
+    """Open an empty page; requests to anything but `origin` are problems."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
-    context.set_default_timeout(_PATIENCE_MS)
+    context.set_default_timeout(_STEP_TIMEOUT_MS)
     visit = Visit(context.new_page(), context)
     own = (origin, "data:", "blob:")
     visit.page.on(

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the whole run, and a fresh, migrated database for each test."""
+"""A real PostgreSQL for the whole run and a fresh, migrated database for each test."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ PEPPER = "test pepper"
 API_KEY = "lt_test"
 _TEMPLATE = "template_lowtide"
 _names = count()
-# A worker of pytest-xdist has its terminal's size here, and rich keeps what it finds when imported.
+# Workers of pytest-xdist inherit the terminal's size here, and rich reads it on import.
 for _size in ("COLUMNS", "LINES"):
     os.environ.pop(_size, None)
-# How long an example takes is the machine's affair; that a test ends is pytest-timeout's.
+# The duration of an example depends on the machine; pytest-timeout limits whole tests.
 settings.register_profile("lowtide", deadline=None)
 settings.load_profile("lowtide")
 
 
 @dataclass(frozen=True)
 class Database:
-    """One test's own database, with the tenant `default` and its key `lt_test`."""
+    """A database with the tenant `default` and its key `lt_test`."""
 
     server: EmbeddedPostgres
     name: str
     engines: dict[str, Engine]
 
     def url(self, role: str) -> str:
-        """Return its address as `api`, `worker`, `operator`, `autoscaler` or `owner`."""
+        """Return its URL as `api`, `worker`, `operator`, `autoscaler` or `owner`."""
         return self.server.url(f"lowtide_{role}", PASSWORD, self.name)
 
     def engine(self, role: str) -> Engine:
-        """Return connections as a role; closed with the test."""
+        """Return a role's engine, which is disposed after the test."""
         if role not in self.engines:
             self.engines[role] = connect(self.url(role), pool_size=16, claims=role == "worker")
         return self.engines[role]
@@ -58,7 +58,7 @@ class Database:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """The server; it need not survive a power failure."""
+    """The server, without durability."""
     server = EmbeddedPostgres(
         tmp_path_factory.mktemp("postgres"),
         settings={"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"},
@@ -72,7 +72,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
 
 @pytest.fixture(scope="session")
 def template(postgres: EmbeddedPostgres) -> str:
-    """The name of a migrated database to copy."""
+    """The name of the migrated template database."""
     with engine(postgres.superuser_url).connect() as connection:
         connection.execute(text(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD '{PASSWORD}'"))
         connection.execute(text(f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}"))
@@ -84,8 +84,8 @@ def template(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture(scope="session")
 def database_name() -> str:
-    """The name of the database that tests share; a package that overrides this imports the fixtures
-    that follow from it.
+    """The name of the shared database; a package that overrides it must import the dependent
+    fixtures.
     """
     return "shared"
 
@@ -94,7 +94,7 @@ def database_name() -> str:
 def shared_database(
     postgres: EmbeddedPostgres, template: str, database_name: str
 ) -> Iterator[Database]:
-    """One database for many tests."""
+    """A database that many tests share."""
     with engine(postgres.superuser_url).connect() as connection:
         connection.execute(
             text(f"CREATE DATABASE {database_name} TEMPLATE {template} STRATEGY FILE_COPY")
@@ -107,7 +107,7 @@ def shared_database(
 
 @pytest.fixture
 def world(shared_database: Database) -> Iterator[World]:
-    """The shared database, emptied."""
+    """The shared database after removing its contents."""
     from tests.worlds import World, emptied
 
     yield World(emptied(shared_database))
@@ -117,7 +117,7 @@ def world(shared_database: Database) -> Iterator[World]:
 
 @pytest.fixture
 def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
-    """A fresh database; dropped after the test."""
+    """A fresh database, which is dropped after the test."""
     name = f"test_{next(_names)}"
     admin = engine(postgres.superuser_url)
     with admin.connect() as connection:

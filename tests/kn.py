@@ -1,4 +1,4 @@
-"""What `kn` takes: subcommands and their options, as knative/client's docs/cmd list them (1.23)."""
+"""The subcommands of `kn` and their options, from knative/client's docs/cmd (1.23)."""
 
 from __future__ import annotations
 

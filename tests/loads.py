@@ -1,4 +1,4 @@
-"""Many lines at once, and how much of a table a statement has to read."""
+"""Large batches, and the number of pages that a statement reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fill(
     delay: float = 0.0,
     pool: str = "spot",
 ) -> BatchId:
-    """Queue a batch of many lines, one statement a table; `delay` seconds until they may be taken."""
+    """Queue a batch of `lines` requests, available after `delay` seconds, with one statement per table."""
     batch = BatchId(new_id())
     values = {"id": batch, "tenant": tenant, "lines": lines, "pool": pool}
     with world.worker.begin() as connection:
@@ -63,10 +63,10 @@ def tenant_with(world: World, name: str, **columns: int) -> TenantId:
 
 
 def pages_read(engine: Engine, sql: str, **parameters: Any) -> int:
-    """Run a statement, undo it, and return how many pages it looked at."""
+    """Run a statement, roll it back and return the number of pages it read."""
     with engine.connect() as connection:
         explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}")
-        found = connection.execute(explain, parameters).scalar_one()
+        output = connection.execute(explain, parameters).scalar_one()
         connection.rollback()
-    plan = (found if isinstance(found, list) else json.loads(found))[0]["Plan"]
+    plan = (output if isinstance(output, list) else json.loads(output))[0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])

@@ -1,7 +1,7 @@
-"""What must hold of every batch, whatever was broken on the way to its end.
+"""Invariants of every finished batch, whatever faults it survived.
 
-Reads bytes as a user gets them, with the standard library alone: nothing of the product is used to
-check the product.
+The oracle reads the bytes that a user gets, with the standard library only: no code of the product
+checks the product.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SETTLED = {
     "cancelled": ("created_at", "cancelling_at", "cancelled_at"),
     "failed": ("created_at", "failed_at"),
 }
-"""The timestamps that a final status must have, in the order in which they must lie."""
-_ENDINGS = {path[-1] for path in _SETTLED.values()}
+"""The timestamps of each final status in their required order."""
+_FINAL_TIMES = {path[-1] for path in _SETTLED.values()}
 _TIMES = {name for path in _SETTLED.values() for name in path} | {"expires_at"}
 _NEXT = {
     "validating": ("failed", "in_progress", "cancelling"),
@@ -36,12 +36,12 @@ _NEXT = {
     "expired": (),
     "cancelled": (),
 }
-"""OpenAI's status machine."""
+"""OpenAI's state machine: the possible next statuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputLine:
-    """One request of the input file; `raw` is the whole line without its line break."""
+    """A request of the input file; `raw` is its line without the line break."""
 
     custom_id: str
     body: Any
@@ -50,7 +50,7 @@ class InputLine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One line of the output or error file; `body` is None where no answer ever came."""
+    """A line of the output or error file; `body` is None without a response."""
 
     custom_id: str
     request_id: str
@@ -61,19 +61,19 @@ class Outcome:
 
 
 def input_lines(data: bytes) -> list[InputLine]:
-    """Return the requests of a valid input file; BOM, CRLF and blank lines are fine."""
-    found = []
+    """Return the requests of a valid input file, which may have a BOM, CRLF and blank lines."""
+    lines = []
     for raw in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if line := raw.strip(b" \t\r"):
             decoded = json.loads(line)
-            found.append(InputLine(decoded["custom_id"], decoded["body"], line))
-    return found
+            lines.append(InputLine(decoded["custom_id"], decoded["body"], line))
+    return lines
 
 
 def outcomes(data: bytes) -> list[Outcome]:
-    """Return the lines of an output or error file; each must have OpenAI's exact shape."""
+    """Return the lines of an output or error file after asserting OpenAI's exact shape."""
     assert not data or data.endswith(b"\n"), "the last line is cut off"
-    found = []
+    parsed = []
     for raw in data.split(b"\n")[:-1]:
         line = json.loads(raw)
         assert set(line) == {"id", "custom_id", "response", "error"}, raw
@@ -84,12 +84,12 @@ def outcomes(data: bytes) -> list[Outcome]:
             assert set(error) == {"code", "message"}, raw
             assert error["code"], raw
             assert error["message"], raw
-            found.append(Outcome(line["custom_id"], line["id"], None, None, error, raw))
+            parsed.append(Outcome(line["custom_id"], line["id"], None, None, error, raw))
         else:
             assert set(response) == {"status_code", "request_id", "body"}, raw
             status, body = response["status_code"], response["body"]
-            found.append(Outcome(line["custom_id"], line["id"], status, body, None, raw))
-    return found
+            parsed.append(Outcome(line["custom_id"], line["id"], status, body, None, raw))
+    return parsed
 
 
 def check(
@@ -101,20 +101,20 @@ def check(
     answers: ResponseCheck,
     status: str = "completed",
 ) -> None:
-    """Assert that a batch that is over did what it promised.
+    """Assert every invariant of a finished batch.
 
-    `batch` is the Batch object as JSON; `answers` is called with each request and the body in the
-    output file, and asserts that the one answers the other.
+    `batch` is the Batch object as JSON; `answers` asserts that a body of the output file answers its
+    request.
     """
     assert batch["status"] == status, batch
-    wanted, succeeded, failed = input_lines(source), outcomes(output), outcomes(errors)
-    _check_completeness(wanted, succeeded, failed)
-    _check_counts(batch, len(wanted), len(succeeded), len(failed))
+    requests, succeeded, failed = input_lines(source), outcomes(output), outcomes(errors)
+    _check_completeness(requests, succeeded, failed)
+    _check_counts(batch, len(requests), len(succeeded), len(failed))
     _check_times(batch)
     _check_usage(batch, succeeded, failed)
     assert bool(batch["output_file_id"]) == bool(succeeded), batch
     assert bool(batch["error_file_id"]) == bool(failed), batch
-    by_id = {line.custom_id: line for line in wanted}
+    by_id = {line.custom_id: line for line in requests}
     for outcome in succeeded:
         assert outcome.status_code is not None, outcome.raw
         assert 200 <= outcome.status_code < 300, outcome.raw
@@ -126,22 +126,22 @@ def check(
 
 
 def check_progress(batch: Mapping[str, Any]) -> None:
-    """Assert what must hold of a batch at every single read."""
+    """Assert the invariants of a batch at any time."""
     counts = batch["request_counts"]
     assert min(counts.values()) >= 0, counts
     assert counts["completed"] + counts["failed"] <= counts["total"], counts
     usage = batch["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
     assert (batch["in_progress_at"] is None) <= (counts["total"] == 0), batch
-    reached = [name for name in _ENDINGS if batch[name] is not None]
+    reached = [name for name in _FINAL_TIMES if batch[name] is not None]
     assert len(reached) == (batch["status"] in _SETTLED), batch
 
 
-def check_history(seen: Sequence[Mapping[str, Any]]) -> None:
-    """Assert that a batch, as read again and again, only ever moved forward."""
-    for batch in seen:
+def check_history(states: Sequence[Mapping[str, Any]]) -> None:
+    """Assert that successive states of a batch only move forward."""
+    for batch in states:
         check_progress(batch)
-    for before, after in pairwise(seen):
+    for before, after in pairwise(states):
         assert after["status"] in _reachable(before["status"]), (before, after)
         for name in ("total", "completed", "failed"):
             assert after["request_counts"][name] >= before["request_counts"][name], (before, after)
@@ -150,28 +150,28 @@ def check_history(seen: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _reachable(status: str) -> set[str]:
-    found = {status}
+    statuses = {status}
     for following in _NEXT[status]:
-        found |= _reachable(following)
-    return found
+        statuses |= _reachable(following)
+    return statuses
 
 
 def _check_completeness(
-    wanted: list[InputLine], succeeded: list[Outcome], failed: list[Outcome]
+    requests: list[InputLine], succeeded: list[Outcome], failed: list[Outcome]
 ) -> None:
-    expected = [line.custom_id for line in wanted]
-    seen = Counter(outcome.custom_id for outcome in [*succeeded, *failed])
-    lost = [custom_id for custom_id in expected if custom_id not in seen]
-    assert not lost, f"{len(lost)} lines lost, the first: {lost[:5]}"
-    twice = [custom_id for custom_id, times in seen.items() if times > 1]
-    assert not twice, f"{len(twice)} lines more than once, the first: {twice[:5]}"
-    assert len(seen) == len(expected), f"never sent: {sorted(set(seen) - set(expected))[:5]}"
+    expected = [line.custom_id for line in requests]
+    counted = Counter(outcome.custom_id for outcome in [*succeeded, *failed])
+    lost = [custom_id for custom_id in expected if custom_id not in counted]
+    assert not lost, f"{len(lost)} requests lost, the first: {lost[:5]}"
+    duplicates = [custom_id for custom_id, times in counted.items() if times > 1]
+    assert not duplicates, f"{len(duplicates)} requests more than once, the first: {duplicates[:5]}"
+    assert len(counted) == len(expected), f"never sent: {sorted(set(counted) - set(expected))[:5]}"
     ids = {outcome.request_id for outcome in [*succeeded, *failed]}
     assert len(ids) == len(expected), "request ids are not unique"
-    place = {custom_id: number for number, custom_id in enumerate(expected)}
+    position = {custom_id: number for number, custom_id in enumerate(expected)}
     for name, lines in (("output", succeeded), ("error", failed)):
-        places = [place[outcome.custom_id] for outcome in lines]
-        assert places == sorted(places), f"the {name} file is not in input order"
+        positions = [position[outcome.custom_id] for outcome in lines]
+        assert positions == sorted(positions), f"the {name} file is not in input order"
 
 
 def _check_counts(batch: Mapping[str, Any], total: int, completed: int, failed: int) -> None:
@@ -184,7 +184,7 @@ def _check_times(batch: Mapping[str, Any]) -> None:
     times = [batch[name] for name in path]
     assert None not in times, dict(zip(path, times, strict=True))
     assert times == sorted(times), dict(zip(path, times, strict=True))
-    others = _ENDINGS - {path[-1]}
+    others = _FINAL_TIMES - {path[-1]}
     assert all(batch[name] is None for name in others), batch
     assert batch["expires_at"] > batch["created_at"], batch
 
@@ -197,7 +197,7 @@ def _check_usage(batch: Mapping[str, Any], succeeded: list[Outcome], failed: lis
             if isinstance(value, int):
                 spent[name] += value
     usage = batch["usage"]
-    # Each API has its own names: prompt and completion, or input and output.
+    # APIs name their tokens prompt and completion, or input and output.
     assert usage["input_tokens"] == spent["prompt_tokens"] + spent["input_tokens"], usage
     assert usage["output_tokens"] == spent["completion_tokens"] + spent["output_tokens"], usage
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
@@ -215,7 +215,7 @@ class LeaseSample:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One request at an engine, from when it came to when its answer or its sender went."""
+    """A request at an engine, from its arrival to its answer or the sender's disconnect."""
 
     marker: str
     worker: str
@@ -226,7 +226,7 @@ class Execution:
 
 
 def check_causes(failed: Sequence[Outcome], excused: Callable[[Outcome], bool]) -> None:
-    """Assert that no request failed but those that an input, or their tenant, gave a cause."""
+    """Assert that every failed request has a cause in its input or its tenant's actions."""
     innocent = [outcome for outcome in failed if not excused(outcome)]
     shown = [(one.custom_id, one.status_code, one.error or one.body) for one in innocent[:3]]
     assert not innocent, f"{len(innocent)} innocent requests failed, the first: {shown}"
@@ -235,10 +235,10 @@ def check_causes(failed: Sequence[Outcome], excused: Callable[[Outcome], bool]) 
 def check_single_lease(
     executions: Sequence[Execution], leases: Sequence[LeaseSample], *, slack: float = 1.0
 ) -> None:
-    """Assert that no request ran in two workers while the first one's lease lived.
+    """Assert that no request ran in two workers while the first one's lease was valid.
 
-    A worker that lost its lease may go on for a moment: it changes nothing. A lease lived through an
-    overlap when it was seen, and not over, before and after it. `slack` is in seconds.
+    A worker that lost its lease may continue for a moment without effect. A lease was valid during an
+    overlap if it was sampled before and after it and had not expired. `slack` is in seconds.
     """
     by_pid: dict[int, list[LeaseSample]] = {}
     for sample in leases:
@@ -255,19 +255,19 @@ def check_single_lease(
                 samples = by_pid.get(first.pid, [])
                 before = {s.lease for s in samples if s.at <= second.began and s.ends > s.at}
                 after = {s.lease for s in samples if s.at >= end and s.ends > s.at}
-                broken = {
+                expired = {
                     s.lease for s in samples if second.began <= s.at <= end and s.ends <= s.at
                 }
-                lived = (before & after) - broken
-                assert not lived, f"{first} and {second} ran side by side, under {lived}"
+                valid = (before & after) - expired
+                assert not valid, f"{first} and {second} ran side by side, under {valid}"
 
 
 def check_rate(
-    counted: Sequence[tuple[float, int]], most: float, what: str, *, window: float = 10.0
+    counted: Sequence[tuple[float, int]], max_rate: float, unit: str, *, window: float = 10.0
 ) -> None:
-    """Assert that a running count, as (seconds, count), grew by at most `most` a second.
+    """Assert that a running count, as (seconds, count), grew by at most `max_rate` per second.
 
-    Any stretch of at least `window` seconds counts.
+    The rate is measured over at least `window` seconds.
     """
     start = 0
     for at, count in counted:
@@ -276,26 +276,26 @@ def check_rate(
         began, before = counted[start]
         if at - began >= window:
             rate = (count - before) / (at - began)
-            assert rate <= most, f"{rate:.0f} {what} a second for {at - began:.0f} s"
+            assert rate <= max_rate, f"{rate:.0f} {unit} per second for {at - began:.0f} s"
 
 
 def check_hidden(statuses: Mapping[str, int]) -> None:
-    """Assert that what another tenant asked for was not there for it."""
-    seen = {path: status for path, status in statuses.items() if status != 404}
-    assert not seen, f"another tenant is answered {seen}"
+    """Assert that every request of another tenant was answered with 404."""
+    visible = {path: status for path, status in statuses.items() if status != 404}
+    assert not visible, f"another tenant is answered {visible}"
 
 
 def check_disjoint(listed: set[str], foreign: set[str]) -> None:
-    """Assert that a tenant's list has nothing of others."""
+    """Assert that a tenant's list contains no item of others."""
     assert not listed & foreign, f"listed, and another's: {sorted(listed & foreign)[:3]}"
 
 
 def check_replica_time(seconds: float, leases: Sequence[LeaseSample]) -> None:
-    """Assert that no second of a worker was charged twice: `seconds` is what all batches were charged."""
-    seen: dict[str, tuple[float, float]] = {}
+    """Assert that no second of a worker was charged twice; `seconds` is the total charge of all batches."""
+    spans: dict[str, tuple[float, float]] = {}
     for sample in leases:
-        first, last = seen.get(sample.lease, (sample.at, sample.at))
-        seen[sample.lease] = (min(first, sample.at), max(last, sample.ends))
-    lived = sum(last - first for first, last in seen.values())
-    # Leases begin up to a heartbeat before they are first seen, and short ones are never seen.
+        first, last = spans.get(sample.lease, (sample.at, sample.at))
+        spans[sample.lease] = (min(first, sample.at), max(last, sample.ends))
+    lived = sum(last - first for first, last in spans.values())
+    # Leases start up to a heartbeat before their first sample, and short ones have none.
     assert seconds <= 1.25 * lived + 60, f"{seconds:.0f} s charged, {lived:.0f} s lived"

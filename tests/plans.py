@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def plan_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-    """Return the plan's nodes, as planned with these very values, as the driver's statements are."""
+    """Return the nodes of the plan for these values, like the driver's statements are planned."""
     with engine.connect() as connection:
         plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {sql}"), parameters).scalar_one()
         connection.rollback()
-    found: list[dict[str, Any]] = []
+    nodes: list[dict[str, Any]] = []
     pending = [(plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]]
     while pending:
         node = pending.pop()
-        found.append(node)
+        nodes.append(node)
         pending += node.get("Plans", [])
-    return found
+    return nodes

@@ -1,4 +1,4 @@
-"""docs/deploy.md: what runs without a cluster is run, the rest names only what there is."""
+"""docs/deploy.md: commands without a cluster are run, the others name existing things only."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(program: str) -> list[list[str]]:
-    """Return every command of the page that starts with this program, as its words."""
+    """Return every command of the page that starts with this program, as its arguments."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line, comments=True) for line in lines]
-    return [words[1:] for words in found if words[:1] == [program]]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if words[:1] == [program]]
 
 
-def named(words: list[str]) -> str:
+def joined(words: list[str]) -> str:
     return " ".join(words)
 
 
-@pytest.mark.parametrize("words", commands("kn"), ids=named)
-def test_kn_knows_the_command_and_its_options(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("kn"), ids=joined)
+def test_kn_accepts_command_and_options(words: list[str]) -> None:
     known = [name for name in KN if words[: name.count(" ") + 1] == name.split(" ")]
     assert known, "add it to tests/kn.py, from knative/client's docs/cmd"
     name = max(known, key=len)
@@ -53,8 +53,8 @@ def test_kn_knows_the_command_and_its_options(words: list[str]) -> None:
     assert {option.partition("=")[0] for option in options} <= set(KN[name].split())
 
 
-def test_kn_is_shown_for_what_the_base_has() -> None:
-    """Names of functions, triggers and sources in `kn` commands are those of the manifests."""
+def test_kn_commands_name_objects_of_the_base() -> None:
+    """`kn` commands name functions, triggers and sources that the manifests define."""
     kinds = {
         "service": "Service",
         "revision": "Service",
@@ -62,22 +62,22 @@ def test_kn_is_shown_for_what_the_base_has() -> None:
         "broker": "Broker",
         "ping": "PingSource",
     }
-    there: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for document in rendered("knative/base"):
-        there.setdefault(document["kind"], set()).add(document["metadata"]["name"])
-    seen = 0
+        names.setdefault(document["kind"], set()).add(document["metadata"]["name"])
+    checked = 0
     for words in commands("kn"):
         verb = next((i for i, word in enumerate(words) if word in ACTING), None)
         if verb is None or words[verb + 1].startswith("-"):
             continue
         name = re.sub(r"-\d{5}$", "", words[verb + 1])
-        assert name in there[kinds[words[verb - 1]]], words
-        seen += 1
-    assert seen
+        assert name in names[kinds[words[verb - 1]]], words
+        checked += 1
+    assert checked
 
 
-@pytest.mark.parametrize("words", commands("kubectl"), ids=named)
-def test_what_kubectl_is_given_is_there(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands("kubectl"), ids=joined)
+def test_kubectl_files_exist(words: list[str]) -> None:
     for option, value in pairwise(words):
         if option in {"-k", "kustomize"}:
             assert rendered(value)
@@ -85,7 +85,7 @@ def test_what_kubectl_is_given_is_there(words: list[str]) -> None:
             assert (ROOT / value).is_file()
 
 
-def test_every_path_that_the_page_names_exists() -> None:
+def test_every_path_on_page_exists() -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
     words = [word for block in (*spans, *blocks(r"sh[^\n]*")) for word in block.split()]
     paths = {word for word in words if "/" in word and word.split("/", 1)[0] in FOLDERS}
@@ -99,8 +99,8 @@ def inside_the_cluster() -> list[list[str]]:
     return [words[1:] for words in after if words[0] == "lowtide"]
 
 
-@pytest.mark.parametrize("words", inside_the_cluster(), ids=named)
-def test_lowtide_takes_what_is_run_in_a_pod(words: list[str]) -> None:
+@pytest.mark.parametrize("words", inside_the_cluster(), ids=joined)
+def test_lowtide_accepts_commands_for_pods(words: list[str]) -> None:
     command: Any = get_command(app)
     rest = iter(words)
     while hasattr(command, "commands"):
@@ -109,9 +109,9 @@ def test_lowtide_takes_what_is_run_in_a_pod(words: list[str]) -> None:
     assert {word for word in rest if word.startswith("-")} <= known
 
 
-def test_the_secrets_have_every_key_that_the_manifests_ask_for(tmp_path: Path) -> None:
+def test_secrets_have_the_keys_that_manifests_reference(tmp_path: Path) -> None:
     (script,) = blocks("sh local")
-    # What the image has is installed here, too.
+    # The stub runs the image's programs from this environment.
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
     docker.write_text('#!/bin/sh\n[ "$1 $2" = "run --rm" ] && shift 3 && exec "$@"\n')
@@ -137,15 +137,15 @@ def test_the_secrets_have_every_key_that_the_manifests_ask_for(tmp_path: Path) -
         pairs = [line.partition("=") for line in (tmp_path / name).read_text().splitlines()]
         assert all(value for _, _, value in pairs)
         written[secret] = {key for key, _, _ in pairs}
-    asked = {
+    references = {
         (reference["name"], reference["key"])
         for folder in ("knative/base", "keda")
         for document in rendered(folder)
         for reference in _key_references(document)
         if reference["name"] in written
     }
-    assert asked
-    assert {name: {key for of, key in asked if of == name} for name in written} == written
+    assert references
+    assert {name: {key for of, key in references if of == name} for name in written} == written
 
 
 def _key_references(value: object) -> Iterator[dict[str, str]]:
@@ -159,7 +159,7 @@ def _key_references(value: object) -> Iterator[dict[str, str]]:
             yield from _key_references(inner)
 
 
-def test_the_canarys_patch_splits_the_traffic_of_one_function(tmp_path: Path) -> None:
+def test_canary_patch_splits_traffic_of_one_function(tmp_path: Path) -> None:
     canary, patches = blocks("yaml")
     for folder in ("knative", "keda"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""The documents match the code."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def test_generated_pages_are_current(name: str) -> None:
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_have_targets(page: Path) -> None:
     links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
 
 
-def test_pictures_are_those_that_the_docs_show() -> None:
+def test_images_are_exactly_those_shown_in_docs() -> None:
     pictures = {path.name: path.stat().st_size for path in (DOCS / "images").glob("*.png")}
     assert set(pictures) == shown()
     assert max(pictures.values()) < 100_000
 
 
-def test_architecture_names_modules_that_exist() -> None:
+def test_modules_named_in_architecture_exist() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z_/]+/[a-z_]+\.py)`", page))
     assert len(named) > 40
@@ -57,7 +57,7 @@ def test_architecture_names_modules_that_exist() -> None:
     ] == []
 
 
-def test_every_make_target_named_in_the_readme_exists() -> None:
+def test_make_targets_named_in_readme_exist() -> None:
     named = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
     targets = set(
         re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -69,7 +69,7 @@ def test_every_make_target_named_in_the_readme_exists() -> None:
     "page",
     ["README.md", "docs/dead-letters.md", "docs/operations.md", "docs/simulated-engine.md"],
 )
-def test_commands_are_ones_that_the_command_takes(page: str) -> None:
+def test_lowtide_accepts_documented_commands(page: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     lines = [line.rpartition(" -- ")[2] for block in blocks for line in block.splitlines()]
     shown = [line for line in lines if line.startswith("lowtide ")]

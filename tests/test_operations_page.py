@@ -1,4 +1,4 @@
-"""docs/operations.md: its commands name what there is, and its SQL runs as the role it names."""
+"""docs/operations.md: its commands name existing objects, and its SQL runs as the operator."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SQL = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
-# Not ours: Knative's and KEDA's own, and those of whoever reads the page.
+# Namespaces on the page: ours, the reader's monitoring, and Knative's and KEDA's.
 NAMESPACES = {"lowtide", "monitoring", "keda", "knative-eventing"}
 FOREIGN = {"keda", "knative-eventing"}
 
 
 def commands(program: str) -> list[list[str]]:
     lines = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).splitlines()
-    found = (shlex.split(line) for line in lines)
-    return [words[1:] for words in found if words[:1] == [program]]
+    split = (shlex.split(line) for line in lines)
+    return [words[1:] for words in split if words[:1] == [program]]
 
 
 def _option(words: list[str], name: str) -> str | None:
@@ -35,7 +35,7 @@ def _option(words: list[str], name: str) -> str | None:
 
 
 @pytest.mark.parametrize("words", commands("kn"), ids=" ".join)
-def test_kn_knows_the_command_and_its_options(words: list[str]) -> None:
+def test_kn_accepts_command_and_options(words: list[str]) -> None:
     known = [name for name in KN if words[: name.count(" ") + 1] == name.split(" ")]
     assert known
     name = max(known, key=len)
@@ -44,8 +44,8 @@ def test_kn_knows_the_command_and_its_options(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", commands("kubectl"), ids=" ".join)
-def test_what_kubectl_is_given_is_there(words: list[str]) -> None:
-    """Names are those of the manifests, and labels select something."""
+def test_kubectl_names_and_labels_exist_in_manifests(words: list[str]) -> None:
+    """The manifests define the names, and the labels select a pod."""
     if folder := _option(words, "-k"):
         assert rendered(folder)
     namespace = _option(words, "-n")
@@ -53,33 +53,31 @@ def test_what_kubectl_is_given_is_there(words: list[str]) -> None:
     if namespace in FOREIGN:
         return
     documents = [*rendered("knative/base"), *rendered("keda")]
-    named = {(found["kind"].lower(), found["metadata"]["name"]) for found in documents}
+    names = {(one["kind"].lower(), one["metadata"]["name"]) for one in documents}
     for word in words:
         if word.startswith("deploy/"):
-            assert ("deployment", word.removeprefix("deploy/")) in named
+            assert ("deployment", word.removeprefix("deploy/")) in names
     if words[:2] == ["describe", "scaledobject"]:
-        assert ("scaledobject", words[2]) in named
+        assert ("scaledobject", words[2]) in names
     selector = _option(words, "-l") or ""
     if selector.startswith("app.kubernetes.io/"):
         key, _, value = selector.partition("=")
-        pods = [
-            found["spec"]["template"] for found in documents if "template" in found.get("spec", {})
-        ]
-        chosen = [pod for pod in pods if pod["metadata"].get("labels", {}).get(key) == value]
-        assert chosen
+        pods = [one["spec"]["template"] for one in documents if "template" in one.get("spec", {})]
+        selected = [pod for pod in pods if pod["metadata"].get("labels", {}).get(key) == value]
+        assert selected
         container = _option(words, "-c")
-        names = {one["name"] for pod in chosen for one in pod["spec"]["containers"]}
-        assert container is None or container in names
+        containers = {one["name"] for pod in selected for one in pod["spec"]["containers"]}
+        assert container is None or container in containers
 
 
 @pytest.mark.parametrize("statement", SQL, ids=lambda sql: " ".join(sql.split())[:40])
-def test_sql_only_looks_and_runs_as_the_operator(database: Database, statement: str) -> None:
+def test_sql_is_read_only_and_runs_as_operator(database: Database, statement: str) -> None:
     with database.engine("operator").connect() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         connection.execute(text(statement)).all()
 
 
-def test_every_section_that_is_linked_to_exists() -> None:
+def test_linked_sections_exist() -> None:
     headings = {
         heading.lower().replace(" ", "-")
         for heading in re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)
@@ -87,7 +85,7 @@ def test_every_section_that_is_linked_to_exists() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
 
 
-def test_every_setting_that_it_names_exists() -> None:
+def test_settings_named_on_page_exist() -> None:
     from lowtide.settings import unknown_variables
 
     named = set(re.findall(r"\bLOWTIDE_[A-Z_]+[A-Z]\b", PAGE))

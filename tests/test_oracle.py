@@ -1,4 +1,4 @@
-"""The oracle sees what is wrong: each invariant is broken once, on purpose, and named."""
+"""The oracle reports every invariant that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def _line(request: Request, status: int, body: Any) -> dict[str, Any]:
     }
 
 
-class World:
-    """A batch that is over and right; each test breaks one thing of it."""
+class FinishedBatch:
+    """A correct finished batch, of which each test breaks one property."""
 
     def __init__(self) -> None:
         self.output = [_line(one, 200, answer(one.body())) for one in REQUESTS[:2]]
         self.errors = [_line(REQUESTS[2], 500, {"error": {"message": "no"}})]
         used = [line["response"]["body"]["usage"] for line in self.output]
         tokens = [sum(one[f"{kind}_tokens"] for one in used) for kind in ("prompt", "completion")]
-        self.batch: dict[str, Any] = {
+        self.object: dict[str, Any] = {
             "status": "completed",
             "request_counts": {"total": 3, "completed": 2, "failed": 1},
             "usage": {
@@ -55,89 +55,89 @@ class World:
         }
 
     def check(self) -> None:
-        """Ask the oracle."""
+        """Check the batch with the oracle."""
         output, errors = (
             "".join(json.dumps(line) + "\n" for line in lines).encode()
             for lines in (self.output, self.errors)
         )
-        oracle.check(self.batch, SOURCE, output, errors, answers=check_answer)
+        oracle.check(self.object, SOURCE, output, errors, answers=check_answer)
 
 
-def _twice(world: World) -> None:
-    world.output.append(world.output[0])
+def _duplicate(batch: FinishedBatch) -> None:
+    batch.output.append(batch.output[0])
 
 
-def _both(world: World) -> None:
-    world.errors.insert(0, _line(REQUESTS[0], 500, {"error": {}}))
+def _duplicate_as_error(batch: FinishedBatch) -> None:
+    batch.errors.insert(0, _line(REQUESTS[0], 500, {"error": {}}))
 
 
-def _lost(world: World) -> None:
-    del world.output[0]
+def _lose(batch: FinishedBatch) -> None:
+    del batch.output[0]
 
 
-def _swapped(world: World) -> None:
-    bodies = [line["response"]["body"] for line in world.output]
-    for line, body in zip(world.output, reversed(bodies), strict=True):
+def _swap_answers(batch: FinishedBatch) -> None:
+    bodies = [line["response"]["body"] for line in batch.output]
+    for line, body in zip(batch.output, reversed(bodies), strict=True):
         line["response"]["body"] = body
 
 
-def _disordered(world: World) -> None:
-    world.output.reverse()
+def _reorder_output(batch: FinishedBatch) -> None:
+    batch.output.reverse()
 
 
-def _poison_succeeded(world: World) -> None:
-    world.output.append(_line(REQUESTS[2], 200, answer(REQUESTS[2].body())))
-    world.errors.clear()
-    world.batch["error_file_id"] = None
-    world.batch["request_counts"] = {"total": 3, "completed": 3, "failed": 0}
+def _complete_poison(batch: FinishedBatch) -> None:
+    batch.output.append(_line(REQUESTS[2], 200, answer(REQUESTS[2].body())))
+    batch.errors.clear()
+    batch.object["error_file_id"] = None
+    batch.object["request_counts"] = {"total": 3, "completed": 3, "failed": 0}
     used = answer(REQUESTS[2].body())["usage"]
     for ours, theirs in (("input", "prompt"), ("output", "completion"), ("total", "total")):
-        world.batch["usage"][f"{ours}_tokens"] += used[f"{theirs}_tokens"]
+        batch.object["usage"][f"{ours}_tokens"] += used[f"{theirs}_tokens"]
 
 
-def _miscounted(world: World) -> None:
-    world.batch["request_counts"]["completed"] = 3
+def _miscount(batch: FinishedBatch) -> None:
+    batch.object["request_counts"]["completed"] = 3
 
 
-def _used_twice(world: World) -> None:
-    world.batch["usage"]["input_tokens"] += 5
-    world.batch["usage"]["total_tokens"] += 5
+def _double_usage(batch: FinishedBatch) -> None:
+    batch.object["usage"]["input_tokens"] += 5
+    batch.object["usage"]["total_tokens"] += 5
 
 
-def _out_of_order(world: World) -> None:
-    world.batch["finalizing_at"] = 5
+def _reorder_timestamps(batch: FinishedBatch) -> None:
+    batch.object["finalizing_at"] = 5
 
 
-def _error_in_output(world: World) -> None:
-    response = world.output[0]["response"]
+def _return_error_as_answer(batch: FinishedBatch) -> None:
+    response = batch.output[0]["response"]
     usage = response["body"]["usage"]
     response["body"] = {"error": {"message": "CUDA error"}, "usage": usage}
 
 
-def test_a_right_batch_passes() -> None:
-    World().check()
+def test_correct_batch_passes() -> None:
+    FinishedBatch().check()
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        pytest.param(_twice, "more than once", id="a request twice in the output"),
-        pytest.param(_both, "more than once", id="a request in both files"),
-        pytest.param(_lost, "lines lost", id="a request lost"),
-        pytest.param(_swapped, "another's answer", id="an answer to another request"),
-        pytest.param(_error_in_output, "no answer", id="an error that counts as an answer"),
-        pytest.param(_disordered, "not in input order", id="output out of order"),
-        pytest.param(_poison_succeeded, "poison", id="a poison request succeeded"),
-        pytest.param(_miscounted, "'completed': 3", id="counts"),
-        pytest.param(_used_twice, "input_tokens", id="usage counted twice"),
-        pytest.param(_out_of_order, "finalizing_at", id="timestamps"),
+        pytest.param(_duplicate, "more than once", id="a request twice in the output"),
+        pytest.param(_duplicate_as_error, "more than once", id="a request in both files"),
+        pytest.param(_lose, "requests lost", id="a request lost"),
+        pytest.param(_swap_answers, "another's answer", id="an answer to another request"),
+        pytest.param(_return_error_as_answer, "no answer", id="an error that counts as an answer"),
+        pytest.param(_reorder_output, "not in input order", id="output out of order"),
+        pytest.param(_complete_poison, "poison", id="a poison request succeeded"),
+        pytest.param(_miscount, "'completed': 3", id="counts"),
+        pytest.param(_double_usage, "input_tokens", id="usage counted twice"),
+        pytest.param(_reorder_timestamps, "finalizing_at", id="timestamps"),
     ],
 )
-def test_a_batch_that_is_wrong(damage: Callable[[World], None], message: str) -> None:
-    world = World()
-    damage(world)
+def test_incorrect_batch_is_reported(damage: Callable[[FinishedBatch], None], message: str) -> None:
+    batch = FinishedBatch()
+    damage(batch)
     with pytest.raises(AssertionError, match=message):
-        world.check()
+        batch.check()
 
 
 @pytest.mark.parametrize(
@@ -153,18 +153,18 @@ def test_a_batch_that_is_wrong(damage: Callable[[World], None], message: str) ->
         ),
     ],
 )
-def test_a_history_that_is_wrong(change: dict[str, Any]) -> None:
-    before = World().batch | {
+def test_incorrect_history_is_reported(change: dict[str, Any]) -> None:
+    before = FinishedBatch().object | {
         "status": "in_progress",
         "finalizing_at": None,
         "completed_at": None,
     }
-    oracle.check_history([before, deepcopy(before), World().batch])
+    oracle.check_history([before, deepcopy(before), FinishedBatch().object])
     with pytest.raises(AssertionError):
         oracle.check_history([before, before | change])
 
 
-def test_a_failure_without_a_cause() -> None:
+def test_failure_without_cause_is_reported() -> None:
     failed = [
         Outcome("1", "batch_req_1", None, None, {"code": "batch_cancelled", "message": "m"}, b""),
         Outcome("2", "batch_req_2", 503, {"error": {}}, None, b""),
@@ -183,52 +183,48 @@ SECOND = Execution("t/1/1", "infer-spot-2", 22, 104.0, 104.1, "200")
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "samples", "wrong"),
+    ("first", "second", "samples", "reported"),
     [
-        pytest.param(FIRST, SECOND, [(103, 108), (105, 110)], False, id="over within the slack"),
+        pytest.param(FIRST, SECOND, [(103, 108), (105, 110)], False, id="overlap within slack"),
         pytest.param(
-            FIRST, (104.0, 108.0), [(103, 108), (105, 110), (109, 114)], True, id="two live leases"
+            FIRST, (104.0, 108.0), [(103, 108), (105, 110), (109, 114)], True, id="valid lease"
         ),
-        pytest.param(
-            FIRST, (104.0, 108.0), [(98, 103), (105, 103)], False, id="the first one's ran out"
-        ),
+        pytest.param(FIRST, (104.0, 108.0), [(98, 103), (105, 103)], False, id="expired lease"),
         pytest.param(
             FIRST,
             (104.0, 108.0),
             [(103, 108), (105, 104), (109, 114)],
             False,
-            id="it ran out between",
+            id="lease expired during overlap",
         ),
-        pytest.param(
-            FIRST, (110.5, 112.0), [(103, 108), (113, 118)], False, id="one after the other"
-        ),
+        pytest.param(FIRST, (110.5, 112.0), [(103, 108), (113, 118)], False, id="no overlap"),
     ],
 )
-def test_one_request_in_two_workers(
+def test_overlap_is_reported_only_under_valid_lease(
     first: Execution,
     second: Execution | tuple[float, float],
     samples: list[tuple[float, float]],
-    wrong: bool,
+    reported: bool,
 ) -> None:
     if isinstance(second, tuple):
         second = Execution("t/1/1", "infer-spot-2", 22, *second, "200")
     leases = [LeaseSample("lease", 11, at, ends) for at, ends in samples]
-    if not wrong:
+    if not reported:
         oracle.check_single_lease([second, first], leases)
         return
     with pytest.raises(AssertionError, match="side by side"):
         oracle.check_single_lease([second, first], leases)
 
 
-def test_an_event_delivered_in_a_hot_loop() -> None:
+def test_hot_loop_of_deliveries_is_reported() -> None:
     calm = [(float(at), 20 * at) for at in range(40)]
     oracle.check_rate(calm, 100, "deliveries")
     hot = [*calm, *((40.0 + at, 800 + 470 * at) for at in range(15))]
-    with pytest.raises(AssertionError, match="deliveries a second"):
+    with pytest.raises(AssertionError, match="deliveries per second"):
         oracle.check_rate(hot, 100, "deliveries")
 
 
-def test_something_of_another_tenant() -> None:
+def test_access_of_another_tenant_is_reported() -> None:
     oracle.check_hidden({"/batches/1": 404})
     oracle.check_disjoint({"1"}, {"2"})
     with pytest.raises(AssertionError, match="another tenant is answered"):
@@ -237,7 +233,7 @@ def test_something_of_another_tenant() -> None:
         oracle.check_disjoint({"1", "2"}, {"2"})
 
 
-def test_a_second_charged_twice() -> None:
+def test_replica_time_charged_twice_is_reported() -> None:
     leases = [LeaseSample("a", 1, 100.0, 105.0), LeaseSample("a", 1, 500.0, 505.0)]
     oracle.check_replica_time(400.0, leases)
     with pytest.raises(AssertionError, match="charged"):

@@ -1,4 +1,4 @@
-"""What a function's server notes of the requests it answered."""
+"""The observations that a function's server records for its requests."""
 
 from __future__ import annotations
 
@@ -14,72 +14,80 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CREATED = "dev.lowtide.batch.created"
-Noted = list[tuple[Component, str, str | None]]
+Observations = list[tuple[Component, str, str | None]]
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Noted]:
-    """Answer one request of the function `split`; return what was noted."""
-    found: Noted = []
+def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Observations]:
+    """Return a callable that answers one request of `split` and returns the recorded observations."""
+    observations: Observations = []
 
-    class Sightings:
-        def note(self, sight: Component, name: str, problem: str | None = None) -> None:
-            found.append((sight, name, problem))
+    class Recorder:
+        def note(self, component: Component, name: str, problem: str | None = None) -> None:
+            observations.append((component, name, problem))
 
     monkeypatch.setattr(serving, "_FUNCTION", "split")
 
-    def answer(environ: dict[str, str], status: int | None, *, events: bool = True) -> Noted:
+    def answer(environ: dict[str, str], status: int | None, *, events: bool = True) -> Observations:
         monkeypatch.setattr(serving, "_TAKES_EVENTS", events)
-        worker = SimpleNamespace(lowtide=SimpleNamespace(observations=Sightings()))
+        worker = SimpleNamespace(lowtide=SimpleNamespace(observations=Recorder()))
         serving.post_request(worker, None, environ, SimpleNamespace(status_code=status))
-        return found
+        return observations
 
     return answer
 
 
 @pytest.mark.parametrize(
-    ("environ", "status", "events", "wanted"),
+    ("environ", "status", "events", "expected"),
     [
-        pytest.param({}, 200, True, [("function", "split", None)], id="no event"),
-        pytest.param({}, 404, False, [("function", "split", None)], id="the caller's fault"),
-        pytest.param({}, 503, False, [("function", "split", "HTTP 503")], id="fails"),
-        pytest.param({}, None, False, [("function", "split", "HTTP 500")], id="raises"),
-        pytest.param({"PATH_INFO": "/health/ready"}, 200, False, [], id="a probe"),
+        pytest.param({}, 200, True, [("function", "split", None)], id="no event type"),
+        pytest.param({}, 404, False, [("function", "split", None)], id="client error"),
+        pytest.param({}, 503, False, [("function", "split", "HTTP 503")], id="server error"),
+        pytest.param({}, None, False, [("function", "split", "HTTP 500")], id="no status"),
+        pytest.param({"PATH_INFO": "/health/ready"}, 200, False, [], id="probe"),
         pytest.param(
             {"HTTP_CE_TYPE": CREATED},
             200,
             True,
             [("function", "split", None), ("delivered", CREATED, None)],
-            id="an event",
+            id="event",
         ),
         pytest.param(
             {"HTTP_CE_TYPE": TICK},
             500,
             True,
             [("function", "split", "HTTP 500"), ("delivered", TICK, "HTTP 500")],
-            id="a tick that fails",
+            id="failed tick",
         ),
         pytest.param(
-            {"HTTP_CE_TYPE": "x" * 1000}, 200, True, [("function", "split", None)], id="unknown"
+            {"HTTP_CE_TYPE": "x" * 1000},
+            200,
+            True,
+            [("function", "split", None)],
+            id="unknown event type",
         ),
         pytest.param(
-            {"HTTP_CE_TYPE": CREATED}, 200, False, [("function", "split", None)], id="a caller's"
+            {"HTTP_CE_TYPE": CREATED},
+            200,
+            False,
+            [("function", "split", None)],
+            id="event header at HTTP function",
         ),
     ],
 )
-def test_what_is_noted(
-    noted: Callable[..., Noted],
+def test_requests_are_recorded_as_observations(
+    observe: Callable[..., Observations],
     environ: dict[str, str],
     status: int | None,
     events: bool,
-    wanted: Any,
+    expected: Any,
 ) -> None:
-    assert noted(environ, status, events=events) == wanted
+    assert observe(environ, status, events=events) == expected
 
 
-def test_what_is_no_request_is_not_noted(
-    noted: Callable[..., Noted], monkeypatch: pytest.MonkeyPatch
+def test_invalid_requests_and_probes_are_not_recorded(
+    observe: Callable[..., Observations], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "_FUNCTION", "read")
     serving.post_request(None, None, {}, None)
-    assert noted({"PATH_INFO": "/health/live"}, 200) == []
+    assert observe({"PATH_INFO": "/health/live"}, 200) == []

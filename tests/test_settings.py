@@ -1,4 +1,4 @@
-"""Settings: typed, bounded, and no name that nobody reads."""
+"""Settings are typed and bounded, and unknown names are refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_everything_has_a_default() -> None:
+def test_every_setting_has_a_default() -> None:
     settings = read_settings()
     assert (settings.engine, settings.max_batch_lines) == (EngineKind.SIMULATED, 50_000)
     assert settings.anonymous_tenant is None
     assert settings.event_sink is None
 
 
-def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_MAX_BATCH_LINES", "7")
     monkeypatch.setenv("LOWTIDE_ENDPOINTS", "/v1/a,/v1/b")
     monkeypatch.setenv("K_SINK", "http://broker")
@@ -33,13 +33,13 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["LOWTIDE_MAX_BATCH_LINE", "LOWTIDE_", "LOWTIDE_EVENT_SINK"])
-def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     with pytest.raises(ValueError, match=f"Unknown setting {name}: see docs/settings.md"):
         read_settings()
 
 
-def test_all_unknown_variables_are_named() -> None:
+def test_every_unknown_variable_is_named() -> None:
     environment = {"LOWTIDE_B": "", "LOWTIDE_A": "", "LOWTIDE_ENGINE": "noop", "PATH": "/"}
     assert unknown_variables(environment) == ["LOWTIDE_A", "LOWTIDE_B"]
 
@@ -66,13 +66,13 @@ def test_all_unknown_variables_are_named() -> None:
         ("CURRENCY", ""),
     ],
 )
-def test_bad_values_are_errors(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValidationError, match=name.lower()):
         read_settings()
 
 
-def test_a_plan_of_faults_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_invalid_part_of_fault_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_SIMULATED_FAULTS", "down@0-5,500:2")
     with pytest.raises(
         ValidationError, match=r"simulated_faults\n.*'500:2': the share must be above 0"
@@ -80,7 +80,7 @@ def test_a_plan_of_faults_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch
         read_settings()
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_settings_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = [
         name
         for name, field in Settings.model_fields.items()
@@ -103,7 +103,7 @@ def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_no_secret_is_shown() -> None:
+def test_passwords_in_urls_are_masked() -> None:
     settings = Settings(
         database_url=SecretStr("postgresql://ana:hunter2@db/x"),
         engine_url="http://ana:hunter2@engine:8000",
@@ -114,7 +114,7 @@ def test_no_secret_is_shown() -> None:
         assert "http://ana:***@engine:8000" in text
 
 
-def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_proxies_must_be_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_PORTAL_TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::1,")
     assert Settings().portal_trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
     for value in ("*", "ingress", "10.0.0.1/8"):

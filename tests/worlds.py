@@ -1,4 +1,4 @@
-"""A database with batches in it, and ways to look at them: shared by a package, emptied per test."""
+"""A database with batches and queries for them, shared by a package and emptied per test."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ MAX_LOST_LEASES = 3
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], *, within: float = PATIENCE) -> T:
-    """Return the first true value of `look`; fails after `within` seconds."""
+def eventually(poll: Callable[[], T], *, within: float = PATIENCE) -> T:
+    """Return the first truthy result of `poll`; fail after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "It never happened."
+        result = poll()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"no success within {within:g} s"
         threading.Event().wait(0.01)
 
 
 class Running:
-    """A call in a thread of its own; `result` waits for it and raises what it raised."""
+    """A call in its own thread; `result` waits for it and re-raises its exception."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -82,14 +82,14 @@ class Running:
 
     def result(self) -> Any:
         self._thread.join(PATIENCE)
-        assert self.is_over, "It never ended."
+        assert self.is_over, f"still running after {PATIENCE:g} s"
         if self._error is not None:
             raise self._error
         return self._value
 
 
 def together(*work: Callable[[], Any]) -> list[Any]:
-    """Call everything at the same moment, each in a thread; return the results in order."""
+    """Run all calls at the same time, each in a thread; return the results in order."""
     barrier = threading.Barrier(len(work))
 
     def started(each: Callable[[], Any]) -> Any:
@@ -102,7 +102,7 @@ def together(*work: Callable[[], Any]) -> list[Any]:
 
 @dataclass
 class Gate:
-    """Holds one thread just before a statement, or before its commit."""
+    """Block one thread just before a statement or its commit."""
 
     reached: threading.Event = field(default_factory=threading.Event)
     opened: threading.Event = field(default_factory=threading.Event)
@@ -118,7 +118,7 @@ class Gate:
 
 @contextmanager
 def gate(engine: Engine, *, before: str) -> Iterator[Gate]:
-    """Stop the first transaction of `engine` that is to run `before`, or to "COMMIT"."""
+    """Block the first transaction of `engine` that runs `before`, or its commit with "COMMIT"."""
     made = Gate()
 
     def on_execute(_: Any, __: Any, statement: str, *___: Any) -> None:
@@ -140,7 +140,7 @@ def gate(engine: Engine, *, before: str) -> Iterator[Gate]:
 
 
 class World:
-    """Everything the adapters do, by short names, as the roles that do it in production."""
+    """Shortcuts for the stores, connected as their roles in production."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -160,9 +160,9 @@ class World:
         return QueueStore(engine, new_id=new_id, lease_duration=lease_duration)
 
     def own_engine(self, role: str) -> Engine:
-        """Return connections that nobody else uses, for a gate to stop."""
+        """Return an engine of its own, for a gate to block."""
         made = connect(self.database.url(role), pool_size=4)
-        # Threads ask at the same time; under one name, the second would never be closed.
+        # Each needs its own name: threads call this at the same time, and all must be disposed.
         self.database.engines[f"{role} {new_id()}"] = made
         return made
 
@@ -172,7 +172,7 @@ class World:
         url = server.url(SUPERUSER, server.cluster.password, self.database.name)
         return self.database.engines.setdefault("superuser", connect(url, pool_size=2))
 
-    # -- what there is ---------------------------------------------------------------------------
+    # Tenants, files and batches
 
     def tenant(self, name: str) -> TenantId:
         made = TenantId(new_id())
@@ -196,7 +196,7 @@ class World:
         return made
 
     def new_batch(self, tenant: TenantId = DEFAULT_TENANT, **changes: Any) -> BatchId:
-        """Create a batch that is not split yet."""
+        """Create a batch that is not yet split."""
         now = datetime.now(UTC)
         whole: dict[str, Any] = dict.fromkeys(field.name for field in fields(NewBatch)) | {
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
@@ -224,7 +224,7 @@ class World:
         due_in: float = 86400.0,
         pool: str = "spot",
     ) -> BatchId:
-        """Create a batch with its lines queued; `due_in` seconds from now, or ago."""
+        """Create a batch with queued requests; `due_in` may be negative."""
         deadline = datetime.now(UTC) + timedelta(seconds=due_in)
         made = self.new_batch(tenant, deadline=deadline)
         assert self.split(made, lines)
@@ -240,20 +240,20 @@ class World:
         self.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
 
     def apply(self, plan: Plan) -> PlanResult:
-        """Let a tick decide just this."""
-        replanned = self.timetable.replan(lambda _: plan)
-        assert replanned is not None
-        return replanned
+        """Apply a plan like a tick."""
+        result = self.timetable.replan(lambda _: plan)
+        assert result is not None
+        return result
 
     def escalate(self, batch: BatchId, lines: int) -> int:
-        """Move waiting lines to dedicated; return how many."""
+        """Move queued requests to dedicated; return their number."""
         return self.apply(Plan(escalations=(Move(batch, lines),))).escalated
 
     def sweep(self, *, cancel_grace: float = 1e6, stalled_after: float = 1e6) -> int:
-        swept = self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
-        return swept.reaped
+        result = self.ticks.sweep(cancel_grace=cancel_grace, stalled_after=stalled_after)
+        return result.reaped
 
-    # -- looking ---------------------------------------------------------------------------------
+    # Queries
 
     def run(self, sql: str, **parameters: Any) -> None:
         with self.worker.begin() as connection:
@@ -268,12 +268,12 @@ class World:
             return connection.execute(text(sql), parameters).scalar_one()
 
     def lines(self, table: str, batch: BatchId) -> list[int]:
-        """Return the lines of a batch in `queue`, `claims`, `results`, …, in order."""
+        """Return the line numbers of a batch in `queue`, `claims`, `results`, …, in order."""
         sql = f"SELECT line FROM {table} WHERE batch_id = :batch ORDER BY line"  # noqa: S608
         return [row.line for row in self.rows(sql, batch=batch)]
 
     def contents(self) -> dict[str, list[Any]]:
-        """Return every row of every table, to see that nothing changed."""
+        """Return every row of every table, to compare states."""
         with self._superuser.begin() as connection:
             return {
                 table: list(connection.execute(text(_CONTENTS.format(table))).scalars())
@@ -285,27 +285,27 @@ class World:
         return row
 
     def events(self, batch: BatchId) -> Counter[str]:
-        """Return how often each event of a batch is in the outbox."""
+        """Return the number of events of a batch in the outbox by type."""
         rows = self.rows("SELECT type, data->>'batch_id' AS b FROM outbox")
         return Counter(row.type for row in rows if row.b == f"batch_{batch.hex}")
 
     def drained(self, batch: BatchId) -> int:
-        """Return how many `batch.drained` events of a batch are in the outbox."""
+        """Return the number of `batch.drained` events of a batch in the outbox."""
         return self.events(batch)[EventType.BATCH_DRAINED.value]
 
     def blocked(self, sessions: int = 1) -> None:
-        """Wait until that many sessions of this database wait for a lock."""
+        """Wait until at least `sessions` sessions of this database wait for a lock."""
         waiting = text(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE datname = :name AND wait_event_type = 'Lock'"
         )
         name = {"name": self.database.name}
 
-        def look() -> bool:
+        def is_blocked() -> bool:
             with self._superuser.begin() as connection:
                 return bool(connection.execute(waiting, name).scalar_one() >= sessions)
 
-        eventually(look)
+        eventually(is_blocked)
 
 
 def tables(connection: Connection) -> list[str]:
@@ -315,12 +315,12 @@ def tables(connection: Connection) -> list[str]:
 
 
 def input_lines(count: int) -> list[InputLine]:
-    """Return lines `1`..`count`; each has its number as custom_id and lies at 100 times it."""
+    """Return lines `1`..`count`, each with its number as custom_id and 100 times it as offset."""
     return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
 
 
 def done(claim: Claim, *, succeeded: bool = True, body: bytes = b"{}") -> Finished:
-    """Return a result of a claimed line: 3 tokens in, 5 out."""
+    """Return the result of a claimed request: 3 tokens in, 5 out."""
     return Finished(
         claim.batch, claim.line, succeeded=succeeded, attempts=claim.attempts + 1,
         usage=Usage(3, 5), status_code=200 if succeeded else 400, request_id="r", body=body,
@@ -328,12 +328,12 @@ def done(claim: Claim, *, succeeded: bool = True, body: bytes = b"{}") -> Finish
 
 
 def numbers(claims: Sequence[Claim]) -> list[int]:
-    """Return the lines of claims."""
+    """Return the line numbers of claims."""
     return [claim.line for claim in claims]
 
 
 def emptied(database: Database) -> Database:
-    """Leave nothing in a database but the tenant `default` and its key; return it."""
+    """Empty a database except for the tenant `default` and its key; return it."""
     with database.engine("owner").begin() as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         contents = set(tables(connection)) - KEPT
