@@ -71,6 +71,6 @@ def send_bad(workload: Workload, tenant: Tenant, how: str) -> str:
     except RefusedError as error:
         return str(error)
     batch.id = created["id"]
-    batch.seen.append(created)
+    batch.states.append(created)
     workload.add(batch)
     return batch.id

@@ -119,7 +119,7 @@ class Observer:
         self._findings.hold(
             "history", lambda: oracle.check_history([before, now]), f"{batch.id} ({batch.purpose})"
         )
-        batch.seen.append(now)
+        batch.states.append(now)
 
     def _check_isolation(self, batch: Batch, turn: int) -> None:
         others = [one for one in self._workload.tenants if one is not batch.tenant]

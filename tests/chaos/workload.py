@@ -44,17 +44,17 @@ class Batch:
     id: str = ""
     file: str = ""
     refused: str = ""
-    seen: list[dict[str, Any]] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def last(self) -> dict[str, Any]:
         """The latest observed state."""
-        return self.seen[-1]
+        return self.states[-1]
 
     @property
     def is_over(self) -> bool:
         """True if the latest observed state is final."""
-        return bool(self.seen) and self.last["status"] in FINAL
+        return bool(self.states) and self.last["status"] in FINAL
 
 
 class Workload:
@@ -118,7 +118,7 @@ class Workload:
         before(batch)
         created = tenant.api.create(batch.file, ENDPOINT, window, key=f"chaos-{name}")
         batch.id = created["id"]
-        batch.seen.append(created)
+        batch.states.append(created)
         with self._lock:
             self.batches.append(batch)
         return batch

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-BATCH_LINES, TENANTS, WORKERS, HELD = 50_000, 4, 200, 48
+BATCH_LINES, TENANTS, WORKERS, CLAIMS_PER_WORKER = 50_000, 4, 200, 48
 BIG = {"queue", "requests", "results", "claims", "batches"}
 EMPTIED = "files, batches, requests, queue, claims, results, workers, tallies, dead_letters"
 LEASE = "00000000-0000-7000-8000-000000000001"
@@ -66,17 +66,17 @@ SELECT batch_id, tenant_id, batch_id, now(), now(), line, 3, 5, 200, 1, 0, true,
 
 @dataclass
 class Load:
-    """A world with `lines` queued requests; batch `held` is half claimed and half finished."""
+    """A world with `lines` queued requests; batch `claimed` is half claimed and half finished."""
 
     world: World
     lines: int
-    held: BatchId
+    claimed: BatchId
     batch: BatchId
     dedicated: BatchId
     measurements: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def lane(self) -> list[dict[str, object]]:
-        rows = self.world.rows("SELECT id FROM batches WHERE id <> :held", held=self.held)
+        rows = self.world.rows("SELECT id FROM batches WHERE id <> :held", held=self.claimed)
         return [{"batch": str(row.id), "at": "-infinity", "line": 0} for row in rows]
 
 
@@ -91,7 +91,7 @@ def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[
         fill(world, each, tenant=tenants[number % TENANTS], due_in=3600.0 * (number + 1))
         for number in range(count)
     ]
-    held = fill(world, 2 * WORKERS * HELD)
+    claimed = fill(world, 2 * WORKERS * CLAIMS_PER_WORKER)
     world.run(
         "INSERT INTO workers (id, pool, name, expires_at) "
         "SELECT gen_random_uuid(), 'spot', 'w', now() FROM generate_series(2, :count)",
@@ -102,15 +102,15 @@ def load(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[
         "VALUES (:lease, 'spot', 'w', now() + interval '1 h')",
         lease=LEASE,
     )
-    world.run(CLAIMS, batch=held, lines=WORKERS * HELD, held=HELD)
-    world.run(RESULTS, batch=held, lines=WORKERS * HELD)
-    world.run("DELETE FROM queue WHERE batch_id = :batch", batch=held)
+    world.run(CLAIMS, batch=claimed, lines=WORKERS * CLAIMS_PER_WORKER, held=CLAIMS_PER_WORKER)
+    world.run(RESULTS, batch=claimed, lines=WORKERS * CLAIMS_PER_WORKER)
+    world.run("DELETE FROM queue WHERE batch_id = :batch", batch=claimed)
     world.run("UPDATE queue SET pool = 'dedicated' WHERE batch_id = :batch", batch=ids[1])
     server = shared_database.server
     url = server.url(SUPERUSER, server.cluster.password, shared_database.name)
     with admin_engine(url).connect() as connection:
         connection.execute(text(f"VACUUM (ANALYZE) {EMPTIED}"))
-    made = Load(world, request.param, held, ids[0], ids[1])
+    made = Load(world, request.param, claimed, ids[0], ids[1])
     yield made
     for name, (milliseconds, pages) in made.measurements.items():
         print(f"{request.param:>9,} lines  {name:<42} {milliseconds:9.2f} ms {pages:8,} pages")
@@ -159,7 +159,7 @@ def _finished(load: Load) -> str:
          "dead_letter": False, "cached_tokens": 0, "reasoning_tokens": 0, "reason": "", "delay": 0, "failed": False, "interrupted": True}
         for row in rows
     ]  # fmt: skip
-    assert len(records) == HELD
+    assert len(records) == CLAIMS_PER_WORKER
     return json.dumps(records)
 
 
@@ -171,11 +171,11 @@ def _requeued(load: Load) -> dict[str, Any]:
     records = [
         (row.row if isinstance(row.row, dict) else json.loads(row.row)) | extra for row in rows
     ]
-    return {"rows": json.dumps(records), "open": [load.held]}
+    return {"rows": json.dumps(records), "open": [load.claimed]}
 
 
 def _place(load: Load) -> str:
-    return json.dumps([{"id": str(load.batch)}, {"id": str(load.held)}])
+    return json.dumps([{"id": str(load.batch)}, {"id": str(load.claimed)}])
 
 
 STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
@@ -208,13 +208,13 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "requeue 48": (str(queue_store._REQUEUE), _requeued, 2500),
     "lock open batches": (
         str(queue_store._LOCK_OPEN),
-        lambda load: {"batches": [load.batch, load.held]},
+        lambda load: {"batches": [load.batch, load.claimed]},
         100,
     ),
     "nothing queued": (draining.NOTHING_QUEUED, lambda load: {"batches": _place(load)}, 200),
     "drain": (
         str(draining._DRAIN),
-        lambda load: {"batches": [load.batch, load.held]},
+        lambda load: {"batches": [load.batch, load.claimed]},
         200,
     ),
     "escalate 100": (
@@ -229,7 +229,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "revoke 100": (
         plan.REVOKE,
-        lambda load: {"moves": plan.given([Move(load.held, 100)])},
+        lambda load: {"moves": plan.given([Move(load.claimed, 100)])},
         2000,
     ),
     "escalate 100 revoked": (
@@ -263,13 +263,13 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "a tenant's use": (tenants_store.USE, lambda _: {"tenant": DEFAULT_TENANT}, 500),
     "finals, a page": (
         final_store.LINES,
-        lambda load: {"batch": load.held, "after": 9000, "limit": 1000},
+        lambda load: {"batch": load.claimed, "after": 9000, "limit": 1000},
         10_000,
     ),
     "requests, a page": (
         request_store.PAGE,
         lambda load: {
-            "batch": load.held, "after": 9000, "limit": 100, "status": None, "pool": None,
+            "batch": load.claimed, "after": 9000, "limit": 100, "status": None, "pool": None,
         },
         3000,
     ),

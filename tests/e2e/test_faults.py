@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import StackFactory
     from tests.e2e.stacks import LocalStack, Program
 
-LINES = 20_000
+REQUESTS = 20_000
 SETTINGS = {
     "LOWTIDE_SIMULATED_LATENCY": "0",
     "LOWTIDE_SIMULATED_TOKENS": "120",
@@ -49,7 +49,7 @@ def breakable(make_stack: StackFactory) -> LocalStack:
 @pytest.fixture(scope="module")
 def source() -> bytes:
     """The input file."""
-    return chat_file(LINES)
+    return chat_file(REQUESTS)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def result_count(stack: LocalStack, batch: str) -> int:
 def wait_for_progress(stack: LocalStack, batch: str) -> None:
     """Wait until some requests have a result and some have not."""
     finished = until(lambda: result_count(stack, batch), "the batch makes progress")
-    assert finished < LINES
+    assert finished < REQUESTS
 
 
 def freeze_during(
@@ -304,7 +304,7 @@ def test_upload_killed_mid_body_stores_no_file(breakable: LocalStack) -> None:
 
     def body() -> Iterator[bytes]:
         yield head.encode()
-        yield chat_file(LINES) * 4
+        yield chat_file(REQUESTS) * 4
         until(lambda: breakable.objects() - before, "the store has a part of the file")
         breakable.kill("upload")
         sent.set()

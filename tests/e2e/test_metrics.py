@@ -41,7 +41,7 @@ TENANT = {
     "tenant_open_batches", "tenant_batches_at_risk", "tenant_queue_depth", "tenant_running",
     "tenant_queue_oldest_age_seconds",
 }  # fmt: skip
-LINES = 200
+REQUESTS = 200
 
 
 def scrape(port: int | None) -> dict[str, float]:
@@ -56,7 +56,7 @@ def scrape(port: int | None) -> dict[str, float]:
 def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) -> None:
     # A worker of an earlier test could stop during this one and take its counts along.
     until(lambda: not stack.workers(), "no worker is left", within=120)
-    source = chat_file(LINES)
+    source = chat_file(REQUESTS)
     latest: dict[int | None, dict[str, float]] = {}
 
     def completed() -> float:
@@ -67,18 +67,18 @@ def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) ->
         return sum(worker.get("worker_completed_total", 0.0) for worker in latest.values())
 
     batch = stack.submit(stack.upload(source))
-    until(lambda: completed() == LINES, "every request is counted", within=120)
+    until(lambda: completed() == REQUESTS, "every request is counted", within=120)
     completed()
     stack.finish(batch, source, answers=simulated_answer)
     workers = list(latest.values())
     assert all(worker.keys() >= WORKER for worker in workers)
     total = {name: sum(worker[name] for worker in workers) for name in WORKER}
-    assert total["worker_completed_total"] == LINES
-    assert total["requests_sla_met_total"] == LINES
-    assert total["queue_wait_time_seconds_count"] == LINES
+    assert total["worker_completed_total"] == REQUESTS
+    assert total["requests_sla_met_total"] == REQUESTS
+    assert total["queue_wait_time_seconds_count"] == REQUESTS
     # Every tenth attempt is interrupted and runs again.
     assert total["spot_interruptions_total"] > 0
-    assert total["engine_answers_total"] > LINES
+    assert total["engine_answers_total"] > REQUESTS
     assert total["requests_sla_violated_total"] == 0
     assert total["cost_total"] > 0
 

@@ -29,7 +29,7 @@ SETTINGS = {
     "LOWTIDE_WORKER_PREFETCH": "1",
     "LOWTIDE_DEDICATED_RATE": "0.2",
 }
-LINES = 40
+REQUESTS = 40
 HOSTILE = (
     "=cmd|' /C calc'!A0 <img src=x onerror=\"ran='img'\"><script>ran='script'</script>"
     "{{ran='braces'}}{{7*7}}${ran='dollar'}"
@@ -47,7 +47,7 @@ def _lines() -> list[str]:
         f'{{"custom_id":{json.dumps(f"{number} {HOSTILE}")},"method":"POST",'
         f'"url":"/v1/chat/completions","body":{{"model":"tide-1","metadata":{EXACT},'
         f'"messages":[{{"role":"user","content":{prompt}}}],"seed":{number}}}}}\n'
-        for number in range(1, LINES + 1)
+        for number in range(1, REQUESTS + 1)
     ]
 
 
@@ -92,7 +92,7 @@ def test_operator_runs_inspects_and_requeues_a_batch(story_stack: LocalStack, vi
     _watch_progress(page)
     _make_errors_hostile(story_stack, batch)
     final = story_stack.batch(batch)
-    assert final["request_counts"]["total"] == LINES
+    assert final["request_counts"]["total"] == REQUESTS
     assert final["request_counts"]["failed"] > 0
     output = _compare_files(page, batch, lines)
     _filter_and_inspect(page, lines, output)
@@ -156,7 +156,7 @@ def _watch_progress(page: Page) -> None:
     events.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
     events.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
     page.get_by_text("Every request has a result").wait_for(timeout=120_000)
-    page.get_by_text(f"{LINES} of {LINES} · 100%").wait_for()
+    page.get_by_text(f"{REQUESTS} of {REQUESTS} · 100%").wait_for()
     page.get_by_role("link", name=re.compile("^Output file")).wait_for()
     assert page.evaluate("window.stayed"), "the page was reloaded"
     assert page.get_by_text(HOSTILE, exact=True).first.is_visible(), "the user is shown"

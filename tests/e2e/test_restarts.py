@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.e2e.stacks import LocalStack
 
 SETTINGS = {"LOWTIDE_SIMULATED_LATENCY": "0.3", "LOWTIDE_LEASE_DURATION": "3"}
-LINES = 2500
+REQUESTS = 2500
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def kill(supervisor: psutil.Process, stack: LocalStack) -> None:
 def test_batch_continues_after_restart(
     stoppable: LocalStack, end: Callable[[psutil.Process, LocalStack], None]
 ) -> None:
-    source = chat_file(LINES)
+    source = chat_file(REQUESTS)
     batch = stoppable.submit(stoppable.upload(source))
     id_ = batch.removeprefix("batch_")
     until(
@@ -102,6 +102,6 @@ def test_batch_continues_after_restart(
         return finished
 
     finished = finished_before_stop()
-    assert 0 < finished < LINES
+    assert 0 < finished < REQUESTS
     stoppable.finish(batch, source, answers=simulated_answer)
     assert finished_before_stop() == finished, "finished requests do not run again"

@@ -16,7 +16,7 @@ from tests.e2e.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LINES = 150
+REQUESTS = 150
 TRACE, CALLER = "5b8aa5a2d2c872e8321cf37308d69df2", "051581bf3cb55c13"
 CREATED = "create batch"
 SETTINGS = {
@@ -58,7 +58,7 @@ def only(spans: list[Span], name: str, service: str) -> Span:
 
 
 def test_one_trace_spans_upload_to_output_file(traced: LocalStack, collector: Collector) -> None:
-    source = chat_file(LINES)
+    source = chat_file(REQUESTS)
     uploaded = traced.client.files.with_raw_response.create(
         file=("input.jsonl", source),
         purpose="batch",
@@ -100,8 +100,8 @@ def test_one_trace_spans_upload_to_output_file(traced: LocalStack, collector: Co
     assert outcome_counts(shares)["succeeded"] > 0
     assert outcome_counts(shares)["interrupted"] > 0
     assert all(span.attributes["lowtide.batch.id"] == batch for span in shares)
-    assert stored.attributes["lowtide.lines"] == split.attributes["lowtide.lines"] == LINES
-    assert finalize.attributes["lowtide.batch.completed"] == LINES
+    assert stored.attributes["lowtide.lines"] == split.attributes["lowtide.lines"] == REQUESTS
+    assert finalize.attributes["lowtide.batch.completed"] == REQUESTS
     assert upload.attributes["http.response.status_code"] == 200
     assert not [span for span in spans if span.failed and not span.name.startswith("send ")]
     assert collector.paths == {"/v1/traces"}
@@ -159,7 +159,7 @@ def test_log_lines_carry_trace_tenant_and_batch(traced: LocalStack) -> None:
 def test_batch_joins_trace_of_create_call(traced: LocalStack, collector: Collector) -> None:
     other = "0af7651916cd43dd8448eb211c80319c"
     batch = traced.client.batches.create(
-        input_file_id=traced.upload(chat_file(LINES)),
+        input_file_id=traced.upload(chat_file(REQUESTS)),
         endpoint="/v1/chat/completions",
         completion_window="24h",
         extra_headers={"traceparent": f"00-{other}-{CALLER}-01"},
@@ -168,7 +168,7 @@ def test_batch_joins_trace_of_create_call(traced: LocalStack, collector: Collect
     spans = until(lambda: complete_trace(collector, other), "the trace is complete")
     counts = outcome_counts([span for span in spans if span.name == "infer spot"])
     assert counts == {
-        "succeeded": LINES,
+        "succeeded": REQUESTS,
         "failed": 0,
         "unfinished": 0,
         "retried": final["x_lowtide"]["retries"],
@@ -184,5 +184,5 @@ def test_batch_joins_trace_of_create_call(traced: LocalStack, collector: Collect
 def test_batch_completes_without_collector(traced: LocalStack, collector: Collector) -> None:
     # From here on its port is closed.
     collector.stop()
-    source = chat_file(LINES)
+    source = chat_file(REQUESTS)
     traced.finish(traced.submit(traced.upload(source)), source, answers=simulated_answer)

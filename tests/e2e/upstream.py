@@ -67,7 +67,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    seen: ClassVar[Counter[bytes]] = Counter()
+    counts: ClassVar[Counter[bytes]] = Counter()
     lock: ClassVar = threading.Lock()
     record: ClassVar[Any] = None
 
@@ -78,8 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.lock:
             if self.headers["Authorization"] == f"Bearer {KEY}":
                 script = json.loads(body).get("x_statuses", [200])
-                status = script[min(self.seen[body], len(script) - 1)]
-            self.seen[body] += 1
+                status = script[min(self.counts[body], len(script) - 1)]
+            self.counts[body] += 1
             line = {
                 "path": self.path,
                 "body": base64.b64encode(body).decode(),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import StackFactory
     from tests.e2e.stacks import LocalStack
 
-LINES = 60
-SOURCE = chat_file(LINES)
+REQUESTS = 60
+SOURCE = chat_file(REQUESTS)
 SETTINGS = {
     "LOWTIDE_SIMULATED_LATENCY": "0.01",
     "LOWTIDE_WORKER_POLL_CAP": "0.5",
@@ -128,16 +128,16 @@ def _halve(path: Path) -> None:
 
 
 BROKEN = [
-    pytest.param(lambda path: path.unlink(), "input_missing", LINES, id="deleted"),
+    pytest.param(lambda path: path.unlink(), "input_missing", REQUESTS, id="deleted"),
     pytest.param(
-        lambda path: path.write_bytes(b"x" * path.stat().st_size), "input_corrupt", LINES,
+        lambda path: path.write_bytes(b"x" * path.stat().st_size), "input_corrupt", REQUESTS,
         id="garbage of the same length",
     ),
     pytest.param(
         lambda path: path.write_bytes(path.read_bytes().replace(b"high", b"deep")),
-        "input_corrupt", LINES, id="other requests of the same length",
+        "input_corrupt", REQUESTS, id="other requests of the same length",
     ),
-    pytest.param(_halve, "input_corrupt", LINES // 2, id="cut in half"),
+    pytest.param(_halve, "input_corrupt", REQUESTS // 2, id="cut in half"),
 ]  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_unreadable_object_delays_only_its_own_requests(
     change(pair.path)
     pair.resume()
     pair.finish(1, within=30)
-    assert pair.batch(0)["request_counts"] == {"total": LINES, "completed": 0, "failed": 0}
+    assert pair.batch(0)["request_counts"] == {"total": REQUESTS, "completed": 0, "failed": 0}
     pair.path.rename(pair.path.with_name("changed"))
     pair.path.write_bytes(content)
     _, errors = pair.finish(0)

@@ -43,7 +43,7 @@ def _read_config(options: Options, name: str) -> Any:
     return yaml.safe_load((options.data_dir / "monitoring" / name).read_text())
 
 
-def test_rules_are_the_shipped_ones_with_shorter_waits(options: Options) -> None:
+def test_rules_equal_shipped_ones_except_for_shorter_waits(options: Options) -> None:
     Monitoring(options).prepare()
     source = yaml.safe_load(
         (options.root / "monitoring" / "rules" / "lowtide.rules.yml").read_text()
@@ -59,7 +59,7 @@ def test_rules_are_the_shipped_ones_with_shorter_waits(options: Options) -> None
         assert shipped == local
 
 
-def test_routes_are_the_shipped_ones_without_notifications(options: Options) -> None:
+def test_routes_equal_shipped_ones_without_notifications(options: Options) -> None:
     Monitoring(options).prepare()
     source = yaml.safe_load(
         (options.root / "monitoring" / "alertmanager" / "alertmanager.yml").read_text()
