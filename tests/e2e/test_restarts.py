@@ -94,9 +94,9 @@ def test_batch_continues_after_restart(
 
     def finished_before_stop() -> int:
         (row,) = stoppable.query(
-            "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :stopped_at",
+            "SELECT count(*) FROM results WHERE batch_id = :batch AND finished_at <= :ended",
             batch=id_,
-            stopped_at=stopped_at,
+            ended=stopped_at,
         )
         finished: int = row[0]
         return finished
