@@ -236,7 +236,7 @@ def _check_times(database: Database, batch: BatchId) -> None:
         "line": partial(store.line, None, batch, 77),
     }
     for batch_filter in (BatchFilter(), rare, nothing, late):
-        reads[f"count {batch_filter}"] = partial(lists.count, None, batch_filter, most=1001)
+        reads[f"count {batch_filter}"] = partial(lists.count, None, batch_filter, limit=1001)
         for order in BatchOrder:
             reads[f"{order} {batch_filter}"] = partial(
                 lists.page, None, batch_filter, order, after=middle, limit=51

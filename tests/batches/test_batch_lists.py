@@ -76,7 +76,7 @@ def test_sla_filter_agrees_with_model(lists: BatchListStore, state: SlaState) ->
     expected = [batch.id for batch in _all(lists) if batch.sla_state is state]
     assert expected
     assert [batch.id for batch in _all(lists, batch_filter)] == expected
-    assert lists.count(None, batch_filter, most=100) == len(expected)
+    assert lists.count(None, batch_filter, limit=100) == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_sla_filter_agrees_with_model(lists: BatchListStore, state: SlaState) ->
 def test_filter_selects_batches(
     lists: BatchListStore, batch_filter: BatchFilter, count: int
 ) -> None:
-    assert len(_all(lists, batch_filter)) == lists.count(None, batch_filter, most=100) == count
+    assert len(_all(lists, batch_filter)) == lists.count(None, batch_filter, limit=100) == count
 
 
 def test_count_stops_at_limit(lists: BatchListStore) -> None:
-    assert lists.count(None, EVERYTHING, most=7) == 7
+    assert lists.count(None, EVERYTHING, limit=7) == 7
 
 
 def test_cancellable_lists_active_batches(lists: BatchListStore) -> None:
@@ -120,8 +120,8 @@ def test_tenant_reads_only_its_own_batches(
     stranger = TenantId(uuid4())
     assert len(_all(tenant_lists, scope=DEFAULT_TENANT)) == len(SEEDS)
     assert _all(tenant_lists, scope=stranger) == []
-    assert tenant_lists.count(stranger, EVERYTHING, most=9) == 0
-    assert tenant_lists.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), most=9) == 0
-    assert tenant_lists.cancellable(stranger, EVERYTHING, most=9) == []
+    assert tenant_lists.count(stranger, EVERYTHING, limit=9) == 0
+    assert tenant_lists.count(stranger, BatchFilter(tenant=DEFAULT_TENANT), limit=9) == 0
+    assert tenant_lists.cancellable(stranger, EVERYTHING, limit=9) == []
     assert tenant_lists.tenants(DEFAULT_TENANT) == {}
     assert lists.tenants(None) == {DEFAULT_TENANT: "default"}

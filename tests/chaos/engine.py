@@ -92,7 +92,8 @@ class Engine:
             owner = self.peers.worker_at(transport.get_extra_info("peername")[1])
             for closing in [one for one in self.owners if one.is_closing()]:
                 del self.owners[closing]
-            self.owners[transport] = owner
+            if owner[1]:
+                self.owners[transport] = owner
         return owner
 
     async def complete(self, request: web.Request) -> web.StreamResponse:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _LOOPBACK = "0100007F"
+_ATTEMPTS = 4
 _FRESH = 1.0  # seconds that a scan of the process table is valid
 
 
@@ -22,11 +23,12 @@ class Peers:
 
     def worker_at(self, port: int) -> tuple[str, int]:
         """Return the name and pid of the worker that connects from `port`; `("", 0)` for others."""
-        inode = _inode(port)
-        if inode is None:
-            return ("", 0)
-        for rescan in (False, True):
-            for pid, name in self._workers(rescan=rescan).items():
+        # While connections come and go, the kernel's table may skip one that is there. An engine
+        # that is broken for one worker would answer that worker's probe well.
+        for attempt in range(_ATTEMPTS):
+            if (inode := _inode(port)) is None:
+                continue
+            for pid, name in self._workers(rescan=attempt > 0).items():
                 if _has_socket(pid, inode):
                     return (name, pid)
         return ("", 0)

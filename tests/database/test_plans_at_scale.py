@@ -189,7 +189,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
         1500,
     ),
-    "unseen claims": (str(claiming._UNSEEN), lambda _: {"lease": LEASE, "since": None}, 1000),
+    "unseen claims": (str(claiming._UNCONFIRMED), lambda _: {"lease": LEASE, "since": None}, 1000),
     "running requests of a tenant": (
         str(claiming._RUNNING),
         lambda _: {"tenants": [DEFAULT_TENANT]},
@@ -246,7 +246,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "expire": (str(sweep._EXPIRE), lambda _: {}, 200),
     "cancel after grace": (str(sweep._CANCEL_DUE), lambda _: {"grace": 1}, 200),
-    "silent batches": (str(sweep._SILENT), lambda _: {}, 500),
+    "silent batches": (str(sweep._UNDRAINED), lambda _: {}, 500),
     "stalled batches": (str(sweep._STALLED), lambda _: {"age": 1}, 200),
     "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (

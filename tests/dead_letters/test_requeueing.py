@@ -276,7 +276,7 @@ def test_concurrent_calls_with_same_idempotency_key_requeue_once(
     _, others = services.batch(4, [2])
     slow = DeadLetterServices(services.world, services.store, services.sink)
     engine = services.world.own_engine("api")
-    slow.requeuer._desk = RequeueStore(engine)
+    slow.requeuer._requeues = RequeueStore(engine)
     requeue_once = partial(DeadLetterServices.requeue, idempotency_key="once")
     # The call has found the key unused, and is about to requeue the letters.
     with gate(engine, before="pg_advisory_xact_lock") as stopped:

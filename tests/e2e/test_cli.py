@@ -69,7 +69,7 @@ def test_cancel_ends_running_batch(stack: LocalStack, tmp_path: Path) -> None:
     assert {one.error["code"] for one in oracle.outcomes(errors) if one.error} == {
         "batch_cancelled"
     }
-    assert ask(stack, "cancel", batch)["status"] == "cancelled"
+    assert run_json(stack, "cancel", batch)["status"] == "cancelled"
 
 
 @pytest.mark.parametrize("valid", [True, False], ids=["good", "bad"])

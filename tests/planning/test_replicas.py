@@ -30,16 +30,16 @@ from lowtide.planning.demand import PoolScale, desired_replicas, scaled_replicas
 def test_replicas_are_rounded_up_and_capped(
     rows: int, per_replica: int, max_replicas: int, replicas: int
 ) -> None:
-    assert desired_replicas(rows, per_replica, most=max_replicas) == replicas
+    assert desired_replicas(rows, per_replica, max_replicas=max_replicas) == replicas
 
 
 def test_minimum_applies_to_empty_pool() -> None:
-    assert desired_replicas(0, 5, most=4, least=1) == 1
+    assert desired_replicas(0, 5, max_replicas=4, min_replicas=1) == 1
 
 
 @given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 1000))
 def test_replicas_suffice_without_excess(rows: int, per_replica: int, max_replicas: int) -> None:
-    replicas = desired_replicas(rows, per_replica, most=max_replicas)
+    replicas = desired_replicas(rows, per_replica, max_replicas=max_replicas)
     assert 0 <= replicas <= max_replicas
     assert replicas == max_replicas or replicas * per_replica >= rows
     assert replicas == 0 or (replicas - 1) * per_replica < rows

@@ -46,7 +46,12 @@ def _receive(
     )
     return asyncio.run(
         receive(
-            files, DEFAULT_TENANT, "in.jsonl", _stream(pieces), told=progress.append, actor="me"
+            files,
+            DEFAULT_TENANT,
+            "in.jsonl",
+            _stream(pieces),
+            on_progress=progress.append,
+            actor="me",
         )
     )
 

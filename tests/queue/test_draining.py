@@ -252,7 +252,7 @@ def test_sweep_skips_requests_being_settled(world: World) -> None:
     assert world.drained(batch) == 1
 
 
-def test_cancel_is_idempotent_until_batch_is_cancelled(world: World) -> None:
+def test_cancel_is_idempotent_until_batch_completes(world: World) -> None:
     batch = world.batch(2)
     lease = world.queue.open_lease(Pool.SPOT, "w")
     (claim,) = world.queue.claim(lease, Pool.SPOT, 1)

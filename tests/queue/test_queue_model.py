@@ -119,7 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
         claiming_state = self.world.queue._claiming.get(lease)
         if claiming_state is None:
             return True
-        claiming_state._next_look = 0.0 if fresh else 1.0
+        claiming_state._next_listing = 0.0 if fresh else 1.0
         return fresh
 
     def _all(self, place: str, pool: Pool | None = None) -> list[tuple[Batch, int, Request]]:

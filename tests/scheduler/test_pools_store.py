@@ -55,8 +55,8 @@ def test_claim_in_paused_pool_runs_few_statements_for_any_backlog(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first worker keeps its lanes until they yield nothing.
-    monkeypatch.setattr(claiming, "_LOOK_SECONDS", 600.0)
-    monkeypatch.setattr(claiming, "_LOOKING_SHARE", 1_000_000)
+    monkeypatch.setattr(claiming, "_MAX_LISTING_INTERVAL", 600.0)
+    monkeypatch.setattr(claiming, "_LISTING_SHARE", 1_000_000)
     for due_in in range(600, 612):
         world.batch(2, due_in=due_in, pool="dedicated")
     lease = world.queue.open_lease(Pool.DEDICATED, "w")

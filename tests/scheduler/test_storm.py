@@ -84,7 +84,7 @@ def test_mass_lease_expiry_releases_each_request_once(world: World) -> None:
 def test_concurrent_sweeps_in_small_sets_release_each_request_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.scheduler.sweep._LEASES_A_SET", 7)
+    monkeypatch.setattr("lowtide.scheduler.sweep._LEASES_PER_SET", 7)
     batch = fill(world, LOST)
     _lose(world)
     sweeps = [_sweep_on(world.own_engine("worker")) for _ in range(2)]

@@ -36,14 +36,14 @@ def _ages(world: World) -> list[int]:
 
 def test_old_entries_are_trimmed_in_small_steps(world: World) -> None:
     _add_entries(world, 420, 410, 401, 399, 0)
-    dropped = [world.ticks.trim_audit(kept=400 * DAY, limit=2) for _ in range(3)]
+    dropped = [world.ticks.trim_audit(retention=400 * DAY, limit=2) for _ in range(3)]
     assert dropped == [2, 1, 0]
     assert _ages(world) == [399, 0]
 
 
 def test_worker_cannot_trim_recent_entries(world: World) -> None:
     _add_entries(world, 40, 20, 0)
-    assert world.ticks.trim_audit(kept=0, limit=10) == 1
+    assert world.ticks.trim_audit(retention=0, limit=10) == 1
     assert _ages(world) == [20, 0]
 
 

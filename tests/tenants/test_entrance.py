@@ -146,7 +146,7 @@ def test_many_guessing_addresses_neither_lock_nor_unlock_others(guarded: Guarded
             if number == 0:
                 guarded.guess(OTHER_ADDRESS)
             assert guarded.is_locked(OTHER_ADDRESS)
-    assert len(guarded.guard._tries) <= MOST_PLACES
+    assert len(guarded.guard._attempts) <= MOST_PLACES
     assert not guarded.is_locked()
 
 
