@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
 from nicegui import ui
@@ -48,11 +49,24 @@ _Query = TypeVar("_Query", bound=Query)
 _Item = TypeVar("_Item")
 
 
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[_Item]):
+    """One page of items, `more` if others follow, and the `count` of all where it is shown."""
+
+    items: Sequence[_Item]
+    more: bool
+    count: int = 0
+
+
 class ListPage(ABC, Generic[_Query, _Item]):
-    """An open list. The poller reads it once for all pages with the same tenant and query."""
+    """An open list. The poller reads it once for all pages with the same tenant and query.
+
+    `NOTHING` is shown for an empty list, `NO_MATCHES` for filters that nothing matches.
+    """
 
     TITLE: str
     NOTHING: str
+    NO_MATCHES = "Nothing matches these filters."
 
     def __init__(self, poller: Poller, readings: Readings, query: _Query) -> None:
         self.query = query
@@ -61,8 +75,12 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._readings = readings
         self._follower = ui.context.client.id
         self._previous: list[_Query] = []
-        self._subject: Subject[tuple[Sequence[_Item], bool]] | None = None
+        self._subject: Subject[Listed[_Item]] | None = None
         self._preparing: Subject[bool] | None = None
+
+    def heading(self) -> None:
+        """Build what stands above the list."""
+        administration_tabs(ui.context.client.page.path)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -77,12 +95,12 @@ class ListPage(ABC, Generic[_Query, _Item]):
         """Build the list."""
 
     @abstractmethod
-    def reader(self) -> Callable[[], tuple[Sequence[_Item], bool]]:
+    def reader(self) -> Callable[[], Listed[_Item]]:
         """Return a function that reads the query's page; raises LowtideError if it is invalid."""
 
     @abstractmethod
-    def show(self, items: Sequence[_Item]) -> None:
-        """Show these items."""
+    def show(self, listed: Listed[_Item]) -> None:
+        """Show a page."""
 
     @abstractmethod
     def mark(self, item: _Item) -> str:
@@ -96,7 +114,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
         except LowtideError as error:
             problem = error.message
         with self._live.page(self.TITLE, api_url=api_url):
-            administration_tabs(ui.context.client.page.path)
+            self.heading()
             self._problem = ui.label("").classes("banner").props("role=status")
             with ui.element("section").classes("card table-card"):
                 self.controls()
@@ -111,10 +129,15 @@ class ListPage(ABC, Generic[_Query, _Item]):
             await self._read()
         self._live.keep(self._draw, self._reread)
 
+    @property
+    def listed(self) -> Listed[_Item] | None:
+        """The page as last read; None before it was."""
+        return None if self._subject is None else self._subject.reading.value
+
     async def narrow(self, query: _Query) -> None:
         """Show the first page of another query."""
         self._previous.clear()
-        await self._navigate(query.behind(""))
+        await self.navigate(query.behind(""))
 
     async def reload(self) -> None:
         """Read and show the list now, after a change."""
@@ -156,30 +179,33 @@ class ListPage(ABC, Generic[_Query, _Item]):
             return
         reading = None if self._subject is None else self._subject.reading
         if reading is None:
-            self._list([], more=False)
+            self._list(Listed((), more=False))
             return
         self._show_problem("" if reading.problem is None else reading.problem.message)
         if reading.value is not None:
-            items, more = reading.value
-            self._list(items, more=more)
+            self._list(reading.value)
         elif reading.problem is not None:
             # The items shown so far belong to another query; this one may well have some.
-            self._list([], more=False)
-            self._empty_label.set_visibility(False)
+            self._list(Listed((), more=False))
+            self.show_empty("")
 
-    def _list(self, items: Sequence[_Item], *, more: bool) -> None:
-        self.show(items)
-        self._empty_label.text = (
-            "Nothing matches these filters." if self.query.narrows else self.NOTHING
-        )
-        self._empty_label.set_visibility(not items)
-        self._pager.show(first=not self.query.after, more=more)
+    def _list(self, listed: Listed[_Item]) -> None:
+        self.show(listed)
+        text = self.NO_MATCHES if self.query.narrows else self.NOTHING
+        self.show_empty("" if listed.items else text)
+        self._pager.show(first=not self.query.after, more=listed.more)
+
+    def show_empty(self, text: str) -> None:
+        """Show a text instead of items; "" if there are some, or none can be read."""
+        self._empty_label.text = text
+        self._empty_label.set_visibility(bool(text))
 
     def _show_problem(self, problem: str) -> None:
         self._problem.text = problem
         self._problem.set_visibility(bool(problem))
 
-    async def _navigate(self, query: _Query) -> None:
+    async def navigate(self, query: _Query) -> None:
+        """Show another page, or the same one of another query."""
         self.query = query
         ui.navigate.history.replace(query.address())
         if self._preparing is None:
@@ -188,16 +214,15 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     async def _first(self) -> None:
         self._previous.clear()
-        await self._navigate(self.query.behind(""))
+        await self.navigate(self.query.behind(""))
 
     async def _back(self) -> None:
-        await self._navigate(self._previous.pop() if self._previous else self.query.behind(""))
+        await self.navigate(self._previous.pop() if self._previous else self.query.behind(""))
 
     async def _next(self) -> None:
-        value = None if self._subject is None else self._subject.reading.value
-        if value is not None and value[0]:
+        if (listed := self.listed) is not None and listed.items:
             self._previous.append(self.query)
-            await self._navigate(self.query.behind(self.mark(value[0][-1])))
+            await self.navigate(self.query.behind(self.mark(listed.items[-1])))
 
 
 _TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit log"))

@@ -39,7 +39,7 @@ class BatchQuery:
     user: str = ""
     tenant: str = ""
     order: BatchOrder = BatchOrder.NEWEST
-    after: BatchMark | None = None
+    after: str = ""
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
@@ -51,7 +51,7 @@ class BatchQuery:
             user=clean(parameters.get("user", "")),
             tenant=clean(parameters.get("tenant", "")),
             order=order[0] if order else BatchOrder.NEWEST,
-            after=_mark(parameters.get("after", "")),
+            after=str(_mark(parameters.get("after", "")) or ""),
         )
 
     @property
@@ -67,7 +67,7 @@ class BatchQuery:
             "user": self.user,
             "tenant": self.tenant,
             "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
-            "after": "" if self.after is None else str(self.after),
+            "after": self.after,
         }
         query_string = urlencode(
             {name: value for name, value in parameters.items() if value}, safe=","
@@ -84,9 +84,14 @@ class BatchQuery:
             tenant_id = matches[0]
         return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, tenant_id)
 
-    def at_first_page(self) -> BatchQuery:
-        """Return the same query at its first page."""
-        return replace(self, after=None)
+    @property
+    def mark(self) -> BatchMark | None:
+        """The end of the previous page."""
+        return _mark(self.after)
+
+    def behind(self, after: str) -> BatchQuery:
+        """Return the same query after a cursor; an empty one is the first page."""
+        return replace(self, after=after)
 
 
 def clean(text: str) -> str:

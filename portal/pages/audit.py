@@ -11,7 +11,7 @@ from fastapi import Request  # noqa: TC002 - read at run time, to know what the 
 from nicegui import ui
 
 from portal.components.frame import page
-from portal.listing import PAGE_SIZE, ListPage, tenant_choice
+from portal.listing import PAGE_SIZE, Listed, ListPage, tenant_choice
 from portal.pages.administration import AUDIT, AuditQuery
 from portal.queries import clean
 from portal.services import lowtide
@@ -152,15 +152,15 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
         """Build the list."""
         self._table = AuditTable()
 
-    def reader(self) -> Callable[[], tuple[Sequence[AuditEntry], bool]]:
+    def reader(self) -> Callable[[], Listed[AuditEntry]]:
         """Return a function that reads the page; raises NotFound for an unknown tenant."""
         principal, audit_filter = self.principal, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
-        return lambda: admin.audit(principal, audit_filter, after=after, limit=PAGE_SIZE)
+        return lambda: Listed(*admin.audit(principal, audit_filter, after=after, limit=PAGE_SIZE))
 
-    def show(self, items: Sequence[AuditEntry]) -> None:
+    def show(self, listed: Listed[AuditEntry]) -> None:
         """Show these entries."""
-        self._table.show(items)
+        self._table.show(listed.items)
 
     def mark(self, item: AuditEntry) -> str:
         """Return the entry's id."""

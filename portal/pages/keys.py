@@ -12,7 +12,7 @@ from lowtide.tenants.keys import KeyState
 from portal.components.basics import BADGE_CELL, Badge
 from portal.components.frame import page
 from portal.formats import absolute, ago, duration
-from portal.listing import PAGE_SIZE, ListPage, tenant_choice
+from portal.listing import PAGE_SIZE, Listed, ListPage, tenant_choice
 from portal.pages.administration import KEYS, KeyQuery, key_mark
 from portal.pages.key_dialogs import NewKey, revoke, rotate
 from portal.queries import clean
@@ -242,16 +242,16 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
         may_act = self.principal.may_act
         self._table = KeyTable(self._rotate if may_act else None, self._revoke if may_act else None)
 
-    def reader(self) -> Callable[[], tuple[Sequence[TenantKey], bool]]:
+    def reader(self) -> Callable[[], Listed[TenantKey]]:
         """Return a function that reads the page; raises NotFound for an unknown tenant."""
         principal, key_filter = self.principal, self.query.filter(self._tenants)
         after, admin = self.query.mark(), lowtide().administration
-        return lambda: admin.keys(principal, key_filter, after=after, limit=PAGE_SIZE)
+        return lambda: Listed(*admin.keys(principal, key_filter, after=after, limit=PAGE_SIZE))
 
-    def show(self, items: Sequence[TenantKey]) -> None:
+    def show(self, listed: Listed[TenantKey]) -> None:
         """Show these keys."""
-        self._keys = items
-        self._table.show(items)
+        self._keys = listed.items
+        self._table.show(listed.items)
 
     def mark(self, item: TenantKey) -> str:
         """Return the cursor after a key."""

@@ -12,7 +12,7 @@ from nicegui import ui
 from lowtide.core.errors import LowtideError
 from portal.components.frame import page
 from portal.formats import absolute, counted, money, number
-from portal.listing import PAGE_SIZE, ListPage
+from portal.listing import PAGE_SIZE, Listed, ListPage
 from portal.pages.administration import TENANTS, TenantQuery
 from portal.pages.tenant_form import TenantForm
 from portal.queries import clean
@@ -219,17 +219,17 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
             "those of batches that ended in that time or are still active."
         ).classes("muted small table-note")
 
-    def reader(self) -> Callable[[], tuple[Sequence[PricedUse], bool]]:
+    def reader(self) -> Callable[[], Listed[PricedUse]]:
         """Return a function that reads the page."""
         principal, query, admin = self.principal, self.query, lowtide().administration
-        return lambda: admin.tenants(
-            principal, query.text, after=query.after or None, limit=PAGE_SIZE
+        return lambda: Listed(
+            *admin.tenants(principal, query.text, after=query.after or None, limit=PAGE_SIZE)
         )
 
-    def show(self, items: Sequence[PricedUse]) -> None:
+    def show(self, listed: Listed[PricedUse]) -> None:
         """Show these tenants."""
-        self._items = items
-        self._table.show(items)
+        self._items = listed.items
+        self._table.show(listed.items)
 
     def mark(self, item: PricedUse) -> str:
         """Return the tenant's name."""

@@ -43,7 +43,7 @@ BATCH = BatchId(UUID(int=7 << 64))
                 user="a&b=c ü%",
                 tenant="x",
                 order=BatchOrder.ACTIVE,
-                after=BatchMark(BATCH, active=True),
+                after=str(BatchMark(BATCH, active=True)),
             ),
             id="all parameters",
         ),

@@ -16,7 +16,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.ids import TenantId
 from lowtide.tenants.sign_in import Principal, Role
 from portal import listing
-from portal.listing import ListPage
+from portal.listing import Listed, ListPage
 from portal.pages.administration import TenantQuery
 from portal.polling import Readings
 from portal.sessions import open_session
@@ -43,15 +43,15 @@ class Rows(ListPage[TenantQuery, str]):
     def table(self) -> None:
         """Have none."""
 
-    def reader(self) -> Callable[[], tuple[Sequence[str], bool]]:
-        def read() -> tuple[Sequence[str], bool]:
+    def reader(self) -> Callable[[], Listed[str]]:
+        def read() -> Listed[str]:
             self.prepare()
-            return [str(self.principal.tenant)], False
+            return Listed([str(self.principal.tenant)], more=False)
 
         return read
 
-    def show(self, items: Sequence[str]) -> None:
-        self.rows = items
+    def show(self, listed: Listed[str]) -> None:
+        self.rows = listed.items
 
     def mark(self, item: str) -> str:
         return item
@@ -122,7 +122,7 @@ def test_failed_read_drops_rows_of_other_filter(
         assert opened.rows == ["None"], "rows of the same address stay"
         with opened.client:
             await opened.narrow(TenantQuery(text="b"))
-        assert opened.rows == []
+        assert not opened.rows
 
     _run(scenario)
 
