@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import BatchId
 
-MOST_CPU = 0.2
+MAX_CPU = 0.2
 # Readings are at most 2 s apart: two windows of the same length may differ by one reading.
 SLACK = 1.1
 SETTLED = 6.0
@@ -321,7 +321,7 @@ def main() -> None:
     over = [
         name
         for name, (one, many) in found.items()
-        if many.cpu >= MOST_CPU or many.statements > one.statements * SLACK
+        if many.cpu >= MAX_CPU or many.statements > one.statements * SLACK
     ]
     if over:
         raise SystemExit(f"Above the threshold: {', '.join(over)}")

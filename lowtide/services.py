@@ -147,9 +147,9 @@ class Services:
     @cached_property
     def forecaster(self) -> Forecaster:
         """The forecaster of batch completion times."""
-        from lowtide.batches.forecast import Forecaster, OutlookStore
+        from lowtide.batches.forecast import Forecaster, WorkloadStore
 
-        return Forecaster(OutlookStore(self._database), prior=self._settings.dedicated_rate)
+        return Forecaster(WorkloadStore(self._database), prior=self._settings.dedicated_rate)
 
     @cached_property
     def prices(self) -> Prices:
@@ -174,7 +174,7 @@ class Services:
         return BatchBrowser(details, self._objects(), self.forecaster, self.prices)
 
     @cached_property
-    def desk(self) -> BatchCancellation:
+    def cancellation(self) -> BatchCancellation:
         """The bulk cancellation of batches."""
         from lowtide.batches.browsing import BatchCancellation
         from lowtide.batches.list_store import BatchListStore
@@ -231,13 +231,13 @@ class Services:
     @property
     def _requeue_rules(self) -> RequeueRules:
         """The limits of a requeue; all its letters must fit into one new batch."""
-        from lowtide.dead_letters.model import MOST_LETTERS
+        from lowtide.dead_letters.model import MAX_LETTERS
         from lowtide.dead_letters.requeue import RequeueRules
 
         settings = self._settings
         replicas = {Pool.SPOT: settings.spot_replicas, Pool.DEDICATED: settings.dedicated_replicas}
         return RequeueRules(
-            most=min(MOST_LETTERS, settings.max_batch_lines),
+            most=min(MAX_LETTERS, settings.max_batch_lines),
             shortest_window=settings.shortest_window,
             longest_window=settings.longest_window,
             file_expiry=settings.file_expiry,

@@ -17,7 +17,7 @@ from lowtide.core.ids import parse_batch_id
 from lowtide.dead_letters.service import Content
 from portal.queries import LetterQuery
 from portal.services import in_thread, lowtide, services_for, tenants_for
-from portal.sessions import visitor_of
+from portal.sessions import principal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MOST: Final = 8
 """Max concurrent downloads; docs/operations.md has the memory they need."""
-MOST_OF_ONE: Final = 4
+MAX_OF_ONE: Final = 4
 _SENT_BYTES: Final = 1 << 18
 """Max bytes of a chunk; a browser must accept each within LOWTIDE_CLIENT_TIMEOUT."""
 
@@ -50,7 +50,7 @@ class Download(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file (ASGI), or 503 over the max number of downloads."""
-        if len(_running) >= MOST or _running.count(self._principal) >= MOST_OF_ONE:
+        if len(_running) >= MOST or _running.count(self._principal) >= MAX_OF_ONE:
             busy = "Too many downloads are running: try again when one has finished."
             await PlainTextResponse(busy, status_code=503)(scope, receive, send)
             return
@@ -104,7 +104,7 @@ def install_batch_files() -> None:
 
 
 async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
-    principal = visitor_of(request.session)
+    principal = principal_of(request.session)
     batch = parse_batch_id(batch_id)
     if principal is None or batch is None or role not in ROLES:
         return PlainTextResponse("File not found.", status_code=404)
@@ -133,7 +133,7 @@ async def _dead_letters(request: Request) -> Response:
     if kind not in set(Content):
         message = f"which must be one of {', '.join(Content)}."
         return PlainTextResponse(message, status_code=InvalidRequest.status)
-    principal = visitor_of(request.session)
+    principal = principal_of(request.session)
     if principal is None:
         return PlainTextResponse("Sign in first.", status_code=Unauthenticated.status)
     content = Content(kind)

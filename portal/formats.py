@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COOKIE: Final = "zone"
 
 
-def visitor_zone() -> tzinfo:
+def viewer_zone() -> tzinfo:
     """Return the viewer's time zone, as the current page's cookie has it; UTC outside a page."""
     stack = Slot.get_stack()
     request = stack[-1].parent.client.request if stack else None
@@ -68,7 +68,7 @@ def milliseconds(seconds: float) -> str:
 
 def absolute(moment: datetime) -> str:
     """Return a moment in the viewer's time zone, to the second, with the zone's name."""
-    return f"{moment.astimezone(visitor_zone()):%Y-%m-%d %H:%M:%S %Z}"
+    return f"{moment.astimezone(viewer_zone()):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def size(count: int) -> str:

@@ -12,7 +12,7 @@ from lowtide.core.errors import LowtideError
 from portal.live import Live
 from portal.polling import Subject
 from portal.services import in_thread
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -70,7 +70,7 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     def __init__(self, poller: Poller, readings: Readings, query: _Query) -> None:
         self.query = query
-        self.principal = current_visitor()
+        self.principal = current_principal()
         self._live = Live(poller)
         self._readings = readings
         self._follower = ui.context.client.id

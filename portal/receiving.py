@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 
 from portal.formats import size
 from portal.services import in_thread
-from portal.sessions import visitor_of
+from portal.sessions import principal_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,7 +54,7 @@ class Arrivals:
 
     async def _receive(self, request: Request) -> Response:
         """Receive a file: the body holds its bytes, a header its name."""
-        principal = visitor_of(request.session)
+        principal = principal_of(request.session)
         take = self._handlers.get(request.headers.get(PAGE_HEADER, ""))
         if principal is None or take is None:
             return PlainTextResponse("This page has expired: reload it.", status_code=404)

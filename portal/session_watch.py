@@ -10,7 +10,7 @@ from nicegui import Client
 
 from lowtide.core.errors import LowtideError
 from portal.services import in_thread
-from portal.sessions import SIGN_IN, SIGNED_OUT, is_over, visitor_of
+from portal.sessions import SIGN_IN, SIGNED_OUT, is_over, principal_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,5 +81,5 @@ class SessionWatch:
 
 
 def _credential(client: Client) -> str | None:
-    principal = visitor_of(client.request.session)
+    principal = principal_of(client.request.session)
     return None if principal is None else principal.credential

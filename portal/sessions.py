@@ -137,10 +137,10 @@ def leave_session(session: MutableMapping[str, Any]) -> None:
 
 def is_over(session: MutableMapping[str, Any]) -> bool:
     """Return True if the session had a principal and has ended."""
-    return _NAME in session and visitor_of(session) is None
+    return _NAME in session and principal_of(session) is None
 
 
-def visitor_of(session: MutableMapping[str, Any]) -> Principal | None:
+def principal_of(session: MutableMapping[str, Any]) -> Principal | None:
     """Return the principal in the cookie; None once the session has ended."""
     data = session.get(_NAME)
     if not isinstance(data, dict) or data["until"] < time.time():
@@ -157,10 +157,10 @@ def visitor_of(session: MutableMapping[str, Any]) -> Principal | None:
     )
 
 
-def current_visitor() -> Principal:
+def current_principal() -> Principal:
     """Return the principal of the open page; raises Unauthenticated once the session has ended."""
     request = ui.context.client.request
-    principal = None if request is None else visitor_of(request.session)
+    principal = None if request is None else principal_of(request.session)
     if principal is None:
         raise Unauthenticated("Your session has ended: sign in again.")
     return principal
@@ -196,14 +196,14 @@ class Guard:
         await responder(scope, receive, _with_headers(send))
 
     async def _authorize(self, scope: Scope) -> ASGIApp:
-        principal = visitor_of(scope["session"])
+        principal = principal_of(scope["session"])
         if principal is None:
             return _sign_in_response(scope)
         credential = principal.credential
         try:
             if not SIGNED_OUT.knows(scope["session"][_NAME].get("opened", 0.0)):
                 await in_thread(SIGNED_OUT.sync)
-                if visitor_of(scope["session"]) is None:
+                if principal_of(scope["session"]) is None:
                     return _sign_in_response(scope)
             invalid = await in_thread(lambda: self._guard.ended({credential}))
         except LowtideError as error:

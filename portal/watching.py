@@ -9,9 +9,9 @@ from nicegui import ui
 
 from lowtide.core.ids import now
 from lowtide.services import scales
-from lowtide.status import findings
+from lowtide.status import health
 from lowtide.status.concerns import Concern
-from lowtide.status.findings import Condition, Finding
+from lowtide.status.health import ComponentHealth, Condition
 from lowtide.status.history import HistoryBook, HistoryStore
 from lowtide.status.watch import Probe, SystemWatch, scales_of
 from portal.components.alerts import Alertmanager
@@ -34,15 +34,15 @@ class Diagnosis:
 
     looked_at: datetime
     snapshot: SystemSnapshot
-    api: Finding
-    broker: Finding
-    functions: tuple[Finding, ...]
-    workers: tuple[Finding, ...]
-    engines: tuple[Finding, ...]
-    autoscaler: tuple[Finding, ...]
+    api: ComponentHealth
+    broker: ComponentHealth
+    functions: tuple[ComponentHealth, ...]
+    workers: tuple[ComponentHealth, ...]
+    engines: tuple[ComponentHealth, ...]
+    autoscaler: tuple[ComponentHealth, ...]
 
     @property
-    def parts(self) -> tuple[Finding, ...]:
+    def parts(self) -> tuple[ComponentHealth, ...]:
         """All components but the API."""
         return (
             self.broker,
@@ -73,12 +73,12 @@ def diagnose(reading: Seen) -> Diagnosis | None:
     return Diagnosis(
         looked_at=reading.looked_at,
         snapshot=snapshot,
-        api=findings.api(snapshot),
-        broker=findings.broker(snapshot),
-        functions=findings.functions(snapshot),
-        workers=findings.workers(snapshot),
-        engines=findings.engines(snapshot),
-        autoscaler=findings.autoscaler(scales_of(reading.samples), snapshot.at),
+        api=health.api(snapshot),
+        broker=health.broker(snapshot),
+        functions=health.functions(snapshot),
+        workers=health.workers(snapshot),
+        engines=health.engines(snapshot),
+        autoscaler=health.autoscaler(scales_of(reading.samples), snapshot.at),
     )
 
 

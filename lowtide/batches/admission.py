@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.batches.forecast import read_outlook
+from lowtide.batches.forecast import read_workload
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Demand
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from lowtide.batches.forecast import Outlook
+    from lowtide.batches.forecast import Workload
     from lowtide.batches.model import NewBatch
     from lowtide.planning.demand import Capacity
 
@@ -93,23 +93,23 @@ class AdmissionPolicy:
     capacity: Capacity
     strict: bool = False
 
-    def is_at_risk(self, new: Demand, outlook: Outlook) -> bool:
+    def is_at_risk(self, new: Demand, workload: Workload) -> bool:
         """Return True if a new batch is at risk from the start, given all open work.
 
         If strict, raise Conflict instead: retrying does not help, a longer window does, and the
         message names the shortest feasible one.
         """
-        verdict = admit(new, outlook.demand, outlook.at, outlook.measured(self.capacity))
+        verdict = admit(new, workload.demand, workload.at, workload.measured(self.capacity))
         if verdict.held or not self.strict:
             return not verdict.held
-        if Pool.DEDICATED in outlook.paused:
+        if Pool.DEDICATED in workload.paused:
             fix = "the dedicated pool is paused, and spot capacity is not guaranteed. Retry after it resumes"
         elif verdict.earliest is None:
             fix = (
                 "the server has no dedicated capacity. LOWTIDE_ADMISSION=open accepts it as at risk"
             )
         else:
-            window = math.ceil((verdict.earliest - outlook.at) / timedelta(minutes=1))
+            window = math.ceil((verdict.earliest - workload.at) / timedelta(minutes=1))
             fix = (
                 f"the earliest feasible deadline is {verdict.earliest:%Y-%m-%d %H:%M:%S} UTC, "
                 f"a completion window of {window}m"
@@ -153,4 +153,4 @@ def admit_batch(
         check_room(limits, BatchUse(usage.batches, usage.lines), lines)
     if policy is None:
         return False
-    return policy.is_at_risk(Demand(batch.deadline, lines), read_outlook(connection))
+    return policy.is_at_risk(Demand(batch.deadline, lines), read_workload(connection))

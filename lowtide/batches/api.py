@@ -193,25 +193,27 @@ def create_batch(call: Call) -> Response:
 
 def get_batch(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}`."""
-    batch = call.services.batches.get(call.tenant, batch_named(batch_id))
+    batch = call.services.batches.get(call.tenant, require_batch_id(batch_id))
     return json_response(batch_object(batch, call.services.prices))
 
 
 def list_batches(call: Call) -> Response:
     """`GET /v1/batches`."""
     arguments = page_arguments(call.request, max_limit=100, default=20)
-    after = None if arguments.after is None else batch_named(arguments.after, "after")
+    after = None if arguments.after is None else require_batch_id(arguments.after, "after")
     batches, has_more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
     return json_response(batch_page(batches, call.services.prices, has_more=has_more))
 
 
 def cancel_batch(call: Call, batch_id: str) -> Response:
     """`POST /v1/batches/{batch_id}/cancel`."""
-    cancelled = call.services.batches.cancel(call.tenant, batch_named(batch_id), call.caller.actor)
+    cancelled = call.services.batches.cancel(
+        call.tenant, require_batch_id(batch_id), call.caller.actor
+    )
     return json_response(batch_object(cancelled, call.services.prices))
 
 
-def batch_named(text: str, param: str = "batch_id") -> BatchId:
+def require_batch_id(text: str, param: str = "batch_id") -> BatchId:
     """Parse the id of a batch; raises NotFound."""
     batch = parse_batch_id(text)
     if batch is None:
@@ -236,7 +238,7 @@ _Choice = TypeVar("_Choice", bound="StrEnum")
 
 def list_requests(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}/requests`."""
-    batch = batch_named(batch_id)
+    batch = require_batch_id(batch_id)
     requests, has_more = call.services.requests.page(
         call.tenant,
         batch,
@@ -250,7 +252,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
 
 def list_results(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}/results`: NDJSON of the results after the cursor."""
-    batch = batch_named(batch_id)
+    batch = require_batch_id(batch_id)
     text = argument(call.request, "after") or str(ResultCursor())
     cursor = parse_cursor(text)
     if cursor is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.views import (
     COUNTED,
-    MOST_SHOWN,
+    MAX_SHOWN,
     BatchDetails,
     BatchFilter,
     CancelPlan,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lowtide.tenants.sign_in import Principal
 
 
-MOST_CANCELLED: Final = 1000
+MAX_CANCELLED: Final = 1000
 """Max number of batches that one call cancels."""
 
 
@@ -92,21 +92,19 @@ class BatchCancellation:
         Raises Forbidden for a viewer.
         """
         principal.require_operator()
-        cancellable = self._listing.cancellable(
-            principal.tenant, selector, limit=MOST_CANCELLED + 1
-        )
-        has_more = len(cancellable) > MOST_CANCELLED
-        batches = tuple(batch for _, batch in cancellable[:MOST_CANCELLED])
+        cancellable = self._listing.cancellable(principal.tenant, selector, limit=MAX_CANCELLED + 1)
+        has_more = len(cancellable) > MAX_CANCELLED
+        batches = tuple(batch for _, batch in cancellable[:MAX_CANCELLED])
         unchanged = 0 if isinstance(selector, BatchFilter) else len(selector) - len(cancellable)
         return CancelPlan(batches, unchanged, more=has_more)
 
     def cancel(self, principal: Principal, batches: Sequence[BatchId]) -> int:
-        """Cancel up to MOST_CANCELLED batches; return how many changed.
+        """Cancel up to MAX_CANCELLED batches; return how many changed.
 
         Final, cancelling and other tenants' batches are skipped. Raises Forbidden for a viewer.
         """
         principal.require_operator()
-        cancellable = self._listing.cancellable(principal.tenant, batches, limit=MOST_CANCELLED)
+        cancellable = self._listing.cancellable(principal.tenant, batches, limit=MAX_CANCELLED)
         return sum(self._cancel(principal, tenant, batch) for tenant, batch in cancellable)
 
     def _cancel(self, principal: Principal, tenant: TenantId, batch: BatchId) -> bool:
@@ -166,7 +164,7 @@ class BatchBrowser:
         record = self._details.line(principal.tenant, batch, line)
         try:
             (content,) = self._objects.read_ranges(
-                record.input_key, [(record.start, min(record.length, MOST_SHOWN))]
+                record.input_key, [(record.start, min(record.length, MAX_SHOWN))]
             )
         except NotFound:
             return LineDetails(record, None)

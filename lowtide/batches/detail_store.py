@@ -11,9 +11,9 @@ from lowtide.batches.request_store import state_of
 from lowtide.batches.store import batch_of
 from lowtide.batches.views import (
     ERRORS_FROM,
-    MOST_ERRORS,
-    MOST_NOTES,
-    MOST_SHOWN,
+    MAX_ERRORS,
+    MAX_NOTES,
+    MAX_SHOWN,
     BatchDetails,
     BatchFile,
     LineRecord,
@@ -25,7 +25,7 @@ from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_
 from lowtide.core.pools import Pool
 from lowtide.files.store import file_of
 from lowtide.tenants.audit import note
-from lowtide.tenants.sign_in import looking
+from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ ORDER BY p.line
 """The statement for each status, without and with a custom_id: a scan of the table that holds just
 the requests in that status."""
 LINE = f"""
-SELECT s.*, b.input_key, f.request_id, left(f.body, {MOST_SHOWN}) AS body,
+SELECT s.*, b.input_key, f.request_id, left(f.body, {MAX_SHOWN}) AS body,
   coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
   coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
 FROM batches b
@@ -140,13 +140,13 @@ class BatchDetailStore:
 
     def details(self, scope: TenantId | None, batch: BatchId) -> BatchDetails:
         """Return a batch without its requests; raises NotFound."""
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
                 raise _not_found(batch)
             record = batch_of(row)
-            rows = connection.execute(_NOTES, {"batch": batch, "limit": MOST_NOTES}).all()
-            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MOST_ERRORS}
+            rows = connection.execute(_NOTES, {"batch": batch, "limit": MAX_NOTES}).all()
+            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MAX_ERRORS}
             errors = connection.execute(_ERRORS, parameters).all() if record.failed else []
             tenant_name = None
             if scope is None:
@@ -179,13 +179,13 @@ class BatchDetailStore:
         if custom_id:
             parameters["custom_id"] = custom_id
         statement = _LINES[status, bool(custom_id)]
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
         """Return a request with the beginning of its response; raises NotFound."""
         parameters = {"batch": batch, "line": line}
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             row = connection.execute(_LINE, parameters).one_or_none()
             if row is None:
                 raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
@@ -207,7 +207,7 @@ class BatchDetailStore:
 
     def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
         """Return a file, and record its download in the audit log; raises NotFound."""
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             row = connection.execute(_FILE, {"batch": batch, "role": role}).one_or_none()
             if row is None:
                 raise NotFound(f"{format_batch_id(batch)} has no {role} file.", param="file")

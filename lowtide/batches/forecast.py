@@ -74,7 +74,7 @@ class OpenWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Workload:
     """The open work of all batches, the workers and their rates, at the database's time `at`.
 
     `workers` counts live workers whose engine responds; `rates` are measured, by pool and model (""
@@ -155,10 +155,10 @@ _WORKERS = text("SELECT pool, replicas FROM living_workers()")
 _RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
 
 
-def read_outlook(connection: Connection) -> Outlook:
-    """Read the outlook in the caller's transaction."""
+def read_workload(connection: Connection) -> Workload:
+    """Read the workload in the caller's transaction."""
     rows = connection.execute(_WORK).all()
-    return Outlook(
+    return Workload(
         at=rows[0].at,
         work=tuple(
             OpenWork(row.deadline, row.model, row.lines, row.ended, row.retried)
@@ -174,30 +174,30 @@ def read_outlook(connection: Connection) -> Outlook:
     )
 
 
-class OutlookStore:
+class WorkloadStore:
     """Read the open work of all tenants."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def look(self) -> Outlook:
+    def read(self) -> Workload:
         """Return the open work of all tenants, the running workers and their rates."""
         with begin(self._engine) as connection:
-            return read_outlook(connection)
+            return read_workload(connection)
 
 
 _MAX_AGE_SECONDS = 2.0
 
 
 class Forecaster:
-    """Estimate the completion of batches. The outlook is cached for 2 seconds, as clients poll.
+    """Estimate the completion of batches. The workload is cached for 2 seconds, as clients poll.
 
     `prior` is the rate of an unmeasured replica, in requests per second.
     """
 
     def __init__(
         self,
-        source: OutlookStore,
+        source: WorkloadStore,
         *,
         prior: float,
         timer: Callable[[], float] = time.monotonic,
@@ -205,17 +205,17 @@ class Forecaster:
         self._source = source
         self._prior = prior
         self._timer = timer
-        self._cache: tuple[float, Outlook] | None = None
+        self._cache: tuple[float, Workload] | None = None
 
     def with_eta(self, batch: Batch) -> Batch:
         """Return the batch with its ETA."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
-        return replace(batch, eta=self._outlook().eta(batch, self._prior))
+        return replace(batch, eta=self._workload().eta(batch, self._prior))
 
     def measured_rate(self, model: str | None) -> float | None:
         """Return a replica's measured requests per second for a model; None if unmeasured."""
-        rates = self._outlook().rates
+        rates = self._workload().rates
         for pool in Pool:
             for name in (model, ""):
                 rate = None if name is None else rates.get((pool, name))
@@ -223,8 +223,8 @@ class Forecaster:
                     return rate.mean
         return None
 
-    def _outlook(self) -> Outlook:
+    def _workload(self) -> Workload:
         now = self._timer()
         if self._cache is None or now - self._cache[0] > _MAX_AGE_SECONDS:
-            self._cache = now, self._source.look()
+            self._cache = now, self._source.read()
         return self._cache[1]

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from lowtide.batches.store import batch_of
 from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
 from lowtide.core.ids import BatchId, TenantId
-from lowtide.tenants.sign_in import looking
+from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,12 +93,12 @@ class BatchListStore:
         }
         if order is BatchOrder.ACTIVE:
             parameters["rank"] = int(after is not None and after.active)
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             return [batch_of(row) for row in connection.execute(_PAGES[order], parameters)]
 
     def count(self, scope: TenantId | None, batch_filter: BatchFilter, *, limit: int) -> int:
         """Count matching batches, up to `limit`."""
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             matches: int = connection.execute(
                 _COUNT, _parameters(scope, batch_filter) | {"most": limit}
             ).scalar_one()
@@ -112,7 +112,7 @@ class BatchListStore:
             parameters = _parameters(scope, selector) | {"ids": None}
         else:
             parameters = _parameters(scope, BatchFilter()) | {"ids": list(selector)}
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             rows = connection.execute(_CANCELLABLE, parameters | {"most": limit})
             return [(TenantId(row.tenant_id), BatchId(row.id)) for row in rows]
 
@@ -120,7 +120,7 @@ class BatchListStore:
         """Return the names of all tenants; none for a scope of one tenant."""
         if scope is not None:
             return {}
-        with looking(self._engine, scope) as connection:
+        with reading_as(self._engine, scope) as connection:
             return {TenantId(row.id): row.name for row in connection.execute(_TENANTS)}
 
 

@@ -64,9 +64,9 @@ class CancelPlan:
     more: bool
 
 
-MOST_NOTES: Final = 20
-MOST_ERRORS: Final = 5
-MOST_SHOWN: Final = 200_000
+MAX_NOTES: Final = 20
+MAX_ERRORS: Final = 5
+MAX_SHOWN: Final = 200_000
 """Max bytes of an input, and characters of an output, shown; the files have the rest."""
 ERRORS_FROM: Final = 10_000
 """Max number of failed requests whose errors are counted, in input order."""
@@ -127,7 +127,7 @@ class BatchDetails:
 class LineRecord:
     """A request with its response; `start` and `length` locate its bytes in `input_key`.
 
-    `body` is the first MOST_SHOWN characters of a response of `body_bytes` bytes.
+    `body` is the first MAX_SHOWN characters of a response of `body_bytes` bytes.
     """
 
     state: RequestState
@@ -145,7 +145,7 @@ class LineRecord:
 
 @dataclass(frozen=True, slots=True)
 class LineDetails:
-    """A request with the first MOST_SHOWN bytes of its input, None if the input file is gone."""
+    """A request with the first MAX_SHOWN bytes of its input, None if the input file is gone."""
 
     record: LineRecord
     input: bytes | None

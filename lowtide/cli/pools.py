@@ -13,7 +13,7 @@ from lowtide.core.pools import Pool
 from lowtide.tenants.sign_in import Principal, Role
 
 if TYPE_CHECKING:
-    from lowtide.core.pools import PoolPause, PoolStanding
+    from lowtide.core.pools import PoolPause, PoolState
 
 
 pools = typer.Typer(no_args_is_help=True, help="List, pause and resume worker pools.")
@@ -75,7 +75,7 @@ def _pause_json(pause: PoolPause | None) -> dict[str, object] | None:
     return None if pause is None else {"since": pause.since, "by": pause.by}
 
 
-def _pool_json(standing: PoolStanding) -> dict[str, object]:
+def _pool_json(standing: PoolState) -> dict[str, object]:
     return {
         "pool": standing.pool.value,
         "waiting": standing.queued,

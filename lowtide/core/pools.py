@@ -36,7 +36,7 @@ class PoolPause:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolStanding:
+class PoolState:
     """The state of a pool: its requests, its workers with a valid lease, and its pause, if any."""
 
     pool: Pool
@@ -68,9 +68,7 @@ class PauseEffect:
     stops_all: bool = False
 
 
-def effect_of(
-    pool: Pool, standings: Sequence[PoolStanding], deadlines: OpenDeadlines
-) -> PauseEffect:
+def effect_of(pool: Pool, standings: Sequence[PoolState], deadlines: OpenDeadlines) -> PauseEffect:
     """Return the effect of pausing a pool.
 
     Only dedicated capacity backs deadlines: pausing dedicated endangers all, pausing spot none.

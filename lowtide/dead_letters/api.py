@@ -15,8 +15,8 @@ from lowtide.core.ids import format_batch_id, format_request_id, parse_batch_id,
 from lowtide.core.pools import Pool
 from lowtide.dead_letters import api_types as types
 from lowtide.dead_letters.model import (
-    MOST_LETTERS,
-    MOST_SOURCES,
+    MAX_LETTERS,
+    MAX_SOURCES,
     LetterFilter,
     LetterId,
     LetterState,
@@ -265,7 +265,7 @@ _IDEMPOTENCY_KEY = Parameter(
     "header",
 )
 _BOUNDS = (
-    f"One call processes up to {MOST_LETTERS:,} dead letters of {MOST_SOURCES} batches; `remaining` "
+    f"One call processes up to {MAX_LETTERS:,} dead letters of {MAX_SOURCES} batches; `remaining` "
     "is the number of matches left for further calls."
 )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from lowtide.dead_letters.model import MOST_LETTERS
+from lowtide.dead_letters.model import MAX_LETTERS
 from lowtide.http import types
 
 BatchId = types.BatchId
@@ -84,7 +84,7 @@ class DeadLetterFilter(msgspec.Struct, forbid_unknown_fields=True):
 class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):
     """Either `ids` or `filter`; a dry run only counts."""
 
-    ids: Annotated[list[RequestId], Meta(min_length=1, max_length=MOST_LETTERS)] | None = None
+    ids: Annotated[list[RequestId], Meta(min_length=1, max_length=MAX_LETTERS)] | None = None
     filter: DeadLetterFilter | None = None
     dry_run: bool = False
 

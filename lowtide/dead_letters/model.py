@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-MOST_LETTERS: Final = 50_000
+MAX_LETTERS: Final = 50_000
 """Max number of letters that one call requeues or discards."""
-MOST_SOURCES: Final = 100
+MAX_SOURCES: Final = 100
 """Max number of their batches: each costs a new file and batch, or a lock."""
 
 SOURCE_KEY: Final = "dead_letters_of"
@@ -79,7 +79,7 @@ class LetterFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class LetterPlace:
+class LetterLocation:
     """The position of a letter in its batch's input file, and the size of its last response.
 
     `checksum` verifies the bytes; None for a request that was split before checksums were kept.
@@ -124,7 +124,7 @@ class Selection:
     exceed the limits of one call.
     """
 
-    open: tuple[LetterPlace, ...] = ()
+    open: tuple[LetterLocation, ...] = ()
     requeued: tuple[Requeued, ...] = ()
     discarded: int = 0
     remaining: int = 0
@@ -135,15 +135,15 @@ class Selection:
         return sum(earlier.letters for earlier in self.requeued)
 
 
-def by_batch(places: Iterable[LetterPlace]) -> dict[BatchId, list[LetterPlace]]:
+def by_batch(places: Iterable[LetterLocation]) -> dict[BatchId, list[LetterLocation]]:
     """Group letters by batch; batches and letters keep their order."""
-    batches: dict[BatchId, list[LetterPlace]] = {}
+    batches: dict[BatchId, list[LetterLocation]] = {}
     for place in places:
         batches.setdefault(place.batch, []).append(place)
     return batches
 
 
-def of_few_sources(places: Iterable[LetterPlace], max_batches: int) -> list[LetterPlace]:
+def of_few_sources(places: Iterable[LetterLocation], max_batches: int) -> list[LetterLocation]:
     """Return the letters of the first `max_batches` batches."""
     batches: set[BatchId] = set()
     letters = []
@@ -155,10 +155,10 @@ def of_few_sources(places: Iterable[LetterPlace], max_batches: int) -> list[Lett
 
 
 def in_blocks(
-    places: Iterable[LetterPlace], sizes: Iterable[int], max_bytes: int
-) -> Iterator[list[LetterPlace]]:
+    places: Iterable[LetterLocation], sizes: Iterable[int], max_bytes: int
+) -> Iterator[list[LetterLocation]]:
     """Yield runs of letters of one batch, each of up to `max_bytes` bytes or of a single letter."""
-    block: list[LetterPlace] = []
+    block: list[LetterLocation] = []
     block_bytes = 0
     for place, size in zip(places, sizes, strict=True):
         if block and (block_bytes + size > max_bytes or place.batch != block[0].batch):

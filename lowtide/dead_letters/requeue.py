@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.core.ids import TenantId
-    from lowtide.dead_letters.model import LetterId, LetterPlace, Selection, Source
+    from lowtide.dead_letters.model import LetterId, LetterLocation, Selection, Source
     from lowtide.dead_letters.requeue_store import RequeueStore
     from lowtide.dead_letters.store import DeadLetterStore
     from lowtide.events.publisher import Publisher
@@ -171,7 +171,7 @@ class Requeuer:
         )
 
     def _sources(
-        self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterPlace]]
+        self, tenant: TenantId, letters: Mapping[BatchId, Sequence[LetterLocation]]
     ) -> Mapping[BatchId, Source]:
         sources = self._letters.sources(tenant, list(letters))
         missing = [batch for batch in letters if not sources[batch].has_input]
@@ -183,11 +183,11 @@ class Requeuer:
         self,
         tenant: TenantId,
         request: RequeueRequest,
-        letters: Mapping[BatchId, Sequence[LetterPlace]],
+        letters: Mapping[BatchId, Sequence[LetterLocation]],
         sources: Mapping[BatchId, Source],
     ) -> list[Requeued] | None:
         """Requeue these letters; return None if one is no longer open or the key has been used."""
-        moves: list[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]] = []
+        moves: list[tuple[NewBatch, StoredFile, Sequence[LetterLocation]]] = []
         try:
             for batch, places in letters.items():
                 file = self._write(tenant, sources[batch], places)
@@ -216,7 +216,9 @@ class Requeuer:
         self._publisher.publish(events)
         return [Requeued(places[0].batch, new.id, len(places)) for new, _, places in moves]
 
-    def _write(self, tenant: TenantId, source: Source, places: Sequence[LetterPlace]) -> StoredFile:
+    def _write(
+        self, tenant: TenantId, source: Source, places: Sequence[LetterLocation]
+    ) -> StoredFile:
         """Write requests to a new input file; raises Conflict if their source file is gone."""
         now = self._clock()
         file = FileId(self._new_id())

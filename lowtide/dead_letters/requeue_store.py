@@ -20,7 +20,7 @@ from lowtide.database.connections import acting_for
 from lowtide.dead_letters.model import (
     LetterFilter,
     LetterId,
-    LetterPlace,
+    LetterLocation,
     LetterState,
     Requeued,
     Selection,
@@ -116,7 +116,7 @@ class RequeueStore:
             count = len(rows)
             if count == limit:
                 count = connection.execute(_COUNT, parameters).scalar_one()
-        places = [LetterPlace(BatchId(row[0]), *row[1:]) for row in rows]
+        places = [LetterLocation(BatchId(row[0]), *row[1:]) for row in rows]
         return Selection(_in_order(places), remaining=max(0, count - len(places)))
 
     def requeued_under(self, tenant: TenantId, key: str) -> tuple[Sequence[Requeued], bytes | None]:
@@ -132,7 +132,7 @@ class RequeueStore:
 
     def requeue(
         self,
-        moves: Sequence[tuple[NewBatch, StoredFile, Sequence[LetterPlace]]],
+        moves: Sequence[tuple[NewBatch, StoredFile, Sequence[LetterLocation]]],
         events: Sequence[Event],
         *,
         actor: str,
@@ -177,7 +177,7 @@ class RequeueStore:
                 add_event(connection, event)
         return True
 
-    def discard(self, tenant: TenantId, letters: Sequence[LetterPlace], *, actor: str) -> int:
+    def discard(self, tenant: TenantId, letters: Sequence[LetterLocation], *, actor: str) -> int:
         """Mark letters as discarded; return how many were still open."""
         changed = 0
         with acting_for(self._engine, tenant) as connection:
@@ -195,14 +195,14 @@ class _SelectionBuilder:
     """A Selection of letters by id, built row by row."""
 
     def __init__(self) -> None:
-        self._open: list[LetterPlace] = []
+        self._open: list[LetterLocation] = []
         self._requeued = Counter[tuple[BatchId, BatchId]]()
         self._discarded = 0
 
     def add(self, batch: BatchId, row: Any) -> None:
         state = LetterState(row.state)
         if state is LetterState.OPEN:
-            self._open.append(LetterPlace(batch, row.line, row.start, row.length, row.checksum))
+            self._open.append(LetterLocation(batch, row.line, row.start, row.length, row.checksum))
         elif state is LetterState.REQUEUED:
             self._requeued[batch, BatchId(row.requeued_as)] += 1
         else:
@@ -252,5 +252,5 @@ def _mark(
     return count
 
 
-def _in_order(places: list[LetterPlace]) -> tuple[LetterPlace, ...]:
+def _in_order(places: list[LetterLocation]) -> tuple[LetterLocation, ...]:
     return tuple(sorted(places, key=lambda place: (place.batch, place.line)))

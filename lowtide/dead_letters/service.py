@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lowtide.batches.results import encode_escaped, render_all
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id
-from lowtide.dead_letters.model import MOST_SOURCES, LetterFilter, in_blocks, of_few_sources
+from lowtide.dead_letters.model import MAX_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.files.lines import NO_BYTES, checksum_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.results import FinishedLine
     from lowtide.core.ids import BatchId, TenantId
-    from lowtide.dead_letters.model import DeadLetter, LetterId, LetterPlace, Selection, Source
+    from lowtide.dead_letters.model import DeadLetter, LetterId, LetterLocation, Selection, Source
     from lowtide.dead_letters.requeue_store import RequeueStore
     from lowtide.dead_letters.store import DeadLetterStore
     from lowtide.objects.store import ObjectStore
@@ -163,27 +163,27 @@ def select(
 ) -> Selection:
     """Select the letters of a call.
 
-    A filter selects up to `max_letters`, of up to MOST_SOURCES batches. Raises NotFound for an
+    A filter selects up to `max_letters`, of up to MAX_SOURCES batches. Raises NotFound for an
     unknown letter, InvalidRequest for too many ids.
     """
     if isinstance(selector, LetterFilter):
         selection = requeues.matching(tenant, selector, limit=max_letters)
-        places = of_few_sources(selection.open, MOST_SOURCES)
+        places = of_few_sources(selection.open, MAX_SOURCES)
         excess = len(selection.open) - len(places)
         return replace(selection, open=tuple(places), remaining=selection.remaining + excess)
     letters = sorted(set(selector))
     sources = len({letter.batch for letter in letters})
-    if len(letters) > max_letters or sources > MOST_SOURCES:
+    if len(letters) > max_letters or sources > MAX_SOURCES:
         raise InvalidRequest(
             f"ids has {len(letters)} dead letters of {sources} batches; at most {max_letters} of "
-            f"{MOST_SOURCES} batches are allowed: split them into several calls.",
+            f"{MAX_SOURCES} batches are allowed: split them into several calls.",
             param="ids",
         )
     return requeues.named(tenant, letters)
 
 
 def input_blocks(
-    objects: ObjectStore, source: Source, places: Iterable[LetterPlace]
+    objects: ObjectStore, source: Source, places: Iterable[LetterLocation]
 ) -> Iterator[bytes]:
     """Yield requests of one batch as lines of a file, escaped so that any reader splits them alike.
 
@@ -218,7 +218,7 @@ def input_blocks(
         raise _input_corrupt(source.batch) from error
 
 
-def _verified(place: LetterPlace, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _verified(place: LetterLocation, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the pieces of a line; at the end raises Conflict if length or checksum differ."""
     length, checksum = 0, NO_BYTES
     for piece in pieces:
@@ -238,7 +238,7 @@ def _input_corrupt(batch: BatchId) -> Conflict:
     )
 
 
-def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterPlace) -> Iterator[bytes]:
+def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterLocation) -> Iterator[bytes]:
     """Yield the bytes of a line; raises NotFound if its input is gone, Conflict if truncated."""
     remaining = place.length
     for piece in objects.stream(source.input_key, place.start, place.start + place.length):

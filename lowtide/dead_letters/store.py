@@ -12,7 +12,7 @@ from lowtide.batches.results import FinishedLine
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, format_request_id
 from lowtide.database.connections import acting_for
-from lowtide.dead_letters.model import DeadLetter, LetterId, LetterPlace, LetterState, Source
+from lowtide.dead_letters.model import DeadLetter, LetterId, LetterLocation, LetterState, Source
 from lowtide.tenants.audit import note
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class DeadLetterStore:
         with acting_for(self._engine, tenant) as connection:
             return [_letter(row) for row in connection.execute(_PAGE, parameters)]
 
-    def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterPlace]:
+    def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterLocation]:
         """Return a letter and its position; raises NotFound."""
         row = self._get(tenant, letter, "letter_id")
         return _letter(row), _place(row)
@@ -145,7 +145,7 @@ class DeadLetterStore:
 
     def places(
         self, tenant: TenantId, letter_filter: LetterFilter
-    ) -> Iterator[Sequence[LetterPlace]]:
+    ) -> Iterator[Sequence[LetterLocation]]:
         """Yield pages of matching letters in order of batch and line, one transaction each."""
         batch, line = _FIRST
         while True:
@@ -221,7 +221,7 @@ def _letter(row: Any) -> DeadLetter:
     )
 
 
-def _place(row: Any) -> LetterPlace:
-    return LetterPlace(
+def _place(row: Any) -> LetterLocation:
+    return LetterLocation(
         BatchId(row.batch_id), row.line, row.start, row.length, row.checksum, row.answer_bytes or 0
     )

@@ -87,7 +87,7 @@ def is_ambiguous(outcome: Outcome) -> bool:
     return False
 
 
-def is_of_a_proxy(outcome: Outcome) -> bool:
+def is_from_proxy(outcome: Outcome) -> bool:
     """Return whether a proxy answered for an absent engine, which the request may have crashed."""
     return isinstance(outcome, Answered) and outcome.status_code in _PROXY_STATUSES
 

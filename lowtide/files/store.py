@@ -47,10 +47,10 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
 _ADD_ORPHAN = text("""
-INSERT INTO stray_objects (object_key, tenant_id, due_at)
+INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
 """)
-_REMOVE_ORPHAN = text("DELETE FROM stray_objects WHERE object_key = :key")
+_REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.core.pools import OpenDeadlines, Pool, PoolPause, PoolStanding, effect_of
+from lowtide.core.pools import OpenDeadlines, Pool, PoolPause, PoolState, effect_of
 from lowtide.database.connections import begin
 from lowtide.tenants.audit import note
 
@@ -44,13 +44,13 @@ class PauseStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def standings(self) -> Sequence[PoolStanding]:
+    def standings(self) -> Sequence[PoolState]:
         """Return the state of each pool; raises Unavailable."""
         with begin(self._engine) as connection:
             pauses = {pause.pool: pause for pause in read_pauses(connection)}
             rows = connection.execute(_STANDINGS, {"pools": [pool.value for pool in Pool]})
             return [
-                PoolStanding(
+                PoolState(
                     Pool(row.pool), row.queued, row.running, row.workers, pauses.get(Pool(row.pool))
                 )
                 for row in rows
@@ -102,7 +102,7 @@ class Pools:
     def __init__(self, store: PauseStore) -> None:
         self._store = store
 
-    def standings(self) -> Sequence[PoolStanding]:
+    def standings(self) -> Sequence[PoolState]:
         """Return the state of each pool; raises Unavailable."""
         return self._store.standings()
 

@@ -109,17 +109,17 @@ WITH expired AS (
     ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
   RETURNING object_key, tenant_id
 )
-INSERT INTO stray_objects (object_key, tenant_id, due_at)
+INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
 _ORPHAN_OBJECTS = text("""
-SELECT object_key FROM stray_objects WHERE due_at <= now() AND object_key NOT IN (
+SELECT object_key FROM orphan_objects WHERE due_at <= now() AND object_key NOT IN (
   SELECT input_key FROM batches
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 ORDER BY due_at LIMIT :limit
 """)
-_FORGET_ORPHAN_OBJECTS = text("DELETE FROM stray_objects WHERE object_key = ANY(:keys)")
+_FORGET_ORPHAN_OBJECTS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 _LEASES_PER_SET = 40
 _STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
 
@@ -148,14 +148,14 @@ class SweepStore:
             buried=len(dead_lettered),
         )
 
-    def strays(self, limit: int) -> Sequence[str]:
+    def orphans(self, limit: int) -> Sequence[str]:
         """Delete the rows of expired files; return the keys of orphans."""
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
             return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
 
-    def forget_strays(self, keys: Sequence[str]) -> None:
+    def forget_orphans(self, keys: Sequence[str]) -> None:
         """Record that these objects are deleted."""
         with begin(self._engine) as connection:
             connection.execute(_FORGET_ORPHAN_OBJECTS, {"keys": list(keys)})

@@ -146,10 +146,10 @@ class Scheduler:
     def _remove_orphans(self) -> None:
         """Delete orphans from the object store; a failure is retried at the next tick."""
         try:
-            keys = self._sweeps.strays(_ORPHANS_PER_TICK)
+            keys = self._sweeps.orphans(_ORPHANS_PER_TICK)
             if keys:
                 self._objects.delete(keys)
-                self._sweeps.forget_strays(keys)
+                self._sweeps.forget_orphans(keys)
                 _log.info("objects.removed", extra={"objects": len(keys)})
         except Unavailable as error:
             _log.warning("objects.not_removed", extra={"reason": error.for_log})

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.pools import Pool
-from lowtide.status.snapshot import MOST_COUNTED
+from lowtide.status.snapshot import MAX_COUNTED
 
 if TYPE_CHECKING:
     from lowtide.status.snapshot import SystemSnapshot
@@ -60,4 +60,4 @@ def events(snapshot: SystemSnapshot) -> str:
     count = snapshot.events.count
     if count == 1:
         return "1 event"
-    return f"{count:,}{'+' if count == MOST_COUNTED else ''} events"
+    return f"{count:,}{'+' if count == MAX_COUNTED else ''} events"

@@ -80,12 +80,12 @@ class Observation:
 # All times are of the database's clock. The replicas of a function observe the same component: an
 # observation less than 3 s newer than the row does not update it.
 _WRITE = text("""
-INSERT INTO sightings AS s (sight, name, succeeded_at, failed_at, problem)
+INSERT INTO last_seen AS s (component, name, succeeded_at, failed_at, problem)
 SELECT component, name, now() - make_interval(secs => succeeded), now() - make_interval(secs => failed),
   problem
 FROM json_to_recordset(cast(:rows AS json)) AS g (
   component text, name text, succeeded double precision, failed double precision, problem text)
-ON CONFLICT (sight, name) DO UPDATE SET
+ON CONFLICT (component, name) DO UPDATE SET
   succeeded_at = greatest(s.succeeded_at, excluded.succeeded_at),
   failed_at = greatest(s.failed_at, excluded.failed_at),
   problem = CASE WHEN excluded.failed_at > coalesce(s.failed_at, '-infinity')
@@ -164,7 +164,7 @@ class Observations:
             else:
                 seen.failed, seen.problem = now, problem
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True, name="sightings")
+                self._thread = threading.Thread(target=self._run, daemon=True, name="last-seen")
                 self._thread.start()
         if not self._some.is_set():
             self._some.set()

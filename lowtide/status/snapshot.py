@@ -83,7 +83,7 @@ class RiskyBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class BatchProgress:
     """The requests that a pool has ended and lost to interruptions for one batch so far."""
 
     batch: BatchId
@@ -93,7 +93,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class LiveWorkers:
     """A pool's workers with an unexpired lease, and the time of their last heartbeat."""
 
     workers: int
@@ -120,7 +120,7 @@ class SystemSnapshot:
     to be split, `unfinalized` ones for their output files, `events` for the broker. `planned` is the
     number of dedicated replicas that the last tick planned, at `ticked_at`; None before the first.
     `open_letters` are the dead letters by tenant that were neither requeued nor discarded. Counts of
-    letters and events stop at MOST_COUNTED.
+    letters and events stop at MAX_COUNTED.
     """
 
     at: datetime
@@ -128,8 +128,8 @@ class SystemSnapshot:
     recent: tuple[Batch, ...] = ()
     tenants: tuple[TenantLoad, ...] = ()
     risky: tuple[RiskyBatch, ...] = ()
-    work: tuple[Work, ...] = ()
-    crews: Mapping[Pool, Crew] = field(default_factory=dict)
+    work: tuple[BatchProgress, ...] = ()
+    live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
     lost_engines: tuple[LostEngine, ...] = ()
     last_seen: Mapping[tuple[Component, str], LastSeen] = field(default_factory=dict)
     unsplit: Backlog = field(default_factory=Backlog)
@@ -148,7 +148,7 @@ class SystemSnapshot:
 
     def workers(self, pool: Pool) -> int:
         """Return the number of a pool's workers with an unexpired lease."""
-        return self.crews[pool].workers if pool in self.crews else 0
+        return self.live_workers[pool].workers if pool in self.live_workers else 0
 
     def depth(self, pool: Pool) -> Depth:
         """Return the queued and running requests of a pool."""
@@ -160,10 +160,10 @@ class SystemSnapshot:
         return max((tenant.oldest_age(pool, self.at) for tenant in self.tenants), default=0.0)
 
 
-MOST_COUNTED: Final = 10_000
+MAX_COUNTED: Final = 10_000
 """Nobody needs exact numbers of letters and events above this."""
-MOST_RISKY: Final = 50
-MOST_RECENT: Final = 20
+MAX_RISKY: Final = 50
+MAX_RECENT: Final = 20
 
 # The status lists repeat the predicates of the indexes batches_active and batches_ended.
 TOTALS = """
@@ -208,7 +208,7 @@ WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND 
 ORDER BY b.deadline LIMIT :most
 """
 # Batches are read until 2 minutes after their end, so that their last requests count.
-WORK = """
+PROGRESS = """
 SELECT t.batch_id, t.pool, sum(t.completed + t.failed)::bigint AS done,
   sum(t.interrupted)::bigint AS interrupted
 FROM (
@@ -222,13 +222,13 @@ FROM (
   WHERE batch_id = b.id OFFSET 0) t
 GROUP BY t.batch_id, t.pool
 """
-CREWS = """
+WORKERS = """
 SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
   coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
     FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines
 FROM workers WHERE expires_at > now() GROUP BY pool
 """
-LAST_SEEN = "SELECT sight AS component, name, succeeded_at, failed_at, problem FROM sightings"
+LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
 # Ids are ordered by time.
 EVENTS = """
 SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT :most) o) AS events,
@@ -244,7 +244,9 @@ WHERE l.letters > 0
 _Value = TypeVar("_Value")
 _CHECK = text("SELECT 1")
 _TOTALS, _RECENT, _TENANTS, _RISKY = map(text, (TOTALS, RECENT, TENANTS, RISKY))
-_WORK, _CREWS, _LAST_SEEN, _EVENTS, _LETTERS = map(text, (WORK, CREWS, LAST_SEEN, EVENTS, LETTERS))
+_PROGRESS, _WORKERS, _LAST_SEEN, _EVENTS, _LETTERS = map(
+    text, (PROGRESS, WORKERS, LAST_SEEN, EVENTS, LETTERS)
+)
 _decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
 
 
@@ -276,23 +278,25 @@ def _snapshot(connection: Connection) -> SystemSnapshot:
         return connection.execute(statement, parameters).all()
 
     (now,) = rows(_TOTALS)
-    (events,) = rows(_EVENTS, most=MOST_COUNTED)
-    crews = rows(_CREWS)
+    (events,) = rows(_EVENTS, most=MAX_COUNTED)
+    live_workers = rows(_WORKERS)
     return SystemSnapshot(
         at=now.at,
         totals=_totals(now),
-        recent=tuple(map(batch_of, rows(_RECENT, limit=MOST_RECENT))),
+        recent=tuple(map(batch_of, rows(_RECENT, limit=MAX_RECENT))),
         tenants=tuple(map(_tenant, rows(_TENANTS))),
         risky=tuple(
             RiskyBatch(row.name, BatchId(row.id), row.deadline)
-            for row in rows(_RISKY, most=MOST_RISKY)
+            for row in rows(_RISKY, most=MAX_RISKY)
         ),
         work=tuple(
-            Work(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
-            for row in rows(_WORK)
+            BatchProgress(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
+            for row in rows(_PROGRESS)
         ),
-        crews={Pool(row.pool): Crew(row.workers, row.heartbeat_at) for row in crews},
-        lost_engines=tuple(_lost_engines(crews)),
+        live_workers={
+            Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at) for row in live_workers
+        },
+        lost_engines=tuple(_lost_engines(live_workers)),
         last_seen={
             (Component(row.component), row.name): LastSeen(
                 row.succeeded_at, row.failed_at, row.problem
@@ -302,7 +306,7 @@ def _snapshot(connection: Connection) -> SystemSnapshot:
         unsplit=Backlog(now.unsplit, now.unsplit_since),
         unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
         events=Backlog(events.events, events.oldest),
-        open_letters={row.name: row.letters for row in rows(_LETTERS, most=MOST_COUNTED)},
+        open_letters={row.name: row.letters for row in rows(_LETTERS, most=MAX_COUNTED)},
         pauses=read_pauses(connection),
         planned=now.planned,
         ticked_at=now.ticked_at,
@@ -337,8 +341,8 @@ def _tenant(row: Any) -> TenantLoad:
     )
 
 
-def _lost_engines(crews: Sequence[Any]) -> Iterator[LostEngine]:
-    for row in crews:
+def _lost_engines(live_workers: Sequence[Any]) -> Iterator[LostEngine]:
+    for row in live_workers:
         for name, pool, state, reason, since in _decode(row.lost_engines):
             yield LostEngine(
                 name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since)

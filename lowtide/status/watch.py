@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.planning.demand import PoolScale
-    from lowtide.status.snapshot import SnapshotStore, SystemSnapshot, Work
+    from lowtide.status.snapshot import BatchProgress, SnapshotStore, SystemSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ def sample_of(
     return Sample(after.at, pools)
 
 
-def progress(before: Iterable[Work], after: Sequence[Work], pool: Pool) -> tuple[int, int]:
+def progress(
+    before: Iterable[BatchProgress], after: Sequence[BatchProgress], pool: Pool
+) -> tuple[int, int]:
     """Return the requests that a pool ended between two snapshots, and its interruptions.
 
     Batches are compared one by one: one missing from `before` is new and starts at 0, one missing

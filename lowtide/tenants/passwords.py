@@ -50,7 +50,7 @@ class PasswordSignIn:
         fingerprint = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
         self._principal = Principal(f"portal {role}", role, credential=f"password {fingerprint}")
 
-    def visitor(self, secret: str) -> Principal | None:
+    def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of the password; None if it does not match."""
         return self._principal if matches(secret, self._stored) else None
 

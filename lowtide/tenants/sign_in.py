@@ -70,7 +70,7 @@ class Principal:
 class SignIn(Protocol):
     """A method of sign-in with a secret."""
 
-    def visitor(self, secret: str) -> Principal | None:
+    def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of a secret; None if it is not valid for this method."""
         ...
 
@@ -86,7 +86,7 @@ class KeySignIn:
         self._tenants = tenants
         self._role = role
 
-    def visitor(self, secret: str) -> Principal | None:
+    def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of a key; None if it is not in use."""
         if not secret.startswith(PREFIX):
             return None
@@ -112,9 +112,9 @@ class KeySignIn:
         return f"key {self._role} {format_key_id(key)}"
 
 
-MOST_FAILURES: Final = 10
+MAX_FAILURES: Final = 10
 WITHIN_SECONDS: Final = 60.0
-MOST_PLACES: Final = 10_000
+MAX_PLACES: Final = 10_000
 _MAX_SECRET_LENGTH: Final = 256
 _KEY: Final = "lt_"
 _IPV6_PREFIX: Final = 64  # one subscriber can use any address of it
@@ -166,7 +166,7 @@ class SignInGuard:
     def _find_principal(self, secret: str) -> Principal | None:
         if not 0 < len(secret) <= _MAX_SECRET_LENGTH:
             return None
-        principals = (method.visitor(secret) for method in self._methods)
+        principals = (method.authenticate(secret) for method in self._methods)
         return next((principal for principal in principals if principal is not None), None)
 
     def _record_attempt(self, source: _Source) -> float:
@@ -176,7 +176,7 @@ class SignInGuard:
             self._attempts.move_to_end(source)
             while attempts and attempts[0] + WITHIN_SECONDS <= now:
                 attempts.popleft()
-            if len(attempts) >= MOST_FAILURES:
+            if len(attempts) >= MAX_FAILURES:
                 wait = attempts[0] + WITHIN_SECONDS - now
                 raise TooManyRequests(
                     f"Too many failed attempts: try again in {wait:.0f} s.",
@@ -184,7 +184,7 @@ class SignInGuard:
                     retry_after=wait,
                 )
             attempts.append(now)
-            while len(self._attempts) > MOST_PLACES:
+            while len(self._attempts) > MAX_PLACES:
                 self._attempts.popitem(last=False)
         return now
 
@@ -245,7 +245,7 @@ def trim(connection: Connection) -> int:
 
 
 @contextmanager
-def looking(engine: Engine, scope: TenantId | None) -> Iterator[Connection]:
+def reading_as(engine: Engine, scope: TenantId | None) -> Iterator[Connection]:
     """Open a transaction limited to one tenant, or with None to all that the role may read."""
     with begin(engine) if scope is None else acting_for(engine, scope) as connection:
         yield connection

@@ -15,7 +15,7 @@ from lowtide.engines.attribution import (
     Fault,
     attribute,
     is_ambiguous,
-    is_of_a_proxy,
+    is_from_proxy,
     kind_of,
     needs_probe,
     reason_of,
@@ -156,7 +156,7 @@ class EngineWatch:
         fault = attribute(outcome, state)
         if fault is None:
             return SUCCESS
-        if fault is Fault.ENGINE and is_of_a_proxy(outcome):
+        if fault is Fault.ENGINE and is_from_proxy(outcome):
             now = self._timer()
             if self._suspects.blames(identity, now, self._last_success):
                 fault = Fault.REQUEST

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 TIMEOUT: Final = 2.0
-MOST_BYTES: Final = 2_000_000
-MOST_SHOWN: Final = 20
-MOST_SUMMARY: Final = 300
+MAX_BYTES: Final = 2_000_000
+MAX_SHOWN: Final = 20
+MAX_SUMMARY: Final = 300
 _SEVERITIES: Final = ("critical", "page", "error", "warning", "info")
 _QUERY: Final = {
     "active": "true",
@@ -117,7 +117,7 @@ class Alertmanager:
             )
             return
         now = self._clock()
-        first, more = tuple(alerts[:MOST_SHOWN]), max(len(alerts) - MOST_SHOWN, 0)
+        first, more = tuple(alerts[:MAX_SHOWN]), max(len(alerts) - MAX_SHOWN, 0)
         self._reading = AlertsSeen(first, more, now, asked_at=now, latency=monotonic() - began)
 
     def _read(self, deadline: float) -> Sequence[Alert]:
@@ -127,7 +127,7 @@ class Alertmanager:
                 raise _Refused(f"responded with HTTP {response.status_code}")
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > MOST_BYTES:
+                if len(body) > MAX_BYTES:
                     raise _Refused("response too large")
                 if monotonic() > deadline:
                     raise _Refused(_LATE)
@@ -147,7 +147,7 @@ def _alert(data: _Gettable) -> Alert:
         name=data.labels.get("alertname", "unnamed alert"),
         severity=data.labels.get("severity", ""),
         since=data.starts_at,
-        summary=summary[:MOST_SUMMARY],
+        summary=summary[:MAX_SUMMARY],
         labels=tuple(sorted(data.labels.items())),
     )
 

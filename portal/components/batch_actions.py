@@ -10,7 +10,7 @@ from lowtide.batches.views import COUNTED
 from lowtide.core.errors import LowtideError
 from portal.components.basics import confirm
 from portal.services import in_thread
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -97,7 +97,7 @@ async def cancel_batches(
 async def _cancel(
     cancellation: BatchCancellation, selection: BatchFilter | Sequence[BatchId]
 ) -> bool:
-    principal = current_visitor()
+    principal = current_principal()
     plan = await in_thread(lambda: cancellation.plan(principal, selection))
     if not plan.batches:
         ui.notify(
@@ -112,7 +112,7 @@ async def _cancel(
     if not confirmed:
         return False
     # Checked again: the session may end while the dialog is open.
-    principal = current_visitor()
+    principal = current_principal()
     cancelled = await in_thread(lambda: cancellation.cancel(principal, plan.batches))
     already_ended = len(plan.batches) - cancelled
     text = f"Cancelling {counted_batches(cancelled)}."

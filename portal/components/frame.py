@@ -16,7 +16,7 @@ from lowtide.core.errors import LowtideError
 from portal import theme
 from portal.components.shortcuts import help_dialog
 from portal.services import lowtide
-from portal.sessions import SIGN_OUT, WHOLE_INSTALLATION, current_visitor
+from portal.sessions import SIGN_OUT, WHOLE_INSTALLATION, current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -124,7 +124,7 @@ def frame(
     `on_interval` is called with a newly chosen interval; a page without live updates has none.
     `on_refresh` is called when the user asks for an update; without it the page reloads.
     """
-    principal = current_visitor()
+    principal = current_principal()
     watch_page()
     theme.paint()
     ui.page_title(f"{title} · Lowtide")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from nicegui import ui
 
 from lowtide.core.pools import Pool
-from lowtide.status.findings import Condition
+from lowtide.status.health import Condition
 from portal.components.basics import Badge, heading
 from portal.formats import absolute, ago, counted, milliseconds
 from portal.theme import Tone
@@ -16,7 +16,7 @@ from portal.theme import Tone
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lowtide.status.findings import Finding
+    from lowtide.status.health import ComponentHealth
     from lowtide.status.snapshot import SystemSnapshot
     from lowtide.status.watch import Reachability
     from portal.watching import Diagnosis
@@ -72,7 +72,7 @@ TONES: Final[Mapping[Condition, Tone]] = {
 }
 
 
-def badge_of(finding: Finding, *, stale: bool) -> Badge:
+def badge_of(finding: ComponentHealth, *, stale: bool) -> Badge:
     """Return the badge of a component's health; `stale` overrides it."""
     return STALE if stale else Badge(text=finding.word, tone=TONES[finding.condition])
 

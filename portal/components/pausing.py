@@ -11,9 +11,9 @@ from lowtide.core.errors import LowtideError
 from lowtide.core.pools import Pool
 from portal.components.basics import confirm
 from portal.components.batch_actions import counted_batches
-from portal.formats import counted, duration, visitor_zone
+from portal.formats import counted, duration, viewer_zone
 from portal.services import in_thread
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ class PauseNotes:
 
     def __init__(self) -> None:
         self._notes: list[str] | None = None
-        self._zone = visitor_zone()
+        self._zone = viewer_zone()
         self._container = ui.element("div").classes("notice").props("role=status")
         self._container.set_visibility(False)
 
@@ -63,7 +63,7 @@ async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
 
 
 async def _pause(pools: Pools, pool: Pool) -> bool:
-    principal = current_visitor()
+    principal = current_principal()
     effect = await in_thread(lambda: pools.effect(principal, pool))
     confirmed = await confirm(
         f"Pause {pool}?", consequences(effect, datetime.now(UTC)), action=f"Pause {pool}"
@@ -71,14 +71,14 @@ async def _pause(pools: Pools, pool: Pool) -> bool:
     if not confirmed:
         return False
     # Checked again: the session may end while the dialog is open.
-    principal = current_visitor()
+    principal = current_principal()
     await in_thread(lambda: pools.pause(principal, pool))
     ui.notify(f"{pool.capitalize()} paused.", type="positive", position="bottom")
     return True
 
 
 async def _resume(pools: Pools, pool: Pool) -> bool:
-    principal = current_visitor()
+    principal = current_principal()
     await in_thread(lambda: pools.resume(principal, pool))
     ui.notify(f"{pool.capitalize()} resumed.", type="positive", position="bottom")
     return True

@@ -25,7 +25,7 @@ from portal.pages.batch_requests import LineTable, line_tabs, open_drawer
 from portal.polling import Readings, Subject, at_most_every
 from portal.queries import LineQuery, clean
 from portal.services import in_thread, services_for
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -53,7 +53,7 @@ class BatchPanels:
     ) -> None:
         self._may_act = may_act
         # The dashboards show every tenant's work.
-        self._dashboards = dashboards if current_visitor().tenant is None else None
+        self._dashboards = dashboards if current_principal().tenant is None else None
         with ui.element("section").classes("card section"):
             with ui.element("div").classes("batch-head"):
                 self._head = Rebuilt(batch_facts.head, "batch-head")
@@ -158,7 +158,7 @@ class BatchPage:
         self._live = live
         self._readings = readings
         self._query = query
-        self._principal = current_visitor()
+        self._principal = current_principal()
         self._services = services_for(self._principal)
         self._follower = ui.context.client.id
         self._previous: list[int] = []
@@ -239,7 +239,7 @@ class BatchPage:
     async def _open_request(self, line: int) -> None:
         batch = self._query.batch
         try:
-            principal = current_visitor()
+            principal = current_principal()
             details = await in_thread(lambda: self._services.browser.line(principal, batch, line))
         except LowtideError as error:
             ui.notify(error.message, type="negative", position="bottom")
@@ -248,7 +248,7 @@ class BatchPage:
 
     async def _cancel(self) -> None:
         batches: list[BatchId] = [self._query.batch]
-        if await cancel_batches(self._services.desk, batches):
+        if await cancel_batches(self._services.cancellation, batches):
             await in_thread(self._subject.look)
             self._show()
 

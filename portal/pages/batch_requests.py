@@ -9,7 +9,7 @@ import msgspec
 from nicegui import ui
 
 from lowtide.batches.model import RequestStatus
-from lowtide.batches.views import MOST_SHOWN
+from lowtide.batches.views import MAX_SHOWN
 from portal.components.basics import (
     BADGE_CELL,
     STATUS_NAMES,
@@ -194,10 +194,10 @@ def exact(content: bytes, total_bytes: int) -> str:
     """Return JSON indented, with every token as it was sent: digits, escapes, order of keys.
 
     Invalid JSON stays as it is. `total_bytes` is the full size: incomplete content, or content above
-    MOST_SHOWN, is cut and not indented.
+    MAX_SHOWN, is cut and not indented.
     """
-    if len(content) < total_bytes or total_bytes > MOST_SHOWN:
-        beginning = content[:MOST_SHOWN]
+    if len(content) < total_bytes or total_bytes > MAX_SHOWN:
+        beginning = content[:MAX_SHOWN]
         return (
             f"{beginning.decode('utf-8', 'replace')}\n… {size(total_bytes - len(beginning))} truncated: "
             "download the batch's files for the full content"

@@ -192,5 +192,5 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
 
     async def _cancel(self, *, everything: bool) -> None:
         selection = self.query.filter(self._tenants) if everything else self._selection
-        if await cancel_batches(self._services.desk, selection):
+        if await cancel_batches(self._services.cancellation, selection):
             self._choose_none()

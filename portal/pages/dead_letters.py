@@ -16,7 +16,7 @@ from portal.pages.letter_actions import LetterActions
 from portal.pages.letter_table import LetterTable, read_excerpts, show_letter
 from portal.queries import STATES, LetterQuery
 from portal.services import in_thread, services_for, tenants_for
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -84,7 +84,7 @@ def install(*, api_url: str) -> None:
         problem: str | None = None
         tenants: Mapping[TenantId, str] = {}
         try:
-            principal = current_visitor()
+            principal = current_principal()
             tenants = await in_thread(lambda: tenants_for(principal))
         except LowtideError as error:
             problem = error.message
@@ -100,7 +100,7 @@ class _LetterPage:
     def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
         self._query = query
         self._tenants = tenants
-        self._services = services_for(current_visitor())
+        self._services = services_for(current_principal())
         # The cursor of each page: the last dead letter of the previous page.
         self._pages: list[LetterId | None] = [None]
         self._last: LetterId | None = None

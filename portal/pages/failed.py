@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from portal import theme
 from portal.components.basics import heading
 from portal.components.frame import explain, frame
-from portal.sessions import visitor_of
+from portal.sessions import principal_of
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -42,7 +42,7 @@ def install(*, api_url: str) -> None:
 
 
 def _build(title: str, message: str, request: Request | None, api_url: str) -> None:
-    principal = None if request is None else visitor_of(request.session)
+    principal = None if request is None else principal_of(request.session)
     if principal is None:
         # The frame needs a principal; the sign-in page, which may fail too, has none.
         theme.paint()

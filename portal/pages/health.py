@@ -12,7 +12,7 @@ from nicegui import ui
 from lowtide.database.schema import is_older, newest_revision
 from lowtide.events.model import EventType
 from lowtide.status.concerns import events
-from lowtide.status.findings import Condition
+from lowtide.status.health import Condition
 from lowtide.status.last_seen import TICK, Component
 from portal.components.basics import heading
 from portal.components.frame import page
@@ -24,27 +24,31 @@ from portal.live import Live, Rebuilt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lowtide.status.findings import Finding
+    from lowtide.status.health import ComponentHealth
     from lowtide.status.snapshot import SystemSnapshot
     from portal.watching import Diagnosis, Watching
 
 
-class FindingRow(FactRow):
+class ComponentRow(FactRow):
     """The health of one component, with advice."""
 
     def __init__(self, part: str) -> None:
         super().__init__(part)
-        with self.row.classes("finding"):
+        with self.row.classes("component"):
             self._advice = Rebuilt(_advise, "advice small")
 
-    def show(self, finding: Finding, at: datetime, looked_at: datetime, now: datetime) -> None:
+    def show(
+        self, component: ComponentHealth, at: datetime, looked_at: datetime, now: datetime
+    ) -> None:
         """Show the health as of `at`; stale if `looked_at` is more than 30 s ago."""
         stale = now - looked_at > STALE_AFTER
-        self.show_badge(badge_of(finding, stale=stale))
-        self.show_detail(f"{finding.word.lower()} {finding.detail}" if stale else finding.detail)
-        self.show_age(f"last seen {ago(finding.at, at)}" if finding.at else "", finding.at)
-        is_unhealthy = finding.condition in (Condition.BAD, Condition.DOUBTFUL)
-        self._advice.show(finding.advice if is_unhealthy else "")
+        self.show_badge(badge_of(component, stale=stale))
+        self.show_detail(
+            f"{component.word.lower()} {component.detail}" if stale else component.detail
+        )
+        self.show_age(f"last seen {ago(component.at, at)}" if component.at else "", component.at)
+        is_unhealthy = component.condition in (Condition.BAD, Condition.DOUBTFUL)
+        self._advice.show(component.advice if is_unhealthy else "")
 
 
 def _advise(advice: str) -> None:
@@ -55,25 +59,29 @@ def _advise(advice: str) -> None:
                 ui.label(part).style("display: inline; white-space: pre-wrap")
 
 
-class FindingList:
+class ComponentList:
     """Components under a heading, in the order in which they are first shown."""
 
     def __init__(self, title: str) -> None:
-        self._rows: dict[str, FindingRow] = {}
+        self._rows: dict[str, ComponentRow] = {}
         with ui.element("section").classes("card section") as self.section:
             heading(title)
 
     def show(
-        self, findings: Sequence[Finding], at: datetime, looked_at: datetime, now: datetime
+        self,
+        components: Sequence[ComponentHealth],
+        at: datetime,
+        looked_at: datetime,
+        now: datetime,
     ) -> None:
         """Show these components; add rows for new ones and remove those of missing ones."""
-        for part in self._rows.keys() - {finding.part for finding in findings}:
+        for part in self._rows.keys() - {component.part for component in components}:
             self._rows.pop(part).row.delete()
-        for finding in findings:
-            if finding.part not in self._rows:
+        for component in components:
+            if component.part not in self._rows:
                 with self.section:
-                    self._rows[finding.part] = FindingRow(finding.part)
-            self._rows[finding.part].show(finding, at, looked_at, now)
+                    self._rows[component.part] = ComponentRow(component.part)
+            self._rows[component.part].show(component, at, looked_at, now)
 
 
 class EventTable:
@@ -148,14 +156,14 @@ class _Health:
                 heading("Components")
                 self._database = ProbeRow("Database")
                 self._objects = ProbeRow("Object store")
-                self._api = FindingRow("API") if watching.api is None else ProbeRow("API")
-                self._broker = FindingRow("Broker")
+                self._api = ComponentRow("API") if watching.api is None else ProbeRow("API")
+                self._broker = ComponentRow("Broker")
                 self._alerts = None if watching.alerts is None else ProbeRow("Alertmanager")
             for row in (self._database, self._objects, self._api, self._alerts):
                 if row is not None:
-                    row.row.classes("finding")
-            self._functions = FindingList("Functions")
-            self._workers = FindingList("Workers, engines, autoscaler")
+                    row.row.classes("component")
+            self._functions = ComponentList("Functions")
+            self._workers = ComponentList("Workers, engines, autoscaler")
             with ui.element("div").classes("stacked"):
                 self._events = EventTable(_EVENTS.items())
                 self._build_versions()
@@ -188,12 +196,12 @@ class _Health:
             self._pauses.show(diagnosis.snapshot.pauses, now)
             self._events.show_waiting(outbox(diagnosis.snapshot))
             self._show_versions(diagnosis.snapshot, now)
-            self._show_findings(diagnosis, now)
+            self._show_health(diagnosis, now)
 
-    def _show_findings(self, diagnosis: Diagnosis, now: datetime) -> None:
+    def _show_health(self, diagnosis: Diagnosis, now: datetime) -> None:
         snapshot = diagnosis.snapshot
         times = (snapshot.at, diagnosis.looked_at, now)
-        if isinstance(self._api, FindingRow):
+        if isinstance(self._api, ComponentRow):
             self._api.show(diagnosis.api, *times)
         self._broker.show(diagnosis.broker, *times)
         self._functions.show(diagnosis.functions, *times)

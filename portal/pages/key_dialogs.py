@@ -11,7 +11,7 @@ from lowtide.tenants.model import check_name
 from portal.components.basics import confirm, copy, heading
 from portal.formats import absolute, ago
 from portal.services import in_thread, lowtide
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -162,7 +162,7 @@ def _overlap_choice() -> ui.select:
 
 
 def _tenancy() -> Tenancy:
-    return lowtide().administration.acting(current_visitor())
+    return lowtide().administration.acting(current_principal())
 
 
 def _name_problem(text: str | None) -> str | None:

@@ -11,7 +11,7 @@ from nicegui import ui
 from lowtide.core.pools import Pool
 from lowtide.status.concerns import concerns
 from lowtide.status.history import HistoryRange
-from lowtide.status.snapshot import MOST_RECENT
+from lowtide.status.snapshot import MAX_RECENT
 from portal.components.alerts import AlertList
 from portal.components.basics import POOL_TONES, StatCard, empty_state, heading, pool_badge
 from portal.components.batch_table import BatchTable
@@ -167,7 +167,7 @@ def _build(dashboards: Dashboards) -> _Parts:
     with ui.element("section").classes("card table-card"):
         with ui.element("div").classes("section-head"):
             heading("Recent batches")
-            ui.label(f"newest {MOST_RECENT}").classes("muted small")
+            ui.label(f"newest {MAX_RECENT}").classes("muted small")
         with ui.element("div") as listed:
             table = BatchTable()
         empty = empty_state(

@@ -17,7 +17,7 @@ from portal import downloads
 from portal.components.basics import confirm
 from portal.formats import counted, number
 from portal.services import in_thread
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +40,7 @@ class LetterActions:
     def __init__(self, services: Services, *, on_done: Callable[[], Awaitable[None]]) -> None:
         self._services = services
         self._on_done = on_done
-        self._may_act = current_visitor().may_act
+        self._may_act = current_principal().may_act
         self._tenant: TenantId | None = None
         self._filter = LetterFilter()
         self._selection: Sequence[LetterId] = ()
@@ -157,7 +157,7 @@ class LetterActions:
 
 def _actor() -> str:
     # Checked again before the change: the session may end while the dialog is open.
-    principal = current_visitor()
+    principal = current_principal()
     principal.require_operator()
     return principal.name
 

@@ -19,7 +19,7 @@ from portal.dashboards import dashboard_links
 from portal.formats import counted, duration, number
 from portal.live import Live
 from portal.services import in_thread, lowtide
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 from portal.theme import Tone
 from portal.watching import FollowedHistory
 
@@ -184,7 +184,7 @@ class QueuesPage:
         self._watching = watching
         self._live = Live(watching.poller)
         self._range = history_range
-        self._principal = current_visitor()
+        self._principal = current_principal()
         self._history = FollowedHistory(watching, self._live)
 
     async def open(self, dashboards: Dashboards, api_url: str) -> None:

@@ -11,7 +11,7 @@ from lowtide.tenants.model import check_name, differences
 from lowtide.tenants.service import MOST, TenantChanges, told
 from portal.components.basics import confirm, heading
 from portal.services import in_thread, lowtide
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -112,7 +112,7 @@ class TenantForm:
 
 
 def _tenancy() -> Tenancy:
-    return lowtide().administration.acting(current_visitor())
+    return lowtide().administration.acting(current_principal())
 
 
 def _figure(label: str, value: int | None, hint: str, *, free: bool = False) -> ui.input:

@@ -17,7 +17,7 @@ from portal.pages.administration import TENANTS, TenantQuery
 from portal.pages.tenant_form import TenantForm
 from portal.queries import clean
 from portal.services import lowtide
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -246,7 +246,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
 
     def _open(self, name: str | None) -> None:
         try:
-            defaults = lowtide().administration.acting(current_visitor()).defaults
+            defaults = lowtide().administration.acting(current_principal()).defaults
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return

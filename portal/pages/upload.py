@@ -18,7 +18,7 @@ from portal.formats import counted, size
 from portal.pages.file_report import FileReport, Rate
 from portal.receiving import Arrivals, DropZone, receive
 from portal.services import in_thread, lowtide, services_for, tenants_for
-from portal.sessions import current_visitor
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -42,7 +42,7 @@ class BatchForm:
             heading("Batch")
             with ui.element("div").classes("fields"):
                 self._window = ui.input("Completion window", value="24h")
-                self._user = ui.input("User", value=current_visitor().name)
+                self._user = ui.input("User", value=current_principal().name)
                 for field in (self._window, self._user):
                     field.props("dense outlined")
             ui.label("A number with a unit, such as 30m, 24h or 7d.").classes("muted small")
@@ -77,7 +77,7 @@ class BatchForm:
         self._problem.set_visibility(False)
         self._create.disable()
         try:
-            principal = current_visitor()
+            principal = current_principal()
             principal.require_operator()
             request = BatchRequest(
                 input_file_id=self._file,
@@ -117,7 +117,7 @@ def install(*, api_url: str) -> None:
 
     @page(PATH)
     async def upload() -> None:
-        principal = current_visitor()
+        principal = current_principal()
         problem: str | None = None
         tenants: Mapping[TenantId, str] = {}
         try:
@@ -144,7 +144,7 @@ class _Upload:
     def __init__(self, arrivals: Arrivals, tenants: Mapping[TenantId, str]) -> None:
         self._tenants = tenants
         self._tenant = next(iter(tenants))
-        self._services = services_for(current_visitor())
+        self._services = services_for(current_principal())
         with ui.element("section").classes("card section"):
             heading("File")
             if len(tenants) > 1:

@@ -1,4 +1,4 @@
-"""Admission of a new batch beside the open work of all tenants, and the outlook of that work."""
+"""Admission of a new batch beside the open work of all tenants, and the workload of that work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.batches.admission import AdmissionPolicy
-from lowtide.batches.forecast import OutlookStore
+from lowtide.batches.forecast import WorkloadStore
 from lowtide.batches.model import Batch, NewBatch, SlaState
 from lowtide.core.errors import Conflict
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
@@ -107,22 +107,22 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
         "INSERT INTO service_rates (pool, model, seconds, lines, squares, weights) "
         "VALUES ('spot', 'm', 100, 50, 25, 10000)"
     )
-    outlook = OutlookStore(world.api).look()
-    assert [(work.model, work.lines, work.ended) for work in outlook.work] == [
+    workload = WorkloadStore(world.api).read()
+    assert [(work.model, work.lines, work.ended) for work in workload.work] == [
         ("m", 7, 3),
         (None, 70, 0),
     ]
-    assert outlook.work[1].deadline == waiting.deadline
-    assert outlook.workers == {Pool.SPOT: 1}
-    assert outlook.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
+    assert workload.work[1].deadline == waiting.deadline
+    assert workload.workers == {Pool.SPOT: 1}
+    assert workload.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
     batch = world.batches.get(other, running)
-    assert outlook.eta(batch, prior=0.5) == outlook.at + timedelta(seconds=14)
+    assert workload.eta(batch, prior=0.5) == workload.at + timedelta(seconds=14)
 
 
 def test_outlook_is_empty_without_work(world: World) -> None:
-    outlook = OutlookStore(world.api).look()
-    assert (outlook.work, outlook.workers, outlook.rates) == ((), {}, {})
-    assert abs(outlook.at - datetime.now(UTC)) < timedelta(seconds=30)
+    workload = WorkloadStore(world.api).read()
+    assert (workload.work, workload.workers, workload.rates) == ((), {}, {})
+    assert abs(workload.at - datetime.now(UTC)) < timedelta(seconds=30)
 
 
 def test_replica_seconds_add_up_by_pool(world: World) -> None:

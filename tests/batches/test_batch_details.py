@@ -22,7 +22,7 @@ from lowtide.batches.detail_store import (
 )
 from lowtide.batches.list_store import COUNT, PAGES, BatchListStore
 from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
-from lowtide.batches.views import MOST_ERRORS, MOST_NOTES, BatchFilter, BatchMark, BatchOrder
+from lowtide.batches.views import MAX_ERRORS, MAX_NOTES, BatchFilter, BatchMark, BatchOrder
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from tests.plans import plan_nodes
@@ -64,7 +64,7 @@ def test_details_of_running_batch(store: BatchDetailStore, small: BatchId) -> No
     assert (details.batch.total, details.batch.completed, details.batch.failed) == (100, 88, 8)
     assert (details.queued, details.running) == (10, 0)
     assert details.tenant_name == "default"
-    assert len(details.notes) == MOST_NOTES
+    assert len(details.notes) == MAX_NOTES
     assert details.notes[0].line == 99, "the newest is first"
     assert {note.kind for note in details.notes} == {"interrupted"}
     assert [(error.lines, error.first_line) for error in details.errors] == [
@@ -195,8 +195,8 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         (PAGES[BatchOrder.OLDEST], page, "batches_pkey"),
         (PAGES[BatchOrder.ACTIVE], page | {"rank": 1}, "batches_active_first"),
         (BATCH, {"batch": batch}, "batches_pkey"),
-        (NOTES, {"batch": batch, "limit": MOST_NOTES}, "request_events_notes"),
-        (ERRORS, {"batch": batch, "most": 10_000, "limit": MOST_ERRORS}, "results_failed"),
+        (NOTES, {"batch": batch, "limit": MAX_NOTES}, "request_events_notes"),
+        (ERRORS, {"batch": batch, "most": 10_000, "limit": MAX_ERRORS}, "results_failed"),
         (LINE, {"batch": batch, "line": 77}, "requests_pkey"),
         (LINE_NOTES, {"batch": batch, "line": 77}, "request_events_of_batch"),
     ]

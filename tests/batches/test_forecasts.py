@@ -1,23 +1,23 @@
-"""Forecasts of completion: one read of the outlook serves many batches."""
+"""Forecasts of completion: one read of the workload serves many batches."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
 
-from lowtide.batches.forecast import Forecaster, OpenWork, Outlook, OutlookStore
+from lowtide.batches.forecast import Forecaster, OpenWork, Workload, WorkloadStore
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
 from tests.batches.test_batches import DEADLINE, EARLY, example
 
 
-class _Source(OutlookStore):
+class _Source(WorkloadStore):
     def __init__(self) -> None:
         self.reads = 0
 
-    def look(self) -> Outlook:
+    def read(self) -> Workload:
         self.reads += 1
-        return Outlook(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: self.reads})
+        return Workload(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: self.reads})
 
 
 def test_outlook_is_cached_for_two_seconds() -> None:

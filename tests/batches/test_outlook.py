@@ -1,4 +1,4 @@
-"""The ETA of a batch from the outlook of open work."""
+"""The ETA of a batch from the workload of open work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.batches.forecast import OpenWork, Outlook
+from lowtide.batches.forecast import OpenWork, Workload
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Rate, RateSample
@@ -60,7 +60,7 @@ def test_eta_follows_earlier_work_and_rates(
     seconds: float | None,
 ) -> None:
     batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
-    eta = Outlook(NOW, (*others, _work(2, 60)), workers, rates).eta(batch, PRIOR)
+    eta = Workload(NOW, (*others, _work(2, 60)), workers, rates).eta(batch, PRIOR)
     if seconds is None:
         assert eta is None
     else:
@@ -70,8 +70,8 @@ def test_eta_follows_earlier_work_and_rates(
 
 @pytest.mark.parametrize("status", sorted(set(BatchStatus) - {BatchStatus.IN_PROGRESS}))
 def test_only_batch_in_progress_has_eta(status: BatchStatus) -> None:
-    outlook = Outlook(NOW, (), TWO_ON_SPOT)
-    assert outlook.eta(replace(example(status), total=10), PRIOR) is None
+    workload = Workload(NOW, (), TWO_ON_SPOT)
+    assert workload.eta(replace(example(status), total=10), PRIOR) is None
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_eta_ignores_workers_of_paused_pools(
     paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
     batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
-    outlook = Outlook(NOW, (_work(2, 60),), BOTH, paused=frozenset(paused))
-    eta = outlook.eta(batch, PRIOR)
+    workload = Workload(NOW, (_work(2, 60),), BOTH, paused=frozenset(paused))
+    eta = workload.eta(batch, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
 
 
@@ -100,6 +100,6 @@ def test_eta_of_dedicated_batch_counts_only_dedicated_workers(
     batch = replace(
         example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5, pool=Pool.DEDICATED
     )
-    outlook = Outlook(NOW, (_work(2, 60),), workers, paused=frozenset(paused))
-    eta = outlook.eta(batch, PRIOR)
+    workload = Workload(NOW, (_work(2, 60),), workers, paused=frozenset(paused))
+    eta = workload.eta(batch, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lowtide.batches.admission import AdmissionPolicy
-from lowtide.batches.forecast import OpenWork, Outlook
+from lowtide.batches.forecast import OpenWork, Workload
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Capacity, Demand, Rate, RateSample
@@ -24,8 +24,8 @@ def _demand(seconds: float, lines: int) -> Demand:
     return Demand(NOW + timedelta(seconds=seconds), lines)
 
 
-def _outlook(*others: tuple[float, int]) -> Outlook:
-    return Outlook(
+def _workload(*others: tuple[float, int]) -> Workload:
+    return Workload(
         NOW, tuple(OpenWork(_demand(*other).deadline, "m", other[1]) for other in others)
     )
 
@@ -33,13 +33,13 @@ def _outlook(*others: tuple[float, int]) -> Outlook:
 @pytest.mark.parametrize("strict", [False, True], ids=["open", "strict"])
 def test_feasible_deadline_is_not_at_risk(strict: bool) -> None:
     policy = AdmissionPolicy(TWO, strict=strict)
-    assert not policy.is_at_risk(_demand(100, 200), _outlook())
-    assert not policy.is_at_risk(_demand(100, 100), _outlook((50, 100)))
+    assert not policy.is_at_risk(_demand(100, 200), _workload())
+    assert not policy.is_at_risk(_demand(100, 100), _workload((50, 100)))
 
 
 @pytest.mark.parametrize("capacity", [TWO, NONE], ids=["too little", "none"])
 def test_infeasible_deadline_is_at_risk(capacity: Capacity) -> None:
-    assert AdmissionPolicy(capacity).is_at_risk(_demand(100, 201), _outlook())
+    assert AdmissionPolicy(capacity).is_at_risk(_demand(100, 201), _workload())
 
 
 @pytest.mark.parametrize(
@@ -54,25 +54,25 @@ def test_strict_names_shortest_feasible_window(
     new: tuple[float, int], others: list[tuple[float, int]], window: int
 ) -> None:
     policy = AdmissionPolicy(TWO, strict=True)
-    outlook = _outlook(*others)
+    workload = _workload(*others)
     with pytest.raises(Conflict, match=rf"UTC, a completion window of {window}m\.$") as raised:
-        policy.is_at_risk(_demand(*new), outlook)
+        policy.is_at_risk(_demand(*new), workload)
     assert (raised.value.param, raised.value.code) == (
         "completion_window",
         "deadline_not_feasible",
     )
     match = re.search(r"a completion window of (\d+)m", raised.value.message)
     assert match is not None
-    assert not policy.is_at_risk(_demand(60 * int(match[1]), new[1]), outlook)
+    assert not policy.is_at_risk(_demand(60 * int(match[1]), new[1]), workload)
 
 
 def test_strict_reports_missing_dedicated_capacity() -> None:
     with pytest.raises(Conflict, match="no dedicated capacity"):
-        AdmissionPolicy(NONE, strict=True).is_at_risk(_demand(100, 1), _outlook())
+        AdmissionPolicy(NONE, strict=True).is_at_risk(_demand(100, 1), _workload())
 
 
 def test_paused_dedicated_pool_makes_deadlines_infeasible() -> None:
-    dedicated_paused = replace(_outlook(), paused=frozenset({Pool.DEDICATED}))
+    dedicated_paused = replace(_workload(), paused=frozenset({Pool.DEDICATED}))
     assert AdmissionPolicy(TWO).is_at_risk(_demand(100, 1), dedicated_paused)
     with pytest.raises(Conflict, match="dedicated pool is paused"):
         AdmissionPolicy(TWO, strict=True).is_at_risk(_demand(100, 1), dedicated_paused)
@@ -84,7 +84,7 @@ def test_measured_dedicated_rate_replaces_configured_one() -> None:
     policy = AdmissionPolicy(TWO)
     slow = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(5000, 10_000.0)] * 10)}
     fast_spot = {(Pool.SPOT, "m"): Rate().fold([RateSample(50_000, 10_000.0)] * 10)}
-    beside = _outlook((1000, 1))
+    beside = _workload((1000, 1))
     new = _demand(100, 150)
     assert not policy.is_at_risk(new, beside)
     assert policy.is_at_risk(new, replace(beside, rates=slow))
@@ -93,8 +93,8 @@ def test_measured_dedicated_rate_replaces_configured_one() -> None:
 
 def test_retries_reduce_capacity() -> None:
     policy = AdmissionPolicy(TWO)
-    retried = Outlook(
+    retried = Workload(
         NOW, (OpenWork(_demand(1000, 1).deadline, "m", 1, ended=9800, retried=10_000),)
     )
-    assert not policy.is_at_risk(_demand(100, 150), _outlook((1000, 1)))
+    assert not policy.is_at_risk(_demand(100, 150), _workload((1000, 1)))
     assert policy.is_at_risk(_demand(100, 150), retried)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowtide.core.ids import BatchId, format_batch_id
 from lowtide.dead_letters.model import (
     LetterFilter,
-    LetterPlace,
+    LetterLocation,
     LetterState,
     Requeued,
     Selection,
@@ -30,8 +30,10 @@ def _source(metadata: dict[str, str] | None) -> Source:
     return Source(FIRST, "u", "k", True, "/v1/embeddings", "24h", metadata, None)
 
 
-def _places(*batches: BatchId) -> list[LetterPlace]:
-    return [LetterPlace(batch, line, line * 10, 7) for line, batch in enumerate(batches, start=1)]
+def _places(*batches: BatchId) -> list[LetterLocation]:
+    return [
+        LetterLocation(batch, line, line * 10, 7) for line, batch in enumerate(batches, start=1)
+    ]
 
 
 @pytest.mark.parametrize(

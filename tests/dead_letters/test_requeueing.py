@@ -105,7 +105,7 @@ class DeadLetterServices:
             return [(row.actor, row.action, row.subject) for row in rows]
 
     def orphans(self) -> list[Any]:
-        return self.world.rows("SELECT object_key FROM stray_objects")
+        return self.world.rows("SELECT object_key FROM orphan_objects")
 
 
 @pytest.fixture
@@ -379,8 +379,8 @@ def test_requeue_can_be_repeated_after_crash_at_any_step(
     assert services.content(new.batch) == _lines([2, 3, 9])
     assert sum(services.world.events(new.batch).values()) == (1 if committed else 0)
     # The scheduler deletes only the orphans of the dead process.
-    services.world.run("UPDATE stray_objects SET due_at = now()")
-    services.store.delete(services.world.ticks.strays(10))
+    services.world.run("UPDATE orphan_objects SET due_at = now()")
+    services.store.delete(services.world.ticks.orphans(10))
     assert services.content(new.batch) == _lines([2, 3, 9])
 
 
@@ -579,7 +579,7 @@ def test_calls_are_limited_in_letters_and_sources(
     first = services.requeue(LetterFilter())
     assert (first.changed, first.remaining) == (4, 2)
     assert services.letters.discard(DEFAULT_TENANT, LetterFilter(), actor="key").changed == 2
-    monkeypatch.setattr(dead_letters_service, "MOST_SOURCES", 2)
+    monkeypatch.setattr(dead_letters_service, "MAX_SOURCES", 2)
     several = [services.batch(1, [1])[1][0] for _ in range(3)]
     with pytest.raises(InvalidRequest, match="of 3 batches"):
         services.requeue(several)

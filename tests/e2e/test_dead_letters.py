@@ -196,7 +196,7 @@ def test_kill_between_file_and_batch_keeps_dead_letters_open(
             assert response.result().status_code == 503
     until(lambda: not stack.waits_for_lock("create_batch"), "the killed call's statement ends")
     assert len(_run_json(stack, "list", "--batch", batch, "--state", "open")["data"]) == 3
-    orphans = {row.object_key for row in stack.query("SELECT object_key FROM stray_objects")}
+    orphans = {row.object_key for row in stack.query("SELECT object_key FROM orphan_objects")}
     assert len(orphans) == 1
     assert orphans <= stack.objects()
 
@@ -205,5 +205,5 @@ def test_kill_between_file_and_batch_keeps_dead_letters_open(
     of_batch = "SELECT id FROM batches WHERE metadata->>'dead_letters_of' = :batch"
     assert len(stack.query(of_batch, batch=batch)) == 1
     # The scheduler removes the orphan after the longest possible upload.
-    stack.query("UPDATE stray_objects SET due_at = now() RETURNING 1")
+    stack.query("UPDATE orphan_objects SET due_at = now() RETURNING 1")
     until(lambda: not orphans & stack.objects(), "the orphan is removed")

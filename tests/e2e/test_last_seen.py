@@ -19,7 +19,7 @@ COMPONENTS = {
     *(("delivered", type_) for type_ in (EventType.BATCH_CREATED, EventType.BATCH_DRAINED, TICK)),
     ("engine", "spot"),
 }
-RECENT = "SELECT sight, name FROM sightings WHERE succeeded_at > now() - interval '1 minute'"
+RECENT = "SELECT component, name FROM last_seen WHERE succeeded_at > now() - interval '1 minute'"
 
 
 def test_every_working_component_is_recorded(stack: LocalStack) -> None:
@@ -27,6 +27,6 @@ def test_every_working_component_is_recorded(stack: LocalStack) -> None:
     batch = stack.submit(stack.upload(source))
     stack.finish(batch, source, answers=simulated_answer)
     until(
-        lambda: {(row.sight, row.name) for row in stack.query(RECENT)} >= COMPONENTS,
+        lambda: {(row.component, row.name) for row in stack.query(RECENT)} >= COMPONENTS,
         "every component has a recent observation",
     )

@@ -9,7 +9,7 @@ import httpx
 
 from lowtide.core.ids import format_batch_id
 from lowtide.objects.store import ObstoreObjects
-from portal.downloads import MOST_OF_ONE
+from portal.downloads import MAX_OF_ONE
 from tests.dead_letters.letters import batch_of_lines
 from tests.e2e.waiting import until
 from tests.http.forms import line
@@ -46,7 +46,7 @@ def test_stuck_downloads_time_out_without_blocking_other_users(
     stuck, other = portal.cookie(PORTAL_PASSWORD), portal.cookie(VIEWER_PASSWORD)
     address = httpx.URL(portal.url)
     browsers = []
-    for _ in range(MOST_OF_ONE):
+    for _ in range(MAX_OF_ONE):
         browser = socket.create_connection((address.host, address.port or 80))
         browser.sendall(
             f"GET {path} HTTP/1.1\r\nHost: x\r\nCookie: {stuck['Cookie']}\r\n\r\n".encode()

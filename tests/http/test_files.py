@@ -289,7 +289,7 @@ def test_outage_during_upload_leaves_at_most_recorded_orphan(
     assert response.headers["Retry-After"] == "1"
     assert world.rows("SELECT 1 FROM files") == []
     # An object already renamed into its folder may remain; it is recorded as an orphan.
-    orphans = {row.object_key for row in world.rows("SELECT object_key FROM stray_objects")}
+    orphans = {row.object_key for row in world.rows("SELECT object_key FROM orphan_objects")}
     assert api.object_keys() <= orphans
 
 
@@ -308,7 +308,7 @@ def test_commit_with_lost_reply_keeps_object(
     assert post(api, GOOD).status_code == 503
     (file,) = world.rows("SELECT object_key FROM files")
     assert api.object_keys() == {file.object_key}
-    assert world.rows("SELECT 1 FROM stray_objects") == []
+    assert world.rows("SELECT 1 FROM orphan_objects") == []
 
 
 CONTENT = b"0123456789" * 10
@@ -443,7 +443,7 @@ def test_deleted_input_keeps_object_while_batch_is_active(api: Api, world: World
     rejected: Any = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
     assert (rejected.status_code, rejected.json["error"]["param"]) == (404, "input_file_id")
     assert len(api.object_keys()) == 1
-    assert world.value("SELECT count(*) FROM stray_objects") == 1
+    assert world.value("SELECT count(*) FROM orphan_objects") == 1
 
 
 @pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("GET", "/content"), ("DELETE", "")])

@@ -12,7 +12,7 @@ from lowtide.core.ids import BatchId, TenantId, new_id
 from lowtide.core.pools import Depth, Pool, Prices
 from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
 from lowtide.status import metrics
-from lowtide.status.snapshot import Backlog, Crew, RiskyBatch, SystemSnapshot, TenantLoad
+from lowtide.status.snapshot import Backlog, LiveWorkers, RiskyBatch, SystemSnapshot, TenantLoad
 from lowtide.telemetry import health
 from lowtide.worker.metrics import WorkerMetrics
 
@@ -59,7 +59,7 @@ def test_snapshot_is_published_as_a_whole() -> None:
             NOW,
             tenants=(ACME, BETA),
             risky=(RiskyBatch("acme", batch, NOW - timedelta(seconds=3)),),
-            crews={Pool.SPOT: Crew(4, NOW)},
+            live_workers={Pool.SPOT: LiveWorkers(4, NOW)},
             open_letters={"acme": 9},
             events=Backlog(2, NOW - timedelta(seconds=8)),
         )

@@ -18,7 +18,7 @@ import pytest
 
 from lowtide.local.ports import free_port
 from portal.components import alerts
-from portal.components.alerts import MOST_SHOWN, Alertmanager
+from portal.components.alerts import MAX_SHOWN, Alertmanager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,7 +145,7 @@ def test_alerts_beyond_page_limit_are_only_counted(
     server.serve(*(gettable(f"Lowtide{place}", summary="x" * 900) for place in range(70)))
     reader = open_reader(server.url)
     reader.look()
-    assert (len(reader.seen.alerts), reader.seen.more) == (MOST_SHOWN, 50)
+    assert (len(reader.seen.alerts), reader.seen.more) == (MAX_SHOWN, 50)
     assert {len(alert.summary) for alert in reader.seen.alerts} == {300}
 
 

@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lowtide.batches.browsing import MOST_CANCELLED, BatchCancellation
+from lowtide.batches.browsing import MAX_CANCELLED, BatchCancellation
 from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
 from lowtide.batches.results import RequestState
-from lowtide.batches.views import MOST_SHOWN, BatchFilter, BatchMark, BatchOrder, Note
+from lowtide.batches.views import MAX_SHOWN, BatchFilter, BatchMark, BatchOrder, Note
 from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.core.pools import Pool
@@ -102,8 +102,8 @@ def test_json_is_shown_exactly(content: bytes, shown: str) -> None:
 
 
 def test_long_answer_is_truncated_with_note() -> None:
-    whole = MOST_SHOWN + 1500
-    for content in (b"x" * whole, b"x" * MOST_SHOWN):
+    whole = MAX_SHOWN + 1500
+    for content in (b"x" * whole, b"x" * MAX_SHOWN):
         assert "\n… 1.5 kB truncated: download" in exact(content, whole)
 
 
@@ -215,8 +215,8 @@ def test_plan_changes_nothing_and_cancel_changes_only_the_plan() -> None:
 
 
 def test_plan_is_limited_to_max_batches() -> None:
-    plan = _cancellation(_Listing(MOST_CANCELLED + 1)).plan(OPERATOR, BatchFilter())
-    assert (len(plan.batches), plan.more) == (MOST_CANCELLED, True)
+    plan = _cancellation(_Listing(MAX_CANCELLED + 1)).plan(OPERATOR, BatchFilter())
+    assert (len(plan.batches), plan.more) == (MAX_CANCELLED, True)
 
 
 def test_viewer_cannot_plan_or_cancel() -> None:

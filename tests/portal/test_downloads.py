@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lowtide.tenants.sign_in import Principal, Role
-from portal.downloads import MOST, MOST_OF_ONE, Download
+from portal.downloads import MAX_OF_ONE, MOST, Download
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def test_downloads_over_limit_are_refused_until_one_ends(
         return Download(Principal(name, Role.VIEWER), slow, "a.jsonl")
 
     async def scenario() -> None:
-        names = [str(number // MOST_OF_ONE) for number in range(MOST)]
+        names = [str(number // MAX_OF_ONE) for number in range(MOST)]
         running = [asyncio.create_task(_status(download(name))) for name in names[:-1]]
         for _ in running:
             assert await asyncio.to_thread(started.acquire, timeout=30)

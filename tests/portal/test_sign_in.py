@@ -15,7 +15,7 @@ from lowtide.tenants.passwords import PasswordSignIn, hash_password, matches
 from lowtide.tenants.sign_in import Principal, Role, SignInGuard
 from lowtide.tenants.store import TenantStore
 from portal.pages.sign_in import _own_path
-from portal.sessions import is_over, leave_session, open_session, visitor_of
+from portal.sessions import is_over, leave_session, open_session, principal_of
 from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 
@@ -50,11 +50,11 @@ def test_session_identifies_principal_until_it_expires() -> None:
     session: dict[str, object] = {"id": "of somebody else"}
     principal = Principal("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
     open_session(session, principal, 60)
-    assert visitor_of(session) == principal
+    assert principal_of(session) == principal
     assert "id" not in session
     open_session(session, principal, -1)
-    assert visitor_of(session) is None
-    assert visitor_of({}) is None
+    assert principal_of(session) is None
+    assert principal_of({}) is None
 
 
 def test_sign_out_ends_every_copy_of_session() -> None:
@@ -64,7 +64,7 @@ def test_sign_out_ends_every_copy_of_session() -> None:
     left, other = sessions
     copied = dict(left)
     leave_session(left)
-    assert [visitor_of(each) for each in (left, copied)] == [None, None]
+    assert [principal_of(each) for each in (left, copied)] == [None, None]
     assert [is_over(each) for each in (left, copied, other)] == [False, True, False]
 
 

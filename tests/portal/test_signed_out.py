@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.tenants.sign_in import MOST_FAILURES, SignedOutStore, trim
+from lowtide.tenants.sign_in import MAX_FAILURES, SignedOutStore, trim
 from portal.sessions import READ_EVERY, SignedOut
 from tests.portal.conftest import ANSWER_TIMEOUT, PORTAL_PASSWORD
 
@@ -100,8 +100,8 @@ def test_forwarded_address_of_untrusted_proxy_is_ignored(
     database: Database, start_portal: Callable[..., Portal]
 ) -> None:
     portal = start_portal(database.url("operator"), UNREACHABLE, FORWARDED_ALLOW_IPS="*")
-    claimed = [f"192.0.2.{number}" for number in range(MOST_FAILURES + 1)]
-    assert guesses(portal, claimed) == ["401"] * MOST_FAILURES + ["429"]
+    claimed = [f"192.0.2.{number}" for number in range(MAX_FAILURES + 1)]
+    assert guesses(portal, claimed) == ["401"] * MAX_FAILURES + ["429"]
 
 
 def test_forwarded_address_of_trusted_proxy_is_used(
@@ -110,7 +110,7 @@ def test_forwarded_address_of_trusted_proxy_is_used(
     portal = start_portal(
         database.url("operator"), UNREACHABLE, LOWTIDE_PORTAL_TRUSTED_PROXIES="127.0.0.0/8"
     )
-    attacker = ["203.0.113.9"] * (MOST_FAILURES + 1)
+    attacker = ["203.0.113.9"] * (MAX_FAILURES + 1)
     assert guesses(portal, attacker)[-1] == "429"
     # The proxy appends the peer's address to the header that the attacker sent.
     assert guesses(portal, ["192.0.2.1, 203.0.113.9"]) == ["429"]

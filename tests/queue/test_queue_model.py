@@ -28,7 +28,7 @@ from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, new_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for
 from lowtide.database.prepared import PreparingConnection, hot
-from lowtide.dead_letters.model import LetterPlace
+from lowtide.dead_letters.model import LetterLocation
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.events.model import EventType, batch_event
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
@@ -57,7 +57,7 @@ RUN = settings(
 )
 EMPTIED_TABLES = (
     "queue", "claims", "results", "batches", "requests", "workers", "outbox", "tallies",
-    "dead_letters", "request_events", "files", "stray_objects", "wanted_replicas",
+    "dead_letters", "request_events", "files", "orphan_objects", "wanted_replicas",
 )  # fmt: skip
 SNAPSHOT = hot("""
 SELECT json_build_object(
@@ -483,7 +483,7 @@ class QueueMachine(RuleBasedStateMachine):
         opened = [number for number, state in source.letters.items() if state == "open"]
         new, file = _requeued(source.tenant, len(opened), due_in)
         self.world.files.expect(source.tenant, file.object_key)
-        places = [LetterPlace(source.id, number, number * 100, 90) for number in opened]
+        places = [LetterLocation(source.id, number, number * 100, 90) for number in opened]
         event = batch_event(new_id(), EventType.BATCH_CREATED, source.tenant, new.id)
         requeues = RequeueStore(self.world.api)
         assert requeues.requeue([(new, file, places)], [event], actor="me", key=None)
@@ -498,7 +498,7 @@ class QueueMachine(RuleBasedStateMachine):
     def discard_letters(self, pick: int) -> None:
         sources = self._with_letters("open")
         source = sources[pick % len(sources)]
-        places = [LetterPlace(source.id, number, 0, 0) for number in source.letters]
+        places = [LetterLocation(source.id, number, 0, 0) for number in source.letters]
         opened = [number for number, state in source.letters.items() if state == "open"]
         requeues = RequeueStore(self.world.api)
         assert requeues.discard(source.tenant, places, actor="me") == len(opened)

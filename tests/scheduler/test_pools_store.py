@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.batches.forecast import OutlookStore
+from lowtide.batches.forecast import WorkloadStore
 from lowtide.core.pools import OpenDeadlines, Pool
 from lowtide.queue import claiming
 from lowtide.scheduler import pauses
@@ -143,9 +143,9 @@ def test_held_deadlines_exclude_batches_at_risk(world: World) -> None:
 
 def test_api_role_reads_paused_pools_but_not_who_paused_them(world: World) -> None:
     pause_store(world).pause(Pool.DEDICATED, "ana")
-    assert OutlookStore(world.api).look().paused == {Pool.DEDICATED}
+    assert WorkloadStore(world.api).read().paused == {Pool.DEDICATED}
     pause_store(world).resume(Pool.DEDICATED, "ana")
-    assert OutlookStore(world.api).look().paused == frozenset()
+    assert WorkloadStore(world.api).read().paused == frozenset()
     with (
         pytest.raises(DBAPIError, match="permission denied"),
         world.api.begin() as connection,

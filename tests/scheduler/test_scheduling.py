@@ -127,7 +127,7 @@ def test_orphans_are_deleted_once_store_is_available(
     with store.open_writer("files/stray") as writer:
         writer.write(b"x")
     world.run(
-        "INSERT INTO stray_objects VALUES ('files/stray', :tenant, now() - interval '1 s')",
+        "INSERT INTO orphan_objects VALUES ('files/stray', :tenant, now() - interval '1 s')",
         tenant=world.file().tenant,
     )
 
@@ -137,9 +137,9 @@ def test_orphans_are_deleted_once_store_is_available(
     with monkeypatch.context() as patch:
         patch.setattr(store, "delete", unavailable)
         _scheduler(world, store=store).tick()
-    assert world.value("SELECT count(*) FROM stray_objects") == 1
+    assert world.value("SELECT count(*) FROM orphan_objects") == 1
     _scheduler(world, store=store).tick()
-    assert world.value("SELECT count(*) FROM stray_objects") == 0
+    assert world.value("SELECT count(*) FROM orphan_objects") == 0
     with pytest.raises(Exception, match="not found"):
         next(iter(store.stream("files/stray")))
 

@@ -9,7 +9,7 @@ import pytest
 
 from lowtide.core.pools import Depth, Pool, PoolPause
 from lowtide.status.concerns import concerns
-from lowtide.status.snapshot import MOST_COUNTED, Backlog, SystemSnapshot, Totals
+from lowtide.status.snapshot import MAX_COUNTED, Backlog, SystemSnapshot, Totals
 from tests.status.test_watch import NOW, load, snapshot
 
 MINUTE = timedelta(minutes=1)
@@ -40,13 +40,13 @@ def test_healthy_installation_has_no_concerns() -> None:
             id="outbox",
         ),
         pytest.param(
-            replace(CALM, events=Backlog(MOST_COUNTED, NOW - 3 * MINUTE)),
+            replace(CALM, events=Backlog(MAX_COUNTED, NOW - 3 * MINUTE)),
             "10,000+ events are waiting for the broker",
             "/health",
             id="more than the max count",
         ),
         pytest.param(
-            replace(CALM, crews={}),
+            replace(CALM, live_workers={}),
             "Requests are queued in spot, but no worker is running",
             "/queues",
             id="no workers",
@@ -71,5 +71,5 @@ def test_condition_raises_concern(snapshot: SystemSnapshot, text: str, path: str
 
 
 def test_paused_pool_without_workers_raises_no_concern() -> None:
-    paused = replace(CALM, crews={}, pauses=(PoolPause(Pool.SPOT, NOW, "ana"),))
+    paused = replace(CALM, live_workers={}, pauses=(PoolPause(Pool.SPOT, NOW, "ana"),))
     assert concerns(paused) == ()

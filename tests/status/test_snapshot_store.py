@@ -19,15 +19,15 @@ from lowtide.status.last_seen import Component, LastSeenStore, Observation
 from lowtide.status.snapshot import (
     EVENTS,
     LETTERS,
+    PROGRESS,
     RECENT,
     RISKY,
     TOTALS,
-    WORK,
     Backlog,
+    BatchProgress,
     SnapshotStore,
     SystemSnapshot,
     Totals,
-    Work,
 )
 from tests.loads import fill
 from tests.plans import plan_nodes
@@ -150,9 +150,9 @@ def test_work_covers_open_and_recently_ended_batches(database: Database) -> None
     add_batch(worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=2 * HOUR, took=HOUR))
     work = [each for each in _read(database).work if each.done]
     assert set(work) == {
-        Work(BatchId(open_), Pool.SPOT, 52, 7),
-        Work(BatchId(open_), Pool.DEDICATED, 10, 0),
-        Work(BatchId(ended), Pool.SPOT, 9, 0),
+        BatchProgress(BatchId(open_), Pool.SPOT, 52, 7),
+        BatchProgress(BatchId(open_), Pool.DEDICATED, 10, 0),
+        BatchProgress(BatchId(ended), Pool.SPOT, 9, 0),
     }
 
 
@@ -280,7 +280,7 @@ def test_statement_does_not_scan_stored_history(world: World, statement: str, ta
 
 def test_old_batches_and_tallies_are_read_by_index(database: Database) -> None:
     add_old_batches(database)
-    nodes = plan_nodes(database.engine("operator"), WORK)
+    nodes = plan_nodes(database.engine("operator"), PROGRESS)
     scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
     assert scans
     assert all("Seq" not in node["Node Type"] for node in scans)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
-    "dead_letters", "outbox", "stray_objects", "request_states", "batch_states",
+    "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states",
 )  # fmt: skip
 HIDDEN_FROM_API = ("tenants", "api_keys", "workers", "audit_log")
 
@@ -49,7 +49,7 @@ def _fill(world: World, tenant: TenantId) -> None:
     )
     world.escalate(batch, 1)
     world.run(
-        "INSERT INTO stray_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
+        "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")

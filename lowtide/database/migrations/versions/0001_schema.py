@@ -105,15 +105,15 @@ GRANT SELECT, INSERT, UPDATE ON files TO lowtide_operator;
 
 -- Orphans: objects of uploads that have not ended and of deleted files. After due_at, the scheduler
 -- deletes the object.
-CREATE TABLE stray_objects (
+CREATE TABLE orphan_objects (
   object_key text PRIMARY KEY,
   tenant_id uuid NOT NULL,
   due_at timestamptz NOT NULL
 );
-CREATE INDEX stray_objects_due ON stray_objects (due_at);
-{_isolated("stray_objects")}
-GRANT SELECT, INSERT, DELETE ON stray_objects TO lowtide_api, lowtide_operator;
-GRANT SELECT, INSERT, UPDATE, DELETE ON stray_objects TO lowtide_worker;
+CREATE INDEX stray_objects_due ON orphan_objects (due_at);
+{_isolated("orphan_objects")}
+GRANT SELECT, INSERT, DELETE ON orphan_objects TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orphan_objects TO lowtide_worker;
 """
 
 BATCHES = f"""
@@ -492,15 +492,15 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON sampled_work TO lowtide_worker;
 LAST_SEEN = """
 -- One row per component, about twenty, each updated at most every few seconds: the fillfactor keeps
 -- every new version of a row on its page.
-CREATE TABLE sightings (
-  sight text NOT NULL,
+CREATE TABLE last_seen (
+  component text NOT NULL,
   name text NOT NULL,
   succeeded_at timestamptz,
   failed_at timestamptz,
   problem text NOT NULL DEFAULT '',
-  PRIMARY KEY (sight, name)
+  PRIMARY KEY (component, name)
 ) WITH (fillfactor = 25);
-GRANT SELECT, INSERT, UPDATE ON sightings TO lowtide_api, lowtide_worker, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE ON last_seen TO lowtide_api, lowtide_worker, lowtide_operator;
 """
 
 AUDIT = f"""

@@ -11,15 +11,15 @@ import pytest
 from lowtide.core.pools import Depth, Pool, PoolPause
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
-from lowtide.status import findings
-from lowtide.status.findings import Condition
+from lowtide.status import health
+from lowtide.status.health import Condition
 from lowtide.status.last_seen import TICK, Component, LastSeen
-from lowtide.status.snapshot import Backlog, Crew, LostEngine, SystemSnapshot
+from lowtide.status.snapshot import Backlog, LiveWorkers, LostEngine, SystemSnapshot
 from lowtide.status.watch import PoolSample, Sample, Scale, scales_of
 from tests.status.test_watch import NOW, load
 
 if TYPE_CHECKING:
-    from lowtide.status.findings import Finding
+    from lowtide.status.health import ComponentHealth
 
 MINUTE = timedelta(minutes=1)
 NOTHING = SystemSnapshot(NOW)
@@ -42,9 +42,9 @@ def snapshot_with(
     return replace(NOTHING, last_seen=last_seen, unsplit=unsplit, unfinalized=unfinalized)
 
 
-def function_finding(name: str, snapshot: SystemSnapshot) -> Finding:
-    """Return the finding of one function."""
-    return next(finding for finding in findings.functions(snapshot) if finding.part == name)
+def function_finding(name: str, snapshot: SystemSnapshot) -> ComponentHealth:
+    """Return the component of one function."""
+    return next(component for component in health.functions(snapshot) if component.part == name)
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,22 @@ def function_finding(name: str, snapshot: SystemSnapshot) -> Finding:
 def test_function_health_follows_last_seen(
     last_seen: LastSeen, condition: Condition, word: str
 ) -> None:
-    finding = function_finding("read", snapshot_with((Component.FUNCTION, "read", last_seen)))
-    assert (finding.condition, finding.word) == (condition, word)
-    assert bool(finding.advice) == (word in {"Failing", "Last call failed"})
+    component = function_finding("read", snapshot_with((Component.FUNCTION, "read", last_seen)))
+    assert (component.condition, component.word) == (condition, word)
+    assert bool(component.advice) == (word in {"Failing", "Last call failed"})
 
 
 def test_unused_functions_are_unknown() -> None:
-    function_findings = findings.functions(NOTHING)
-    assert {each.condition for each in function_findings} == {Condition.UNKNOWN}
-    assert [each.part for each in function_findings] == [
+    components = health.functions(NOTHING)
+    assert {each.condition for each in components} == {Condition.UNKNOWN}
+    assert [each.part for each in components] == [
         "upload", "create_batch", "cancel_batch", "read", "split", "finalize", "schedule",
     ]  # fmt: skip
 
 
 def test_idle_function_reports_its_last_answer() -> None:
-    finding = function_finding("upload", snapshot_with((Component.FUNCTION, "upload", LONG_AGO)))
-    assert (finding.detail, finding.at) == ("for 12 min", NOW - 12 * MINUTE)
+    component = function_finding("upload", snapshot_with((Component.FUNCTION, "upload", LONG_AGO)))
+    assert (component.detail, component.at) == ("for 12 min", NOW - 12 * MINUTE)
 
 
 WAITING = Backlog(3, NOW - 3 * MINUTE)
@@ -124,10 +124,10 @@ WAITING = Backlog(3, NOW - 3 * MINUTE)
 def test_waiting_batches_make_function_bad(
     snapshot: SystemSnapshot, word: str, detail: str, advice: str
 ) -> None:
-    finding = function_finding("split", snapshot)
-    assert (finding.condition, finding.word) == (Condition.BAD, word)
-    assert detail in finding.detail
-    assert advice in finding.advice
+    component = function_finding("split", snapshot)
+    assert (component.condition, component.word) == (Condition.BAD, word)
+    assert detail in component.detail
+    assert advice in component.advice
 
 
 def test_batch_waiting_one_minute_leaves_function_idle() -> None:
@@ -156,16 +156,18 @@ def test_scheduler_health_follows_ticks(
         if delivered is None
         else ((Component.DELIVERED, TICK, LastSeen(NOW - timedelta(seconds=delivered))),)
     )
-    finding = function_finding(
+    component = function_finding(
         "schedule", replace(snapshot_with(*observations), ticked_at=ticked_at)
     )
-    assert (finding.condition, finding.word) == (condition, word)
+    assert (component.condition, component.word) == (condition, word)
 
 
 def test_failing_scheduler_is_reported_before_it_is_silent() -> None:
     snapshot = snapshot_with((Component.FUNCTION, "schedule", FAILS))
-    finding = function_finding("schedule", replace(snapshot, ticked_at=NOW - timedelta(seconds=70)))
-    assert (finding.word, finding.detail) == ("Failing", "HTTP 500")
+    component = function_finding(
+        "schedule", replace(snapshot, ticked_at=NOW - timedelta(seconds=70))
+    )
+    assert (component.word, component.detail) == ("Failing", "HTTP 500")
 
 
 @pytest.mark.parametrize(
@@ -185,11 +187,11 @@ def test_broker_health_follows_outbox(
 ) -> None:
     events = Backlog() if waiting is None else Backlog(12, NOW - timedelta(seconds=waiting))
     observations = () if last_seen is None else ((Component.SENT, CREATED.value, last_seen),)
-    finding = findings.broker(replace(snapshot_with(*observations), events=events))
-    assert (finding.condition, finding.word) == (condition, word)
+    component = health.broker(replace(snapshot_with(*observations), events=events))
+    assert (component.condition, component.word) == (condition, word)
     if condition is Condition.BAD:
-        assert finding.detail.startswith("12 events waiting, the oldest for 3 min")
-        assert "kubectl get broker" in finding.advice
+        assert component.detail.startswith("12 events waiting, the oldest for 3 min")
+        assert "kubectl get broker" in component.advice
 
 
 @pytest.mark.parametrize(
@@ -204,9 +206,9 @@ def test_broker_health_follows_outbox(
 def test_worker_health_follows_count_and_wait(
     workers: int, queued: int, minutes: float, condition: Condition, word: str
 ) -> None:
-    crews = {Pool.SPOT: Crew(workers, NOW)} if workers else {}
+    live_workers = {Pool.SPOT: LiveWorkers(workers, NOW)} if workers else {}
     tenants = (load(spot=Depth(queued, 0), waits=minutes * MINUTE),)
-    spot, dedicated = findings.workers(replace(NOTHING, crews=crews, tenants=tenants))
+    spot, dedicated = health.workers(replace(NOTHING, live_workers=live_workers, tenants=tenants))
     assert (spot.part, spot.condition, spot.word) == ("infer_spot", condition, word)
     assert dedicated.condition is Condition.IDLE
 
@@ -214,12 +216,12 @@ def test_worker_health_follows_count_and_wait(
 def test_paused_pool_needs_no_workers() -> None:
     pause = PoolPause(Pool.SPOT, NOW - 9 * MINUTE, "ana")
     tenants = (load(spot=Depth(5, 0), waits=9 * MINUTE),)
-    spot, _ = findings.workers(replace(NOTHING, tenants=tenants, pauses=(pause,)))
+    spot, _ = health.workers(replace(NOTHING, tenants=tenants, pauses=(pause,)))
     assert (spot.condition, spot.word, spot.detail) == (Condition.IDLE, "Paused", "by ana")
 
 
 def test_failing_engine_reports_its_problem() -> None:
-    spot, dedicated = findings.engines(snapshot_with((Component.ENGINE, "spot", FAILS)))
+    spot, dedicated = health.engines(snapshot_with((Component.ENGINE, "spot", FAILS)))
     assert (spot.condition, spot.detail) == (Condition.BAD, "HTTP 500")
     assert "LOWTIDE_ENGINE_URL" in spot.advice
     assert dedicated.condition is Condition.UNKNOWN
@@ -260,14 +262,14 @@ def _sample(minutes: float, workers: int, desired: int) -> Sample:
 def test_autoscaler_health_follows_replicas(
     samples: list[Sample], condition: Condition, word: str
 ) -> None:
-    spot = findings.autoscaler(scales_of(samples), NOW)[0]
+    spot = health.autoscaler(scales_of(samples), NOW)[0]
     assert (spot.part, spot.condition, spot.word) == ("Autoscaler, spot", condition, word)
 
 
 def test_autoscaler_without_samples_has_no_finding() -> None:
-    assert findings.autoscaler(scales_of([]), NOW) == ()
+    assert health.autoscaler(scales_of([]), NOW) == ()
     scale = Scale(desired=1, live=1, short_since=None)
-    assert findings.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
+    assert health.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
 
 
 @pytest.mark.parametrize(
@@ -283,10 +285,10 @@ def test_autoscaler_without_samples_has_no_finding() -> None:
 def test_api_health_follows_its_functions(
     functions: tuple[tuple[str, LastSeen], ...], condition: Condition, detail: str
 ) -> None:
-    finding = findings.api(
+    component = health.api(
         snapshot_with(*((Component.FUNCTION, name, each) for name, each in functions))
     )
-    assert (finding.part, finding.condition, finding.detail) == ("API", condition, detail)
+    assert (component.part, component.condition, component.detail) == ("API", condition, detail)
 
 
 @pytest.mark.parametrize(
@@ -301,11 +303,11 @@ def test_worker_without_engine_reports_reason(
     state: BreakerState, condition: Condition, word: str
 ) -> None:
     lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
-    *_, finding = findings.engines(replace(NOTHING, lost_engines=(lost,)))
-    assert (finding.part, finding.condition, finding.word) == (
+    *_, component = health.engines(replace(NOTHING, lost_engines=(lost,)))
+    assert (component.part, component.condition, component.word) == (
         "Engine of host/7, spot",
         condition,
         word,
     )
-    assert "HTTP 503" in finding.detail
-    assert "3 min" in finding.detail
+    assert "HTTP 503" in component.detail
+    assert "3 min" in component.detail

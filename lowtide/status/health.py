@@ -47,7 +47,7 @@ class Condition(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ComponentHealth:
     """The health of a component in a word or two, with details; it was last seen at `at`.
 
     `advice` is the next step where the condition is bad.
@@ -61,7 +61,7 @@ class Finding:
     advice: str = ""
 
 
-def functions(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
+def functions(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
     """Return the health of the functions behind the API and behind events."""
     return (
         *(_of_sighting(snapshot, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS),
@@ -71,7 +71,7 @@ def functions(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
     )
 
 
-def api(snapshot: SystemSnapshot) -> Finding:
+def api(snapshot: SystemSnapshot) -> ComponentHealth:
     """Return the health of the API: the worst of its functions."""
     found = [_of_sighting(snapshot, Component.FUNCTION, name, name) for name in HTTP_FUNCTIONS]
     for condition in (Condition.BAD, Condition.DOUBTFUL):
@@ -80,11 +80,11 @@ def api(snapshot: SystemSnapshot) -> Finding:
                 return replace(each, part="API", detail=f"{each.part}: {each.detail}")
     seen = [each for each in found if each.at is not None]
     if not seen:
-        return Finding("API", Condition.UNKNOWN, "Not used yet")
+        return ComponentHealth("API", Condition.UNKNOWN, "Not used yet")
     return replace(max(seen, key=lambda each: each.at or snapshot.at), part="API")
 
 
-def broker(snapshot: SystemSnapshot) -> Finding:
+def broker(snapshot: SystemSnapshot) -> ComponentHealth:
     """Return the health of the broker: accepted events leave the outbox."""
     sent = [
         known for (component, _), known in snapshot.last_seen.items() if component is Component.SENT
@@ -98,7 +98,7 @@ def broker(snapshot: SystemSnapshot) -> Finding:
     oldest = snapshot.events.since
     if oldest is not None and snapshot.at - oldest > EVENT_AGE:
         why = f": {refused.problem}" if refused is not None else ""
-        return Finding(
+        return ComponentHealth(
             "Broker",
             Condition.BAD,
             "Not accepting events",
@@ -108,20 +108,20 @@ def broker(snapshot: SystemSnapshot) -> Finding:
             "`kubectl get broker,trigger`. The scheduler resends the events; nothing is lost.",
         )
     if refused is not None and refused.failed_at is not None and not _later(taken, refused):
-        return Finding(
+        return ComponentHealth(
             "Broker", Condition.DOUBTFUL, "Rejected last event", refused.problem, refused.failed_at
         )
     if taken is None:
-        return Finding("Broker", Condition.UNKNOWN, "No events yet")
+        return ComponentHealth("Broker", Condition.UNKNOWN, "No events yet")
     return _at_work("Broker", taken, snapshot.at, "Accepting events")
 
 
-def workers(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
+def workers(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
     """Return the health of each pool's workers; no worker is fine while no request waits."""
-    return tuple(_crew(snapshot, pool) for pool in Pool)
+    return tuple(_worker_health(snapshot, pool) for pool in Pool)
 
 
-def engines(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
+def engines(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
     """Return the health of each pool's engines, and each worker without an engine."""
     return (
         *(
@@ -132,9 +132,9 @@ def engines(snapshot: SystemSnapshot) -> tuple[Finding, ...]:
     )
 
 
-def _lost_engine(lost: LostEngine, now: datetime) -> Finding:
+def _lost_engine(lost: LostEngine, now: datetime) -> ComponentHealth:
     starting = lost.state is BreakerState.STARTING
-    return Finding(
+    return ComponentHealth(
         f"Engine of {lost.worker}, {lost.pool}",
         Condition.DOUBTFUL if starting else Condition.BAD,
         "Starting" if starting else "Unavailable",
@@ -144,22 +144,22 @@ def _lost_engine(lost: LostEngine, now: datetime) -> Finding:
     )
 
 
-def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[Finding, ...]:
+def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[ComponentHealth, ...]:
     """Return the health of the autoscaler: a pool with too few replicas for too long is bad."""
     return tuple(_scaling(pool, scale, now) for pool, scale in scales.items())
 
 
 def _of_sighting(
     snapshot: SystemSnapshot, component: Component, name: str, part: str, *, advice: str = ""
-) -> Finding:
+) -> ComponentHealth:
     known = snapshot.last_seen.get((component, name))
     if known is None or known.last_at is None:
-        return Finding(part, Condition.UNKNOWN, "Not used yet")
+        return ComponentHealth(part, Condition.UNKNOWN, "Not used yet")
     trouble = _trouble(part, known, snapshot.at, advice or _read_the_log(name))
     return trouble or _at_work(part, known.last_at, snapshot.at, "Working")
 
 
-def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> Finding | None:
+def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> ComponentHealth | None:
     """Return the failure, if any; one followed by a success counts for 5 minutes."""
     if known.failed_at is None:
         return None
@@ -168,23 +168,25 @@ def _trouble(part: str, known: LastSeen, now: datetime, advice: str) -> Finding 
         bad = age < _OLD_TROUBLE
         condition = Condition.BAD if bad else Condition.DOUBTFUL
         word = "Failing" if bad else "Last call failed"
-        return Finding(part, condition, word, known.problem, known.failed_at, advice)
+        return ComponentHealth(part, condition, word, known.problem, known.failed_at, advice)
     if age < _TROUBLE:
         detail = f"{known.problem} {duration(age)} ago, working since"
-        return Finding(
+        return ComponentHealth(
             part, Condition.DOUBTFUL, "Failing intermittently", detail, known.succeeded_at
         )
     return None
 
 
-def _at_work(part: str, last: datetime, now: datetime, word: str) -> Finding:
+def _at_work(part: str, last: datetime, now: datetime, word: str) -> ComponentHealth:
     idle = now - last
     if idle <= BUSY:
-        return Finding(part, Condition.FINE, word, "", last)
-    return Finding(part, Condition.IDLE, "Idle", f"for {duration(idle)}", last)
+        return ComponentHealth(part, Condition.FINE, word, "", last)
+    return ComponentHealth(part, Condition.IDLE, "Idle", f"for {duration(idle)}", last)
 
 
-def _step(snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlog) -> Finding:
+def _step(
+    snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlog
+) -> ComponentHealth:
     """Return the health of a function that an event calls once for each batch."""
     known = snapshot.last_seen.get((Component.FUNCTION, name))
     if backlog.since is None or snapshot.at - backlog.since <= STEP_AGE:
@@ -195,7 +197,7 @@ def _step(snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlo
     last = None if delivered is None else delivered.last_at
     seen_at = None if known is None else known.last_at
     if known is not None and known.fails:
-        return Finding(
+        return ComponentHealth(
             name,
             Condition.BAD,
             "Failing",
@@ -205,8 +207,8 @@ def _step(snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlo
         )
     if last is not None and last >= backlog.since:
         detail += ": called, but does not finish"
-        return Finding(name, Condition.BAD, "Stuck", detail, seen_at, _read_the_log(name))
-    return Finding(
+        return ComponentHealth(name, Condition.BAD, "Stuck", detail, seen_at, _read_the_log(name))
+    return ComponentHealth(
         name,
         Condition.BAD,
         "Not called",
@@ -216,12 +218,12 @@ def _step(snapshot: SystemSnapshot, name: str, type_: EventType, backlog: Backlo
     )
 
 
-def _schedule(snapshot: SystemSnapshot) -> Finding:
+def _schedule(snapshot: SystemSnapshot) -> ComponentHealth:
     known = snapshot.last_seen.get((Component.FUNCTION, "schedule"), LastSeen())
     called = snapshot.last_seen.get((Component.DELIVERED, TICK), LastSeen())
     ticked = max((at for at in (snapshot.ticked_at, called.succeeded_at) if at), default=None)
     if known.fails and known.failed_at is not None and snapshot.at - known.failed_at < _TROUBLE:
-        return Finding(
+        return ComponentHealth(
             "schedule",
             Condition.BAD,
             "Failing",
@@ -230,11 +232,11 @@ def _schedule(snapshot: SystemSnapshot) -> Finding:
             _read_the_log("schedule"),
         )
     if ticked is None:
-        return Finding("schedule", Condition.UNKNOWN, "No tick yet")
+        return ComponentHealth("schedule", Condition.UNKNOWN, "No tick yet")
     silence = snapshot.at - ticked
     if silence <= TICK_SILENCE:
-        return Finding("schedule", Condition.FINE, "Ticking", "", ticked)
-    return Finding(
+        return ComponentHealth("schedule", Condition.FINE, "Ticking", "", ticked)
+    return ComponentHealth(
         "schedule",
         Condition.BAD,
         "Not ticking",
@@ -244,26 +246,26 @@ def _schedule(snapshot: SystemSnapshot) -> Finding:
     )
 
 
-def _crew(snapshot: SystemSnapshot, pool: Pool) -> Finding:
+def _worker_health(snapshot: SystemSnapshot, pool: Pool) -> ComponentHealth:
     part = f"infer_{pool}"
     queued = snapshot.depth(pool).queued
     age = timedelta(seconds=snapshot.oldest_age(pool))
-    crew = snapshot.crews.get(pool)
-    if crew is not None and crew.workers:
-        word = "1 worker" if crew.workers == 1 else f"{crew.workers:,} workers"
-        return Finding(part, Condition.FINE, word, "", crew.heartbeat_at)
+    live = snapshot.live_workers.get(pool)
+    if live is not None and live.workers:
+        word = "1 worker" if live.workers == 1 else f"{live.workers:,} workers"
+        return ComponentHealth(part, Condition.FINE, word, "", live.heartbeat_at)
     known = snapshot.last_seen.get((Component.FUNCTION, part))
     last = None if known is None else known.last_at
     pause = snapshot.pause(pool)
     if pause is not None:
-        return Finding(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
+        return ComponentHealth(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
     if not queued:
         detail = "" if last is None else f"for {duration(snapshot.at - last)}"
-        return Finding(part, Condition.IDLE, "Scaled to zero", detail, last)
+        return ComponentHealth(part, Condition.IDLE, "Scaled to zero", detail, last)
     lines = "1 request queued" if queued == 1 else f"{queued:,} requests queued"
     if age <= WORKER_WAIT:
-        return Finding(part, Condition.DOUBTFUL, "Starting", lines, last)
-    return Finding(
+        return ComponentHealth(part, Condition.DOUBTFUL, "Starting", lines, last)
+    return ComponentHealth(
         part,
         Condition.BAD,
         "No workers",
@@ -273,19 +275,19 @@ def _crew(snapshot: SystemSnapshot, pool: Pool) -> Finding:
     )
 
 
-def _scaling(pool: Pool, scale: Scale, now: datetime) -> Finding:
+def _scaling(pool: Pool, scale: Scale, now: datetime) -> ComponentHealth:
     part = f"Autoscaler, {pool}"
     detail = f"{scale.live:,} running, {scale.desired:,} desired"
     if not scale.desired and not scale.live:
-        return Finding(part, Condition.IDLE, "At zero", "none desired", now)
+        return ComponentHealth(part, Condition.IDLE, "At zero", "none desired", now)
     short = scale.short_since
     if short is None:
-        return Finding(part, Condition.FINE, "In sync", detail, now)
+        return ComponentHealth(part, Condition.FINE, "In sync", detail, now)
     waits = now - short
     if waits <= WORKER_WAIT:
-        return Finding(part, Condition.FINE, "Scaling up", detail, now)
+        return ComponentHealth(part, Condition.FINE, "Scaling up", detail, now)
     none = not scale.live
-    return Finding(
+    return ComponentHealth(
         part,
         Condition.BAD if none else Condition.DOUBTFUL,
         "Not scaling" if none else "Too few replicas",

@@ -83,7 +83,7 @@ def test_note_does_not_wait_for_store() -> None:
     store.open.clear()
     observations = Observations(store, timer=time.monotonic)
     observations.note(Component.FUNCTION, "split")
-    _until(lambda: any(thread.name == "sightings" for thread in threading.enumerate()))
+    _until(lambda: any(thread.name == "last-seen" for thread in threading.enumerate()))
     observations.note(Component.FUNCTION, "finalize")
     assert store.writes == []
     store.open.set()

@@ -10,8 +10,8 @@ import pytest
 
 from lowtide.core.errors import TooManyRequests, Unauthenticated, Unavailable
 from lowtide.tenants.sign_in import (
-    MOST_FAILURES,
-    MOST_PLACES,
+    MAX_FAILURES,
+    MAX_PLACES,
     WITHIN_SECONDS,
     Principal,
     Role,
@@ -34,7 +34,7 @@ class FakeSignIn:
         self.unavailable = False
         self.gate: threading.Event | None = None
 
-    def visitor(self, secret: str) -> Principal | None:
+    def authenticate(self, secret: str) -> Principal | None:
         if self.unavailable:
             raise Unavailable("The database is unavailable.")
         self.comparisons += 1
@@ -55,9 +55,7 @@ class GuardedSignIn:
         self.sign_in = FakeSignIn()
         self.guard = SignInGuard([self.sign_in], timer=lambda: self.now)
 
-    def guess(
-        self, address: str = ADDRESS, times: int = MOST_FAILURES, secret: str = WRONG
-    ) -> None:
+    def guess(self, address: str = ADDRESS, times: int = MAX_FAILURES, secret: str = WRONG) -> None:
         for _ in range(times):
             with pytest.raises(Unauthenticated):
                 self.guard.admit(secret, address)
@@ -108,29 +106,29 @@ def test_concurrent_attempts_are_counted_before_comparison(guarded: GuardedSignI
     with ThreadPoolExecutor(40) as pool:
         guesses = [pool.submit(guess) for _ in range(40)]
         try:
-            for _ in range(40 - MOST_FAILURES):
+            for _ in range(40 - MAX_FAILURES):
                 assert refused.acquire(timeout=20), "more than ten secrets were compared"
         finally:
             guarded.sign_in.gate.set()
         outcomes = [each.result() for each in guesses]
-    assert outcomes.count(Unauthenticated) == guarded.sign_in.comparisons == MOST_FAILURES
+    assert outcomes.count(Unauthenticated) == guarded.sign_in.comparisons == MAX_FAILURES
 
 
 def test_successful_sign_in_does_not_reset_failures(guarded: GuardedSignIn) -> None:
-    guarded.guess(times=MOST_FAILURES - 1)
+    guarded.guess(times=MAX_FAILURES - 1)
     assert guarded.guard.admit("viewer", ADDRESS).role is Role.VIEWER
     guarded.guess(times=1)
     assert guarded.is_locked()
 
 
 def test_frequent_sign_ins_do_not_lock_address(guarded: GuardedSignIn) -> None:
-    for _ in range(3 * MOST_FAILURES):
+    for _ in range(3 * MAX_FAILURES):
         assert guarded.guard.admit("operator", ADDRESS).role is Role.OPERATOR
 
 
 def test_unavailable_database_is_not_counted_as_failure(guarded: GuardedSignIn) -> None:
     guarded.sign_in.unavailable = True
-    for _ in range(2 * MOST_FAILURES):
+    for _ in range(2 * MAX_FAILURES):
         with pytest.raises(Unavailable):
             guarded.guard.admit("lt_key", ADDRESS)
     guarded.sign_in.unavailable = False
@@ -138,7 +136,7 @@ def test_unavailable_database_is_not_counted_as_failure(guarded: GuardedSignIn) 
 
 
 def test_many_guessing_addresses_neither_lock_nor_unlock_others(guarded: GuardedSignIn) -> None:
-    for number in range(2 * MOST_PLACES):
+    for number in range(2 * MAX_PLACES):
         address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
         guarded.guess(address, times=1)
         if number % 1000 == 0:
@@ -146,7 +144,7 @@ def test_many_guessing_addresses_neither_lock_nor_unlock_others(guarded: Guarded
             if number == 0:
                 guarded.guess(OTHER_ADDRESS)
             assert guarded.is_locked(OTHER_ADDRESS)
-    assert len(guarded.guard._attempts) <= MOST_PLACES
+    assert len(guarded.guard._attempts) <= MAX_PLACES
     assert not guarded.is_locked()
 
 

@@ -28,7 +28,7 @@ def _write(
             text(
                 "SELECT floor(extract(epoch FROM now() - succeeded_at) / 10) AS succeeded, "
                 "floor(extract(epoch FROM now() - failed_at) / 10) AS failed, problem, xmin "
-                "FROM sightings WHERE sight = 'function' AND name = 'read'"
+                "FROM last_seen WHERE component = 'function' AND name = 'read'"
             )
         ).one()
 
@@ -56,5 +56,5 @@ def test_barely_newer_time_is_not_written(database: Database) -> None:
 def test_api_role_reads_component_names(database: Database) -> None:
     _write(database, succeeded=0.0)
     with database.engine("api").connect() as connection:
-        rows = connection.execute(text("SELECT sight, name FROM sightings")).all()
+        rows = connection.execute(text("SELECT component, name FROM last_seen")).all()
     assert rows == [("function", "read")]
