@@ -109,8 +109,6 @@ _HEADERS: Final = {
     "Referrer-Policy": "same-origin",
 }
 
-Session = dict[str, Any]
-
 
 def open_session(session: MutableMapping[str, Any], principal: Principal, seconds: int) -> None:
     """Store a principal for `seconds`; drop the previous content of the cookie, its id too."""

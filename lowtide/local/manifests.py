@@ -180,12 +180,6 @@ class PingSourceSpec(Part, frozen=True):
     data: str = ""
 
 
-class Selector(Part, frozen=True):
-    """Labels that an object must carry."""
-
-    match_labels: dict[str, str] = {}
-
-
 class PathMatch(Part, frozen=True):
     """`Exact`, or `PathPrefix` by whole segments."""
 

@@ -57,8 +57,7 @@ def up(options: Options) -> None:
     with _locked(data_dir), _log(options, data_dir) as log:
         for name in state.reap(data_dir):
             log.line("lowtide", f"ended {name}, left over from an earlier run")
-        require_free(options.port, "choose another: PORT=8090 make up")
-        require_free(options.portal, "choose another port for the portal")
+        _require_free_ports(options)
         for port in (options.port, options.portal):
             hold_port(port)
         asyncio.run(_run(options, log))
@@ -79,7 +78,7 @@ def up_detached(options: Options) -> Status:
     # Processes of a killed supervisor may still listen on the port.
     state.reap(data_dir)
     _wait_for_daemon(data_dir, options.ready_timeout)
-    require_free(options.port, "choose another: PORT=8090 make up")
+    _require_free_ports(options)
     log = _rotate(data_dir / LOG_NAME)
     log_start = log.stat().st_size
     with log.open("ab") as output:
@@ -100,6 +99,11 @@ def up_detached(options: Options) -> Status:
     child.terminate()
     _wait_for_daemon(data_dir, options.ready_timeout)
     raise StartFailed(f"The stack did not start. End of {log}:\n{_log_tail(log, log_start)}")
+
+
+def _require_free_ports(options: Options) -> None:
+    require_free(options.port, "choose another: PORT=8090 make up")
+    require_free(options.portal, "choose another: PORTAL_PORT=8100 make up")
 
 
 def down(data_dir: Path, timeout: float = 45.0) -> bool:

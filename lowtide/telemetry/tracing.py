@@ -65,7 +65,6 @@ class SpanKind(StrEnum):
 
     INTERNAL = "internal"
     SERVER = "server"
-    CLIENT = "client"
     PRODUCER = "producer"
     CONSUMER = "consumer"
 

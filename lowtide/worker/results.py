@@ -189,7 +189,7 @@ def _unstorable(request: Finished | Returned) -> Finished:
         request.batch,
         request.line,
         succeeded=False,
-        attempts=1,
+        attempts=request.attempts if isinstance(request, Finished) else 1,
         usage=Usage(),
         error_code="result_not_storable",
         error_message="The engine's response could not be stored.",

@@ -268,6 +268,15 @@ def test_port_in_use_is_refused_before_start(
     assert not (tmp_path / "postgres").exists()
 
 
+def test_portal_port_in_use_is_refused_before_start(options: Options, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = other.getsockname()[1]
+        conflicting = replace(options, data_dir=tmp_path, port=free_port(), portal_port=used)
+        for start in (up, up_detached):
+            with pytest.raises(PortInUse, match=rf"Port {used} is in use by pid \d+"):
+                start(conflicting)
+
+
 def test_start_after_kill_9_of_supervisor_reaps_orphans(stack: Status, options: Options) -> None:
     os.kill(stack.pid, signal.SIGKILL)
     eventually(lambda: status(options.data_dir), lambda current: current is None)

@@ -82,16 +82,17 @@ def test_unstorable_result_fails_only_its_request(world: World) -> None:
 
     async def during(writer: ResultWriter, _: FlakyQueue, claims: Sequence[Claim]) -> None:
         bodies = [b"{}", b"\x00", b"\xed\xa0\x80", b"{}"]
-        writer.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        ended = [done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)]
+        writer.add([replace(each, attempts=3) for each in ended])
         await until(lambda: _finished(world) == 4)
 
     _write(world, FlushRules(4, 600), during)
-    rows = world.rows("SELECT line, succeeded, error_code FROM results ORDER BY line")
+    rows = world.rows("SELECT line, succeeded, error_code, attempts FROM results ORDER BY line")
     assert [tuple(row) for row in rows] == [
-        (1, True, None),
-        (2, False, "result_not_storable"),
-        (3, False, "result_not_storable"),
-        (4, True, None),
+        (1, True, None, 3),
+        (2, False, "result_not_storable", 3),
+        (3, False, "result_not_storable", 3),
+        (4, True, None, 3),
     ]
     assert world.lines("dead_letters", batch) == [2, 3]
     assert world.row(batch).status == "finalizing"
