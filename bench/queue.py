@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="max duration of a drain")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
-        owner, worker = connect(stage.url("owner")), connect(stage.url("worker"), claims=True)
+        owner, worker = connect(stage.url("owner")), connect(stage.url("worker"))
         runs, copy = [], 0
         for what in scenarios(quick=given.quick):
             runs.append(measure(stage, owner, what, given.size, given.seconds))

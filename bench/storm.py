@@ -58,7 +58,7 @@ AGAIN = text(
 
 def claim_on(url: str) -> None:
     """Claim and settle requests until the end of the input; print the times of each round."""
-    queue = QueueStore(connect(url, pool_size=2, claims=True), new_id=new_id, lease_duration=3600)
+    queue = QueueStore(connect(url, pool_size=2), new_id=new_id, lease_duration=3600)
     lease = queue.open_lease(Pool.SPOT, "other")
     stopped = threading.Event()
 
@@ -193,7 +193,7 @@ def main() -> int:
         claim_on(wanted.claim_on)
         return 0
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
-        engine = connect(stage.url("worker"), pool_size=4, claims=True)
+        engine = connect(stage.url("worker"), pool_size=4)
         stage.measured(STEPS, "fill", str(LINES), str(BATCHES), "1")
         found = []
         for name in ("first", "second", "third"):

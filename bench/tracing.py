@@ -74,7 +74,7 @@ def drain(arm: str) -> dict[str, float]:
     """Run a worker in this process until the queue is empty; return its seconds."""
     if arm == "bare":
         patch.object(runner, "SetSpans", Nothing).start()
-    app = App(read_settings())
+    app = App(read_settings(), name="infer_spot")
     worker, engine = app.build_worker(Pool.SPOT), app.database
 
     def watch() -> None:

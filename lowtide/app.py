@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from lowtide.worker.loop import PullLoop, Worker
 
 _EXTENSION = "lowtide"
-_CLAIMING = frozenset({"infer_spot", "infer_dedicated", "schedule"})
 
 
 class App:
@@ -66,7 +65,6 @@ class App:
             pool_size=settings.database_pool_size,
             timeout=settings.database_timeout,
             application=f"lowtide {name}".strip(),
-            claims=name in _CLAIMING,
         )
         self.tracer = self._tracer()
         self.observations = Observations(LastSeenStore(self.database), timer=time.monotonic)
@@ -230,16 +228,13 @@ class App:
     def tenancy(self, actor: str) -> Tenancy:
         """Return the service that changes tenants and keys; it records `actor` in the audit log."""
         from lowtide.tenants.keys import new_key
-        from lowtide.tenants.model import TenantLimits
+        from lowtide.tenants.model import LIMITS, TenantLimits
         from lowtide.tenants.service import Tenancy
         from lowtide.tenants.store import TenantStore
 
         settings = self.settings
         defaults = TenantLimits(
-            requests_per_minute=settings.tenant_requests_per_minute,
-            active_batches=settings.tenant_active_batches,
-            queued_lines=settings.tenant_queued_lines,
-            running_lines=settings.tenant_running_lines,
+            **{name: getattr(settings, f"tenant_{name}", None) for name in LIMITS}
         )
         pepper = settings.api_key_pepper.get_secret_value()
         registry = TenantStore(self.database, pepper=pepper)
@@ -324,18 +319,18 @@ class App:
         """Return the tracer that OpenTelemetry's environment variables configure."""
         from lowtide.telemetry.tracing import is_wanted
 
-        if not is_wanted(os.environ):
+        # A command of an operator is no service, and need not have the packages.
+        if not self._name or not is_wanted(os.environ):
             return UNTRACED
         from lowtide.telemetry.otel import OpenTelemetryTracer
 
-        name = self._name or "cli"
         return OpenTelemetryTracer(
             {
-                "service.name": f"lowtide-{name.replace('_', '-')}",
+                "service.name": f"lowtide-{self._name.replace('_', '-')}",
                 "service.namespace": "lowtide",
                 "service.version": __version__,
                 "service.instance.id": _instance(),
-                "faas.name": name,
+                "faas.name": self._name,
             }
         )
 

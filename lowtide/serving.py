@@ -51,10 +51,15 @@ _MAX_EVENT_BYTES = 64 * 1024
 _EVENT_TYPES = frozenset({*EventType, TICK})
 
 
+def post_fork(_server: Any, _worker: Any) -> None:
+    """Configure logging before the function is loaded, which builds the App."""
+    settings = read_settings()
+    configure(settings.log_format, settings.log_level, secrets=secret_values(os.environ))
+
+
 def post_worker_init(worker: Any) -> None:
     """Start health, metrics and the pull loop in the process that serves the function."""
     app = worker.lowtide = App.of_server(worker.wsgi)
-    configure(app.settings.log_format, app.settings.log_level, secrets=secret_values(os.environ))
     _protect(worker)
     health.serve(app.settings.health_port, is_ready=app.check)
     loop = app.pull_loop

@@ -179,7 +179,7 @@ TONES
 .probe { display: flex; gap: 4px 12px; align-items: center; flex-wrap: wrap; }
 .probe .name { font-weight: 600; min-width: 84px; }
 .probe > :empty { display: none; }
-.probe.finding .name { min-width: 165px; }
+.probe.component .name { min-width: 165px; }
 .probe .advice { flex-basis: 100%; padding: 6px 10px; border-radius: 8px; background: var(--code);
   overflow-wrap: anywhere; }
 .stacked { display: flex; flex-direction: column; gap: 16px; min-width: 0; }

@@ -52,7 +52,7 @@ class Database:
     def engine(self, role: str) -> Engine:
         """Return a role's engine, which is disposed after the test."""
         if role not in self.engines:
-            self.engines[role] = connect(self.url(role), pool_size=16, claims=role == "worker")
+            self.engines[role] = connect(self.url(role), pool_size=16)
         return self.engines[role]
 
 

@@ -31,6 +31,6 @@ def schedule(event: CloudEvent) -> None:
 def _measure() -> None:
     """Measure what alerts watch; a failure here must not make the whole tick run again."""
     try:
-        metrics.measured(app.snapshots.read())
+        metrics.measured(app.snapshots.read(for_metrics=True))
     except Exception:  # noqa: BLE001 - what an answer of 500 would repeat is done
         _log.exception("snapshot.not_read")

@@ -7,7 +7,7 @@ the local stack's.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from lowtide.cli.output import OUT, DataDir, Json, print_json
 from lowtide.cli.stack import operating
 from lowtide.core.ids import format_key_id, parse_key_id
-from lowtide.tenants.model import TenantLimits
+from lowtide.tenants.model import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,24 +201,13 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
         yield operator.app.tenancy(operator.actor)
 
 
-def _changes(
-    weight: int | None,
-    requests_per_minute: str | None,
-    active_batches: str | None,
-    queued_lines: str | None,
-    running_lines: str | None,
-) -> TenantChanges:
+def _changes(weight: int | None, *options: str | None) -> TenantChanges:
+    """Return the changes of options in the order of LIMITS."""
     from lowtide.tenants.service import TenantChanges
 
-    options = {
-        "requests_per_minute": requests_per_minute,
-        "active_batches": active_batches,
-        "queued_lines": queued_lines,
-        "running_lines": running_lines,
-    }
     limits = {
         name: None if text == NONE else int(text)
-        for name, text in options.items()
+        for name, text in zip(LIMITS, options, strict=True)
         if text is not None
     }
     return TenantChanges(weight, limits)
@@ -247,11 +236,10 @@ def _tenant_json(tenant: Tenant) -> dict[str, object]:
 
 
 def _print_tenants(*rows: Tenant) -> None:
-    limits = [field.name for field in fields(TenantLimits)]
-    columns = (name.replace("_lines", " requests").replace("_", " ") for name in limits)
+    columns = (name.replace("_lines", " requests").replace("_", " ") for name in LIMITS)
     table = Table("tenant", "weight", *columns)
     for tenant in rows:
         values = asdict(tenant.limits)
-        cells = (NONE if values[name] is None else str(values[name]) for name in limits)
+        cells = (NONE if values[name] is None else str(values[name]) for name in LIMITS)
         table.add_row(tenant.name, str(tenant.weight), *cells)
     OUT.print(table)

@@ -81,19 +81,13 @@ _SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 # stops, prepared statements that a migration invalidated.
 _TRANSIENT_CLASSES = ("08", "0A000", "25P03", "26000", "40", "53", "55", "57", "58")
 
-# The queue can grow from empty to a million rows between two runs of autovacuum. With statistics of
-# a small table, every claim would sort all of it; without sorts, rows are read in index order
-# wherever an index has that order.
-_INDEX_ORDER = {"enable_sort": "off"}
+# Tables can grow from empty to a million rows between two runs of autovacuum. With statistics of a
+# small table, every claim and every page of a list would sort what it could read in index order.
+_PLANNER = {"enable_sort": "off"}
 
 
 def connect(
-    url: str,
-    *,
-    pool_size: int = 8,
-    timeout: float = 30.0,
-    application: str = "lowtide",
-    claims: bool = False,
+    url: str, *, pool_size: int = 8, timeout: float = 30.0, application: str = "lowtide"
 ) -> Engine:
     """Return an engine for `postgresql://…`; it connects on first use.
 
@@ -101,7 +95,6 @@ def connect(
     seconds, applies to connecting, to waiting for a free connection and to each response of the
     server. The server waits as long for the next statement of a transaction: a frozen process
     would otherwise keep its locks forever, and no other worker could take over its requests.
-    `claims` is for processes that take requests from the queue in its order.
     """
     address, tls = encryption(make_url(url))
     timeouts = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
@@ -114,7 +107,7 @@ def connect(
             "timeout": timeout,
             "ssl_context": tls,
             "application_name": application,
-            "startup_params": timeouts | (_INDEX_ORDER if claims else {}),
+            "startup_params": _PLANNER | timeouts,
         },
     )
     event.listen(engine, "checkout", _reject_closed)

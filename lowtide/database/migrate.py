@@ -11,6 +11,7 @@ from alembic.config import Config
 from sqlalchemy import text
 
 from lowtide.database.connections import connect
+from lowtide.database.schema import is_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,7 @@ _LOCK = 0x6C6F7774  # "lowt": serializes concurrent migrations
 def migrate(url: str, passwords: Mapping[str, str]) -> None:
     """Apply all migrations as the owner at `url`, and set the login roles' passwords.
 
-    Safe to run repeatedly and concurrently.
+    Safe to run repeatedly and concurrently. Raises ValueError for a schema of another version.
     """
     engine = connect(url, pool_size=1)
     try:
@@ -33,11 +34,24 @@ def migrate(url: str, passwords: Mapping[str, str]) -> None:
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
+            _require_known_revision(connection)
             command.upgrade(config, "head")
             for role, password in passwords.items():
                 _set_password(connection, role, password)
     finally:
         engine.dispose()
+
+
+def _require_known_revision(connection: Connection) -> None:
+    exists = connection.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+    if not exists.scalar_one():
+        return
+    revision = connection.execute(text("SELECT max(version_num) FROM alembic_version")).scalar_one()
+    if revision is not None and not is_known(revision):
+        raise ValueError(
+            f"The database has schema {revision}, which this version does not know: migrate with the "
+            "version that created it, or recreate a database of an earlier checkout."
+        )
 
 
 def _set_password(connection: Connection, role: str, password: str) -> None:

@@ -32,6 +32,11 @@ def newest_revision() -> str:
     return newest
 
 
+def is_known(revision: str) -> bool:
+    """Return True if this version has the migration of `revision`."""
+    return revision in _revisions()
+
+
 def is_older(revision: str) -> bool:
     """Return True if this version has migrations after `revision`; False for later versions'."""
     return revision != newest_revision() and revision in _revisions()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from flask import Response
@@ -29,12 +29,10 @@ from lowtide.http.operations import Operation, Parameter, Route, argument, limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from datetime import datetime
 
     from flask import Request
 
     from lowtide.core.ids import BatchId
-    from lowtide.dead_letters.model import DeadLetter
     from lowtide.http.application import Call
 
 
@@ -54,7 +52,7 @@ def page(call: Call) -> Response:
         after=None if after is None else _require_letter_id(after, "after"),
         limit=limit_argument(call.request, max_limit=1000, default=100),
     )
-    data = [types.DeadLetter(**_fields(letter)) for letter in letters]
+    data = [types.DeadLetter(**types.fields_of(letter)) for letter in letters]
     body = types.DeadLetterPage(
         data=data,
         first_id=data[0].id if data else None,
@@ -79,7 +77,7 @@ def get(call: Call, letter_id: str) -> Response:
             body=msgspec.Raw(body),
         )
     details = types.DeadLetterDetails(
-        **_fields(view.letter),
+        **types.fields_of(view.letter),
         input=msgspec.Raw(b"null" if view.line is None else line),
         response=response,
         error=error,
@@ -132,7 +130,7 @@ def requeue(call: Call) -> Response:
         batches=[
             types.RequeuedBatch(
                 source_batch_id=format_batch_id(requeued.source),
-                batch_id=_batch_id(requeued.batch),
+                batch_id=types.batch_id_or_none(requeued.batch),
                 letters=requeued.letters,
             )
             for requeued in outcome.batches
@@ -200,32 +198,6 @@ def _require_letter_id(text: str, param: str) -> LetterId:
     if position is None:
         raise NotFound(f"Dead letter {text[:100]!r} not found: check the id.", param=param)
     return LetterId(*position)
-
-
-def _fields(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "id": format_request_id(letter.batch, letter.line),
-        "batch_id": format_batch_id(letter.batch),
-        "line": letter.line,
-        "custom_id": letter.custom_id,
-        "state": letter.state.value,
-        "attempts": letter.attempts,
-        "status_code": letter.status_code,
-        "error_code": letter.error_code,
-        "error_message": letter.error_message,
-        "created_at": _seconds(letter.died_at),
-        "ended_at": None if letter.ended_at is None else _seconds(letter.ended_at),
-        "ended_by": letter.actor,
-        "requeued_as": _batch_id(letter.requeued_as),
-    }
-
-
-def _batch_id(batch: BatchId | None) -> str | None:
-    return None if batch is None else format_batch_id(batch)
-
-
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())
 
 
 _BATCH = Parameter(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from lowtide.core import ids
 from lowtide.dead_letters.model import MAX_LETTERS
 from lowtide.http import types
+
+if TYPE_CHECKING:
+    from lowtide.dead_letters import model
 
 BatchId = types.BatchId
 Seconds = types.Seconds
@@ -39,6 +43,29 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     ended_by: str | None
     requeued_as: BatchId | None
     object: Literal["dead_letter"] = "dead_letter"
+
+
+def batch_id_or_none(batch: ids.BatchId | None) -> str | None:
+    return None if batch is None else ids.format_batch_id(batch)
+
+
+def fields_of(letter: model.DeadLetter) -> dict[str, Any]:
+    """Return the fields of a dead letter's object."""
+    return {
+        "id": ids.format_request_id(letter.batch, letter.line),
+        "batch_id": ids.format_batch_id(letter.batch),
+        "line": letter.line,
+        "custom_id": letter.custom_id,
+        "state": letter.state.value,
+        "attempts": letter.attempts,
+        "status_code": letter.status_code,
+        "error_code": letter.error_code,
+        "error_message": letter.error_message,
+        "created_at": types.unix(letter.died_at),
+        "ended_at": types.unix_or_none(letter.ended_at),
+        "ended_by": letter.actor,
+        "requeued_as": batch_id_or_none(letter.requeued_as),
+    }
 
 
 class LastAnswer(msgspec.Struct, kw_only=True):

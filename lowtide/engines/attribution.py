@@ -50,7 +50,7 @@ class EngineState:
 _BUSY: Final = frozenset({429, 529})
 # A rejected key or account, a redirect, and a proxy that cannot reach the engine affect every
 # request alike.
-_NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
+NOT_THE_REQUEST: Final = frozenset({401, 402, 403, 407, 502, 503, 504, *range(300, 400)})
 _PROXY_STATUSES: Final = frozenset({502, 503, 504})
 _NOT_REACHED: Final = frozenset({NoAnswer.UNREACHED, NoAnswer.DNS, NoAnswer.TLS})
 
@@ -132,7 +132,7 @@ def _is_engine_fault(outcome: Answered | Unanswered) -> bool:
     if outcome.refuses_content:
         return False
     needs_operator = outcome.lacks_model or outcome.out_of_quota
-    return needs_operator or outcome.status_code in _NOT_THE_REQUEST
+    return needs_operator or outcome.status_code in NOT_THE_REQUEST
 
 
 def reason_of(outcome: Outcome) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.errors import (
     InvalidRequest,
-    LowtideError,
     PayloadTooLarge,
     Unavailable,
     UnsupportedMediaType,
@@ -159,7 +158,7 @@ class Upload:
             except Unavailable:
                 # The commit may have succeeded. If it has not, the scheduler removes the orphan.
                 raise
-            except LowtideError:
+            except BaseException:
                 self._objects.delete([file.object_key])
                 raise
             extra = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}

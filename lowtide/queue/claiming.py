@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Excludes a paused pool, whose lanes a claim would try one by one in vain (TAKE enforces the
 # pause), and models that the worker's engine lacks, whose requests it could only release.
 LANES = """
-SELECT b.id, b.tenant_id, t.weight, t.max_running, b.at_risk,
+SELECT b.id, b.tenant_id, t.weight, t.max_running_lines AS max_running, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
 FROM tenants t CROSS JOIN LATERAL (
   SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b

@@ -77,18 +77,18 @@ WITH given AS (
   WHERE cast(:last AS timestamptz) IS NOT NULL
   GROUP BY w.pool
 ), oldest AS (
-  SELECT given.pool, min(first.queued_at) AS queued_at
+  SELECT given.pool, min(first.available_at) AS available_at
   FROM given
   CROSS JOIN (SELECT id FROM batches WHERE status = 'in_progress' AND drained_at IS NULL) b
   CROSS JOIN LATERAL (
-    SELECT q.queued_at FROM queue q WHERE q.pool = given.pool AND q.batch_id = b.id
+    SELECT q.available_at FROM queue q WHERE q.pool = given.pool AND q.batch_id = b.id
     ORDER BY q.available_at, q.line LIMIT 1) first
   GROUP BY given.pool
 )
 INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live, seconds, done,
   interrupted, replica_seconds)
 SELECT now(), g.pool, g.queued, g.running,
-  coalesce(greatest(0, extract(epoch FROM now() - o.queued_at)), 0), g.desired,
+  coalesce(greatest(0, extract(epoch FROM now() - o.available_at)), 0), g.desired,
   (SELECT count(*) FROM workers w WHERE w.pool = g.pool AND w.expires_at > now()),
   coalesce(extract(epoch FROM now() - cast(:last AS timestamptz)), 0),
   coalesce(n.done, 0), coalesce(n.interrupted, 0), coalesce(n.replica_seconds, 0)

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import LowtideError
 from lowtide.database.connections import begin
+from lowtide.engines.attribution import NOT_THE_REQUEST
 from lowtide.engines.outcomes import TRANSIENT_STATUSES
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ class LastSeenStore:
 
 EVERY_SECONDS: Final = 5.0
 INTERRUPTED: Final = "interrupted"
-# A transient status, or a key that the engine refuses: not caused by the request itself.
-_TROUBLE: Final = TRANSIENT_STATUSES | {401, 403}
+# Statuses that the request itself did not cause.
+_TROUBLE: Final = TRANSIENT_STATUSES | NOT_THE_REQUEST
 
 _log = logging.getLogger(__name__)
 

@@ -260,9 +260,12 @@ class SnapshotStore:
         """Raise Unavailable if the database does not answer."""
         self._read(lambda connection: connection.execute(_CHECK).one())
 
-    def read(self) -> SystemSnapshot:
-        """Return a snapshot; raises Unavailable."""
-        return self._read(_snapshot)
+    def read(self, *, for_metrics: bool = False) -> SystemSnapshot:
+        """Return a snapshot; raises Unavailable.
+
+        Only metrics need `risky` and `open_letters`, which are empty otherwise.
+        """
+        return self._read(lambda connection: _snapshot(connection, for_metrics=for_metrics))
 
     def _read(self, read: Callable[[Connection], _Value]) -> _Value:
         try:
@@ -273,22 +276,21 @@ class SnapshotStore:
             raise Unavailable("The database responds, but queries fail.") from error
 
 
-def _snapshot(connection: Connection) -> SystemSnapshot:
+def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
     def rows(statement: Any, **parameters: int) -> Sequence[Any]:
         return connection.execute(statement, parameters).all()
 
     (now,) = rows(_TOTALS)
     (events,) = rows(_EVENTS, most=MAX_COUNTED)
     live_workers = rows(_WORKERS)
+    risky = rows(_RISKY, most=MAX_RISKY) if for_metrics else ()
+    letters = rows(_LETTERS, most=MAX_COUNTED) if for_metrics else ()
     return SystemSnapshot(
         at=now.at,
         totals=_totals(now),
         recent=tuple(map(batch_of, rows(_RECENT, limit=MAX_RECENT))),
         tenants=tuple(map(_tenant, rows(_TENANTS))),
-        risky=tuple(
-            RiskyBatch(row.name, BatchId(row.id), row.deadline)
-            for row in rows(_RISKY, most=MAX_RISKY)
-        ),
+        risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
         work=tuple(
             BatchProgress(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
             for row in rows(_PROGRESS)
@@ -306,7 +308,7 @@ def _snapshot(connection: Connection) -> SystemSnapshot:
         unsplit=Backlog(now.unsplit, now.unsplit_since),
         unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
         events=Backlog(events.events, events.oldest),
-        open_letters={row.name: row.letters for row in rows(_LETTERS, most=MAX_COUNTED)},
+        open_letters={row.name: row.letters for row in letters},
         pauses=read_pauses(connection),
         planned=now.planned,
         ticked_at=now.ticked_at,

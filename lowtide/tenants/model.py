@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import InvalidRequest, TooManyRequests
 
@@ -74,14 +74,22 @@ _BATCH_RETRY_SECONDS = 30.0
 class TenantLimits:
     """A tenant's limits; None is unlimited.
 
-    API requests per minute, active batches, their requests without a result, and requests that run
-    at the same time.
+    Each has a column of `tenants`, named `max_` and its name, and the label of its field in forms;
+    the setting named `tenant_` and its name, if there is one, has its default.
     """
 
-    requests_per_minute: int | None = None
-    active_batches: int | None = None
-    queued_lines: int | None = None
-    running_lines: int | None = None
+    requests_per_minute: int | None = field(
+        default=None, metadata={"label": "API requests per minute"}
+    )
+    active_batches: int | None = field(default=None, metadata={"label": "Active batches"})
+    queued_lines: int | None = field(default=None, metadata={"label": "Unfinished requests"})
+    running_lines: int | None = field(default=None, metadata={"label": "Running requests"})
+
+
+LIMITS: Final[Mapping[str, str]] = {
+    limit.name: limit.metadata["label"] for limit in fields(TenantLimits)
+}
+"""The labels of limits by name."""
 
 
 @dataclass(frozen=True, slots=True)

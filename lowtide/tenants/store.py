@@ -19,7 +19,7 @@ from lowtide.tenants.keys import (
     prefix_of,
     revoke_keys,
 )
-from lowtide.tenants.model import Tenant, TenantLimits, TenantUse
+from lowtide.tenants.model import LIMITS, Tenant, TenantLimits, TenantUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,23 +42,19 @@ WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'final
 """
 
 
-TENANT_COLUMNS = (
-    "id, name, weight, max_requests_per_minute, max_active_batches, max_queued_lines, max_running, "
-    "created_at"
-)
+_LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}
+TENANT_COLUMNS = ", ".join(("id", "name", "weight", *_LIMIT_COLUMNS, "created_at"))
 _LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
 _LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
 _ADD = text(f"""
-INSERT INTO tenants ({TENANT_COLUMNS}) VALUES (:id, :name, :weight, :max_requests_per_minute,
-  :max_active_batches, :max_queued_lines, :max_running, :created_at)
+INSERT INTO tenants ({TENANT_COLUMNS})
+VALUES (:id, :name, :weight, {", ".join(f":{column}" for column in _LIMIT_COLUMNS)}, :created_at)
 ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
-_CHANGE = text("""
-UPDATE tenants SET weight = :weight, max_requests_per_minute = :max_requests_per_minute,
-  max_active_batches = :max_active_batches, max_queued_lines = :max_queued_lines,
-  max_running = :max_running
+_CHANGE = text(f"""
+UPDATE tenants SET weight = :weight, {", ".join(f"{column} = :{column}" for column in _LIMIT_COLUMNS)}
 WHERE id = :id
-""")
+""")  # noqa: S608
 
 
 class TenantStore:
@@ -143,7 +139,7 @@ def _lock(connection: Connection, name: str) -> Tenant:
 def _audit_changes(
     connection: Connection, tenant: Tenant, before: dict[str, object], actor: str
 ) -> None:
-    """Record the changed values, such as `max_running: 5 -> none`."""
+    """Record the changed values, such as `max_running_lines: 5 -> none`."""
     subjects = [
         f"{name}: {_format_value(before.get(name))} -> {_format_value(value)}"
         for name, value in _values(tenant).items()
@@ -158,25 +154,14 @@ def _format_value(value: object) -> str:
 
 
 def _values(tenant: Tenant) -> dict[str, object]:
-    return {
-        "id": tenant.id,
-        "weight": tenant.weight,
-        "max_requests_per_minute": tenant.limits.requests_per_minute,
-        "max_active_batches": tenant.limits.active_batches,
-        "max_queued_lines": tenant.limits.queued_lines,
-        "max_running": tenant.limits.running_lines,
-    }
+    limits = {column: getattr(tenant.limits, name) for column, name in _LIMIT_COLUMNS.items()}
+    return {"id": tenant.id, "weight": tenant.weight, **limits}
 
 
 def tenant_of(row: Any) -> Tenant:
     """Return the tenant in a row of `tenants`."""
-    limits = TenantLimits(
-        requests_per_minute=row.max_requests_per_minute,
-        active_batches=row.max_active_batches,
-        queued_lines=row.max_queued_lines,
-        running_lines=row.max_running,
-    )
-    return Tenant(TenantId(row.id), row.name, row.weight, limits, row.created_at)
+    limits = {name: getattr(row, column) for column, name in _LIMIT_COLUMNS.items()}
+    return Tenant(TenantId(row.id), row.name, row.weight, TenantLimits(**limits), row.created_at)
 
 
 PAGE = f"""

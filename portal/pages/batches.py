@@ -194,3 +194,4 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
         selection = self.query.filter(self._tenants) if everything else self._selection
         if await cancel_batches(self._services.cancellation, selection):
             self._choose_none()
+            await self.reload()

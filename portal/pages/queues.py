@@ -280,13 +280,12 @@ def _cost(point: PoolPoint, price: float) -> float | None:
 def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Sample | None) -> None:
     queued = {pool: snapshot.depth(pool).queued for pool in Pool}
     cards["Queued requests"].show(number(sum(queued.values())), _by_pool(queued))
-    ages = {pool: snapshot.oldest_age(pool) for pool in Pool}
-    oldest = max(ages, key=lambda pool: ages[pool])
-    is_waiting = ages[oldest] > 0
-    cards["Longest wait"].show(
-        duration(timedelta(seconds=ages[oldest])) if is_waiting else "—",
-        f"in {oldest}" if is_waiting else "no queued requests",
-    )
+    oldest = max(filter(queued.get, Pool), key=snapshot.oldest_age, default=None)
+    if oldest is None:
+        cards["Longest wait"].show("—", "no queued requests")
+    else:
+        age = timedelta(seconds=snapshot.oldest_age(oldest))
+        cards["Longest wait"].show(duration(age), f"in {oldest}")
     workers = {pool: snapshot.workers(pool) for pool in Pool}
     cards["Workers"].show(number(sum(workers.values())), _by_pool(workers))
     if last is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nicegui import ui
 
 from lowtide.core.errors import InvalidRequest, LowtideError
-from lowtide.tenants.model import check_name, differences
+from lowtide.tenants.model import LIMITS, check_name, differences
 from lowtide.tenants.service import MOST, TenantChanges, told
 from portal.components.basics import confirm, heading
 from portal.services import in_thread, lowtide
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
     from lowtide.tenants.model import Tenant, TenantLimits
     from lowtide.tenants.service import Tenancy
-
-
-_LIMITS: Final = {
-    "requests_per_minute": "API requests per minute",
-    "active_batches": "Active batches",
-    "queued_lines": "Unfinished requests",
-    "running_lines": "Running requests",
-}
 
 
 class TenantForm:
@@ -51,7 +43,7 @@ class TenantForm:
                 self._weight = _figure("Weight", weight, "Share relative to other tenants")
                 self._limits = {
                     name: _figure(label, getattr(limits, name), "Empty: no limit", free=True)
-                    for name, label in _LIMITS.items()
+                    for name, label in LIMITS.items()
                 }
             ui.label(
                 "Unfinished requests have no result yet; the limit covers all batches. Over the limit of "

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from lowtide.core.errors import Unavailable
 from lowtide.database import schema
 from lowtide.database.connections import connect
+from lowtide.database.migrate import migrate
 from lowtide.database.schema import check_schema, is_older, newest_revision
 from tests.conftest import PASSWORD
 
@@ -99,6 +100,12 @@ def test_older_schema_is_not_ready(world: World, chain: Callable[..., None]) -> 
     message = f"has schema {current}, this version needs {LATER}: run the migration"
     with pytest.raises(Unavailable, match=message):
         check_schema(world.database.engine("api"))
+
+
+def test_schema_of_other_version_is_not_migrated(shared: Database) -> None:
+    _change(shared, "UPDATE alembic_version SET version_num = :it", it=LATER)
+    with pytest.raises(ValueError, match=f"schema {LATER}, which this version does not know"):
+        migrate(shared.url("owner"), {})
 
 
 def test_revisions_are_ordered_by_chain_not_number(

@@ -31,7 +31,10 @@ class StubService:
         if self._error:
             raise self._error
 
-    read = tick
+    def read(self, *, for_metrics: bool) -> None:
+        """Read a snapshot."""
+        assert for_metrics
+        self.tick()
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lowtide.engines.attribution import NOT_THE_REQUEST
+from lowtide.engines.outcomes import TRANSIENT_STATUSES
 from monitoring.generate import HERE, RULES, prometheus_rule
 from tests.monitoring.programs import needs, run
 from tests.monitoring.queries import ROOT, alerts, recordings, rules
@@ -64,6 +66,20 @@ def test_alert_has_labels_annotations_and_runbook(name: str) -> None:
     assert annotations.keys() == {"summary", "description", "runbook_url"}
     assert "$" in annotations["summary"] or name == "LowtideNotScraped"
     assert annotations["runbook_url"] == ANCHOR + name.lower()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "namespace_pool:engine_failures:ratio_rate5m",
+        "namespace_pool:engine_rejections:ratio_rate5m",
+    ],
+)
+def test_rule_names_every_status_that_requests_do_not_cause(name: str) -> None:
+    (expression,) = [rule["expr"] for rule in rules() if rule.get("record") == name]
+    named = {int(status) for status in re.findall(r"\b4\d\d\b", expression)}
+    statuses = TRANSIENT_STATUSES | NOT_THE_REQUEST
+    assert named == {status for status in statuses if 400 <= status < 500}
 
 
 def test_runbook_sections_match_alerts() -> None:

@@ -109,6 +109,8 @@ def test_matching_batches_are_cancelled_after_confirmation(
     shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = (visited := visit(f"{portal.url}/batches")).page
+    page.get_by_label("Auto-refresh").click()
+    page.get_by_role("option", name="Paused").click()
     page.get_by_label("Select all on this page").click()
     page.get_by_text("50 selected").wait_for()
     page.get_by_role("button", name="Select all 62 batches that match").click()
@@ -121,6 +123,8 @@ def test_matching_batches_are_cancelled_after_confirmation(
         )
     page.get_by_role("button", name="Cancel 61 batches").click()
     page.get_by_text("Cancelling 61 batches.").wait_for()
+    # The list is read again, although the page is paused.
+    page.get_by_role("cell", name="Cancelling").first.wait_for()
     with shared.engine("operator").connect() as connection:
         assert connection.execute(count).scalar_one() == 61
         audited = connection.execute(

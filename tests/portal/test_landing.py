@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.batches.model import BatchStatus
-from tests.portal.seeds import SeedBatch, add_batch, add_queued
+from tests.portal.seeds import SeedBatch, add_batch, add_claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +48,9 @@ def test_page_shows_batches_and_follows_changes(
     progress = page.get_by_role("progressbar", name="Requests done, batch of ana")
     assert progress.get_attribute("aria-valuenow") == "91"
 
-    add_queued(worker, first, "spot", range(1, 42))
-    page.get_by_text("41 queued · 0 running").wait_for(timeout=6000)
+    page.get_by_text("116 queued · 0 running").wait_for()
+    add_claimed(worker, first, "spot", range(1, 42))
+    page.get_by_text("75 queued · 41 running").wait_for(timeout=6000)
     api.status = 503
     page.get_by_text("Responded with HTTP 503").wait_for(timeout=9000)
     api.status = 200

@@ -32,7 +32,7 @@ class FakeSnapshots(SnapshotStore):
     def check(self) -> None:
         """Answer."""
 
-    def read(self) -> SystemSnapshot:
+    def read(self, *, for_metrics: bool = False) -> SystemSnapshot:  # noqa: ARG002
         self.reads += 1
         if self.fails:
             raise RuntimeError("a bug")

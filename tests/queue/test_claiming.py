@@ -128,7 +128,7 @@ def test_less_urgent_requests_fill_rest_of_claim(world: World) -> None:
 
 
 def _limited(world: World, name: str, limit: int, requests: int = 200) -> tuple[TenantId, BatchId]:
-    tenant = tenant_with(world, name, max_running=limit)
+    tenant = tenant_with(world, name, max_running_lines=limit)
     return tenant, fill(world, requests, tenant=tenant)
 
 

@@ -582,7 +582,7 @@ def test_queue_matches_model(world: World, monkeypatch: pytest.MonkeyPatch, step
     tenants = {
         DEFAULT_TENANT: None,
         tenant_with(world, "heavy", weight=3): None,
-        tenant_with(world, "limited", max_running=LIMIT): LIMIT,
+        tenant_with(world, "limited", max_running_lines=LIMIT): LIMIT,
     }
     body = {"world": world, "tenants": tenants, "executed": 0}
     machine: type[QueueMachine] = type("Machine", (QueueMachine,), body)

@@ -91,14 +91,14 @@ def test_other_pool_keeps_claiming(world: World) -> None:
 def test_paused_pool_claims_nothing_of_limited_tenant(world: World) -> None:
     world.batch(4)
     with world.database.engine("owner").begin() as connection:
-        connection.execute(text("UPDATE tenants SET max_running = 2"))
+        connection.execute(text("UPDATE tenants SET max_running_lines = 2"))
     try:
         pause_store(world).pause(Pool.SPOT, "ana")
         lease = world.queue.open_lease(Pool.SPOT, "w")
         assert world.queue.claim(lease, Pool.SPOT, 9) == []
     finally:
         with world.database.engine("owner").begin() as connection:
-            connection.execute(text("UPDATE tenants SET max_running = NULL"))
+            connection.execute(text("UPDATE tenants SET max_running_lines = NULL"))
 
 
 def test_pause_is_idempotent_and_audited_without_tenant(world: World) -> None:

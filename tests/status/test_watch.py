@@ -121,7 +121,7 @@ class FakeSnapshots(SnapshotStore):
         if self.down:
             raise Unavailable("Down.")
 
-    def read(self) -> SystemSnapshot:
+    def read(self, *, for_metrics: bool = False) -> SystemSnapshot:  # noqa: ARG002
         snapshot = self.snapshots.popleft()
         if snapshot is None:
             raise Unavailable("No answer.")

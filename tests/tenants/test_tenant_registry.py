@@ -59,7 +59,7 @@ def test_new_tenant_has_default_limits(world: World, tenancy: Tenancy) -> None:
         ("me", "tenant.created", "acme"),
         ("me", "tenant.changed", "weight: 1 -> 3"),
         ("me", "tenant.changed", "max_requests_per_minute: none -> 600"),
-        ("me", "tenant.changed", "max_running: none -> 5"),
+        ("me", "tenant.changed", "max_running_lines: none -> 5"),
     ]
 
 

@@ -37,7 +37,7 @@ CREATE TABLE tenants (
   max_requests_per_minute integer CHECK (max_requests_per_minute > 0),
   max_active_batches integer CHECK (max_active_batches > 0),
   max_queued_lines integer CHECK (max_queued_lines > 0),
-  max_running integer CHECK (max_running > 0)
+  max_running_lines integer CHECK (max_running_lines > 0)
 );
 {_isolated("tenants", "id")}
 -- The owner creates tenants and keys and runs authenticate(), and FORCE binds the owner too.
@@ -110,7 +110,7 @@ CREATE TABLE orphan_objects (
   tenant_id uuid NOT NULL,
   due_at timestamptz NOT NULL
 );
-CREATE INDEX stray_objects_due ON orphan_objects (due_at);
+CREATE INDEX orphan_objects_due ON orphan_objects (due_at);
 {_isolated("orphan_objects")}
 GRANT SELECT, INSERT, DELETE ON orphan_objects TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orphan_objects TO lowtide_worker;
@@ -358,8 +358,6 @@ CREATE INDEX dead_letters_by_code
   ON dead_letters (tenant_id, error_code, at DESC, batch_id DESC, line DESC);
 CREATE INDEX dead_letters_of_batch ON dead_letters (batch_id, at DESC, line DESC);
 CREATE INDEX dead_letters_in_order ON dead_letters (tenant_id, batch_id, line);
--- After an outage most open letters have the same code: without this, the planner expects few.
-CREATE STATISTICS dead_letters_filters (mcv) ON error_code, state FROM dead_letters;
 CREATE INDEX dead_letters_by_requeue_key ON dead_letters (tenant_id, requeue_key)
   WHERE requeue_key IS NOT NULL;
 {_isolated("dead_letters")}
