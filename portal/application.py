@@ -6,7 +6,6 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from nicegui import app, ui
-from starlette.datastructures import MutableHeaders
 
 from portal import downloads, theme
 from portal.components import shortcuts
@@ -26,10 +25,10 @@ from portal.pages import (
     upload,
 )
 from portal.session_watch import SessionWatch
-from portal.sessions import SIGNED_OUT, Guard
+from portal.sessions import SIGNED_OUT, Guard, with_headers
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from lowtide.app import App
     from lowtide.settings import Settings
@@ -68,15 +67,7 @@ class ContentPolicy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app and add the headers to its response, unless already set."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive, with_headers(send, _HEADERS))
 
 
 # A page disconnected for longer is reloaded and loses its state. NiceGUI derives its ping timeout

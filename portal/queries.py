@@ -159,7 +159,6 @@ STATES: Final[Mapping[str, str]] = {
     **{state.value: state.value.capitalize() for state in LetterState},
     ANY: "All states",
 }
-_MAX_FIELD_LENGTH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +174,9 @@ class LetterQuery:
     def read(cls, parameters: Mapping[str, str]) -> LetterQuery:
         """Parse URL parameters."""
         return cls(
-            tenant=parameters.get("tenant", "")[:_MAX_FIELD_LENGTH],
-            batch=parameters.get("batch_id", "").strip()[:_MAX_FIELD_LENGTH],
-            code=parameters.get("error_code", "").strip()[:_MAX_FIELD_LENGTH],
+            tenant=parameters.get("tenant", "")[:_MAX_LENGTH],
+            batch=parameters.get("batch_id", "").strip()[:_MAX_LENGTH],
+            code=parameters.get("error_code", "").strip()[:_MAX_LENGTH],
             state=parameters.get("state") or LetterState.OPEN.value,
         )
 

@@ -19,7 +19,7 @@ from lowtide.tenants.sign_in import Principal, Role
 from portal.services import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -191,7 +191,7 @@ class Guard:
             else:
                 await send({"type": "websocket.close", "code": 1008})
             return
-        await responder(scope, receive, _with_headers(send))
+        await responder(scope, receive, with_headers(send, _HEADERS))
 
     async def _authorize(self, scope: Scope) -> ASGIApp:
         principal = principal_of(scope["session"])
@@ -234,11 +234,13 @@ def _sign_in_response(scope: Scope) -> ASGIApp:
     return RedirectResponse(f"{SIGN_IN}?next={quote(target, safe='')}", status_code=303)
 
 
-def _with_headers(send: Send) -> Send:
+def with_headers(send: Send, added: Mapping[str, str]) -> Send:
+    """Return `send` that adds headers to a response, unless it has them."""
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in added.items():
                 headers.setdefault(name, value)
         await send(message)
 

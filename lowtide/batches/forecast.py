@@ -140,11 +140,15 @@ class Workload:
         return lines / seconds if seconds > 0 else self._model_rate(pool, None, prior)
 
     def _model_rate(self, pool: Pool, model: str | None, prior: float) -> float:
+        return self.measured_rate(pool, model) or prior
+
+    def measured_rate(self, pool: Pool, model: str | None) -> float | None:
+        """Return a replica's measured requests per second for a model; None if unmeasured."""
         for name in (model, _MIXED):
             rate = None if name is None else self.rates.get((pool, name))
             if rate is not None and rate.mean:
                 return rate.mean
-        return prior
+        return None
 
 
 _WORK = text("""
@@ -215,13 +219,9 @@ class Forecaster:
 
     def measured_rate(self, model: str | None) -> float | None:
         """Return a replica's measured requests per second for a model; None if unmeasured."""
-        rates = self._workload().rates
-        for pool in Pool:
-            for name in (model, ""):
-                rate = None if name is None else rates.get((pool, name))
-                if rate is not None and rate.mean:
-                    return rate.mean
-        return None
+        workload = self._workload()
+        rates = (workload.measured_rate(pool, model) for pool in Pool)
+        return next((rate for rate in rates if rate is not None), None)
 
     def _workload(self) -> Workload:
         now = self._timer()

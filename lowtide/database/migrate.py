@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from lowtide.database.connections import connect
@@ -43,10 +44,7 @@ def migrate(url: str, passwords: Mapping[str, str]) -> None:
 
 
 def _require_known_revision(connection: Connection) -> None:
-    exists = connection.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
-    if not exists.scalar_one():
-        return
-    revision = connection.execute(text("SELECT max(version_num) FROM alembic_version")).scalar_one()
+    revision = MigrationContext.configure(connection).get_current_revision()
     if revision is not None and not is_known(revision):
         raise ValueError(
             f"The database has schema {revision}, which this version does not know: migrate with the "

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 
 _GIVEN = "json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)"
+_TALLY_ESCALATED = """INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
+SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+ORDER BY batch_id
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+"""
 # From the end of the queue, which spot would reach last; delayed requests only if no others remain.
 # The ARRAY form keeps the plan a Tid Scan whatever the estimates.
 ESCALATE = f"""
@@ -56,11 +61,7 @@ WITH given AS (
   SELECT tenant_id, batch_id, lines, 'escalated', 'dedicated',
     'Moved to dedicated to meet the deadline' FROM counted
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
-ORDER BY batch_id
-ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
+{_TALLY_ESCALATED}RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
 """  # noqa: S608 - a constant of ours
 _ESCALATE = text(ESCALATE)
 GIVE_BACK = f"""
@@ -95,7 +96,7 @@ RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, in
   false AS failed, true AS interrupted
 """  # noqa: S608 - a constant of ours
 _REVOKE = text(REVOKE)
-ESCALATE_REVOKED = """
+ESCALATE_REVOKED = f"""
 WITH moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true
   WHERE ctid = ANY(ARRAY(
@@ -108,11 +109,7 @@ WITH moved AS (
 ), counted AS (
   SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
-ORDER BY batch_id
-ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-"""
+{_TALLY_ESCALATED}"""  # noqa: S608 - a constant of ours
 _ESCALATE_REVOKED = text(ESCALATE_REVOKED)
 
 

@@ -116,7 +116,6 @@ MAX_FAILURES: Final = 10
 WITHIN_SECONDS: Final = 60.0
 MAX_PLACES: Final = 10_000
 _MAX_SECRET_LENGTH: Final = 256
-_KEY: Final = "lt_"
 _IPV6_PREFIX: Final = 64  # one subscriber can use any address of it
 
 _Source = tuple[str, str]
@@ -141,7 +140,7 @@ class SignInGuard:
         Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
         address.
         """
-        source = ("key" if secret.startswith(_KEY) else "password", network_of(address))
+        source = ("key" if secret.startswith(PREFIX) else "password", network_of(address))
         attempted_at = self._record_attempt(source)
         try:
             principal = self._find_principal(secret)

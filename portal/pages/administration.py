@@ -1,4 +1,4 @@
-"""Filters of the administration pages in their URLs."""
+"""What the administration pages share: their filters in URLs, the service, and the check of names."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlencode
 from uuid import UUID
 
-from lowtide.core.errors import NotFound
+from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import KeyId
 from lowtide.tenants.audit import AuditFilter
 from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState
+from lowtide.tenants.model import check_name
 from portal.queries import clean
+from portal.services import lowtide
+from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowtide.core.ids import TenantId
     from lowtide.tenants.keys import TenantKey
+    from lowtide.tenants.service import Tenancy
 
 
 TENANTS: Final = "/tenants"
@@ -160,3 +164,17 @@ def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
 def _address(path: str, **parameters: str) -> str:
     query_string = urlencode({name: value for name, value in parameters.items() if value})
     return f"{path}?{query_string}" if query_string else path
+
+
+def tenancy_of_principal() -> Tenancy:
+    """Return the service that changes tenants and keys; raises Forbidden for a viewer."""
+    return lowtide().administration.acting(current_principal())
+
+
+def name_problem(text: str | None) -> str | None:
+    """Return the error of a name of a tenant or a key, if it has one."""
+    try:
+        check_name((text or "").strip(), "name")
+    except InvalidRequest:
+        return "Use up to 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit."
+    return None

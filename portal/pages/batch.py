@@ -17,7 +17,7 @@ from portal.components.batch_actions import cancel_batches
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
 from portal.formats import number
-from portal.listing import Pager
+from portal.listing import PAGE_SIZE, Pager
 from portal.live import Live, Rebuilt
 from portal.pages import batch_facts
 from portal.pages.batch_facts import steps_of, timeline
@@ -112,7 +112,6 @@ def _panel(title: str, build: Callable[[BatchDetails], None]) -> Rebuilt[BatchDe
         return Rebuilt(build, "section")
 
 
-PAGE_SIZE: Final = 50
 SEARCH_INTERVAL: Final = 10.0
 """Seconds between two scans of a whole batch for a custom_id."""
 

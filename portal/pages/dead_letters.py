@@ -12,6 +12,7 @@ from lowtide.dead_letters.model import LetterId
 from portal import downloads
 from portal.components.basics import heading
 from portal.components.frame import frame, page
+from portal.listing import PAGE_SIZE
 from portal.pages.letter_actions import LetterActions
 from portal.pages.letter_table import LetterTable, read_excerpts, show_letter
 from portal.queries import STATES, LetterQuery
@@ -70,7 +71,6 @@ class LetterFilters:
 
 
 PATH: Final = "/dead-letters"
-PAGE: Final = 50
 
 
 def install(*, api_url: str) -> None:
@@ -133,7 +133,7 @@ class _LetterPage:
             after = self._pages[-1]
             letters, more = await in_thread(
                 lambda: self._services.dead_letters.page(
-                    tenant, letter_filter, after=after, limit=PAGE
+                    tenant, letter_filter, after=after, limit=PAGE_SIZE
                 )
             )
         except LowtideError as error:
@@ -148,7 +148,7 @@ class _LetterPage:
         self._empty.text = _empty_text(self._query)
         self._newer.set_enabled(len(self._pages) > 1)
         self._older.set_enabled(more)
-        first = (len(self._pages) - 1) * PAGE + 1
+        first = (len(self._pages) - 1) * PAGE_SIZE + 1
         self._range_label.text = f"{first:,} to {first + len(letters) - 1:,}" if letters else ""
 
     def complain(self, problem: str) -> None:

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.core.errors import InvalidRequest, LowtideError
-from lowtide.tenants.model import check_name
+from lowtide.core.errors import LowtideError
 from portal.components.basics import confirm, copy, heading
 from portal.formats import absolute, ago
-from portal.services import in_thread, lowtide
-from portal.sessions import current_principal
+from portal.pages.administration import name_problem, tenancy_of_principal
+from portal.services import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from lowtide.tenants.keys import TenantKey
-    from lowtide.tenants.service import Tenancy
 
 
 _OVERLAPS: Final = {
@@ -43,7 +41,7 @@ class NewKey:
             heading("New key")
             initial = chosen if chosen in tenants else tenants[0]
             self._tenant = ui.select(list(tenants), value=initial, label="Tenant", with_input=True)
-            self._name = ui.input("Name", validation=_name_problem)
+            self._name = ui.input("Name", validation=name_problem)
             for field in (self._tenant, self._name):
                 field.props("dense outlined")
             self._name.props["hint"] = "Where it is used, such as laptop or nightly-eval"
@@ -60,7 +58,7 @@ class NewKey:
             return
         tenant, name = str(self._tenant.value or ""), (self._name.value or "").strip()
         try:
-            tenancy = _tenancy()
+            tenancy = tenancy_of_principal()
             key = await in_thread(lambda: tenancy.create_key(tenant, name))
         except LowtideError as error:
             self._problem.text = error.message
@@ -76,7 +74,7 @@ async def rotate(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) 
     overlaps: list[ui.select] = []
     name, tenant = tenant_key.key.name, tenant_key.tenant
     try:
-        _tenancy()
+        tenancy_of_principal()
         if not await confirm(
             f"Rotate key {name} of {tenant}?",
             [
@@ -86,7 +84,7 @@ async def rotate(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) 
             fill=lambda: overlaps.append(_overlap_choice()),
         ):
             return
-        tenancy, overlap = _tenancy(), str(overlaps[0].value)
+        tenancy, overlap = tenancy_of_principal(), str(overlaps[0].value)
         rotation = await in_thread(lambda: tenancy.rotate_key(tenant, name, overlap))
     except LowtideError as error:
         ui.notify(error.message, type="negative", multi_line=True)
@@ -107,7 +105,7 @@ async def revoke(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) 
     if key.last_used_at is not None:
         usage = f"It was last used {ago(key.last_used_at, tenant_key.at)}."
     try:
-        _tenancy()
+        tenancy_of_principal()
         if not await confirm(
             f"Revoke key {key.name} of {tenant}?",
             [
@@ -119,7 +117,7 @@ async def revoke(tenant_key: TenantKey, on_done: Callable[[], Awaitable[None]]) 
             dangerous=True,
         ):
             return
-        tenancy = _tenancy()
+        tenancy = tenancy_of_principal()
         await in_thread(lambda: tenancy.revoke_key(tenant, key.name, key.id))
     except LowtideError as error:
         ui.notify(error.message, type="negative", multi_line=True)
@@ -159,15 +157,3 @@ def _overlap_choice() -> ui.select:
     return ui.select(_OVERLAPS, value="24h", label="The old key expires").props(
         "dense outlined options-dense"
     )
-
-
-def _tenancy() -> Tenancy:
-    return lowtide().administration.acting(current_principal())
-
-
-def _name_problem(text: str | None) -> str | None:
-    try:
-        check_name((text or "").strip(), "key")
-    except InvalidRequest:
-        return "Use up to 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit."
-    return None

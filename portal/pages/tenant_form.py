@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
-from lowtide.core.errors import InvalidRequest, LowtideError
-from lowtide.tenants.model import LIMITS, check_name, differences
+from lowtide.core.errors import LowtideError
+from lowtide.tenants.model import LIMITS, differences
 from lowtide.tenants.service import MOST, TenantChanges, told
 from portal.components.basics import confirm, heading
-from portal.services import in_thread, lowtide
-from portal.sessions import current_principal
+from portal.pages.administration import name_problem, tenancy_of_principal
+from portal.services import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lowtide.tenants.model import Tenant, TenantLimits
-    from lowtide.tenants.service import Tenancy
 
 
 class TenantForm:
@@ -35,7 +34,7 @@ class TenantForm:
             ui.element("div").classes("card dialog form section"),
         ):
             heading(title)
-            self._name = ui.input("Name", validation=_name_problem)
+            self._name = ui.input("Name", validation=name_problem)
             self._name.props("dense outlined maxlength=63 autofocus")
             self._name.set_visibility(tenant is None)
             with ui.element("div").classes("fields"):
@@ -79,7 +78,7 @@ class TenantForm:
 
     async def _create(self) -> str:
         name, changes = (self._name.value or "").strip(), self._changes()
-        tenancy = _tenancy()
+        tenancy = tenancy_of_principal()
         await in_thread(lambda: tenancy.create(name, changes))
         return f"Created {name}"
 
@@ -92,7 +91,7 @@ class TenantForm:
         details = [*descriptions, "The change applies from the next request on."]
         if not await confirm(f"Change {tenant.name}?", details, action=f"Change {tenant.name}"):
             return ""
-        tenancy = _tenancy()
+        tenancy = tenancy_of_principal()
         await in_thread(lambda: tenancy.change(tenant.name, changes, tenant))
         return f"{tenant.name}: {', '.join(descriptions)}"
 
@@ -101,10 +100,6 @@ class TenantForm:
             _number(self._weight.value),
             {name: _number(field.value) for name, field in self._limits.items()},
         )
-
-
-def _tenancy() -> Tenancy:
-    return lowtide().administration.acting(current_principal())
 
 
 def _figure(label: str, value: int | None, hint: str, *, free: bool = False) -> ui.input:
@@ -133,11 +128,3 @@ def _figure_problem(text: str | None) -> str | None:
     if digits.isascii() and digits.isdigit() and len(digits) <= 10 and 1 <= int(digits) <= MOST:
         return None
     return f"Enter a number from 1 to {MOST:,}."
-
-
-def _name_problem(text: str | None) -> str | None:
-    try:
-        check_name((text or "").strip(), "name")
-    except InvalidRequest:
-        return "Use up to 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit."
-    return None

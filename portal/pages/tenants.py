@@ -13,11 +13,10 @@ from lowtide.core.errors import LowtideError
 from portal.components.frame import page
 from portal.formats import absolute, counted, money, number
 from portal.listing import PAGE_SIZE, Listed, ListPage
-from portal.pages.administration import TENANTS, TenantQuery
+from portal.pages.administration import TENANTS, TenantQuery, tenancy_of_principal
 from portal.pages.tenant_form import TenantForm
 from portal.queries import clean
 from portal.services import lowtide
-from portal.sessions import current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -246,7 +245,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
 
     def _open(self, name: str | None) -> None:
         try:
-            defaults = lowtide().administration.acting(current_principal()).defaults
+            defaults = tenancy_of_principal().defaults
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return
