@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from lowtide.batches.model import BATCH_TRANSITIONS, SHOWN_AS, BatchStatus
+from lowtide.batches.model import BATCH_TRANSITIONS, OPENAI_COUNTS, SLA_STATES
 from lowtide.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
@@ -40,14 +40,18 @@ def settings_page() -> str:
 
 
 def states_page() -> str:
-    """Return the diagram of the batch state machine, and the portal's names of its states."""
+    """Return the diagram of the batch state machine, and the tables of SLA states and outcomes."""
     arrows = [
         f"    {before} --> {after}"
         for before, following in BATCH_TRANSITIONS.items()
         for after in sorted(following)
     ]
     final = [f"    {status} --> [*]" for status, after in BATCH_TRANSITIONS.items() if not after]
-    rows = [f"| `{status}` | {SHOWN_AS[status]} |" for status in BatchStatus]
+    sla = [f"| `{status}` | {in_time} | {late} |" for status, (in_time, late) in SLA_STATES.items()]
+    requests = [
+        f"| {status} | {f'`{count}`' if count else 'none'} |"
+        for status, count in OPENAI_COUNTS.items()
+    ]
     return "\n".join(
         [
             "# States",
@@ -62,9 +66,25 @@ def states_page() -> str:
             *final,
             "```",
             "",
-            "| API status | shown as |",
+            "## SLA states",
+            "",
+            "The SLA state of a batch follows from its status and its deadline. Files that were rejected",
+            "and batches that were cancelled have none; a batch that is past its deadline is Missed, also",
+            "while its files are written.",
+            "",
+            "| status | in time | late, or likely to be |",
+            "|---|---|---|",
+            *sla,
+            "",
+            "## Requests",
+            "",
+            "A request is Queued or Running until it has one of the four outcomes. Failed requests ran and",
+            "failed for good; those that are dead letters have `dead_lettered`. Expired and Cancelled ones",
+            "did not run before their batch ended. OpenAI's `request_counts` has fewer fields:",
+            "",
+            "| request | counted in `request_counts` as |",
             "|---|---|",
-            *rows,
+            *requests,
             "",
         ]
     )

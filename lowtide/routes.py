@@ -284,7 +284,12 @@ READ = (
                 Parameter(
                     "status",
                     "Only requests in this state.",
-                    {"enum": ["Queued", "Running", "Completed", "Failed", "DeadLettered"]},
+                    {"enum": ["Queued", "Running", "Completed", "Failed", "Expired", "Cancelled"]},
+                ),
+                Parameter(
+                    "dead_lettered",
+                    "Only requests that are, or are not, dead letters.",
+                    {"type": "boolean"},
                 ),
                 Parameter("pool", "Only requests of this pool.", {"enum": ["spot", "dedicated"]}),
             ),

@@ -122,6 +122,7 @@ class Services:
             settings.endpoints,
             settings.shortest_window,
             settings.longest_window,
+            self.prices,
             self._admission,
         )
         return Batches(
@@ -171,7 +172,7 @@ class Services:
         from lowtide.batches.detail_store import BatchDetailStore
 
         details = BatchDetailStore(self._database)
-        return BatchBrowser(details, self._objects(), self.forecaster, self.prices)
+        return BatchBrowser(details, self._objects(), self.forecaster)
 
     @cached_property
     def cancellation(self) -> BatchCancellation:
@@ -241,6 +242,7 @@ class Services:
             shortest_window=settings.shortest_window,
             longest_window=settings.longest_window,
             file_expiry=settings.file_expiry,
+            prices=self.prices,
             closed=frozenset(pool for pool, count in replicas.items() if not count),
             admission=self._admission,
         )

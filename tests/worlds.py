@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from lowtide.batches.model import NewBatch
 from lowtide.batches.store import BatchStore
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import connect
 from lowtide.engines.outcomes import Usage
 from lowtide.events.model import EventType, batch_event
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 KEPT = {"tenants", "api_keys", "alembic_version"}
 _CONTENTS = "SELECT t::text FROM {} t ORDER BY 1"
 PATIENCE = 60.0
+PRICES = Prices(1.0, 3.0, "USD")
 MAX_LOST_LEASES = 3
 T = TypeVar("T")
 
@@ -202,6 +203,7 @@ class World:
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
             "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
             "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None, "pool": Pool.SPOT,
+            "prices": PRICES,
         }  # fmt: skip
         if "input_file" not in changes:
             changes["input_file"] = self.file(tenant).id

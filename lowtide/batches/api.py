@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -19,12 +20,13 @@ from lowtide.core.ids import (
     format_request_id,
     parse_batch_id,
 )
-from lowtide.core.pools import Pool, cost_of
+from lowtide.core.pools import Pool
 from lowtide.http import types
 from lowtide.http.application import json_response
 from lowtide.http.bodies import digest_of, idempotency_key, json_body
 from lowtide.http.operations import argument, limit_argument, page_arguments
 from lowtide.http.types import CreateBatch, unix, unix_or_none
+from lowtide.planning.reasons import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,15 +37,16 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
     from lowtide.core.ids import FileId
-    from lowtide.core.pools import Prices
+    from lowtide.core.pools import Cost
     from lowtide.http.application import Call
+    from lowtide.planning.reasons import Risk
 
 
 # A billionth of a replica hour is four microseconds.
 _DIGITS = 9
 
 
-def batch_object(batch: Batch, prices: Prices) -> types.Batch:
+def batch_object(batch: Batch) -> types.Batch:
     """Return the Batch object."""
     errors = [
         types.BatchError(problem.code, problem.message, problem.param, problem.line)
@@ -77,13 +80,13 @@ def batch_object(batch: Batch, prices: Prices) -> types.Batch:
             output_tokens_details=types.OutputTokensDetails(batch.reasoning_tokens),
         ),
         metadata=None if batch.metadata is None else dict(batch.metadata),
-        x_lowtide=_extension(batch, prices),
+        x_lowtide=_extension(batch),
     )
 
 
-def batch_page(batches: Sequence[Batch], prices: Prices, *, has_more: bool) -> types.BatchPage:
+def batch_page(batches: Sequence[Batch], *, has_more: bool) -> types.BatchPage:
     """Return one page of batches."""
-    data = [batch_object(batch, prices) for batch in batches]
+    data = [batch_object(batch) for batch in batches]
     return types.BatchPage(
         data=data,
         first_id=data[0].id if data else None,
@@ -99,6 +102,7 @@ def request_object(batch: BatchId, request: RequestState) -> types.Request:
         line=request.line,
         custom_id=request.custom_id,
         status=request.status.value,
+        dead_lettered=request.dead_lettered,
         pool=None if request.pool is None else request.pool.value,
         attempts=request.attempts,
         interruptions=request.interruptions,
@@ -125,25 +129,35 @@ def request_page(
     )
 
 
-def _extension(batch: Batch, prices: Prices) -> types.Extension:
-    finished = batch.completed + batch.failed
+def _extension(batch: Batch) -> types.Extension:
+    finished = batch.outcomes.completed + batch.outcomes.failed
     on_dedicated = min(batch.finished_on_dedicated, finished)
     return types.Extension(
         user=batch.user,
+        outcomes=types.Outcomes(**asdict(batch.outcomes)),
         sla_state=batch.sla_state.value,
+        risk=None if batch.risk is None else _risk(batch.risk),
         deadline=unix(batch.deadline),
         eta=unix_or_none(batch.eta),
         pools={"spot": finished - on_dedicated, "dedicated": on_dedicated},
         interruptions=batch.interruptions,
         retries=batch.retries,
         escalations=batch.escalations,
-        cost=_cost(batch, prices),
+        cost=_cost(batch.cost),
         trace_id=None if batch.trace is None else batch.trace.trace_id,
     )
 
 
-def _cost(batch: Batch, prices: Prices) -> types.Cost:
-    cost = cost_of(batch.spot_seconds, batch.dedicated_seconds, prices)
+def _risk(risk: Risk) -> types.Risk:
+    return types.Risk(
+        reason=risk.reason,
+        text=describe(risk.reason, risk.bound),
+        since=unix(risk.since),
+        bound=None if risk.bound is None else types.Bound(**asdict(risk.bound)),
+    )
+
+
+def _cost(cost: Cost) -> types.Cost:
     return types.Cost(
         currency=cost.currency,
         spot=round(cost.spot, _DIGITS),
@@ -188,13 +202,13 @@ def create_batch(call: Call) -> Response:
         joins_trace=call.joins_trace,
     )
     batch = call.services.batches.create(call.tenant, request)
-    return json_response(batch_object(batch, call.services.prices))
+    return json_response(batch_object(batch))
 
 
 def get_batch(call: Call, batch_id: str) -> Response:
     """`GET /v1/batches/{batch_id}`."""
     batch = call.services.batches.get(call.tenant, require_batch_id(batch_id))
-    return json_response(batch_object(batch, call.services.prices))
+    return json_response(batch_object(batch))
 
 
 def list_batches(call: Call) -> Response:
@@ -202,7 +216,7 @@ def list_batches(call: Call) -> Response:
     arguments = page_arguments(call.request, max_limit=100, default=20)
     after = None if arguments.after is None else require_batch_id(arguments.after, "after")
     batches, has_more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
-    return json_response(batch_page(batches, call.services.prices, has_more=has_more))
+    return json_response(batch_page(batches, has_more=has_more))
 
 
 def cancel_batch(call: Call, batch_id: str) -> Response:
@@ -210,7 +224,7 @@ def cancel_batch(call: Call, batch_id: str) -> Response:
     cancelled = call.services.batches.cancel(
         call.tenant, require_batch_id(batch_id), call.caller.actor
     )
-    return json_response(batch_object(cancelled, call.services.prices))
+    return json_response(batch_object(cancelled))
 
 
 def require_batch_id(text: str, param: str = "batch_id") -> BatchId:
@@ -245,6 +259,7 @@ def list_requests(call: Call, batch_id: str) -> Response:
         after=_after(call),
         limit=limit_argument(call.request, max_limit=1000, default=100),
         status=_choice(call, "status", RequestStatus),
+        dead_lettered=_flag(call, "dead_lettered"),
         pool=_choice(call, "pool", Pool),
     )
     return json_response(request_page(batch, requests, has_more=has_more))
@@ -296,3 +311,13 @@ def _choice(call: Call, name: str, choices: type[_Choice]) -> _Choice | None:
         return choices(text)
     except ValueError:
         raise InvalidRequest(f"{name} must be one of {', '.join(choices)}.", param=name) from None
+
+
+_FLAGS = {"true": True, "false": False}
+
+
+def _flag(call: Call, name: str) -> bool | None:
+    text = argument(call.request, name)
+    if text is not None and text not in _FLAGS:
+        raise InvalidRequest(f"{name} must be true or false.", param=name)
+    return None if text is None else _FLAGS[text]

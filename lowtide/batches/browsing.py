@@ -14,7 +14,6 @@ from lowtide.batches.views import (
     LineDetails,
 )
 from lowtide.core.errors import Conflict, NotFound
-from lowtide.core.pools import cost_of
 from lowtide.events.model import EventType, batch_event
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lowtide.batches.store import BatchStore
     from lowtide.batches.views import BatchMark, BatchOrder
     from lowtide.core.ids import BatchId, TenantId
-    from lowtide.core.pools import Prices
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.objects.store import ObjectStore
@@ -126,19 +124,15 @@ class BatchBrowser:
         details: BatchDetailStore,
         objects: ObjectStore,
         forecaster: Forecaster,
-        prices: Prices,
     ) -> None:
         self._details = details
         self._objects = objects
         self._forecaster = forecaster
-        self._prices = prices
 
     def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
-        """Return a batch without its requests, with its ETA and its cost."""
+        """Return a batch without its requests, with its ETA."""
         details = self._details.details(principal.tenant, batch)
-        record = details.batch
-        cost = cost_of(record.spot_seconds, record.dedicated_seconds, self._prices)
-        return details.priced(self._forecaster.with_eta(record), cost)
+        return replace(details, batch=self._forecaster.with_eta(details.batch))
 
     def lines(
         self,

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from lowtide.batches.model import RequestStatus
 from lowtide.batches.request_store import state_of
-from lowtide.batches.store import batch_of
+from lowtide.batches.store import batch_of, bound_of
 from lowtide.batches.views import (
     ERRORS_FROM,
     MAX_ERRORS,
@@ -24,6 +24,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool
 from lowtide.files.store import file_of
+from lowtide.planning.reasons import Reason
 from lowtide.tenants.audit import note
 from lowtide.tenants.sign_in import reading_as
 
@@ -38,15 +39,13 @@ if TYPE_CHECKING:
     from lowtide.files.model import StoredFile
 
 
-BATCH = """
-SELECT s.*, now() AS at,
-  (SELECT count(*) FROM queue WHERE batch_id = s.id) AS queued,
-  (SELECT count(*) FROM claims WHERE batch_id = s.id) AS running
-FROM batch_states s WHERE s.id = :batch
-"""
+BATCH = "SELECT s.*, now() AS at FROM batch_states s WHERE s.id = :batch"
+# The kinds are the predicate of the index.
 NOTES = """
-SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
-WHERE batch_id = :batch AND kind IN ('interrupted', 'escalated') ORDER BY id DESC LIMIT :limit
+SELECT kind, pool, line, lines, detail, at, lease_id, reason, bound FROM request_events
+WHERE batch_id = :batch
+  AND kind IN ('interrupted', 'escalated', 'revoked', 'returned', 'at_risk', 'on_track')
+ORDER BY id DESC LIMIT :limit
 """
 # The body of an HTTP error states its reason.
 ERRORS = """
@@ -72,6 +71,12 @@ _NAMED = """AND starts_with((SELECT custom_id FROM requests r
       WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
 # Requests dropped by a cancellation or at the deadline are only in `requests`. Scalar subqueries
 # replace NOT EXISTS, which would become joins that read a whole table.
+_DROPPED = """SELECT line FROM requests AS found
+    WHERE batch_id = :batch AND line > :after {{here}}
+      AND EXISTS (SELECT 1 FROM batches WHERE id = :batch AND ({ended}))
+      AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
+      AND (SELECT 1 FROM claims WHERE batch_id = :batch AND line = found.line) IS NULL
+      AND (SELECT 1 FROM queue WHERE batch_id = :batch AND line = found.line) IS NULL"""
 _OF_STATUS = {
     None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",
     RequestStatus.QUEUED: """SELECT line FROM queue AS found
@@ -80,21 +85,10 @@ _OF_STATUS = {
     WHERE batch_id = :batch AND line > :after {named}""",
     RequestStatus.COMPLETED: """SELECT line FROM results AS found
     WHERE batch_id = :batch AND line > :after AND succeeded {named}""",
-    RequestStatus.DEAD_LETTERED: """SELECT line FROM results AS found
-    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered {named}""",
-    RequestStatus.FAILED: """SELECT line FROM (
-      (SELECT line FROM results AS found WHERE batch_id = :batch AND line > :after AND NOT succeeded
-        AND NOT dead_lettered {named} ORDER BY line LIMIT :limit)
-      UNION ALL
-      (SELECT found.line FROM requests AS found
-        WHERE found.batch_id = :batch AND found.line > :after {here}
-          AND EXISTS (SELECT 1 FROM batches WHERE id = :batch
-            AND status IN ('cancelling', 'cancelled', 'expired'))
-          AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
-          AND (SELECT 1 FROM claims WHERE batch_id = :batch AND line = found.line) IS NULL
-          AND (SELECT 1 FROM queue WHERE batch_id = :batch AND line = found.line) IS NULL
-        ORDER BY found.line LIMIT :limit)
-    ) either""",
+    RequestStatus.FAILED: """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND NOT succeeded {named}""",
+    RequestStatus.EXPIRED: _DROPPED.format(ended="status = 'expired' OR expiring"),
+    RequestStatus.CANCELLED: _DROPPED.format(ended="status IN ('cancelling', 'cancelled')"),
 }
 _SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
 _ALL = dict.fromkeys(_SEARCH, "")
@@ -124,7 +118,7 @@ LEFT JOIN LATERAL (
 WHERE b.id = :batch
 """  # noqa: S608
 LINE_NOTES = """
-SELECT kind, pool, line, lines, detail, at, lease_id FROM request_events
+SELECT kind, pool, line, lines, detail, at, lease_id, reason, bound FROM request_events
 WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
 """
 _BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
@@ -157,8 +151,6 @@ class BatchDetailStore:
                 at=row.at,
                 batch=record,
                 tenant_name=tenant_name,
-                queued=row.queued,
-                running=row.running,
                 notes=_notes(connection, scope, rows),
                 errors=tuple(TopError(*error) for error in errors),
                 files=_files(connection, record),
@@ -231,6 +223,8 @@ def _notes(connection: Connection, scope: TenantId | None, rows: Sequence[Any]) 
             detail=row.detail,
             at=row.at,
             worker=names.get(row.lease_id),
+            reason=None if row.reason is None else Reason(row.reason),
+            bound=bound_of(row.bound),
         )
         for row in rows
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from lowtide.batches.model import SLA_STATES, SlaState
 from lowtide.batches.store import batch_of
 from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
 from lowtide.core.ids import BatchId, TenantId
@@ -27,12 +28,15 @@ _RANK = (
     "(CASE WHEN status IN ('validating', 'in_progress', 'finalizing', 'cancelling') "
     "THEN 1 ELSE 0 END)"
 )
-# Must match Batch.sla_state.
-_SLA = """CASE WHEN status = 'expired' THEN 'Breached'
-      WHEN status IN ('completed', 'failed', 'cancelled') THEN
-        CASE WHEN coalesce(completed_at, failed_at, cancelled_at) > deadline THEN 'Breached'
-          ELSE 'Met' END
-      WHEN at_risk THEN 'At risk' ELSE 'In progress' END"""
+_IS_LATE = """CASE WHEN coalesce(completed_at, failed_at, expired_at, cancelled_at) IS NULL
+        THEN at_risk
+        ELSE coalesce(completed_at, failed_at, expired_at, cancelled_at) > deadline END"""
+_BY_STATUS = " ".join(
+    f"WHEN '{status}' THEN CASE WHEN {_IS_LATE} THEN '{late}' ELSE '{in_time}' END"
+    for status, (in_time, late) in SLA_STATES.items()
+)
+# As Batch.sla_state.
+_SLA = f"CASE WHEN expiring THEN '{SlaState.MISSED}' ELSE CASE status {_BY_STATUS} END END"
 _MATCHES = f"""(cast(:tenant AS uuid) IS NULL OR tenant_id = :tenant)
     AND (cast(:statuses AS text[]) IS NULL OR status = ANY(cast(:statuses AS text[])))
     AND (cast(:sla AS text[]) IS NULL OR {_SLA} = ANY(cast(:sla AS text[])))

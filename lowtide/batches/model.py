@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import Pool, cost_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from lowtide.core.ids import BatchId, FileId, TenantId
+    from lowtide.core.pools import Cost, Prices
     from lowtide.files.lines import Problem
+    from lowtide.planning.reasons import Risk
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -31,22 +33,39 @@ class BatchStatus(StrEnum):
 
 
 class RequestStatus(StrEnum):
-    """The states of a request, as the portal shows them."""
+    """The states of a request; the last four are its outcomes.
+
+    Failed requests ran and failed for good, dead letters included. Expired and cancelled ones did
+    not run before their batch ended.
+    """
 
     QUEUED = "Queued"
     RUNNING = "Running"
     COMPLETED = "Completed"
     FAILED = "Failed"
-    DEAD_LETTERED = "DeadLettered"
+    EXPIRED = "Expired"
+    CANCELLED = "Cancelled"
+
+
+OPENAI_COUNTS: Final[dict[RequestStatus, str | None]] = {
+    RequestStatus.QUEUED: None,
+    RequestStatus.RUNNING: None,
+    RequestStatus.COMPLETED: "completed",
+    RequestStatus.FAILED: "failed",
+    RequestStatus.EXPIRED: "failed",
+    RequestStatus.CANCELLED: "failed",
+}
+"""The field of OpenAI's `request_counts` that counts requests in each state, besides `total`."""
 
 
 class SlaState(StrEnum):
     """The state of a batch relative to its deadline."""
 
-    IN_PROGRESS = "In progress"
+    ON_TRACK = "On track"
     AT_RISK = "At risk"
     MET = "Met"
-    BREACHED = "Breached"
+    MISSED = "Missed"
+    NOT_APPLICABLE = "Not applicable"
 
 
 BATCH_TRANSITIONS: Final[dict[BatchStatus, frozenset[BatchStatus]]] = {
@@ -72,17 +91,54 @@ CANCELLABLE_STATUSES: Final = frozenset(
     status for status, following in BATCH_TRANSITIONS.items() if BatchStatus.CANCELLING in following
 )
 
-SHOWN_AS: Final[dict[BatchStatus, RequestStatus]] = {
-    BatchStatus.VALIDATING: RequestStatus.QUEUED,
-    BatchStatus.IN_PROGRESS: RequestStatus.RUNNING,
-    BatchStatus.FINALIZING: RequestStatus.RUNNING,
-    BatchStatus.CANCELLING: RequestStatus.RUNNING,
-    BatchStatus.COMPLETED: RequestStatus.COMPLETED,
-    BatchStatus.FAILED: RequestStatus.FAILED,
-    BatchStatus.EXPIRED: RequestStatus.FAILED,
-    BatchStatus.CANCELLED: RequestStatus.FAILED,
+DROPPED_AS: Final[dict[BatchStatus, RequestStatus]] = {
+    BatchStatus.CANCELLING: RequestStatus.CANCELLED,
+    BatchStatus.CANCELLED: RequestStatus.CANCELLED,
+    BatchStatus.EXPIRED: RequestStatus.EXPIRED,
 }
-"""The portal's name for a batch status, shown beside the exact one."""
+"""The outcome of requests that did not run, by the status of their batch.
+
+A batch that expires is `in_progress` until its files are written.
+"""
+
+SLA_STATES: Final[dict[BatchStatus, tuple[SlaState, SlaState]]] = {
+    BatchStatus.VALIDATING: (SlaState.ON_TRACK, SlaState.AT_RISK),
+    BatchStatus.IN_PROGRESS: (SlaState.ON_TRACK, SlaState.AT_RISK),
+    BatchStatus.FINALIZING: (SlaState.ON_TRACK, SlaState.AT_RISK),
+    BatchStatus.COMPLETED: (SlaState.MET, SlaState.MISSED),
+    BatchStatus.EXPIRED: (SlaState.MISSED, SlaState.MISSED),
+    BatchStatus.FAILED: (SlaState.NOT_APPLICABLE, SlaState.NOT_APPLICABLE),
+    BatchStatus.CANCELLING: (SlaState.NOT_APPLICABLE, SlaState.NOT_APPLICABLE),
+    BatchStatus.CANCELLED: (SlaState.NOT_APPLICABLE, SlaState.NOT_APPLICABLE),
+}
+"""The SLA state of a batch by its status: in time, and late or likely to be.
+
+Files that were rejected and batches that were cancelled have no SLA. An expiring batch has missed
+its deadline.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The requests of a batch by state; `dead_lettered` is part of `failed`, the others add up."""
+
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    dead_lettered: int = 0
+    expired: int = 0
+    cancelled: int = 0
+
+    def of(self, status: RequestStatus) -> int:
+        """Return the number of requests in a state."""
+        count: int = getattr(self, status.name.lower())
+        return count
+
+    @property
+    def openai_failed(self) -> int:
+        """OpenAI's count of failed requests: all that ended without a response of success."""
+        return self.failed + self.expired + self.cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +146,8 @@ class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
-    `pool`; those that start in dedicated stay there. `actor` is recorded in the audit log; None
-    leaves that to the caller.
+    `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
+    `actor` is recorded in the audit log; None leaves that to the caller.
     """
 
     id: BatchId
@@ -104,6 +160,7 @@ class NewBatch:
     deadline: datetime
     metadata: Mapping[str, str] | None
     idempotency_key: str | None
+    prices: Prices
     idempotency_digest: bytes | None = None
     output_expires_after: int | None = None
     trace: TraceContext | None = None
@@ -113,12 +170,13 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The current state of a batch; completed + failed <= total, equal when final.
+    """The current state of a batch.
 
     `cached_tokens` are part of the input tokens, `reasoning_tokens` of the output tokens.
-    `spot_seconds` and `dedicated_seconds` are its results' share of replica time; `eta` is the
-    expected completion, None if final or unknown; `trace` is the context that its work continues;
-    `pool` is the pool in which its requests started.
+    `spot_seconds` and `dedicated_seconds` are its results' share of replica time, at the `prices` of
+    its creation; `eta` is the expected completion, None if final or unknown; `trace` is the context
+    that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
+    has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     """
 
     id: BatchId
@@ -141,8 +199,7 @@ class Batch:
     cancelled_at: datetime | None
     at_risk: bool
     total: int
-    completed: int
-    failed: int
+    outcomes: Outcomes
     output_file: FileId | None
     error_file: FileId | None
     errors: tuple[Problem, ...]
@@ -153,6 +210,7 @@ class Batch:
     retries: int
     escalations: int
     finished_on_dedicated: int
+    prices: Prices
     spot_seconds: float = 0.0
     dedicated_seconds: float = 0.0
     cached_tokens: int = 0
@@ -160,6 +218,23 @@ class Batch:
     eta: datetime | None = None
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
+    expiring: bool = False
+    risk: Risk | None = None
+
+    @property
+    def completed(self) -> int:
+        """OpenAI's count of completed requests."""
+        return self.outcomes.completed
+
+    @property
+    def failed(self) -> int:
+        """OpenAI's count of failed requests; completed + failed <= total, equal once final."""
+        return self.outcomes.openai_failed
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of the results so far."""
+        return cost_of(self.spot_seconds, self.dedicated_seconds, self.prices)
 
     @property
     def ended_at(self) -> datetime | None:
@@ -185,10 +260,9 @@ class Batch:
 
     @property
     def sla_state(self) -> SlaState:
-        """The state relative to the deadline; failing in time, as for a bad file, counts as met."""
-        if self.status is BatchStatus.EXPIRED:
-            return SlaState.BREACHED
-        if self.status in FINAL_STATUSES:
-            late = self.ended_at is not None and self.ended_at > self.deadline
-            return SlaState.BREACHED if late else SlaState.MET
-        return SlaState.AT_RISK if self.at_risk else SlaState.IN_PROGRESS
+        """The state relative to the deadline, as in SLA_STATES."""
+        if self.expiring:
+            return SlaState.MISSED
+        in_time, late = SLA_STATES[self.status]
+        is_late = self.at_risk if self.ended_at is None else self.ended_at > self.deadline
+        return late if is_late else in_time

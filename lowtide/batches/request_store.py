@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, RequestStatus
-from lowtide.batches.results import FinishedLine, RequestState, ResultCursor, ResultPage
+from lowtide.batches.results import (
+    NEVER_RAN,
+    FinishedLine,
+    RequestState,
+    ResultCursor,
+    ResultPage,
+)
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id, format_request_id
 from lowtide.core.pools import Pool
@@ -69,11 +75,12 @@ def _read_piece(
 
 
 PAGE = """
-SELECT line, custom_id, status, pool, attempts, interruptions, escalated, queued_at, started_at,
+SELECT line, custom_id, status, dead_lettered, pool, attempts, interruptions, escalated, queued_at, started_at,
   finished_at, status_code, error_code, error_message
 FROM request_states
 WHERE batch_id = :batch AND line > :after
   AND (cast(:status AS text) IS NULL OR status = :status)
+  AND (cast(:dead_lettered AS boolean) IS NULL OR dead_lettered = :dead_lettered)
   AND (cast(:pool AS text) IS NULL OR pool = :pool)
 ORDER BY line LIMIT :limit
 """
@@ -120,6 +127,7 @@ class RequestStore:
         after: int,
         limit: int,
         status: RequestStatus | None,
+        dead_lettered: bool | None,
         pool: Pool | None,
     ) -> Sequence[RequestState]:
         """Return up to `limit` requests after line `after`, in input order."""
@@ -128,6 +136,7 @@ class RequestStore:
             "after": after,
             "limit": limit,
             "status": None if status is None else status.value,
+            "dead_lettered": dead_lettered,
             "pool": None if pool is None else pool.value,
         }
         with acting_for(self._engine, tenant) as connection:
@@ -173,11 +182,14 @@ class RequestStore:
 
 
 def state_of(row: Any) -> RequestState:
-    """Return the request in a row of `request_states`."""
+    """Return the request in a row of `request_states`; one that did not run has an error too."""
+    status = RequestStatus(row.status)
+    code, message = NEVER_RAN.get(status, (row.error_code, row.error_message))
     return RequestState(
         line=row.line,
         custom_id=row.custom_id,
-        status=RequestStatus(row.status),
+        status=status,
+        dead_lettered=row.dead_lettered,
         pool=None if row.pool is None else Pool(row.pool),
         attempts=row.attempts,
         interruptions=row.interruptions,
@@ -186,6 +198,6 @@ def state_of(row: Any) -> RequestState:
         started_at=row.started_at,
         finished_at=row.finished_at,
         status_code=row.status_code,
-        error_code=row.error_code,
-        error_message=row.error_message,
+        error_code=code,
+        error_message=message,
     )

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lowtide.batches.model import BatchStatus
+from lowtide.batches.model import RequestStatus
 from lowtide.core.ids import BatchId, format_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
-    from lowtide.batches.model import RequestStatus
     from lowtide.core.pools import Pool
 
 
@@ -45,17 +44,17 @@ class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.status_code is not None and 200 <= self.status_code < 300
 
 
-NEVER_RAN: dict[BatchStatus, tuple[str, str]] = {
-    BatchStatus.CANCELLED: (
+NEVER_RAN: Final[dict[RequestStatus, tuple[str, str]]] = {
+    RequestStatus.CANCELLED: (
         "batch_cancelled",
         "This request was not executed because the batch was cancelled.",
     ),
-    BatchStatus.EXPIRED: (
+    RequestStatus.EXPIRED: (
         "batch_expired",
         "This request could not be executed before the completion window expired.",
     ),
 }
-"""Error code and message of requests that had not run when their batch ended."""
+"""Error code and message of requests that did not run before their batch ended."""
 
 
 # In JSON these occur only in strings, where ASCII control characters are escaped already.
@@ -140,6 +139,7 @@ class RequestState:
     line: int
     custom_id: str
     status: RequestStatus
+    dead_lettered: bool
     pool: Pool | None
     attempts: int
     interruptions: int

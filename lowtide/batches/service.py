@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lowtide.batches.results import RequestState, ResultCursor, ResultPage
     from lowtide.batches.store import BatchStore
     from lowtide.core.ids import FileId, TenantId
-    from lowtide.core.pools import Pool
+    from lowtide.core.pools import Pool, Prices
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.files.store import FileStore
@@ -58,11 +58,15 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchRules:
-    """The server's limits; windows in seconds. Without `admission` deadlines are not checked."""
+    """The server's limits and prices; windows in seconds.
+
+    Without `admission` deadlines are not checked.
+    """
 
     endpoints: tuple[str, ...]
     shortest_window: int
     longest_window: int
+    prices: Prices
     admission: AdmissionPolicy | None = None
 
 
@@ -143,6 +147,7 @@ class Batches:
                 deadline=now + window,
                 metadata=request.metadata,
                 idempotency_key=request.idempotency_key,
+                prices=self._rules.prices,
                 idempotency_digest=request.idempotency_digest,
                 output_expires_after=request.output_expires_after,
                 trace=span.context,
@@ -214,8 +219,9 @@ class Requests:
         *,
         after: int,
         limit: int,
-        status: RequestStatus | None,
-        pool: Pool | None,
+        status: RequestStatus | None = None,
+        dead_lettered: bool | None = None,
+        pool: Pool | None = None,
     ) -> tuple[Sequence[RequestState], bool]:
         """Return up to `limit` requests after line `after`, and whether more follow.
 
@@ -223,7 +229,13 @@ class Requests:
         """
         self._batches.get(tenant, batch)
         requests = self._requests.page(
-            tenant, batch, after=after, limit=limit + 1, status=status, pool=pool
+            tenant,
+            batch,
+            after=after,
+            limit=limit + 1,
+            status=status,
+            dead_lettered=dead_lettered,
+            pool=pool,
         )
         return requests[:limit], len(requests) > limit
 

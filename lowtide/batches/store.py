@@ -9,14 +9,23 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.batches.admission import admit_batch
-from lowtide.batches.model import FINAL_STATUSES, Batch, BatchStatus, NewBatch
+from lowtide.batches.model import (
+    DROPPED_AS,
+    FINAL_STATUSES,
+    Batch,
+    BatchStatus,
+    NewBatch,
+    Outcomes,
+    RequestStatus,
+)
 from lowtide.core.errors import Conflict, NotFound, check_key_digest
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
 from lowtide.files.store import file_not_found
+from lowtide.planning.reasons import Bound, Reason, Risk
 from lowtide.tenants.audit import note
 
 if TYPE_CHECKING:
@@ -41,10 +50,11 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key,
-  idempotency_digest, traceparent, tracestate, start_pool)
+  idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
-  :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool)
+  :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
+  :spot_price, :dedicated_price, :currency)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _BY_IDEMPOTENCY_KEY = text("""
@@ -189,13 +199,15 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "idempotency_key": batch.idempotency_key,
         "idempotency_digest": batch.idempotency_digest,
         "start_pool": batch.pool.value,
+        "spot_price": batch.prices.spot,
+        "dedicated_price": batch.prices.dedicated,
+        "currency": batch.prices.currency,
         **trace_columns(batch.trace),
     }
 
 
 def batch_of(row: Any) -> Batch:
     """Return the batch in a row of `batch_states`."""
-    is_final = BatchStatus(row.status) in FINAL_STATUSES
     return Batch(
         id=BatchId(row.id),
         tenant=TenantId(row.tenant_id),
@@ -217,8 +229,7 @@ def batch_of(row: Any) -> Batch:
         cancelled_at=row.cancelled_at,
         at_risk=row.at_risk,
         total=row.total,
-        completed=row.completed if is_final else row.tallied_completed,
-        failed=row.failed if is_final else row.tallied_failed,
+        outcomes=_outcomes(row),
         output_file=None if row.output_file_id is None else FileId(row.output_file_id),
         error_file=None if row.error_file_id is None else FileId(row.error_file_id),
         errors=tuple(Problem(**problem) for problem in row.errors or ()),
@@ -231,8 +242,36 @@ def batch_of(row: Any) -> Batch:
         retries=row.retried,
         escalations=row.escalated,
         finished_on_dedicated=row.on_dedicated,
+        prices=Prices(row.spot_price, row.dedicated_price, row.currency),
         spot_seconds=row.spot_seconds,
         dedicated_seconds=row.dedicated_seconds,
         trace=trace_of(row),
         pool=Pool(row.start_pool),
+        expiring=row.expiring and row.expired_at is None,
+        risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
     )
+
+
+def _outcomes(row: Any) -> Outcomes:
+    """Return the requests by state: those that are in no table but `requests` were dropped."""
+    ran = row.tallied_completed + row.tallied_failed
+    others = max(0, row.total - ran - row.running)
+    dropped_as = RequestStatus.EXPIRED if row.expiring else DROPPED_AS.get(BatchStatus(row.status))
+    return Outcomes(
+        queued=others if dropped_as is None else 0,
+        running=row.running,
+        completed=row.tallied_completed,
+        failed=row.tallied_failed,
+        dead_lettered=row.dead_lettered,
+        expired=others if dropped_as is RequestStatus.EXPIRED else 0,
+        cancelled=others if dropped_as is RequestStatus.CANCELLED else 0,
+    )
+
+
+def _risk(row: Any) -> Risk:
+    return Risk(Reason(row.risk_reason), bound_of(row.risk_bound), row.risk_since)
+
+
+def bound_of(numbers: Any) -> Bound | None:
+    """Return the bound in a column of JSON."""
+    return None if numbers is None else Bound(**numbers)

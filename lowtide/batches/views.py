@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, SlaState
+from lowtide.planning.reasons import describe
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
     from lowtide.core.ids import BatchId, FileId, TenantId
-    from lowtide.core.pools import Cost, Pool
+    from lowtide.core.pools import Pool
+    from lowtide.planning.reasons import Bound, Reason
 
 
 COUNTED: Final = 1000
@@ -74,7 +76,10 @@ ERRORS_FROM: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An event of requests; `line` is None if it concerns several."""
+    """An event of requests; `line` is None if it concerns several.
+
+    The scheduler's moves and marks have a `reason`, the others a `detail`.
+    """
 
     kind: str
     pool: Pool
@@ -83,6 +88,13 @@ class Note:
     detail: str
     at: datetime
     worker: str | None = None
+    reason: Reason | None = None
+    bound: Bound | None = None
+
+    @property
+    def cause(self) -> str:
+        """The reason or the detail, in words."""
+        return self.detail if self.reason is None else describe(self.reason, self.bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +123,9 @@ class BatchDetails:
     at: datetime
     batch: Batch
     tenant_name: str | None
-    queued: int
-    running: int
     notes: tuple[Note, ...]
     errors: tuple[TopError, ...]
     files: tuple[BatchFile, ...]
-    cost: Cost | None = None
-
-    def priced(self, batch: Batch, cost: Cost) -> BatchDetails:
-        """Return a copy with the forecast batch and its cost."""
-        return replace(self, batch=batch, cost=cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.core.ids import TenantId
+    from lowtide.core.pools import Prices
     from lowtide.dead_letters.model import LetterId, LetterLocation, Selection, Source
     from lowtide.dead_letters.requeue_store import RequeueStore
     from lowtide.dead_letters.store import DeadLetterStore
@@ -47,13 +48,14 @@ _TRIES = 5
 class RequeueRules:
     """The limits of one call: at most `most` letters; windows and file expiry in seconds.
 
-    `closed` pools have no replicas. Without `admission` deadlines are not checked.
+    New batches have these `prices`. `closed` pools have no replicas. Without `admission` deadlines are not checked.
     """
 
     most: int
     shortest_window: int
     longest_window: int
     file_expiry: int
+    prices: Prices
     closed: frozenset[Pool] = frozenset()
     admission: AdmissionPolicy | None = None
 
@@ -263,6 +265,7 @@ class Requeuer:
             deadline=now + self._window(window),
             metadata=requeue_metadata(source),
             idempotency_key=None,
+            prices=self._rules.prices,
             output_expires_after=source.output_expires_after,
             pool=request.pool,
             trace=self._tracer.current(),

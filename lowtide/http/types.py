@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta, field
 
+from lowtide.planning.reasons import Reason  # noqa: TC001 - msgspec reads it at run time
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -85,7 +87,7 @@ class BatchErrors(msgspec.Struct):
 
 
 class RequestCounts(msgspec.Struct):
-    """The requests of a batch by state; completed + failed never exceeds total."""
+    """OpenAI's counts: completed + failed never exceeds total, and equals it once final."""
 
     total: int
     completed: int
@@ -124,15 +126,58 @@ class Cost(msgspec.Struct, kw_only=True):
     all_dedicated: float
 
 
+class Outcomes(msgspec.Struct, kw_only=True):
+    """The requests of a batch by state.
+
+    `dead_lettered` requests are part of `failed`; the other six add up to `request_counts.total`.
+    `request_counts.failed` counts the failed, the expired and the cancelled ones.
+    """
+
+    queued: int
+    running: int
+    completed: int
+    failed: int
+    dead_lettered: int
+    expired: int
+    cancelled: int
+
+
+class Bound(msgspec.Struct, kw_only=True):
+    """The numbers of a deadline bound.
+
+    `open` requests without a result are due in `seconds`, and `replicas` dedicated workers, each at
+    `rate` requests per second, can end `capacity` of them by then.
+    """
+
+    open: int
+    seconds: float
+    replicas: int
+    rate: float
+    capacity: int
+
+
+class Risk(msgspec.Struct, kw_only=True):
+    """The reason for which a batch is at risk since `since`; `text` is the reason in words."""
+
+    reason: Reason
+    text: str
+    since: Seconds
+    bound: Bound | None
+
+
 class Extension(msgspec.Struct, kw_only=True):
     """Lowtide's extension to OpenAI's Batch object.
 
-    `eta` is the expected completion, null if the batch is final or it is unknown; `pools` counts
-    finished requests; `trace_id` is the trace of the batch's work, null if it has none.
+    `eta` is the expected completion, null if the batch is final or it is unknown; `risk` is null
+    unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
+    at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
+    has none.
     """
 
     user: str
-    sla_state: Literal["In progress", "At risk", "Met", "Breached"]
+    outcomes: Outcomes
+    sla_state: Literal["On track", "At risk", "Met", "Missed", "Not applicable"]
+    risk: Risk | None
     deadline: Seconds
     eta: Seconds | None
     pools: dict[str, int]
@@ -207,12 +252,13 @@ class ModelPage(msgspec.Struct):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """The current state of a request."""
+    """The current state of a request; a `dead_lettered` one is `Failed`."""
 
     id: str
     line: int
     custom_id: str
-    status: Literal["Queued", "Running", "Completed", "Failed", "DeadLettered"]
+    status: Literal["Queued", "Running", "Completed", "Failed", "Expired", "Cancelled"]
+    dead_lettered: bool
     pool: Literal["spot", "dedicated"] | None
     attempts: int
     interruptions: int

@@ -7,6 +7,7 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from lowtide.batches.model import DROPPED_AS, RequestStatus
 from lowtide.batches.results import NEVER_RAN, render_in_pieces
 from lowtide.core.ids import derived_file_id, format_batch_id
 from lowtide.events.model import EventType, batch_event
@@ -60,11 +61,11 @@ class Finalizer:
                 self._write(job, span)
 
     def _write(self, job: FinalJob, span: Span) -> None:
-        never_ran = NEVER_RAN.get(job.final_status, ("not_executed", "The request never ran."))
+        dropped_as = DROPPED_AS.get(job.final_status, RequestStatus.EXPIRED)
         with ExitStack() as stack:
             output = stack.enter_context(_OutputFile(self._objects, job, "output", span.context))
             error = stack.enter_context(_OutputFile(self._objects, job, "error", span.context))
-            for line in self._finals.lines(job, never_ran):
+            for line in self._finals.lines(job, NEVER_RAN[dropped_as]):
                 file = output if line.succeeded else error
                 file.add(render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n)))
         summary = {

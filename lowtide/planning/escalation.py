@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from lowtide.planning.reasons import Bound, Reason
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from lowtide.core.ids import BatchId
@@ -58,10 +60,12 @@ class OpenBatch:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A move of `lines` requests of a batch."""
+    """A move of `lines` requests of a batch, with its reason."""
 
     batch: BatchId
     lines: int
+    reason: Reason = field(default=Reason.DEADLINE_BOUND, compare=False)
+    bound: Bound | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ class Plan:
     `escalations` move waiting requests from spot to dedicated, `revocations` take claimed requests
     from spot workers for dedicated, `returns` move requests that wait for dedicated back to spot.
     `replicas` are wanted on dedicated until the next tick. `at_risk` batches miss their deadline
-    even with all of dedicated. `slack` is the min time, in seconds, until all of dedicated must run
-    (None: nothing is open).
+    even with all of dedicated, by the `bounds`, for the reason `risk`. `slack` is the min time, in
+    seconds, until all of dedicated must run (None: nothing is open).
     """
 
     escalations: tuple[Move, ...] = ()
@@ -81,6 +85,8 @@ class Plan:
     replicas: int = 0
     at_risk: frozenset[BatchId] = frozenset()
     slack: float | None = None
+    risk: Reason = field(default=Reason.DEADLINE_BOUND, compare=False)
+    bounds: Mapping[BatchId, Bound] = field(default_factory=dict, compare=False)
 
 
 class _Room:
@@ -147,11 +153,13 @@ def plan_tick(
     room = _Room(capacity, starts)
     max_replicas = capacity.replicas
     # Half-done requests count as whole, which alone must not raise an alarm at the bound.
-    at_risk = frozenset(
-        batch.id
+    bounds = {
+        batch.id: Bound(
+            lines, seconds + capacity.lost, max_replicas, capacity.line_rate, int(by_then)
+        )
         for batch, seconds, lines in zip(by_deadline, horizons, demand, strict=True)
-        if lines > room.by(seconds + capacity.lost - capacity.margin, max_replicas)
-    )
+        if lines > (by_then := room.by(seconds + capacity.lost - capacity.margin, max_replicas))
+    }
     replicas = _min_replicas(room, horizons, demand, capacity)
     needed = [
         room.due_before_tick(seconds, lines, replicas)
@@ -169,15 +177,61 @@ def plan_tick(
         ]
         targets, _ = _allocate(adjusted, needed, room.until_tick(replicas))
     pairs = list(zip(adjusted, targets, strict=True))
+    causes = _causes(by_deadline, needed)
+    deadlines = [
+        Bound(
+            lines,
+            seconds + capacity.lost,
+            replicas,
+            capacity.line_rate,
+            int(room.by(seconds, replicas)),
+        )
+        for seconds, lines in zip(horizons, demand, strict=True)
+    ]
+    escalated = _moves((batch, target - batch.dedicated) for batch, target in pairs)
     return Plan(
-        escalations=_moves((batch, target - batch.dedicated) for batch, target in pairs),
-        revocations=_moves(zip(by_deadline, revoked, strict=True)),
+        escalations=_explained(escalated, by_deadline, causes, deadlines),
+        revocations=_explained(
+            _moves(zip(by_deadline, revoked, strict=True)), by_deadline, causes, deadlines
+        ),
         returns=_moves(
             (batch, batch.dedicated - target) for batch, target in pairs if not batch.pinned
         ),
         replicas=replicas,
-        at_risk=at_risk,
+        at_risk=frozenset(bounds),
         slack=_slack(room, horizons, demand, capacity),
+        bounds=bounds,
+    )
+
+
+def _causes(batches: Sequence[OpenBatch], needed: Sequence[int]) -> list[int | None]:
+    """Return the position of the deadline that moves requests of each batch, None if none does.
+
+    It is the first one, from the batch's own on, for which dedicated has too few requests so far.
+    """
+    allocated = list(accumulate(each.dedicated + each.running_dedicated for each in batches))
+    causes: list[int | None] = []
+    cause = None
+    for position in reversed(range(len(batches))):
+        if needed[position] > allocated[position]:
+            cause = position
+        causes.append(cause)
+    return causes[::-1]
+
+
+def _explained(
+    moves: Sequence[Move],
+    batches: Sequence[OpenBatch],
+    causes: Sequence[int | None],
+    deadlines: Sequence[Bound],
+) -> tuple[Move, ...]:
+    """Return the moves with their reasons: a deadline, or replicas that would idle until a tick."""
+    cause_of = dict(zip((batch.id for batch in batches), causes, strict=True))
+    return tuple(
+        replace(move, reason=Reason.DEDICATED_IDLE)
+        if (cause := cause_of[move.batch]) is None
+        else replace(move, bound=deadlines[cause])
+        for move in moves
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lowtide.core.pools import Depth, Pool
 from lowtide.planning.demand import attempts_per_line
 from lowtide.planning.escalation import plan_tick
+from lowtide.planning.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,13 +115,28 @@ def decide(state: SchedulerState, capacity: Capacity) -> Plan:
     to spot while it runs nothing. While dedicated is paused or has no engine, nothing is promised:
     its waiting requests go back to spot, and every open batch is at risk.
     """
+    reason = _no_promise(state, capacity)
     plan = plan_tick(
         state.batches,
         state.now,
         state.measured(capacity),
         state.starts(capacity.cold_start),
     )
-    return replace(plan, returns=()) if Pool.SPOT in state.idle else plan
+    returns = (
+        ()
+        if Pool.SPOT in state.idle
+        else tuple(replace(move, reason=reason or Reason.SPOT_CAUGHT_UP) for move in plan.returns)
+    )
+    return replace(plan, returns=returns, risk=reason or Reason.DEADLINE_BOUND)
+
+
+def _no_promise(state: SchedulerState, capacity: Capacity) -> Reason | None:
+    """Return the reason for which dedicated promises nothing; None if it does."""
+    if Pool.DEDICATED in state.paused:
+        return Reason.POOL_PAUSED
+    if Pool.DEDICATED in state.stranded:
+        return Reason.ENGINE_AWAY
+    return None if capacity.replicas else Reason.NO_DEDICATED
 
 
 @dataclass(frozen=True, slots=True)

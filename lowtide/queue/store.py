@@ -91,14 +91,15 @@ WITH given AS MATERIALIZED (
   SELECT tenant_id, batch_id, line, 'dead_lettered', pool, :lease,
     coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
 ), tallied AS (
-  INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, input_tokens,
-    output_tokens, cached_tokens, reasoning_tokens, replica_seconds)
+  INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, dead_lettered,
+    input_tokens, output_tokens, cached_tokens, reasoning_tokens, replica_seconds)
   SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
-    count(*) FILTER (WHERE NOT succeeded), sum(input_tokens), sum(output_tokens),
-    sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds)
+    count(*) FILTER (WHERE NOT succeeded), count(*) FILTER (WHERE dead_letter), sum(input_tokens),
+    sum(output_tokens), sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds)
   FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
+    dead_lettered = t.dead_lettered + excluded.dead_lettered,
     input_tokens = t.input_tokens + excluded.input_tokens,
     output_tokens = t.output_tokens + excluded.output_tokens,
     cached_tokens = t.cached_tokens + excluded.cached_tokens,
@@ -146,7 +147,7 @@ WITH given AS (
     batch_id uuid, tenant_id uuid, lease_id uuid, deadline timestamptz, queued_at timestamptz,
     line integer, attempts smallint, interruptions smallint, lost_leases smallint,
     escalated boolean, pool text, reason text, delay double precision, failed boolean,
-    interrupted boolean)
+    interrupted boolean, revoked text, bound jsonb)
 ), queued AS (
   INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
     interruptions, lost_leases, escalated, pool)
@@ -155,9 +156,10 @@ WITH given AS (
     escalated, pool
   FROM given WHERE batch_id = ANY(:open)
 ), noted AS (
-  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
-  SELECT tenant_id, batch_id, line, CASE WHEN failed THEN 'retried' ELSE 'interrupted' END, pool,
-    lease_id, reason FROM given WHERE failed OR interrupted
+  INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail, reason, bound)
+  SELECT tenant_id, batch_id, line,
+    CASE WHEN failed THEN 'retried' WHEN revoked IS NOT NULL THEN 'revoked' ELSE 'interrupted' END,
+    pool, lease_id, reason, revoked, bound FROM given WHERE failed OR interrupted
 )
 INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried)
 SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),

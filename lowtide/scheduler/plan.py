@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from lowtide.planning.escalation import Move, Plan
 
 
-_GIVEN = "json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)"
+_GIVEN = """json_to_recordset(cast(:moves AS json))
+    AS g (batch uuid, lines integer, reason text, bound jsonb)"""
 _TALLY_ESCALATED = """INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
 SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
 ORDER BY batch_id
@@ -57,19 +58,21 @@ WITH given AS (
 ), counted AS (
   SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
 ), noted AS (
-  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-  SELECT tenant_id, batch_id, lines, 'escalated', 'dedicated',
-    'Moved to dedicated to meet the deadline' FROM counted
+  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)
+  SELECT c.tenant_id, c.batch_id, c.lines, 'escalated', 'dedicated', g.reason, g.bound
+  FROM counted c JOIN given g ON g.batch = c.batch_id
 )
 {_TALLY_ESCALATED}RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
 """  # noqa: S608 - a constant of ours
 _ESCALATE = text(ESCALATE)
 GIVE_BACK = f"""
-WITH moved AS (
+WITH given AS (
+  SELECT * FROM {_GIVEN}
+), moved AS (
   UPDATE queue SET pool = 'spot', escalated = false,
     available_at = greatest(available_at, statement_timestamp())
   WHERE ctid = ANY(ARRAY(
-    SELECT waiting.ctid FROM {_GIVEN} CROSS JOIN LATERAL (
+    SELECT waiting.ctid FROM given g CROSS JOIN LATERAL (
       SELECT q.ctid FROM queue q WHERE q.pool = 'dedicated' AND q.batch_id = g.batch
       ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting))
   RETURNING batch_id, tenant_id
@@ -80,20 +83,27 @@ WITH moved AS (
   WHERE t.batch_id = c.batch_id AND t.pool = 'dedicated'
     AND t.lease_id = '00000000-0000-0000-0000-000000000000'
 )
-INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, detail)
-SELECT tenant_id, batch_id, lines, 'escalated', 'spot', :reason FROM counted
+INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason)
+SELECT c.tenant_id, c.batch_id, c.lines, 'returned', 'spot', g.reason
+FROM counted c JOIN given g ON g.batch = c.batch_id
 RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
 """  # noqa: S608 - a constant of ours
 _GIVE_BACK = text(GIVE_BACK)
 # The latest claims have the least to lose.
 REVOKE = f"""
-DELETE FROM claims WHERE ctid = ANY(ARRAY(
-  SELECT running.ctid FROM {_GIVEN} CROSS JOIN LATERAL (
-    SELECT c.ctid FROM claims c WHERE c.batch_id = g.batch AND c.pool = 'spot'
-    ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running))
-RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  lost_leases, escalated, pool, 'Revoked from its worker to meet the deadline' AS reason, 0 AS delay,
-  false AS failed, true AS interrupted
+WITH given AS (
+  SELECT * FROM {_GIVEN}
+), mine AS (
+  DELETE FROM claims WHERE ctid = ANY(ARRAY(
+    SELECT running.ctid FROM given g CROSS JOIN LATERAL (
+      SELECT c.ctid FROM claims c WHERE c.batch_id = g.batch AND c.pool = 'spot'
+      ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running))
+  RETURNING *
+)
+SELECT m.batch_id, m.tenant_id, m.lease_id, m.deadline, m.queued_at, m.line, m.attempts,
+  m.interruptions, m.lost_leases, m.escalated, m.pool, '' AS reason, 0 AS delay, false AS failed,
+  true AS interrupted, g.reason AS revoked, g.bound
+FROM mine m JOIN given g ON g.batch = m.batch_id
 """  # noqa: S608 - a constant of ours
 _REVOKE = text(REVOKE)
 ESCALATE_REVOKED = f"""
@@ -120,12 +130,11 @@ def escalate(connection: Connection, moves: Sequence[Move]) -> int:
     return connection.execute(_ESCALATE, {"moves": given(moves)}).scalar() or 0
 
 
-def give_back(connection: Connection, moves: Sequence[Move], reason: str) -> int:
+def give_back(connection: Connection, moves: Sequence[Move]) -> int:
     """Move requests that wait for dedicated back to spot; return how many."""
     if not moves:
         return 0
-    parameters = {"moves": given(moves), "reason": reason}
-    return connection.execute(_GIVE_BACK, parameters).scalar() or 0
+    return connection.execute(_GIVE_BACK, {"moves": given(moves)}).scalar() or 0
 
 
 def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
@@ -187,10 +196,26 @@ _WANT = text("""
 INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
 ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
-_MARK_RISK = text("""
-UPDATE batches SET at_risk = (id = ANY(:at_risk))
-WHERE status = 'in_progress' AND at_risk IS DISTINCT FROM (id = ANY(:at_risk))
-""")
+# A batch that stays at risk keeps the numbers of the moment at which it was marked.
+MARK_RISK = """
+WITH risky AS (
+  SELECT * FROM json_to_recordset(cast(:risky AS json)) AS r (batch uuid, reason text, bound jsonb)
+), changed AS (
+  UPDATE batches b SET at_risk = c.risky, risk_reason = c.reason, risk_bound = c.bound,
+    risk_since = CASE WHEN c.risky THEN now() END
+  FROM (
+    SELECT o.id, r.batch IS NOT NULL AS risky, r.reason, r.bound
+    FROM batches o LEFT JOIN risky r ON r.batch = o.id
+    WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
+      OR o.risk_reason IS DISTINCT FROM r.reason)) c
+  WHERE b.id = c.id AND b.status = 'in_progress'
+  RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound
+)
+INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)
+SELECT tenant_id, id, total, CASE WHEN at_risk THEN 'at_risk' ELSE 'on_track' END, 'dedicated',
+  risk_reason, risk_bound FROM changed
+"""
+_MARK_RISK = text(MARK_RISK)
 
 
 class PlanStore:
@@ -209,7 +234,7 @@ class PlanStore:
             plan = decide(situation)
             replanned = self._apply(connection, plan, situation)
             _want(connection, situation.wishes(plan.replicas))
-        self._mark_at_risk(plan.at_risk)
+        self._mark_at_risk(plan)
         return replanned
 
     def _apply(self, connection: Connection, plan: Plan, situation: SchedulerState) -> PlanResult:
@@ -217,11 +242,7 @@ class PlanStore:
         revoked, ending = revoke(connection, plan.revocations)
         note_drained(connection, ending, self._new_id, delay=0)
         escalated = escalate(connection, plan.escalations)
-        reason = "spot, which has caught up"
-        if Pool.DEDICATED in situation.idle:
-            paused = Pool.DEDICATED in situation.paused
-            reason = f"spot: dedicated {'is paused' if paused else 'has no engine'}"
-        returned = give_back(connection, plan.returns, f"Moved back to {reason}")
+        returned = give_back(connection, plan.returns)
         return PlanResult(
             plan,
             situation.depths(),
@@ -232,10 +253,14 @@ class PlanStore:
             returned=returned,
         )
 
-    def _mark_at_risk(self, batches: frozenset[BatchId]) -> None:
+    def _mark_at_risk(self, plan: Plan) -> None:
         """Mark exactly these running batches at risk, in a transaction without other locks."""
+        risky = [
+            {"batch": batch, "reason": plan.risk, "bound": plan.bounds.get(batch)}
+            for batch in plan.at_risk
+        ]
         with begin(self._engine) as connection:
-            connection.execute(_MARK_RISK, {"at_risk": list(batches)})
+            connection.execute(_MARK_RISK, {"risky": msgspec.json.encode(risky).decode()})
 
 
 def look(connection: Connection) -> SchedulerState:

@@ -96,10 +96,11 @@ WITH given AS (
   INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
   SELECT tenant_id, batch_id, line, 'dead_lettered', pool, lease_id, :message FROM given
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed)
-SELECT batch_id, pool, lease_id, tenant_id, count(*) FROM given
+INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed, dead_lettered)
+SELECT batch_id, pool, lease_id, tenant_id, count(*), count(*) FROM given
 GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
-ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed,
+  dead_lettered = t.dead_lettered + excluded.dead_lettered
 """)
 _EXPIRE_FILES = text("""
 WITH expired AS (

@@ -81,11 +81,11 @@ class HistoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class SlaBar:
-    """The batches that ended in the bar that begins at `at`, by deadline met or violated."""
+    """The batches that ended in the bar that begins at `at`, by deadline met or missed."""
 
     at: datetime
     met: int
-    violated: int
+    missed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +123,17 @@ WHERE at >= date_bin(make_interval(secs => :step), now() - make_interval(secs =>
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 _POINTS = text(POINTS)
-# Counts ended batches by the rule of Batch.sla_state in lowtide.batches.model.
+# As Batch.sla_state: rejected files and cancelled batches have no SLA.
 SLA = """
 SELECT date_bin(make_interval(secs => :bar), ended_at, 'epoch') AS at,
-  count(*) FILTER (WHERE NOT violated) AS met, count(*) FILTER (WHERE violated) AS violated
+  count(*) FILTER (WHERE NOT missed) AS met, count(*) FILTER (WHERE missed) AS missed
 FROM (
-  SELECT coalesce(completed_at, failed_at, expired_at, cancelled_at) AS ended_at,
-    status = 'expired' OR coalesce(completed_at, failed_at, expired_at, cancelled_at) > deadline
-      AS violated
+  SELECT coalesce(completed_at, expired_at) AS ended_at,
+    status = 'expired' OR completed_at > deadline AS missed
   FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
     AND coalesce(completed_at, failed_at, expired_at, cancelled_at)
       > date_bin(make_interval(secs => :bar), now() - make_interval(secs => :span), 'epoch')
-) e GROUP BY 1 ORDER BY 1
+) e WHERE ended_at IS NOT NULL GROUP BY 1 ORDER BY 1
 """
 _SLA = text(SLA)
 _NOW = text("SELECT now()")
@@ -158,7 +157,7 @@ class HistoryStore:
                 wanted,
                 until,
                 tuple(_points(rows)),
-                tuple(SlaBar(row.at, row.met, row.violated) for row in ended),
+                tuple(SlaBar(row.at, row.met, row.missed) for row in ended),
             )
 
 

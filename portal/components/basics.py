@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from nicegui import ui
 
-from lowtide.batches.model import RequestStatus, SlaState
+from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
 from lowtide.core.pools import Pool
 from portal.theme import Tone
 
@@ -33,21 +33,29 @@ STATUS_TONES: Final[Mapping[RequestStatus, Tone]] = {
     RequestStatus.RUNNING: Tone.INFO,
     RequestStatus.COMPLETED: Tone.GOOD,
     RequestStatus.FAILED: Tone.BAD,
-    RequestStatus.DEAD_LETTERED: Tone.BAD,
+    RequestStatus.EXPIRED: Tone.WARN,
+    RequestStatus.CANCELLED: Tone.NEUTRAL,
 }
-STATUS_NAMES: Final[Mapping[RequestStatus, str]] = {
-    status: "Dead-lettered" if status is RequestStatus.DEAD_LETTERED else status.value
-    for status in RequestStatus
+BATCH_TONES: Final[Mapping[BatchStatus, Tone]] = {
+    BatchStatus.VALIDATING: Tone.NEUTRAL,
+    BatchStatus.IN_PROGRESS: Tone.INFO,
+    BatchStatus.FINALIZING: Tone.INFO,
+    BatchStatus.CANCELLING: Tone.NEUTRAL,
+    BatchStatus.COMPLETED: Tone.GOOD,
+    BatchStatus.FAILED: Tone.BAD,
+    BatchStatus.EXPIRED: Tone.BAD,
+    BatchStatus.CANCELLED: Tone.NEUTRAL,
 }
 POOL_TONES: Final[Mapping[Pool, Tone]] = {
     Pool.SPOT: Tone.SPOT,
     Pool.DEDICATED: Tone.DEDICATED,
 }
 SLA_TONES: Final[Mapping[SlaState, Tone]] = {
-    SlaState.IN_PROGRESS: Tone.INFO,
+    SlaState.ON_TRACK: Tone.INFO,
     SlaState.AT_RISK: Tone.WARN,
     SlaState.MET: Tone.GOOD,
-    SlaState.BREACHED: Tone.BAD,
+    SlaState.MISSED: Tone.BAD,
+    SlaState.NOT_APPLICABLE: Tone.NEUTRAL,
 }
 
 # Cells get their data from rows; data is never formatted into a template.
@@ -55,8 +63,13 @@ BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge
 
 
 def status_of(status: RequestStatus) -> Badge:
-    """Return the badge of a status."""
-    return Badge(text=STATUS_NAMES[status], tone=STATUS_TONES[status])
+    """Return the badge of a request's status."""
+    return Badge(text=status.value, tone=STATUS_TONES[status])
+
+
+def status_of_batch(status: BatchStatus) -> Badge:
+    """Return the badge of a batch's status: OpenAI's word for it."""
+    return Badge(text=status.value.replace("_", " ").capitalize(), tone=BATCH_TONES[status])
 
 
 def pool_of(pool: Pool) -> Badge:

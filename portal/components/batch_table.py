@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from nicegui import ui
 
-from lowtide.batches.model import SHOWN_AS, BatchStatus, SlaState
+from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
-from portal.components.basics import BADGE_CELL, Badge, pool_of, sla_of, status_of
+from portal.components.basics import BADGE_CELL, Badge, pool_of, sla_of, status_of_batch
 from portal.formats import absolute, ago, duration, number
-from portal.theme import Tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,7 +184,7 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
         created_at=absolute(batch.created_at),
         user=batch.user,
         model=batch.model or batch.endpoint,
-        status=status_of_batch(batch),
+        status=status_of_batch(batch.status),
         exact=_exact(batch),
         pools=[pool_of(pool) for pool in batch.pools],
         sla=sla_of(batch.sla_state),
@@ -201,14 +200,6 @@ def row_of(batch: Batch, now: datetime) -> BatchRow:
         escalations=batch.escalations,
         notes=_notes(batch),
     )
-
-
-def status_of_batch(batch: Batch) -> Badge:
-    """Return the status badge of a batch; a cancelled one is not shown as failed."""
-    badge = status_of(SHOWN_AS[batch.status])
-    if batch.status is BatchStatus.CANCELLED:
-        return Badge(text="Cancelled", tone=Tone.NEUTRAL)
-    return badge
 
 
 def _done(done: int, batch: Batch) -> str:
@@ -235,7 +226,7 @@ def _due(batch: Batch, now: datetime) -> str:
         return ""
     if batch.ended_at is not None:
         margin = batch.deadline - batch.ended_at
-        late = batch.sla_state is SlaState.BREACHED
+        late = batch.sla_state is SlaState.MISSED
         return f"{duration(-margin)} late" if late else f"{duration(margin)} to spare"
     remaining = batch.deadline - now
     return (

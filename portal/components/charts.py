@@ -121,14 +121,14 @@ class SlaChart:
         if content == self._content:
             return
         self._content = content
-        met, violated = self._chart.options["series"]
+        met, missed = self._chart.options["series"]
         met["data"] = [[_middle(each, history), each.met] for each in history.sla]
-        violated["data"] = [[_middle(each, history), each.violated] for each in history.sla]
+        missed["data"] = [[_middle(each, history), each.missed] for each in history.sla]
         _span(self._chart, *whole_bars(history))
         self._chart.props["aria-label"] = (
             f"Deadlines of the last {history.range.value}: "
             f"{sum(each.met for each in history.sla)} met, "
-            f"{sum(each.violated for each in history.sla)} missed"
+            f"{sum(each.missed for each in history.sla)} missed"
         )
         self._chart.update()
 

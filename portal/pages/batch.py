@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide.batches.model import CANCELLABLE_STATUSES
+from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
 from portal.components.basics import StatCard, heading
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from portal.polling import Poller
 
 
-COUNTS = ("Total requests", "Completed", "Failed", "Queued", "Running")
+COUNTS: Final = ("Total requests", *RequestStatus)
 
 
 class BatchPanels:
@@ -101,7 +101,7 @@ class BatchPanels:
         self._progress.show((batch, batch_facts.eta_of(forecast, now)))
         self._problems.show(batch)
         self._timeline.show(steps_of(forecast, now))
-        counts = (batch.total, batch.completed, batch.failed, details.queued, details.running)
+        counts = (batch.total, *map(batch.outcomes.of, RequestStatus))
         for name, count in zip(COUNTS, counts, strict=True):
             self._counts[name].show(number(count), alarming=name == "Failed" and count > 0)
 

@@ -10,9 +10,7 @@ from nicegui import ui
 
 from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
-from lowtide.core.pools import Pool
-from portal.components.basics import badge, pool_badge, sla_of
-from portal.components.batch_table import status_of_batch
+from portal.components.basics import badge, pool_badge, sla_of, status_of_batch
 from portal.formats import absolute, counted, duration, number, size
 from portal.theme import Tone
 
@@ -69,7 +67,7 @@ def timeline(steps: Sequence[Step]) -> None:
 
 
 def _ending_tone(batch: Batch) -> Tone:
-    return Tone.BAD if batch.sla_state is SlaState.BREACHED else Tone.GOOD
+    return Tone.BAD if batch.sla_state is SlaState.MISSED else Tone.GOOD
 
 
 def _deadline(batch: Batch, now: datetime) -> Step:
@@ -78,12 +76,14 @@ def _deadline(batch: Batch, now: datetime) -> Step:
     span = duration(abs(batch.deadline - end))
     if batch.ended_at is None:
         note = f"{span} late" if late else f"in {span}"
-    elif batch.sla_state is SlaState.BREACHED:
+    elif batch.sla_state is SlaState.NOT_APPLICABLE:
+        note = "no SLA"
+    elif batch.sla_state is SlaState.MISSED:
         note = "missed" if not late else f"missed by {span}"
     else:
         note = f"met, {span} to spare"
-    breached = late or batch.sla_state is SlaState.BREACHED
-    return Step("Deadline", absolute(batch.deadline), note, Tone.BAD if breached else Tone.INFO)
+    missed = late or batch.sla_state is SlaState.MISSED
+    return Step("Deadline", absolute(batch.deadline), note, Tone.BAD if missed else Tone.INFO)
 
 
 PHASES: Final = {
@@ -93,8 +93,8 @@ PHASES: Final = {
     BatchStatus.CANCELLING: "Cancelling: waiting for running requests, then writing the results so far",
     BatchStatus.COMPLETED: "Every request has a result",
     BatchStatus.FAILED: "The input file was rejected",
-    BatchStatus.EXPIRED: "Expired: requests without a result at the deadline count as failed",
-    BatchStatus.CANCELLED: "Cancelled: requests without a result count as failed",
+    BatchStatus.EXPIRED: "Expired: requests without a result at the deadline did not run",
+    BatchStatus.CANCELLED: "Cancelled: requests without a result did not run",
 }
 
 
@@ -109,7 +109,7 @@ class _Answer(msgspec.Struct):
 def head(batch: Batch) -> None:
     """Show status, pools and SLA."""
     with ui.element("span").classes("badges"):
-        badge(status_of_batch(batch))
+        badge(status_of_batch(batch.status))
         for pool in batch.pools:
             pool_badge(pool)
         badge(sla_of(batch.sla_state))
@@ -229,10 +229,9 @@ def notes_list(events: Sequence[Note]) -> None:
 
 
 def words_of(note: Note) -> str:
-    """Return a note in words; only the detail of a move back to spot, recorded as `escalated`."""
-    if note.kind == "escalated" and note.pool is Pool.SPOT:
-        return note.detail
-    return f"{note.kind.capitalize().replace('_', ' ')}: {note.detail}"
+    """Return a note in words, with its cause if it has one."""
+    kind = note.kind.capitalize().replace("_", " ")
+    return f"{kind}: {note.cause}" if note.cause else kind
 
 
 def _context_text(note: Note) -> str:
@@ -269,8 +268,8 @@ def said(answer: str) -> str:
 
 def cost(details: BatchDetails) -> None:
     """Show the cost, and that of dedicated replicas alone."""
-    amounts = details.cost
-    if amounts is None or amounts.all_dedicated == 0:
+    amounts = details.batch.cost
+    if amounts.all_dedicated == 0:
         ui.label("No cost yet: only accepted results count.").classes("muted")
         return
     ui.label(f"{_amount(amounts.total)} {amounts.currency}").classes("value").mark("cost")

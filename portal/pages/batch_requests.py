@@ -12,7 +12,6 @@ from lowtide.batches.model import RequestStatus
 from lowtide.batches.views import MAX_SHOWN
 from portal.components.basics import (
     BADGE_CELL,
-    STATUS_NAMES,
     Badge,
     badge,
     heading,
@@ -239,7 +238,7 @@ def _source(name: str, content: bytes | None, total_bytes: int, missing: str) ->
 def line_tabs(query: LineQuery) -> None:
     """Show a tab for each status of the batch's requests."""
     for status in (None, *RequestStatus):
-        name = "All requests" if status is None else STATUS_NAMES[status]
+        name = "All requests" if status is None else status.value
         target = replace(query, status=status, after=0, line=None)
         link = ui.element("a").classes("tab")
         link.props["href"] = target.address()

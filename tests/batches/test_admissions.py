@@ -17,7 +17,7 @@ from lowtide.core.pools import Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType, batch_event
 from lowtide.planning.demand import Capacity, Rate
-from tests.worlds import World, done, together
+from tests.worlds import PRICES, World, done, together
 
 HOUR = 3600
 # 3,600 requests an hour; nothing is lost.
@@ -39,22 +39,21 @@ def _create(
         id=BatchId(new_id()), tenant=tenant, user="me",
         input_file=world.file(tenant, lines=lines).id, endpoint="/v1/embeddings",
         completion_window="1h", created_at=now, deadline=now + timedelta(seconds=HOUR),
-        metadata=None, idempotency_key=key,
+        metadata=None, prices=PRICES,
+        idempotency_key=key,
     )  # fmt: skip
     event = batch_event(new_id(), EventType.BATCH_CREATED, tenant, new.id)
     return world.batches.create(new, event, policy)[0]
 
 
-@pytest.mark.parametrize(
-    ("lines", "state"), [(3500, SlaState.IN_PROGRESS), (3601, SlaState.AT_RISK)]
-)
+@pytest.mark.parametrize(("lines", "state"), [(3500, SlaState.ON_TRACK), (3601, SlaState.AT_RISK)])
 def test_new_batch_has_sla_state(world: World, lines: int, state: SlaState) -> None:
     assert _create(world, lines).sla_state is state
 
 
 def test_work_of_other_tenants_counts(world: World) -> None:
     other = world.tenant("other")
-    assert _create(world, 2000, tenant=other).sla_state is SlaState.IN_PROGRESS
+    assert _create(world, 2000, tenant=other).sla_state is SlaState.ON_TRACK
     assert _create(world, 2000).sla_state is SlaState.AT_RISK
 
 
@@ -148,4 +147,4 @@ def test_replica_seconds_add_up_by_pool(world: World) -> None:
 
 def test_concurrent_open_creations_all_succeed(world: World) -> None:
     batches = together(*[partial(_create, world, 10)] * 4)
-    assert all(batch.sla_state is SlaState.IN_PROGRESS for batch in batches)
+    assert all(batch.sla_state is SlaState.ON_TRACK for batch in batches)

@@ -62,7 +62,7 @@ def store(shared_database: Database) -> BatchDetailStore:
 def test_details_of_running_batch(store: BatchDetailStore, small: BatchId) -> None:
     details = store.details(None, small)
     assert (details.batch.total, details.batch.completed, details.batch.failed) == (100, 88, 8)
-    assert (details.queued, details.running) == (10, 0)
+    assert (details.batch.outcomes.queued, details.batch.outcomes.running) == (10, 0)
     assert details.tenant_name == "default"
     assert len(details.notes) == MAX_NOTES
     assert details.notes[0].line == 99, "the newest is first"
@@ -81,8 +81,9 @@ def test_details_of_running_batch(store: BatchDetailStore, small: BatchId) -> No
         pytest.param(None, range(1, 101), id="all"),
         pytest.param(RequestStatus.QUEUED, range(91, 101), id="queued"),
         pytest.param(RequestStatus.RUNNING, (), id="running"),
-        pytest.param(RequestStatus.FAILED, range(10, 91, 20), id="failed"),
-        pytest.param(RequestStatus.DEAD_LETTERED, range(20, 91, 20), id="dead-lettered"),
+        pytest.param(RequestStatus.FAILED, range(10, 91, 10), id="failed"),
+        pytest.param(RequestStatus.EXPIRED, (), id="expired"),
+        pytest.param(RequestStatus.CANCELLED, (), id="cancelled"),
         pytest.param(RequestStatus.COMPLETED, [n for n in range(1, 91) if n % 10], id="completed"),
     ],
 )
@@ -107,7 +108,6 @@ def test_requests_are_filtered_by_status(
         pytest.param(RequestStatus.QUEUED, "request-9", range(91, 100), id="queued"),
         pytest.param(RequestStatus.RUNNING, "request", [], id="running"),
         pytest.param(RequestStatus.FAILED, "request-7", [70], id="failed"),
-        pytest.param(RequestStatus.DEAD_LETTERED, "request-", range(20, 91, 20), id="dead"),
         pytest.param(RequestStatus.COMPLETED, "request-8", [8, *range(81, 90)], id="completed"),
     ],
 )
@@ -207,7 +207,6 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         (RequestStatus.RUNNING, "claims_pkey"),
         (RequestStatus.COMPLETED, "results_pkey"),
         (RequestStatus.FAILED, "results_failed"),
-        (RequestStatus.DEAD_LETTERED, "results_failed"),
     ):
         statements += [
             (LINES[status, False], lines, index),
@@ -229,7 +228,7 @@ def _check_times(database: Database, batch: BatchId) -> None:
     lists, store = BatchListStore(operator), BatchDetailStore(operator)
     rare = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
     nothing = BatchFilter(user="nobody")
-    late = BatchFilter(sla=frozenset({SlaState.BREACHED}))
+    late = BatchFilter(sla=frozenset({SlaState.MISSED}))
     middle = BatchMark(_middle(database))
     reads: dict[str, Callable[[], object]] = {
         "details": partial(store.details, None, batch),

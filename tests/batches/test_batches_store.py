@@ -15,7 +15,7 @@ from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, new_id
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType, batch_event
 from lowtide.files.model import Purpose
-from tests.worlds import World, done, together
+from tests.worlds import PRICES, World, done, together
 
 
 def _new_batch(file: FileId, key: str | None = None) -> NewBatch:
@@ -24,6 +24,7 @@ def _new_batch(file: FileId, key: str | None = None) -> NewBatch:
         id=BatchId(new_id()), tenant=DEFAULT_TENANT, user="me", input_file=file,
         endpoint="/v1/embeddings", completion_window="1h", created_at=now,
         deadline=now + timedelta(hours=1), metadata={"a": "é"}, output_expires_after=None,
+        prices=PRICES,
         idempotency_key=key,
     )  # fmt: skip
 

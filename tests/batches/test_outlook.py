@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.batches.forecast import OpenWork, Workload
-from lowtide.batches.model import BatchStatus
+from lowtide.batches.model import BatchStatus, Outcomes
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Rate, RateSample
 from tests.batches.test_batches import DEADLINE, example
@@ -59,7 +59,11 @@ def test_eta_follows_earlier_work_and_rates(
     rates: Mapping[tuple[Pool, str], Rate],
     seconds: float | None,
 ) -> None:
-    batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    batch = replace(
+        example(BatchStatus.IN_PROGRESS),
+        total=100,
+        outcomes=Outcomes(queued=60, completed=35, failed=5),
+    )
     eta = Workload(NOW, (*others, _work(2, 60)), workers, rates).eta(batch, PRIOR)
     if seconds is None:
         assert eta is None
@@ -80,7 +84,11 @@ def test_only_batch_in_progress_has_eta(status: BatchStatus) -> None:
 def test_eta_ignores_workers_of_paused_pools(
     paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
-    batch = replace(example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5)
+    batch = replace(
+        example(BatchStatus.IN_PROGRESS),
+        total=100,
+        outcomes=Outcomes(queued=60, completed=35, failed=5),
+    )
     workload = Workload(NOW, (_work(2, 60),), BOTH, paused=frozenset(paused))
     eta = workload.eta(batch, PRIOR)
     assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
@@ -98,7 +106,10 @@ def test_eta_of_dedicated_batch_counts_only_dedicated_workers(
     workers: Mapping[Pool, int], paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
     batch = replace(
-        example(BatchStatus.IN_PROGRESS), total=100, completed=35, failed=5, pool=Pool.DEDICATED
+        example(BatchStatus.IN_PROGRESS),
+        total=100,
+        outcomes=Outcomes(queued=60, completed=35, failed=5),
+        pool=Pool.DEDICATED,
     )
     workload = Workload(NOW, (_work(2, 60),), workers, paused=frozenset(paused))
     eta = workload.eta(batch, PRIOR)

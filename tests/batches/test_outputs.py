@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.batches.model import BatchStatus
+from lowtide.batches.model import RequestStatus
 from lowtide.batches.results import NEVER_RAN, FinishedLine, render
 from lowtide.core.ids import BatchId
 
@@ -115,6 +115,6 @@ def test_rendered_line_is_one_json_object(
 def test_request_without_answer_did_not_succeed() -> None:
     assert not FinishedLine(1, "a").succeeded
     assert {status: code for status, (code, _) in NEVER_RAN.items()} == {
-        BatchStatus.CANCELLED: "batch_cancelled",
-        BatchStatus.EXPIRED: "batch_expired",
+        RequestStatus.CANCELLED: "batch_cancelled",
+        RequestStatus.EXPIRED: "batch_expired",
     }

@@ -12,7 +12,7 @@ from lowtide.batches.model import (
     BATCH_TRANSITIONS,
     CANCELLABLE_STATUSES,
     FINAL_STATUSES,
-    SHOWN_AS,
+    SLA_STATES,
     BatchStatus,
 )
 from lowtide.pipeline import final_store, split
@@ -44,7 +44,7 @@ def test_documented_paths_are_allowed(path: list[BatchStatus]) -> None:
 
 
 def test_every_status_is_classified() -> None:
-    assert set(BATCH_TRANSITIONS) == set(SHOWN_AS) == set(BatchStatus)
+    assert set(BATCH_TRANSITIONS) == set(SLA_STATES) == set(BatchStatus)
     assert {F, C, E, D} == FINAL_STATUSES
     assert {V, P, Z} == CANCELLABLE_STATUSES
 

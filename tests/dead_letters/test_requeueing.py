@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     from lowtide.dead_letters.requeue import RequeueOutcome
     from tests.worlds import World
 
+from tests.worlds import PRICES
+
 CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
-RULES = RequeueRules(most=50_000, shortest_window=60, longest_window=604_800, file_expiry=86_400)
+RULES = RequeueRules(
+    most=50_000, shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES
+)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from lowtide.batches.browsing import MAX_CANCELLED, BatchCancellation
-from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
+from lowtide.batches.model import BatchStatus, Outcomes, RequestStatus, SlaState
 from lowtide.batches.results import RequestState
 from lowtide.batches.views import MAX_SHOWN, BatchFilter, BatchMark, BatchOrder, Note
 from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
@@ -76,9 +76,9 @@ def test_unknown_tenant_raises_not_found() -> None:
 
 
 def test_request_query_survives_its_address() -> None:
-    query = LineQuery(BATCH, RequestStatus.DEAD_LETTERED, after=50, line=7)
-    assert query.address().endswith("?status=DeadLettered&after=50&line=7")
-    parameters = {"status": "DeadLettered", "after": "50", "line": "7"}
+    query = LineQuery(BATCH, RequestStatus.FAILED, after=50, line=7)
+    assert query.address().endswith("?status=Failed&after=50&line=7")
+    parameters = {"status": "Failed", "after": "50", "line": "7"}
     assert LineQuery.read(BATCH, parameters) == query
     invalid = {"status": "x", "after": "-1", "line": "9" * 10}
     assert LineQuery.read(BATCH, invalid) == LineQuery(BATCH)
@@ -156,16 +156,16 @@ def test_timeline_has_steps_and_deadline_note(
 
 
 def test_all_failed_and_eta_are_derived_from_batch() -> None:
-    assert all_failed(replace(DONE, completed=0, failed=2000))
+    assert all_failed(replace(DONE, outcomes=Outcomes(completed=0, failed=2000)))
     assert not all_failed(DONE)
-    assert not all_failed(replace(DONE, completed=0, failed=0, total=0))
+    assert not all_failed(replace(DONE, outcomes=Outcomes(completed=0, failed=0), total=0))
     assert eta_of(RUNNING, NOW) == ""
     assert eta_of(replace(RUNNING, eta=NOW + HOUR), NOW).startswith("Expected to finish in 1 h")
 
 
 def test_request_row_shows_flags_and_error() -> None:
     state = RequestState(
-        1, "id", RequestStatus.FAILED, None, 2, 3, True, None, NOW, NOW, 503, None, None
+        1, "id", RequestStatus.FAILED, False, None, 2, 3, True, None, NOW, NOW, 503, None, None
     )
     row = row_of(state)
     assert [flag["text"] for flag in row["flags"]] == ["3 interruptions", "escalated"]

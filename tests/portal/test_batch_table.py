@@ -9,8 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from lowtide.batches.model import Batch, BatchStatus
+from lowtide.batches.model import Batch, BatchStatus, Outcomes
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
+from lowtide.core.pools import Prices
 from portal.components.batch_table import row_of
 from portal.theme import Tone
 
@@ -37,8 +38,8 @@ RUNNING = Batch(
     cancelled_at=None,
     at_risk=False,
     total=2000,
-    completed=990,
-    failed=10,
+    outcomes=Outcomes(queued=1000, completed=990, failed=10),
+    prices=Prices(1.0, 3.0, "USD"),
     output_file=None,
     error_file=None,
     errors=(),
@@ -50,7 +51,12 @@ RUNNING = Batch(
     escalations=0,
     finished_on_dedicated=0,
 )
-DONE = replace(RUNNING, status=BatchStatus.COMPLETED, completed_at=NOW, completed=2000, failed=0)
+DONE = replace(
+    RUNNING,
+    status=BatchStatus.COMPLETED,
+    completed_at=NOW,
+    outcomes=Outcomes(completed=2000, failed=0),
+)
 
 
 def test_row_of_running_batch_shows_progress() -> None:
@@ -82,7 +88,7 @@ def test_row_of_running_batch_shows_progress() -> None:
             id="met",
         ),
         pytest.param(
-            replace(DONE, completed=0, failed=2000),
+            replace(DONE, outcomes=Outcomes(completed=0, failed=2000)),
             ("Completed", Tone.GOOD),
             "completed, all failed",
             ("Met", Tone.GOOD),
@@ -93,15 +99,15 @@ def test_row_of_running_batch_shows_progress() -> None:
             replace(DONE, deadline=NOW - 2 * HOUR),
             ("Completed", Tone.GOOD),
             "completed",
-            ("Breached", Tone.BAD),
+            ("Missed", Tone.BAD),
             "2 h late",
-            id="breached",
+            id="missed",
         ),
         pytest.param(
             replace(RUNNING, status=BatchStatus.EXPIRED, expired_at=NOW),
-            ("Failed", Tone.BAD),
+            ("Expired", Tone.BAD),
             "expired",
-            ("Breached", Tone.BAD),
+            ("Missed", Tone.BAD),
             "deadline missed",
             id="expired",
         ),
@@ -109,7 +115,7 @@ def test_row_of_running_batch_shows_progress() -> None:
             replace(RUNNING, status=BatchStatus.CANCELLED, cancelled_at=NOW),
             ("Cancelled", Tone.NEUTRAL),
             "cancelled",
-            ("Met", Tone.GOOD),
+            ("Not applicable", Tone.NEUTRAL),
             "",
             id="cancelled",
         ),
@@ -126,6 +132,12 @@ def test_row_shows_status_sla_and_deadline(
 
 def test_row_of_unsplit_batch_has_no_progress() -> None:
     row = row_of(
-        replace(RUNNING, status=BatchStatus.VALIDATING, total=0, completed=0, failed=0), NOW
+        replace(
+            RUNNING,
+            status=BatchStatus.VALIDATING,
+            total=0,
+            outcomes=Outcomes(completed=0, failed=0),
+        ),
+        NOW,
     )
     assert (row["done"], row["share"], row["percent"]) == ("not counted yet", "", 0)

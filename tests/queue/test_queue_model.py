@@ -39,7 +39,7 @@ from lowtide.queue.store import is_storm
 from tests.loads import fill, tenant_with
 from tests.queue.queue_model import FINAL, SECONDS, Batch, Model, Request, Worker
 from tests.scheduler.test_pools_store import pause_store
-from tests.worlds import MAX_LOST_LEASES, World, done
+from tests.worlds import MAX_LOST_LEASES, PRICES, World, done
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -568,7 +568,8 @@ def _requeued(tenant: TenantId, requests: int, due_in: float) -> tuple[NewBatch,
     batch = NewBatch(
         id=BatchId(new_id()), tenant=tenant, user="u", input_file=file, endpoint="/v1/embeddings",
         completion_window="24h", created_at=now, deadline=now + timedelta(seconds=due_in),
-        metadata=None, idempotency_key=None,
+        metadata=None, prices=PRICES,
+        idempotency_key=None,
     )  # fmt: skip
     return batch, stored
 

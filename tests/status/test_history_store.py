@@ -172,7 +172,7 @@ def test_range_counts_met_and_missed_deadlines(world: World) -> None:
         add_batch(world.worker, seed)
     for range_, met in ((HistoryRange.HOUR, 2), (HistoryRange.WEEK, 3)):
         bars = _read(world, range_).sla
-        assert (sum(bar.met for bar in bars), sum(bar.violated for bar in bars)) == (met, 2)
+        assert (sum(bar.met for bar in bars), sum(bar.missed for bar in bars)) == (met, 2)
 
 
 def test_plans_use_indexes(world: World) -> None:

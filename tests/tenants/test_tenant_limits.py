@@ -18,7 +18,7 @@ from lowtide.events.model import EventType, batch_event
 from lowtide.tenants.callers import Authenticator, Caller
 from lowtide.tenants.keys import hash_key
 from tests.conftest import PEPPER
-from tests.worlds import World, done, together
+from tests.worlds import PRICES, World, done, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +136,8 @@ def _new_batch(tenant: TenantId, file: FileId, key: str | None = None) -> NewBat
     return NewBatch(
         id=BatchId(new_id()), tenant=tenant, user="me", input_file=file,
         endpoint="/v1/embeddings", completion_window="1h", created_at=now,
-        deadline=now + timedelta(hours=1), metadata=None, idempotency_key=key,
+        deadline=now + timedelta(hours=1), metadata=None, prices=PRICES,
+        idempotency_key=key,
     )  # fmt: skip
 
 

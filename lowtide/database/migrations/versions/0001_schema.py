@@ -118,7 +118,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON orphan_objects TO lowtide_worker;
 
 BATCHES = f"""
 -- Requests of a batch that starts on dedicated stay there: someone chose that pool. A NULL
--- idempotency_digest matches any body.
+-- idempotency_digest matches any body. Prices are of a replica hour, as they were at creation.
+-- risk_bound is a lowtide.planning.reasons.Bound; a batch that was at risk from the start has none.
 CREATE TABLE batches (
   id uuid PRIMARY KEY,
   tenant_id uuid NOT NULL REFERENCES tenants (id),
@@ -143,6 +144,9 @@ CREATE TABLE batches (
   drained_at timestamptz,
   nudged_at timestamptz NOT NULL DEFAULT now(),
   at_risk boolean NOT NULL DEFAULT false,
+  risk_reason text,
+  risk_bound jsonb,
+  risk_since timestamptz,
   expiring boolean NOT NULL DEFAULT false,
   total integer NOT NULL DEFAULT 0,
   completed integer NOT NULL DEFAULT 0,
@@ -157,6 +161,9 @@ CREATE TABLE batches (
   traceparent text,
   tracestate text,
   idempotency_digest bytea,
+  spot_price double precision NOT NULL,
+  dedicated_price double precision NOT NULL,
+  currency text NOT NULL,
   UNIQUE (tenant_id, idempotency_key)
 );
 CREATE INDEX batches_newest ON batches (tenant_id, id DESC);
@@ -281,6 +288,7 @@ CREATE TABLE tallies (
   tenant_id uuid NOT NULL,
   completed integer NOT NULL DEFAULT 0,
   failed integer NOT NULL DEFAULT 0,
+  dead_lettered integer NOT NULL DEFAULT 0,
   interrupted integer NOT NULL DEFAULT 0,
   retried integer NOT NULL DEFAULT 0,
   escalated integer NOT NULL DEFAULT 0,
@@ -401,21 +409,26 @@ CREATE INDEX outbox_due ON outbox (next_at);
 GRANT SELECT, INSERT, DELETE ON outbox TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox TO lowtide_worker;
 
+-- The scheduler's moves and marks have a reason and a bound (lowtide.planning.reasons), the others a
+-- detail in words.
 CREATE TABLE request_events (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   tenant_id uuid NOT NULL,
   batch_id uuid NOT NULL,
   line integer,
   lines integer NOT NULL DEFAULT 1,
-  kind text NOT NULL CHECK (kind IN ('interrupted', 'escalated', 'retried', 'dead_lettered')),
+  kind text NOT NULL CHECK (kind IN ('interrupted', 'retried', 'dead_lettered', 'escalated',
+    'revoked', 'returned', 'at_risk', 'on_track')),
   pool text NOT NULL,
   lease_id uuid,
-  detail text NOT NULL,
+  detail text NOT NULL DEFAULT '',
+  reason text,
+  bound jsonb,
   at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX request_events_of_batch ON request_events (batch_id, line, id);
 CREATE INDEX request_events_notes ON request_events (batch_id, id DESC)
-  WHERE kind IN ('interrupted', 'escalated');
+  WHERE kind IN ('interrupted', 'escalated', 'revoked', 'returned', 'at_risk', 'on_track');
 {_isolated("request_events")}
 GRANT SELECT ON request_events TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON request_events TO lowtide_worker;
@@ -666,13 +679,14 @@ VIEWS = """
 CREATE VIEW request_states WITH (security_invoker = true) AS
 SELECT r.batch_id, r.line, r.tenant_id, r.custom_id, r.start, r.length,
   CASE
-    WHEN f.dead_lettered THEN 'DeadLettered'
     WHEN f.succeeded THEN 'Completed'
     WHEN f.batch_id IS NOT NULL THEN 'Failed'
     WHEN c.batch_id IS NOT NULL THEN 'Running'
     WHEN q.batch_id IS NOT NULL THEN 'Queued'
-    ELSE 'Failed'
+    WHEN b.status IN ('cancelling', 'cancelled') THEN 'Cancelled'
+    ELSE 'Expired'
   END AS status,
+  coalesce(f.dead_lettered, false) AS dead_lettered,
   coalesce(f.pool, c.pool, q.pool) AS pool,
   coalesce(f.attempts, c.attempts, q.attempts, 0) AS attempts,
   coalesce(f.interruptions, c.interruptions, q.interruptions, 0) AS interruptions,
@@ -681,6 +695,7 @@ SELECT r.batch_id, r.line, r.tenant_id, r.custom_id, r.start, r.length,
   coalesce(f.started_at, c.claimed_at) AS started_at,
   f.finished_at, f.status_code, f.error_code, f.error_message
 FROM requests r
+JOIN LATERAL (SELECT status FROM batches WHERE id = r.batch_id OFFSET 0) b ON true
 LEFT JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
 LEFT JOIN LATERAL (
@@ -691,14 +706,15 @@ LEFT JOIN LATERAL (
 -- Counts come from the per-worker tallies, so that settling a request locks no shared row. `b.*` is
 -- fixed when the view is created: a migration that adds a column to batches creates it again.
 CREATE VIEW batch_states WITH (security_invoker = true) AS
-SELECT b.*,
-  t.tallied_completed, t.tallied_failed, t.interrupted, t.retried, t.escalated,
+SELECT b.*, c.running,
+  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
   t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
   t.spot_seconds, t.dedicated_seconds
 FROM batches b
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
     coalesce(sum(failed), 0)::integer AS tallied_failed,
+    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
     coalesce(sum(interrupted), 0)::integer AS interrupted,
     coalesce(sum(retried), 0)::integer AS retried,
     coalesce(sum(escalated), 0)::integer AS escalated,
@@ -710,7 +726,10 @@ CROSS JOIN LATERAL (
     coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
     coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds
   FROM tallies WHERE batch_id = b.id
-) t;
+) t
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
+    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
 
 GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
 """

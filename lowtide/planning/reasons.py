@@ -1,0 +1,84 @@
+"""Reasons of the scheduler's moves and marks: an enum, the numbers behind it, and its words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from lowtide.core.durations import duration
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class Reason(StrEnum):
+    """A reason to move requests between the pools, or to mark a batch at risk."""
+
+    DEADLINE_BOUND = "deadline_bound"
+    DEDICATED_IDLE = "dedicated_idle"
+    SPOT_CAUGHT_UP = "spot_caught_up"
+    POOL_PAUSED = "pool_paused"
+    ENGINE_AWAY = "engine_away"
+    NO_DEDICATED = "no_dedicated"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The numbers of a deadline bound.
+
+    `open` requests without a result are due in `seconds`, and `replicas` dedicated workers, each at
+    `rate` requests per second, can end `capacity` of them by then.
+    """
+
+    open: int
+    seconds: float
+    replicas: int
+    rate: float
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """The reason for which a batch was marked at risk at `since`."""
+
+    reason: Reason
+    bound: Bound | None
+    since: datetime
+
+
+_WORDS: Final = {
+    Reason.DEADLINE_BOUND: "The deadline needs dedicated workers",
+    Reason.DEDICATED_IDLE: "Dedicated workers would be idle otherwise",
+    Reason.SPOT_CAUGHT_UP: "Spot has caught up",
+    Reason.POOL_PAUSED: "The dedicated pool is paused",
+    Reason.ENGINE_AWAY: "No dedicated worker has an engine",
+    Reason.NO_DEDICATED: "No dedicated workers are configured",
+}
+
+
+def describe(reason: Reason, bound: Bound | None = None) -> str:
+    """Return a reason in words, with its numbers if there are any.
+
+    >>> describe(Reason.DEADLINE_BOUND, Bound(812, 120.0, 3, 2.5, 900))
+    '812 requests are due in 2 min: 3 dedicated workers are needed at 2.5 requests/s each'
+    >>> describe(Reason.DEADLINE_BOUND, Bound(812, 120.0, 2, 2.5, 600))
+    '812 requests are due in 2 min: 2 dedicated workers can finish 600 at 2.5 requests/s each'
+    """
+    if reason is not Reason.DEADLINE_BOUND or bound is None:
+        return _WORDS[reason]
+    if bound.seconds <= 0:
+        return f"{_count(bound.open, 'request')} cannot finish by the deadline"
+    due = duration(timedelta(seconds=bound.seconds))
+    workers = _count(bound.replicas, "dedicated worker")
+    if bound.capacity < bound.open:
+        can = f"{workers} can finish {bound.capacity:,}"
+    else:
+        can = f"{workers} {'is' if bound.replicas == 1 else 'are'} needed"
+    requests = f"{_count(bound.open, 'request')} {'is' if bound.open == 1 else 'are'}"
+    return f"{requests} due in {due}: {can} at {bound.rate:.3g} requests/s each"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
