@@ -161,9 +161,9 @@ CREATE TABLE batches (
   traceparent text,
   tracestate text,
   idempotency_digest bytea,
-  spot_price double precision NOT NULL,
-  dedicated_price double precision NOT NULL,
-  currency text NOT NULL,
+  spot_price double precision NOT NULL DEFAULT 0,
+  dedicated_price double precision NOT NULL DEFAULT 0,
+  currency text NOT NULL DEFAULT 'USD',
   UNIQUE (tenant_id, idempotency_key)
 );
 CREATE INDEX batches_newest ON batches (tenant_id, id DESC);
