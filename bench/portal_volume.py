@@ -59,9 +59,10 @@ FROM requests r JOIN batches b ON b.id = r.batch_id
 WHERE b.status = 'in_progress' AND line > b.total * 9 / 10
 """
 TALLIES = """
-INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, interrupted)
-SELECT id, 'spot', gen_random_uuid(), tenant_id, completed / 4, failed / 4, 1
-FROM batches, generate_series(1, 4)
+INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, dead_lettered, interrupted)
+SELECT batch_id, 'spot', gen_random_uuid(), tenant_id, count(*) FILTER (WHERE succeeded),
+  count(*) FILTER (WHERE NOT succeeded), count(*) FILTER (WHERE dead_lettered), 1
+FROM results GROUP BY batch_id, tenant_id, mod(line, 4)
 """
 NOTES = """
 INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, detail)

@@ -80,7 +80,7 @@ def states_page() -> str:
             "",
             "A request is Queued or Running until it has one of the four outcomes. Failed requests ran and",
             "failed for good; those that are dead letters have `dead_lettered`. Expired and Cancelled ones",
-            "did not run before their batch ended. OpenAI's `request_counts` has fewer fields:",
+            "had no result when their batch ended. OpenAI's `request_counts` has fewer fields:",
             "",
             "| request | counted in `request_counts` as |",
             "|---|---|",

@@ -122,7 +122,7 @@ def _take_request(page: Page, portal: str, target: Path) -> None:
     """Capture the details of a failed request."""
     _open(page, f"{portal}/batches?user={FIRST[2].user}")
     address = page.locator('a[href^="/batches/batch_"]').first.get_attribute("href")
-    _open(page, f"{portal}{address}?status=DeadLettered")
+    _open(page, f"{portal}{address}?status=Failed")
     with suppress(PlaywrightError):
         page.get_by_role("button", name="View request").first.click(timeout=3000)
         page.get_by_role("dialog", name="Request").wait_for(timeout=3000)

@@ -35,8 +35,8 @@ class BatchStatus(StrEnum):
 class RequestStatus(StrEnum):
     """The states of a request; the last four are its outcomes.
 
-    Failed requests ran and failed for good, dead letters included. Expired and cancelled ones did
-    not run before their batch ended.
+    Failed requests ran and failed for good, dead letters included. Expired and cancelled ones had
+    no result when their batch ended.
     """
 
     QUEUED = "Queued"
@@ -96,7 +96,7 @@ DROPPED_AS: Final[dict[BatchStatus, RequestStatus]] = {
     BatchStatus.CANCELLED: RequestStatus.CANCELLED,
     BatchStatus.EXPIRED: RequestStatus.EXPIRED,
 }
-"""The outcome of requests that did not run, by the status of their batch.
+"""The outcome of requests without a result, by the status of their batch.
 
 A batch that expires is `in_progress` until its files are written.
 """

@@ -54,7 +54,7 @@ NEVER_RAN: Final[dict[RequestStatus, tuple[str, str]]] = {
         "This request could not be executed before the completion window expired.",
     ),
 }
-"""Error code and message of requests that did not run before their batch ended."""
+"""Error code and message of requests without a result when their batch ended."""
 
 
 # In JSON these occur only in strings, where ASCII control characters are escaped already.

@@ -93,8 +93,8 @@ PHASES: Final = {
     BatchStatus.CANCELLING: "Cancelling: waiting for running requests, then writing the results so far",
     BatchStatus.COMPLETED: "Every request has a result",
     BatchStatus.FAILED: "The input file was rejected",
-    BatchStatus.EXPIRED: "Expired: requests without a result at the deadline did not run",
-    BatchStatus.CANCELLED: "Cancelled: requests without a result did not run",
+    BatchStatus.EXPIRED: "Expired: requests without a result at the deadline were dropped",
+    BatchStatus.CANCELLED: "Cancelled: requests without a result were dropped",
 }
 
 

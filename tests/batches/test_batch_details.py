@@ -61,7 +61,7 @@ def store(shared_database: Database) -> BatchDetailStore:
 
 def test_details_of_running_batch(store: BatchDetailStore, small: BatchId) -> None:
     details = store.details(None, small)
-    assert (details.batch.total, details.batch.completed, details.batch.failed) == (100, 88, 8)
+    assert (details.batch.total, details.batch.completed, details.batch.failed) == (100, 81, 9)
     assert (details.batch.outcomes.queued, details.batch.outcomes.running) == (10, 0)
     assert details.tenant_name == "default"
     assert len(details.notes) == MAX_NOTES
@@ -127,17 +127,17 @@ def test_requests_are_found_by_custom_id_prefix(
 
 
 @pytest.mark.usefixtures("small")
-def test_requests_dropped_by_cancellation_are_failed(
+def test_requests_dropped_by_cancellation_are_cancelled(
     store: BatchDetailStore, shared_database: Database
 ) -> None:
     with shared_database.engine("owner").begin() as connection:
         batch = connection.execute(
             text("SELECT id FROM batches WHERE status = 'cancelled' LIMIT 1")
         ).scalar_one()
-    page = store.lines(None, batch, RequestStatus.FAILED, after=0, limit=100)
-    assert [state.line for state in page] == [10, 19, 20]
-    assert page[1].pool is None
-    (request,) = store.lines(None, batch, RequestStatus.FAILED, "request-19", after=0, limit=9)
+    page = store.lines(None, batch, RequestStatus.CANCELLED, after=0, limit=100)
+    assert [state.line for state in page] == [19, 20]
+    assert (page[0].pool, page[0].error_code) == (None, "batch_cancelled")
+    (request,) = store.lines(None, batch, RequestStatus.CANCELLED, "request-19", after=0, limit=9)
     assert request.line == 19
 
 

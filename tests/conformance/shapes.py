@@ -56,7 +56,8 @@ USAGE = {
     "output_tokens_details",
     "total_tokens",
 }
-X_LOWTIDE = {"sla_state", "deadline", "eta", "pools", "cost"}
+X_LOWTIDE = {"outcomes", "sla_state", "risk", "deadline", "eta", "pools", "cost"}
+OUTCOMES = {"queued", "running", "completed", "failed", "dead_lettered", "expired", "cancelled"}
 COST = {"currency", "spot", "dedicated", "total", "all_dedicated"}
 BATCH_ERROR = {"code", "message", "param", "line"}
 MODEL = {"id", "object", "created", "owned_by"}
@@ -67,6 +68,7 @@ REQUEST = {
     "line",
     "custom_id",
     "status",
+    "dead_lettered",
     "pool",
     "attempts",
     "interruptions",
@@ -97,11 +99,22 @@ def check_batch(raw: Mapping[str, Any]) -> Batch:
     assert set(raw["usage"]["output_tokens_details"]) == {"reasoning_tokens"}
     assert set(raw["x_lowtide"]) >= X_LOWTIDE
     assert set(raw["x_lowtide"]["cost"]) == COST
+    _check_outcomes(raw["x_lowtide"]["outcomes"], raw["request_counts"])
     if raw["errors"] is not None:
         assert set(raw["errors"]) == {"object", "data"}
         assert raw["errors"]["object"] == "list"
         assert all(set(problem) == BATCH_ERROR for problem in raw["errors"]["data"])
     return Batch.model_validate(raw, strict=True)
+
+
+def _check_outcomes(outcomes: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    """Assert that the outcomes are those that OpenAI's counts sum up."""
+    assert set(outcomes) == OUTCOMES
+    assert outcomes["dead_lettered"] <= outcomes["failed"]
+    assert sum(outcomes.values()) - outcomes["dead_lettered"] == counts["total"]
+    assert outcomes["completed"] == counts["completed"]
+    failed = outcomes["failed"] + outcomes["expired"] + outcomes["cancelled"]
+    assert failed == counts["failed"]
 
 
 def check_model(raw: Mapping[str, Any]) -> Model:

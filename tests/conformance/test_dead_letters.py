@@ -104,8 +104,9 @@ def test_dead_letters_are_listed_newest_first(
         assert (letter["object"], letter["state"]) == ("dead_letter", "open")
         assert (letter["status_code"], letter["error_code"]) == (500, "http_500")
         assert letter["batch_id"] == dead_lettered.batch["id"]
-    page = server.json(f"/v1/batches/{dead_lettered.batch['id']}/requests", status="DeadLettered")
+    page = server.json(f"/v1/batches/{dead_lettered.batch['id']}/requests", dead_lettered="true")
     assert {state["id"] for state in page["data"]} == {letter["id"] for letter in letters}
+    assert {state["status"] for state in page["data"]} == {"Failed"}
 
 
 @proves(Area.BEYOND, LIST)

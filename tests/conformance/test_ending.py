@@ -41,6 +41,7 @@ def _check(ended: Ended, status: str, code: str) -> None:
     ]
     assert {line.error["code"] for line in never_ran if line.error} == {code}
     assert all(line.body is None for line in never_ran)
+    assert ended.batch["x_lowtide"]["outcomes"][status] == len(never_ran)
     for state in ended.history:
         check_batch(state)
 
@@ -121,7 +122,7 @@ def test_batch_expires_no_earlier_than_its_deadline(expired: Ended) -> None:
     assert expired.batch["expired_at"] >= expired.batch["expires_at"]
     assert expired.batch["expires_at"] == expired.batch["created_at"] + 60
     assert {state["status"] for state in expired.history} - FINAL <= {"validating", "in_progress"}
-    assert expired.batch["x_lowtide"]["sla_state"] == "Breached"
+    assert expired.batch["x_lowtide"]["sla_state"] == "Missed"
 
 
 @proves(Area.ENDING, "A batch that is over cannot be cancelled: 409")

@@ -224,7 +224,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "give back 100": (
         plan.GIVE_BACK,
-        lambda load: {"moves": plan.given([Move(load.dedicated, 100)]), "reason": ""},
+        lambda load: {"moves": plan.given([Move(load.dedicated, 100)])},
         6000,
     ),
     "revoke 100": (
@@ -251,7 +251,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (
         str(plan._MARK_RISK),
-        lambda load: {"at_risk": [load.batch]},
+        lambda load: {"risky": json.dumps([{"batch": str(load.batch), "reason": "deadline_bound"}])},
         500,
     ),
     "dedicated replicas": (str(plan._DEDICATED), lambda _: {}, 100),
@@ -270,13 +270,14 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         request_store.PAGE,
         lambda load: {
             "batch": load.claimed, "after": 9000, "limit": 100, "status": None, "pool": None,
+            "dead_lettered": None,
         },
         3000,
     ),
     "batches, a page": (
         str(batches_store._PAGE),
         lambda _: {"tenant": DEFAULT_TENANT, "after": None, "limit": 21},
-        500,
+        1000,  # the running requests of active batches are counted
     ),
     "dead letters, a page": (
         dead_letters_store.PAGE,

@@ -203,8 +203,8 @@ def _filter_and_inspect(page: Page, lines: list[str], output: list[str]) -> None
     text = drawer.get_by_role("region", name="Output").inner_text()
     assert _without_whitespace(text) in _without_whitespace(answered)
     drawer.get_by_role("button", name="Close").click()
-    page.get_by_role("link", name="Dead-lettered").click()
-    page.wait_for_url("**?status=DeadLettered")
+    page.get_by_role("link", name="Failed").click()
+    page.wait_for_url("**?status=Failed")
     page.get_by_role("button", name=re.compile("^View request on line ")).first.click()
     drawer.get_by_text(HOSTILE).first.wait_for()
 

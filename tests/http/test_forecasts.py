@@ -69,7 +69,7 @@ def test_running_batch_has_eta(api: Api, world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "state"), [("24h", "In progress"), ("10m", "In progress"), ("2m", "At risk")]
+    ("window", "state"), [("24h", "On track"), ("10m", "On track"), ("2m", "At risk")]
 )
 def test_new_batch_reports_sla_state(api: Api, window: str, state: str) -> None:
     body = {"input_file_id": upload(api)["id"], "completion_window": window}
@@ -95,4 +95,4 @@ def test_strict_admission_names_feasible_window(api: Api) -> None:
     window = re.search(r"a completion window of ([0-9]+m)", error["message"])
     assert window is not None
     accepted = api("POST", "/v1/batches", json=body | {"completion_window": window[1]})
-    assert (accepted.status_code, accepted.json["x_lowtide"]["sla_state"]) == (200, "In progress")
+    assert (accepted.status_code, accepted.json["x_lowtide"]["sla_state"]) == (200, "On track")

@@ -138,7 +138,7 @@ def test_matching_batches_are_cancelled_after_confirmation(
 def test_hostile_text_is_escaped_on_batch_page_and_in_drawer(
     filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
-    page = (visited := visit(f"{portal.url}{_path(filled)}?status=DeadLettered&line=1")).page
+    page = (visited := visit(f"{portal.url}{_path(filled)}?status=Failed&line=1")).page
     drawer = page.get_by_role("dialog", name="Request")
     drawer.get_by_text("123456789012345678901234567890").wait_for()
     shown = drawer.get_by_role("region", name="Output").inner_text()
@@ -152,7 +152,7 @@ def test_hostile_text_is_escaped_on_batch_page_and_in_drawer(
     newest.get_by_text(f"Interrupted: {HOSTILE}").wait_for()
     page.get_by_label("custom_id starts with").fill("nobody")
     page.get_by_text("No matching requests.").wait_for()
-    assert page.url.endswith("?status=DeadLettered&custom_id=nobody")
+    assert page.url.endswith("?status=Failed&custom_id=nobody")
     page.get_by_label("custom_id starts with").fill(HOSTILE[:9])
     page.get_by_role("button", name="View request on line 1").wait_for()
     assert page.locator("img[src=x]").count() == 0

@@ -15,6 +15,7 @@ from lowtide.batches.views import MAX_SHOWN, BatchFilter, BatchMark, BatchOrder,
 from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.core.pools import Pool
+from lowtide.planning.reasons import Reason
 from lowtide.tenants.sign_in import Principal, Role
 from portal.pages.batch_facts import all_failed, eta_of, said, steps_of, tokens, words_of
 from portal.pages.batch_requests import exact, row_of
@@ -291,12 +292,16 @@ def test_error_shows_engine_message(answer: str, shown: str) -> None:
     [
         ("interrupted", Pool.SPOT, "Interrupted: why"),
         ("lease_expired", Pool.SPOT, "Lease expired: why"),
-        ("escalated", Pool.DEDICATED, "Escalated: why"),
-        ("escalated", Pool.SPOT, "why"),
     ],
 )
 def test_event_is_described(kind: str, pool: Pool, words: str) -> None:
     assert words_of(Note(kind, pool, None, 2, "why", NOW)) == words
+
+
+def test_move_is_described_by_its_reason() -> None:
+    note = Note("returned", Pool.SPOT, None, 2, "", NOW, reason=Reason.SPOT_CAUGHT_UP)
+    assert words_of(note) == "Returned: Spot has caught up"
+    assert words_of(replace(note, kind="on_track", reason=None)) == "On track"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_row_of_running_batch_shows_progress() -> None:
     [
         pytest.param(
             replace(RUNNING, at_risk=True, deadline=NOW - HOUR),
-            ("Running", Tone.INFO),
+            ("In progress", Tone.INFO),
             "in progress",
             ("At risk", Tone.WARN),
             "1 h late",

@@ -248,8 +248,8 @@ def test_dead_letter_is_stored_with_its_error(world: World) -> None:
     assert [
         row.detail for row in world.rows("SELECT detail FROM request_events ORDER BY line")
     ] == ["HTTP 503", "slow"]
-    states = world.rows("SELECT status FROM request_states ORDER BY line")
-    assert [row.status for row in states] == ["DeadLettered", "DeadLettered"]
+    states = world.rows("SELECT status, dead_lettered FROM request_states ORDER BY line")
+    assert [(row.status, row.dead_lettered) for row in states] == [("Failed", True)] * 2
 
 
 def test_request_state_follows_queue_claim_and_result(world: World) -> None:
@@ -265,7 +265,7 @@ def test_request_state_follows_queue_claim_and_result(world: World) -> None:
         (4, "Queued", "spot"),
     ]
     world.cancel(batch)
-    assert world.value("SELECT status FROM request_states WHERE line = 4") == "Failed"
+    assert world.value("SELECT status FROM request_states WHERE line = 4") == "Cancelled"
 
 
 @pytest.mark.parametrize("how", ["another's", "reaped", "closed", "settled before"])

@@ -219,8 +219,11 @@ def test_paused_dedicated_returns_its_requests_to_spot(world: World) -> None:
     assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
     assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
     assert world.row(batch).at_risk
-    (*_, recorded) = world.rows("SELECT detail FROM request_events ORDER BY id")
-    assert recorded.detail == "Moved back to spot: dedicated is paused"
+    recorded = world.rows("SELECT kind, lines, pool, reason FROM request_events ORDER BY id")
+    assert [tuple(row) for row in recorded[-2:]] == [
+        ("returned", 20, "spot", "pool_paused"),
+        ("at_risk", 110, "dedicated", "pool_paused"),
+    ]
     pause_store(world).resume(Pool.DEDICATED, "ana")
     assert _planned(_scheduler(world).tick()) == (20, 0)
     assert not world.row(batch).at_risk

@@ -179,10 +179,8 @@ def test_revoked_requests_are_settled_only_by_dedicated(world: World) -> None:
     assert (of_four.attempts, of_four.lost_leases) == (2, 1)
     row = world.row(batch)
     assert (row.interrupted, row.retried, row.escalated) == (2, 0, 2)
-    recorded = world.rows("SELECT kind, pool, detail, lease_id FROM request_events")
-    assert {tuple(event) for event in recorded} == {
-        ("interrupted", "spot", "Revoked from its worker to meet the deadline", hoarder)
-    }
+    recorded = world.rows("SELECT kind, pool, reason, lease_id FROM request_events")
+    assert {tuple(event) for event in recorded} == {("revoked", "spot", "deadline_bound", hoarder)}
     # The spot worker's results for revoked requests are rejected, its others accepted.
     revoked_lines = {row.line for row in revoked}
     dedicated = world.queue.open_lease(Pool.DEDICATED, "d")
