@@ -123,6 +123,7 @@ def check(
         assert outcome.status_code is None or not 200 <= outcome.status_code < 300, outcome.raw
         if outcome.status_code is not None:
             assert "error" in outcome.body, outcome.raw
+    _check_outcomes(batch, failed)
 
 
 def check_progress(batch: Mapping[str, Any]) -> None:
@@ -130,6 +131,9 @@ def check_progress(batch: Mapping[str, Any]) -> None:
     counts = batch["request_counts"]
     assert min(counts.values()) >= 0, counts
     assert counts["completed"] + counts["failed"] <= counts["total"], counts
+    reported = batch["x_lowtide"]["outcomes"]
+    assert reported["dead_lettered"] <= reported["failed"], reported
+    assert sum(reported.values()) - reported["dead_lettered"] == counts["total"], batch
     usage = batch["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage
     assert (batch["in_progress_at"] is None) <= (counts["total"] == 0), batch
@@ -177,6 +181,20 @@ def _check_completeness(
 def _check_counts(batch: Mapping[str, Any], total: int, completed: int, failed: int) -> None:
     counted = {"total": total, "completed": completed, "failed": failed}
     assert batch["request_counts"] == counted, f"{batch['request_counts']}, but {counted}"
+
+
+def _check_outcomes(batch: Mapping[str, Any], failed: list[Outcome]) -> None:
+    codes = Counter(outcome.error["code"] for outcome in failed if outcome.error)
+    reported = batch["x_lowtide"]["outcomes"]
+    dropped = {"expired": codes["batch_expired"], "cancelled": codes["batch_cancelled"]}
+    expected = {
+        "queued": 0,
+        "running": 0,
+        "completed": batch["request_counts"]["completed"],
+        "failed": len(failed) - sum(dropped.values()),
+        **dropped,
+    }
+    assert {name: reported[name] for name in expected} == expected, batch
 
 
 def _check_times(batch: Mapping[str, Any]) -> None:

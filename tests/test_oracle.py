@@ -39,6 +39,17 @@ class FinishedBatch:
         self.object: dict[str, Any] = {
             "status": "completed",
             "request_counts": {"total": 3, "completed": 2, "failed": 1},
+            "x_lowtide": {
+                "outcomes": {
+                    "queued": 0,
+                    "running": 0,
+                    "completed": 2,
+                    "failed": 1,
+                    "dead_lettered": 0,
+                    "expired": 0,
+                    "cancelled": 0,
+                },
+            },
             "usage": {
                 "input_tokens": tokens[0],
                 "output_tokens": tokens[1],
@@ -99,6 +110,10 @@ def _miscount(batch: FinishedBatch) -> None:
     batch.object["request_counts"]["completed"] = 3
 
 
+def _misname(batch: FinishedBatch) -> None:
+    batch.object["x_lowtide"]["outcomes"] |= {"failed": 0, "expired": 1}
+
+
 def _double_usage(batch: FinishedBatch) -> None:
     batch.object["usage"]["input_tokens"] += 5
     batch.object["usage"]["total_tokens"] += 5
@@ -129,6 +144,7 @@ def test_correct_batch_passes() -> None:
         pytest.param(_reorder_output, "not in input order", id="output out of order"),
         pytest.param(_complete_poison, "poison", id="a poison request succeeded"),
         pytest.param(_miscount, "'completed': 3", id="counts"),
+        pytest.param(_misname, "'expired': 1", id="outcomes"),
         pytest.param(_double_usage, "input_tokens", id="usage counted twice"),
         pytest.param(_reorder_timestamps, "finalizing_at", id="timestamps"),
     ],

@@ -13,6 +13,7 @@ from lowtide.batches.forecast import read_workload
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Demand
+from lowtide.planning.reasons import Reason
 from lowtide.tenants.model import BatchUse, TenantLimits, check_room
 from lowtide.tenants.store import USE
 
@@ -93,15 +94,17 @@ class AdmissionPolicy:
     capacity: Capacity
     strict: bool = False
 
-    def is_at_risk(self, new: Demand, workload: Workload) -> bool:
-        """Return True if a new batch is at risk from the start, given all open work.
+    def risk(self, new: Demand, workload: Workload) -> Reason | None:
+        """Return the reason for which a new batch is at risk from the start; None if it is not.
 
         If strict, raise Conflict instead: retrying does not help, a longer window does, and the
         message names the shortest feasible one.
         """
         verdict = admit(new, workload.demand, workload.at, workload.measured(self.capacity))
-        if verdict.held or not self.strict:
-            return not verdict.held
+        if verdict.held:
+            return None
+        if not self.strict:
+            return self._reason(workload)
         if Pool.DEDICATED in workload.paused:
             fix = "the dedicated pool is paused, and spot capacity is not guaranteed. Retry after it resumes"
         elif verdict.earliest is None:
@@ -121,6 +124,11 @@ class AdmissionPolicy:
             code="deadline_not_feasible",
         )
 
+    def _reason(self, workload: Workload) -> Reason:
+        if Pool.DEDICATED in workload.paused:
+            return Reason.POOL_PAUSED
+        return Reason.DEADLINE_BOUND if self.capacity.replicas else Reason.NO_DEDICATED
+
 
 _LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
 # Otherwise concurrent strict creations would each claim the same capacity.
@@ -133,10 +141,10 @@ _USE = text(USE)
 
 def admit_batch(
     connection: Connection, batch: NewBatch, lines: int, policy: AdmissionPolicy | None
-) -> bool:
-    """Return True if a batch of `lines` requests is at risk from the start; False without a policy.
+) -> Reason | None:
+    """Return the reason for which a batch of `lines` requests is at risk from the start.
 
-    Raises TooManyRequests or InvalidRequest if the tenant's limits leave no room, and the policy's
+    It is None if the batch is not, or without a policy. Raises TooManyRequests or InvalidRequest if the tenant's limits leave no room, and the policy's
     errors; a retry with the same idempotency key passes. Creations that compete for the same room
     wait here until the caller's transaction ends.
     """
@@ -146,11 +154,11 @@ def admit_batch(
     if batch.idempotency_key is not None:
         parameters = {"tenant": batch.tenant, "key": batch.idempotency_key}
         if connection.execute(_IS_RETRY, parameters).scalar_one():
-            return False
+            return None
     if row is not None:
         limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
         usage = connection.execute(_USE, {"tenant": batch.tenant}).one()
         check_room(limits, BatchUse(usage.batches, usage.lines), lines)
     if policy is None:
-        return False
-    return policy.is_at_risk(Demand(batch.deadline, lines), read_workload(connection))
+        return None
+    return policy.risk(Demand(batch.deadline, lines), read_workload(connection))

@@ -49,10 +49,11 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 """)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  created_at, deadline, at_risk, metadata, output_expires_after, idempotency_key,
+  created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
-  :created_at, :deadline, :at_risk, cast(:metadata AS jsonb),
+  :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
+  CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
   :spot_price, :dedicated_price, :currency)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
@@ -159,8 +160,8 @@ def insert_batch(
 
     Raises the errors of `admit_batch` if there is no room for its requests.
     """
-    at_risk = admit_batch(connection, batch, lines, policy)
-    parameters = _parameters(batch, input_key) | {"at_risk": at_risk}
+    risk = admit_batch(connection, batch, lines, policy)
+    parameters = _parameters(batch, input_key) | {"risk": risk}
     return connection.execute(_CREATE, parameters).rowcount == 1
 
 

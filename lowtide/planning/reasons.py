@@ -62,22 +62,23 @@ def describe(reason: Reason, bound: Bound | None = None) -> str:
     """Return a reason in words, with its numbers if there are any.
 
     >>> describe(Reason.DEADLINE_BOUND, Bound(812, 120.0, 3, 2.5, 900))
-    '812 requests are due in 2 min: 3 dedicated workers are needed at 2.5 requests/s each'
+    '812 requests are due in 2 min: that needs 3 dedicated workers at 2.5 requests/s each'
     >>> describe(Reason.DEADLINE_BOUND, Bound(812, 120.0, 2, 2.5, 600))
-    '812 requests are due in 2 min: 2 dedicated workers can finish 600 at 2.5 requests/s each'
+    '812 requests are due in 2 min: 2 dedicated workers at 2.5 requests/s each can finish 600'
     """
     if reason is not Reason.DEADLINE_BOUND or bound is None:
         return _WORDS[reason]
+    are_due = f"{_count(bound.open, 'request')} {'is' if bound.open == 1 else 'are'}"
     if bound.seconds <= 0:
-        return f"{_count(bound.open, 'request')} cannot finish by the deadline"
-    due = duration(timedelta(seconds=bound.seconds))
-    workers = _count(bound.replicas, "dedicated worker")
-    if bound.capacity < bound.open:
-        can = f"{workers} can finish {bound.capacity:,}"
-    else:
-        can = f"{workers} {'is' if bound.replicas == 1 else 'are'} needed"
-    requests = f"{_count(bound.open, 'request')} {'is' if bound.open == 1 else 'are'}"
-    return f"{requests} due in {due}: {can} at {bound.rate:.3g} requests/s each"
+        return f"{are_due} past the deadline"
+    each = " each" if bound.replicas != 1 else ""
+    workers = f"{_count(bound.replicas, 'dedicated worker')} at {bound.rate:.3g} requests/s{each}"
+    need = (
+        f"{workers} can finish {bound.capacity:,}"
+        if bound.capacity < bound.open
+        else f"that needs {workers}"
+    )
+    return f"{are_due} due in {duration(timedelta(seconds=bound.seconds))}: {need}"
 
 
 def _count(count: int, noun: str) -> str:

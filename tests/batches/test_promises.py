@@ -33,13 +33,13 @@ def _workload(*others: tuple[float, int]) -> Workload:
 @pytest.mark.parametrize("strict", [False, True], ids=["open", "strict"])
 def test_feasible_deadline_is_not_at_risk(strict: bool) -> None:
     policy = AdmissionPolicy(TWO, strict=strict)
-    assert not policy.is_at_risk(_demand(100, 200), _workload())
-    assert not policy.is_at_risk(_demand(100, 100), _workload((50, 100)))
+    assert not policy.risk(_demand(100, 200), _workload())
+    assert not policy.risk(_demand(100, 100), _workload((50, 100)))
 
 
 @pytest.mark.parametrize("capacity", [TWO, NONE], ids=["too little", "none"])
 def test_infeasible_deadline_is_at_risk(capacity: Capacity) -> None:
-    assert AdmissionPolicy(capacity).is_at_risk(_demand(100, 201), _workload())
+    assert AdmissionPolicy(capacity).risk(_demand(100, 201), _workload())
 
 
 @pytest.mark.parametrize(
@@ -56,28 +56,28 @@ def test_strict_names_shortest_feasible_window(
     policy = AdmissionPolicy(TWO, strict=True)
     workload = _workload(*others)
     with pytest.raises(Conflict, match=rf"UTC, a completion window of {window}m\.$") as raised:
-        policy.is_at_risk(_demand(*new), workload)
+        policy.risk(_demand(*new), workload)
     assert (raised.value.param, raised.value.code) == (
         "completion_window",
         "deadline_not_feasible",
     )
     match = re.search(r"a completion window of (\d+)m", raised.value.message)
     assert match is not None
-    assert not policy.is_at_risk(_demand(60 * int(match[1]), new[1]), workload)
+    assert not policy.risk(_demand(60 * int(match[1]), new[1]), workload)
 
 
 def test_strict_reports_missing_dedicated_capacity() -> None:
     with pytest.raises(Conflict, match="no dedicated capacity"):
-        AdmissionPolicy(NONE, strict=True).is_at_risk(_demand(100, 1), _workload())
+        AdmissionPolicy(NONE, strict=True).risk(_demand(100, 1), _workload())
 
 
 def test_paused_dedicated_pool_makes_deadlines_infeasible() -> None:
     dedicated_paused = replace(_workload(), paused=frozenset({Pool.DEDICATED}))
-    assert AdmissionPolicy(TWO).is_at_risk(_demand(100, 1), dedicated_paused)
+    assert AdmissionPolicy(TWO).risk(_demand(100, 1), dedicated_paused)
     with pytest.raises(Conflict, match="dedicated pool is paused"):
-        AdmissionPolicy(TWO, strict=True).is_at_risk(_demand(100, 1), dedicated_paused)
+        AdmissionPolicy(TWO, strict=True).risk(_demand(100, 1), dedicated_paused)
     spot_paused = replace(dedicated_paused, paused=frozenset({Pool.SPOT}))
-    assert not AdmissionPolicy(TWO, strict=True).is_at_risk(_demand(100, 200), spot_paused)
+    assert not AdmissionPolicy(TWO, strict=True).risk(_demand(100, 200), spot_paused)
 
 
 def test_measured_dedicated_rate_replaces_configured_one() -> None:
@@ -86,9 +86,9 @@ def test_measured_dedicated_rate_replaces_configured_one() -> None:
     fast_spot = {(Pool.SPOT, "m"): Rate().fold([RateSample(50_000, 10_000.0)] * 10)}
     beside = _workload((1000, 1))
     new = _demand(100, 150)
-    assert not policy.is_at_risk(new, beside)
-    assert policy.is_at_risk(new, replace(beside, rates=slow))
-    assert not policy.is_at_risk(new, replace(beside, rates=fast_spot))
+    assert not policy.risk(new, beside)
+    assert policy.risk(new, replace(beside, rates=slow))
+    assert not policy.risk(new, replace(beside, rates=fast_spot))
 
 
 def test_retries_reduce_capacity() -> None:
@@ -96,5 +96,5 @@ def test_retries_reduce_capacity() -> None:
     retried = Workload(
         NOW, (OpenWork(_demand(1000, 1).deadline, "m", 1, ended=9800, retried=10_000),)
     )
-    assert not policy.is_at_risk(_demand(100, 150), _workload((1000, 1)))
-    assert policy.is_at_risk(_demand(100, 150), retried)
+    assert not policy.risk(_demand(100, 150), _workload((1000, 1)))
+    assert policy.risk(_demand(100, 150), retried)

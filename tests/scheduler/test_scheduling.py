@@ -93,9 +93,21 @@ def test_batch_that_would_be_late_is_escalated(world: World) -> None:
 def test_infeasible_batch_is_at_risk_until_capacity_suffices(world: World) -> None:
     batch = world.batch(200, due_in=60)
     assert _planned(_scheduler(world).tick())[1] == 1
-    assert world.row(batch).at_risk
+    marked = world.row(batch)
+    assert (marked.at_risk, marked.risk_reason) == (True, "deadline_bound")
+    assert (marked.risk_bound["open"], marked.risk_bound["replicas"]) == (200, 2)
+    assert marked.risk_bound["capacity"] < 200
+    _scheduler(world).tick()
+    assert world.row(batch).risk_since == marked.risk_since, "the second tick marks nothing"
     _scheduler(world, replicas=50).tick()
-    assert not world.row(batch).at_risk
+    cleared = world.row(batch)
+    assert (cleared.at_risk, cleared.risk_reason, cleared.risk_since) == (False, None, None)
+    marks = world.rows(
+        "SELECT kind, lines, bound FROM request_events "
+        "WHERE kind IN ('at_risk', 'on_track') ORDER BY id"
+    )
+    assert [(row.kind, row.lines) for row in marks] == [("at_risk", 200), ("on_track", 200)]
+    assert marks[0].bound == marked.risk_bound
 
 
 def test_lost_workers_are_reaped_before_planning(world: World) -> None:
