@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.batches.admission import admit_batch
+from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import (
     DROPPED_AS,
     FINAL_STATUSES,
@@ -137,12 +138,14 @@ class BatchStore:
                 return _require_cancelled(_load(connection, batch)), False
             if actor is not None:
                 note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
-            connection.execute(_DROP_QUEUED, {"id": batch})
+            dropped = connection.execute(_DROP_QUEUED, {"id": batch}).rowcount
             drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
             if drained:
                 row = connection.execute(_DRAINED, {"id": batch}).one()
                 add_event(connection, replace(event, trace=trace_of(row)))
-            return _load(connection, batch), drained
+            cancelled = _load(connection, batch)
+        requests_ended(RequestStatus.CANCELLED, dropped)
+        return cancelled, drained
 
 
 def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:

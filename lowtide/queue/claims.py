@@ -91,11 +91,12 @@ class Returned:
 class Settled:
     """The result of a settlement; requests missing from the counts were no longer this lease's.
 
-    `in_time` of the finished ended before their deadline. `drained` holds the events, already in
+    `completed` of the finished succeeded, `in_time` ended before their deadline. `drained` holds the events, already in
     the outbox, of batches whose last request this ended.
     """
 
     finished: int
+    completed: int
     in_time: int
     returned: int
     drained: tuple[Event, ...]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.metrics import requests_ended
+from lowtide.batches.model import DROPPED_AS, BatchStatus, RequestStatus
 from lowtide.core.ids import BatchId, LeaseId
 from lowtide.database.connections import begin
 from lowtide.database.prepared import Encoded, hot
@@ -106,7 +109,8 @@ WITH given AS MATERIALIZED (
     reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens,
     replica_seconds = t.replica_seconds + excluded.replica_seconds
 )
-SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE now() <= deadline) AS in_time
+SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE succeeded) AS completed,
+  count(*) FILTER (WHERE now() <= deadline) AS in_time
 FROM ended GROUP BY batch_id
 """
 _FINISH = hot(FINISH)
@@ -169,6 +173,8 @@ ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
   interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
 """)
+
+_STATUSES = text("SELECT id, status FROM batches WHERE id = ANY(:batches)")
 
 _encode = msgspec.json.Encoder().encode
 LONGEST_REASON = 1000
@@ -239,6 +245,7 @@ class QueueStore:
             drained = note_drained(connection, list(batches), self._new_id, marks)
         return Settled(
             finished=sum(row.lines for row in settled_rows),
+            completed=sum(row.completed for row in settled_rows),
             in_time=sum(row.in_time for row in settled_rows),
             returned=released,
             drained=drained,
@@ -302,7 +309,19 @@ def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:
     open_batches = _lock_open(connection, batches)
     encoded = _encode([row._asdict() for row in rows]).decode()
     connection.execute(_REQUEUE, {"rows": encoded, "open": list(open_batches)})
-    return [BatchId(batch) for batch in batches if batch not in set(open_batches)]
+    ending = set(batches) - set(open_batches)
+    if ending:
+        _count_dropped(connection, [row.batch_id for row in rows if row.batch_id in ending])
+    return sorted(map(BatchId, ending))
+
+
+def _count_dropped(connection: Connection, batch_of_each: Sequence[UUID]) -> None:
+    """Count requests that are not queued again, by the batch of each."""
+    requests = Counter(batch_of_each)
+    statuses = connection.execute(_STATUSES, {"batches": list(requests)})
+    for row in statuses:
+        outcome = DROPPED_AS.get(BatchStatus(row.status), RequestStatus.EXPIRED)
+        requests_ended(outcome, requests[row.id])
 
 
 def _lock_open(connection: Connection, batches: Sequence[UUID]) -> Sequence[UUID]:

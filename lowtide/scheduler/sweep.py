@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.metrics import requests_ended
+from lowtide.batches.model import RequestStatus
 from lowtide.core.ids import BatchId, TenantId, format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
@@ -141,6 +143,7 @@ class SweepStore:
         self._drain_missed()
         self._restart_stalled(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
+        requests_ended(RequestStatus.FAILED, len(dead_lettered))
         return SweepResult(
             reaped=len(lost_requests),
             interrupted=sum(row.pool == Pool.SPOT for row in lost_requests),
@@ -211,13 +214,16 @@ class SweepStore:
     def _expire(self) -> int:
         """End batches past their deadline; return how many of their requests were dropped."""
         with begin(self._engine) as connection:
-            return self._drop(connection, connection.execute(_EXPIRE).scalars().all())
+            expired = self._drop(connection, connection.execute(_EXPIRE).scalars().all())
+        requests_ended(RequestStatus.EXPIRED, expired)
+        return expired
 
     def _finish_cancelling(self, grace: float) -> None:
         """Drop the requests still claimed or queued `grace` seconds after a cancellation."""
         with begin(self._engine) as connection:
             due = connection.execute(_CANCEL_DUE, {"grace": grace}).scalars().all()
-            self._drop(connection, due)
+            cancelled = self._drop(connection, due)
+        requests_ended(RequestStatus.CANCELLED, cancelled)
 
     def _drain_missed(self) -> None:
         """Drain batches whose last request was settled while their others were being dropped."""

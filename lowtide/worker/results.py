@@ -8,6 +8,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from lowtide.batches.metrics import requests_ended
+from lowtide.batches.model import RequestStatus
 from lowtide.core.errors import LowtideError
 from lowtide.engines.outcomes import Usage
 from lowtide.queue.claims import Finished, Returned
@@ -155,9 +157,12 @@ class ResultWriter:
                 return
             _log.exception("settle.rejected", extra={"line": requests[0].line})
             await asyncio.to_thread(self._queue.settle, lease, [_unstorable(requests[0])], [])
+            requests_ended(RequestStatus.FAILED, 1)
             return
         if (fenced := len(requests) - settled.finished - settled.returned) > 0:
             _log.warning("settle.fenced", extra={"lines": fenced})
+        requests_ended(RequestStatus.COMPLETED, settled.completed)
+        requests_ended(RequestStatus.FAILED, settled.finished - settled.completed)
         completed = sum(request.succeeded for request in finished)
         dead_letters = sum(request.dead_letter for request in finished)
         self._meter.settled(completed, len(requests) - completed, dead_letters)

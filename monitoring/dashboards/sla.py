@@ -63,6 +63,18 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
+                "Requests by outcome",
+                Query(
+                    f"sum by (outcome) "
+                    f"(increase(requests_ended_total{{{_HERE}}}[$__rate_interval]))",
+                    "{{outcome}}",
+                ),
+                stacked=True,
+                description="Expired and cancelled requests had no result when their batch ended.",
+            )
+        )
+        .with_panel(
+            graph(
                 "Share of missed deadlines",
                 *(
                     Query(

@@ -21,7 +21,7 @@ WORKER = ALL | {
     "worker_dequeue_total", "worker_completed_total", "worker_failed_total", "worker_idle_seconds",
     "queue_wait_time_seconds_count", "requests_sla_met_total", "requests_sla_violated_total",
     "spot_interruptions_total", "replica_seconds_total", "cost_total", "engine_answers_total",
-    "dead_letters_total", "worker_engine_up",
+    "dead_letters_total", "worker_engine_up", "requests_ended_total",
 }  # fmt: skip
 SCHEDULER = ALL | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
@@ -75,6 +75,7 @@ def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) ->
     total = {name: sum(worker[name] for worker in workers) for name in WORKER}
     assert total["worker_completed_total"] == REQUESTS
     assert total["requests_sla_met_total"] == REQUESTS
+    assert total["requests_ended_total"] == REQUESTS
     assert total["queue_wait_time_seconds_count"] == REQUESTS
     # Every tenth attempt is interrupted and runs again.
     assert total["spot_interruptions_total"] > 0
