@@ -154,6 +154,7 @@ class App:
         from lowtide.scheduler.samples import SampleRecorder
         from lowtide.scheduler.sweep import SweepStore
         from lowtide.scheduler.tick import Scheduler, TickRules
+        from lowtide.search.indexing import SearchIndexer
 
         settings = self.settings
         rules = TickRules(
@@ -169,6 +170,7 @@ class App:
             PlanStore(self.database, new_id=new_id),
             RateStore(self.database),
             SampleRecorder(self.database),
+            SearchIndexer(self.database),
             self.objects,
             self.publisher,
             rules,

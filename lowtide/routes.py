@@ -17,6 +17,7 @@ from lowtide.files import api as files_api
 from lowtide.http import types
 from lowtide.http.application import Application, json_response
 from lowtide.http.operations import Operation, Parameter, Route
+from lowtide.search import api as search_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,11 +116,13 @@ _ORDER = Parameter(
 )
 
 
-def _limit(max_limit: int, default: int) -> Parameter:
+def _limit(max_limit: int, default: int, description: str = "Max objects per page.") -> Parameter:
     schema = {"type": "integer", "minimum": 1, "maximum": max_limit, "default": default}
-    return Parameter("limit", "Max objects per page.", schema)
+    return Parameter("limit", description, schema)
 
 
+# At least two characters, the first and the last of which are not spaces.
+_SEARCH_TEXT = r"^[^\s\u0000][^\u0000]*[^\s\u0000]$"
 _FORM = {
     "type": "object",
     "required": ["file"],
@@ -324,6 +327,28 @@ READ = (
         ),
     ),
     *dead_letters_api.READ,
+    Route(
+        "GET",
+        "/v1/search",
+        search_api.search,
+        Operation(
+            "search",
+            "Find batches, files and requests by id, custom_id, user or metadata value, or the "
+            "start of one. Exact matches come first, then the newest.",
+            types.SearchPage,
+            parameters=(
+                Parameter(
+                    "q",
+                    "The text to search for; ids with or without their prefix.",
+                    {"type": "string", "maxLength": 512, "pattern": _SEARCH_TEXT},
+                    required=True,
+                ),
+                _limit(20, 20, "Max matches of each kind."),
+            ),
+            errors=(400,),
+            extension=True,
+        ),
+    ),
     Route(
         "GET",
         "/v1/models",

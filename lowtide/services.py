@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lowtide.files.service import Files
     from lowtide.objects.store import ObstoreObjects
     from lowtide.planning.demand import Capacity, PoolScale
+    from lowtide.search.service import Search
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
 
@@ -221,6 +222,14 @@ class Services:
             clock=now,
             tracer=self._tracer,
         )
+
+    @cached_property
+    def search(self) -> Search:
+        """The search for batches, files and requests."""
+        from lowtide.search.service import Search
+        from lowtide.search.store import SearchStore
+
+        return Search(SearchStore(self._database))
 
     @cached_property
     def models(self) -> ModelCatalog:

@@ -167,6 +167,20 @@ class NewBatch:
     pool: Pool = Pool.SPOT
     actor: str | None = None
 
+    @property
+    def terms(self) -> dict[str, str]:
+        """The values by which search finds the batch, and their fields.
+
+        Metadata may repeat the user.
+        """
+        metadata = (self.metadata or {}).items()
+        terms = {"user": self.user} | {
+            f"metadata.{key}": value
+            for key, value in metadata
+            if (key, value) != ("user", self.user)
+        }
+        return {field: value for field, value in terms.items() if value}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

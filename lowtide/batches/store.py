@@ -59,6 +59,11 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
   :spot_price, :dedicated_price, :currency)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
+# What search finds a batch by, besides its id.
+_ADD_TERMS = text("""
+INSERT INTO batch_terms (batch_id, tenant_id, field, value)
+SELECT :id, :tenant, key, value FROM json_each_text(cast(:terms AS json))
+""")
 _BY_IDEMPOTENCY_KEY = text("""
 SELECT * FROM batch_states WHERE tenant_id = :tenant AND idempotency_key = :key
 """)
@@ -165,7 +170,11 @@ def insert_batch(
     """
     risk = admit_batch(connection, batch, lines, policy)
     parameters = _parameters(batch, input_key) | {"risk": risk}
-    return connection.execute(_CREATE, parameters).rowcount == 1
+    if connection.execute(_CREATE, parameters).rowcount != 1:
+        return False
+    terms = msgspec.json.encode(batch.terms).decode()
+    connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
+    return True
 
 
 def _require_cancelled(batch: Batch) -> Batch:

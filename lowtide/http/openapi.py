@@ -122,6 +122,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "description": parameter.description,
         "schema": dict(parameter.schema),
     }
-    if parameter.place == "query":
+    if parameter.required:
+        spec["required"] = True
+    elif parameter.place == "query":
         spec["allowEmptyValue"] = True
     return spec

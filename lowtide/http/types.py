@@ -22,6 +22,17 @@ InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
+BatchStatus = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
+
 
 class ErrorDetail(msgspec.Struct):
     """An error and its fix."""
@@ -197,16 +208,7 @@ class Batch(msgspec.Struct, kw_only=True):
     errors: BatchErrors | None
     input_file_id: FileId
     completion_window: str
-    status: Literal[
-        "validating",
-        "failed",
-        "in_progress",
-        "finalizing",
-        "completed",
-        "expired",
-        "cancelling",
-        "cancelled",
-    ]
+    status: BatchStatus
     output_file_id: FileId | None
     error_file_id: FileId | None
     created_at: Seconds
@@ -279,6 +281,42 @@ class RequestPage(msgspec.Struct, kw_only=True):
     first_id: str | None
     last_id: str | None
     has_more: bool
+    object: Literal["list"] = "list"
+
+
+class SearchedBatch(msgspec.Struct):
+    """The batch of a match."""
+
+    id: BatchId
+    user: str
+    status: BatchStatus
+    created_at: Seconds
+
+
+class SearchMatch(msgspec.Struct, kw_only=True):
+    """A batch, file or request, and the field whose value matched.
+
+    `field` is `id`, `custom_id`, `user` or `metadata.` and a key. `batch` is the batch itself, that
+    of the request, or the newest that reads or wrote the file, null if there is none.
+    """
+
+    kind: Literal["batch", "file", "request"]
+    id: str
+    field: str
+    value: str
+    exact: bool
+    batch: SearchedBatch | None
+    filename: str | None = None
+    custom_id: str | None = None
+    line: int | None = None
+    object: Literal["search.match"] = "search.match"
+
+
+class SearchPage(msgspec.Struct, kw_only=True):
+    """All matches by kind, exact ones first; `more` names the kinds that have further matches."""
+
+    data: list[SearchMatch]
+    more: list[Literal["batch", "file", "request"]]
     object: Literal["list"] = "list"
 
 

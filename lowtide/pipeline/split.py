@@ -15,6 +15,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import TenantId, format_batch_id
 from lowtide.database.connections import begin
 from lowtide.files.lines import Limits, LineReader, Problem, read_lines
+from lowtide.search.indexing import enqueue
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class SplitTransaction:
         if result.rowcount != 1:
             self.discard()
             return False
+        enqueue(self._connection, self.job.batch, self.job.tenant)
         return True
 
     def discard(self) -> None:

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from lowtide.scheduler.plan import PlanStore
     from lowtide.scheduler.samples import SampleRecorder
     from lowtide.scheduler.sweep import SweepStore
+    from lowtide.search.indexing import SearchIndexer
 
 
 _log = logging.getLogger(__name__)
 _ORPHANS_PER_TICK = 200
 _AUDITS_PER_TICK = 1000
+_INDEXED_PER_TICK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Scheduler:
         plans: PlanStore,
         rates: RateStore,
         recorder: SampleRecorder,
+        indexer: SearchIndexer,
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
@@ -84,6 +87,7 @@ class Scheduler:
         self._plans = plans
         self._rates = rates
         self._recorder = recorder
+        self._indexer = indexer
         self._objects = objects
         self._publisher = publisher
         self._rules = rules
@@ -110,6 +114,8 @@ class Scheduler:
             self._sweeps.trim_signed_out()
         with _failure_logged_as("audit.not_trimmed"):
             self._sweeps.trim_audit(retention=self._rules.audit_kept, limit=_AUDITS_PER_TICK)
+        with _failure_logged_as("search.not_indexed"):
+            self._indexer.index(limit=_INDEXED_PER_TICK)
         _log_report(report)
         return report
 

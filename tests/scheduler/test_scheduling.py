@@ -15,6 +15,7 @@ from lowtide.planning.demand import Capacity, PoolScale, RateSample
 from lowtide.queue.rates import RateStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import Scheduler, TickRules
+from lowtide.search.indexing import SearchIndexer
 from tests.queue.test_scaler_queries import keda_replicas
 from tests.scheduler.test_pools_store import pause_store
 from tests.tenants.test_audit_retention import AUDITED
@@ -52,6 +53,7 @@ def _scheduler(
         world.timetable,
         RateStore(world.worker),
         SampleRecorder(world.worker),
+        SearchIndexer(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,

@@ -13,6 +13,7 @@ from lowtide.core.ids import DEFAULT_TENANT, TenantId
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for
 from lowtide.queue.claims import Returned
+from lowtide.search.indexing import SearchIndexer
 from tests.worlds import MAX_LOST_LEASES, World, done, tables
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
-    "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states",
+    "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
+    "custom_ids", "search_backlog",
 )  # fmt: skip
 HIDDEN_FROM_API = ("tenants", "api_keys", "workers", "audit_log")
 
@@ -61,6 +63,8 @@ def two(world: World) -> Two:
     theirs = world.tenant("theirs")
     for tenant in (DEFAULT_TENANT, theirs):
         _fill(world, tenant)
+    SearchIndexer(world.worker).index(limit=16)
+    world.run("INSERT INTO search_backlog SELECT id, tenant_id FROM batches")
     with world.database.engine("operator").begin() as connection:
         for tenant in (DEFAULT_TENANT, theirs):
             connection.execute(
@@ -78,7 +82,7 @@ def _tenants(connection: Connection, table: str) -> set[object]:
 
 @pytest.mark.parametrize("table", READABLE_BY_API)
 def test_tenant_reads_only_its_own_rows(two: Two, table: str) -> None:
-    with two.world.worker.begin() as connection:
+    with two.world.database.engine("operator").begin() as connection:
         assert _tenants(connection, table) == {two.mine, two.theirs}
     for tenant in (two.mine, two.theirs):
         with acting_for(two.world.api, tenant) as connection:

@@ -306,6 +306,42 @@ GRANT SELECT ON tallies TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON tallies TO lowtide_worker;
 """
 
+SEARCH = f"""
+-- The user and the metadata values of batches, as search finds them.
+CREATE TABLE batch_terms (
+  batch_id uuid NOT NULL,
+  tenant_id uuid NOT NULL,
+  field text NOT NULL,
+  value text COLLATE "C" NOT NULL,
+  PRIMARY KEY (batch_id, field)
+);
+CREATE INDEX batch_terms_by_value ON batch_terms (tenant_id, value, batch_id DESC);
+{_isolated("batch_terms")}
+GRANT SELECT, INSERT ON batch_terms TO lowtide_api, lowtide_operator;
+
+-- The custom_ids of requests, sorted. An index on requests would cost a split a fifth to a third of
+-- its rate, so that the scheduler copies them here; until then their batch is in search_backlog,
+-- and a search reads its requests.
+CREATE TABLE custom_ids (
+  batch_id uuid NOT NULL,
+  line integer NOT NULL,
+  tenant_id uuid NOT NULL,
+  custom_id text COLLATE "C" NOT NULL
+);
+CREATE INDEX custom_ids_sorted ON custom_ids (tenant_id, custom_id, batch_id DESC);
+{_isolated("custom_ids")}
+GRANT SELECT ON custom_ids TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT ON custom_ids TO lowtide_worker;
+
+CREATE TABLE search_backlog (
+  batch_id uuid PRIMARY KEY,
+  tenant_id uuid NOT NULL
+);
+{_isolated("search_backlog")}
+GRANT SELECT ON search_backlog TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON search_backlog TO lowtide_worker;
+"""
+
 WORKERS = """
 -- A row is a lease. full_lines and full_seconds count from its start; ticks have added the folded
 -- part of them to service_rates. engine_state is as in lowtide.engines.breaker.
@@ -740,6 +776,7 @@ SCHEMA = (
     FILES,
     BATCHES,
     QUEUE,
+    SEARCH,
     WORKERS,
     DEAD_LETTERS,
     DEAD_LETTER_CODES,

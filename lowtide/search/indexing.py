@@ -1,0 +1,56 @@
+"""The index of custom_ids, which the scheduler fills after a split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.database.connections import begin
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.core.ids import BatchId, TenantId
+
+
+_ENQUEUE = text("INSERT INTO search_backlog (batch_id, tenant_id) VALUES (:batch, :tenant)")
+# One statement, so that every search finds a request once: in the backlog or in the index. Sorted
+# rows touch each page of the index once.
+INDEX = """
+WITH oldest AS (
+  DELETE FROM search_backlog WHERE batch_id = (
+    SELECT batch_id FROM search_backlog ORDER BY batch_id LIMIT 1 FOR UPDATE SKIP LOCKED)
+  RETURNING batch_id
+)
+INSERT INTO custom_ids (batch_id, line, tenant_id, custom_id)
+SELECT batch_id, line, tenant_id, custom_id FROM requests
+WHERE batch_id = (SELECT batch_id FROM oldest) ORDER BY custom_id COLLATE "C"
+"""
+_INDEX = text(INDEX)
+
+
+def enqueue(connection: Connection, batch: BatchId, tenant: TenantId) -> None:
+    """Leave the requests of a split batch to the indexer, in the caller's transaction."""
+    connection.execute(_ENQUEUE, {"batch": batch, "tenant": tenant})
+
+
+class SearchIndexer:
+    """Index the custom_ids of split batches, one transaction per batch, oldest first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def index(self, *, limit: int) -> int:
+        """Index batches until at least `limit` requests are indexed or none is left.
+
+        Return the number of requests. Concurrent calls index different batches.
+        """
+        total = 0
+        while total < limit:
+            with begin(self._engine) as connection:
+                indexed = connection.execute(_INDEX).rowcount
+            if not indexed:
+                break
+            total += indexed
+        return total
