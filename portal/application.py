@@ -20,6 +20,7 @@ from portal.pages import (
     keys,
     landing,
     queues,
+    search,
     sign_in,
     tenants,
     upload,
@@ -101,6 +102,7 @@ def build(watching: Watching, lowtide: App) -> None:
     queues.install(watching, dashboards, api_url=settings.api_url)
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)
+    search.install(api_url=settings.api_url)
     failed.install(api_url=settings.api_url)
     health.install(watching, api_url=settings.api_url)
     for page in (tenants, keys, audit):

@@ -92,6 +92,11 @@ h1, h2, p, dl, dd { margin: 0; }
 .place:hover { color: var(--ink); background: var(--track); }
 .place[aria-current] { color: var(--accent); background: var(--info); }
 .tools { display: flex; align-items: center; gap: 2px; margin-left: auto; }
+.search { flex: 0 1 220px; min-width: 0; }
+.search input { width: 100%; height: 34px; padding: 0 10px; border: 1px solid var(--line);
+  border-radius: 8px; background: var(--page); color: var(--ink); font: inherit; font-size: 13px; }
+.search input::placeholder { color: var(--muted); opacity: 1; }
+.matches { list-style: none; margin: 0; padding: 0; display: flex; flex-direction: column; gap: 10px; }
 .topbar .q-field { width: 116px; }
 .topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal { color: var(--muted); }
 .topbar .q-field__native { color: var(--ink); }
@@ -243,6 +248,7 @@ TONES
 }
 @media (max-width: 1000px) {
   .q-header.topbar { padding-top: 8px; }
+  .search { flex: 1 1 160px; }
   .places { order: 3; flex: 1 0 100%; overflow-x: auto; padding: 6px 0; scrollbar-width: none; }
 }
 @media (max-width: 860px) {
@@ -257,6 +263,7 @@ TONES
   .filters { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); padding: 14px 16px; }
   .table-card > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
   .q-header.topbar { padding: 8px 16px 0; }
+  .search { order: 2; flex: 1 0 100%; }
   .stat .value { font-size: 25px; }
 }
 """

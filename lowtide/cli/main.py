@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lowtide.cli.dead_letters import dead_letters
+from lowtide.cli.find import find
 from lowtide.cli.operators import keys, tenants
 from lowtide.cli.output import OUT, DataDir, Json, fail, print_json
 from lowtide.cli.pools import pools
@@ -41,6 +42,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
+app.command()(find)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
 Monitoring = Annotated[

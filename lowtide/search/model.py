@@ -82,13 +82,12 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class MatchedBatch:
-    """The batch of a match; `tenant_name` is None in a search of one tenant."""
+    """The batch of a match."""
 
     id: BatchId
     user: str
     status: BatchStatus
     created_at: datetime
-    tenant_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class Match:
 
     The field is `id`, `custom_id`, `user` or `metadata.` and a key. `name` is the filename of a
     file and the custom_id of a request; `line` is that of a request. The batch of a file is the
-    newest that reads it or wrote it.
+    newest that reads it or wrote it. `tenant_name` is None in a search of one tenant.
     """
 
     kind: Kind
@@ -108,6 +107,7 @@ class Match:
     batch: MatchedBatch | None
     name: str | None = None
     line: int | None = None
+    tenant_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

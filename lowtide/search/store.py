@@ -36,7 +36,7 @@ SELECT {_BATCH}, {{tenant_name}} AS tenant_name FROM batches b
 WHERE {{of_tenant}} b.id BETWEEN :first AND :last ORDER BY b.id DESC LIMIT :limit
 """  # noqa: S608
 _FILES = f"""
-SELECT f.id, f.filename, {_BATCH}, {{tenant_name}} AS tenant_name
+SELECT f.id, f.filename, {_BATCH}, {{tenant_of_file}} AS tenant_name
 FROM (SELECT * FROM files b WHERE {{of_tenant}} id BETWEEN :first AND :last
   ORDER BY id DESC LIMIT :limit) f
 LEFT JOIN LATERAL (
@@ -92,11 +92,13 @@ _ONE_TENANT: Final = {
     "tenants": "(SELECT cast(:tenant AS uuid) AS id)",
     "of_tenant": "b.tenant_id = :tenant AND",
     "tenant_name": "cast(NULL AS text)",
+    "tenant_of_file": "cast(NULL AS text)",
 }
 _ALL_TENANTS: Final = {
     "tenants": "tenants",
     "of_tenant": "",
     "tenant_name": "(SELECT name FROM tenants WHERE id = b.tenant_id)",
+    "tenant_of_file": "(SELECT name FROM tenants WHERE id = f.tenant_id)",
 }
 
 
@@ -151,19 +153,17 @@ class _Lookups:
         if (ids := query.batches) is not None:
             for row in self._rows("batches", first=ids.first, last=ids.last):
                 id_ = format_batch_id(row.batch_id)
-                yield Match(Kind.BATCH, id_, "id", id_, ids.is_exact, _batch(row))
+                yield _match(row, Kind.BATCH, id_, "id", id_, is_exact=ids.is_exact)
         for row in self._rows("terms", text=query.text, beyond=query.beyond):
             id_, is_exact = format_batch_id(row.batch_id), row.value == query.text
-            yield Match(Kind.BATCH, id_, row.field, row.value, is_exact, _batch(row))
+            yield _match(row, Kind.BATCH, id_, row.field, row.value, is_exact=is_exact)
 
     def files(self) -> Iterator[Match]:
         if (ids := self._query.files) is None:
             return
         for row in self._rows("files", first=ids.first, last=ids.last):
-            id_, batch = format_file_id(FileId(row.id)), None
-            if row.batch_id is not None:
-                batch = _batch(row)
-            yield Match(Kind.FILE, id_, "id", id_, ids.is_exact, batch, row.filename)
+            id_ = format_file_id(FileId(row.id))
+            yield _match(row, Kind.FILE, id_, "id", id_, is_exact=ids.is_exact, name=row.filename)
 
     def requests(self) -> Iterator[Match]:
         query = self._query
@@ -189,14 +189,24 @@ class _Lookups:
 
 def _request(row: Any, field: str, value: str, *, is_exact: bool) -> Match:
     id_ = format_request_id(row.batch_id, row.line)
-    return Match(Kind.REQUEST, id_, field, value, is_exact, _batch(row), row.custom_id, row.line)
-
-
-def _batch(row: Any) -> MatchedBatch:
-    return MatchedBatch(
-        BatchId(row.batch_id),
-        row.user_id,
-        BatchStatus(row.status),
-        row.created_at,
-        row.tenant_name,
+    return _match(
+        row, Kind.REQUEST, id_, field, value, is_exact=is_exact, name=row.custom_id, line=row.line
     )
+
+
+def _match(
+    row: Any,
+    kind: Kind,
+    id_: str,
+    field: str,
+    value: str,
+    *,
+    is_exact: bool,
+    name: str | None = None,
+    line: int | None = None,
+) -> Match:
+    batch = None
+    if row.batch_id is not None:
+        status = BatchStatus(row.status)
+        batch = MatchedBatch(BatchId(row.batch_id), row.user_id, status, row.created_at)
+    return Match(kind, id_, field, value, is_exact, batch, name, line, row.tenant_name)

@@ -43,6 +43,7 @@ PLACES: Final = (
 )
 
 
+SEARCH: Final = "/search"
 _BUILD_TIMEOUT: Final = 20.0
 
 
@@ -131,6 +132,7 @@ def frame(
     with ui.header(elevated=False).classes("topbar"):
         _brand()
         navigation(ui.context.client.page.path, tenant=principal.tenant is not None)
+        _search_box()
         with ui.element("div").classes("tools"):
             if on_interval is not None:
                 _refresh_choice(on_interval)
@@ -169,6 +171,18 @@ def _brand() -> None:
     with ui.element("a").classes("brand").props('href="/" aria-label="Lowtide, overview"'):
         ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
         ui.label("Lowtide").classes("brand-name")
+
+
+def _search_box() -> None:
+    # A form works without the websocket, and before the page is connected.
+    request = ui.context.client.request
+    box = ui.element("input").props("type=search name=q data-search maxlength=512 required")
+    box.props["aria-label"] = box.props["placeholder"] = "Search"
+    box.props["title"] = "Id, custom_id, user or metadata value (/)"
+    if request is not None and ui.context.client.page.path == SEARCH:
+        box.props["value"] = request.query_params.get("q", "")
+    form = ui.element("form").classes("search").props(f'role=search action="{SEARCH}"')
+    box.move(form)
 
 
 def _refresh_choice(on_interval: Callable[[int], None]) -> None:

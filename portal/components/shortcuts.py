@@ -30,7 +30,7 @@ KEYS: Final = (
     ("?", "Show this list"),
 )
 
-# Shortcuts press the element with their `data-key`; a page's search box has `data-search`.
+# Shortcuts press the element with their `data-key`; the search box has `data-search`.
 _SCRIPT: Final = """
 (() => {
   const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
@@ -42,9 +42,6 @@ _SCRIPT: Final = """
     if (box) { box.focus(); box.select(); }
     return box !== null;
   };
-  const awaitSearch = (tries) => {
-    if (!search() && tries > 0) setTimeout(() => awaitSearch(tries - 1), 100);
-  };
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const typing = event.target.closest?.("input, textarea, select, [contenteditable=true], [role=combobox]");
@@ -53,7 +50,7 @@ _SCRIPT: Final = """
     wentAt = -Infinity;
     if (went && places[event.key]) location.assign(places[event.key]);
     else if (event.key === "g") wentAt = event.timeStamp;
-    else if (event.key === "/") { if (!search()) location.assign("/batches#search"); }
+    else if (event.key === "/") { if (!search()) return; }
     else if (presses[event.key]) document.querySelector(`[data-key=${presses[event.key]}]`)?.click();
     else return;
     event.preventDefault();
@@ -73,7 +70,6 @@ _SCRIPT: Final = """
   addEventListener("load", () => showPlace(30));
   // The server renders times in the viewer's time zone, which it reads from this cookie.
   document.cookie = `zone=${Intl.DateTimeFormat().resolvedOptions().timeZone}; path=/; max-age=31536000; samesite=lax`;
-  if (location.hash === "#search") addEventListener("load", () => awaitSearch(30));
 })();
 """
 

@@ -134,7 +134,7 @@ class AuditPage(ListPage[AuditQuery, "AuditEntry"]):
         actions = dict.fromkeys(("", *self._actions, self.query.action))
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Actor (exact)", value=self.query.actor)
-            box.props("dense outlined clearable debounce=350 data-search maxlength=256")
+            box.props("dense outlined clearable debounce=350 maxlength=256")
             box.on_value_change(lambda event: self._narrow(actor=clean(event.value or "")))
             ui.select(
                 {action: action or "All actions" for action in actions},

@@ -253,7 +253,7 @@ class BatchPage:
 
     def _search_box(self) -> None:
         box = ui.input("custom_id starts with", value=self._query.custom_id)
-        box.props("dense outlined clearable debounce=350 data-search maxlength=256")
+        box.props("dense outlined clearable debounce=350 maxlength=256")
         box.classes("narrow-field")
         box.on_value_change(lambda event: self._search(clean(event.value or "")))
 

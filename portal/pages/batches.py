@@ -43,7 +43,7 @@ class BatchFilters:
         self._on_change = on_change
         with ui.element("div").classes("filters"):
             user = ui.input("User", value=query.user, on_change=self._handler(_with_user))
-            user.props("dense outlined clearable debounce=350 data-search maxlength=256")
+            user.props("dense outlined clearable debounce=350 maxlength=256")
             self._select(
                 "Status",
                 {status: status.value.replace("_", " ").capitalize() for status in BatchStatus},

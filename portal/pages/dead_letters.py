@@ -38,7 +38,7 @@ class LetterFilters:
         self._query = query
         self._on_change = on_change
         with ui.element("div").classes("filters").props("role=search"):
-            batch = ui.input("Batch id", value=query.batch).props("data-search clearable")
+            batch = ui.input("Batch id", value=query.batch).props("clearable")
             code = ui.input("Error code", value=query.code).props("clearable")
             state = ui.select(
                 dict(STATES),

@@ -220,7 +220,7 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
         """Build the filters and the button for a new key."""
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Name contains or key starts with", value=self.query.text)
-            box.props("dense outlined clearable debounce=350 data-search maxlength=63")
+            box.props("dense outlined clearable debounce=350 maxlength=63")
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             tenant_choice(
                 list(self._tenants.values()),

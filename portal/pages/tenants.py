@@ -203,7 +203,7 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
         """Build the search box and the button for a new tenant."""
         with ui.element("div").classes("filters").props("role=search"):
             box = ui.input("Name contains", value=self.query.text)
-            box.props("dense outlined clearable debounce=350 data-search maxlength=63")
+            box.props("dense outlined clearable debounce=350 maxlength=63")
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             with ui.element("div").classes("actions end"):
                 if self.principal.may_act:

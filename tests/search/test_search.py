@@ -163,9 +163,7 @@ def test_operator_sees_whose_matches_they_are(world: World, everywhere: Search) 
         batch_of(world, "same", tenant=tenant, user="same")
     SearchIndexer(world.worker).index(limit=1)
     result = everywhere.find(None, "same")
-    names = [
-        (match.kind.value, match.batch and match.batch.tenant_name) for match in result.matches
-    ]
+    names = [(match.kind.value, match.tenant_name) for match in result.matches]
     assert names == [
         ("batch", "theirs"), ("batch", "default"), ("request", "theirs"), ("request", "default"),
     ]  # fmt: skip
