@@ -97,10 +97,12 @@ def _show_match(match: Match) -> None:
         facts.append("no batch reads it")
     else:
         facts += _facts_of(match.batch, with_id=match.kind is not Kind.BATCH)
+    if match.tenant_name:
+        facts.append(match.tenant_name)
     ui.label(" · ".join(facts)).classes("muted small break")
 
 
 def _facts_of(batch: MatchedBatch, *, with_id: bool) -> list[str]:
     facts = [format_batch_id(batch.id)] if with_id else []
     facts += [batch.user, batch.status.value.replace("_", " "), absolute(batch.created_at)]
-    return [*facts, batch.tenant_name] if batch.tenant_name else facts
+    return facts

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.conformance.server import Own, Server
 
 PAGES = "`batches/{id}/requests`: the lines of a batch, by status and pool"
+SEARCH = "`search`: batches, files and requests by id, `custom_id`, user or metadata value"
 STREAM = "`batches/{id}/results`: results while the batch runs, from a cursor on"
 
 
@@ -251,6 +252,7 @@ def test_openapi_document_lists_operations(server: Server) -> None:
         ("POST", "/v1/batches/{batch_id}/cancel"),
         ("GET", "/v1/batches/{batch_id}/requests"),
         ("GET", "/v1/batches/{batch_id}/results"),
+        ("GET", "/v1/search"),
         ("GET", "/v1/dead_letters"),
         ("GET", "/v1/dead_letters/{letter_id}"),
         ("GET", "/v1/dead_letters/content"),
@@ -290,6 +292,33 @@ def test_docs_page_is_self_contained(server: Server) -> None:
         assert path.startswith("/docs/")
         assert http.get(path).status_code == 200
     assert http.get("/docs/nothing.js").status_code == 404
+
+
+@proves(Area.BEYOND, SEARCH)
+def test_search_finds_ended_batch_its_file_and_its_requests(
+    server: Server, completed: Ended
+) -> None:
+    batch = completed.batch
+    (first,) = server.json(f"/v1/batches/{batch['id']}/requests?limit=1")["data"]
+    for kind, text in (
+        ("batch", batch["id"]),
+        ("file", batch["input_file_id"]),
+        ("file", batch["output_file_id"]),
+        ("request", first["id"]),
+        ("request", first["custom_id"]),
+    ):
+        page = server.json(f"/v1/search?q={text}")
+        exact = [match for match in page["data"] if match["exact"] and match["kind"] == kind]
+        assert batch["id"] in [match["batch"]["id"] for match in exact]
+        assert page["data"][0]["exact"]
+
+
+@proves(Area.BEYOND, SEARCH)
+@pytest.mark.parametrize("query", ["", "?q=a", "?q=ab&limit=21"])
+def test_invalid_search_is_refused(server: Server, query: str) -> None:
+    response = server.http.get(f"/v1/search{query}")
+    assert response.status_code == 400
+    check_error(response.json())
 
 
 @proves(Area.BEYOND, "Health without a key")

@@ -152,7 +152,7 @@ def test_tenant_finds_nothing_of_another(world: World, search: Search, everywher
     ]  # fmt: skip
     for _ in range(2):
         for text in texts:
-            assert found(search, text) == []
+            assert found(search, text) == found(everywhere, text, DEFAULT_TENANT) == []
             assert found(search, text, theirs) == found(everywhere, text, None) != []
         SearchIndexer(world.worker).index(limit=1)
 
@@ -180,9 +180,8 @@ def test_each_kind_has_a_limit(world: World, search: Search) -> None:
     assert [match.kind for match in result.matches].count(Kind.REQUEST) == 20
     assert result.more == {Kind.REQUEST}
     few = search.find(DEFAULT_TENANT, "nightly", limit=2)
-    assert ([match.kind for match in few.matches], few.more) == (
-        [Kind.BATCH] * 2 + [Kind.REQUEST] * 2, {Kind.BATCH, Kind.REQUEST},
-    )  # fmt: skip
+    assert [match.kind for match in few.matches] == [Kind.BATCH] * 2 + [Kind.REQUEST] * 2
+    assert few.more == {Kind.BATCH, Kind.REQUEST}
 
 
 def test_indexer_takes_each_batch_once(world: World) -> None:
@@ -211,14 +210,26 @@ def test_request_is_found_once_while_it_is_indexed(world: World, search: Search)
     assert found(search, "moving") == ["request custom_id moving*"]
 
 
-def test_rejected_and_repeated_batches_leave_no_terms_twice(world: World) -> None:
+def test_each_value_of_a_batch_is_stored_once(world: World) -> None:
     file = world.file()
-    first = world.new_batch(input_file=file.id, idempotency_key="k", user="once")
+    fields: dict[str, Any] = {"idempotency_key": "k", "user": "once", "metadata": {"user": "once"}}
+    first = world.new_batch(input_file=file.id, **fields)
     assert world.value("SELECT count(*) FROM search_backlog") == 0
-    world.new_batch(input_file=file.id, idempotency_key="k", user="once")
+    world.new_batch(input_file=file.id, **fields)
     with world.database.engine("operator").begin() as connection:
         rows = connection.exec_driver_sql("SELECT batch_id, field, value FROM batch_terms").all()
     assert [tuple(row) for row in rows] == [(first, "user", "once")]
+
+
+def test_exact_match_precedes_the_start_of_an_id(world: World, search: Search) -> None:
+    older = world.new_batch()
+    start = older.hex[:6]
+    newer = world.new_batch(user=start)
+    matches = search.find(DEFAULT_TENANT, start).matches
+    assert [(match.id, match.field, match.is_exact) for match in matches[:2]] == [
+        (format_batch_id(newer), "user", True),
+        (format_batch_id(older), "id", False),
+    ]
 
 
 def test_new_id_alone_finds_nothing(search: Search) -> None:
