@@ -13,7 +13,7 @@ from flask import current_app, has_app_context
 from lowtide import __version__
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import new_id, now
-from lowtide.database.connections import connect
+from lowtide.database.connections import answers, connect
 from lowtide.database.schema import check_schema
 from lowtide.events.outbox import Outbox
 from lowtide.events.publisher import HttpSink, NoSink, Publisher
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lowtide.worker.loop import PullLoop, Worker
 
 _EXTENSION = "lowtide"
+_ANSWER_SECONDS = 2.0
 
 
 class App:
@@ -95,12 +96,30 @@ class App:
         self.database.dispose()
         if self._tenant_database is not None:
             self._tenant_database.dispose()
+        if "_pulse" in self.__dict__:
+            self._pulse.dispose()
+
+    def database_answers(self) -> bool:
+        """Return whether the database answers within 2 s.
+
+        It has a connection of its own: slow statements keep theirs, and have more time.
+        """
+        return answers(self._pulse)
 
     def check(self) -> None:
         """Raise Unavailable while this process cannot do its work."""
         check_schema(self.database)
         if self.pull_loop is not None:
             self.pull_loop.check_engine()
+
+    @cached_property
+    def _pulse(self) -> Engine:
+        return connect(
+            self.settings.database_url.get_secret_value(),
+            pool_size=1,
+            timeout=_ANSWER_SECONDS,
+            application=f"lowtide {self._name}, pulse",
+        )
 
     @cached_property
     def objects(self) -> ObstoreObjects:

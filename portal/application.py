@@ -25,6 +25,8 @@ from portal.pages import (
     tenants,
     upload,
 )
+from portal.pulse import PULSE
+from portal.services import add_threads
 from portal.session_watch import SessionWatch
 from portal.sessions import SIGNED_OUT, Guard, with_headers
 
@@ -82,11 +84,14 @@ def build(watching: Watching, lowtide: App) -> None:
     app.state.lowtide = lowtide
     SIGNED_OUT.keep_in(lowtide.signed_out)
     # ui.run adds the session middleware later, so it wraps the guard.
-    app.add_middleware(Guard, guard=guard)
+    app.add_middleware(Guard, guard=guard, forbid=failed.forbid)
     app.add_middleware(ContentPolicy)
     poller.changed.subscribe(SessionWatch(guard).check)
+    add_threads()
+    app.on_startup(lambda: PULSE.start(lowtide.database_answers))
     app.on_startup(poller.start)
     app.on_shutdown(poller.stop)
+    app.on_shutdown(PULSE.stop)
     if watching.alerts is not None:
         app.on_shutdown(watching.alerts.close)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
@@ -103,7 +108,7 @@ def build(watching: Watching, lowtide: App) -> None:
     dead_letters.install(api_url=settings.api_url)
     upload.install(api_url=settings.api_url)
     search.install(api_url=settings.api_url)
-    failed.install(api_url=settings.api_url)
+    failed.install()
     health.install(watching, api_url=settings.api_url)
     for page in (tenants, keys, audit):
         page.install(watching, api_url=settings.api_url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
@@ -10,7 +11,9 @@ from nicegui import ui
 
 from lowtide.core.errors import LowtideError
 from portal.live import Live
+from portal.loading import load
 from portal.polling import Subject
+from portal.pulse import PULSE
 from portal.services import in_thread
 from portal.sessions import current_principal
 
@@ -76,7 +79,6 @@ class ListPage(ABC, Generic[_Query, _Item]):
         self._follower = ui.context.client.id
         self._previous: list[_Query] = []
         self._subject: Subject[Listed[_Item]] | None = None
-        self._preparing: Subject[bool] | None = None
 
     def heading(self) -> None:
         """Build what stands above the list."""
@@ -108,25 +110,22 @@ class ListPage(ABC, Generic[_Query, _Item]):
 
     async def open(self, api_url: str) -> None:
         """Build the page and keep it current until it is closed."""
-        problem = ""
-        try:
-            await in_thread(self.prepare)
-        except LowtideError as error:
-            problem = error.message
         with self._live.page(self.TITLE, api_url=api_url):
             self.heading()
             self._problem = ui.label("").classes("banner").props("role=status")
+            self._show_problem("")
+            await load(self.prepare)
             with ui.element("section").classes("card table-card"):
                 self.controls()
                 self.table()
                 self._empty_label = ui.label("").classes("empty muted")
                 self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
-        self._show_problem(problem)
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
-        if problem:
-            self._prepare_again()
-        else:
-            await self._read()
+        subject = self._follow()
+        if subject is not None:
+            # `_draw` shows the error.
+            with suppress(LowtideError):
+                await load(subject.first)
         self._live.keep(self._draw, self._reread)
 
     @property
@@ -148,46 +147,33 @@ class ListPage(ABC, Generic[_Query, _Item]):
         if self._subject is not None:
             self._subject.look()
 
-    def _prepare_again(self) -> None:
-        """Have the poller retry `prepare`, even on a paused page: it has nothing to show yet."""
-
-        def prepare() -> bool:
-            self.prepare()
-            return True
-
-        subject = Subject((type(self).__name__, "prepare", self._follower), prepare)
-        self._preparing = self._readings.follow(self._follower, subject, lambda: False)
-
-    async def _read(self) -> None:
-        """Follow the query from now on, and read it once."""
+    def _follow(self) -> Subject[Listed[_Item]] | None:
+        """Follow the query from now on; None if it is invalid."""
         try:
             read = self.reader()
         except LowtideError as error:
             self._subject = None
             self._readings.unfollow(self._follower)
             self._show_problem(error.message)
-            return
+            return None
         subject = Subject((type(self).__name__, self.principal.tenant, self.query), read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
-        await in_thread(self._subject.look)
+        return self._subject
 
     def _draw(self) -> None:
-        if self._preparing is not None:
-            if self._preparing.reading.value:
-                # The controls were built without their data.
-                ui.navigate.reload()
-            return
         reading = None if self._subject is None else self._subject.reading
         if reading is None:
             self._list(Listed((), more=False))
             return
-        self._show_problem("" if reading.problem is None else reading.problem.message)
+        # During an outage the frame has a banner.
+        problem = reading.problem if PULSE.answering else None
+        self._show_problem("" if problem is None else problem.message)
         if reading.value is not None:
             self._list(reading.value)
-        elif reading.problem is not None:
+        else:
             # The items shown so far belong to another query; this one may well have some.
             self._list(Listed((), more=False))
-            self.show_empty("")
+            self.show_empty("" if reading.problem is not None else "Loading…")
 
     def _list(self, listed: Listed[_Item]) -> None:
         self.show(listed)
@@ -208,8 +194,8 @@ class ListPage(ABC, Generic[_Query, _Item]):
         """Show another page, or the same one of another query."""
         self.query = query
         ui.navigate.history.replace(query.address())
-        if self._preparing is None:
-            await self._read()
+        if (subject := self._follow()) is not None:
+            await subject.read()
         self._draw()
 
     async def _first(self) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Generic, TypeVar
+from html import escape
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from nicegui import ui
 
+from lowtide.core.errors import Unavailable
 from portal.components.basics import heading
 from portal.components.frame import chosen_interval, frame
 from portal.formats import absolute, duration
+from portal.pulse import PULSE
 from portal.services import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from portal.polling import Poller
+
+
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class Live:
@@ -31,7 +37,7 @@ class Live:
         self._follower = ui.context.client.id
         # Needed even if `keep` is never called: the interval control registers the follower, too.
         ui.context.client.on_delete(lambda: poller.unfollow(self._follower))
-        self._drawn_at = datetime.min.replace(tzinfo=UTC)
+        self._drawn_at = _NEVER
         self._show: Callable[[], None] = _show_nothing
         self._reread: Callable[[], None] | None = None
         self._age_label: ui.label
@@ -39,11 +45,22 @@ class Live:
     @contextmanager
     def page(self, title: str, *, api_url: str) -> Iterator[None]:
         """Open the frame with the page's heading and the age of its data."""
-        with frame(title, api_url=api_url, on_interval=self._follow, on_refresh=self.refresh):
+        with frame(
+            title,
+            api_url=api_url,
+            on_interval=self._follow,
+            on_refresh=self.refresh,
+            data_at=self._data_at,
+        ):
             with ui.element("div").classes("titlebar"):
-                heading(title, 1)
+                self._heading = heading(title, 1)
                 self._age_label = ui.label("").classes("muted small").mark("updated")
             yield
+
+    def rename(self, title: str) -> None:
+        """Change the title of the page."""
+        self._heading.set_content(escape(title))
+        ui.page_title(f"{title} · Lowtide")
 
     @property
     def paused(self) -> bool:
@@ -60,13 +77,17 @@ class Live:
         self._reread = reread
         self._follow(self._interval)
         self._poller.changed.subscribe(self._on_change)
+        PULSE.changed.subscribe(self._show_age)
         self._draw()
 
     async def refresh(self) -> None:
-        """Show the current state, even while the page is paused."""
+        """Show the current state, even while the page is paused; nothing before `keep`."""
+        if self._show is _show_nothing:
+            return
         await self._poller.fresh(timeout=2.0)
         if self.paused and self._reread is not None:
-            await in_thread(self._reread)
+            with suppress(Unavailable):
+                await in_thread(self._reread)
         self._draw()
 
     def _follow(self, interval: int) -> None:
@@ -86,9 +107,14 @@ class Live:
         self._show()
         self._show_age()
 
-    def _show_age(self) -> None:
+    def _data_at(self) -> datetime | None:
+        if self._drawn_at is _NEVER:
+            return None
         snapshot = self._poller.seen.snapshot
-        at = snapshot.at if snapshot is not None and self._interval else self._drawn_at
+        return snapshot.at if snapshot is not None and self._interval else self._drawn_at
+
+    def _show_age(self) -> None:
+        at = self._data_at() or self._drawn_at
         age = max(datetime.now(UTC) - at, timedelta())
         text = f"Updated {duration(age)} ago" if age.total_seconds() >= 1 else "Updated just now"
         self._age_label.text = text if self._interval else f"Paused · {text.lower()}"

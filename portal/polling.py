@@ -14,6 +14,8 @@ import httpx
 from nicegui import Event, run
 
 from lowtide.core.errors import LowtideError, Unavailable
+from portal.pulse import PULSE
+from portal.services import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -49,6 +51,17 @@ class Subject(Generic[_Value]):
         except LowtideError as error:
             self.reading = Reading(self.reading.value, error, self.reading.at)
 
+    def first(self) -> None:
+        """Read the value; raise the error if there is none."""
+        self.look()
+        if self.reading.problem is not None and self.reading.value is None:
+            raise self.reading.problem
+
+    async def read(self) -> None:
+        """Read the value in a thread; during an outage of the database, the poller reads it later."""
+        with suppress(Unavailable):
+            await in_thread(self.look)
+
 
 class Readings:
     """The subjects that open pages follow.
@@ -81,9 +94,14 @@ class Readings:
         self._followers.pop(follower, None)
 
     def look(self) -> None:
-        """Read the subjects of all unpaused pages; a bug in one does not stop the others."""
+        """Read the subjects of all unpaused pages; a bug in one does not stop the others.
+
+        An outage of the database ends it: each of the others would hang as long.
+        """
         followed = list(self._followers.values())
         for subject in {id(each): each for each, paused in followed if not paused()}.values():
+            if not PULSE.answering:
+                return
             try:
                 subject.look()
             except Exception:  # noqa: BLE001 - as in the poller: what fails is logged, the rest goes on
@@ -117,6 +135,8 @@ LONGEST_REST = 10.0
 
 class Poller:
     """Polls at the shortest interval of all open pages, every 10 s if none is active.
+
+    It waits for the end of an outage of the database, and then polls at once.
 
     `looks` read the database, in order, after the snapshot. `probes` query other components, each in a
     task of its own: a hanging one does not block the others. Each runs once per turn, however many
@@ -156,7 +176,7 @@ class Poller:
 
     async def fresh(self, timeout: float) -> None:  # noqa: ASYNC109
         """Wait up to `timeout` seconds for a reading less than a second old."""
-        if time.monotonic() - self._read_at < FRESH_FOR:
+        if time.monotonic() - self._read_at < FRESH_FOR or not PULSE.answering:
             return
         self._read_done.clear()
         self._wake.set()
@@ -175,14 +195,18 @@ class Poller:
 
     async def _poll(self) -> None:
         while True:
+            await PULSE.answers()
             self._wake.clear()
             start = time.monotonic()
             for reader in self._readers:
-                await _in_background(reader)
+                if PULSE.answering:
+                    await _in_background(reader)
             self._read_at = time.monotonic()
             self._read_done.set()
             self.changed.emit()
-            await self._pause(rest_after(self._read_at - start))
+            # A reading that hung on a frozen database was no load on it.
+            interrupted = PULSE.interrupted(start)
+            await self._pause(0.0 if interrupted else rest_after(self._read_at - start))
 
     async def _pause(self, min_seconds: float) -> None:
         """Wait for the shortest interval of the followers; `follow` cuts it to `min_seconds` s."""

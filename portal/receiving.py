@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from portal.formats import size
-from portal.services import in_thread
+from portal.services import in_thread, run_blocking
 from portal.sessions import principal_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ async def receive(
     """
     async with _open_upload(files, tenant, actor) as upload:
         async for chunk in _merged(body):
-            await in_thread(partial(upload.write, chunk))
+            await run_blocking(partial(upload.write, chunk))
             on_progress(upload.checked)
         stored = await in_thread(lambda: upload.finish(name, None))
         return stored, upload.checked
@@ -110,9 +110,9 @@ async def _open_upload(files: Files, tenant: TenantId, actor: str) -> AsyncItera
         yield upload
     except BaseException as error:
         failure = error
-        await in_thread(lambda: upload.__exit__(type(failure), failure, failure.__traceback__))
+        await run_blocking(lambda: upload.__exit__(type(failure), failure, failure.__traceback__))
         raise
-    await in_thread(lambda: upload.__exit__(None, None, None))
+    await run_blocking(lambda: upload.__exit__(None, None, None))
 
 
 _HEADER: Final = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from secrets import token_urlsafe
@@ -12,15 +13,19 @@ from uuid import UUID
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from nicegui import ui
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 
-from lowtide.core.errors import LowtideError, Unauthenticated
+from lowtide.core.errors import LowtideError, Unauthenticated, Unavailable
 from lowtide.core.ids import TenantId
 from lowtide.tenants.sign_in import Principal, Role
+from portal.loading import is_browser
+from portal.plain_pages import plain_page
 from portal.services import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from lowtide.tenants.sign_in import SignedOutStore, SignInGuard
@@ -164,16 +169,26 @@ def current_principal() -> Principal:
     return principal
 
 
+_CHECK_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 3
+
+
 class Guard:
     """ASGI middleware inside the session's: no page and no download without a principal.
 
     A session ends with the credential that opened it. Requests and websockets from pages of another
-    site are refused.
+    site are refused. `forbid` builds the page that tells a tenant why a page is not for it.
     """
 
-    def __init__(self, app: ASGIApp, guard: SignInGuard) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: SignInGuard,
+        forbid: Callable[[Request, Principal], Awaitable[Response]],
+    ) -> None:
         self._app = app
         self._guard = guard
+        self._forbid = forbid
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app, redirect to the sign-in or first page, or refuse."""
@@ -197,21 +212,42 @@ class Guard:
         principal = principal_of(scope["session"])
         if principal is None:
             return _sign_in_response(scope)
-        credential = principal.credential
         try:
-            if not SIGNED_OUT.knows(scope["session"][_NAME].get("opened", 0.0)):
-                await in_thread(SIGNED_OUT.sync)
-                if principal_of(scope["session"]) is None:
-                    return _sign_in_response(scope)
-            invalid = await in_thread(lambda: self._guard.ended({credential}))
-        except LowtideError as error:
-            return PlainTextResponse(error.message, status_code=error.status)
-        if invalid:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                valid = await self._is_valid(scope["session"], principal.credential)
+        except (LowtideError, TimeoutError):
+            return _retry_response(scope)
+        if not valid:
             scope["session"].clear()
             return _sign_in_response(scope)
         if principal.tenant is not None and scope["path"] in WHOLE_INSTALLATION:
-            return RedirectResponse(FIRST_PAGE, status_code=303)
+            # The sign-in page leads to "/" by default.
+            if scope["path"] == "/":
+                return RedirectResponse(FIRST_PAGE, status_code=303)
+            return await self._forbid(Request(scope), principal)
         return self._app
+
+    async def _is_valid(self, session: MutableMapping[str, Any], credential: str) -> bool:
+        """Check a session; a password's needs no database once the signed-out sessions are known."""
+        if not SIGNED_OUT.knows(session[_NAME].get("opened", 0.0)):
+            await in_thread(SIGNED_OUT.sync)
+            if principal_of(session) is None:
+                return False
+        if self._guard.holds_offline(credential):
+            return True
+        return not await in_thread(lambda: self._guard.ended({credential}))
+
+
+def _retry_response(scope: Scope) -> ASGIApp:
+    status = Unavailable.status
+    if scope["type"] == "websocket" or not is_browser(Headers(scope=scope)):
+        return PlainTextResponse("The database is not answering: try again.", status_code=status)
+    return plain_page(
+        "The database is not answering",
+        "Your session cannot be checked. Trying again every few seconds.",
+        status,
+        retry_after=_RETRY_SECONDS,
+    )
 
 
 def _is_open(path: str) -> bool:

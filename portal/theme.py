@@ -103,6 +103,7 @@ h1, h2, p, dl, dd { margin: 0; }
 
 .page { width: 100%; max-width: 1280px; margin: 0 auto; padding: 24px; display: flex;
   flex-direction: column; gap: 20px; }
+.content { display: contents; }
 .titlebar { display: flex; align-items: baseline; gap: 4px 16px; flex-wrap: wrap; }
 h1 { overflow-wrap: anywhere; font-size: 24px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; }
 h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
@@ -203,6 +204,7 @@ TONES
 .ranges { border: 1px solid var(--line); border-radius: 8px; }
 .banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
   font-weight: 550; }
+.outage { display: flex; white-space: pre; flex-wrap: wrap; }
 
 .table-card { padding: 0; overflow: hidden; }
 .table-card > .section-head { padding: 16px 20px; border-bottom: 1px solid var(--line);

@@ -16,7 +16,6 @@ from lowtide.status.history import HistoryBook, HistoryStore
 from lowtide.status.watch import Probe, SystemWatch, scales_of
 from portal.components.alerts import Alertmanager
 from portal.polling import ApiProbe, Poller, Readings, Subject
-from portal.services import in_thread
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -145,7 +144,7 @@ class FollowedHistory:
         followed = self._watching.readings.follow(
             self._follower, subject, lambda: self._live.paused
         )
-        await in_thread(followed.look)
+        await followed.read()
         # A range chosen during the read takes precedence.
         if self._range is history_range:
             self._subject = followed

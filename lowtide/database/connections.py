@@ -74,6 +74,7 @@ def _ssl_context(roots: str, *, check_hostname: bool) -> SSLContext:
     return context
 
 
+_PING = text("SELECT 1")
 _SET_TENANT = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 
 # SQLSTATE prefixes after which the same transaction may succeed: lost connections, serialization
@@ -145,6 +146,18 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if not _is_transient(error):
             raise
         raise Unavailable("The database is not responding: try again.") from error
+
+
+def answers(engine: Engine) -> bool:
+    """Return whether the server answers a statement; a refusal is an answer, too."""
+    try:
+        with begin(engine) as connection:
+            connection.execute(_PING)
+    except Unavailable:
+        return False
+    except DBAPIError:
+        return True
+    return True
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lowtide.core.errors import Conflict, Forbidden, InvalidRequest
+from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from lowtide.core.ids import TenantId
 from lowtide.core.pools import cost_of
 from lowtide.tenants.keys import Rotation, parse_overlap
@@ -166,6 +166,13 @@ class Administration:
         """Return every tenant's name, sorted by name."""
         _require_all(principal)
         return {tenant.id: tenant.name for tenant in self._registry.tenants()}
+
+    def own_name(self, principal: Principal) -> str:
+        """Return the name of the principal's tenant; raises NotFound without one."""
+        for tenant in self._registry.tenants():
+            if tenant.id == principal.tenant:
+                return tenant.name
+        raise NotFound("Tenant not found.")
 
     def tenants(
         self, principal: Principal, name: str, *, after: str | None, limit: int

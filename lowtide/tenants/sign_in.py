@@ -68,7 +68,9 @@ class Principal:
 
 
 class SignIn(Protocol):
-    """A method of sign-in with a secret."""
+    """A method of sign-in with a secret; `needs_database` is True if it reads the database."""
+
+    needs_database: bool
 
     def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of a secret; None if it is not valid for this method."""
@@ -81,6 +83,8 @@ class SignIn(Protocol):
 
 class KeySignIn:
     """Sign-in with an API key, with access to the key's tenant only."""
+
+    needs_database = True
 
     def __init__(self, tenants: Authenticator, role: Role) -> None:
         self._tenants = tenants
@@ -161,6 +165,14 @@ class SignInGuard:
         for method in self._methods:
             remaining -= method.holding(remaining)
         return remaining
+
+    def holds_offline(self, credential: str) -> bool:
+        """Return True if a method that needs no database says that a credential is still valid."""
+        return any(
+            credential in method.holding({credential})
+            for method in self._methods
+            if not method.needs_database
+        )
 
     def _find_principal(self, secret: str) -> Principal | None:
         if not 0 < len(secret) <= _MAX_SECRET_LENGTH:

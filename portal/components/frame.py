@@ -8,18 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import app, ui
 
 from lowtide.core.errors import LowtideError
 from portal import theme
+from portal.components.outage import OutageBanner
 from portal.components.shortcuts import help_dialog
+from portal.loading import BUILD_SECONDS, limited
 from portal.services import lowtide
 from portal.sessions import SIGN_OUT, WHOLE_INSTALLATION, current_principal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,16 @@ PLACES: Final = (
 
 
 SEARCH: Final = "/search"
-_BUILD_TIMEOUT: Final = 20.0
 
 
-def page(path: str) -> ui.page:
-    """Serve a page; its decorated function may wait for the database for a while.
+def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Serve a page; `load` sends its frame before its data."""
 
-    NiceGUI's own limit of 3 s would answer with an error page of the framework.
-    """
-    return ui.page(path, response_timeout=_BUILD_TIMEOUT)
+    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+        # NiceGUI's own limit would answer with an error page of the framework.
+        return ui.page(path, response_timeout=BUILD_SECONDS + 5)(limited(build))
+
+    return register
 
 
 def navigation(current: str, *, tenant: bool) -> None:
@@ -119,11 +123,13 @@ def frame(
     api_url: str,
     on_interval: Callable[[int], None] | None,
     on_refresh: Callable[[], object] | None = None,
+    data_at: Callable[[], datetime | None] = lambda: None,
 ) -> Iterator[None]:
-    """Open a page with its top bar, title and footer.
+    """Open a page with its top bar, title and footer, which need no data.
 
     `on_interval` is called with a newly chosen interval; a page without live updates has none.
-    `on_refresh` is called when the user asks for an update; without it the page reloads.
+    `on_refresh` is called when the user asks for an update; without it the page reloads. `data_at`
+    returns the time of the data shown, None without any.
     """
     principal = current_principal()
     watch_page()
@@ -141,7 +147,8 @@ def frame(
             _tool("help_outline", "Keyboard shortcuts", "help").on_click(help_dialog().open)
             _mode_choice()
     with ui.element("div").classes("page"):
-        yield
+        OutageBanner(data_at)
+        content = ui.element("div").classes("content")
         with ui.element("footer").classes("footer"):
             ui.label(f"Lowtide {version('lowtide')}")
             ui.label(f"API {api_url}")
@@ -150,6 +157,8 @@ def frame(
             if principal.tenant is None:
                 monitoring()
             _sign_out_button(principal.name)
+    with content:
+        yield
 
 
 def _sign_out_button(name: str) -> None:
@@ -242,10 +251,12 @@ def explain(error: Exception) -> str:
     """Return an error text for the user; an unexpected error gets a reference to its log entry."""
     if isinstance(error, LowtideError):
         return error.message
-    return (
-        "Something went wrong in the portal. "
-        f"The portal log has the details under reference {_reference(error)}."
+    what = (
+        "The page took too long to load."
+        if isinstance(error, TimeoutError)
+        else "Something went wrong in the portal."
     )
+    return f"{what} The portal log has the details under reference {_reference(error)}."
 
 
 def _reference(error: Exception) -> str:

@@ -19,10 +19,12 @@ from portal.dashboards import dashboard_links
 from portal.formats import number
 from portal.listing import PAGE_SIZE, Pager
 from portal.live import Live, Rebuilt
+from portal.loading import load
 from portal.pages import batch_facts
 from portal.pages.batch_facts import steps_of, timeline
 from portal.pages.batch_requests import LineTable, line_tabs, open_drawer
 from portal.polling import Readings, Subject, at_most_every
+from portal.pulse import PULSE
 from portal.queries import LineQuery, clean
 from portal.services import in_thread, services_for
 from portal.sessions import current_principal
@@ -167,16 +169,16 @@ class BatchPage:
         """Build the page, or an error page if the batch cannot be read."""
         # Registered before anything can fail: else the poller reads the subject until a restart.
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
-        await self._read()
-        reading = self._subject.reading
-        if reading.value is None:
-            self._readings.unfollow(self._follower)
-            is_missing = isinstance(reading.problem, NotFound)
-            ui.context.client.status_code = 404 if is_missing else 503
-            with self._live.page("Batch not found" if is_missing else "Batch", api_url=api_url):
-                _missing("" if reading.problem is None else reading.problem.message)
-            return
+        self._follow()
         with self._live.page(format_batch_id(self._query.batch), api_url=api_url):
+            try:
+                await load(self._subject.first)
+            except LowtideError as error:
+                self._readings.unfollow(self._follower)
+                self._live.rename("Batch not found" if isinstance(error, NotFound) else "Batch")
+                ui.context.client.status_code = error.status
+                _missing(error.message)
+                return
             self._build()
         self._live.keep(self._show, self._reread)
         if self._query.line is not None:
@@ -193,8 +195,8 @@ class BatchPage:
             self._empty_label = ui.label("No matching requests.").classes("empty")
             self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
 
-    async def _read(self) -> None:
-        """Follow this batch and this page of its requests, and read them once."""
+    def _follow(self) -> None:
+        """Follow this batch and this page of its requests."""
         principal, query, browser = self._principal, self._query, self._services.browser
 
         page = at_most_every(
@@ -217,11 +219,11 @@ class BatchPage:
         key = ("batch", principal.tenant, replace(query, line=None))
         subject = Subject(key, read)
         self._subject = self._readings.follow(self._follower, subject, lambda: self._live.paused)
-        await in_thread(self._subject.look)
 
     def _show(self) -> None:
         reading = self._subject.reading
-        self._problem.set_visibility(reading.problem is not None)
+        # During an outage the frame has a banner.
+        self._problem.set_visibility(reading.problem is not None and PULSE.answering)
         if reading.problem is not None:
             self._problem.text = reading.problem.message
         if (value := reading.value) is None:
@@ -265,7 +267,8 @@ class BatchPage:
     async def _navigate(self, after: int) -> None:
         self._query = replace(self._query, after=after, line=None)
         ui.navigate.history.replace(self._query.address())
-        await self._read()
+        self._follow()
+        await self._subject.read()
         self._show()
 
     async def _first(self) -> None:

@@ -13,6 +13,7 @@ from portal import downloads
 from portal.components.basics import heading
 from portal.components.frame import frame, page
 from portal.listing import PAGE_SIZE
+from portal.loading import load
 from portal.pages.letter_actions import LetterActions
 from portal.pages.letter_table import LetterTable, read_excerpts, show_letter
 from portal.queries import STATES, LetterQuery
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lowtide.core.ids import TenantId
+    from lowtide.dead_letters.model import DeadLetter
+
+    Page = tuple[Sequence[DeadLetter], bool]
+    Run = Callable[[Callable[[], Page]], Awaitable[Page]]
 
 
 class LetterFilters:
@@ -81,37 +86,37 @@ def install(*, api_url: str) -> None:
     async def dead_letters() -> None:
         request = ui.context.client.request
         query = LetterQuery.read(dict(request.query_params) if request else {})
-        problem: str | None = None
-        tenants: Mapping[TenantId, str] = {}
-        try:
-            principal = current_principal()
-            tenants = await in_thread(lambda: tenants_for(principal))
-        except LowtideError as error:
-            problem = error.message
-        page = _LetterPage(query, tenants)
+        principal = current_principal()
+        page = _LetterPage(query)
         with frame("Dead letters", api_url=api_url, on_interval=None, on_refresh=page.reload):
-            page.build()
-        await page.reload() if problem is None else page.complain(problem)
+            page.head()
+            page.build(await load(lambda: tenants_for(principal)))
+            await page.show(load)
 
 
 class _LetterPage:
     """An open page; it reads on user actions only, never by itself."""
 
-    def __init__(self, query: LetterQuery, tenants: Mapping[TenantId, str]) -> None:
+    def __init__(self, query: LetterQuery) -> None:
         self._query = query
-        self._tenants = tenants
+        self._tenants: Mapping[TenantId, str] = {}
         self._services = services_for(current_principal())
         # The cursor of each page: the last dead letter of the previous page.
         self._pages: list[LetterId | None] = [None]
         self._last: LetterId | None = None
+        self._built = False
 
-    def build(self) -> None:
-        """Build the page."""
+    def head(self) -> None:
+        """Build what needs no data."""
         with ui.element("div").classes("titlebar"):
             heading("Dead letters", 1)
             ui.label("Requests that failed permanently or crashed several workers").classes(
                 "muted small"
             )
+
+    def build(self, tenants: Mapping[TenantId, str]) -> None:
+        """Build the page with a choice of these tenants."""
+        self._tenants = tenants
         self._problem = ui.label("").classes("banner").props("role=alert")
         self._problem.set_visibility(False)
         with ui.element("section").classes("card table-card"):
@@ -125,13 +130,19 @@ class _LetterPage:
                 self._older = ui.button("Older", on_click=self._forward, color=None)
                 for button in (self._newer, self._older):
                     button.props("flat no-caps")
+        self._built = True
 
     async def reload(self) -> None:
-        """Read and show the current page."""
+        """Read and show the current page, once the page is built."""
+        if self._built:
+            await self.show(in_thread)
+
+    async def show(self, run: Run) -> None:
+        """Read with `run`, and show, the current page."""
         try:
             tenant, letter_filter = self._query.chosen_tenant(self._tenants), self._query.filter()
             after = self._pages[-1]
-            letters, more = await in_thread(
+            letters, more = await run(
                 lambda: self._services.dead_letters.page(
                     tenant, letter_filter, after=after, limit=PAGE_SIZE
                 )

@@ -20,6 +20,7 @@ from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, badge
 from portal.components.pausing import PauseNotes
 from portal.formats import absolute, ago, duration
 from portal.live import Live, Rebuilt
+from portal.pulse import PULSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -188,7 +189,7 @@ class _Health:
             self._api.show(watching.api.found, now)
         if self._alerts is not None and watching.alerts is not None:
             self._alerts.show(watching.alerts.reachability, now)
-        self._problem.set_visibility(reading.problem is not None)
+        self._problem.set_visibility(reading.problem is not None and PULSE.answering)
         if reading.problem is not None:
             self._problem.text = f"{reading.problem} The data shown may be outdated."
         diagnosis = watching.diagnose()

@@ -22,6 +22,8 @@ from portal.components.pausing import PauseNotes
 from portal.dashboards import dashboard_links
 from portal.formats import ago, counted, number
 from portal.live import Live
+from portal.loading import soon
+from portal.pulse import PULSE
 from portal.watching import FollowedHistory
 
 if TYPE_CHECKING:
@@ -100,10 +102,9 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
 
     @page("/")
     async def landing() -> None:
-        await watching.poller.fresh(timeout=1.0)
         live = Live(watching.poller)
         history = FollowedHistory(watching, live)
-        await history.follow(HistoryRange.HOUR)
+        await soon(watching.poller.fresh(timeout=1.0), history.follow(HistoryRange.HOUR))
         with live.page("Overview", api_url=api_url):
             parts = _build(dashboards)
         live.keep(lambda: _show(parts, watching, history))
@@ -131,7 +132,7 @@ def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     if watching.api is not None:
         parts.health.show_api(watching.api.found, now)
     parts.health.show_diagnosis(diagnosis, now, with_api=watching.api is None)
-    parts.problem.set_visibility(reading.problem is not None)
+    parts.problem.set_visibility(reading.problem is not None and PULSE.answering)
     if reading.problem is not None:
         parts.problem.text = _explain(reading.snapshot, now)
     if diagnosis is not None:

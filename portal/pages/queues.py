@@ -18,6 +18,8 @@ from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
 from portal.formats import counted, duration, number
 from portal.live import Live
+from portal.loading import soon
+from portal.pulse import PULSE
 from portal.services import in_thread, lowtide
 from portal.sessions import current_principal
 from portal.theme import Tone
@@ -162,7 +164,6 @@ def install(watching: Watching, dashboards: Dashboards, *, api_url: str) -> None
 
     @page(PATH)
     async def queues(request: Request) -> None:
-        await watching.poller.fresh(timeout=1.0)
         page = QueuesPage(watching, range_of(request.query_params.get("range", "")))
         await page.open(dashboards, api_url)
 
@@ -189,7 +190,7 @@ class QueuesPage:
 
     async def open(self, dashboards: Dashboards, api_url: str) -> None:
         """Build the page and keep it current until it is closed."""
-        await self._history.follow(self._range)
+        await soon(self._watching.poller.fresh(timeout=1.0), self._history.follow(self._range))
         with self._live.page("Queues", api_url=api_url):
             dashboard_links(dashboards.queues())
             self._build()
@@ -234,7 +235,7 @@ class QueuesPage:
 
     def _show(self) -> None:
         reading = self._watching.system.seen
-        self._problem.set_visibility(reading.problem is not None)
+        self._problem.set_visibility(reading.problem is not None and PULSE.answering)
         if reading.problem is not None:
             self._problem.text = f"{reading.problem} The data shown may be outdated."
         if (history := self._history.seen) is not None:

@@ -12,15 +12,16 @@ from fastapi.responses import RedirectResponse
 from nicegui import app, ui
 
 from lowtide.core.errors import LowtideError
+from lowtide.tenants.keys import PREFIX
 from portal import theme
 from portal.components.frame import page
-from portal.services import in_thread
+from portal.services import in_thread, run_blocking
 from portal.sessions import SIGN_IN, SIGN_OUT, SIGNED_OUT, leave_session, open_session
 
 if TYPE_CHECKING:
     from fastapi import Response
 
-    from lowtide.tenants.sign_in import SignInGuard
+    from lowtide.tenants.sign_in import Principal, SignInGuard
 
 
 _MAX_BYTES: Final = 8192
@@ -43,9 +44,18 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
             _PROBLEMS.get(request.query_params.get("problem", "")),
         )
 
-    # Comparing a password takes memory and a core by design: concurrent attempts queue here and
-    # leave the threads to the pages.
+    # Comparing a password takes memory and a core by design: concurrent attempts queue here.
     hashing = asyncio.Semaphore(_MAX_CONCURRENT)
+
+    async def principal_with(secret: str, address: str) -> Principal:
+        def admit() -> Principal:
+            return guard.admit(secret, address)
+
+        if secret.startswith(PREFIX):
+            return await in_thread(admit)
+        # A password needs no database.
+        async with hashing:
+            return await run_blocking(admit)
 
     async def admit(request: Request) -> Response:
         form = await _form(request)
@@ -53,8 +63,7 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
         address = request.client.host if request.client else ""
         try:
             secret = form.get("secret", "").strip()
-            async with hashing:
-                principal = await in_thread(lambda: guard.admit(secret, address))
+            principal = await principal_with(secret, address)
         except LowtideError as error:
             path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
             return RedirectResponse(path, status_code=303)

@@ -15,6 +15,7 @@ from lowtide.files.model import estimate_file
 from portal.components.basics import heading
 from portal.components.frame import frame, page
 from portal.formats import counted, size
+from portal.loading import load
 from portal.pages.file_report import FileReport, Rate
 from portal.receiving import Arrivals, DropZone, receive
 from portal.services import in_thread, lowtide, services_for, tenants_for
@@ -120,14 +121,14 @@ def install(*, api_url: str) -> None:
         principal = current_principal()
         problem: str | None = None
         tenants: Mapping[TenantId, str] = {}
-        try:
-            tenants = await in_thread(lambda: tenants_for(principal))
-        except LowtideError as error:
-            problem = error.message
         with frame("Upload", api_url=api_url, on_interval=None):
             with ui.element("div").classes("titlebar"):
                 heading("Upload", 1)
                 ui.label("A JSONL file with one request per line").classes("muted small")
+            try:
+                tenants = await load(lambda: tenants_for(principal))
+            except LowtideError as error:
+                problem = error.message
             if problem is None and not principal.may_act:
                 problem = "Viewers cannot upload files: sign in as an operator."
             if problem is None and not tenants:
