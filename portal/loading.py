@@ -87,8 +87,8 @@ async def load(read: Callable[[], _Result]) -> _Result:
                 _stop_if_closed()
                 placeholder.delete()
                 return result
-            await PULSE.answers()
-            await asyncio.sleep(_RETRY_SECONDS)
+            # In an outage, the end of it is the time to try again.
+            await (asyncio.sleep(_RETRY_SECONDS) if PULSE.answering else PULSE.answers())
             _stop_if_closed()
             reading = asyncio.ensure_future(in_thread(read))
     finally:

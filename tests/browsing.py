@@ -34,7 +34,34 @@ class Visit:
 
     page: Page
     context: BrowserContext
+    origin: str
     problems: list[str] = field(default_factory=list)
+
+    def tab(self) -> Page:
+        """Open another empty page in the same session, whose problems are recorded, too."""
+        page = self.context.new_page()
+        self.record(page)
+        return page
+
+    def record(self, page: Page) -> None:
+        """Record the problems of a page; requests to anything but `origin` are some."""
+        own = (self.origin, "data:", "blob:")
+        page.on(
+            "console",
+            lambda message: (
+                self.problems.append(message.text) if message.type in {"error", "warning"} else None
+            ),
+        )
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("dialog", lambda dialog: self.problems.append(f"dialog {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(own)
+                else self.problems.append(f"external {request.url}")
+            ),
+        )
 
 
 @contextmanager
@@ -56,22 +83,6 @@ def new_visit(browser: Browser, origin: str, *, width: int = 1440, scheme: str =
         color_scheme="dark" if scheme == "dark" else "light",
     )
     context.set_default_timeout(_STEP_TIMEOUT_MS)
-    visit = Visit(context.new_page(), context)
-    own = (origin, "data:", "blob:")
-    visit.page.on(
-        "console",
-        lambda message: (
-            visit.problems.append(message.text) if message.type in {"error", "warning"} else None
-        ),
-    )
-    visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
-    visit.page.on("dialog", lambda dialog: visit.problems.append(f"dialog {dialog.message}"))
-    visit.page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith(own)
-            else visit.problems.append(f"external {request.url}")
-        ),
-    )
+    visit = Visit(context.new_page(), context, origin)
+    visit.record(visit.page)
     return visit
