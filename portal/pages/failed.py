@@ -55,7 +55,7 @@ async def forbid(request: Request, principal: Principal) -> Response:
     except LowtideError:
         identity = f"with {principal.name}"
     message = f"This page shows the whole installation; you are signed in {identity}."
-    return _respond("Not your page", message, request, Forbidden.status)
+    return _respond("Not available to tenants", message, request, Forbidden.status)
 
 
 def _respond(title: str, message: str, request: Request, status: int) -> Response:

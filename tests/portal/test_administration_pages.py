@@ -96,10 +96,16 @@ def test_tenants_page_shows_usage(populated: Portal) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_tenant_sign_in_is_redirected_to_batches(populated: Portal, path: str) -> None:
+def test_page_tells_tenant_why_it_is_forbidden(populated: Portal, path: str) -> None:
     with populated.client(API_KEY) as client:
         answer = client.get(path)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/batches")
+        assert answer.status_code == 403
+        assert (
+            "This page shows the whole installation; you are signed in as tenant default."
+            in answer.text
+        )
+        assert '"href":"/batches"' in answer.text
+        assert "acme" not in answer.text
         assert f'"href":"{path}"' not in client.get("/batches").text
 
 

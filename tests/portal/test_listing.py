@@ -15,7 +15,7 @@ from nicegui.page import page
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import TenantId
 from lowtide.tenants.sign_in import Principal, Role
-from portal import listing
+from portal import listing, loading
 from portal.listing import Listed, ListPage
 from portal.pages.administration import TenantQuery
 from portal.polling import Readings
@@ -66,43 +66,46 @@ def live(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     return stub
 
 
-@pytest.fixture
-def reload(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """A stub of the reload in the browser."""
-    stub = Mock()
-    monkeypatch.setattr(ui.navigate, "reload", stub)
-    return stub
-
-
 def _run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     run.setup()
     asyncio.run(scenario())
 
 
-async def _open(
-    readings: Readings, *, broken: bool = False, tenant: TenantId | None = None
-) -> Rows:
+def _listed(readings: Readings, *, broken: bool = False, tenant: TenantId | None = None) -> Rows:
     session: dict[str, object] = {}
     open_session(session, Principal("ana", Role.OPERATOR, tenant, "c"), 60)
     scope = {"type": "http", "path": "/", "session": session, "headers": []}
     with Client(page(""), request=Request(scope)) as client:
         opened = Rows(Mock(), readings, TenantQuery())
         opened.broken, opened.client = broken, client
+    return opened
+
+
+async def _open(opened: Rows) -> Rows:
+    with opened.client:
         await opened.open("")
     return opened
 
 
-def test_unprepared_list_reloads_once_it_can_be_read(live: MagicMock, reload: Mock) -> None:
+@pytest.mark.usefixtures("live")
+def test_unreadable_list_appears_once_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame_sent = asyncio.Event()
+
+    async def connected(_: Client, __: float) -> None:
+        frame_sent.set()
+
+    monkeypatch.setattr(Client, "connected", connected)
+    monkeypatch.setattr(loading, "_RETRY_SECONDS", 0.05)
+
     async def scenario() -> None:
-        opened = await _open(readings := Readings(), broken=True)
-        draw, _ = live.return_value.keep.call_args.args
-        readings.look()
-        draw()
-        assert not reload.called
+        opened = _listed(Readings(), broken=True)
+        opening = asyncio.ensure_future(_open(opened))
+        await asyncio.wait_for(frame_sent.wait(), 5)
+        assert not opened.rows
         opened.broken = False
-        readings.look()
-        draw()
-        assert reload.called
+        await asyncio.wait_for(opening, 5)
+        await opened.reload()
+        assert opened.rows == ["None"]
 
     _run(scenario)
 
@@ -114,7 +117,7 @@ def test_failed_read_drops_rows_of_other_filter(
     monkeypatch.setattr(ui.navigate.history, "replace", Mock())
 
     async def scenario() -> None:
-        opened = await _open(Readings())
+        opened = await _open(_listed(Readings()))
         await opened.reload()
         assert opened.rows == ["None"]
         opened.broken = True
@@ -131,7 +134,7 @@ def test_failed_read_drops_rows_of_other_filter(
 def test_tenants_do_not_share_readings() -> None:
     async def scenario() -> None:
         readings, tenants = Readings(), [TenantId(uuid.uuid4()) for _ in range(2)]
-        opened = [await _open(readings, tenant=tenant) for tenant in tenants]
+        opened = [await _open(_listed(readings, tenant=tenant)) for tenant in tenants]
         for each in opened:
             await each.reload()
         assert [each.rows for each in opened] == [[str(tenant)] for tenant in tenants]

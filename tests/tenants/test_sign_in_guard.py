@@ -29,6 +29,8 @@ OPERATOR, WRONG = "operator", "wrong"
 class FakeSignIn:
     """Accepts `operator`, `viewer` and `lt_key`; counts comparisons, and can be unavailable."""
 
+    needs_database = False
+
     def __init__(self) -> None:
         self.comparisons = 0
         self.unavailable = False
