@@ -110,8 +110,10 @@ class Live:
     def _data_at(self) -> datetime | None:
         if self._drawn_at is _NEVER:
             return None
+        if self.paused:
+            return self._drawn_at
         snapshot = self._poller.seen.snapshot
-        return snapshot.at if snapshot is not None and self._interval else self._drawn_at
+        return None if snapshot is None else snapshot.at
 
     def _show_age(self) -> None:
         at = self._data_at() or self._drawn_at

@@ -204,7 +204,7 @@ TONES
 .ranges { border: 1px solid var(--line); border-radius: 8px; }
 .banner { padding: 12px 16px; border-radius: 10px; background: var(--bad); color: var(--bad-ink);
   font-weight: 550; }
-.outage { display: flex; white-space: pre; flex-wrap: wrap; }
+.outage { display: flex; white-space: pre-wrap; flex-wrap: wrap; }
 
 .table-card { padding: 0; overflow: hidden; }
 .table-card > .section-head { padding: 16px 20px; border-bottom: 1px solid var(--line);

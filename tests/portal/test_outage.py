@@ -119,6 +119,8 @@ def test_every_page_survives_frozen_database(
         opened = time.monotonic() - start
         assert opened < FREEZE, "the database was frozen while all pages were opened"
         _check_counting(before["/"])
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        assert axe.run(before["/"]).response["violations"] == []
         before["/"].wait_for_timeout(1000 * (FREEZE - (time.monotonic() - start)))
     thawed = time.monotonic()
     for opened_pages in (before, during):
