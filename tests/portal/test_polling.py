@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,9 @@ from lowtide.core.pools import Pool
 from lowtide.planning.demand import PoolScale
 from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
 from lowtide.status.watch import SystemWatch
-from portal.polling import Poller, rest_after
+from portal import polling
+from portal.polling import Poller, Readings, Subject, rest_after
+from portal.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -132,3 +135,71 @@ def test_failed_reading_does_not_end_poller(caplog: pytest.LogCaptureFixture) ->
 
     _run(scenario)
     assert "portal.poll_failed" in caplog.text
+
+
+@pytest.fixture
+def pulse(monkeypatch: pytest.MonkeyPatch) -> Pulse:
+    """A pulse that a test notes answers for, without patience."""
+    monkeypatch.setattr("portal.pulse.PATIENCE", 0.0)
+    pulse = Pulse()
+    monkeypatch.setattr(polling, "PULSE", pulse)
+    return pulse
+
+
+def test_poller_waits_for_end_of_outage(pulse: Pulse) -> None:
+    async def scenario(poller: Poller, source: FakeSnapshots) -> None:
+        await poller.fresh(timeout=5)
+        pulse.note(answered=False)
+        poller.follow("page", 0.01)
+        # One reading may have begun before.
+        await asyncio.sleep(0.1)
+        turns: list[int] = []
+        poller.changed.subscribe(lambda: turns.append(source.reads))
+        before = source.reads
+        await asyncio.sleep(0.3)
+        assert (source.reads, turns) == (before, [])
+        pulse.note(answered=True)
+        await _until(lambda: source.reads > before)
+
+    _run(scenario)
+
+
+def test_reading_that_hung_in_outage_needs_no_rest(pulse: Pulse) -> None:
+    hung = threading.Event()
+
+    def hang() -> None:
+        hung.wait(10)
+
+    async def main() -> None:
+        source = FakeSnapshots()
+        poller = Poller(_watch(source), looks=[hang])
+        poller.follow("page", 0.01)
+        poller.start()
+        try:
+            await _until(lambda: source.reads == 1)
+            pulse.note(answered=False)
+            await asyncio.sleep(0.8)
+            hung.set()
+            pulse.note(answered=True)
+            start = time.monotonic()
+            await _until(lambda: source.reads >= 2)
+            assert time.monotonic() - start < 4, "a reading of 0.8 s is followed by 8 s of rest"
+        finally:
+            hung.set()
+            poller.stop()
+
+    asyncio.run(main())
+
+
+def test_outage_ends_a_turn_of_many_subjects(pulse: Pulse) -> None:
+    readings, reads = Readings(), []
+
+    def read(name: str) -> None:
+        reads.append(name)
+        pulse.note(answered=False)
+
+    for name in ("first", "second"):
+        subject = Subject(name, partial(read, name))
+        readings.follow(name, subject, lambda: False)
+    readings.look()
+    assert reads == ["first"]
