@@ -28,6 +28,7 @@ FIRST_WAIT: Final = 0.3
 """Seconds for data to become part of a browser's first response."""
 _WHOLE_WAIT: Final = 10.0
 
+_background: Final[set[asyncio.Future[None]]] = set()
 _build_limit: ContextVar[asyncio.Timeout] = ContextVar("build_limit")
 
 
@@ -54,9 +55,6 @@ async def soon(*readings: Coroutine[Any, Any, None]) -> None:
     done, _ = await asyncio.wait(tasks, timeout=_patience())
     for task in done:
         task.result()
-
-
-_background: Final[set[asyncio.Future[None]]] = set()
 
 
 async def load(read: Callable[[], _Result]) -> _Result:

@@ -169,7 +169,7 @@ def current_principal() -> Principal:
     return principal
 
 
-_CHECK_SECONDS: Final = 2.0
+_CHECK_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 3
 
 

@@ -12,6 +12,7 @@ import pytest
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, format_batch_id
 from portal.components.frame import explain
+from tests.conftest import API_KEY
 from tests.portal.seeds import SeedBatch, add_batch
 from tests.worlds import eventually
 
@@ -87,6 +88,23 @@ def test_failed_page_shows_reference_of_log_entry(shared: Database, portal: Port
     log = eventually(portal.log.read_text)
     assert f"Reference {reference[1]}" in log
     assert "portal.failed" in log
+
+
+def test_failed_session_check_shows_reference_of_log_entry(
+    shared: Database, portal: Portal
+) -> None:
+    with portal.client(API_KEY) as client, hidden_column(shared, "api_keys", "expires_at"):
+        answer = client.get("/batches")
+    assert answer.status_code == 500
+    assert "Lowtide failed to respond" in answer.text
+    assert "expires_at" not in answer.text
+    reference = REFERENCE.search(answer.text)
+    assert reference is not None
+    assert f"Reference {reference[1]}" in eventually(portal.log.read_text)
+
+
+def test_page_that_takes_too_long_says_so() -> None:
+    assert explain(TimeoutError()).startswith("The page took too long to load. ")
 
 
 def test_expected_error_shows_its_message() -> None:
