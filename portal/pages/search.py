@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
-from starlette.responses import RedirectResponse
 
 from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id
@@ -14,8 +14,9 @@ from lowtide.search.model import Kind
 from portal.components.basics import heading
 from portal.components.frame import SEARCH, frame, page
 from portal.formats import absolute
+from portal.loading import load
 from portal.queries import LineQuery
-from portal.services import in_thread, services_for
+from portal.services import services_for
 from portal.sessions import current_principal
 
 if TYPE_CHECKING:
@@ -31,29 +32,25 @@ def install(*, api_url: str) -> None:
     """Serve the search page."""
 
     @page(SEARCH)
-    async def search(request: Request) -> RedirectResponse | None:
+    async def search(request: Request) -> None:
         text = request.query_params.get("q", "")
         principal = current_principal()
-        result, problem = None, ""
-        if text:
-            try:
-                service = services_for(principal).search
-                result = await in_thread(lambda: service.find(principal.tenant, text))
-            except LowtideError as error:
-                problem = error.message
-        if result is not None and result.only_exact is not None:
-            path = path_of(result.only_exact)
-            if path is not None:
-                return RedirectResponse(path, status_code=303)
         with frame("Search", api_url=api_url, on_interval=None):
             heading("Search", 1)
-            if problem:
-                ui.label(problem).classes("banner").props("role=alert")
-            elif result is not None:
-                _show(result)
-            else:
+            if not text:
                 ui.label("Enter an id, a custom_id, a user or a metadata value.").classes("muted")
-        return None
+                return
+            service = services_for(principal).search
+            try:
+                result = await load(lambda: service.find(principal.tenant, text))
+            except LowtideError as error:
+                ui.label(error.message).classes("banner").props("role=alert")
+                return
+            exact = result.only_exact
+            if exact is not None and (path := path_of(exact)) is not None:
+                # Replaced, so that "back" does not lead here again.
+                ui.run_javascript(f"location.replace({json.dumps(path)})")
+            _show(result)
 
 
 def path_of(match: Match) -> str | None:

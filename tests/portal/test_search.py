@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.ids import format_batch_id, format_file_id
+from lowtide.core.ids import DEFAULT_TENANT, format_batch_id, format_file_id
+from lowtide.search.service import Search
+from lowtide.search.store import SearchStore
+from portal.pages.search import path_of
 from tests.conftest import API_KEY
 from tests.portal.seeds import empty
 from tests.search.test_search import batch_of
@@ -33,19 +36,21 @@ def world(shared: Database, portal: Portal) -> World:
     return World(shared)
 
 
-def test_single_exact_match_is_opened(world: World, portal: Portal) -> None:
+def test_single_exact_match_has_a_page(world: World) -> None:
     file = world.file()
     batch = batch_of(world, "doc-1", "doc-10", user="ana", input_file=file.id)
+    search = Search(SearchStore(world.api))
     page = f"/batches/{format_batch_id(batch)}"
-    with portal.client() as client:
-        for text, path in (
-            ("doc-1", f"{page}?line=1"),
-            ("ana", page),
-            (batch.hex, page),
-            (format_file_id(file.id), page),
-        ):
-            answer = client.get("/search", params={"q": text})
-            assert (answer.status_code, answer.headers["location"]) == (303, path)
+    for text, path in (
+        ("doc-1", f"{page}?line=1"),
+        ("ana", page),
+        (batch.hex, page),
+        (format_file_id(file.id), page),
+    ):
+        match = search.find(DEFAULT_TENANT, text).only_exact
+        assert match is not None
+        assert path_of(match) == path
+    assert search.find(DEFAULT_TENANT, "doc-").only_exact is None
 
 
 def test_matches_are_listed_by_kind_and_escaped(world: World, portal: Portal) -> None:
