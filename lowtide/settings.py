@@ -5,12 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lowtide.core.durations import parse_seconds
 from lowtide.core.fault_plans import parse_faults
 from lowtide.core.redaction import masked
 from lowtide.files.lines import ENDPOINTS
@@ -19,6 +27,8 @@ from lowtide.tenants.sign_in import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from pydantic_core import ErrorDetails
 
 
 PREFIX = "LOWTIDE_"
@@ -73,6 +83,22 @@ def _network(value: str) -> str:
 Network = Annotated[str, AfterValidator(_network)]
 
 
+def _seconds(value: object) -> object:
+    """Return the seconds of a duration as text; raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    seconds = parse_seconds(value)
+    if seconds is None:
+        raise ValueError("must be a duration such as 30d, 1h30m, 45s or 250ms, or seconds")
+    return seconds
+
+
+DURATION: Final = BeforeValidator(_seconds)
+"""Marks the settings that are durations; docs/generate.py looks for it."""
+Duration = Annotated[float, DURATION]
+WholeSeconds = Annotated[int, DURATION]
+
+
 class EngineKind(StrEnum):
     """The engine that runs requests."""
 
@@ -89,7 +115,7 @@ class Admission(StrEnum):
 
 
 class Settings(BaseSettings):
-    """The frozen settings of a process; times are in seconds unless described otherwise."""
+    """The frozen settings of a process; durations are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -99,8 +125,8 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         default=8, ge=1, description="Max database connections per process."
     )
-    database_timeout: float = Field(
-        default=30.0, gt=0, description="Seconds without a response before a connection is closed."
+    database_timeout: Duration = Field(
+        default=30.0, gt=0, description="Time without a response before a connection is closed."
     )
     object_store_url: str = Field(
         default="",
@@ -118,16 +144,16 @@ class Settings(BaseSettings):
         validation_alias="K_SINK",
         description="URL that CloudEvents are sent to: the broker's ingress.",
     )
-    event_sink_timeout: float = Field(
+    event_sink_timeout: Duration = Field(
         default=10.0,
         gt=0,
-        description="Seconds without a response before an event is queued for another attempt. No caller "
+        description="Time without a response before an event is queued for another attempt. No caller "
         "waits for it: Knative's default broker responds only after the subscriber has.",
     )
 
     max_file_bytes: int = Field(default=200_000_000, gt=0, description="Max upload size, in bytes.")
-    file_expiry: int = Field(
-        default=2_592_000, gt=0, description="Seconds that an uploaded file is kept."
+    file_expiry: WholeSeconds = Field(
+        default=2_592_000, gt=0, description="Time that an uploaded file is kept."
     )
     max_batch_lines: int = Field(default=50_000, gt=0, description="Max requests per file.")
     max_line_bytes: int = Field(
@@ -138,12 +164,14 @@ class Settings(BaseSettings):
     endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         default=ENDPOINTS, description="Endpoints that batches may use, comma-separated."
     )
-    shortest_window: int = Field(default=60, ge=1, description="Min completion window.")
-    longest_window: int = Field(default=604_800, ge=1, description="Max completion window.")
-    cancel_grace: float = Field(
+    shortest_window: WholeSeconds = Field(default=60, ge=1, description="Min completion window.")
+    longest_window: WholeSeconds = Field(
+        default=604_800, ge=1, description="Max completion window."
+    )
+    cancel_grace: Duration = Field(
         default=10.0,
         ge=0,
-        description="Seconds for the running requests of a cancelled batch to finish.",
+        description="Time for the running requests of a cancelled batch to finish.",
     )
 
     admission: Admission = Field(
@@ -180,10 +208,10 @@ class Settings(BaseSettings):
         "replica.",
     )
 
-    client_timeout: float = Field(
+    client_timeout: Duration = Field(
         default=15.0,
         gt=0,
-        description="Max seconds for a client to send the request headers, and to block a thread while it"
+        description="Max time for a client to send the request headers, and to block a thread while it"
         " sends the body or reads the response.",
     )
     client_rate: float = Field(
@@ -209,8 +237,8 @@ class Settings(BaseSettings):
     engine_api_key: SecretStr = Field(
         default=SecretStr(""), description="API key of the engine, if it requires one."
     )
-    engine_timeout: float = Field(
-        default=600.0, gt=0, description="Timeout of one request to the engine, in seconds."
+    engine_timeout: Duration = Field(
+        default=600.0, gt=0, description="Timeout of one request to the engine."
     )
     max_response_bytes: int = Field(
         default=67_108_864,
@@ -219,8 +247,8 @@ class Settings(BaseSettings):
         description="Max size of a response, in bytes. A request with a larger response fails at once.",
     )
     simulated_seed: int = Field(default=0, description="Seed of the simulated engine.")
-    simulated_latency: float = Field(
-        default=0.2, ge=0, description="Mean latency of a simulated request, in seconds."
+    simulated_latency: Duration = Field(
+        default=0.2, ge=0, description="Mean latency of a simulated request."
     )
     simulated_tokens: int = Field(
         default=64, ge=1, description="Mean tokens of a simulated response."
@@ -257,35 +285,35 @@ class Settings(BaseSettings):
         "requests.",
     )
     worker_flush_lines: int = Field(default=100, ge=1, description="Results per write.")
-    worker_flush_interval: float = Field(
-        default=0.1, gt=0, description="Seconds between writes of results."
+    worker_flush_interval: Duration = Field(
+        default=0.1, gt=0, description="Time between writes of results."
     )
-    worker_poll_initial: float = Field(
+    worker_poll_initial: Duration = Field(
         default=0.25, gt=0, description="First poll interval of an idle worker."
     )
-    worker_poll_cap: float = Field(
+    worker_poll_cap: Duration = Field(
         default=0.5, gt=0, description="Max poll interval of an idle worker."
     )
-    worker_grace: float = Field(
-        default=20.0, ge=0, description="Seconds for running requests to finish after SIGTERM."
+    worker_grace: Duration = Field(
+        default=20.0, ge=0, description="Time for running requests to finish after SIGTERM."
     )
-    lease_duration: float = Field(
+    lease_duration: Duration = Field(
         default=30.0,
         gt=0,
-        description="Seconds until the lease of an unresponsive worker expires and its requests are "
+        description="Time until the lease of an unresponsive worker expires and its requests are "
         "released.",
     )
     max_attempts: int = Field(default=5, ge=1, description="Max attempts of a request.")
     max_lost_leases: int = Field(
         default=5, ge=1, description="Lost workers in a row after which a request is dead-lettered."
     )
-    retry_base: float = Field(
+    retry_base: Duration = Field(
         default=8.0,
         gt=0,
         description="The first retry waits between one and two times this, each further one twice as "
         "long: five attempts take at least two minutes, if the completion window allows it.",
     )
-    retry_cap: float = Field(
+    retry_cap: Duration = Field(
         default=120.0,
         gt=0,
         description="Max delay before the next attempt, regardless of Retry-After.",
@@ -308,34 +336,34 @@ class Settings(BaseSettings):
     dedicated_rows_per_replica: int = Field(
         default=10, ge=1, description="KEDA's target for dedicated: requests per replica."
     )
-    cold_start: float = Field(
+    cold_start: Duration = Field(
         default=180.0,
         ge=0,
-        description="Max seconds until a new dedicated replica is working: KEDA's poll, node, image and "
+        description="Max time until a new dedicated replica is working: KEDA's poll, node, image and "
         "model.",
     )
-    safety_margin: float = Field(
+    safety_margin: Duration = Field(
         default=30.0,
         ge=0,
-        description="Seconds before a deadline that plans keep free for late ticks and for finalizing.",
+        description="Time before a deadline that plans keep free for late ticks and for finalizing.",
     )
-    tick: float = Field(
+    tick: Duration = Field(
         default=10.0,
         gt=0,
-        description="Seconds between scheduler ticks. Must match the schedule of the PingSource.",
+        description="Time between scheduler ticks. Must match the schedule of the PingSource.",
     )
-    stalled_after: float = Field(
-        default=30.0, gt=0, description="Seconds until a step without progress is restarted."
+    stalled_after: Duration = Field(
+        default=30.0, gt=0, description="Time until a step without progress is restarted."
     )
-    history_retention: int = Field(
+    history_retention: WholeSeconds = Field(
         default=604_800,
         ge=3600,
-        description="Seconds that the portal's samples of queues and replicas, one per minute, are kept.",
+        description="Time that the portal's samples of queues and replicas, one per minute, are kept.",
     )
-    audit_retention: int = Field(
+    audit_retention: WholeSeconds = Field(
         default=34_560_000,
         ge=2_592_000,
-        description="Seconds that the audit log is kept; at least 30 days.",
+        description="Time that the audit log is kept; at least `30d`.",
     )
 
     portal_secret: SecretStr = Field(
@@ -361,8 +389,8 @@ class Settings(BaseSettings):
         description="Role after sign-in with an API key: `operator` may cancel and requeue, as with the "
         "API; `viewer` is read-only.",
     )
-    portal_session_seconds: int = Field(
-        default=43_200, ge=60, description="Seconds until a portal session expires."
+    portal_session_seconds: WholeSeconds = Field(
+        default=43_200, ge=60, description="Time until a portal session expires."
     )
     portal_https_only: bool = Field(
         default=False, description="Send session cookies over HTTPS only."
@@ -459,4 +487,17 @@ def read_settings() -> Settings:
             f"Unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "
             "see docs/settings.md for the names."
         )
-    return Settings()
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Pydantic's own text names the field instead of the variable.
+        problems = [_problem(detail) for detail in error.errors(include_url=False)]
+    raise ValueError("Invalid settings: " + "; ".join(problems) + ". See docs/settings.md.")
+
+
+def _problem(detail: ErrorDetails) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    # A setting with an alias is reported under the alias.
+    variable = PREFIX + name.upper() if name in Settings.model_fields else name
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{variable}: {message}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lowtide.core.durations import parse_seconds
 from lowtide.settings import unknown_variables
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ def _numbers(template: Template) -> Iterator[str]:
     spec = template.spec
     grace = spec.get("terminationGracePeriodSeconds", 30)
     for container in spec["containers"]:
-        worker = _plain(container).get("LOWTIDE_WORKER_GRACE")
+        worker = _plain(container).get("LOWTIDE_WORKER_GRACE", "")
         # After this grace, the worker writes its last results and closes its lease.
-        if worker and float(worker) + 15 > grace:
+        if (parse_seconds(worker) or 0.0) + 15 > grace:
             yield f"LOWTIDE_WORKER_GRACE {worker} leaves less than 15 s of the grace period of {grace} s"
     if template.is_knative:
         environment = _plain(spec["containers"][0])

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lowtide.core.durations import parse_seconds
 from lowtide.settings import unknown_variables
 from manifests import needs
 from manifests.objects import Objects
@@ -185,7 +186,7 @@ def _settings(document: Document, objects: Objects) -> Iterator[str]:
         yield from (f"{name} is not {value}" for name, value in told.items() if data[name] != value)
     for ping in objects.all("PingSource"):
         seconds = re.fullmatch(r"\*/(\d+)( \*){5}", ping["spec"]["schedule"])
-        if seconds is None or seconds.group(1) != data["LOWTIDE_TICK"]:
+        if seconds is None or float(seconds.group(1)) != parse_seconds(data["LOWTIDE_TICK"]):
             yield f"LOWTIDE_TICK does not match the schedule {ping['spec']['schedule']}"
 
 

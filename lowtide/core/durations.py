@@ -1,10 +1,11 @@
-"""Completion windows (`24h`), durations as text, and retry delays."""
+"""Completion windows (`24h`), durations of settings (`1h30m`) and as text, and retry delays."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from lowtide.core.errors import InvalidRequest
@@ -52,6 +53,39 @@ def format_window(window: timedelta) -> str:
         if seconds % length == 0:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
+
+
+_SETTING = re.compile(
+    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", re.ASCII
+)
+_SETTING_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+
+
+def parse_seconds(text: str) -> float | None:
+    """Parse seconds or a duration such as `30d`, `1h30m`, `45s` or `250ms`; None for other text.
+
+    Units follow each other from days to milliseconds, each at most once; only seconds may have
+    decimals.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        match = _SETTING.fullmatch(text)
+        if match is None or not text:
+            return None
+        pairs = zip(match.groups("0"), _SETTING_UNITS, strict=True)
+        return sum(float(number) * length for number, (_, length) in pairs) / 1000
+    return seconds if isfinite(seconds) else None
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration for `parse_seconds`, exact to the millisecond: `400d`, `1h30m`, `250ms`."""
+    remainder, parts = round(seconds * 1000), []
+    for unit, length in _SETTING_UNITS:
+        count, remainder = divmod(remainder, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
 
 
 _SPAN_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
