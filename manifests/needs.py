@@ -47,7 +47,7 @@ def _numbers(template: Template) -> Iterator[str]:
     for container in spec["containers"]:
         worker = _plain(container).get("LOWTIDE_WORKER_GRACE", "")
         # After this grace, the worker writes its last results and closes its lease.
-        if (parse_seconds(worker) or 0.0) + 15 > grace:
+        if worker and (parse_seconds(worker) or 0.0) + 15 > grace:
             yield f"LOWTIDE_WORKER_GRACE {worker} leaves less than 15 s of the grace period of {grace} s"
     if template.is_knative:
         environment = _plain(spec["containers"][0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime  # noqa: TC003 - read at run time, to know what to decode
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -51,13 +52,17 @@ _decode = msgspec.json.Decoder(list[_Gettable]).decode
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A firing alert; its texts are untrusted and shown as plain text only."""
+    """A firing alert; its texts are untrusted and shown as plain text only.
+
+    `runbook` is a web address, or empty.
+    """
 
     name: str
     severity: str
     since: datetime
     summary: str
     labels: tuple[tuple[str, str], ...]
+    runbook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,17 @@ def _alert(data: _Gettable) -> Alert:
         since=data.starts_at,
         summary=summary[:MAX_SUMMARY],
         labels=tuple(sorted(data.labels.items())),
+        runbook=_web_address(data.annotations.get("runbook_url", "")),
     )
+
+
+def _web_address(url: str) -> str:
+    """Return a URL that is safe to link to; others, such as `javascript:` and `file:`, are empty."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return url if parts.scheme in {"http", "https"} and parts.netloc else ""
 
 
 def _urgency(alert: Alert) -> tuple[int, datetime]:
@@ -177,7 +192,7 @@ _TONES: Final[Mapping[str, Tone]] = {
 
 
 class AlertList:
-    """Alerts, each with a link; hidden while there is no alert and no problem."""
+    """Alerts, each with links to its runbook and to Alertmanager; hidden without any or a problem."""
 
     def __init__(self, dashboards: Dashboards) -> None:
         self._dashboards = dashboards
@@ -197,11 +212,15 @@ class AlertList:
         if reading.problem is not None:
             self._problem.text = _outage_text(reading, now)
         rows = tuple(
-            (*_row_texts(alert, now), self._dashboards.alert(dict(alert.labels)) or "")
+            (
+                *_row_texts(alert, now),
+                alert.runbook,
+                self._dashboards.alert(dict(alert.labels)) or "",
+            )
             for alert in reading.alerts
         )
         if reading.more:
-            rows += (("", "", f"and {counted(reading.more, 'more alert')}", "", ""),)
+            rows += (("", "", f"and {counted(reading.more, 'more alert')}", "", "", ""),)
         if rows != self._rows:
             self._rows = rows
             self._list.set_visibility(bool(rows))
@@ -215,17 +234,22 @@ def _row_texts(alert: Alert, now: datetime) -> tuple[str, str, str, str]:
     return alert.severity, alert.name, alert.summary, f"for {duration(now - alert.since)}"
 
 
-def _show_row(severity: str, name: str, summary: str, since: str, url: str) -> None:
+def _show_row(
+    severity: str, name: str, summary: str, since: str, runbook: str, alertmanager: str
+) -> None:
     with ui.element("li").classes("alert"):
         if severity:
             badge(Badge(text=severity, tone=_TONES.get(severity, Tone.NEUTRAL)))
-        if url:
-            with outside_link(url):
+        if runbook:
+            with outside_link(runbook).props('title="Open the runbook"'):
                 ui.label(name)
         elif name:
             ui.label(name)
         ui.label(summary).classes("break")
         ui.label(since).classes("muted small")
+        if alertmanager:
+            with outside_link(alertmanager):
+                ui.label("Alertmanager").classes("small")
 
 
 def _outage_text(reading: AlertsSeen, now: datetime) -> str:

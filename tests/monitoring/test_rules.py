@@ -32,6 +32,13 @@ def _cases(kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def _anchors() -> set[str]:
+    """Return the fragments of the headings in the runbooks, as GitHub and its like build them."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @needs("promtool")
 def test_promtool_accepts_rules() -> None:
     assert f"{len(rules())} rules found" in run("promtool", "check", "rules", RULES)
@@ -66,6 +73,24 @@ def test_alert_has_labels_annotations_and_runbook(name: str) -> None:
     assert annotations.keys() == {"summary", "description", "runbook_url"}
     assert "$" in annotations["summary"] or name == "LowtideNotScraped"
     assert annotations["runbook_url"] == ANCHOR + name.lower()
+    assert name.lower() in _anchors()
+
+
+@pytest.mark.parametrize("name", sorted(alerts()))
+def test_alert_shows_whole_numbers(name: str) -> None:
+    annotations = alerts()[name]["annotations"].values()
+    shown = {value for text in annotations for value in re.findall(r"{{ (\$value[^}]*) }}", text)}
+    assert shown <= {'$value | printf "%.0f"', "$value | humanizeDuration"}
+
+
+def test_expected_texts_of_alerts_have_whole_numbers_and_name_requests() -> None:
+    texts = [
+        text
+        for case in _cases("alert_rule_test")
+        for alert in case["exp_alerts"]
+        for text in alert["exp_annotations"].values()
+    ]
+    assert [text for text in texts if re.search(r"\d\.\d|\blines?\b", text)] == []
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,22 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 BINARY = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 
 
-def gettable(name: str, severity: str = "warning", summary: str = "Look.", minutes: int = 3) -> Any:
+RUNBOOKS = "https://git.example/docs/operations.md#"
+
+
+def gettable(
+    name: str,
+    severity: str = "warning",
+    summary: str = "Look.",
+    minutes: int = 3,
+    runbook: str | None = None,
+) -> Any:
     """Return an alert as `GET /api/v2/alerts` returns it."""
     return {
-        "annotations": {"summary": summary},
+        "annotations": {
+            "summary": summary,
+            "runbook_url": RUNBOOKS + name.lower() if runbook is None else runbook,
+        },
         "endsAt": "2026-01-02T04:00:00.000Z",
         "fingerprint": "8a1f",
         "receivers": [{"name": "default"}],
@@ -137,6 +149,28 @@ def test_firing_alerts_are_sorted_by_severity_and_age(
         "active": ["true"], "silenced": ["false"], "inhibited": ["false"],
         "unprocessed": ["false"], "filter": ['alertname=~"Lowtide.*"'],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "linked"),
+    [
+        (f"{RUNBOOKS}lowtidetickstalled", True),
+        ("http://git.example/x", True),
+        ("docs/operations.md#lowtidetickstalled", False),
+        ("file:///srv/lowtide/docs/operations.md#lowtidetickstalled", False),
+        ("javascript:alert(1)", False),
+        ("https:", False),
+        ("http://[x", False),
+        ("", False),
+    ],
+)
+def test_only_web_address_becomes_runbook_link(
+    server: StubServer, open_reader: OpenReader, url: str, *, linked: bool
+) -> None:
+    server.serve(gettable("LowtideTickStalled", runbook=url))
+    reader = open_reader(server.url)
+    reader.look()
+    assert [alert.runbook for alert in reader.seen.alerts] == [url if linked else ""]
 
 
 def test_alerts_beyond_page_limit_are_only_counted(

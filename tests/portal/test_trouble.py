@@ -17,7 +17,7 @@ from lowtide.events.model import EventType
 from lowtide.status.last_seen import Component, LastSeenStore, Observation
 from tests.conftest import API_KEY
 from tests.portal.seeds import SeedBatch, add_batch
-from tests.portal.test_alertmanager import gettable
+from tests.portal.test_alertmanager import RUNBOOKS, gettable
 from tests.worlds import eventually
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def test_landing_page_escapes_alerts_and_links_to_dashboards(
     page = _text(portal, "/")
     assert "alert(1)" in page
     assert "<img src=x" not in page
+    assert f"{RUNBOOKS}lowtidetickstalled" in page
     assert "https://alerts.example/#/alerts?filter=%7Balertname%3D%22LowtideTickStalled" in page
     assert f"{GRAFANA}/d/lowtide-overview?from=now-6h&to=now" in page.replace("&amp;", "&")
     assert "split: not called" in page
