@@ -147,6 +147,8 @@ async def _dead_letters(request: Request) -> Response:
 def _letter_pieces(request: Request, principal: Principal, content: Content) -> Iterator[bytes]:
     query = LetterQuery.read(request.query_params)
     tenant = query.chosen_tenant(tenants_for(principal))
+    if tenant is None:
+        raise InvalidRequest("Name a tenant: a download has the dead letters of one.")
     return services_for(principal).dead_letters.download(
         tenant, query.filter(), content, actor=principal.name
     )

@@ -12,7 +12,7 @@ from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
 from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import BatchId, format_batch_id, parse_batch_id
-from lowtide.dead_letters.model import LetterFilter, LetterState
+from lowtide.dead_letters.model import MESSAGE_LENGTH, LetterFilter, LetterState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,7 @@ class BatchQuery:
     tenant: str = ""
     order: BatchOrder = BatchOrder.NEWEST
     after: str = ""
+    all_failed: bool = False
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
@@ -52,12 +53,13 @@ class BatchQuery:
             tenant=clean(parameters.get("tenant", "")),
             order=order[0] if order else BatchOrder.NEWEST,
             after=str(_mark(parameters.get("after", "")) or ""),
+            all_failed=parameters.get("all_failed") == "1",
         )
 
     @property
     def narrows(self) -> bool:
         """True if any filter is set."""
-        return bool(self.statuses or self.sla or self.user or self.tenant)
+        return bool(self.statuses or self.sla or self.user or self.tenant or self.all_failed)
 
     def address(self) -> str:
         """Return the URL of this query."""
@@ -66,6 +68,7 @@ class BatchQuery:
             "sla": ",".join(self.sla),
             "user": self.user,
             "tenant": self.tenant,
+            "all_failed": "1" if self.all_failed else "",
             "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
             "after": self.after,
         }
@@ -82,7 +85,9 @@ class BatchQuery:
             if not matches:
                 raise NotFound(f"Tenant {self.tenant!r} not found.")
             tenant_id = matches[0]
-        return BatchFilter(frozenset(self.statuses), frozenset(self.sla), self.user, tenant_id)
+        return BatchFilter(
+            frozenset(self.statuses), frozenset(self.sla), self.user, tenant_id, self.all_failed
+        )
 
     @property
     def mark(self) -> BatchMark | None:
@@ -169,6 +174,7 @@ class LetterQuery:
     batch: str = ""
     code: str = ""
     state: str = LetterState.OPEN.value
+    message: str = ""
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> LetterQuery:
@@ -178,6 +184,7 @@ class LetterQuery:
             batch=parameters.get("batch_id", "").strip()[:_MAX_LENGTH],
             code=parameters.get("error_code", "").strip()[:_MAX_LENGTH],
             state=parameters.get("state") or LetterState.OPEN.value,
+            message=parameters.get("error_message", "")[:MESSAGE_LENGTH],
         )
 
     def filter(self) -> LetterFilter:
@@ -185,18 +192,20 @@ class LetterQuery:
         batch = parse_batch_id(self.batch) if self.batch else None
         if self.batch and batch is None:
             raise InvalidRequest(f"{self.batch[:100]!r} is not a batch id: use batch_….")
-        if "\x00" in self.code:
-            raise InvalidRequest("error_code must not contain U+0000.")
+        if "\x00" in self.code + self.message:
+            raise InvalidRequest("error_code and error_message must not contain U+0000.")
         if self.state not in STATES:
             raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
         state = None if self.state == ANY else LetterState(self.state)
-        return LetterFilter(batch, self.code or None, state)
+        return LetterFilter(batch, self.code or None, state, self.message or None)
 
-    def chosen_tenant(self, tenants: Mapping[TenantId, str]) -> TenantId:
-        """Return the named tenant, the first one if no name is set; raises NotFound."""
+    def chosen_tenant(self, tenants: Mapping[TenantId, str]) -> TenantId | None:
+        """Return the named tenant, the only one, or None for all of several; raises NotFound."""
         for tenant, name in tenants.items():
-            if self.tenant in ("", name):
+            if self.tenant == name or (not self.tenant and len(tenants) == 1):
                 return tenant
+        if not self.tenant and tenants:
+            return None
         raise NotFound(f"Tenant {self.tenant[:100]!r} not found.")
 
     def address(self, path: str, **more: str) -> str:
@@ -206,6 +215,7 @@ class LetterQuery:
             "tenant": self.tenant,
             "batch_id": self.batch,
             "error_code": self.code,
+            "error_message": self.message,
             "state": "" if self.state == LetterState.OPEN else self.state,
         }
         query = urlencode({name: value for name, value in parts.items() if value})

@@ -191,6 +191,10 @@ TONES
 .stacked { display: flex; flex-direction: column; gap: 16px; min-width: 0; }
 .dashboards { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 12.5px; }
 .titlebar + .dashboards { margin-top: -12px; }
+.errors { margin: 0; padding: 0; list-style: none; display: flex; flex-direction: column; gap: 4px; }
+.errors li { display: flex; gap: 12px; align-items: baseline; min-width: 0; }
+.errors .count { min-width: 56px; text-align: right; font-variant-numeric: tabular-nums; }
+.errors a[aria-current] { font-weight: 600; }
 .concerns ul.alerts { padding: 0; list-style: none; display: flex; flex-direction: column; gap: 8px; }
 .alert { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
 .plain-table { width: 100%; border-collapse: collapse; }

@@ -38,6 +38,7 @@ class Diagnosis:
     functions: tuple[ComponentHealth, ...]
     workers: tuple[ComponentHealth, ...]
     engines: tuple[ComponentHealth, ...]
+    lost_engines: tuple[ComponentHealth, ...]
     autoscaler: tuple[ComponentHealth, ...]
 
     @property
@@ -48,6 +49,7 @@ class Diagnosis:
             *self.functions,
             *self.workers,
             *self.engines,
+            *self.lost_engines,
             *self.autoscaler,
         )
 
@@ -77,6 +79,7 @@ def diagnose(reading: Seen) -> Diagnosis | None:
         functions=health.functions(snapshot),
         workers=health.workers(snapshot),
         engines=health.engines(snapshot),
+        lost_engines=health.lost_engines(snapshot),
         autoscaler=health.autoscaler(scales_of(reading.samples), snapshot.at),
     )
 

@@ -40,7 +40,9 @@ _SLA = f"CASE WHEN expiring THEN '{SlaState.MISSED}' ELSE CASE status {_BY_STATU
 _MATCHES = f"""(cast(:tenant AS uuid) IS NULL OR tenant_id = :tenant)
     AND (cast(:statuses AS text[]) IS NULL OR status = ANY(cast(:statuses AS text[])))
     AND (cast(:sla AS text[]) IS NULL OR {_SLA} = ANY(cast(:sla AS text[])))
-    AND (cast(:user AS text) IS NULL OR strpos(lower(user_id), lower(cast(:user AS text))) > 0)"""
+    AND (cast(:user AS text) IS NULL OR strpos(lower(user_id), lower(cast(:user AS text))) > 0)
+    AND (NOT cast(:all_failed AS boolean)
+      OR status = 'completed' AND total > 0 AND completed = 0)"""
 _ORDERS: Final = {
     BatchOrder.NEWEST: ("id < :after", "id DESC"),
     BatchOrder.OLDEST: ("id > :after", "id"),
@@ -135,4 +137,5 @@ def _parameters(scope: TenantId | None, batch_filter: BatchFilter) -> dict[str, 
         "statuses": sorted(batch_filter.statuses) or None,
         "sla": sorted(batch_filter.sla) or None,
         "user": batch_filter.user or None,
+        "all_failed": batch_filter.all_failed,
     }

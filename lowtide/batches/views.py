@@ -33,12 +33,17 @@ class BatchOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchFilter:
-    """A filter for batches; an empty field matches any. `user` is a part of the user's id."""
+    """A filter for batches; an empty field matches any.
+
+    `user` is a part of the user's id; `all_failed` matches completed batches without a completed
+    request.
+    """
 
     statuses: frozenset[BatchStatus] = frozenset()
     sla: frozenset[SlaState] = frozenset()
     user: str = ""
     tenant: TenantId | None = None
+    all_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

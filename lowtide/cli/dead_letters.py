@@ -274,3 +274,27 @@ def _query(batch: str | None, code: str | None, state: LetterState | None) -> di
         "state": None if state is None else state.value,
     }
     return {name: value for name, value in filters.items() if value is not None}
+
+
+@dead_letters.command()
+def summary(
+    batch: Batch = None,
+    code: Code = None,
+    state: State = LetterState.OPEN,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Count open dead letters by error."""
+    with api_errors():
+        found = _get(connect(url, key, data_dir), f"{_PATH}/summary", _query(batch, code, state))
+    if as_json:
+        print_json(found)
+        return
+    table = Table("letters", Column("error", no_wrap=True), "message")
+    for group in found["groups"]:
+        table.add_row(*(_cell(group[name]) for name in ("letters", "error_code", "error_message")))
+    OUT.print(table)
+    more = " or more" if found["capped"] else ""
+    OUT.print(f"{found['total']:,}{more} in total.", highlight=False)

@@ -17,6 +17,7 @@ from lowtide.dead_letters import api_types as types
 from lowtide.dead_letters.model import (
     MAX_LETTERS,
     MAX_SOURCES,
+    MESSAGE_LENGTH,
     LetterFilter,
     LetterId,
     LetterState,
@@ -59,6 +60,19 @@ def page(call: Call) -> Response:
         last_id=data[-1].id if data else None,
         has_more=has_more,
     )
+    return json_response(body)
+
+
+def summary(call: Call) -> Response:
+    """`GET /v1/dead_letters/summary`."""
+    found = call.services.dead_letters.summary(call.tenant, _filter(call.request))
+    groups = [
+        types.DeadLetterGroup(
+            error_code=group.error_code, error_message=group.error_message, letters=group.letters
+        )
+        for group in found.groups
+    ]
+    body = types.DeadLetterSummary(total=found.total, capped=found.is_capped, groups=groups)
     return json_response(body)
 
 
@@ -164,26 +178,31 @@ def _selector(body: types.DiscardDeadLetters) -> Sequence[LetterId] | LetterFilt
         return [_require_letter_id(id_, "ids") for id_ in body.ids]
     filter_ = body.filter or types.DeadLetterFilter()
     batch = None if filter_.batch_id is None else _require_batch_id(filter_.batch_id, "filter")
-    return LetterFilter(batch, filter_.error_code)
+    return LetterFilter(batch, filter_.error_code, error_message=filter_.error_message)
 
 
 def _filter(request: Request) -> LetterFilter:
-    """Read `batch_id`, `error_code` and `state`; raises InvalidRequest."""
-    batch_id, error_code, state = (
-        argument(request, name) for name in ("batch_id", "error_code", "state")
-    )
-    if error_code is not None and ("\x00" in error_code or len(error_code) > _MAX_ERROR_CODE):
-        raise InvalidRequest(
-            f"error_code must have at most {_MAX_ERROR_CODE} characters and no U+0000.",
-            param="error_code",
-        )
+    """Read `batch_id`, `error_code`, `error_message` and `state`; raises InvalidRequest."""
+    batch_id, state = (argument(request, name) for name in ("batch_id", "state"))
+    error_code = _text_argument(request, "error_code", _MAX_ERROR_CODE)
+    error_message = _text_argument(request, "error_message", MESSAGE_LENGTH)
     if state is not None and state not in set(LetterState):
         raise InvalidRequest(f"state must be one of {', '.join(LetterState)}.", param="state")
     return LetterFilter(
         None if batch_id is None else _require_batch_id(batch_id, "batch_id"),
         error_code,
         None if state is None else LetterState(state),
+        error_message,
     )
+
+
+def _text_argument(request: Request, name: str, max_length: int) -> str | None:
+    text = argument(request, name)
+    if text is not None and ("\x00" in text or len(text) > max_length):
+        raise InvalidRequest(
+            f"{name} must have at most {max_length} characters and no U+0000.", param=name
+        )
+    return text
 
 
 def _require_batch_id(text: str, param: str) -> BatchId:
@@ -209,6 +228,11 @@ _ERROR_CODE = Parameter(
     "error_code",
     "Only dead letters with this error code, such as `http_500` or `worker_lost`.",
     {"type": "string", "pattern": r"^[^\u0000]*$", "maxLength": 256},
+)
+_ERROR_MESSAGE = Parameter(
+    "error_message",
+    "Only dead letters whose error message, cut to 200 characters, is this one.",
+    {"type": "string", "pattern": r"^[^\u0000]*$", "maxLength": MESSAGE_LENGTH},
 )
 _STATE = Parameter(
     "state", "Only dead letters in this state.", {"enum": ["open", "requeued", "discarded"]}
@@ -250,8 +274,21 @@ READ = (
             "listDeadLetters",
             "List dead letters, newest first.",
             types.DeadLetterPage,
-            parameters=(_AFTER, _LIMIT, _BATCH, _ERROR_CODE, _STATE),
+            parameters=(_AFTER, _LIMIT, _BATCH, _ERROR_CODE, _ERROR_MESSAGE, _STATE),
             errors=(400, 404),
+            extension=True,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/dead_letters/summary",
+        summary,
+        Operation(
+            "summarizeDeadLetters",
+            "Count dead letters by error code and message.",
+            types.DeadLetterSummary,
+            parameters=(_BATCH, _ERROR_CODE, _ERROR_MESSAGE, _STATE),
+            errors=(400,),
             extension=True,
         ),
     ),
@@ -264,7 +301,7 @@ READ = (
             "Download inputs or last responses of dead letters as NDJSON, ordered by batch and line.",
             None,
             media="application/x-ndjson",
-            parameters=(_WHICH, _BATCH, _ERROR_CODE, _STATE),
+            parameters=(_WHICH, _BATCH, _ERROR_CODE, _ERROR_MESSAGE, _STATE),
             errors=(400, 409),
             extension=True,
         ),

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from lowtide.core import ids
-from lowtide.dead_letters.model import MAX_LETTERS
+from lowtide.dead_letters.model import MAX_LETTERS, MESSAGE_LENGTH
 from lowtide.http import types
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ Seconds = types.Seconds
 Window = types.Window
 RequestId = Annotated[str, Meta(pattern="^batch_req_[0-9a-f]{40}$")]
 ErrorCode = Annotated[str, Meta(pattern=r"^[^\u0000]*$", max_length=256)]
+ErrorMessage = Annotated[str, Meta(pattern=r"^[^\u0000]*$", max_length=MESSAGE_LENGTH)]
 State = Literal["open", "requeued", "discarded"]
 
 
@@ -101,11 +102,32 @@ class DeadLetterPage(msgspec.Struct, kw_only=True):
     object: Literal["list"] = "list"
 
 
+class DeadLetterGroup(msgspec.Struct, kw_only=True):
+    """The dead letters with one error; `error_message` is its first 200 characters."""
+
+    error_code: str | None
+    error_message: str | None
+    letters: int
+
+
+class DeadLetterSummary(msgspec.Struct, kw_only=True):
+    """The number of dead letters, and up to 20 errors with the most of them.
+
+    Counting stops at 10,000 dead letters, the newest ones; `capped` is true then.
+    """
+
+    total: int
+    capped: bool
+    groups: list[DeadLetterGroup]
+    object: Literal["dead_letter.summary"] = "dead_letter.summary"
+
+
 class DeadLetterFilter(msgspec.Struct, forbid_unknown_fields=True):
     """A filter for open dead letters; without any field it matches all of them."""
 
     batch_id: BatchId | None = None
     error_code: ErrorCode | None = None
+    error_message: ErrorMessage | None = None
 
 
 class DiscardDeadLetters(msgspec.Struct, forbid_unknown_fields=True):

@@ -12,11 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
+    from lowtide.core.ids import TenantId
+
 
 MAX_LETTERS: Final = 50_000
 """Max number of letters that one call requeues or discards."""
 MAX_SOURCES: Final = 100
 """Max number of their batches: each costs a new file and batch, or a lock."""
+
+MAX_GROUPED: Final = 10_000
+"""Max number of letters that a summary counts, the newest ones."""
+MAX_GROUPS: Final = 20
+MESSAGE_LENGTH: Final = 200
+"""Letters with the same error code and the same beginning of the message are one group."""
 
 SOURCE_KEY: Final = "dead_letters_of"
 """The metadata key under which a batch of dead letters names its source batch."""
@@ -46,6 +54,7 @@ class DeadLetter:
     `ended_at` and `actor` record its requeue or discard, `requeued_as` the new batch.
     """
 
+    tenant: TenantId
     batch: BatchId
     line: int
     custom_id: str
@@ -62,20 +71,47 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """A filter for letters; None matches any."""
+    """A filter for letters; None matches any.
+
+    `error_message` is compared with the first MESSAGE_LENGTH characters of a letter's message.
+    """
 
     batch: BatchId | None = None
     error_code: str | None = None
     state: LetterState | None = None
+    error_message: str | None = None
 
     def __str__(self) -> str:
         """Format the filter for the audit log."""
         fields = {
             "batch_id": None if self.batch is None else format_batch_id(self.batch),
             "error_code": self.error_code,
+            "error_message": self.error_message,
             "state": self.state,
         }
         return " ".join(f"{name}={value}" for name, value in fields.items() if value) or "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """The letters with one error; `error_message` is its beginning."""
+
+    error_code: str | None
+    error_message: str | None
+    letters: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetterSummary:
+    """The number of letters, and their most frequent errors; both stop at MAX_GROUPED letters."""
+
+    total: int = 0
+    groups: tuple[ErrorGroup, ...] = ()
+
+    @property
+    def is_capped(self) -> bool:
+        """True if there may be more letters than were counted."""
+        return self.total >= MAX_GROUPED
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ and an array of lines, which any plan looks up in one pass, regardless of statis
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ class RequeueStore:
 
     def matching(self, tenant: TenantId, letter_filter: LetterFilter, *, limit: int) -> Selection:
         """Select the oldest `limit` open letters that match a filter, and count the rest."""
-        open_filter = LetterFilter(letter_filter.batch, letter_filter.error_code, LetterState.OPEN)
+        open_filter = replace(letter_filter, state=LetterState.OPEN)
         parameters = matches(tenant, open_filter)
         with acting_for(self._engine, tenant) as connection:
             rows = connection.execute(_MATCHING, parameters | {"most": limit}).all()

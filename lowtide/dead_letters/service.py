@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     from lowtide.batches.results import FinishedLine
     from lowtide.core.ids import BatchId, TenantId
-    from lowtide.dead_letters.model import DeadLetter, LetterId, LetterLocation, Selection, Source
+    from lowtide.dead_letters.model import (
+        DeadLetter,
+        LetterId,
+        LetterLocation,
+        LetterSummary,
+        Selection,
+        Source,
+    )
     from lowtide.dead_letters.requeue_store import RequeueStore
     from lowtide.dead_letters.store import DeadLetterStore
     from lowtide.objects.store import ObjectStore
@@ -79,14 +86,23 @@ class DeadLetters:
         self._max_letters = max_letters
 
     def page(
-        self, tenant: TenantId, letter_filter: LetterFilter, *, after: LetterId | None, limit: int
+        self,
+        tenant: TenantId | None,
+        letter_filter: LetterFilter,
+        *,
+        after: LetterId | None,
+        limit: int,
     ) -> tuple[Sequence[DeadLetter], bool]:
         """Return up to `limit` letters that follow `after`, newest first, and whether more follow.
 
-        Raises NotFound for an unknown `after`.
+        A tenant of None is all that the database role may read. Raises NotFound for an unknown `after`.
         """
         letters = self._letters.page(tenant, letter_filter, after=after, limit=limit + 1)
         return letters[:limit], len(letters) > limit
+
+    def summary(self, tenant: TenantId | None, letter_filter: LetterFilter) -> LetterSummary:
+        """Return the number of matching letters and their most frequent errors."""
+        return self._letters.summary(tenant, letter_filter)
 
     def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
         """Return a letter with its input and its last response; raises NotFound."""

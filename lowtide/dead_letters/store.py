@@ -10,24 +10,38 @@ from sqlalchemy import text
 from lowtide.batches.request_store import IS_LONG, SHORT_BODY, body_in_pieces
 from lowtide.batches.results import FinishedLine
 from lowtide.core.errors import NotFound
-from lowtide.core.ids import BatchId, format_request_id
+from lowtide.core.ids import BatchId, TenantId, format_request_id
 from lowtide.database.connections import acting_for
-from lowtide.dead_letters.model import DeadLetter, LetterId, LetterLocation, LetterState, Source
+from lowtide.dead_letters.model import (
+    MAX_GROUPED,
+    MAX_GROUPS,
+    MESSAGE_LENGTH,
+    DeadLetter,
+    ErrorGroup,
+    LetterId,
+    LetterLocation,
+    LetterState,
+    LetterSummary,
+    Source,
+)
 from lowtide.tenants.audit import note
+from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Engine
 
-    from lowtide.core.ids import TenantId
     from lowtide.dead_letters.model import LetterFilter
 
 
-MATCHES = """tenant_id = :tenant
-    AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch)
+_FILTERS = f"""(cast(:batch AS uuid) IS NULL OR batch_id = :batch)
     AND (cast(:error_code AS text) IS NULL OR error_code = :error_code)
+    AND (cast(:error_message AS text) IS NULL
+      OR left(error_message, {MESSAGE_LENGTH}) = :error_message)
     AND (cast(:state AS text) IS NULL OR state = :state)"""
+MATCHES = f"""tenant_id = :tenant
+    AND {_FILTERS}"""
 """The condition of a filter; `matches` returns its parameters."""
 
 _JOINS = """
@@ -38,22 +52,55 @@ CROSS JOIN LATERAL (
   SELECT status_code, octet_length(body) AS answer_bytes FROM results
   WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) f
 """
+_FOLLOWS = """(cast(:at AS timestamptz) IS NULL
+      OR (at, batch_id, line) < (:at, cast(:after_batch AS uuid), cast(:after_line AS integer)))"""
+_NEWEST_FIRST = "at DESC, batch_id DESC, line DESC"
 PAGE = f"""
 SELECT d.*, r.custom_id, f.status_code
 FROM (
-  SELECT * FROM dead_letters
-  WHERE {MATCHES}
-    AND (cast(:at AS timestamptz) IS NULL
-      OR (at, batch_id, line) < (:at, cast(:after_batch AS uuid), cast(:after_line AS integer)))
-  ORDER BY at DESC, batch_id DESC, line DESC LIMIT :limit
+  SELECT * FROM dead_letters WHERE {MATCHES} AND {_FOLLOWS} ORDER BY {_NEWEST_FIRST} LIMIT :limit
 ) d {_JOINS}
 ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
 """  # noqa: S608
-_PAGE = text(PAGE)
+# Every index starts with the tenant: a page of each tenant is read, and the newest rows of these.
+PAGE_OF_ALL = f"""
+SELECT d.*, r.custom_id, f.status_code
+FROM (
+  SELECT l.* FROM tenants t CROSS JOIN LATERAL (
+    SELECT * FROM dead_letters WHERE tenant_id = t.id AND {_FILTERS} AND {_FOLLOWS}
+    ORDER BY {_NEWEST_FIRST} LIMIT :limit) l
+  ORDER BY {_NEWEST_FIRST} LIMIT :limit
+) d {_JOINS}
+ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
+"""  # noqa: S608
+_PAGE, _PAGE_OF_ALL = text(PAGE), text(PAGE_OF_ALL)
+_GROUPED = f"""
+SELECT error_code, left(error_message, {MESSAGE_LENGTH}) AS error_message, count(*) AS letters,
+  sum(count(*)) OVER ()::integer AS total
+"""
+_LARGEST_FIRST = f"GROUP BY 1, 2 ORDER BY letters DESC, 1, 2 LIMIT {MAX_GROUPS}"
+GROUPS = f"""
+{_GROUPED}
+FROM (
+  SELECT error_code, error_message FROM dead_letters
+  WHERE {MATCHES} ORDER BY {_NEWEST_FIRST} LIMIT :most
+) d {_LARGEST_FIRST}
+"""  # noqa: S608
+GROUPS_OF_ALL = f"""
+{_GROUPED}
+FROM (
+  SELECT l.* FROM tenants t CROSS JOIN LATERAL (
+    SELECT error_code, error_message FROM dead_letters
+    WHERE tenant_id = t.id AND {_FILTERS} ORDER BY {_NEWEST_FIRST} LIMIT :most) l
+  LIMIT :most
+) d {_LARGEST_FIRST}
+"""  # noqa: S608
+_GROUPS, _GROUPS_OF_ALL = text(GROUPS), text(GROUPS_OF_ALL)
 GET = f"""
 SELECT d.*, r.custom_id, r.start, r.length, r.checksum, f.status_code, f.answer_bytes
 FROM dead_letters d {_JOINS}
-WHERE d.tenant_id = :tenant AND d.batch_id = :batch AND d.line = :line
+WHERE (cast(:tenant AS uuid) IS NULL OR d.tenant_id = :tenant)
+  AND d.batch_id = :batch AND d.line = :line
 """  # noqa: S608
 _GET = text(GET)
 PLACES = f"""
@@ -93,13 +140,18 @@ _FIRST = LetterId(BatchId(UUID(int=0)), 0)
 
 
 class DeadLetterStore:
-    """Read the dead letters of a tenant."""
+    """Read the dead letters of a tenant, or of all tenants where it is None."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(
-        self, tenant: TenantId, letter_filter: LetterFilter, *, after: LetterId | None, limit: int
+        self,
+        tenant: TenantId | None,
+        letter_filter: LetterFilter,
+        *,
+        after: LetterId | None,
+        limit: int,
     ) -> Sequence[DeadLetter]:
         """Return up to `limit` letters that follow `after`, newest first; raises NotFound."""
         died_at = None if after is None else self._get(tenant, after, "after").at
@@ -110,8 +162,18 @@ class DeadLetterStore:
             "after_line": line,
             "limit": limit,
         }
-        with acting_for(self._engine, tenant) as connection:
-            return [_letter(row) for row in connection.execute(_PAGE, parameters)]
+        statement = _PAGE_OF_ALL if tenant is None else _PAGE
+        with reading_as(self._engine, tenant) as connection:
+            return [_letter(row) for row in connection.execute(statement, parameters)]
+
+    def summary(self, tenant: TenantId | None, letter_filter: LetterFilter) -> LetterSummary:
+        """Return the number of matching letters and their most frequent errors."""
+        parameters = matches(tenant, letter_filter) | {"most": MAX_GROUPED}
+        statement = _GROUPS_OF_ALL if tenant is None else _GROUPS
+        with reading_as(self._engine, tenant) as connection:
+            rows = connection.execute(statement, parameters).all()
+        groups = tuple(ErrorGroup(row.error_code, row.error_message, row.letters) for row in rows)
+        return LetterSummary(rows[0].total if rows else 0, groups)
 
     def get(self, tenant: TenantId, letter: LetterId) -> tuple[DeadLetter, LetterLocation]:
         """Return a letter and its position; raises NotFound."""
@@ -173,9 +235,9 @@ class DeadLetterStore:
         """Yield a long body in pieces; raises NotFound."""
         return body_in_pieces(lambda: acting_for(self._engine, tenant), batch, line)
 
-    def _get(self, tenant: TenantId, letter: LetterId, param: str) -> Any:
+    def _get(self, tenant: TenantId | None, letter: LetterId, param: str) -> Any:
         parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}
-        with acting_for(self._engine, tenant) as connection:
+        with reading_as(self._engine, tenant) as connection:
             row = connection.execute(_GET, parameters).one_or_none()
         if row is None:
             raise letter_not_found(letter, param)
@@ -187,12 +249,13 @@ class DeadLetterStore:
             note(connection, tenant, actor, "dead_letters.download", [subject])
 
 
-def matches(tenant: TenantId, letter_filter: LetterFilter) -> dict[str, object]:
+def matches(tenant: TenantId | None, letter_filter: LetterFilter) -> dict[str, object]:
     """Return the parameters of MATCHES."""
     return {
         "tenant": tenant,
         "batch": letter_filter.batch,
         "error_code": letter_filter.error_code,
+        "error_message": letter_filter.error_message,
         "state": None if letter_filter.state is None else letter_filter.state.value,
     }
 
@@ -206,6 +269,7 @@ def letter_not_found(letter: LetterId, param: str) -> NotFound:
 
 def _letter(row: Any) -> DeadLetter:
     return DeadLetter(
+        tenant=TenantId(row.tenant_id),
         batch=BatchId(row.batch_id),
         line=row.line,
         custom_id=row.custom_id,

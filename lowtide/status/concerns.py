@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.pools import Pool
-from lowtide.status.snapshot import MAX_COUNTED
+from lowtide.engines.breaker import BreakerState
+from lowtide.status.snapshot import MAX_COUNTED, MAX_LISTED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowtide.status.snapshot import SystemSnapshot
 
 TICK_SILENCE: Final = timedelta(minutes=2)
@@ -20,39 +24,83 @@ WORKER_WAIT: Final = timedelta(minutes=5)
 """Longer than a cold start of a node, an image and a model."""
 
 
+class Severity(IntEnum):
+    """The order of concerns: `CRITICAL` work does not go on, `WARNING` its outcome is bad."""
+
+    CRITICAL = 0
+    WARNING = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Concern:
     """A condition that needs attention, and the page that shows more."""
 
     text: str
     path: str
+    severity: Severity = Severity.CRITICAL
 
 
 def concerns(snapshot: SystemSnapshot) -> tuple[Concern, ...]:
     """Return the concerns, the most urgent first."""
-    found = []
+    return (*_about_work(snapshot), *_about_outcomes(snapshot))
+
+
+def _about_work(snapshot: SystemSnapshot) -> Iterator[Concern]:
     silence = None if snapshot.ticked_at is None else snapshot.at - snapshot.ticked_at
     depths = [snapshot.depth(pool) for pool in Pool]
     if silence is None and any(depth.queued or depth.running for depth in depths):
-        found.append(Concern("The scheduler has not ticked yet", "/health"))
+        yield Concern("The scheduler has not ticked yet", "/health")
     elif silence is not None and silence > TICK_SILENCE:
         minutes = int(silence.total_seconds() // 60)
-        found.append(Concern(f"No scheduler tick for {minutes:,} min", "/health"))
+        yield Concern(f"No scheduler tick for {minutes:,} min", "/health")
     oldest = snapshot.events.since
     if oldest is not None and snapshot.at - oldest > EVENT_AGE:
         verb = "is" if snapshot.events.count == 1 else "are"
-        found.append(Concern(f"{events(snapshot)} {verb} waiting for the broker", "/health"))
-    found += [
-        Concern(f"Requests are queued in {pool}, but no worker is running", "/queues")
-        for pool in Pool
-        if not snapshot.workers(pool)
-        and snapshot.pause(pool) is None
-        and snapshot.oldest_age(pool) > WORKER_WAIT.total_seconds()
-    ]
-    if count := snapshot.totals.at_risk:
+        yield Concern(f"{events(snapshot)} {verb} waiting for the broker", "/health")
+    for pool in Pool:
+        if count := _lost_engines(snapshot, pool):
+            what = "worker has" if count == 1 else "workers have"
+            yield Concern(f"{count:,} {pool} {what} no working engine", "/health")
+        idle = not snapshot.workers(pool) and snapshot.pause(pool) is None
+        if idle and snapshot.oldest_age(pool) > WORKER_WAIT.total_seconds():
+            yield Concern(f"Requests are queued in {pool}, but no worker is running", "/queues")
+
+
+def _lost_engines(snapshot: SystemSnapshot, pool: Pool) -> int:
+    """Return the number of workers whose breaker is open; an engine that starts is no concern."""
+    return sum(
+        lost.pool is pool and lost.state is not BreakerState.STARTING
+        for lost in snapshot.lost_engines
+    )
+
+
+def _about_outcomes(snapshot: SystemSnapshot) -> Iterator[Concern]:
+    totals = snapshot.totals
+    if count := totals.at_risk:
         what = "batch is" if count == 1 else "batches are"
-        found.append(Concern(f"{count:,} {what} at risk of missing the deadline", "/batches"))
-    return tuple(found)
+        yield Concern(
+            f"{count:,} {what} at risk of missing the deadline",
+            "/batches?sla=At+risk",
+            Severity.WARNING,
+        )
+    if count := totals.missed:
+        what = "batch" if count == 1 else "batches"
+        yield Concern(
+            f"{count:,} {what} missed the deadline in the last 24 hours",
+            "/batches?sla=Missed",
+            Severity.WARNING,
+        )
+    if count := totals.all_failed:
+        what = "batch" if count == 1 else "batches"
+        yield Concern(
+            f"All requests of {count:,} {what} failed in the last 24 hours",
+            "/batches?all_failed=1",
+            Severity.WARNING,
+        )
+    if count := snapshot.letters:
+        what = "dead letter is" if count == 1 else "dead letters are"
+        more = "+" if count == MAX_LISTED else ""
+        yield Concern(f"{count:,}{more} {what} open", "/dead-letters?state=open", Severity.WARNING)
 
 
 def events(snapshot: SystemSnapshot) -> str:

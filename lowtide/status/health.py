@@ -122,14 +122,16 @@ def workers(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
 
 
 def engines(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
-    """Return the health of each pool's engines, and each worker without an engine."""
-    return (
-        *(
-            _of_sighting(snapshot, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
-            for pool in Pool
-        ),
-        *(_lost_engine(lost, snapshot.at) for lost in snapshot.lost_engines),
+    """Return the health of each pool's engines."""
+    return tuple(
+        _of_sighting(snapshot, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
+        for pool in Pool
     )
+
+
+def lost_engines(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
+    """Return each worker without an engine."""
+    return tuple(_lost_engine(lost, snapshot.at) for lost in snapshot.lost_engines)
 
 
 def _lost_engine(lost: LostEngine, now: datetime) -> ComponentHealth:

@@ -39,9 +39,10 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Batches of all tenants; completed, failed and cancelled ones of the last 24 hours.
+    """Batches of all tenants; those that ended, of the last 24 hours.
 
-    `failed` counts refused files and expired batches; `at_risk` is part of `in_progress`.
+    `failed` counts refused files and expired batches; `at_risk` is part of `in_progress`. Of the
+    batches that ran, `missed` ended after their deadline, and no request of `all_failed` completed.
     """
 
     batches: int = 0
@@ -50,6 +51,8 @@ class Totals:
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    missed: int = 0
+    all_failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,9 @@ class SystemSnapshot:
     `work` covers batches that are active or have just ended. `unsplit` batches wait for their file
     to be split, `unfinalized` ones for their output files, `events` for the broker. `planned` is the
     number of dedicated replicas that the last tick planned, at `ticked_at`; None before the first.
-    `open_letters` are the dead letters by tenant that were neither requeued nor discarded. Counts of
-    letters and events stop at MAX_COUNTED.
+    `open_letters` are the dead letters by tenant that were neither requeued nor discarded,
+    `letters` those of all tenants, counted up to MAX_LISTED. Other counts of letters and events stop
+    at MAX_COUNTED.
     """
 
     at: datetime
@@ -136,6 +140,7 @@ class SystemSnapshot:
     unfinalized: Backlog = field(default_factory=Backlog)
     events: Backlog = field(default_factory=Backlog)
     open_letters: Mapping[str, int] = field(default_factory=dict)
+    letters: int = 0
     pauses: tuple[PoolPause, ...] = ()
     planned: int | None = None
     ticked_at: datetime | None = None
@@ -162,12 +167,22 @@ class SystemSnapshot:
 
 MAX_COUNTED: Final = 10_000
 """Nobody needs exact numbers of letters and events above this."""
+MAX_LISTED: Final = 1000
+"""Enough to tell that many dead letters are open; the page of dead letters counts further."""
 MAX_RISKY: Final = 50
 MAX_RECENT: Final = 20
 
+# One statement over all tenants: the count stops at the limit, not at a limit for each tenant.
+LISTED_LETTERS = f"""
+SELECT count(*) FROM (
+  SELECT 1 FROM tenants t CROSS JOIN LATERAL (
+    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' OFFSET 0) d
+  LIMIT {MAX_LISTED}) l
+"""  # noqa: S608
 # The status lists repeat the predicates of the indexes batches_active and batches_ended.
-TOTALS = """
+TOTALS = f"""
 SELECT now() AS at, (SELECT count(*) FROM batches) AS batches, active.*, ended.*,
+  ({LISTED_LETTERS}) AS letters,
   (SELECT max(replicas) FROM wanted_replicas) AS planned,
   (SELECT max(at) FROM wanted_replicas) AS ticked_at,
   current_setting('server_version') AS server_version,
@@ -182,11 +197,14 @@ FROM (
 ) active, (
   SELECT count(*) FILTER (WHERE status = 'completed') AS completed,
     count(*) FILTER (WHERE status IN ('failed', 'expired')) AS failed,
-    count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+    count(*) FILTER (WHERE status = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE status = 'expired' OR status = 'completed' AND completed_at > deadline)
+      AS missed,
+    count(*) FILTER (WHERE status = 'completed' AND total > 0 AND completed = 0) AS all_failed
   FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
     AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
 ) ended
-"""
+"""  # noqa: S608
 RECENT = "SELECT * FROM batch_states ORDER BY id DESC LIMIT :limit"
 # A cancelled batch's requests may run on for a while.
 TENANTS = f"""
@@ -318,6 +336,7 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
         events=Backlog(events.events, events.oldest),
         open_letters={row.name: row.letters for row in letters},
+        letters=now.letters,
         pauses=read_pauses(connection),
         planned=now.planned,
         ticked_at=now.ticked_at,
@@ -334,6 +353,8 @@ def _totals(row: Any) -> Totals:
         completed=row.completed,
         failed=row.failed,
         cancelled=row.cancelled,
+        missed=row.missed,
+        all_failed=row.all_failed,
     )
 
 

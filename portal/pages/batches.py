@@ -67,6 +67,11 @@ class BatchFilters:
                     tenant,
                     self._handler(lambda query, name: replace(query, tenant=name)),
                 )
+            ui.checkbox(
+                "All requests failed",
+                value=query.all_failed,
+                on_change=self._handler(lambda query, chosen: replace(query, all_failed=chosen)),
+            ).props("dense")
             self._select(
                 "Sort",
                 dict(ORDERS),

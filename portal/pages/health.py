@@ -206,7 +206,8 @@ class _Health:
             self._api.show(diagnosis.api, *times)
         self._broker.show(diagnosis.broker, *times)
         self._functions.show(diagnosis.functions, *times)
-        self._workers.show((*diagnosis.workers, *diagnosis.engines, *diagnosis.autoscaler), *times)
+        of_workers = (*diagnosis.workers, *diagnosis.engines, *diagnosis.lost_engines)
+        self._workers.show((*of_workers, *diagnosis.autoscaler), *times)
         for type_ in _EVENTS:
             for component in (Component.SENT, Component.DELIVERED):
                 observation = snapshot.last_seen.get((component, type_))

@@ -136,7 +136,8 @@ def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     if reading.problem is not None:
         parts.problem.text = _explain(reading.snapshot, now)
     if diagnosis is not None:
-        parts.concerns.show((*concerns(diagnosis.snapshot), *diagnosis.concerns()))
+        found = (*concerns(diagnosis.snapshot), *diagnosis.concerns())
+        parts.concerns.show(sorted(found, key=lambda concern: concern.severity))
     if watching.alerts is not None:
         parts.alerts.show(watching.alerts.seen, now)
     if history.seen is not None:

@@ -20,7 +20,7 @@ from portal.services import in_thread
 from portal.sessions import current_principal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lowtide.core.ids import TenantId
     from lowtide.dead_letters.model import LetterId
@@ -34,13 +34,14 @@ class LetterActions:
     """Actions on the selected dead letters, or on all that match.
 
     Requeue and discard first count the dead letters in a dry run, and name the count for
-    confirmation.
+    confirmation. They and downloads concern one tenant: the chosen one, or that of the selection.
     """
 
     def __init__(self, services: Services, *, on_done: Callable[[], Awaitable[None]]) -> None:
         self._services = services
         self._on_done = on_done
         self._may_act = current_principal().may_act
+        self._chosen: TenantId | None = None
         self._tenant: TenantId | None = None
         self._filter = LetterFilter()
         self._selection: Sequence[LetterId] = ()
@@ -53,23 +54,27 @@ class LetterActions:
         self._result = ui.element("div").classes("result").props("role=status")
         self.rest()
 
-    def aim(self, tenant: TenantId, query: LetterQuery) -> None:
-        """Act on the dead letters that match this query."""
-        self._tenant, self._filter = tenant, query.filter()
+    def aim(self, tenant: TenantId | None, query: LetterQuery) -> None:
+        """Act on the dead letters that match this query; a tenant of None is all tenants."""
+        self._chosen, self._filter = tenant, query.filter()
         for content, link in self._links.items():
             link.props["href"] = query.address(downloads.PATH, which=content.value)
-            link.set_visibility(True)
+            link.set_visibility(tenant is not None)
 
-    def choose(self, selection: Sequence[LetterId]) -> None:
+    def choose(self, selection: Mapping[LetterId, TenantId]) -> None:
         """Act on these dead letters; without any, on all that match."""
-        self._selection = selection
+        tenants = set(selection.values())
+        self._selection = list(selection)
+        self._tenant = self._chosen or (tenants.pop() if len(tenants) == 1 else None)
         self._label.text = f"{number(len(selection))} selected" if selection else "all that match"
+        if self._tenant is None:
+            self._label.text += ": choose one tenant to requeue or discard them"
         for button in (self._requeue, self._discard):
-            button.set_enabled(self._may_act)
+            button.set_enabled(self._may_act and self._tenant is not None)
 
     def rest(self) -> None:
         """Disable all actions."""
-        self._tenant = None
+        self._chosen = self._tenant = None
         for button in (self._requeue, self._discard):
             button.set_enabled(False)
         for link in self._links.values():

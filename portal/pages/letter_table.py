@@ -16,6 +16,7 @@ from portal.theme import Tone
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from lowtide.core.ids import TenantId
     from lowtide.dead_letters.model import DeadLetter
     from lowtide.dead_letters.service import ShownLetter
 
@@ -25,6 +26,7 @@ class LetterRow(TypedDict):
 
     id: str
     custom_id: str
+    tenant: str
     batch: str
     line: int
     code: str
@@ -43,6 +45,7 @@ TONES: Final[Mapping[LetterState, Tone]] = {
 }
 _LABELS: Final = {
     "custom_id": "custom_id",
+    "tenant": "Tenant",
     "batch": "Batch",
     "message": "Last error",
     "attempts": "Attempts",
@@ -93,17 +96,23 @@ _NARROW: Final = f"""
   <div class="batch-line">{_CHOOSE}<span class="letter-name">{_NAME}</span>{_STATE}</div>
   <div class="stack">{_ERROR}</div>
   <div class="batch-line"><span class="stack">{_BATCH}</span>{_MORE}</div>
-  <div class="batch-notes muted small">{_DIED}<span>{{{{ props.row.attempts }}}} attempts</span></div>
+  <div class="batch-notes muted small">{_DIED}<span>{{{{ props.row.tenant }}}}</span><span>{{{{ props.row.attempts }}}} attempts</span></div>
 </div>
 """
 
 
 class LetterTable:
-    """Dead letters, newest first, with a selection."""
+    """Dead letters, newest first, with a selection; `tenants` are names, shown if several."""
 
     def __init__(
-        self, *, on_choice: Callable[[], object], on_inside: Callable[[LetterId], object]
+        self,
+        tenants: Mapping[TenantId, str],
+        *,
+        on_choice: Callable[[], object],
+        on_inside: Callable[[LetterId, TenantId], object],
     ) -> None:
+        self._tenants = tenants
+        self._letters: Mapping[LetterId, TenantId] = {}
         columns = [
             {
                 "name": name,
@@ -112,6 +121,7 @@ class LetterTable:
                 "align": "right" if name == "attempts" else "left",
             }
             for name, label in _LABELS.items()
+            if name != "tenant" or len(tenants) > 1
         ]
         self._table = ui.table(
             rows=[],
@@ -133,26 +143,38 @@ class LetterTable:
                 f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
             )
         self._table.add_slot("item", _NARROW)
-        self._table.on("inside", lambda event: _report_inside(on_inside, event.args))
+        self._on_inside = on_inside
+        self._table.on("inside", lambda event: self._report_inside(event.args))
 
     @property
-    def chosen(self) -> list[LetterId]:
-        """The selected dead letters; ids that are not in the table are ignored."""
-        row_ids = {row["id"] for row in self._table.rows}
-        ids = [str(row["id"]) for row in self._table.selected if row["id"] in row_ids]
-        return [LetterId(*parsed) for each in ids if (parsed := parse_request_id(each)) is not None]
+    def chosen(self) -> dict[LetterId, TenantId]:
+        """The selected dead letters by id; ids that are not in the table are ignored."""
+        found = [self._letter(row["id"]) for row in self._table.selected]
+        return {letter: self._letters[letter] for letter in found if letter is not None}
 
     def show(self, letters: Sequence[DeadLetter]) -> None:
         """Show these dead letters, none of them selected."""
         self._table.selected = []
-        self._table.rows = [dict(row_of(letter)) for letter in letters]
+        self._letters = {LetterId(each.batch, each.line): each.tenant for each in letters}
+        names = self._tenants
+        self._table.rows = [dict(row_of(each, names.get(each.tenant, ""))) for each in letters]
+
+    def _letter(self, request_id: object) -> LetterId | None:
+        parsed = parse_request_id(str(request_id))
+        letter = None if parsed is None else LetterId(*parsed)
+        return letter if letter in self._letters else None
+
+    def _report_inside(self, request_id: object) -> object:
+        letter = self._letter(request_id)
+        return None if letter is None else self._on_inside(letter, self._letters[letter])
 
 
-def row_of(letter: DeadLetter) -> LetterRow:
-    """Return the table row of a dead letter."""
+def row_of(letter: DeadLetter, tenant: str) -> LetterRow:
+    """Return the table row of a dead letter; `tenant` is a name."""
     return LetterRow(
         id=format_request_id(letter.batch, letter.line),
         custom_id=letter.custom_id,
+        tenant=tenant,
         batch=format_batch_id(letter.batch),
         line=letter.line,
         code=letter.error_code or "unknown",
@@ -163,11 +185,6 @@ def row_of(letter: DeadLetter) -> LetterRow:
         died_at=absolute(letter.died_at),
         requeued_as="" if letter.requeued_as is None else format_batch_id(letter.requeued_as),
     )
-
-
-def _report_inside(on_inside: Callable[[LetterId], object], request_id: object) -> object:
-    parsed = parse_request_id(str(request_id))
-    return None if parsed is None else on_inside(LetterId(*parsed))
 
 
 _MAX_LENGTH: Final = 20_000

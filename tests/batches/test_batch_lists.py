@@ -29,6 +29,7 @@ SEEDS = [
         age=timedelta(minutes=3 * number + 2 * late),
         took=HOUR * 30 if late else HOUR,
         at_risk=at_risk and status not in FINAL_STATUSES,
+        completed=int(late),
     )
     for number, (status, at_risk) in enumerate(product(BatchStatus, (False, True)))
     for late in (False, True)
@@ -91,6 +92,7 @@ def test_sla_filter_agrees_with_model(lists: BatchListStore, state: SlaState) ->
         pytest.param(BatchFilter(user="_%_"), 0, id="only wildcards"),
         pytest.param(BatchFilter(tenant=DEFAULT_TENANT), 32, id="tenant"),
         pytest.param(BatchFilter(tenant=TenantId(uuid4())), 0, id="another tenant"),
+        pytest.param(BatchFilter(all_failed=True), 2, id="all requests failed"),
     ],
 )
 def test_filter_selects_batches(

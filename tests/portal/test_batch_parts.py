@@ -45,6 +45,7 @@ BATCH = BatchId(UUID(int=7 << 64))
                 tenant="x",
                 order=BatchOrder.ACTIVE,
                 after=str(BatchMark(BATCH, active=True)),
+                all_failed=True,
             ),
             id="all parameters",
         ),

@@ -303,7 +303,7 @@ def test_worker_without_engine_reports_reason(
     state: BreakerState, condition: Condition, word: str
 ) -> None:
     lost = LostEngine("host/7", Pool.SPOT, state, "HTTP 503", NOW - 3 * MINUTE)
-    *_, component = health.engines(replace(NOTHING, lost_engines=(lost,)))
+    (component,) = health.lost_engines(replace(NOTHING, lost_engines=(lost,)))
     assert (component.part, component.condition, component.word) == (
         "Engine of host/7, spot",
         condition,

@@ -19,6 +19,8 @@ from lowtide.status.last_seen import Component, LastSeenStore, Observation
 from lowtide.status.snapshot import (
     EVENTS,
     LETTERS,
+    LISTED_LETTERS,
+    MAX_LISTED,
     PROGRESS,
     RECENT,
     RISKY,
@@ -70,17 +72,28 @@ def test_totals_count_states_and_last_day(database: Database) -> None:
         SeedBatch(status=BatchStatus.IN_PROGRESS, at_risk=True),
         SeedBatch(status=BatchStatus.FINALIZING),
         SeedBatch(status=BatchStatus.CANCELLING),
-        SeedBatch(status=BatchStatus.COMPLETED),
-        SeedBatch(status=BatchStatus.COMPLETED, age=2 * DAY, took=DAY + HOUR),
+        SeedBatch(status=BatchStatus.COMPLETED, completed=100),
+        SeedBatch(status=BatchStatus.COMPLETED, completed=1, age=2 * DAY, took=DAY + HOUR),
         SeedBatch(status=BatchStatus.COMPLETED, age=2 * DAY, took=DAY - HOUR),
         SeedBatch(status=BatchStatus.FAILED),
         SeedBatch(status=BatchStatus.EXPIRED),
         SeedBatch(status=BatchStatus.EXPIRED, age=3 * DAY),
-        SeedBatch(status=BatchStatus.CANCELLED),
+        SeedBatch(status=BatchStatus.CANCELLED, window=MINUTE),
+        SeedBatch(status=BatchStatus.COMPLETED, completed=1, failed=99, window=MINUTE),
+        SeedBatch(status=BatchStatus.COMPLETED, failed=100),
+        SeedBatch(status=BatchStatus.COMPLETED, failed=100, age=3 * DAY, window=MINUTE),
+        SeedBatch(status=BatchStatus.COMPLETED, total=0),
     ):
         add_batch(worker, seed)
     assert _read(database).totals == Totals(
-        batches=11, in_progress=4, at_risk=1, completed=2, failed=2, cancelled=1
+        batches=15,
+        in_progress=4,
+        at_risk=1,
+        completed=5,
+        failed=2,
+        cancelled=1,
+        missed=3,
+        all_failed=1,
     )
 
 
@@ -231,8 +244,22 @@ def test_snapshot_counts_waiting_events_and_open_dead_letters(world: World) -> N
     assert snapshot.events.since is not None
     assert 90 <= (snapshot.at - snapshot.events.since).total_seconds() < 150
     assert snapshot.open_letters == {"default": 2}
+    assert snapshot.letters == 2
     world.run("DELETE FROM outbox")
     assert _read(world.database).events == Backlog()
+
+
+def test_count_of_open_letters_stops_at_its_limit(world: World) -> None:
+    batch = fill(world, MAX_LISTED + 1)
+    letters = """INSERT INTO dead_letters (batch_id, line, tenant_id, attempts)
+        SELECT batch_id, line, tenant_id, 5 FROM queue WHERE batch_id = :batch"""
+    world.run(letters, batch=batch)
+    other = fill(world, 5, tenant=world.tenant("other"))
+    world.run(letters, batch=other)
+    assert _read(world.database).letters == MAX_LISTED
+    nodes = plan_nodes(world.worker, LISTED_LETTERS, analyze=True)
+    read = [node for node in nodes if node.get("Relation Name") == "dead_letters"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) <= MAX_LISTED
 
 
 def test_snapshot_takes_fixed_number_of_statements(database: Database) -> None:
@@ -249,8 +276,13 @@ def test_snapshot_takes_fixed_number_of_statements(database: Database) -> None:
 
 @pytest.mark.parametrize(
     ("statement", "table"),
-    [(EVENTS, "outbox"), (LETTERS, "dead_letters"), (RISKY, "batches")],
-    ids=["events", "letters", "risky"],
+    [
+        (EVENTS, "outbox"),
+        (LETTERS, "dead_letters"),
+        (LISTED_LETTERS, "dead_letters"),
+        (RISKY, "batches"),
+    ],
+    ids=["events", "letters", "listed letters", "risky"],
 )
 def test_statement_does_not_scan_stored_history(world: World, statement: str, table: str) -> None:
     batch = fill(world, 5000)
