@@ -62,11 +62,15 @@ FROM (
 ) d {_JOINS}
 ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
 """  # noqa: S608
+# A batch has one tenant; without this, each tenant would search its letters.
+_TENANTS = """(
+    SELECT id FROM tenants WHERE cast(:batch AS uuid) IS NULL
+      OR id = (SELECT tenant_id FROM batches WHERE id = cast(:batch AS uuid)))"""
 # Every index starts with the tenant: a page of each tenant is read, and the newest rows of these.
 PAGE_OF_ALL = f"""
 SELECT d.*, r.custom_id, f.status_code
 FROM (
-  SELECT l.* FROM tenants t CROSS JOIN LATERAL (
+  SELECT l.* FROM {_TENANTS} t CROSS JOIN LATERAL (
     SELECT * FROM dead_letters WHERE tenant_id = t.id AND {_FILTERS} AND {_FOLLOWS}
     ORDER BY {_NEWEST_FIRST} LIMIT :limit) l
   ORDER BY {_NEWEST_FIRST} LIMIT :limit
@@ -89,7 +93,7 @@ FROM (
 GROUPS_OF_ALL = f"""
 {_GROUPED}
 FROM (
-  SELECT l.* FROM tenants t CROSS JOIN LATERAL (
+  SELECT l.* FROM {_TENANTS} t CROSS JOIN LATERAL (
     SELECT error_code, error_message FROM dead_letters
     WHERE tenant_id = t.id AND {_FILTERS} ORDER BY {_NEWEST_FIRST} LIMIT :most) l
   LIMIT :most

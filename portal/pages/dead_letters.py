@@ -108,12 +108,15 @@ def _show_group(group: ErrorGroup, query: LetterQuery) -> None:
     target = replace(query, code="" if is_chosen else code, message="" if is_chosen else message)
     with ui.element("li"):
         ui.label(number(group.letters)).classes("count")
+        if not code:
+            ui.label("unknown").classes("mono small")
+            return
         link = ui.element("a").classes("link")
         link.props["href"] = target.address(PATH)
         if is_chosen:
             link.props["aria-current"] = "true"
         with link:
-            ui.label(code or "unknown").classes("mono small")
+            ui.label(code).classes("mono small")
         ui.label(message).classes("muted small ellipsis")
 
 

@@ -126,6 +126,59 @@ def test_page_query_uses_index(
     _check(plan_nodes(engine, dead_letters_store.PAGE, **values), *indexes)
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["first page", "later page"])
+@pytest.mark.parametrize(("fields", "indexes"), FILTERS)
+def test_page_of_all_tenants_uses_index_of_each(
+    loaded: World, fields: dict[str, Any], indexes: tuple[str, ...], *, after: bool
+) -> None:
+    values = _filter_parameters(loaded, fields) | {
+        "at": datetime.now(UTC) if after else None,
+        "after_batch": _any_batch(loaded),
+        "after_line": 7,
+        "limit": 26,
+    }
+    values.pop("tenant")
+    nodes = plan_nodes(
+        loaded.database.engine("operator"), dead_letters_store.PAGE_OF_ALL, analyze=True, **values
+    )
+    _check_reads(nodes, *indexes)
+    assert _read(nodes) <= 2 * 26
+
+
+@pytest.mark.parametrize(("fields", "indexes"), FILTERS)
+def test_counting_by_error_uses_index_and_stops(
+    loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
+) -> None:
+    values = _filter_parameters(loaded, fields) | {"most": 500}
+    nodes = plan_nodes(
+        loaded.database.engine("operator"), dead_letters_store.GROUPS, analyze=True, **values
+    )
+    _check_reads(nodes, *indexes)
+    assert _read(nodes) <= 500
+    values.pop("tenant")
+    nodes = plan_nodes(
+        loaded.database.engine("operator"), dead_letters_store.GROUPS_OF_ALL, analyze=True, **values
+    )
+    _check_reads(nodes, *indexes)
+    assert _read(nodes) <= 2 * 500
+
+
+def _read(nodes: list[dict[str, Any]]) -> float:
+    """Return the number of letters that a plan read."""
+    scans = [node for node in nodes if node.get("Relation Name") == "dead_letters"]
+    return sum(float(node["Actual Rows"] * node["Actual Loops"]) for node in scans)
+
+
+def _check_reads(nodes: list[dict[str, Any]], *indexes: str) -> None:
+    """Check that letters and what belongs to them are read by these indexes only."""
+    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert scanned & BIG <= {"batches"}, "one page holds the batches of this test"
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    of_letters = {name for name in used if name.startswith("dead_letters_")}
+    assert of_letters
+    assert of_letters <= set(indexes)
+
+
 @pytest.mark.parametrize(("fields", "indexes"), FILTERS)
 def test_download_query_uses_index(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]

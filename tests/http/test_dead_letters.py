@@ -182,6 +182,32 @@ def test_removed_input_file_returns_409(letters: Letters) -> None:
     assert letters.api("GET", f"{PATH}/content?which=output").status_code == 200
 
 
+def test_summary_counts_letters_by_error(letters: Letters) -> None:
+    letters.batch()
+    timed_out = letters.batch(4, (1,), status_code=None)
+    letters.batch(tenant=letters.world.tenant("other"))
+    groups = [
+        {"error_code": "http_500", "error_message": None, "letters": 3},
+        {"error_code": "timeout", "error_message": "No answer in 30 s.", "letters": 1},
+    ]
+    expected = {"object": "dead_letter.summary", "total": 4, "capped": False, "groups": groups}
+    assert letters.page("/summary") == letters.page("/summary?state=open") == expected
+    one = letters.page("/summary?error_code=timeout&error_message=No+answer+in+30+s.")
+    assert one == expected | {"total": 1, "groups": groups[1:]}
+    assert letters.page(f"/summary?batch_id={format_batch_id(timed_out)}") == one
+    assert letters.page("/summary?state=discarded") == expected | {"total": 0, "groups": []}
+
+
+def test_message_selects_letters_to_list_and_discard(letters: Letters) -> None:
+    letters.batch()
+    timed_out = letters.batch(4, (1,), status_code=None)
+    message = {"error_message": "No answer in 30 s."}
+    assert letters.ids("?error_message=No+answer+in+30+s.") == [format_request_id(timed_out, 1)]
+    assert letters.ids("?error_message=No") == []
+    assert letters.post("discard", {"filter": message}).json["changed"] == 1
+    assert letters.page("/summary?state=open")["total"] == 3
+
+
 def test_input_download_is_byte_identical(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +384,9 @@ def test_body_must_be_small_json(letters: Letters, action: str) -> None:
         ("?batch_id=x", 400, "batch_id"),
         ("?error_code=%00", 400, "error_code"),
         (f"?error_code={'x' * 257}", 400, "error_code"),
+        ("?error_message=%00", 400, "error_message"),
+        (f"/summary?error_message={'x' * 201}", 400, "error_message"),
+        ("/summary?state=x", 400, "state"),
         ("/content?which=both", 400, "which"),
         ("/content?state=x", 400, "state"),
         ("/x", 404, None),

@@ -21,8 +21,13 @@ TENANTS = {TenantId(UUID(int=1)): "acme", TenantId(UUID(int=2)): "zoo"}
         pytest.param({}, LetterFilter(state=LetterState.OPEN), id="open by default"),
         pytest.param({"state": "all"}, LetterFilter(), id="all"),
         pytest.param(
-            {"batch_id": f" {format_batch_id(BATCH)} ", "error_code": "a&b=c", "state": "requeued"},
-            LetterFilter(BATCH, "a&b=c", LetterState.REQUEUED),
+            {
+                "batch_id": f" {format_batch_id(BATCH)} ",
+                "error_code": "a&b=c",
+                "error_message": " No answer & more",
+                "state": "requeued",
+            },
+            LetterFilter(BATCH, "a&b=c", LetterState.REQUEUED, " No answer & more"),
             id="every filter",
         ),
     ],
@@ -42,6 +47,7 @@ def test_query_survives_its_address(parameters: dict[str, str], expected: Letter
         pytest.param({"batch_id": "<script>"}, id="invalid batch id"),
         pytest.param({"state": "gone"}, id="invalid state"),
         pytest.param({"error_code": "\x00"}, id="NUL character"),
+        pytest.param({"error_message": "\x00"}, id="NUL character in the message"),
     ],
 )
 def test_invalid_parameter_raises_invalid_request(parameters: dict[str, str]) -> None:
@@ -49,9 +55,9 @@ def test_invalid_parameter_raises_invalid_request(parameters: dict[str, str]) ->
         LetterQuery.read(parameters).filter()
 
 
-def test_tenant_is_the_named_or_first_one() -> None:
-    acme, zoo = TENANTS
-    assert LetterQuery().chosen_tenant(TENANTS) == acme
+def test_tenant_is_the_named_or_only_one() -> None:
+    _, zoo = TENANTS
+    assert LetterQuery().chosen_tenant(TENANTS) is None, "all tenants"
     assert LetterQuery(tenant="zoo").chosen_tenant(TENANTS) == zoo
     with pytest.raises(NotFound):
         LetterQuery(tenant="other").chosen_tenant(TENANTS)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Pool
@@ -19,6 +20,8 @@ from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
 from tests.worlds import World, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowtide.core.ids import BatchId
     from tests.conftest import Database
     from tests.portal.conftest import Portal
@@ -134,6 +137,40 @@ def test_download_streams_filtered_dead_letters(portal: Portal, letters: BatchId
     ]
     assert (empty_download.status_code, empty_download.content) == (200, b"")
     assert (refused.status_code, unknown_tenant.status_code) == (400, 404)
+
+
+@pytest.fixture
+def of_two_tenants(shared: Database, portal: Portal, letters: BatchId) -> Iterator[None]:
+    """Two dead letters of one tenant, and one of another, with another error."""
+    assert letters
+    world = World(shared)
+    zoo = world.tenant("zoo")
+    batch_with_dead_letters(world, portal, ["of zoo"], dead=(1,), code=None, tenant=zoo)
+    yield
+    empty(shared.engine("owner"), "batches, dead_letters, requests, results, files CASCADE")
+    with shared.engine("owner").begin() as connection:
+        connection.execute(text("DELETE FROM tenants WHERE id = :id"), {"id": zoo})
+
+
+@pytest.mark.usefixtures("of_two_tenants")
+def test_operator_sees_dead_letters_of_all_tenants_by_error(portal: Portal) -> None:
+    with portal.client() as client:
+        everything = client.get("/dead-letters").text
+        one = client.get("/dead-letters?tenant=zoo").text
+        by_error = client.get("/dead-letters?error_code=http_500").text
+        download = client.get("/dead-letters/content?which=input")
+    assert "1 to 3 of 3" in everything
+    assert "3 in total" in everything
+    for link in ("timeout&error_message=No+answer+in+30+s.", "http_500"):
+        assert f"/dead-letters?error_code={link}" in everything.replace("&amp;", "&")
+    assert "choose one tenant to requeue or discard them" in everything
+    assert '"tenant":"zoo"' in everything
+    assert "1 to 1 of 1" in one
+    assert "choose one tenant" not in one
+    assert "1 to 2 of 2" in by_error
+    assert "/dead-letters?error_code=timeout" in by_error
+    assert "http_500" in by_error
+    assert (download.status_code, "Name a tenant" in download.text) == (400, True)
 
 
 def test_download_needs_session(portal: Portal) -> None:
