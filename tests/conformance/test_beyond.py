@@ -254,6 +254,7 @@ def test_openapi_document_lists_operations(server: Server) -> None:
         ("GET", "/v1/batches/{batch_id}/results"),
         ("GET", "/v1/search"),
         ("GET", "/v1/dead_letters"),
+        ("GET", "/v1/dead_letters/summary"),
         ("GET", "/v1/dead_letters/{letter_id}"),
         ("GET", "/v1/dead_letters/content"),
         ("POST", "/v1/dead_letters/requeue"),

@@ -124,6 +124,8 @@ def test_requeued_dead_letters_fail_again_and_can_be_discarded(
     assert final["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
     ids = [one["id"] for one in _run_json(stack, "list", "--batch", made["batch_id"])["data"]]
     assert len(ids) == 3
+    counted = _run_json(stack, "summary", "--batch", made["batch_id"])
+    assert (counted["total"], sum(group["letters"] for group in counted["groups"])) == (3, 3)
     # Without --yes a script gets a description of the change, and nothing happens.
     refused = lowtide(
         "dead-letters", "discard", *ids, "--data-dir", stack.data_dir, "--json", fails=True
@@ -135,6 +137,10 @@ def test_requeued_dead_letters_fail_again_and_can_be_discarded(
     assert states == {"discarded"}
     plain = lowtide("dead-letters", "list", "--state", "discarded", "--data-dir", stack.data_dir)
     assert all(id_ in plain.stdout for id_ in ids)
+    nothing = lowtide(
+        "dead-letters", "summary", "--batch", made["batch_id"], "--data-dir", stack.data_dir
+    )
+    assert "0 in total" in nothing.stdout
 
 
 @pytest.mark.parametrize(
