@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-def plan_nodes(
-    engine: Engine, sql: str, *, analyze: bool = False, **parameters: Any
-) -> list[dict[str, Any]]:
-    """Return the nodes of the plan for these values, like the driver's statements are planned.
+def plan_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the nodes of the plan for these values, like the driver's statements are planned."""
+    return _nodes(engine, f"EXPLAIN (FORMAT JSON) {sql}", parameters)
 
-    With `analyze`, the statement runs, and nodes have actual rows.
-    """
-    explain = f"EXPLAIN (FORMAT JSON{', ANALYZE' if analyze else ''}) {sql}"
+
+def executed_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Run a statement; return the nodes of its plan with actual rows."""
+    return _nodes(engine, f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters)
+
+
+def _nodes(engine: Engine, explain: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         plan = connection.execute(text(explain), parameters).scalar_one()
         connection.rollback()

@@ -22,6 +22,7 @@ from tests.worlds import World, emptied
 
 if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, TenantId
+    from lowtide.dead_letters.model import DeadLetter
     from tests.conftest import Database
 
 LONG = "x" * 300
@@ -74,7 +75,7 @@ def _batch_of(world: World, tenant: TenantId) -> BatchId:
 
 
 def test_pages_of_all_tenants_are_newest_first(letters: DeadLetterStore, world: World) -> None:
-    found = []
+    found: list[DeadLetter] = []
     after = None
     while page := letters.page(None, LetterFilter(), after=after, limit=5):
         found += page

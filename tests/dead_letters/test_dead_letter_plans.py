@@ -17,7 +17,7 @@ from lowtide.dead_letters.model import LetterFilter, LetterState
 from lowtide.dead_letters.store import matches
 from lowtide.local.database import engine as admin_engine
 from lowtide.local.files import SUPERUSER
-from tests.plans import plan_nodes
+from tests.plans import executed_nodes, plan_nodes
 from tests.worlds import World, emptied
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def test_page_of_all_tenants_uses_index_of_each(
         "limit": 26,
     }
     values.pop("tenant")
-    nodes = plan_nodes(
-        loaded.database.engine("operator"), dead_letters_store.PAGE_OF_ALL, analyze=True, **values
+    nodes = executed_nodes(
+        loaded.database.engine("operator"), dead_letters_store.PAGE_OF_ALL, **values
     )
     _check_reads(nodes, *indexes)
     assert _read(nodes) <= 2 * 26
@@ -150,14 +150,12 @@ def test_counting_by_error_uses_index_and_stops(
     loaded: World, fields: dict[str, Any], indexes: tuple[str, ...]
 ) -> None:
     values = _filter_parameters(loaded, fields) | {"most": 500}
-    nodes = plan_nodes(
-        loaded.database.engine("operator"), dead_letters_store.GROUPS, analyze=True, **values
-    )
+    nodes = executed_nodes(loaded.database.engine("operator"), dead_letters_store.GROUPS, **values)
     _check_reads(nodes, *indexes)
     assert _read(nodes) <= 500
     values.pop("tenant")
-    nodes = plan_nodes(
-        loaded.database.engine("operator"), dead_letters_store.GROUPS_OF_ALL, analyze=True, **values
+    nodes = executed_nodes(
+        loaded.database.engine("operator"), dead_letters_store.GROUPS_OF_ALL, **values
     )
     _check_reads(nodes, *indexes)
     assert _read(nodes) <= 2 * 500

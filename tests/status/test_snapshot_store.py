@@ -32,7 +32,7 @@ from lowtide.status.snapshot import (
     Totals,
 )
 from tests.loads import fill
-from tests.plans import plan_nodes
+from tests.plans import executed_nodes, plan_nodes
 from tests.portal.seeds import (
     SeedBatch,
     add_batch,
@@ -257,7 +257,7 @@ def test_count_of_open_letters_stops_at_its_limit(world: World) -> None:
     other = fill(world, 5, tenant=world.tenant("other"))
     world.run(letters, batch=other)
     assert _read(world.database).letters == MAX_LISTED
-    nodes = plan_nodes(world.worker, LISTED_LETTERS, analyze=True)
+    nodes = executed_nodes(world.worker, LISTED_LETTERS)
     read = [node for node in nodes if node.get("Relation Name") == "dead_letters"]
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) <= MAX_LISTED
 
