@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.main import get_command
 
 from docs.generate import DOCS, PAGES
 from docs.screenshots import shown
-from lowtide.cli.main import app
+from tests.docs.pages import pages
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKDOWN = sorted(
-    path
-    for pattern in (
-        "*.md",
-        "docs/**/*.md",
-        "functions/*/*.md",
-        "knative/*.md",
-        "keda/*.md",
-        "monitoring/*.md",
-    )
-    for path in ROOT.glob(pattern)
-)
 LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
 
 
@@ -35,11 +20,11 @@ def test_generated_pages_are_current(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), "run: make docs"
 
 
-@pytest.mark.parametrize("page", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_relative_links_have_targets(page: Path) -> None:
-    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
+@pytest.mark.parametrize("page", pages())
+def test_relative_links_have_targets(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_images_are_exactly_those_shown_in_docs() -> None:
@@ -63,24 +48,6 @@ def test_make_targets_named_in_readme_exist() -> None:
         re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     )
     assert named <= targets
-
-
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "docs/dead-letters.md", "docs/operations.md", "docs/simulated-engine.md"],
-)
-def test_lowtide_accepts_documented_commands(page: str) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.rpartition(" -- ")[2] for block in blocks for line in block.splitlines()]
-    shown = [line for line in lines if line.startswith("lowtide ")]
-    assert shown
-    for line in shown:
-        command: Any = get_command(app)
-        words = shlex.split(line)[1:]
-        while hasattr(command, "commands"):
-            command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("-")} <= known, line
 
 
 def test_each_function_has_its_three_files() -> None:
