@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from docs import extensions
 from lowtide.batches.model import BATCH_TRANSITIONS, OPENAI_COUNTS, SLA_STATES
 from lowtide.core.durations import format_seconds
 from lowtide.settings import DURATION, PREFIX, Settings
@@ -96,7 +97,11 @@ def states_page() -> str:
     )
 
 
-PAGES = {"settings.md": settings_page, "states.md": states_page}
+PAGES = {
+    "settings.md": settings_page,
+    "states.md": states_page,
+    "x-lowtide.md": extensions.page,
+}
 
 
 def main() -> None:

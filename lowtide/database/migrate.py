@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from lowtide.database.connections import connect
-from lowtide.database.schema import is_known
+from lowtide.database.schema import UnknownSchema, is_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ _LOCK = 0x6C6F7774  # "lowt": serializes concurrent migrations
 def migrate(url: str, passwords: Mapping[str, str]) -> None:
     """Apply all migrations as the owner at `url`, and set the login roles' passwords.
 
-    Safe to run repeatedly and concurrently. Raises ValueError for a schema of another version.
+    Safe to run repeatedly and concurrently. Raises UnknownSchema.
     """
     engine = connect(url, pool_size=1)
     try:
@@ -46,7 +46,7 @@ def migrate(url: str, passwords: Mapping[str, str]) -> None:
 def _require_known_revision(connection: Connection) -> None:
     revision = MigrationContext.configure(connection).get_current_revision()
     if revision is not None and not is_known(revision):
-        raise ValueError(
+        raise UnknownSchema(
             f"The database has schema {revision}, which this version does not know: migrate with the "
             "version that created it, or recreate a database of an earlier checkout."
         )

@@ -25,6 +25,10 @@ _CURRENT = text("SELECT min(version_num) FROM alembic_version")
 _UNREADABLE = ("42P01", "42501")
 
 
+class UnknownSchema(ValueError):
+    """A newer version, or a checkout before the first release, created the database."""
+
+
 def newest_revision() -> str:
     """Return the revision of a database that is migrated to this version."""
     revisions = _revisions()

@@ -28,7 +28,7 @@ _RATE_LIMIT = {
 }
 _RETRY_AFTER = {"Retry-After": "Seconds to wait before a retry."}
 _REF = "#/components/schemas/{name}"
-_EXTENSIONS = "Beyond OpenAI"
+EXTENSIONS = "Beyond OpenAI"
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "tags": [_EXTENSIONS if operation.extension else route.path.split("/")[2].capitalize()],
+        "tags": [EXTENSIONS if operation.extension else route.path.split("/")[2].capitalize()],
         "parameters": [
             *(_path_parameter(name) for name in _VARIABLE.findall(route.path)),
             *(_parameter(parameter) for parameter in operation.parameters),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
+from lowtide.database.schema import UnknownSchema
 from lowtide.local import environment, files, state
 from lowtide.local.autoscaler import bounded
 from lowtide.local.bootstrap import addresses, bootstrap
@@ -83,7 +84,7 @@ class Stack:
         await asyncio.to_thread(self._cluster.prepare)
         self._postgres.start()
         await self._wait_for([self._postgres])
-        await asyncio.to_thread(bootstrap, self._cluster, self._postgres_port, self._secrets)
+        await self._migrate()
         if self._monitoring:
             self._monitoring.prepare()
         for process in self._helpers:
@@ -99,6 +100,14 @@ class Stack:
         self._scaling = [asyncio.create_task(scaler.run()) for scaler in self._scalers()]
         self._ready = True
         self._publish_state()
+
+    async def _migrate(self) -> None:
+        try:
+            await asyncio.to_thread(bootstrap, self._cluster, self._postgres_port, self._secrets)
+        except UnknownSchema as error:
+            raise StartFailed(
+                f"{error} It is in {self._options.data_dir}; see docs/upgrade.md."
+            ) from error
 
     async def stop(self) -> None:
         """Stop workers and functions first, then portal and helper processes, PostgreSQL last."""

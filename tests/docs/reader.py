@@ -22,17 +22,19 @@ from tests.e2e.stacks import FINAL, LocalStack
 from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.docs.pages import Block
 
 TIMEOUT = 120.0
 ENGINE = "http://127.0.0.1:8000"
 """The address of the reader's own engine in the pages; the tests' engine replaces it."""
-STARTS_OR_STOPS = re.compile(r"\b(?:make|lowtide) (?:up|down)\b")
+STARTS_OR_STOPS = re.compile(r"\b(?:make|lowtide) (up|down)\b")
 
 # Dead letters within seconds: one request in fifty fails on every worker, and is tried twice.
 SETTINGS = {
     "LOWTIDE_SIMULATED_FAULTS": "poison:0.02",
-    "LOWTIDE_SIMULATED_LATENCY": "0.05",
+    "LOWTIDE_SIMULATED_LATENCY": "0.2",
     "LOWTIDE_MAX_ATTEMPTS": "2",
     "LOWTIDE_RETRY_BASE": "0.1",
 }
@@ -178,7 +180,7 @@ class Reader:
     def _filled_in(self, source: str) -> str:
         """Replace placeholders: by ids that the page has printed, else by those of the stack."""
         batch = self._running_batch if "lowtide cancel" in source else self._ended_batch
-        values = {
+        values: dict[str, Callable[[], str]] = {
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
             "<BATCH_ID>": lambda: self._last(_BATCH) or batch(),
@@ -207,7 +209,7 @@ class Reader:
         return next(one.id for one in page if one.status in FINAL and one.error_file_id)
 
     def _running_batch(self) -> str:
-        return self.stack.submit(self.stack.upload(chat_file(5_000)))
+        return self.stack.submit(self.stack.upload(chat_file(10_000)))
 
     def _dead_letter(self) -> str:
         page = json.loads(self._lowtide("dead-letters", "list", "--state", "open", "--json"))

@@ -25,14 +25,19 @@ def runnable(page: str) -> list[Block]:
     return [block for block in parse(page)[0] if block.reason is None]
 
 
-def brings_its_stack(page: str) -> bool:
-    """Return whether a page starts or stops stacks itself."""
+def starts(page: str) -> bool:
+    """Return whether a page starts its own stack, so that none may run before it."""
+    found = [STARTS_OR_STOPS.search(block.source) for block in runnable(page)]
+    return next((match[1] == "up" for match in found if match), False)
+
+
+def restarts(page: str) -> bool:
+    """Return whether a page starts or stops a stack at all."""
     return any(STARTS_OR_STOPS.search(block.source) for block in runnable(page))
 
 
 # Pages that share the prepared stack come first, so that it starts once.
-PAGES = sorted(filter(runnable, pages()), key=brings_its_stack)
-
+PAGES = sorted(filter(runnable, pages()), key=restarts)
 CREATES = "tenants create acme"
 
 
@@ -94,8 +99,8 @@ def reader(engine: str) -> Iterator[Reader]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_in_order(reader: Reader, page: str) -> None:
-    reader.open(prepared=not brings_its_stack(page))
-    if not brings_its_stack(page):
+    reader.open(prepared=not starts(page))
+    if not restarts(page):
         reader.provide_tenant(exists=not any(CREATES in block.source for block in runnable(page)))
     for block in runnable(page):
         reader.run(block)
