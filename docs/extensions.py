@@ -134,22 +134,24 @@ def _links(value: object) -> list[str]:
 
 def _type(schema: Json) -> str:
     """Return a JSON Schema in a few words."""
-    if "$ref" in schema:
-        return _links(schema)[0]
-    for kind in ("anyOf", "oneOf"):
-        if kind in schema:
-            return " or ".join(_type(one) for one in schema[kind])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return ", ".join(f"`{one}`" if one is not None else "null" for one in schema["enum"])
-    if schema.get("type") == "array":
-        return f"list of {_type(schema['items'])}"
-    values = schema.get("additionalProperties")
-    if schema.get("type") == "object" and isinstance(values, dict):
-        return f"object of {_type(values)}"
-    kind = schema.get("type", "any")
-    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+    match schema:
+        case {"$ref": _}:
+            words = _links(schema)
+        case {"anyOf": options} | {"oneOf": options}:
+            words = [_type(option) for option in options]
+        case {"const": value}:
+            words = [f"`{value}`"]
+        case {"enum": values}:
+            return ", ".join("null" if value is None else f"`{value}`" for value in values)
+        case {"type": "array", "items": items}:
+            words = [f"list of {_type(items)}"]
+        case {"type": "object", "additionalProperties": dict(values)}:
+            words = [f"object of {_type(values)}"]
+        case {"type": list(kinds)}:
+            words = kinds
+        case _:
+            words = [str(schema.get("type", "any"))]
+    return " or ".join(words)
 
 
 def _cell(text: str) -> str:

@@ -27,6 +27,14 @@ def test_relative_links_have_targets(page: str) -> None:
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
+def test_readme_links_every_page_once() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    index = LINK.findall(text[text.index("## Where to read on") :])
+    linked = [link for link in index if link.startswith("docs/")]
+    pages_of_docs = {f"docs/{path.name}" for path in DOCS.glob("*.md")} | {"docs/adr/README.md"}
+    assert sorted(linked) == sorted(pages_of_docs)
+
+
 def test_images_are_exactly_those_shown_in_docs() -> None:
     pictures = {path.name: path.stat().st_size for path in (DOCS / "images").glob("*.png")}
     assert set(pictures) == shown()
