@@ -179,11 +179,12 @@ class Reader:
 
     def _filled_in(self, source: str) -> str:
         """Replace placeholders: by ids that the page has printed, else by those of the stack."""
-        batch = self._running_batch if "lowtide cancel" in source else self._ended_batch
+        # A batch to cancel must be running, whatever the page has shown before.
+        is_over = "lowtide cancel" not in source
         values: dict[str, Callable[[], str]] = {
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
-            "<BATCH_ID>": lambda: self._last(_BATCH) or batch(),
+            "<BATCH_ID>": lambda: self._batch() if is_over else self._running_batch(),
             "<FILE_ID>": lambda: self._last(_FILE) or "no file was uploaded",
             "<DEAD_LETTER_ID>": lambda: self._last(_LETTER) or self._dead_letter(),
             ENGINE: lambda: self.engine,
@@ -204,7 +205,10 @@ class Reader:
         until(lambda: self.stack.batch(batch)["status"] in FINAL, "the reader's batch ends")
         self.has_batches = True
 
-    def _ended_batch(self) -> str:
+    def _batch(self) -> str:
+        return self._last(_BATCH) or self._failed_batch()
+
+    def _failed_batch(self) -> str:
         page = self.stack.client.batches.list(limit=100).data
         return next(one.id for one in page if one.status in FINAL and one.error_file_id)
 
