@@ -82,13 +82,6 @@ def test_marker_gives_reason_and_precedes_block(marker: Marker) -> None:
     assert len(marker.reason.split()) >= 3, "say what the block needs"
 
 
-@pytest.mark.parametrize("page", pages())
-def test_markers_are_read(page: str) -> None:
-    """A misspelt marker would leave its block unmarked, or mark nothing."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert len(re.findall(r"<!--+\s*not run", text)) == len(parse(page)[1])
-
-
 @pytest.mark.parametrize("words", commands("kn"), ids=joined)
 def test_kn_accepts_command_and_options(words: tuple[str, ...]) -> None:
     known = [name for name in KN if list(words[: name.count(" ") + 1]) == name.split(" ")]
