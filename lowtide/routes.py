@@ -158,7 +158,7 @@ UPLOAD = (
             "Upload a batch file. Each line is validated during the upload.",
             types.File,
             form=_FORM,
-            errors=(400, 413, 415),
+            errors=(413, 415),
         ),
     ),
     Route(
@@ -186,7 +186,7 @@ CREATE_BATCH = (
             body=types.CreateBatch,
             body_needs=("input_file_id", "inputFileId"),
             parameters=(_IDEMPOTENCY_KEY,),
-            errors=(400, 404, 409, 413, 415, 422),
+            errors=(404, 409, 413, 415, 422),
         ),
     ),
     *dead_letters_api.CHANGE,
@@ -225,7 +225,7 @@ READ = (
                     {"type": "string", "pattern": r"^[^\u0000]*$"},
                 ),
             ),
-            errors=(400, 404),
+            errors=(404,),
         ),
     ),
     Route(
@@ -257,7 +257,7 @@ READ = (
             "List batches, newest first.",
             types.BatchPage,
             parameters=(_AFTER, _limit(100, 20)),
-            errors=(400, 404),
+            errors=(404,),
         ),
     ),
     Route(
@@ -296,7 +296,7 @@ READ = (
                 ),
                 Parameter("pool", "Only requests of this pool.", {"enum": ["spot", "dedicated"]}),
             ),
-            errors=(400, 404),
+            errors=(404,),
             extension=True,
         ),
     ),
@@ -318,7 +318,7 @@ READ = (
                 ),
                 _limit(10_000, 1000),
             ),
-            errors=(400, 404),
+            errors=(404,),
             headers={
                 "x-lowtide-cursor": "Cursor for the next page.",
                 "x-lowtide-complete": "`true` if there will be no further results.",

@@ -34,7 +34,7 @@ from lowtide.core.errors import (
 )
 from lowtide.core.ids import parse_batch_id
 from lowtide.http.connections import PATIENCE
-from lowtide.http.operations import rate_headers
+from lowtide.http.operations import check_query, rate_headers
 from lowtide.telemetry.tracing import BATCH, REQUEST, TENANT, SpanKind, parse_trace
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ class Application:
         if caller.allowance is not None:
             headers.update(rate_headers(caller.allowance))
             caller.allowance.check()
+        check_query(request, () if route.operation is None else route.operation.query_names)
         patience: Patience | None = request.environ.get(PATIENCE)
         if patience is not None:
             patience.earn()

@@ -10,7 +10,7 @@ import msgspec
 
 from lowtide import __version__
 from lowtide.http import operations, types
-from lowtide.http.operations import JSON
+from lowtide.http.operations import API_VERSION, JSON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
-_COMMON_ERRORS = (401, 429, 500, 503)
+_COMMON_ERRORS = (400, 401, 429, 500, 503)
 _REQUEST_ID = {"x-request-id": "Id of this call in the logs."}
 _RATE_LIMIT = {
     operations.LIMIT: "Max requests per minute, for a tenant with a limit.",
@@ -66,7 +66,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         "tags": [EXTENSIONS if operation.extension else route.path.split("/")[2].capitalize()],
         "parameters": [
             *(_path_parameter(name) for name in _VARIABLE.findall(route.path)),
-            *(_parameter(parameter) for parameter in operation.parameters),
+            *(_parameter(parameter) for parameter in (*operation.parameters, API_VERSION)),
         ],
         "responses": _responses(operation),
     }

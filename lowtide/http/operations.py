@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lowtide.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flask import Request, Response
 
@@ -52,6 +53,17 @@ class Operation:
     headers: Mapping[str, str] | None = None
     extension: bool = False
 
+    @property
+    def query_names(self) -> tuple[str, ...]:
+        """The names of the query parameters."""
+        return tuple(each.name for each in self.parameters if each.place == "query")
+
+
+API_VERSION = Parameter(
+    "api-version", "Accepted from Azure's clients and ignored.", {"type": "string"}
+)
+"""The query parameter of every operation."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
@@ -78,6 +90,20 @@ class PageArguments:
     after: str | None
     limit: int
     newest_first: bool
+
+
+def check_query(request: Request, accepted: Sequence[str]) -> None:
+    """Raise InvalidRequest for a query parameter that is not `accepted`."""
+    for name in request.args:
+        if name not in (*accepted, API_VERSION.name):
+            close = get_close_matches(name[:100], accepted, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InvalidRequest(
+                f"Unknown query parameter {name[:100]!r}.{hint} "
+                f"This path accepts {', '.join(accepted) or 'none'}.",
+                param=name[:100],
+                code="unknown_parameter",
+            )
 
 
 def argument(request: Request, name: str) -> str | None:

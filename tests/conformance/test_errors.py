@@ -168,6 +168,30 @@ def test_wrong_method_returns_405(server: Server, method: str, path: str, allowe
     assert response.headers["x-request-id"]
 
 
+@proves(Area.ERRORS, "An unknown query parameter is 400 with its name in `param`")
+@BY_CALL
+def test_unknown_query_parameter_is_refused(server: Server, method: str, path: str) -> None:
+    response = server.http.request(method, path, params={"no-such-parameter": "1"})
+    assert response.status_code == 400
+    error = check_error(response.json())
+    assert (error["param"], error["code"]) == ("no-such-parameter", "unknown_parameter")
+
+
+@proves(
+    Area.ERRORS, "`AzureOpenAI` works: its query parameter `api-version` is accepted and ignored"
+)
+def test_azure_client_lists_and_reads(server: Server) -> None:
+    created = server.create(requests(1))
+    with openai.AzureOpenAI(
+        base_url=f"{server.base_url}/v1",
+        azure_ad_token=server.api_key,
+        api_version="2024-10-21",
+    ) as client:
+        assert client.batches.retrieve(created["id"]).id == created["id"]
+        assert created["id"] in [batch.id for batch in client.batches.list(limit=1).data]
+        assert client.files.retrieve(created["input_file_id"]).purpose == "batch"
+
+
 @proves(Area.ERRORS, "`x-request-id` on what no function is asked")
 def test_unrouted_path_has_request_id(server: Server) -> None:
     response = server.http.get("/nothing")

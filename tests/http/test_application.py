@@ -71,6 +71,64 @@ def test_errors_have_openai_shape(
     _assert_error(api(method, path), status, code)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name", "message"),
+    [
+        pytest.param(
+            "GET", "/v1/batches?limit=1&stauts=x", "stauts",
+            "Unknown query parameter 'stauts'. This path accepts after, limit.", id="unknown",
+        ),
+        pytest.param(
+            "GET", "/v1/files?limt=1", "limt",
+            "Unknown query parameter 'limt'. Did you mean 'limit'? "
+            "This path accepts after, limit, order, purpose.", id="near match",
+        ),
+        pytest.param(
+            "GET", f"/v1/batches/batch_{ID}?a=1", "a",
+            "Unknown query parameter 'a'. This path accepts none.", id="before the id",
+        ),
+        pytest.param(
+            "GET", f"/v1/files/file-{ID}/content?Range=bytes%3D0-1", "Range",
+            "Unknown query parameter 'Range'. This path accepts none.", id="name of a header",
+        ),
+        pytest.param(
+            "POST", "/v1/files?purpose=batch", "purpose",
+            "Unknown query parameter 'purpose'. This path accepts none.", id="field of a form",
+        ),
+        pytest.param(
+            "POST", f"/v1/batches/batch_{ID}/cancel?=", "",
+            "Unknown query parameter ''. This path accepts none.", id="empty",
+        ),
+        pytest.param(
+            "GET", f"/v1/models?{'x' * 200}", "x" * 100,
+            f"Unknown query parameter '{'x' * 100}'. This path accepts none.", id="long",
+        ),
+    ],
+)  # fmt: skip
+def test_unknown_query_parameter_is_refused_by_name(
+    api: Api, method: str, path: str, name: str, message: str
+) -> None:
+    response = api(method, path)
+    _assert_error(response, 400, "unknown_parameter")
+    error = response.json["error"]
+    assert (error["param"], error["message"]) == (name, message)
+
+
+def test_unknown_query_parameter_needs_a_key_first(api: Api) -> None:
+    api.key = None
+    _assert_error(api("GET", "/v1/batches?stauts=x"), 401)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json", "/docs"])
+def test_public_path_ignores_query_parameters(api: Api, path: str) -> None:
+    assert api("GET", f"{path}?stauts=x").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "/v1/models", "/v1/dead_letters"])
+def test_api_version_is_ignored(api: Api, path: str) -> None:
+    assert api("GET", f"{path}?api-version=2024-10-21").status_code == 200
+
+
 @pytest.mark.parametrize("key", [None, "", "lt_wrong", "x" * 5000, "\u00fc"], ids=ascii)
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", f"/v1/files/file-{ID}/content"])
 def test_missing_or_invalid_key_returns_401(api: Api, key: str | None, path: str) -> None:
