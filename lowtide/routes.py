@@ -345,7 +345,6 @@ READ = (
                 ),
                 _limit(20, 20, "Max matches of each kind."),
             ),
-            errors=(400,),
             extension=True,
         ),
     ),

@@ -12,7 +12,7 @@ from nicegui.slot import Slot
 from lowtide.core.durations import duration
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 COOKIE: Final = "zone"
@@ -34,7 +34,10 @@ def zone_named(name: str) -> tzinfo:
         return UTC
 
 
-__all__ = ["absolute", "ago", "counted", "duration", "milliseconds", "money", "number", "size"]
+__all__ = [
+    "absolute", "ago", "counted", "duration", "hint", "milliseconds", "money", "number", "rough",
+    "size", "utc",
+]  # fmt: skip
 
 
 def number(value: int) -> str:
@@ -54,11 +57,19 @@ def counted(value: int, noun: str) -> str:
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def rough(span: timedelta) -> str:
+    """Return a span in its largest unit; `under 1 min` below, so that rows stay the same."""
+    if span.total_seconds() < 60:
+        return "under 1 min"
+    count, unit = duration(span).split()[:2]
+    return f"{count} {unit}"
+
+
 def ago(moment: datetime, now: datetime) -> str:
-    """Return the age of a moment; `just now` for the first minute, so that rows stay the same."""
+    """Return the rough age of a moment; `just now` for the first minute."""
     if (now - moment).total_seconds() < 60:
         return "just now"
-    return f"{duration(now - moment)} ago"
+    return f"{rough(now - moment)} ago"
 
 
 def milliseconds(seconds: float) -> str:
@@ -66,9 +77,23 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "under 1 ms"
 
 
-def absolute(moment: datetime) -> str:
-    """Return a moment in the viewer's time zone, to the second, with the zone's name."""
-    return f"{moment.astimezone(viewer_zone()):%Y-%m-%d %H:%M:%S %Z}"
+def absolute(moment: datetime, zone: tzinfo | None = None) -> str:
+    """Return a moment to the second: `26 Nov 2026, 08:05:42`; in the viewer's time zone by default.
+
+    The footer of every page names that zone.
+    """
+    local = moment.astimezone(zone or viewer_zone())
+    return f"{local.day} {local:%b %Y, %H:%M:%S}"
+
+
+def utc(moment: datetime) -> str:
+    """Return a moment in UTC, for the tooltip of its `absolute`."""
+    return f"{absolute(moment, UTC)} UTC"
+
+
+def hint(moment: datetime) -> str:
+    """Return a moment in the viewer's time zone and in UTC, for the tooltip of its `ago`."""
+    return f"{absolute(moment)} · {utc(moment)}"
 
 
 def size(count: int) -> str:

@@ -12,7 +12,7 @@ from nicegui import ui
 from lowtide.core.errors import Unavailable
 from portal.components.basics import heading
 from portal.components.frame import chosen_interval, frame
-from portal.formats import absolute, duration
+from portal.formats import duration, hint
 from portal.pulse import PULSE
 from portal.services import in_thread
 
@@ -120,7 +120,7 @@ class Live:
         age = max(datetime.now(UTC) - at, timedelta())
         text = f"Updated {duration(age)} ago" if age.total_seconds() >= 1 else "Updated just now"
         self._age_label.text = text if self._interval else f"Paused · {text.lower()}"
-        self._age_label.props["title"] = absolute(at)
+        self._age_label.props["title"] = hint(at)
 
 
 def _show_nothing() -> None:

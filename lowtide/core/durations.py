@@ -88,15 +88,18 @@ def format_seconds(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-_SPAN_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+_SPAN_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(span: timedelta) -> str:
-    """Format a span in its largest unit, rounded down; below a minute in seconds."""
+    """Format a span in its two largest units, rounded down: `3 min 20 s`, `2 h`."""
     seconds = max(int(span.total_seconds()), 0)
-    for unit, length in _SPAN_UNITS:
+    for place, (unit, length) in enumerate(_SPAN_UNITS[:-1]):
         if seconds >= length:
-            return f"{seconds // length} {unit}"
+            count, rest = divmod(seconds, length)
+            next_unit, next_length = _SPAN_UNITS[place + 1]
+            next_count = rest // next_length
+            return f"{count} {unit} {next_count} {next_unit}" if next_count else f"{count} {unit}"
     return f"{seconds} s"
 
 

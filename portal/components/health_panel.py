@@ -10,7 +10,7 @@ from nicegui import ui
 from lowtide.core.pools import Pool
 from lowtide.status.health import Condition
 from portal.components.basics import Badge, heading
-from portal.formats import absolute, ago, counted, milliseconds
+from portal.formats import ago, counted, hint, milliseconds
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class FactRow:
         """Show an age; the tooltip is the moment `at`."""
         self._checked.text = text
         if at is not None:
-            self._checked.props["title"] = absolute(at)
+            self._checked.props["title"] = hint(at)
 
 
 class ProbeRow(FactRow):

@@ -11,7 +11,7 @@ from lowtide.core.errors import LowtideError
 from lowtide.core.pools import Pool
 from portal.components.basics import confirm
 from portal.components.batch_actions import counted_batches
-from portal.formats import counted, duration, viewer_zone
+from portal.formats import absolute, ago, counted, duration, viewer_zone
 from portal.services import in_thread
 from portal.sessions import current_principal
 
@@ -46,11 +46,9 @@ class PauseNotes:
 
 
 def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
-    """Return a pause in words, with its date unless it began today."""
-    since = pause.since.astimezone(zone)
-    same_day = since.date() == now.astimezone(zone).date()
-    moment = f"{since:%H:%M %Z}" if same_day else f"{since:%Y-%m-%d %H:%M %Z}"
-    return f"{pause.pool.capitalize()} paused since {moment} by {pause.by}"
+    """Return a pause in words."""
+    since = f"{absolute(pause.since, zone)} ({ago(pause.since, now)})"
+    return f"{pause.pool.capitalize()} paused since {since} by {pause.by}"
 
 
 async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:

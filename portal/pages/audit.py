@@ -11,6 +11,7 @@ from fastapi import Request  # noqa: TC002 - read at run time, to know what the 
 from nicegui import ui
 
 from portal.components.frame import page
+from portal.formats import absolute, utc
 from portal.listing import PAGE_SIZE, Listed, ListPage, tenant_choice
 from portal.pages.administration import AUDIT, AuditQuery
 from portal.queries import clean
@@ -32,6 +33,7 @@ class AuditRow(TypedDict):
 
     id: int
     at: str
+    at_utc: str
     tenant: str
     actor: str
     by_actor: str
@@ -48,7 +50,7 @@ _LABELS: Final = {
     "tenant": "Tenant",
 }
 _CELLS: Final = {
-    "at": '<span class="nowrap" :title="props.row.at">{{ new Date(props.row.at).toLocaleString() }}</span>',
+    "at": '<span class="nowrap" :title="props.row.at_utc">{{ props.row.at }}</span>',
     "actor": '<a class="link break" :href="props.row.by_actor">{{ props.row.actor }}</a>',
     "action": '<span class="mono small nowrap">{{ props.row.action }}</span>',
     "subject": '<span class="break small">{{ props.row.subject }}</span>'
@@ -96,7 +98,8 @@ def row_of(entry: AuditEntry) -> AuditRow:
     batch = _BATCH.search(entry.subject)
     return AuditRow(
         id=entry.id,
-        at=entry.at.isoformat(),
+        at=absolute(entry.at),
+        at_utc=utc(entry.at),
         tenant=entry.tenant or "all tenants",
         actor=entry.actor,
         by_actor=f"/audit?{urlencode({'actor': entry.actor})}",

@@ -18,7 +18,7 @@ from portal.components.basics import heading
 from portal.components.frame import page
 from portal.components.health_panel import STALE_AFTER, FactRow, ProbeRow, badge_of
 from portal.components.pausing import PauseNotes
-from portal.formats import absolute, ago, duration
+from portal.formats import ago, duration, hint
 from portal.live import Live, Rebuilt
 from portal.pulse import PULSE
 
@@ -120,7 +120,7 @@ class EventTable:
         cell = self._cells[key, column]
         cell.text = "—" if at is None else ago(at, now)
         if at is not None:
-            cell.props["title"] = absolute(at)
+            cell.props["title"] = hint(at)
 
 
 _VERSIONS: Final = ("Lowtide", "Python", "NiceGUI", "PostgreSQL", "Schema")
@@ -219,7 +219,7 @@ class _Health:
         self._versions["Schema"].text = judge_schema(snapshot.schema_version)
         stale = "stale, " if now - snapshot.at > STALE_AFTER else ""
         self._versions_age.text = f"{stale}read {ago(snapshot.at, now)}"
-        self._versions_age.props["title"] = absolute(snapshot.at)
+        self._versions_age.props["title"] = hint(snapshot.at)
 
 
 def outbox(snapshot: SystemSnapshot) -> str:

@@ -11,7 +11,7 @@ from nicegui import ui
 from lowtide.tenants.keys import KeyState
 from portal.components.basics import BADGE_CELL, Badge
 from portal.components.frame import page
-from portal.formats import absolute, ago, duration
+from portal.formats import ago, hint, rough
 from portal.listing import PAGE_SIZE, Listed, ListPage, tenant_choice
 from portal.pages.administration import KEYS, KeyQuery, key_mark
 from portal.pages.key_dialogs import NewKey, revoke, rotate
@@ -166,9 +166,9 @@ def row_of(tenant_key: TenantKey) -> KeyRow:
         tenant=tenant_key.tenant,
         state=Badge(text=state.value.capitalize(), tone=_TONES[state]),
         created=ago(key.created_at, now),
-        created_at=absolute(key.created_at),
+        created_at=hint(key.created_at),
         used="never" if key.last_used_at is None else ago(key.last_used_at, now),
-        used_at="" if key.last_used_at is None else absolute(key.last_used_at),
+        used_at="" if key.last_used_at is None else hint(key.last_used_at),
         ends=_ends(tenant_key),
         ends_at=_moment(key.revoked_at or key.expires_at),
         opens=state in (KeyState.ACTIVE, KeyState.EXPIRING),
@@ -184,14 +184,14 @@ def _ends(tenant_key: TenantKey) -> str:
         return ""
     remaining = key.expires_at - tenant_key.at
     return (
-        f"in {duration(remaining)}"
+        f"in {rough(remaining)}"
         if remaining.total_seconds() > 0
         else ago(key.expires_at, tenant_key.at)
     )
 
 
 def _moment(moment: datetime | None) -> str:
-    return "" if moment is None else absolute(moment)
+    return "" if moment is None else hint(moment)
 
 
 def install(watching: Watching, *, api_url: str) -> None:

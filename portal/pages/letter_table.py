@@ -10,7 +10,7 @@ from nicegui import ui
 from lowtide.core.ids import format_batch_id, format_request_id, parse_request_id
 from lowtide.dead_letters.model import LetterId, LetterState
 from portal.components.basics import BADGE_CELL, Badge, heading
-from portal.formats import absolute, size
+from portal.formats import absolute, size, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LetterRow(TypedDict):
-    """A dead letter as a table row; the browser formats `died` in the viewer's time zone."""
+    """A dead letter as a table row."""
 
     id: str
     custom_id: str
@@ -67,11 +67,7 @@ _STATE: Final = (
     + '<a v-if="props.row.requeued_as" class="small link" '
     ':href="`/batches/${props.row.requeued_as}`">view new batch</a>'
 )
-_DIED: Final = (
-    '<span class="nowrap" :title="props.row.died_at">'
-    '{{ new Date(props.row.died).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) }}'
-    "</span>"
-)
+_DIED: Final = '<span class="nowrap" :title="props.row.died_at">{{ props.row.died }}</span>'
 _NAME: Final = (
     '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
 )
@@ -181,8 +177,8 @@ def row_of(letter: DeadLetter, tenant: str) -> LetterRow:
         message=(letter.error_message or "")[:500],
         attempts=letter.attempts,
         state=Badge(text=letter.state.value.capitalize(), tone=TONES[letter.state]),
-        died=letter.died_at.isoformat(),
-        died_at=absolute(letter.died_at),
+        died=absolute(letter.died_at),
+        died_at=utc(letter.died_at),
         requeued_as="" if letter.requeued_as is None else format_batch_id(letter.requeued_as),
     )
 

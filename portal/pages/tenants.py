@@ -11,7 +11,7 @@ from nicegui import ui
 
 from lowtide.core.errors import LowtideError
 from portal.components.frame import page
-from portal.formats import absolute, counted, money, number
+from portal.formats import absolute, counted, money, number, utc
 from portal.listing import PAGE_SIZE, Listed, ListPage
 from portal.pages.administration import TENANTS, TenantQuery, tenancy_of_principal
 from portal.pages.tenant_form import TenantForm
@@ -41,6 +41,7 @@ class TenantRow(TypedDict):
 
     name: str
     since: str
+    since_utc: str
     batches: str
     keys: str
     weight: str
@@ -69,7 +70,7 @@ _NAME: Final = (
     '<a class="user ellipsis link" :href="props.row.batches" :title="props.row.name">'
     "{{ props.row.name }}</a>"
 )
-_SINCE: Final = '<span class="muted small nowrap" :title="props.row.since">created {{ props.row.since.slice(0, 10) }}</span>'
+_SINCE: Final = '<span class="muted small nowrap" :title="props.row.since_utc">created {{ props.row.since }}</span>'
 _DAY: Final = (
     '<span class="nowrap">{{ props.row.day }}</span>'
     '<span class="muted small nowrap">{{ props.row.tokens }}</span>'
@@ -155,6 +156,7 @@ def row_of(priced: PricedUse) -> TenantRow:
     return TenantRow(
         name=name,
         since=absolute(use.tenant.created_at),
+        since_utc=utc(use.tenant.created_at),
         batches=f"/batches?{urlencode({'tenant': name})}",
         keys=f"/keys?{urlencode({'tenant': name})}",
         weight=number(use.tenant.weight),

@@ -98,7 +98,7 @@ def test_unneeded_requests_return_because_spot_has_caught_up() -> None:
         ),
         (
             Bound(12_000, 7300.0, 3, 1.0, 0),
-            "12,000 requests are due in 2 h: 3 dedicated workers at 1 requests/s each can finish 0",
+            "12,000 requests are due in 2 h 1 min: 3 dedicated workers at 1 requests/s each can finish 0",
         ),
         (Bound(7, -1.0, 3, 1.0, 0), "7 requests are past the deadline"),
         (None, "The deadline needs dedicated workers"),
