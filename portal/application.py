@@ -98,7 +98,11 @@ def build(watching: Watching, lowtide: App) -> None:
     theme.install()
     theme.install_batches()
     shortcuts.install()
-    sign_in.install(guard, session_seconds=settings.portal_session_seconds)
+    sign_in.install(
+        guard,
+        session_seconds=settings.portal_session_seconds,
+        https_only=settings.portal_https_only,
+    )
     dashboards = Dashboards.of(settings)
     landing.install(watching, dashboards, api_url=settings.api_url)
     downloads.install_batch_files()

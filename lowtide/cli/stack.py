@@ -112,6 +112,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
     """Open the App for a command; errors within become a message and exit code 1."""
     from lowtide.app import App
     from lowtide.settings import read_settings
+    from lowtide.tenants.sign_in import clean_name
 
     try:
         settings = read_settings()
@@ -119,7 +120,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
             settings = settings.model_copy(update=_stack_settings(data_dir))
         app = App(settings)
         try:
-            yield Operating(app, f"operator {_user()}")
+            yield Operating(app, f"{clean_name(_user())} (cli)")
         finally:
             app.close(0)
     except LowtideError as error:

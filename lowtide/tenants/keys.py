@@ -135,7 +135,7 @@ class Rotation:
 
 def actor_of(name: str, key: KeyId) -> str:
     """Return a key's name in the audit log, with part of its id, as names are reused."""
-    return f"key {name} ({key.hex[:8]})"
+    return f"{name} (api key {key.hex[:8]})"
 
 
 def parse_overlap(text: str) -> timedelta:

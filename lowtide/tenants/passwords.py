@@ -50,7 +50,7 @@ class PasswordSignIn:
         self._stored = stored
         # A digest of the secret salted hash: it reveals only that the password was changed.
         fingerprint = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
-        self._principal = Principal(f"portal {role}", role, credential=f"password {fingerprint}")
+        self._principal = Principal(f"{role} (portal)", role, credential=f"password {fingerprint}")
 
     def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of the password; None if it does not match."""

@@ -6,7 +6,7 @@ import ipaddress
 import threading
 from collections import OrderedDict, deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -33,6 +33,15 @@ class Role(StrEnum):
 
     VIEWER = "viewer"
     OPERATOR = "operator"
+
+
+_MAX_NAME: Final = 64
+
+
+def clean_name(name: str) -> str:
+    """Return a person's name as one line of up to 64 printable characters."""
+    words = "".join(each if each.isprintable() else " " for each in name).split()
+    return " ".join(words)[:_MAX_NAME].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +147,8 @@ class SignInGuard:
         self._attempts: OrderedDict[_Source, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def admit(self, secret: str, address: str) -> Principal:
-        """Return the principal of a secret.
+    def admit(self, secret: str, address: str, name: str = "") -> Principal:
+        """Return the principal of a secret; a key has its own name, a password that of a person.
 
         Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
         address.
@@ -157,7 +166,10 @@ class SignInGuard:
             raise Unauthenticated("Incorrect password or API key.")
         # Only this attempt: a viewer's password must not reset the attempts at the operator's.
         self._forget_attempt(source, attempted_at)
-        return principal
+        person = clean_name(name)
+        if not person or principal.tenant is not None:
+            return principal
+        return replace(principal, name=f"{person} (portal)")
 
     def ended(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return those of `credentials` that are no longer valid; raises Unavailable."""

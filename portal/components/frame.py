@@ -167,7 +167,7 @@ def _sign_out_button(name: str) -> None:
         ui.element("form").classes("way-out").props(f'method="post" action="{SIGN_OUT}"'),
         ui.element("button").props('type="submit"'),
     ):
-        ui.label(f"Sign out ({name})")
+        ui.label(f"Sign out {name}")
 
 
 def _tool(icon: str, name: str, key: str) -> ui.button:

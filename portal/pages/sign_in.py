@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the routes take
 from fastapi.responses import RedirectResponse
@@ -13,6 +13,7 @@ from nicegui import app, ui
 
 from lowtide.core.errors import LowtideError
 from lowtide.tenants.keys import PREFIX
+from lowtide.tenants.sign_in import clean_name
 from portal import theme
 from portal.components.frame import page
 from portal.services import in_thread, run_blocking
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES: Final = 8192
 _MAX_CONCURRENT: Final = 2
+_NAME_COOKIE: Final = "name"
+_YEAR: Final = 365 * 24 * 3600
 _log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
     "401": "Incorrect password or API key.",
@@ -34,12 +37,13 @@ _PROBLEMS: Final = {
 }
 
 
-def install(guard: SignInGuard, *, session_seconds: int) -> None:
+def install(guard: SignInGuard, *, session_seconds: int, https_only: bool) -> None:
     """Serve sign-in and sign-out."""
 
     @page(SIGN_IN)
     def sign_in(request: Request) -> None:
         _show(
+            clean_name(unquote(request.cookies.get(_NAME_COOKIE, ""))),
             _own_path(request.query_params.get("next", "/")),
             _PROBLEMS.get(request.query_params.get("problem", "")),
         )
@@ -47,9 +51,9 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
     # Comparing a password takes memory and a core by design: concurrent attempts queue here.
     hashing = asyncio.Semaphore(_MAX_CONCURRENT)
 
-    async def principal_with(secret: str, address: str) -> Principal:
+    async def principal_with(secret: str, address: str, name: str) -> Principal:
         def admit() -> Principal:
-            return guard.admit(secret, address)
+            return guard.admit(secret, address, name)
 
         if secret.startswith(PREFIX):
             return await in_thread(admit)
@@ -63,12 +67,24 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
         address = request.client.host if request.client else ""
         try:
             secret = form.get("secret", "").strip()
-            principal = await principal_with(secret, address)
+            name = clean_name(form.get("name", ""))
+            principal = await principal_with(secret, address, name)
         except LowtideError as error:
             path = f"{SIGN_IN}?problem={error.status}&next={quote(target, safe='')}"
             return RedirectResponse(path, status_code=303)
         open_session(request.session, principal, session_seconds)
-        return RedirectResponse(target, status_code=303)
+        response = RedirectResponse(target, status_code=303)
+        if name:
+            response.set_cookie(
+                _NAME_COOKIE,
+                quote(name),
+                max_age=_YEAR,
+                path=SIGN_IN,
+                secure=https_only,
+                httponly=True,
+                samesite="lax",
+            )
+        return response
 
     async def leave(request: Request) -> Response:
         leave_session(request.session)
@@ -83,7 +99,7 @@ def install(guard: SignInGuard, *, session_seconds: int) -> None:
     app.add_api_route(SIGN_OUT, leave, methods=["POST"], include_in_schema=False)
 
 
-def _show(target: str, problem: str | None) -> None:
+def _show(name: str, target: str, problem: str | None) -> None:
     theme.paint()
     ui.page_title("Sign in · Lowtide")
     with (
@@ -95,16 +111,20 @@ def _show(target: str, problem: str | None) -> None:
             ui.html("Sign in to Lowtide", sanitize=False, tag="h1")
         if problem is not None:
             ui.label(problem).classes("banner").props("role=alert")
-        _field("secret", "Password or API key").props(
-            'type=password autocomplete="current-password" required autofocus maxlength=256'
+        person = _field("name", "Your name, for the audit log")
+        person.props("autocomplete=username maxlength=64")
+        person.props["value"] = name
+        secret = _field("secret", "Password or API key").props(
+            'type=password autocomplete="current-password" required maxlength=256'
         )
+        (secret if name else person).props("autofocus")
         hidden = ui.element("input").props('type=hidden name="next"')
         hidden.props["value"] = target
         with ui.element("button").classes("primary").props("type=submit"):
             ui.label("Sign in")
-        ui.label("A password gives access to all tenants, an API key to its own tenant.").classes(
-            "muted small"
-        )
+        ui.label(
+            "A password gives access to all tenants, an API key to its own tenant under the key's name."
+        ).classes("muted small")
 
 
 def _field(name: str, label: str) -> ui.element:

@@ -137,7 +137,7 @@ def test_pool_is_paused_and_resumed() -> None:
     paused = _json("pools", "pause", "spot")
     assert paused["pool"] == "spot"
     by, since = paused["paused"]["by"], paused["paused"]["since"]
-    assert by.startswith("operator ")
+    assert by.endswith(" (cli)")
     again = _run("pools", "pause", "spot").stdout
     assert f"by {by}" in again
     assert "0 requests queued, 0 still running." in again

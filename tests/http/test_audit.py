@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.http.conftest import Api
     from tests.worlds import World
 
-ACTOR = re.compile(r"key default \([0-9a-f]{8}\)")
+ACTOR = re.compile(r"default \(api key [0-9a-f]{8}\)")
 
 
 def _audit(world: World) -> list[tuple[str, str]]:

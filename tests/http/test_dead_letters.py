@@ -135,7 +135,7 @@ def test_filters_select_letters(letters: Letters) -> None:
     ):
         assert letters.ids(query) == expected, query
     (letter,) = letters.page("?state=requeued")["data"]
-    assert letter["ended_by"].startswith("key default (")
+    assert letter["ended_by"].startswith("default (api key ")
     assert letter["ended_at"] >= letter["created_at"]
     assert letters.api("GET", f"/v1/batches/{letter['requeued_as']}").status_code == 200
 

@@ -192,7 +192,7 @@ def test_key_is_created_rotated_revoked_and_shown_once(
     assert first not in log
     assert second not in log
     assert _audit(shared) == [
-        ("portal operator", action) for action in ("key.created", "key.rotated", "key.revoked")
+        ("operator (portal)", action) for action in ("key.created", "key.rotated", "key.revoked")
     ]
     assert visited.problems == []
 

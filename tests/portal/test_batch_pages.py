@@ -131,7 +131,7 @@ def test_matching_batches_are_cancelled_after_confirmation(
             text("SELECT actor FROM audit_log WHERE action = 'batches.cancel' AND subject = :id"),
             {"id": format_batch_id(BatchId(filled))},
         )
-        assert audited.scalar_one() == "portal operator"
+        assert audited.scalar_one() == "operator (portal)"
     assert visited.problems == []
 
 

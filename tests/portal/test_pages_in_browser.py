@@ -183,7 +183,7 @@ def test_pool_is_paused_after_confirmation_and_range_is_in_address(
     page.get_by_role("button", name="Go back").click()
     page.get_by_role("button", name="Pause spot…").click()
     page.get_by_role("button", name="Pause spot", exact=True).click()
-    page.get_by_text(re.compile("^Spot paused since .* by portal operator$")).wait_for()
+    page.get_by_text(re.compile("^Spot paused since .* by operator \\(portal\\)$")).wait_for()
     page.get_by_role("button", name="Resume spot").click()
     page.get_by_text("Spot resumed.").wait_for()
     page.get_by_role("button", name="Pause spot…").wait_for()
@@ -192,7 +192,7 @@ def test_pool_is_paused_after_confirmation_and_range_is_in_address(
             text("SELECT actor, action FROM audit_log WHERE action LIKE 'pool.%' ORDER BY id DESC")
         )
         assert [tuple(row) for row in rows][:2] == [
-            ("portal operator", "pool.resumed"),
-            ("portal operator", "pool.paused"),
+            ("operator (portal)", "pool.resumed"),
+            ("operator (portal)", "pool.paused"),
         ]
     assert visited.problems == []

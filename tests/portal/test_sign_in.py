@@ -48,7 +48,9 @@ def test_viewer_is_not_an_operator() -> None:
 
 def test_session_identifies_principal_until_it_expires() -> None:
     session: dict[str, object] = {"id": "of somebody else"}
-    principal = Principal("key default", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1")
+    principal = Principal(
+        "default (api key 1a2b3c4d)", Role.VIEWER, DEFAULT_TENANT, "key viewer key_1"
+    )
     open_session(session, principal, 60)
     assert principal_of(session) == principal
     assert "id" not in session
@@ -82,6 +84,53 @@ def test_session_ends_when_password_or_role_changes() -> None:
         assert guard(changed, role).ended({credential}) == {credential}
     assert guard(stored).ended({""}) == {""}, "a session without a credential"
     assert SignInGuard([], timer=lambda: 0.0).ended({credential}) == {credential}
+
+
+@pytest.mark.parametrize(
+    ("name", "actor"),
+    [
+        pytest.param("", "operator (portal)", id="none"),
+        pytest.param("Ada Lovelace", "Ada Lovelace (portal)", id="name"),
+        pytest.param("Zo\u00eb \u674e", "Zo\u00eb \u674e (portal)", id="beyond ASCII"),
+        pytest.param("  Ada \t\r\n Lovelace ", "Ada Lovelace (portal)", id="spaces"),
+        pytest.param("Ada\x00\x1b[31m\u202e", "Ada [31m (portal)", id="control characters"),
+        pytest.param("\u200b\u202e \n", "operator (portal)", id="nothing printable"),
+        pytest.param("x" * 63 + " y", "x" * 63 + " (portal)", id="long"),
+        pytest.param("laptop (api key)", "laptop (api key) (portal)", id="a key's name"),
+        pytest.param("<b>Ada</b>", "<b>Ada</b> (portal)", id="markup stays text"),
+    ],
+)
+def test_password_takes_the_name_of_a_person(name: str, actor: str) -> None:
+    guard = SignInGuard([PasswordSignIn(hash_password("right"), Role.OPERATOR)], timer=lambda: 0.0)
+    assert guard.admit("right", "here", name).name == actor
+
+
+def test_api_key_keeps_its_own_name(portal: Portal) -> None:
+    with portal.client(None) as client:
+        client.post("/sign-in", data={"secret": API_KEY, "name": "Ada"})
+        page = client.get("/batches").text
+    assert "Sign out default (api key " in page
+    assert "Ada" not in page
+
+
+def test_name_is_shown_as_text_and_remembered_after_sign_out(portal: Portal) -> None:
+    name = '<i>Ada</i>" onfocus="x'
+    with portal.client(None) as client:
+        response = client.post("/sign-in", data={"secret": PORTAL_PASSWORD, "name": name})
+        (cookie,) = (
+            each.lower()
+            for each in response.headers.get_list("set-cookie")
+            if each.startswith("name=")
+        )
+        assert all(part in cookie for part in ("httponly", "samesite=lax", "path=/sign-in"))
+        page = client.get("/batches").text
+        client.post("/sign-out")
+        again = client.get("/sign-in").text
+    assert "Sign out" in page
+    assert "Ada" in page
+    assert "<i>" not in page
+    assert "Ada" in again
+    assert "<i>" not in again
 
 
 @pytest.fixture
@@ -173,6 +222,7 @@ def test_sign_in_gives_access_until_sign_out(portal: Portal, secret: str, first:
     with portal.client(None) as client:
         response = client.post("/sign-in", data={"secret": secret, "next": "/batches"})
         cookie = response.headers["set-cookie"].lower()
+        assert not cookie.startswith("name=")
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
         assert response.headers["location"] == "/batches"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 OPERATOR = Principal("ops", Role.OPERATOR)
 VIEWER = Principal("viewer", Role.VIEWER)
-OF_TENANT = Principal("key default", Role.OPERATOR, DEFAULT_TENANT)
+OF_TENANT = Principal("default (api key 1a2b3c4d)", Role.OPERATOR, DEFAULT_TENANT)
 
 
 def _run(world: World, sql: str, **parameters: Any) -> None:
