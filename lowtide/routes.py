@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,36 @@ def get_model(call: Call, name: str) -> Response:
         if model.id == name:
             return json_response(model)
     raise NotFound(f"Model {name[:100]!r} not found: see /v1/models.", param="model")
+
+
+def get_usage(call: Call) -> Response:
+    """`GET /v1/usage`: the tenant's use of its limits, its cost this month, paused pools."""
+    usage = call.services.usage.read(call.tenant)
+    month = usage.month
+    limits = {
+        name: types.LimitUse(used=usage.used[name], limit=limit)
+        for name, limit in asdict(usage.limits).items()
+    }
+    body = types.TenantUsage(
+        tenant=usage.tenant,
+        requests_per_minute=limits["requests_per_minute"],
+        active_batches=limits["active_batches"],
+        unfinished_requests=limits["queued_lines"],
+        running_requests=limits["running_lines"],
+        month=types.MonthUse(
+            since=types.unix(month.since),
+            batches=month.batches,
+            requests=month.requests,
+            input_tokens=month.input_tokens,
+            output_tokens=month.output_tokens,
+            costs=[batches_api.cost_object(cost) for cost in month.costs],
+        ),
+        paused_pools=[
+            types.PausedPool(pool=pause.pool.value, since=types.unix(pause.since))
+            for pause in usage.paused
+        ],
+    )
+    return json_response(body)
 
 
 def _models(call: Call) -> list[types.Model]:
@@ -359,6 +390,17 @@ READ = (
         "/v1/models/<path:name>",
         get_model,
         Operation("getModel", "Get a model.", types.Model, errors=(404,)),
+    ),
+    Route(
+        "GET",
+        "/v1/usage",
+        get_usage,
+        Operation(
+            "getUsage",
+            "Get the tenant's use of its limits, its cost this month, and the paused pools.",
+            types.TenantUsage,
+            extension=True,
+        ),
     ),
     Route("GET", "/health/live", live, public=True),
     Route("GET", "/health/ready", ready, public=True),

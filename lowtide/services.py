@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lowtide.search.service import Search
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
+    from lowtide.tenants.usage import UsageStore
 
 
 def line_limits(settings: Settings) -> Limits:
@@ -237,6 +238,13 @@ class Services:
         from lowtide.engines.catalog import ModelCatalog
 
         return ModelCatalog(self._database)
+
+    @cached_property
+    def usage(self) -> UsageStore:
+        """The usage of a tenant: limits, cost, paused pools."""
+        from lowtide.tenants.usage import UsageStore
+
+        return UsageStore(self._database)
 
     @property
     def _requeue_rules(self) -> RequeueRules:

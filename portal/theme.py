@@ -225,6 +225,7 @@ TONES
 .user { max-width: 180px; }
 .zero { color: var(--muted); }
 .nowrap { white-space: nowrap; }
+td .actor { min-width: 9em; }
 .progress { width: 192px; display: flex; flex-direction: column; gap: 6px; }
 .progress-text { display: flex; justify-content: space-between; gap: 8px; }
 .progress-text { white-space: nowrap; }

@@ -143,7 +143,7 @@ def _extension(batch: Batch) -> types.Extension:
         interruptions=batch.interruptions,
         retries=batch.retries,
         escalations=batch.escalations,
-        cost=_cost(batch.cost),
+        cost=cost_object(batch.cost),
         trace_id=None if batch.trace is None else batch.trace.trace_id,
     )
 
@@ -157,7 +157,8 @@ def _risk(risk: Risk) -> types.Risk:
     )
 
 
-def _cost(cost: Cost) -> types.Cost:
+def cost_object(cost: Cost) -> types.Cost:
+    """Return a cost, rounded."""
     return types.Cost(
         currency=cost.currency,
         spot=round(cost.spot, _DIGITS),

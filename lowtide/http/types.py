@@ -237,6 +237,47 @@ class BatchPage(msgspec.Struct, kw_only=True):
     object: Literal["list"] = "list"
 
 
+class LimitUse(msgspec.Struct, kw_only=True):
+    """The use of a limit; `limit` is null if there is none, `used` if it is then not counted."""
+
+    used: int | None
+    limit: int | None
+
+
+class MonthUse(msgspec.Struct, kw_only=True):
+    """Totals of the batches that ended since `since`, or are active; a cost for each currency.
+
+    `since` is the start of the month in UTC. Costs are at the prices stored with each batch.
+    """
+
+    since: Seconds
+    batches: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    costs: list[Cost]
+
+
+class PausedPool(msgspec.Struct, kw_only=True):
+    """A paused pool: its workers claim no requests."""
+
+    pool: Literal["spot", "dedicated"]
+    since: Seconds
+
+
+class TenantUsage(msgspec.Struct, kw_only=True):
+    """A tenant's use of its limits, this month's cost, and the pools that are paused now."""
+
+    tenant: str
+    requests_per_minute: LimitUse
+    active_batches: LimitUse
+    unfinished_requests: LimitUse
+    running_requests: LimitUse
+    month: MonthUse
+    paused_pools: list[PausedPool]
+    object: Literal["usage"] = "usage"
+
+
 class Model(msgspec.Struct, kw_only=True):
     """A model that a worker's engine serves or served."""
 

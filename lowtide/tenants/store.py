@@ -40,19 +40,28 @@ SELECT count(*) AS batches, coalesce(sum(CASE
 FROM batch_states b LEFT JOIN files f ON f.id = b.input_file_id
 WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
 """
-
-
-_LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}
-TENANT_COLUMNS = ", ".join(("id", "name", "weight", *_LIMIT_COLUMNS, "created_at"))
+# Use of the limits of a row `t` of tenants, and its tables.
+METERS = """open.batches AS active_batches, open.lines AS open_lines, held.running,
+  CASE WHEN t.max_requests_per_minute IS NOT NULL THEN greatest(0, coalesce(rate.used
+    - t.max_requests_per_minute * extract(epoch FROM now() - rate.at) / 60, 0)) END AS requests"""
+METERED = f"""
+CROSS JOIN LATERAL ({USE.replace(":tenant", "t.id")}) open
+CROSS JOIN LATERAL (
+  SELECT count(*) AS running FROM claims
+  WHERE tenant_id = t.id AND pool IN ('spot', 'dedicated')) held
+LEFT JOIN request_rates rate ON rate.tenant_id = t.id
+"""  # noqa: S608
+LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}
+TENANT_COLUMNS = ", ".join(("id", "name", "weight", *LIMIT_COLUMNS, "created_at"))
 _LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
 _LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
 _ADD = text(f"""
 INSERT INTO tenants ({TENANT_COLUMNS})
-VALUES (:id, :name, :weight, {", ".join(f":{column}" for column in _LIMIT_COLUMNS)}, :created_at)
+VALUES (:id, :name, :weight, {", ".join(f":{column}" for column in LIMIT_COLUMNS)}, :created_at)
 ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
 _CHANGE = text(f"""
-UPDATE tenants SET weight = :weight, {", ".join(f"{column} = :{column}" for column in _LIMIT_COLUMNS)}
+UPDATE tenants SET weight = :weight, {", ".join(f"{column} = :{column}" for column in LIMIT_COLUMNS)}
 WHERE id = :id
 """)  # noqa: S608
 
@@ -154,30 +163,28 @@ def _format_value(value: object) -> str:
 
 
 def _values(tenant: Tenant) -> dict[str, object]:
-    limits = {column: getattr(tenant.limits, name) for column, name in _LIMIT_COLUMNS.items()}
+    limits = {column: getattr(tenant.limits, name) for column, name in LIMIT_COLUMNS.items()}
     return {"id": tenant.id, "weight": tenant.weight, **limits}
 
 
 def tenant_of(row: Any) -> Tenant:
     """Return the tenant in a row of `tenants`."""
-    limits = {name: getattr(row, column) for column, name in _LIMIT_COLUMNS.items()}
-    return Tenant(TenantId(row.id), row.name, row.weight, TenantLimits(**limits), row.created_at)
+    return Tenant(TenantId(row.id), row.name, row.weight, limits_of(row), row.created_at)
+
+
+def limits_of(row: Any) -> TenantLimits:
+    """Return the limits in a row of `tenants`."""
+    return TenantLimits(**{name: getattr(row, column) for column, name in LIMIT_COLUMNS.items()})
 
 
 PAGE = f"""
-SELECT t.*, open.batches AS active_batches, open.lines AS open_lines, held.running, day.*,
-  CASE WHEN t.max_requests_per_minute IS NOT NULL THEN greatest(0, coalesce(rate.used
-    - t.max_requests_per_minute * extract(epoch FROM now() - rate.at) / 60, 0)) END AS requests
-FROM (
+SELECT t.*, {METERS}, day.* FROM (
   SELECT {TENANT_COLUMNS} FROM tenants
   WHERE (cast(:text AS text) IS NULL OR strpos(name, :text) > 0)
     AND (cast(:after AS text) IS NULL OR name > :after)
   ORDER BY name LIMIT :limit
 ) t
-CROSS JOIN LATERAL ({USE.replace(":tenant", "t.id")}) open
-CROSS JOIN LATERAL (
-  SELECT count(*) AS running FROM claims
-  WHERE tenant_id = t.id AND pool IN ('spot', 'dedicated')) held
+{METERED}
 CROSS JOIN LATERAL (
   SELECT count(DISTINCT b.id) AS batches,
     coalesce(sum(w.completed + w.failed), 0)::bigint AS lines,
@@ -193,7 +200,6 @@ CROSS JOIN LATERAL (
       AND status IN ('completed', 'failed', 'expired', 'cancelled')
       AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
   ) b LEFT JOIN LATERAL (SELECT * FROM tallies WHERE batch_id = b.id OFFSET 0) w ON true) day
-LEFT JOIN request_rates rate ON rate.tenant_id = t.id
 ORDER BY t.name
 """  # noqa: S608
 _PAGE = text(PAGE)

@@ -44,24 +44,24 @@ class AuditRow(TypedDict):
 
 _LABELS: Final = {
     "at": "Time",
+    "tenant": "Tenant",
     "actor": "Actor",
     "action": "Action",
     "subject": "Subject",
-    "tenant": "Tenant",
 }
 _CELLS: Final = {
     "at": '<span class="nowrap" :title="props.row.at_utc">{{ props.row.at }}</span>',
-    "actor": '<a class="link break" :href="props.row.by_actor">{{ props.row.actor }}</a>',
+    "tenant": '<span class="user ellipsis" :title="props.row.tenant">{{ props.row.tenant }}</span>',
+    "actor": '<a class="link break actor" :href="props.row.by_actor">{{ props.row.actor }}</a>',
     "action": '<span class="mono small nowrap">{{ props.row.action }}</span>',
     "subject": '<span class="break small">{{ props.row.subject }}</span>'
-    '<a v-if="props.row.batch" class="link small" :href="props.row.batch">View batch</a>',
-    "tenant": '<span class="user ellipsis" :title="props.row.tenant">{{ props.row.tenant }}</span>',
+    '<a v-if="props.row.batch" class="link small nowrap" :href="props.row.batch">View batch</a>',
 }
 _NARROW: Final = f"""
 <div class="batch-item">
   <div class="batch-line">{_CELLS["action"]}<span class="muted small">{_CELLS["at"]}</span></div>
+  <div class="batch-line">{_CELLS["tenant"]}{_CELLS["actor"]}</div>
   {_CELLS["subject"]}
-  <div class="batch-line">{_CELLS["actor"]}{_CELLS["tenant"]}</div>
 </div>
 """
 
@@ -76,7 +76,7 @@ class AuditTable:
             for name, label in _LABELS.items()
         ]
         self._table = ui.table(rows=[], columns=columns, row_key="id").props(
-            'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1000"'
+            'flat wrap-cells hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1000"'
         )
         for name, cell in _CELLS.items():
             self._table.add_slot(

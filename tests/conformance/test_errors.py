@@ -40,6 +40,7 @@ CALLS = [
     ("GET", f"{BATCH}/results"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/any"),
+    ("GET", "/v1/usage"),
 ]
 BY_CALL = pytest.mark.parametrize(
     ("method", "path"), CALLS, ids=[f"{method} {path}" for method, path in CALLS]

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import DEFAULT_TENANT, new_id
+from lowtide.tenants.audit import note
 from lowtide.tenants.callers import Authenticator
 from tests.conftest import API_KEY, PEPPER
 from tests.portal.conftest import VIEWER_PASSWORD
@@ -67,7 +68,7 @@ def populated(shared: Database, portal: Portal) -> Iterator[Portal]:
 def _audit(shared: Database) -> list[tuple[str, str]]:
     with shared.engine("operator").connect() as connection:
         rows = connection.execute(
-            text("SELECT actor, action FROM audit_log WHERE actor LIKE 'portal%' ORDER BY id")
+            text("SELECT actor, action FROM audit_log WHERE actor LIKE '% (portal)' ORDER BY id")
         )
         return [(row.actor, row.action) for row in rows]
 
@@ -248,4 +249,30 @@ def test_hostile_names_are_escaped_and_fit_on_a_phone(
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, path
     assert page.locator("img[src=x]").count() == 0
+    assert visited.problems == []
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_audit_row_fits_on_the_screen_with_its_tenant_second(
+    shared: Database, populated: Portal, visit: Callable[..., Visit], width: int
+) -> None:
+    subject = "batch_" + "0" * 32 + " " + "x" * 300
+    with shared.engine("operator").begin() as connection:
+        note(connection, None, "W" * 64 + " (portal)", "dead_letters.download", [subject])
+        tenant = connection.execute(text("SELECT id FROM tenants WHERE name = 'acme'")).scalar_one()
+        note(connection, tenant, "laptop (api key 1a2b3c4d)", "batches.create", [subject])
+    page = (visited := visit(f"{populated.url}/audit", width=width)).page
+    page.get_by_text("laptop (api key 1a2b3c4d)").first.wait_for()
+    if width > 1000:
+        assert page.locator("thead th").all_inner_texts()[1].strip() == "Tenant"
+    page.get_by_role("link", name="View batch").first.wait_for()
+    page.screenshot(path=f"/tmp/x-people/audit-{width}.png")
+    for link in page.get_by_role("link", name="View batch").all():
+        box = link.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= width
+    assert page.evaluate(
+        "[...document.querySelectorAll('.q-table__middle, body')]"
+        ".every(each => each.scrollWidth <= each.clientWidth)"
+    )
     assert visited.problems == []

@@ -42,6 +42,8 @@ CREATE TABLE tenants (
 {_isolated("tenants", "id")}
 -- The owner creates tenants and keys and runs authenticate(), and FORCE binds the owner too.
 CREATE POLICY owner ON tenants TO CURRENT_USER USING (true);
+GRANT SELECT (id, name, max_requests_per_minute, max_active_batches, max_queued_lines,
+  max_running_lines) ON tenants TO lowtide_api;
 GRANT SELECT ON tenants TO lowtide_worker;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lowtide_operator;
 
@@ -72,7 +74,7 @@ CREATE UNLOGGED TABLE request_rates (
 ) WITH (fillfactor = 50);
 {_isolated("request_rates")}
 CREATE POLICY owner ON request_rates TO CURRENT_USER USING (true);
-GRANT SELECT ON request_rates TO lowtide_operator;
+GRANT SELECT ON request_rates TO lowtide_api, lowtide_operator;
 """
 
 FILES = f"""
@@ -502,7 +504,8 @@ CREATE TABLE paused_pools (
   since timestamptz NOT NULL DEFAULT now(),
   paused_by text NOT NULL
 );
-GRANT SELECT (pool) ON paused_pools TO lowtide_api, lowtide_autoscaler;
+GRANT SELECT (pool, since) ON paused_pools TO lowtide_api;
+GRANT SELECT (pool) ON paused_pools TO lowtide_autoscaler;
 GRANT SELECT ON paused_pools TO lowtide_worker;
 GRANT SELECT, INSERT, DELETE ON paused_pools TO lowtide_operator;
 
