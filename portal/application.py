@@ -24,6 +24,7 @@ from portal.pages import (
     sign_in,
     tenants,
     upload,
+    usage,
 )
 from portal.pulse import PULSE
 from portal.services import add_threads
@@ -114,7 +115,7 @@ def build(watching: Watching, lowtide: App) -> None:
     search.install(api_url=settings.api_url)
     failed.install()
     health.install(watching, api_url=settings.api_url)
-    for page in (tenants, keys, audit):
+    for page in (tenants, keys, audit, usage):
         page.install(watching, api_url=settings.api_url)
 
 

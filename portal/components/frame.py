@@ -44,6 +44,8 @@ PLACES: Final = (
     Place("Tenants", "/tenants", "groups", "t"),
     Place("Health", "/health", "monitor_heart", "h"),
 )
+_OF_TENANT: Final = Place("Usage", "/usage", "data_usage", "s")
+"""A page of one tenant, which operators reach from the tenants page."""
 
 
 SEARCH: Final = "/search"
@@ -62,7 +64,7 @@ def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def navigation(current: str, *, tenant: bool) -> None:
     """Link to every page, or to a tenant's pages; `current` is the path of the open page."""
     with ui.element("nav").classes("places").props('aria-label="Main"'):
-        for place in PLACES:
+        for place in (*PLACES, _OF_TENANT) if tenant else PLACES:
             if tenant and place.path in WHOLE_INSTALLATION:
                 continue
             link = ui.element("a").classes("place").props(f'href="{place.path}"')
@@ -90,7 +92,7 @@ def monitoring() -> None:
 
 
 def _is_current(path: str, current: str) -> bool:
-    if path == "/tenants" and current in ("/keys", "/audit"):
+    if path == "/tenants" and current in ("/keys", "/audit", "/usage"):
         return True
     return current == path or (path != "/" and current.startswith(f"{path}/"))
 

@@ -25,6 +25,7 @@ KEYS: Final = (
     ("g k", "API keys"),
     ("g a", "Audit log"),
     ("g h", "Health"),
+    ("g s", "Usage of your tenant"),
     ("r", "Refresh now"),
     ("t", "Switch theme"),
     ("?", "Show this list"),
@@ -34,7 +35,7 @@ KEYS: Final = (
 _SCRIPT: Final = """
 (() => {
   const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
-    t: "/tenants", k: "/keys", a: "/audit" };
+    t: "/tenants", k: "/keys", a: "/audit", s: "/usage" };
   const presses = { r: "refresh", t: "theme", "?": "help" };
   let wentAt = -Infinity;
   const search = () => {

@@ -43,6 +43,7 @@ class TenantRow(TypedDict):
     since: str
     since_utc: str
     batches: str
+    usage: str
     keys: str
     weight: str
     requests: Meter
@@ -75,6 +76,7 @@ _DAY: Final = (
     '<span class="nowrap">{{ props.row.day }}</span>'
     '<span class="muted small nowrap">{{ props.row.tokens }}</span>'
 )
+_USAGE: Final = '<a class="link small" :href="props.row.usage" :aria-label="`Usage of ${props.row.name}`">Usage</a>'
 _KEYS: Final = '<a class="link small" :href="props.row.keys" :aria-label="`Keys of ${props.row.name}`">Keys</a>'
 _EDIT: Final = (
     '<q-btn class="act" flat dense no-caps label="Edit…" :aria-label="`Edit ${props.row.name}`" '
@@ -105,7 +107,7 @@ def _narrow(edit: str) -> str:
   <div class="figures">{meters}</div>
   <div class="batch-notes"><span class="muted small">last 24 hours</span><span>{{{{ props.row.day }}}}</span>
     <span class="muted">{{{{ props.row.tokens }}}}</span><span>{{{{ props.row.cost }}}}</span></div>
-  <div class="batch-line"><span>{_KEYS}</span>{edit}</div>
+  <div class="batch-line"><span class="links">{_USAGE} · {_KEYS}</span>{edit}</div>
 </div>
 """
 
@@ -122,7 +124,7 @@ class TenantTable:
             if name != "actions" or on_edit is not None
         ]
         cells = {
-            "name": f"{_NAME}{_SINCE}{_KEYS}",
+            "name": f'{_NAME}{_SINCE}<span class="links">{_USAGE} · {_KEYS}</span>',
             **{name: _meter(name) for name in _METERS},
             "day": _DAY,
             "cost": '<span class="nowrap">{{ props.row.cost }}</span>',
@@ -158,6 +160,7 @@ def row_of(priced: PricedUse) -> TenantRow:
         since=absolute(use.tenant.created_at),
         since_utc=utc(use.tenant.created_at),
         batches=f"/batches?{urlencode({'tenant': name})}",
+        usage=f"/usage?{urlencode({'tenant': name})}",
         keys=f"/keys?{urlencode({'tenant': name})}",
         weight=number(use.tenant.weight),
         requests=meter(use.requests, limits.requests_per_minute),
