@@ -25,6 +25,7 @@ from lowtide.cli.stack import (
     running_stack,
     stack_options,
 )
+from lowtide.cli.usage import usage
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -43,6 +44,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(find)
+app.command()(usage)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
 Monitoring = Annotated[

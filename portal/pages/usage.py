@@ -166,7 +166,7 @@ def _meters(meters: dict[str, Meter]) -> None:
     for label, value in meters.items():
         with ui.element("div").classes("meter"):
             ui.label(label).classes("muted small")
-            ui.label(f"{value['used']} {value['limit']}").mark(label)
+            ui.label(_use(value)).mark(label)
             if not value["limited"]:
                 continue
             bar = ui.element("div").classes("bar")
@@ -177,10 +177,17 @@ def _meters(meters: dict[str, Meter]) -> None:
                 ui.element("div").classes(tone).style(f"width: {value['width']}")
 
 
+def _use(meter: Meter) -> str:
+    if meter["limited"]:
+        return f"{meter['used']} {meter['limit']}"
+    return meter["limit"] if meter["used"] == "—" else f"{meter['used']}, {meter['limit']}"
+
+
 def _costs(costs: tuple[Cost, ...]) -> None:
     if not any(cost.all_dedicated for cost in costs):
         ui.label("No cost yet: only accepted results count.").classes("muted")
     for cost in costs:
         if cost.all_dedicated:
-            ui.label(f"{money(cost.total)} {cost.currency}").classes("value").mark("cost")
-            ui.label(cost_note(cost)).classes("muted small")
+            with ui.element("div").classes("stat"):
+                ui.label(f"{money(cost.total)} {cost.currency}").classes("value").mark("cost")
+                ui.label(cost_note(cost)).classes("muted small")

@@ -104,7 +104,7 @@ def test_limits_are_shown_with_their_use(world: World, store: UsageStore) -> Non
     read = store.read(limited)
     assert (read.limits.requests_per_minute, read.limits.running_lines) == (60, 5)
     assert read.used["requests_per_minute"] in range(20, 31)
-    assert read.used | {"requests_per_minute": 0} == {
+    assert {**read.used, "requests_per_minute": 0} == {
         "requests_per_minute": 0,
         "active_batches": 1,
         "queued_lines": 8,
