@@ -1,0 +1,61 @@
+"""`lowtide usage`: use of the tenant's limits, its cost this month, and paused pools."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from lowtide.cli.output import OUT, DataDir, Json, print_json
+from lowtide.cli.stack import Key, Url, api_errors, connect
+
+
+def usage(
+    url: Url = None, key: Key = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Show the tenant's limits and their use, its cost this month, and paused pools."""
+    with api_errors():
+        client = connect(url, key, data_dir)
+        body = client.get("/usage", cast_to=httpx.Response).json()
+    if as_json:
+        print_json(body)
+        return
+    for name, value in _facts(body).items():
+        OUT.print(f"{name:<22}{value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(body: dict[str, Any]) -> dict[str, str]:
+    month = body["month"]
+    return {
+        "tenant": body["tenant"],
+        "requests per minute": _use(body["requests_per_minute"]),
+        "active batches": _use(body["active_batches"]),
+        "unfinished requests": _use(body["unfinished_requests"]),
+        "running requests": _use(body["running_requests"]),
+        "this month": f"{month['requests']:,} requests of {month['batches']:,} batches since "
+        f"{_moment(month['since'])}",
+        "tokens": f"{month['input_tokens']:,} input, {month['output_tokens']:,} output",
+        "cost": "; ".join(map(_cost, month["costs"])) or "none",
+        "paused": ", ".join(
+            f"{pause['pool']} since {_moment(pause['since'])}" for pause in body["paused_pools"]
+        )
+        or "no pool",
+    }
+
+
+def _use(use: dict[str, int | None]) -> str:
+    if use["limit"] is None:
+        return "no limit" if use["used"] is None else f"{use['used']:,}, no limit"
+    return f"{use['used']:,} of {use['limit']:,}"
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    return (
+        f"{cost['total']:.4g} {cost['currency']} (spot {cost['spot']:.4g}, dedicated "
+        f"{cost['dedicated']:.4g}; all on dedicated: {cost['all_dedicated']:.4g})"
+    )
+
+
+def _moment(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
