@@ -188,3 +188,21 @@ def test_cost_is_given_by_pool(server: Server) -> None:
 def test_new_batch_without_dedicated_capacity_is_at_risk(server: Server, own: Own) -> None:
     assert own.stack.settings["LOWTIDE_DEDICATED_REPLICAS"] == "0"
     assert server.create(requests(1))["x_lowtide"]["sla_state"] == "At risk"
+
+
+@proves(
+    Area.BEYOND,
+    "`usage`: use of the tenant's limits, cost and tokens this month, paused pools",
+)
+def test_usage_counts_batches_of_this_month(server: Server) -> None:
+    before = server.json("/v1/usage")["month"]
+    ended = server.finish(server.create(requests(3)))
+    usage = server.json("/v1/usage")
+    assert usage["object"] == "usage"
+    assert usage["month"]["batches"] >= before["batches"] + 1
+    assert usage["month"]["requests"] >= before["requests"] + 3
+    currency = ended["x_lowtide"]["cost"]["currency"]
+    assert currency in [cost["currency"] for cost in usage["month"]["costs"]]
+    for name in ("active_batches", "unfinished_requests", "running_requests"):
+        assert usage[name]["used"] >= 0
+    assert all(set(pause) == {"pool", "since"} for pause in usage["paused_pools"])
