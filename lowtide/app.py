@@ -242,7 +242,7 @@ class App:
             TenantUsageStore(self.database),
             KeyStore(self.database),
             AuditLog(self.database),
-            prices(self.settings),
+            self.settings.currency,
             self.tenancy,
         )
 

@@ -46,8 +46,7 @@ class TenantUse:
     lines: int
     input_tokens: int
     output_tokens: int
-    spot_seconds: float
-    dedicated_seconds: float
+    cost: float
 
 
 def check_name(name: str, param: str) -> str:

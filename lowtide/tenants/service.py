@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from lowtide.core.ids import TenantId
-from lowtide.core.pools import cost_of
 from lowtide.tenants.keys import Rotation, parse_overlap
 from lowtide.tenants.model import Tenant, check_name, differences
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from lowtide.core.ids import KeyId
-    from lowtide.core.pools import Cost, Prices
     from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
     from lowtide.tenants.keys import ApiKey, KeyFilter, KeyMark, KeyStore, TenantKey
     from lowtide.tenants.model import TenantLimits, TenantUse
@@ -135,14 +133,6 @@ def _format_value(value: int | None) -> str:
     return "none" if value is None else f"{value:,}"
 
 
-@dataclass(frozen=True, slots=True)
-class PricedUse:
-    """A tenant's usage and its cost."""
-
-    use: TenantUse
-    cost: Cost
-
-
 class Administration:
     """Installation-wide records; every method raises Forbidden for a principal of one tenant."""
 
@@ -152,14 +142,14 @@ class Administration:
         usage: TenantUsageStore,
         keys: KeyStore,
         log: AuditLog,
-        prices: Prices,
+        currency: str,
         tenancy: Callable[[str], Tenancy],
     ) -> None:
         self._registry = registry
         self._usage = usage
         self._keys = keys
         self._log = log
-        self._prices = prices
+        self.currency = currency
         self._tenancy = tenancy
 
     def names(self, principal: Principal) -> Mapping[TenantId, str]:
@@ -176,15 +166,11 @@ class Administration:
 
     def tenants(
         self, principal: Principal, name: str, *, after: str | None, limit: int
-    ) -> tuple[Sequence[PricedUse], bool]:
+    ) -> tuple[Sequence[TenantUse], bool]:
         """Return up to `limit` tenants after the name `after`, and True if there are more."""
         _require_all(principal)
-        page = self._usage.page(name, after=after, limit=limit + 1)
-        priced = [
-            PricedUse(use, cost_of(use.spot_seconds, use.dedicated_seconds, self._prices))
-            for use in page[:limit]
-        ]
-        return priced, len(page) > limit
+        page = self._usage.page(name, self.currency, after=after, limit=limit + 1)
+        return page[:limit], len(page) > limit
 
     def keys(
         self, principal: Principal, key_filter: KeyFilter, *, after: KeyMark | None, limit: int

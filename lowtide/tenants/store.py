@@ -190,13 +190,14 @@ CROSS JOIN LATERAL (
     coalesce(sum(w.completed + w.failed), 0)::bigint AS lines,
     coalesce(sum(w.input_tokens), 0)::bigint AS input_tokens,
     coalesce(sum(w.output_tokens), 0)::bigint AS output_tokens,
-    coalesce(sum(w.replica_seconds) FILTER (WHERE w.pool = 'spot'), 0) AS spot_seconds,
-    coalesce(sum(w.replica_seconds) FILTER (WHERE w.pool = 'dedicated'), 0) AS dedicated_seconds
+    coalesce(sum(w.replica_seconds / 3600
+      * CASE w.pool WHEN 'spot' THEN b.spot_price ELSE b.dedicated_price END)
+      FILTER (WHERE b.currency = :currency), 0) AS cost
   FROM (
-    SELECT id FROM batches WHERE tenant_id = t.id
+    SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
       AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
     UNION ALL
-    SELECT id FROM batches WHERE tenant_id = t.id
+    SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
       AND status IN ('completed', 'failed', 'expired', 'cancelled')
       AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
   ) b LEFT JOIN LATERAL (SELECT * FROM tallies WHERE batch_id = b.id OFFSET 0) w ON true) day
@@ -211,9 +212,14 @@ class TenantUsageStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def page(self, name: str, *, after: str | None, limit: int) -> Sequence[TenantUse]:
-        """Return up to `limit` tenants after `after` whose name contains `name`, sorted by name."""
-        parameters = {"text": name or None, "after": after, "limit": limit}
+    def page(
+        self, name: str, currency: str, *, after: str | None, limit: int
+    ) -> Sequence[TenantUse]:
+        """Return up to `limit` tenants after `after` whose name contains `name`, sorted by name.
+
+        Costs are those of batches with prices in `currency`.
+        """
+        parameters = {"text": name or None, "currency": currency, "after": after, "limit": limit}
         with begin(self._engine) as connection:
             return [_use(row) for row in connection.execute(_PAGE, parameters)]
 
@@ -230,8 +236,7 @@ def _use(row: Any) -> TenantUse:
         lines=row.lines,
         input_tokens=row.input_tokens,
         output_tokens=row.output_tokens,
-        spot_seconds=row.spot_seconds,
-        dedicated_seconds=row.dedicated_seconds,
+        cost=row.cost,
     )
 
 

@@ -21,7 +21,7 @@ from portal.services import lowtide
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from lowtide.tenants.service import PricedUse
+    from lowtide.tenants.model import TenantUse
     from portal.watching import Watching
 
 
@@ -141,18 +141,18 @@ class TenantTable:
         if on_edit is not None:
             self._table.on("edit", lambda event: on_edit(str(event.args)))
 
-    def show(self, tenants: Sequence[PricedUse]) -> None:
+    def show(self, tenants: Sequence[TenantUse]) -> None:
         """Show these tenants; nothing is sent while they stay the same."""
-        rows = [row_of(priced) for priced in tenants]
+        rows = [row_of(use) for use in tenants]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
         self._table.set_visibility(bool(rows))
 
 
-def row_of(priced: PricedUse) -> TenantRow:
+def row_of(use: TenantUse) -> TenantRow:
     """Return the table row of a tenant."""
-    use, limits = priced.use, priced.use.tenant.limits
+    limits = use.tenant.limits
     name = use.tenant.name
     tokens = number(use.input_tokens + use.output_tokens)
     return TenantRow(
@@ -169,7 +169,7 @@ def row_of(priced: PricedUse) -> TenantRow:
         running=meter(use.running_lines, limits.running_lines),
         day=counted(use.lines, "request"),
         tokens=f"{tokens} tokens",
-        cost=f"{money(priced.cost.total)} {priced.cost.currency}",
+        cost=f"{money(use.cost)} {lowtide().administration.currency}",
     )
 
 
@@ -195,7 +195,7 @@ def install(watching: Watching, *, api_url: str) -> None:
         await TenantsPage(watching.poller, watching.readings, query).open(api_url)
 
 
-class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
+class TenantsPage(ListPage[TenantQuery, "TenantUse"]):
     """An open tenants page."""
 
     TITLE = "Tenants"
@@ -217,27 +217,27 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
     def table(self) -> None:
         """Build the list."""
         self._table = TenantTable(self._edit if self.principal.may_act else None)
-        self._items: Sequence[PricedUse] = ()
+        self._items: Sequence[TenantUse] = ()
         ui.label(
             "Unfinished requests have no result yet. Requests, tokens and cost of the last 24 hours are "
             "those of batches that ended in that time or are still active."
         ).classes("muted small table-note")
 
-    def reader(self) -> Callable[[], Listed[PricedUse]]:
+    def reader(self) -> Callable[[], Listed[TenantUse]]:
         """Return a function that reads the page."""
         principal, query, admin = self.principal, self.query, lowtide().administration
         return lambda: Listed(
             *admin.tenants(principal, query.text, after=query.after or None, limit=PAGE_SIZE)
         )
 
-    def show(self, listed: Listed[PricedUse]) -> None:
+    def show(self, listed: Listed[TenantUse]) -> None:
         """Show these tenants."""
         self._items = listed.items
         self._table.show(listed.items)
 
-    def mark(self, item: PricedUse) -> str:
+    def mark(self, item: TenantUse) -> str:
         """Return the tenant's name."""
-        return item.use.tenant.name
+        return item.tenant.name
 
     async def _search(self, text: str) -> None:
         await self.narrow(replace(self.query, text=text))
@@ -254,6 +254,6 @@ class TenantsPage(ListPage[TenantQuery, "PricedUse"]):
         except LowtideError as error:
             ui.notify(error.message, type="negative")
             return
-        by_name = {priced.use.tenant.name: priced.use.tenant for priced in self._items}
+        by_name = {use.tenant.name: use.tenant for use in self._items}
         if name is None or name in by_name:
             TenantForm(None if name is None else by_name[name], defaults, self.reload)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT, TenantId, new_id, now
-from lowtide.core.pools import Pool, Prices
+from lowtide.core.pools import Pool
 from lowtide.database.connections import connect
 from lowtide.local.files import SUPERUSER
 from lowtide.tenants import audit, keys
@@ -81,7 +81,7 @@ def admin(operator: Engine) -> Administration:
         TenantUsageStore(operator),
         KeyStore(operator),
         AuditLog(operator),
-        Prices(1.0, 3.0, "USD"),
+        "USD",
         tenancy,
     )
 
@@ -95,6 +95,8 @@ def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Admi
     acme_claims = [claim for claim in claims if world.row(claim.batch).tenant_id == acme.id]
     world.queue.settle(lease, [done(claim) for claim in acme_claims[:2]], [])
     world.run("UPDATE tallies SET replica_seconds = 3600 WHERE tenant_id = :id", id=acme.id)
+    prices = "UPDATE batches SET spot_price = 7, currency = :currency WHERE tenant_id = :id"
+    _run(world, prices, id=acme.id, currency=admin.currency)
     _run(world, "INSERT INTO request_rates VALUES (:id, 30, now() - interval '20 s')", id=acme.id)
     ended = world.batch(2, tenant=acme.id)
     old = world.batch(1, tenant=acme.id)
@@ -106,19 +108,18 @@ def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Admi
         old=old,
         new=ended,
     )
-    (priced_acme, priced_default), more = admin.tenants(OPERATOR, "", after=None, limit=9)
-    usage = priced_acme.use
+    (usage, default), more = admin.tenants(OPERATOR, "", after=None, limit=9)
     assert not more
-    assert (usage.tenant, priced_default.use.tenant.name) == (acme, "default")
+    assert (usage.tenant, default.tenant.name) == (acme, "default")
     assert (usage.active_batches, usage.waiting_lines, usage.running_lines) == (1, 0, 3)
     assert (usage.batches, usage.lines) == (2, 2)
     assert (usage.input_tokens > 0, usage.output_tokens > 0) == (True, True)
     assert usage.requests == pytest.approx(10, abs=1)
-    assert priced_acme.cost.total == 1.0
+    assert usage.cost == 7.0, "at the price stored with the batch"
     assert (
-        priced_default.use.running_lines,
-        priced_default.use.lines,
-        priced_default.use.requests,
+        default.running_lines,
+        default.lines,
+        default.requests,
     ) == (4, 0, None)
 
 
@@ -129,7 +130,7 @@ def test_tenants_are_searched_and_paged(admin: Administration) -> None:
 
     def names(text: str, after: str | None, limit: int = 9) -> tuple[list[str], bool]:
         tenants, more = admin.tenants(OPERATOR, text, after=after, limit=limit)
-        return [priced.use.tenant.name for priced in tenants], more
+        return [use.tenant.name for use in tenants], more
 
     assert names("acme", None, 2) == (["acme-1", "acme-2"], True)
     assert names("acme", "acme-2", 2) == (["lacme"], False)
@@ -261,7 +262,7 @@ SELECT t.id, 'key of ' || t.name, CASE WHEN mod(n, 997) = 0 THEN 'key.created'
 FROM tenants t, generate_series(1, 100) n
 """
 FILLED = "tenants, batches, tallies, api_keys, audit_log"
-_PAGE_OF_USE = {"text": None, "after": "tenant-00500", "limit": 51}
+_PAGE_OF_USE = {"text": None, "currency": "USD", "after": "tenant-00500", "limit": 51}
 _ENTRIES = {"actor": None, "action": None, "tenant": None, "after": 50_000, "limit": 51}
 _KEYS: dict[str, Any] = {
     "text": None, "after": "ffffffff-ffff-ffff-ffff-ffffffffffff", "created_at": "2100-01-01",
