@@ -155,3 +155,7 @@ def test_month_reads_ended_batches_by_index(world: World) -> None:
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     assert {"batches_ended_of_tenant", "batches_active_of_tenant", "tallies_pkey"} <= used
     assert not [node for node in nodes if node["Node Type"] == "Sort"]
+    conditions = [
+        node["Index Cond"] for node in nodes if node.get("Index Name") == "batches_ended_of_tenant"
+    ]
+    assert all("date_trunc" in condition for condition in conditions), "bounded by the month"
