@@ -19,6 +19,7 @@ from lowtide.http import types
 from lowtide.http.application import Application, json_response
 from lowtide.http.operations import Operation, Parameter, Route
 from lowtide.search import api as search_api
+from lowtide.reruns import api as reruns_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -221,6 +222,7 @@ CREATE_BATCH = (
         ),
     ),
     *dead_letters_api.CHANGE,
+    *reruns_api.CREATE,
 )
 
 CANCEL_BATCH = (
@@ -358,6 +360,7 @@ READ = (
         ),
     ),
     *dead_letters_api.READ,
+    *reruns_api.READ,
     Route(
         "GET",
         "/v1/search",

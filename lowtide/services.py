@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.service import Batches, Requests
     from lowtide.core.pools import Prices
-    from lowtide.dead_letters.requeue import Requeuer, RequeueRules
+    from lowtide.dead_letters.copies import Copies
+    from lowtide.dead_letters.requeue import Requeuer
     from lowtide.dead_letters.service import DeadLetters
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lowtide.objects.store import ObstoreObjects
     from lowtide.planning.demand import Capacity, PoolScale
     from lowtide.search.service import Search
+    from lowtide.reruns.service import Reruns
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.usage import UsageStore
@@ -201,7 +203,7 @@ class Services:
             DeadLetterStore(self._database),
             RequeueStore(self._database),
             self._objects(),
-            max_letters=self._requeue_rules.most,
+            max_letters=self._max_letters,
         )
 
     @cached_property
@@ -210,18 +212,32 @@ class Services:
         from lowtide.dead_letters.requeue import Requeuer
         from lowtide.dead_letters.requeue_store import RequeueStore
         from lowtide.dead_letters.store import DeadLetterStore
-        from lowtide.files.store import FileStore
 
         return Requeuer(
             DeadLetterStore(self._database),
             RequeueStore(self._database),
+            self._copies,
+            self._publisher,
+            max_letters=self._max_letters,
+        )
+
+    @cached_property
+    def reruns(self) -> Reruns:
+        """The service that runs a batch's failed requests again, and streams their inputs."""
+        from lowtide.batches.store import BatchStore
+        from lowtide.dead_letters.store import DeadLetterStore
+        from lowtide.files.store import FileStore
+        from lowtide.reruns.service import Reruns
+        from lowtide.reruns.store import RerunStore
+
+        return Reruns(
+            RerunStore(self._database),
+            DeadLetterStore(self._database),
+            BatchStore(self._database),
             FileStore(self._database),
             self._objects(),
+            self._copies,
             self._publisher,
-            self._requeue_rules,
-            new_id=new_id,
-            clock=now,
-            tracer=self._tracer,
         )
 
     @cached_property
@@ -247,21 +263,34 @@ class Services:
         return UsageStore(self._database)
 
     @property
-    def _requeue_rules(self) -> RequeueRules:
-        """The limits of a requeue; all its letters must fit into one new batch."""
+    def _max_letters(self) -> int:
+        """The max number of letters of one requeue: they must fit into one new batch."""
         from lowtide.dead_letters.model import MAX_LETTERS
-        from lowtide.dead_letters.requeue import RequeueRules
+
+        return min(MAX_LETTERS, self._settings.max_batch_lines)
+
+    @cached_property
+    def _copies(self) -> Copies:
+        from lowtide.dead_letters.copies import Copies, CopyRules
+        from lowtide.files.store import FileStore
 
         settings = self._settings
         replicas = {Pool.SPOT: settings.spot_replicas, Pool.DEDICATED: settings.dedicated_replicas}
-        return RequeueRules(
-            most=min(MAX_LETTERS, settings.max_batch_lines),
+        rules = CopyRules(
             shortest_window=settings.shortest_window,
             longest_window=settings.longest_window,
             file_expiry=settings.file_expiry,
             prices=self.prices,
             closed=frozenset(pool for pool, count in replicas.items() if not count),
             admission=self._admission,
+        )
+        return Copies(
+            FileStore(self._database),
+            self._objects(),
+            rules,
+            new_id=new_id,
+            clock=now,
+            tracer=self._tracer,
         )
 
     @property

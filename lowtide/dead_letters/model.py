@@ -28,6 +28,8 @@ MESSAGE_LENGTH: Final = 200
 
 SOURCE_KEY: Final = "dead_letters_of"
 """The metadata key under which a batch of dead letters names its source batch."""
+RERUN_KEY: Final = "rerun_of"
+"""The metadata key under which a batch of failed requests names their batch."""
 _MAX_METADATA = 16
 
 
@@ -206,13 +208,15 @@ def in_blocks(
         yield block
 
 
-def requeue_metadata(source: Source) -> dict[str, str]:
-    """Return the metadata of a batch of dead letters: its source's, and the source's id."""
+def copy_metadata(source: Source, key: str) -> dict[str, str]:
+    """Return the metadata of a batch of copies: its source's, and under `key` the source's id."""
     metadata = {
-        name: value for name, value in (source.metadata or {}).items() if name != SOURCE_KEY
+        name: value
+        for name, value in (source.metadata or {}).items()
+        if name not in (SOURCE_KEY, RERUN_KEY)
     }
     inherited = dict(list(metadata.items())[: _MAX_METADATA - 1])
-    return inherited | {SOURCE_KEY: format_batch_id(source.batch)}
+    return inherited | {key: format_batch_id(source.batch)}
 
 
 def requeue_filename(source: BatchId) -> str:

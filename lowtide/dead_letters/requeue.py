@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lowtide.batches.model import NewBatch
-from lowtide.core.durations import parse_window
 from lowtide.core.errors import Conflict, LowtideError, Unavailable, check_key_digest
-from lowtide.core.ids import BatchId, FileId
 from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import (
+    SOURCE_KEY,
     LetterFilter,
     Requeued,
     by_batch,
+    copy_metadata,
     requeue_filename,
-    requeue_metadata,
 )
-from lowtide.dead_letters.service import input_blocks, input_gone, select
-from lowtide.events.model import EventType, batch_event
-from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
-from lowtide.telemetry.tracing import TENANT, UNTRACED
+from lowtide.dead_letters.service import input_gone, select
+from lowtide.telemetry.tracing import TENANT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
-    from uuid import UUID
+    from collections.abc import Mapping, Sequence
 
-    from lowtide.batches.admission import AdmissionPolicy
-    from lowtide.core.ids import TenantId
-    from lowtide.core.pools import Prices
+    from lowtide.batches.model import NewBatch
+    from lowtide.core.ids import BatchId, TenantId
+    from lowtide.dead_letters.copies import Copies
     from lowtide.dead_letters.model import LetterId, LetterLocation, Selection, Source
     from lowtide.dead_letters.requeue_store import RequeueStore
     from lowtide.dead_letters.store import DeadLetterStore
     from lowtide.events.publisher import Publisher
-    from lowtide.files.store import FileStore
-    from lowtide.objects.store import ObjectStore
-    from lowtide.telemetry.tracing import Tracer
+    from lowtide.files.model import StoredFile
 
 
 _TRIES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class RequeueRules:
-    """The limits of one call: at most `most` letters; windows and file expiry in seconds.
-
-    New batches have these `prices`. `closed` pools have no replicas. Without `admission` deadlines are not checked.
-    """
-
-    most: int
-    shortest_window: int
-    longest_window: int
-    file_expiry: int
-    prices: Prices
-    closed: frozenset[Pool] = frozenset()
-    admission: AdmissionPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +76,16 @@ class Requeuer:
         self,
         letters: DeadLetterStore,
         requeues: RequeueStore,
-        files: FileStore,
-        objects: ObjectStore,
+        copies: Copies,
         publisher: Publisher,
-        rules: RequeueRules,
         *,
-        new_id: Callable[[], UUID],
-        clock: Callable[[], datetime],
-        tracer: Tracer = UNTRACED,
+        max_letters: int,
     ) -> None:
         self._letters = letters
         self._requeues = requeues
-        self._files = files
-        self._objects = objects
+        self._copies = copies
         self._publisher = publisher
-        self._rules = rules
-        self._new_id = new_id
-        self._clock = clock
-        self._tracer = tracer
+        self._max_letters = max_letters
 
     def requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         """Requeue open letters; letters requeued before are not requeued again.
@@ -128,18 +94,20 @@ class Requeuer:
         over a tenant's limit, Unavailable while other calls change the same letters, or Conflict if
         an input file is gone, the pool has no replicas, or strict admission rejects the deadline.
         """
-        with self._tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
+        with self._copies.tracer.span("requeue dead letters", attributes={TENANT: str(tenant)}):
             return self._requeue(tenant, request)
 
     def _requeue(self, tenant: TenantId, request: RequeueRequest) -> RequeueOutcome:
         if request.completion_window is not None:
-            self._window(request.completion_window)
+            self._copies.rules.window(request.completion_window)
         for _ in range(_TRIES):
             earlier = self._earlier(tenant, request)
             if earlier:
                 unchanged = sum(each.letters for each in earlier)
                 return RequeueOutcome(0, unchanged, 0, tuple(earlier))
-            selection = select(self._requeues, tenant, request.wanted, max_letters=self._rules.most)
+            selection = select(
+                self._requeues, tenant, request.wanted, max_letters=self._max_letters
+            )
             letters = by_batch(selection.open)
             sources = self._sources(tenant, letters)
             if request.dry_run or not letters:
@@ -161,10 +129,11 @@ class Requeuer:
 
     def _check_pool(self, pool: Pool) -> None:
         """Raise Conflict for a pool without replicas, in which requests would never run."""
-        if pool not in self._rules.closed:
+        closed = self._copies.rules.closed
+        if pool not in closed:
             return
         setting = f"LOWTIDE_{pool.upper()}_REPLICAS"
-        others = [f"requeue to {other}, or " for other in Pool if other not in self._rules.closed]
+        others = [f"requeue to {other}, or " for other in Pool if other not in closed]
         raise Conflict(
             f"These requests would never run in {pool} because {setting} is 0: "
             f"{''.join(others)}set it to 1 or more.",
@@ -192,99 +161,38 @@ class Requeuer:
         moves: list[tuple[NewBatch, StoredFile, Sequence[LetterLocation]]] = []
         try:
             for batch, places in letters.items():
-                file = self._write(tenant, sources[batch], places)
-                moves.append((self._batch(tenant, sources[batch], file, request), file, places))
-            events = [
-                batch_event(self._new_id(), EventType.BATCH_CREATED, tenant, new.id, new.trace)
-                for new, _, _ in moves
-            ]
+                source = sources[batch]
+                file = self._copies.write(
+                    tenant, source, [places], filename=requeue_filename(batch)
+                )
+                new = self._copies.batch(
+                    source,
+                    file,
+                    window=request.completion_window,
+                    metadata=copy_metadata(source, SOURCE_KEY),
+                    pool=request.pool,
+                )
+                moves.append((new, file, places))
+            events = [self._copies.event(new) for new, _, _ in moves]
             is_requeued = self._requeues.requeue(
                 moves,
                 events,
                 actor=request.actor,
                 key=request.idempotency_key,
                 digest=request.idempotency_digest,
-                policy=self._rules.admission,
+                policy=self._copies.rules.admission,
             )
         except LowtideError as error:
             # Unavailable may hide a successful commit: the scheduler deletes the files if they are
             # still orphans.
             if not isinstance(error, Unavailable):
-                self._remove(tenant, moves)
+                self._copies.remove(tenant, [file for _, file, _ in moves])
             raise
         if not is_requeued:
-            self._remove(tenant, moves)
+            self._copies.remove(tenant, [file for _, file, _ in moves])
             return None
         self._publisher.publish(events)
         return [Requeued(places[0].batch, new.id, len(places)) for new, _, places in moves]
-
-    def _write(
-        self, tenant: TenantId, source: Source, places: Sequence[LetterLocation]
-    ) -> StoredFile:
-        """Write requests to a new input file; raises Conflict if their source file is gone."""
-        now = self._clock()
-        file = FileId(self._new_id())
-        key = object_key(file)
-        sha256, size = hashlib.sha256(), 0
-        self._files.expect(tenant, key)
-        with self._objects.open_writer(key) as writer:
-            for block in input_blocks(self._objects, source, places):
-                sha256.update(block)
-                size += len(block)
-                writer.write(block)
-        return StoredFile(
-            id=file,
-            tenant=tenant,
-            purpose=Purpose.BATCH,
-            filename=requeue_filename(source.batch),
-            size=size,
-            lines=len(places),
-            sha256=sha256.digest(),
-            object_key=key,
-            status=FileStatus.PROCESSED,
-            status_details=None,
-            created_at=now,
-            endpoint=source.endpoint,
-            expires_at=now + timedelta(seconds=self._rules.file_expiry),
-            trace=self._tracer.current(),
-        )
-
-    def _batch(
-        self, tenant: TenantId, source: Source, file: StoredFile, request: RequeueRequest
-    ) -> NewBatch:
-        now = self._clock()
-        window = request.completion_window or source.completion_window
-        return NewBatch(
-            id=BatchId(self._new_id()),
-            tenant=tenant,
-            user=source.user,
-            input_file=file.id,
-            endpoint=source.endpoint,
-            completion_window=window,
-            created_at=now,
-            deadline=now + self._window(window),
-            metadata=requeue_metadata(source),
-            idempotency_key=None,
-            prices=self._rules.prices,
-            output_expires_after=source.output_expires_after,
-            pool=request.pool,
-            trace=self._tracer.current(),
-        )
-
-    def _window(self, text: str) -> timedelta:
-        return parse_window(
-            text,
-            shortest=timedelta(seconds=self._rules.shortest_window),
-            longest=timedelta(seconds=self._rules.longest_window),
-        )
-
-    def _remove(
-        self, tenant: TenantId, moves: Sequence[tuple[NewBatch, StoredFile, object]]
-    ) -> None:
-        """Delete files that no batch reads."""
-        self._objects.delete([file.object_key for _, file, _ in moves])
-        for _, file, _ in moves:
-            self._files.removed(tenant, file.object_key)
 
 
 def _outcome(selection: Selection, changed: Sequence[Requeued]) -> RequeueOutcome:

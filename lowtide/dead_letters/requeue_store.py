@@ -223,6 +223,11 @@ def _is_key_used(connection: Connection, tenant: TenantId, key: str) -> bool:
     return connection.execute(_UNDER_KEY, {"tenant": tenant, "key": key}).first() is not None
 
 
+def lock_letters(connection: Connection, batch: BatchId) -> None:
+    """Make other transactions that end letters of this batch wait for this one."""
+    connection.execute(_LOCK, {"key": f"dead letters {batch}"})
+
+
 def _mark(
     connection: Connection,
     tenant: TenantId,
@@ -235,7 +240,7 @@ def _mark(
     digest: bytes | None = None,
 ) -> int:
     """Mark open letters of a batch as requeued into `target`, or as discarded; return how many."""
-    connection.execute(_LOCK, {"key": f"dead letters {source}"})
+    lock_letters(connection, source)
     state = LetterState.DISCARDED if target is None else LetterState.REQUEUED
     parameters = {
         "tenant": tenant,

@@ -248,7 +248,7 @@ def _verified(place: LetterLocation, pieces: Iterable[bytes]) -> Iterator[bytes]
 def _input_corrupt(batch: BatchId) -> Conflict:
     return Conflict(
         f"The input file of {format_batch_id(batch)} differs from the upload: its object was changed "
-        "or damaged. Upload the requests of its dead letters again and discard these.",
+        "or damaged. Restore the object, or upload these requests again.",
         param="batch_id",
         code="input_corrupt",
     )
@@ -265,11 +265,11 @@ def _line_in_pieces(objects: ObjectStore, source: Source, place: LetterLocation)
 
 
 def input_gone(batches: Sequence[BatchId]) -> Conflict:
-    """Return the error for letters whose input file is gone."""
+    """Return the error for requests whose input file is gone."""
     names = ", ".join(format_batch_id(batch) for batch in batches)
     return Conflict(
-        f"The input file of {names} was deleted or has expired, and with it the inputs of its dead "
-        "letters: exclude or discard them.",
+        f"The input file of {names} was deleted or has expired, and with it the inputs of these "
+        "requests: exclude them, or upload them again.",
         param="batch_id",
         code="input_file_gone",
     )

@@ -17,6 +17,7 @@ from lowtide.dead_letters.model import LetterFilter, LetterState
 from lowtide.dead_letters.store import matches
 from lowtide.local.database import engine as admin_engine
 from lowtide.local.files import SUPERUSER
+from lowtide.reruns import store as rerun_store
 from tests.plans import executed_nodes, plan_nodes
 from tests.worlds import World, emptied
 
@@ -259,3 +260,17 @@ def test_answers_query_uses_primary_keys(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, dead_letters_store.ANSWERS, **values)
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     assert used == {"requests_pkey", "results_pkey"}
+
+
+@pytest.mark.parametrize("role", ["operator", "api"])
+@pytest.mark.parametrize("after", [0, 500])
+def test_failed_requests_of_batch_are_looked_up(loaded: World, role: str, after: int) -> None:
+    values = {"batch": _any_batch(loaded), "after": after, "failed": True, "limit": 1000}
+    values["dropped"] = ["expired", "cancelled"]
+    engine = loaded.database.engine(role)
+    nodes = plan_nodes(engine, rerun_store.PAGE, **values)
+    assert (
+        not {node.get("Relation Name") for node in nodes if node["Node Type"] == "Seq Scan"} & BIG
+    )
+    used = {node.get("Index Name") for node in nodes}
+    assert used >= {"results_pkey", "requests_pkey", "dead_letters_pkey"}

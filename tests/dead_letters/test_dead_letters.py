@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lowtide.core.ids import BatchId, format_batch_id
 from lowtide.dead_letters.model import (
+    SOURCE_KEY,
     LetterFilter,
     LetterLocation,
     LetterState,
@@ -17,10 +18,10 @@ from lowtide.dead_letters.model import (
     Selection,
     Source,
     by_batch,
+    copy_metadata,
     in_blocks,
     of_few_sources,
     requeue_filename,
-    requeue_metadata,
 )
 
 FIRST, SECOND = (BatchId(UUID(int=number)) for number in (1, 2))
@@ -42,17 +43,19 @@ def _places(*batches: BatchId) -> list[LetterLocation]:
         pytest.param(None, {}, id="none"),
         pytest.param({"team": "harbour"}, {"team": "harbour"}, id="some"),
         pytest.param(
-            {"dead_letters_of": "batch_x", "a": "b"}, {"a": "b"}, id="letters of a requeue"
+            {"dead_letters_of": "batch_x", "rerun_of": "batch_y", "a": "b"},
+            {"a": "b"},
+            id="copies of copies",
         ),
         pytest.param({str(n): "v" for n in range(16)}, {str(n): "v" for n in range(15)}, id="full"),
     ],
 )
-def test_requeue_metadata_keeps_fields_and_names_source(
+def test_metadata_of_copies_keeps_fields_and_names_source(
     metadata: dict[str, str] | None, kept: dict[str, str]
 ) -> None:
-    metadata_of_requeue = requeue_metadata(_source(metadata))
-    assert metadata_of_requeue == kept | {"dead_letters_of": format_batch_id(FIRST)}
-    assert len(metadata_of_requeue) <= 16
+    copied = copy_metadata(_source(metadata), SOURCE_KEY)
+    assert copied == kept | {"dead_letters_of": format_batch_id(FIRST)}
+    assert len(copied) <= 16
 
 
 def test_requeue_file_is_named_after_source() -> None:

@@ -23,8 +23,9 @@ from lowtide.core.errors import (
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format_batch_id, new_id, now
 from lowtide.core.pools import Pool
 from lowtide.dead_letters import service as dead_letters_service
+from lowtide.dead_letters.copies import Copies, CopyRules
 from lowtide.dead_letters.model import LetterFilter, LetterId
-from lowtide.dead_letters.requeue import Requeuer, RequeueRequest, RequeueRules
+from lowtide.dead_letters.requeue import Requeuer, RequeueRequest
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.service import Content, DeadLetters
 from lowtide.dead_letters.store import DeadLetterStore
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 from tests.worlds import PRICES
 
 CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
-RULES = RequeueRules(
-    most=50_000, shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES
+RULES = CopyRules(
+    shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES
 )
 
 
@@ -57,7 +58,8 @@ class DeadLetterServices:
     world: World
     store: ObstoreObjects = field(default_factory=lambda: ObstoreObjects("memory://"))
     sink: Sink = field(default_factory=Sink)
-    rules: RequeueRules = RULES
+    rules: CopyRules = RULES
+    max_letters: int = 50_000
 
     def __post_init__(self) -> None:
         self.requeues = RequeueStore(self.world.api)
@@ -65,15 +67,12 @@ class DeadLetterServices:
         self.requeuer = Requeuer(
             DeadLetterStore(self.world.api),
             self.requeues,
-            self.world.files,
-            self.store,
+            Copies(self.world.files, self.store, self.rules, new_id=new_id, clock=now),
             self.publisher,
-            self.rules,
-            new_id=new_id,
-            clock=now,
+            max_letters=self.max_letters,
         )
         self.letters = DeadLetters(
-            DeadLetterStore(self.world.api), self.requeues, self.store, max_letters=self.rules.most
+            DeadLetterStore(self.world.api), self.requeues, self.store, max_letters=self.max_letters
         )
 
     def batch(
@@ -576,7 +575,7 @@ def test_request_that_is_no_dead_letter_is_not_found(services: DeadLetterService
 def test_calls_are_limited_in_letters_and_sources(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    services = DeadLetterServices(world, rules=replace(RULES, most=4))
+    services = DeadLetterServices(world, max_letters=4)
     _, letters = services.batch(6, range(1, 7))
     with pytest.raises(InvalidRequest, match="at most 4 "):
         services.requeue(letters)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ("/v1/batches", ["after", "limit"]),
         ("/v1/batches/{batch}/requests", ["after", "limit", "status", "pool"]),
         ("/v1/batches/{batch}/results", ["after", "limit"]),
+        ("/v1/batches/{batch}/failed_inputs", ["outcome"]),
         ("/v1/dead_letters", ["after", "limit", "batch_id", "error_code", "state"]),
         ("/v1/dead_letters/content", ["which", "batch_id", "error_code", "state"]),
     ],

@@ -43,6 +43,8 @@ SERVICES = ("upload", "create-batch", "cancel-batch", "read")
         ("POST", "/v1/batches/", "create-batch"),
         ("POST", "/v1/batches/batch_1/cancel/", "cancel-batch"),
         ("POST", "/v1/dead_letters/requeue/", "create-batch"),
+        ("POST", "/v1/reruns", "create-batch"),
+        ("GET", "/v1/reruns", "read"),
         ("GET", "/v1/batches", "read"),
         ("GET", "/v1/files/file-1/content", "read"),
         ("HEAD", "/v1/files/file-1/content", "read"),

@@ -1,0 +1,159 @@
+"""Copies of requests of one batch in the input file of a new batch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.batches.model import NewBatch
+from lowtide.core.durations import parse_window
+from lowtide.core.ids import BatchId, FileId
+from lowtide.core.pools import Pool
+from lowtide.dead_letters.service import input_blocks
+from lowtide.events.model import EventType, batch_event
+from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.telemetry.tracing import UNTRACED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.core.ids import TenantId
+    from lowtide.core.pools import Prices
+    from lowtide.dead_letters.model import LetterLocation, Source
+    from lowtide.events.model import Event
+    from lowtide.files.store import FileStore
+    from lowtide.objects.store import ObjectStore
+    from lowtide.telemetry.tracing import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRules:
+    """The limits of new batches, and their prices; windows and file expiry in seconds.
+
+    `closed` pools have no replicas. Without `admission` deadlines are not checked.
+    """
+
+    shortest_window: int
+    longest_window: int
+    file_expiry: int
+    prices: Prices
+    closed: frozenset[Pool] = frozenset()
+    admission: AdmissionPolicy | None = None
+
+    def window(self, text: str) -> timedelta:
+        """Parse a completion window; raises InvalidRequest."""
+        return parse_window(
+            text,
+            shortest=timedelta(seconds=self.shortest_window),
+            longest=timedelta(seconds=self.longest_window),
+        )
+
+
+class Copies:
+    """Write input files for new batches, and make their records.
+
+    A file is recorded as an orphan until the transaction that records the new batch.
+    """
+
+    def __init__(
+        self,
+        files: FileStore,
+        objects: ObjectStore,
+        rules: CopyRules,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+        tracer: Tracer = UNTRACED,
+    ) -> None:
+        self.rules = rules
+        self.tracer = tracer
+        self._files = files
+        self._objects = objects
+        self._new_id = new_id
+        self._clock = clock
+
+    def write(
+        self,
+        tenant: TenantId,
+        source: Source,
+        pages: Iterable[Sequence[LetterLocation]],
+        *,
+        filename: str,
+    ) -> StoredFile:
+        """Write pages of requests to a new file; raises Conflict if their source file is gone."""
+        now = self._clock()
+        file = FileId(self._new_id())
+        key = object_key(file)
+        sha256, size, lines = hashlib.sha256(), 0, 0
+        self._files.expect(tenant, key)
+        with self._objects.open_writer(key) as writer:
+            for page in pages:
+                lines += len(page)
+                for block in input_blocks(self._objects, source, page):
+                    sha256.update(block)
+                    size += len(block)
+                    writer.write(block)
+        return StoredFile(
+            id=file,
+            tenant=tenant,
+            purpose=Purpose.BATCH,
+            filename=filename,
+            size=size,
+            lines=lines,
+            sha256=sha256.digest(),
+            object_key=key,
+            status=FileStatus.PROCESSED,
+            status_details=None,
+            created_at=now,
+            endpoint=source.endpoint,
+            expires_at=now + timedelta(seconds=self.rules.file_expiry),
+            trace=self.tracer.current(),
+        )
+
+    def batch(
+        self,
+        source: Source,
+        file: StoredFile,
+        *,
+        window: str | None,
+        metadata: Mapping[str, str],
+        pool: Pool = Pool.SPOT,
+        key: str | None = None,
+        digest: bytes | None = None,
+    ) -> NewBatch:
+        """Return the record of a new batch of this file; without a window it has its source's."""
+        now = self._clock()
+        window = window or source.completion_window
+        return NewBatch(
+            id=BatchId(self._new_id()),
+            tenant=file.tenant,
+            user=source.user,
+            input_file=file.id,
+            endpoint=source.endpoint,
+            completion_window=window,
+            created_at=now,
+            deadline=now + self.rules.window(window),
+            metadata=metadata,
+            idempotency_key=key,
+            prices=self.rules.prices,
+            idempotency_digest=digest,
+            output_expires_after=source.output_expires_after,
+            pool=pool,
+            trace=self.tracer.current(),
+        )
+
+    def event(self, batch: NewBatch) -> Event:
+        """Return the event that announces a new batch."""
+        kind = EventType.BATCH_CREATED
+        return batch_event(self._new_id(), kind, batch.tenant, batch.id, batch.trace)
+
+    def remove(self, tenant: TenantId, files: Sequence[StoredFile]) -> None:
+        """Delete files that no batch reads."""
+        self._objects.delete([file.object_key for file in files])
+        for file in files:
+            self._files.removed(tenant, file.object_key)

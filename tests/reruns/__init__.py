@@ -1,0 +1,1 @@
+"""Running the failed requests of a batch again."""
