@@ -12,6 +12,7 @@ import msgspec
 from flask import Response
 
 from lowtide.batches import api as batches_api
+from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import NotFound
 from lowtide.dead_letters import api as dead_letters_api
 from lowtide.files import api as files_api
@@ -289,7 +290,16 @@ READ = (
             "listBatches",
             "List batches, newest first.",
             types.BatchPage,
-            parameters=(_AFTER, _limit(100, 20)),
+            parameters=(
+                _AFTER,
+                _limit(100, 20),
+                Parameter(
+                    "status",
+                    "Only batches in this status.",
+                    {"enum": [status.value for status in BatchStatus]},
+                ),
+                Parameter("user", "Only batches of this user.", {"type": "string"}),
+            ),
             errors=(404,),
         ),
     ),

@@ -9,7 +9,7 @@ import msgspec
 from flask import Response
 from msgspec.structs import replace
 
-from lowtide.batches.model import RequestStatus
+from lowtide.batches.model import BatchStatus, RequestStatus
 from lowtide.batches.results import ResultCursor, parse_cursor, render_all
 from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import InvalidRequest, NotFound
@@ -216,8 +216,19 @@ def list_batches(call: Call) -> Response:
     """`GET /v1/batches`."""
     arguments = page_arguments(call.request, max_limit=100, default=20)
     after = None if arguments.after is None else require_batch_id(arguments.after, "after")
-    batches, has_more = call.services.batches.page(call.tenant, after=after, limit=arguments.limit)
+    batches, has_more = call.services.batches.page(
+        call.tenant,
+        after=after,
+        limit=arguments.limit,
+        status=_choice(call, "status", BatchStatus),
+        user=_user(call.request),
+    )
     return json_response(batch_page(batches, has_more=has_more))
+
+
+def _user(request: Request) -> str | None:
+    user = argument(request, "user")
+    return None if user is None else _printable(user)
 
 
 def cancel_batch(call: Call, batch_id: str) -> Response:

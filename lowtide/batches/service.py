@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.batches.forecast import Forecaster
-    from lowtide.batches.model import Batch, RequestStatus
+    from lowtide.batches.model import Batch, BatchStatus, RequestStatus
     from lowtide.batches.request_store import RequestStore
     from lowtide.batches.results import RequestState, ResultCursor, ResultPage
     from lowtide.batches.store import BatchStore
@@ -170,10 +170,16 @@ class Batches:
         return self._forecaster.with_eta(self._batches.get(tenant, batch))
 
     def page(
-        self, tenant: TenantId, *, after: BatchId | None, limit: int
+        self,
+        tenant: TenantId,
+        *,
+        after: BatchId | None,
+        limit: int,
+        status: BatchStatus | None = None,
+        user: str | None = None,
     ) -> tuple[Sequence[Batch], bool]:
         """Return up to `limit` batches after `after`, newest first, and whether more follow."""
-        batches = self._batches.page(tenant, after=after, limit=limit + 1)
+        batches = self._batches.page(tenant, after=after, limit=limit + 1, status=status, user=user)
         page = [self._forecaster.with_eta(batch) for batch in batches[:limit]]
         return page, len(batches) > limit
 

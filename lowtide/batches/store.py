@@ -42,6 +42,8 @@ _GET = text("SELECT * FROM batch_states WHERE id = :id")
 _PAGE = text("""
 SELECT * FROM batch_states
 WHERE tenant_id = :tenant AND (cast(:after AS uuid) IS NULL OR id < :after)
+  AND (cast(:status AS text) IS NULL OR status = :status)
+  AND (cast(:user AS text) IS NULL OR user_id = :user)
 ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.
@@ -125,10 +127,25 @@ class BatchStore:
         with acting_for(self._engine, tenant) as connection:
             return _load(connection, batch)
 
-    def page(self, tenant: TenantId, *, after: BatchId | None, limit: int) -> Sequence[Batch]:
+    def page(
+        self,
+        tenant: TenantId,
+        *,
+        after: BatchId | None,
+        limit: int,
+        status: BatchStatus | None = None,
+        user: str | None = None,
+    ) -> Sequence[Batch]:
         """Return up to `limit` batches that follow `after`, newest first."""
+        parameters = {
+            "tenant": tenant,
+            "after": after,
+            "limit": limit,
+            "status": status,
+            "user": user,
+        }
         with acting_for(self._engine, tenant) as connection:
-            rows = connection.execute(_PAGE, {"tenant": tenant, "after": after, "limit": limit})
+            rows = connection.execute(_PAGE, parameters)
             return [batch_of(row) for row in rows]
 
     def cancel(

@@ -182,10 +182,11 @@ def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
 @pytest.mark.parametrize("after", [None, "01000000-0000-7000-8000-000000000000"])
 @pytest.mark.parametrize("resource", ["batches", "files, newest first", "files, oldest first"])
 def test_page_is_read_from_index(loaded: World, resource: str, after: str | None) -> None:
-    values: dict[str, Any] = {"tenant": DEFAULT_TENANT, "after": after, "limit": 21}
+    page: dict[str, Any] = {"tenant": DEFAULT_TENANT, "after": after, "limit": 21}
+    values = page | {"status": "failed", "user": "ada"}
     sql = str(batches_store._PAGE)
     if resource != "batches":
-        values["purpose"] = None
+        values = page | {"purpose": None}
         sql = str(files_store._PAGE["newest" in resource])
     nodes = plan_nodes(loaded.worker, sql, **values)
     assert _scanned(nodes) == set()

@@ -276,7 +276,9 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "batches, a page": (
         str(batches_store._PAGE),
-        lambda _: {"tenant": DEFAULT_TENANT, "after": None, "limit": 21},
+        lambda _: {
+            "tenant": DEFAULT_TENANT, "after": None, "limit": 21, "status": None, "user": None,
+        },
         1000,  # the running requests of active batches are counted
     ),
     "dead letters, a page": (

@@ -285,6 +285,22 @@ def test_pages_are_newest_first(api: Api, file_id: str) -> None:
     assert (rest["has_more"], rest["first_id"], rest["last_id"]) == (False, ids[1], ids[0])
 
 
+def test_pages_are_filtered_by_status_and_user(api: Api, file_id: str) -> None:
+    users = ("ada", "adam", "ada")
+    ids = [_create(api, {"input_file_id": file_id, "userId": user}).json["id"] for user in users]
+    api("POST", f"/v1/batches/{ids[0]}/cancel")
+
+    def listed(query: str) -> list[str]:
+        return [batch["id"] for batch in api("GET", f"/v1/batches?{query}").json["data"]]
+
+    assert listed("user=ada") == [ids[2], ids[0]]
+    assert listed("status=validating") == [ids[2], ids[1]]
+    assert listed("status=cancelling&user=ada") == [ids[0]]
+    assert listed("user=ada&limit=1") == [ids[2]]
+    refused = api("GET", "/v1/batches?status=Failed")
+    assert (refused.status_code, refused.json["error"]["param"]) == (400, "status")
+
+
 @pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "000000000101", "1" * 5000])
 def test_limit_out_of_bounds_is_rejected(api: Api, limit: str) -> None:
     assert api("GET", f"/v1/batches?limit={limit}").status_code == 400

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     ("path", "names"),
     [
         ("/v1/files", ["after", "limit", "order", "purpose"]),
-        ("/v1/batches", ["after", "limit"]),
+        ("/v1/batches", ["after", "limit", "status", "user"]),
         ("/v1/batches/{batch}/requests", ["after", "limit", "status", "pool"]),
         ("/v1/batches/{batch}/results", ["after", "limit"]),
         ("/v1/batches/{batch}/failed_inputs", ["outcome"]),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lowtide.reruns.service import Rerun
     from tests.worlds import World
 
-RULES = CopyRules(shortest_window=60, longest_window=604_800, file_expiry=86_400)
+RULES = CopyRules(shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES)
 
 
 @dataclass
