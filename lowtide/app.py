@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.core.pools import Pool
+    from lowtide.events.model import EventSink
     from lowtide.objects.store import ObstoreObjects
     from lowtide.pipeline.finalize import Finalizer
     from lowtide.pipeline.split import Splitter
@@ -328,7 +329,11 @@ class App:
 
     def _publisher(self) -> Publisher:
         settings = self.settings
-        if settings.event_sink is None:
+        sink: EventSink
+        if settings.event_sink is None and not self._name:
+            # A command of an operator says nothing about the functions' broker.
+            sink = NoSink()
+        elif settings.event_sink is None:
             sink = ObservedSink(NoSink(), self.observations, refusal="no broker is configured")
         else:
             source = f"/lowtide/{self._name or 'cli'}"

@@ -298,7 +298,11 @@ READ = (
                     "Only batches in this status.",
                     {"enum": [status.value for status in BatchStatus]},
                 ),
-                Parameter("user", "Only batches of this user.", {"type": "string"}),
+                Parameter(
+                    "user",
+                    "Only batches whose user contains this text, in any case.",
+                    {"type": "string"},
+                ),
             ),
             errors=(404,),
         ),

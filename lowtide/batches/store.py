@@ -43,7 +43,7 @@ _PAGE = text("""
 SELECT * FROM batch_states
 WHERE tenant_id = :tenant AND (cast(:after AS uuid) IS NULL OR id < :after)
   AND (cast(:status AS text) IS NULL OR status = :status)
-  AND (cast(:user AS text) IS NULL OR user_id = :user)
+  AND (cast(:user AS text) IS NULL OR strpos(lower(user_id), lower(cast(:user AS text))) > 0)
 ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.

@@ -1,4 +1,4 @@
-"""The CLI's use of the API through the official client: submit a file, follow a batch."""
+"""The CLI's use of the API through the official client: submit a file, follow a batch, download."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 import msgspec
 from openai import APIConnectionError, APIStatusError, OpenAI
 
 from lowtide.batches.model import FINAL_STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from openai.types import Batch
 
 
 _RETRIES = 8
+_TIMEOUT = 600.0
+_PIECE = 1 << 20
 _FINAL = frozenset(status.value for status in FINAL_STATUSES)
+
+
+class DownloadFailed(Exception):
+    """A download that the server refused, or that broke off."""
 
 
 def open_client(base_url: str, api_key: str) -> OpenAI:
@@ -60,31 +67,51 @@ def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch
         batch = _refresh(client, batch)
 
 
-def download(client: OpenAI, file_id: str, target: Path) -> int:
-    """Stream a file to `target`; return the number of bytes."""
-    written = 0
-    with (
-        client.files.with_streaming_response.content(file_id) as response,
-        target.open("wb") as out,
-    ):
-        for chunk in response.iter_bytes(1 << 20):
-            written += out.write(chunk)
-    return written
+def download(
+    client: OpenAI, path: str, target: Path, query: Mapping[str, str | list[str]] = {}
+) -> tuple[int, int]:
+    """Stream a response to `target`; return its lines and bytes.
+
+    Raises DownloadFailed; an incomplete file is removed.
+    """
+    partial = target.with_name(f"{target.name}.part")
+    lines, written = 0, 0
+    try:
+        with httpx.stream(
+            "GET",
+            f"{client.base_url}{path}",
+            params=query,
+            headers=client.auth_headers,
+            timeout=_TIMEOUT,
+        ) as response:
+            if not response.is_success:
+                raise DownloadFailed(_message(response.read()))
+            with partial.open("wb") as out:
+                for piece in response.iter_bytes(_PIECE):
+                    lines += piece.count(b"\n")
+                    written += out.write(piece)
+    except httpx.TransportError as error:
+        partial.unlink(missing_ok=True)
+        raise DownloadFailed(
+            f"The download was interrupted ({type(error).__name__}). Try again."
+        ) from error
+    partial.replace(target)
+    return lines, written
 
 
 def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
     """Download a batch's output file to `out` and its error file beside it; return their paths.
 
-    `out` is created empty for a batch without an output file.
+    `out` is created empty for a batch without an output file. Raises DownloadFailed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(b"")
     paths = {"output": str(out)}
     if batch.output_file_id:
-        download(client, batch.output_file_id, out)
+        download(client, f"files/{batch.output_file_id}/content", out)
     if batch.error_file_id:
         errors = out.with_name(f"{out.stem}.errors{out.suffix}")
-        download(client, batch.error_file_id, errors)
+        download(client, f"files/{batch.error_file_id}/content", errors)
         paths["errors"] = str(errors)
     return paths
 
@@ -93,6 +120,13 @@ def extension(batch: Batch) -> dict[str, Any]:
     """Return a batch's `x_lowtide` object, Lowtide's extension of OpenAI's format."""
     extra = (batch.model_extra or {}).get("x_lowtide")
     return extra if isinstance(extra, dict) else {}
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return "The response is not from a Lowtide server. Check --url."
 
 
 def _refresh(client: OpenAI, batch: Batch) -> Batch:
@@ -111,7 +145,7 @@ def _refresh(client: OpenAI, batch: Batch) -> Batch:
 class Summary:
     """The figures of a finished batch; `seconds` from creation to the end."""
 
-    lines: int
+    requests: int
     completed: int
     failed: int
     seconds: float
@@ -122,9 +156,15 @@ class Summary:
     cost: dict[str, Any]
 
     @property
-    def lines_per_second(self) -> float:
+    def requests_per_second(self) -> float:
         """The throughput from creation to the end."""
-        return self.lines / self.seconds if self.seconds > 0 else 0.0
+        return self.requests / self.seconds if self.seconds > 0 else 0.0
+
+
+def seconds_of(batch: Batch) -> float:
+    """Return the seconds from a batch's creation to its end, 0 before that."""
+    ended_at = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+    return float((ended_at or batch.created_at) - batch.created_at)
 
 
 def summarize(batch: Batch, seconds: float) -> Summary:
@@ -132,7 +172,7 @@ def summarize(batch: Batch, seconds: float) -> Summary:
     counts = batch.request_counts
     extra = extension(batch)
     return Summary(
-        lines=counts.total if counts else 0,
+        requests=counts.total if counts else 0,
         completed=counts.completed if counts else 0,
         failed=counts.failed if counts else 0,
         seconds=seconds,

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
-import httpx
-import msgspec
 import typer
-from rich.table import Column, Table
-from rich.text import Text
 
-from lowtide.cli.output import OUT, DataDir, Json, fail, print_json
-from lowtide.cli.stack import Key, Url, api_errors, connect
+from lowtide.cli.access import ApiAccess, access
+from lowtide.cli.batches import hint_next
+from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
+from lowtide.cli.output import ERR, OUT, fail, print_json, print_table, say
+from lowtide.cli.stack import api_errors, connect
 from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import LetterState
 from lowtide.dead_letters.service import Content
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from lowtide.cli.access import Access
 
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
     help="Manage dead letters: requests that exhausted their attempts or took down several workers.",
 )
-
-_PATH = "/dead_letters"
-_PIECE = 1 << 20
-_TIMEOUT = 600.0
 
 Ids = Annotated[
     list[str] | None, typer.Argument(help="Dead letter ids (batch_req_…).", show_default=False)
@@ -54,6 +47,8 @@ def list_letters(
     state: State = None,
     after: Annotated[str | None, typer.Option(help="Last id of the previous page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
@@ -63,19 +58,23 @@ def list_letters(
     query = _query(batch, code, state) | {"limit": str(limit)}
     if after is not None:
         query["after"] = after
-    with api_errors():
-        page = _get(connect(url, key, data_dir), _PATH, query)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        page = source.letters(query)
     if as_json:
         print_json(page)
         return
-    # Ids are not wrapped, so that they can be copied.
-    table = Table(Column("id", no_wrap=True, min_width=50), "custom_id", "state", "code")
-    for letter in page["data"]:
-        names = ("id", "custom_id", "state", "error_code")
-        table.add_row(*(_cell(letter[name]) for name in names))
-    OUT.print(table)
-    if page["has_more"]:
-        OUT.print(f"More results: --after {page['last_id']}", highlight=False)
+    owner = ("tenant",) if source.tenants else ()
+    names = ("id", *owner, "custom_id", "state", "error_code")
+    print_table(
+        names,
+        [[letter[name] for name in names] for letter in page["data"]],
+        ids=("id",),
+        empty="No dead letters match.",
+    )
+    if page["has_more"] and all_tenants:
+        ERR.print("More results: list one tenant's with --tenant.", soft_wrap=True)
+    else:
+        hint_next(page)
 
 
 @dead_letters.command()
@@ -88,7 +87,7 @@ def show(
 ) -> None:
     """Show a dead letter with its input and its last response."""
     with api_errors():
-        letter = _get(connect(url, key, data_dir), f"{_PATH}/{quote(letter_id, safe='')}", {})
+        letter = ApiAccess(connect(url, key, data_dir)).letter(letter_id)
     if as_json:
         print_json(letter)
     else:
@@ -109,6 +108,8 @@ def requeue(
     ] = Pool.SPOT,
     dry_run: DryRun = False,
     yes: Yes = False,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
@@ -118,18 +119,14 @@ def requeue(
     body = _selection(ids, batch, code, select_all=select_all) | {"pool": pool.value}
     if window is not None:
         body["completion_window"] = window
-    client = connect(url, key, data_dir)
-    result = _change(client, "requeue", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        result = _change(source, "requeue", body, dry_run=dry_run, yes=yes, quiet=as_json)
     if as_json:
         print_json(result)
         return
     for requeued in result["batches"]:
         new = requeued["batch_id"] or "a new batch"
-        OUT.print(
-            f"{requeued['letters']} from {requeued['source_batch_id']} to {new}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{requeued['letters']} from {requeued['source_batch_id']} to {new}")
     _print_result("requeued", result)
 
 
@@ -141,6 +138,8 @@ def discard(
     select_all: All = False,
     dry_run: DryRun = False,
     yes: Yes = False,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
@@ -148,8 +147,8 @@ def discard(
 ) -> None:
     """Discard dead letters. They stay in the list and in the batch's error file."""
     body = _selection(ids, batch, code, select_all=select_all)
-    client = connect(url, key, data_dir)
-    result = _change(client, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        result = _change(source, "discard", body, dry_run=dry_run, yes=yes, quiet=as_json)
     if as_json:
         print_json(result)
     else:
@@ -171,12 +170,15 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Download inputs as JSONL requests, or last responses in the format of the error file."""
+    from lowtide.cli.client import download as save
+
     query = _query(batch, code, state) | {"which": which.value}
-    lines, written = _save(connect(url, key, data_dir), query, out)
+    with api_errors():
+        lines, written = save(connect(url, key, data_dir), "dead_letters/content", out, query)
     if as_json:
         print_json({"file": str(out), "which": which.value, "lines": lines, "bytes": written})
     else:
-        OUT.print(f"{out}: {lines} dead letters", markup=False, highlight=False, soft_wrap=True)
+        say(f"{out}: {lines} dead letters")
 
 
 def _selection(
@@ -191,57 +193,17 @@ def _selection(
 
 
 def _change(
-    client: OpenAI, action: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
+    source: Access, action: str, body: dict[str, Any], *, dry_run: bool, yes: bool, quiet: bool
 ) -> Any:
     """Count the dead letters, ask for confirmation, and change them; return the response."""
-    with api_errors():
-        preview = _post(client, action, body | {"dry_run": True})
-        if dry_run or not preview["changed"]:
-            return preview
-        if not yes:
-            if quiet:
-                fail(
-                    f"This would {action} {preview['changed']} dead letters. Add --yes to confirm."
-                )
-            typer.confirm(f"{action.capitalize()} {preview['changed']} dead letters?", abort=True)
-        return _post(client, action, body)
-
-
-def _save(client: OpenAI, query: dict[str, str], out: Path) -> tuple[int, int]:
-    """Stream a download to a file; return its lines and bytes. An incomplete file is removed."""
-    partial = out.with_name(f"{out.name}.part")
-    lines, written = 0, 0
-    try:
-        with httpx.stream(
-            "GET",
-            f"{client.base_url}{_PATH.removeprefix('/')}/content",
-            params=query,
-            headers=client.auth_headers,
-            timeout=_TIMEOUT,
-        ) as response:
-            if not response.is_success:
-                fail(_message(response.read()))
-            with partial.open("wb") as target:
-                for piece in response.iter_bytes(_PIECE):
-                    lines += piece.count(b"\n")
-                    written += target.write(piece)
-    except httpx.TransportError as error:
-        partial.unlink(missing_ok=True)
-        fail(f"The download was interrupted ({type(error).__name__}). Try again.")
-    partial.replace(out)
-    return lines, written
-
-
-def _message(body: bytes) -> str:
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return "The response is not from a Lowtide server. Check --url."
-
-
-def _cell(value: object) -> Text:
-    """Return a table cell that does not interpret markup from users and engines."""
-    return Text("" if value is None else str(value))
+    preview = source.end_letters(action, body | {"dry_run": True})
+    if dry_run or not preview["changed"]:
+        return preview
+    if not yes:
+        if quiet:
+            fail(f"This would {action} {preview['changed']} dead letters. Add --yes to confirm.")
+        typer.confirm(f"{action.capitalize()} {preview['changed']} dead letters?", abort=True)
+    return source.end_letters(action, body)
 
 
 def _print_result(action: str, result: dict[str, Any]) -> None:
@@ -251,20 +213,7 @@ def _print_result(action: str, result: dict[str, Any]) -> None:
         text += f"; {result['unchanged']} were already requeued or discarded"
     if result["remaining"]:
         text += f"; {result['remaining']} remain, run the command again"
-    OUT.print(f"{text}.", highlight=False, soft_wrap=True)
-
-
-def _get(client: OpenAI, path: str, query: dict[str, str]) -> Any:
-    return client.get(path, cast_to=httpx.Response, options={"params": query}).json()
-
-
-def _post(client: OpenAI, action: str, body: dict[str, Any]) -> Any:
-    # The key makes a retry by the client return the result of the first attempt.
-    headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"}
-    options: Any = {"headers": headers, "timeout": _TIMEOUT}
-    return client.post(
-        f"{_PATH}/{action}", cast_to=httpx.Response, body=body, options=options
-    ).json()
+    say(f"{text}.")
 
 
 def _query(batch: str | None, code: str | None, state: LetterState | None) -> dict[str, str]:

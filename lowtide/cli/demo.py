@@ -15,7 +15,7 @@ from openai import APIStatusError, OpenAIError
 from rich.console import Console
 
 from lowtide.cli import client as api
-from lowtide.cli.output import BatchProgress, show_summary
+from lowtide.cli.progress import BatchProgress, show_summary
 from lowtide.local import runtime
 from lowtide.local.options import LocalError, Options, default_root
 

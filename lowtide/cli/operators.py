@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
-from lowtide.cli.output import OUT, DataDir, Json, print_json
+from lowtide.cli.options import DataDir, Json
+from lowtide.cli.output import print_json, print_table, say
 from lowtide.cli.stack import operating
 from lowtide.core.ids import format_key_id, parse_key_id
 from lowtide.tenants.model import LIMITS
@@ -80,13 +80,15 @@ def create_tenant(
     weight: Weight = None,
     requests_per_minute: Requests = None,
     active_batches: Active = None,
-    queued_lines: Queued = None,
-    running_lines: Running = None,
+    queued_requests: Queued = None,
+    running_requests: Running = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Create a tenant. Limits that are not given default to LOWTIDE_TENANT_*."""
-    changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
+    changes = _changes(
+        weight, requests_per_minute, active_batches, queued_requests, running_requests
+    )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.create(name, changes)
     print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
@@ -98,13 +100,15 @@ def change_tenant(
     weight: Weight = None,
     requests_per_minute: Requests = None,
     active_batches: Active = None,
-    queued_lines: Queued = None,
-    running_lines: Running = None,
+    queued_requests: Queued = None,
+    running_requests: Running = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Change a tenant's weight and limits. They apply from the next request on."""
-    changes = _changes(weight, requests_per_minute, active_batches, queued_lines, running_lines)
+    changes = _changes(
+        weight, requests_per_minute, active_batches, queued_requests, running_requests
+    )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.change(name, changes)
     print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
@@ -118,18 +122,21 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
     if as_json:
         print_json([_key_json(key) for key in tenant_keys])
         return
-    table = Table(
-        "name", Column("id", no_wrap=True), "prefix", "state", "created", "last used", "ends"
+    print_table(
+        ("name", "id", "prefix", "state", "created", "last used", "ends"),
+        [
+            (
+                key.name,
+                format_key_id(key.id),
+                key.prefix,
+                _state(key),
+                *map(_minute, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
+            )
+            for key in tenant_keys
+        ],
+        ids=("id",),
+        empty=f"{tenant} has no keys.",
     )
-    for key in tenant_keys:
-        table.add_row(
-            key.name,
-            format_key_id(key.id),
-            key.prefix or "",
-            _state(key),
-            *map(_minute, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
-        )
-    OUT.print(table)
 
 
 @keys.command("create")
@@ -145,7 +152,7 @@ def create_key(
     if as_json:
         print_json({"tenant": tenant, "name": name, "key": key})
     else:
-        OUT.print(key, markup=False, highlight=False, soft_wrap=True)
+        say(key)
 
 
 @keys.command("rotate")
@@ -168,7 +175,7 @@ def rotate_key(
         details = {"key": rotation.key, "old_until": rotation.old_until}
         print_json({"tenant": tenant, "name": name, **details})
     else:
-        OUT.print(rotation.key, markup=False, highlight=False, soft_wrap=True)
+        say(rotation.key)
 
 
 @keys.command("revoke")
@@ -191,7 +198,7 @@ def revoke_key(
     if as_json:
         print_json({"tenant": tenant, "name": name, "revoked": True})
     else:
-        OUT.print(f"Revoked key {name} of {tenant}.", markup=False, highlight=False)
+        say(f"Revoked key {name} of {tenant}.")
 
 
 @contextmanager
@@ -225,21 +232,32 @@ def _minute(moment: datetime | None) -> str:
     return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
+def _limits(tenant: Tenant) -> dict[str, int | None]:
+    """Return a tenant's limits under the names of their options."""
+    limits = asdict(tenant.limits)
+    return {name.replace("_lines", "_requests"): limits[name] for name in LIMITS}
+
+
 def _tenant_json(tenant: Tenant) -> dict[str, object]:
     return {
         "id": tenant.id,
         "name": tenant.name,
         "weight": tenant.weight,
-        **asdict(tenant.limits),
+        **_limits(tenant),
         "created_at": tenant.created_at,
     }
 
 
 def _print_tenants(*rows: Tenant) -> None:
-    columns = (name.replace("_lines", " requests").replace("_", " ") for name in LIMITS)
-    table = Table("tenant", "weight", *columns)
-    for tenant in rows:
-        values = asdict(tenant.limits)
-        cells = (NONE if values[name] is None else str(values[name]) for name in LIMITS)
-        table.add_row(tenant.name, str(tenant.weight), *cells)
-    OUT.print(table)
+    names = [name.replace("_lines", "_requests").replace("_", " ") for name in LIMITS]
+    print_table(
+        ("tenant", "weight", *names),
+        [
+            (
+                tenant.name,
+                tenant.weight,
+                *(NONE if limit is None else limit for limit in _limits(tenant).values()),
+            )
+            for tenant in rows
+        ],
+    )

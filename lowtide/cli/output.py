@@ -1,34 +1,30 @@
-"""Output of the `lowtide` command: JSON, errors, progress bars and reports."""
+"""Output of the `lowtide` command: tables, records, JSON and errors.
+
+A terminal gets aligned text. A pipe gets tab-separated values with one header row.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import unicodedata
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from lowtide.cli.client import extension
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
-    from openai.types import Batch
-
-    from lowtide.cli.client import Summary
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 OUT = Console()
 ERR = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-DataDir = Annotated[
-    Path | None, typer.Option(envvar="DATA_DIR", help="Data directory of the local stack.")
-]
+_GAP: Final = 2
+# A column whose words are longer is folded within them.
+_FOLDED: Final = 12
 
 
 def print_json(value: Any) -> None:
@@ -42,97 +38,88 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-class BatchProgress:
-    """Live progress of a batch; a context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description:12}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[notes]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("validating", total=None, notes="")
-        self._last = ""
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, batch: Batch) -> None:
-        """Show the batch's status and counts."""
-        counts = batch.request_counts
-        total = counts.total if counts else 0
-        finished = counts.completed + counts.failed if counts else 0
-        notes = _notes(batch)
-        self._bar.update(
-            self._task,
-            description=batch.status,
-            total=total or None,
-            completed=finished,
-            notes=notes,
-        )
-        line = f"{batch.status}: {finished}/{total} {notes}".rstrip()
-        if not self._console.is_terminal and line != self._last:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._last = line
+def say(message: str) -> None:
+    """Print a line, without markup and without wrapping it."""
+    OUT.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def _notes(batch: Batch) -> str:
-    extra = extension(batch)
-    failed = batch.request_counts.failed if batch.request_counts else 0
-    parts = [
-        f"{count} {name}"
-        for name, count in (
-            ("failed", failed),
-            ("interruptions", extra.get("interruptions", 0)),
-            ("escalated", extra.get("escalations", 0)),
-        )
-        if count
-    ]
-    counts = batch.request_counts
-    if batch.status == "in_progress" and counts and not counts.completed + counts.failed:
-        parts.insert(0, "waiting for workers")
-    return ", ".join(parts)
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    ids: Collection[str] = (),
+    empty: str = "",
+) -> None:
+    """Print a table, in which the columns `ids` are never cut or wrapped.
+
+    A terminal that is too narrow for it gets a record per row. `empty` replaces a table without
+    rows on a terminal.
+    """
+    cells = [[_plain(value) for value in row] for row in rows]
+    if not OUT.is_terminal:
+        for line in (columns, *cells):
+            typer.echo("\t".join(line))
+    elif not cells:
+        say(empty)
+    elif _min_width(columns, cells, ids) <= OUT.width:
+        OUT.print(_table(columns, cells, ids))
+    else:
+        for row in cells:
+            _print_compact(columns, row, ids)
 
 
-def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
-    """Print a finished batch's figures, the paths of its files and up to five errors."""
-    by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
-    note = " (those requests were run again)" if summary.interruptions else ""
-    rows = {
-        "batch": f"{batch.id} ({batch.status})",
-        "requests": f"{summary.lines} ({summary.completed} completed, {summary.failed} failed)",
-        "throughput": f"{summary.lines_per_second:.1f} requests/s over {summary.seconds:.1f} s",
-        "by pool": by_pool or "none",
-        "interruptions": f"{summary.interruptions}{note}",
-        "retries": str(summary.retries),
-        "escalations": str(summary.escalations),
-        "cost": _cost(summary.cost) if summary.cost else "unknown",
-        **files,
-    }
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table, highlight=False, soft_wrap=True)
-    problems = batch.errors.data if batch.errors and batch.errors.data else []
-    for problem in problems[:5]:
-        prefix = f"line {problem.line}: " if problem.line else ""
-        console.print(f"  {prefix}{problem.message}", markup=False, soft_wrap=True)
+def print_record(record: Mapping[str, object]) -> None:
+    """Print one row: on a terminal as a line per value, else as tab-separated values."""
+    if not OUT.is_terminal:
+        print_table(list(record), [list(record.values())])
+        return
+    width = max(map(len, record)) + _GAP
+    for name, value in record.items():
+        say(f"{name:<{width}}{_plain(value)}".rstrip())
 
 
-def _cost(cost: dict[str, Any]) -> str:
-    """Format a batch's cost, and its cost on dedicated alone."""
-    return f"{cost['total']:.4g} {cost['currency']} (all on dedicated: {cost['all_dedicated']:.4g})"
+def _plain(value: object) -> str:
+    """Return a value as text; control characters, tabs and line ends become spaces."""
+    text = "" if value is None else str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        " " if unicodedata.category(character) in {"Cc", "Zl", "Zp"} else character
+        for character in text
+    )
+
+
+def _min_width(columns: Sequence[str], rows: Sequence[Sequence[str]], ids: Collection[str]) -> int:
+    """Return the width at which ids are whole and other columns are still readable."""
+    total = 0
+    for index, name in enumerate(columns):
+        cells = [name, *(row[index] for row in rows)]
+        if name in ids:
+            total += max(map(cell_len, cells))
+        else:
+            words = [word for cell in cells for word in cell.split()]
+            total += min(max(map(cell_len, words), default=0), _FOLDED)
+    return total + _GAP * (len(columns) - 1)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], ids: Collection[str]) -> Table:
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        if name in ids:
+            width = max(cell_len(row[index]) for row in rows)
+            table.add_column(name, no_wrap=True, min_width=width)
+        else:
+            table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _print_compact(columns: Sequence[str], row: Sequence[str], ids: Collection[str]) -> None:
+    """Print a row as its ids on a line each, and the other values below."""
+    values = dict(zip(columns, row, strict=True))
+    for name in ids:
+        if values[name]:
+            say(values[name])
+    rest = [f"{name}: {value}" for name, value in values.items() if value and name not in ids]
+    OUT.print(Text("  " + " · ".join(rest)), overflow="fold")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from lowtide.cli.output import OUT, DataDir, Json, print_json
+from lowtide.cli.options import DataDir, Json
+from lowtide.cli.output import print_json, print_table, say
 from lowtide.cli.stack import operating
 from lowtide.core.pools import Pool
 from lowtide.tenants.sign_in import Principal, Role
@@ -29,12 +29,13 @@ def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         print_json([_pool_json(standing) for standing in standings])
         return
-    table = Table("pool", "waiting", "running", "workers", "paused")
-    for standing in standings:
-        paused = "" if standing.pause is None else _since(standing.pause)
-        counts = (standing.queued, standing.running, standing.workers)
-        table.add_row(standing.pool.value, *map(str, counts), paused)
-    OUT.print(table)
+    print_table(
+        ("pool", "queued", "running", "workers", "paused"),
+        [
+            (each.pool, each.queued, each.running, each.workers, each.pause and _since(each.pause))
+            for each in standings
+        ],
+    )
 
 
 @pools.command("pause")
@@ -47,12 +48,12 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
     if as_json:
         print_json({"pool": pool.value, "paused": _pause_json(pause)})
         return
-    OUT.print(f"Paused {pool} {_since(pause)}.", markup=False, highlight=False)
-    OUT.print(f"{effect.queued:,} requests queued, {effect.running:,} still running.", markup=False)
+    say(f"Paused {pool} {_since(pause)}.")
+    say(f"{effect.queued:,} requests queued, {effect.running:,} still running.")
     if effect.stops_all:
-        OUT.print("The other pool is paused too: no requests run until a pool is resumed.")
+        say("The other pool is paused too: no requests run until a pool is resumed.")
     if effect.endangered.batches:
-        OUT.print(f"Deadlines of {effect.endangered.batches:,} batches are no longer guaranteed.")
+        say(f"Deadlines of {effect.endangered.batches:,} batches are no longer guaranteed.")
 
 
 @pools.command("resume")
@@ -64,7 +65,7 @@ def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> 
         print_json({"pool": pool.value, "paused": None, "was_paused": _pause_json(pause)})
         return
     text = "was not paused" if pause is None else f"resumed; it was paused {_since(pause)}"
-    OUT.print(f"{pool.capitalize()} {text}.", markup=False, highlight=False)
+    say(f"{pool.capitalize()} {text}.")
 
 
 def _since(pause: PoolPause) -> str:
@@ -78,7 +79,7 @@ def _pause_json(pause: PoolPause | None) -> dict[str, object] | None:
 def _pool_json(standing: PoolState) -> dict[str, object]:
     return {
         "pool": standing.pool.value,
-        "waiting": standing.queued,
+        "queued": standing.queued,
         "running": standing.running,
         "workers": standing.workers,
         "paused": _pause_json(standing.pause),

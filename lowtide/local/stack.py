@@ -21,10 +21,11 @@ from lowtide.local.environment import postgres_credentials
 from lowtide.local.files import SUPERUSER, read_or_create
 from lowtide.local.manifests import ConfigMap, ScaledObject
 from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
-from lowtide.local.options import StartFailed
+from lowtide.local.options import StartFailed, object_store_url
 from lowtide.local.ports import HOST, free_port, release_ports
 from lowtide.local.processes import Launch, Process, State
 from lowtide.local.replicas import ReplicaSet, Scaler, connection_of
+from lowtide.local.state import BROKER
 from lowtide.local.workloads import load, workloads
 from lowtide.tenants.passwords import hash_password
 
@@ -59,7 +60,7 @@ class Stack:
         self._secret_values = self._kubernetes_secrets()
         self._postgres = self._process("postgres", self._plan_postgres, stop=signal.SIGINT)
         self._helpers = [
-            self._process("broker", self._plan_broker),
+            self._process(BROKER, self._plan_broker),
             self._process("router", self._plan_router),
         ]
         self._monitoring = Monitoring(options) if options.monitoring else None
@@ -247,7 +248,7 @@ class Stack:
         synchronous = {SYNCHRONOUS_VARIABLE: "1"} if self._options.synchronous_broker else {}
         urls = addresses(self._cluster, self._via("postgres", self._postgres_port), self._secrets)
         return self._plan_helper(
-            "broker",
+            BROKER,
             self._broker_port,
             {DATABASE_VARIABLE: urls.migration, **synchronous},
             self._answers_http(self._broker_port, "/health/ready"),
@@ -314,7 +315,7 @@ class Stack:
     def _defaults(self, workload: Workload) -> dict[str, str]:
         """Return the defaults for this machine, which the user's settings override."""
         return {
-            "LOWTIDE_OBJECT_STORE_URL": (self._options.data_dir / "objects").as_uri(),
+            "LOWTIDE_OBJECT_STORE_URL": object_store_url(self._options.data_dir),
             "LOWTIDE_LOG_FORMAT": "text",
             "LOWTIDE_API_URL": self._options.base_url,
             "LOWTIDE_COLD_START": _COLD_START_SECONDS,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 POSTGRES = "postgres"
+BROKER = "broker"
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -286,7 +286,7 @@ def test_pages_are_newest_first(api: Api, file_id: str) -> None:
 
 
 def test_pages_are_filtered_by_status_and_user(api: Api, file_id: str) -> None:
-    users = ("ada", "adam", "ada")
+    users = ("ada", "bob", "Adam")
     ids = [_create(api, {"input_file_id": file_id, "userId": user}).json["id"] for user in users]
     api("POST", f"/v1/batches/{ids[0]}/cancel")
 

@@ -33,7 +33,7 @@ from lowtide.reruns.service import RerunRequest, Reruns
 from lowtide.reruns.store import Failure, RerunStore
 from tests.dead_letters.letters import batch_of_lines, custom_ids, dead, source_lines
 from tests.worker.workers import Sink, WaitingPublisher
-from tests.worlds import Running, done, gate, together
+from tests.worlds import PRICES, Running, done, gate, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

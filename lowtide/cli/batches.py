@@ -1,0 +1,298 @@
+"""Commands on batches: submit, list, show, watch, download, cancel, and run failed requests again."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lowtide.batches.model import BatchStatus
+from lowtide.cli import batch_view
+from lowtide.cli.access import access
+from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
+from lowtide.cli.output import ERR, OUT, fail, print_json, print_record, print_table, say
+from lowtide.cli.stack import api_errors, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from openai import OpenAI
+    from openai.types import Batch
+
+
+batches = typer.Typer(no_args_is_help=True, help="List batches.")
+
+
+class What(StrEnum):
+    """The files of a batch."""
+
+    OUTPUT = "output"
+    ERRORS = "errors"
+    INPUT = "input"
+    FAILED_INPUTS = "failed-inputs"
+
+
+class Outcome(StrEnum):
+    """The outcomes of requests that did not complete."""
+
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Batch id (batch_…).")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Batch ids (batch_…).")]
+Status = Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")]
+Outcomes = Annotated[
+    list[Outcome] | None,
+    typer.Option("--outcome", help="Only requests with this outcome; repeat it for several."),
+]
+
+
+def submit(
+    file: File,
+    window: Annotated[str, typer.Option(help="Completion window, such as 30m, 24h or 7d.")] = "24h",
+    user: Annotated[
+        str | None, typer.Option(help="User of the batch, shown in the portal.")
+    ] = None,
+    watch_it: Annotated[
+        bool, typer.Option("--watch", help="Show progress until the batch ends.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Show progress until the batch ends, then save the output file here."),
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a file and create a batch."""
+    from lowtide.cli import client as api
+
+    with api_errors():
+        client = connect(url, key, data_dir)
+        start = time.monotonic()
+        batch = api.submit(client, file, window=window, user=user)
+        if not (watch_it or out):
+            print_json(batch.to_dict()) if as_json else say(batch.id)
+            return
+        # At once, so that the batch can be found if this command is interrupted.
+        (ERR if as_json else OUT).print(batch.id, highlight=False, soft_wrap=True)
+        batch = _follow(client, batch, quiet=as_json)
+        files = {} if out is None else api.save(client, batch, out)
+    _finish(batch, time.monotonic() - start, files, as_json=as_json)
+
+
+@batches.command("list")
+def list_batches(
+    status: Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Only batches whose user contains this text.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Last id of the previous page.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List batches, newest first."""
+    query = {"limit": str(limit), "status": status, "user": user, "after": after}
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        page = source.batches({name: value for name, value in query.items() if value is not None})
+    if as_json:
+        print_json(page["data"])
+        return
+    tenants = source.tenants
+    print_table(
+        batch_view.columns(tenants=tenants),
+        [batch_view.row(batch, tenants=tenants) for batch in page["data"]],
+        ids=("id",),
+        empty="No batches match.",
+    )
+    hint_next(page)
+
+
+def show(
+    batch_id: Id,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show the status, SLA, outcomes, times and cost of a batch."""
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        batch = source.batch(batch_id)
+    print_json(batch) if as_json else print_record(batch_view.facts(batch))
+
+
+def watch(
+    batch_id: Id,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show the progress of a batch until it ends. Exits with 1 unless it completes."""
+    from lowtide.cli.client import seconds_of
+
+    with api_errors():
+        client = connect(url, key, data_dir)
+        batch = _follow(client, client.batches.retrieve(batch_id), quiet=as_json)
+    _finish(batch, seconds_of(batch), {}, as_json=as_json)
+
+
+def download(
+    batch_id: Id,
+    out: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Output file (default: named after the batch)."),
+    ] = None,
+    what: Annotated[
+        What, typer.Option(help="The output, error or input file, or the inputs that failed.")
+    ] = What.OUTPUT,
+    outcome: Outcomes = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Download a file of a batch."""
+    from lowtide.cli import client as api
+
+    if outcome and what is not What.FAILED_INPUTS:
+        fail(f"--outcome selects failed inputs: use it with --what {What.FAILED_INPUTS}.")
+    with api_errors():
+        client = connect(url, key, data_dir)
+        batch = client.batches.retrieve(batch_id)
+        target = out or Path(f"{batch.id}_{what.replace('-', '_')}.jsonl")
+        query = {"outcome": [each.capitalize() for each in outcome or ()]}
+        lines, written = api.download(client, _path(batch, what), target, query)
+    if as_json:
+        print_json({"file": str(target), "what": what, "lines": lines, "bytes": written})
+    else:
+        say(f"{target}: {lines} lines")
+
+
+def cancel(
+    batch_ids: Ids,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel batches. Finished results remain available."""
+    failed = False
+    for batch_id in batch_ids:
+        with (
+            _going_on() as problems,
+            access(url, key, data_dir, tenant, all_tenants=all_tenants) as source,
+        ):
+            batch = source.cancel(batch_id)
+            print_json(batch) if as_json else say(f"{batch['id']} is {batch['status']}")
+        failed |= bool(problems)
+    if failed:
+        raise typer.Exit(1)
+
+
+def retry_failed(
+    batch_id: Id,
+    outcome: Outcomes = None,
+    window: Annotated[
+        str | None, typer.Option(help="Completion window (default: that of the batch).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count, without changing anything.")
+    ] = False,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the failed, expired and cancelled requests of a batch again, in a new batch."""
+    body: dict[str, Any] = {"batch_id": batch_id, "dry_run": dry_run}
+    if outcome:
+        body["outcomes"] = [each.capitalize() for each in outcome]
+    if window is not None:
+        body["completion_window"] = window
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        rerun = source.rerun(body)
+    if as_json:
+        print_json(rerun)
+    elif dry_run:
+        say(f"{rerun['requests']} requests of {rerun['source_batch_id']} would run again")
+    else:
+        # The id alone is on stdout, for scripts.
+        text = f"{rerun['requests']} requests of {rerun['source_batch_id']} run again as"
+        ERR.print(text, highlight=False, soft_wrap=True)
+        say(rerun["batch_id"])
+
+
+def hint_next(page: dict[str, Any]) -> None:
+    """Name the option for the next page, on stderr so that a pipe gets rows alone."""
+    if page["has_more"]:
+        ERR.print(f"More results: --after {page['last_id']}", highlight=False, soft_wrap=True)
+
+
+def _path(batch: Batch, what: What) -> str:
+    """Return the path of a batch's file; fails if there is none."""
+    if what is What.FAILED_INPUTS:
+        return f"batches/{batch.id}/failed_inputs"
+    ids = {
+        What.OUTPUT: batch.output_file_id,
+        What.ERRORS: batch.error_file_id,
+        What.INPUT: batch.input_file_id,
+    }
+    file_id = ids[what]
+    if file_id is None:
+        name = {What.ERRORS: "error"}.get(what, what.value)
+        fail(f"{batch.id} is {batch.status} and has no {name} file.")
+    return f"files/{file_id}/content"
+
+
+def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
+    from lowtide.cli.client import follow
+    from lowtide.cli.progress import BatchProgress
+
+    with BatchProgress(Console(quiet=quiet)) as progress:
+        return follow(client, batch, progress.show)
+
+
+def _finish(batch: Batch, seconds: float, files: dict[str, str], *, as_json: bool) -> None:
+    """Print the figures of a batch that has ended; exits with 1 unless it completed."""
+    from lowtide.cli.client import summarize
+    from lowtide.cli.progress import show_summary
+
+    summary = summarize(batch, seconds)
+    if as_json:
+        print_json({**batch.to_dict(), "summary": asdict(summary), "files": files})
+    else:
+        show_summary(OUT, batch, summary, files)
+    if batch.status != "completed":
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _going_on() -> Iterator[list[typer.Exit]]:
+    """Catch the exit of a command that failed, so that the next batch is cancelled too."""
+    problems: list[typer.Exit] = []
+    try:
+        yield problems
+    except typer.Exit as error:
+        problems.append(error)

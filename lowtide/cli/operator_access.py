@@ -1,0 +1,217 @@
+"""Batches and dead letters of any tenant, through the services of the portal."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lowtide.batches.api import batch_object, require_batch_id
+from lowtide.batches.model import BatchStatus
+from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
+from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.ids import format_batch_id, parse_request_id
+from lowtide.core.pools import Pool
+from lowtide.dead_letters import api_types
+from lowtide.dead_letters.model import LetterFilter, LetterId, LetterState
+from lowtide.dead_letters.requeue import RequeueRequest
+from lowtide.reruns.service import ANY, RerunRequest
+from lowtide.reruns.store import Failure
+from lowtide.tenants.sign_in import Principal, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lowtide.app import App
+    from lowtide.batches.model import Batch
+    from lowtide.cli.access import Json
+    from lowtide.core.ids import BatchId, TenantId
+
+    Selection = Sequence[LetterId] | LetterFilter
+
+
+class OperatorAccess:
+    """What an operator may see and do: of one tenant, or of all."""
+
+    tenants = True
+
+    def __init__(self, app: App, actor: str, tenant: str | None) -> None:
+        self._services = app.services
+        self._principal = Principal(actor, Role.OPERATOR)
+        self._names = self._services.lists.tenants(self._principal)
+        self._tenant = None if tenant is None else self._tenant_id(tenant)
+
+    def batches(self, query: Mapping[str, str]) -> Json:
+        """Return a page of batches."""
+        status, user, after = (query.get(name) for name in ("status", "user", "after"))
+        batches, has_more = self._services.lists.page(
+            self._principal,
+            BatchFilter(
+                statuses=frozenset() if status is None else frozenset({BatchStatus(status)}),
+                user=user or "",
+                tenant=self._tenant,
+            ),
+            BatchOrder.NEWEST,
+            after=None if after is None else BatchMark(require_batch_id(after, "after")),
+            limit=int(query["limit"]),
+        )
+        with_eta = self._services.forecaster.with_eta
+        return _page([self._object(with_eta(batch)) for batch in batches], has_more=has_more)
+
+    def batch(self, batch_id: str) -> Json:
+        """Return a batch; raises NotFound."""
+        return self._object(self._batch(require_batch_id(batch_id)))
+
+    def cancel(self, batch_id: str) -> Json:
+        """Cancel a batch, and return it; raises NotFound or Conflict."""
+        batch = self._batch(require_batch_id(batch_id))
+        cancelled = self._services.batches.cancel(batch.tenant, batch.id, self._principal.name)
+        return self._object(cancelled)
+
+    def rerun(self, body: Json) -> Json:
+        """Run failed requests again; raises NotFound or Conflict."""
+        source = self._batch(require_batch_id(body["batch_id"]))
+        outcomes = frozenset(map(Failure, body.get("outcomes") or ANY))
+        if body["dry_run"]:
+            counts = self._services.reruns.plan(source.tenant, source.id).counts
+            new, requests = None, sum(counts[outcome] for outcome in outcomes)
+        else:
+            window = body.get("completion_window")
+            request = RerunRequest(source.id, self._principal.name, outcomes, window)
+            rerun = self._services.reruns.rerun(source.tenant, request)
+            new, requests = format_batch_id(rerun.batch), rerun.requests
+        return {
+            "dry_run": body["dry_run"],
+            "source_batch_id": format_batch_id(source.id),
+            "batch_id": new,
+            "requests": requests,
+        }
+
+    def letters(self, query: Mapping[str, str]) -> Json:
+        """Return a page of dead letters, newest first.
+
+        A page of all tenants can only be the first one.
+        """
+        after = query.get("after")
+        if after is not None and self._tenant is None:
+            raise InvalidRequest("--after needs --tenant: a page is one tenant's.")
+        limit = int(query["limit"])
+        letter_filter = _filter(query)
+        letters: list[Json] = []
+        has_more = False
+        for tenant in self._chosen():
+            page, more = self._services.dead_letters.page(
+                tenant,
+                letter_filter,
+                after=None if after is None else _letter_id(after),
+                limit=limit,
+            )
+            has_more |= more
+            letters += [
+                {**api_types.fields_of(letter), "tenant": self._names[tenant]} for letter in page
+            ]
+        letters.sort(key=lambda letter: (letter["created_at"], letter["id"]), reverse=True)
+        return _page(letters[:limit], has_more=has_more or len(letters) > limit)
+
+    def end_letters(self, action: str, body: Json) -> Json:
+        """Requeue or discard dead letters, tenant by tenant."""
+        dry_run = bool(body.get("dry_run"))
+        total = Counter[str]()
+        batches: list[Json] = []
+        for tenant, selection in self._selections(body):
+            if action == "requeue":
+                changes = self._requeue(tenant, selection, body, dry_run=dry_run)
+                batches += changes.pop("batches")
+            else:
+                changes = self._discard(tenant, selection, dry_run=dry_run)
+            total.update(changes)
+        counts = {name: total[name] for name in ("changed", "unchanged", "remaining")}
+        return {"dry_run": dry_run, **counts, "batches": batches}
+
+    def _requeue(
+        self, tenant: TenantId, selection: Selection, body: Json, *, dry_run: bool
+    ) -> Json:
+        request = RequeueRequest(
+            selection,
+            self._principal.name,
+            body.get("completion_window"),
+            f"cli-{uuid.uuid4()}",
+            dry_run=dry_run,
+            pool=Pool(body["pool"]),
+        )
+        outcome = self._services.requeuer.requeue(tenant, request)
+        batches = [
+            {
+                "source_batch_id": format_batch_id(requeued.source),
+                "batch_id": api_types.batch_id_or_none(requeued.batch),
+                "letters": requeued.letters,
+                "tenant": self._names[tenant],
+            }
+            for requeued in outcome.batches
+        ]
+        return _counts(outcome) | {"batches": batches}
+
+    def _discard(self, tenant: TenantId, selection: Selection, *, dry_run: bool) -> Json:
+        outcome = self._services.dead_letters.discard(
+            tenant, selection, actor=self._principal.name, dry_run=dry_run
+        )
+        return _counts(outcome)
+
+    def _selections(self, body: Json) -> Sequence[tuple[TenantId, Selection]]:
+        """Return what to select of each tenant."""
+        if "ids" not in body:
+            letter_filter = _filter(body["filter"])
+            return [(tenant, letter_filter) for tenant in self._chosen()]
+        letters = [_letter_id(id_) for id_ in body["ids"]]
+        tenants = {batch: self._batch(batch).tenant for batch in {id_.batch for id_ in letters}}
+        by_tenant: dict[TenantId, list[LetterId]] = {}
+        for letter in letters:
+            by_tenant.setdefault(tenants[letter.batch], []).append(letter)
+        return list(by_tenant.items())
+
+    def _chosen(self) -> Sequence[TenantId]:
+        return list(self._names) if self._tenant is None else [self._tenant]
+
+    def _batch(self, batch: BatchId) -> Batch:
+        """Return a batch; raises NotFound, also for one of another tenant than the chosen one."""
+        record = self._services.browser.details(self._principal, batch).batch
+        if self._tenant not in (None, record.tenant):
+            name = self._names[self._tenant]
+            raise NotFound(f"{format_batch_id(batch)} is not a batch of {name!r}.")
+        return record
+
+    def _object(self, batch: Batch) -> Json:
+        built: Json = msgspec.to_builtins(batch_object(batch, self._services.prices))
+        return {**built, "tenant": self._names.get(batch.tenant, "")}
+
+    def _tenant_id(self, name: str) -> TenantId:
+        for tenant, known in self._names.items():
+            if known == name:
+                return tenant
+        raise NotFound(f"Tenant {name[:100]!r} not found: see `lowtide tenants list`.")
+
+
+def _page(data: list[Json], *, has_more: bool) -> Json:
+    return {"data": data, "has_more": has_more, "last_id": data[-1]["id"] if data else None}
+
+
+def _filter(query: Mapping[str, Any]) -> LetterFilter:
+    batch, state = query.get("batch_id"), query.get("state")
+    return LetterFilter(
+        None if batch is None else require_batch_id(batch),
+        query.get("error_code"),
+        None if state is None else LetterState(state),
+    )
+
+
+def _letter_id(text: str) -> LetterId:
+    position = parse_request_id(text)
+    if position is None:
+        raise NotFound(f"Dead letter {text[:100]!r} not found: check the id.")
+    return LetterId(*position)
+
+
+def _counts(outcome: Any) -> Json:
+    return {name: getattr(outcome, name) for name in ("changed", "unchanged", "remaining")}

@@ -1,0 +1,111 @@
+"""The progress of a batch, and its figures at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lowtide.cli.batch_view import cost
+from lowtide.cli.client import extension
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from openai.types import Batch
+    from rich.console import Console
+
+    from lowtide.cli.client import Summary
+
+
+class BatchProgress:
+    """Live progress of a batch; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description:12}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[notes]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("validating", total=None, notes="")
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, batch: Batch) -> None:
+        """Show the batch's status and counts."""
+        counts = batch.request_counts
+        total = counts.total if counts else 0
+        finished = counts.completed + counts.failed if counts else 0
+        notes = _notes(batch)
+        self._bar.update(
+            self._task,
+            description=batch.status,
+            total=total or None,
+            completed=finished,
+            notes=notes,
+        )
+        line = f"{batch.status}: {finished}/{total} {notes}".rstrip()
+        if not self._console.is_terminal and line != self._last:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._last = line
+
+
+def _notes(batch: Batch) -> str:
+    extra = extension(batch)
+    failed = batch.request_counts.failed if batch.request_counts else 0
+    parts = [
+        f"{count} {name}"
+        for name, count in (
+            ("failed", failed),
+            ("interruptions", extra.get("interruptions", 0)),
+            ("escalated", extra.get("escalations", 0)),
+        )
+        if count
+    ]
+    counts = batch.request_counts
+    if batch.status == "in_progress" and counts and not counts.completed + counts.failed:
+        parts.insert(0, "waiting for workers")
+    return ", ".join(parts)
+
+
+def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
+    """Print a finished batch's figures, the paths of its files and up to five errors."""
+    by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
+    note = " (those requests were run again)" if summary.interruptions else ""
+    rows = {
+        "batch": f"{batch.id} ({batch.status})",
+        "requests": f"{summary.requests} ({summary.completed} completed, {summary.failed} failed)",
+        "throughput": f"{summary.requests_per_second:.1f} requests/s over {summary.seconds:.1f} s",
+        "by pool": by_pool or "none",
+        "interruptions": f"{summary.interruptions}{note}",
+        "retries": str(summary.retries),
+        "escalations": str(summary.escalations),
+        "cost": cost(summary.cost) if summary.cost else "unknown",
+        **files,
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table, highlight=False, soft_wrap=True)
+    problems = batch.errors.data if batch.errors and batch.errors.data else []
+    for problem in problems[:5]:
+        prefix = f"line {problem.line}: " if problem.line else ""
+        console.print(f"  {prefix}{problem.message}", markup=False, soft_wrap=True)
