@@ -189,6 +189,11 @@ WHERE :again OR NOT EXISTS (
   SELECT 1 FROM api_keys WHERE tenant_id = :tenant AND name = :name AND {_IN_USE})
 RETURNING id
 """)  # noqa: S608
+_IN_USE_OF = text(f"""
+SELECT t.name, ARRAY(
+  SELECT DISTINCT name FROM api_keys WHERE tenant_id = t.id AND {_IN_USE} ORDER BY name) AS keys
+FROM tenants t WHERE t.id = :tenant
+""")  # noqa: S608
 _EXPIRE = text(f"""
 UPDATE api_keys SET expires_at = least(expires_at, now() + cast(:overlap AS interval))
 WHERE tenant_id = :tenant AND name = :name AND {_IN_USE} RETURNING expires_at
@@ -265,7 +270,7 @@ def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: tim
     parameters = {"tenant": tenant, "name": name, "overlap": overlap}
     expiries: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
     if not expiries:
-        raise _no_key(name)
+        raise _no_key(connection, tenant, name)
     return max(expiries)
 
 
@@ -276,15 +281,17 @@ def revoke_keys(
     parameters = {"tenant": tenant, "name": name, "id": key}
     key_ids = [KeyId(row) for row in connection.execute(_REVOKE, parameters).scalars()]
     if not key_ids:
-        raise _no_key(name)
+        raise _no_key(connection, tenant, name)
     return key_ids
 
 
-def _no_key(name: str) -> NotFound:
-    return NotFound(
-        f"The tenant has no active key {name[:100]!r}: see `lowtide keys list`.",
-        param="key",
-    )
+def _no_key(connection: Connection, tenant: TenantId, name: str) -> NotFound:
+    """Return the error for a name without a key in use, which names those of the tenant."""
+    row = connection.execute(_IN_USE_OF, {"tenant": tenant}).one()
+    fix = f"create one with `lowtide keys create {row.name}`"
+    if row.keys:
+        fix = f"its active keys are {', '.join(row.keys)}; name one with --name"
+    return NotFound(f"Tenant {row.name!r} has no active key {name[:100]!r}: {fix}.", param="key")
 
 
 def _key(row: Any) -> ApiKey:

@@ -24,8 +24,8 @@ UNLIMITED = {
     "weight": 1,
     "requests_per_minute": None,
     "active_batches": None,
-    "queued_lines": None,
-    "running_lines": None,
+    "queued_requests": None,
+    "running_requests": None,
 }
 
 
@@ -65,12 +65,12 @@ def test_tenant_is_created_and_changed() -> None:
 def test_new_tenant_gets_limits_from_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_TENANT_REQUESTS_PER_MINUTE", "600")
     monkeypatch.setenv("LOWTIDE_TENANT_RUNNING_LINES", "50")
-    created = _json("tenants", "create", "acme", "--running-lines", "none")
+    created = _json("tenants", "create", "acme", "--running-requests", "none")
     assert _without_id(created) == UNLIMITED | {"name": "acme", "requests_per_minute": 600}
 
 
 def test_list_prints_table_by_default() -> None:
-    _run("tenants", "create", "acme", "--queued-lines", "70000")
+    _run("tenants", "create", "acme", "--queued-requests", "70000")
     output = _run("tenants", "list").stdout
     row = next(line for line in output.splitlines() if "acme" in line)
     assert re.findall(r"\w+", row) == ["acme", "1", "none", "none", "70000", "none"]
@@ -91,6 +91,15 @@ def test_created_key_authenticates_and_can_be_revoked(database: Database) -> Non
     }
     (revoked,) = _json("keys", "list", "acme")
     assert (revoked["name"], revoked["revoked_at"] is None) == ("laptop", False)
+
+
+def test_rotation_without_key_names_command_that_creates_it() -> None:
+    _run("tenants", "create", "acme")
+    refused = _run("keys", "rotate", "acme", exit_code=1)
+    assert "Tenant 'acme' has no active key 'default'" in refused.output
+    assert "create one with `lowtide keys create acme`" in refused.output
+    _run("keys", "create", "acme")
+    assert _run("keys", "rotate", "acme").stdout.startswith("lt_")
 
 
 def test_rotated_key_works_beside_new_key(database: Database) -> None:
@@ -116,12 +125,12 @@ def test_rotated_key_works_beside_new_key(database: Database) -> None:
         (("tenants", "set", "nobody"), 1, "Tenant 'nobody' not found"),
         (("tenants", "create", "default"), 1, "Tenant 'default' already exists"),
         (("tenants", "create", "No Name"), 1, "Invalid name 'No Name'"),
-        (("tenants", "set", "default", "--running-lines", "0"), 2, "'none' for no limit"),
-        (("tenants", "set", "default", "--running-lines", "many"), 2, "'none' for no limit"),
+        (("tenants", "set", "default", "--running-requests", "0"), 2, "'none' for no limit"),
+        (("tenants", "set", "default", "--running-requests", "many"), 2, "'none' for no limit"),
         (("tenants", "set", "default", "--weight", "0"), 2, "--weight"),
         (("keys", "create", "nobody"), 1, "Tenant 'nobody' not found"),
         (("pools", "pause", "gpu"), 2, "'gpu' is not one of"),
-        (("keys", "revoke", "default", "--name", "x"), 1, "has no active key 'x'"),
+        (("keys", "revoke", "default", "--name", "x"), 1, "its active keys are default"),
         (("keys", "revoke", "default", "--id", "x"), 2, "lowtide keys list"),
         (("keys", "rotate", "default", "--overlap", "31d"), 1, "Invalid overlap '31d'"),
     ],
@@ -145,7 +154,7 @@ def test_pool_is_paused_and_resumed() -> None:
     spot, dedicated = _json("pools", "list")
     assert spot == {
         "pool": "spot",
-        "waiting": 0,
+        "queued": 0,
         "running": 0,
         "workers": 0,
         "paused": {"since": since, "by": by},
