@@ -260,4 +260,5 @@ def _print_tenants(*rows: Tenant) -> None:
             )
             for tenant in rows
         ],
+        ids=("tenant",),
     )

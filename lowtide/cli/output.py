@@ -73,9 +73,15 @@ def print_record(record: Mapping[str, object]) -> None:
     if not OUT.is_terminal:
         print_table(list(record), [list(record.values())])
         return
+    print_facts(OUT, record)
+
+
+def print_facts(console: Console, record: Mapping[str, object]) -> None:
+    """Print a line per value; none is cut or wrapped."""
     width = max(map(len, record)) + _GAP
     for name, value in record.items():
-        say(f"{name:<{width}}{_plain(value)}".rstrip())
+        line = f"{name:<{width}}{_plain(value)}".rstrip()
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(value: object) -> str:

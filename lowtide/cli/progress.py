@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from lowtide.cli.batch_view import cost
 from lowtide.cli.client import extension
+from lowtide.cli.output import print_facts
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -101,10 +101,7 @@ def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[s
         "cost": cost(summary.cost) if summary.cost else "unknown",
         **files,
     }
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table, highlight=False, soft_wrap=True)
+    print_facts(console, rows)
     problems = batch.errors.data if batch.errors and batch.errors.data else []
     for problem in problems[:5]:
         prefix = f"line {problem.line}: " if problem.line else ""

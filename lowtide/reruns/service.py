@@ -223,5 +223,6 @@ def _nothing_failed(request: RerunRequest, plan: FailedRequests) -> Conflict:
 
 
 def _words(outcomes: Collection[Failure]) -> str:
-    """Format outcomes, such as `failed or expired`."""
-    return " or ".join(outcome.lower() for outcome in Failure if outcome in outcomes)
+    """Format outcomes, such as `failed, expired or cancelled`."""
+    *others, last = [outcome.lower() for outcome in Failure if outcome in outcomes]
+    return f"{', '.join(others)} or {last}" if others else last

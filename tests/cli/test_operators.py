@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.testing import CliRunner
 
-from lowtide.cli.main import app
-from lowtide.settings import PREFIX
 from lowtide.tenants.callers import Authenticator
+from tests.cli.conftest import Command
 from tests.conftest import PEPPER
 
 if TYPE_CHECKING:
-    from typer.testing import Result
-
     from tests.conftest import Database
 
 UNLIMITED = {
@@ -30,21 +23,12 @@ UNLIMITED = {
 
 
 @pytest.fixture(autouse=True)
-def _operator_environment(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith((PREFIX, "K_SINK", "DATA_DIR"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("LOWTIDE_DATABASE_URL", database.url("operator"))
-    monkeypatch.setenv("LOWTIDE_API_KEY_PEPPER", PEPPER)
+def _operator(lowtide: Command) -> None:
+    """Every test runs as an operator."""
 
 
-def _run(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
-    assert result.exit_code == exit_code, result.output
-    return result
-
-
-def _json(*arguments: str) -> Any:
-    return json.loads(_run(*arguments, "--json").stdout)
+_run = Command("")
+_json = _run.json
 
 
 def _without_id(tenant: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +55,15 @@ def test_new_tenant_gets_limits_from_settings(monkeypatch: pytest.MonkeyPatch) -
 
 def test_list_prints_table_by_default() -> None:
     _run("tenants", "create", "acme", "--queued-requests", "70000")
-    output = _run("tenants", "list").stdout
-    row = next(line for line in output.splitlines() if "acme" in line)
-    assert re.findall(r"\w+", row) == ["acme", "1", "none", "none", "70000", "none"]
+    row, _ = _run.table("tenants", "list")
+    assert row == {
+        "tenant": "acme",
+        "weight": "1",
+        "requests per minute": "none",
+        "active batches": "none",
+        "queued requests": "70000",
+        "running requests": "none",
+    }
 
 
 def test_created_key_authenticates_and_can_be_revoked(database: Database) -> None:
