@@ -56,7 +56,7 @@ SETTINGS: Final = {
 }
 TENANTS: Final = {
     "acme": ("--requests-per-minute", "600", "--active-batches", "20", "--weight", "2"),
-    "research": ("--queued-lines", "200000",),
+    "research": ("--queued-requests", "200000",),
 }  # fmt: skip
 
 

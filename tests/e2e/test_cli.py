@@ -45,7 +45,7 @@ def test_submit_waits_and_saves_output(stack: LocalStack, tmp_path: Path) -> Non
     assert (summary["requests"], summary["completed"], summary["failed"]) == (200, 200, 0)
     assert summary["interruptions"] == batch["x_lowtide"]["interruptions"]
     assert batch["x_lowtide"]["user"] == "ada"
-    assert batch["id"] in {one["id"] for one in run_json(stack, "batches", "--limit", "5")}
+    assert batch["id"] in {one["id"] for one in run_json(stack, "batches", "list", "--limit", "5")}
 
 
 def test_submit_without_terminal_prints_plain_text(stack: LocalStack, tmp_path: Path) -> None:
@@ -54,6 +54,47 @@ def test_submit_without_terminal_prints_plain_text(stack: LocalStack, tmp_path: 
     output = lowtide("submit", path, "--watch", "--data-dir", stack.data_dir).stdout
     assert "completed: 20/20" in output
     assert "\x1b" not in output
+    first, *_ = output.splitlines()
+    assert stack.batch(first)["status"] == "completed"
+    watched = lowtide("watch", first, "--data-dir", stack.data_dir).stdout
+    assert watched.startswith("completed: 20/20")
+
+
+def test_files_of_batch_are_downloaded_and_failed_requests_run_again(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.jsonl"
+    # The simulated engine refuses such a number of choices.
+    failed = (
+        chat_file(1).replace(b'"line-1"', b'"bad"').replace(b'"tide-1"', b'"tide-1", "n": 999999')
+    )
+    path.write_bytes(chat_file(20) + failed)
+    batch = run_json(stack, "submit", path, "--watch")["id"]
+    assert run_json(stack, "show", batch)["request_counts"]["failed"] == 1
+    for what, lines in (("output", 20), ("errors", 1), ("input", 21), ("failed-inputs", 1)):
+        out = tmp_path / what
+        report = run_json(stack, "download", batch, "--what", what, "--out", out)
+        assert (report["lines"], out.read_bytes().count(b"\n")) == (lines, lines)
+    assert (tmp_path / "input").read_bytes() == path.read_bytes()
+    assert (tmp_path / "failed-inputs").read_bytes() == failed
+    rerun = run_json(stack, "retry-failed", batch)
+    assert (rerun["requests"], rerun["source_batch_id"]) == (1, batch)
+    again = run_json(stack, "watch", rerun["batch_id"])
+    assert (again["status"], again["metadata"]) == ("completed", {"rerun_of": batch})
+    refused = lowtide("download", again["id"], "--data-dir", stack.data_dir, fails=True)
+    assert "has no output file" in refused.stderr
+
+
+def test_operator_lists_and_cancels_batches_of_all_tenants(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(chat_file(50_000))
+    batch = run_json(stack, "submit", path)["id"]
+    (listed, *_) = run_json(stack, "batches", "list", "--all-tenants", "--limit", "1")
+    assert (listed["id"], listed["tenant"]) == (batch, "default")
+    assert run_json(stack, "cancel", batch, "--tenant", "default")["status"] == "cancelling"
+    assert stack.follow(batch)[-1]["status"] == "cancelled"
 
 
 def test_cancel_ends_running_batch(stack: LocalStack, tmp_path: Path) -> None:
@@ -88,7 +129,7 @@ def test_submit_exits_with_1_when_batch_fails(stack: LocalStack, tmp_path: Path)
     assert (batch["status"], batch["errors"]["data"][0]["line"]) == ("failed", 3)
 
 
-@pytest.mark.parametrize("command", [("status",), ("batches",), ("cancel", "batch_0")])
+@pytest.mark.parametrize("command", [("status",), ("batches", "list"), ("cancel", "batch_0")])
 def test_command_without_stack_suggests_lowtide_up(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
