@@ -126,6 +126,8 @@ def test_batches_are_cancelled_one_by_one(lowtide: Command, tenants: Tenants) ->
     assert f"{names[1]} is completed and cannot be cancelled" in result.stderr
     assert [tenants.world.row(batch).status for batch in running] == ["cancelling"] * 2
     assert ("operator", "batches.cancel") in tenants.actors()
+    # A command without a broker says nothing about that of the functions.
+    assert tenants.world.rows("SELECT * FROM last_seen") == []
 
 
 @pytest.mark.parametrize(

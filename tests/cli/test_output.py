@@ -50,6 +50,16 @@ def test_wide_terminal_gets_table(terminal: Callable[[int], StringIO]) -> None:
     ]
 
 
+def test_long_values_are_folded_beside_whole_ids(terminal: Callable[[int], StringIO]) -> None:
+    printed = terminal(60)
+    print_table(COLUMNS, [(ID, "tide " * 40, "in progress")], ids=("id",))
+    header, first, *rest = _lines(printed)
+    assert first.split()[0] == ID
+    assert len(rest) > 5
+    assert max(map(len, (header, first, *rest))) <= 60
+    assert " ".join((header, first, *rest)).split().count("tide") == 40
+
+
 def test_narrow_terminal_gets_records(terminal: Callable[[int], StringIO]) -> None:
     printed = terminal(50)
     print_table(COLUMNS, [(ID, "ada", "completed"), (LONG_ID, "", "failed")], ids=("id",))
