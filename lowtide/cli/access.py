@@ -59,7 +59,7 @@ class Access(Protocol):
 
 
 class ApiAccess:
-    """What the API key's tenant may see and do."""
+    """Access of an API key to its tenant."""
 
     tenants = False
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from lowtide.app import App
     from lowtide.batches.model import Batch
-    from lowtide.cli.access import Json
     from lowtide.core.ids import BatchId, TenantId
 
+    Json = dict[str, Any]
     Selection = Sequence[LetterId] | LetterFilter
 
 
 class OperatorAccess:
-    """What an operator may see and do: of one tenant, or of all."""
+    """Access of an operator to one tenant, or to all."""
 
     tenants = True
 
