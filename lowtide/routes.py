@@ -19,8 +19,8 @@ from lowtide.files import api as files_api
 from lowtide.http import types
 from lowtide.http.application import Application, json_response
 from lowtide.http.operations import Operation, Parameter, Route
-from lowtide.search import api as search_api
 from lowtide.reruns import api as reruns_api
+from lowtide.search import api as search_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lowtide.files.service import Files
     from lowtide.objects.store import ObstoreObjects
     from lowtide.planning.demand import Capacity, PoolScale
-    from lowtide.search.service import Search
     from lowtide.reruns.service import Reruns
+    from lowtide.search.service import Search
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.usage import UsageStore

@@ -53,8 +53,16 @@ class Access(Protocol):
         """Return a page of dead letters; `query` has the parameters of `GET /v1/dead_letters`."""
         ...
 
+    def letter_summary(self, query: Mapping[str, str]) -> Json:
+        """Return the counts of dead letters by error, as `GET /v1/dead_letters/summary`."""
+        ...
+
     def end_letters(self, action: str, body: Json) -> Json:
         """Requeue or discard dead letters; `body` is that of `POST /v1/dead_letters/{action}`."""
+        ...
+
+    def find(self, text: str) -> Json:
+        """Return what a search finds, as `GET /v1/search`."""
         ...
 
 
@@ -86,6 +94,10 @@ class ApiAccess:
         """Return a page of dead letters."""
         return self._get("/dead_letters", query)
 
+    def letter_summary(self, query: Mapping[str, str]) -> Json:
+        """Return the counts of dead letters by error."""
+        return self._get("/dead_letters/summary", query)
+
     def letter(self, letter_id: str) -> Json:
         """Return a dead letter with its input and its last response."""
         return self._get(f"/dead_letters/{quote(letter_id, safe='')}", {})
@@ -93,6 +105,10 @@ class ApiAccess:
     def end_letters(self, action: str, body: Json) -> Json:
         """Requeue or discard dead letters."""
         return self._post(f"/dead_letters/{action}", body)
+
+    def find(self, text: str) -> Json:
+        """Return what a search finds."""
+        return self._get("/search", {"q": text})
 
     def _get(self, path: str, query: Mapping[str, str]) -> Json:
         options: Any = {"params": query}

@@ -71,10 +71,35 @@ def list_letters(
         ids=("id",),
         empty="No dead letters match.",
     )
-    if page["has_more"] and all_tenants:
-        ERR.print("More results: list one tenant's with --tenant.", soft_wrap=True)
-    else:
-        hint_next(page)
+    hint_next(page)
+
+
+@dead_letters.command()
+def summary(
+    batch: Batch = None,
+    code: Code = None,
+    state: State = LetterState.OPEN,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Count dead letters by error, open ones by default."""
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        counts = source.letter_summary(_query(batch, code, state))
+    if as_json:
+        print_json(counts)
+        return
+    names = ("letters", "error_code", "error_message")
+    print_table(
+        names,
+        [[group[name] for name in names] for group in counts["groups"]],
+        empty="No dead letters match.",
+    )
+    more = " or more" if counts["capped"] else ""
+    ERR.print(f"{counts['total']:,}{more} in total.", highlight=False)
 
 
 @dead_letters.command()
@@ -223,27 +248,3 @@ def _query(batch: str | None, code: str | None, state: LetterState | None) -> di
         "state": None if state is None else state.value,
     }
     return {name: value for name, value in filters.items() if value is not None}
-
-
-@dead_letters.command()
-def summary(
-    batch: Batch = None,
-    code: Code = None,
-    state: State = LetterState.OPEN,
-    url: Url = None,
-    key: Key = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Count open dead letters by error."""
-    with api_errors():
-        found = _get(connect(url, key, data_dir), f"{_PATH}/summary", _query(batch, code, state))
-    if as_json:
-        print_json(found)
-        return
-    table = Table("letters", Column("error", no_wrap=True), "message")
-    for group in found["groups"]:
-        table.add_row(*(_cell(group[name]) for name in ("letters", "error_code", "error_message")))
-    OUT.print(table)
-    more = " or more" if found["capped"] else ""
-    OUT.print(f"{found['total']:,}{more} in total.", highlight=False)

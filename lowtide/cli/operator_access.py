@@ -11,14 +11,16 @@ import msgspec
 from lowtide.batches.api import batch_object, require_batch_id
 from lowtide.batches.model import BatchStatus
 from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
-from lowtide.core.errors import InvalidRequest, NotFound
+from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id, parse_request_id
 from lowtide.core.pools import Pool
 from lowtide.dead_letters import api_types
+from lowtide.dead_letters.api import summary_object
 from lowtide.dead_letters.model import LetterFilter, LetterId, LetterState
 from lowtide.dead_letters.requeue import RequeueRequest
 from lowtide.reruns.service import ANY, RerunRequest
 from lowtide.reruns.store import Failure
+from lowtide.search.api import search_page
 from lowtide.tenants.sign_in import Principal, Role
 
 if TYPE_CHECKING:
@@ -90,30 +92,34 @@ class OperatorAccess:
         }
 
     def letters(self, query: Mapping[str, str]) -> Json:
-        """Return a page of dead letters, newest first.
-
-        A page of all tenants can only be the first one.
-        """
+        """Return a page of dead letters, newest first."""
         after = query.get("after")
-        if after is not None and self._tenant is None:
-            raise InvalidRequest("--after needs --tenant: a page is one tenant's.")
-        limit = int(query["limit"])
-        letter_filter = _filter(query)
-        letters: list[Json] = []
-        has_more = False
-        for tenant in self._chosen():
-            page, more = self._services.dead_letters.page(
-                tenant,
-                letter_filter,
-                after=None if after is None else _letter_id(after),
-                limit=limit,
-            )
-            has_more |= more
-            letters += [
-                {**api_types.fields_of(letter), "tenant": self._names[tenant]} for letter in page
-            ]
-        letters.sort(key=lambda letter: (letter["created_at"], letter["id"]), reverse=True)
-        return _page(letters[:limit], has_more=has_more or len(letters) > limit)
+        letters, has_more = self._services.dead_letters.page(
+            self._tenant,
+            _filter(query),
+            after=None if after is None else _letter_id(after),
+            limit=int(query["limit"]),
+        )
+        data = [
+            {**api_types.fields_of(letter), "tenant": self._names[letter.tenant]}
+            for letter in letters
+        ]
+        return _page(data, has_more=has_more)
+
+    def letter_summary(self, query: Mapping[str, str]) -> Json:
+        """Return the counts of dead letters by error."""
+        summary = self._services.dead_letters.summary(self._tenant, _filter(query))
+        built: Json = msgspec.to_builtins(summary_object(summary))
+        return built
+
+    def find(self, text: str) -> Json:
+        """Return what a search finds."""
+        result = self._services.search.find(self._tenant, text)
+        page: Json = msgspec.to_builtins(search_page(result))
+        only = None if self._tenant is None else self._names[self._tenant]
+        for match, found in zip(result.matches, page["data"], strict=True):
+            found["tenant"] = match.tenant_name or only
+        return page
 
     def end_letters(self, action: str, body: Json) -> Json:
         """Requeue or discard dead letters, tenant by tenant."""
@@ -183,7 +189,7 @@ class OperatorAccess:
         return record
 
     def _object(self, batch: Batch) -> Json:
-        built: Json = msgspec.to_builtins(batch_object(batch, self._services.prices))
+        built: Json = msgspec.to_builtins(batch_object(batch))
         return {**built, "tenant": self._names.get(batch.tenant, "")}
 
     def _tenant_id(self, name: str) -> TenantId:

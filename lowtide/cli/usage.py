@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 
-from lowtide.cli.output import OUT, DataDir, Json, print_json
-from lowtide.cli.stack import Key, Url, api_errors, connect
+from lowtide.cli.options import DataDir, Json, Key, Url
+from lowtide.cli.output import print_json, print_record
+from lowtide.cli.stack import api_errors, connect
 
 
 def usage(
@@ -18,11 +19,7 @@ def usage(
     with api_errors():
         client = connect(url, key, data_dir)
         body = client.get("/usage", cast_to=httpx.Response).json()
-    if as_json:
-        print_json(body)
-        return
-    for name, value in _facts(body).items():
-        OUT.print(f"{name:<22}{value}", markup=False, highlight=False, soft_wrap=True)
+    print_json(body) if as_json else print_record(_facts(body))
 
 
 def _facts(body: dict[str, Any]) -> dict[str, str]:

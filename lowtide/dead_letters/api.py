@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flask import Request
 
     from lowtide.core.ids import BatchId
+    from lowtide.dead_letters.model import LetterSummary
     from lowtide.http.application import Call
 
 
@@ -65,15 +66,19 @@ def page(call: Call) -> Response:
 
 def summary(call: Call) -> Response:
     """`GET /v1/dead_letters/summary`."""
-    found = call.services.dead_letters.summary(call.tenant, _filter(call.request))
+    counts = call.services.dead_letters.summary(call.tenant, _filter(call.request))
+    return json_response(summary_object(counts))
+
+
+def summary_object(summary: LetterSummary) -> types.DeadLetterSummary:
+    """Return the counts of dead letters by error."""
     groups = [
         types.DeadLetterGroup(
             error_code=group.error_code, error_message=group.error_message, letters=group.letters
         )
-        for group in found.groups
+        for group in summary.groups
     ]
-    body = types.DeadLetterSummary(total=found.total, capped=found.is_capped, groups=groups)
-    return json_response(body)
+    return types.DeadLetterSummary(total=summary.total, capped=summary.is_capped, groups=groups)
 
 
 def get(call: Call, letter_id: str) -> Response:

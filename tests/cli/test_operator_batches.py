@@ -176,8 +176,8 @@ def test_dead_letters_of_all_tenants_are_listed(lowtide: Command, tenants: Tenan
     after = ("--limit", "1", "--after", format_request_id(theirs, 3))
     (row,) = lowtide.table("dead-letters", "list", "--tenant", "acme", *after)
     assert row["id"] == format_request_id(theirs, 2)
-    refused = lowtide("dead-letters", "list", "--all-tenants", *after, exit_code=1)
-    assert "--after needs --tenant" in refused.stderr
+    (row,) = lowtide.table("dead-letters", "list", "--all-tenants", *after)
+    assert row["id"] == format_request_id(theirs, 2)
 
 
 def _states(tenants: Tenants) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy.exc import DatabaseError
 
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.dead_letters import store as dead_letters_store
@@ -134,8 +133,6 @@ def test_count_stops_at_its_limit(
 
 def test_role_of_tenants_may_not_read_all_letters(world: World) -> None:
     letters = DeadLetterStore(world.database.engine("api"))
-    with pytest.raises(DatabaseError, match="permission denied for table tenants"):
-        letters.summary(None, LetterFilter())
-    with pytest.raises(DatabaseError, match="permission denied for table tenants"):
-        letters.page(None, LetterFilter(), after=None, limit=9)
+    assert letters.summary(None, LetterFilter()).total == 0
+    assert letters.page(None, LetterFilter(), after=None, limit=9) == []
     assert letters.summary(DEFAULT_TENANT, LetterFilter()).total == 6

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 from tests.worlds import PRICES
 
 CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
-RULES = CopyRules(
-    shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES
-)
+RULES = CopyRules(shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES)
 
 
 @dataclass
