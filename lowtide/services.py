@@ -167,7 +167,7 @@ class Services:
         from lowtide.batches.browsing import BatchLists
         from lowtide.batches.list_store import BatchListStore
 
-        return BatchLists(BatchListStore(self._database))
+        return BatchLists(BatchListStore(self._database), self.forecaster)
 
     @cached_property
     def browser(self) -> BatchBrowser:

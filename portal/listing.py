@@ -118,7 +118,9 @@ class ListPage(ABC, Generic[_Query, _Item]):
             with ui.element("section").classes("card table-card"):
                 self.controls()
                 self.table()
-                self._empty_label = ui.label("").classes("empty muted")
+                with ui.element("div").classes("empty-line") as self._empty:
+                    self._empty_label = ui.label("")
+                    self._clear = ui.link("Clear filters", ui.context.client.page.path)
                 self._pager = Pager(on_first=self._first, on_back=self._back, on_next=self._next)
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         subject = self._follow()
@@ -184,7 +186,8 @@ class ListPage(ABC, Generic[_Query, _Item]):
     def show_empty(self, text: str) -> None:
         """Show a text instead of items; "" if there are some, or none can be read."""
         self._empty_label.text = text
-        self._empty_label.set_visibility(bool(text))
+        self._empty.set_visibility(bool(text))
+        self._clear.set_visibility(self.query.narrows)
 
     def _show_problem(self, problem: str) -> None:
         self._problem.text = problem

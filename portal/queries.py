@@ -6,23 +6,24 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlencode
-from uuid import UUID
 
 from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
-from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
+from lowtide.batches.views import BatchFilter, BatchOrder, parse_mark
 from lowtide.core.errors import InvalidRequest, NotFound
-from lowtide.core.ids import BatchId, format_batch_id, parse_batch_id
+from lowtide.core.ids import format_batch_id, parse_batch_id
 from lowtide.dead_letters.model import MESSAGE_LENGTH, LetterFilter, LetterState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lowtide.core.ids import TenantId
+    from lowtide.batches.views import BatchMark
+    from lowtide.core.ids import BatchId, TenantId
 
 
 PATH: Final = "/batches"
 ORDERS: Final[Mapping[BatchOrder, str]] = {
     BatchOrder.ACTIVE: "Active first",
+    BatchOrder.DEADLINE: "Earliest deadline first",
     BatchOrder.NEWEST: "Newest first",
     BatchOrder.OLDEST: "Oldest first",
 }
@@ -52,7 +53,7 @@ class BatchQuery:
             user=clean(parameters.get("user", "")),
             tenant=clean(parameters.get("tenant", "")),
             order=order[0] if order else BatchOrder.NEWEST,
-            after=str(_mark(parameters.get("after", "")) or ""),
+            after=str(parse_mark(parameters.get("after", "")) or ""),
             all_failed=parameters.get("all_failed") == "1",
         )
 
@@ -92,7 +93,7 @@ class BatchQuery:
     @property
     def mark(self) -> BatchMark | None:
         """The end of the previous page."""
-        return _mark(self.after)
+        return parse_mark(self.after)
 
     def behind(self, after: str) -> BatchQuery:
         """Return the same query after a cursor; an empty one is the first page."""
@@ -109,23 +110,17 @@ def _choices(kind: type[_Choice], text: str) -> tuple[_Choice, ...]:
     return tuple(choice for choice in kind if choice.value in values)
 
 
-def _mark(text: str) -> BatchMark | None:
-    try:
-        batch = UUID(hex=text[1:])
-    except ValueError:
-        return None
-    return BatchMark(BatchId(batch), active=text[0] == "a") if text[0] in "ae" else None
-
-
 @dataclass(frozen=True, slots=True)
 class LineQuery:
     """The requests of a batch that a page shows.
 
-    `custom_id` is a prefix; `line` is the line of the request that is open in the drawer.
+    `dead_lettered` narrows failed requests to dead letters; `custom_id` is a prefix; `line` is the
+    line of the request that is open in the drawer.
     """
 
     batch: BatchId
     status: RequestStatus | None = None
+    dead_lettered: bool = False
     custom_id: str = ""
     after: int = 0
     line: int | None = None
@@ -133,10 +128,11 @@ class LineQuery:
     @classmethod
     def read(cls, batch: BatchId, parameters: Mapping[str, str]) -> LineQuery:
         """Parse URL parameters; invalid ones are ignored."""
-        status = _choices(RequestStatus, parameters.get("status", ""))
+        status = next(iter(_choices(RequestStatus, parameters.get("status", ""))), None)
         return cls(
             batch,
-            status[0] if status else None,
+            status,
+            status is RequestStatus.FAILED and parameters.get("dead_lettered") == _TRUE,
             clean(parameters.get("custom_id", "")),
             _number(parameters.get("after", "")) or 0,
             _number(parameters.get("line", "")),
@@ -146,6 +142,7 @@ class LineQuery:
         """Return the URL of this query."""
         parameters = {
             "status": "" if self.status is None else self.status.value,
+            "dead_lettered": _TRUE if self.dead_lettered else "",
             "custom_id": self.custom_id,
             "after": str(self.after or ""),
             "line": "" if self.line is None else str(self.line),
@@ -153,6 +150,13 @@ class LineQuery:
         query_string = urlencode({name: value for name, value in parameters.items() if value})
         path = f"{PATH}/{format_batch_id(self.batch)}"
         return f"{path}?{query_string}" if query_string else path
+
+    def only(self, status: RequestStatus | None, *, dead_lettered: bool = False) -> LineQuery:
+        """Return the first page of the requests in a state; None is all of them."""
+        return replace(self, status=status, dead_lettered=dead_lettered, after=0, line=None)
+
+
+_TRUE: Final = "true"
 
 
 def _number(text: str) -> int | None:

@@ -79,7 +79,7 @@ h1, h2, p, dl, dd { margin: 0; }
 
 .q-header.topbar {
   flex-direction: row; flex-wrap: wrap; align-items: center; gap: 0 12px; min-height: 56px;
-  padding: 0 max(24px, calc((100% - 1280px) / 2 + 24px));
+  padding: 0 max(24px, calc((100% - 1360px) / 2 + 24px));
   background: var(--card); color: var(--ink); border-bottom: 1px solid var(--line);
 }
 .brand { display: flex; align-items: center; gap: 10px; color: inherit; text-decoration: none;
@@ -101,7 +101,7 @@ h1, h2, p, dl, dd { margin: 0; }
 .topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal { color: var(--muted); }
 .topbar .q-field__native { color: var(--ink); }
 
-.page { width: 100%; max-width: 1280px; margin: 0 auto; padding: 24px; display: flex;
+.page { width: 100%; max-width: 1360px; margin: 0 auto; padding: 24px; display: flex;
   flex-direction: column; gap: 20px; }
 .content { display: contents; }
 .titlebar { display: flex; align-items: baseline; gap: 4px 16px; flex-wrap: wrap; }
@@ -297,12 +297,56 @@ def paint() -> None:
 _BATCH_CSS: Final = """
 h1 { overflow-wrap: anywhere; }
 .section:empty { display: none; }
-.scrolled { max-height: 320px; overflow-y: auto; }
-.cards.five { grid-template-columns: repeat(5, minmax(0, 1fr)); }
+.scrolled { max-height: 240px; overflow-y: auto; }
+.tiles { display: grid; grid-template-columns: repeat(7, minmax(0, 1fr)); gap: 12px; }
+.tile { padding: 10px 14px; color: inherit; text-decoration: none; }
+.tile .value { font-size: 22px; }
+.tile:hover { border-color: var(--accent); }
+.tile[aria-current] { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); }
+.details { padding-top: 8px; }
+.details .q-tabs { color: var(--muted); margin: 0 -8px; }
+.details .q-tab--active { color: var(--accent); }
+.details .q-tab-panels { background: transparent; color: inherit; }
+.details .q-tab-panel { padding: 0; }
+.table-card .line-table .q-table td { height: 36px; padding: 0 8px; }
+.table-card .line-table .q-table th { padding: 6px 8px; }
+.line-table .badges { flex-wrap: nowrap; }
+.line-table .ellipsis { display: block; }
+.line-table .error { max-width: 240px; }
+.line-item .error { max-width: 100%; }
 .batch-head { display: flex; flex-wrap: wrap; gap: 12px 24px; align-items: center; }
 .batch-head .spacer { flex: 1; }
-.batch-head .q-btn { padding: 4px 12px; border: 1px solid var(--line); color: var(--bad-ink); }
+.batch-head .q-btn { padding: 4px 12px; border: 1px solid var(--line); color: var(--accent); }
+.batch-head .q-btn.dangerous { color: var(--bad-ink); }
+.batch-table .q-table { table-layout: auto; }
+.table-card .batch-table .q-table td { height: 36px; padding: 0; }
+.table-card .batch-table .q-table th { padding: 6px 8px; }
+.table-card .batch-table .q-table td:first-child:not(.q-table--col-auto-width) { padding-left: 12px; }
+.table-card .batch-table .q-table td:last-child { padding-right: 12px; }
+.batch-table .q-table td.q-table--col-auto-width { padding-left: 16px; }
+.batch-table .cell { display: flex; align-items: center; height: 36px; padding: 0 8px; min-width: 0;
+  color: inherit; text-decoration: none; }
+.batch-table .cell.link { color: var(--accent); }
+.batch-table .cell.link:hover { text-decoration: underline; }
+.batch-table .text-right .cell { justify-content: flex-end; }
+.batch-table .cell .ellipsis { max-width: 130px; }
+.batch-table .cells { display: flex; align-items: center; }
+.batch-table .progress { width: 176px; gap: 3px; }
+.batch-table .progress-text { line-height: 16px; }
+.batch-table .progress-text .ellipsis { max-width: none; }
+.batch-table .bar { height: 4px; }
+.sla { display: inline-flex; gap: 6px; align-items: center; white-space: nowrap; }
+.bar > span { height: 100%; }
+.copy.q-btn { color: var(--muted); }
+.sorting { display: inline-flex; align-items: center; gap: 2px; padding: 0; border: 0;
+  background: none; color: inherit; font: inherit; cursor: pointer; white-space: nowrap; }
+.sorting:hover, [aria-sort] .sorting { color: var(--ink); }
+.sorting .q-icon { font-size: 15px; }
+.empty-line { display: flex; gap: 8px; justify-content: center; padding: 36px 20px;
+  color: var(--muted); }
 .batch-item { position: relative; }
+.batch-item.opens > .batch-line:first-of-type > a::after { content: ""; position: absolute; inset: 0; }
+.batch-item.opens .copy, .batch-item.opens .batch-choice { z-index: 1; }
 .batch-choice { position: absolute; left: 14px; }
 .batch-choice + .batch-line { padding-left: 28px; }
 .card.section > div > .progress-text { flex-wrap: wrap; white-space: normal; }
@@ -360,7 +404,9 @@ h1 { overflow-wrap: anywhere; }
 .primary { padding: 10px 16px; border: 0; border-radius: 8px; background: #1e4f8f; color: #fff;
   font: inherit; font-weight: 600; cursor: pointer; }
 @media (max-width: 860px) {
-  .cards.five { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }
+  .tile { padding: 8px 8px; }
+  .tile .value { font-size: 18px; }
   .timeline { grid-auto-flow: row; }
   .timeline li { padding: 0 0 14px 26px; }
   .timeline li::before { top: 8px; bottom: -8px; left: 6px; right: auto; width: 2px; height: auto; }

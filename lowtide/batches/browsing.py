@@ -41,8 +41,9 @@ MAX_CANCELLED: Final = 1000
 class BatchLists:
     """Lists of the batches that a principal may see."""
 
-    def __init__(self, listing: BatchListStore) -> None:
+    def __init__(self, listing: BatchListStore, forecaster: Forecaster) -> None:
         self._listing = listing
+        self._forecaster = forecaster
 
     def page(
         self,
@@ -53,11 +54,11 @@ class BatchLists:
         after: BatchMark | None,
         limit: int,
     ) -> tuple[Sequence[Batch], bool]:
-        """Return up to `limit` batches that follow `after`, and whether more follow."""
+        """Return up to `limit` batches that follow `after`, with ETAs, and whether more follow."""
         batches = self._listing.page(
             principal.tenant, batch_filter, order, after=after, limit=limit + 1
         )
-        return batches[:limit], len(batches) > limit
+        return list(map(self._forecaster.with_eta, batches[:limit])), len(batches) > limit
 
     def count(self, principal: Principal, batch_filter: BatchFilter) -> int:
         """Count matching batches, up to COUNTED + 1."""
@@ -141,15 +142,23 @@ class BatchBrowser:
         status: RequestStatus | None,
         custom_id: str = "",
         *,
+        dead_lettered: bool = False,
         after: int,
         limit: int,
     ) -> tuple[Sequence[RequestState], bool]:
         """Return up to `limit` requests after line `after`, and whether more follow.
 
-        Only requests whose custom_id starts with `custom_id` are included.
+        Only requests whose custom_id starts with `custom_id` are included; with `dead_lettered`,
+        only dead letters, whatever the status.
         """
         requests = self._details.lines(
-            principal.tenant, batch, status, custom_id, after=after, limit=limit + 1
+            principal.tenant,
+            batch,
+            status,
+            custom_id,
+            dead_lettered=dead_lettered,
+            after=after,
+            limit=limit + 1,
         )
         return requests[:limit], len(requests) > limit
 

@@ -92,18 +92,33 @@ _OF_STATUS = {
 }
 _SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
 _ALL = dict.fromkeys(_SEARCH, "")
-LINES = {
-    (status, is_search): f"""
+
+
+def _page(query: str, *, is_search: bool) -> str:
+    return f"""
 SELECT s.* FROM ({query.format(**(_SEARCH if is_search else _ALL))} ORDER BY line LIMIT :limit) p
 CROSS JOIN LATERAL (
   SELECT * FROM request_states WHERE batch_id = :batch AND line = p.line OFFSET 0) s
 ORDER BY p.line
 """  # noqa: S608
+
+
+LINES = {
+    (status, is_search): _page(query, is_search=is_search)
     for status, query in _OF_STATUS.items()
     for is_search in (False, True)
 }
 """The statement for each status, without and with a custom_id: a scan of the table that holds just
 the requests in that status."""
+DEAD_LETTERS = {
+    is_search: _page(
+        """SELECT line FROM results AS found
+    WHERE batch_id = :batch AND line > :after AND NOT succeeded AND dead_lettered {named}""",
+        is_search=is_search,
+    )
+    for is_search in (False, True)
+}
+"""The same for the dead letters among the failed requests."""
 LINE = f"""
 SELECT s.*, b.input_key, f.request_id, left(f.body, {MAX_SHOWN}) AS body,
   coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
@@ -124,6 +139,7 @@ WHERE batch_id = :batch AND line = :line ORDER BY id LIMIT 100
 _BATCH, _NOTES, _ERRORS = text(BATCH), text(NOTES), text(ERRORS)
 _LINE, _LINE_NOTES = text(LINE), text(LINE_NOTES)
 _LINES = {key: text(statement) for key, statement in LINES.items()}
+_DEAD_LETTERS = {key: text(statement) for key, statement in DEAD_LETTERS.items()}
 
 
 class BatchDetailStore:
@@ -163,14 +179,19 @@ class BatchDetailStore:
         status: RequestStatus | None,
         custom_id: str = "",
         *,
+        dead_lettered: bool = False,
         after: int,
         limit: int,
     ) -> Sequence[RequestState]:
-        """Return up to `limit` requests after line `after`, in input order."""
+        """Return up to `limit` requests after line `after`, in input order.
+
+        With `dead_lettered`, only dead letters, whatever the status.
+        """
         parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
         if custom_id:
             parameters["custom_id"] = custom_id
-        statement = _LINES[status, bool(custom_id)]
+        is_search = bool(custom_id)
+        statement = _DEAD_LETTERS[is_search] if dead_lettered else _LINES[status, is_search]
         with reading_as(self._engine, scope) as connection:
             return [state_of(row) for row in connection.execute(statement, parameters)]
 

@@ -28,6 +28,7 @@ _RANK = (
     "(CASE WHEN status IN ('validating', 'in_progress', 'finalizing', 'cancelling') "
     "THEN 1 ELSE 0 END)"
 )
+_HAS_ENDED = _RANK.replace("THEN 1 ELSE 0", "THEN 0 ELSE 1")
 _IS_LATE = """CASE WHEN coalesce(completed_at, failed_at, expired_at, cancelled_at) IS NULL
         THEN at_risk
         ELSE coalesce(completed_at, failed_at, expired_at, cancelled_at) > deadline END"""
@@ -50,17 +51,31 @@ _ORDERS: Final = {
         f"({_RANK}, id) < (cast(:rank AS integer), cast(:after AS uuid))",
         f"{_RANK} DESC, id DESC",
     ),
+    BatchOrder.DEADLINE: (
+        f"""({_HAS_ENDED}, deadline, id)
+      > (1 - cast(:rank AS integer), cast(:deadline AS timestamptz), cast(:after AS uuid))""",
+        f"{_HAS_ENDED}, deadline, id",
+    ),
 }
+
+
+def _of_page(columns: str) -> str:
+    names = {_RANK: "p.rank", _HAS_ENDED: "p.has_ended", "deadline": "p.deadline", "id": "p.id"}
+    for name, selected in names.items():
+        columns = columns.replace(name, selected)
+    return columns
+
+
 PAGES: Final = {
     order: f"""
 SELECT s.* FROM (
-  SELECT id, {_RANK} AS rank FROM batches
+  SELECT id, deadline, {_RANK} AS rank, {_HAS_ENDED} AS has_ended FROM batches
   WHERE {_MATCHES}
     AND (cast(:after AS uuid) IS NULL OR {follows})
   ORDER BY {columns} LIMIT :limit
 ) p
 CROSS JOIN LATERAL (SELECT * FROM batch_states WHERE id = p.id OFFSET 0) s
-ORDER BY {columns.replace(_RANK, "p.rank").replace("id", "p.id")}
+ORDER BY {_of_page(columns)}
 """  # noqa: S608
     for order, (follows, columns) in _ORDERS.items()
 }
@@ -97,8 +112,10 @@ class BatchListStore:
             "after": None if after is None else after.batch,
             "limit": limit,
         }
-        if order is BatchOrder.ACTIVE:
+        if order in (BatchOrder.ACTIVE, BatchOrder.DEADLINE):
             parameters["rank"] = int(after is not None and after.active)
+        if order is BatchOrder.DEADLINE:
+            parameters["deadline"] = None if after is None else after.deadline
         with reading_as(self._engine, scope) as connection:
             return [batch_of(row) for row in connection.execute(_PAGES[order], parameters)]
 

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, SlaState
+from lowtide.core.ids import BatchId
 from lowtide.planning.reasons import describe
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
-    from lowtide.core.ids import BatchId, FileId, TenantId
+    from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool
     from lowtide.planning.reasons import Bound, Reason
 
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MARK: Final = re.compile(r"([ae])([0-9a-f]{32})([0-9]{1,17})")
 COUNTED: Final = 1000
 """Max count of matches; more are shown as `1000+`."""
 
 
 class BatchOrder(StrEnum):
-    """Orders of a list: by creation, or active batches first and then by creation."""
+    """Orders of a list: by creation; active batches first, the newest or the most urgent of them.
+
+    Each is that of an index. Progress, duration and cost come from tallies: to order by them, every
+    batch would have to be summed.
+    """
 
     ACTIVE = "active"
+    DEADLINE = "deadline"
     NEWEST = "newest"
     OLDEST = "oldest"
 
@@ -48,18 +57,29 @@ class BatchFilter:
 
 @dataclass(frozen=True, slots=True)
 class BatchMark:
-    """The end of a page: its last batch, which was active or not."""
+    """The end of a page: its last batch, which was active or not, with its deadline."""
 
     batch: BatchId
-    active: bool = False
+    active: bool
+    deadline: datetime
 
     def __str__(self) -> str:
-        return f"{'a' if self.active else 'e'}{self.batch.hex}"
+        since_epoch = (self.deadline - EPOCH) // timedelta(microseconds=1)
+        return f"{'a' if self.active else 'e'}{self.batch.hex}{since_epoch}"
 
 
 def mark_of(batch: Batch) -> BatchMark:
     """Return the mark of a batch."""
-    return BatchMark(batch.id, batch.status not in FINAL_STATUSES)
+    return BatchMark(batch.id, batch.status not in FINAL_STATUSES, batch.deadline)
+
+
+def parse_mark(text: str) -> BatchMark | None:
+    """Parse a mark; return None if `text` is not one."""
+    match = _MARK.fullmatch(text)
+    if match is None:
+        return None
+    deadline = EPOCH + timedelta(microseconds=int(match[3]))
+    return BatchMark(BatchId(UUID(hex=match[2])), match[1] == "a", deadline)
 
 
 @dataclass(frozen=True, slots=True)

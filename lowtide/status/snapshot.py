@@ -118,7 +118,7 @@ class LostEngine:
 class SystemSnapshot:
     """One reading; all times are the database's.
 
-    `recent` are the newest batches, newest first. `risky` are the most urgent batches at risk.
+    `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most urgent batches at risk.
     `work` covers batches that are active or have just ended. `unsplit` batches wait for their file
     to be split, `unfinalized` ones for their output files, `events` for the broker. `planned` is the
     number of dedicated replicas that the last tick planned, at `ticked_at`; None before the first.
@@ -130,6 +130,7 @@ class SystemSnapshot:
     at: datetime
     totals: Totals = field(default_factory=Totals)
     recent: tuple[Batch, ...] = ()
+    names: Mapping[TenantId, str] = field(default_factory=dict)
     tenants: tuple[TenantLoad, ...] = ()
     risky: tuple[RiskyBatch, ...] = ()
     work: tuple[BatchProgress, ...] = ()
@@ -205,7 +206,10 @@ FROM (
     AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
 ) ended
 """  # noqa: S608
-RECENT = "SELECT * FROM batch_states ORDER BY id DESC LIMIT :limit"
+RECENT = """
+SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
+FROM batch_states s ORDER BY s.id DESC LIMIT :limit
+"""
 # A cancelled batch's requests may run on for a while.
 TENANTS = f"""
 SELECT t.id, t.name, count(*) AS batches, count(*) FILTER (WHERE b.at_risk) AS at_risk,
@@ -309,13 +313,15 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
 
     (now,) = rows(_TOTALS)
     (events,) = rows(_EVENTS, most=MAX_COUNTED)
+    recent = rows(_RECENT, limit=MAX_RECENT)
     live_workers = rows(_WORKERS)
     risky = rows(_RISKY, most=MAX_RISKY) if for_metrics else ()
     letters = rows(_LETTERS, most=MAX_COUNTED) if for_metrics else ()
     return SystemSnapshot(
         at=now.at,
         totals=_totals(now),
-        recent=tuple(map(batch_of, rows(_RECENT, limit=MAX_RECENT))),
+        recent=tuple(map(batch_of, recent)),
+        names={TenantId(row.tenant_id): row.tenant_name for row in recent},
         tenants=tuple(map(_tenant, rows(_TENANTS))),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
         work=tuple(

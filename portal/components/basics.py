@@ -10,10 +10,12 @@ from nicegui import ui
 
 from lowtide.batches.model import BatchStatus, RequestStatus, SlaState
 from lowtide.core.pools import Pool
+from portal.formats import absolute, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
 
 def heading(text: str, level: int = 2) -> ui.html:
@@ -36,6 +38,13 @@ STATUS_TONES: Final[Mapping[RequestStatus, Tone]] = {
     RequestStatus.EXPIRED: Tone.WARN,
     RequestStatus.CANCELLED: Tone.NEUTRAL,
 }
+OUTCOME_TONES: Final[Mapping[RequestStatus, Tone]] = {
+    RequestStatus.COMPLETED: Tone.GOOD,
+    RequestStatus.FAILED: Tone.BAD,
+    RequestStatus.EXPIRED: Tone.WARN,
+    RequestStatus.CANCELLED: Tone.NEUTRAL,
+}
+"""The parts of a progress bar."""
 BATCH_TONES: Final[Mapping[BatchStatus, Tone]] = {
     BatchStatus.VALIDATING: Tone.NEUTRAL,
     BatchStatus.IN_PROGRESS: Tone.INFO,
@@ -87,14 +96,17 @@ def badge(value: Badge) -> ui.label:
     return ui.label(value["text"]).classes(f"badge badge-{value['tone']}")
 
 
-def status_badge(status: RequestStatus) -> ui.label:
-    """Show a status."""
-    return badge(status_of(status))
-
-
 def pool_badge(pool: Pool) -> ui.label:
     """Show a pool."""
     return badge(pool_of(pool))
+
+
+def moment_label(moment: datetime | None) -> ui.label:
+    """Show a moment in the viewer's time zone, with UTC in the tooltip; None is empty."""
+    label = ui.label("" if moment is None else absolute(moment))
+    if moment is not None:
+        label.props["title"] = utc(moment)
+    return label
 
 
 _COPY_TIMEOUT: Final = 10.0

@@ -1,4 +1,4 @@
-"""A table of batches, shown as cards on narrow screens."""
+"""A table of batches, shown as cards on narrow screens; every row opens its batch."""
 
 from __future__ import annotations
 
@@ -6,145 +6,192 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from nicegui import ui
 
-from lowtide.batches.model import BatchStatus, SlaState
+from lowtide.batches.model import FINAL_STATUSES, BatchStatus, RequestStatus, SlaState
+from lowtide.batches.views import BatchOrder
 from lowtide.core.ids import format_batch_id
-from portal.components.basics import BADGE_CELL, Badge, pool_of, sla_of, status_of_batch
-from portal.formats import absolute, ago, duration, number
+from portal.components.basics import (
+    BADGE_CELL,
+    OUTCOME_TONES,
+    Badge,
+    copy,
+    sla_of,
+    status_of_batch,
+)
+from portal.formats import absolute, ago, duration, hint, money, number, rough
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from lowtide.batches.model import Batch
+    from lowtide.core.ids import TenantId
+    from portal.theme import Tone
+
+
+class Part(TypedDict):
+    """A part of a progress bar."""
+
+    tone: Tone
+    width: str
 
 
 class BatchRow(TypedDict):
     """A batch as a table row."""
 
     id: str
-    created: str
-    created_at: str
+    short: str
+    tenant: str
     user: str
     model: str
     status: Badge
-    exact: str
-    pools: list[Badge]
+    done: str
+    rest: str
+    failed: bool
+    outcomes: str
+    parts: list[Part]
+    percent: int
     sla: Badge
     due: str
     due_at: str
-    done: str
-    share: str
-    failures: str
-    completed_width: str
-    failed_width: str
-    percent: int
-    interruptions: int
-    escalations: int
-    notes: str
+    time: str
+    time_at: str
+    cost: str
+    age: str
+    created_at: str
 
 
 _LABELS: Final = {
-    "created": "Created",
+    "id": "Batch",
+    "tenant": "Tenant",
     "user": "User",
+    "model": "Model",
     "status": "Status",
-    "pools": "Pool",
+    "progress": "Progress",
     "sla": "SLA",
-    "requests": "Requests",
-    "interruptions": "Interrupted",
-    "escalations": "Escalated",
+    "time": "Duration or ETA",
+    "cost": "Cost",
+    "age": "Age",
 }
-_NUMERIC: Final = ("interruptions", "escalations")
+_NUMERIC: Final = ("time", "cost", "age")
+SORTS: Final[Mapping[str, tuple[BatchOrder, ...]]] = {
+    "status": (BatchOrder.ACTIVE,),
+    "sla": (BatchOrder.DEADLINE,),
+    "age": (BatchOrder.NEWEST, BatchOrder.OLDEST),
+}
+"""The orders that a click on a column's heading chooses in turn."""
 
-_ONE_BADGE: Final = BADGE_CELL.replace("badge.", "props.row.{field}.")
-_POOLS: Final = (
-    '<span class="badges">'
-    + BADGE_CELL.replace("<span ", '<span v-for="badge in props.row.pools" :key="badge.text" ')
-    + '<span v-if="!props.row.pools.length" class="muted">—</span></span>'
+_COPY: Final = (
+    '<q-btn class="copy" flat dense size="sm" icon="content_copy" title="Copy id" '
+    ':aria-label="`Copy id ${props.row.id}`" '
+    "@click=\"() => $parent.$emit('copy', props.row.id)\" />"
 )
-_CREATED: Final = '<span :title="props.row.created_at">{{ props.row.created }}</span>'
-_ID: Final = '<span class="mono muted small" :title="props.row.id">{{ props.row.id.slice(0, 14) }}…{{ props.row.id.slice(-6) }}</span>'
-_USER: Final = (
-    '<a class="user ellipsis link" :href="`/batches/${props.row.id}`" :title="props.row.user">'
-    "{{ props.row.user }}</a>"
+_ID: Final = (
+    '<a class="cell mono small link" :href="`/batches/${props.row.id}`" :title="props.row.id" '
+    ':aria-label="`Batch ${props.row.id}`">{{ props.row.short }}</a>'
 )
-_MODEL: Final = (
-    '<span class="user ellipsis muted small" :title="props.row.model">{{ props.row.model }}</span>'
+_MODEL: Final = '<span class="ellipsis muted" :title="props.row.model">{{ props.row.model }}</span>'
+_USER: Final = '<span class="ellipsis" :title="props.row.user">{{ props.row.user }}</span>'
+_TENANT: Final = '<span class="ellipsis" :title="props.row.tenant">{{ props.row.tenant }}</span>'
+_STATUS: Final = BADGE_CELL.replace("badge.", "props.row.status.")
+_SLA: Final = (
+    '<span class="sla" :title="props.row.due_at">'
+    + BADGE_CELL.replace("badge.", "props.row.sla.")
+    + '<span class="muted small">{{ props.row.due }}</span></span>'
 )
-_EXACT: Final = '<span class="muted small">{{ props.row.exact }}</span>'
-_DUE: Final = '<span class="muted small" :title="props.row.due_at">{{ props.row.due }}</span>'
 _PROGRESS: Final = """
-<div class="progress">
-  <div class="progress-text">
+<span class="progress" :title="props.row.outcomes">
+  <span class="progress-text small">
     <span>{{ props.row.done }}</span>
-    <span><span v-if="props.row.failures" class="failures">{{ props.row.failures }}</span>
-    <span v-else class="muted">{{ props.row.share }}</span></span>
-  </div>
-  <div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"
+    <span class="ellipsis" :class="props.row.failed ? 'failures' : 'muted'">{{ props.row.rest }}</span>
+  </span>
+  <span class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"
     :aria-valuenow="props.row.percent" :aria-label="`Requests done, batch of ${props.row.user}`">
-    <div class="fill-good" :style="{ width: props.row.completed_width }"></div>
-    <div class="fill-bad" :style="{ width: props.row.failed_width }"></div>
-  </div>
-</div>
+    <span v-for="part in props.row.parts" :key="part.tone" :class="`fill-${part.tone}`"
+      :style="{ width: part.width }"></span>
+  </span>
+</span>
 """
-_STATUS: Final = _ONE_BADGE.replace("{field}", "status")
-_SLA: Final = _ONE_BADGE.replace("{field}", "sla")
+_TIME: Final = '<span class="nowrap" :title="props.row.time_at">{{ props.row.time }}</span>'
+_COST: Final = '<span class="nowrap">{{ props.row.cost }}</span>'
+_AGE: Final = '<span class="nowrap" :title="props.row.created_at">{{ props.row.age }}</span>'
 _CELLS: Final = {
-    "created": _CREATED + _ID,
-    "user": _USER + _MODEL,
-    "status": _STATUS + _EXACT,
-    "pools": _POOLS,
-    "sla": _SLA + _DUE,
-    "requests": _PROGRESS,
-    **{
-        name: f'<span :class="{{ zero: !props.row.{name} }}">'
-        f'{{{{ props.row.{name}.toLocaleString("en-US") }}}}</span>'
-        for name in _NUMERIC
-    },
+    "tenant": _TENANT,
+    "user": _USER,
+    "model": _MODEL,
+    "status": _STATUS,
+    "progress": _PROGRESS,
+    "sla": _SLA,
+    "time": _TIME,
+    "cost": _COST,
+    "age": _AGE,
 }
+# A link in every cell, so that the whole row opens the batch, in a new tab too; a row has one stop
+# for the keyboard.
+_OPENING_CELL: Final = (
+    '<q-td :props="props"><a class="cell" tabindex="-1" :href="`/batches/${props.row.id}`">'
+    "CELL</a></q-td>"
+)
+_ID_CELL: Final = f'<q-td :props="props"><div class="cells">{_ID}{_COPY}</div></q-td>'
+_HEADING: Final = """
+<q-th :props="props" :aria-sort="props.col.sorted || undefined">
+  <button type="button" class="sorting" :title="props.col.hint"
+    @click="() => $parent.$emit('sort', props.col.name)">{{ props.col.label }}
+    <q-icon aria-hidden="true" :name="props.col.icon" /></button>
+</q-th>
+"""
 _NARROW: Final = f"""
-<div class="batch-item">CHOOSE
-  <div class="batch-line">{_USER}<span class="muted small nowrap">{_CREATED}</span></div>
-  <div class="batch-line"><span class="badges">{_STATUS}{_POOLS}</span>{_SLA}</div>
+<div class="batch-item opens">CHOOSE
+  <div class="batch-line"><a class="user ellipsis link" :href="`/batches/${{props.row.id}}`"
+    :aria-label="`Batch ${{props.row.id}} of ${{props.row.user}}`">
+    {{{{ [props.row.tenant, props.row.user].filter(Boolean).join(" / ") }}}}</a>
+    <span class="muted small nowrap">{{{{ props.row.age }}}}</span></div>
+  <div class="batch-line">{_STATUS}{_SLA}</div>
   {_PROGRESS}
-  <div class="batch-notes muted small">
-    <span>{{{{ props.row.exact }}}}<span v-if="props.row.due"> · {{{{ props.row.due }}}}</span></span>
-    <span>{{{{ props.row.notes }}}}</span>
-  </div>
+  <div class="batch-line small"><span class="ellipsis muted">{{{{ props.row.model }}}}</span>
+    {_TIME}{_COST}</div>
+  <div class="batch-line small"><span class="mono muted">{{{{ props.row.short }}}}</span>{_COPY}</div>
 </div>
 """
-
-
 _CHOOSE_ALL: Final = (
     '<q-checkbox v-model="props.selected" dense aria-label="Select all on this page" />'
 )
 _CHOOSE: Final = (
     '<q-checkbox v-model="props.selected" dense '
-    ':aria-label="`Select the batch of ${props.row.user}, created ${props.row.created}`" />'
+    ':aria-label="`Select the batch of ${props.row.user}, created ${props.row.created_at}`" />'
 )
 
 
 class BatchTable:
-    """Batches in the given order; `on_choice` makes them selectable and receives the ids."""
+    """Batches in the given order.
 
-    def __init__(self, on_choice: Callable[[Sequence[str]], None] | None = None) -> None:
+    `on_choice` makes them selectable and receives the ids; `on_sort` receives the order that a
+    click on a column's heading asks for.
+    """
+
+    def __init__(
+        self,
+        on_choice: Callable[[Sequence[str]], None] | None = None,
+        on_sort: Callable[[BatchOrder], object] | None = None,
+        *,
+        with_tenants: bool,
+    ) -> None:
         self._rows: list[BatchRow] = []
-        columns = [
-            {
-                "name": name,
-                "label": label,
-                "field": name,
-                "align": "right" if name in _NUMERIC else "left",
-            }
-            for name, label in _LABELS.items()
-        ]
-        self._table = ui.table(rows=[], columns=columns, row_key="id").props(
+        self._order = BatchOrder.NEWEST
+        self._names = [name for name in _LABELS if with_tenants or name != "tenant"]
+        self._table = ui.table(
+            rows=[], columns=columns_of(self._names, self._order), row_key="id"
+        ).props(
             'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1240"'
         )
+        self._table.classes("batch-table")
+        self._table.add_slot("body-cell-id", _ID_CELL)
         for name, cell in _CELLS.items():
-            self._table.add_slot(
-                f"body-cell-{name}",
-                f'<q-td :props="props"><div class="{_layout(name)}">{cell}</div></q-td>',
-            )
+            self._table.add_slot(f"body-cell-{name}", _OPENING_CELL.replace("CELL", cell))
+        self._table.on("copy", lambda event: copy(str(event.args)))
+        if on_sort is not None:
+            for name in SORTS:
+                self._table.add_slot(f"header-cell-{name}", _HEADING)
+            self._table.on("sort", lambda event: on_sort(following(self._order, str(event.args))))
         choose = ""
         if on_choice is not None:
             choose = f'<div class="batch-choice">{_CHOOSE}</div>'
@@ -162,44 +209,109 @@ class BatchTable:
         """Clear the selection."""
         self._table.selected = []
 
-    def show(self, batches: Sequence[Batch], now: datetime) -> None:
+    def show(
+        self,
+        batches: Sequence[Batch],
+        now: datetime,
+        tenants: Mapping[TenantId, str],
+        order: BatchOrder = BatchOrder.NEWEST,
+    ) -> None:
         """Show these batches; nothing is sent while they stay the same."""
-        rows = [row_of(batch, now) for batch in batches]
+        rows = [row_of(batch, now, tenants.get(batch.tenant, "")) for batch in batches]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
+        if order is not self._order:
+            self._order = order
+            self._table.columns = columns_of(self._names, order)
 
 
-def _layout(name: str) -> str:
-    return "figure" if name in _NUMERIC else "stack"
+def following(order: BatchOrder, column: str) -> BatchOrder:
+    """Return the order that a click on a column's heading chooses; after the last, newest first."""
+    orders = SORTS.get(column, ())
+    place = orders.index(order) + 1 if order in orders else 0
+    return orders[place] if place < len(orders) else BatchOrder.NEWEST
 
 
-def row_of(batch: Batch, now: datetime) -> BatchRow:
+_DIRECTIONS: Final = {
+    BatchOrder.ACTIVE: ("other", "arrow_downward"),
+    BatchOrder.DEADLINE: ("ascending", "arrow_upward"),
+    BatchOrder.NEWEST: ("ascending", "arrow_upward"),
+    BatchOrder.OLDEST: ("descending", "arrow_downward"),
+}
+_HINTS: Final = {
+    "status": "Active batches first",
+    "sla": "Active batches with the earliest deadline first",
+    "age": "Newest or oldest first",
+}
+
+
+def columns_of(names: Sequence[str], order: BatchOrder) -> list[dict[str, str]]:
+    """Return the table's columns; those in SORTS state whether they are the order."""
+    columns = []
+    for name in names:
+        sorted_, icon = "", "unfold_more"
+        if order in SORTS.get(name, ()):
+            sorted_, icon = _DIRECTIONS[order]
+        columns.append(
+            {
+                "name": name,
+                "label": _LABELS[name],
+                "field": name,
+                "align": "right" if name in _NUMERIC else "left",
+                "sorted": sorted_,
+                "icon": icon,
+                "hint": _HINTS.get(name, ""),
+            }
+        )
+    return columns
+
+
+def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
     """Return the table row of a batch."""
-    done = batch.completed + batch.failed
+    id_, outcomes = format_batch_id(batch.id), batch.outcomes
+    done = outcomes.completed + outcomes.failed
     percent = 100 * done // batch.total if batch.total else 0
+    troubles = [
+        f"{number(outcomes.of(status))} {status.lower()}"
+        for status in (RequestStatus.FAILED, RequestStatus.EXPIRED, RequestStatus.CANCELLED)
+        if outcomes.of(status)
+    ]
     return BatchRow(
-        id=format_batch_id(batch.id),
-        created=ago(batch.created_at, now),
-        created_at=absolute(batch.created_at),
+        id=id_,
+        short=f"{id_[:6]}…{id_[-8:]}",
+        tenant=tenant,
         user=batch.user,
         model=batch.model or batch.endpoint,
         status=status_of_batch(batch.status),
-        exact=_exact(batch),
-        pools=[pool_of(pool) for pool in batch.pools],
-        sla=sla_of(batch.sla_state),
-        due=_due(batch, now),
-        due_at=f"Deadline {absolute(batch.deadline)}",
         done=_done(done, batch),
-        share=f"{percent}%" if batch.total else "",
-        failures=f"{number(batch.failed)} failed" if batch.failed else "",
-        completed_width=_width(batch.completed, batch.total),
-        failed_width=_width(batch.failed, batch.total),
+        rest=", ".join(troubles) or (f"{percent}%" if batch.total else ""),
+        failed=outcomes.failed > 0,
+        outcomes=", ".join(
+            f"{number(outcomes.of(status))} {status.lower()}"
+            for status in RequestStatus
+            if outcomes.of(status)
+        ),
+        parts=parts_of(batch),
         percent=percent,
-        interruptions=batch.interruptions,
-        escalations=batch.escalations,
-        notes=_notes(batch),
+        sla=sla_of(batch.sla_state),
+        due="" if batch.status in FINAL_STATUSES else _due(batch, now),
+        due_at=", ".join(filter(None, (f"Deadline {hint(batch.deadline)}", _due(batch, now)))),
+        time=_time(batch, now),
+        time_at=_time_hint(batch),
+        cost=_cost(batch),
+        age=ago(batch.created_at, now).removesuffix(" ago"),
+        created_at=hint(batch.created_at),
     )
+
+
+def parts_of(batch: Batch) -> list[Part]:
+    """Return the parts of the batch's progress bar, one per outcome."""
+    return [
+        Part(tone=tone, width=f"{batch.outcomes.of(status) / batch.total:.2%}")
+        for status, tone in OUTCOME_TONES.items()
+        if batch.total and batch.outcomes.of(status)
+    ]
 
 
 def _done(done: int, batch: Batch) -> str:
@@ -208,33 +320,34 @@ def _done(done: int, batch: Batch) -> str:
     return "not counted yet" if batch.ended_at is None else "not counted"
 
 
-def _exact(batch: Batch) -> str:
-    if batch.status is BatchStatus.COMPLETED and batch.total and batch.failed == batch.total:
-        return "completed, all failed"
-    return batch.status.value.replace("_", " ")
-
-
-def _notes(batch: Batch) -> str:
-    counts = ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
-    return " · ".join(f"{number(count)} {label}" for count, label in counts if count)
-
-
 def _due(batch: Batch, now: datetime) -> str:
+    if batch.sla_state is SlaState.NOT_APPLICABLE:
+        return ""
     if batch.status is BatchStatus.EXPIRED:
         return "deadline missed"
-    if batch.status in (BatchStatus.FAILED, BatchStatus.CANCELLED):
-        return ""
     if batch.ended_at is not None:
         margin = batch.deadline - batch.ended_at
         late = batch.sla_state is SlaState.MISSED
         return f"{duration(-margin)} late" if late else f"{duration(margin)} to spare"
     remaining = batch.deadline - now
-    return (
-        f"{duration(remaining)} left"
-        if remaining.total_seconds() > 0
-        else f"{duration(-remaining)} late"
-    )
+    late = remaining.total_seconds() <= 0
+    return f"{rough(-remaining)} late" if late else f"{rough(remaining)} left"
 
 
-def _width(part: int, total: int) -> str:
-    return f"{part / total:.2%}" if total else "0"
+def _time(batch: Batch, now: datetime) -> str:
+    if batch.ended_at is not None:
+        return duration(batch.ended_at - batch.created_at)
+    return "—" if batch.eta is None else f"in {rough(batch.eta - now)}"
+
+
+def _time_hint(batch: Batch) -> str:
+    if batch.ended_at is not None:
+        return f"Ended {hint(batch.ended_at)}"
+    if batch.eta is None:
+        return "No estimate"
+    return f"Expected to finish at {absolute(batch.eta)}"
+
+
+def _cost(batch: Batch) -> str:
+    cost = batch.cost
+    return f"{money(cost.total)} {cost.currency}" if cost.all_dedicated else "—"

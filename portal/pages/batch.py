@@ -12,17 +12,16 @@ from nicegui import ui
 from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
-from portal.components.basics import StatCard, heading
 from portal.components.batch_actions import cancel_batches
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
-from portal.formats import number
-from portal.listing import PAGE_SIZE, Pager
+from portal.formats import counted, number
+from portal.listing import Pager
 from portal.live import Live, Rebuilt
 from portal.loading import load
 from portal.pages import batch_facts
 from portal.pages.batch_facts import steps_of, timeline
-from portal.pages.batch_requests import LineTable, line_tabs, open_drawer
+from portal.pages.batch_requests import REQUESTS, LineTable, line_tabs, open_drawer
 from portal.polling import Readings, Subject, at_most_every
 from portal.pulse import PULSE
 from portal.queries import LineQuery, clean
@@ -32,7 +31,7 @@ from portal.sessions import current_principal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from lowtide.batches.model import Batch
+    from lowtide.batches.model import Batch, Outcomes
     from lowtide.batches.results import RequestState
     from lowtide.batches.views import BatchDetails
     from lowtide.core.ids import BatchId
@@ -40,11 +39,11 @@ if TYPE_CHECKING:
     from portal.polling import Poller
 
 
-COUNTS: Final = ("Total requests", *RequestStatus)
+LINES_PER_PAGE: Final = 25
 
 
 class BatchPanels:
-    """The panels above the table of requests."""
+    """The panels above the table of requests: what matters first, the rest in tabs."""
 
     def __init__(
         self,
@@ -61,33 +60,39 @@ class BatchPanels:
                 self._head = Rebuilt(batch_facts.head, "batch-head")
                 ui.element("div").classes("spacer")
                 self._cancel = ui.button("Cancel batch…", on_click=on_cancel, color=None)
-                self._cancel.props("flat dense no-caps")
+                self._cancel.props("flat dense no-caps").classes("dangerous")
             self._links = Rebuilt(dashboard_links)
             self._facts = Rebuilt(batch_facts.facts)
             self._progress = Rebuilt[tuple["Batch", str]](
                 lambda batch_and_eta: batch_facts.progress(*batch_and_eta), "section"
             )
         self._problems = Rebuilt(batch_facts.problems, "section")
-        with ui.element("div").classes("cards five"):
-            self._counts = {name: StatCard(name) for name in COUNTS}
-        with ui.element("section").classes("card section"):
-            heading("Timeline")
-            self._timeline = Rebuilt(timeline)
-        with ui.element("div").classes("halves"):
-            self._errors = _panel(
-                "Top errors", lambda details: batch_facts.errors(details.errors, details.batch.id)
-            )
-            self._notes = _panel(
-                "Interruptions and escalations",
-                lambda details: batch_facts.notes(details.notes, details.batch),
-            )
-            self._cost = _panel("Cost", batch_facts.cost)
-            self._files = _panel(
-                "Files", lambda details: batch_facts.files(details.files, details.batch.id)
-            )
+        self._tiles = Rebuilt[tuple["Outcomes", int, LineQuery]](
+            lambda counts: outcome_tiles(*counts), "tiles"
+        )
+        with ui.element("section").classes("card section details"):
+            self._build_tabs()
+        self._is_shown = False
 
-    def show(self, details: BatchDetails, now: datetime) -> None:
+    def _build_tabs(self) -> None:
+        with ui.tabs().props("no-caps dense align=left") as self._tabs:
+            for name in ("Timeline", "Errors", "Events", "Cost"):
+                ui.tab(name)
+        with ui.tab_panels(self._tabs, value="Timeline", animated=False):
+            with ui.tab_panel("Timeline"):
+                self._timeline = Rebuilt(timeline)
+            with ui.tab_panel("Errors"):
+                self._errors = Rebuilt(batch_facts.errors, "section")
+            with ui.tab_panel("Events"):
+                self._notes = Rebuilt(batch_facts.notes, "section")
+            with ui.tab_panel("Cost"):
+                self._cost = Rebuilt(batch_facts.cost, "section")
+
+    def show(self, details: BatchDetails, query: LineQuery, now: datetime) -> None:
         """Show a new reading."""
+        if not self._is_shown and details.errors:
+            self._tabs.value = "Errors"
+        self._is_shown = True
         forecast = details.batch
         # Values that change with every reading would rebuild every panel.
         batch = replace(forecast, eta=None)
@@ -98,20 +103,30 @@ class BatchPanels:
             trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
             self._links.show(self._dashboards.batch(id_, since, until, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
-        for panel in (self._facts, self._errors, self._notes, self._cost, self._files):
+        for panel in (self._facts, self._errors, self._notes, self._cost):
             panel.show(details)
         self._progress.show((batch, batch_facts.eta_of(forecast, now)))
         self._problems.show(batch)
         self._timeline.show(steps_of(forecast, now))
-        counts = (batch.total, *map(batch.outcomes.of, RequestStatus))
-        for name, count in zip(COUNTS, counts, strict=True):
-            self._counts[name].show(number(count), alarming=name == "Failed" and count > 0)
+        self._tiles.show((batch.outcomes, batch.total, query))
 
 
-def _panel(title: str, build: Callable[[BatchDetails], None]) -> Rebuilt[BatchDetails]:
-    with ui.element("section").classes("card section"):
-        heading(title)
-        return Rebuilt(build, "section")
+def outcome_tiles(outcomes: Outcomes, total: int, query: LineQuery) -> None:
+    """Show the number of requests in each state, each with a link to these requests."""
+    for status in (None, *RequestStatus):
+        count = total if status is None else outcomes.of(status)
+        link = ui.element("a").classes("card stat tile")
+        link.props["href"] = f"{query.only(status).address()}#{REQUESTS}"
+        if status is query.status:
+            link.props("aria-current=page")
+        with link:
+            ui.label("Total" if status is None else status.value).classes("muted")
+            value = ui.label(number(count)).classes("value")
+            if status is RequestStatus.FAILED and count:
+                value.classes("bad")
+                if outcomes.dead_lettered:
+                    note = counted(outcomes.dead_lettered, "dead letter")
+                    ui.label(note).classes("muted small")
 
 
 SEARCH_INTERVAL: Final = 10.0
@@ -181,15 +196,21 @@ class BatchPage:
                 return
             self._build()
         self._live.keep(self._show, self._reread)
+        # The table did not exist yet when the browser looked for the fragment.
+        ui.run_javascript(
+            f"if (location.hash === '#{REQUESTS}') document.getElementById('{REQUESTS}').scrollIntoView()"
+        )
         if self._query.line is not None:
             await self._open_request(self._query.line)
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._panels = BatchPanels(self._cancel, self._dashboards, may_act=self._principal.may_act)
-        with ui.element("section").classes("card table-card"):
+        with ui.element("section").classes("card table-card").props(f"id={REQUESTS}"):
             with ui.element("div").classes("table-tools"):
-                self._tabs = Rebuilt(line_tabs, "tabs")
+                self._tabs = Rebuilt[tuple["Outcomes", int, LineQuery]](
+                    lambda counts: line_tabs(*counts), "tabs"
+                )
                 self._search_box()
             self._table = LineTable(self._open_request)
             self._empty_label = ui.label("No matching requests.").classes("empty")
@@ -207,7 +228,8 @@ class BatchPage:
                 query.status,
                 query.custom_id,
                 after=query.after,
-                limit=PAGE_SIZE,
+                dead_lettered=query.dead_lettered,
+                limit=LINES_PER_PAGE,
             ),
         )
 
@@ -228,8 +250,8 @@ class BatchPage:
             self._problem.text = reading.problem.message
         if (value := reading.value) is None:
             return
-        self._panels.show(value.details, datetime.now(UTC))
-        self._tabs.show(self._query)
+        self._panels.show(value.details, self._query, datetime.now(UTC))
+        self._tabs.show((value.details.batch.outcomes, value.details.batch.total, self._query))
         self._table.show(value.lines)
         self._empty_label.set_visibility(not value.lines)
         self._pager.show(first=self._query.after == 0, more=value.more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,32 +11,37 @@ from nicegui import ui
 
 from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
-from portal.components.basics import badge, pool_badge, sla_of, status_of_batch
-from portal.formats import absolute, counted, duration, number, size
+from lowtide.planning.reasons import describe
+from portal.components.basics import badge, moment_label, pool_badge, sla_of, status_of_batch
+from portal.components.batch_table import parts_of
+from portal.formats import absolute, counted, duration, number, size, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from lowtide.batches.model import Batch
-    from lowtide.batches.views import BatchDetails, BatchFile, Note, TopError
+    from lowtide.batches.views import BatchDetails, BatchFile, Note
     from lowtide.core.ids import BatchId
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of the timeline; `note` is its distance from the previous step or from now."""
+    """A step of the timeline, planned or done at `at`, None while its time is unknown.
+
+    `note` is its distance from the previous step or from now.
+    """
 
     name: str
-    when: str
+    at: datetime | None
     note: str
     tone: Tone
 
 
 def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
     """Return the steps of a batch; the deadline is the last, and `bad` once it is missed."""
-    steps = [Step("Created", absolute(batch.created_at), "", Tone.GOOD)]
+    steps = [Step("Created", batch.created_at, "", Tone.GOOD)]
     previous = batch.created_at
     for name, at, tone in (
         ("Started", batch.in_progress_at, Tone.GOOD),
@@ -47,11 +53,11 @@ def steps_of(batch: Batch, now: datetime) -> tuple[Step, ...]:
         ("Expired", batch.expired_at, Tone.BAD),
     ):
         if at is not None:
-            steps.append(Step(name, absolute(at), f"after {duration(at - previous)}", tone))
+            steps.append(Step(name, at, f"after {duration(at - previous)}", tone))
             previous = at
     if batch.ended_at is None:
-        eta = "" if batch.eta is None else f"expected {absolute(batch.eta)}"
-        steps.append(Step("Completed", eta, "not yet", Tone.NEUTRAL))
+        note = "not yet" if batch.eta is None else "expected"
+        steps.append(Step("Completed", batch.eta, note, Tone.NEUTRAL))
     steps.append(_deadline(batch, now))
     return tuple(steps)
 
@@ -62,7 +68,7 @@ def timeline(steps: Sequence[Step]) -> None:
         for step in steps:
             with ui.element("li").classes(step.tone.value):
                 ui.label(step.name).classes("what")
-                ui.label(step.when).classes("small when")
+                moment_label(step.at).classes("small when")
                 ui.label(step.note).classes("muted small")
 
 
@@ -77,13 +83,13 @@ def _deadline(batch: Batch, now: datetime) -> Step:
     if batch.ended_at is None:
         note = f"{span} late" if late else f"in {span}"
     elif batch.sla_state is SlaState.NOT_APPLICABLE:
-        note = "no SLA"
+        note = no_sla(batch)
     elif batch.sla_state is SlaState.MISSED:
         note = "missed" if not late else f"missed by {span}"
     else:
         note = f"met, {span} to spare"
     missed = late or batch.sla_state is SlaState.MISSED
-    return Step("Deadline", absolute(batch.deadline), note, Tone.BAD if missed else Tone.INFO)
+    return Step("Deadline", batch.deadline, note, Tone.BAD if missed else Tone.INFO)
 
 
 PHASES: Final = {
@@ -107,13 +113,25 @@ class _Answer(msgspec.Struct):
 
 
 def head(batch: Batch) -> None:
-    """Show status, pools and SLA."""
+    """Show status, SLA and pools, and why the batch is at risk."""
     with ui.element("span").classes("badges"):
         badge(status_of_batch(batch.status))
+        sla = sla_of(batch.sla_state)
+        if batch.sla_state is SlaState.NOT_APPLICABLE:
+            sla["text"] = no_sla(batch)
+        badge(sla)
         for pool in batch.pools:
             pool_badge(pool)
-        badge(sla_of(batch.sla_state))
-    ui.label(batch.status.value.replace("_", " ")).classes("muted").mark("exact status")
+    if batch.risk is not None and batch.sla_state is SlaState.AT_RISK:
+        reason = describe(batch.risk.reason, batch.risk.bound)
+        label = ui.label(f"At risk since {absolute(batch.risk.since)}: {reason}.").mark("risk")
+        label.props["title"] = utc(batch.risk.since)
+
+
+def no_sla(batch: Batch) -> str:
+    """Return why a batch has no SLA."""
+    reason = "file rejected" if batch.status is BatchStatus.FAILED else "cancelled"
+    return f"No SLA: {reason}"
 
 
 def tokens(batch: Batch) -> str:
@@ -132,6 +150,7 @@ def facts(details: BatchDetails) -> None:
         "Model": batch.model or "",
         "Endpoint": batch.endpoint,
         "Completion window": batch.completion_window,
+        "Duration": "" if batch.ended_at is None else duration(batch.ended_at - batch.created_at),
         "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
         "Trace id": "" if batch.trace is None else batch.trace.trace_id,
@@ -145,16 +164,26 @@ def facts(details: BatchDetails) -> None:
     with ui.element("dl").classes("facts"):
         for name, value in properties.items():
             if value:
-                with ui.element("div"):
-                    with ui.element("dt"):
-                        ui.label(name)
-                    with ui.element("dd"):
-                        ui.label(value)
+                with _fact(name):
+                    ui.label(value)
+        with _fact("Created"):
+            moment_label(batch.created_at)
+        with _fact("Files"):
+            files(details.files, batch.id)
+
+
+@contextmanager
+def _fact(name: str) -> Iterator[None]:
+    with ui.element("div"):
+        with ui.element("dt"):
+            ui.label(name)
+        with ui.element("dd"):
+            yield
 
 
 def progress(batch: Batch, eta: str) -> None:
     """Show the phase, the progress and the ETA."""
-    done = batch.completed + batch.failed
+    done = batch.outcomes.completed + batch.outcomes.failed
     share = done / batch.total if batch.total else 0.0
     with ui.element("div").classes("progress-text"):
         ui.label(PHASES[batch.status]).mark("phase")
@@ -168,9 +197,8 @@ def progress(batch: Batch, eta: str) -> None:
         )
     )
     with bar:
-        for part, tone in ((batch.completed, "good"), (batch.failed, "bad")):
-            width = part / batch.total if batch.total else 0.0
-            ui.element("div").classes(f"fill-{tone}").style(f"width: {width:.2%}")
+        for part in parts_of(batch):
+            ui.element("div").classes(f"fill-{part['tone']}").style(f"width: {part['width']}")
     if eta:
         ui.label(eta).classes("muted small").mark("eta")
 
@@ -184,7 +212,7 @@ def eta_of(batch: Batch, now: datetime) -> str:
 
 def all_failed(batch: Batch) -> bool:
     """Return True if a batch is completed but all its requests failed."""
-    return batch.status is BatchStatus.COMPLETED and 0 < batch.total == batch.failed
+    return batch.status is BatchStatus.COMPLETED and 0 < batch.total == batch.outcomes.failed
 
 
 def problems(batch: Batch) -> None:
@@ -198,7 +226,8 @@ def problems(batch: Batch) -> None:
         ui.label(f"The input file was rejected: {counted(len(batch.errors), 'problem')}").classes(
             "failures"
         )
-        with ui.element("ul").classes("errors"):
+        with ui.element("ul").classes("errors scrolled") as region:
+            region.props('tabindex=0 aria-label="Problems of the input file"')
             for problem in batch.errors[:20]:
                 with ui.element("li"):
                     line = "file" if problem.line is None else f"line {number(problem.line)}"
@@ -206,8 +235,9 @@ def problems(batch: Batch) -> None:
                     ui.label(f"{problem.message} ({problem.code})")
 
 
-def notes(events: Sequence[Note], batch: Batch) -> None:
+def notes(details: BatchDetails) -> None:
     """Show the counts of interruptions and escalations, and the newest notes first."""
+    batch = details.batch
     counts = [
         f"{number(count)} {label}"
         for count, label in ((batch.interruptions, "interrupted"), (batch.escalations, "escalated"))
@@ -216,7 +246,7 @@ def notes(events: Sequence[Note], batch: Batch) -> None:
     ui.label(" · ".join(counts) or "No interruptions or escalations.").classes("muted")
     with ui.element("div").classes("scrolled") as region:
         region.props('role=region tabindex=0 aria-label="Newest events"')
-        notes_list(events)
+        notes_list(details.notes)
 
 
 def notes_list(events: Sequence[Note]) -> None:
@@ -225,7 +255,7 @@ def notes_list(events: Sequence[Note]) -> None:
         for note in events:
             with ui.element("li").classes(note.kind):
                 ui.label(words_of(note))
-                ui.label(_context_text(note)).classes("small")
+                ui.label(_context_text(note)).classes("small").props["title"] = utc(note.at)
 
 
 def words_of(note: Note) -> str:
@@ -240,13 +270,16 @@ def _context_text(note: Note) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def errors(top_errors: Sequence[TopError], batch: BatchId) -> None:
+def errors(details: BatchDetails) -> None:
     """Show the most frequent errors, each with the first line that has it."""
-    if not top_errors:
+    id_ = format_batch_id(details.batch.id)
+    if letters := details.batch.outcomes.dead_lettered:
+        ui.link(f"View {counted(letters, 'dead letter')}", f"/dead-letters?batch_id={id_}")
+    if not details.errors:
         ui.label("No failed requests.").classes("muted")
         return
     with ui.element("ul").classes("errors"):
-        for error in top_errors:
+        for error in details.errors:
             with ui.element("li"):
                 ui.label(number(error.lines)).classes("count")
                 with ui.element("div"):
@@ -254,7 +287,7 @@ def errors(top_errors: Sequence[TopError], batch: BatchId) -> None:
                     ui.label(said(error.message)).classes("clamp")
                     ui.link(
                         f"first on line {number(error.first_line)}",
-                        f"/batches/{format_batch_id(batch)}?line={error.first_line}",
+                        f"/batches/{id_}?line={error.first_line}",
                     ).classes("small")
 
 

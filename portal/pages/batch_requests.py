@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import msgspec
@@ -17,32 +16,36 @@ from portal.components.basics import (
     heading,
     pool_badge,
     pool_of,
-    status_badge,
     status_of,
 )
-from portal.formats import absolute, counted, number, size
+from portal.formats import absolute, counted, number, size, utc
 from portal.pages.batch_facts import notes_list
 from portal.theme import Tone
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
 
+    from lowtide.batches.model import Outcomes
     from lowtide.batches.results import RequestState
     from lowtide.batches.views import LineDetails
     from portal.queries import LineQuery
 
 
+REQUESTS: Final = "requests"
+"""The fragment of the table of requests in the page's URL."""
+
+
 class LineRow(TypedDict):
-    """A request as a table row; the browser formats times in the viewer's time zone."""
+    """A request as a table row."""
 
     line: int
     custom_id: str
-    status: Badge
+    status: list[Badge]
     flags: list[Badge]
     attempts: int
-    queued: str
-    started: str
-    finished: str
+    time: str
+    times: str
     error: str
 
 
@@ -52,25 +55,28 @@ _LABELS: Final = {
     "status": "Status",
     "flags": "Pool",
     "attempts": "Attempts",
-    "times": "Times",
+    "time": "Last change",
     "error": "Error",
     "more": "Details",
 }
-_STATUS: Final = BADGE_CELL.replace("badge.", "props.row.status.")
-_FLAGS: Final = (
-    '<span class="badges">'
-    + BADGE_CELL.replace("<span ", '<span v-for="badge in props.row.flags" :key="badge.text" ')
-    + "</span>"
-)
+
+
+def _badges(field: str) -> str:
+    badge_of_each = f'<span v-for="badge in props.row.{field}" :key="badge.text" '
+    return f'<span class="badges">{BADGE_CELL.replace("<span ", badge_of_each)}</span>'
+
+
+_STATUS: Final = _badges("status")
+_FLAGS: Final = _badges("flags")
 _NAME: Final = (
     '<span class="user ellipsis" :title="props.row.custom_id">{{ props.row.custom_id }}</span>'
 )
-_TIMES: Final = "".join(
-    f'<span v-if="props.row.{name}" class="small nowrap muted" :title="props.row.{name}">{name} '
-    f"{{{{ new Date(props.row.{name}).toLocaleTimeString() }}}}</span>"
-    for name in ("queued", "started", "finished")
+_TIME: Final = (
+    '<span class="small nowrap muted" :title="props.row.times">{{ props.row.time }}</span>'
 )
-_ERROR: Final = '<span class="small clamp" :title="props.row.error">{{ props.row.error }}</span>'
+_ERROR: Final = (
+    '<span class="small ellipsis error" :title="props.row.error">{{ props.row.error }}</span>'
+)
 _MORE: Final = (
     '<q-btn flat dense no-caps label="View" '
     ':aria-label="`View request on line ${props.row.line}`" '
@@ -82,16 +88,16 @@ _CELLS: Final = {
     "status": _STATUS,
     "flags": _FLAGS,
     "attempts": "{{ props.row.attempts }}",
-    "times": _TIMES,
+    "time": _TIME,
     "error": _ERROR,
     "more": _MORE,
 }
 _NARROW: Final = f"""
 <div class="line-item">
-  <div class="batch-line"><span class="muted small">line {{{{ props.row.line }}}}</span>{_MORE}</div>
-  {_NAME}
-  <div class="batch-line">{_STATUS}{_FLAGS}</div>
-  {_TIMES}{_ERROR}
+  <div class="batch-line">{_NAME}{_STATUS}</div>
+  <div class="batch-line"><span class="muted small">line {{{{ props.row.line }}}}</span>
+    {_FLAGS}{_MORE}</div>
+  {_ERROR}
 </div>
 """
 
@@ -109,9 +115,8 @@ class LineTable:
             'flat hide-pagination :rows-per-page-options="[0]" :grid="Quasar.Screen.width < 1000"'
         )
         for name, cell in _CELLS.items():
-            self._table.add_slot(
-                f"body-cell-{name}", f'<q-td :props="props"><div class="stack">{cell}</div></q-td>'
-            )
+            self._table.add_slot(f"body-cell-{name}", f'<q-td :props="props">{cell}</q-td>')
+        self._table.classes("line-table")
         self._table.add_slot("item", _NARROW)
         self._table.on("inside", lambda event: on_inside(int(event.args)))
 
@@ -130,17 +135,34 @@ def row_of(state: RequestState) -> LineRow:
         error = f"{state.error_code}: {error}" if error else state.error_code
     elif not error and state.status_code is not None and state.status_code >= 400:
         error = f"HTTP {state.status_code}"
+    times = _times(state)
     return LineRow(
         line=state.line,
         custom_id=state.custom_id,
-        status=status_of(state.status),
+        status=_status(state),
         flags=_flags(state),
         attempts=state.attempts,
-        queued="" if state.queued_at is None else state.queued_at.isoformat(),
-        started="" if state.started_at is None else state.started_at.isoformat(),
-        finished="" if state.finished_at is None else state.finished_at.isoformat(),
+        time=" ".join((times[-1][0], absolute(times[-1][1]))) if times else "",
+        times=" · ".join(f"{name} {utc(at)}" for name, at in times),
         error=error,
     )
+
+
+def _times(state: RequestState) -> list[tuple[str, datetime]]:
+    """Return the changes of a request with their times, the latest last."""
+    changes = (
+        ("queued", state.queued_at),
+        ("started", state.started_at),
+        ("finished", state.finished_at),
+    )
+    return [(name, at) for name, at in changes if at is not None]
+
+
+def _status(state: RequestState) -> list[Badge]:
+    badges = [status_of(state.status)]
+    if state.dead_lettered:
+        badges.append(Badge(text="dead letter", tone=Tone.BAD))
+    return badges
 
 
 def _flags(state: RequestState) -> list[Badge]:
@@ -209,20 +231,18 @@ def exact(content: bytes, total_bytes: int) -> str:
 
 def _state(state: RequestState, worker: str | None) -> None:
     with ui.element("div").classes("badges"):
-        status_badge(state.status)
+        for status in _status(state):
+            badge(status)
         if state.pool is not None:
             pool_badge(state.pool)
         for flag in row_of(state)["flags"]:
             if state.pool is None or flag["text"] != state.pool.value:
                 badge(flag)
     parts = [tried(state.attempts), worker or ""]
-    for name, at in (
-        ("queued", state.queued_at),
-        ("started", state.started_at),
-        ("finished", state.finished_at),
-    ):
-        parts.append("" if at is None else f"{name} {absolute(at)}")
-    ui.label(" · ".join(part for part in parts if part)).classes("muted small")
+    times = _times(state)
+    parts += [f"{name} {absolute(at)}" for name, at in times]
+    label = ui.label(" · ".join(part for part in parts if part)).classes("muted small")
+    label.props["title"] = " · ".join(f"{name} {utc(at)}" for name, at in times)
 
 
 def _source(name: str, content: bytes | None, total_bytes: int, missing: str) -> None:
@@ -235,14 +255,22 @@ def _source(name: str, content: bytes | None, total_bytes: int, missing: str) ->
         ui.label(exact(content, total_bytes)).style("white-space: pre-wrap")
 
 
-def line_tabs(query: LineQuery) -> None:
-    """Show a tab for each status of the batch's requests."""
+def line_tabs(outcomes: Outcomes, total: int, query: LineQuery) -> None:
+    """Show a tab with the number of requests for each state, and one for dead letters if any."""
     for status in (None, *RequestStatus):
         name = "All requests" if status is None else status.value
-        target = replace(query, status=status, after=0, line=None)
-        link = ui.element("a").classes("tab")
-        link.props["href"] = target.address()
-        if status is query.status:
-            link.props("aria-current=page")
-        with link:
-            ui.label(name)
+        count = total if status is None else outcomes.of(status)
+        is_current = status is query.status and not query.dead_lettered
+        _tab(name, count, query.only(status), is_current=is_current)
+        if status is RequestStatus.FAILED and (outcomes.dead_lettered or query.dead_lettered):
+            target = query.only(status, dead_lettered=True)
+            _tab("Dead letters", outcomes.dead_lettered, target, is_current=query.dead_lettered)
+
+
+def _tab(name: str, count: int, target: LineQuery, *, is_current: bool) -> None:
+    link = ui.element("a").classes("tab")
+    link.props["href"] = f"{target.address()}#{REQUESTS}"
+    if is_current:
+        link.props("aria-current=page")
+    with link:
+        ui.label(f"{name} {number(count)}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lowtide.batches.model import Batch
+    from lowtide.batches.views import BatchOrder
     from lowtide.core.ids import BatchId, TenantId
     from portal.polling import Poller, Readings
 
@@ -72,12 +73,16 @@ class BatchFilters:
                 value=query.all_failed,
                 on_change=self._handler(lambda query, chosen: replace(query, all_failed=chosen)),
             ).props("dense")
-            self._select(
+            self._order = self._select(
                 "Sort",
                 dict(ORDERS),
                 query.order,
                 self._handler(lambda query, order: replace(query, order=order)),
             )
+
+    def sort(self, order: BatchOrder) -> None:
+        """Choose an order."""
+        self._order.value = order
 
     def _select(
         self,
@@ -87,10 +92,10 @@ class BatchFilters:
         change: Callable[[Any], Awaitable[None]],
         *,
         multiple: bool = False,
-    ) -> None:
-        ui.select(options, value=value, label=label, multiple=multiple, on_change=change).props(
-            "dense outlined options-dense" + (" clearable" if multiple else "")
-        )
+    ) -> ui.select:
+        return ui.select(
+            options, value=value, label=label, multiple=multiple, on_change=change
+        ).props("dense outlined options-dense" + (" clearable" if multiple else ""))
 
     def _handler(
         self, change: Callable[[BatchQuery, Any], BatchQuery]
@@ -120,7 +125,7 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
 
     TITLE = "Batches"
     NOTHING = ""
-    NO_MATCHES = "No batches match these filters."
+    NO_MATCHES = "No batches match."
 
     def __init__(self, poller: Poller, readings: Readings, query: BatchQuery) -> None:
         super().__init__(poller, readings, query)
@@ -137,14 +142,20 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
 
     def controls(self) -> None:
         """Build the filters and the toolbar."""
-        BatchFilters(self.query, list(self._tenants.values()), on_change=self.narrow)
+        self._filters = BatchFilters(
+            self.query, list(self._tenants.values()), on_change=self.narrow
+        )
         self._toolbar = BatchToolbar(
             may_act=self.principal.may_act, on_cancel=self._cancel, on_clear=self._choose_none
         )
 
     def table(self) -> None:
         """Build the list."""
-        self._table = BatchTable(self._choose if self.principal.may_act else None)
+        self._table = BatchTable(
+            self._choose if self.principal.may_act else None,
+            self._filters.sort,
+            with_tenants=self.principal.tenant is None,
+        )
         self._no_batches = empty_state(
             "No batches yet", "Submit a JSONL file with one request per line:", FIRST_COMMAND
         )
@@ -159,13 +170,15 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
             batches, more = lists.page(
                 principal, batch_filter, query.order, after=query.mark, limit=PAGE_SIZE
             )
+            if not self._tenants.keys() >= {batch.tenant for batch in batches}:
+                self._tenants = lists.tenants(principal)
             return Listed(batches, more, lists.count(principal, batch_filter))
 
         return read
 
     def show(self, listed: Listed[Batch]) -> None:
         """Show these batches."""
-        self._table.show(listed.items, datetime.now(UTC))
+        self._table.show(listed.items, datetime.now(UTC), self._tenants, self.query.order)
         self._table.set_visibility(bool(listed.items))
         self._toolbar.show(listed.count, len(self._selection), len(listed.items))
 

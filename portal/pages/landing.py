@@ -171,7 +171,7 @@ def _build(dashboards: Dashboards) -> _Parts:
             heading("Recent batches")
             ui.label(f"newest {MAX_RECENT}").classes("muted small")
         with ui.element("div") as listed:
-            table = BatchTable()
+            table = BatchTable(with_tenants=True)
         empty = empty_state(
             "No batches yet", "Submit a JSONL file with one request per line:", FIRST_COMMAND
         )
@@ -189,7 +189,7 @@ def _show_snapshot(parts: _Parts, snapshot: SystemSnapshot, now: datetime) -> No
     parts.health.show_workers(snapshot)
     parts.listed.set_visibility(bool(snapshot.recent))
     parts.empty.set_visibility(not snapshot.recent)
-    parts.table.show(snapshot.recent, now)
+    parts.table.show(snapshot.recent, now, snapshot.names)
 
 
 def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from bench.portal_volume import fill
 from lowtide.batches.detail_store import (
     BATCH,
+    DEAD_LETTERS,
     ERRORS,
     LINE,
     LINE_NOTES,
@@ -194,6 +196,11 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         (PAGES[BatchOrder.NEWEST], page, "batches_pkey"),
         (PAGES[BatchOrder.OLDEST], page, "batches_pkey"),
         (PAGES[BatchOrder.ACTIVE], page | {"rank": 1}, "batches_active_first"),
+        (
+            PAGES[BatchOrder.DEADLINE],
+            page | {"rank": 1, "deadline": datetime.now(UTC)},
+            "batches_urgent_first",
+        ),
         (BATCH, {"batch": batch}, "batches_pkey"),
         (NOTES, {"batch": batch, "limit": MAX_NOTES}, "request_events_notes"),
         (ERRORS, {"batch": batch, "most": 10_000, "limit": MAX_ERRORS}, "results_failed"),
@@ -213,6 +220,10 @@ def _check_plans(database: Database, batch: BatchId) -> None:
             (LINES[status, True], search, index),
             (LINES[status, True], search, "requests_pkey"),
         ]
+    statements += [
+        (DEAD_LETTERS[False], lines, "results_failed"),
+        (DEAD_LETTERS[True], search, "results_failed"),
+    ]
     for sql, parameters, index in statements:
         nodes = plan_nodes(database.engine("operator"), sql, **parameters)
         assert index in {node.get("Index Name") for node in nodes}, sql
@@ -229,7 +240,7 @@ def _check_times(database: Database, batch: BatchId) -> None:
     rare = BatchFilter(frozenset({BatchStatus.EXPIRED}), user="user-9")
     nothing = BatchFilter(user="nobody")
     late = BatchFilter(sla=frozenset({SlaState.MISSED}))
-    middle = BatchMark(_middle(database))
+    middle = BatchMark(_middle(database), active=False, deadline=datetime.now(UTC))
     reads: dict[str, Callable[[], object]] = {
         "details": partial(store.details, None, batch),
         "line": partial(store.line, None, batch, 77),

@@ -66,6 +66,7 @@ def test_pages_hold_every_batch_once_in_order(lists: BatchListStore, order: Batc
         BatchOrder.NEWEST: lambda batch: -batch.id.int,
         BatchOrder.OLDEST: lambda batch: batch.id.int,
         BatchOrder.ACTIVE: lambda batch: (batch.status in FINAL_STATUSES, -batch.id.int),
+        BatchOrder.DEADLINE: lambda batch: (batch.status in FINAL_STATUSES, batch.deadline),
     }
     assert len({batch.id for batch in batches}) == len(batches) == len(SEEDS)
     assert batches == sorted(batches, key=keys[order])

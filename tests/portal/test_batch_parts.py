@@ -44,7 +44,7 @@ BATCH = BatchId(UUID(int=7 << 64))
                 user="a&b=c ü%",
                 tenant="x",
                 order=BatchOrder.ACTIVE,
-                after=str(BatchMark(BATCH, active=True)),
+                after=str(BatchMark(BATCH, active=True, deadline=NOW)),
                 all_failed=True,
             ),
             id="all parameters",
@@ -62,7 +62,8 @@ def test_batch_query_survives_its_address(query: BatchQuery) -> None:
     "parameters",
     [
         {"status": "nonsense", "sla": "x", "order": "; DROP", "after": "a"},
-        {"after": "x" + BATCH.hex, "user": "\x00 "},
+        {"after": f"x{BATCH.hex}1", "user": "\x00 "},
+        {"after": f"a{BATCH.hex}"},
         {"after": ""},
     ],
 )

@@ -181,9 +181,11 @@ CREATE INDEX batches_of_tenant ON batches (tenant_id, deadline)
   WHERE status = 'in_progress' AND drained_at IS NULL AND NOT expiring;
 CREATE INDEX batches_active_of_tenant ON batches (tenant_id)
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
--- lowtide.batches.list_store has the same expression: the planner matches it as written.
+-- lowtide.batches.list_store has the same expressions: the planner matches them as written.
 CREATE INDEX batches_active_first ON batches ((CASE WHEN status IN (
   'validating', 'in_progress', 'finalizing', 'cancelling') THEN 1 ELSE 0 END) DESC, id DESC);
+CREATE INDEX batches_urgent_first ON batches ((CASE WHEN status IN (
+  'validating', 'in_progress', 'finalizing', 'cancelling') THEN 0 ELSE 1 END), deadline, id);
 CREATE INDEX batches_ended_of_tenant
   ON batches (tenant_id, (coalesce(completed_at, failed_at, expired_at, cancelled_at)))
   WHERE status IN ('completed', 'failed', 'expired', 'cancelled');
