@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lowtide.core.durations import parse_seconds
 from lowtide.core.fault_plans import parse_faults
+from lowtide.core.pools import SPOT_HOURS
 from lowtide.core.redaction import masked
 from lowtide.files.lines import ENDPOINTS
 from lowtide.telemetry.logs import LogFormat, LogLevel
@@ -201,7 +202,7 @@ class Settings(BaseSettings):
         default=3.0, ge=0, description="Price of one dedicated replica per hour."
     )
     currency: str = Field(
-        default="spot-hours",
+        default=SPOT_HOURS,
         min_length=1,
         max_length=16,
         description="Currency of the prices, such as `USD` or `EUR`. The default counts hours of a spot "

@@ -35,6 +35,7 @@ class Tone(StrEnum):
 # Charts are drawn on a canvas without CSS variables: these colours suit both themes.
 CHART_INK: Final = "#76859b"
 CHART_RULE: Final = "rgba(127, 143, 166, .25)"
+CHART_MARK: Final = "rgba(199, 119, 0, .16)"
 CHART_GOOD: Final = "#3a9d68"
 CHART_BAD: Final = "#d6504a"
 CHART_POOLS: Final = {Pool.SPOT: "#2b97a0", Pool.DEDICATED: "#8468d8"}
@@ -308,12 +309,13 @@ h1 { overflow-wrap: anywhere; }
 .details .q-tab--active { color: var(--accent); }
 .details .q-tab-panels { background: transparent; color: inherit; }
 .details .q-tab-panel { padding: 0; }
-.table-card .line-table .q-table td { height: 36px; padding: 0 8px; }
-.table-card .line-table .q-table th { padding: 6px 8px; }
+.table-card .line-table .q-table td { height: 36px; padding-top: 0; padding-bottom: 0; }
+.table-card .line-table .q-table th { padding-top: 6px; padding-bottom: 6px; }
 .line-table .badges { flex-wrap: nowrap; }
 .line-table .ellipsis { display: block; }
 .line-table .error { max-width: 240px; }
 .line-item .error { max-width: 100%; }
+.facts .wide { grid-column: span 2; }
 .batch-head { display: flex; flex-wrap: wrap; gap: 12px 24px; align-items: center; }
 .batch-head .spacer { flex: 1; }
 .batch-head .q-btn { padding: 4px 12px; border: 1px solid var(--line); color: var(--accent); }
@@ -331,7 +333,10 @@ h1 { overflow-wrap: anywhere; }
 .batch-table .text-right .cell { justify-content: flex-end; }
 .batch-table .cell .ellipsis { max-width: 130px; }
 .batch-table .cells { display: flex; align-items: center; }
-.batch-table .progress { width: 176px; gap: 3px; }
+.batch-table .progress { width: 192px; gap: 3px; }
+.batch-table .batch-item { gap: 5px; padding-top: 10px; padding-bottom: 8px; }
+.batch-table .batch-item .progress { width: 100%; }
+.batch-item .model { flex: 1; min-width: 40px; }
 .batch-table .progress-text { line-height: 16px; }
 .batch-table .progress-text .ellipsis { max-width: none; }
 .batch-table .bar { height: 4px; }
@@ -395,7 +400,7 @@ h1 { overflow-wrap: anywhere; }
   border-radius: 0; color: var(--ink); }
 .q-dialog .q-dialog__inner--right { padding: 0; }
 .drawer .source { max-height: 44vh; }
-.line-item { padding: 12px 20px; border-bottom: 1px solid var(--line); display: flex; gap: 6px;
+.line-item { padding: 8px 16px; border-bottom: 1px solid var(--line); display: flex; gap: 6px;
   flex-direction: column; min-width: 0; }
 .sign-in { max-width: 420px; padding-top: 12vh; }
 .sign-in .field { display: flex; flex-direction: column; gap: 6px; }
@@ -405,7 +410,7 @@ h1 { overflow-wrap: anywhere; }
   font: inherit; font-weight: 600; cursor: pointer; }
 @media (max-width: 860px) {
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }
-  .tile { padding: 8px 8px; }
+  .tile { padding: 8px 8px; font-size: 12px; }
   .tile .value { font-size: 18px; }
   .timeline { grid-auto-flow: row; }
   .timeline li { padding: 0 0 14px 26px; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,8 @@ def effect_of(pool: Pool, standings: Sequence[PoolState], deadlines: OpenDeadlin
     return PauseEffect(pool, standing.queued, standing.running, endangered, stops_all)
 
 
+SPOT_HOURS: Final = "spot-hours"
+"""The currency while none is set: hours of a spot replica."""
 _SECONDS_AN_HOUR = 3600.0
 
 

@@ -89,13 +89,23 @@ class SlaBar:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseSpan:
+    """The time in which a pool was paused; `until` is None while it is."""
+
+    pool: Pool
+    since: datetime
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class History:
-    """A range that ends at `until`, the database's time; points and bars are oldest first."""
+    """A range that ends at `until`, the database's time; its parts are oldest first."""
 
     range: HistoryRange
     until: datetime
     points: tuple[HistoryPoint, ...] = ()
     sla: tuple[SlaBar, ...] = ()
+    pauses: tuple[PauseSpan, ...] = ()
 
     def runs(self) -> list[list[HistoryPoint]]:
         """Return the points in runs without a gap; nothing was sampled between two runs."""
@@ -136,6 +146,12 @@ FROM (
 ) e WHERE ended_at IS NOT NULL GROUP BY 1 ORDER BY 1
 """
 _SLA = text(SLA)
+MAX_PAUSES: Final = 100
+PAUSES = """
+SELECT at, action, subject AS pool FROM audit_log
+WHERE action IN ('pool.paused', 'pool.resumed') ORDER BY id DESC LIMIT :limit
+"""
+_PAUSES = text(PAUSES)
 _NOW = text("SELECT now()")
 
 
@@ -153,12 +169,31 @@ class HistoryStore:
             parameters = {"span": span, "step": wanted.step.total_seconds()}
             rows = connection.execute(_POINTS, parameters).all()
             ended = connection.execute(_SLA, {"span": span, "bar": wanted.bar.total_seconds()})
+            changes = connection.execute(_PAUSES, {"limit": MAX_PAUSES}).all()
             return History(
                 wanted,
                 until,
                 tuple(_points(rows)),
                 tuple(SlaBar(row.at, row.met, row.missed) for row in ended),
+                tuple(
+                    pause
+                    for pause in _pauses(reversed(changes))
+                    if pause.until is None or pause.until > until - wanted.span
+                ),
             )
+
+
+def _pauses(changes: Iterable[Any]) -> Iterable[PauseSpan]:
+    """Yield the pauses in the audit log; a resumption whose pause is not among them is left out."""
+    paused: dict[Pool, datetime] = {}
+    for change in changes:
+        pool = Pool(change.pool)
+        if change.action == "pool.paused":
+            paused[pool] = change.at
+        elif pool in paused:
+            yield PauseSpan(pool, paused.pop(pool), change.at)
+    for pool, since in paused.items():
+        yield PauseSpan(pool, since, None)
 
 
 def _points(rows: Iterable[Any]) -> Iterable[HistoryPoint]:

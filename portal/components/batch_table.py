@@ -144,12 +144,12 @@ _NARROW: Final = f"""
   <div class="batch-line"><a class="user ellipsis link" :href="`/batches/${{props.row.id}}`"
     :aria-label="`Batch ${{props.row.id}} of ${{props.row.user}}`">
     {{{{ [props.row.tenant, props.row.user].filter(Boolean).join(" / ") }}}}</a>
+    <span class="ellipsis muted small model">{{{{ props.row.model }}}}</span>
     <span class="muted small nowrap">{{{{ props.row.age }}}}</span></div>
   <div class="batch-line">{_STATUS}{_SLA}</div>
   {_PROGRESS}
-  <div class="batch-line small"><span class="ellipsis muted">{{{{ props.row.model }}}}</span>
+  <div class="batch-line small"><span class="mono muted nowrap">{{{{ props.row.short }}}}{_COPY}</span>
     {_TIME}{_COST}</div>
-  <div class="batch-line small"><span class="mono muted">{{{{ props.row.short }}}}</span>{_COPY}</div>
 </div>
 """
 _CHOOSE_ALL: Final = (

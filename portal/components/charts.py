@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.status.history import History, HistoryPoint, PoolPoint, SlaBar
+    from lowtide.status.snapshot import LostEngine
 
 
 _NAMES: Final = {
@@ -57,6 +58,22 @@ def lines_by_pool(value: Callable[[PoolPoint], float | None]) -> tuple[Line, ...
     return tuple(Line(pool.value, pool, value) for pool in Pool)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A span of time that explains a chart, until now if `until` is None."""
+
+    text: str
+    since: datetime
+    until: datetime | None
+
+
+def marks_of(history: History, lost_engines: Iterable[LostEngine] = ()) -> tuple[Mark, ...]:
+    """Return the marks of a history: pauses of pools, and engines that are away now."""
+    pauses = [Mark(f"{each.pool} paused", each.since, each.until) for each in history.pauses]
+    engines = [Mark(f"{each.pool} engine away", each.since, None) for each in lost_engines]
+    return (*pauses, *engines)
+
+
 class TimeChart:
     """A line chart of a history; `integers` restricts the axis to whole numbers."""
 
@@ -76,14 +93,16 @@ class TimeChart:
                 heading(title)
                 ui.label(unit).classes("muted small")
             options = _options([_series(line, filled=filled) for line in lines], integers=integers)
+            options["series"][0]["markArea"] = _MARK_AREA | {"data": []}
             self._chart = ui.echart(options).classes("chart")
             self._chart.props("role=img")
             self._title = title
             self._empty_note = ui.label(NOT_ENOUGH).classes("muted small")
 
-    def show(self, history: History) -> None:
-        """Draw a history; nothing is sent while it stays the same."""
-        content = (history.range, history.points, history.until.replace(second=0, microsecond=0))
+    def show(self, history: History, marks: Sequence[Mark] = ()) -> None:
+        """Draw a history and marks; nothing is sent while they stay the same."""
+        until = history.until.replace(second=0, microsecond=0)
+        content = (history.range, history.points, until, tuple(marks))
         if content == self._content:
             return
         self._content = content
@@ -91,8 +110,17 @@ class TimeChart:
         runs = history.runs()
         for series, line in zip(self._chart.options["series"], self._lines, strict=True):
             series["data"] = drawn(runs, line)
-        _span(self._chart, history.until - history.range.span, history.until)
-        self._chart.props["aria-label"] = f"{self._title}: {', '.join(self._last_values(history))}"
+        begin = history.until - history.range.span
+        _span(self._chart, begin, history.until)
+        self._chart.options["series"][0]["markArea"]["data"] = [
+            [
+                {"name": mark.text, "xAxis": _milliseconds(max(mark.since, begin))},
+                {"xAxis": _milliseconds(mark.until or history.until)},
+            ]
+            for mark in marks
+        ]
+        texts = [*self._last_values(history), *dict.fromkeys(mark.text for mark in marks)]
+        self._chart.props["aria-label"] = f"{self._title}: {', '.join(texts)}"
         self._chart.update()
 
     def _last_values(self, history: History) -> Iterable[str]:
@@ -176,6 +204,19 @@ def _middle(bar: SlaBar, history: History) -> int:
     return _milliseconds(bar.at + history.range.bar / 2)
 
 
+# As portal.formats.absolute; the tooltip of a time axis shows the label of its pointer.
+_MOMENT: Final = """params => {
+  const at = new Date(params.value), two = (part) => String(part).padStart(2, "0");
+  return `${at.getDate()} ${at.toLocaleString("en-US", { month: "short" })} ${at.getFullYear()}, `
+    + [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
+}"""
+_MARK_AREA: Final = {
+    "silent": True,
+    "itemStyle": {"color": theme.CHART_MARK},
+    "label": {"position": "insideTop", "color": theme.CHART_INK, "fontSize": 11},
+}
+
+
 def _options(series: list[dict[str, Any]], *, integers: bool) -> dict[str, Any]:
     text_style = {"color": theme.CHART_INK}
     return {
@@ -196,6 +237,7 @@ def _options(series: list[dict[str, Any]], *, integers: bool) -> dict[str, Any]:
             "type": "time",
             "axisLabel": text_style | {"hideOverlap": True},
             "axisLine": {"lineStyle": {"color": theme.CHART_RULE}},
+            "axisPointer": {"label": {":formatter": _MOMENT}},
         },
         "yAxis": {
             "type": "value",

@@ -59,9 +59,9 @@ class BatchPanels:
             with ui.element("div").classes("batch-head"):
                 self._head = Rebuilt(batch_facts.head, "batch-head")
                 ui.element("div").classes("spacer")
+                self._links = Rebuilt(dashboard_links)
                 self._cancel = ui.button("Cancel batch…", on_click=on_cancel, color=None)
                 self._cancel.props("flat dense no-caps").classes("dangerous")
-            self._links = Rebuilt(dashboard_links)
             self._facts = Rebuilt(batch_facts.facts)
             self._progress = Rebuilt[tuple["Batch", str]](
                 lambda batch_and_eta: batch_facts.progress(*batch_and_eta), "section"

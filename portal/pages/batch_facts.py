@@ -168,13 +168,13 @@ def facts(details: BatchDetails) -> None:
                     ui.label(value)
         with _fact("Created"):
             moment_label(batch.created_at)
-        with _fact("Files"):
+        with _fact("Files", "wide"):
             files(details.files, batch.id)
 
 
 @contextmanager
-def _fact(name: str) -> Iterator[None]:
-    with ui.element("div"):
+def _fact(name: str, classes: str = "") -> Iterator[None]:
+    with ui.element("div").classes(classes):
         with ui.element("dt"):
             ui.label(name)
         with ui.element("dd"):

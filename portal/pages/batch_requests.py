@@ -256,12 +256,13 @@ def _source(name: str, content: bytes | None, total_bytes: int, missing: str) ->
 
 
 def line_tabs(outcomes: Outcomes, total: int, query: LineQuery) -> None:
-    """Show a tab with the number of requests for each state, and one for dead letters if any."""
+    """Show a tab for all requests, for each state that any is in, and for dead letters."""
     for status in (None, *RequestStatus):
         name = "All requests" if status is None else status.value
         count = total if status is None else outcomes.of(status)
         is_current = status is query.status and not query.dead_lettered
-        _tab(name, count, query.only(status), is_current=is_current)
+        if count or is_current or status is None:
+            _tab(name, count, query.only(status), is_current=is_current)
         if status is RequestStatus.FAILED and (outcomes.dead_lettered or query.dead_lettered):
             target = query.only(status, dead_lettered=True)
             _tab("Dead letters", outcomes.dead_lettered, target, is_current=query.dead_lettered)

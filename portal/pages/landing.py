@@ -15,7 +15,7 @@ from lowtide.status.snapshot import MAX_RECENT
 from portal.components.alerts import AlertList
 from portal.components.basics import POOL_TONES, StatCard, empty_state, heading, pool_badge
 from portal.components.batch_table import BatchTable
-from portal.components.charts import TimeChart, lines_by_pool
+from portal.components.charts import TimeChart, lines_by_pool, marks_of
 from portal.components.frame import page
 from portal.components.health_panel import HealthPanel
 from portal.components.pausing import PauseNotes
@@ -88,7 +88,7 @@ class _PoolRow:
             self._figures = ui.label("—").mark(f"{pool} figures")
 
     def show(self, depth: Depth, workers: int, longest: int) -> None:
-        self._workers.text = counted(workers, "live worker")
+        self._workers.text = f"{counted(workers, 'worker')} running"
         self._figures.text = f"{number(depth.queued)} queued · {number(depth.running)} running"
         for bar, value in ((self._running, depth.running), (self._queued, depth.queued)):
             bar.style(f"width: {value / longest:.1%}" if longest else "width: 0")
@@ -141,8 +141,10 @@ def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     if watching.alerts is not None:
         parts.alerts.show(watching.alerts.seen, now)
     if history.seen is not None:
+        engines = () if reading.snapshot is None else reading.snapshot.lost_engines
+        marks = marks_of(history.seen, engines)
         for chart in parts.charts:
-            chart.show(history.seen)
+            chart.show(history.seen, marks)
     if reading.snapshot is not None:
         _show_snapshot(parts, reading.snapshot, now)
 

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import SPOT_HOURS, Pool
 from lowtide.status.history import HistoryRange
 from portal.components.basics import BADGE_CELL, Badge, StatCard, heading, pool_badge, pool_of
-from portal.components.charts import Line, SlaChart, TimeChart, lines_by_pool, range_choice
+from portal.components.charts import (
+    Line,
+    SlaChart,
+    TimeChart,
+    lines_by_pool,
+    marks_of,
+    range_choice,
+)
 from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
@@ -28,9 +35,8 @@ from portal.watching import FollowedHistory
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from lowtide.status.history import PoolPoint
+    from lowtide.status.history import History, PoolPoint
     from lowtide.status.snapshot import SystemSnapshot, TenantLoad
-    from lowtide.status.watch import Sample
     from portal.dashboards import Dashboards
     from portal.watching import Watching
 
@@ -137,10 +143,10 @@ class PoolControl:
     def show(self, snapshot: SystemSnapshot, desired: int) -> None:
         """Show the state of the pool."""
         depth = snapshot.depth(self._pool)
-        live = counted(snapshot.workers(self._pool), "live worker")
+        workers = counted(snapshot.workers(self._pool), "worker")
         self._figures.text = (
-            f"{number(depth.queued)} queued · {number(depth.running)} running · "
-            f"{live}, {number(desired)} desired"
+            f"{counted(depth.queued, 'request')} queued, {number(depth.running)} running · "
+            f"{workers} running, {number(desired)} needed"
         )
         paused = snapshot.pause(self._pool) is not None
         if paused != self._paused:
@@ -239,38 +245,41 @@ class QueuesPage:
         if reading.problem is not None:
             self._problem.text = f"{reading.problem} The data shown may be outdated."
         if (history := self._history.seen) is not None:
+            engines = () if reading.snapshot is None else reading.snapshot.lost_engines
+            marks = marks_of(history, engines)
             for chart in self._charts:
-                chart.show(history)
+                chart.show(history, marks)
             self._sla.show(history)
+            self._cards["Throughput"].show(*throughput(history))
         if (snapshot := reading.snapshot) is not None:
             self._pauses.show(snapshot.pauses, datetime.now(UTC))
             for pool, control in self._controls.items():
                 control.show(snapshot, self._watching.system.desired(pool, snapshot))
-            _show_cards(
-                self._cards, snapshot, reading.samples[-1] if len(reading.samples) > 1 else None
-            )
+            _show_cards(self._cards, snapshot)
             self._table.show(snapshot.tenants, snapshot.at)
 
 
 def _charts() -> list[TimeChart]:
     prices = lowtide().services.prices
-    replicas = [
-        *(Line(f"{pool} live", pool, lambda each: each.live) for pool in Pool),
-        *(Line(f"{pool} desired", pool, lambda each: each.desired, dashed=True) for pool in Pool),
+    workers = [
+        *(Line(f"{pool} running", pool, lambda each: each.live) for pool in Pool),
+        *(Line(f"{pool} needed", pool, lambda each: each.desired, dashed=True) for pool in Pool),
     ]
     cost = [
         Line(pool.value, pool, partial(_cost, price=prices.of_second(pool) * 3600)) for pool in Pool
     ]
+    cost_unit = "spot workers" if prices.currency == SPOT_HOURS else f"{prices.currency} per hour"
     depth = lines_by_pool(lambda each: each.queued)
+    waits = lines_by_pool(lambda each: each.oldest_age / 60)
     running = lines_by_pool(lambda each: each.running)
     return [
         TimeChart("Queue depth", "requests", depth, filled=True, integers=True),
         TimeChart("Running requests", "claimed by workers", running, filled=True, integers=True),
-        TimeChart("Longest wait", "seconds", lines_by_pool(lambda each: each.oldest_age)),
-        TimeChart("Replicas", "live and desired", replicas, integers=True),
+        TimeChart("Longest wait", "minutes", waits),
+        TimeChart("Workers", "running and needed", workers, integers=True),
         TimeChart("Throughput", "requests per second", lines_by_pool(lambda each: each.throughput)),
         TimeChart("Interruptions", "per minute", lines_by_pool(lambda each: each.interruptions)),
-        TimeChart("Cost", f"{prices.currency} per hour", cost),
+        TimeChart("Cost", cost_unit, cost),
     ]
 
 
@@ -278,7 +287,19 @@ def _cost(point: PoolPoint, price: float) -> float | None:
     return None if point.earning is None else point.earning * price
 
 
-def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Sample | None) -> None:
+def throughput(history: History) -> tuple[str, str]:
+    """Return the last points of the throughput chart, added up, and their parts."""
+    pools = history.points[-1].pools if history.points else {}
+    rates = {
+        pool: point.throughput for pool, point in pools.items() if point.throughput is not None
+    }
+    if not rates:
+        return "—", "no sample"
+    parts = " · ".join(f"{rate:.3g} {pool}" for pool, rate in rates.items())
+    return f"{sum(rates.values()):.3g}/s", f"{parts}, mean of {duration(history.range.step)}"
+
+
+def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot) -> None:
     queued = {pool: snapshot.depth(pool).queued for pool in Pool}
     cards["Queued requests"].show(number(sum(queued.values())), _by_pool(queued))
     oldest = max(filter(queued.get, Pool), key=snapshot.oldest_age, default=None)
@@ -289,12 +310,6 @@ def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot, last: Samp
         cards["Longest wait"].show(duration(age), f"in {oldest}")
     workers = {pool: snapshot.workers(pool) for pool in Pool}
     cards["Workers"].show(number(sum(workers.values())), _by_pool(workers))
-    if last is not None:
-        done = sum(each.throughput for each in last.pools.values())
-        interrupted = sum(each.interruptions for each in last.pools.values())
-        cards["Throughput"].show(
-            f"{done:.1f}/s", f"{counted(round(interrupted), 'interruption')} per minute"
-        )
 
 
 def _by_pool(values: dict[Pool, int]) -> str:
