@@ -9,14 +9,16 @@ from nicegui import ui
 from lowtide.batches.views import COUNTED
 from lowtide.core.errors import LowtideError
 from portal.components.basics import confirm
+from portal.formats import counted, number
 from portal.services import in_thread
 from portal.sessions import current_principal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import Protocol
 
     from lowtide.batches.browsing import BatchCancellation
+    from lowtide.batches.model import Batch
     from lowtide.batches.views import BatchFilter, CancelPlan
     from lowtide.core.ids import BatchId
 
@@ -83,19 +85,35 @@ def counted_batches(count: int) -> str:
     return "1 batch" if count == 1 else f"{count:,} batches"
 
 
+def title_of(batch: Batch, tenant: str) -> str:
+    """Return a batch in words: `globex / summaries (3,000 requests, 151 done)`."""
+    owner = " / ".join(filter(None, (tenant, batch.user)))
+    if not batch.total:
+        return owner
+    done = batch.outcomes.completed + batch.outcomes.failed
+    return f"{owner} ({counted(batch.total, 'request')}, {number(done)} done)"
+
+
 async def cancel_batches(
-    cancellation: BatchCancellation, selection: BatchFilter | Sequence[BatchId]
+    cancellation: BatchCancellation,
+    selection: BatchFilter | Sequence[BatchId],
+    titles: Mapping[BatchId, str],
 ) -> bool:
-    """Cancel batches after confirmation, exactly those it counted; return True if it tried."""
+    """Cancel batches after confirmation, exactly those it counted; return True if it tried.
+
+    A single batch is named by its title.
+    """
     try:
-        return await _cancel(cancellation, selection)
+        return await _cancel(cancellation, selection, titles)
     except LowtideError as error:
         ui.notify(error.message, type="negative", position="bottom")
         return False
 
 
 async def _cancel(
-    cancellation: BatchCancellation, selection: BatchFilter | Sequence[BatchId]
+    cancellation: BatchCancellation,
+    selection: BatchFilter | Sequence[BatchId],
+    titles: Mapping[BatchId, str],
 ) -> bool:
     principal = current_principal()
     plan = await in_thread(lambda: cancellation.plan(principal, selection))
@@ -106,8 +124,12 @@ async def _cancel(
         )
         return False
     count_text = counted_batches(len(plan.batches))
+    title = titles.get(plan.batches[0]) if len(plan.batches) == 1 else None
     confirmed = await confirm(
-        f"Cancel {count_text}?", _consequences(plan), action=f"Cancel {count_text}", dangerous=True
+        f"Cancel {title or count_text}?",
+        _consequences(plan),
+        action=f"Cancel {count_text}",
+        dangerous=True,
     )
     if not confirmed:
         return False

@@ -12,7 +12,7 @@ from nicegui import ui
 from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
-from portal.components.batch_actions import cancel_batches
+from portal.components.batch_actions import cancel_batches, title_of
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
 from portal.formats import counted, number
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch, Outcomes
     from lowtide.batches.results import RequestState
     from lowtide.batches.views import BatchDetails
-    from lowtide.core.ids import BatchId
     from portal.dashboards import Dashboards
     from portal.polling import Poller
 
@@ -270,8 +269,10 @@ class BatchPage:
         open_drawer(details)
 
     async def _cancel(self) -> None:
-        batches: list[BatchId] = [self._query.batch]
-        if await cancel_batches(self._services.cancellation, batches):
+        batch, titles = self._query.batch, {}
+        if (value := self._subject.reading.value) is not None:
+            titles[batch] = title_of(value.details.batch, value.details.tenant_name or "")
+        if await cancel_batches(self._services.cancellation, [batch], titles):
             await in_thread(self._subject.look)
             self._show()
 

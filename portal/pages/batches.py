@@ -13,7 +13,7 @@ from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.batches.views import mark_of
 from lowtide.core.ids import parse_batch_id
 from portal.components.basics import empty_state
-from portal.components.batch_actions import BatchToolbar, cancel_batches
+from portal.components.batch_actions import BatchToolbar, cancel_batches, title_of
 from portal.components.batch_table import BatchTable
 from portal.components.frame import page
 from portal.listing import PAGE_SIZE, Listed, ListPage
@@ -210,6 +210,10 @@ class BatchesPage(ListPage[BatchQuery, "Batch"]):
 
     async def _cancel(self, *, everything: bool) -> None:
         selection = self.query.filter(self._tenants) if everything else self._selection
-        if await cancel_batches(self._services.cancellation, selection):
+        listed = () if self.listed is None else self.listed.items
+        titles = {
+            batch.id: title_of(batch, self._tenants.get(batch.tenant, "")) for batch in listed
+        }
+        if await cancel_batches(self._services.cancellation, selection, titles):
             self._choose_none()
             await self.reload()
