@@ -299,7 +299,7 @@ def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
         due_at=", ".join(filter(None, (f"Deadline {hint(batch.deadline)}", _due(batch, now)))),
         time=_time(batch, now),
         time_at=_time_hint(batch),
-        cost=_cost(batch),
+        cost=cost_text(batch),
         age=ago(batch.created_at, now).removesuffix(" ago"),
         created_at=hint(batch.created_at),
     )
@@ -348,6 +348,7 @@ def _time_hint(batch: Batch) -> str:
     return f"Expected to finish at {absolute(batch.eta)}"
 
 
-def _cost(batch: Batch) -> str:
+def cost_text(batch: Batch) -> str:
+    """Return the cost of a batch's results so far; a dash if there are none."""
     cost = batch.cost
     return f"{money(cost.total)} {cost.currency}" if cost.all_dedicated else "—"

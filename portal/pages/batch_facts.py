@@ -13,7 +13,7 @@ from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
 from lowtide.planning.reasons import describe
 from portal.components.basics import badge, moment_label, pool_badge, sla_of, status_of_batch
-from portal.components.batch_table import parts_of
+from portal.components.batch_table import cost_text, parts_of
 from portal.formats import absolute, counted, duration, number, size, utc
 from portal.theme import Tone
 
@@ -153,6 +153,7 @@ def facts(details: BatchDetails) -> None:
         "Duration": "" if batch.ended_at is None else duration(batch.ended_at - batch.created_at),
         "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
+        "Cost": cost_text(batch),
         "Trace id": "" if batch.trace is None else batch.trace.trace_id,
         # OpenAI clients name the user in the metadata; the user is already shown.
         **{

@@ -97,7 +97,7 @@ _NARROW: Final = f"""
   <div class="batch-line">{_NAME}{_STATUS}</div>
   <div class="batch-line"><span class="muted small">line {{{{ props.row.line }}}}</span>
     {_FLAGS}{_MORE}</div>
-  {_ERROR}
+  {_ERROR.replace("<span ", '<span v-if="props.row.error" ')}
 </div>
 """
 

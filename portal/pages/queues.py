@@ -291,7 +291,9 @@ def throughput(history: History) -> tuple[str, str]:
     """Return the last points of the throughput chart, added up, and their parts."""
     pools = history.points[-1].pools if history.points else {}
     rates = {
-        pool: point.throughput for pool, point in pools.items() if point.throughput is not None
+        pool: rate
+        for pool in Pool
+        if pool in pools and (rate := pools[pool].throughput) is not None
     }
     if not rates:
         return "—", "no sample"

@@ -79,10 +79,12 @@ def test_unknown_tenant_raises_not_found() -> None:
 
 
 def test_request_query_survives_its_address() -> None:
-    query = LineQuery(BATCH, RequestStatus.FAILED, after=50, line=7)
-    assert query.address().endswith("?status=Failed&after=50&line=7")
-    parameters = {"status": "Failed", "after": "50", "line": "7"}
+    query = LineQuery(BATCH, RequestStatus.FAILED, True, after=50, line=7)
+    assert query.address().endswith("?status=Failed&dead_lettered=true&after=50&line=7")
+    parameters = {"status": "Failed", "dead_lettered": "true", "after": "50", "line": "7"}
     assert LineQuery.read(BATCH, parameters) == query
+    assert query.only(RequestStatus.QUEUED) == LineQuery(BATCH, RequestStatus.QUEUED)
+    assert not LineQuery.read(BATCH, {"dead_lettered": "true"}).dead_lettered
     invalid = {"status": "x", "after": "-1", "line": "9" * 10}
     assert LineQuery.read(BATCH, invalid) == LineQuery(BATCH)
 
@@ -172,7 +174,12 @@ def test_request_row_shows_flags_and_error() -> None:
     )
     row = row_of(state)
     assert [flag["text"] for flag in row["flags"]] == ["3 interruptions", "escalated"]
+    assert [badge["text"] for badge in row["status"]] == ["Failed"]
     assert row["error"] == "HTTP 503"
+    assert row["time"] == "finished 2 Jan 2026, 12:00:00"
+    assert row["times"].count("2 Jan 2026, 12:00:00 UTC") == 2
+    dead = row_of(replace(state, dead_lettered=True))
+    assert [badge["text"] for badge in dead["status"]] == ["Failed", "dead letter"]
     assert row_of(replace(state, error_code="timeout"))["error"] == "timeout"
 
 

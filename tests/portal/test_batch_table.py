@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
+from lowtide.batches.views import BatchOrder
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
 from lowtide.core.pools import Prices
-from portal.components.batch_table import row_of
+from portal.components.batch_table import columns_of, following, row_of
 from portal.theme import Tone
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -60,21 +61,27 @@ DONE = replace(
 
 
 def test_row_of_running_batch_shows_progress() -> None:
-    row = row_of(RUNNING, NOW)
-    assert (row["done"], row["failures"], row["percent"]) == ("1,000 / 2,000", "10 failed", 50)
-    assert (row["completed_width"], row["failed_width"]) == ("49.50%", "0.50%")
-    assert (row["created"], row["due"]) == ("1 h ago", "23 h left")
-    assert row["notes"] == "1,200 interrupted"
+    row = row_of(replace(RUNNING, eta=NOW + timedelta(minutes=12, seconds=5)), NOW, "globex")
+    assert (row["done"], row["rest"], row["percent"]) == ("1,000 / 2,000", "10 failed", 50)
+    assert row["parts"] == [
+        {"tone": Tone.GOOD, "width": "49.50%"},
+        {"tone": Tone.BAD, "width": "0.50%"},
+    ]
+    assert row["outcomes"] == "1,000 queued, 990 completed, 10 failed"
+    assert (row["tenant"], row["age"], row["due"]) == ("globex", "1 h", "23 h left")
+    assert (row["time"], row["time_at"]) == (
+        "in 12 min",
+        "Expected to finish at 2 Jan 2026, 12:12:05",
+    )
     assert row["model"] == "/v1/embeddings", "the endpoint stands in for an unknown model"
 
 
 @pytest.mark.parametrize(
-    ("batch", "status", "exact", "sla", "due"),
+    ("batch", "status", "sla", "due"),
     [
         pytest.param(
             replace(RUNNING, at_risk=True, deadline=NOW - HOUR),
             ("In progress", Tone.INFO),
-            "in progress",
             ("At risk", Tone.WARN),
             "1 h late",
             id="late and running",
@@ -82,7 +89,6 @@ def test_row_of_running_batch_shows_progress() -> None:
         pytest.param(
             DONE,
             ("Completed", Tone.GOOD),
-            "completed",
             ("Met", Tone.GOOD),
             "23 h to spare",
             id="met",
@@ -90,7 +96,6 @@ def test_row_of_running_batch_shows_progress() -> None:
         pytest.param(
             replace(DONE, outcomes=Outcomes(completed=0, failed=2000)),
             ("Completed", Tone.GOOD),
-            "completed, all failed",
             ("Met", Tone.GOOD),
             "23 h to spare",
             id="all failed",
@@ -98,7 +103,6 @@ def test_row_of_running_batch_shows_progress() -> None:
         pytest.param(
             replace(DONE, deadline=NOW - 2 * HOUR),
             ("Completed", Tone.GOOD),
-            "completed",
             ("Missed", Tone.BAD),
             "2 h late",
             id="missed",
@@ -106,7 +110,6 @@ def test_row_of_running_batch_shows_progress() -> None:
         pytest.param(
             replace(RUNNING, status=BatchStatus.EXPIRED, expired_at=NOW),
             ("Expired", Tone.BAD),
-            "expired",
             ("Missed", Tone.BAD),
             "deadline missed",
             id="expired",
@@ -114,7 +117,6 @@ def test_row_of_running_batch_shows_progress() -> None:
         pytest.param(
             replace(RUNNING, status=BatchStatus.CANCELLED, cancelled_at=NOW),
             ("Cancelled", Tone.NEUTRAL),
-            "cancelled",
             ("Not applicable", Tone.NEUTRAL),
             "",
             id="cancelled",
@@ -122,12 +124,12 @@ def test_row_of_running_batch_shows_progress() -> None:
     ],
 )
 def test_row_shows_status_sla_and_deadline(
-    batch: Batch, status: tuple[str, Tone], exact: str, sla: tuple[str, Tone], due: str
+    batch: Batch, status: tuple[str, Tone], sla: tuple[str, Tone], due: str
 ) -> None:
-    row: Any = row_of(batch, NOW)
+    row: Any = row_of(batch, NOW, "")
     assert (row["status"]["text"], row["status"]["tone"]) == status
     assert (row["sla"]["text"], row["sla"]["tone"]) == sla
-    assert (row["exact"], row["due"]) == (exact, due)
+    assert row["due_at"].partition(" UTC")[2].removeprefix(", ") == due
 
 
 def test_row_of_unsplit_batch_has_no_progress() -> None:
@@ -139,5 +141,43 @@ def test_row_of_unsplit_batch_has_no_progress() -> None:
             outcomes=Outcomes(completed=0, failed=0),
         ),
         NOW,
+        "",
     )
-    assert (row["done"], row["share"], row["percent"]) == ("not counted yet", "", 0)
+    assert (row["done"], row["rest"], row["percent"]) == ("not counted yet", "", 0)
+    assert (row["time"], row["cost"]) == ("—", "—")
+
+
+def test_dropped_requests_are_not_done() -> None:
+    outcomes = Outcomes(completed=500, expired=1400, cancelled=0, failed=100, dead_lettered=60)
+    batch = replace(RUNNING, status=BatchStatus.EXPIRED, expired_at=NOW, outcomes=outcomes)
+    row = row_of(batch, NOW, "")
+    assert (row["done"], row["rest"]) == ("600 / 2,000", "100 failed, 1,400 expired")
+    assert [part["tone"] for part in row["parts"]] == [Tone.GOOD, Tone.BAD, Tone.WARN]
+
+
+def test_ended_batch_shows_duration_and_cost() -> None:
+    row = row_of(replace(DONE, spot_seconds=7200.0), NOW + HOUR, "")
+    assert (row["time"], row["cost"]) == ("1 h", "2.00 USD")
+    assert row["time_at"] == "Ended 2 Jan 2026, 12:00:00 · 2 Jan 2026, 12:00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("order", "column", "expected"),
+    [
+        (BatchOrder.NEWEST, "age", BatchOrder.OLDEST),
+        (BatchOrder.OLDEST, "age", BatchOrder.NEWEST),
+        (BatchOrder.NEWEST, "sla", BatchOrder.DEADLINE),
+        (BatchOrder.DEADLINE, "sla", BatchOrder.NEWEST),
+        (BatchOrder.DEADLINE, "status", BatchOrder.ACTIVE),
+        (BatchOrder.ACTIVE, "nonsense", BatchOrder.NEWEST),
+    ],
+)
+def test_headings_choose_orders_in_turn(
+    order: BatchOrder, column: str, expected: BatchOrder
+) -> None:
+    assert following(order, column) is expected
+
+
+def test_only_sorted_column_states_direction() -> None:
+    columns = columns_of(["user", "sla", "age"], BatchOrder.DEADLINE)
+    assert [column["sorted"] for column in columns] == ["", "ascending", ""]
