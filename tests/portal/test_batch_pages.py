@@ -11,6 +11,7 @@ from sqlalchemy import text
 from bench.portal_volume import TABLES
 from lowtide.batches.model import BatchStatus
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, format_batch_id
+from portal.formats import absolute, utc, zone_named
 from tests.conftest import API_KEY
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.seeds import SeedBatch, add_batch, add_queued
@@ -147,7 +148,7 @@ def test_hostile_text_is_escaped_on_batch_page_and_in_drawer(
     )
     assert drawer.get_by_text(HOSTILE).count() >= 2
     drawer.get_by_role("button", name="Close").click()
-    page.get_by_role("heading", name="Timeline").wait_for()
+    page.get_by_role("tab", name="Events").click()
     newest = page.get_by_role("region", name="Newest events")
     newest.get_by_text(f"Interrupted: {HOSTILE}").wait_for()
     page.get_by_label("custom_id starts with").fill("nobody")
@@ -163,7 +164,7 @@ def test_viewer_cannot_cancel_and_tenant_cannot_open_foreign_batch(
     shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = visit(portal.url + _path(filled), secret=VIEWER_PASSWORD).page
-    page.get_by_role("heading", name="Timeline").wait_for()
+    page.get_by_role("tab", name="Timeline").wait_for()
     assert page.get_by_role("button", name="Cancel batch…").count() == 0
     with portal.client(API_KEY) as client:
         assert "Timeline" in client.get(_path(filled)).text
@@ -178,15 +179,81 @@ def test_viewer_cannot_cancel_and_tenant_cannot_open_foreign_batch(
         assert client.get(f"{_path(filled)}/files/input").status_code == 404
 
 
-def test_times_are_in_viewers_time_zone(
+@pytest.mark.usefixtures("filled")
+def test_every_cell_opens_batch_and_headings_sort(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = (visited := visit(f"{portal.url}/batches?status=expired,in_progress")).page
+    page.get_by_role("button", name="SLA").click()
+    page.wait_for_url("**/batches?status=in_progress,expired&order=deadline")
+    page.get_by_role("columnheader", name="SLA").and_(
+        page.locator("[aria-sort=ascending]")
+    ).wait_for()
+    row = page.get_by_role("row").filter(has_text="user-59")
+    copied = row.get_by_role("button", name="Copy id").get_attribute("aria-label")
+    assert copied is not None
+    row.get_by_text("llama-3.1-8b").click(modifiers=["ControlOrMeta"])
+    page.wait_for_timeout(500)
+    assert len(page.context.pages) == 2, "a row opens in a new tab, too"
+    row.get_by_text("llama-3.1-8b").click()
+    page.wait_for_url(f"**/batches/{copied.removeprefix('Copy id ')}")
+    assert visited.problems == []
+
+
+@pytest.mark.usefixtures("filled")
+def test_list_without_matches_clears_its_filters(
+    portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    page = visit(f"{portal.url}/batches?user=nobody&status=failed").page
+    page.get_by_text("No batches match.", exact=True).wait_for()
+    page.get_by_role("link", name="Clear filters").click()
+    page.get_by_text("62 batches", exact=True).wait_for()
+
+
+def test_tile_tab_and_table_of_failed_requests_agree(
+    shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    with shared.engine("worker").begin() as connection:
+        connection.execute(
+            text("UPDATE tallies SET dead_lettered = failed WHERE batch_id = :id"), {"id": filled}
+        )
+    page = (visited := visit(f"{portal.url}{_path(filled)}")).page
+    page.get_by_role("link", name="Failed 1 1 dead letter").click()
+    page.wait_for_url("**?status=Failed#requests")
+    page.get_by_role("link", name="Failed 1", exact=True).and_(
+        page.locator(".tab[aria-current]")
+    ).wait_for()
+    page.get_by_role("button", name="View request on line 1").wait_for()
+    assert page.get_by_role("button", name="View request").count() == 1
+    assert page.get_by_role("table").get_by_text("dead letter").is_visible()
+    page.get_by_role("link", name="Dead letters 1").click()
+    page.wait_for_url("**?status=Failed&dead_lettered=true#requests")
+    page.get_by_role("button", name="View request on line 1").wait_for()
+    assert visited.problems == []
+
+
+def test_single_batch_is_named_before_its_cancellation(
     filled: UUID, portal: Portal, visit: Callable[..., Visit]
 ) -> None:
+    page = visit(f"{portal.url}{_path(filled)}").page
+    page.get_by_role("button", name="Cancel batch…").click()
+    title = f"Cancel default / {HOSTILE} (3 requests, 1 done)?"
+    page.get_by_role("heading", name=title).wait_for()
+
+
+def test_times_are_in_viewers_time_zone(
+    shared: Database, filled: UUID, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    with shared.engine("operator").connect() as connection:
+        created = connection.execute(
+            text("SELECT created_at FROM batches WHERE id = :id"), {"id": filled}
+        ).scalar_one()
     with portal.client() as client:
-        assert " UTC" in client.get(_path(filled)).text
-        client.cookies.set("zone", "Asia/Tokyo")
-        shown = client.get(_path(filled)).text
-        assert " JST" in shown
-        assert " UTC" not in shown
+        for zone in ("UTC", "Asia/Tokyo"):
+            client.cookies.set("zone", zone)
+            shown = client.get(_path(filled)).text
+            assert f'"text":"{absolute(created, zone_named(zone))}"' in shown
+            assert f'"title":"{utc(created)}"' in shown
     visited = visit(portal.url)
     assert [each["name"] for each in visited.context.cookies() if each["name"] == "zone"]
 
