@@ -306,6 +306,7 @@ h1 { overflow-wrap: anywhere; }
 .tile[aria-current] { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); }
 .details { padding-top: 8px; }
 .details .q-tabs { color: var(--muted); margin: 0 -8px; }
+.details .q-tab--inactive { opacity: 1; }
 .details .q-tab--active { color: var(--accent); }
 .details .q-tab-panels { background: transparent; color: inherit; }
 .details .q-tab-panel { padding: 0; }

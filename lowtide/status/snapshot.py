@@ -86,16 +86,6 @@ class RiskyBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchProgress:
-    """The requests that a pool has ended and lost to interruptions for one batch so far."""
-
-    batch: BatchId
-    pool: Pool
-    done: int
-    interrupted: int
-
-
-@dataclass(frozen=True, slots=True)
 class LiveWorkers:
     """A pool's workers with an unexpired lease, and the time of their last heartbeat."""
 
@@ -118,13 +108,12 @@ class LostEngine:
 class SystemSnapshot:
     """One reading; all times are the database's.
 
-    `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most urgent batches at risk.
-    `work` covers batches that are active or have just ended. `unsplit` batches wait for their file
-    to be split, `unfinalized` ones for their output files, `events` for the broker. `planned` is the
-    number of dedicated replicas that the last tick planned, at `ticked_at`; None before the first.
-    `open_letters` are the dead letters by tenant that were neither requeued nor discarded,
-    `letters` those of all tenants, counted up to MAX_LISTED. Other counts of letters and events stop
-    at MAX_COUNTED.
+    `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most
+    urgent batches at risk. `unsplit` batches wait for their file to be split, `unfinalized` ones for
+    their output files, `events` for the broker. `planned` is the number of dedicated replicas that
+    the last tick planned, at `ticked_at`; None before the first. `open_letters` are the dead letters
+    by tenant that were neither requeued nor discarded, `letters` those of all tenants, counted up to
+    MAX_LISTED. Other counts of letters and events stop at MAX_COUNTED.
     """
 
     at: datetime
@@ -133,7 +122,6 @@ class SystemSnapshot:
     names: Mapping[TenantId, str] = field(default_factory=dict)
     tenants: tuple[TenantLoad, ...] = ()
     risky: tuple[RiskyBatch, ...] = ()
-    work: tuple[BatchProgress, ...] = ()
     live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
     lost_engines: tuple[LostEngine, ...] = ()
     last_seen: Mapping[tuple[Component, str], LastSeen] = field(default_factory=dict)
@@ -238,21 +226,6 @@ SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
 ORDER BY b.deadline LIMIT :most
 """
-# Batches are read until 2 minutes after their end, so that their last requests count.
-PROGRESS = """
-SELECT t.batch_id, t.pool, sum(t.completed + t.failed)::bigint AS done,
-  sum(t.interrupted)::bigint AS interrupted
-FROM (
-  SELECT id FROM batches
-  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-  UNION ALL
-  SELECT id FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
-    AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '2 minutes'
-) b CROSS JOIN LATERAL (
-  SELECT batch_id, pool, completed, failed, interrupted FROM tallies
-  WHERE batch_id = b.id OFFSET 0) t
-GROUP BY t.batch_id, t.pool
-"""
 WORKERS = """
 SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
   coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
@@ -275,9 +248,7 @@ WHERE l.letters > 0
 _Value = TypeVar("_Value")
 _CHECK = text("SELECT 1")
 _TOTALS, _RECENT, _TENANTS, _RISKY = map(text, (TOTALS, RECENT, TENANTS, RISKY))
-_PROGRESS, _WORKERS, _LAST_SEEN, _EVENTS, _LETTERS = map(
-    text, (PROGRESS, WORKERS, LAST_SEEN, EVENTS, LETTERS)
-)
+_WORKERS, _LAST_SEEN, _EVENTS, _LETTERS = map(text, (WORKERS, LAST_SEEN, EVENTS, LETTERS))
 _decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
 
 
@@ -324,10 +295,6 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         names={TenantId(row.tenant_id): row.tenant_name for row in recent},
         tenants=tuple(map(_tenant, rows(_TENANTS))),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
-        work=tuple(
-            BatchProgress(BatchId(row.batch_id), Pool(row.pool), row.done, row.interrupted)
-            for row in rows(_PROGRESS)
-        ),
         live_workers={
             Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at) for row in live_workers
         },

@@ -12,11 +12,11 @@ from lowtide.core.pools import Pool
 from lowtide.planning.demand import scaled_replicas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from lowtide.planning.demand import PoolScale
-    from lowtide.status.snapshot import BatchProgress, SnapshotStore, SystemSnapshot
+    from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """A pool at one time.
-
-    `throughput` is in requests per second, `interruptions` per minute.
-    """
+    """The live and the desired workers of a pool at one time."""
 
     workers: int
     desired: int
-    throughput: float
-    interruptions: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,41 +77,6 @@ class Sample:
 
     at: datetime
     pools: Mapping[Pool, PoolSample]
-
-
-def sample_of(
-    before: SystemSnapshot | None, after: SystemSnapshot, desired: Mapping[Pool, int]
-) -> Sample:
-    """Return the sample of a snapshot, with rates since the previous one; 0 without one."""
-    seconds = 0.0 if before is None else (after.at - before.at).total_seconds()
-    pools = {}
-    for pool in Pool:
-        done, interrupted = progress(before.work if before else after.work, after.work, pool)
-        pools[pool] = PoolSample(
-            workers=after.workers(pool),
-            desired=desired.get(pool, 0),
-            throughput=done / seconds if seconds > 0 else 0.0,
-            interruptions=60 * interrupted / seconds if seconds > 0 else 0.0,
-        )
-    return Sample(after.at, pools)
-
-
-def progress(
-    before: Iterable[BatchProgress], after: Sequence[BatchProgress], pool: Pool
-) -> tuple[int, int]:
-    """Return the requests that a pool ended between two snapshots, and its interruptions.
-
-    Batches are compared one by one: one missing from `before` is new and starts at 0, one missing
-    from `after` is ignored.
-    """
-    earlier = {work.batch: work for work in before if work.pool is pool}
-    done = interrupted = 0
-    for work in after:
-        if work.pool is pool:
-            then = earlier.get(work.batch)
-            done += max(work.done - (then.done if then else 0), 0)
-            interrupted += max(work.interrupted - (then.interrupted if then else 0), 0)
-    return done, interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +162,10 @@ class SystemWatch:
         before = self._sampled
         if before and (snapshot.at - before.at).total_seconds() < SAMPLE_SECONDS - 1:
             return
-        desired = {pool: self.desired(pool, snapshot) for pool in Pool}
-        self._samples.append(sample_of(before, snapshot, desired))
+        pools = {
+            pool: PoolSample(snapshot.workers(pool), self.desired(pool, snapshot)) for pool in Pool
+        }
+        self._samples.append(Sample(snapshot.at, pools))
         self._sampled = snapshot
 
     def desired(self, pool: Pool, snapshot: SystemSnapshot) -> int:

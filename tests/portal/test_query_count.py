@@ -56,4 +56,4 @@ async def _statements(database: Database, pages: int) -> int:
 
 @pytest.mark.parametrize("pages", [1, 50])
 def test_fifty_pages_cost_as_many_statements_as_one(database: Database, pages: int) -> None:
-    assert asyncio.run(_statements(database, pages)) == LOOKS * 9
+    assert asyncio.run(_statements(database, pages)) == LOOKS * 8

@@ -228,7 +228,7 @@ def test_failing_engine_reports_its_problem() -> None:
 
 
 def _sample(minutes: float, workers: int, desired: int) -> Sample:
-    none = PoolSample(0, 0, 0, 0)
+    none = PoolSample(0, 0)
     spot = replace(none, workers=workers, desired=desired)
     return Sample(NOW - minutes * MINUTE, {Pool.SPOT: spot, Pool.DEDICATED: none})
 

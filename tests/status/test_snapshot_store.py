@@ -21,12 +21,10 @@ from lowtide.status.snapshot import (
     LETTERS,
     LISTED_LETTERS,
     MAX_LISTED,
-    PROGRESS,
     RECENT,
     RISKY,
     TOTALS,
     Backlog,
-    BatchProgress,
     SnapshotStore,
     SystemSnapshot,
     Totals,
@@ -154,21 +152,6 @@ def test_recent_batch_lists_its_pools(
     assert _read(database).recent[0].pools == pools
 
 
-def test_work_covers_open_and_recently_ended_batches(database: Database) -> None:
-    worker = database.engine("worker")
-    open_ = add_batch(worker, SeedBatch(completed=60, failed=2, on_dedicated=10, interrupted=7))
-    ended = add_batch(
-        worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=HOUR, took=HOUR)
-    )
-    add_batch(worker, SeedBatch(status=BatchStatus.COMPLETED, completed=9, age=2 * HOUR, took=HOUR))
-    work = [each for each in _read(database).work if each.done]
-    assert set(work) == {
-        BatchProgress(BatchId(open_), Pool.SPOT, 52, 7),
-        BatchProgress(BatchId(open_), Pool.DEDICATED, 10, 0),
-        BatchProgress(BatchId(ended), Pool.SPOT, 9, 0),
-    }
-
-
 def test_snapshot_has_backlogs_workers_engines_and_observations(database: Database) -> None:
     worker = database.engine("worker")
     for minutes in (9, 4):
@@ -271,7 +254,7 @@ def test_snapshot_takes_fixed_number_of_statements(database: Database) -> None:
     for _ in range(5):
         add_batch(database.engine("worker"), SeedBatch())
     SnapshotStore(engine).read()
-    assert (before, len(statements)) == (8, 16)
+    assert (before, len(statements)) == (7, 14)
 
 
 @pytest.mark.parametrize(
@@ -308,14 +291,6 @@ def test_statement_does_not_scan_stored_history(world: World, statement: str, ta
     max_seq_scans = {"outbox": 1, "dead_letters": 0, "batches": 0}[table]  # a LIMIT may end a scan
     assert scans
     assert sum(node["Node Type"] == "Seq Scan" for node in scans) <= max_seq_scans
-
-
-def test_old_batches_and_tallies_are_read_by_index(database: Database) -> None:
-    add_old_batches(database)
-    nodes = plan_nodes(database.engine("operator"), PROGRESS)
-    scans = [node for node in nodes if node.get("Relation Name") in {"batches", "tallies"}]
-    assert scans
-    assert all("Seq" not in node["Node Type"] for node in scans)
 
 
 def test_recent_batches_are_read_by_primary_key(database: Database) -> None:

@@ -14,7 +14,6 @@ from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.core.pools import Depth, Pool, PoolPause
 from lowtide.planning.demand import PoolScale
 from lowtide.status.snapshot import (
-    BatchProgress,
     LiveWorkers,
     SnapshotStore,
     SystemSnapshot,
@@ -26,7 +25,6 @@ from lowtide.status.watch import (
     Probe,
     Reachability,
     SystemWatch,
-    sample_of,
 )
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -37,14 +35,13 @@ NONE = Depth(0, 0)
 
 def snapshot(
     after: float = 0.0,
-    work: tuple[BatchProgress, ...] = (),
     tenants: tuple[TenantLoad, ...] = (),
     workers: int = 0,
 ) -> SystemSnapshot:
     """Return a snapshot taken `after` seconds after NOW."""
     live_workers = {Pool.SPOT: LiveWorkers(workers, NOW)} if workers else {}
     at = NOW + timedelta(seconds=after)
-    return SystemSnapshot(at, work=work, tenants=tenants, live_workers=live_workers)
+    return SystemSnapshot(at, tenants=tenants, live_workers=live_workers)
 
 
 def load(
@@ -58,43 +55,6 @@ def load(
     depths = {Pool.SPOT: spot, Pool.DEDICATED: dedicated}
     oldest = {pool: NOW - waits for pool, depth in depths.items() if depth.queued}
     return TenantLoad(DEFAULT_TENANT, name, 1, 0, depths, oldest)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "throughput", "interruptions"),
-    [
-        pytest.param(
-            (BatchProgress(ONE, Pool.SPOT, 10, 1),),
-            (BatchProgress(ONE, Pool.SPOT, 30, 3),),
-            2,
-            12,
-            id="same batch",
-        ),
-        pytest.param((), (BatchProgress(ONE, Pool.SPOT, 30, 0),), 3, 0, id="new batch"),
-        pytest.param(
-            (BatchProgress(ONE, Pool.SPOT, 10, 0), BatchProgress(TWO, Pool.SPOT, 5000, 9)),
-            (BatchProgress(ONE, Pool.SPOT, 20, 0),),
-            1,
-            0,
-            id="batch that is no longer read",
-        ),
-        pytest.param((), (BatchProgress(ONE, Pool.DEDICATED, 30, 3),), 0, 0, id="other pool"),
-    ],
-)
-def test_rates_are_computed_between_snapshots(
-    before: tuple[BatchProgress, ...],
-    after: tuple[BatchProgress, ...],
-    throughput: float,
-    interruptions: float,
-) -> None:
-    spot = sample_of(snapshot(0, before), snapshot(10, after), {}).pools[Pool.SPOT]
-    assert (spot.throughput, spot.interruptions) == (throughput, interruptions)
-
-
-def test_first_sample_has_no_rates() -> None:
-    first = sample_of(None, snapshot(0, (BatchProgress(ONE, Pool.SPOT, 5000, 7),)), {Pool.SPOT: 3})
-    assert first.pools[Pool.SPOT].throughput == first.pools[Pool.SPOT].interruptions == 0
-    assert first.pools[Pool.SPOT].desired == 3
 
 
 def test_pool_sums_tenants_and_takes_oldest_age() -> None:
@@ -170,10 +130,8 @@ def test_unreachable_database_is_not_read() -> None:
 
 
 def test_samples_keep_their_interval_despite_frequent_looks() -> None:
-    work = [(BatchProgress(ONE, Pool.SPOT, done, 0),) for done in range(0, 310, 10)]
-    seen = _watch_after(*(snapshot(second, work[second]) for second in range(31))).seen
+    seen = _watch_after(*map(snapshot, range(31))).seen
     assert [sample.at.second for sample in seen.samples] == [0, 14, 28]
-    assert seen.samples[-1].pools[Pool.SPOT].throughput == 10
 
 
 def test_number_of_samples_is_bounded() -> None:
