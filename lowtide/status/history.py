@@ -148,8 +148,12 @@ FROM (
 _SLA = text(SLA)
 MAX_PAUSES: Final = 100
 PAUSES = """
-SELECT at, action, subject AS pool FROM audit_log
-WHERE action IN ('pool.paused', 'pool.resumed') ORDER BY id DESC LIMIT :limit
+SELECT c.at, c.action, c.subject AS pool
+FROM unnest(ARRAY['pool.paused', 'pool.resumed']) AS wanted (action)
+CROSS JOIN LATERAL (
+  SELECT id, at, action, subject FROM audit_log
+  WHERE action = wanted.action ORDER BY id DESC LIMIT :limit) c
+ORDER BY c.id
 """
 _PAUSES = text(PAUSES)
 _NOW = text("SELECT now()")
@@ -177,7 +181,7 @@ class HistoryStore:
                 tuple(SlaBar(row.at, row.met, row.missed) for row in ended),
                 tuple(
                     pause
-                    for pause in _pauses(reversed(changes))
+                    for pause in _pauses(changes)
                     if pause.until is None or pause.until > until - wanted.span
                 ),
             )

@@ -43,7 +43,7 @@ def test_page_shows_batches_and_follows_changes(
     page = (visited := visit(portal.url)).page
     page.get_by_text("1,203 / 1,319").wait_for()
     assert page.get_by_text(HOSTILE).count() == 2
-    assert page.get_by_role("cell", name="Running").count() == 1
+    assert page.get_by_role("cell", name="In progress").count() == 1
     assert page.get_by_role("cell", name="Missed").count() == 1
     progress = page.get_by_role("progressbar", name="Requests done, batch of ana")
     assert progress.get_attribute("aria-valuenow") == "91"

@@ -14,10 +14,20 @@ from nicegui import Client, run
 from nicegui.page import page
 
 from lowtide.core.pools import OpenDeadlines, PauseEffect, Pool, PoolPause
-from lowtide.status.history import History, HistoryPoint, HistoryRange, PoolPoint, SlaBar, unbroken
-from portal.components.charts import Line, drawn, whole_bars
+from lowtide.engines.breaker import BreakerState
+from lowtide.status.history import (
+    History,
+    HistoryPoint,
+    HistoryRange,
+    PauseSpan,
+    PoolPoint,
+    SlaBar,
+    unbroken,
+)
+from lowtide.status.snapshot import LostEngine
+from portal.components.charts import Line, Mark, drawn, marks_of, whole_bars
 from portal.components.pausing import consequences, note_of
-from portal.pages.queues import address_of, range_of
+from portal.pages.queues import address_of, range_of, throughput
 from portal.polling import Readings
 from portal.watching import FollowedHistory
 
@@ -60,6 +70,27 @@ def test_chart_lines_break_at_gaps(
     values: list[tuple[int, float | None]], shown: list[str]
 ) -> None:
     assert _shown(drawn(unbroken(_points(values), MINUTE), THROUGHPUT)) == shown
+
+
+def test_tile_of_throughput_adds_up_last_points_of_chart() -> None:
+    spot, dedicated = (PoolPoint(0, 0, 0.0, 0, 0, rate, None, None) for rate in (20.0, 2.5))
+    points = (
+        *_points([(-1, 900)]),
+        HistoryPoint(NOW, {Pool.SPOT: spot, Pool.DEDICATED: dedicated}),
+    )
+    shown = throughput(History(HistoryRange.HOUR, NOW, points))
+    assert shown == ("22.5/s", "20 spot · 2.5 dedicated, mean of 1 min")
+    assert throughput(History(HistoryRange.HOUR, NOW)) == ("—", "no sample")
+
+
+def test_pauses_and_lost_engines_are_marks() -> None:
+    pauses = (PauseSpan(Pool.SPOT, NOW - MINUTE, NOW), PauseSpan(Pool.DEDICATED, NOW, None))
+    lost = LostEngine("w", Pool.SPOT, BreakerState.OPEN, "", NOW)
+    assert marks_of(History(HistoryRange.HOUR, NOW, pauses=pauses), [lost]) == (
+        Mark("spot paused", NOW - MINUTE, NOW),
+        Mark("dedicated paused", NOW, None),
+        Mark("spot engine away", NOW, None),
+    )
 
 
 def test_pool_without_points_has_no_line() -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import Pool
 from lowtide.scheduler import samples
+from lowtide.scheduler.pauses import PauseStore
 from lowtide.scheduler.samples import PoolLevel, SampleRecorder
 from lowtide.status import history
 from lowtide.status.history import HistoryRange, HistoryStore
@@ -48,6 +49,32 @@ def _minute_passes(world: World) -> None:
 
 def _read(world: World, range_: HistoryRange = HistoryRange.HOUR) -> History:
     return HistoryStore(world.database.engine("operator")).read(range_)
+
+
+def test_pauses_are_read_from_the_audit_log(world: World) -> None:
+    operator = world.database.engine("operator")
+    with operator.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO audit_log (actor, action, subject, at)
+                VALUES ('ana', 'pool.resumed', 'dedicated', now() - interval '3 hours'),
+                  ('ana', 'pool.paused', 'spot', now() - interval '2 hours'),
+                  ('ana', 'pool.resumed', 'spot', now() - interval '90 minutes')
+            """)
+        )
+    pauses = PauseStore(operator)
+    pauses.pause(Pool.SPOT, "ana")
+    pauses.resume(Pool.SPOT, "ana")
+    pauses.pause(Pool.DEDICATED, "ana")
+    ended, open_ = _read(world).pauses
+    assert (ended.pool, open_.pool, open_.until) == (Pool.SPOT, Pool.DEDICATED, None)
+    assert ended.until is not None
+    assert ended.since < ended.until
+    assert [each.pool for each in _read(world, HistoryRange.SIX_HOURS).pauses] == [
+        Pool.SPOT,
+        Pool.SPOT,
+        Pool.DEDICATED,
+    ]
 
 
 def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
@@ -189,12 +216,20 @@ def test_plans_use_indexes(world: World) -> None:
         INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed)
         SELECT id, 'spot', gen_random_uuid(), tenant_id, 1 FROM batches
     """)
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO audit_log (actor, action, subject)
+                SELECT 'ana', 'files.download', 'x' FROM generate_series(1, 20000)
+            """)
+        )
     with world.database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE batches, pool_samples, tallies"))
+        connection.execute(text("ANALYZE batches, pool_samples, tallies, audit_log"))
     operator = world.database.engine("operator")
     for statement, parameters in (
         (history.POINTS, {"step": 60.0, "span": 3600.0}),
         (history.SLA, {"bar": 300.0, "span": 3600.0}),
+        (history.PAUSES, {"limit": 100}),
     ):
         nodes = plan_nodes(operator, statement, **parameters)
         assert not [node for node in nodes if node["Node Type"] == "Seq Scan"], statement
