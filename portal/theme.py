@@ -324,6 +324,8 @@ h1 { overflow-wrap: anywhere; }
 .batch-table .q-table { table-layout: auto; }
 .table-card .batch-table .q-table td { height: 36px; padding: 0; }
 .table-card .batch-table .q-table th { padding: 6px 8px; }
+.table-card .batch-table .q-table th:first-child:not(.q-table--col-auto-width) { padding-left: 20px; }
+.table-card .batch-table .q-table th:last-child { padding-right: 20px; }
 .table-card .batch-table .q-table td:first-child:not(.q-table--col-auto-width) { padding-left: 12px; }
 .table-card .batch-table .q-table td:last-child { padding-right: 12px; }
 .batch-table .q-table td.q-table--col-auto-width { padding-left: 16px; }

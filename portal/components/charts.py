@@ -113,11 +113,7 @@ class TimeChart:
         begin = history.until - history.range.span
         _span(self._chart, begin, history.until)
         self._chart.options["series"][0]["markArea"]["data"] = [
-            [
-                {"name": mark.text, "xAxis": _milliseconds(max(mark.since, begin))},
-                {"xAxis": _milliseconds(mark.until or history.until)},
-            ]
-            for mark in marks
+            _area(mark, begin, history.until) for mark in marks
         ]
         texts = [*self._last_values(history), *dict.fromkeys(mark.text for mark in marks)]
         self._chart.props["aria-label"] = f"{self._title}: {', '.join(texts)}"
@@ -159,6 +155,17 @@ class SlaChart:
             f"{sum(each.missed for each in history.sla)} missed"
         )
         self._chart.update()
+
+
+def _area(mark: Mark, begin: datetime, until: datetime) -> list[dict[str, Any]]:
+    """Return the data of a mark; its text stays inside the chart."""
+    since = max(mark.since, begin)
+    side = "Right" if since - begin > until - since else "Left"
+    label = {"position": f"insideTop{side}"}
+    return [
+        {"name": mark.text, "label": label, "xAxis": _milliseconds(since)},
+        {"xAxis": _milliseconds(mark.until or until)},
+    ]
 
 
 def drawn(runs: Sequence[Sequence[HistoryPoint]], line: Line) -> list[Any]:
@@ -213,7 +220,7 @@ _MOMENT: Final = """params => {
 _MARK_AREA: Final = {
     "silent": True,
     "itemStyle": {"color": theme.CHART_MARK},
-    "label": {"position": "insideTop", "color": theme.CHART_INK, "fontSize": 11},
+    "label": {"color": theme.CHART_INK, "fontSize": 11},
 }
 
 

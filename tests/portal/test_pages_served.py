@@ -94,7 +94,7 @@ def test_only_operators_have_pause_button(portal: Portal, secret: str, *, button
     with portal.client(secret) as client:
         page = client.get("/queues?range=7d").text
     assert ("Pause dedicated" in page) is buttons
-    assert "0 live workers" in page
+    assert "0 workers running" in page
 
 
 @pytest.mark.usefixtures("letters")

@@ -110,9 +110,11 @@ def test_health_shows_problems_and_advice(unhealthy: tuple[Portal, str]) -> None
     eventually(lambda: "Not called" in _text(portal, "/health"))
     page = _text(portal, "/health")
     for shown in (
-        "1 batch waiting, the oldest for 9 min: its events are not delivered",
+        "1 batch waiting, the oldest for 9 min",
+        ": its events are not delivered",
         "kubectl get trigger,ksvc split",
-        "1 event waiting, the oldest for 7 min: the broker did not accept it",
+        "1 event waiting, the oldest for 7 min",
+        ": the broker did not accept it",
         "kubectl get broker,trigger",
         "read: HTTP 500",
         "kubectl logs -l app.kubernetes.io/name=read",
