@@ -27,6 +27,7 @@ SEEDS = [
         user=f"User {status} {at_risk}_%",
         status=status,
         age=timedelta(minutes=3 * number + 2 * late),
+        window=HOUR * (24 - number % 3),
         took=HOUR * 30 if late else HOUR,
         at_risk=at_risk and status not in FINAL_STATUSES,
         completed=int(late),
