@@ -10,7 +10,7 @@ import msgspec
 
 from lowtide.batches.api import batch_object, require_batch_id
 from lowtide.batches.model import BatchStatus
-from lowtide.batches.views import BatchFilter, BatchMark, BatchOrder
+from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id, parse_request_id
 from lowtide.core.pools import Pool
@@ -56,7 +56,7 @@ class OperatorAccess:
                 tenant=self._tenant,
             ),
             BatchOrder.NEWEST,
-            after=None if after is None else BatchMark(require_batch_id(after, "after")),
+            after=None if after is None else mark_of(self._batch(require_batch_id(after, "after"))),
             limit=int(query["limit"]),
         )
         with_eta = self._services.forecaster.with_eta
