@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lowtide.batches.browsing import BatchBrowser, BatchCancellation, BatchLists
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.service import Batches, Requests
+    from lowtide.batches.workload import Fleet
     from lowtide.core.pools import Prices
     from lowtide.dead_letters.copies import Copies
     from lowtide.dead_letters.requeue import Requeuer
@@ -62,6 +63,13 @@ def scales(settings: Settings) -> dict[Pool, PoolScale]:
         Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
         Pool.DEDICATED: PoolScale(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
     }
+
+
+def fleet(settings: Settings) -> Fleet:
+    """Return the configured capacity that forecasts count on."""
+    from lowtide.batches.workload import Fleet
+
+    return Fleet(capacity(settings), scales(settings)[Pool.SPOT])
 
 
 def prices(settings: Settings) -> Prices:
@@ -154,7 +162,7 @@ class Services:
         """The forecaster of batch completion times."""
         from lowtide.batches.forecast import Forecaster, WorkloadStore
 
-        return Forecaster(WorkloadStore(self._database), prior=self._settings.dedicated_rate)
+        return Forecaster(WorkloadStore(self._database), fleet(self._settings))
 
     @cached_property
     def prices(self) -> Prices:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from lowtide.batches.forecast import Workload
     from lowtide.batches.model import NewBatch
+    from lowtide.batches.workload import Workload
     from lowtide.planning.demand import Capacity
 
 

@@ -102,6 +102,15 @@ class Rate:
         """Requests per second; None until there is data."""
         return self.lines / self.seconds if self.seconds > 0 else None
 
+    @property
+    def relative_error(self) -> float:
+        """The standard error of the mean as a share of it; infinity until there is data."""
+        mean = self.mean
+        if not mean:
+            return math.inf
+        variance = max(0.0, self.squares / self.seconds - mean**2)
+        return math.sqrt(variance * self.weights) / self.seconds / mean
+
     def lower_bound(self, prior: float) -> float:
         """Return the requests per second to count on: `prior` until there is data.
 

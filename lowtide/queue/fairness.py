@@ -10,21 +10,17 @@ if each worker is fair, so is their sum, and no row has to be shared.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowtide.core.pools import Pool
+from lowtide.planning.completion import spot_urgency
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lowtide.core.ids import BatchId, TenantId
-
-
-URGENCY_EDGES = (900.0, 3600.0, 14_400.0, 86_400.0)
-"""Seconds until a deadline that separate levels of urgency: 15 minutes, 1, 4 and 24 hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,7 @@ def urgency(lane: Lane, pool: Pool) -> float:
     """
     if pool is Pool.DEDICATED:
         return lane.left
-    return 0.0 if lane.at_risk else float(bisect_left(URGENCY_EDGES, lane.left))
+    return spot_urgency(lane.left, at_risk=lane.at_risk)
 
 
 class FairShare:

@@ -95,10 +95,11 @@ WITH given AS MATERIALIZED (
     coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
 ), tallied AS (
   INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, dead_lettered,
-    input_tokens, output_tokens, cached_tokens, reasoning_tokens, replica_seconds)
+    input_tokens, output_tokens, cached_tokens, reasoning_tokens, replica_seconds, running_seconds)
   SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
     count(*) FILTER (WHERE NOT succeeded), count(*) FILTER (WHERE dead_letter), sum(input_tokens),
-    sum(output_tokens), sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds)
+    sum(output_tokens), sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds),
+    sum(extract(epoch FROM now() - claimed_at))
   FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
@@ -107,7 +108,8 @@ WITH given AS MATERIALIZED (
     output_tokens = t.output_tokens + excluded.output_tokens,
     cached_tokens = t.cached_tokens + excluded.cached_tokens,
     reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens,
-    replica_seconds = t.replica_seconds + excluded.replica_seconds
+    replica_seconds = t.replica_seconds + excluded.replica_seconds,
+    running_seconds = t.running_seconds + excluded.running_seconds
 )
 SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE succeeded) AS completed,
   count(*) FILTER (WHERE now() <= deadline) AS in_time

@@ -179,6 +179,9 @@ CREATE INDEX batches_ended
   WHERE status IN ('completed', 'failed', 'expired', 'cancelled');
 CREATE INDEX batches_of_tenant ON batches (tenant_id, deadline)
   WHERE status = 'in_progress' AND drained_at IS NULL AND NOT expiring;
+-- Earlier runs of the same work, to compare a batch with.
+CREATE INDEX batches_completed ON batches (tenant_id, user_id, endpoint, model, id DESC)
+  WHERE status = 'completed';
 CREATE INDEX batches_active_of_tenant ON batches (tenant_id)
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
 -- lowtide.batches.list_store has the same expressions: the planner matches them as written.
@@ -283,8 +286,8 @@ CREATE INDEX results_failed ON results (batch_id, line) WHERE NOT succeeded;
 GRANT SELECT ON results TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON results TO lowtide_worker;
 
--- replica_seconds is the requests' share of their workers' time, as the workers report it; only
--- accepted results count.
+-- replica_seconds is the requests' share of their workers' time, as the workers report it, and
+-- running_seconds is the time between claim and result; only accepted results count.
 CREATE TABLE tallies (
   batch_id uuid NOT NULL,
   pool text NOT NULL,
@@ -299,6 +302,7 @@ CREATE TABLE tallies (
   input_tokens bigint NOT NULL DEFAULT 0,
   output_tokens bigint NOT NULL DEFAULT 0,
   replica_seconds double precision NOT NULL DEFAULT 0,
+  running_seconds double precision NOT NULL DEFAULT 0,
   cached_tokens bigint NOT NULL DEFAULT 0,
   reasoning_tokens bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (batch_id, pool, lease_id)
@@ -685,28 +689,35 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
   FOR NO KEY UPDATE
 $$;
 
--- The deadline of a batch depends on the work of all tenants: these functions return how much there
--- is, but not whose.
+-- The end of a batch depends on the work of all tenants: these functions return how much there is,
+-- but not whose. A tenant is a number that is good for one call, with its weight and its limit.
 CREATE FUNCTION open_work() RETURNS TABLE (
-  deadline timestamptz, model text, lines bigint, ended bigint, retried bigint)
+  deadline timestamptz, model text, lines bigint, ended bigint, retried bigint,
+  running_seconds double precision, sharer bigint, weight integer, max_running integer,
+  at_risk boolean, pinned boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-  SELECT b.deadline, b.model, sum(greatest(0,
+  SELECT b.deadline, b.model, greatest(0,
       CASE WHEN b.status = 'validating'
         THEN coalesce((SELECT f.lines FROM files f WHERE f.id = b.input_file_id), 0)
-        ELSE b.total - t.ended END)),
-    sum(t.ended)::bigint, sum(t.retried)::bigint
+        ELSE b.total - t.ended END),
+    t.ended, t.retried, t.running_seconds, dense_rank() OVER (ORDER BY b.tenant_id), n.weight,
+    n.max_running_lines, b.at_risk, b.start_pool = 'dedicated'
   FROM batches b
+  JOIN tenants n ON n.id = b.tenant_id
   CROSS JOIN LATERAL (
-    SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
+    SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried,
+      coalesce(sum(running_seconds), 0) AS running_seconds
     FROM tallies WHERE batch_id = b.id) t
   WHERE b.status IN ('validating', 'in_progress') AND b.drained_at IS NULL AND NOT b.expiring
-  GROUP BY b.deadline, b.model
 $$;
--- A worker counts only while its engine is available.
-CREATE FUNCTION living_workers() RETURNS TABLE (pool text, replicas bigint)
+-- Workers by the state of their engine: only with a closed breaker do they run requests.
+CREATE FUNCTION living_workers() RETURNS TABLE (
+  pool text, ready bigint, away bigint, starting bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-  SELECT w.pool, count(*) FROM workers w
-  WHERE w.expires_at > now() AND w.engine_state = 'closed' GROUP BY w.pool
+  SELECT w.pool, count(*) FILTER (WHERE w.engine_state = 'closed'),
+    count(*) FILTER (WHERE w.engine_state IN ('open', 'probing')),
+    count(*) FILTER (WHERE w.engine_state = 'starting')
+  FROM workers w WHERE w.expires_at > now() GROUP BY w.pool
 $$;
 
 REVOKE ALL ON FUNCTION lock_batch_limits(), open_work(), living_workers() FROM PUBLIC;
@@ -750,7 +761,7 @@ CREATE VIEW batch_states WITH (security_invoker = true) AS
 SELECT b.*, c.running,
   t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
   t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
-  t.spot_seconds, t.dedicated_seconds
+  t.spot_seconds, t.dedicated_seconds, t.running_seconds
 FROM batches b
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
@@ -765,7 +776,8 @@ CROSS JOIN LATERAL (
     coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
     coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
     coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
+    coalesce(sum(running_seconds), 0) AS running_seconds
   FROM tallies WHERE batch_id = b.id
 ) t
 CROSS JOIN LATERAL (

@@ -1,0 +1,331 @@
+"""The open work of all tenants and their workers, and the expected end of a batch among them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from lowtide.batches.model import BatchStatus
+from lowtide.core.pools import Pool
+from lowtide.planning.completion import Contender, Replicas, Turn, seconds_to_run, turn_of
+from lowtide.planning.demand import Demand, Rate, attempts_per_line, desired_replicas
+from lowtide.planning.state import SchedulerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from lowtide.batches.model import Batch
+    from lowtide.planning.demand import Capacity, PoolScale
+
+
+_MIXED: Final = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """The open requests of a batch; a model of None is not known yet.
+
+    `lines` counts requests without a result; `ended` and `retried` count those so far, which ran for
+    `running_seconds` in all. `sharer` stands for its tenant, with `weight` and at most `max_running`
+    running requests. Requests of a `pinned` batch run on dedicated only.
+    """
+
+    deadline: datetime
+    model: str | None
+    lines: int
+    ended: int = 0
+    retried: int = 0
+    running_seconds: float = 0.0
+    sharer: int = 0
+    weight: int = 1
+    max_running: int | None = None
+    at_risk: bool = False
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWorkers:
+    """The live workers of a pool: ready, without an available engine, and with a starting engine."""
+
+    ready: int = 0
+    away: int = 0
+    starting: int = 0
+
+    @property
+    def is_stranded(self) -> bool:
+        """True if there are workers, and the engine of none is available."""
+        return self.away > 0 and self.ready == 0 and self.starting == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The configured capacity of dedicated, and the scaling of spot; None for no spot."""
+
+    dedicated: Capacity
+    spot: PoolScale | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected end of a batch: nine of ten end between `low` and `high`.
+
+    Before its last request, `own` other requests of its tenant and `others` of other tenants are
+    served. The tenant's limit sets the end if `is_limited`; `by_deadline` is True if the end is that
+    of the scheduler's plan: dedicated takes over as late as the deadline allows. Without spot
+    capacity and dedicated, the end is unknown: None.
+    """
+
+    low: datetime | None = None
+    likely: datetime | None = None
+    high: datetime | None = None
+    own: int = 0
+    others: int = 0
+    is_limited: bool = False
+    by_deadline: bool = False
+
+
+QUANTILE: Final = 1.645
+"""Standard deviations to each side of the likely end that hold nine of ten ends."""
+UNMEASURED: Final = 0.4
+"""Relative error of the configured rate, before any is measured."""
+UNSTEADY: Final = 0.2
+"""Relative variation of spot capacity and of competing work until the end of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The open work of all batches, the workers and their rates, at the database's time `at`.
+
+    `rates` are measured, by pool and model ("" for several). Workers of `paused` pools finish their
+    claims and claim nothing more.
+    """
+
+    at: datetime
+    work: tuple[OpenWork, ...] = ()
+    workers: Mapping[Pool, PoolWorkers] = field(default_factory=dict)
+    rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
+    paused: frozenset[Pool] = frozenset()
+
+    @property
+    def demand(self) -> tuple[Demand, ...]:
+        """The open requests by deadline."""
+        return tuple(Demand(work.deadline, work.lines) for work in self.work)
+
+    def of(self, pool: Pool) -> PoolWorkers:
+        """Return the workers of a pool."""
+        return self.workers.get(pool, PoolWorkers())
+
+    def work_of(self, batch: Batch) -> OpenWork:
+        """Return the open work of a batch, found by its deadline; that of a new batch is alone."""
+        lines = batch.total - batch.completed - batch.failed
+        for work in self.work:
+            if work.deadline == batch.deadline:
+                return replace(work, lines=lines, at_risk=batch.at_risk)
+        pinned = batch.pool is Pool.DEDICATED
+        return OpenWork(
+            batch.deadline, batch.model, lines, sharer=-1, at_risk=batch.at_risk, pinned=pinned
+        )
+
+    def forecast(self, batch: Batch, fleet: Fleet) -> Forecast | None:
+        """Return the expected end of a batch; None unless in progress."""
+        if batch.status is not BatchStatus.IN_PROGRESS:
+            return None
+        work = self.work_of(batch)
+        if work.lines <= 0:
+            return Forecast(self.at, self.at, self.at)
+        turn = self._turn(batch, work, fleet)
+        bound, backed = self._bound(work, fleet)
+        likely = min(turn.seconds, bound) if backed or work.at_risk else turn.seconds
+        low, high = self._range(work, fleet, likely, turn)
+        if backed:
+            left = max(0.0, (work.deadline - self.at).total_seconds())
+            high = max(likely, min(high, left))
+        return Forecast(
+            self._after(low),
+            self._after(likely),
+            self._after(high),
+            round(turn.own),
+            round(turn.others),
+            is_limited=turn.is_limited,
+            by_deadline=backed and bound < turn.seconds,
+        )
+
+    def measured(self, capacity: Capacity) -> Capacity:
+        """Return the capacity with measured rates, as the scheduler computes it."""
+        ended, retried = self._attempt_counts()
+        dedicated = {
+            model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
+        }
+        models = frozenset(work.model for work in self.work if work.model is not None)
+        state = SchedulerState(
+            self.at,
+            (),
+            models=models,
+            ended=ended,
+            retried=retried,
+            rates=dedicated,
+            paused=self.paused,
+        )
+        return state.measured(capacity)
+
+    def measured_rate(self, pool: Pool, model: str | None) -> float | None:
+        """Return a replica's measured requests per second for a model; None if unmeasured."""
+        rate = self._measurement(pool, model)
+        return None if rate is None else rate.mean
+
+    def rate(self, pool: Pool, prior: float) -> float:
+        """Return the requests per second of a replica, weighted by the open work of each model."""
+        lines = sum(work.lines for work in self.work)
+        seconds = sum(
+            work.lines / (self.measured_rate(pool, work.model) or prior) for work in self.work
+        )
+        return lines / seconds if seconds > 0 else self.measured_rate(pool, None) or prior
+
+    def wanted(self, pool: Pool, fleet: Fleet) -> int:
+        """Return the number of replicas that the open work of a pool wants, up to the maximum."""
+        if pool is Pool.DEDICATED:
+            return fleet.dedicated.replicas
+        if fleet.spot is None:
+            return 0
+        lines = sum(work.lines for work in self.work if not work.pinned)
+        return desired_replicas(
+            lines, fleet.spot.rows_per_replica, max_replicas=fleet.spot.replicas
+        )
+
+    def is_new(self, batch: Batch, fleet: Fleet) -> bool:
+        """Return whether replicas that the batch's requests asked for may still be starting."""
+        since = batch.in_progress_at or batch.created_at
+        return (self.at - since).total_seconds() < fleet.dedicated.cold_start
+
+    @property
+    def attempts(self) -> float:
+        """The mean number of attempts per request."""
+        return attempts_per_line(*self._attempt_counts())
+
+    def _turn(self, batch: Batch, work: OpenWork, fleet: Fleet) -> Turn:
+        """Return the turn of a batch with the replicas that run or start now."""
+        pool = Pool.DEDICATED if work.pinned else Pool.SPOT
+        rivals = [
+            self._contender(other, pool, fleet)
+            for other in self.work
+            if other.lines > 0 and other.pinned is work.pinned and other.deadline != work.deadline
+        ]
+        mine = self._contender(work, pool, fleet)
+        if work.pinned:
+            # Dedicated serves the earliest deadline first, whose requests ever it is.
+            ahead = sum(rival.lines for rival in rivals if rival.left < mine.left)
+            seconds = seconds_to_run(ahead + mine.lines, self._replicas(batch, pool, fleet))
+            return Turn(seconds, others=ahead / self.attempts)
+        turn = turn_of(mine, rivals, self._replicas(batch, pool, fleet))
+        return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
+
+    def _contender(self, work: OpenWork, pool: Pool, fleet: Fleet) -> Contender:
+        return Contender(
+            left=(work.deadline - self.at).total_seconds(),
+            lines=work.lines * self.attempts,
+            sharer=work.sharer,
+            weight=work.weight,
+            max_rate=self._max_rate(work, pool, fleet),
+            at_risk=work.at_risk,
+        )
+
+    def _max_rate(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
+        """Return the requests per second that a tenant's limit allows, by Little's law."""
+        if work.max_running is None:
+            return math.inf
+        if work.ended > 0 and work.running_seconds > 0:
+            return work.max_running * work.ended / work.running_seconds
+        return work.max_running * self.rate(pool, fleet.dedicated.rate) / fleet.dedicated.in_flight
+
+    def _replicas(self, batch: Batch, pool: Pool, fleet: Fleet) -> list[Replicas]:
+        """Return the replicas of a pool that run, and those that start."""
+        workers = self.of(pool)
+        if pool in self.paused or workers.is_stranded:
+            return []
+        rate, cold_start = self.rate(pool, fleet.dedicated.rate), fleet.dedicated.cold_start
+        groups = [
+            Replicas(workers.ready, rate),
+            Replicas(workers.starting, rate, cold_start / 2),
+        ]
+        present = workers.ready + workers.away + workers.starting
+        if pool is Pool.DEDICATED:
+            # Requests on dedicated keep one replica there.
+            pending = 1 if present == 0 and fleet.dedicated.replicas > 0 else 0
+        else:
+            pending = self.wanted(pool, fleet) - present if self.is_new(batch, fleet) else 0
+        if pending > 0:
+            since = batch.in_progress_at or batch.created_at
+            age = (self.at - since).total_seconds()
+            start = cold_start - age if pool is Pool.SPOT else cold_start
+            groups.append(Replicas(pending, rate, start))
+        return groups
+
+    def _bound(self, work: OpenWork, fleet: Fleet) -> tuple[float, bool]:
+        """Return the end with all of dedicated, or as late as the deadline allows if it can wait.
+
+        The flag tells whether dedicated backs the deadline, so that the batch ends by it. All open
+        requests with an earlier deadline go first there.
+        """
+        workers = self.of(Pool.DEDICATED)
+        count = fleet.dedicated.replicas - workers.away
+        if Pool.DEDICATED in self.paused or workers.is_stranded or count <= 0:
+            return math.inf, False
+        capacity = self.measured(fleet.dedicated)
+        rate = self.rate(Pool.DEDICATED, fleet.dedicated.rate)
+        ready = min(workers.ready, count)
+        replicas = [
+            Replicas(ready, rate),
+            Replicas(count - ready, rate, fleet.dedicated.cold_start),
+        ]
+        if not work.pinned and Pool.SPOT not in self.paused:
+            replicas.append(Replicas(self.of(Pool.SPOT).ready, self.rate(Pool.SPOT, rate)))
+        lines = work.lines + sum(
+            other.lines for other in self.work if other.deadline < work.deadline
+        )
+        soonest = seconds_to_run(lines * self.attempts, replicas)
+        if work.at_risk:
+            return soonest, False
+        last = (work.deadline - self.at).total_seconds() - capacity.lost
+        return max(soonest, last), True
+
+    def _range(
+        self, work: OpenWork, fleet: Fleet, likely: float, turn: Turn
+    ) -> tuple[float, float]:
+        """Return a low and a high end around the likely one, which may be infinite.
+
+        The logarithm of the end varies with the error of the rate, the variation of single requests,
+        and that of capacity and competing work.
+        """
+        pool = Pool.DEDICATED if work.pinned else Pool.SPOT
+        measurement = self._measurement(pool, work.model)
+        error = UNMEASURED if measurement is None else measurement.relative_error
+        rivals = turn.others / (turn.others + turn.own + work.lines)
+        unsteady = 0.0 if work.pinned else UNSTEADY * (1 + rivals)
+        variance = min(error, UNMEASURED) ** 2 + unsteady**2 + 1 / work.lines
+        factor = math.exp(QUANTILE * math.sqrt(variance))
+        return likely / factor, likely * factor + self._request_seconds(work, pool, fleet)
+
+    def _request_seconds(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
+        """Return the time of one request, which the last one takes whatever the rate."""
+        if work.ended > 0 and work.running_seconds > 0:
+            return work.running_seconds / work.ended
+        return fleet.dedicated.in_flight / self.rate(pool, fleet.dedicated.rate)
+
+    def _after(self, seconds: float) -> datetime | None:
+        try:
+            return self.at + timedelta(seconds=seconds)
+        except OverflowError:
+            return None
+
+    def _attempt_counts(self) -> tuple[int, int]:
+        return sum(work.ended for work in self.work), sum(work.retried for work in self.work)
+
+    def _measurement(self, pool: Pool, model: str | None) -> Rate | None:
+        for name in (model, _MIXED):
+            rate = None if name is None else self.rates.get((pool, name))
+            if rate is not None and rate.mean:
+                return rate
+        return None
