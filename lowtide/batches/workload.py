@@ -138,7 +138,9 @@ class Workload:
             return Forecast(self.at, self.at, self.at)
         turn = self._turn(batch, work, fleet)
         bound, backed = self._bound(work, fleet)
-        likely = min(turn.seconds, bound) if backed or work.at_risk else turn.seconds
+        pool = Pool.DEDICATED if work.pinned else Pool.SPOT
+        shortest = self._request_seconds(work, pool, fleet)
+        likely = max(shortest, min(turn.seconds, bound) if backed or work.at_risk else turn.seconds)
         low, high = self._range(work, fleet, likely, turn)
         if backed:
             left = max(0.0, (work.deadline - self.at).total_seconds())

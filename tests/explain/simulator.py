@@ -36,7 +36,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = 10.0
 MODEL = "m"
 TARGET = 1
-LONGEST = 40_000.0
+LONGEST = 6_000.0
 
 
 @dataclass
@@ -93,7 +93,7 @@ def scenario(seed: int) -> Scenario:
         outage=rng.uniform(30, 400),
         weights=[rng.choice([1, 1, 2, 4]) for _ in range(tenants)],
         limits=[rng.choice([None, None, rng.randint(2, 24)]) for _ in range(tenants)],
-        arrival=rng.choice([math.inf, alone, alone / 2]),
+        arrival=rng.choice([math.inf, alone, alone * 2]),
         size=size,
         window=max(240.0, alone * rng.choice([1.5, 4.0, 12.0, 40.0])),
     )
@@ -118,6 +118,10 @@ class Work:
     running_seconds: float = 0.0
     at_risk: bool = False
     finished: float | None = None
+    key: BatchId = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = BatchId(uuid.UUID(int=self.id))
 
     @property
     def open(self) -> int:
@@ -148,7 +152,7 @@ class Moment:
 
 
 class Simulation:
-    """One run. `moments` are the ticks at which the target batch was open."""
+    """One run. `moment` is a random tick at which the target batch was open."""
 
     def __init__(self, setting: Scenario) -> None:
         self.setting = setting
@@ -158,7 +162,9 @@ class Simulation:
         self.market = setting.spot.replicas
         self.rates: dict[tuple[Pool, str], Rate] = {}
         self.wished: tuple[datetime, ...] = ()
-        self.moments: list[Moment] = []
+        self.moment: Moment | None = None
+        self._ticks = 0
+        self._picks = Random(setting.size)  # noqa: S311
         self._events: list[tuple[float, int, str, object]] = []
         self._sequence = 0
         self._tenants = [TenantId(uuid.UUID(int=index + 1)) for index in range(8)]
@@ -190,12 +196,13 @@ class Simulation:
 
     def _arrive(self, tenant: int, size: int, window: float) -> None:
         setting = self.setting
-        number = TARGET if window > 0 else len(self.work) + 2
+        self._sequence += 1
+        number = TARGET if window > 0 else self._sequence + TARGET
         if window <= 0:
             alone = size / (setting.rate * setting.spot.replicas)
             window = max(240.0, alone * setting.rng.choice([2.0, 8.0, 40.0]))
         self.work[number] = Work(
-            number, tenant, size, self.now, self.now + window + number * 1e-3, spot=size
+            number, tenant, size, self.now, self.now + window + (number % 1000) * 1e-3, spot=size
         )
         self._claim_all()
 
@@ -214,7 +221,10 @@ class Simulation:
         self._claim_all()
         target = self.work.get(TARGET)
         if target is not None:
-            self.moments.append(Moment(self._workload(), self._batch(target)))
+            # Any tick is kept with the same probability.
+            self._ticks += 1
+            if self._picks.random() * self._ticks < 1:
+                self.moment = Moment(self._workload(), self._batch(target))
         self._at(self.now + TICK, "tick", None)
 
     def _fold(self) -> None:
@@ -234,7 +244,7 @@ class Simulation:
             now=_time(self.now),
             batches=tuple(
                 OpenBatch(
-                    BatchId(uuid.UUID(int=work.id)),
+                    work.key,
                     _time(work.deadline),
                     spot=work.spot + work.delayed,
                     running_spot=work.running[Pool.SPOT],
@@ -253,7 +263,7 @@ class Simulation:
         plan = decide(state, self.setting.fleet.dedicated)
         self.wished = state.wishes(plan.replicas)
         for work in open_work:
-            work.at_risk = BatchId(uuid.UUID(int=work.id)) in plan.at_risk
+            work.at_risk = work.key in plan.at_risk
         for move in plan.escalations:
             work = self.work[move.batch.int]
             lines = min(move.lines, work.spot)
@@ -337,13 +347,13 @@ class Simulation:
     def _claim(self, worker: Worker) -> None:
         """Fill a worker's slots as claims do."""
         setting = self.setting
-        if worker.ready > self.now:
+        if worker.ready > self.now or len(worker.running) >= setting.slots:
             return
         tried: set[int] = set()
         while (free := setting.slots - len(worker.running)) > 0:
             lanes = [
                 Lane(
-                    BatchId(uuid.UUID(int=work.id)),
+                    work.key,
                     self._tenants[work.tenant],
                     work.deadline - self.now,
                     setting.weights[work.tenant],
@@ -412,6 +422,8 @@ class Simulation:
             work.running_seconds += self.now - since
             if work.open == 0:
                 work.finished = self.now
+                if work.id != TARGET:
+                    del self.work[work.id]
         self._claim(worker)
         if self.setting.limits[work.tenant] is not None:
             self._claim_all()
@@ -478,9 +490,9 @@ def moments(seeds: Iterator[int] | range) -> Iterator[tuple[int, Moment, Fleet, 
         setting = scenario(seed)
         simulation = Simulation(setting)
         end = simulation.run()
-        if math.isinf(end) or not simulation.moments:
+        moment = simulation.moment
+        if math.isinf(end) or moment is None:
             continue
-        moment = Random(seed).choice(simulation.moments)  # noqa: S311
         at = (moment.workload.at - START).total_seconds()
         yield seed, moment, setting.fleet, end - at
 
