@@ -69,7 +69,7 @@ def fleet(settings: Settings) -> Fleet:
     """Return the configured capacity that forecasts count on."""
     from lowtide.batches.workload import Fleet
 
-    return Fleet(capacity(settings), scales(settings)[Pool.SPOT])
+    return Fleet(capacity(settings), scales(settings)[Pool.SPOT], 1.5 * settings.retry_base)
 
 
 def prices(settings: Settings) -> Prices:

@@ -49,6 +49,7 @@ def read_workload(connection: Connection) -> Workload:
                 row.max_running,
                 row.at_risk,
                 row.pinned,
+                row.last_at,
             )
             for row in rows
             if row.lines is not None

@@ -29,7 +29,7 @@ class OpenWork:
     """The open requests of a batch; a model of None is not known yet.
 
     `lines` counts requests without a result; `ended` and `retried` count those so far, which ran for
-    `running_seconds` in all. `sharer` stands for its tenant, with `weight` and at most `max_running`
+    `running_seconds` in all; the last one becomes available at `last_at`. `sharer` stands for its tenant, with `weight` and at most `max_running`
     running requests. Requests of a `pinned` batch run on dedicated only.
     """
 
@@ -44,6 +44,7 @@ class OpenWork:
     max_running: int | None = None
     at_risk: bool = False
     pinned: bool = False
+    last_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,14 @@ class PoolWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The configured capacity of dedicated, and the scaling of spot; None for no spot."""
+    """The configured capacity of dedicated, the scaling of spot, and the mean delay of a retry.
+
+    A `spot` of None is no spot.
+    """
 
     dedicated: Capacity
     spot: PoolScale | None = None
+    retry_delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +142,24 @@ class Workload:
         if work.lines <= 0:
             return Forecast(self.at, self.at, self.at)
         turn = self._turn(batch, work, fleet)
-        bound, backed = self._bound(work, fleet)
+        bound, is_backed = self._bound(work, fleet)
+        left = (work.deadline - self.at).total_seconds()
+        is_backed = is_backed and turn.limited < left
+        served = min(turn.seconds, bound) if is_backed or work.at_risk else turn.seconds
         pool = Pool.DEDICATED if work.pinned else Pool.SPOT
-        shortest = self._request_seconds(work, pool, fleet)
-        likely = max(shortest, min(turn.seconds, bound) if backed or work.at_risk else turn.seconds)
+        likely = max(served, turn.limited) + self._tail(work, pool, fleet, 1.0)
+        likely = max(likely, self._last(work) + self._request_seconds(work, pool, fleet))
         low, high = self._range(work, fleet, likely, turn)
-        if backed:
-            left = max(0.0, (work.deadline - self.at).total_seconds())
-            high = max(likely, min(high, left))
+        if is_backed and likely <= left:
+            high = min(high, left)
         return Forecast(
             self._after(low),
             self._after(likely),
             self._after(high),
             round(turn.own),
             round(turn.others),
-            is_limited=turn.is_limited,
-            by_deadline=backed and bound < turn.seconds,
+            is_limited=turn.limited >= served,
+            by_deadline=is_backed and bound < turn.seconds,
         )
 
     def measured(self, capacity: Capacity) -> Capacity:
@@ -220,7 +227,8 @@ class Workload:
             # Dedicated serves the earliest deadline first, whose requests ever it is.
             ahead = sum(rival.lines for rival in rivals if rival.left < mine.left)
             seconds = seconds_to_run(ahead + mine.lines, self._replicas(batch, pool, fleet))
-            return Turn(seconds, others=ahead / self.attempts)
+            limited = mine.lines / mine.max_rate
+            return Turn(seconds, others=ahead / self.attempts, limited=limited)
         turn = turn_of(mine, rivals, self._replicas(batch, pool, fleet))
         return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
 
@@ -308,7 +316,24 @@ class Workload:
         unsteady = 0.0 if work.pinned else UNSTEADY * (1 + rivals)
         variance = min(error, UNMEASURED) ** 2 + unsteady**2 + 1 / work.lines
         factor = math.exp(QUANTILE * math.sqrt(variance))
-        return likely / factor, likely * factor + self._request_seconds(work, pool, fleet)
+        tail = self._tail(work, pool, fleet, 0.05) - self._tail(work, pool, fleet, 1.0)
+        return likely / factor, likely * factor + tail + self._request_seconds(work, pool, fleet)
+
+    def _tail(self, work: OpenWork, pool: Pool, fleet: Fleet, chance: float) -> float:
+        """Return the time of the retries that at least `chance` of the last requests still need.
+
+        Of n requests that each fail with probability p, `chance` or more need k retries while
+        n p^k >= chance.
+        """
+        failing = work.retried / (work.ended + work.retried) if work.retried else 0.0
+        if failing <= 0:
+            return 0.0
+        chain = math.log(max(1.0, work.lines / chance)) / -math.log(failing)
+        return int(chain) * (fleet.retry_delay + self._request_seconds(work, pool, fleet))
+
+    def _last(self, work: OpenWork) -> float:
+        """Return the seconds until the last request is available; a failed one waits for its retry."""
+        return 0.0 if work.last_at is None else max(0.0, (work.last_at - self.at).total_seconds())
 
     def _request_seconds(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
         """Return the time of one request, which the last one takes whatever the rate."""

@@ -74,14 +74,14 @@ class Contender:
 class Turn:
     """The seconds until a batch's last request ends, and the requests that are served before that.
 
-    `own` and `others` are requests of the batch's tenant and of other tenants. `is_limited` is True
-    if the tenant's limit, and not the replicas, sets the end.
+    `own` and `others` are requests of the batch's tenant and of other tenants. The tenant's limit
+    alone would let the batch end after `limited` seconds, on any replicas.
     """
 
     seconds: float
     own: float = 0.0
     others: float = 0.0
-    is_limited: bool = False
+    limited: float = 0.0
 
 
 @dataclass(slots=True)
@@ -136,8 +136,4 @@ def turn_of(batch: Contender, others: Sequence[Contender], replicas: Sequence[Re
         if following >= seconds:
             break
         seconds = following
-    start = min((group.start for group in replicas if group.count > 0), default=math.inf)
-    limited = start + own / batch.max_rate
-    return Turn(
-        max(seconds, limited), own - batch.lines, others_first, is_limited=limited > seconds
-    )
+    return Turn(seconds, own - batch.lines, others_first, limited=own / batch.max_rate)

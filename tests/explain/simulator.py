@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = 10.0
+RETRY = 15.0
 MODEL = "m"
 TARGET = 1
 LONGEST = 6_000.0
@@ -70,7 +71,7 @@ class Scenario:
             tick=TICK,
             in_flight=self.slots,
         )
-        return Fleet(capacity, self.spot)
+        return Fleet(capacity, self.spot, RETRY)
 
 
 def scenario(seed: int) -> Scenario:
@@ -118,6 +119,7 @@ class Work:
     running_seconds: float = 0.0
     at_risk: bool = False
     finished: float | None = None
+    last_at: float = 0.0
     key: BatchId = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,7 +177,11 @@ class Simulation:
         for _ in range(rng.randint(0, 3) if setting.arrival < math.inf else 0):
             self._arrive(rng.randrange(len(setting.weights)), self._size(), -1.0)
         self._at(rng.uniform(0, 300), "target", None)
-        self._at(rng.expovariate(1 / setting.arrival) if setting.arrival < math.inf else LONGEST * 2, "arrival", None)
+        self._at(
+            rng.expovariate(1 / setting.arrival) if setting.arrival < math.inf else LONGEST * 2,
+            "arrival",
+            None,
+        )
         self._at(0.0, "tick", None)
         while self._events:
             self.now, _, kind, payload = heapq.heappop(self._events)
@@ -258,7 +264,9 @@ class Simulation:
             models=frozenset({MODEL}),
             ended=sum(work.ended for work in open_work),
             retried=sum(work.retried for work in open_work),
-            rates={model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED},
+            rates={
+                model: rate for (pool, model), rate in self.rates.items() if pool is Pool.DEDICATED
+            },
         )
         plan = decide(state, self.setting.fleet.dedicated)
         self.wished = state.wishes(plan.replicas)
@@ -300,7 +308,9 @@ class Simulation:
             self.market = max(0, self.market - lost)
             self._at(self.now + setting.rng.expovariate(1 / setting.outage), "return", lost)
         spot = [worker for worker in self.workers if worker.pool is Pool.SPOT]
-        lines = sum(work.spot + work.delayed + work.running[Pool.SPOT] for work in self.work.values())
+        lines = sum(
+            work.spot + work.delayed + work.running[Pool.SPOT] for work in self.work.values()
+        )
         wanted = desired_replicas(
             lines, setting.spot.rows_per_replica, max_replicas=setting.spot.replicas
         )
@@ -416,7 +426,9 @@ class Simulation:
         if self.setting.rng.random() < self.setting.failures:
             work.retried += 1
             work.delayed += 1
-            self._at(self.now + self.setting.rng.uniform(5, 30), "retry", (work, worker.pool))
+            again = self.now + RETRY * self.setting.rng.uniform(0.67, 1.33)
+            work.last_at = again
+            self._at(again, "retry", (work, worker.pool))
         else:
             work.ended += 1
             work.running_seconds += self.now - since
@@ -457,6 +469,7 @@ class Simulation:
                     setting.weights[work.tenant],
                     setting.limits[work.tenant],
                     work.at_risk,
+                    last_at=_time(work.last_at) if work.delayed else None,
                 )
                 for work in self.work.values()
                 if work.open > 0
@@ -468,9 +481,7 @@ class Simulation:
 
     def _batch(self, work: Work) -> Batch:
         running = sum(work.running.values())
-        outcomes = Outcomes(
-            queued=work.open - running, running=running, completed=work.ended
-        )
+        outcomes = Outcomes(queued=work.open - running, running=running, completed=work.ended)
         return replace(
             _BATCH,
             in_progress_at=_time(work.created),

@@ -232,6 +232,8 @@ CREATE TABLE queue (
 -- A claim reads the requests of one batch in one pool in the order in which they became available.
 CREATE INDEX queue_claim ON queue (pool, batch_id, available_at, line);
 {_isolated("queue")}
+-- The owner runs open_work(), and FORCE binds the owner too.
+CREATE POLICY owner ON queue FOR SELECT TO CURRENT_USER USING (true);
 GRANT SELECT, DELETE ON queue TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON queue TO lowtide_worker;
 GRANT SELECT ON queue TO lowtide_autoscaler;
@@ -694,14 +696,18 @@ $$;
 CREATE FUNCTION open_work() RETURNS TABLE (
   deadline timestamptz, model text, lines bigint, ended bigint, retried bigint,
   running_seconds double precision, sharer bigint, weight integer, max_running integer,
-  at_risk boolean, pinned boolean)
+  at_risk boolean, pinned boolean, last_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
   SELECT b.deadline, b.model, greatest(0,
       CASE WHEN b.status = 'validating'
         THEN coalesce((SELECT f.lines FROM files f WHERE f.id = b.input_file_id), 0)
         ELSE b.total - t.ended END),
     t.ended, t.retried, t.running_seconds, dense_rank() OVER (ORDER BY b.tenant_id), n.weight,
-    n.max_running_lines, b.at_risk, b.start_pool = 'dedicated'
+    n.max_running_lines, b.at_risk, b.start_pool = 'dedicated', (
+      SELECT max(q.last_at) FROM unnest(ARRAY['spot', 'dedicated']) AS p (pool)
+      CROSS JOIN LATERAL (
+        SELECT available_at AS last_at FROM queue
+        WHERE pool = p.pool AND batch_id = b.id ORDER BY available_at DESC, line DESC LIMIT 1) q)
   FROM batches b
   JOIN tenants n ON n.id = b.tenant_id
   CROSS JOIN LATERAL (
