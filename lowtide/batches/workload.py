@@ -94,10 +94,15 @@ class Forecast:
 
 QUANTILE: Final = 1.645
 """Standard deviations to each side of the likely end that hold nine of ten ends."""
-UNMEASURED: Final = 0.4
+UNMEASURED: Final = 0.3
 """Relative error of the configured rate, before any is measured."""
-UNSTEADY: Final = 0.2
-"""Relative variation of spot capacity and of competing work until the end of a batch."""
+SOONER: Final = 0.18
+LATER: Final = 0.24
+"""Relative variation of spot capacity and of competing work until the end of a batch.
+
+Workers that leave and work that arrives delay a batch more than the opposite speeds it up. The values
+hold for simulated runs other than those of tests/explain/test_calibration.py.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,10 @@ class Workload:
         likely = max(served, turn.limited) + self._tail(work, pool, fleet, 1.0)
         likely = max(likely, self._last(work) + self._request_seconds(work, pool, fleet))
         low, high = self._range(work, fleet, likely, turn)
+        if is_backed and bound < turn.seconds:
+            low = min(
+                low, max(turn.limited, self._soonest(work, fleet, self.wanted(Pool.SPOT, fleet)))
+            )
         if is_backed and likely <= left:
             high = min(high, left)
         return Forecast(
@@ -276,30 +285,37 @@ class Workload:
     def _bound(self, work: OpenWork, fleet: Fleet) -> tuple[float, bool]:
         """Return the end with all of dedicated, or as late as the deadline allows if it can wait.
 
-        The flag tells whether dedicated backs the deadline, so that the batch ends by it. All open
-        requests with an earlier deadline go first there.
+        The flag tells whether dedicated backs the deadline, so that the batch ends by it.
         """
         workers = self.of(Pool.DEDICATED)
-        count = fleet.dedicated.replicas - workers.away
-        if Pool.DEDICATED in self.paused or workers.is_stranded or count <= 0:
+        available = fleet.dedicated.replicas - workers.away
+        if Pool.DEDICATED in self.paused or workers.is_stranded or available <= 0:
             return math.inf, False
-        capacity = self.measured(fleet.dedicated)
-        rate = self.rate(Pool.DEDICATED, fleet.dedicated.rate)
-        ready = min(workers.ready, count)
-        replicas = [
-            Replicas(ready, rate),
-            Replicas(count - ready, rate, fleet.dedicated.cold_start),
-        ]
+        soonest = self._soonest(work, fleet, 0)
+        if work.at_risk:
+            return soonest, False
+        lost = self.measured(fleet.dedicated).lost
+        return max(soonest, (work.deadline - self.at).total_seconds() - lost), True
+
+    def _soonest(self, work: OpenWork, fleet: Fleet, spot: int) -> float:
+        """Return the end with all of dedicated and up to `spot` spot workers after a cold start.
+
+        All open requests with an earlier deadline go first.
+        """
+        rate, cold_start = (
+            self.rate(Pool.DEDICATED, fleet.dedicated.rate),
+            fleet.dedicated.cold_start,
+        )
+        available = max(0, fleet.dedicated.replicas - self.of(Pool.DEDICATED).away)
+        ready = min(self.of(Pool.DEDICATED).ready, available)
+        replicas = [Replicas(ready, rate), Replicas(available - ready, rate, cold_start)]
         if not work.pinned and Pool.SPOT not in self.paused:
-            replicas.append(Replicas(self.of(Pool.SPOT).ready, self.rate(Pool.SPOT, rate)))
+            present, rate = self.of(Pool.SPOT).ready, self.rate(Pool.SPOT, fleet.dedicated.rate)
+            replicas += [Replicas(present, rate), Replicas(spot - present, rate, cold_start)]
         lines = work.lines + sum(
             other.lines for other in self.work if other.deadline < work.deadline
         )
-        soonest = seconds_to_run(lines * self.attempts, replicas)
-        if work.at_risk:
-            return soonest, False
-        last = (work.deadline - self.at).total_seconds() - capacity.lost
-        return max(soonest, last), True
+        return seconds_to_run(lines * self.attempts, replicas)
 
     def _range(
         self, work: OpenWork, fleet: Fleet, likely: float, turn: Turn
@@ -313,11 +329,13 @@ class Workload:
         measurement = self._measurement(pool, work.model)
         error = UNMEASURED if measurement is None else measurement.relative_error
         rivals = turn.others / (turn.others + turn.own + work.lines)
-        unsteady = 0.0 if work.pinned else UNSTEADY * (1 + rivals)
-        variance = min(error, UNMEASURED) ** 2 + unsteady**2 + 1 / work.lines
-        factor = math.exp(QUANTILE * math.sqrt(variance))
+        unsteady = 0.0 if work.pinned else 1 + rivals
+        variance = min(error, UNMEASURED) ** 2 + 1 / work.lines
+        sooner = math.exp(QUANTILE * math.sqrt(variance + (SOONER * unsteady) ** 2))
+        later = math.exp(QUANTILE * math.sqrt(variance + (LATER * unsteady) ** 2))
         tail = self._tail(work, pool, fleet, 0.05) - self._tail(work, pool, fleet, 1.0)
-        return likely / factor, likely * factor + tail + self._request_seconds(work, pool, fleet)
+        request = self._request_seconds(work, pool, fleet)
+        return likely / sooner, likely + math.hypot(likely * (later - 1), tail, request)
 
     def _tail(self, work: OpenWork, pool: Pool, fleet: Fleet, chance: float) -> float:
         """Return the time of the retries that at least `chance` of the last requests still need.

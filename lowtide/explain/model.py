@@ -423,34 +423,33 @@ def _advice(facts: Facts, findings: list[Finding]) -> tuple[Advice, ...]:
 
 
 def _without(facts: Facts, finding: Finding) -> tuple[Numbers, Workload] | None:
-    """Return the workload without a factor, and the numbers of the change."""
-    workload, factor, numbers = facts.workload, finding.factor, finding.numbers
-    if factor is Factor.TENANT_LIMIT:
-        mine = workload.work_of(facts.batch).sharer
-        work = tuple(
-            replace(each, max_running=None) if each.sharer == mine else each
-            for each in workload.work
-        )
-        return numbers, replace(workload, work=work)
-    if factor is Factor.RETRIES:
-        work = tuple(replace(each, retried=0) for each in workload.work)
-        return numbers, replace(workload, work=work)
-    if factor is Factor.POOL_PAUSED:
-        return numbers, replace(workload, paused=workload.paused - {Pool(str(numbers["pool"]))})
-    if factor in {Factor.SCHEDULER_LATE, Factor.COLD_START, Factor.ENGINE_SPEED}:
-        return None
-    if factor is Factor.ENGINE_AWAY:
-        return numbers, _with_workers(facts, Pool(str(numbers["pool"])), int(numbers["workers"]))
-    if factor is Factor.NO_WORKERS:
-        pool = Pool(str(numbers["pool"]))
-        return numbers, _with_workers(facts, pool, max(1, int(numbers["max"])))
-    if factor in {Factor.QUEUE_AHEAD, Factor.DEADLINE_BOUND, Factor.POOL_BOUND}:
-        pool = facts.pool
-        more = 2 * max(1, _max_replicas(facts, pool))
-        return {"pool": pool.value, "max": _max_replicas(facts, pool), "more": more}, (
-            _with_workers(facts, pool, more)
-        )
-    return None
+    """Return the workload without a factor, and the numbers of the change; None if it stays."""
+    workload, numbers = facts.workload, finding.numbers
+    match finding.factor:
+        case Factor.TENANT_LIMIT:
+            mine = workload.work_of(facts.batch).sharer
+            work = tuple(
+                replace(each, max_running=None) if each.sharer == mine else each
+                for each in workload.work
+            )
+            changed = replace(workload, work=work)
+        case Factor.RETRIES:
+            work = tuple(replace(each, retried=0, last_at=None) for each in workload.work)
+            changed = replace(workload, work=work)
+        case Factor.POOL_PAUSED:
+            changed = replace(workload, paused=workload.paused - {Pool(str(numbers["pool"]))})
+        case Factor.ENGINE_AWAY:
+            changed = _with_workers(facts, Pool(str(numbers["pool"])), int(numbers["workers"]))
+        case Factor.NO_WORKERS:
+            changed = _with_workers(facts, Pool(str(numbers["pool"])), max(1, int(numbers["max"])))
+        case Factor.QUEUE_AHEAD | Factor.DEADLINE_BOUND | Factor.POOL_BOUND:
+            present = _max_replicas(facts, facts.pool)
+            more = 2 * max(1, present)
+            numbers = {"pool": facts.pool.value, "max": present, "more": more}
+            changed = _with_workers(facts, facts.pool, more)
+        case _:
+            return None
+    return numbers, changed
 
 
 def _with_workers(facts: Facts, pool: Pool, ready: int) -> Workload:

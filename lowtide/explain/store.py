@@ -1,0 +1,143 @@
+"""The facts about one batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from lowtide.batches.forecast import read_workload
+from lowtide.batches.store import batch_of
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Depth, Pool
+from lowtide.explain.model import Facts, Mark
+from lowtide.planning.reasons import Reason
+from lowtide.tenants.sign_in import reading_as
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sqlalchemy import Connection, Engine
+
+    from lowtide.batches.model import Batch
+    from lowtide.batches.workload import Fleet
+    from lowtide.core.ids import BatchId, TenantId
+
+
+_BATCH = text("SELECT * FROM batch_states WHERE id = :batch")
+# The requests that wait for spot are those that have not ended and are nowhere else.
+COUNTS = """
+SELECT
+  (SELECT count(*) FROM queue WHERE pool = 'dedicated' AND batch_id = :batch) AS dedicated,
+  (SELECT count(*) FROM queue WHERE pool IN ('spot', 'dedicated') AND batch_id = :batch
+    AND available_at > now()) AS delayed,
+  (SELECT count(*) FROM claims WHERE batch_id = :batch AND pool = 'dedicated') AS running_dedicated,
+  (SELECT min(claimed_at) FROM claims WHERE batch_id = :batch) AS claimed_at,
+  (SELECT count(*) FROM claims WHERE pool IN ('spot', 'dedicated') AND tenant_id = :tenant)
+    AS tenant_running,
+  (SELECT max_running_lines FROM tenants WHERE id = :tenant) AS max_running,
+  (SELECT at FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
+"""
+# A few lines of all: the first and the last ones, with which claims begin, and some between.
+STARTS = """
+SELECT min(r.started_at) AS first, extract(epoch FROM avg(r.started_at - b.in_progress_at)) AS waited
+FROM unnest(cast(:lines AS integer[])) AS given (line)
+CROSS JOIN LATERAL (
+  SELECT started_at FROM results WHERE batch_id = :batch AND line = given.line OFFSET 0) r
+CROSS JOIN (SELECT in_progress_at FROM batches WHERE id = :batch) b
+"""
+MARKS = """
+SELECT kind, reason, sum(lines) AS lines, min(at) AS since FROM (
+  SELECT kind, reason, lines, at FROM request_events
+  WHERE batch_id = :batch AND kind IN ('escalated', 'revoked', 'returned', 'at_risk', 'on_track')
+  ORDER BY id DESC LIMIT 1000) e
+GROUP BY kind, reason ORDER BY since
+"""
+EARLIER = """
+SELECT completed + failed AS lines,
+  extract(epoch FROM finalizing_at - in_progress_at)::double precision AS seconds
+FROM batches
+WHERE tenant_id = :tenant AND user_id = :user AND endpoint = :endpoint AND model = :model
+  AND status = 'completed' AND id < :batch
+ORDER BY id DESC LIMIT 10
+"""
+_COUNTS, _STARTS, _MARKS, _EARLIER = text(COUNTS), text(STARTS), text(MARKS), text(EARLIER)
+_EDGE, _BETWEEN = 50, 100
+
+
+def sample_of(total: int) -> list[int]:
+    """Return at most 200 lines of a batch: its first, its last, and evenly spaced ones."""
+    step = max(1, total // _BETWEEN)
+    first = range(1, min(total, _EDGE) + 1)
+    last = range(max(1, total - _EDGE + 1), total + 1)
+    return sorted({*first, *last, *range(1, total + 1, step)})
+
+
+class FactStore:
+    """Reads the facts about batches."""
+
+    def __init__(self, engine: Engine, fleet: Fleet) -> None:
+        self._engine = engine
+        self._fleet = fleet
+
+    def read(self, scope: TenantId | None, batch: BatchId) -> Facts:
+        """Return the facts about a batch of the tenant `scope`, or of any; raises NotFound."""
+        with reading_as(self._engine, scope) as connection:
+            row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
+            if row is None:
+                raise NotFound(f"Batch {format_batch_id(batch)!r} not found: check the id.")
+            return self._read(connection, batch_of(row), row.running_seconds)
+
+    def _read(self, connection: Connection, batch: Batch, running_seconds: float) -> Facts:
+        counts = connection.execute(_COUNTS, {"batch": batch.id, "tenant": batch.tenant}).one()
+        lines = {"batch": batch.id, "lines": sample_of(batch.total)}
+        starts = connection.execute(_STARTS, lines).one()
+        return Facts(
+            batch=batch,
+            workload=read_workload(connection),
+            fleet=self._fleet,
+            depths=_depths(batch, counts),
+            delayed=counts.delayed,
+            limit=counts.max_running,
+            tenant_running=counts.tenant_running,
+            running_seconds=running_seconds,
+            waited=None if starts.waited is None else max(0.0, float(starts.waited)),
+            first_start=min(
+                (at for at in (starts.first, counts.claimed_at) if at is not None), default=None
+            ),
+            planned_at=counts.planned_at,
+            marks=tuple(
+                Mark(
+                    row.kind,
+                    None if row.reason is None else Reason(row.reason),
+                    row.lines,
+                    row.since,
+                )
+                for row in connection.execute(_MARKS, {"batch": batch.id})
+            ),
+            earlier=_earlier(connection, batch),
+        )
+
+
+def _depths(batch: Batch, counts: Any) -> dict[Pool, Depth]:
+    outcomes = batch.outcomes
+    spot = Depth(
+        max(0, outcomes.queued - counts.dedicated),
+        max(0, outcomes.running - counts.running_dedicated),
+    )
+    return {Pool.SPOT: spot, Pool.DEDICATED: Depth(counts.dedicated, counts.running_dedicated)}
+
+
+def _earlier(connection: Connection, batch: Batch) -> tuple[float, ...]:
+    if batch.model is None:
+        return ()
+    parameters = {
+        "tenant": batch.tenant,
+        "user": batch.user,
+        "endpoint": batch.endpoint,
+        "model": batch.model,
+        "batch": batch.id,
+    }
+    rows = connection.execute(_EARLIER, parameters).all()
+    return tuple(row.lines / row.seconds for row in rows if row.lines and row.seconds)
