@@ -15,6 +15,7 @@ from lowtide.batches import api as batches_api
 from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import NotFound
 from lowtide.dead_letters import api as dead_letters_api
+from lowtide.explain import api as explain_api
 from lowtide.files import api as files_api
 from lowtide.http import types
 from lowtide.http.application import Application, json_response
@@ -312,6 +313,19 @@ READ = (
         "/v1/batches/<batch_id>",
         batches_api.get_batch,
         Operation("getBatch", "Get a batch.", types.Batch, errors=(404,)),
+    ),
+    Route(
+        "GET",
+        "/v1/batches/<batch_id>/explain",
+        explain_api.explain_batch,
+        Operation(
+            "explainBatch",
+            "Explain what a batch waits for or what limited it, when it ends, and what would speed it "
+            "up.",
+            types.Explanation,
+            errors=(404,),
+            extension=True,
+        ),
     ),
     Route(
         "GET",

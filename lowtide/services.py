@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowtide.dead_letters.service import DeadLetters
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
+    from lowtide.explain.service import Explainer
     from lowtide.files.service import Files
     from lowtide.objects.store import ObstoreObjects
     from lowtide.planning.demand import Capacity, PoolScale
@@ -168,6 +169,14 @@ class Services:
     def prices(self) -> Prices:
         """The prices of replicas."""
         return prices(self._settings)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """The explanation of what batches wait for, or what limited them."""
+        from lowtide.explain.service import Explainer
+        from lowtide.explain.store import FactStore
+
+        return Explainer(FactStore(self._database, fleet(self._settings)))
 
     @cached_property
     def lists(self) -> BatchLists:

@@ -97,12 +97,14 @@ QUANTILE: Final = 1.645
 UNMEASURED: Final = 0.3
 """Relative error of the configured rate, before any is measured."""
 SOONER: Final = 0.18
-LATER: Final = 0.24
+LATER: Final = 0.25
 """Relative variation of spot capacity and of competing work until the end of a batch.
 
-Workers that leave and work that arrives delay a batch more than the opposite speeds it up. The values
-hold for simulated runs other than those of tests/explain/test_calibration.py.
+Workers that leave and work that arrives delay a batch more than the opposite speeds it up. Simulated
+runs fit the values, tests/explain/test_calibration.py checks them with other runs.
 """
+CROWD: Final = 0.5
+"""The variation grows by up to this share with the open work of other batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class Workload:
         pool = Pool.DEDICATED if work.pinned else Pool.SPOT
         likely = max(served, turn.limited) + self._tail(work, pool, fleet, 1.0)
         likely = max(likely, self._last(work) + self._request_seconds(work, pool, fleet))
-        low, high = self._range(work, fleet, likely, turn)
+        low, high = self._range(work, fleet, likely)
         if is_backed and bound < turn.seconds:
             low = min(
                 low, max(turn.limited, self._soonest(work, fleet, self.wanted(Pool.SPOT, fleet)))
@@ -318,7 +320,7 @@ class Workload:
         return seconds_to_run(lines * self.attempts, replicas)
 
     def _range(
-        self, work: OpenWork, fleet: Fleet, likely: float, turn: Turn
+        self, work: OpenWork, fleet: Fleet, likely: float
     ) -> tuple[float, float]:
         """Return a low and a high end around the likely one, which may be infinite.
 
@@ -328,14 +330,16 @@ class Workload:
         pool = Pool.DEDICATED if work.pinned else Pool.SPOT
         measurement = self._measurement(pool, work.model)
         error = UNMEASURED if measurement is None else measurement.relative_error
-        rivals = turn.others / (turn.others + turn.own + work.lines)
-        unsteady = 0.0 if work.pinned else 1 + rivals
+        whole = max(work.lines, sum(other.lines for other in self.work))
+        unsteady = 0.0 if work.pinned else 1 + CROWD * (1 - work.lines / whole)
         variance = min(error, UNMEASURED) ** 2 + 1 / work.lines
         sooner = math.exp(QUANTILE * math.sqrt(variance + (SOONER * unsteady) ** 2))
         later = math.exp(QUANTILE * math.sqrt(variance + (LATER * unsteady) ** 2))
-        tail = self._tail(work, pool, fleet, 0.05) - self._tail(work, pool, fleet, 1.0)
+        tail = self._tail(work, pool, fleet, 1.0)
+        longer = self._tail(work, pool, fleet, 0.05) - tail
         request = self._request_seconds(work, pool, fleet)
-        return likely / sooner, likely + math.hypot(likely * (later - 1), tail, request)
+        high = likely + math.hypot(likely * (later - 1), longer, request)
+        return max(0.0, likely - tail) / sooner, high
 
     def _tail(self, work: OpenWork, pool: Pool, fleet: Fleet, chance: float) -> float:
         """Return the time of the retries that at least `chance` of the last requests still need.

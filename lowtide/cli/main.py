@@ -11,6 +11,7 @@ import typer
 from lowtide import __version__
 from lowtide.cli import batches
 from lowtide.cli.dead_letters import dead_letters
+from lowtide.cli.explain import explain
 from lowtide.cli.find import find
 from lowtide.cli.operators import keys, tenants
 from lowtide.cli.options import DataDir, Json, Key, Url
@@ -36,6 +37,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
+app.command()(explain)
 app.command()(find)
 app.command()(usage)
 

@@ -278,6 +278,74 @@ class TenantUsage(msgspec.Struct, kw_only=True):
     object: Literal["usage"] = "usage"
 
 
+class Finding(msgspec.Struct, kw_only=True):
+    """A factor that delays a batch, with its numbers; `text` is the factor in words."""
+
+    factor: str
+    text: str
+    numbers: dict[str, int | float | str]
+
+
+class Advice(msgspec.Struct, kw_only=True):
+    """A change that speeds a batch up, and the expected end with it, null if unknown."""
+
+    factor: str
+    text: str
+    expected_end: Seconds | None
+
+
+class ExpectedEnd(msgspec.Struct, kw_only=True):
+    """The expected end of a batch: nine of ten are between `low` and `high`; null is unknown.
+
+    Before its last request, `own_ahead` other requests of its tenant are served and `others_ahead` of
+    all other tenants.
+    """
+
+    low: Seconds | None
+    likely: Seconds | None
+    high: Seconds | None
+    own_ahead: int
+    others_ahead: int
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """The requests per second of a batch, and the median of up to ten earlier runs.
+
+    Earlier runs are completed batches of the same user, model and endpoint.
+    """
+
+    text: str
+    rate: float
+    usual: float
+    runs: int
+
+
+class Explanation(msgspec.Struct, kw_only=True):
+    """The explanation of a batch: what limits it, or limited it.
+
+    `rate` is in requests per second, now while the batch runs, else its mean. A request waited
+    `waited_seconds` and ran `request_seconds` on average; the first one started `first_wait_seconds`
+    after the file was read. `retry_share` is the share of attempts that failed and were repeated.
+    """
+
+    id: BatchId
+    at: Seconds
+    limiting: Finding
+    contributing: list[Finding]
+    expected_end: ExpectedEnd | None
+    rate: float | None
+    waiting: int
+    running: int
+    waited_seconds: float | None
+    request_seconds: float | None
+    waiting_share: float | None
+    first_wait_seconds: float | None
+    retry_share: float
+    advice: list[Advice]
+    comparison: Comparison | None
+    object: Literal["batch.explanation"] = "batch.explanation"
+
+
 class Model(msgspec.Struct, kw_only=True):
     """A model that a worker's engine serves or served."""
 

@@ -42,7 +42,11 @@ LONGEST = 6_000.0
 
 @dataclass
 class Scenario:
-    """One installation: the true values, of which forecasts know only what is configured."""
+    """One installation: the true values, of which forecasts know only what is configured.
+
+    Every `lifetime` seconds a random part of the spot workers is lost for `outage` seconds; other
+    tenants and the batch's own send batches of about half its size every `arrival` seconds.
+    """
 
     rng: Random
     rate: float
@@ -90,11 +94,11 @@ def scenario(seed: int) -> Scenario:
         cold_start=rng.uniform(20, 120),
         spread=rng.lognormvariate(0, 0.3),
         failures=rng.choice([0.0, 0.0, 0.02, 0.15]),
-        lifetime=rng.choice([600.0, 1800.0, 7200.0, math.inf]),
+        lifetime=rng.choice([1800.0, 7200.0, math.inf]),
         outage=rng.uniform(30, 400),
         weights=[rng.choice([1, 1, 2, 4]) for _ in range(tenants)],
         limits=[rng.choice([None, None, rng.randint(2, 24)]) for _ in range(tenants)],
-        arrival=rng.choice([math.inf, alone, alone * 2]),
+        arrival=rng.choice([math.inf, alone * 2, alone * 4]),
         size=size,
         window=max(240.0, alone * rng.choice([1.5, 4.0, 12.0, 40.0])),
     )

@@ -45,6 +45,8 @@ CREATE POLICY owner ON tenants TO CURRENT_USER USING (true);
 GRANT SELECT (id, name, max_requests_per_minute, max_active_batches, max_queued_lines,
   max_running_lines) ON tenants TO lowtide_api;
 GRANT SELECT ON tenants TO lowtide_worker;
+-- A tenant sees its own limit of running requests, which may be what its batch waits for.
+GRANT SELECT (id, max_running_lines) ON tenants TO lowtide_api;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lowtide_operator;
 
 -- People recognize a key by its prefix; a key too short to show a part of has none.
