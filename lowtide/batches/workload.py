@@ -97,7 +97,7 @@ QUANTILE: Final = 1.645
 UNMEASURED: Final = 0.3
 """Relative error of the configured rate, before any is measured."""
 SOONER: Final = 0.18
-LATER: Final = 0.25
+LATER: Final = 0.21
 """Relative variation of spot capacity and of competing work until the end of a batch.
 
 Workers that leave and work that arrives delay a batch more than the opposite speeds it up. Simulated
@@ -133,13 +133,10 @@ class Workload:
     def work_of(self, batch: Batch) -> OpenWork:
         """Return the open work of a batch, found by its deadline; that of a new batch is alone."""
         lines = batch.total - batch.completed - batch.failed
-        for work in self.work:
-            if work.deadline == batch.deadline:
-                return replace(work, lines=lines, at_risk=batch.at_risk)
         pinned = batch.pool is Pool.DEDICATED
-        return OpenWork(
-            batch.deadline, batch.model, lines, sharer=-1, at_risk=batch.at_risk, pinned=pinned
-        )
+        new = OpenWork(batch.deadline, batch.model, lines, sharer=-1)
+        work = next((work for work in self.work if work.deadline == batch.deadline), new)
+        return replace(work, lines=lines, at_risk=batch.at_risk, pinned=pinned)
 
     def forecast(self, batch: Batch, fleet: Fleet) -> Forecast | None:
         """Return the expected end of a batch; None unless in progress."""
@@ -257,9 +254,7 @@ class Workload:
         """Return the requests per second that a tenant's limit allows, by Little's law."""
         if work.max_running is None:
             return math.inf
-        if work.ended > 0 and work.running_seconds > 0:
-            return work.max_running * work.ended / work.running_seconds
-        return work.max_running * self.rate(pool, fleet.dedicated.rate) / fleet.dedicated.in_flight
+        return work.max_running / self._request_seconds(work, pool, fleet)
 
     def _replicas(self, batch: Batch, pool: Pool, fleet: Fleet) -> list[Replicas]:
         """Return the replicas of a pool that run, and those that start."""
@@ -319,9 +314,7 @@ class Workload:
         )
         return seconds_to_run(lines * self.attempts, replicas)
 
-    def _range(
-        self, work: OpenWork, fleet: Fleet, likely: float
-    ) -> tuple[float, float]:
+    def _range(self, work: OpenWork, fleet: Fleet, likely: float) -> tuple[float, float]:
         """Return a low and a high end around the likely one, which may be infinite.
 
         The logarithm of the end varies with the error of the rate, the variation of single requests,
@@ -338,7 +331,7 @@ class Workload:
         tail = self._tail(work, pool, fleet, 1.0)
         longer = self._tail(work, pool, fleet, 0.05) - tail
         request = self._request_seconds(work, pool, fleet)
-        high = likely + math.hypot(likely * (later - 1), longer, request)
+        high = likely + math.hypot(likely * (later - 1), longer, 2 * request)
         return max(0.0, likely - tail) / sooner, high
 
     def _tail(self, work: OpenWork, pool: Pool, fleet: Fleet, chance: float) -> float:
@@ -358,10 +351,14 @@ class Workload:
         return 0.0 if work.last_at is None else max(0.0, (work.last_at - self.at).total_seconds())
 
     def _request_seconds(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
-        """Return the time of one request, which the last one takes whatever the rate."""
-        if work.ended > 0 and work.running_seconds > 0:
-            return work.running_seconds / work.ended
-        return fleet.dedicated.in_flight / self.rate(pool, fleet.dedicated.rate)
+        """Return the mean time from claim to result.
+
+        At first only short requests have a result: the time at the measured rate counts as many
+        results as a worker runs at a time, twice.
+        """
+        expected = fleet.dedicated.in_flight / self.rate(pool, fleet.dedicated.rate)
+        known = 2 * fleet.dedicated.in_flight
+        return (work.running_seconds + known * expected) / (work.ended + known)
 
     def _after(self, seconds: float) -> datetime | None:
         try:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from lowtide.batches.forecast import Forecaster, OpenWork, Workload, WorkloadStore
+from lowtide.batches.forecast import Forecaster, WorkloadStore
 from lowtide.batches.model import BatchStatus
+from lowtide.batches.workload import Fleet, OpenWork, PoolWorkers, Workload
 from lowtide.core.pools import Pool
+from lowtide.planning.demand import Capacity
 from tests.batches.test_batches import DEADLINE, EARLY, example
+
+# One request a second.
+FLEET = Fleet(Capacity(1.0, 0, 0.0, 0.0, 10.0, in_flight=1))
 
 
 class _Source(WorkloadStore):
@@ -17,13 +22,13 @@ class _Source(WorkloadStore):
 
     def read(self) -> Workload:
         self.reads += 1
-        return Workload(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: self.reads})
+        return Workload(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: PoolWorkers(self.reads)})
 
 
 def test_outlook_is_cached_for_two_seconds() -> None:
     source = _Source()
     now = [100.0]
-    forecaster = Forecaster(source, prior=1.0, timer=lambda: now[0])
+    forecaster = Forecaster(source, FLEET, timer=lambda: now[0])
     batch = replace(example(BatchStatus.IN_PROGRESS), total=10)
     assert forecaster.with_eta(batch).eta == EARLY + timedelta(seconds=10)
     now[0] += 1.9
@@ -36,5 +41,5 @@ def test_outlook_is_cached_for_two_seconds() -> None:
 def test_finished_batch_reads_no_outlook() -> None:
     source = _Source()
     finished = example(BatchStatus.COMPLETED)
-    assert Forecaster(source, prior=1.0).with_eta(finished) is finished
+    assert Forecaster(source, FLEET).with_eta(finished) is finished
     assert source.reads == 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lowtide.batches.forecast import OpenWork, Workload
-from lowtide.batches.model import BatchStatus, Outcomes
+from lowtide.batches.model import Batch, BatchStatus, Outcomes
+from lowtide.batches.workload import Fleet, OpenWork, PoolWorkers, Workload
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Rate, RateSample
+from lowtide.planning.demand import Capacity, PoolScale, Rate, RateSample
 from tests.batches.test_batches import DEADLINE, example
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 NOW = DEADLINE - timedelta(hours=2)
 PRIOR = 0.5
-TWO_ON_SPOT = {Pool.SPOT: 2}
-BOTH = {Pool.SPOT: 1, Pool.DEDICATED: 1}
+# No dedicated replicas back the deadline.
+FLEET = Fleet(Capacity(PRIOR, 0, 60.0, 0.0, 10.0, in_flight=1))
+TWO_ON_SPOT = {Pool.SPOT: PoolWorkers(2)}
+BOTH = {Pool.SPOT: PoolWorkers(1), Pool.DEDICATED: PoolWorkers(1)}
 
 
 def _work(hours: float, requests: int, model: str | None = "m", *, retried: int = 0) -> OpenWork:
@@ -31,11 +33,23 @@ def _rate(requests_per_second: float) -> Rate:
     return Rate().fold([RateSample(int(requests_per_second * 1000), 1000.0)])
 
 
+BACKED = Fleet(Capacity(PRIOR, 2, 60.0, 30.0, 10.0, in_flight=1))
+LIMITED = OpenWork(NOW + timedelta(hours=2), "m", 60, max_running=1)
+
+
+def _eta(workload: Workload, batch: Batch, fleet: Fleet = FLEET) -> float | None:
+    """Return the seconds until the likely end."""
+    forecast = workload.forecast(batch, fleet)
+    if forecast is None or forecast.likely is None:
+        return None
+    return (forecast.likely - workload.at).total_seconds()
+
+
 @pytest.mark.parametrize(
     ("others", "workers", "rates", "seconds"),
     [
         pytest.param([], TWO_ON_SPOT, {}, 60, id="alone, at the prior"),
-        pytest.param([], BOTH, {}, 60, id="both pools"),
+        pytest.param([], BOTH, {}, 120, id="dedicated waits for the deadline"),
         pytest.param([_work(1, 30)], TWO_ON_SPOT, {}, 90, id="after one"),
         pytest.param([_work(3, 30)], TWO_ON_SPOT, {}, 60, id="before one"),
         pytest.param([], {}, {}, None, id="no worker"),
@@ -55,7 +69,7 @@ def _rate(requests_per_second: float) -> Rate:
 )
 def test_eta_follows_earlier_work_and_rates(
     others: list[OpenWork],
-    workers: Mapping[Pool, int],
+    workers: Mapping[Pool, PoolWorkers],
     rates: Mapping[tuple[Pool, str], Rate],
     seconds: float | None,
 ) -> None:
@@ -64,22 +78,18 @@ def test_eta_follows_earlier_work_and_rates(
         total=100,
         outcomes=Outcomes(queued=60, completed=35, failed=5),
     )
-    eta = Workload(NOW, (*others, _work(2, 60)), workers, rates).eta(batch, PRIOR)
-    if seconds is None:
-        assert eta is None
-    else:
-        assert eta is not None
-        assert (eta - NOW).total_seconds() == pytest.approx(seconds)
+    eta = _eta(Workload(NOW, (*others, _work(2, 60)), workers, rates), batch)
+    assert eta == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize("status", sorted(set(BatchStatus) - {BatchStatus.IN_PROGRESS}))
 def test_only_batch_in_progress_has_eta(status: BatchStatus) -> None:
     workload = Workload(NOW, (), TWO_ON_SPOT)
-    assert workload.eta(replace(example(status), total=10), PRIOR) is None
+    assert workload.forecast(replace(example(status), total=10), FLEET) is None
 
 
 @pytest.mark.parametrize(
-    ("paused", "seconds"), [((), 60), ((Pool.SPOT,), 120), (tuple(Pool), None)], ids=str
+    ("paused", "seconds"), [((), 120), ((Pool.SPOT,), None), (tuple(Pool), None)], ids=str
 )
 def test_eta_ignores_workers_of_paused_pools(
     paused: tuple[Pool, ...], seconds: float | None
@@ -90,20 +100,21 @@ def test_eta_ignores_workers_of_paused_pools(
         outcomes=Outcomes(queued=60, completed=35, failed=5),
     )
     workload = Workload(NOW, (_work(2, 60),), BOTH, paused=frozenset(paused))
-    eta = workload.eta(batch, PRIOR)
-    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
+    assert _eta(workload, batch) == seconds
 
 
 @pytest.mark.parametrize(
     ("workers", "paused", "seconds"),
     [
-        pytest.param({Pool.SPOT: 3, Pool.DEDICATED: 1}, (), 120, id="with spot"),
+        pytest.param(
+            {Pool.SPOT: PoolWorkers(3), Pool.DEDICATED: PoolWorkers(1)}, (), 120, id="with spot"
+        ),
         pytest.param(TWO_ON_SPOT, (), None, id="spot only"),
         pytest.param(BOTH, (Pool.DEDICATED,), None, id="dedicated paused"),
     ],
 )
 def test_eta_of_dedicated_batch_counts_only_dedicated_workers(
-    workers: Mapping[Pool, int], paused: tuple[Pool, ...], seconds: float | None
+    workers: Mapping[Pool, PoolWorkers], paused: tuple[Pool, ...], seconds: float | None
 ) -> None:
     batch = replace(
         example(BatchStatus.IN_PROGRESS),
@@ -112,5 +123,80 @@ def test_eta_of_dedicated_batch_counts_only_dedicated_workers(
         pool=Pool.DEDICATED,
     )
     workload = Workload(NOW, (_work(2, 60),), workers, paused=frozenset(paused))
-    eta = workload.eta(batch, PRIOR)
-    assert (None if eta is None else (eta - NOW).total_seconds()) == seconds
+    assert _eta(workload, batch) == seconds
+
+
+def _running(**changes: Any) -> Batch:
+    batch = replace(
+        example(BatchStatus.IN_PROGRESS), total=60, outcomes=Outcomes(queued=60), model="m"
+    )
+    return replace(batch, **changes)
+
+
+def _beside(hours: float, requests: int, sharer: int, **changes: Any) -> OpenWork:
+    return replace(_work(hours, requests), ended=0, sharer=sharer, **changes)
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds"),
+    [
+        pytest.param([_beside(3, 600, 1)], 120, id="an equal tenant gets every second request"),
+        pytest.param([_beside(3, 600, 1, weight=3)], 240, id="three of four by weight"),
+        pytest.param([_beside(3, 10, 1)], 70, id="no more than it has"),
+        pytest.param([_beside(30, 600, 1)], 60, id="less urgent"),
+        pytest.param([_beside(0.5, 600, 1)], 660, id="more urgent"),
+        pytest.param([_beside(0.5, 600, 1, max_running=1)], 120, id="more urgent, but limited"),
+        pytest.param([_beside(3, 600, 0)], 60, id="its own tenant's later deadline"),
+    ],
+)
+def test_eta_knows_urgency_weights_and_limits_of_others(
+    others: list[OpenWork], seconds: float
+) -> None:
+    workload = Workload(NOW, (*others, _beside(2, 60, 0)), TWO_ON_SPOT)
+    assert _eta(workload, _running()) == pytest.approx(seconds, rel=1e-3)
+
+
+def test_eta_knows_limit_of_tenant() -> None:
+    # One request at a time, of 2 s each.
+    workload = Workload(NOW, (LIMITED,), {Pool.SPOT: PoolWorkers(9)})
+    forecast = workload.forecast(_running(), FLEET)
+    assert forecast is not None
+    assert forecast.is_limited
+    assert _eta(workload, _running()) == pytest.approx(120)
+
+
+@pytest.mark.parametrize(
+    ("workers", "paused", "seconds"),
+    [
+        pytest.param({}, (), 7200 - 32, id="spot gone"),
+        pytest.param(TWO_ON_SPOT, (Pool.SPOT,), 7200 - 32, id="spot paused"),
+        pytest.param(TWO_ON_SPOT, (), 60, id="spot suffices"),
+        pytest.param({}, (Pool.DEDICATED,), None, id="dedicated paused"),
+        pytest.param({Pool.DEDICATED: PoolWorkers(away=2)}, (), None, id="engines away"),
+    ],
+)
+def test_dedicated_takes_over_as_late_as_the_deadline_allows(
+    workers: Mapping[Pool, PoolWorkers], paused: tuple[Pool, ...], seconds: float | None
+) -> None:
+    workload = Workload(NOW, (_beside(2, 60, 0),), workers, paused=frozenset(paused))
+    assert _eta(workload, _running(), BACKED) == seconds
+
+
+def test_batch_at_risk_ends_with_all_of_dedicated() -> None:
+    workload = Workload(NOW, (_beside(2, 60, 0),), {})
+    # Two replicas after a cold start of 60 s.
+    assert _eta(workload, _running(at_risk=True), BACKED) == pytest.approx(60 + 60)
+
+
+def test_starting_replicas_of_new_batch_count() -> None:
+    fleet = replace(FLEET, spot=PoolScale(5, 4))
+    workload = Workload(NOW, (_beside(2, 60, 0),), {})
+    started = NOW - timedelta(seconds=20)
+    assert _eta(workload, _running(in_progress_at=started), fleet) == pytest.approx(40 + 30)
+    assert _eta(workload, _running(in_progress_at=NOW - timedelta(hours=1)), fleet) is None
+
+
+def test_request_that_waits_for_its_retry_is_awaited() -> None:
+    last = replace(_beside(2, 60, 0), lines=1, last_at=NOW + timedelta(seconds=100))
+    batch = _running(total=1, outcomes=Outcomes(queued=1))
+    assert _eta(Workload(NOW, (last,), TWO_ON_SPOT), batch) == pytest.approx(102)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lowtide.batches.admission import AdmissionPolicy
-from lowtide.batches.forecast import OpenWork, Workload
+from lowtide.batches.workload import OpenWork, Workload
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Capacity, Demand, Rate, RateSample

@@ -94,7 +94,7 @@ def scenario(seed: int) -> Scenario:
         cold_start=rng.uniform(20, 120),
         spread=rng.lognormvariate(0, 0.3),
         failures=rng.choice([0.0, 0.0, 0.02, 0.15]),
-        lifetime=rng.choice([1800.0, 7200.0, math.inf]),
+        lifetime=rng.choice([3600.0, 14_400.0, math.inf]),
         outage=rng.uniform(30, 400),
         weights=[rng.choice([1, 1, 2, 4]) for _ in range(tenants)],
         limits=[rng.choice([None, None, rng.randint(2, 24)]) for _ in range(tenants)],
@@ -355,7 +355,8 @@ class Simulation:
             self._claim(worker)
 
     def _claim_all(self) -> None:
-        for worker in self.workers:
+        """Let the workers claim in random order: they poll at their own times."""
+        for worker in self.setting.rng.sample(self.workers, len(self.workers)):
             self._claim(worker)
 
     def _claim(self, worker: Worker) -> None:
@@ -440,9 +441,10 @@ class Simulation:
                 work.finished = self.now
                 if work.id != TARGET:
                     del self.work[work.id]
-        self._claim(worker)
         if self.setting.limits[work.tenant] is not None:
             self._claim_all()
+        else:
+            self._claim(worker)
 
     def _on_retry(self, payload: object) -> None:
         assert isinstance(payload, tuple)
