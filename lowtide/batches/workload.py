@@ -94,10 +94,10 @@ class Forecast:
 
 QUANTILE: Final = 1.645
 """Standard deviations to each side of the likely end that hold nine of ten ends."""
-UNMEASURED: Final = 0.3
+UNMEASURED: Final = 0.4
 """Relative error of the configured rate, before any is measured."""
 SOONER: Final = 0.18
-LATER: Final = 0.21
+LATER: Final = 0.22
 """Relative variation of spot capacity and of competing work until the end of a batch.
 
 Workers that leave and work that arrives delay a batch more than the opposite speeds it up. Simulated
@@ -154,10 +154,10 @@ class Workload:
         likely = max(served, turn.limited) + self._tail(work, pool, fleet, 1.0)
         likely = max(likely, self._last(work) + self._request_seconds(work, pool, fleet))
         low, high = self._range(work, fleet, likely)
-        if is_backed and bound < turn.seconds:
-            low = min(
-                low, max(turn.limited, self._soonest(work, fleet, self.wanted(Pool.SPOT, fleet)))
-            )
+        full = self._turn(batch, work, fleet, is_full=True)
+        soonest = min(full.seconds, self._soonest(work, fleet)) if is_backed else full.seconds
+        if self.of(pool).ready < self.wanted(pool, fleet):
+            low = min(low, max(soonest, full.limited))
         if is_backed and likely <= left:
             high = min(high, left)
         return Forecast(
@@ -212,19 +212,18 @@ class Workload:
             lines, fleet.spot.rows_per_replica, max_replicas=fleet.spot.replicas
         )
 
-    def is_new(self, batch: Batch, fleet: Fleet) -> bool:
-        """Return whether replicas that the batch's requests asked for may still be starting."""
-        since = batch.in_progress_at or batch.created_at
-        return (self.at - since).total_seconds() < fleet.dedicated.cold_start
-
     @property
     def attempts(self) -> float:
         """The mean number of attempts per request."""
         return attempts_per_line(*self._attempt_counts())
 
-    def _turn(self, batch: Batch, work: OpenWork, fleet: Fleet) -> Turn:
-        """Return the turn of a batch with the replicas that run or start now."""
+    def _turn(self, batch: Batch, work: OpenWork, fleet: Fleet, *, is_full: bool = False) -> Turn:
+        """Return the turn of a batch with the replicas that run or start now.
+
+        With `is_full` all replicas start that the open work wants.
+        """
         pool = Pool.DEDICATED if work.pinned else Pool.SPOT
+        replicas = self._replicas(batch, pool, fleet, is_full=is_full)
         rivals = [
             self._contender(other, pool, fleet)
             for other in self.work
@@ -234,10 +233,10 @@ class Workload:
         if work.pinned:
             # Dedicated serves the earliest deadline first, whose requests ever it is.
             ahead = sum(rival.lines for rival in rivals if rival.left < mine.left)
-            seconds = seconds_to_run(ahead + mine.lines, self._replicas(batch, pool, fleet))
+            seconds = seconds_to_run(ahead + mine.lines, replicas)
             limited = mine.lines / mine.max_rate
             return Turn(seconds, others=ahead / self.attempts, limited=limited)
-        turn = turn_of(mine, rivals, self._replicas(batch, pool, fleet))
+        turn = turn_of(mine, rivals, replicas)
         return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
 
     def _contender(self, work: OpenWork, pool: Pool, fleet: Fleet) -> Contender:
@@ -256,7 +255,7 @@ class Workload:
             return math.inf
         return work.max_running / self._request_seconds(work, pool, fleet)
 
-    def _replicas(self, batch: Batch, pool: Pool, fleet: Fleet) -> list[Replicas]:
+    def _replicas(self, batch: Batch, pool: Pool, fleet: Fleet, *, is_full: bool) -> list[Replicas]:
         """Return the replicas of a pool that run, and those that start."""
         workers = self.of(pool)
         if pool in self.paused or workers.is_stranded:
@@ -267,15 +266,14 @@ class Workload:
             Replicas(workers.starting, rate, cold_start / 2),
         ]
         present = workers.ready + workers.away + workers.starting
-        if pool is Pool.DEDICATED:
-            # Requests on dedicated keep one replica there.
-            pending = 1 if present == 0 and fleet.dedicated.replicas > 0 else 0
+        age = (self.at - (batch.in_progress_at or batch.created_at)).total_seconds()
+        if is_full or (pool is Pool.SPOT and age < cold_start):
+            pending = self.wanted(pool, fleet) - present
         else:
-            pending = self.wanted(pool, fleet) - present if self.is_new(batch, fleet) else 0
-        if pending > 0:
-            since = batch.in_progress_at or batch.created_at
-            age = (self.at - since).total_seconds()
-            start = cold_start - age if pool is Pool.SPOT else cold_start
+            # Requests on dedicated keep one replica there.
+            pending = 1 if pool is Pool.DEDICATED and present == 0 else 0
+        if pending > 0 and self.wanted(pool, fleet) > 0:
+            start = cold_start - age if 0 <= age < cold_start else cold_start / 2
             groups.append(Replicas(pending, rate, start))
         return groups
 
@@ -288,14 +286,14 @@ class Workload:
         available = fleet.dedicated.replicas - workers.away
         if Pool.DEDICATED in self.paused or workers.is_stranded or available <= 0:
             return math.inf, False
-        soonest = self._soonest(work, fleet, 0)
+        soonest = self._soonest(work, fleet)
         if work.at_risk:
             return soonest, False
         lost = self.measured(fleet.dedicated).lost
         return max(soonest, (work.deadline - self.at).total_seconds() - lost), True
 
-    def _soonest(self, work: OpenWork, fleet: Fleet, spot: int) -> float:
-        """Return the end with all of dedicated and up to `spot` spot workers after a cold start.
+    def _soonest(self, work: OpenWork, fleet: Fleet) -> float:
+        """Return the end with all of dedicated, and the spot workers that run now.
 
         All open requests with an earlier deadline go first.
         """
@@ -307,8 +305,8 @@ class Workload:
         ready = min(self.of(Pool.DEDICATED).ready, available)
         replicas = [Replicas(ready, rate), Replicas(available - ready, rate, cold_start)]
         if not work.pinned and Pool.SPOT not in self.paused:
-            present, rate = self.of(Pool.SPOT).ready, self.rate(Pool.SPOT, fleet.dedicated.rate)
-            replicas += [Replicas(present, rate), Replicas(spot - present, rate, cold_start)]
+            spot_rate = self.rate(Pool.SPOT, fleet.dedicated.rate)
+            replicas.append(Replicas(self.of(Pool.SPOT).ready, spot_rate))
         lines = work.lines + sum(
             other.lines for other in self.work if other.deadline < work.deadline
         )

