@@ -68,7 +68,7 @@ _EDGE, _BETWEEN = 50, 100
 
 def sample_of(total: int) -> list[int]:
     """Return at most 200 lines of a batch: its first, its last, and evenly spaced ones."""
-    step = max(1, total // _BETWEEN)
+    step = -(-total // _BETWEEN) or 1
     first = range(1, min(total, _EDGE) + 1)
     last = range(max(1, total - _EDGE + 1), total + 1)
     return sorted({*first, *last, *range(1, total + 1, step)})
