@@ -12,7 +12,9 @@ from nicegui import ui
 from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
+from portal.components.basics import heading
 from portal.components.batch_actions import cancel_batches, title_of
+from portal.components.explanation import card_of, explanation_card
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
 from portal.formats import counted, number
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch, Outcomes
     from lowtide.batches.results import RequestState
     from lowtide.batches.views import BatchDetails
+    from lowtide.explain.model import Explanation
     from portal.dashboards import Dashboards
     from portal.polling import Poller
 
@@ -69,6 +72,9 @@ class BatchPanels:
         self._tiles = Rebuilt[tuple["Outcomes", int, LineQuery]](
             lambda counts: outcome_tiles(*counts), "tiles"
         )
+        with ui.element("section").classes("card section"):
+            heading("What limits it")
+            self._explanation = Rebuilt(explanation_card, "section")
         with ui.element("section").classes("card section details"):
             self._build_tabs()
         self._is_shown = False
@@ -87,11 +93,14 @@ class BatchPanels:
             with ui.tab_panel("Cost"):
                 self._cost = Rebuilt(batch_facts.cost, "section")
 
-    def show(self, details: BatchDetails, query: LineQuery, now: datetime) -> None:
+    def show(
+        self, details: BatchDetails, explanation: Explanation, query: LineQuery, now: datetime
+    ) -> None:
         """Show a new reading."""
         if not self._is_shown and details.errors:
             self._tabs.value = "Errors"
         self._is_shown = True
+        self._explanation.show(card_of(explanation))
         forecast = details.batch
         # Values that change with every reading would rebuild every panel.
         batch = replace(forecast, eta=None)
@@ -159,6 +168,7 @@ class Seen:
     """One reading of a batch and of a page of its requests."""
 
     details: BatchDetails
+    explanation: Explanation
     lines: Sequence[RequestState]
     more: bool
 
@@ -218,6 +228,7 @@ class BatchPage:
     def _follow(self) -> None:
         """Follow this batch and this page of its requests."""
         principal, query, browser = self._principal, self._query, self._services.browser
+        explainer = self._services.explainer
 
         page = at_most_every(
             SEARCH_INTERVAL if query.custom_id else 0.0,
@@ -235,7 +246,8 @@ class BatchPage:
         def read() -> Seen:
             details = browser.details(principal, query.batch)
             lines, more = page()
-            return Seen(details, tuple(lines), more)
+            explanation = explainer.explain(principal.tenant, query.batch)
+            return Seen(details, explanation, tuple(lines), more)
 
         key = ("batch", principal.tenant, replace(query, line=None))
         subject = Subject(key, read)
@@ -249,7 +261,7 @@ class BatchPage:
             self._problem.text = reading.problem.message
         if (value := reading.value) is None:
             return
-        self._panels.show(value.details, self._query, datetime.now(UTC))
+        self._panels.show(value.details, value.explanation, self._query, datetime.now(UTC))
         self._tabs.show((value.details.batch.outcomes, value.details.batch.total, self._query))
         self._table.show(value.lines)
         self._empty_label.set_visibility(not value.lines)
