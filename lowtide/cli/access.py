@@ -41,6 +41,10 @@ class Access(Protocol):
         """Return a batch."""
         ...
 
+    def explain(self, batch_id: str) -> Json:
+        """Return the explanation of a batch, as `GET /v1/batches/{id}/explain`."""
+        ...
+
     def cancel(self, batch_id: str) -> Json:
         """Cancel a batch, and return it."""
         ...
@@ -81,6 +85,10 @@ class ApiAccess:
     def batch(self, batch_id: str) -> Json:
         """Return a batch."""
         return self._client.batches.retrieve(batch_id).to_dict()
+
+    def explain(self, batch_id: str) -> Json:
+        """Return the explanation of a batch."""
+        return self._get(f"/batches/{quote(batch_id, safe='')}/explain", {})
 
     def cancel(self, batch_id: str) -> Json:
         """Cancel a batch, and return it."""

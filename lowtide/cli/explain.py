@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from lowtide.cli.output import OUT, DataDir, Json, print_json
-from lowtide.cli.stack import Key, Url, api_errors, connect
+from lowtide.cli.access import access
+from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
+from lowtide.cli.output import print_json, print_record
 from lowtide.core.durations import duration
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 
 def explain(
-    batch_id: Annotated[str, typer.Argument(help="Id of the batch.")],
+    batch_id: Annotated[str, typer.Argument(metavar="ID", help="Batch id (batch_…).")],
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Explain what a batch waits for or what limited it, and when it ends."""
-    with api_errors():
-        explanation = _read(connect(url, key, data_dir), batch_id)
-    if as_json:
-        print_json(explanation)
-        return
-    OUT.print(f"{explanation['limiting']['text']}.", markup=False, highlight=False, soft_wrap=True)
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows_of(explanation):
-        table.add_row(name, value)
-    OUT.print(table, highlight=False, soft_wrap=True)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        explanation = source.explain(batch_id)
+    print_json(explanation) if as_json else print_record(dict(rows_of(explanation)))
 
 
 def rows_of(explanation: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the name and the text of each thing to show below the limiting factor."""
-    rows = [("also", each["text"]) for each in explanation["contributing"]]
+    """Return the name and the text of each thing to show, the limiting factor first."""
+    rows = [("limiting", explanation["limiting"]["text"])]
+    if explanation["contributing"]:
+        rows.append(("also", "; ".join(each["text"] for each in explanation["contributing"])))
     if (end := explanation["expected_end"]) is not None:
         rows.append(("expected end", _range(end)))
     if explanation["rate"] is not None:
@@ -53,13 +47,9 @@ def rows_of(explanation: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("retries", f"{explanation['retry_share']:.1%} of all attempts"))
     if (comparison := explanation["comparison"]) is not None:
         rows.append(("earlier runs", comparison["text"]))
-    rows += [("faster", _advice(each, end)) for each in explanation["advice"]]
+    if explanation["advice"]:
+        rows.append(("faster", "; ".join(_advice(each, end) for each in explanation["advice"])))
     return rows
-
-
-def _read(client: OpenAI, batch_id: str) -> dict[str, Any]:
-    answer = client.get(f"/batches/{batch_id}/explain", cast_to=object)
-    return cast("dict[str, Any]", answer)
 
 
 def _range(end: dict[str, Any]) -> str:

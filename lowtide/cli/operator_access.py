@@ -18,6 +18,7 @@ from lowtide.dead_letters import api_types
 from lowtide.dead_letters.api import summary_object
 from lowtide.dead_letters.model import LetterFilter, LetterId, LetterState
 from lowtide.dead_letters.requeue import RequeueRequest
+from lowtide.explain.api import explanation_object
 from lowtide.reruns.service import ANY, RerunRequest
 from lowtide.reruns.store import Failure
 from lowtide.search.api import search_page
@@ -65,6 +66,13 @@ class OperatorAccess:
     def batch(self, batch_id: str) -> Json:
         """Return a batch; raises NotFound."""
         return self._object(self._batch(require_batch_id(batch_id)))
+
+    def explain(self, batch_id: str) -> Json:
+        """Return the explanation of a batch; raises NotFound."""
+        batch = self._batch(require_batch_id(batch_id))
+        explanation = self._services.explainer.explain(None, batch.id)
+        built: Json = msgspec.to_builtins(explanation_object(explanation))
+        return built
 
     def cancel(self, batch_id: str) -> Json:
         """Cancel a batch, and return it; raises NotFound or Conflict."""

@@ -381,7 +381,7 @@ def _of_ended(facts: Facts) -> list[Finding]:
     risks = [mark.reason for mark in facts.marks if mark.kind == "at_risk"]
     if batch.risk is not None:
         risks.append(batch.risk.reason)
-    dedicated = {"pool": Pool.DEDICATED.value, "waiting": 0}
+    dedicated: Numbers = {"pool": Pool.DEDICATED.value, "waiting": 0}
     found += [
         Finding(factor, dedicated) for reason, factor in _BLOCKED_BY.items() if reason in risks
     ]
@@ -401,8 +401,9 @@ def _of_ended(facts: Facts) -> list[Finding]:
         found.append(_engine_speed(facts))
     else:
         pool = Pool.DEDICATED if batch.finished_on_dedicated > facts.ended / 2 else Pool.SPOT
-        numbers = {"pool": pool.value, "max": _max_replicas(facts, pool)}
-        found.append(Finding(Factor.POOL_BOUND, numbers))
+        found.append(
+            Finding(Factor.POOL_BOUND, {"pool": pool.value, "max": _max_replicas(facts, pool)})
+        )
     return found + _repetitions(facts, NOTABLE)
 
 
