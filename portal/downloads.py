@@ -93,11 +93,12 @@ def _with_timeout(send: Send) -> Send:
     return send_in_time
 
 
-ROLES: Final = ("input", "output", "error")
+FAILED_INPUTS: Final = "failed_inputs"
+ROLES: Final = ("input", "output", "error", FAILED_INPUTS)
 
 
 def install_batch_files() -> None:
-    """Serve the input, output and error files of batches."""
+    """Serve the input, output and error files of batches, and the inputs of failed requests."""
     app.add_api_route(
         "/batches/{batch_id}/files/{role}", _batch_file, methods=["GET"], include_in_schema=False
     )
@@ -115,7 +116,11 @@ async def _batch_file(request: Request, batch_id: str, role: str) -> Response:
 
 
 def _file_pieces(principal: Principal, batch: BatchId, role: str) -> Iterator[bytes]:
-    _, pieces = services_for(principal).browser.download(principal, batch, role)
+    services = services_for(principal)
+    if role == FAILED_INPUTS:
+        tenant = services.browser.details(principal, batch).batch.tenant
+        return services.reruns.inputs(tenant, batch, actor=principal.name)
+    _, pieces = services.browser.download(principal, batch, role)
     return pieces
 
 

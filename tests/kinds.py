@@ -95,7 +95,6 @@ class Builder:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._lease = world.queue.open_lease(Pool.SPOT, "w")
 
     def build(self) -> dict[str, BatchId]:
         """Build every batch; return their ids by kind."""
@@ -137,8 +136,10 @@ class Builder:
 
     def _run(self, kind: Kind) -> None:
         counts = kind.outcomes
+        # A worker knows for a while only the batches that it has seen: each batch has its own.
+        lease = self._world.queue.open_lease(Pool.SPOT, "w")
         claims = self._world.queue.claim(
-            self._lease, Pool.SPOT, counts.completed + counts.failed + counts.running
+            lease, Pool.SPOT, counts.completed + counts.failed + counts.running
         )
         ended = claims[: counts.completed + counts.failed]
         results = [
@@ -147,7 +148,7 @@ class Builder:
             else _failure(claim, dead_letter=number < counts.completed + counts.dead_lettered)
             for number, claim in enumerate(ended)
         ]
-        self._world.queue.settle(self._lease, results, [])
+        self._world.queue.settle(lease, results, [])
 
     def _close(self, batch: BatchId, kind: Kind) -> None:
         world = self._world

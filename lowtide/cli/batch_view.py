@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Any]
 
 
-COLUMNS: Final = ("id", "user", "model", "status", "requests", "failed", "sla", "created")
+COLUMNS: Final = (
+    "id", "user", "model", "status", "requests", "completed", "failed", "sla", "created",
+)  # fmt: skip
 TENANT: Final = "tenant"
 _ENDED: Final = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 _MAX_ERRORS: Final = 5
@@ -24,16 +26,17 @@ def columns(*, tenants: bool) -> tuple[str, ...]:
 
 def row(batch: Batch, *, tenants: bool) -> list[object]:
     """Return the values of `columns`."""
-    extra = batch.get("x_lowtide") or {}
-    counts = batch.get("request_counts") or {}
+    extra = batch["x_lowtide"]
+    outcomes = extra["outcomes"]
     values: dict[str, object] = {
         "id": batch["id"],
         TENANT: batch.get(TENANT),
         "user": extra.get("user"),
         "model": batch.get("model"),
         "status": batch["status"],
-        "requests": counts.get("total"),
-        "failed": counts.get("failed"),
+        "requests": batch["request_counts"]["total"],
+        "completed": outcomes["completed"],
+        "failed": outcomes["failed"],
         "sla": extra.get("sla_state"),
         "created": moment(batch["created_at"]),
     }
@@ -42,7 +45,7 @@ def row(batch: Batch, *, tenants: bool) -> list[object]:
 
 def facts(batch: Batch) -> dict[str, object]:
     """Return what `lowtide show` prints."""
-    extra = batch.get("x_lowtide") or {}
+    extra = batch["x_lowtide"]
     ended = next((batch[name] for name in _ENDED if batch.get(name)), None)
     tenant = {TENANT: batch[TENANT]} if TENANT in batch else {}
     return {
@@ -65,7 +68,7 @@ def facts(batch: Batch) -> dict[str, object]:
         "interruptions": extra.get("interruptions"),
         "retries": extra.get("retries"),
         "escalations": extra.get("escalations"),
-        "cost": cost(extra["cost"]) if extra.get("cost") else None,
+        "cost": cost(extra["cost"]),
         "input": batch["input_file_id"],
         "output": batch.get("output_file_id"),
         "errors": batch.get("error_file_id"),
@@ -75,14 +78,10 @@ def facts(batch: Batch) -> dict[str, object]:
 
 
 def outcomes(batch: Batch) -> dict[str, int]:
-    """Return the requests of a batch by state, else as OpenAI counts them."""
-    counts = batch.get("request_counts") or {}
-    extra = batch.get("x_lowtide") or {}
-    by_state = extra.get("outcomes") or {
-        name: counts.get(name, 0) for name in ("completed", "failed")
-    }
+    """Return the requests of a batch by state."""
+    by_state = batch["x_lowtide"]["outcomes"]
     named = {name.replace("_", " "): count for name, count in by_state.items()}
-    return {"requests": counts.get("total", 0), **named}
+    return {"requests": batch["request_counts"]["total"], **named}
 
 
 def cost(amounts: Mapping[str, Any]) -> str:
@@ -101,7 +100,7 @@ def moment(seconds: float | None) -> str:
 def _risk(risk: Mapping[str, Any] | None) -> str | None:
     if risk is None:
         return None
-    return f"{risk.get('text') or risk['reason']}, since {moment(risk.get('since'))}"
+    return f"{risk['text']}, since {moment(risk['since'])}"
 
 
 def _problems(batch: Batch) -> list[str]:

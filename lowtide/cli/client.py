@@ -146,8 +146,7 @@ class Summary:
     """The figures of a finished batch; `seconds` from creation to the end."""
 
     requests: int
-    completed: int
-    failed: int
+    outcomes: dict[str, int]
     seconds: float
     pools: dict[str, int]
     interruptions: int
@@ -173,8 +172,7 @@ def summarize(batch: Batch, seconds: float) -> Summary:
     extra = extension(batch)
     return Summary(
         requests=counts.total if counts else 0,
-        completed=counts.completed if counts else 0,
-        failed=counts.failed if counts else 0,
+        outcomes=extra.get("outcomes", {}),
         seconds=seconds,
         pools=extra.get("pools", {}),
         interruptions=extra.get("interruptions", 0),

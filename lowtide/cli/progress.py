@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lowtide.cli.client import Summary
+
+
+FAILURES: Final = ("failed", "expired", "cancelled")
+"""The outcomes of requests that did not complete."""
 
 
 class BatchProgress:
@@ -70,11 +74,11 @@ class BatchProgress:
 
 def _notes(batch: Batch) -> str:
     extra = extension(batch)
-    failed = batch.request_counts.failed if batch.request_counts else 0
+    outcomes = extra.get("outcomes", {})
     parts = [
         f"{count} {name}"
         for name, count in (
-            ("failed", failed),
+            *((name, outcomes.get(name, 0)) for name in FAILURES),
             ("interruptions", extra.get("interruptions", 0)),
             ("escalated", extra.get("escalations", 0)),
         )
@@ -86,13 +90,20 @@ def _notes(batch: Batch) -> str:
     return ", ".join(parts)
 
 
+def _outcomes(summary: Summary) -> list[str]:
+    """Return the outcomes of requests in words; expired and cancelled ones only if there are any."""
+    counts = summary.outcomes
+    shown = [f"{counts.get(name, 0)} {name}" for name in ("completed", "failed")]
+    return shown + [f"{counts[name]} {name}" for name in FAILURES[1:] if counts.get(name)]
+
+
 def show_summary(console: Console, batch: Batch, summary: Summary, files: dict[str, str]) -> None:
     """Print a finished batch's figures, the paths of its files and up to five errors."""
     by_pool = ", ".join(f"{lines} on {pool}" for pool, lines in summary.pools.items() if lines)
     note = " (those requests were run again)" if summary.interruptions else ""
     rows = {
         "batch": f"{batch.id} ({batch.status})",
-        "requests": f"{summary.requests} ({summary.completed} completed, {summary.failed} failed)",
+        "requests": f"{summary.requests} ({', '.join(_outcomes(summary))})",
         "throughput": f"{summary.requests_per_second:.1f} requests/s over {summary.seconds:.1f} s",
         "by pool": by_pool or "none",
         "interruptions": f"{summary.interruptions}{note}",

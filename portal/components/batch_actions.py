@@ -1,13 +1,15 @@
-"""Actions on selected batches: counting and cancelling."""
+"""Actions on batches: counting, cancelling, and running failed requests again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from nicegui import ui
 
 from lowtide.batches.views import COUNTED
 from lowtide.core.errors import LowtideError
+from lowtide.reruns.service import RerunRequest
 from portal.components.basics import confirm
 from portal.formats import counted, number
 from portal.services import in_thread
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch
     from lowtide.batches.views import BatchFilter, CancelPlan
     from lowtide.core.ids import BatchId
+    from lowtide.reruns.service import Reruns
 
     class CancelHandler(Protocol):
         """A callback that cancels the selected batches, or all matches with `everything`."""
@@ -142,6 +145,47 @@ async def _cancel(
         text += f" {counted_batches(already_ended).capitalize()} had already ended."
     ui.notify(text, type="positive" if cancelled else "info", position="bottom")
     return True
+
+
+async def run_failed_again(reruns: Reruns, batch: Batch) -> BatchId | None:
+    """Run a batch's failed requests in a new batch after confirmation; return the new batch."""
+    try:
+        return await _run_failed_again(reruns, batch)
+    except LowtideError as error:
+        ui.notify(error.message, type="negative", position="bottom")
+        return None
+
+
+async def _run_failed_again(reruns: Reruns, batch: Batch) -> BatchId | None:
+    current_principal().require_operator()
+    plan = await in_thread(lambda: reruns.plan(batch.tenant, batch.id))
+    requests = sum(plan.counts.values())
+    if not requests:
+        ui.notify(
+            "Nothing to run again: these dead letters were requeued or discarded.",
+            position="bottom",
+        )
+        return None
+    window = batch.completion_window
+    sentences = [
+        f"A new batch with the same window of {window} runs them; this one stays as it is."
+    ]
+    if plan.letters:
+        sentences.append(f"{counted(plan.letters, 'dead letter')} among them will be requeued.")
+    if plan.handled:
+        sentences.append(
+            f"{counted(plan.handled, 'dead letter')} already requeued or discarded stay out."
+        )
+    text = counted(requests, "failed request")
+    if not await confirm(f"Run {text} again?", sentences, action=f"Run {text} again"):
+        return None
+    # Checked again: the session may end while the dialog is open.
+    principal = current_principal()
+    principal.require_operator()
+    # The key makes one batch of a call that is repeated.
+    request = RerunRequest(batch.id, principal.name, idempotency_key=f"portal-{uuid4()}")
+    rerun = await in_thread(lambda: reruns.rerun(batch.tenant, request))
+    return rerun.batch
 
 
 def _consequences(plan: CancelPlan) -> list[str]:

@@ -13,7 +13,7 @@ from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
 from portal.components.basics import heading
-from portal.components.batch_actions import cancel_batches, title_of
+from portal.components.batch_actions import cancel_batches, run_failed_again, title_of
 from portal.components.explanation import card_of, explanation_card
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
@@ -50,6 +50,7 @@ class BatchPanels:
     def __init__(
         self,
         on_cancel: Callable[[], Awaitable[None]],
+        on_rerun: Callable[[], Awaitable[None]],
         dashboards: Dashboards,
         *,
         may_act: bool,
@@ -64,6 +65,8 @@ class BatchPanels:
                 self._links = Rebuilt(dashboard_links)
                 self._cancel = ui.button("Cancel batch…", on_click=on_cancel, color=None)
                 self._cancel.props("flat dense no-caps").classes("dangerous")
+                self._rerun = ui.button("Run failed again…", on_click=on_rerun, color=None)
+                self._rerun.props("flat dense no-caps")
             self._facts = Rebuilt(batch_facts.facts)
             self._progress = Rebuilt[tuple["Batch", str]](
                 lambda batch_and_eta: batch_facts.progress(*batch_and_eta), "section"
@@ -111,6 +114,8 @@ class BatchPanels:
             trace = self._dashboards.trace(batch.trace.trace_id if batch.trace else None)
             self._links.show(self._dashboards.batch(id_, since, until, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
+        can_rerun = self._may_act and batch.ended_at is not None and batch.failed > 0
+        self._rerun.set_visibility(can_rerun)
         for panel in (self._facts, self._errors, self._notes, self._cost):
             panel.show(details)
         self._progress.show((batch, batch_facts.eta_of(forecast, now)))
@@ -214,7 +219,9 @@ class BatchPage:
 
     def _build(self) -> None:
         self._problem = ui.label("").classes("banner").props("role=status")
-        self._panels = BatchPanels(self._cancel, self._dashboards, may_act=self._principal.may_act)
+        self._panels = BatchPanels(
+            self._cancel, self._rerun, self._dashboards, may_act=self._principal.may_act
+        )
         with ui.element("section").classes("card table-card").props(f"id={REQUESTS}"):
             with ui.element("div").classes("table-tools"):
                 self._tabs = Rebuilt[tuple["Outcomes", int, LineQuery]](
@@ -279,6 +286,14 @@ class BatchPage:
             ui.notify(error.message, type="negative", position="bottom")
             return
         open_drawer(details)
+
+    async def _rerun(self) -> None:
+        value = self._subject.reading.value
+        if value is None:
+            return
+        batch = await run_failed_again(self._services.reruns, value.details.batch)
+        if batch is not None:
+            ui.navigate.to(f"/batches/{format_batch_id(batch)}")
 
     async def _cancel(self) -> None:
         batch, titles = self._query.batch, {}

@@ -14,6 +14,7 @@ from lowtide.core.ids import format_batch_id
 from lowtide.planning.reasons import describe
 from portal.components.basics import badge, moment_label, pool_badge, sla_of, status_of_batch
 from portal.components.batch_table import cost_text, parts_of
+from portal.downloads import FAILED_INPUTS
 from portal.formats import absolute, counted, duration, number, size, utc
 from portal.theme import Tone
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch
     from lowtide.batches.views import BatchDetails, BatchFile, Note
-    from lowtide.core.ids import BatchId
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def facts(details: BatchDetails) -> None:
         with _fact("Created"):
             moment_label(batch.created_at)
         with _fact("Files", "wide"):
-            files(details.files, batch.id)
+            files(details.files, batch)
 
 
 @contextmanager
@@ -318,13 +318,15 @@ def _amount(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
 
 
-def files(batch_files: Sequence[BatchFile], batch: BatchId) -> None:
-    """Link to the files that can be downloaded."""
+def files(batch_files: Sequence[BatchFile], batch: Batch) -> None:
+    """Link to the files that can be downloaded, and to the inputs of failed requests."""
+    folder = f"/batches/{format_batch_id(batch.id)}/files"
     with ui.element("div").classes("files"):
         for file in batch_files:
             name = f"{file.role.capitalize()} file"
             if file.bytes is None:
                 ui.label(f"{name}: deleted or expired").classes("muted")
             else:
-                target = f"/batches/{format_batch_id(batch)}/files/{file.role}"
-                ui.link(f"{name}, {size(file.bytes)}", target)
+                ui.link(f"{name}, {size(file.bytes)}", f"{folder}/{file.role}")
+        if batch.ended_at is not None and batch.failed:
+            ui.link("Download failed inputs", f"{folder}/{FAILED_INPUTS}")
