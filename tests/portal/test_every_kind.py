@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     Run = Callable[..., str]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def batches(shared: Database, portal: Portal) -> dict[str, BatchId]:
     assert portal
@@ -83,7 +86,6 @@ def test_command_line_shows_the_facts(batches: dict[str, BatchId], lowtide: Run)
         assert explained["limiting"]["text"]
 
 
-@pytest.mark.slow
 def test_portal_shows_the_facts(
     batches: dict[str, BatchId], portal: Portal, visit: Callable[..., Visit]
 ) -> None:
