@@ -266,14 +266,15 @@ class Workload:
             Replicas(workers.starting, rate, cold_start / 2),
         ]
         present = workers.ready + workers.away + workers.starting
-        age = (self.at - (batch.in_progress_at or batch.created_at)).total_seconds()
+        since = batch.in_progress_at or batch.created_at
+        age = max(0.0, (self.at - since).total_seconds())
         if is_full or (pool is Pool.SPOT and age < cold_start):
             pending = self.wanted(pool, fleet) - present
         else:
             # Requests on dedicated keep one replica there.
             pending = 1 if pool is Pool.DEDICATED and present == 0 else 0
         if pending > 0 and self.wanted(pool, fleet) > 0:
-            start = cold_start - age if 0 <= age < cold_start else cold_start / 2
+            start = cold_start - age if age < cold_start else cold_start / 2
             groups.append(Replicas(pending, rate, start))
         return groups
 

@@ -381,7 +381,7 @@ def _of_ended(facts: Facts) -> list[Finding]:
     risks = [mark.reason for mark in facts.marks if mark.kind == "at_risk"]
     if batch.risk is not None:
         risks.append(batch.risk.reason)
-    dedicated: Numbers = {"pool": Pool.DEDICATED.value, "waiting": 0}
+    dedicated: Numbers = {"pool": Pool.DEDICATED.value}
     found += [
         Finding(factor, dedicated) for reason, factor in _BLOCKED_BY.items() if reason in risks
     ]
@@ -394,16 +394,14 @@ def _of_ended(facts: Facts) -> list[Finding]:
     if facts.limit is not None and seconds:
         running = facts.running_seconds / seconds
         if running >= 0.8 * min(facts.limit, batch.total):
-            numbers = {"limit": facts.limit, "running": round(running), "waiting": 0}
-            found.append(Finding(Factor.TENANT_LIMIT, numbers))
+            used = {"limit": facts.limit, "running": round(running)}
+            found.append(Finding(Factor.TENANT_LIMIT, used))
     request = facts.request_seconds
     if request is None or not seconds or request >= LARGE * seconds:
         found.append(_engine_speed(facts))
     else:
         pool = Pool.DEDICATED if batch.finished_on_dedicated > facts.ended / 2 else Pool.SPOT
-        found.append(
-            Finding(Factor.POOL_BOUND, {"pool": pool.value, "max": _max_replicas(facts, pool)})
-        )
+        found.append(Finding(Factor.POOL_BOUND, {"pool": pool.value}))
     return found + _repetitions(facts, NOTABLE)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _BATCH = text("SELECT * FROM batch_states WHERE id = :batch")
+_ACT_FOR = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 # The requests that wait for spot are those that have not ended and are nowhere else.
 COUNTS = """
 SELECT
@@ -36,7 +37,7 @@ SELECT
   (SELECT min(claimed_at) FROM claims WHERE batch_id = :batch) AS claimed_at,
   (SELECT count(*) FROM claims WHERE pool IN ('spot', 'dedicated') AND tenant_id = :tenant)
     AS tenant_running,
-  (SELECT max_running_lines FROM tenants WHERE id = :tenant) AS max_running,
+  running_limit() AS max_running,
   (SELECT at FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
 """
 # A few lines of all: the first and the last ones, with which claims begin, and some between.
@@ -87,6 +88,8 @@ class FactStore:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
                 raise NotFound(f"Batch {format_batch_id(batch)!r} not found: check the id.")
+            # An operator's transaction acts for no tenant until now.
+            connection.execute(_ACT_FOR, {"tenant": str(row.tenant_id)})
             return self._read(connection, batch_of(row), row.running_seconds)
 
     def _read(self, connection: Connection, batch: Batch, running_seconds: float) -> Facts:

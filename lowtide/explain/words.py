@@ -80,8 +80,10 @@ def _scheduler_late(numbers: Numbers) -> str:
 
 
 def _pool_paused(numbers: Numbers) -> str:
-    waiting = f"; {_count(numbers, 'waiting')} wait for it" if numbers.get("waiting") else ""
-    return f"The {numbers['pool']} pool is paused{waiting}"
+    if "waiting" not in numbers:
+        return f"The {numbers['pool']} pool was paused"
+    verb = "waits" if numbers["waiting"] == 1 else "wait"
+    return f"The {numbers['pool']} pool is paused; {_count(numbers, 'waiting')} {verb} for it"
 
 
 def _engine_away(numbers: Numbers) -> str:
@@ -91,8 +93,9 @@ def _engine_away(numbers: Numbers) -> str:
 
 
 def _no_workers(numbers: Numbers) -> str:
-    most = f"; up to {numbers['max']} may" if numbers.get("max") else ""
-    return f"No {numbers['pool']} worker is running{most}"
+    if "max" not in numbers:
+        return f"No {_worker(numbers)} was available"
+    return f"No {_worker(numbers)} is running; up to {numbers['max']} may"
 
 
 def _cold_start(numbers: Numbers) -> str:

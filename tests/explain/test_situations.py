@@ -314,6 +314,6 @@ def test_earlier_runs_are_compared(world: World) -> None:
     _worker(world, 2, settled=5)
     comparison = _explained(world, batch).comparison
     assert comparison is not None
-    assert comparison.usual == pytest.approx(2.0)
     assert comparison.runs == 3
+    assert comparison.usual == pytest.approx(2.0)
     assert comparison.rate == pytest.approx(0.5, rel=0.1)

@@ -45,8 +45,6 @@ CREATE POLICY owner ON tenants TO CURRENT_USER USING (true);
 GRANT SELECT (id, name, max_requests_per_minute, max_active_batches, max_queued_lines,
   max_running_lines) ON tenants TO lowtide_api;
 GRANT SELECT ON tenants TO lowtide_worker;
--- A tenant sees its own limit of running requests, which may be what its batch waits for.
-GRANT SELECT (id, max_running_lines) ON tenants TO lowtide_api;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lowtide_operator;
 
 -- People recognize a key by its prefix; a key too short to show a part of has none.
@@ -728,8 +726,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
   FROM workers w WHERE w.expires_at > now() GROUP BY w.pool
 $$;
 
-REVOKE ALL ON FUNCTION lock_batch_limits(), open_work(), living_workers() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION lock_batch_limits(), open_work(), living_workers()
+-- The limit of running requests of the tenant that a transaction acts for: its batch may wait for it.
+CREATE FUNCTION running_limit() RETURNS integer
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+  SELECT t.max_running_lines FROM tenants t
+  WHERE t.id = nullif(current_setting('lowtide.tenant', true), '')::uuid
+$$;
+
+REVOKE ALL ON FUNCTION lock_batch_limits(), open_work(), living_workers(), running_limit()
+  FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION lock_batch_limits(), open_work(), living_workers(), running_limit()
   TO lowtide_api, lowtide_operator;
 """
 
