@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from getpass import getuser
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -150,7 +151,7 @@ def test_pool_is_paused_and_resumed() -> None:
         "paused": {"since": since, "by": by},
     }
     assert dedicated["paused"] is not None
-    assert "UTC by operator" in _run("pools", "list").stdout
+    assert f"UTC by {getuser()} (cli)" in _run("pools", "list").stdout
     assert _json("pools", "resume", "spot")["was_paused"] == {"since": since, "by": by}
     assert "Spot was not paused." in _run("pools", "resume", "spot").stdout
     assert _json("pools", "list")[0]["paused"] is None

@@ -34,7 +34,7 @@ def test_card_names_factor_figures_and_advice() -> None:
     assert card.advice == ("Resume spot: 1 h sooner",)
     figures = dict(card.figures)
     assert figures["Rate"] == "2.5 requests/s"
-    assert figures["A request"] == "waited 1 min and ran 2 s on average"
+    assert figures["A request"] == "waited 1 min 30 s and ran 2 s on average"
     assert figures["Earlier runs"].endswith("the median of the last 7 runs is 4 (50% slower)")
 
 

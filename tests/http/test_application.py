@@ -75,8 +75,9 @@ def test_errors_have_openai_shape(
     ("method", "path", "name", "message"),
     [
         pytest.param(
-            "GET", "/v1/batches?limit=1&stauts=x", "stauts",
-            "Unknown query parameter 'stauts'. This path accepts after, limit.", id="unknown",
+            "GET", "/v1/batches?limit=1&colour=x", "colour",
+            "Unknown query parameter 'colour'. This path accepts after, limit, status, user.",
+            id="unknown",
         ),
         pytest.param(
             "GET", "/v1/files?limt=1", "limt",

@@ -29,7 +29,7 @@ def test_running_batch_is_explained(api: Api, world: World) -> None:
     assert (body["waiting"], body["running"]) == (10, 10)
     end = body["expected_end"]
     assert time.time() - 1 <= end["low"] <= end["likely"] <= end["high"]
-    assert [name for name, _ in rows_of(body)][:2] == ["expected end", "rate"]
+    assert [name for name, _ in rows_of(body)][:3] == ["limiting", "expected end", "rate"]
 
 
 def test_eta_is_the_likely_end(api: Api, world: World) -> None:

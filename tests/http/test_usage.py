@@ -101,8 +101,8 @@ def test_command_prints_usage(api: Api) -> None:
         options = ["usage", "--url", url, "--key", API_KEY]
         shown = CliRunner().invoke(app, options).output
         body = CliRunner().invoke(app, [*options, "--json"]).output
-    lines = dict(line.split("  ", 1) for line in shown.splitlines())
-    facts = {name: value.strip() for name, value in lines.items()}
+    names, values = (line.split("\t") for line in shown.splitlines())
+    facts = dict(zip(names, values, strict=True))
     assert facts["active batches"] == "1 of 3"
     assert facts["unfinished requests"] == "6, no limit"
     assert facts["requests per minute"] == "no limit"

@@ -75,7 +75,7 @@ def pages(shared: Database, portal: Portal) -> dict[str, str]:
         f"/batches/{batch}": "llama-3.1-8b",
         "/upload": "Drop a JSONL file here",
         "/dead-letters": "plain",
-        "/queues": "100 queued",
+        "/queues": "100 requests queued",
         "/tenants": "default",
         "/keys": "spare",
         "/audit": "key.created",
