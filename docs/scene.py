@@ -115,13 +115,13 @@ WITH made AS (
     CASE WHEN status = 'failed' THEN 0 ELSE lines END,
     CASE status WHEN 'completed' THEN lines - lines / 90 WHEN 'failed' THEN 0 ELSE lines / 3 END,
     CASE status WHEN 'completed' THEN lines / 90 WHEN 'failed' THEN 0 ELSE lines - lines / 3 END
-  FROM made RETURNING id, tenant_id, completed, failed, total
+  FROM made RETURNING id, tenant_id, status, completed, failed, total
 )
 INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, interrupted, escalated,
   input_tokens, output_tokens)
 SELECT id, pool, '00000000-0000-0000-0000-000000000000', tenant_id,
   CASE pool WHEN 'spot' THEN completed - completed / 8 ELSE completed / 8 END,
-  CASE pool WHEN 'spot' THEN failed ELSE 0 END,
+  CASE WHEN pool = 'dedicated' THEN 0 WHEN status = 'completed' THEN failed ELSE total / 90 END,
   CASE pool WHEN 'spot' THEN total / 14 ELSE 0 END,
   CASE pool WHEN 'spot' THEN 0 ELSE completed / 8 END,
   completed * 90, completed * 210

@@ -251,10 +251,10 @@ td .actor { min-width: 9em; }
 .toolbar .q-btn { padding: 4px 10px; }
 .command code { overflow-wrap: anywhere; font-size: 13px; text-align: left; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-@media (max-width: 1240px) {
+@media (max-width: 1600px) {
   .place .q-icon { display: none; }
 }
-@media (max-width: 1000px) {
+@media (max-width: 1240px) {
   .q-header.topbar { padding-top: 8px; }
   .search { flex: 1 1 160px; }
   .places { order: 3; flex: 1 0 100%; overflow-x: auto; padding: 6px 0; scrollbar-width: none; }
@@ -317,6 +317,7 @@ h1 { overflow-wrap: anywhere; }
 .line-table .error { max-width: 240px; }
 .line-item .error { max-width: 100%; }
 .facts .wide { grid-column: span 2; }
+.reasons { margin: 0; padding-left: 20px; }
 .batch-head { display: flex; flex-wrap: wrap; gap: 12px 24px; align-items: center; }
 .batch-head .spacer { flex: 1; }
 .batch-head .q-btn { padding: 4px 12px; border: 1px solid var(--line); color: var(--accent); }
@@ -336,7 +337,7 @@ h1 { overflow-wrap: anywhere; }
 .batch-table .text-right .cell { justify-content: flex-end; }
 .batch-table .cell .ellipsis { max-width: 130px; }
 .batch-table .cells { display: flex; align-items: center; }
-.batch-table .progress { width: 192px; gap: 3px; }
+.batch-table .progress { width: 164px; gap: 3px; }
 .batch-table .batch-item { gap: 5px; padding-top: 10px; padding-bottom: 8px; }
 .batch-table .batch-item .progress { width: 100%; }
 .batch-item .model { flex: 1; min-width: 40px; }

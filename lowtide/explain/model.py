@@ -407,18 +407,18 @@ def _of_ended(facts: Facts) -> list[Finding]:
 
 def _advice(facts: Facts, findings: list[Finding]) -> tuple[Advice, ...]:
     """Return what would speed the batch up, each change by itself."""
-    seen: dict[Factor, Advice] = {}
+    changes: dict[object, Advice] = {}
     for finding in findings:
-        if finding.factor in seen:
-            continue
         changed = _without(facts, finding)
         if changed is None:
             continue
         numbers, workload = changed
         forecast = workload.forecast(facts.batch, facts.fleet)
         end = None if forecast is None else forecast.likely
-        seen[finding.factor] = Advice(finding.factor, numbers, end)
-    return tuple(seen.values())
+        # Several factors may be those of one change.
+        key = (frozenset(numbers.items()), end)
+        changes.setdefault(key, Advice(finding.factor, numbers, end))
+    return tuple(changes.values())
 
 
 def _without(facts: Facts, finding: Finding) -> tuple[Numbers, Workload] | None:

@@ -196,18 +196,21 @@ _WANT = text("""
 INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
 ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
-# A batch that stays at risk keeps the numbers of the moment at which it was marked.
+# A batch that stays at risk keeps the numbers of the moment at which it was marked; admission, which
+# marks it first, has none.
 MARK_RISK = """
 WITH risky AS (
   SELECT * FROM json_to_recordset(cast(:risky AS json)) AS r (batch uuid, reason text, bound jsonb)
 ), changed AS (
   UPDATE batches b SET at_risk = c.risky, risk_reason = c.reason, risk_bound = c.bound,
-    risk_since = CASE WHEN c.risky THEN now() END
+    risk_since = CASE WHEN NOT c.risky THEN NULL
+      WHEN b.risk_reason = c.reason THEN b.risk_since ELSE now() END
   FROM (
     SELECT o.id, r.batch IS NOT NULL AS risky, r.reason, r.bound
     FROM batches o LEFT JOIN risky r ON r.batch = o.id
     WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
-      OR o.risk_reason IS DISTINCT FROM r.reason)) c
+      OR o.risk_reason IS DISTINCT FROM r.reason
+      OR o.risk_bound IS NULL AND r.bound IS NOT NULL)) c
   WHERE b.id = c.id AND b.status = 'in_progress'
   RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.explain.words import advice, compared, words
+from portal.components.basics import heading
 from portal.formats import absolute, duration, number
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 class Card:
     """The texts of the card: it is built again only once one of them changes."""
 
+    title: str
     limiting: str
     contributing: tuple[str, ...]
     figures: tuple[tuple[str, str], ...]
@@ -32,6 +34,7 @@ def card_of(explanation: Explanation) -> Card:
     """Return the texts of an explanation, with times to the minute."""
     limiting = explanation.limiting
     return Card(
+        title="What limits it" if explanation.batch.ended_at is None else "What limited it",
         limiting=words(limiting.factor, limiting.numbers),
         contributing=tuple(words(each.factor, each.numbers) for each in explanation.contributing),
         figures=tuple(figures(explanation)),
@@ -41,21 +44,23 @@ def card_of(explanation: Explanation) -> Card:
 
 def explanation_card(card: Card) -> None:
     """Show the limiting factor, what adds to it, the figures, and what would speed the batch up."""
+    heading(card.title)
     ui.label(card.limiting).classes("break").mark("limiting factor")
     if card.contributing:
-        with ui.element("ul").classes("small"):
+        with ui.element("ul").classes("small reasons"):
             for text in card.contributing:
                 with ui.element("li"):
                     ui.label(text).classes("muted")
     with ui.element("dl").classes("facts"):
         for name, value in card.figures:
-            with ui.element("dt"):
-                ui.label(name)
-            with ui.element("dd"):
-                ui.label(value)
+            with ui.element("div").classes("wide"):
+                with ui.element("dt"):
+                    ui.label(name)
+                with ui.element("dd"):
+                    ui.label(value)
     if card.advice:
         ui.label("What would make it faster").classes("muted small")
-        with ui.element("ul").classes("small"):
+        with ui.element("ul").classes("small reasons"):
             for text in card.advice:
                 with ui.element("li"):
                     ui.label(text).mark("advice")

@@ -89,7 +89,7 @@ def _summary(diagnosis: Diagnosis, *, stale: bool) -> Badge:
 
 def _names(diagnosis: Diagnosis) -> str:
     unhealthy = (Condition.BAD, Condition.DOUBTFUL)
-    return ", ".join(part.part for part in diagnosis.parts if part.condition in unhealthy)
+    return "; ".join(part.part for part in diagnosis.parts if part.condition in unhealthy)
 
 
 class FactRow:

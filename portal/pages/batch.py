@@ -12,7 +12,6 @@ from nicegui import ui
 from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
-from portal.components.basics import heading
 from portal.components.batch_actions import cancel_batches, run_failed_again, title_of
 from portal.components.explanation import card_of, explanation_card
 from portal.components.frame import page
@@ -76,7 +75,6 @@ class BatchPanels:
             lambda counts: outcome_tiles(*counts), "tiles"
         )
         with ui.element("section").classes("card section"):
-            heading("What limits it")
             self._explanation = Rebuilt(explanation_card, "section")
         with ui.element("section").classes("card section details"):
             self._build_tabs()

@@ -275,7 +275,10 @@ def test_sample_is_bounded(total: int) -> None:
 
 
 def _explained(world: World, batch: BatchId) -> Explanation:
-    return Explainer(FactStore(world.api, FLEET)).explain(DEFAULT_TENANT, batch)
+    explanation = Explainer(FactStore(world.api, FLEET)).explain(DEFAULT_TENANT, batch)
+    changes = [(frozenset(each.numbers.items()), each.end) for each in explanation.advice]
+    assert len(set(changes)) == len(changes), "the same change is advised twice"
+    return explanation
 
 
 def test_other_tenants_are_amounts_only(world: World) -> None:

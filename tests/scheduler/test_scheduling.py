@@ -112,6 +112,19 @@ def test_infeasible_batch_is_at_risk_until_capacity_suffices(world: World) -> No
     assert marks[0].bound == marked.risk_bound
 
 
+def test_first_tick_adds_the_numbers_to_the_mark_of_admission(world: World) -> None:
+    batch = world.batch(200, due_in=60)
+    world.run(
+        "UPDATE batches SET at_risk = true, risk_reason = 'deadline_bound', "
+        "risk_since = now() - interval '5 s' WHERE id = :id",
+        id=batch,
+    )
+    since = world.row(batch).risk_since
+    _scheduler(world).tick()
+    marked = world.row(batch)
+    assert (marked.risk_bound["open"], marked.risk_since) == (200, since)
+
+
 def test_lost_workers_are_reaped_before_planning(world: World) -> None:
     world.batch(20, due_in=9)
     lease = world.queue.open_lease(Pool.SPOT, "w")
