@@ -107,7 +107,8 @@ class Watching:
 def watch_everything(lowtide: App) -> Watching:
     """Build the watches and the poller; nothing is read before the poller starts."""
     settings = lowtide.settings
-    system = SystemWatch(lowtide.snapshots, scales(settings), clock=now)
+    forecast = lowtide.services.forecaster.with_eta
+    system = SystemWatch(lowtide.snapshots, scales(settings), clock=now, forecast=forecast)
     readings = Readings()
     api = objects = alerts = None
     if settings.portal_probes_api:

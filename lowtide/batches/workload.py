@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.model import BatchStatus
@@ -107,7 +108,7 @@ CROWD: Final = 0.5
 """The variation grows by up to this share with the open work of other batches."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workload:
     """The open work of all batches, the workers and their rates, at the database's time `at`.
 
@@ -195,6 +196,17 @@ class Workload:
 
     def rate(self, pool: Pool, prior: float) -> float:
         """Return the requests per second of a replica, weighted by the open work of each model."""
+        key = (pool, prior)
+        if key not in self._mean_rates:
+            self._mean_rates[key] = self._mean_rate(pool, prior)
+        return self._mean_rates[key]
+
+    @cached_property
+    def _mean_rates(self) -> dict[tuple[Pool, float], float]:
+        # A forecast needs them for each open batch.
+        return {}
+
+    def _mean_rate(self, pool: Pool, prior: float) -> float:
         lines = sum(work.lines for work in self.work)
         seconds = sum(
             work.lines / (self.measured_rate(pool, work.model) or prior) for work in self.work
@@ -212,7 +224,7 @@ class Workload:
             lines, fleet.spot.rows_per_replica, max_replicas=fleet.spot.replicas
         )
 
-    @property
+    @cached_property
     def attempts(self) -> float:
         """The mean number of attempts per request."""
         return attempts_per_line(*self._attempt_counts())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    from lowtide.batches.model import Batch
     from lowtide.planning.demand import PoolScale
     from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
 
@@ -126,7 +127,7 @@ class Seen:
 class SystemWatch:
     """The last snapshot, and a sample every 15 s for an hour, in this process's memory.
 
-    A snapshot is kept when the database fails.
+    A snapshot is kept when the database fails. `forecast` adds the ETA to its batches.
     """
 
     def __init__(
@@ -136,8 +137,10 @@ class SystemWatch:
         *,
         clock: Callable[[], datetime],
         timer: Callable[[], float] = time.perf_counter,
+        forecast: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         self._source = source
+        self._forecast = forecast
         self._scales = scales
         self._check = Probe(source.check, clock=clock, timer=timer)
         self._sampled: SystemSnapshot | None = None
@@ -150,9 +153,11 @@ class SystemWatch:
         if database.reachable:
             try:
                 snapshot = self._source.read()
+                recent = tuple(map(self._forecast, snapshot.recent))
             except LowtideError as error:
                 database = replace(database, problem=error.message)
             else:
+                snapshot = replace(snapshot, recent=recent)
                 self._sample(snapshot)
                 self.seen = Seen(snapshot, database.checked_at, database, tuple(self._samples))
                 return

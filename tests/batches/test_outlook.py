@@ -15,7 +15,7 @@ from lowtide.planning.demand import Capacity, PoolScale, Rate, RateSample
 from tests.batches.test_batches import DEADLINE, example
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 NOW = DEADLINE - timedelta(hours=2)
 PRIOR = 0.5
@@ -200,3 +200,25 @@ def test_request_that_waits_for_its_retry_is_awaited() -> None:
     last = replace(_beside(2, 60, 0), lines=1, last_at=NOW + timedelta(seconds=100))
     batch = _running(total=1, outcomes=Outcomes(queued=1))
     assert _eta(Workload(NOW, (last,), TWO_ON_SPOT), batch) == pytest.approx(102)
+
+
+class _Counted(tuple[OpenWork, ...]):
+    """Open work that counts how often it is read."""
+
+    __slots__ = ()
+    reads = 0
+
+    def __iter__(self) -> Iterator[OpenWork]:
+        _Counted.reads += 1
+        return super().__iter__()
+
+
+def test_forecast_reads_the_open_work_equally_often_however_much_there_is() -> None:
+    batch = replace(example(BatchStatus.IN_PROGRESS), total=10, outcomes=Outcomes(queued=10))
+    reads = []
+    for count in (5, 500):
+        work = _Counted(replace(LIMITED, sharer=number) for number in range(count))
+        _Counted.reads = 0
+        Workload(NOW, work, BOTH).forecast(batch, BACKED)
+        reads.append(_Counted.reads)
+    assert 0 < reads[0] == reads[1]

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.core.pools import Depth, Pool, PoolPause
@@ -26,6 +27,7 @@ from lowtide.status.watch import (
     Reachability,
     SystemWatch,
 )
+from tests.batches.test_batches import example
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ONE, TWO = BatchId(UUID(int=1)), BatchId(UUID(int=2))
@@ -180,3 +182,14 @@ def test_probe_reports_latency_and_problem() -> None:
     assert bad.found == Reachability(NOW, 0.5, "No answer.")
     assert good.found == Reachability(NOW, 2.0)
     assert good.found.reachable
+
+
+def test_recent_batches_have_an_eta() -> None:
+    batch, eta = example(BatchStatus.IN_PROGRESS), NOW + timedelta(hours=1)
+    source = FakeSnapshots(replace(snapshot(), recent=(batch,)))
+    watch = SystemWatch(
+        source, SCALES, clock=lambda: NOW, forecast=lambda batch: replace(batch, eta=eta)
+    )
+    watch.look()
+    assert watch.seen.snapshot is not None
+    assert [recent.eta for recent in watch.seen.snapshot.recent] == [eta]
