@@ -217,7 +217,8 @@ def test_forecast_reads_the_open_work_equally_often_however_much_there_is() -> N
     batch = replace(example(BatchStatus.IN_PROGRESS), total=10, outcomes=Outcomes(queued=10))
     reads = []
     for count in (5, 500):
-        work = _Counted(replace(LIMITED, sharer=number) for number in range(count))
+        sooner = replace(LIMITED, deadline=NOW + timedelta(hours=1))
+        work = _Counted(replace(sooner, sharer=number) for number in range(count))
         _Counted.reads = 0
         Workload(NOW, work, BOTH).forecast(batch, BACKED)
         reads.append(_Counted.reads)
