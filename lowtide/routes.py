@@ -396,7 +396,7 @@ READ = (
         Operation(
             "search",
             "Find batches, files and requests by id, custom_id, user or metadata value, or the "
-            "start of one. Exact matches come first, then the newest.",
+            "start of one. Exact matches come first.",
             types.SearchPage,
             parameters=(
                 Parameter(

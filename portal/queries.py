@@ -42,6 +42,7 @@ class BatchQuery:
     order: BatchOrder = BatchOrder.NEWEST
     after: str = ""
     all_failed: bool = False
+    ended_lately: bool = False
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> BatchQuery:
@@ -55,12 +56,13 @@ class BatchQuery:
             order=order[0] if order else BatchOrder.NEWEST,
             after=str(parse_mark(parameters.get("after", "")) or ""),
             all_failed=parameters.get("all_failed") == "1",
+            ended_lately=parameters.get("ended") == "24h",
         )
 
     @property
     def narrows(self) -> bool:
         """True if any filter is set."""
-        return bool(self.statuses or self.sla or self.user or self.tenant or self.all_failed)
+        return replace(self, order=BatchOrder.NEWEST, after="") != BatchQuery()
 
     def address(self) -> str:
         """Return the URL of this query."""
@@ -70,6 +72,7 @@ class BatchQuery:
             "user": self.user,
             "tenant": self.tenant,
             "all_failed": "1" if self.all_failed else "",
+            "ended": "24h" if self.ended_lately else "",
             "order": "" if self.order is BatchOrder.NEWEST else self.order.value,
             "after": self.after,
         }
@@ -87,7 +90,12 @@ class BatchQuery:
                 raise NotFound(f"Tenant {self.tenant!r} not found.")
             tenant_id = matches[0]
         return BatchFilter(
-            frozenset(self.statuses), frozenset(self.sla), self.user, tenant_id, self.all_failed
+            frozenset(self.statuses),
+            frozenset(self.sla),
+            self.user,
+            tenant_id,
+            self.all_failed,
+            self.ended_lately,
         )
 
     @property

@@ -98,7 +98,7 @@ h1, h2, p, dl, dd { margin: 0; }
   border-radius: 8px; background: var(--page); color: var(--ink); font: inherit; font-size: 13px; }
 .search input::placeholder { color: var(--muted); opacity: 1; }
 .matches { list-style: none; margin: 0; padding: 0; display: flex; flex-direction: column; gap: 10px; }
-.topbar .q-field { width: 116px; }
+.topbar .q-field { width: 132px; }
 .topbar .q-field__label, .topbar .q-field__native, .topbar .q-field__marginal { color: var(--muted); }
 .topbar .q-field__native { color: var(--ink); }
 

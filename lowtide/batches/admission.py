@@ -144,9 +144,9 @@ def admit_batch(
 ) -> Reason | None:
     """Return the reason for which a batch of `lines` requests is at risk from the start.
 
-    It is None if the batch is not, or without a policy. Raises TooManyRequests or InvalidRequest if the tenant's limits leave no room, and the policy's
-    errors; a retry with the same idempotency key passes. Creations that compete for the same room
-    wait here until the caller's transaction ends.
+    It is None if the batch is not, or without a policy. Raises TooManyRequests or InvalidRequest if
+    the tenant's limits leave no room, and the policy's errors; a retry with the same idempotency key
+    passes. Creations that compete for the same room wait here until the caller's transaction ends.
     """
     row = connection.execute(_LOCK_LIMITS).one_or_none()
     if policy is not None and policy.strict:

@@ -43,7 +43,9 @@ _MATCHES = f"""(cast(:tenant AS uuid) IS NULL OR tenant_id = :tenant)
     AND (cast(:sla AS text[]) IS NULL OR {_SLA} = ANY(cast(:sla AS text[])))
     AND (cast(:user AS text) IS NULL OR strpos(lower(user_id), lower(cast(:user AS text))) > 0)
     AND (NOT cast(:all_failed AS boolean)
-      OR status = 'completed' AND total > 0 AND completed = 0)"""
+      OR status = 'completed' AND total > 0 AND completed = 0)
+    AND (NOT cast(:ended_lately AS boolean)
+      OR coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours')"""
 _ORDERS: Final = {
     BatchOrder.NEWEST: ("id < :after", "id DESC"),
     BatchOrder.OLDEST: ("id > :after", "id"),
@@ -155,4 +157,5 @@ def _parameters(scope: TenantId | None, batch_filter: BatchFilter) -> dict[str, 
         "sla": sorted(batch_filter.sla) or None,
         "user": batch_filter.user or None,
         "all_failed": batch_filter.all_failed,
+        "ended_lately": batch_filter.ended_lately,
     }

@@ -138,7 +138,7 @@ class Outcomes:
     @property
     def openai_failed(self) -> int:
         """OpenAI's count of failed requests: all that ended without a response of success."""
-        return self.failed + self.expired + self.cancelled
+        return sum(self.of(status) for status, count in OPENAI_COUNTS.items() if count == "failed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ SELECT * FROM batch_states WHERE tenant_id = :tenant AND idempotency_key = :key
 """)
 # Excludes expiring batches: two finalizers would write the error file with different reasons.
 _CANCEL = text("""
-UPDATE batches SET status = 'cancelling', cancelling_at = now()
+UPDATE batches SET status = 'cancelling', cancelling_at = now(), at_risk = false
 WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")

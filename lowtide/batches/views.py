@@ -45,7 +45,7 @@ class BatchFilter:
     """A filter for batches; an empty field matches any.
 
     `user` is a part of the user's id; `all_failed` matches completed batches without a completed
-    request.
+    request, `ended_lately` those that ended in the last 24 hours.
     """
 
     statuses: frozenset[BatchStatus] = frozenset()
@@ -53,6 +53,7 @@ class BatchFilter:
     user: str = ""
     tenant: TenantId | None = None
     all_failed: bool = False
+    ended_lately: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class OpenWork:
     """The open requests of a batch; a model of None is not known yet.
 
     `lines` counts requests without a result; `ended` and `retried` count those so far, which ran for
-    `running_seconds` in all; the last one becomes available at `last_at`. `sharer` stands for its tenant, with `weight` and at most `max_running`
-    running requests. Requests of a `pinned` batch run on dedicated only.
+    `running_seconds` in all; the last one becomes available at `last_at`. `sharer` stands for its
+    tenant, with `weight` and at most `max_running` running requests. Requests of a `pinned` batch run on dedicated only.
     """
 
     deadline: datetime
@@ -236,12 +236,8 @@ class Workload:
         """
         pool = Pool.DEDICATED if work.pinned else Pool.SPOT
         replicas = self._replicas(batch, pool, fleet, is_full=is_full)
-        rivals = [
-            self._contender(other, pool, fleet)
-            for other in self.work
-            if other.lines > 0 and other.pinned is work.pinned and other.deadline != work.deadline
-        ]
         mine = self._contender(work, pool, fleet)
+        rivals = [each for each in self._contenders(pool, fleet) if each.left != mine.left]
         if work.pinned:
             # Dedicated serves the earliest deadline first, whose requests ever it is.
             ahead = sum(rival.lines for rival in rivals if rival.left < mine.left)
@@ -250,6 +246,22 @@ class Workload:
             return Turn(seconds, others=ahead / self.attempts, limited=limited)
         turn = turn_of(mine, rivals, replicas)
         return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
+
+    @cached_property
+    def _contenders_of(self) -> dict[tuple[Pool, int], tuple[Contender, ...]]:
+        # The forecasts of a list share them.
+        return {}
+
+    def _contenders(self, pool: Pool, fleet: Fleet) -> tuple[Contender, ...]:
+        """Return the open batches that wait for a pool."""
+        key = (pool, id(fleet))
+        if key not in self._contenders_of:
+            self._contenders_of[key] = tuple(
+                self._contender(work, pool, fleet)
+                for work in self.work
+                if work.lines > 0 and work.pinned is (pool is Pool.DEDICATED)
+            )
+        return self._contenders_of[key]
 
     def _contender(self, work: OpenWork, pool: Pool, fleet: Fleet) -> Contender:
         return Contender(
@@ -351,9 +363,10 @@ class Workload:
         Of n requests that each fail with probability p, `chance` or more need k retries while
         n p^k >= chance.
         """
-        failing = work.retried / (work.ended + work.retried) if work.retried else 0.0
-        if failing <= 0:
+        if not work.retried:
             return 0.0
+        # One more success: while no request has ended, the share is not known to be all.
+        failing = work.retried / (work.ended + work.retried + 1)
         chain = math.log(max(1.0, work.lines / chance)) / -math.log(failing)
         return int(chain) * (fleet.retry_delay + self._request_seconds(work, pool, fleet))
 

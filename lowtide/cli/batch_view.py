@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+
+from lowtide.cli.output import moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,13 +89,6 @@ def cost(amounts: Mapping[str, Any]) -> str:
     """Format a batch's cost, and its cost on dedicated alone."""
     total, alone = amounts["total"], amounts["all_dedicated"]
     return f"{total:.4g} {amounts['currency']} (all on dedicated: {alone:.4g})"
-
-
-def moment(seconds: float | None) -> str:
-    """Format Unix time in UTC."""
-    if seconds is None:
-        return ""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _risk(risk: Mapping[str, Any] | None) -> str | None:

@@ -111,7 +111,7 @@ def list_batches(
     with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
         page = source.batches({name: value for name, value in query.items() if value is not None})
     if as_json:
-        print_json(page["data"])
+        print_json(page)
         return
     tenants = source.tenants
     print_table(

@@ -90,12 +90,15 @@ def download(
                 for piece in response.iter_bytes(_PIECE):
                     lines += piece.count(b"\n")
                     written += out.write(piece)
+        partial.replace(target)
     except httpx.TransportError as error:
-        partial.unlink(missing_ok=True)
         raise DownloadFailed(
             f"The download was interrupted ({type(error).__name__}). Try again."
         ) from error
-    partial.replace(target)
+    except OSError as error:
+        raise DownloadFailed(f"{target} cannot be written: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return lines, written
 
 

@@ -9,7 +9,7 @@ import typer
 
 from lowtide.cli.access import access
 from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
-from lowtide.cli.output import print_json, print_record
+from lowtide.cli.output import moment, print_json, print_record
 from lowtide.core.durations import duration
 
 
@@ -55,8 +55,8 @@ def rows_of(explanation: dict[str, Any]) -> list[tuple[str, str]]:
 def _range(end: dict[str, Any]) -> str:
     if end["likely"] is None:
         return "unknown"
-    until = "unknown" if end["high"] is None else _time(end["high"])
-    return f"{_time(end['likely'])} ({_time(end['low'])} to {until})"
+    until = "unknown" if end["high"] is None else moment(end["high"])
+    return f"{moment(end['likely'])} ({moment(end['low'])} to {until})"
 
 
 def _advice(advice: dict[str, Any], end: dict[str, Any] | None) -> str:
@@ -65,12 +65,8 @@ def _advice(advice: dict[str, Any], end: dict[str, Any] | None) -> str:
         return text
     likely = None if end is None else end["likely"]
     if likely is None:
-        return f"{text} (then {_time(advice['expected_end'])})"
+        return f"{text} (then {moment(advice['expected_end'])})"
     saved = datetime.fromtimestamp(likely, UTC) - datetime.fromtimestamp(
         advice["expected_end"], UTC
     )
     return f"{text} ({duration(saved)} sooner)" if saved.total_seconds() >= 1 else text
-
-
-def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -89,7 +89,8 @@ class OperatorAccess:
             new, requests = None, sum(counts[outcome] for outcome in outcomes)
         else:
             window = body.get("completion_window")
-            request = RerunRequest(source.id, self._principal.name, outcomes, window)
+            key = f"cli-{uuid.uuid4()}"
+            request = RerunRequest(source.id, self._principal.name, outcomes, window, key)
             rerun = self._services.reruns.rerun(source.tenant, request)
             new, requests = format_batch_id(rerun.batch), rerun.requests
         return {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide.cli.options import DataDir, Json
-from lowtide.cli.output import print_json, print_table, say
+from lowtide.cli.output import moment, print_json, print_table, say
 from lowtide.cli.stack import operating
 from lowtide.core.ids import format_key_id, parse_key_id
 from lowtide.tenants.model import LIMITS
@@ -130,7 +130,7 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
                 format_key_id(key.id),
                 key.prefix,
                 _state(key),
-                *map(_minute, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
+                *map(moment, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
             )
             for key in tenant_keys
         ],
@@ -226,10 +226,6 @@ def _key_json(key: ApiKey) -> dict[str, object]:
 
 def _state(key: ApiKey) -> str:
     return key.state(datetime.now(UTC)).value
-
-
-def _minute(moment: datetime | None) -> str:
-    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _limits(tenant: Tenant) -> dict[str, int | None]:

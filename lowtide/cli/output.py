@@ -6,6 +6,7 @@ A terminal gets aligned text. A pipe gets tab-separated values with one header r
 from __future__ import annotations
 
 import unicodedata
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
@@ -41,6 +42,14 @@ def fail(message: str) -> NoReturn:
 def say(message: str) -> None:
     """Print a line, without markup and without wrapping it."""
     OUT.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def moment(at: datetime | float | None) -> str:
+    """Format a time, or Unix seconds, in UTC; None is empty."""
+    if at is None:
+        return ""
+    time = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def print_table(

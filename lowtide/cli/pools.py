@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide.cli.options import DataDir, Json
-from lowtide.cli.output import print_json, print_table, say
+from lowtide.cli.output import moment, print_json, print_table, say
 from lowtide.cli.stack import operating
 from lowtide.core.pools import Pool
 from lowtide.tenants.sign_in import Principal, Role
@@ -69,7 +69,7 @@ def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> 
 
 
 def _since(pause: PoolPause) -> str:
-    return f"since {pause.since:%Y-%m-%d %H:%M} UTC by {pause.by}"
+    return f"since {moment(pause.since)} by {pause.by}"
 
 
 def _pause_json(pause: PoolPause | None) -> dict[str, object] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 
 from lowtide.cli.options import DataDir, Json, Key, Url
-from lowtide.cli.output import print_json, print_record
+from lowtide.cli.output import moment, print_json, print_record
 from lowtide.cli.stack import api_errors, connect
 
 
@@ -31,11 +30,11 @@ def _facts(body: dict[str, Any]) -> dict[str, str]:
         "unfinished requests": _use(body["unfinished_requests"]),
         "running requests": _use(body["running_requests"]),
         "this month": f"{month['requests']:,} requests of {month['batches']:,} batches since "
-        f"{_moment(month['since'])}",
+        f"{moment(month['since'])}",
         "tokens": f"{month['input_tokens']:,} input, {month['output_tokens']:,} output",
         "cost": "; ".join(map(_cost, month["costs"])) or "none",
         "paused": ", ".join(
-            f"{pause['pool']} since {_moment(pause['since'])}" for pause in body["paused_pools"]
+            f"{pause['pool']} since {moment(pause['since'])}" for pause in body["paused_pools"]
         )
         or "no pool",
     }
@@ -52,7 +51,3 @@ def _cost(cost: dict[str, Any]) -> str:
         f"{cost['total']:.4g} {cost['currency']} (spot {cost['spot']:.4g}, dedicated "
         f"{cost['dedicated']:.4g}; all on dedicated: {cost['all_dedicated']:.4g})"
     )
-
-
-def _moment(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus
@@ -489,6 +488,9 @@ def _comparison(facts: Facts) -> Comparison | None:
     rate = _mean_rate(facts)
     if rate is None or not facts.ended or not facts.earlier:
         return None
+    # Its imports would slow the cold start of every function.
+    from statistics import median
+
     return Comparison(rate, median(facts.earlier), len(facts.earlier))
 
 

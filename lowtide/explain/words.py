@@ -72,7 +72,7 @@ def _validating(_: Numbers) -> str:
 
 
 def _awaiting_events(numbers: Numbers) -> str:
-    return f"Its next step has not begun for {_span(numbers)}: its event was not delivered yet"
+    return f"Its next step has been waiting for {_span(numbers)}: the event is not delivered yet"
 
 
 def _scheduler_late(numbers: Numbers) -> str:
@@ -111,14 +111,15 @@ def _tenant_limit(numbers: Numbers) -> str:
 
 
 def _retries(numbers: Numbers) -> str:
-    delayed = f"; {_count(numbers, 'delayed')} wait for the next attempt"
+    verb = "waits" if numbers.get("delayed") == 1 else "wait"
+    delayed = f"; {_count(numbers, 'delayed')} {verb} for the next attempt"
     attempts = int(numbers.get("ended", 0)) + int(numbers.get("retries", 0))
     text = f"{int(numbers.get('retries', 0)):,} of {attempts:,} attempts failed and were repeated"
     return text + (delayed if numbers.get("delayed") else "")
 
 
 def _interruptions(numbers: Numbers) -> str:
-    return f"{_count(numbers, 'interruptions')} ran again because a worker was lost"
+    return f"{_count(numbers, 'interruptions', 'interruption')}: these requests ran again"
 
 
 def _queue_ahead(numbers: Numbers) -> str:
@@ -146,7 +147,7 @@ def _deadline_bound(numbers: Numbers) -> str:
 
 def _pool_bound(numbers: Numbers) -> str:
     if "workers" not in numbers:
-        return f"The {numbers['pool']} workers were busy throughout"
+        return f"Its requests mostly waited for a free {_worker(numbers)}"
     workers, most = int(numbers["workers"]), int(numbers["max"])
     busy = _count(numbers, "workers", _worker(numbers))
     if workers >= most:
@@ -205,7 +206,7 @@ _ADVICE: dict[Factor, Callable[[Numbers], str]] = {
     Factor.TENANT_LIMIT: lambda numbers: (
         f"Raise the tenant's limit of {_count(numbers, 'limit', 'running request')}"
     ),
-    Factor.RETRIES: lambda _: "Fix what fails: the errors of the requests tell what it is",
+    Factor.RETRIES: lambda _: "Fix what fails: see the errors of its requests",
     Factor.POOL_PAUSED: lambda numbers: f"Resume {numbers['pool']}",
     Factor.ENGINE_AWAY: lambda numbers: (
         f"Bring the engine of {_count(numbers, 'workers', _worker(numbers))} back"

@@ -151,15 +151,7 @@ def plan_tick(
     horizons = [(batch.deadline - now).total_seconds() - capacity.lost for batch in by_deadline]
     demand = list(accumulate(batch.open for batch in by_deadline))
     room = _Room(capacity, starts)
-    max_replicas = capacity.replicas
-    # Half-done requests count as whole, which alone must not raise an alarm at the bound.
-    bounds = {
-        batch.id: Bound(
-            lines, seconds + capacity.lost, max_replicas, capacity.line_rate, int(by_then)
-        )
-        for batch, seconds, lines in zip(by_deadline, horizons, demand, strict=True)
-        if lines > (by_then := room.by(seconds + capacity.lost - capacity.margin, max_replicas))
-    }
+    bounds = _missed_bounds(by_deadline, horizons, demand, room, capacity)
     replicas = _min_replicas(room, horizons, demand, capacity)
     needed = [
         room.due_before_tick(seconds, lines, replicas)
@@ -180,13 +172,9 @@ def plan_tick(
     causes = _causes(by_deadline, needed)
     deadlines = [
         Bound(
-            lines,
-            seconds + capacity.lost,
-            replicas,
-            capacity.line_rate,
-            int(room.by(seconds, replicas)),
+            lines, left + capacity.lost, replicas, capacity.line_rate, int(room.by(left, replicas))
         )
-        for seconds, lines in zip(horizons, demand, strict=True)
+        for left, lines in zip(horizons, demand, strict=True)
     ]
     escalated = _moves((batch, target - batch.dedicated) for batch, target in pairs)
     return Plan(
@@ -202,6 +190,25 @@ def plan_tick(
         slack=_slack(room, horizons, demand, capacity),
         bounds=bounds,
     )
+
+
+def _missed_bounds(
+    batches: Sequence[OpenBatch],
+    horizons: Sequence[float],
+    demand: Sequence[int],
+    room: _Room,
+    capacity: Capacity,
+) -> dict[BatchId, Bound]:
+    """Return the bounds of the batches that all of dedicated cannot finish in time."""
+    bounds = {}
+    for batch, seconds, lines in zip(batches, horizons, demand, strict=True):
+        # Half-done requests count as whole, which alone must not raise an alarm at the bound.
+        left = seconds + capacity.lost
+        by_then = room.by(left - capacity.margin, capacity.replicas)
+        if lines > by_then:
+            rate = capacity.line_rate
+            bounds[batch.id] = Bound(lines, left, capacity.replicas, rate, int(by_then))
+    return bounds
 
 
 def _causes(batches: Sequence[OpenBatch], needed: Sequence[int]) -> list[int | None]:

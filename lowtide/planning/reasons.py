@@ -49,7 +49,7 @@ class Risk:
 
 
 _WORDS: Final = {
-    Reason.DEADLINE_BOUND: "The deadline needs dedicated workers",
+    Reason.DEADLINE_BOUND: "Too much work is due by the deadline",
     Reason.DEDICATED_IDLE: "Dedicated workers would be idle otherwise",
     Reason.SPOT_CAUGHT_UP: "Spot has caught up",
     Reason.POOL_PAUSED: "The dedicated pool is paused",

@@ -91,8 +91,8 @@ class Returned:
 class Settled:
     """The result of a settlement; requests missing from the counts were no longer this lease's.
 
-    `completed` of the finished succeeded, `in_time` ended before their deadline. `drained` holds the events, already in
-    the outbox, of batches whose last request this ended.
+    `completed` of the finished succeeded, `in_time` ended before their deadline. `drained` holds the
+    events, already in the outbox, of batches whose last request this ended.
     """
 
     finished: int

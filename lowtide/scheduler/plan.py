@@ -196,6 +196,7 @@ _WANT = text("""
 INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
 ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
+# The conditions are repeated for the rows that a concurrent tick has marked meanwhile.
 # A batch that stays at risk keeps the numbers of the moment at which it was marked; admission, which
 # marks it first, has none.
 MARK_RISK = """
@@ -212,6 +213,8 @@ WITH risky AS (
       OR o.risk_reason IS DISTINCT FROM r.reason
       OR o.risk_bound IS NULL AND r.bound IS NOT NULL)) c
   WHERE b.id = c.id AND b.status = 'in_progress'
+    AND (b.at_risk IS DISTINCT FROM c.risky OR b.risk_reason IS DISTINCT FROM c.reason
+      OR b.risk_bound IS NULL AND c.bound IS NOT NULL)
   RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)

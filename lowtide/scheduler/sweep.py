@@ -143,7 +143,6 @@ class SweepStore:
         self._drain_missed()
         self._restart_stalled(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
-        requests_ended(RequestStatus.FAILED, len(dead_lettered))
         return SweepResult(
             reaped=len(lost_requests),
             interrupted=sum(row.pool == Pool.SPOT for row in lost_requests),
@@ -209,6 +208,7 @@ class SweepStore:
                 _dead_letter(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
             note_drained(connection, sorted(set(ending)), self._new_id, delay=0)
+        requests_ended(RequestStatus.FAILED, len(poison))
         return ended_leases, lost_requests
 
     def _expire(self) -> int:

@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _ORPHANS_PER_TICK = 200
 _AUDITS_PER_TICK = 1000
 _INDEXED_PER_TICK = 100_000
+_INDEX_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Scheduler:
         with _failure_logged_as("audit.not_trimmed"):
             self._sweeps.trim_audit(retention=self._rules.audit_kept, limit=_AUDITS_PER_TICK)
         with _failure_logged_as("search.not_indexed"):
-            self._indexer.index(limit=_INDEXED_PER_TICK)
+            self._indexer.index(limit=_INDEXED_PER_TICK, seconds=_INDEX_SECONDS)
         _log_report(report)
         return report
 

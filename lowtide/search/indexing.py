@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -41,13 +43,14 @@ class SearchIndexer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def index(self, *, limit: int) -> int:
-        """Index batches until at least `limit` requests are indexed or none is left.
+    def index(self, *, limit: int, seconds: float = math.inf) -> int:
+        """Index batches until at least `limit` requests are indexed, `seconds` pass, or none is left.
 
         Return the number of requests. Concurrent calls index different batches.
         """
         total = 0
-        while total < limit:
+        end = time.monotonic() + seconds
+        while total < limit and time.monotonic() < end:
             with begin(self._engine) as connection:
                 indexed = connection.execute(_INDEX).rowcount
             if not indexed:

@@ -1,4 +1,4 @@
-"""What a search text may mean, and what a search finds."""
+"""Search texts, their lookups and their matches."""
 
 from __future__ import annotations
 

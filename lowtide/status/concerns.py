@@ -87,14 +87,14 @@ def _about_outcomes(snapshot: SystemSnapshot) -> Iterator[Concern]:
         what = "batch" if count == 1 else "batches"
         yield Concern(
             f"{count:,} {what} missed the deadline in the last 24 hours",
-            "/batches?sla=Missed",
+            "/batches?sla=Missed&ended=24h",
             Severity.WARNING,
         )
     if count := totals.all_failed:
         what = "batch" if count == 1 else "batches"
         yield Concern(
             f"All requests of {count:,} {what} failed in the last 24 hours",
-            "/batches?all_failed=1",
+            "/batches?all_failed=1&ended=24h",
             Severity.WARNING,
         )
     if count := snapshot.letters:

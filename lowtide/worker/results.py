@@ -156,8 +156,9 @@ class ResultWriter:
                     await self._settle(lease, [request])
                 return
             _log.exception("settle.rejected", extra={"line": requests[0].line})
-            await asyncio.to_thread(self._queue.settle, lease, [_unstorable(requests[0])], [])
-            requests_ended(RequestStatus.FAILED, 1)
+            failure = [_unstorable(requests[0])]
+            settled = await asyncio.to_thread(self._queue.settle, lease, failure, [])
+            requests_ended(RequestStatus.FAILED, settled.finished)
             return
         if (fenced := len(requests) - settled.finished - settled.returned) > 0:
             _log.warning("settle.fenced", extra={"lines": fenced})

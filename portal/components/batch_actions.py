@@ -176,8 +176,15 @@ async def _run_failed_again(reruns: Reruns, batch: Batch) -> BatchId | None:
         sentences.append(
             f"{counted(plan.handled, 'dead letter')} already requeued or discarded stay out."
         )
-    text = counted(requests, "failed request")
-    if not await confirm(f"Run {text} again?", sentences, action=f"Run {text} again"):
+    outcomes = [
+        f"{number(count)} {outcome.value.lower()}"
+        for outcome, count in plan.counts.items()
+        if count
+    ]
+    text = f"{' and '.join(outcomes)} request{'' if requests == 1 else 's'}"
+    if not await confirm(
+        f"Run {text} again?", sentences, action=f"Run {counted(requests, 'request')} again"
+    ):
         return None
     # Checked again: the session may end while the dialog is open.
     principal = current_principal()

@@ -59,7 +59,7 @@ def explanation_card(card: Card) -> None:
                 with ui.element("dd"):
                     ui.label(value)
     if card.advice:
-        ui.label("What would make it faster").classes("muted small")
+        ui.label("What an operator can change to make it faster").classes("muted small")
         with ui.element("ul").classes("small reasons"):
             for text in card.advice:
                 with ui.element("li"):
@@ -77,7 +77,7 @@ def figures(explanation: Explanation) -> list[tuple[str, str]]:
         rows.append(("First request started", f"after {_span(explanation.first_wait)}"))
     if explanation.waited is not None and explanation.request_seconds is not None:
         waited, ran = _span(explanation.waited), _span(explanation.request_seconds)
-        rows.append(("A request", f"waited {waited} and ran {ran} on average"))
+        rows.append(("Time per request", f"waited {waited} and ran {ran} on average"))
     if explanation.retry_share:
         rows.append(("Retries", f"{explanation.retry_share:.1%} of all attempts"))
     if explanation.comparison is not None:
@@ -87,7 +87,7 @@ def figures(explanation: Explanation) -> list[tuple[str, str]]:
 
 def _range(forecast: Forecast) -> str:
     if forecast.likely is None:
-        return "unknown: nothing runs it"
+        return "Unknown: no workers"
     low = "" if forecast.low is None else _minute(forecast.low)
     high = "unknown" if forecast.high is None else _minute(forecast.high)
     return f"{_minute(forecast.likely)} (between {low} and {high})"

@@ -73,6 +73,11 @@ class BatchFilters:
                 value=query.all_failed,
                 on_change=self._handler(lambda query, chosen: replace(query, all_failed=chosen)),
             ).props("dense")
+            ui.checkbox(
+                "Ended in the last 24 hours",
+                value=query.ended_lately,
+                on_change=self._handler(lambda query, chosen: replace(query, ended_lately=chosen)),
+            ).props("dense")
             self._order = self._select(
                 "Sort",
                 dict(ORDERS),

@@ -198,7 +198,7 @@ def _show_totals(cards: dict[str, StatCard], totals: Totals) -> None:
     at_risk = f"{number(totals.at_risk)} at risk" if totals.at_risk else "none at risk"
     cards["Batches in progress"].show(number(totals.in_progress), at_risk)
     cards["Completed batches"].show(number(totals.completed), "last 24 hours")
-    cancelled = f", {number(totals.cancelled)} cancelled" if totals.cancelled else ""
+    cancelled = f"; {number(totals.cancelled)} more cancelled" if totals.cancelled else ""
     cards["Failed batches"].show(
         number(totals.failed), f"last 24 hours{cancelled}", alarming=totals.failed > 0
     )

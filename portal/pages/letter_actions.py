@@ -66,11 +66,12 @@ class LetterActions:
         tenants = set(selection.values())
         self._selection = list(selection)
         self._tenant = self._chosen or (tenants.pop() if len(tenants) == 1 else None)
-        self._label.text = f"{number(len(selection))} selected" if selection else "all that match"
-        if self._tenant is None:
+        self._label.text = f"{number(len(selection))} selected" if selection else "All that match"
+        if self._may_act and self._tenant is None:
             self._label.text += ": choose one tenant to requeue or discard them"
         for button in (self._requeue, self._discard):
-            button.set_enabled(self._may_act and self._tenant is not None)
+            button.set_visibility(self._may_act)
+            button.set_enabled(self._tenant is not None)
 
     def rest(self) -> None:
         """Disable all actions."""

@@ -189,7 +189,8 @@ def test_million_requests_are_read_by_index_and_fast(database: Database) -> None
 
 
 def _check_plans(database: Database, batch: BatchId) -> None:
-    filters = dict.fromkeys(("tenant", "statuses", "sla", "user"))
+    filters: dict[str, Any] = dict.fromkeys(("tenant", "statuses", "sla", "user"))
+    filters |= {"all_failed": False, "ended_lately": False}
     page = filters | {"after": batch, "limit": 51}
     lines = {"batch": batch, "after": 100, "limit": 101}
     statements: list[tuple[str, Mapping[str, Any], str]] = [

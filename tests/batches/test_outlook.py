@@ -223,3 +223,11 @@ def test_forecast_reads_the_open_work_equally_often_however_much_there_is() -> N
         Workload(NOW, work, BOTH).forecast(batch, BACKED)
         reads.append(_Counted.reads)
     assert 0 < reads[0] == reads[1]
+
+
+def test_batch_of_which_nothing_but_retries_is_known_has_a_forecast() -> None:
+    work = OpenWork(DEADLINE, "m", 10, ended=0, retried=3)
+    batch = replace(example(BatchStatus.IN_PROGRESS), total=10, outcomes=Outcomes(queued=10))
+    forecast = Workload(NOW, (work,), BOTH).forecast(batch, FLEET)
+    assert forecast is not None
+    assert forecast.likely is not None

@@ -79,7 +79,7 @@ def test_batches_of_one_tenant_or_of_all_are_listed(lowtide: Command, tenants: T
     assert [row["id"] for row in lowtide.table("batches", "list", "--tenant", "acme")] == _names(
         theirs
     )
-    (batch,) = lowtide.json("batches", "list", "--tenant", "default")
+    (batch,) = lowtide.json("batches", "list", "--tenant", "default")["data"]
     assert (batch["id"], batch["tenant"], batch["object"]) == (*_names(ours), "default", "batch")
 
 

@@ -34,7 +34,7 @@ def test_card_names_factor_figures_and_advice() -> None:
     assert card.advice == ("Resume spot: 1 h sooner",)
     figures = dict(card.figures)
     assert figures["Rate"] == "2.5 requests/s"
-    assert figures["A request"] == "waited 1 min 30 s and ran 2 s on average"
+    assert figures["Time per request"] == "waited 1 min 30 s and ran 2 s on average"
     assert figures["Earlier runs"].endswith("the median of the last 7 runs is 4 (50% slower)")
 
 
@@ -50,5 +50,5 @@ def test_card_stays_the_same_within_a_minute() -> None:
 def test_unknown_end_is_said() -> None:
     stuck = replace(EXPLANATION, forecast=Forecast(), advice=EXPLANATION.advice)
     card = card_of(stuck)
-    assert dict(card.figures)["Expected end"] == "unknown: nothing runs it"
+    assert dict(card.figures)["Expected end"] == "Unknown: no workers"
     assert card.advice[0].startswith("Resume spot: then it ends at ")

@@ -45,7 +45,9 @@ def _facts(batch: Batch = ENDED, **changes: Any) -> Facts:
 @pytest.mark.parametrize(
     ("facts", "factor", "text"),
     [
-        pytest.param(_facts(), Factor.POOL_BOUND, "The spot workers were busy", id="workers busy"),
+        pytest.param(
+            _facts(), Factor.POOL_BOUND, "mostly waited for a free spot worker", id="workers busy"
+        ),
         pytest.param(
             _facts(running_seconds=500 * 900.0),
             Factor.ENGINE_SPEED,
@@ -70,7 +72,7 @@ def _facts(batch: Batch = ENDED, **changes: Any) -> Facts:
         pytest.param(
             _facts(replace(ENDED, interruptions=400)),
             Factor.INTERRUPTIONS,
-            "400 requests ran again",
+            "400 interruptions: these requests ran again",
             id="interruptions",
         ),
         pytest.param(

@@ -213,11 +213,13 @@ SITUATIONS = {
     "own queue ahead": Situation(Factor.QUEUE_AHEAD, _own_queue_ahead, "of its own tenant"),
     "retries": Situation(Factor.RETRIES, _retries, "60 of 100 attempts failed"),
     "delayed": Situation(Factor.RETRIES, _delayed, "180 requests wait for the next attempt"),
-    "interruptions": Situation(Factor.INTERRUPTIONS, _interruptions, "50 requests ran again"),
+    "interruptions": Situation(
+        Factor.INTERRUPTIONS, _interruptions, "50 interruptions: these requests ran again"
+    ),
     "pool bound": Situation(Factor.POOL_BOUND, _pool_bound, "4 spot workers are busy, the maximum"),
     "engine speed": Situation(Factor.ENGINE_SPEED, _engine_speed, "4 requests run, at 2 s each"),
     "validating": Situation(Factor.VALIDATING, _validating, "being validated"),
-    "event lost": Situation(Factor.AWAITING_EVENTS, _event_lost, "has not begun for 5 min"),
+    "event lost": Situation(Factor.AWAITING_EVENTS, _event_lost, "has been waiting for 5 min"),
     "scheduler late": Situation(Factor.SCHEDULER_LATE, _scheduler_late, "not planned for 10 min"),
     "finalizing": Situation(Factor.FINALIZING, _finalizing, "output files"),
 }

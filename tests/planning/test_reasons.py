@@ -101,7 +101,7 @@ def test_unneeded_requests_return_because_spot_has_caught_up() -> None:
             "12,000 requests are due in 2 h 1 min: 3 dedicated workers at 1 requests/s each can finish 0",
         ),
         (Bound(7, -1.0, 3, 1.0, 0), "7 requests are past the deadline"),
-        (None, "The deadline needs dedicated workers"),
+        (None, "Too much work is due by the deadline"),
     ],
 )
 def test_bound_is_described_with_its_numbers(bound: Bound | None, words: str) -> None:

@@ -83,13 +83,13 @@ def test_healthy_installation_has_no_concerns() -> None:
         pytest.param(
             replace(CALM, totals=Totals(missed=1)),
             "1 batch missed the deadline in the last 24 hours",
-            "/batches?sla=Missed",
+            "/batches?sla=Missed&ended=24h",
             id="one missed",
         ),
         pytest.param(
             replace(CALM, totals=Totals(all_failed=2)),
             "All requests of 2 batches failed in the last 24 hours",
-            "/batches?all_failed=1",
+            "/batches?all_failed=1&ended=24h",
             id="two failed entirely",
         ),
         pytest.param(
@@ -145,8 +145,8 @@ def test_links_of_concerns_set_filters_of_their_pages() -> None:
     batches = [BatchQuery.read(query).filter({}) for query in queries[:3]]
     assert batches == [
         BatchFilter(sla=frozenset({SlaState.AT_RISK})),
-        BatchFilter(sla=frozenset({SlaState.MISSED})),
-        BatchFilter(all_failed=True),
+        BatchFilter(sla=frozenset({SlaState.MISSED}), ended_lately=True),
+        BatchFilter(all_failed=True, ended_lately=True),
     ]
     assert LetterQuery.read(queries[3]).filter() == LetterFilter(state=LetterState.OPEN)
 

@@ -169,7 +169,7 @@ CREATE TABLE batches (
   UNIQUE (tenant_id, idempotency_key)
 );
 CREATE INDEX batches_newest ON batches (tenant_id, id DESC);
-CREATE INDEX batches_by_input ON batches (input_file_id);
+CREATE INDEX batches_by_input ON batches (input_file_id, id DESC);
 CREATE INDEX batches_by_output ON batches (output_file_id) WHERE output_file_id IS NOT NULL;
 CREATE INDEX batches_by_error ON batches (error_file_id) WHERE error_file_id IS NOT NULL;
 CREATE INDEX batches_active ON batches (deadline)
