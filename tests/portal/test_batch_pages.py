@@ -91,11 +91,11 @@ def _path(batch: UUID) -> str:
 def test_list_filters_match_address(portal: Portal, visit: Callable[..., Visit]) -> None:
     page = (visited := visit(f"{portal.url}/batches?status=expired,failed")).page
     page.get_by_text("1 batch", exact=True).wait_for()
-    assert page.get_by_role("link", name="late").is_visible()
+    assert page.get_by_role("link", name="late", exact=True).is_visible()
     page.goto(f"{portal.url}/batches?order=oldest")
     page.get_by_text("62 batches", exact=True).wait_for()
     page.get_by_role("button", name="Next page").click()
-    page.get_by_role("link", name="late").wait_for()
+    page.get_by_role("link", name="late", exact=True).wait_for()
     assert "after=" in page.url
     page.get_by_role("textbox", name="User").fill("USER-5")
     page.get_by_text("11 batches", exact=True).wait_for()
