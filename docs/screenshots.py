@@ -42,6 +42,8 @@ PAGES: Final = {
     "tenants": "/tenants",
     "keys": "/keys",
     "audit": "/audit",
+    "usage": "/usage?tenant=acme",
+    "search": "/search?q=nightly",
 }
 SIZES: Final = {"": (1440, 1180), "-narrow": (390, 1180)}
 COLOURS: Final = 256
