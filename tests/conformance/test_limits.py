@@ -128,7 +128,7 @@ def test_active_batches_are_limited(limited: Limited, own: Own) -> None:
 
 @proves(Area.ERRORS, BATCHES)
 def test_file_over_queue_limit_is_refused(limited: Limited) -> None:
-    tenant = limited(queued_lines=5)
+    tenant = limited(queued_requests=5)
     tenant.finish(tenant.create(requests(5)))
     too_many = {"input_file_id": tenant.upload(requests(6))["id"], "endpoint": CHAT}
     refused = tenant.http.post("/v1/batches", json=too_many)

@@ -11,6 +11,7 @@ from tests import oracle
 from tests.conformance.features import Area, proves
 from tests.conformance.lines import broken, held, jsonl, request
 from tests.conformance.shapes import check_error
+from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     import httpx
@@ -52,6 +53,8 @@ def test_failed_requests_run_again_in_new_batch(server: Server, own: Own) -> Non
 @proves(Area.BEYOND, INPUTS)
 def test_failed_inputs_are_selected_by_outcome(server: Server, own: Own) -> None:
     batch = server.create(jsonl(*held("cancelled", 200)))["id"]
+    path = f"/v1/batches/{batch}/requests"
+    until(lambda: server.json(path, status="Running")["data"], "a request runs")
     server.http.post(f"/v1/batches/{batch}/cancel")
     own.engine.release("cancelled")
     ended = server.finish(server.json(f"/v1/batches/{batch}"))

@@ -140,7 +140,7 @@ def test_requeued_dead_letters_fail_again_and_can_be_discarded(
     nothing = lowtide(
         "dead-letters", "summary", "--batch", made["batch_id"], "--data-dir", stack.data_dir
     )
-    assert "0 in total" in nothing.stdout
+    assert "0 in total" in nothing.stderr
 
 
 @pytest.mark.parametrize(

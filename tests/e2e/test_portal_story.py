@@ -152,6 +152,7 @@ def _watch_progress(page: Page) -> None:
     """Watch the batch on one page from the first request to the last."""
     page.evaluate("window.stayed = true")
     page.get_by_text("Running requests").wait_for()
+    page.get_by_role("tab", name="Events").click()
     events = page.get_by_role("region", name="Newest events")
     events.get_by_text("Interrupted: Simulated spot interruption").first.wait_for(timeout=30_000)
     events.get_by_text(re.compile("^Escalated: ")).first.wait_for(timeout=30_000)
