@@ -112,7 +112,7 @@ class Reader:
             if prepared:
                 self.stack.up()
         if prepared and not self.has_batches:
-            self._make_batches()
+            self._make_batch()
 
     def provide_tenant(self, *, exists: bool) -> None:
         """Make the tenant `acme` of the pages a new one with a key, or none."""
@@ -179,12 +179,17 @@ class Reader:
 
     def _filled_in(self, source: str) -> str:
         """Replace placeholders: by ids that the page has printed, else by those of the stack."""
-        # A batch to cancel must be running, whatever the page has shown before.
-        is_over = "lowtide cancel" not in source
+        # Whatever the page has shown before, a batch to cancel must be running, and one to run again
+        # must have ended with dead letters that are still open.
+        batch = self._batch
+        if "lowtide cancel" in source:
+            batch = self._running_batch
+        elif "lowtide retry-failed" in source:
+            batch = self._make_batch
         values: dict[str, Callable[[], str]] = {
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
-            "<BATCH_ID>": lambda: self._batch() if is_over else self._running_batch(),
+            "<BATCH_ID>": batch,
             "<FILE_ID>": lambda: self._last(_FILE) or "no file was uploaded",
             "<DEAD_LETTER_ID>": lambda: self._last(_LETTER) or self._dead_letter(),
             ENGINE: lambda: self.engine,
@@ -198,12 +203,13 @@ class Reader:
         found = pattern.findall(self.seen)
         return found[-1] if found else None
 
-    def _make_batches(self) -> None:
-        """Run a batch in which some requests fail."""
+    def _make_batch(self) -> str:
+        """Run a batch in which some requests fail; return its id."""
         source = (ROOT / "examples/questions.jsonl").read_bytes()
         batch = self.stack.submit(self.stack.upload(source))
         until(lambda: self.stack.batch(batch)["status"] in FINAL, "the reader's batch ends")
         self.has_batches = True
+        return batch
 
     def _batch(self) -> str:
         return self._last(_BATCH) or self._failed_batch()

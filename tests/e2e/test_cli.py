@@ -45,7 +45,9 @@ def test_submit_waits_and_saves_output(stack: LocalStack, tmp_path: Path) -> Non
     assert summary["requests"] == summary["outcomes"]["completed"] == 200
     assert summary["interruptions"] == batch["x_lowtide"]["interruptions"]
     assert batch["x_lowtide"]["user"] == "ada"
-    assert batch["id"] in {one["id"] for one in run_json(stack, "batches", "list", "--limit", "5")}
+    assert batch["id"] in {
+        one["id"] for one in run_json(stack, "batches", "list", "--limit", "5")["data"]
+    }
 
 
 def test_submit_without_terminal_prints_plain_text(stack: LocalStack, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_operator_lists_and_cancels_batches_of_all_tenants(
     path = tmp_path / "in.jsonl"
     path.write_bytes(chat_file(50_000))
     batch = run_json(stack, "submit", path)["id"]
-    (listed, *_) = run_json(stack, "batches", "list", "--all-tenants", "--limit", "1")
+    (listed, *_) = run_json(stack, "batches", "list", "--all-tenants", "--limit", "1")["data"]
     assert (listed["id"], listed["tenant"]) == (batch, "default")
     assert run_json(stack, "cancel", batch, "--tenant", "default")["status"] == "cancelling"
     assert stack.follow(batch)[-1]["status"] == "cancelled"
