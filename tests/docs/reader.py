@@ -207,7 +207,11 @@ class Reader:
         """Run a batch in which some requests fail; return its id."""
         source = (ROOT / "examples/questions.jsonl").read_bytes()
         batch = self.stack.submit(self.stack.upload(source))
-        until(lambda: self.stack.batch(batch)["status"] in FINAL, "the reader's batch ends")
+        until(
+            lambda: self.stack.batch(batch)["status"] in FINAL,
+            "the reader's batch ends",
+            within=180,
+        )
         self.has_batches = True
         return batch
 
