@@ -70,7 +70,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 def test_poller_reads_at_once_and_rests_without_followers() -> None:
     async def scenario(poller: Poller, source: FakeSnapshots) -> None:
         await poller.fresh(timeout=5)
-        assert poller.seen.snapshot is SNAPSHOT
+        assert poller.seen.snapshot == SNAPSHOT
         await asyncio.sleep(0.2)
         assert source.reads == 1
 
