@@ -112,7 +112,7 @@ class Reader:
             if prepared:
                 self.stack.up()
         if prepared and not self.has_batches:
-            self._make_batch()
+            self._make_batches()
 
     def provide_tenant(self, *, exists: bool) -> None:
         """Make the tenant `acme` of the pages a new one with a key, or none."""
@@ -180,12 +180,12 @@ class Reader:
     def _filled_in(self, source: str) -> str:
         """Replace placeholders: by ids that the page has printed, else by those of the stack."""
         # Whatever the page has shown before, a batch to cancel must be running, and one to run again
-        # must have ended with dead letters that are still open.
+        # must have ended.
         batch = self._batch
         if "lowtide cancel" in source:
             batch = self._running_batch
         elif "lowtide retry-failed" in source:
-            batch = self._make_batch
+            batch = self._failed_batch
         values: dict[str, Callable[[], str]] = {
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
@@ -203,17 +203,12 @@ class Reader:
         found = pattern.findall(self.seen)
         return found[-1] if found else None
 
-    def _make_batch(self) -> str:
-        """Run a batch in which some requests fail; return its id."""
+    def _make_batches(self) -> None:
+        """Run a batch in which some requests fail."""
         source = (ROOT / "examples/questions.jsonl").read_bytes()
         batch = self.stack.submit(self.stack.upload(source))
-        until(
-            lambda: self.stack.batch(batch)["status"] in FINAL,
-            "the reader's batch ends",
-            within=180,
-        )
+        until(lambda: self.stack.batch(batch)["status"] in FINAL, "the reader's batch ends")
         self.has_batches = True
-        return batch
 
     def _batch(self) -> str:
         return self._last(_BATCH) or self._failed_batch()
