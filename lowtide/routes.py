@@ -19,7 +19,7 @@ from lowtide.explain import api as explain_api
 from lowtide.files import api as files_api
 from lowtide.http import types
 from lowtide.http.application import Application, json_response
-from lowtide.http.operations import Operation, Parameter, Route
+from lowtide.http.operations import IDEMPOTENCY_KEY, Operation, Parameter, Route
 from lowtide.reruns import api as reruns_api
 from lowtide.search import api as search_api
 
@@ -174,13 +174,6 @@ _FORM = {
 _RANGE = Parameter(
     "Range", "A single byte range, such as `bytes=0-99`.", {"type": "string"}, "header"
 )
-_IDEMPOTENCY_KEY = Parameter(
-    "Idempotency-Key",
-    "A retry with the same key and body returns the batch of the first call; a different body is "
-    "rejected with 422.",
-    {"type": "string", "maxLength": 256},
-    "header",
-)
 
 UPLOAD = (
     Route(
@@ -219,7 +212,7 @@ CREATE_BATCH = (
             types.Batch,
             body=types.CreateBatch,
             body_needs=("input_file_id", "inputFileId"),
-            parameters=(_IDEMPOTENCY_KEY,),
+            parameters=(IDEMPOTENCY_KEY,),
             errors=(404, 409, 413, 415, 422),
         ),
     ),

@@ -101,6 +101,12 @@ DROPPED_AS: Final[dict[BatchStatus, RequestStatus]] = {
 A batch that expires is `in_progress` until its files are written.
 """
 
+
+def outcome_without_result(status: BatchStatus) -> RequestStatus:
+    """Return the outcome of the requests without a result of a batch that is ending."""
+    return DROPPED_AS.get(status, RequestStatus.EXPIRED)
+
+
 SLA_STATES: Final[dict[BatchStatus, tuple[SlaState, SlaState]]] = {
     BatchStatus.VALIDATING: (SlaState.ON_TRACK, SlaState.AT_RISK),
     BatchStatus.IN_PROGRESS: (SlaState.ON_TRACK, SlaState.AT_RISK),

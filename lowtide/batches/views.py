@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, SlaState
-from lowtide.core.ids import BatchId
+from lowtide.core.ids import EPOCH, BatchId
 from lowtide.planning.reasons import describe
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lowtide.planning.reasons import Bound, Reason
 
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MARK: Final = re.compile(r"([ae])([0-9a-f]{32})([0-9]{1,17})")
 COUNTED: Final = 1000
 """Max count of matches; more are shown as `1000+`."""

@@ -248,13 +248,13 @@ class Workload:
         return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
 
     @cached_property
-    def _contenders_of(self) -> dict[tuple[Pool, int], tuple[Contender, ...]]:
+    def _contenders_of(self) -> dict[tuple[Pool, Fleet], tuple[Contender, ...]]:
         # The forecasts of a list share them.
         return {}
 
     def _contenders(self, pool: Pool, fleet: Fleet) -> tuple[Contender, ...]:
         """Return the open batches that wait for a pool."""
-        key = (pool, id(fleet))
+        key = (pool, fleet)
         if key not in self._contenders_of:
             self._contenders_of[key] = tuple(
                 self._contender(work, pool, fleet)

@@ -22,7 +22,7 @@ KeyId = NewType("KeyId", uuid.UUID)
 DEFAULT_TENANT = TenantId(uuid.UUID(int=0))
 """The tenant that owns everything on a single-tenant installation."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BATCH_PREFIX = "batch_"
 _FILE_PREFIX = "file-"
@@ -46,7 +46,7 @@ def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
 
     The fraction (section 6.2, method 3) makes ids sort by time to the microsecond.
     """
-    microseconds = (now - _EPOCH) // _MICROSECOND
+    microseconds = (now - EPOCH) // _MICROSECOND
     milliseconds, remainder = divmod(microseconds, 1000)
     fraction = remainder * 4096 // 1000
     random_bits = int.from_bytes(random_bytes(8), "big")

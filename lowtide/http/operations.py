@@ -32,6 +32,16 @@ class Parameter:
     required: bool = False
 
 
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "A retry with the same key and body returns the batch of the first call; a different body is "
+    "rejected with 422.",
+    {"type": "string", "maxLength": 256},
+    "header",
+)
+"""The header of calls that create a batch."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
     """The OpenAPI operation of a route; `answer` is a type, or None for `media` without a schema.

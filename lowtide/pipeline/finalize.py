@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from lowtide.batches.model import DROPPED_AS, RequestStatus
+from lowtide.batches.model import outcome_without_result
 from lowtide.batches.results import NEVER_RAN, render_in_pieces
 from lowtide.core.ids import derived_file_id, format_batch_id
 from lowtide.events.model import EventType, batch_event
@@ -61,7 +61,7 @@ class Finalizer:
                 self._write(job, span)
 
     def _write(self, job: FinalJob, span: Span) -> None:
-        dropped_as = DROPPED_AS.get(job.final_status, RequestStatus.EXPIRED)
+        dropped_as = outcome_without_result(job.final_status)
         with ExitStack() as stack:
             output = stack.enter_context(_OutputFile(self._objects, job, "output", span.context))
             error = stack.enter_context(_OutputFile(self._objects, job, "error", span.context))

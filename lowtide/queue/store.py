@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.batches.metrics import requests_ended
-from lowtide.batches.model import DROPPED_AS, BatchStatus, RequestStatus
+from lowtide.batches.model import BatchStatus, outcome_without_result
 from lowtide.core.ids import BatchId, LeaseId
 from lowtide.database.connections import begin
 from lowtide.database.prepared import Encoded, hot
@@ -322,7 +322,7 @@ def _count_dropped(connection: Connection, batch_of_each: Sequence[UUID]) -> Non
     requests = Counter(batch_of_each)
     statuses = connection.execute(_STATUSES, {"batches": list(requests)})
     for row in statuses:
-        outcome = DROPPED_AS.get(BatchStatus(row.status), RequestStatus.EXPIRED)
+        outcome = outcome_without_result(BatchStatus(row.status))
         requests_ended(outcome, requests[row.id])
 
 

@@ -16,7 +16,7 @@ from lowtide.core.ids import format_batch_id
 from lowtide.http import types
 from lowtide.http.application import json_response
 from lowtide.http.bodies import digest_of, idempotency_key, json_body
-from lowtide.http.operations import Operation, Parameter, Route
+from lowtide.http.operations import IDEMPOTENCY_KEY, Operation, Parameter, Route
 from lowtide.reruns.service import ANY, RerunRequest
 from lowtide.reruns.store import Failure
 
@@ -104,13 +104,6 @@ def failed_inputs(call: Call, batch_id: str) -> Response:
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 
-_IDEMPOTENCY_KEY = Parameter(
-    "Idempotency-Key",
-    "A retry with the same key and body returns the batch of the first call; a different body is "
-    "rejected with 422.",
-    {"type": "string", "maxLength": 256},
-    "header",
-)
 _OUTCOME = Parameter(
     "outcome",
     "Only requests with this outcome; repeat it for several. The default is all three.",
@@ -128,7 +121,7 @@ CREATE = (
             "with the same endpoint and window. Its open dead letters become requeued.",
             Rerun,
             body=CreateRerun,
-            parameters=(_IDEMPOTENCY_KEY,),
+            parameters=(IDEMPOTENCY_KEY,),
             errors=(400, 404, 409, 413, 415, 422),
             extension=True,
         ),
