@@ -214,12 +214,17 @@ class ListPage(ABC, Generic[_Query, _Item]):
             await self.navigate(self.query.behind(self.mark(listed.items[-1])))
 
 
-_TABS: Final = (("/tenants", "Tenants"), ("/keys", "Keys"), ("/audit", "Audit log"))
+_TABS: Final = (
+    ("/tenants", "Tenants"),
+    ("/keys", "Keys"),
+    ("/usage", "Usage"),
+    ("/audit", "Audit log"),
+)
 
 
 def administration_tabs(current: str) -> None:
     """Show links to the administration pages."""
-    with ui.element("nav").classes("tabs apart").props('aria-label="Tenants, keys and audit log"'):
+    with ui.element("nav").classes("tabs apart").props('aria-label="Administration"'):
         for path, name in _TABS:
             link = ui.element("a").classes("tab").props(f'href="{path}"')
             if path == current:

@@ -49,7 +49,9 @@ class Visit:
         page.on(
             "console",
             lambda message: (
-                self.problems.append(message.text) if message.type in {"error", "warning"} else None
+                self.problems.append(f"{message.text} at {message.location['url']}")
+                if message.type in {"error", "warning"}
+                else None
             ),
         )
         page.on("pageerror", lambda error: self.problems.append(str(error)))

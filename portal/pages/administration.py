@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TENANTS: Final = "/tenants"
 KEYS: Final = "/keys"
 AUDIT: Final = "/audit"
+USAGE: Final = "/usage"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide.core.errors import LowtideError, NotFound
+from lowtide.core.errors import LowtideError
 from lowtide.tenants.model import LIMITS
 from portal.components.basics import StatCard, heading
 from portal.components.frame import page
 from portal.formats import absolute, ago, money, number, viewer_zone
+from portal.listing import administration_tabs
 from portal.live import Live, Rebuilt
 from portal.loading import load
-from portal.pages.administration import tenant_named
+from portal.pages.administration import USAGE, tenant_named
 from portal.pages.tenants import Meter, meter
 from portal.polling import Subject
 from portal.pulse import PULSE
@@ -29,12 +31,8 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import TenantId
     from lowtide.core.pools import Cost
-    from lowtide.tenants.sign_in import Principal
     from lowtide.tenants.usage import PausedPool, TenantUsage
     from portal.watching import Watching
-
-
-USAGE: Final = "/usage"
 
 
 def meters_of(usage: TenantUsage) -> dict[str, Meter]:
@@ -84,7 +82,10 @@ class UsagePage:
         ui.context.client.on_delete(lambda: self._readings.unfollow(self._follower))
         with self._live.page("Usage", api_url=api_url):
             try:
-                tenant = await load(lambda: _tenant_of(self._principal, self._name))
+                tenant = self._principal.tenant or await self._choose()
+                if tenant is None:
+                    ui.label("Choose a tenant to see its usage.").classes("muted")
+                    return
                 self._follow(tenant)
                 await load(self._subject.first)
             except LowtideError as error:
@@ -92,11 +93,23 @@ class UsagePage:
                 ui.context.client.status_code = error.status
                 with ui.element("div").classes("card section"):
                     ui.label(error.message).classes("break")
-                    if self._principal.tenant is None:
-                        ui.link("View all tenants", "/tenants")
                 return
             self._build()
         self._live.keep(self._show, self._subject.look)
+
+    async def _choose(self) -> TenantId | None:
+        """Offer the tenants to an operator; return the one in the URL, if any; raises NotFound."""
+        administration_tabs(USAGE)
+        tenants = await load(lambda: tenants_for(self._principal))
+        names = sorted(tenants.values())
+        ui.select(
+            names,
+            value=self._name if self._name in names else None,
+            label="Tenant",
+            with_input=True,
+            on_change=lambda event: ui.navigate.to(f"{USAGE}?{urlencode({'tenant': event.value})}"),
+        ).props("dense outlined options-dense").classes("choice")
+        return tenant_named(self._name, tenants)
 
     def _follow(self, tenant: TenantId) -> None:
         store = services_for(self._principal).usage
@@ -139,16 +152,6 @@ class UsagePage:
         counts = (month.batches, month.requests, month.input_tokens, month.output_tokens)
         for card, count in zip(self._totals, counts, strict=True):
             card.show(number(count))
-
-
-def _tenant_of(principal: Principal, name: str) -> TenantId:
-    """Return the tenant of a page; raises NotFound."""
-    if principal.tenant is not None:
-        return principal.tenant
-    tenant = tenant_named(name, tenants_for(principal))
-    if tenant is None:
-        raise NotFound("Choose a tenant to see its usage.")
-    return tenant
 
 
 def _title(text: str) -> None:

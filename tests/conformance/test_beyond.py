@@ -300,7 +300,7 @@ def test_search_finds_ended_batch_its_file_and_its_requests(
     server: Server, completed: Ended
 ) -> None:
     batch = completed.batch
-    (first,) = server.json(f"/v1/batches/{batch['id']}/requests?limit=1")["data"]
+    (first,) = server.json(f"/v1/batches/{batch['id']}/requests", limit=1)["data"]
     for kind, text in (
         ("batch", batch["id"]),
         ("file", batch["input_file_id"]),
@@ -308,7 +308,7 @@ def test_search_finds_ended_batch_its_file_and_its_requests(
         ("request", first["id"]),
         ("request", first["custom_id"]),
     ):
-        page = server.json(f"/v1/search?q={text}")
+        page = server.json("/v1/search", q=text)
         exact = [match for match in page["data"] if match["exact"] and match["kind"] == kind]
         assert batch["id"] in [match["batch"]["id"] for match in exact]
         assert page["data"][0]["exact"]

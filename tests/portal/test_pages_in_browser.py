@@ -94,13 +94,15 @@ def test_matching_dead_letters_are_discarded_and_filter_is_in_address(
 
 
 @pytest.mark.usefixtures("letters")
-def test_viewer_sees_dead_letters_with_disabled_buttons(
+def test_viewer_sees_dead_letters_without_buttons(
     portal: Portal, visit: Callable[..., Visit]
 ) -> None:
     page = visit(f"{portal.url}/dead-letters", secret=VIEWER_PASSWORD).page
     page.get_by_text("four", exact=True).wait_for()
-    assert page.get_by_role("button", name="Requeue…").is_disabled()
-    assert page.get_by_role("button", name="Discard…").is_disabled()
+    assert (
+        page.get_by_role("button", name=re.compile("Requeue|Discard")).filter(visible=True).all()
+        == []
+    )
 
 
 def _file(folder: Path, *lines: object) -> str:

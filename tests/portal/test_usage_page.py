@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,12 +79,22 @@ def test_operator_reaches_each_tenant_from_the_tenants_page(used: Portal) -> Non
     with used.client(PORTAL_PASSWORD) as client:
         assert "/usage?tenant=globex" in client.get("/tenants").text
         globex = client.get("/usage?tenant=globex").text
-        answers = [client.get(f"/usage{query}") for query in ("", "?tenant=nobody", "?tenant=%00")]
+        answers = [client.get(f"/usage{query}") for query in ("", "?tenant=%00", "?tenant=nobody")]
     assert "Limits of globex" in globex
     assert "No cost yet" in globex
-    assert [answer.status_code for answer in answers] == [404] * 3
-    assert "Choose a tenant to see its usage." in answers[0].text
-    assert '"href":"/tenants"' in answers[0].text
+    assert [answer.status_code for answer in answers] == [200, 200, 404]
+    for answer in answers[:2]:
+        assert "Choose a tenant to see its usage." in answer.text
+    assert "Tenant 'nobody' not found." in html.unescape(answers[2].text)
+
+
+def test_operator_chooses_a_tenant(used: Portal, visit: Callable[..., Visit]) -> None:
+    page = (visited := visit(f"{used.url}/usage", secret=PORTAL_PASSWORD)).page
+    page.get_by_role("combobox", name="Tenant").click()
+    page.get_by_role("option", name="globex").click()
+    page.get_by_text("Limits of globex").wait_for()
+    assert page.url.endswith("/usage?tenant=globex")
+    assert visited.problems == []
 
 
 @pytest.mark.parametrize("width", [1440, 390])
