@@ -168,7 +168,10 @@ class Bound(msgspec.Struct, kw_only=True):
 
 
 class Risk(msgspec.Struct, kw_only=True):
-    """The reason for which a batch is at risk since `since`; `text` is the reason in words."""
+    """The reason for which a batch is at risk since `since`.
+
+    `bound` and `text`, the reason in words, are those of the last tick.
+    """
 
     reason: Reason
     text: str

@@ -197,8 +197,8 @@ INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :s
 ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
 # The conditions are repeated for the rows that a concurrent tick has marked meanwhile.
-# A batch that stays at risk keeps the numbers of the moment at which it was marked; admission, which
-# marks it first, has none.
+# A batch that stays at risk gets the numbers of this tick, without another event. Admission, which
+# may mark a batch first, has no numbers.
 MARK_RISK = """
 WITH risky AS (
   SELECT * FROM json_to_recordset(cast(:risky AS json)) AS r (batch uuid, reason text, bound jsonb)
@@ -207,19 +207,20 @@ WITH risky AS (
     risk_since = CASE WHEN NOT c.risky THEN NULL
       WHEN b.risk_reason = c.reason THEN b.risk_since ELSE now() END
   FROM (
-    SELECT o.id, r.batch IS NOT NULL AS risky, r.reason, r.bound
+    SELECT o.id, r.batch IS NOT NULL AS risky, r.reason, r.bound,
+      o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL) OR o.risk_reason IS DISTINCT FROM r.reason
+        OR o.risk_bound IS NULL AND r.bound IS NOT NULL AS is_event
     FROM batches o LEFT JOIN risky r ON r.batch = o.id
     WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
-      OR o.risk_reason IS DISTINCT FROM r.reason
-      OR o.risk_bound IS NULL AND r.bound IS NOT NULL)) c
+      OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)) c
   WHERE b.id = c.id AND b.status = 'in_progress'
     AND (b.at_risk IS DISTINCT FROM c.risky OR b.risk_reason IS DISTINCT FROM c.reason
-      OR b.risk_bound IS NULL AND c.bound IS NOT NULL)
-  RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound
+      OR b.risk_bound IS DISTINCT FROM c.bound)
+  RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound, c.is_event
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)
 SELECT tenant_id, id, total, CASE WHEN at_risk THEN 'at_risk' ELSE 'on_track' END, 'dedicated',
-  risk_reason, risk_bound FROM changed
+  risk_reason, risk_bound FROM changed WHERE is_event
 """
 _MARK_RISK = text(MARK_RISK)
 

@@ -108,7 +108,7 @@ class UsagePage:
             label="Tenant",
             with_input=True,
             on_change=lambda event: ui.navigate.to(f"{USAGE}?{urlencode({'tenant': event.value})}"),
-        ).props("dense outlined options-dense").classes("choice")
+        ).props("dense outlined options-dense hide-bottom-space")
         return tenant_named(self._name, tenants)
 
     def _follow(self, tenant: TenantId) -> None:

@@ -100,7 +100,9 @@ def test_infeasible_batch_is_at_risk_until_capacity_suffices(world: World) -> No
     assert (marked.risk_bound["open"], marked.risk_bound["replicas"]) == (200, 2)
     assert marked.risk_bound["capacity"] < 200
     _scheduler(world).tick()
-    assert world.row(batch).risk_since == marked.risk_since, "the second tick marks nothing"
+    again = world.row(batch)
+    assert again.risk_since == marked.risk_since, "the second tick marks nothing"
+    assert again.risk_bound["seconds"] < marked.risk_bound["seconds"]
     _scheduler(world, replicas=50).tick()
     cleared = world.row(batch)
     assert (cleared.at_risk, cleared.risk_reason, cleared.risk_since) == (False, None, None)
